@@ -1,0 +1,86 @@
+"""Data sources: what is built in, and adapters for the user's own. Listing them imports neither torch nor numpy.
+
+A source is named on the command line as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`). Each lives in
+one file of this package that has `load(argument: str | None, **options)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.errors import CounterpointError, unknown
+
+
+@dataclass(frozen=True)
+class Source:
+    """One row of `counterpoint data`."""
+
+    name: str
+    task: str
+    module: str
+    gives: str
+    licence: str
+    size: str
+    argument: str | None = None  # what follows the colon, None when nothing does
+    needs: str = ""  # the extra that must be installed
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "arcade",
+            "bags",
+            "counterpoint.data.arcade",
+            "audio-visual game clips: violent (explosions, hits, hurts, lasers) or not; sound late or off-screen in part",
+            "CC0 (sprites and sounds of the arcade package)",
+            "640 clips, about 4 h of video rendered once into 60 MB of features",
+            needs="demo",
+        ),
+        Source(
+            "async-bags",
+            "bags",
+            "counterpoint.data.async_bags",
+            "synthetic bags of feature rows with audio-visual asynchrony and known truth: the setting of MACIL-SD's claim",
+            "made on the spot",
+            "320 + 200 bags, made in a second",
+        ),
+        Source(
+            "xd-violence",
+            "bags",
+            "counterpoint.data.xd_violence",
+            "the XD-Violence benchmark in its published I3D + VGGish feature layout",
+            "the user's copy",
+            "4,754 videos, about 60 GB of features",
+            argument="DIR",
+        ),
+        Source(
+            "videos",
+            "bags",
+            "counterpoint.data.videos",
+            "your own video files in DIR/train/{violent,normal} and DIR/test/{violent,normal}, with DIR/truth.csv",
+            "yours",
+            "what you have",
+            argument="DIR",
+            needs="video",
+        ),
+    )
+}
+
+
+def load(spec: str, **options: Any) -> Any:
+    """Load the source named `NAME` or `NAME:ARGUMENT`; `options` go to the source.
+
+    Raises CounterpointError for an unknown name, or an argument missing or not wanted; DataError for what is on disk.
+    """
+    name, _, argument = spec.partition(":")
+    if name not in SOURCES:
+        raise unknown("data source", name, SOURCES)
+    source = SOURCES[name]
+    if source.argument and not argument:
+        raise CounterpointError(f"data source '{name}' needs a place: --data {name}:{source.argument}")
+    if argument and not source.argument:
+        raise CounterpointError(f"data source '{name}' takes no argument, got '{argument}'")
+    return importlib.import_module(source.module).load(argument or None, **options)
