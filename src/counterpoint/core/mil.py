@@ -1,0 +1,67 @@
+"""Multiple-instance learning: pooling and mining over bags of unequal length, without a loop over the bags."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def topk_count(seq_len: Int[Tensor, " bags"], divisor: int = 16) -> Int[Tensor, " bags"]:
+    """How many of a bag's snippets count as its top: floor(n / divisor) + 1."""
+    return seq_len // divisor + 1
+
+
+def extreme_snippets(
+    score: Float[Tensor, "bags time"],
+    seq_len: Int[Tensor, " bags"],
+    count: Int[Tensor, " bags"],
+    *,
+    largest: bool,
+) -> tuple[Int[Tensor, "bags most"], Bool[Tensor, "bags most"]]:
+    """Where each bag's `count` largest (or smallest) scores stand among its first `seq_len` snippets.
+
+    Returns the indices [bags, max(count)] and a mask of the same shape that is False in the slots beyond a bag's own
+    count. Selection uses values only; gather what you select from with the indices to let gradients through.
+
+    Raises ValueError for a bag without snippets or one whose count exceeds its length.
+    """
+    time = torch.arange(score.shape[1], device=score.device)
+    valid = time < seq_len[:, None]
+    if bool((seq_len < 1).any()) or bool((seq_len > score.shape[1]).any()):
+        raise ValueError(
+            f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}"
+        )
+    if bool((count > seq_len).any()):
+        raise ValueError("a bag has fewer snippets than are to be selected from it")
+    hidden = -torch.inf if largest else torch.inf
+    most = int(count.max())
+    index = score.detach().masked_fill(~valid, hidden).topk(most, dim=1, largest=largest).indices
+    return index, torch.arange(most, device=score.device) < count[:, None]
+
+
+def topk_mil_pool(
+    logits: Float[Tensor, "bags time"], seq_len: Int[Tensor, " bags"], *, divisor: int = 16
+) -> Float[Tensor, " bags"]:
+    """Bag probability: sigmoid of the mean of the k = floor(n / divisor) + 1 largest logits among the first n.
+
+    Args:
+        logits: one per snippet; those beyond `seq_len` are padding and ignored.
+        seq_len: n of each bag, at least 1.
+
+    Returns: probabilities [bags].
+    Raises ValueError for a bag without snippets.
+    Source: MACIL-SD (arXiv 2207.05500), Sec. 3.2, after Sultani et al. 2018 and Wu et al. 2020.
+    """
+    count = topk_count(seq_len, divisor)
+    index, keep = extreme_snippets(logits, seq_len, count, largest=True)
+    top = logits.gather(1, index).masked_fill(~keep, 0.0)
+    return torch.sigmoid(top.sum(1) / count)
+
+
+def sequence_lengths(features: Float[Tensor, "bags time dim"]) -> Int[Tensor, " bags"]:
+    """Length of zero-padded sequences: the number of rows with any entry other than zero.
+
+    A row that is truly all zero inside a sequence shortens it by one (as in the published code this follows).
+    """
+    return (features.abs().amax(dim=2) > 0).sum(dim=1)
