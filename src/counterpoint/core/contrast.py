@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
@@ -22,7 +22,6 @@ def info_nce(
     temperature: float = 0.1,
     *,
     weight: Float[Tensor, " rows"] | None = None,
-    negative_mask: Bool[Tensor, " negatives"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""InfoNCE with an explicit bank of unpaired negatives, shared by all rows.
 
@@ -38,7 +37,6 @@ def info_nce(
         negative_keys: the bank.
         temperature: > 0.
         weight: how often each row counts in the mean (k equal rows are one row of weight k). Default: once each.
-        negative_mask: False leaves a negative out.
 
     Returns:
         The mean loss, a scalar. No rows, or weights that sum to 0: a zero.
@@ -64,8 +62,6 @@ def info_nce(
     q = F.normalize(query, dim=1, eps=EPS)
     positive = (q * F.normalize(positive_key, dim=1, eps=EPS)).sum(1) / temperature
     negative = q @ F.normalize(negative_keys, dim=1, eps=EPS).T / temperature
-    if negative_mask is not None:
-        negative = negative.masked_fill(~negative_mask, -torch.inf)
     # log(e^p + sum e^n) - p = softplus(logsumexp(n) - p): never exponentiates a large number.
     loss = F.softplus(negative.logsumexp(1) - positive)
     if weight is None:

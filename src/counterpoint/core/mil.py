@@ -35,7 +35,7 @@ def extreme_snippets(
     if bool((count > seq_len).any()):
         raise ValueError("a bag has fewer snippets than are to be selected from it")
     hidden = -torch.inf if largest else torch.inf
-    most = int(count.max())
+    most = int(count.max()) if len(count) else 0
     index = score.detach().masked_fill(~valid, hidden).topk(most, dim=1, largest=largest).indices
     return index, torch.arange(most, device=score.device) < count[:, None]
 

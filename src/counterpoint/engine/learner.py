@@ -1,0 +1,71 @@
+"""The base of every trained system: a LightningModule that names its losses and what it predicts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from counterpoint.core.distributed import world
+from counterpoint.engine.loading import Position
+from counterpoint.errors import CounterpointError
+
+
+class Learner(pl.LightningModule):
+    """Subclasses write `loss`, `predict` and `configure_optimizers`; networks, optimisers and hooks are theirs to choose.
+
+    Several optimisers need no loop of their own: each entry of `minimised` names a loss, all are summed, one backward
+    pass fills the gradients, and every optimiser steps. For networks that share no parameter this is exactly one
+    backward and step after another, and unlike that it is right under DistributedDataParallel.
+    """
+
+    minimised: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.seed = seed
+        self.position = Position()
+        self.evaluator: Any = None
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Named scalars; those in `minimised` are minimised, all are recorded."""
+        raise CounterpointError(f"{type(self).__name__} has no loss")
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What the task's evaluator wants of a test batch (see the task)."""
+        raise CounterpointError(f"{type(self).__name__} cannot predict")
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called once an epoch's steps and schedulers are done, before it is evaluated."""
+
+    def exported(self) -> dict[str, Tensor]:
+        """What a run keeps as model.safetensors: by default everything."""
+        return dict(self.state_dict())
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        if batch_idx < self.position.batch:  # done before the interruption that this run resumes from
+            return None
+        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.seed, self.position.step, world()[0]]).generate_state(1, np.uint64)[0])
+            & (2**63 - 1)
+        )
+        losses = self.loss(batch)
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(torch.stack([losses[name] for name in self.minimised]).sum())
+        for optimizer in optimizers:
+            optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.evaluator.update(batch, self.predict(batch))
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator.reset()

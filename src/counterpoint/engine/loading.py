@@ -1,0 +1,45 @@
+"""Which examples a step sees: a function of (seed, epoch, step) alone, so that runs resume and spread exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass
+class Position:
+    """Where a fit stands: `batch` batches of epoch `epoch` are done, `step` steps in all."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Shuffled batches of example indices; the last partial batch is kept.
+
+    W processes with the same arguments but their rank see disjoint shares of the same global batches that one process
+    would see (`batch_size` counts the whole batch). Batches that `position` says are done come as empty lists, so that a
+    run resumed in mid-epoch counts batches as an uninterrupted one does, without reading them again.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int, position: Position, rank: int, size: int) -> None:
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.position = position
+        self.rank = rank
+        self.size = size
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.position.epoch]).permutation(self.examples)
+        done = self.position.batch
+        for batch, start in enumerate(range(0, self.examples, self.batch_size)):
+            share = order[start : start + self.batch_size][self.rank :: self.size].tolist()
+            yield share if batch >= done else []

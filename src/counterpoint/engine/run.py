@@ -1,0 +1,216 @@
+"""A run on disk.
+
+    runs/<slug>-<time>/
+      config.yaml         what was asked for: system, data, seed, every setting; written first
+      environment.json    versions, machine, threads, devices
+      metrics.csv         a row per epoch
+      model.safetensors   the trained weights; its metadata names the system
+      last.ckpt           everything needed to resume; removed when the run is complete
+      report.html         curves and figures
+
+Files are written under a temporary name and renamed, so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import counterpoint
+from counterpoint.errors import RunError
+from counterpoint.files import replacing
+
+CONFIG, ENVIRONMENT, METRICS, WEIGHTS, CHECKPOINT, REPORT = (
+    "config.yaml",
+    "environment.json",
+    "metrics.csv",
+    "model.safetensors",
+    "last.ckpt",
+    "report.html",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what its numbers depend on; absent ones are left out."""
+    found = {"counterpoint": counterpoint.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "pytorch-lightning", "numpy", "scikit-learn", "av", "arcade"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The machine a number was measured on."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+    }
+
+
+class Run:
+    """One run directory."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+
+    @staticmethod
+    def create(root: Path, config: dict[str, Any], name: str | None = None) -> Run:
+        """Make a new run directory under `root`; `config` needs at least `slug`."""
+        stem = name or f"{config['slug']}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, number = root / stem, 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError as error:
+                if name:
+                    raise RunError(f"{path} exists already; choose another --name or resume it") from error
+                number += 1
+                path = root / f"{stem}-{number}"
+            except OSError as error:
+                raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+        run = Run(path, config)
+        with replacing(path / CONFIG) as file:
+            file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        run.record_environment()
+        return run
+
+    @staticmethod
+    def open(path: Path | str) -> Run:
+        """Open a run; RunError when the directory is not one."""
+        path = Path(path)
+        if not path.exists():
+            raise RunError(f"{path}: no such run directory")
+        if not path.is_dir():
+            raise RunError(f"{path} is a file, not a run directory")
+        file = path / CONFIG
+        if not file.is_file():
+            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict) or not isinstance(config.get("slug"), str):
+            raise RunError(f"{file} does not name a system ('slug'); this is not a run of counterpoint")
+        return Run(path, config)
+
+    @property
+    def slug(self) -> str:
+        return str(self.config["slug"])
+
+    @property
+    def complete(self) -> bool:
+        """Trained to the end: the weights are there and no checkpoint waits to be resumed."""
+        return (self.path / WEIGHTS).is_file() and not self.checkpoint.is_file()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    def record_environment(self) -> None:
+        with replacing(self.path / ENVIRONMENT) as file:
+            file.write(json.dumps({**versions(), **machine()}, indent=2).encode())
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv whole; columns are the union of the rows' keys in order of appearance."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.path / METRICS) as file:
+            file.write(text.getvalue().encode())
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv; empty cells are left out."""
+        path = self.path / METRICS
+        if not path.is_file():
+            raise RunError(f"{self.path}: no {METRICS}; the run stopped before its first epoch ended")
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+
+    def save_weights(self, state: Mapping[str, Tensor]) -> None:
+        write_weights(self.path / WEIGHTS, state, self.slug)
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The trained weights; RunError when they are missing, damaged, or another system's."""
+        path = self.path / WEIGHTS
+        if not path.is_file():
+            hint = f"resume it: counterpoint train --resume {self.path}" if self.checkpoint.is_file() else "train it first"
+            raise RunError(f"{self.path} has no {WEIGHTS}; {hint}")
+        return read_weights(path, self.slug)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], slug: str) -> None:
+    """Save a state dict as safetensors, marked with the system it belongs to."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with replacing(path) as file:
+        file.write(save(tensors, metadata={"format": "pt", "slug": slug, "counterpoint": counterpoint.__version__}))
+
+
+def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from a PyTorch file that holds tensors only.
+
+    Raises RunError for a missing or damaged file, one marked as another system's, and a pickle that would run code
+    (only `weights_only` loading is ever done).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise RunError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                owner = (file.metadata() or {}).get("slug")
+                if slug and owner and owner != slug:
+                    raise RunError(f"{path} holds weights of '{owner}', not of '{slug}'")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise RunError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise kinds of their own; whatever it is, the file is no good
+        raise RunError(
+            f"{path} was refused: it is damaged, or a pickle with more in it than tensors, which could run code. "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''})"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RunError(f"{path} does not hold a state dict (names to tensors)")
+    return {str(name): value for name, value in state.items()}
+
+
+def latest(root: Path, slug: str) -> Run:
+    """The newest run of `slug` under `root` that has weights; RunError when there is none."""
+    found = [
+        run
+        for path in (root.iterdir() if root.is_dir() else ())
+        if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+        for run in [Run.open(path)]
+        if run.slug == slug
+    ]
+    if not found:
+        raise RunError(f"no trained run of {slug} under {root}/; train one: counterpoint train {slug}")
+    return max(found, key=lambda run: (run.path / WEIGHTS).stat().st_mtime)

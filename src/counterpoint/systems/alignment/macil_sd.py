@@ -1,0 +1,585 @@
+"""MACIL-SD: find the violent moments of a video from video-level labels only.
+
+Yu, Liu, Cheng, Feng, Zhang: "Modality-Aware Contrastive Instance Learning with Self-Distillation for
+Weakly-Supervised Audio-Visual Violence Detection", ACM Multimedia 2022, arXiv 2207.05500.
+
+A video is a bag of snippets. A two-stream cross-attention network scores every snippet; top-k MIL ties the scores to the
+video's label. Two additions: snippets are mined per modality into *semi-bags* (violent, background, normal) and the
+violent mean of one modality is contrasted with that of the other against the other's background and normal snippets,
+so that a scream that comes after the blow still finds its partner (Sec. 3.3); and a visual-only network trained beside
+it is blended into the audio-visual one once per epoch (self-distillation, Sec. 3.4).
+
+All of it is here: both networks under the published parameter names, pooling, semi-bags, the four terms, ramps, blending,
+both optimisers. Three places where the released code and the paper's text differ, or the code is silent:
+  - `feature_order`: the released loop hands the two feature streams to the contrast under each other's names.
+    "paper" (default) lets audio scores select audio features; "released" swaps them as the code does.
+  - Padding is attended to (`mask_padding=False`), as in the code; True masks it, which the paper does not do.
+  - A bag without a single snippet crashes the released code; here it is an error that names the video.
+The I3D and VGGish feature extractors are not part of the method (features are given); `counterpoint detect` brings
+backbones of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.attention import MultiHeadAttention
+from counterpoint.core.contrast import info_nce
+from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count, topk_mil_pool
+from counterpoint.core.teacher import blend, cosine_momentum
+from counterpoint.data.bags import BagData
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.run import read_weights
+from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.systems.base import Claim, Comparison, System
+from counterpoint.tasks.bags import BagsConfig
+
+# ---------------------------------------------------------------------------------------------------------- the networks
+# Module names below are those of the published checkpoint; do not tidy them.
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, dim: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(dim, inner)
+        self.w_2 = nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w_2(self.dropout(F.relu(self.w_1(x))))  # type: ignore[no-any-return]
+
+
+class _Sublayer(nn.Module):
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+
+class _AttentionLayer(nn.Module):
+    """LAYER(q; kv): pre-norm on the query only; keys and values enter as they are (Sec. 3.1)."""
+
+    def __init__(self, dim: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(dim, heads, dropout)
+        self.feed_forward = _FeedForward(dim, inner, dropout)
+        self.sublayer = nn.ModuleList(_Sublayer(dim, dropout) for _ in range(2))
+
+    def forward(self, query: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
+        first, second = self.sublayer
+        query = query + first.dropout(self.self_attn(first.norm(query), memory, memory, key_mask))
+        return query + second.dropout(self.feed_forward(second.norm(query)))  # type: ignore[no-any-return]
+
+
+class _Layered(nn.Module):
+    def __init__(self, dim: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.layer = _AttentionLayer(dim, heads, inner, dropout)
+
+
+class _Scorer(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim, 1)
+
+
+class AVOutput(NamedTuple):
+    """What the audio-visual network says of B bags of T snippets."""
+
+    mmil_prob: Float[Tensor, " bags"]
+    audio_prob: Float[Tensor, "bags time"]
+    visual_prob: Float[Tensor, "bags time"]
+    av_logit: Float[Tensor, "bags time"]
+    visual_out: Float[Tensor, "bags time hidden"]
+    audio_out: Float[Tensor, "bags time hidden"]
+
+
+class VisualOutput(NamedTuple):
+    """What the visual network says of B bags of T snippets."""
+
+    mil_prob: Float[Tensor, " bags"]
+    logit: Float[Tensor, "bags time"]
+
+
+def _key_mask(features: Tensor, seq_len: Tensor | None, mask_padding: bool) -> Tensor | None:
+    if not mask_padding or seq_len is None:
+        return None
+    return torch.arange(features.shape[1], device=features.device) < seq_len[:, None]
+
+
+def _bag_prob(logits: Tensor, seq_len: Tensor | None) -> Tensor:
+    # Without lengths (test time) the published network takes the plain mean; nothing uses it there.
+    return torch.sigmoid(logits.mean(1)) if seq_len is None else topk_mil_pool(logits, seq_len)
+
+
+class MacilSDNet(nn.Module):
+    """The audio-visual network: one cross-attention layer and one scorer, shared by both modalities.
+
+    `net(audio, visual, seq_len=None) -> AVOutput`. With `seq_len`, bag probabilities are top-k MIL; without, the mean.
+    """
+
+    def __init__(
+        self,
+        visual_dim: int = 1024,
+        audio_dim: int = 128,
+        *,
+        hidden: int = 128,
+        heads: int = 4,
+        ffn: int = 128,
+        dropout: float = 0.1,
+        mask_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fc_v = nn.Linear(visual_dim, hidden)
+        self.fc_a = nn.Linear(audio_dim, hidden)
+        self.cma = _Layered(hidden, heads, ffn, dropout)
+        self.att_mmil = _Scorer(hidden)
+        self.mask_padding = mask_padding
+
+    def forward(
+        self,
+        audio: Float[Tensor, "bags time audio_dim"],
+        visual: Float[Tensor, "bags time visual_dim"],
+        seq_len: Int[Tensor, " bags"] | None = None,
+    ) -> AVOutput:
+        if audio.shape[:2] != visual.shape[:2]:
+            raise ValueError(
+                f"audio {tuple(audio.shape)} and visual {tuple(visual.shape)} must agree in bags and time; cut them first"
+            )
+        x_v, x_a = self.fc_v(visual), self.fc_a(audio)
+        mask = _key_mask(visual, seq_len, self.mask_padding)
+        # Both directions go through the same weights from the same inputs: one pass over twice the bags.
+        both = self.cma.layer(
+            torch.cat([x_v, x_a]), torch.cat([x_a, x_v]), None if mask is None else torch.cat([mask, mask])
+        )
+        visual_logit, audio_logit = self.att_mmil.fc(both).squeeze(-1).chunk(2)
+        visual_out, audio_out = both.chunk(2)
+        av_logit = audio_logit + visual_logit
+        return AVOutput(
+            _bag_prob(av_logit, seq_len),
+            torch.sigmoid(audio_logit),
+            torch.sigmoid(visual_logit),
+            av_logit,
+            visual_out,
+            audio_out,
+        )
+
+    @classmethod
+    def load(cls, checkpoint: str | Path | Mapping[str, Any], *, heads: int = 4) -> MacilSDNet:
+        """Build the network from a checkpoint: ours (.safetensors), the authors' (.pkl, .pt) or a state dict.
+
+        The authors' checkpoints also carry modules that are never called (`multiheadattn`, `feedforward`, a LayerNorm
+        inside the attention); they are left aside. Returned in eval mode, in the checkpoint's precision (at least
+        float32). `heads` does not show in the weights: 4 is the published number.
+
+        Raises RunError for a file that is damaged, would run code, or is not this network's.
+        """
+        if isinstance(checkpoint, str | Path):
+            name, state = str(checkpoint), read_weights(Path(checkpoint))
+        else:
+            name, state = "the state dict", {key: torch.as_tensor(value) for key, value in checkpoint.items()}
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        if any(key.startswith("av.") for key in state):  # a run's own weights: this network and the visual one
+            state = {key.removeprefix("av."): value for key, value in state.items() if key.startswith("av.")}
+        state = {key: value for key, value in state.items() if not _dead(key)}
+        if "fc_v.weight" not in state or "fc_a.weight" not in state or "cma.layer.feed_forward.w_1.weight" not in state:
+            raise RunError(f"{name} is not a MACIL-SD audio-visual network: it has no fc_v, fc_a or cma.layer")
+        hidden, visual_dim = state["fc_v.weight"].shape
+        net = cls(
+            visual_dim,
+            state["fc_a.weight"].shape[1],
+            hidden=hidden,
+            heads=heads,
+            ffn=state["cma.layer.feed_forward.w_1.weight"].shape[0],
+        )
+        dtype = torch.promote_types(state["fc_v.weight"].dtype, torch.float32)
+        try:
+            net.to(dtype).load_state_dict(state)
+        except RuntimeError as error:
+            raise RunError(f"{name} does not fit the MACIL-SD network: {' '.join(str(error).split())[:400]}") from error
+        return net.eval()
+
+
+def _dead(name: str) -> bool:
+    """Whether a parameter of the authors' checkpoint belongs to a module that is never called."""
+    return "multiheadattn." in name or "feedforward." in name or "self_attn.layer_norm." in name
+
+
+class VisualNet(nn.Module):
+    """The visual-only network of the self-distillation: the same layer as self-attention, weights of its own.
+
+    `net(visual, seq_len=None) -> VisualOutput`.
+    """
+
+    def __init__(
+        self,
+        visual_dim: int = 1024,
+        *,
+        hidden: int = 128,
+        heads: int = 4,
+        ffn: int = 128,
+        dropout: float = 0.1,
+        mask_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fc_v = nn.Linear(visual_dim, hidden)
+        self.cma = _Layered(hidden, heads, ffn, dropout)
+        self.fc = nn.Linear(hidden, 1)
+        self.mask_padding = mask_padding
+
+    def forward(
+        self, visual: Float[Tensor, "bags time visual_dim"], seq_len: Int[Tensor, " bags"] | None = None
+    ) -> VisualOutput:
+        x = self.fc_v(visual)
+        logit = self.fc(self.cma.layer(x, x, _key_mask(visual, seq_len, self.mask_padding))).squeeze(-1)
+        return VisualOutput(_bag_prob(logit, seq_len), logit)
+
+
+# ------------------------------------------------------------------------------------------ contrastive instance learning
+
+
+class SemiBags(NamedTuple):
+    """What one modality's scores select from one modality's features, over a batch (Sec. 3.3)."""
+
+    violent: Float[Tensor, "violent_bags hidden"]  # mean of the top snippets of each bag predicted violent
+    weight: Float[Tensor, " violent_bags"]  # k of that bag: the paper repeats the mean k times
+    background: Float[Tensor, "background hidden"]  # bottom snippets of every bag
+    normal: Float[Tensor, "normal hidden"]  # top snippets of the bags predicted normal
+
+
+def semi_bags(
+    bag_prob: Float[Tensor, " bags"],
+    prob: Float[Tensor, "bags time"],
+    seq_len: Int[Tensor, " bags"],
+    rep: Float[Tensor, "bags time hidden"],
+) -> SemiBags:
+    """Mine the semi-bags of one modality. Selection uses values only; gradients flow through the selected rows.
+
+    Whether a bag counts as violent is the network's own prediction, bag_prob > 0.5, not the label.
+    """
+    bags, time, hidden = rep.shape
+    count = topk_count(seq_len)
+    rows = rep.reshape(bags * time, hidden)
+    offset = torch.arange(bags, device=rep.device)[:, None] * time
+
+    bottom, keep = extreme_snippets(prob, seq_len, count, largest=False)
+    background = rows.index_select(0, (bottom + offset)[keep])
+
+    top, keep = extreme_snippets(prob, seq_len, count, largest=True)
+    top = top + offset
+    violent = bag_prob.detach() > 0.5
+    normal = rows.index_select(0, top[~violent][keep[~violent]])
+    # One row of weight k in place of k equal rows: the same mean over rows, a k-th of the work.
+    chosen = rows.index_select(0, top[violent].flatten()).view(-1, top.shape[1], hidden)
+    weight = count[violent].to(rep.dtype)
+    mean = (chosen * keep[violent].unsqueeze(-1)).sum(1) / weight.unsqueeze(-1)
+    return SemiBags(mean, weight, background, normal)
+
+
+def _four_terms(audio: SemiBags, visual: SemiBags, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if len(audio.weight) == 0 or len(audio.normal) == 0:
+        # Also where L1 and L3 would be defined: so the released code has it.
+        zero = audio.violent.new_zeros(())
+        return zero, zero, zero, zero
+
+    def contrast(query: SemiBags, key: SemiBags, negatives: Tensor) -> Tensor:
+        return info_nce(query.violent, key.violent, negatives, temperature, weight=query.weight)
+
+    return (
+        contrast(audio, visual, visual.background),
+        contrast(audio, visual, visual.normal),
+        contrast(visual, audio, audio.background),
+        contrast(visual, audio, audio.normal),
+    )
+
+
+def semi_bag_contrast(
+    bag_prob: Float[Tensor, " bags"],
+    audio_prob: Float[Tensor, "bags time"],
+    visual_prob: Float[Tensor, "bags time"],
+    seq_len: Int[Tensor, " bags"],
+    audio_rep: Float[Tensor, "bags time hidden"],
+    visual_rep: Float[Tensor, "bags time hidden"],
+    temperature: float = 0.1,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The four contrastive terms over semi-bags (Sec. 3.3, Eq. 5-8).
+
+    Args:
+        bag_prob: the network's violence probability of each bag.
+        audio_prob, visual_prob: each modality's snippet probabilities; each selects in its own `rep`.
+        seq_len: valid snippets n of each bag; k = floor(n / 16) + 1 are mined at either end.
+        audio_rep, visual_rep: snippet features; normalised inside.
+        temperature: > 0.
+
+    Returns (L1, L2, L3, L4): audio to visual against background, against normal; visual to audio against background,
+    against normal. All four are 0 when no bag is predicted violent, or none normal.
+
+    Raises ValueError for shapes that do not fit, a bag without snippets, or values that are not finite.
+
+    >>> p, rep = torch.rand(4, 20), torch.randn(4, 20, 8)
+    >>> terms = semi_bag_contrast(torch.tensor([0.9, 0.1, 0.8, 0.2]), p, p, torch.full((4,), 20), rep, rep)
+    >>> len(terms)
+    4
+    """
+    if audio_prob.shape != visual_prob.shape or audio_rep.shape != visual_rep.shape:
+        raise ValueError("audio and visual must have the same shapes; cut both to the shorter one first")
+    if audio_rep.shape[:2] != audio_prob.shape or bag_prob.shape != seq_len.shape or len(bag_prob) != len(audio_prob):
+        raise ValueError(
+            f"bag_prob {tuple(bag_prob.shape)}, seq_len {tuple(seq_len.shape)}, probabilities {tuple(audio_prob.shape)} "
+            f"and features {tuple(audio_rep.shape)} do not belong to the same bags and snippets"
+        )
+    for name, value in (("bag_prob", bag_prob), ("audio_prob", audio_prob), ("visual_prob", visual_prob)):
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    terms = _four_terms(
+        semi_bags(bag_prob, audio_prob, seq_len, audio_rep),
+        semi_bags(bag_prob, visual_prob, seq_len, visual_rep),
+        temperature,
+    )
+    if not bool(torch.isfinite(torch.stack(terms)).all()):
+        raise ValueError("audio_rep or visual_rep holds NaN or infinite values")
+    return terms
+
+
+# ------------------------------------------------------------------------------------------------------ self-distillation
+
+
+def distillation_momentum(epoch: int, total_epochs: int, base: float = 0.91) -> float:
+    """m(e) = 1 + (m0 - 1)(1 + cos(pi e / E)) / 2: from m0 at epoch 0 towards 1 (Sec. 3.4)."""
+    return cosine_momentum(epoch, total_epochs, base)
+
+
+def _av_name(visual_name: str) -> str:
+    """The audio-visual network's name for a parameter of the visual one: all alike but the scorer."""
+    return f"att_mmil.{visual_name}" if visual_name.startswith("fc.") else visual_name
+
+
+def parameter_distillation(
+    av_state: Mapping[str, Tensor], visual_state: Mapping[str, Tensor], momentum: float
+) -> dict[str, Tensor]:
+    """theta_AV <- m theta_AV + (1 - m) theta_V for every parameter with a namesake; others (fc_a) stay (Sec. 3.4).
+
+    Returns a new state dict; AV `att_mmil.fc.*` pairs with V `fc.*`. Nothing flows back.
+    Raises ValueError when shapes differ or nothing pairs.
+    """
+    result = {name: value.clone() for name, value in av_state.items()}
+    blend(result, {_av_name(name): value for name, value in visual_state.items()}, momentum)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------ the learner
+
+
+@dataclass
+class MacilSDConfig(BagsConfig):
+    """Settings of MACIL-SD. Defaults are the paper's (full XD-Violence, 155 steps an epoch)."""
+
+    hidden: int = 128
+    """Width D of both networks."""
+    heads: int = 4
+    """Attention heads; must divide `hidden`."""
+    ffn: int = 128
+    """Inner width of the feed-forward part."""
+    dropout: float = 0.1
+    """Dropout on attention weights, inside the feed-forward part and on both residuals."""
+    lr: float = 4e-4
+    """Adam's learning rate for the audio-visual network."""
+    visual_lr: float = 8e-5
+    """Adam's learning rate for the visual network."""
+    cosine_epochs: int = 60
+    """Epochs over which a cosine brings both learning rates to 0; 0 keeps them constant."""
+    contrast: bool = True
+    """Contrastive instance learning; off leaves multiple-instance learning."""
+    temperature: float = 0.1
+    """Temperature of the contrast."""
+    contrast_delay: int = 0
+    """Epochs after the first for which the contrast's weight stays 0: it must wait for MIL to work."""
+    contrast_step: float = 0.1
+    """How much the contrast's weight grows each epoch after that."""
+    contrast_max: float = 1.5
+    """Where it stops growing."""
+    distillation: bool = True
+    """Self-distillation from the visual network."""
+    base_momentum: float = 0.91
+    """Momentum of the blending in epoch 0; it rises to 1 over the epochs."""
+    feature_order: Literal["paper", "released"] = "paper"
+    """Which features the audio scores select from: audio's ("paper") or, as in the released code, visual's."""
+    mask_padding: bool = False
+    """Keep padding out of the attention. The published network does not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % self.heads:
+            raise CounterpointError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if not self.temperature > 0:
+            raise CounterpointError(f"temperature must be > 0, got {self.temperature}")
+        if not 0 <= self.base_momentum <= 1:
+            raise CounterpointError(f"base_momentum must lie in 0..1, got {self.base_momentum}")
+
+
+class MacilSD(Learner):
+    """Trains the audio-visual network, and beside it the visual one whose weights are blended in after every epoch."""
+
+    minimised: ClassVar[tuple[str, ...]] = ("loss", "visual_loss")
+
+    def __init__(self, config: MacilSDConfig, data: BagData, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.config = config
+        shape = {
+            "hidden": config.hidden,
+            "heads": config.heads,
+            "ffn": config.ffn,
+            "dropout": config.dropout,
+            "mask_padding": config.mask_padding,
+        }
+        torch.manual_seed(seed)
+        self.av = MacilSDNet(data.visual_dim, data.audio_dim, **shape)  # type: ignore[arg-type]
+        self.visual: VisualNet | None = None
+        if config.distillation:
+            self.visual = VisualNet(data.visual_dim, **shape)  # type: ignore[arg-type]
+        else:
+            self.minimised = ("loss",)  # type: ignore[misc]
+
+    def contrast_weight(self, epoch: int) -> float:
+        """lambda(e): the weight of all four terms in epoch e (the paper's lambda_a2b and lambda_a2n are equal)."""
+        config = self.config
+        return min(config.contrast_max, config.contrast_step * max(0, epoch - config.contrast_delay))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config = self.config
+        seq_len = sequence_lengths(batch["visual"])
+        if bool((seq_len == 0).any()):
+            names = [name for name, n in zip(batch["name"], seq_len.tolist(), strict=True) if n == 0]
+            raise DataError(f"no snippet in {', '.join(names[:5])}: all visual features are zero")
+        longest = global_max(int(seq_len.max()) if len(seq_len) else 0, seq_len.device)
+        visual, audio = batch["visual"][:, :longest], batch["audio"][:, :longest]
+        label = gather_rows(batch["label"])
+
+        out = self.av(audio, visual, seq_len)
+        mil = F.binary_cross_entropy(gather_rows(out.mmil_prob), label)
+        losses = {"loss": mil, "mil": mil}
+        if config.contrast:
+            # The contrast is computed even while its weight is 0, so that the curves show where it starts from.
+            audio_rep, visual_rep = out.audio_out, out.visual_out
+            if config.feature_order == "released":
+                audio_rep, visual_rep = visual_rep, audio_rep
+            mined = (
+                semi_bags(out.mmil_prob, out.audio_prob, seq_len, audio_rep),
+                semi_bags(out.mmil_prob, out.visual_prob, seq_len, visual_rep),
+            )
+            gathered = (SemiBags(*(gather_rows(part) for part in side)) for side in mined)
+            terms = _four_terms(*gathered, temperature=config.temperature)
+            weight = self.contrast_weight(self.position.epoch)
+            losses["loss"] = mil + weight * torch.stack(terms).sum()
+            losses |= dict(zip(("a2v_a2b", "a2v_a2n", "v2a_a2b", "v2a_a2n"), terms, strict=True))
+        if self.visual is not None:
+            losses["visual_loss"] = F.binary_cross_entropy(gather_rows(self.visual(visual, seq_len).mil_prob), label)
+        return losses
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logits = {"av": self.av(batch["audio"], batch["visual"]).av_logit}
+        if self.visual is not None:
+            logits["visual"] = self.visual(batch["visual"]).logit
+        return logits
+
+    def end_epoch(self, epoch: int) -> None:
+        if self.visual is None:
+            return
+        momentum = distillation_momentum(epoch, self.config.epochs, self.config.base_momentum)
+        if momentum < 1:
+            source = {_av_name(name): value for name, value in self.visual.named_parameters()}
+            blend(dict(self.av.named_parameters()), source, momentum)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimizers = [torch.optim.Adam(self.av.parameters(), lr=config.lr)]
+        if self.visual is not None:
+            optimizers.append(torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr))
+        if config.cosine_epochs == 0:
+            return optimizers
+        return optimizers, [torch.optim.lr_scheduler.CosineAnnealingLR(o, config.cosine_epochs) for o in optimizers]
+
+
+# -------------------------------------------------------------------------------------------------------------- the claim
+
+_LAPTOP = {
+    "epochs": 40,
+    "batch_size": 32,
+    "max_length": 48,
+    "hidden": 32,
+    "ffn": 32,
+    "lr": 1e-3,
+    "visual_lr": 1e-3,
+    "cosine_epochs": 0,
+    "contrast_delay": 7,
+    "contrast_step": 0.02,
+    "contrast_max": 0.3,
+}
+_ARMS = {
+    "mil": {"contrast": False, "distillation": False},
+    "mil+distillation": {"contrast": False, "distillation": True},
+    "mil+contrast": {"contrast": True, "distillation": False},
+    "macil-sd": {"contrast": True, "distillation": True},
+}
+_COMPARISONS = (
+    Comparison("macil-sd", "mil", at_least=0.03),
+    Comparison("mil+contrast", "mil"),
+    Comparison("mil+distillation", "mil"),
+    Comparison("macil-sd", "mil+contrast"),
+)
+
+SYSTEM = System(
+    slug="macil-sd",
+    task="bags",
+    config=MacilSDConfig,
+    learner=MacilSD,
+    data="arcade",
+    # A small set takes few steps, and the paper's ramp (weight 0.1 after one epoch) would drown MIL before it works.
+    recipes={"async-bags": _LAPTOP, "arcade": _LAPTOP, "videos": _LAPTOP | {"max_length": 200}},
+    claim=Claim(
+        sentence=(
+            "On bags with audio-visual asynchrony, contrasting semi-bags across modalities raises snippet-level AP over "
+            "multiple-instance learning, and self-distillation raises it a little more."
+        ),
+        data="async-bags",
+        data_seeded=True,
+        setting=_LAPTOP,
+        arms=_ARMS,
+        baseline="mil",
+        metric="av_ap_last3",
+        comparisons=_COMPARISONS,
+        quick={"epochs": 10, "contrast_delay": 3},
+        quick_data_options={"train": 96, "test": 48},
+        notes=(
+            "The learning rate of the visual network is the audio-visual one's (1e-3), not a fifth of it: 400 steps at a "
+            "fifth would blend an untrained network in. Fixed before the seeds ran.",
+            "Squeezing the paper's own ramp (contrast weight up from epoch 0, to 1.5) into a few hundred steps collapses: "
+            "the contrast must wait for MIL.",
+            "av_ap_best is chosen on the test bags, as the released code does; the verdict rests on the mean of the last "
+            "three epochs.",
+        ),
+        variants={
+            "arcade": Claim(
+                sentence="The same arms on rendered game clips with real sprites and sounds; reported, not asserted.",
+                data="arcade",
+                setting=_LAPTOP,
+                arms=_ARMS,
+                baseline="mil",
+                metric="av_ap_last3",
+                comparisons=_COMPARISONS,
+                quick={"epochs": 10, "contrast_delay": 3},
+                quick_data_options={"train": 48, "test": 24},
+                notes=("The clips are the same for all seeds; seeds differ in initialisation, order and dropout.",),
+            )
+        },
+    ),
+)

@@ -1,0 +1,237 @@
+"""The task `bags`: find the moments of an event in videos, learned from video-level labels only.
+
+A batch holds B bags padded to a common length; a learner is scored by frame-level average precision on test videos.
+
+    batch["visual"]  [B, T, visual_dim] float32, zero rows at the end are padding
+    batch["audio"]   [B, T, audio_dim]  float32
+    batch["label"]   [B] float32 in {0, 1}
+    batch["name"]    list of B strings
+
+A learner of this task implements `predict(batch) -> {head: logits [C, T]}` for the C crops of one test video; each
+head gets its own `<head>_ap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from counterpoint.core.distributed import world
+from counterpoint.data.bags import Bag, BagData, TestVideo
+from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.errors import CounterpointError, DataError
+
+
+@dataclass
+class BagsConfig:
+    """What every learner of this task can be told."""
+
+    epochs: int = 50
+    """Passes over the training bags."""
+    batch_size: int = 128
+    """Bags in a batch, over all processes together. The last, smaller batch of an epoch is kept."""
+    max_length: int = 200
+    """Training bags longer than this many snippets are subsampled evenly, shorter ones padded with zeros."""
+    workers: int = 0
+    """Processes that read training bags ahead; 0 reads in the main process."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def fit_length(features: NDArray[np.float32], max_length: int = 200) -> NDArray[np.float32]:
+    """[T, D] -> [max_length, D]: rows floor(linspace(0, T - 1, max_length)) of a longer one, else zeros at the end.
+
+    The sampling rule of MACIL-SD's and XDVioDet's training data (arXiv 2207.05500; code).
+    """
+    length = len(features)
+    if length > max_length:
+        return features[np.linspace(0, length - 1, max_length).astype(np.int64)]
+    out = np.zeros((max_length, *features.shape[1:]), dtype=features.dtype)
+    out[:length] = features
+    return out
+
+
+def frame_ap(
+    crop_logits: Float[Tensor, "crops snippets"] | NDArray[Any],
+    video_len: Int[Tensor, " videos"] | NDArray[Any] | Sequence[int],
+    gt: NDArray[Any] | Tensor,
+    repeat: int = 16,
+) -> float:
+    """Frame-level average precision: the trapezoidal area under the precision-recall curve.
+
+    The snippet score is the mean over the crops of sigmoid(logit), repeated for the `repeat` frames of its snippet.
+
+    Args:
+        crop_logits: all videos' snippets one after another, one row per crop.
+        video_len: snippets of each video; must add up to the columns of `crop_logits`.
+        gt: truth per frame, 0 or 1, length `repeat` times the snippets.
+
+    Returns AP in 0..1; nan when the truth has no positive frame.
+    Raises ValueError when the lengths do not fit or a logit is not finite.
+
+    `sklearn.metrics.auc` over `precision_recall_curve`, as XD-Violence is reported; `average_precision_score` (a step
+    sum) differs in the third digit.
+    """
+    from sklearn.metrics import auc, precision_recall_curve
+
+    logits = torch.as_tensor(crop_logits)
+    truth = np.asarray(gt)
+    total = int(np.sum(np.asarray(video_len)))
+    if logits.ndim != 2 or logits.shape[1] != total:
+        raise ValueError(f"crop_logits must be [crops, {total}] (video_len adds up to that), got {tuple(logits.shape)}")
+    if truth.shape != (repeat * total,):
+        raise ValueError(f"gt must hold {repeat} x {total} = {repeat * total} frames, got {truth.shape}")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("crop_logits holds NaN or infinite values")
+    if not truth.any():
+        return float("nan")
+    score = torch.sigmoid(logits).mean(0).double().numpy().repeat(repeat)
+    precision, recall, _ = precision_recall_curve(truth, score)
+    return float(auc(recall, precision))
+
+
+def checked(bag: Bag | TestVideo, data: BagData) -> None:
+    """Raise a DataError naming the item when its features cannot be learned from."""
+    visual, audio = bag.visual, bag.audio
+    if visual.shape[-1] != data.visual_dim or audio.shape[-1] != data.audio_dim:
+        raise DataError(
+            f"{bag.name}: features are {visual.shape[-1]} (visual) and {audio.shape[-1]} (audio) wide, "
+            f"the set's are {data.visual_dim} and {data.audio_dim}"
+        )
+    if visual.shape[-2] != len(audio):
+        raise DataError(f"{bag.name}: {visual.shape[-2]} visual but {len(audio)} audio snippets")
+    for kind, values in (("visual", visual), ("audio", audio)):
+        if not np.isfinite(values).all():
+            raise DataError(f"{bag.name}: {kind} features hold NaN or infinite values; extract them again or remove it")
+    if not visual.any():
+        raise DataError(f"{bag.name}: all visual features are zero, so it has no snippet; remove it from the list")
+
+
+class _Padded(Dataset[dict[str, Any]]):
+    def __init__(self, data: BagData, max_length: int) -> None:
+        self.data = data
+        self.max_length = max_length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        bag = self.data.train[index]
+        checked(bag, self.data)
+        return {
+            "visual": fit_length(np.asarray(bag.visual, np.float32), self.max_length),
+            "audio": fit_length(np.asarray(bag.audio, np.float32), self.max_length),
+            "label": float(bag.label),
+            "name": bag.name,
+        }
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+
+class _Collate:
+    """Stack items; an empty share of a small last batch becomes tensors with no rows, so that no process waits."""
+
+    def __init__(self, data: BagData, max_length: int) -> None:
+        self.visual = (0, max_length, data.visual_dim)
+        self.audio = (0, max_length, data.audio_dim)
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        if not items:
+            return {
+                "visual": torch.zeros(self.visual),
+                "audio": torch.zeros(self.audio),
+                "label": torch.zeros(0),
+                "name": [],
+            }
+        return {
+            "visual": torch.from_numpy(np.stack([item["visual"] for item in items])),
+            "audio": torch.from_numpy(np.stack([item["audio"] for item in items])),
+            "label": torch.tensor([item["label"] for item in items], dtype=torch.float32),
+            "name": [item["name"] for item in items],
+        }
+
+
+class _Videos(Dataset[dict[str, Any]]):
+    """Test videos, one to a batch: its crops are the batch, in full length and without padding."""
+
+    def __init__(self, data: BagData) -> None:
+        self.data = data
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        video = self.data.test[index]
+        checked(video, self.data)
+        visual = torch.from_numpy(np.asarray(video.visual, np.float32))
+        audio = torch.from_numpy(np.asarray(video.audio, np.float32))
+        return {
+            "visual": visual,
+            "audio": audio.expand(len(visual), -1, -1),
+            "truth": np.asarray(video.truth),
+            "name": video.name,
+        }
+
+    def __len__(self) -> int:
+        return len(self.data.test)
+
+
+class FrameAP:
+    """Evaluator: frame-level AP of every head of the learner, over all test videos."""
+
+    def __init__(self, data: BagData) -> None:
+        self.repeat = data.frames_per_snippet
+        self.reset()
+
+    def reset(self) -> None:
+        self.logits: dict[str, list[Tensor]] = {}
+        self.truth: list[NDArray[Any]] = []
+        self.lengths: list[int] = []
+
+    def update(self, batch: dict[str, Any], outputs: dict[str, Tensor]) -> None:
+        length = batch["visual"].shape[1]
+        for head, logits in outputs.items():
+            self.logits.setdefault(head, []).append(logits.detach().float().cpu())
+        self.truth.append(batch["truth"])
+        self.lengths.append(length)
+
+    def compute(self) -> dict[str, float]:
+        truth = np.concatenate(self.truth)
+        return {
+            f"{head}_ap": frame_ap(torch.cat(logits, 1), self.lengths, truth, self.repeat)
+            for head, logits in self.logits.items()
+        }
+
+
+class BagsTask:
+    """Loaders and evaluator of one source of bags."""
+
+    name = "bags"
+
+    def __init__(self, data: BagData, config: BagsConfig) -> None:
+        if len(data.train) == 0 or len(data.test) == 0:
+            raise DataError(f"{data.name}: needs training and test videos, has {len(data.train)} and {len(data.test)}")
+        self.data = data
+        self.config = config
+
+    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
+        rank, size = world()
+        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size)
+        return DataLoader(
+            _Padded(self.data, self.config.max_length),
+            batch_sampler=batches,
+            collate_fn=_Collate(self.data, self.config.max_length),
+            num_workers=self.config.workers,
+        )
+
+    def test_loader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(_Videos(self.data), batch_size=None, shuffle=False)
+
+    def evaluator(self) -> FrameAP:
+        return FrameAP(self.data)
