@@ -18,6 +18,10 @@ class RunError(CounterpointError):
     """A run directory or checkpoint is not what it should be; the message names it."""
 
 
+class Interrupted(CounterpointError):
+    """The user stopped a run; it can be resumed. The command line exits with code 130."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
     """The error for an unknown name, with near matches: `unknown("system", "maci-sd", slugs)`."""
     known = list(known)

@@ -27,15 +27,11 @@ from torch import Tensor
 
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import Interrupted, RunError
 
 # Lightning reports its own set-up on every start; what a user needs to know, the command line says.
 for _name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
-
-
-class Interrupted(CounterpointError):
-    """The user stopped the run; it can be resumed."""
 
 
 class _Keeper(pl.Callback):

@@ -235,3 +235,6 @@ class BagsTask:
 
     def evaluator(self) -> FrameAP:
         return FrameAP(self.data)
+
+# The name every task module gives its task under.
+TASK = BagsTask

@@ -491,6 +491,11 @@ class MacilSD(Learner):
             logits["visual"] = self.visual(batch["visual"]).logit
         return logits
 
+    def timeline(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
+        """What detection draws over time: violence probabilities [bags, time], fused and of each stream."""
+        out = self.av(audio, visual)
+        return {"score": torch.sigmoid(out.av_logit), "audio": out.audio_prob, "visual": out.visual_prob}
+
     def end_epoch(self, epoch: int) -> None:
         if self.visual is None:
             return

@@ -1,0 +1,413 @@
+"""The command line. A room is imported only when its command runs: `--help` and `systems` never see torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from counterpoint import __version__, catalog
+from counterpoint.data import SOURCES
+from counterpoint.errors import CounterpointError, Interrupted, unknown
+
+if TYPE_CHECKING:
+    from counterpoint.detect import Detection
+
+RUNS = Path("runs")
+CLAIMS = Path("results/claims")
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _say(text: str) -> None:
+    """Print for people; under torchrun only the first process speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        _console().print(text, soft_wrap=True, markup=False)
+
+
+def systems(
+    *,
+    area: Annotated[str | None, arg(metavar="AREA")] = None,
+    state: Annotated[str | None, arg(metavar="done|planned")] = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """List every system: the 63 papers and the classic baselines, with state, area and task.
+
+    Args:
+        area: Only this area (alignment, images, dense, ..., classics).
+        state: Only those that are "done" or "planned".
+        json_: Print JSON instead of a table.
+    """
+    rows = list(catalog.entries().values())
+    for name, wanted in (("area", area), ("state", state)):
+        known = {getattr(row, name) for row in catalog.entries().values()}
+        if wanted is not None and wanted not in known:
+            raise unknown(name, wanted, sorted(known))
+        rows = [row for row in rows if wanted is None or getattr(row, name) == wanted]
+    if json_:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("system", "state", "area", "task", "arXiv"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(row.slug, row.state, row.area, row.task, row.arxiv or "", row.title)
+    _console().print(table)
+    _say(f"\n{len(rows)} systems. More about one: counterpoint show SLUG")
+    return 0
+
+
+def show(slug: Positional[str], *, json_: Annotated[bool, arg(name="json")] = False) -> int:
+    """Show one system: its paper, claim, functions and how to train it.
+
+    Args:
+        slug: The system's name as `counterpoint systems` lists it.
+        json_: Print JSON.
+    """
+    entry = catalog.get(slug)
+    if json_:
+        print(json.dumps(entry.as_dict(), indent=2))
+        return 0
+    lines = [entry.title, f"arXiv {entry.arxiv}" if entry.arxiv else "", f"{entry.area} · task {entry.task} · {entry.state}"]
+    if entry.claim:
+        lines += ["", f"Claim: {entry.claim}"]
+    if entry.state == "done":
+        record = CLAIMS / f"{slug}.json"
+        if record.is_file():
+            lines.append(f"Verdict on this machine's record: {json.loads(record.read_text())['verdict']} ({record})")
+        lines += ["", "Functions, in counterpoint.functional:", *(f"  {f.partition(':')[2]}" for f in entry.functions)]
+        lines += [
+            "",
+            f"Train:     counterpoint train {slug}           (settings: counterpoint train {slug} --help)",
+            f"The claim: counterpoint verify {slug}",
+        ]
+    else:
+        lines += ["", "Planned: it is in the catalogue but not built yet."]
+    _say("\n".join(line for i, line in enumerate(lines) if line or i > 2))
+    return 0
+
+
+def data_(*, json_: Annotated[bool, arg(name="json")] = False) -> int:
+    """List the data sources: what they give, how large they are, their licence, what they need.
+
+    Args:
+        json_: Print JSON.
+    """
+    if json_:
+        print(json.dumps([vars(source) for source in SOURCES.values()], indent=2))
+        return 0
+    for source in SOURCES.values():
+        name = f"{source.name}:{source.argument}" if source.argument else source.name
+        _say(f"{name}   (task {source.task})\n  {source.gives}\n  {source.size}. Licence: {source.licence}.")
+        if source.needs:
+            _say(f"  Needs the extra [{source.needs}]: pip install 'counterpoint[{source.needs}]'")
+        _say("")
+    return 0
+
+
+@dataclass
+class Train:
+    """Train a system; writes a run directory with weights, metrics and a report.
+
+    `counterpoint train SLUG --help` lists the system's own settings. A run that was interrupted, however it ended, goes
+    on with `--resume RUN` and ends with the figures it would have had. Put `torchrun --nproc_per_node N -m` in front to
+    spread every batch over N processes.
+    """
+
+    slug: Positional[str | None] = None
+    """The system to train, as `counterpoint systems` lists it."""
+    data: str | None = None
+    """Where the data comes from, NAME or NAME:DIR (see `counterpoint data`). Default: the system's own choice."""
+    seed: int = 0
+    """Seed of initialisation, data order and dropout."""
+    out: Path = RUNS
+    """Where run directories are made."""
+    name: str | None = None
+    """Name of the run directory. Default: the system and the time."""
+    resume: Path | None = None
+    """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
+    checkpoint_minutes: float = 10.0
+    """How often to save within an epoch; every epoch's end is saved anyway."""
+
+    def run(self) -> int:
+        from counterpoint import training
+
+        if self.resume is not None:
+            training.resume(self.resume, checkpoint_minutes=self.checkpoint_minutes, say=_say)
+            return 0
+        if self.slug is None:
+            raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems --state done)")
+        config = getattr(self, "config", None)  # there when a system was named
+        training.train(
+            self.slug,
+            config,
+            data=self.data,
+            seed=self.seed,
+            out=self.out,
+            name=self.name,
+            checkpoint_minutes=self.checkpoint_minutes,
+            say=_say,
+        )
+        return 0
+
+
+def _train_with_settings(argv: Sequence[str]) -> type[Train]:
+    """The `train` command, with the named system's settings as options (`--config.lr`), at the data source's recipe."""
+    words = [word for word in argv if not word.startswith("-")]
+    if not words or words[0] not in catalog.entries() or catalog.get(words[0]).state != "done":
+        return Train
+    from counterpoint import training
+
+    source = next((b for a, b in zip(argv, argv[1:], strict=False) if a == "--data"), None)
+    source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
+    default = training.default_config(words[0], source)
+    kind: type[Train] = make_dataclass(
+        "Train", [("config", type(default), field(default_factory=lambda: default))], bases=(Train,)
+    )
+    kind.__doc__ = Train.__doc__
+    return kind
+
+
+def evaluate(
+    run: Positional[Path], *, data: str | None = None, json_: Annotated[bool, arg(name="json")] = False
+) -> int:
+    """Measure a trained run on its test data, or on another source's.
+
+    Args:
+        run: A run directory.
+        data: Another data source, NAME or NAME:DIR, with features of the same kind.
+        json_: Print JSON.
+    """
+    from counterpoint import training
+
+    metrics = training.evaluate(run, data=data, say=_say if not json_ else lambda _: None)
+    if json_:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            _say(f"{name:20s} {value:.4f}")
+    return 0
+
+
+def verify(
+    slug: Positional[str],
+    *,
+    seeds: int = 5,
+    quick: bool = False,
+    jobs: int = 2,
+    out: Path = CLAIMS,
+    variants: bool = True,
+) -> int:
+    """Try a paper's central claim: baseline and method on the same seeds, with a 95 % paired interval and a verdict.
+
+    Writes OUT/SLUG.json and OUT/SLUG.html. Runs that are done are kept, so an interrupted verification goes on.
+
+    Args:
+        slug: The system whose claim to try.
+        seeds: How many seeds, from 0.
+        quick: Rehearse on a smaller setting in a minute or two; not evidence, and written to SLUG-quick.json.
+        jobs: Runs at a time, one thread each.
+        out: Where records are written.
+        variants: Also run the claim's variants, which are reported beside it.
+    """
+    from counterpoint import verify as room
+    from counterpoint.report.claim import write_claim_report
+
+    record = room.verify(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
+    for title, part in (("claim", record), *record.get("variants", {}).items()):
+        table = Table(title=f"{slug}, {title}: {part['metric']}", title_justify="left", box=None, header_style="bold")
+        for column in ("arm", "against", "mean difference", "95 % interval", "verdict"):
+            table.add_column(column)
+        for pair in part["comparisons"]:
+            interval = "-" if pair["low"] is None else f"{pair['low']:+.4f} .. {pair['high']:+.4f}"
+            table.add_row(pair["arm"], pair["baseline"], f"{pair['mean']:+.4f}", interval, pair["verdict"])
+        _console().print(table)
+    name = f"{slug}-quick" if quick else slug
+    _say(f"Verdict: {record['verdict']}. Record: {out / name}.json  Page: {write_claim_report(record, out / f'{name}.html')}")
+    return 0
+
+
+def detect(
+    videos: Positional[tuple[Path, ...]],
+    *,
+    run: Path | None = None,
+    threshold: float = 0.5,
+    html: Path = Path("detection.html"),
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Find the violent moments in video files with a trained run.
+
+    Reads any container and codec FFmpeg knows, with or without sound, of any length. Prints the moments found and
+    writes a page with the score curves beside the playable video. A file that cannot be read is reported, the others
+    are still done, and the exit code is 2.
+
+    Args:
+        videos: Video files.
+        run: The run to detect with. Default: the newest one of macil-sd under runs/.
+        threshold: Snippets scoring above this probability count as violent.
+        html: Where to write the page.
+        json_: Print JSON instead of a table.
+    """
+    from counterpoint import detect as room
+    from counterpoint.engine.run import Run, latest
+    from counterpoint.report.detection import write_detection_report
+
+    if not videos:
+        raise CounterpointError("name at least one video file")
+    if not 0 < threshold < 1:
+        raise CounterpointError(f"--threshold is a probability between 0 and 1, got {threshold}")
+    chosen = Run.open(run) if run else latest(RUNS, "macil-sd")
+    detector = room.Detector(chosen)
+    found, failures = room.detect_files(detector, videos, threshold=threshold)
+    for path, reason in failures:
+        Console(stderr=True, highlight=False).print(f"{path}: {reason}", style="red", markup=False, soft_wrap=True)
+    if found:
+        page = write_detection_report(found, html, failures=failures)
+    if json_:
+        print(
+            json.dumps(
+                {"run": str(chosen.path), "videos": [d.as_dict() for d in found], "failed": [[str(p), r] for p, r in failures]},
+                indent=2,
+            )
+        )
+    else:
+        for detection in found:
+            _print_detection(detection)
+        if found:
+            _say(f"Page: {page}")
+    return 2 if failures else 0
+
+
+def _print_detection(detection: Detection) -> None:
+    def clock(seconds: float) -> str:
+        minutes, rest = divmod(seconds, 60)
+        return f"{int(minutes)}:{rest:04.1f}"
+
+    _say(f"\n{detection.video}  {clock(detection.duration)}, read at {detection.speed:.0f} x real time")
+    for note in detection.notes:
+        _say(f"  note: {note}")
+    if not detection.intervals:
+        _say(f"  no moment above {detection.threshold:.2f}; the highest score is {detection.score.max():.2f}")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("from", "to", "peak at", "score"):
+        table.add_column(column, justify="right")
+    for interval in detection.intervals:
+        table.add_row(clock(interval.start), clock(interval.end), clock(interval.peak), f"{interval.score:.2f}")
+    _console().print(table)
+
+
+def report(target: Positional[str]) -> int:
+    """Write the HTML page of a run, or of a system's claim, anew.
+
+    Args:
+        target: A run directory, or a system whose claim was verified.
+    """
+    path = Path(target)
+    if path.exists():
+        from counterpoint.engine.run import Run
+        from counterpoint.report.run import write_run_report
+
+        _say(str(write_run_report(Run.open(path).path)))
+        return 0
+    from counterpoint.report.claim import write_claim_report
+    from counterpoint.verify import read_record
+
+    _say(str(write_claim_report(read_record(target, CLAIMS), CLAIMS / f"{target}.html")))
+    return 0
+
+
+_EXTRAS = {
+    "video": ("av", "read and write video files (detect, the videos: source, the demo)"),
+    "vision": ("torchvision", "torchvision's video backbones"),
+    "demo": ("arcade", "the arcade data; install its wheel alone: pip install --no-deps arcade"),
+    "docs": ("mkdocs", "build the documentation"),
+    "dev": ("pytest", "run the tests"),
+}
+
+
+def doctor() -> int:
+    """Say what this installation has: versions, threads, devices, extras present and how to get the others."""
+    from counterpoint.engine.run import machine, versions
+
+    for name, value in {**versions(), **machine()}.items():
+        _say(f"{name:20s} {', '.join(value) if isinstance(value, list) else value}")
+    _say("")
+    for extra, (module, purpose) in _EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        how = "present" if there else f"absent; pip install 'counterpoint[{extra}]'"
+        _say(f"[{extra}]".ljust(20) + f" {how}  ({purpose})")
+    from platformdirs import user_cache_dir
+
+    _say(f"{'cache':20s} {os.environ.get('COUNTERPOINT_CACHE') or user_cache_dir('counterpoint')}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "systems": systems,
+    "show": show,
+    "data": data_,
+    "train": Train,
+    "evaluate": evaluate,
+    "verify": verify,
+    "detect": detect,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in ("--version", "-V"):
+        print(f"counterpoint {__version__}")
+        return 0
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    commands = dict(COMMANDS)
+    if argv and argv[0] == "train":
+        commands["train"] = _train_with_settings(argv[1:])
+    chosen = {argv[0]: commands[argv[0]]} if argv and argv[0] in commands else commands
+    # One command's parser is all a call needs; the whole set is built only for the overview.
+    if len(chosen) == 1:
+        result = tyro.cli(chosen[argv[0]], args=argv[1:], prog=f"counterpoint {argv[0]}")
+    else:
+        result = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            args=argv or ["--help"],
+            prog="counterpoint",
+            description="Align, contrast and distil representations of any modality. "
+            "Errors say what to do; --debug after any command adds the traceback.",
+        )
+    return result.run() if isinstance(result, Train) else int(result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for an error the user can mend, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except CounterpointError as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 130 if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) left early; nothing is wrong. Keep Python from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,173 @@
+"""Training, resuming and evaluating a system by name: what the command line and Python scripts call.
+
+>>> from counterpoint.training import train, default_config
+>>> run = train("macil-sd", default_config("macil-sd", "async-bags"), data="async-bags")   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoint import catalog, data as sources
+from counterpoint.engine.fit import fit
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.systems.base import System
+
+Say = Callable[[str], None]
+
+
+def default_config(slug: str, data: str | None = None) -> Any:
+    """The settings `train` starts from: the paper's, with the system's recipe for this data source where it has one."""
+    system = catalog.load_system(slug)
+    name = (data or system.data).partition(":")[0]
+    return system.config(**system.recipes.get(name, {}))
+
+
+def _task(system: System, source: Any, config: Any) -> Any:
+    return importlib.import_module(f"counterpoint.tasks.{system.task}").TASK(source, config)
+
+
+def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
+    seed = run.config["seed"]
+    learner = system.learner(config, source, seed)
+    fit(
+        learner,
+        _task(system, source, config),
+        epochs=config.epochs,
+        run=run,
+        title=f"{system.slug} on {source.name}",
+        checkpoint_minutes=checkpoint_minutes,
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        from counterpoint.report.run import write_run_report
+
+        last = run.metrics()[-1]
+        say("  ".join(f"{k.removeprefix('test/')} {v:.4f}" for k, v in last.items() if k.startswith("test/")))
+        say(f"Run: {run.path}  Page: {write_run_report(run.path)}")
+    return run
+
+
+def train(
+    slug: str,
+    config: Any = None,
+    *,
+    data: str | None = None,
+    seed: int = 0,
+    out: Path = Path("runs"),
+    name: str | None = None,
+    checkpoint_minutes: float = 10.0,
+    say: Say = print,
+) -> Run:
+    """Train a system and return its run.
+
+    `config` defaults to `default_config(slug, data)`. Raises CounterpointError for what the user can mend: unknown
+    names, data that is missing or damaged, settings that do not fit.
+    """
+    system = catalog.load_system(slug)
+    spec = data or system.data
+    config = default_config(slug, data) if config is None else config
+    source = sources.load(spec)
+    for note in source.notes:
+        say(f"note: {note}")
+    recipe = system.recipes.get(spec.partition(":")[0], {})
+    paper = system.config()
+    changed = {k: v for k, v in asdict(config).items() if v != getattr(paper, k)}
+    if changed:
+        said = "the recipe for this data" if changed == recipe else "this run"
+        say(f"{said} departs from the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
+    record = {
+        "slug": slug,
+        "title": catalog.get(slug).title,
+        "task": system.task,
+        "data": spec,
+        "seed": seed,
+        "widths": {"visual": source.visual_dim, "audio": source.audio_dim},
+        "snippet_seconds": source.snippet_seconds,
+        "backbones": source.backbones,
+        "config": asdict(config),
+    }
+    return _fit(_create(Path(out), record, name), system, config, source, checkpoint_minutes, say)
+
+
+def _create(out: Path, record: dict[str, Any], name: str | None) -> Run:
+    """Make the run directory. Under torchrun the first process does, and only it ever writes there."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        return Run.create(out, record, name)
+    return Run(out / "of-the-first-process", record)
+
+
+def resume(path: Path | str, *, checkpoint_minutes: float = 10.0, say: Say = print) -> Run:
+    """Go on with an interrupted run; it ends with the metrics it would have had without the interruption."""
+    run = Run.open(path)
+    if run.complete:
+        raise RunError(f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}")
+    system, config = _restore(run)
+    return _fit(run, system, config, sources.load(run.config["data"]), checkpoint_minutes, say)
+
+
+def _restore(run: Run) -> tuple[System, Any]:
+    """The system and settings a run was made with; RunError when its config.yaml does not hold them."""
+    system = catalog.load_system(run.slug)
+    stored = run.config.get("config")
+    known = {field.name for field in fields(system.config)}
+    missing = {"data", "seed", "widths"} - set(run.config)
+    if not isinstance(stored, dict) or missing or set(stored) - known:
+        odd = sorted(set(stored) - known) if isinstance(stored, dict) else []
+        raise RunError(
+            f"{run.path}/config.yaml is not one this version wrote"
+            + (f"; it lacks {', '.join(sorted(missing))}" if missing else "")
+            + (f"; {run.slug} has no setting {', '.join(odd)}" if odd else "")
+        )
+    try:
+        return system, system.config(**stored)
+    except TypeError as error:
+        raise RunError(f"{run.path}/config.yaml: {error}") from error
+
+
+class _Widths:
+    """What a learner is built from when its data is not at hand."""
+
+    def __init__(self, widths: dict[str, int]) -> None:
+        self.visual_dim, self.audio_dim = widths["visual"], widths["audio"]
+
+
+def load_learner(run: Run) -> Learner:
+    """The trained learner of a run, in eval mode. RunError for weights that are missing, damaged or another's."""
+    system, config = _restore(run)
+    learner = system.learner(config, _Widths(run.config["widths"]), run.config["seed"])
+    try:
+        learner.load_state_dict(run.load_weights())
+    except RuntimeError as error:
+        raise RunError(f"{run.path}: the weights do not fit its config: {' '.join(str(error).split())[:300]}") from error
+    return learner.eval()
+
+
+@torch.no_grad()
+def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> dict[str, float]:
+    """Metrics of a trained run on its test data, or on another source's of the same feature widths."""
+    run = Run.open(path)
+    learner = load_learner(run)
+    system, config = _restore(run)
+    source = sources.load(data or run.config["data"])
+    for note in source.notes:
+        say(f"note: {note}")
+    widths = {"visual": source.visual_dim, "audio": source.audio_dim}
+    if widths != run.config["widths"]:
+        raise CounterpointError(f"{source.name} has features of widths {widths}, the run was trained on {run.config['widths']}")
+    task = _task(system, source, config)
+    evaluator = task.evaluator()
+    from rich.console import Console
+    from rich.progress import track
+
+    for batch in track(task.test_loader(), "evaluating", console=Console(stderr=True), transient=True):
+        evaluator.update(batch, learner.predict(batch))
+    return dict(evaluator.compute())

@@ -1,0 +1,238 @@
+"""Claims: a paper's central sentence, tried at laptop scale on paired seeds.
+
+Every arm of a claim runs on every seed with the same data, budget and settings; arms are compared by their paired
+differences. The interval is the two-sided 95 % t interval of the mean difference; the verdict reads it:
+
+    holds            the whole interval lies above zero
+    reversed         the whole interval lies below zero
+    no difference    the interval holds zero
+
+A comparison that `at_least` names a figure for also says whether the mean reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from counterpoint import catalog
+from counterpoint.engine.run import machine, versions
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.files import replacing
+from counterpoint.systems.base import Claim, System
+
+INTERVAL = "95 % paired t interval"
+
+
+def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of one run from its epochs: for each test metric its mean over the last three, its best, its last."""
+    outcome = {}
+    for name in (key.removeprefix("test/") for key in rows[-1] if key.startswith("test/")):
+        values = [row[f"test/{name}"] for row in rows]
+        outcome |= {
+            f"{name}_last3": float(np.mean(values[-3:])),
+            f"{name}_best": float(np.nanmax(values)),
+            f"{name}_last": values[-1],
+        }
+    return outcome
+
+
+def experiment(system: System, claim: Claim, arm: str, seed: int, *, quick: bool = False) -> dict[str, float]:
+    """Train one arm with one seed and return its metrics."""
+    import importlib
+
+    import torch
+
+    from counterpoint import data
+    from counterpoint.engine.fit import fit
+
+    torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
+    options = dict(claim.data_options) | (claim.quick_data_options if quick else {})
+    if claim.data_seeded:
+        options["seed"] = seed
+    source = data.load(claim.data, **options)
+    config = system.config(**(claim.setting | (claim.quick if quick else {}) | claim.arms[arm]))
+    task = importlib.import_module(f"counterpoint.tasks.{system.task}").TASK(source, config)
+    rows = fit(system.learner(config, source, seed), task, epochs=config.epochs, bar=False)
+    return summarise(rows)
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of the 95 % t interval; the bounds are nan for fewer than two seeds."""
+    from scipy import stats
+
+    values = np.asarray(differences, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def verdict(low: float, high: float) -> str:
+    """What a 95 % interval of the difference says."""
+    if math.isnan(low):
+        return "undecided: one seed has no interval"
+    return "holds" if low > 0 else "reversed" if high < 0 else "no difference"
+
+
+def judge(claim: Claim, results: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Comparisons and verdict from `results[arm][str(seed)][metric]`."""
+    comparisons = []
+    for pair in claim.comparisons:
+        differences = [
+            results[pair.arm][str(s)][claim.metric] - results[pair.baseline][str(s)][claim.metric] for s in seeds
+        ]
+        mean, low, high = paired(differences)
+        comparisons.append(
+            {
+                "arm": pair.arm,
+                "baseline": pair.baseline,
+                "metric": claim.metric,
+                "differences": differences,
+                "mean": mean,
+                "low": None if math.isnan(low) else low,
+                "high": None if math.isnan(high) else high,
+                "interval": f"{INTERVAL}, {len(seeds) - 1} degrees of freedom",
+                "verdict": verdict(low, high),
+                "expected": pair.at_least,
+                "reaches_expected": mean >= pair.at_least,
+            }
+        )
+    # The claim's own sentence is its first comparison: the whole method against the baseline.
+    return {"comparisons": comparisons, "verdict": comparisons[0]["verdict"]}
+
+
+def _one(slug: str, variant: str | None, arm: str, seed: int, quick: bool) -> dict[str, float]:
+    system = catalog.load_system(slug)
+    claim = system.claim.variants[variant] if variant else system.claim
+    return experiment(system, claim, arm, seed, quick=quick)
+
+
+def verify(
+    slug: str,
+    *,
+    seeds: int = 5,
+    quick: bool = False,
+    jobs: int = 2,
+    out: Path = Path("results/claims"),
+    variants: bool = True,
+    console: Console | None = None,
+    run_one: Callable[[str, str | None, str, int, bool], dict[str, float]] = _one,
+) -> dict[str, Any]:
+    """Run the claim of `slug` on seeds 0..seeds-1 and write `<out>/<slug>.json`; returns the record.
+
+    Finished (variant, arm, seed) runs are kept in `<out>/.partial/` and not run again when an interrupted verification
+    is started anew. A `quick` rehearsal uses a smaller setting, is named so, and writes `<slug>-quick.json`.
+    """
+    if seeds < 1 or jobs < 1:
+        raise CounterpointError("--seeds and --jobs must be at least 1")
+    system = catalog.load_system(slug)
+    claims: dict[str | None, Claim] = {None: system.claim} | (dict(system.claim.variants) if variants else {})
+    name = f"{slug}-quick" if quick else slug
+    stamp = _stamp(claims, quick)
+    todo = [(v, arm, seed) for v, claim in claims.items() for seed in range(seeds) for arm in claim.arms]
+    done: dict[tuple[str | None, str, int], dict[str, float]] = {}
+    cache = out / ".partial" / name
+    for key in todo:
+        file = _partial(cache, *key)
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if kept["stamp"] == stamp:
+                done[key] = kept["metrics"]
+    started = time.monotonic()
+    progress = Progress(
+        TextColumn("verify {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+    with progress:
+        bar = progress.add_task(name, total=len(todo), completed=len(done))
+
+        def finish(key: tuple[str | None, str, int], metrics: dict[str, float]) -> None:
+            done[key] = metrics
+            with replacing(_partial(cache, *key)) as file:
+                file.write(json.dumps({"stamp": stamp, "metrics": metrics}).encode())
+            progress.advance(bar)
+
+        rest = [key for key in todo if key not in done]
+        if jobs == 1 or len(rest) <= 1:
+            for key in rest:
+                finish(key, run_one(slug, *key, quick))
+        else:
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                futures = {pool.submit(run_one, slug, *key, quick): key for key in rest}
+                try:
+                    for future in as_completed(futures):
+                        finish(futures[future], future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    record: dict[str, Any] = {"slug": slug, "title": catalog.get(slug).title}
+    if quick:
+        record["quick"] = "a rehearsal on a smaller setting; not evidence"
+    for variant, claim in claims.items():
+        part = _record(claim, {k[1:]: v for k, v in done.items() if k[0] == variant}, seeds, quick)
+        if variant is None:
+            record |= part
+        else:
+            record.setdefault("variants", {})[variant] = part
+    record |= {"versions": versions(), "machine": machine(), "minutes": round((time.monotonic() - started) / 60, 2)}
+    with replacing(out / f"{name}.json") as file:
+        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    return record
+
+
+def _record(claim: Claim, runs: Mapping[tuple[str, int], dict[str, float]], seeds: int, quick: bool) -> dict[str, Any]:
+    results = {arm: {str(seed): runs[arm, seed] for seed in range(seeds)} for arm in claim.arms}
+    return {
+        "claim": claim.sentence,
+        "data": claim.data,
+        "setting": claim.setting | (claim.quick if quick else {}),
+        "metric": claim.metric,
+        "metrics": sorted({m for per_seed in results.values() for metrics in per_seed.values() for m in metrics}),
+        "baseline": claim.baseline,
+        "arms": claim.arms,
+        "seeds": list(range(seeds)),
+        "results": results,
+        **judge(claim, results, range(seeds)),
+        "notes": list(claim.notes),
+    }
+
+
+def _partial(cache: Path, variant: str | None, arm: str, seed: int) -> Path:
+    return cache / f"{variant or 'claim'}-{arm}-{seed}.json"
+
+
+def _stamp(claims: Mapping[str | None, Claim], quick: bool) -> str:
+    """What a kept result depends on: the settings as they are now, and the code's and its libraries' versions."""
+    import hashlib
+
+    settings = [asdict(replace(claim, variants={}, notes=())) for claim in claims.values()]
+    text = json.dumps([settings, quick, versions()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_record(slug: str, folder: Path = Path("results/claims")) -> dict[str, Any]:
+    """The record of a claim verified before; CounterpointError when there is none."""
+    file = folder / f"{slug}.json"
+    if not file.is_file():
+        if slug not in catalog.entries():
+            raise unknown("system", slug, catalog.entries())
+        raise CounterpointError(f"no record of {slug} in {folder}/; make one: counterpoint verify {slug}")
+    return dict(json.loads(file.read_text()))
