@@ -279,8 +279,8 @@ def semi_bags(
     violent = bag_prob.detach() > 0.5
     normal = rows.index_select(0, top[~violent][keep[~violent]])
     # One row of weight k in place of k equal rows: the same mean over rows, a k-th of the work.
-    chosen = rows.index_select(0, top[violent].flatten()).view(-1, top.shape[1], hidden)
     weight = count[violent].to(rep.dtype)
+    chosen = rows.index_select(0, top[violent].flatten()).view(len(weight), top.shape[1], hidden)
     mean = (chosen * keep[violent].unsqueeze(-1)).sum(1) / weight.unsqueeze(-1)
     return SemiBags(mean, weight, background, normal)
 

@@ -1,0 +1,106 @@
+"""The map of the house, read from catalog.toml: every system's paper, area, task, state, module and functions.
+
+The command line's list, `counterpoint.functional`, the README table and the docs are made from it. No torch here.
+
+    python -m counterpoint.catalog README.md [--check]    rewrites (or checks) the table between the two markers
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.errors import CounterpointError, unknown
+
+if TYPE_CHECKING:
+    from counterpoint.systems.base import System
+
+BEGIN, END = "<!-- systems:begin -->", "<!-- systems:end -->"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system."""
+
+    slug: str
+    title: str
+    area: str
+    task: str
+    state: str  # "done" or "planned"
+    arxiv: str = ""
+    module: str = ""
+    functions: tuple[str, ...] = ()  # "module:name", each offered as counterpoint.functional.<name>
+    claim: str = ""  # the central claim at laptop scale, in a sentence
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "functions": list(self.functions)}
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """All systems by slug, in catalogue order: the papers by area, the classic baselines last."""
+    text = resources.files("counterpoint").joinpath("catalog.toml").read_text(encoding="utf-8")
+    rows = tomllib.loads(text)["system"]
+    return {row["slug"]: Entry(**{**row, "functions": tuple(row.get("functions", ()))}) for row in rows}
+
+
+def get(slug: str) -> Entry:
+    """The entry of a system; CounterpointError with near matches for an unknown one."""
+    if slug not in entries():
+        raise unknown("system", slug, entries())
+    return entries()[slug]
+
+
+def load_system(slug: str) -> System:
+    """Import a system and return its SYSTEM record; CounterpointError when it is planned but not built."""
+    entry = get(slug)
+    if entry.state != "done":
+        built = [row.slug for row in entries().values() if row.state == "done"]
+        raise CounterpointError(f"'{slug}' is in the catalogue but not built yet; built so far: {', '.join(built)}")
+    system: System = importlib.import_module(entry.module).SYSTEM
+    return system
+
+
+def markdown_table() -> str:
+    """The table of systems for the README, one row each."""
+    lines = ["| system | paper | area | task | state |", "|---|---|---|---|---|"]
+    for row in entries().values():
+        paper = f"{row.title} ({row.arxiv})" if row.arxiv else row.title
+        state = "**done**" if row.state == "done" else row.state
+        lines.append(f"| `{row.slug}` | {paper.replace('|', '/')} | {row.area} | {row.task} | {state} |")
+    return "\n".join(lines)
+
+
+def with_table(text: str) -> str:
+    """`text` with the part between the markers replaced by the table; ValueError when the markers are not there."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} ... {END} block")
+    return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
+
+
+def _main(argv: list[str]) -> int:
+    check, names = "--check" in argv, [a for a in argv if a != "--check"]
+    stale = []
+    for name in names:
+        path = Path(name)
+        old = path.read_text(encoding="utf-8")
+        new = with_table(old)
+        if new != old:
+            stale.append(name)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(("stale: " if check else "rewritten: ") + ", ".join(stale))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
