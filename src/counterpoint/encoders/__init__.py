@@ -4,7 +4,7 @@ A backbone turns a batch of snippets into feature rows. A run records the two it
 detection rebuilds exactly those (`build_visual`, `build_audio`).
 
     name          modality  dim   weights
-    light         visual    see encoders/light.py; needs none
+    light         visual    208   needs none (see encoders/light.py for what it is)
     r3d_18, ...   visual    512 / 768 ...  torchvision's video models: weights="DEFAULT" downloads, or a file on disk
     logmel        audio     128   needs none
     vggish        audio     128   a file on disk
@@ -12,12 +12,15 @@ detection rebuilds exactly those (`build_visual`, `build_audio`).
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.errors import unknown
+from counterpoint.errors import CounterpointError, unknown
 
 
 class VisualBackbone(Protocol):
@@ -50,3 +53,73 @@ class AudioBackbone(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]: ...
+
+
+def names(modality: str) -> list[str]:
+    """Backbones that can be named for "visual" or "audio"; torchvision's are listed when it is installed."""
+    if modality == "audio":
+        return ["logmel", "vggish"]
+    if modality != "visual":
+        raise unknown("modality", modality, ["visual", "audio"])
+    try:
+        from counterpoint.encoders.torchvision_video import available
+    except ImportError:
+        return ["light"]
+    return ["light", *available()]
+
+
+def parse(text: str) -> dict[str, Any]:
+    """`name` or `name@weights-file` as the command line has it -> what `build_visual` and `build_audio` take."""
+    name, _, weights = text.partition("@")
+    return {"name": name, "weights": weights} if weights else {"name": name}
+
+
+def build_visual(spec: Mapping[str, Any]) -> VisualBackbone:
+    """The visual backbone `describe` described: {"name": ..., "weights": ..., "sha256": ...}.
+
+    Raises CounterpointError for an unknown name or an extra that is missing, RunError for weights that cannot be used.
+    """
+    name = str(spec.get("name"))
+    if name == "light":
+        from counterpoint.encoders.light import Light
+
+        return Light()
+    known = names("visual")
+    if name not in known:
+        if known == ["light"]:
+            raise CounterpointError(
+                f"no visual backbone '{name}'; torchvision's need the extra [vision]: pip install 'counterpoint[vision]'"
+            )
+        raise unknown("visual backbone", name, known)
+    from counterpoint.encoders.torchvision_video import TorchvisionVideo
+
+    return TorchvisionVideo(name, str(spec.get("weights") or "DEFAULT"), spec.get("sha256"))
+
+
+def build_audio(spec: Mapping[str, Any]) -> AudioBackbone:
+    """The audio backbone `describe` described; errors as `build_visual`'s."""
+    name = str(spec.get("name"))
+    if name not in names("audio"):
+        raise unknown("audio backbone", name, names("audio"))
+    if name == "logmel":
+        from counterpoint.encoders.sound import LogMel
+
+        return LogMel()
+    from counterpoint.encoders.sound import VGGish
+
+    if not spec.get("weights"):
+        raise CounterpointError("vggish needs its weights: name them as vggish@/path/to/vggish.pth")
+    return VGGish(Path(str(spec["weights"])), spec.get("sha256"))
+
+
+def fingerprint(path: Path, expected: str | None) -> str:
+    """SHA-256 of a weights file; CounterpointError when it is missing or not the one expected."""
+    if not path.is_file():
+        raise CounterpointError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and found != expected:
+        raise CounterpointError(
+            f"{path} is not the file this run was trained with: its SHA-256 is {found[:12]}..., expected {expected[:12]}..."
+        )
+    return found

@@ -38,7 +38,7 @@ from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count
 from counterpoint.core.teacher import blend, cosine_momentum
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.run import read_weights
+from counterpoint.core.weights import read_weights
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.bags import BagsConfig

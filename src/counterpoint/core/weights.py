@@ -1,0 +1,54 @@
+"""Weights on disk: safetensors, and PyTorch files as long as they hold nothing but tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import counterpoint
+from counterpoint.errors import RunError
+from counterpoint.files import replacing
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], slug: str) -> None:
+    """Save a state dict as safetensors, marked with the system it belongs to."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with replacing(path) as file:
+        file.write(save(tensors, metadata={"format": "pt", "slug": slug, "counterpoint": counterpoint.__version__}))
+
+
+def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from a PyTorch file that holds tensors only.
+
+    Raises RunError for a missing or damaged file, one marked as another system's, and a pickle that would run code
+    (only `weights_only` loading is ever done).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise RunError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                owner = (file.metadata() or {}).get("slug")
+                if slug and owner and owner != slug:
+                    raise RunError(f"{path} holds weights of '{owner}', not of '{slug}'")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise RunError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise kinds of their own; whatever it is, the file is no good
+        raise RunError(
+            f"{path} was refused: it is damaged, or a pickle with more in it than tensors, which could run code. "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''})"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RunError(f"{path} does not hold a state dict (names to tensors)")
+    return {str(name): value for name, value in state.items()}
