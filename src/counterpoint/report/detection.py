@@ -1,0 +1,245 @@
+"""Pages of detections: each video beside its score curves, the moments found, and their pictures."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from counterpoint.report import figures
+from counterpoint.report import page as parts
+from counterpoint.report.page import Page, clock
+
+if TYPE_CHECKING:
+    from counterpoint.detect import Detection
+
+EMBED_BYTES = 20 * 2**20  # a larger video is linked, not embedded
+PAGE_BYTES = 60 * 2**20  # what all embedded videos of a page may have together, so that browsers still open it
+MAX_ROWS = 200  # moments listed; with more, the highest-scoring ones
+TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".ogg": "video/ogg", ".ogv": "video/ogg"}
+WIDTH, HEIGHT = 1000, 200  # of the drawing, in its own units
+STREAMS = (("fused", "fused"), ("audio", "audio"), ("visual", "visual"))
+
+
+def write_detection_report(
+    detections: Sequence[Detection], path: Path, *, failures: Sequence[tuple[Path, str]] = ()
+) -> Path:
+    """Write one page for the videos watched, and for those that could not be: (file, reason). Returns `path`.
+
+    Large videos, and containers no browser plays, are linked relative to the page.
+    """
+    path = Path(path)
+    if len(detections) == 1:
+        title = f"Moments found in {detections[0].video.name}"
+    else:
+        title = f"Moments found in {len(detections)} videos"
+    runs = sorted({d.run for d in detections})
+    page = Page(title, f"Found by the run {', '.join(runs)} from picture and sound." if runs else "")
+    detection_sections(page, detections, folder=path.parent, failures=failures)
+    return page.write(path)
+
+
+def detection_sections(
+    page: Page, detections: Sequence[Detection], *, folder: Path, failures: Sequence[tuple[Path, str]] = ()
+) -> None:
+    """Add an index (of several videos), a section per video, and one for the files that failed.
+
+    Args:
+        folder: where the page will lie; links to videos are relative to it.
+        failures: (file, reason).
+    """
+    anchors = [f"video-{i + 1}" for i in range(len(detections))]
+    if len(detections) > 1:
+        page.section("All videos", _index(detections, anchors), anchor="videos")
+    budget = PAGE_BYTES
+    for detection, anchor in zip(detections, anchors, strict=True):
+        video = _video(detection.video, folder, budget)
+        budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
+        heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
+        page.section(heading, _timeline(detection, video), anchor=anchor)
+    if detections:
+        page.script("timeline.js")
+    if failures:
+        rows = [(str(file), reason) for file, reason in failures]
+        page.section("Files that failed", parts.table(["file", "what went wrong"], rows), anchor="failures")
+    if not detections and not failures:
+        page.section("Nothing watched", parts.text("No video was given."))
+
+
+def _index(detections: Sequence[Detection], anchors: Sequence[str]) -> Markup:
+    rows = []
+    for detection, anchor in zip(detections, anchors, strict=True):
+        best = max(detection.intervals, key=lambda i: i.score, default=None)
+        high = float(np.nanmax(detection.score)) if np.isfinite(detection.score).any() else None
+        rows.append(
+            (
+                Markup('<a href="#{}">{}</a>').format(anchor, detection.video.name),
+                clock(detection.duration),
+                len(detection.intervals),
+                high,
+                clock(best.peak) if best else parts.DASH,
+                "yes" if detection.has_audio else "no",
+            )
+        )
+    return parts.table(["video", "length", "moments", "highest score", "at", "sound"], rows)
+
+
+def _video(path: Path, folder: Path, budget: int) -> dict[str, Any]:
+    """How the page shows the file: a source for the player or none, and a remark."""
+    shown: dict[str, Any] = {"source": None, "embedded": False, "link": None, "remark": ""}
+    kind = TYPES.get(path.suffix.lower())
+    if not path.is_file():
+        return shown | {"remark": f"{path} is no longer there; the timeline works without it."}
+    size = path.stat().st_size
+    if kind and size <= min(EMBED_BYTES, budget):
+        data = base64.b64encode(path.read_bytes()).decode()
+        return shown | {"source": f"data:{kind};base64,{data}", "embedded": True}
+    link = _link(path, folder)
+    if kind:
+        remark = f"The video ({size / 2**20:.0f} MB) is not part of this page; it plays while it stays where it is."
+        return shown | {"source": link, "remark": remark, "link": link}
+    remark = f"Browsers do not play {path.suffix or 'such'} files; the timeline works without the video."
+    return shown | {"remark": remark, "link": link}
+
+
+def _link(path: Path, folder: Path) -> str:
+    try:
+        relative = os.path.relpath(path.resolve(), folder.resolve())
+    except ValueError:  # another drive
+        return path.resolve().as_uri()
+    # "./" keeps a name with a colon from reading as a scheme.
+    return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
+
+
+def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+    name = detection.video.name
+    duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
+    duration = max(duration, 1e-3)
+    curves = {"fused": detection.score, "audio": detection.audio, "visual": detection.visual}
+    streams = [(key, label) for key, label in STREAMS if key != "audio" or detection.has_audio]
+    paths = {key: _curve(np.asarray(curves[key], float), detection.snippet_seconds, duration) for key, _ in streams}
+
+    def spans(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        clipped = [(max(0.0, a), min(duration, b)) for a, b in pairs]
+        return [(WIDTH * a / duration, WIDTH * b / duration) for a, b in clipped if b >= a]
+
+    shown = detection.intervals
+    if len(shown) > MAX_ROWS:
+        kept = sorted(shown, key=lambda i: -i.score)[:MAX_ROWS]
+        shown = sorted(kept, key=lambda i: i.start)
+    facts = [clock(detection.duration), f"{detection.width} × {detection.height}"]
+    facts += ["with sound" if detection.has_audio else "no sound: scored from the picture alone"]
+    facts += [f"snippets of {detection.snippet_seconds:.2f} s", f"watched at {detection.speed:.1f} × real time"]
+    html = (
+        parts.environment()
+        .get_template("detection.html")
+        .render(
+            name=name,
+            meta=" · ".join(facts),
+            notes=parts.notes(detection.notes),
+            **video,
+            streams=streams,
+            threshold=detection.threshold,
+            duration=duration,
+            width=WIDTH,
+            height=HEIGHT,
+            alt=_told(detection),
+            found_path=figures.bars(spans([(i.start, i.end) for i in detection.intervals]), HEIGHT, 1),
+            area=_area(np.asarray(detection.score, float), detection.snippet_seconds, duration),
+            dense=len(detection.score) > 2 * WIDTH,
+            paths=[(key, paths[key]) for key, _ in reversed(streams)],  # the fused curve on top
+            truth=detection.truth,
+            truth_path=figures.bars(spans(detection.truth or []), 10, 1),
+            truth_alt="True moments: "
+            + (", ".join(f"{clock(a)} to {clock(b)}" for a, b in detection.truth or []) or "none"),
+            ticks=[(_tick(t, duration), 100 * t / duration) for t in figures.ticks(duration)],
+            thumbnails=[
+                {
+                    "time": thumbnail.time,
+                    "data": base64.b64encode(thumbnail.jpeg).decode(),
+                    "score": next((i.score for i in detection.intervals if abs(i.peak - thumbnail.time) < 1e-6), None),
+                }
+                for thumbnail in detection.thumbnails
+            ],
+            intervals=shown,
+            caption=_caption(detection, len(shown)),
+            data={
+                "duration": duration,
+                "snippet": detection.snippet_seconds,
+                "streams": streams,
+                **{key: _thousandths(curves[key]) for key, _ in streams},
+            },
+        )
+    )
+    return Markup(html)
+
+
+def _told(detection: Detection) -> str:
+    if not np.isfinite(detection.score).any():
+        return f"Score curves of {detection.video.name}; no score is a number"
+    best = int(np.nanargmax(detection.score))
+    return (
+        f"Score curves of {detection.video.name}. The fused score is highest, {detection.score[best]:.2f}, at "
+        f"{clock((best + 0.5) * detection.snippet_seconds)}; {len(detection.intervals)} moments lie above the "
+        f"threshold {detection.threshold:.2f}"
+    )
+
+
+def _caption(detection: Detection, shown: int) -> str:
+    total = len(detection.intervals)
+    if total == 0:
+        high = f"{np.nanmax(detection.score):.2f}" if np.isfinite(detection.score).any() else parts.DASH
+        return f"No moment scores above {detection.threshold:.2f}; the highest score is {high}."
+    moments = "1 moment" if total == 1 else f"{total:,} moments"
+    return f"{moments} above {detection.threshold:.2f}" + (
+        f"; the {shown} highest-scoring are listed" if shown < total else ""
+    )
+
+
+def _points(
+    values: NDArray[np.float64], snippet: float, duration: float
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """x, low and high of a curve in drawing units; low is high unless there are more snippets than pixel columns."""
+    if len(values) > 2 * WIDTH:
+        index, low, high = figures.envelope(values, WIDTH)
+    else:
+        index, low, high = np.arange(len(values), dtype=float), values, values
+    x = np.clip(WIDTH * (index + 0.5) * snippet / duration, 0, WIDTH)
+    if len(x):  # the first and last snippet reach the ends
+        x = np.concatenate([[0.0], x, [min(WIDTH, WIDTH * len(values) * snippet / duration)]])
+        low, high = (np.concatenate([v[:1], v, v[-1:]]) for v in (low, high))
+    return x, HEIGHT * (1 - low), HEIGHT * (1 - high)
+
+
+def _curve(values: NDArray[np.float64], snippet: float, duration: float) -> str:
+    x, low, high = _points(values, snippet, duration)
+    if len(values) <= 2 * WIDTH:
+        return figures.path(x, high)
+    return figures.path(np.repeat(x, 2), np.stack([low, high], 1).ravel())
+
+
+def _area(values: NDArray[np.float64], snippet: float, duration: float) -> str:
+    """Down from the curve to the axis; a gap in the values is none in the area's outline but lies flat."""
+    x, _, high = _points(values, snippet, duration)
+    if len(x) == 0:
+        return ""
+    top = np.where(np.isnan(high), HEIGHT, high)
+    return figures.path([x[0], *x, x[-1]], [HEIGHT, *top, HEIGHT]) + "z"
+
+
+def _tick(seconds: float, duration: float) -> str:
+    """A tick's time; tenths only where the axis is that fine."""
+    label = clock(seconds)
+    return label if duration < 5 else label[: label.rindex(".")]
+
+
+def _thousandths(values: NDArray[np.floating]) -> list[int | None]:
+    """Scores as whole thousandths, NaN as None: short in the page, and exact enough to read."""
+    return [None if np.isnan(v) else round(1000 * float(v)) for v in values]

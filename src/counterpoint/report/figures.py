@@ -1,0 +1,225 @@
+"""The drawings of the pages: matplotlib curves as inline SVG in the page's colours, and the paths of the timelines."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# matplotlib cannot draw in CSS variables, so it draws in these colours, which `svg` then replaces: one drawing serves
+# light, dark and paper.
+_STAND_INS = {
+    "#010203": "var(--ink)",
+    "#010204": "var(--soft)",
+    "#010205": "var(--grid)",
+    **{f"#01021{i}": f"var(--s{i})" for i in range(1, 7)},
+}
+INK, SOFT, GRID, *SERIES = _STAND_INS
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+MAX_POINTS = 1000  # a curve with more is drawn as the least and the greatest of each pixel column
+_STYLE: Any = {  # Any: rc_context wants its keys as literals
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "counterpoint",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+}
+
+
+def svg(figure: Figure, alt: str) -> Markup:
+    """A matplotlib figure as an inline SVG element that says `alt` to those who cannot see it."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawn = out.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn).replace("xlink:href", "href")
+    drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.DOTALL)  # it would hold for the whole page; see page.css
+    # Several drawings share a page; their ids must not meet.
+    prefix = f"f{zlib.crc32(drawn.encode()):08x}-"
+    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", drawn)
+    for colour, variable in _STAND_INS.items():
+        drawn = drawn.replace(colour, variable)
+    attributes = Markup('<svg role="img" aria-label="{}" ').format(alt)
+    return Markup(attributes + Markup(drawn[len("<svg ") :].strip()))
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _literal(label: str) -> str:
+    # matplotlib leaves labels that begin with "_" out of the legend.
+    return f" {label}" if label.startswith("_") else label
+
+
+def curves(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    xlabel: str,
+    families: Mapping[str, str] | None = None,
+) -> Markup:
+    """Line curves in one frame, as an SVG element with a text that gives first, last and extreme values.
+
+    Args:
+        series: name -> (x [N], y [N]); NaN leaves a gap, a lone point is drawn as a dot.
+        title: what stands above the frame; the text alternative begins with it.
+        families: name -> family; curves of a family share a colour and differ in their dashes.
+    """
+    import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(5.0, 3.0)
+        told = []
+        colours: dict[str, list[str]] = {}  # family -> its curves so far
+        for name, (x, y) in series.items():
+            x, y = np.asarray(x, float), np.asarray(y, float)
+            y = np.where(np.isfinite(y), y, np.nan)
+            finite = y[~np.isnan(y)]
+            if len(finite) == 0:
+                continue
+            told.append(
+                f"{name} from {finite[0]:.4g} to {finite[-1]:.4g}, between {finite.min():.4g} and {finite.max():.4g}"
+            )
+            if len(y) > MAX_POINTS:
+                columns, low, high = envelope(y, MAX_POINTS // 2)
+                x = np.repeat(np.interp(columns, np.arange(len(x)), x), 2)
+                y = np.stack([low, high], 1).ravel()
+            family = families[name] if families else name
+            members = colours.setdefault(family, [])
+            members.append(name)
+            number = list(colours).index(family)
+            style = _DASHES[(len(members) - 1 + number // len(SERIES)) % len(_DASHES)]
+            marker = "o" if len(finite) == 1 else None
+            axes.plot(
+                x,
+                y,
+                label=_literal(name),
+                color=SERIES[number % len(SERIES)],
+                linestyle=style,
+                marker=marker,
+                markersize=4,
+            )
+        axes.set_title(_literal(title), loc="left", fontsize=10.5)
+        axes.set_xlabel(_literal(xlabel))
+        axes.grid(True, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        if len(told) > 1:
+            axes.legend(loc="best", fontsize=8.5)
+        if not told:
+            axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=SOFT)
+        return svg(figure, f"{title}, by {xlabel}: " + ("; ".join(told) or "no values"))
+
+
+def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
+    """Paired differences of each comparison: seeds as dots, their mean and interval, a line at zero.
+
+    Args:
+        comparisons: mappings with arm, baseline, differences [seeds], mean, low, high (None: no interval), and
+            optionally expected.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(7.2, 0.95 + 0.55 * max(1, len(comparisons)))
+        told = []
+        for row, comparison in enumerate(comparisons):
+            colour = SERIES[row % len(SERIES)]
+            dots = np.asarray([np.nan if d is None else d for d in comparison["differences"]], float)
+            # The dots stand a little below the interval, so that neither hides the other.
+            axes.plot(
+                dots, np.full(len(dots), row + 0.24), "o", markersize=4.5, color=colour, alpha=0.65, linestyle="none"
+            )
+            mean, low, high = comparison["mean"], comparison["low"], comparison["high"]
+            if mean is None:
+                continue
+            said = f"{comparison['arm']} minus {comparison['baseline']}: mean {mean:+.4f}"
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="butt")
+                axes.plot([low, high], [row, row], "|", color=colour, markersize=9, markeredgewidth=1.6)
+                said += f", interval {low:+.4f} to {high:+.4f}"
+            axes.plot([mean], [row], "D", color=colour, markersize=7)
+            told.append(said)
+        axes.axvline(0, color=INK, linewidth=1.1)
+        axes.set_yticks(
+            range(len(comparisons)), [_literal(f"{c['arm']} − {c['baseline']}") for c in comparisons], color=INK
+        )
+        axes.set_ylim(len(comparisons) - 0.45, -0.5)
+        axes.set_xlabel(_literal(f"difference in {metric}"))
+        axes.grid(True, axis="x", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        return svg(figure, f"Paired differences in {metric}. " + "; ".join(told))
+
+
+def envelope(values: NDArray[np.floating], columns: int) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
+    """Least and greatest value of each of `columns` equal parts, NaN left out: (middle index, low, high), [columns].
+
+    `columns` must not exceed the number of values.
+    """
+    edges = np.linspace(0, len(values), columns + 1).astype(int)
+    low, high = np.fmin.reduceat(values, edges[:-1]), np.fmax.reduceat(values, edges[:-1])
+    return (edges[:-1] + edges[1:] - 1) / 2, low, high
+
+
+def path(x: ArrayLike, y: ArrayLike) -> str:
+    """The `d` of an SVG path through the points, broken where y is NaN."""
+    parts, pen_down = [], False
+    for a, b in zip(np.asarray(x, float), np.asarray(y, float), strict=True):
+        if np.isnan(b):
+            pen_down = False
+            continue
+        parts.append(f"{'L' if pen_down else 'M'}{_short(a)} {_short(b)}")
+        pen_down = True
+    return "".join(parts)
+
+
+def bars(spans: Sequence[tuple[float, float]], height: float, least: float) -> str:
+    """The `d` of an SVG path that fills the spans (left, right) from 0 to `height`, none narrower than `least`."""
+    return "".join(
+        f"M{_short(left)} 0h{_short(max(right - left, least))}v{_short(height)}h-{_short(max(right - left, least))}z"
+        for left, right in spans
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def ticks(length: float, most: int = 7) -> list[float]:
+    """Round times from 0 to `length` seconds for an axis, at most `most` of them."""
+    if not length > 0:
+        return [0.0]
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)
+    step = next((s for s in steps if length / s <= most - 1), math.ceil(length / (most - 1) / 86400) * 86400)
+    return [i * step for i in range(int(length / step + 1e-9) + 1)]

@@ -1,0 +1,232 @@
+"""The page of a run: headline figures, curves, settings, environment, and the command that repeats it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from counterpoint.errors import RunError
+from counterpoint.report import figures
+from counterpoint.report import page as parts
+from counterpoint.report.page import Page, number, quoted
+
+if TYPE_CHECKING:
+    from counterpoint.detect import Detection
+
+AXES = ("epoch", "step")  # columns that say when, not what
+GROUPS = {"train": "Training", "test": "Test metrics", "val": "Validation metrics", "lr": "Learning rates"}
+PER_FRAME = 6  # curves in one frame; more get another
+SMALLER_IS_BETTER = ("loss", "error", "err", "perplexity", "mae", "mse", "rmse", "nll", "eer", "fid")
+
+
+def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> Path:
+    """Write `report.html` into a run directory and return its path.
+
+    Needs config.yaml; metrics.csv and environment.json may be missing, and the page says so. Raises RunError, naming
+    the file, when one that is there cannot be read.
+    """
+    run_dir = Path(run_dir)
+    config = _config(run_dir)
+    rows = _metrics(run_dir)
+    slug = str(config.get("slug", run_dir.name))
+    page = Page(f"{slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
+    page.section("Outcome", _outcome(rows, run_dir), anchor="outcome")
+    for heading, html in curve_sections(rows):
+        page.section(heading, html)
+    if detections:
+        from counterpoint.report.detection import detection_sections
+
+        detection_sections(page, detections, folder=run_dir)
+    page.section(
+        "Do it again", parts.join(parts.command(reproduce(config)), parts.text(_where(run_dir))), anchor="again"
+    )
+    page.section("Settings", parts.pairs(config), anchor="settings")
+    page.section("Environment", parts.pairs(_environment(run_dir)), anchor="environment")
+    return page.write(run_dir / "report.html")
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        raise RunError(f"{run_dir} is not a run directory: it has no config.yaml")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{file} holds no settings (names and values); restore it or train again")
+    return config
+
+
+def _metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, an empty cell as NaN."""
+    file = run_dir / "metrics.csv"
+    if not file.is_file():
+        return []
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(lines)]
+    except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{file} is damaged ({error}); restore it or train again") from error
+
+
+def _environment(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "environment.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file} should hold names and values; remove it and write the report again")
+    return found
+
+
+def _where(run_dir: Path) -> str:
+    return f"Measure these weights again: counterpoint evaluate {quoted(run_dir)}"
+
+
+def reproduce(config: Mapping[str, Any]) -> str:
+    """The command that trains this run again, every setting spelled out so that later defaults do not matter."""
+    head = f"counterpoint train {quoted(str(config.get('slug', '')))}"
+    lines = [f"--{name} {quoted(str(config[name]))}" for name in ("data", "seed") if config.get(name) is not None]
+    settings = config.get("config")
+    for name, value in (settings if isinstance(settings, Mapping) else {}).items():
+        option = str(name).replace("_", "-")
+        if isinstance(value, bool):
+            lines.append(f"--config.{option}" if value else f"--config.no-{option}")
+        elif isinstance(value, list | tuple):
+            lines.append(" ".join([f"--config.{option}", *(quoted(str(v)) for v in value)]))
+        else:
+            lines.append(f"--config.{option} {quoted(str(value))}")
+    return " \\\n  ".join([head, *lines])
+
+
+def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """What was measured, in order of appearance, without epoch and step."""
+    return [name for name in dict.fromkeys(key for row in rows for key in row) if name not in AXES]
+
+
+def values(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """One column [epochs]; NaN where it has no value."""
+    return np.array([row.get(name, math.nan) for row in rows], float)
+
+
+def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """The epoch of every row [epochs], or its number where the column is missing."""
+    found = values(rows, "epoch")
+    return np.where(np.isnan(found), np.arange(len(rows)), found)
+
+
+def group(name: str) -> str:
+    return name.partition("/")[0] if "/" in name or name in GROUPS else ""
+
+
+def best(name: str, column: np.ndarray) -> int | None:
+    """Index of the best value, the smallest for losses and errors; None when there is none."""
+    if not np.isfinite(column).any():
+        return None
+    column = np.where(np.isfinite(column), column, np.nan)
+    words = name.rpartition("/")[2].lower().replace("-", "_").split("_")
+    return int(np.nanargmin(column) if set(words) & set(SMALLER_IS_BETTER) else np.nanargmax(column))
+
+
+def last_mean(column: np.ndarray, count: int = 3) -> float:
+    """Mean of the last values that are there; NaN when there are none."""
+    there = column[np.isfinite(column)]
+    return float(there[-count:].mean()) if len(there) else math.nan
+
+
+def _last(column: np.ndarray) -> float:
+    there = column[np.isfinite(column)]
+    return float(there[-1]) if len(there) else math.nan
+
+
+def _outcome(rows: Sequence[Mapping[str, float]], run_dir: Path) -> Markup:
+    if not rows:
+        file = run_dir / "metrics.csv"
+        state = "holds no epoch yet" if file.is_file() else "is not there yet"
+        return parts.text(f"{file.name} {state}: the run stopped before its first epoch ended, or is still in it.")
+    names = columns(rows)
+    for prefix in ("test", "val", "train"):
+        headline = [name for name in names if group(name) == prefix]
+        if headline:
+            break
+    else:
+        headline = names
+    when = epochs(rows)
+    cards, lines = [], []
+    for name in headline:
+        column = values(rows, name)
+        index = best(name, column)
+        label = name.partition("/")[2] or name
+        at = parts.DASH if index is None else f"{when[index]:g}"
+        lines.append((label, _last(column), last_mean(column), column[index] if index is not None else None, at))
+        cards.append(
+            (label, number(last_mean(column)), f"mean of the last 3 · best {number(lines[-1][3])} at epoch {at}")
+        )
+    return parts.join(
+        parts.stats(cards[:4]),
+        parts.table(
+            ["metric", "last", "mean of last 3", "best", "at epoch"],
+            lines,
+            caption=f"After {len(rows)} epoch{'s' if len(rows) != 1 else ''}. The best epoch is chosen on the very "
+            "data it is measured on: compare runs by the mean of the last 3.",
+        ),
+    )
+
+
+def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Markup]]:
+    """(heading, pictures) for every group of columns (by what stands before the slash) that holds a value."""
+    if not rows:
+        return []
+    when = epochs(rows)
+    grouped: dict[str, list[str]] = {}
+    for name in columns(rows):
+        if np.isfinite(values(rows, name)).any():
+            grouped.setdefault(group(name), []).append(name)
+    # What the run is judged by comes first, then what explains it.
+    order = ["test", "val", "train"]
+    sections = []
+    for prefix in sorted(grouped, key=lambda p: (order.index(p) if p in order else len(order), p == "", p)):
+        heading = GROUPS.get(prefix, prefix or "Other curves")
+        pictures = []
+        for frame in frames(grouped[prefix], rows):
+            # "lr" and "lr/1" are best told apart by their whole names.
+            series = {
+                name if prefix in frame else name.removeprefix(f"{prefix}/"): (when, values(rows, name))
+                for name in frame
+            }
+            pictures.append(parts.figure(figures.curves(series, title=_frame_title(heading, frame), xlabel="epoch")))
+        sections.append((heading, parts.figures(*pictures)))
+    return sections
+
+
+def _frame_title(heading: str, frame: Sequence[str]) -> str:
+    return frame[0].partition("/")[2] or frame[0] if len(frame) == 1 else heading
+
+
+def frames(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
+    """Columns that can share a frame: at most six, of sizes within a factor of 20 of each other."""
+    out: list[list[str]] = []
+    room: dict[int, float] = {}
+    for name in names:
+        column = values(rows, name)
+        size = float(np.abs(column[np.isfinite(column)]).max()) or 1.0
+        for index, frame in enumerate(out):
+            if len(frame) < PER_FRAME and 1 / 20 <= size / room[index] <= 20:
+                frame.append(name)
+                break
+        else:
+            room[len(out)] = size
+            out.append([name])
+    return out
