@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -81,7 +82,11 @@ def show(slug: Positional[str], *, json_: Annotated[bool, arg(name="json")] = Fa
     if json_:
         print(json.dumps(entry.as_dict(), indent=2))
         return 0
-    lines = [entry.title, f"arXiv {entry.arxiv}" if entry.arxiv else "", f"{entry.area} · task {entry.task} · {entry.state}"]
+    lines = [
+        entry.title,
+        f"arXiv {entry.arxiv}" if entry.arxiv else "",
+        f"{entry.area} · task {entry.task} · {entry.state}",
+    ]
     if entry.claim:
         lines += ["", f"Claim: {entry.claim}"]
     if entry.state == "done":
@@ -171,7 +176,7 @@ def _train_with_settings(argv: Sequence[str]) -> type[Train]:
         return Train
     from counterpoint import training
 
-    source = next((b for a, b in zip(argv, argv[1:], strict=False) if a == "--data"), None)
+    source = next((b for a, b in itertools.pairwise(argv) if a == "--data"), None)
     source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
     default = training.default_config(words[0], source)
     kind: type[Train] = make_dataclass(
@@ -236,7 +241,9 @@ def verify(
             table.add_row(pair["arm"], pair["baseline"], f"{pair['mean']:+.4f}", interval, pair["verdict"])
         _console().print(table)
     name = f"{slug}-quick" if quick else slug
-    _say(f"Verdict: {record['verdict']}. Record: {out / name}.json  Page: {write_claim_report(record, out / f'{name}.html')}")
+    _say(
+        f"Verdict: {record['verdict']}. Record: {out / name}.json  Page: {write_claim_report(record, out / f'{name}.html')}"
+    )
     return 0
 
 
@@ -279,7 +286,11 @@ def detect(
     if json_:
         print(
             json.dumps(
-                {"run": str(chosen.path), "videos": [d.as_dict() for d in found], "failed": [[str(p), r] for p, r in failures]},
+                {
+                    "run": str(chosen.path),
+                    "videos": [d.as_dict() for d in found],
+                    "failed": [[str(p), r] for p, r in failures],
+                },
                 indent=2,
             )
         )

@@ -115,7 +115,9 @@ class Windows:
         half = self.length // 2
         while self.held >= self.length + half:
             v, a = self._window()
-            yield self._emit(self.score(v[: self.length], a[: self.length]), self.base, self.base + self.length - half // 2)
+            yield self._emit(
+                self.score(v[: self.length], a[: self.length]), self.base, self.base + self.length - half // 2
+            )
             self.visual, self.audio = [v[half:]], [a[half:]]
             self.held -= half
             self.base += half

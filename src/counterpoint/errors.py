@@ -26,7 +26,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
     """The error for an unknown name, with near matches: `unknown("system", "maci-sd", slugs)`."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:20])}" + (
-        ", ..." if len(known) > 20 else ""
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"known: {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
     )
     return CounterpointError(f"unknown {kind} '{name}'; {hint}")

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from counterpoint import catalog, data as sources
+from counterpoint import catalog
+from counterpoint import data as sources
 from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
@@ -109,7 +110,9 @@ def resume(path: Path | str, *, checkpoint_minutes: float = 10.0, say: Say = pri
     """Go on with an interrupted run; it ends with the metrics it would have had without the interruption."""
     run = Run.open(path)
     if run.complete:
-        raise RunError(f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}")
+        raise RunError(
+            f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
+        )
     system, config = _restore(run)
     return _fit(run, system, config, sources.load(run.config["data"]), checkpoint_minutes, say)
 
@@ -147,7 +150,9 @@ def load_learner(run: Run) -> Learner:
     try:
         learner.load_state_dict(run.load_weights())
     except RuntimeError as error:
-        raise RunError(f"{run.path}: the weights do not fit its config: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(
+            f"{run.path}: the weights do not fit its config: {' '.join(str(error).split())[:300]}"
+        ) from error
     return learner.eval()
 
 
@@ -162,7 +167,9 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
         say(f"note: {note}")
     widths = {"visual": source.visual_dim, "audio": source.audio_dim}
     if widths != run.config["widths"]:
-        raise CounterpointError(f"{source.name} has features of widths {widths}, the run was trained on {run.config['widths']}")
+        raise CounterpointError(
+            f"{source.name} has features of widths {widths}, the run was trained on {run.config['widths']}"
+        )
     task = _task(system, source, config)
     evaluator = task.evaluator()
     from rich.console import Console

@@ -87,7 +87,9 @@ def verdict(low: float, high: float) -> str:
     return "holds" if low > 0 else "reversed" if high < 0 else "no difference"
 
 
-def judge(claim: Claim, results: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: Sequence[int]) -> dict[str, Any]:
+def judge(
+    claim: Claim, results: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: Sequence[int]
+) -> dict[str, Any]:
     """Comparisons and verdict from `results[arm][str(seed)][metric]`."""
     comparisons = []
     for pair in claim.comparisons:

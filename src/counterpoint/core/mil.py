@@ -29,9 +29,7 @@ def extreme_snippets(
     time = torch.arange(score.shape[1], device=score.device)
     valid = time < seq_len[:, None]
     if bool((seq_len < 1).any()) or bool((seq_len > score.shape[1]).any()):
-        raise ValueError(
-            f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}"
-        )
+        raise ValueError(f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}")
     if bool((count > seq_len).any()):
         raise ValueError("a bag has fewer snippets than are to be selected from it")
     hidden = -torch.inf if largest else torch.inf

@@ -43,7 +43,9 @@ def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:
             raise RunError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise kinds of their own; whatever it is, the file is no good
+    except (
+        Exception
+    ) as error:  # pickle, zip and torch each raise kinds of their own; whatever it is, the file is no good
         raise RunError(
             f"{path} was refused: it is damaged, or a pickle with more in it than tensors, which could run code. "
             f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''})"

@@ -36,7 +36,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.arcade",
             "audio-visual game clips: violent (explosions, hits, hurts, lasers) or not; sound late or off-screen in part",
             "CC0 (sprites and sounds of the arcade package)",
-            "640 clips, about 4 h of video rendered once into 60 MB of features",
+            "320 + 200 clips, 3.5 h of video in all, drawn once (about a minute) into 30 MB of features",
             needs="demo",
         ),
         Source(

@@ -372,9 +372,7 @@ class SnippetReader:
         if sound is not None and sound.peak < SILENCE:
             self.notes.append("the audio track is silent")
         if damage:
-            where = (
-                f"; read {watched:.1f} of {self.info.duration:.1f} s" if watched < 0.95 * self.info.duration else ""
-            )
+            where = f"; read {watched:.1f} of {self.info.duration:.1f} s" if watched < 0.95 * self.info.duration else ""
             self.notes.append(f"damaged: {len(damage)} parts could not be decoded ({damage[0]}){where}")
         elif self.info.duration and watched < 0.9 * self.info.duration - 1:
             self.notes.append(f"cut short: pictures end at {watched:.1f} of {self.info.duration:.1f} s")
@@ -442,7 +440,9 @@ def write_video(
             video: Any = None
             audio = None
             if wave is not None:
-                audio = container.add_stream("libopus" if webm else "aac", rate=48000 if webm else sample_rate, layout="mono")
+                audio = container.add_stream(
+                    "libopus" if webm else "aac", rate=48000 if webm else sample_rate, layout="mono"
+                )
             position = 0
             for number, pixels in enumerate(frames):
                 if video is None:
@@ -472,6 +472,8 @@ def write_video(
 def _sound_packets(av: Any, stream: Any, wave: NDArray[np.float32], start: int, stop: int, rate: int) -> list[Any]:
     if start >= stop:
         return []
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[None, start:stop], np.float32), format="flt", layout="mono")
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(wave[None, start:stop], np.float32), format="flt", layout="mono"
+    )
     frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
     return list(stream.encode(frame))

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.encoders import fingerprint
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders import fingerprint
 from counterpoint.errors import RunError
 
 RATE, WINDOW, HOP, FFT, BANDS = 16000, 400, 160, 512, 64

@@ -12,8 +12,8 @@ import torchvision.models as tv
 from numpy.typing import NDArray
 from torch import nn
 
-from counterpoint.encoders import fingerprint
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders import fingerprint
 from counterpoint.errors import CounterpointError, RunError
 
 HEADS = ("fc", "head", "classifier")

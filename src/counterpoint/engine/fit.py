@@ -53,11 +53,15 @@ class _Keeper(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.sums, self.partial_epoch = state["rows"], state["sums"], state["partial_epoch"]
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         position = pl_module.position  # type: ignore[union-attr]
         checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}  # type: ignore[union-attr]
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         position = pl_module.position  # type: ignore[union-attr]
         position.__dict__.update(checkpoint["position"])
         # The loops start afresh at the beginning of our epoch; the learner passes over the batches that are done.
@@ -167,7 +171,9 @@ class _Bar(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         position = _learner(pl_module).position
-        self.progress.update(self.task, completed=position.epoch + position.batch / max(1, trainer.num_training_batches))
+        self.progress.update(
+            self.task, completed=position.epoch + position.batch / max(1, trainer.num_training_batches)
+        )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = "  ".join(f"{k} {v:.3f}" for k, v in _learner(pl_module).evaluator.compute().items())

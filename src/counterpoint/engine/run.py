@@ -157,7 +157,9 @@ class Run:
         """The trained weights; RunError when they are missing, damaged, or another system's."""
         path = self.path / WEIGHTS
         if not path.is_file():
-            hint = f"resume it: counterpoint train --resume {self.path}" if self.checkpoint.is_file() else "train it first"
+            hint = (
+                f"resume it: counterpoint train --resume {self.path}" if self.checkpoint.is_file() else "train it first"
+            )
             raise RunError(f"{self.path} has no {WEIGHTS}; {hint}")
         return read_weights(path, self.slug)
 

@@ -236,5 +236,6 @@ class BagsTask:
     def evaluator(self) -> FrameAP:
         return FrameAP(self.data)
 
+
 # The name every task module gives its task under.
 TASK = BagsTask

@@ -36,9 +36,9 @@ from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max
 from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count, topk_mil_pool
 from counterpoint.core.teacher import blend, cosine_momentum
+from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
-from counterpoint.core.weights import read_weights
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.bags import BagsConfig
