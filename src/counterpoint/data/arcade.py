@@ -180,7 +180,8 @@ def _confuser(rng: np.random.Generator, length: float) -> Event:
 
 def _beats(rng: np.random.Generator, kind: str, span: float) -> tuple[float, ...]:
     """Times of the beats; the last leaves room for what it starts."""
-    beats, at = [], 0.0
+    beats: list[float] = []
+    at = 0.0
     while not beats or at < span - 0.7:
         beats.append(round(at, 3))
         at += rng.uniform(*BEATS[kind])

@@ -56,7 +56,7 @@ class MediaInfo:
 class Snippet(NamedTuple):
     """One snippet: its number, frames [F, H, W, 3] uint8 RGB, and the mono sound that ends with it."""
 
-    index: int
+    number: int
     frames: NDArray[np.uint8]
     wave: NDArray[np.float32]
 

@@ -1,0 +1,68 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
+    "train": {
+        "v=abc__#1_label_B1-0-0": 12,
+        "v=abc__#1_label_B1-0-0-x": 7,
+        "Amélie.2001__#00-01-00_00-02-00_label_B2-G-0": 30,
+        "v=quiet__#1_label_A": 9,
+        "影.2018__#1_label_A": 14,
+    },
+    "test": {
+        "v=def__#1_label_G-0-0": 10,
+        "v=def__#1_label_G-0-0-2": 6,
+        "v=calm__#1_label_A": 8,
+    },
+}
+ANNOTATIONS = {"v=def__#1_label_G-0-0": [(10, 40), (100, 130)], "v=def__#1_label_G-0-0-2": [(0, 96)]}
+
+
+class XDTree(NamedTuple):
+    root: Path
+    videos: dict[str, dict[str, int]]
+    annotations: dict[str, list[tuple[int, int]]]
+
+    def visual(self, split: str, name: str, crop: int) -> Path:
+        return self.root / ("RGB" if split == "train" else "RGBTest") / f"{name}__{crop}.npy"
+
+    def audio(self, split: str, name: str) -> Path:
+        return self.root / "vggish-features" / split / f"{name}__vggish.npy"
+
+
+@pytest.fixture
+def xd_tree(tmp_path: Path) -> XDTree:
+    """A small directory in XD-Violence's layout, with lists whose paths are another machine's."""
+    tree = XDTree(tmp_path / "xd", VIDEOS, ANNOTATIONS)
+    rng = np.random.default_rng(0)
+    truth = []
+    for split, videos in VIDEOS.items():
+        rgb, audio = [], []
+        folder = "RGB" if split == "train" else "RGBTest"
+        for name, length in videos.items():
+            for crop in range(5):
+                path = tree.visual(split, name, crop)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, rng.random((length, 1024), np.float32))
+                rgb.append(f"/home/someone/xd/{folder}/{path.name}")
+            path = tree.audio(split, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, rng.random((length, 128), np.float32))
+            audio.append(f"/home/someone/xd/vggish-features/{split}/{path.name}")
+            if split == "test":
+                part = np.zeros(16 * length)
+                for start, end in ANNOTATIONS.get(name, []):
+                    part[start:end] = 1
+                truth.append(part)
+        suffix = "" if split == "train" else "_test"
+        (tree.root / f"rgb{suffix}.list").write_text("\n".join(rgb) + "\n", encoding="utf-8")
+        (tree.root / f"audio{suffix}.list").write_text("\n".join(audio) + "\n", encoding="utf-8")
+    np.save(tree.root / "gt.npy", np.concatenate(truth))
+    return tree
