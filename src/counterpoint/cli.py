@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from counterpoint import __version__, catalog
 from counterpoint.data import SOURCES
 from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.files import cache_folder
 
 if TYPE_CHECKING:
     from counterpoint.detect import Detection
@@ -361,9 +362,7 @@ def doctor() -> int:
         there = importlib.util.find_spec(module) is not None
         how = "present" if there else f"absent; pip install 'counterpoint[{extra}]'"
         _say(f"[{extra}]".ljust(20) + f" {how}  ({purpose})")
-    from platformdirs import user_cache_dir
-
-    _say(f"{'cache':20s} {os.environ.get('COUNTERPOINT_CACHE') or user_cache_dir('counterpoint')}")
+    _say(f"{'cache':20s} {cache_folder()}")
     return 0
 
 

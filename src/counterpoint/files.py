@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and where to keep what can be made again."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path:
+    """Where built features are kept: $COUNTERPOINT_CACHE, or the user's cache directory."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("COUNTERPOINT_CACHE") or user_cache_dir("counterpoint"))

@@ -17,6 +17,7 @@ import torch
 
 from counterpoint import catalog
 from counterpoint import data as sources
+from counterpoint.data import source_name
 from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
@@ -29,7 +30,7 @@ Say = Callable[[str], None]
 def default_config(slug: str, data: str | None = None) -> Any:
     """The settings `train` starts from: the paper's, with the system's recipe for this data source where it has one."""
     system = catalog.load_system(slug)
-    name = (data or system.data).partition(":")[0]
+    name = source_name(data or system.data)
     return system.config(**system.recipes.get(name, {}))
 
 
@@ -79,7 +80,7 @@ def train(
     source = sources.load(spec)
     for note in source.notes:
         say(f"note: {note}")
-    recipe = system.recipes.get(spec.partition(":")[0], {})
+    recipe = system.recipes.get(source_name(spec), {})
     paper = system.config()
     changed = {k: v for k, v in asdict(config).items() if v != getattr(paper, k)}
     if changed:

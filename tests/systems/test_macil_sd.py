@@ -102,7 +102,9 @@ def test_both_networks_and_one_training_loss_parity(case2_networks):
     v_loss = F.binary_cross_entropy(v.mil_prob, inputs["label"])
     v_loss.backward()
     torch.testing.assert_close(v_loss.detach(), expected["visual_net_loss"], **tolerance(torch.float64))
-    parameters = {f"av.{k}": p for k, p in av.named_parameters()} | {f"v.{k}": p for k, p in visual_net.named_parameters()}
+    parameters = {f"av.{k}": p for k, p in av.named_parameters()} | {
+        f"v.{k}": p for k, p in visual_net.named_parameters()
+    }
     assert len(grads) > 30
     for name, grad in grads.items():
         torch.testing.assert_close(parameters[name].grad, grad, rtol=1e-9, atol=1e-12)
@@ -119,7 +121,12 @@ def test_learner_computes_the_released_training_loss(case2_networks):
     learner.av.load_state_dict(case2_networks[0].state_dict())
     learner.visual.load_state_dict(case2_networks[1].state_dict())
     learner.position.epoch = 3
-    batch = {"visual": inputs["visual_feat"], "audio": inputs["audio_feat"], "label": inputs["label"], "name": list("abc")}
+    batch = {
+        "visual": inputs["visual_feat"],
+        "audio": inputs["audio_feat"],
+        "label": inputs["label"],
+        "name": list("abc"),
+    }
     losses = learner.loss(batch)
     names = {"loss": "total_loss", "mil": "mil_loss", "visual_loss": "visual_net_loss", **{t: t for t in TERMS}}
     assert set(losses) == set(names)
@@ -314,7 +321,9 @@ def test_equal_embeddings_give_log_one_plus_negatives():
     assert float(l2) == pytest.approx(math.log(1 + 2 * k)) == float(l4)
 
 
-@pytest.mark.parametrize(("position", "name"), [(0, "bag_prob"), (1, "audio_prob"), (2, "visual_prob"), (4, "audio_rep")])
+@pytest.mark.parametrize(
+    ("position", "name"), [(0, "bag_prob"), (1, "audio_prob"), (2, "visual_prob"), (4, "audio_rep")]
+)
 def test_nan_is_named(position, name):
     inputs = list(contrast_inputs())
     inputs[position] = torch.full_like(inputs[position], torch.nan)

@@ -1,12 +1,14 @@
 """Data sources: what is built in, and adapters for the user's own. Listing them imports neither torch nor numpy.
 
-A source is named on the command line as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`). Each lives in
-one file of this package that has `load(argument: str | None, **options)`.
+A source is named on the command line as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`), with options after
+a question mark (`arcade?train=100&seed=1`, `videos:/data/mine?visual=r3d_18`). Each lives in one file of this package
+that has `load(argument: str | None, *, ...)`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +72,19 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load(spec: str, **options: Any) -> Any:
-    """Load the source named `NAME` or `NAME:ARGUMENT`; `options` go to the source.
+def source_name(spec: str) -> str:
+    """The name in `NAME:ARGUMENT?OPTIONS`."""
+    return spec.partition("?")[0].partition(":")[0]
 
-    Raises CounterpointError for an unknown name, or an argument missing or not wanted; DataError for what is on disk.
+
+def load(spec: str, **options: Any) -> Any:
+    """Load the source named `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted.
+
+    `options` go to the source and win over those in `spec`. Raises CounterpointError for an unknown name or option, or
+    an argument missing or not wanted; DataError for what is on disk.
     """
-    name, _, argument = spec.partition(":")
+    place, _, query = spec.partition("?")
+    name, argument = source_name(spec), place.partition(":")[2]
     if name not in SOURCES:
         raise unknown("data source", name, SOURCES)
     source = SOURCES[name]
@@ -83,4 +92,22 @@ def load(spec: str, **options: Any) -> Any:
         raise CounterpointError(f"data source '{name}' needs a place: --data {name}:{source.argument}")
     if argument and not source.argument:
         raise CounterpointError(f"data source '{name}' takes no argument, got '{argument}'")
-    return importlib.import_module(source.module).load(argument or None, **options)
+    loader = importlib.import_module(source.module).load
+    return loader(argument or None, **(_options(name, query, loader) | options))
+
+
+def _options(name: str, query: str, loader: Any) -> dict[str, Any]:
+    """`key=value&...` as keyword arguments of `loader`, read as the types of their defaults."""
+    known = {k: p.default for k, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    out: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise unknown(f"option of data source '{name}'", key, known)
+        try:
+            out[key] = type(known[key])(value)
+        except ValueError as error:
+            raise CounterpointError(
+                f"data source '{name}': {key}={value} is not a {type(known[key]).__name__}"
+            ) from error
+    return out

@@ -33,7 +33,7 @@ from PIL import Image, ImageChops
 
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.errors import CounterpointError
-from counterpoint.files import replacing
+from counterpoint.files import cache_folder, replacing
 
 VERSION = 1  # of the scripts and the drawing: a change to either must change it, or stale caches are read
 FPS = 24
@@ -710,13 +710,6 @@ def _backbones(visual: str, audio: str) -> tuple[Any, Any]:
 
 def _scaled(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-
-
-def cache_folder() -> Path:
-    """Where built features are kept: $COUNTERPOINT_CACHE, or the user's cache directory."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("COUNTERPOINT_CACHE") or user_cache_dir("counterpoint"))
 
 
 def load(

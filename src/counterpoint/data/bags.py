@@ -6,14 +6,15 @@ video-level label only; test videos also carry a frame-level truth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,24 @@ class BagData:
     backbones: dict[str, Any] | None = None
     # What the user should know about this data: repairs made, files left out.
     notes: list[str] = field(default_factory=list)
+
+
+class LazyItems(Sequence[T]):
+    """A sequence whose items are made when asked for, and not kept."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self.size, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        return self.make(index % self.size)

@@ -14,22 +14,21 @@ files' headers; the rows are read when asked for, so 60 GB need no memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.data.bags import Bag, BagData, TestVideo
+from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.errors import DataError
 
 VISUAL, AUDIO, CROPS, FRAMES = 1024, 128, 5, 16
 _LISTS = {"train": ("rgb.list", "audio.list"), "test": ("rgb_test.list", "audio_test.list")}
 _FOLDERS = {"visual": ("RGB", "RGBTest"), "audio": ("vggish-features/train", "vggish-features/test")}
 _SHOWN = 10  # of a long list of problems
-T = TypeVar("T")
 
 
 @dataclass
@@ -71,35 +70,14 @@ def load(directory: str) -> BagData:
     truth = _truth(root, splits["test"], notes)
     return BagData(
         name=f"xd-violence:{root}",
-        train=_Items(CROPS * len(splits["train"]), lambda i: _bag(splits["train"][i // CROPS], i % CROPS)),
-        test=_Items(len(splits["test"]), lambda i: _test_video(splits["test"][i], truth[i])),
+        train=LazyItems(CROPS * len(splits["train"]), lambda i: _bag(splits["train"][i // CROPS], i % CROPS)),
+        test=LazyItems(len(splits["test"]), lambda i: _test_video(splits["test"][i], truth[i])),
         visual_dim=VISUAL,
         audio_dim=AUDIO,
         frames_per_snippet=FRAMES,
         snippet_seconds=FRAMES / 24,
         notes=notes,
     )
-
-
-class _Items(Sequence[T]):
-    """Items made when asked for."""
-
-    def __init__(self, count: int, make: Callable[[int], T]) -> None:
-        self.size, self.make = count, make
-
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(index)
-        return self.make(index % self.size)
 
 
 def _bag(video: _Video, crop: int) -> Bag:
@@ -118,7 +96,9 @@ def _open(path: Path) -> NDArray[Any]:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy lets Python's own parser loose on the header, which raises what it likes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a readable .npy file of numbers ({reason}); extract its features again") from error
+        raise DataError(
+            f"{path}: not a readable .npy file of numbers ({reason}); extract its features again"
+        ) from error
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path}: an archive, not a .npy file of one array")
     return found

@@ -1,0 +1,251 @@
+"""`videos:DIR`: the user's own video files, sorted into folders by label.
+
+    DIR/train/violent/*   DIR/train/normal/*     what to learn from: a label for each video is all it takes
+    DIR/test/violent/*    DIR/test/normal/*      what to measure on
+    DIR/truth.csv         video,start,end        when it is violent, in seconds; several rows for one video are fine
+
+Any container and codec FFmpeg reads, with or without sound. Files that cannot be read are left out and named in the
+notes. Without truth.csv every moment of a violent test video counts as violent, and the notes say so. Features are kept
+in the cache ($COUNTERPOINT_CACHE or the user's cache directory) until file or backbone change.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.files import cache_folder, replacing
+
+VERSION = 1  # of how features are taken from a file; changing it makes stale caches unread
+FRAMES = 16
+LABELS = {"violent": 1, "normal": 0}
+_SHOWN = 10
+
+
+def load(
+    directory: str, *, visual: str = "light", audio: str = "logmel", snippet_seconds: float = FRAMES / 24
+) -> BagData:
+    """Read the folders, taking features from files not seen before (with a progress bar).
+
+    Args:
+        directory: where train/, test/ and truth.csv are.
+        visual: backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
+        audio: backbone, likewise.
+        snippet_seconds: length of a snippet, the finest moment that is told apart.
+
+    Raises DataError when a folder is missing, when no file of a kind can be read, or when truth.csv is not one.
+    """
+    from counterpoint import encoders
+
+    root = Path(directory)
+    if not snippet_seconds > 0:
+        raise CounterpointError(f"snippet_seconds must be > 0, got {snippet_seconds}")
+    files = {(split, label): _files(root, split, label) for split in ("train", "test") for label in LABELS}
+    truth = _truth(root)
+    eye, ear = encoders.build_visual(encoders.parse(visual)), encoders.build_audio(encoders.parse(audio))
+    backbones = {"visual": eye.describe(), "audio": ear.describe()}
+    notes: list[str] = []
+    wanted = [path for paths in files.values() for path in paths]
+    kept = _extract(wanted, eye, ear, backbones, snippet_seconds, notes)
+    for (split, label), paths in files.items():
+        if not any(path in kept for path in paths):
+            raise DataError(f"{root / split / label}: no file in it can be read. {'; '.join(notes[:_SHOWN])}")
+    train = [(p, LABELS[label]) for label in LABELS for p in files["train", label] if p in kept]
+    test = [(p, LABELS[label]) for label in LABELS for p in files["test", label] if p in kept]
+    test, windows = _matched(root, test, truth, notes)
+
+    def bag(index: int) -> Bag:
+        path, label = train[index]
+        rows = _read(kept[path], path)
+        return Bag(_name(root, path), *rows, label)
+
+    def video(index: int) -> TestVideo:
+        path, label = test[index]
+        v, a = _read(kept[path], path)
+        marks = np.zeros(len(a) * FRAMES, np.int8)
+        middle = (np.arange(len(marks)) + 0.5) * snippet_seconds / FRAMES
+        for start, end in windows[path]:
+            marks[(middle >= start) & (middle < end)] = 1
+        return TestVideo(_name(root, path), v[None], a, label, marks)
+
+    return BagData(
+        name=f"videos:{root}",
+        train=LazyItems(len(train), bag),
+        test=LazyItems(len(test), video),
+        visual_dim=eye.dim,
+        audio_dim=ear.dim,
+        frames_per_snippet=FRAMES,
+        snippet_seconds=snippet_seconds,
+        backbones=backbones,
+        notes=notes,
+    )
+
+
+def _name(root: Path, path: Path) -> str:
+    return str(path.relative_to(root))
+
+
+def _files(root: Path, split: str, label: str) -> list[Path]:
+    folder = root / split / label
+    if not folder.is_dir():
+        layout = ", ".join(f"{s}/{name}" for s in ("train", "test") for name in LABELS)
+        raise DataError(f"{root}: has no folder {split}/{label}; sort your videos into {layout}")
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise DataError(f"{folder}: is empty; it should hold {label} videos")
+    return found
+
+
+# --- truth ------------------------------------------------------------------------------------------------------------
+
+
+def _truth(root: Path) -> dict[str, list[tuple[float, float]]] | None:
+    """truth.csv as file name -> [start, end) in seconds; None when there is no such file."""
+    file = root / "truth.csv"
+    if not file.is_file():
+        return None
+    found: dict[str, list[tuple[float, float]]] = {}
+    wrong = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            if not {"video", "start", "end"} <= set(rows.fieldnames or ()):
+                raise DataError(
+                    f"{file}: its first line must be video,start,end; it is {','.join(rows.fieldnames or ())!r}"
+                )
+            for row in rows:
+                try:
+                    start, end = float(row["start"]), float(row["end"])
+                    if not 0 <= start < end < float("inf"):
+                        raise ValueError
+                except (ValueError, TypeError):
+                    wrong.append(f"line {rows.line_num}")
+                    continue
+                found.setdefault(str(row["video"]), []).append((start, end))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: not a CSV file in UTF-8 ({error})") from error
+    if wrong:
+        raise DataError(f"{file}: start and end must be seconds, start before end: {_some(wrong)}")
+    return found
+
+
+def _matched(
+    root: Path, test: list[tuple[Path, int]], truth: dict[str, list[tuple[float, float]]] | None, notes: list[str]
+) -> tuple[list[tuple[Path, int]], dict[Path, list[tuple[float, float]]]]:
+    """The test videos whose truth is known, and their windows."""
+    if truth is None:
+        notes.append(
+            f"no {root / 'truth.csv'}: every moment of a violent test video counts as violent, so AP tells videos apart"
+        )
+        return test, {path: [(0.0, float("inf"))] if label else [] for path, label in test}
+    windows: dict[Path, list[tuple[float, float]]] = {}
+    used: set[str] = set()
+    for path, _ in test:
+        names = [
+            n for n in (path.name, str(path.relative_to(root)), str(path.relative_to(root / "test"))) if n in truth
+        ]
+        used.update(names)
+        windows[path] = [span for name in dict.fromkeys(names) for span in truth[name]]
+    normal = [_name(root, path) for path, label in test if not label and windows[path]]
+    if normal:
+        raise DataError(f"{root / 'truth.csv'}: gives violent moments for videos in normal/: {_some(normal)}")
+    unknown = [_name(root, path) for path, label in test if label and not windows[path]]
+    if unknown:
+        notes.append(f"left out of the test, being violent but without a row in truth.csv: {_some(unknown)}")
+        test = [(path, label) for path, label in test if not label or windows[path]]
+    strangers = sorted(set(truth) - used)
+    if strangers:
+        notes.append(f"rows of truth.csv for videos that are not in test/ or cannot be read: {_some(strangers)}")
+    return test, windows
+
+
+def _some(items: list[str]) -> str:
+    more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return ", ".join([*items[:_SHOWN], *more])
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def _extract(
+    paths: list[Path], eye: Any, ear: Any, backbones: dict[str, Any], snippet_seconds: float, notes: list[str]
+) -> dict[Path, Path]:
+    """video file -> file of its features, for all that can be read."""
+    from filelock import FileLock
+    from rich.console import Console
+    from rich.progress import track
+
+    folder = cache_folder() / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {}
+    # Under torchrun one process works and the others find its files.
+    with FileLock(folder / ".lock"):
+        todo = []
+        for path in paths:
+            kept[path] = folder / f"{_key(path, backbones, snippet_seconds)}.npz"
+            if not _whole(kept[path]):
+                todo.append(path)
+        console = Console(stderr=True)
+        for path in track(todo, "watching videos", console=console, transient=True, disable=not todo):
+            try:
+                visual, audio, said = _watch(path, eye, ear, snippet_seconds)
+            except DataError as error:
+                said, visual, audio = [str(error).removeprefix(f"{path}: ")], None, None
+            with replacing(kept[path]) as file:
+                if visual is None or audio is None:  # remembered too: it would only fail again
+                    np.savez(file, notes=np.array(said))
+                else:
+                    np.savez(file, visual=visual, audio=audio, notes=np.array(said))
+    for path, features in list(kept.items()):
+        with np.load(features) as stored:
+            whole = "visual" in stored
+            said = [str(note) for note in stored["notes"]]
+        notes += [f"{path}: {note}{'' if whole else '; left out'}" for note in said]
+        if not whole:
+            del kept[path]
+    return kept
+
+
+def _watch(
+    path: Path, eye: Any, ear: Any, snippet_seconds: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
+    from counterpoint.data.media import SnippetReader
+
+    with SnippetReader(path, eye, ear, snippet_seconds=snippet_seconds) as reader:
+        parts = list(reader.features())
+    return np.concatenate([v for v, _ in parts]), np.concatenate([a for _, a in parts]), reader.notes
+
+
+def _key(path: Path, backbones: dict[str, Any], snippet_seconds: float) -> str:
+    stat = path.stat()
+    what = [VERSION, os.fspath(path.resolve()), stat.st_size, stat.st_mtime_ns, backbones, snippet_seconds]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+def _whole(file: Path) -> bool:
+    """Whether the cache has this file undamaged."""
+    try:
+        with np.load(file) as stored:
+            return "notes" in stored
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
+
+
+def _read(features: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    try:
+        with np.load(features) as stored:
+            return stored["visual"], stored["audio"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{features}: the kept features of {path} are damaged; remove the file and start again"
+        ) from error
