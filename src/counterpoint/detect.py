@@ -205,7 +205,8 @@ class Detector:
 
         started = time.perf_counter()
         with SnippetReader(path, self.visual, self.audio, snippet_seconds=self.snippet_seconds) as reader:
-            windows, parts = Windows(self._score, self.window), []
+            windows = Windows(self._score, self.window)
+            parts: list[Scores] = []
             done = 0
             for visual, audio in reader.features():
                 parts += windows.feed(visual, audio)

@@ -37,7 +37,7 @@ INTERVAL = "95 % paired t interval"
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of one run from its epochs: for each test metric its mean over the last three, its best, its last."""
-    outcome = {}
+    outcome: dict[str, float] = {}
     for name in (key.removeprefix("test/") for key in rows[-1] if key.startswith("test/")):
         values = [row[f"test/{name}"] for row in rows]
         outcome |= {
@@ -195,8 +195,8 @@ def verify(
         else:
             record.setdefault("variants", {})[variant] = part
     record |= {"versions": versions(), "machine": machine(), "minutes": round((time.monotonic() - started) / 60, 2)}
-    with replacing(out / f"{name}.json") as file:
-        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    with replacing(out / f"{name}.json") as written:
+        written.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     return record
 
 

@@ -32,4 +32,4 @@ class MultiHeadAttention(nn.Module):
         )
         mask = None if key_mask is None else key_mask[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
-        return self.linears[3](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.linears[3](out.transpose(1, 2).flatten(2))

@@ -50,9 +50,9 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world()[1] == 1:
         return rows
     if rows.dtype.is_floating_point:
-        return _GatherRows.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
+        return _GatherRows.apply(rows)
     with torch.no_grad():
-        return _GatherRows.apply(rows)  # type: ignore[no-any-return, no-untyped-call]
+        return _GatherRows.apply(rows)
 
 
 def global_max(value: int, device: torch.device | str = "cpu") -> int:

@@ -103,7 +103,7 @@ def _options(name: str, query: str, loader: Any) -> dict[str, Any]:
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")
         if key not in known:
-            raise unknown(f"option of data source '{name}'", key, known)
+            raise unknown(f"'{name}' option", key, known)
         try:
             out[key] = type(known[key])(value)
         except ValueError as error:

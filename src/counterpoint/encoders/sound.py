@@ -116,4 +116,4 @@ class VGGish(nn.Module):
         patch = self.spectrogram(wave)[:, None]
         # The original flattens with channels last.
         flat = self.features(patch).permute(0, 2, 3, 1).flatten(1)
-        return self.embeddings(flat).numpy()  # type: ignore[no-any-return]
+        return self.embeddings(flat).numpy()

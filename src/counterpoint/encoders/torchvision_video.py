@@ -71,4 +71,4 @@ class TorchvisionVideo:
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[N, 16, H, W, 3] uint8 RGB -> [N, dim] float32."""
         clips = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 1, 4, 2, 3)
-        return self.model(self.transform(clips)).float().numpy()  # type: ignore[no-any-return]
+        return self.model(self.transform(clips)).float().numpy()

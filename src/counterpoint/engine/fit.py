@@ -56,13 +56,13 @@ class _Keeper(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position  # type: ignore[union-attr]
+        position = pl_module.position
         checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}  # type: ignore[union-attr]
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position  # type: ignore[union-attr]
+        position = pl_module.position
         position.__dict__.update(checkpoint["position"])
         # The loops start afresh at the beginning of our epoch; the learner passes over the batches that are done.
         loops = copy.deepcopy(checkpoint["loops"])

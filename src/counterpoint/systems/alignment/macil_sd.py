@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class _FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(self.dropout(F.relu(self.w_1(x))))  # type: ignore[no-any-return]
+        return self.w_2(self.dropout(F.relu(self.w_1(x))))
 
 
 class _Sublayer(nn.Module):
@@ -75,9 +75,9 @@ class _AttentionLayer(nn.Module):
         self.sublayer = nn.ModuleList(_Sublayer(dim, dropout) for _ in range(2))
 
     def forward(self, query: Tensor, memory: Tensor, key_mask: Tensor | None) -> Tensor:
-        first, second = self.sublayer
+        first, second = cast("list[_Sublayer]", list(self.sublayer))
         query = query + first.dropout(self.self_attn(first.norm(query), memory, memory, key_mask))
-        return query + second.dropout(self.feed_forward(second.norm(query)))  # type: ignore[no-any-return]
+        return query + second.dropout(self.feed_forward(second.norm(query)))
 
 
 class _Layered(nn.Module):
@@ -476,8 +476,8 @@ class MacilSD(Learner):
                 semi_bags(out.mmil_prob, out.audio_prob, seq_len, audio_rep),
                 semi_bags(out.mmil_prob, out.visual_prob, seq_len, visual_rep),
             )
-            gathered = (SemiBags(*(gather_rows(part) for part in side)) for side in mined)
-            terms = _four_terms(*gathered, temperature=config.temperature)
+            of_audio, of_visual = (SemiBags(*(gather_rows(part) for part in side)) for side in mined)
+            terms = _four_terms(of_audio, of_visual, config.temperature)
             weight = self.contrast_weight(self.position.epoch)
             losses["loss"] = mil + weight * torch.stack(terms).sum()
             losses |= dict(zip(("a2v_a2b", "a2v_a2n", "v2a_a2b", "v2a_a2n"), terms, strict=True))
