@@ -30,7 +30,8 @@ CLAIMS = Path("results/claims")
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    """For tables: as wide as the terminal, or as wide as they need when nobody's screen limits them."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -255,10 +255,19 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 
 def detect_files(
-    detector: Detector, paths: Sequence[Path], *, threshold: float = 0.5, console: Console | None = None
+    detector: Detector,
+    paths: Sequence[Path],
+    *,
+    threshold: float = 0.5,
+    truths: Mapping[Path, list[tuple[float, float]]] | None = None,
+    console: Console | None = None,
 ) -> tuple[list[Detection], list[tuple[Path, str]]]:
-    """Watch several files with a progress bar; those that cannot be read are returned with the reason."""
-    found, failures = [], []
+    """Watch several files with a progress bar; those that cannot be read are returned with the reason.
+
+    `truths` gives the true moments (start, end; seconds) of files where they are known, for the page.
+    """
+    found: list[Detection] = []
+    failures: list[tuple[Path, str]] = []
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -275,7 +284,9 @@ def detect_files(
                 bar.update(row, completed=done, total=total or None, speed=f"{speed:.1f} x real time")
 
             try:
-                found.append(detector.detect(path, threshold=threshold, progress=progress))
+                found.append(
+                    detector.detect(path, threshold=threshold, truth=(truths or {}).get(path), progress=progress)
+                )
                 bar.update(row, total=1, completed=1)
             except CounterpointError as error:
                 failures.append((path, str(error).removeprefix(f"{path}: ")))

@@ -46,7 +46,7 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
         _task(system, source, config),
         epochs=config.epochs,
         run=run,
-        title=f"{system.slug} on {source.name}",
+        title=run.path.name,
         checkpoint_minutes=checkpoint_minutes,
     )
     if int(os.environ.get("RANK", "0")) == 0:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -153,7 +152,6 @@ def verify(
             kept = json.loads(file.read_text())
             if kept["stamp"] == stamp:
                 done[key] = kept["metrics"]
-    started = time.monotonic()
     progress = Progress(
         TextColumn("verify {task.description}"),
         BarColumn(),
@@ -194,7 +192,7 @@ def verify(
             record |= part
         else:
             record.setdefault("variants", {})[variant] = part
-    record |= {"versions": versions(), "machine": machine(), "minutes": round((time.monotonic() - started) / 60, 2)}
+    record |= {"versions": versions(), "machine": machine()}
     with replacing(out / f"{name}.json") as written:
         written.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     return record

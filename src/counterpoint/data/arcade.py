@@ -468,7 +468,10 @@ class _Hurt(_Cast):
 class _Laser(_Cast):
     def cast(self) -> None:
         self.ship = str(self.rng.choice(SHIPS))
-        self.bolt = f"space_shooter/{self.rng.choice(['laserRed01', 'laserBlue01'])}"
+        # One picture stands upright, the other lies; both become 27 long.
+        self.bolt, self.height, self.angle = (("laserRed01", 27.0, 90), ("laserBlue01", 27 / 54 * 9, 0))[
+            self.rng.integers(2)
+        ]
         self.x = 60 if self.side > 0 else 260
 
     def sprites(self, t: float) -> Iterator[Sprite]:
@@ -478,7 +481,7 @@ class _Laser(_Cast):
             start = self.y + 14 * np.sin(1.7 * self.beats[n])
             x = self.x + self.side * (16 + 260 * since)
             if -20 < x < WIDTH + 20:
-                yield Sprite(self.bolt, x, start, 30 * self.size, angle=90)
+                yield Sprite(f"space_shooter/{self.bolt}", x, start, self.height * self.size, angle=self.angle)
 
 
 class _Coin(_Cast):

@@ -148,7 +148,8 @@ def _learner(module: pl.LightningModule) -> Learner:
 class _Bar(pl.Callback):
     """One progress bar for the whole fit, with the last epoch's figures beside it."""
 
-    def __init__(self, title: str, epochs: int, console: Console | None) -> None:
+    def __init__(self, keeper: _Keeper, title: str, epochs: int, console: Console | None) -> None:
+        self.keeper = keeper
         self.title = title
         self.epochs = epochs
         self.progress = Progress(
@@ -176,7 +177,8 @@ class _Bar(pl.Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        figures = "  ".join(f"{k} {v:.3f}" for k, v in _learner(pl_module).evaluator.compute().items())
+        row = self.keeper.rows[-1]
+        figures = "  ".join(f"{k.removeprefix('test/')} {v:.3f}" for k, v in row.items() if k.startswith("test/"))
         self.progress.update(self.task, completed=_learner(pl_module).position.epoch, figures=figures)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -224,7 +226,7 @@ def fit(
     callbacks: list[pl.Callback] = [keeper]
     rank = int(os.environ.get("RANK", "0"))
     if bar and rank == 0:
-        callbacks.insert(0, _Bar(title, epochs, console))
+        callbacks.append(_Bar(keeper, title, epochs, console))
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     trainer = pl.Trainer(

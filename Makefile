@@ -1,0 +1,45 @@
+# Everything runs in .venv, which the first command makes. `make demo` and `make test` are the two to know.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test claims lint types docs bench catalogue clean
+
+demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
+	$(BIN)/python -m counterpoint.demo
+
+test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
+	$(BIN)/python -m pytest
+
+claims: $(STAMP)  ## the papers' claims on five seeds, a quarter of an hour each
+	$(BIN)/counterpoint verify macil-sd
+
+lint: $(STAMP)  ## linter and formatter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## type checker
+	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation, into site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP)  ## speed and memory, into results/bench/
+	$(BIN)/python benchmarks/macil_sd.py
+	$(BIN)/python benchmarks/detection.py
+
+catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
+	$(BIN)/python -m counterpoint.catalog README.md
+
+clean:  ## the environment and what was built
+	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
+
+# The arcade wheel is wanted for its sprites and sounds only, not for the window system it depends on.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade
+	touch $(STAMP)
