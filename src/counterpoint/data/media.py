@@ -236,7 +236,8 @@ class _Sound:
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self.resampler = _av().AudioResampler(format="flt", layout="mono", rate=rate)
+        # Channels are averaged here: FFmpeg's own mix to mono is louder, and would clip.
+        self.resampler = _av().AudioResampler(format="fltp", rate=rate)
         self.parts: deque[NDArray[np.float32]] = deque()
         self.first = 0  # sample number of the first kept sample
         self.end = 0  # sample number after the last
@@ -252,7 +253,7 @@ class _Sound:
             elif -LONGEST_STILL * self.rate < gap < -0.05 * self.rate and self.end == 0:
                 self.end = self.first = at  # starts before the picture
         for out in self.resampler.resample(frame):
-            self._append(out.to_ndarray().reshape(-1).astype(np.float32, copy=False))
+            self._append(out.to_ndarray().mean(0, dtype=np.float32))
 
     def _append(self, samples: NDArray[np.float32]) -> None:
         if len(samples):
@@ -369,6 +370,10 @@ class SnippetReader:
                 waiting.extend([_pixels(pictures.frame, self.visual.frame_size, pictures.reformatter)] * count)
         yield from ready()
         watched = pictures.time + pictures.last_length
+        if (
+            origin and watched + origin > 0.95 * self.info.duration
+        ):  # some files count their length from zero all the same
+            self.info.duration = min(self.info.duration, watched)
         if sound is not None and sound.peak < SILENCE:
             self.notes.append("the audio track is silent")
         if damage:
@@ -400,15 +405,19 @@ def frame_at(path: Path | str, seconds: float, *, width: int) -> NDArray[np.uint
     source = _Input(Path(path))
     with source.container:
         origin = source.origin or 0.0
-        try:
-            source.container.seek(round((origin + max(0.0, seconds)) * 1e6), backward=True)
-        except av.FFmpegError:
-            return None  # a format without an index
         best = None
-        for _, frame in _decoded(source, [source.video], []):
-            if best is not None and frame.time is not None and frame.time - origin > seconds:
+        # Some formats have no index to seek by, or lead behind their last key picture; then from the beginning.
+        for start in (max(0.0, seconds), 0.0):
+            try:
+                source.container.seek(round((origin + start) * 1e6), backward=True)
+            except av.FFmpegError:
+                continue
+            for _, frame in _decoded(source, [source.video], []):
+                if best is not None and frame.time is not None and frame.time - origin > seconds:
+                    break
+                best = frame
+            if best is not None:
                 break
-            best = frame
         if best is None:
             return None
         shown = (best.height, best.width) if _rotation(best) % 180 else (best.width, best.height)
