@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,3 +67,21 @@ def xd_tree(tmp_path: Path) -> XDTree:
         (tree.root / f"audio{suffix}.list").write_text("\n".join(audio) + "\n", encoding="utf-8")
     np.save(tree.root / "gt.npy", np.concatenate(truth))
     return tree
+
+
+@pytest.fixture(scope="session")
+def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of MACIL-SD that knows its backbones: a little training on a few arcade clips."""
+    if importlib.util.find_spec("arcade") is None:
+        pytest.skip("needs the sprites of the package arcade: pip install --no-deps arcade")
+    from dataclasses import replace
+
+    from counterpoint import training
+
+    folder = tmp_path_factory.mktemp("clips")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COUNTERPOINT_CACHE", str(folder / "cache"))
+        config = replace(training.default_config("macil-sd", "arcade"), epochs=3, batch_size=8)
+        spec = "arcade?train=16&test=4"
+        run = training.train("macil-sd", config, data=spec, out=folder / "runs", name="clips", say=lambda _: None)
+    return run.path
