@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from counterpoint import __version__, catalog
 from counterpoint.data import SOURCES
@@ -73,7 +73,9 @@ def systems(
     return 0
 
 
-def show(slug: Positional[str], *, json_: Annotated[bool, arg(name="json")] = False) -> int:
+def show(
+    slug: Annotated[Positional[str], arg(metavar="SLUG")], *, json_: Annotated[bool, arg(name="json")] = False
+) -> int:
     """Show one system: its paper, claim, functions and how to train it.
 
     Args:
@@ -130,21 +132,22 @@ class Train:
     """Train a system; writes a run directory with weights, metrics and a report.
 
     `counterpoint train SLUG --help` lists the system's own settings. A run that was interrupted, however it ended, goes
-    on with `--resume RUN` and ends with the figures it would have had. Put `torchrun --nproc_per_node N -m` in front to
-    spread every batch over N processes.
+    on with `--resume RUN` and ends with the figures it would have had. On several processes:
+    `torchrun --nproc_per_node N -m counterpoint train SLUG ...` shares every batch among them.
     """
 
-    slug: Positional[str | None] = None
-    """The system to train, as `counterpoint systems` lists it."""
-    data: str | None = None
-    """Where the data comes from, NAME or NAME:DIR (see `counterpoint data`). Default: the system's own choice."""
+    slug: Annotated[Positional[str | None], arg(metavar="SLUG")] = None
+    """The system to train, as `counterpoint systems` lists it; its own options come after it."""
+    data: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """Where the data comes from, NAME or NAME:DIR or NAME?OPTION=VALUE (see `counterpoint data`). Default: the system's
+    own choice."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
-    out: Path = RUNS
+    out: Annotated[Path, arg(metavar="DIR")] = RUNS
     """Where run directories are made."""
-    name: str | None = None
+    name: Annotated[str | None, arg(metavar="NAME")] = None
     """Name of the run directory. Default: the system and the time."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
     """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
     checkpoint_minutes: float = 10.0
     """How often to save within an epoch; every epoch's end is saved anyway."""
@@ -171,25 +174,41 @@ class Train:
         return 0
 
 
-def _train_with_settings(argv: Sequence[str]) -> type[Train]:
-    """The `train` command, with the named system's settings as options (`--config.lr`), at the data source's recipe."""
-    words = [word for word in argv if not word.startswith("-")]
-    if not words or words[0] not in catalog.entries() or catalog.get(words[0]).state != "done":
-        return Train
+def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
+    """The `train` command with the named system's settings as options, the words left to parse, and what to call it."""
+    plain = Train, list(argv), "counterpoint train"
+    done = [row.slug for row in catalog.entries().values() if row.state == "done"]
+    # A slug is not a slug where it stands as an option's value.
+    at = next((i for i, w in enumerate(argv) if w in done and not (i and argv[i - 1].startswith("--"))), None)
+    if at is None:
+        return plain
     from counterpoint import training
 
+    slug = argv[at]
     source = next((b for a, b in itertools.pairwise(argv) if a == "--data"), None)
     source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
-    default = training.default_config(words[0], source)
+    default = training.default_config(slug, source)
     kind: type[Train] = make_dataclass(
-        "Train", [("config", type(default), field(default_factory=lambda: default))], bases=(Train,)
+        "Train",
+        [
+            ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
+            ("config", type(default), field(default_factory=lambda: default)),
+        ],
+        bases=(Train,),
     )
-    kind.__doc__ = Train.__doc__
-    return kind
+    kind.__doc__ = (
+        f"Train {slug} ({catalog.get(slug).title}).\n\nDefaults are those for the data source "
+        f"{source or catalog.load_system(slug).data}; another --data may have others. Writes a run directory with "
+        "weights, metrics and a report, and goes on with --resume RUN after an interruption."
+    )
+    return kind, [*argv[:at], *argv[at + 1 :]], f"counterpoint train {slug}"
 
 
 def evaluate(
-    run: Positional[Path], *, data: str | None = None, json_: Annotated[bool, arg(name="json")] = False
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    data: Annotated[str | None, arg(metavar="SOURCE")] = None,
+    json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Measure a trained run on its test data, or on another source's.
 
@@ -210,12 +229,12 @@ def evaluate(
 
 
 def verify(
-    slug: Positional[str],
+    slug: Annotated[Positional[str], arg(metavar="SLUG")],
     *,
     seeds: int = 5,
     quick: bool = False,
     jobs: int = 2,
-    out: Path = CLAIMS,
+    out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
     variants: bool = True,
 ) -> int:
     """Try a paper's central claim: baseline and method on the same seeds, with a 95 % paired interval and a verdict.
@@ -250,11 +269,11 @@ def verify(
 
 
 def detect(
-    videos: Positional[tuple[Path, ...]],
+    videos: Annotated[Positional[tuple[Path, ...]], arg(metavar="VIDEO [VIDEO ...]")],
     *,
-    run: Path | None = None,
+    run: Annotated[Path | None, arg(metavar="RUN")] = None,
     threshold: float = 0.5,
-    html: Path = Path("detection.html"),
+    html: Annotated[Path, arg(metavar="FILE")] = Path("detection.html"),
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the violent moments in video files with a trained run.
@@ -323,7 +342,7 @@ def _print_detection(detection: Detection) -> None:
     _console().print(table)
 
 
-def report(target: Positional[str]) -> int:
+def report(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
     """Write the HTML page of a run, or of a system's claim, anew.
 
     Args:
@@ -380,27 +399,37 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _named(command: Callable[..., Any]) -> Callable[[], int]:
+    def stub() -> int:
+        return 0
+
+    stub.__doc__ = (command.__doc__ or "").partition("\n\n")[0]
+    return stub
+
+
 def _run(argv: list[str]) -> int:
     if argv and argv[0] in ("--version", "-V"):
         print(f"counterpoint {__version__}")
         return 0
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
-    commands = dict(COMMANDS)
-    if argv and argv[0] == "train":
-        commands["train"] = _train_with_settings(argv[1:])
-    chosen = {argv[0]: commands[argv[0]]} if argv and argv[0] in commands else commands
-    # One command's parser is all a call needs; the whole set is built only for the overview.
-    if len(chosen) == 1:
-        result = tyro.cli(chosen[argv[0]], args=argv[1:], prog=f"counterpoint {argv[0]}")
-    else:
-        result = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            args=argv or ["--help"],
-            prog="counterpoint",
-            description="Align, contrast and distil representations of any modality. "
-            "Errors say what to do; --debug after any command adds the traceback.",
+    if not argv or argv[0] not in COMMANDS:
+        # Only the overview is asked for: names and first sentences are all it needs.
+        overview = {name: _named(command) for name, command in COMMANDS.items()}
+        return int(
+            tyro.extras.subcommand_cli_from_dict(
+                overview,
+                args=argv or ["--help"],
+                prog="counterpoint",
+                description="Align, contrast and distil representations of any modality.\n\n"
+                "`counterpoint COMMAND --help` says what a command takes. Errors say what to do; --debug after any "
+                "command adds the traceback.",
+            )
         )
+    command, words, prog = COMMANDS[argv[0]], argv[1:], f"counterpoint {argv[0]}"
+    if command is Train:
+        command, words, prog = _train_with_settings(words)
+    result: Any = tyro.cli(command, args=words, prog=prog, config=(OmitArgPrefixes,))
     return result.run() if isinstance(result, Train) else int(result)
 
 

@@ -11,12 +11,12 @@ import pytest
 from counterpoint.engine.run import Run
 
 # 20 bags in batches of 9 leave a last batch of 2; in batches of 19 one process has none of the last batch's single bag.
-OPTIONS = "--data async-bags?train=20&test=6 --seed 3 --config.epochs 2 --config.dropout 0 --config.contrast-delay 0"
+OPTIONS = "--data async-bags?train=20&test=6 --seed 3 --epochs 2 --dropout 0 --contrast-delay 0"
 
 
 @pytest.mark.parametrize("batch", [9, 19])
 def test_two_processes_are_as_good_as_one(tmp_path, batch):
-    words = f"train macil-sd {OPTIONS} --config.batch-size {batch} --out {tmp_path}".split()
+    words = f"train macil-sd {OPTIONS} --batch-size {batch} --out {tmp_path}".split()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for name, head in (
         ("one", [sys.executable, "-m", "counterpoint"]),

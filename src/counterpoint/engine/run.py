@@ -165,14 +165,10 @@ class Run:
 
 
 def latest(root: Path, slug: str) -> Run:
-    """The newest run of `slug` under `root` that has weights; RunError when there is none."""
-    found = [
-        run
-        for path in (root.iterdir() if root.is_dir() else ())
-        if (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-        for run in [Run.open(path)]
-        if run.slug == slug
-    ]
+    """The newest run of `slug` in `root`, or one folder below, that has weights; RunError when there is none."""
+    places = [file.parent for pattern in (f"*/{WEIGHTS}", f"*/*/{WEIGHTS}") for file in root.glob(pattern)]
+    runs = [Run.open(path) for path in places if (path / CONFIG).is_file()]
+    found = [run for run in runs if run.slug == slug]
     if not found:
         raise RunError(f"no trained run of {slug} under {root}/; train one: counterpoint train {slug}")
     return max(found, key=lambda run: (run.path / WEIGHTS).stat().st_mtime)

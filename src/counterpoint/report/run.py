@@ -103,11 +103,11 @@ def reproduce(config: Mapping[str, Any]) -> str:
     for name, value in (settings if isinstance(settings, Mapping) else {}).items():
         option = str(name).replace("_", "-")
         if isinstance(value, bool):
-            lines.append(f"--config.{option}" if value else f"--config.no-{option}")
+            lines.append(f"--{option}" if value else f"--no-{option}")
         elif isinstance(value, list | tuple):
-            lines.append(" ".join([f"--config.{option}", *(quoted(str(v)) for v in value)]))
+            lines.append(" ".join([f"--{option}", *(quoted(str(v)) for v in value)]))
         else:
-            lines.append(f"--config.{option} {quoted(str(value))}")
+            lines.append(f"--{option} {quoted(str(value))}")
     return " \\\n  ".join([head, *lines])
 
 

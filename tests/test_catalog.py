@@ -1,0 +1,88 @@
+"""The catalogue: complete, consistent with what is built, and the README's table made from it."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from counterpoint import catalog
+from counterpoint.errors import CounterpointError
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_sixty_three_papers_and_the_classics():
+    rows = list(catalog.entries().values())
+    papers = [row for row in rows if row.area != "classics"]
+    assert len(papers) == 63
+    assert len({row.slug for row in rows}) == len(rows)
+    assert len({row.arxiv for row in papers if row.arxiv}) == len([row for row in papers if row.arxiv])
+    assert all(row.title and row.area and row.task and row.state in ("done", "planned") for row in rows)
+    classics = {row.slug for row in rows if row.area == "classics"}
+    assert {"simclr", "moco-v1", "moco-v2", "byol", "simsiam", "supcon", "barlow-twins", "vicreg", "swav"} <= classics
+    assert {"dino", "mae", "clip", "siglip", "kd", "fitnets", "rkd", "crd", "mean-teacher", "triplet"} <= classics
+
+
+@pytest.mark.parametrize("slug", [row.slug for row in catalog.entries().values() if row.state == "done"])
+def test_what_is_done_is_there(slug):
+    entry = catalog.get(slug)
+    system = catalog.load_system(slug)
+    assert system.slug == slug
+    assert system.task == entry.task
+    assert importlib.import_module(f"counterpoint.tasks.{system.task}").TASK.name == entry.task
+    assert entry.claim == system.claim.sentence
+    assert entry.functions
+    assert system.claim.baseline in system.claim.arms
+    for comparison in system.claim.comparisons:
+        assert {comparison.arm, comparison.baseline} <= set(system.claim.arms)
+    for recipe in (*system.recipes.values(), system.claim.setting, *system.claim.arms.values()):
+        system.config(**recipe)
+
+
+def test_planned_and_unknown_systems_say_so():
+    with pytest.raises(CounterpointError, match="in the catalogue but not built yet"):
+        catalog.load_system("symile")
+    with pytest.raises(CounterpointError, match="did you mean macil-sd"):
+        catalog.get("macilsd")
+
+
+def test_the_readme_s_table_is_the_catalogue_s():
+    text = README.read_text(encoding="utf-8")
+    assert catalog.with_table(text) == text, "stale: run `make catalogue`"
+    with pytest.raises(ValueError, match="no <!-- systems:begin"):
+        catalog.with_table("no markers")
+
+
+def test_the_command_checks_and_rewrites(tmp_path, capsys):
+    file = tmp_path / "page.md"
+    file.write_text(f"above\n{catalog.BEGIN}\nold\n{catalog.END}\nbelow\n")
+    assert catalog._main([str(file), "--check"]) == 1
+    assert "old" in file.read_text()
+    assert catalog._main([str(file)]) == 0
+    assert catalog._main([str(file), "--check"]) == 0
+    text = file.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("\nbelow\n")
+    assert text.count("\n| `") == len(catalog.entries())
+
+
+def test_functions_resolve_lazily():
+    code = """
+import sys
+import counterpoint.functional as fn
+assert "torch" not in sys.modules
+assert "info_nce" in dir(fn)
+for name in dir(fn):
+    assert callable(getattr(fn, name)), name
+try:
+    fn.info_nec
+except AttributeError as error:
+    assert "did you mean info_nce" in str(error)
+else:
+    raise SystemExit("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
