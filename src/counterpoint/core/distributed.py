@@ -36,7 +36,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
+        grad = grads[0].clone(memory_format=torch.contiguous_format)  # autograd may share it
         dist.all_reduce(grad)
         return grad.split(ctx.counts)[ctx.rank]
 

@@ -1,0 +1,225 @@
+"""Detection on real files: windows, intervals, output, and files and runs that are no good."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from counterpoint import cli, training
+from counterpoint.data.media import write_video
+from counterpoint.detect import Detector, Windows, detect_files, intervals
+from counterpoint.engine.run import Run
+from counterpoint.errors import DataError, RunError
+
+SNIPPET = 16 / 24
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def marks(visual, audio):
+    """A score that tells which snippet, and how far its window's nearer edge was."""
+    n = len(visual)
+    edge = np.minimum(np.arange(n), np.arange(n)[::-1])
+    return {"score": visual[:, 0], "edge": edge.astype(np.float32), "length": np.full(n, n, np.float32)}
+
+
+@pytest.mark.parametrize("total", [1, 3, 7, 8, 9, 12, 13, 16, 24, 61, 200])
+@pytest.mark.parametrize("piece", [1, 5, 16, 1000])
+def test_every_snippet_is_scored_once_in_order_and_in_context(total, piece):
+    length = 8
+    rows = np.arange(total, dtype=np.float32)[:, None]
+    windows = Windows(marks, length)
+    parts = []
+    for start in range(0, total, piece):
+        parts += windows.feed(rows[start : start + piece], rows[start : start + piece])
+    parts += windows.finish()
+    scores = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    np.testing.assert_array_equal(scores["score"], rows[:, 0])
+    assert (scores["length"] == min(total, length)).all() or total <= length * 3 // 2
+    inner = slice(length, total - length) if total > 3 * length else slice(0, 0)
+    assert (scores["edge"][inner] >= length // 4 - 1).all()
+
+
+def test_windows_hold_no_more_than_they_need():
+    windows = Windows(marks, 8)
+    most = 0
+    for n in range(5000):
+        list(windows.feed(np.full((1, 1), n, np.float32), np.zeros((1, 1), np.float32)))
+        most = max(most, windows.held)
+    assert most <= 12
+
+
+def test_intervals_join_over_one_snippet_and_end_with_the_video():
+    score = np.array([0.1, 0.9, 0.2, 0.8, 0.1, 0.1, 0.6, 0.5], np.float32)
+    first, second = intervals(score, 0.5, 1.0, 7.6)
+    assert (first.start, first.end, first.peak, first.score) == (1.0, 4.0, 1.5, pytest.approx(0.9))
+    assert (second.start, second.end) == (6.0, 7.0)
+    assert intervals(score, 0.95, 1.0, 7.6) == []
+    (everything,) = intervals(np.ones(8, np.float32), 0.5, 1.0, 7.6)
+    assert (everything.start, everything.end) == (0.0, 7.6)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector(run_of_clips):
+    return Detector(Run.open(run_of_clips))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    from counterpoint.data import arcade
+
+    script = next(c for c in (arcade.script("test", i) for i in range(100)) if c.label and c.snippets < 30)
+    path = tmp_path_factory.mktemp("clip") / "a clip.mp4"
+    arcade.write_clip(script, path)
+    return path, script
+
+
+def test_a_file_is_watched_from_end_to_end(detector, clip):
+    path, script = clip
+    told = []
+    found = detector.detect(path, threshold=0.3, progress=lambda *p: told.append(p))
+    assert found.duration == pytest.approx(script.duration, abs=0.1)
+    assert found.score.shape == found.audio.shape == found.visual.shape == (script.snippets,)
+    assert ((found.score >= 0) & (found.score <= 1)).all()
+    assert found.has_audio
+    assert found.speed > 1
+    assert [p[0] for p in told] == sorted(p[0] for p in told)
+    assert told[-1][0] == pytest.approx(script.duration, abs=0.1)
+    assert len(found.thumbnails) == len(found.intervals)
+    json.dumps(found.as_dict())
+
+
+def test_scores_are_those_of_the_features_it_was_trained_on(detector, clip, run_of_clips):
+    """What training sees of a clip (drawn) and what detection sees of its file (decoded) score alike."""
+    import torch
+
+    from counterpoint.data import arcade
+
+    path, script = clip
+    index = int(script.name.rpartition("-")[2])
+    _, _, visual, audio, _ = arcade.features("test", index, 0, {"name": "light"}, {"name": "logmel"})
+    learner = training.load_learner(Run.open(run_of_clips))
+    with torch.no_grad():
+        drawn = learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])["score"][0].numpy()
+    found = detector.detect(path)
+    assert np.abs(found.score - drawn).mean() < 0.08
+    assert np.corrcoef(found.score, drawn)[0, 1] > 0.8
+
+
+def test_long_files_are_scored_in_windows_as_in_one_piece(detector, clip, tmp_path, monkeypatch):
+    path, script = clip
+    monkeypatch.setattr(detector, "window", 1000)
+    whole = detector.detect(path).score
+    monkeypatch.setattr(detector, "window", 12)
+    assert script.snippets > 18
+    windowed = detector.detect(path).score
+    assert len(windowed) == len(whole)
+    assert np.corrcoef(whole, windowed)[0, 1] > 0.7
+
+
+def test_no_sound_is_noted_and_scored_all_the_same(detector, tmp_path):
+    write_video(tmp_path / "mute.mp4", [np.full((64, 96, 3), n, np.uint8) for n in range(48)], None)
+    found = detector.detect(tmp_path / "mute.mp4")
+    assert not found.has_audio
+    assert len(found.score) == 3
+    assert "no audio track" in found.notes[0]
+
+
+def test_bad_files_are_reported_and_the_others_done(detector, clip, tmp_path, capsys):
+    path, _ = clip
+    (tmp_path / "text.mp4").write_text("nothing")
+    found, failures = detect_files(detector, [tmp_path / "gone.mp4", path, tmp_path / "text.mp4", tmp_path])
+    assert [d.video for d in found] == [path]
+    assert [f[0] for f in failures] == [tmp_path / "gone.mp4", tmp_path / "text.mp4", tmp_path]
+    reasons = [reason for _, reason in failures]
+    assert reasons[0] == "no such file"
+    assert "not a media file" in reasons[1]
+    assert "is a directory" in reasons[2]
+    with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
+        detector.detect(tmp_path / "gone.mp4")
+
+
+def test_the_command_prints_and_writes(run_of_clips, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, script = clip
+    words = ["detect", str(path), "--run", str(run_of_clips), "--threshold", "0.05"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert str(path) in out
+    assert "x real time" in out
+    assert "Page: detection.html" in out
+    assert (tmp_path / "detection.html").read_text().count("<video") == 1
+    assert cli.main([*words, "--json", "--html", "other.html"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["videos"][0]["video"] == str(path)
+    assert len(told["videos"][0]["score"]) == script.snippets
+    assert told["failed"] == []
+
+
+def test_the_command_with_bad_files_exits_with_2(run_of_clips, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    code = cli.main(["detect", "gone.mp4", str(clip[0]), "empty.mp4", "--run", str(run_of_clips)])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert "gone.mp4: no such file" in captured.err
+    assert "empty.mp4: the file is empty" in captured.err
+    assert str(clip[0]) in captured.out
+    page = (tmp_path / "detection.html").read_text()
+    assert "the file is empty" in page
+    (tmp_path / "detection.html").unlink()
+    assert cli.main(["detect", "gone.mp4", "--run", str(run_of_clips)]) == 2
+    assert not (tmp_path / "detection.html").exists()
+
+
+def test_the_newest_run_is_taken_when_none_is_named(run_of_clips, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["detect", str(clip[0])]) == 2
+    assert "no trained run of macil-sd under runs/" in capsys.readouterr().err
+    shutil.copytree(run_of_clips, tmp_path / "runs" / "demo" / "mine")
+    assert cli.main(["detect", str(clip[0])]) == 0
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def changed(run_of_clips, tmp_path, **changes) -> Path:
+    shutil.copytree(run_of_clips, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"backbones": None}, "trained on features made elsewhere"),
+        ({"task": "views"}, "detection needs one of the task bags"),
+        ({"backbones": {"visual": {"name": "lite"}, "audio": {"name": "logmel"}}}, "did you mean light"),
+        (
+            {"backbones": {"visual": {"name": "light"}, "audio": {"name": "vggish", "weights": "/gone.pth"}}},
+            "/gone.pth: no such weights file",
+        ),
+    ],
+)
+def test_runs_that_cannot_watch(run_of_clips, tmp_path, changes, expected):
+    from counterpoint.errors import CounterpointError
+
+    with pytest.raises(CounterpointError, match=expected):
+        Detector(Run.open(changed(run_of_clips, tmp_path, **changes)))
+
+
+def test_a_run_without_weights(run_of_clips, tmp_path):
+    folder = changed(run_of_clips, tmp_path)
+    next(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(RunError, match="train it first"):
+        Detector(Run.open(folder))
