@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ _STAND_INS = {
 }
 INK, SOFT, GRID, *SERIES = _STAND_INS
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+_COUNT = itertools.count(1)
 MAX_POINTS = 1000  # a curve with more is drawn as the least and the greatest of each pixel column
 _STYLE: Any = {  # Any: rc_context wants its keys as literals
     "text.parse_math": False,
@@ -56,8 +57,8 @@ def svg(figure: Figure, alt: str) -> Markup:
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn).replace("xlink:href", "href")
     drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.DOTALL)  # it would hold for the whole page; see page.css
-    # Several drawings share a page; their ids must not meet.
-    prefix = f"f{zlib.crc32(drawn.encode()):08x}-"
+    # Several drawings share a page, equal ones even; their ids must not meet.
+    prefix = f"f{next(_COUNT)}-"
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", drawn)
     for colour, variable in _STAND_INS.items():
         drawn = drawn.replace(colour, variable)
