@@ -432,9 +432,11 @@ def write_video(
     *,
     fps: float = 24,
     sample_rate: int = 16000,
+    bit_rate: int | None = None,
 ) -> None:
     """Write RGB frames [H, W, 3] (even sides) and mono sound in [-1, 1] as H.264 + AAC in .mp4, or what the suffix says.
 
+    `bit_rate` (bits a second) is the pictures' average; by default quality is constant and the rate what it takes.
     MPEG-4 takes H.264's place where FFmpeg was built without it. The file appears whole or not at all.
     """
     av = _av()
@@ -458,10 +460,10 @@ def write_video(
                     video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
                     video.height, video.width = pixels.shape[:2]
                     video.pix_fmt = "yuv420p"
+                    if bit_rate is not None or codec != "libx264":
+                        video.bit_rate = bit_rate or 2_000_000
                     if codec == "libx264":
-                        video.options = {"preset": "veryfast", "crf": "20"}
-                    else:
-                        video.bit_rate = 2_000_000
+                        video.options = {"preset": "veryfast"} | ({} if bit_rate else {"crf": "20"})
                 container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
                 if audio is not None and wave is not None:
                     stop = min(len(wave), round((number + 1) / fps * sample_rate))

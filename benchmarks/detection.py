@@ -1,0 +1,144 @@
+"""Detection on a 720p file with the built-in backbones: times real time, share of plain decoding, and memory over length.
+
+    python benchmarks/detection.py        writes results/bench/detection.json
+
+The files are arcade clips of 1280 x 720 at 24 frames a second with film grain over them, H.264 and AAC, at the two rates
+that bound what people have: 3 Mbit/s, as the web serves 720p, and constant high quality, which the grain drives to a
+camera's 22 Mbit/s. Every measurement runs in a process of its own, files in turn; the reference beside it decodes the same
+file with PyAV and does nothing else: detection cannot be faster than that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# name: (seconds, bits a second of the pictures; None: constant quality)
+FILES: dict[str, tuple[int, int | None]] = {
+    "web-1-minute": (60, 3_000_000),
+    "web-8-minutes": (480, 3_000_000),
+    "camera-2-minutes": (120, None),
+}
+REPEATS = 3
+OUT = Path(__file__).parents[1] / "results" / "bench" / "detection.json"
+
+
+def write(path: Path, seconds: int, bit_rate: int | None) -> None:
+    import numpy as np
+
+    from counterpoint.data import arcade
+    from counterpoint.data.media import write_video
+
+    rng = np.random.default_rng(0)
+    grain = [rng.normal(0, 6, (720, 1280, 1)).astype(np.int16) for _ in range(16)]
+    clips = [arcade.script("test", 300 + n) for n in range(seconds // 16 + 1)]
+    sound = np.concatenate([arcade.render_audio(clip) for clip in clips])[: seconds * arcade.RATE]
+
+    def frames():  # type: ignore[no-untyped-def]
+        made = 0
+        for clip in clips:
+            scene = arcade._Scene(clip, (1280, 720))
+            for n in range(clip.snippets * arcade.FRAMES):
+                if made == seconds * arcade.FPS:
+                    return
+                picture = scene.draw(n / arcade.FPS).astype(np.int16) + grain[made % 16]
+                yield picture.clip(0, 255).astype(np.uint8)
+                made += 1
+
+    write_video(path, frames(), sound, fps=arcade.FPS, sample_rate=arcade.RATE, bit_rate=bit_rate)
+
+
+def measure(what: str, path: str, run: str) -> None:
+    """In a process of its own: prints seconds of work and peak memory."""
+    import resource
+
+    import av
+    import torch
+
+    torch.set_num_threads(2)
+    if what == "detect":
+        from counterpoint.detect import Detector
+        from counterpoint.engine.run import Run
+
+        detector = Detector(Run.open(run))
+        started = time.perf_counter()
+        detector.detect(Path(path))
+    else:
+        started = time.perf_counter()
+        with av.open(path) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for _ in container.decode(container.streams.video[0], container.streams.audio[0]):
+                pass
+    taken = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": taken, "peak_mb": peak}))
+
+
+def main() -> None:
+    from dataclasses import replace
+
+    from counterpoint import training
+    from counterpoint.engine.run import machine, versions
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(training.default_config("macil-sd", "arcade"), epochs=1)
+        run = training.train("macil-sd", config, data="arcade?train=16&test=4", out=Path(folder), say=lambda _: None)
+        paths = {name: Path(folder) / f"{name}.mp4" for name in FILES}
+        for name, (seconds, bit_rate) in FILES.items():
+            print(f"writing {name}: {seconds} s of 720p ...", file=sys.stderr)
+            write(paths[name], seconds, bit_rate)
+        found: dict[tuple[str, str], list[dict[str, float]]] = {}
+        for _ in range(REPEATS):
+            for name, path in paths.items():
+                for what in ("detect", "decode"):
+                    words = [sys.executable, __file__, what, str(path), str(run.path)]
+                    out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+                    found.setdefault((what, name), []).append(json.loads(out))
+        sizes = {name: path.stat().st_size for name, path in paths.items()}
+
+    def median(what: str, name: str, key: str) -> float:
+        return statistics.median(m[key] for m in found[what, name])
+
+    record = {
+        "what": "1280 x 720, 24 fps, H.264 + AAC, film grain; light + logmel; torch threads 2; medians of 3",
+        "goal_times_real_time": 8,
+        "files": {
+            name: {
+                "seconds": seconds,
+                "megabits_per_second": round(8 * sizes[name] / seconds / 1e6, 2),
+                "times_real_time": round(seconds / median("detect", name, "seconds"), 1),
+                "plain_decoding_times_real_time": round(seconds / median("decode", name, "seconds"), 1),
+                "time_over_plain_decoding": round(
+                    statistics.median(
+                        a["seconds"] / b["seconds"]
+                        for a, b in zip(found["detect", name], found["decode", name], strict=True)
+                    ),
+                    2,
+                ),
+                "peak_mb": round(median("detect", name, "peak_mb")),
+            }
+            for name, (seconds, _) in FILES.items()
+        },
+        "growth_mb_from_1_to_8_minutes": round(
+            median("detect", "web-8-minutes", "peak_mb") - median("detect", "web-1-minute", "peak_mb"), 1
+        ),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure(*sys.argv[1:])
+    else:
+        main()
