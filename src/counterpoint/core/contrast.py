@@ -1,18 +1,655 @@
-"""Contrast: softmax losses over similarities, the mathematics most systems share.
+r"""Contrast: the softmax over a matrix of similarities, the mathematics most systems share, without the matrix.
 
-So far the one form the first system needs, InfoNCE against an explicit bank of negatives; the blockwise kernel that
-never materialises its matrix will live here too.
+With s_ij = q_i . k_j a contrastive loss is, row by row,
+
+    loss_i = -sum_j p_ij s_ij + (sum_j p_ij) log Z_i,      Z_i = sum_j d_ij exp(s_ij).
+
+The first term is linear in q: a row of p times the keys, which for one positive, for labels (class sums) and for lists
+needs no matrix (`positive_similarity`, `class_similarity`). What remains is log Z over rows and, where a loss looks both
+ways, over columns: `pair_logsumexp`. It goes through the matrix in tiles, both directions in one pass, and its backward
+either reads the tiles it kept (within a budget of memory) or computes them again. A matrix of similarities of one set with
+itself is symmetric: only its upper triangle is computed.
+
+What is *not* here because it composes outside, with autograd's own gradients:
+  temperature      scale the query (`scaled`): a number, a learnable scalar or one per row, its gradient comes with it
+  additive bias    one more column on both sides (`with_bias`): per row, per key, or both; log w_j weighs key j
+  extra keys       `torch.logaddexp` of two calls: a queue, a bank, synthesised negatives, with or without gradient
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
 EPS = 1e-12
+
+# Bytes of tiles that the forward pass may keep for the backward pass. Beyond it they are computed again, a third more work.
+KEEP = 128 * 2**20
+# Rows and columns of a tile: large enough for matrix products at full speed, small enough to stay in the cache between them.
+TILE = (512, 2048)
+
+# Up to this many entries the plain way is as fast.
+SMALL = 64 * 64
+
+Block = Callable[[slice, slice], Tensor]
+
+
+# ------------------------------------------------------------------------------------------------ what a row does not see
+
+
+class Rule(Protocol):
+    """Which pairs have no place in the denominator, told tile by tile."""
+
+    symmetric: bool  # whether (i, j) is excluded whenever (j, i) is
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        """Set the excluded entries of the tile at [rows, columns] of the whole matrix to -inf, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Row i does not see column i + offset, for each offset: 0 is itself; n and -n the other view of a batch of pairs."""
+
+    offsets: tuple[int, ...] = (0,)
+
+    @property
+    def symmetric(self) -> bool:
+        return {-offset for offset in self.offsets} == set(self.offsets)
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        for offset in self.offsets:
+            along = rows.start - columns.start + offset
+            if -tile.shape[0] < along < tile.shape[1]:
+                tile.diagonal(along).fill_(-math.inf)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Row i does not see columns of its own label (`same=True`), or sees no others (`same=False`)."""
+
+    rows: Int[Tensor, " rows"]
+    columns: Int[Tensor, " columns"] | None = None  # None: the rows'
+    same: bool = True
+
+    @property
+    def symmetric(self) -> bool:
+        return self.columns is None
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        other = self.rows if self.columns is None else self.columns
+        match = self.rows[rows][:, None] == other[columns]
+        tile.masked_fill_(match if self.same else ~match, -math.inf)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Row i does not see the columns index[i]; entries below 0 are padding."""
+
+    index: Int[Tensor, "rows most"]
+    symmetric = False
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        index = self.index[rows] - columns.start
+        row, slot = ((index >= 0) & (index < tile.shape[1]) & (self.index[rows] >= 0)).nonzero(as_tuple=True)
+        tile[row, index[row, slot]] = -math.inf
+
+
+@dataclass(frozen=True)
+class Where:
+    """Row i does not see column j where mask(rows, columns)[i, j] is True; the function is asked for one tile at a time."""
+
+    mask: Callable[[slice, slice], Bool[Tensor, "rows columns"]]
+    symmetric: bool = False  # say so if it is: then only half of the matrix is computed
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        tile.masked_fill_(self.mask(rows, columns), -math.inf)
+
+
+# ------------------------------------------------------------------------------------------------------------- the tiles
+
+
+class _Tile(NamedTuple):
+    rows: slice
+    columns: slice
+    square: bool  # on the diagonal of a symmetric matrix: holds both (i, j) and (j, i)
+
+
+def _tiles(rows: int, columns: int, symmetric: bool) -> Iterator[_Tile]:
+    """Cover the matrix, or the upper triangle of a symmetric one with whole squares on its diagonal."""
+    high, wide = TILE
+    if symmetric:
+        high = min(high, max(64, rows // 8))  # the squares compute both halves: keep them a small part of the whole
+    for top in range(0, rows, high):
+        row = slice(top, min(top + high, rows))
+        first = 0
+        if symmetric:
+            yield _Tile(row, row, True)
+            first = row.stop
+        for left in range(first, columns, wide):
+            yield _Tile(row, slice(left, min(left + wide, columns)), False)
+
+
+class _Pass:
+    """What forward and backward share: the operands and how a tile of exponentials comes about."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        rules: Sequence[Rule] = (),
+        weight: Block | None = None,
+        origin: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.query, self.key, self.rules, self.weight, self.origin = query, key, rules, weight, origin
+        # A tile whose exponentials share one reference can lose a row that lies this far below it.
+        self.reach = 60.0 if query.dtype == torch.float32 else 600.0
+        self.buffer = query.new_empty(0)
+
+    def similarities(self, tile: _Tile) -> Tensor:
+        """s of a tile, -inf where excluded; the memory is reused by the next call."""
+        rows, columns = tile.rows, tile.columns
+        high, wide = rows.stop - rows.start, columns.stop - columns.start
+        if self.buffer.numel() < high * wide:
+            self.buffer = self.query.new_empty(high * wide)
+        s = torch.mm(self.query[rows], self.key[columns].T, out=self.buffer[: high * wide].view(high, wide))
+        for rule in self.rules:
+            rule.exclude(s, *self.placed(tile))
+        return s
+
+    def placed(self, tile: _Tile) -> tuple[slice, slice]:
+        """Where the tile lies in the whole matrix, of which this may be one process's part."""
+        row, column = self.origin
+        return (
+            slice(tile.rows.start + row, tile.rows.stop + row),
+            slice(tile.columns.start + column, tile.columns.stop + column),
+        )
+
+    def weighted(self, e: Tensor, tile: _Tile) -> Tensor:
+        return e if self.weight is None else e.mul_(self.weight(*self.placed(tile)))
+
+
+def _finite(reference: Tensor) -> Tensor:
+    """A reference to subtract: 0 in place of -inf, which a row without entries has."""
+    return reference.masked_fill(reference == -math.inf, 0.0)
+
+
+class _Kept(NamedTuple):
+    """A tile's exponentials exp(s - reference), weights included."""
+
+    exponentials: Tensor
+    reference: Tensor  # scalar
+
+
+def _forward(
+    work: _Pass, *, columns: bool, symmetric: bool, keep: int
+) -> tuple[Tensor, Tensor | None, list[_Kept | None]]:
+    """log Z of rows [N] and columns [M], and the tiles that fit into `keep` bytes, in order."""
+    query, key = work.query, work.key
+    row = query.new_full((len(query),), -math.inf)
+    column = query.new_full((len(key),), -math.inf) if columns else None
+    kept: list[_Kept | None] = []
+    for tile in _tiles(len(query), len(key), symmetric):
+        s = work.similarities(tile)
+        reference = _finite(s.amax())
+        e = work.weighted(s.sub_(reference).exp_(), tile)
+        sums = e.sum(1)
+        low = sums.min()
+        across = None
+        if column is not None or (symmetric and not tile.square):
+            across = e.sum(0)
+            low = torch.minimum(low, across.min())
+        if low > math.exp(-work.reach):
+            row[tile.rows] = torch.logaddexp(row[tile.rows], sums.log_() + reference)
+            if across is not None:
+                target = row if symmetric else column
+                target[tile.columns] = torch.logaddexp(target[tile.columns], across.log_() + reference)  # type: ignore[index]
+            size = e.numel() * e.element_size()
+            if size <= keep:
+                keep -= size
+                kept.append(_Kept(e, reference))
+                work.buffer = e.new_empty(0)  # the tile is kept: the next one needs memory of its own
+                continue
+        else:  # some row lies far below the tile's largest entry (or has none): a reference of its own for each
+            s = work.similarities(tile)
+            top = _finite(s.amax(1))
+            part = work.weighted((s - top[:, None]).exp_(), tile).sum(1).log_() + top
+            row[tile.rows] = torch.logaddexp(row[tile.rows], part)
+            if across is not None:
+                top = _finite(s.amax(0))
+                part = work.weighted((s - top).exp_(), tile).sum(0).log_() + top
+                target = row if symmetric else column
+                target[tile.columns] = torch.logaddexp(target[tile.columns], part)  # type: ignore[index]
+        kept.append(None)
+    return row, column, kept
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One direction's log Z and the gradient that arrives for it."""
+
+    logs: Tensor
+    gradient: Tensor
+
+    def __getitem__(self, part: slice) -> _Side:
+        return _Side(self.logs[part], self.gradient[part])
+
+    def share(self, reference: Tensor) -> Tensor:
+        """gradient * exp(reference - log Z), what turns exp(s - reference) into a gradient of s; 0 for empty rows."""
+        return self.gradient * (reference - self.logs).masked_fill_(self.logs == -math.inf, -math.inf).exp_()
+
+
+def _pulled(s: Tensor, row: _Side, column: _Side | None, reach: float) -> Tensor:
+    """sum over the directions of gradient * exp(s - log Z), the gradient of s; overwrites s."""
+    reference = _finite(s.amax())
+    logs = row.logs if column is None else torch.cat([row.logs, column.logs])
+    lowest = logs.masked_fill(logs == -math.inf, math.inf).amin()
+    if reference - lowest < reach:
+        factor = row.share(reference)[:, None]
+        if column is not None:
+            factor = factor + column.share(reference)
+        return s.sub_(reference).exp_().mul_(factor)
+    # One reference would overflow for some: each direction gets probabilities of its own.
+    there = _finite(row.logs)
+    first = (s - there[:, None]).exp_().mul_(row.share(there)[:, None])
+    if column is None:
+        return first
+    there = _finite(column.logs)
+    return first.add_(s.sub_(there).exp_().mul_(column.share(there)))
+
+
+def _backward(
+    work: _Pass,
+    row: _Side,
+    column: _Side | None,
+    kept: Sequence[_Kept | None] = (),
+    *,
+    symmetric: bool = False,
+    key_wanted: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the query and the key. Symmetric: `column` is `row`, and all of the gradient is in the first."""
+    query, key = work.query, work.key
+    to_query = torch.zeros_like(query)
+    to_key = to_query if symmetric else torch.zeros_like(key)
+    spare = query.new_empty(0)
+    for number, tile in enumerate(_tiles(len(query), len(key), symmetric)):
+        r, c = tile.rows, tile.columns
+        found = kept[number] if kept else None
+        across = None if column is None else column[c]
+        if found is None:
+            g = work.weighted(_pulled(work.similarities(tile), row[r], across, work.reach), tile)
+        else:
+            # Kept tiles stay as they are, for whoever calls backward a second time on a retained graph.
+            if spare.numel() < found.exponentials.numel():
+                spare = query.new_empty(found.exponentials.numel())
+            g = spare[: found.exponentials.numel()].view(found.exponentials.shape)
+            factor = row[r].share(found.reference)[:, None]
+            if across is None:
+                torch.mul(found.exponentials, factor, out=g)
+            else:
+                torch.add(factor, across.share(found.reference), out=g).mul_(found.exponentials)
+        to_query[r].addmm_(g, key[c])
+        if key_wanted and not tile.square:
+            to_key[c].addmm_(g.T, query[r])
+    return to_query, to_key
+
+
+class _RefuseSecond(torch.autograd.Function):
+    """Lets a gradient through and says so when it is to be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, operand: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "the blockwise log-sum-exp has no second derivative; call pair_logsumexp(..., method='plain'), which "
+            "materialises the matrix"
+        )
+
+
+class _PairLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor | None,
+        rules: Sequence[Rule],
+        weight: Block | None,
+        columns: bool,
+        keep: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.rules, ctx.weight = rules, weight
+        work = _Pass(query, query if key is None else key, rules, weight)
+        with torch.autocast(query.device.type, enabled=False):
+            row, column, ctx.kept = _forward(
+                work, columns=columns, symmetric=key is None, keep=keep if any(ctx.needs_input_grad) else 0
+            )
+        ctx.save_for_backward(query, key, row, column)
+        ctx.set_materialize_grads(True)
+        return row, column
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, row, column = ctx.saved_tensors
+        work = _Pass(query, query if key is None else key, ctx.rules, ctx.weight)
+        side = _Side(row, gradients[0])
+        with torch.no_grad():
+            to_query, to_key = _backward(
+                work,
+                side,
+                side if key is None else None if column is None else _Side(column, gradients[1]),
+                ctx.kept,
+                symmetric=key is None,
+                key_wanted=key is None or ctx.needs_input_grad[1],
+            )
+        if torch.is_grad_enabled():  # create_graph=True: somebody may want to differentiate what we return
+            to_query, to_key = (
+                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
+            )
+        return to_query, to_key if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+def _plain(
+    query: Tensor, key: Tensor, rules: Sequence[Rule], weight: Block | None, columns: bool
+) -> tuple[Tensor, Tensor | None]:
+    s = query @ key.T
+    whole = slice(0, len(query)), slice(0, len(key))
+    for rule in rules:
+        rule.exclude(s, *whole)
+    if weight is not None:
+        s = s + weight(*whole).log()
+    # A row of -inf alone would have a gradient of nan.
+    empty = s == -math.inf
+    s = s.masked_fill(empty, torch.finfo(s.dtype).min)
+
+    def over(dim: int) -> Tensor:
+        return s.logsumexp(dim).masked_fill(empty.all(dim), -math.inf)
+
+    return over(1), over(0) if columns else None
+
+
+class PairLogSumExp(NamedTuple):
+    """log Z of every row and, where they were asked for, of every column."""
+
+    rows: Float[Tensor, " rows"]
+    columns: Float[Tensor, " columns"] | None
+
+
+def pair_logsumexp(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"] | None = None,
+    *,
+    exclude: Rule | Sequence[Rule] = (),
+    weight: Block | None = None,
+    columns: bool = False,
+    keep: int = KEEP,
+    method: Literal["auto", "plain", "blocks"] = "auto",
+) -> PairLogSumExp:
+    r"""log Z over the rows, and in the same pass the columns, of the similarities q_i . k_j, without their matrix.
+
+        rows_i = log sum_j d_ij exp(q_i . k_j),      columns_j = log sum_i d_ij exp(q_i . k_j)
+
+    d_ij is 1, or 0 where a rule excludes the pair, or a weight. Nothing is normalised or divided by a temperature here: see
+    `scaled`. Memory grows with (rows + columns) x dim, plus `keep`.
+
+    Args:
+        query: one row per anchor; float64, float32, or a half precision (then computed and returned in float32).
+        key: what they are compared with; None compares the query with itself at half the work (each pair is computed once).
+        exclude: a rule or several: `Diagonal`, `Labels`, `Listed`, `Where`. A pair is excluded if any of them says so.
+        weight: non-negative weights d_ij as a function (rows, columns) -> [r, c], asked for one tile at a time. No gradient.
+        columns: whether columns are wanted.
+        keep: bytes of intermediate results the forward pass may keep to spare the backward pass a third of its work.
+        method: "blocks" or "plain" (the whole matrix, differentiable twice, traceable by torch.compile). "auto" takes the
+            plain way for the smallest matrices and inside torch.compile.
+
+    Returns (rows, columns). A row with nothing in its denominator is -inf, with gradient 0.
+
+    Raises ValueError for shapes or types that do not fit. Differentiating twice through "blocks" raises RuntimeError.
+
+    >>> x = torch.eye(3)
+    >>> pair_logsumexp(x, exclude=Diagonal()).rows
+    tensor([0.6931, 0.6931, 0.6931])
+    """
+    if query.ndim != 2 or (key is not None and (key.ndim != 2 or key.shape[1] != query.shape[1])):
+        raise ValueError(
+            f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)}"
+            + ("" if key is None else f" and {tuple(key.shape)}")
+        )
+    if not query.is_floating_point() or (key is not None and key.dtype != query.dtype):
+        raise ValueError(
+            f"query and key must be of one floating type, got {query.dtype}"
+            + (f" and {key.dtype}" if key is not None else "")
+        )
+    rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
+    query = _wide(query)
+    key = None if key is None else _wide(key)
+    if key is None and (columns or weight is not None or not all(rule.symmetric for rule in rules)):
+        key = query  # what is asked for is not symmetric
+    if method == "plain" or (method == "auto" and (torch.compiler.is_compiling() or _small(query, key))):
+        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns))
+    if len(query) == 0 or (key is not None and len(key) == 0):
+        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns))
+    return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, keep))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Similarities are accumulated in float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _small(query: Tensor, key: Tensor | None) -> bool:
+    return len(query) * len(query if key is None else key) <= SMALL
+
+
+def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:
+    """query / temperature for a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
+
+    With `key=None` both sides are the query: divide by the square root of the temperature instead.
+    """
+    query = _wide(query)
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        return query / temperature[:, None]
+    return query / temperature
+
+
+def with_bias(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    *,
+    row: Float[Tensor, " rows"] | None = None,
+    column: Float[Tensor, " columns"] | None = None,
+) -> tuple[Float[Tensor, "rows wider"], Float[Tensor, "columns wider"]]:
+    """Operands whose similarities are q_i . k_j + row_i + column_j, with gradients to the biases.
+
+    column = log w weighs key j by w_j in every row's denominator (w_j = 0: use a rule, log 0 is not a number to multiply).
+    """
+    left, right = [_wide(query)], [_wide(key)]
+    one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)
+    if row is not None:
+        left, right = [*left, row.to(left[0].dtype)[:, None]], [*right, other]
+    if column is not None:
+        left, right = [*left, one], [*right, column.to(right[0].dtype)[:, None]]
+    return torch.cat(left, 1), torch.cat(right, 1)
+
+
+# --------------------------------------------------------------------------------------------------------- the positives
+
+
+def positive_similarity(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    positives: Float[Tensor, "rows columns"] | Int[Tensor, "rows most"] | None = None,
+) -> Float[Tensor, " rows"]:
+    """sum_j p_ij q_i . k_j, linear in q and so without a matrix of similarities.
+
+    Args:
+        positives: None: key i is query i's one positive. A floating matrix [rows, columns]: soft targets p. Integers
+            [rows, most]: a list of positive keys for each row, entries below 0 are padding, each counts 1.
+
+    For positives by class label see `class_similarity`.
+    """
+    query, key = _wide(query), _wide(key)
+    if positives is None:
+        if query.shape != key.shape:
+            raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
+        return (query * key).sum(1)
+    if positives.is_floating_point():
+        return (query * (positives.to(key.dtype) @ key)).sum(1)
+    there = positives >= 0
+    chosen = key[positives.clamp(min=0)] * there.unsqueeze(-1)
+    return (query * chosen.sum(1)).sum(1)
+
+
+def class_similarity(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    query_labels: Int[Tensor, " rows"],
+    key_labels: Int[Tensor, " columns"],
+) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """sum over the keys of a row's own class of q_i . k_j, and how many they are: by class sums, O((rows + columns) dim).
+
+    A row that is itself among the keys counts too; take q_i . q_i and 1 away. Labels may be any integers.
+    """
+    query, key = _wide(query), _wide(key)
+    classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
+    rows, columns = index[: len(query)], index[len(query) :]
+    sums = key.new_zeros(len(classes), key.shape[1]).index_add(0, columns, key)
+    count = torch.bincount(columns, minlength=len(classes))
+    return (query * sums[rows]).sum(1), count[rows]
+
+
+# ---------------------------------------------------------------------------------------------------------- soft targets
+
+
+class PairCrossEntropy(NamedTuple):
+    """Of every row (and, where asked for, column): -sum_j p_ij log softmax_j(s_ij), and the target's entropy.
+
+    cross_entropy - entropy is the Kullback-Leibler divergence KL(p || softmax(s)).
+    """
+
+    rows: Float[Tensor, " rows"]
+    row_entropy: Float[Tensor, " rows"]
+    columns: Float[Tensor, " columns"] | None
+    column_entropy: Float[Tensor, " columns"] | None
+
+
+class _Mean:
+    """A running expectation under a softmax whose terms arrive in parts: log Z and the mean of each of several values."""
+
+    def __init__(self, like: Tensor, length: int) -> None:
+        self.logs = like.new_full((length,), -math.inf)
+        self.means = [like.new_zeros(length) for _ in range(2)]
+
+    def add(self, part: slice, t: Tensor, dim: int, *values: Tensor) -> None:
+        logs = t.logsumexp(dim)
+        there = _finite(logs)
+        p = (t - there.unsqueeze(dim)).exp_()
+        total = torch.logaddexp(self.logs[part], logs)
+        old, new = ((x - _finite(total)).exp() for x in (self.logs[part], logs))
+        for mean, value in zip(self.means, values, strict=True):
+            mean[part] = mean[part] * old + (p * value).sum(dim) * new
+        self.logs[part] = total
+
+
+class _PairCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, teacher_query: Tensor, teacher_key: Tensor, columns: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
+        n, m = len(query), len(key)
+        sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
+        logs = [query.new_full((n,), -math.inf)] + ([query.new_full((m,), -math.inf)] if columns else [])
+        with torch.autocast(query.device.type, enabled=False):
+            for tile in _tiles(n, m, False):
+                s, t = student.similarities(tile), teacher.similarities(tile)
+                for (mean, dim), log in zip(sides, logs, strict=True):
+                    part = tile.rows if dim else tile.columns
+                    mean.add(part, t, dim, s, t)
+                    log[part] = torch.logaddexp(log[part], s.logsumexp(dim))
+        ctx.columns = columns
+        ctx.save_for_backward(query, key, teacher_query, teacher_key, *logs, *(mean.logs for mean, _ in sides))
+        out: list[Tensor | None] = []
+        for (mean, _), log in zip(sides, logs, strict=True):
+            out += [log - mean.means[0], mean.logs - mean.means[1]]
+        ctx.mark_non_differentiable(*out[1::2])
+        return tuple(out + [None] * (4 - len(out)))  # type: ignore[return-value]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, teacher_query, teacher_key, *logs = ctx.saved_tensors
+        student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
+        to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
+        half = len(logs) // 2
+        mine = [_Side(log, gradients[2 * i]) for i, log in enumerate(logs[:half])]
+        its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half:])]
+        with torch.no_grad():
+            for tile in _tiles(len(query), len(key), False):
+                r, c = tile.rows, tile.columns
+                g = torch.zeros((), dtype=query.dtype)
+                for work, sides in ((student, mine), (teacher, its)):
+                    across = sides[1][c] if ctx.columns else None
+                    g = g + _pulled(work.similarities(tile), sides[0][r], across, work.reach)
+                to_query[r].addmm_(g, key[c])
+                to_key[c].addmm_(g.T, query[r])
+        if torch.is_grad_enabled():
+            to_query, to_key = (
+                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
+            )
+        return to_query, to_key, None, None, None
+
+
+def pair_cross_entropy(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    teacher_query: Float[Tensor, "rows teacher_dim"],
+    teacher_key: Float[Tensor, "columns teacher_dim"],
+    *,
+    columns: bool = False,
+) -> PairCrossEntropy:
+    r"""Cross-entropy between the row softmaxes of two matrices of similarities, teacher's and student's, without either.
+
+        rows_i = -sum_j p_ij log softmax_j(q_i . k_j),      p_i = softmax_j(tq_i . tk_j)
+
+    and with `columns` the same down the columns of both, in one pass. Temperatures: see `scaled`. The teacher gets no
+    gradient. Subtract `row_entropy` for the KL divergence; alpha-mixtures with hard targets are mixtures of this and
+    the plain loss. Affinity mimicking, momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form.
+
+    Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError.
+
+    >>> x = torch.eye(3)
+    >>> out = pair_cross_entropy(x, x, x, x)
+    >>> torch.allclose(out.rows, out.row_entropy)
+    True
+    """
+    shapes = [tuple(x.shape) for x in (query, key, teacher_query, teacher_key)]
+    if (
+        any(len(shape) != 2 for shape in shapes)
+        or shapes[0][1] != shapes[1][1]
+        or shapes[2][1] != shapes[3][1]
+        or (shapes[0][0], shapes[1][0]) != (shapes[2][0], shapes[3][0])
+    ):
+        raise ValueError(
+            f"query, key, teacher_query and teacher_key must agree in rows, columns and widths, got {shapes}"
+        )
+    if 0 in shapes[0] or 0 in shapes[1]:
+        raise ValueError(f"query and key must not be empty, got {shapes[:2]}")
+    query, key = _wide(query), _wide(key)
+    teacher = [x.detach().to(query.dtype) for x in (teacher_query, teacher_key)]
+    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns))
+
+
+# --------------------------------------------------------------------------------------------- a bank of negatives alone
 
 
 def info_nce(
