@@ -190,7 +190,7 @@ class _Kept(NamedTuple):
 
 
 def _forward(
-    work: _Pass, *, columns: bool, symmetric: bool, keep: int
+    work: _Pass, *, columns: bool, symmetric: bool = False, keep: int = 0
 ) -> tuple[Tensor, Tensor | None, list[_Kept | None]]:
     """log Z of rows [N] and columns [M], and the tiles that fit into `keep` bytes, in order."""
     query, key = work.query, work.key
@@ -326,10 +326,11 @@ class _PairLogSumExp(torch.autograd.Function):
         rules: Sequence[Rule],
         weight: Block | None,
         columns: bool,
+        origin: tuple[int, int],
         keep: int,
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.rules, ctx.weight = rules, weight
-        work = _Pass(query, query if key is None else key, rules, weight)
+        ctx.asked = rules, weight, origin
+        work = _Pass(query, query if key is None else key, *ctx.asked)
         with torch.autocast(query.device.type, enabled=False):
             row, column, ctx.kept = _forward(
                 work, columns=columns, symmetric=key is None, keep=keep if any(ctx.needs_input_grad) else 0
@@ -341,7 +342,7 @@ class _PairLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, column = ctx.saved_tensors
-        work = _Pass(query, query if key is None else key, ctx.rules, ctx.weight)
+        work = _Pass(query, query if key is None else key, *ctx.asked)
         side = _Side(row, gradients[0])
         with torch.no_grad():
             to_query, to_key = _backward(
@@ -356,14 +357,14 @@ class _PairLogSumExp(torch.autograd.Function):
             to_query, to_key = (
                 _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
             )
-        return to_query, to_key if ctx.needs_input_grad[1] else None, None, None, None, None
+        return to_query, to_key if ctx.needs_input_grad[1] else None, None, None, None, None, None
 
 
 def _plain(
-    query: Tensor, key: Tensor, rules: Sequence[Rule], weight: Block | None, columns: bool
+    query: Tensor, key: Tensor, rules: Sequence[Rule], weight: Block | None, columns: bool, origin: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
     s = query @ key.T
-    whole = slice(0, len(query)), slice(0, len(key))
+    whole = slice(origin[0], origin[0] + len(query)), slice(origin[1], origin[1] + len(key))
     for rule in rules:
         rule.exclude(s, *whole)
     if weight is not None:
@@ -392,6 +393,7 @@ def pair_logsumexp(
     exclude: Rule | Sequence[Rule] = (),
     weight: Block | None = None,
     columns: bool = False,
+    origin: tuple[int, int] = (0, 0),
     keep: int = KEEP,
     method: Literal["auto", "plain", "blocks"] = "auto",
 ) -> PairLogSumExp:
@@ -408,6 +410,7 @@ def pair_logsumexp(
         exclude: a rule or several: `Diagonal`, `Labels`, `Listed`, `Where`. A pair is excluded if any of them says so.
         weight: non-negative weights d_ij as a function (rows, columns) -> [r, c], asked for one tile at a time. No gradient.
         columns: whether columns are wanted.
+        origin: where this matrix's first row and column lie in the larger one that rules and weights are told about.
         keep: bytes of intermediate results the forward pass may keep to spare the backward pass a third of its work.
         method: "blocks" or "plain" (the whole matrix, differentiable twice, traceable by torch.compile). "auto" takes the
             plain way for the smallest matrices and inside torch.compile.
@@ -433,22 +436,19 @@ def pair_logsumexp(
     rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
     query = _wide(query)
     key = None if key is None else _wide(key)
-    if key is None and (columns or weight is not None or not all(rule.symmetric for rule in rules)):
-        key = query  # what is asked for is not symmetric
-    if method == "plain" or (method == "auto" and (torch.compiler.is_compiling() or _small(query, key))):
-        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns))
-    if len(query) == 0 or (key is not None and len(key) == 0):
-        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns))
-    return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, keep))
+    symmetric = not columns and weight is None and origin[0] == origin[1] and all(rule.symmetric for rule in rules)
+    if key is None and not symmetric:
+        key = query
+    entries = len(query) * len(query if key is None else key)
+    small = method == "auto" and (torch.compiler.is_compiling() or entries <= SMALL)
+    if method == "plain" or small or entries == 0:
+        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns, origin))
+    return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, origin, keep))
 
 
 def _wide(x: Tensor) -> Tensor:
     """Similarities are accumulated in float32 at least."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _small(query: Tensor, key: Tensor | None) -> bool:
-    return len(query) * len(query if key is None else key) <= SMALL
 
 
 def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:

@@ -1,12 +1,26 @@
-"""What a loss over the whole batch needs when the batch is spread over processes. Without a process group: nothing."""
+"""What a loss over the whole batch needs when the batch is spread over processes. Without a process group: nothing.
+
+One convention: every process returns the loss of the *whole* batch as its value, and gradients whose mean over the
+processes (which DistributedDataParallel takes) is the gradient one process with the whole batch would have. Two ways there:
+
+    gather_rows, then a loss of the gathered rows on every process: simple, right for whatever can be written down, and
+        every process does all of the work;
+    batch_logsumexp and global_mean: each process sees its own rows against everybody's keys and averages over all.
+        The work is shared, and with `ring=True` so is the memory: blocks of keys travel from process to process.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
+
+from counterpoint.core.contrast import PairLogSumExp, Rule, _backward, _forward, _Pass, _Side, _wide, pair_logsumexp
 
 
 def world() -> tuple[int, int]:
@@ -16,15 +30,22 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
+    """How many rows each process has, in rank order."""
+    if world()[1] == 1:
+        return [rows]
+    counts = [torch.zeros((), dtype=torch.long, device=device) for _ in range(world()[1])]
+    dist.all_gather(counts, torch.tensor(rows, device=device))
+    return [int(count) for count in counts]
+
+
 class _GatherRows(torch.autograd.Function):
     """All processes' rows in rank order; backward hands each process the sum of all processes' gradients of its rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         rank, size = world()
-        counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(size)]
-        dist.all_gather(counts, torch.tensor(rows.shape[0], device=rows.device))
-        ctx.counts = [int(count) for count in counts]
+        ctx.counts = row_counts(len(rows), rows.device)
         ctx.rank = rank
         # Collectives want equal shapes: pad to the longest, cut afterwards.
         longest = max(ctx.counts)
@@ -62,3 +83,152 @@ def global_max(value: int, device: torch.device | str = "cpu") -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+class _GlobalMean(torch.autograd.Function):
+    """Mean over all processes' values; the gradient is scaled so that the processes' mean of it is right."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+        dist.all_reduce(total)
+        ctx.length, ctx.count = len(values), total[1].clamp(min=1)
+        return total[0] / ctx.count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return (grads[0] * world()[1] / ctx.count).expand(ctx.length)
+
+
+def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """Mean over the values of all processes, each of which may hold a different number; 0 of none at all."""
+    if world()[1] == 1:
+        return values.mean() if len(values) else values.sum()
+    return _GlobalMean.apply(values)
+
+
+class Place(NamedTuple):
+    """Where this process's rows stand in the whole batch."""
+
+    offset: int  # index of its first row
+    rows: int  # how many it has
+    total: int  # how many there are
+
+
+def place(rows: int, device: torch.device | str = "cpu") -> Place:
+    """Where `rows` rows of this process stand among those of all, in rank order."""
+    counts = row_counts(rows, device)
+    return Place(sum(counts[: world()[0]]), rows, sum(counts))
+
+
+def _pass_on(tensors: Sequence[Tensor], rows_to_come: int) -> list[Tensor]:
+    """Hand tensors to the next process in the ring and take as many, of `rows_to_come` rows, from the one before."""
+    rank, size = world()
+    arriving = [tensor.new_empty((rows_to_come, *tensor.shape[1:])) for tensor in tensors]
+    work = []
+    for tag, (out, new) in enumerate(zip(tensors, arriving, strict=True)):
+        if len(out):
+            work.append(dist.P2POp(dist.isend, out.contiguous(), (rank + 1) % size, tag=tag))
+        if len(new):
+            work.append(dist.P2POp(dist.irecv, new, (rank - 1) % size, tag=tag))
+    for request in dist.batch_isend_irecv(work) if work else []:
+        request.wait()
+    return arriving
+
+
+class _Ring(torch.autograd.Function):
+    """pair_logsumexp of this process's rows against everybody's keys, which pass by block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, rules: Sequence[Rule], columns: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        rank, size = world()
+        ctx.rules, ctx.columns = rules, columns
+        ctx.queries, ctx.keys = (row_counts(len(x), x.device) for x in (query, key))
+        row = query.new_full((len(query),), -math.inf)
+        held, column = key, key.new_full((len(key) if columns else 0,), -math.inf)
+        for step in range(size):
+            owner = (rank - step) % size
+            if len(query) and len(held):
+                work = _Pass(query, held, rules, origin=_origin(ctx, owner))
+                part, across, _ = _forward(work, columns=columns)
+                row = torch.logaddexp(row, part)
+                column = column if across is None else torch.logaddexp(column, across)
+            coming = ctx.keys[(owner - 1) % size]
+            (held,) = _pass_on([held], coming)
+            if columns:
+                (column,) = _pass_on([column], coming)
+        ctx.save_for_backward(query, key, row, column)
+        ctx.set_materialize_grads(True)
+        return row, column if columns else None
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, row, column = ctx.saved_tensors
+        rank, size = world()
+        to_query, to_held = torch.zeros_like(query), torch.zeros_like(key)
+        held, logs = key, column
+        arriving = gradients[1] if ctx.columns else column
+        for step in range(size):
+            owner = (rank - step) % size
+            if len(query) and len(held):
+                work = _Pass(query, held, ctx.rules, origin=_origin(ctx, owner))
+                across = _Side(logs, arriving) if ctx.columns else None
+                here, there = _backward(work, _Side(row, gradients[0]), across)
+                to_query += here
+                to_held += there
+            coming = ctx.keys[(owner - 1) % size]
+            held, to_held = _pass_on([held, to_held], coming)
+            if ctx.columns:
+                logs, arriving = _pass_on([logs, arriving], coming)
+        return to_query, to_held, None, None
+
+
+def _origin(ctx: Any, owner: int) -> tuple[int, int]:
+    return sum(ctx.queries[: world()[0]]), sum(ctx.keys[:owner])
+
+
+def batch_logsumexp(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"] | None = None,
+    *,
+    exclude: Rule | Sequence[Rule] = (),
+    columns: bool = False,
+    ring: bool = False,
+) -> PairLogSumExp:
+    """`pair_logsumexp` over the batch of all processes: this process's rows against everybody's keys, and back.
+
+    Args:
+        query, key: this process's rows and keys; numbers may differ between processes. key None: the query's.
+        exclude: rules in terms of the whole batch, rows and keys counted in rank order (see `place`).
+        columns: also log Z of this process's keys over everybody's rows.
+        ring: pass blocks of keys round instead of gathering them: no process ever holds all keys. Slower by what the
+            network takes, and the tiles are always computed twice.
+
+    Without a process group this is `pair_logsumexp`. The mean of a loss made of it is `global_mean`.
+    """
+    if world()[1] == 1:
+        return pair_logsumexp(query, key, exclude=exclude, columns=columns)
+    rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
+    query = _wide(query)
+    key = query if key is None else _wide(key)
+    if ring:
+        return PairLogSumExp(*_Ring.apply(query, key, rules, columns))
+    here = place(len(query), query.device)
+    own = place(len(key), key.device)
+    everything = gather_rows(key)
+    if here.rows == 0:
+        # Nothing to compare, but the other processes wait for this one in the gathers, forward and backward.
+        rows, across = query.sum(1) + everything.sum() * 0, everything.sum(1) * 0 - math.inf
+    else:
+        rows, found = pair_logsumexp(query, everything, exclude=rules, columns=columns, origin=(here.offset, 0))
+        across = everything.new_empty(0) if found is None else found
+    if not columns:
+        return PairLogSumExp(rows, None)
+    # Each process has the columns' sums over its own rows; gathered, their log-sum-exp is that over all rows.
+    parts = gather_rows(across[None])
+    empty = parts == -math.inf
+    total = parts.masked_fill(empty, torch.finfo(parts.dtype).min).logsumexp(0).masked_fill(empty.all(0), -math.inf)
+    return PairLogSumExp(rows, total[own.offset : own.offset + own.rows])
