@@ -48,7 +48,10 @@ Block = Callable[[slice, slice], Tensor]
 class Rule(Protocol):
     """Which pairs have no place in the denominator, told tile by tile."""
 
-    symmetric: bool  # whether (i, j) is excluded whenever (j, i) is
+    @property
+    def symmetric(self) -> bool:
+        """Whether (i, j) is excluded whenever (j, i) is."""
+        ...
 
     def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
         """Set the excluded entries of the tile at [rows, columns] of the whole matrix to -inf, in place."""
@@ -434,8 +437,8 @@ def pair_logsumexp(
             + (f" and {key.dtype}" if key is not None else "")
         )
     rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
-    query = _wide(query)
-    key = None if key is None else _wide(key)
+    query = wide(query)
+    key = None if key is None else wide(key)
     symmetric = not columns and weight is None and origin[0] == origin[1] and all(rule.symmetric for rule in rules)
     if key is None and not symmetric:
         key = query
@@ -446,7 +449,7 @@ def pair_logsumexp(
     return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, origin, keep))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Similarities are accumulated in float32 at least."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -456,7 +459,7 @@ def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, 
 
     With `key=None` both sides are the query: divide by the square root of the temperature instead.
     """
-    query = _wide(query)
+    query = wide(query)
     if isinstance(temperature, Tensor) and temperature.ndim == 1:
         return query / temperature[:, None]
     return query / temperature
@@ -473,7 +476,7 @@ def with_bias(
 
     column = log w weighs key j by w_j in every row's denominator (w_j = 0: use a rule, log 0 is not a number to multiply).
     """
-    left, right = [_wide(query)], [_wide(key)]
+    left, right = [wide(query)], [wide(key)]
     one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)
     if row is not None:
         left, right = [*left, row.to(left[0].dtype)[:, None]], [*right, other]
@@ -498,7 +501,7 @@ def positive_similarity(
 
     For positives by class label see `class_similarity`.
     """
-    query, key = _wide(query), _wide(key)
+    query, key = wide(query), wide(key)
     if positives is None:
         if query.shape != key.shape:
             raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
@@ -520,7 +523,7 @@ def class_similarity(
 
     A row that is itself among the keys counts too; take q_i . q_i and 1 away. Labels may be any integers.
     """
-    query, key = _wide(query), _wide(key)
+    query, key = wide(query), wide(key)
     classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
     rows, columns = index[: len(query)], index[len(query) :]
     sums = key.new_zeros(len(classes), key.shape[1]).index_add(0, columns, key)
@@ -644,9 +647,68 @@ def pair_cross_entropy(
         )
     if 0 in shapes[0] or 0 in shapes[1]:
         raise ValueError(f"query and key must not be empty, got {shapes[:2]}")
-    query, key = _wide(query), _wide(key)
+    query, key = wide(query), wide(key)
     teacher = [x.detach().to(query.dtype) for x in (teacher_query, teacher_key)]
     return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns))
+
+
+# ------------------------------------------------------------------------------------------------- pairs, one by one
+
+
+class _PairSoftplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, keep: int) -> Tensor:
+        work = _Pass(query, key)
+        rows = query.new_zeros(len(query))
+        ctx.kept = []
+        with torch.autocast(query.device.type, enabled=False):
+            for tile in _tiles(len(query), len(key), False):
+                s = work.similarities(tile)
+                rows[tile.rows] += F.softplus(s).sum(1)
+                size = s.numel() * s.element_size()
+                fits = size <= keep
+                keep -= size if fits else 0
+                ctx.kept.append(s.sigmoid() if fits else None)
+        ctx.save_for_backward(query, key)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        query, key = ctx.saved_tensors
+        work = _Pass(query, key)
+        to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
+        with torch.no_grad():
+            for tile, kept in zip(_tiles(len(query), len(key), False), ctx.kept, strict=True):
+                g = work.similarities(tile).sigmoid_() if kept is None else kept
+                g = g * gradients[0][tile.rows][:, None]
+                to_query[tile.rows].addmm_(g, key[tile.columns])
+                to_key[tile.columns].addmm_(g.T, query[tile.rows])
+        if torch.is_grad_enabled():
+            to_query, to_key = (
+                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
+            )
+        return to_query, to_key, None
+
+
+def pair_softplus(
+    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], *, keep: int = KEEP
+) -> Float[Tensor, " rows"]:
+    r"""sum_j softplus(q_i . k_j) = sum_j log(1 + exp(q_i . k_j)) for every row, without the matrix.
+
+    What a loss over pairs judged one by one needs (SigLIP, binary cross-entropy, NCE): softplus(-s) = softplus(s) - s, so
+    positives cost one `positive_similarity`. Scale and bias: `scaled`, `with_bias`. No keys: 0.
+
+    >>> pair_softplus(torch.zeros(2, 3), torch.zeros(4, 3))
+    tensor([2.7726, 2.7726])
+    """
+    if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    query, key = wide(query), wide(key)
+    if torch.compiler.is_compiling() or len(query) * len(key) <= SMALL:
+        return F.softplus(query @ key.T).sum(1)
+    return _PairSoftplus.apply(query, key, keep)
 
 
 # --------------------------------------------------------------------------------------------- a bank of negatives alone
@@ -698,9 +760,9 @@ def info_nce(
         return query.sum()  # an empty sum: zero, and still part of the graph
     q = F.normalize(query, dim=1, eps=EPS)
     positive = (q * F.normalize(positive_key, dim=1, eps=EPS)).sum(1) / temperature
-    negative = q @ F.normalize(negative_keys, dim=1, eps=EPS).T / temperature
+    negative = pair_logsumexp(q / temperature, F.normalize(negative_keys, dim=1, eps=EPS)).rows
     # log(e^p + sum e^n) - p = softplus(logsumexp(n) - p): never exponentiates a large number.
-    loss = F.softplus(negative.logsumexp(1) - positive)
+    loss = F.softplus(negative - positive)
     if weight is None:
         return loss.mean()
     return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.contrast import PairLogSumExp, Rule, _backward, _forward, _Pass, _Side, _wide, pair_logsumexp
+from counterpoint.core.contrast import PairLogSumExp, Rule, _backward, _forward, _Pass, _Side, pair_logsumexp, wide
 
 
 def world() -> tuple[int, int]:
@@ -212,8 +212,8 @@ def batch_logsumexp(
     if world()[1] == 1:
         return pair_logsumexp(query, key, exclude=exclude, columns=columns)
     rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
-    query = _wide(query)
-    key = query if key is None else _wide(key)
+    query = wide(query)
+    key = query if key is None else wide(key)
     if ring:
         return PairLogSumExp(*_Ring.apply(query, key, rules, columns))
     here = place(len(query), query.device)

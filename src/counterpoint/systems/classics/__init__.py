@@ -1,0 +1,1 @@
+"""The baselines every claim is measured against, each in one file like any other system."""

@@ -1,0 +1,40 @@
+"""SimCLR: two augmented views of an image are each other's positive, everything else in the batch is negative.
+
+Chen, Kornblith, Norouzi, Hinton: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
+arXiv 2002.05709.
+
+The loss (NT-Xent, Eq. 1) on the kernel: one symmetric log-sum-exp of the 2n views, computed once for each pair.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
+from counterpoint.core.distributed import batch_logsumexp, global_mean
+
+
+def nt_xent(
+    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5, *, ring: bool = False
+) -> Float[Tensor, ""]:
+    r"""Normalised-temperature cross-entropy (Eq. 1): the mean over 2n views i of -s_{i,pos(i)} + log sum_{j != i} exp s_ij.
+
+    Args:
+        z1, z2: projections of the two views, row by row; normalised here.
+        temperature: > 0; s is the cosine divided by it.
+        ring: across processes, pass keys round instead of gathering them.
+
+    Across processes the negatives are everybody's. One image alone has none: the loss is 0. Raises ValueError for shapes
+    that differ.
+
+    >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
+    tensor(0.9048)
+    """
+    if z1.shape != z2.shape or z1.ndim != 2:
+        raise ValueError(f"z1 and z2 must be [n, dim] alike, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    x = scaled(F.normalize(wide(torch.cat([z1, z2])), dim=1, eps=EPS), temperature**0.5)
+    positive = positive_similarity(*x.chunk(2))
+    return global_mean(batch_logsumexp(x, exclude=Diagonal(), ring=ring).rows) - global_mean(positive)

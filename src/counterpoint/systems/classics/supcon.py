@@ -1,0 +1,80 @@
+"""SupCon: every example of the same class is a positive.
+
+Khosla et al.: "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362.
+
+The form with the mean over positives outside the logarithm (L_out, Eq. 2). Positives come as class sums, so no n x n mask
+is made. `supcon_single_view` is the form metric-learning libraries use: one vector an example, normalised inside.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.contrast import EPS, Diagonal, class_similarity, scaled, wide
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+
+
+def _per_anchor(x: Tensor, labels: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
+    """-(1/|P|) sum over positives of log-softmax, 0 where there are none, and |P|; x holds unit rows / sqrt(temperature)."""
+    similarity, count = class_similarity(x, gather_rows(x), labels, gather_rows(labels))
+    count = count - 1
+    mean = (similarity - (x * x).sum(1)) / count.clamp(min=1)
+    logs = batch_logsumexp(x, exclude=Diagonal(), ring=ring).rows
+    return torch.where(count > 0, logs - mean, 0.0), count
+
+
+def supcon(
+    features: Float[Tensor, "n views dim"],
+    labels: Int[Tensor, " n"],
+    temperature: float = 0.07,
+    base_temperature: float = 0.07,
+    all_views: bool = True,
+    *,
+    ring: bool = False,
+) -> Float[Tensor, ""]:
+    r"""Supervised contrastive loss (Eq. 2), the mean over anchors i of
+
+        -(temperature / base_temperature) (1/|P(i)|) sum_{p in P(i)} [ s_ip - log sum_{j != i} exp s_ij ].
+
+    Args:
+        features: unit vectors (not normalised here); all views of all examples are contrasted with each other.
+        labels: class of each example. Its own other views are positives too.
+        temperature: > 0; s is the dot product divided by it.
+        base_temperature: scales the loss, as the authors' code does.
+        all_views: whether all views are anchors, or the first alone ("one" in the authors' code).
+        ring: across processes, pass keys round instead of gathering them.
+
+    An anchor without a positive counts with loss 0. Raises ValueError for shapes that do not fit.
+
+    >>> supcon(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([0, 1]), temperature=1.0, base_temperature=1.0)
+    tensor(0.5514)
+    """
+    if features.ndim != 3 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features must be [n, views, dim] and labels [n], got {tuple(features.shape)} and {tuple(labels.shape)}"
+        )
+    views = features.shape[1]
+    x = scaled(features.transpose(0, 1).flatten(0, 1), temperature**0.5)
+    losses, _ = _per_anchor(x, labels.repeat(views), ring)
+    return temperature / base_temperature * global_mean(losses if all_views else losses[: len(labels)])
+
+
+def supcon_single_view(
+    embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], temperature: float = 0.1, *, ring: bool = False
+) -> Float[Tensor, ""]:
+    """SupCon of one vector an example, normalised here; the mean over anchors whose loss is not 0 (0 if there is none).
+
+    >>> supcon_single_view(torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.)
+    """
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"embeddings must be [n, dim] and labels [n], got {tuple(embeddings.shape)}, {tuple(labels.shape)}"
+        )
+    x = scaled(F.normalize(wide(embeddings), dim=1, eps=EPS), temperature**0.5)
+    losses, _ = _per_anchor(x, labels, ring)
+    counted = (losses > 0).to(losses.dtype)
+    return global_mean(losses) / global_mean(counted).clamp(min=torch.finfo(losses.dtype).tiny).detach()
