@@ -194,8 +194,11 @@ def test_the_newest_run_is_taken_when_none_is_named(run_of_clips, clip, tmp_path
 
 def changed(run_of_clips, tmp_path, **changes) -> Path:
     shutil.copytree(run_of_clips, tmp_path / "run")
-    file = tmp_path / "run" / "config.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+    # JSON is YAML too: what is not a setting is a fact.
+    for name in ("config.yaml", "facts.json"):
+        file = tmp_path / "run" / name
+        content = yaml.safe_load(file.read_text())
+        file.write_text(json.dumps(content | {k: v for k, v in changes.items() if k in content}))
     return tmp_path / "run"
 
 

@@ -164,10 +164,11 @@ class Detector:
         from counterpoint import encoders
 
         self.run = run
-        backbones = run.config.get("backbones")
         if run.config.get("task") != "bags":
             raise RunError(f"{run.path} is a run of {run.slug}; detection needs one of the task bags (macil-sd)")
         self.learner = load_learner(run)
+        facts = run.facts()
+        backbones = facts.get("backbones")
         if not backbones:
             raise RunError(
                 f"{run.path} was trained on features made elsewhere ({run.config['data']}), which cannot be computed from "
@@ -175,13 +176,12 @@ class Detector:
             )
         self.visual = encoders.build_visual(backbones["visual"])
         self.audio = encoders.build_audio(backbones["audio"])
-        widths = run.config["widths"]
-        if (self.visual.dim, self.audio.dim) != (widths["visual"], widths["audio"]):
+        if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
             raise RunError(
                 f"{run.path}: its backbones give features {self.visual.dim} and {self.audio.dim} wide, its network takes "
-                f"{widths['visual']} and {widths['audio']}"
+                f"{facts['visual_dim']} and {facts['audio_dim']}"
             )
-        self.snippet_seconds = float(run.config["snippet_seconds"])
+        self.snippet_seconds = float(facts["snippet_seconds"])
         self.window = int(run.config["config"]["max_length"])
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from counterpoint.data import source_name
 from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import RunError
 from counterpoint.systems.base import System
 
 Say = Callable[[str], None]
@@ -39,12 +40,13 @@ def _task(system: System, source: Any, config: Any) -> Any:
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
-    seed = run.config["seed"]
-    learner = system.learner(config, source, seed)
+    task = _task(system, source, config)
+    run.save_facts(task.facts)
     fit(
-        learner,
-        _task(system, source, config),
+        system.learner(config, SimpleNamespace(**task.facts), run.config["seed"]),
+        task,
         epochs=config.epochs,
+        evaluate_every=getattr(config, "evaluate_every", 1),
         run=run,
         title=run.path.name,
         checkpoint_minutes=checkpoint_minutes,
@@ -92,9 +94,6 @@ def train(
         "task": system.task,
         "data": spec,
         "seed": seed,
-        "widths": {"visual": source.visual_dim, "audio": source.audio_dim},
-        "snippet_seconds": source.snippet_seconds,
-        "backbones": source.backbones,
         "config": asdict(config),
     }
     return _fit(_create(Path(out), record, name), system, config, source, checkpoint_minutes, say)
@@ -123,7 +122,7 @@ def _restore(run: Run) -> tuple[System, Any]:
     system = catalog.load_system(run.slug)
     stored = run.config.get("config")
     known = {field.name for field in fields(system.config)}
-    missing = {"data", "seed", "widths"} - set(run.config)
+    missing = {"data", "seed"} - set(run.config)
     if not isinstance(stored, dict) or missing or set(stored) - known:
         odd = sorted(set(stored) - known) if isinstance(stored, dict) else []
         raise RunError(
@@ -137,17 +136,10 @@ def _restore(run: Run) -> tuple[System, Any]:
         raise RunError(f"{run.path}/config.yaml: {error}") from error
 
 
-class _Widths:
-    """What a learner is built from when its data is not at hand."""
-
-    def __init__(self, widths: dict[str, int]) -> None:
-        self.visual_dim, self.audio_dim = widths["visual"], widths["audio"]
-
-
 def load_learner(run: Run) -> Learner:
     """The trained learner of a run, in eval mode. RunError for weights that are missing, damaged or another's."""
     system, config = _restore(run)
-    learner = system.learner(config, _Widths(run.config["widths"]), run.config["seed"])
+    learner = system.learner(config, SimpleNamespace(**run.facts()), run.config["seed"])
     try:
         learner.load_state_dict(run.load_weights())
     except RuntimeError as error:
@@ -159,23 +151,19 @@ def load_learner(run: Run) -> Learner:
 
 @torch.no_grad()
 def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> dict[str, float]:
-    """Metrics of a trained run on its test data, or on another source's of the same feature widths."""
+    """Metrics of a trained run on its test data, or on another source's that gives the same kind of items."""
     run = Run.open(path)
     learner = load_learner(run)
     system, config = _restore(run)
     source = sources.load(data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    widths = {"visual": source.visual_dim, "audio": source.audio_dim}
-    if widths != run.config["widths"]:
-        raise CounterpointError(
-            f"{source.name} has features of widths {widths}, the run was trained on {run.config['widths']}"
-        )
     task = _task(system, source, config)
+    task.check_facts(run.facts())
     evaluator = task.evaluator()
     from rich.console import Console
     from rich.progress import track
 
     for batch in track(task.test_loader(), "evaluating", console=Console(stderr=True), transient=True):
         evaluator.update(batch, learner.predict(batch))
-    return dict(evaluator.compute())
+    return dict(evaluator.compute(final=True))

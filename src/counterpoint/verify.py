@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,10 @@ INTERVAL = "95 % paired t interval"
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of one run from its epochs: for each test metric its mean over the last three, its best, its last."""
+    """Metrics of one run from its epochs: for each test metric its mean over the last three evaluations, its best, its last."""
     outcome: dict[str, float] = {}
     for name in (key.removeprefix("test/") for key in rows[-1] if key.startswith("test/")):
-        values = [row[f"test/{name}"] for row in rows]
+        values = [row[f"test/{name}"] for row in rows if f"test/{name}" in row]
         outcome |= {
             f"{name}_last3": float(np.mean(values[-3:])),
             f"{name}_best": float(np.nanmax(values)),
@@ -63,7 +64,8 @@ def experiment(system: System, claim: Claim, arm: str, seed: int, *, quick: bool
     source = data.load(claim.data, **options)
     config = system.config(**(claim.setting | (claim.quick if quick else {}) | claim.arms[arm]))
     task = importlib.import_module(f"counterpoint.tasks.{system.task}").TASK(source, config)
-    rows = fit(system.learner(config, source, seed), task, epochs=config.epochs, bar=False)
+    learner = system.learner(config, SimpleNamespace(**task.facts), seed)
+    rows = fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
     return summarise(rows)
 
 

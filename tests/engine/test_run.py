@@ -148,5 +148,5 @@ def test_evaluating_again_gives_the_recorded_figures(run_of_clips, monkeypatch):
     found = training.evaluate(run_of_clips, say=lambda _: None)
     recorded = {k.removeprefix("test/"): v for k, v in run.metrics()[-1].items() if k.startswith("test/")}
     assert found == pytest.approx(recorded, abs=1e-6)
-    with pytest.raises(CounterpointError, match=r"has features of widths .* the run was trained on"):
+    with pytest.raises(CounterpointError, match=r"has visual_dim .* the run was trained on"):
         training.evaluate(run_of_clips, data="async-bags?train=2&test=2")

@@ -37,8 +37,9 @@ for _name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
 class _Keeper(pl.Callback):
     """Keeps the books of a fit: position, metrics, checkpoints."""
 
-    def __init__(self, run: Run | None, checkpoint_minutes: float) -> None:
+    def __init__(self, run: Run | None, checkpoint_minutes: float, epochs: int, evaluate_every: int) -> None:
         self.run = run
+        self.epochs, self.evaluate_every = epochs, evaluate_every
         self.seconds = checkpoint_minutes * 60
         self.saved_at = time.monotonic()
         self.rows: list[dict[str, float]] = []
@@ -78,6 +79,13 @@ class _Keeper(pl.Callback):
             fit[progress]["current"] = dict.fromkeys(fit[progress]["current"], 0)
         checkpoint["loops"] = loops
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has no "and after the last epoch".
+        trainer.check_val_every_n_epoch = 1 if self._evaluated(_learner(pl_module).position.epoch) else 2**31
+
+    def _evaluated(self, epoch: int) -> bool:
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -104,7 +112,9 @@ class _Keeper(pl.Callback):
         position = learner.position
         row: dict[str, float] = {"epoch": position.epoch, "step": position.step}
         row |= {f"train/{name}": float(total / self.partial_epoch) for name, total in self.sums.items()}
-        row |= {f"test/{name}": value for name, value in learner.evaluator.compute().items()}
+        if self._evaluated(position.epoch):
+            found = learner.evaluator.compute(final=position.epoch + 1 == self.epochs)
+            row |= {f"test/{name}": value for name, value in found.items()}
         for number, optimizer in enumerate(trainer.optimizers):
             row["lr" if number == 0 else f"lr/{number}"] = optimizer.param_groups[0]["lr"]
         self.rows.append(row)
@@ -179,7 +189,8 @@ class _Bar(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.keeper.rows[-1]
         figures = "  ".join(f"{k.removeprefix('test/')} {v:.3f}" for k, v in row.items() if k.startswith("test/"))
-        self.progress.update(self.task, completed=_learner(pl_module).position.epoch, figures=figures)
+        shown: dict[str, Any] = {"figures": figures} if figures else {}
+        self.progress.update(self.task, completed=_learner(pl_module).position.epoch, **shown)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.progress.stop()
@@ -210,19 +221,21 @@ def fit(
     task: Any,
     *,
     epochs: int,
+    evaluate_every: int = 1,
     run: Run | None = None,
     title: str = "training",
     bar: bool = True,
     checkpoint_minutes: float = 10.0,
     console: Console | None = None,
 ) -> list[dict[str, float]]:
-    """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch.
+    """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch, those of the test data after every
+    `evaluate_every`-th and the last.
 
     With a `run`, metrics and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are written
     at the end. Under torchrun (WORLD_SIZE set) the processes share each batch; every process evaluates the whole test
     set, so all hold the same figures. Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read.
     """
-    keeper = _Keeper(run, checkpoint_minutes)
+    keeper = _Keeper(run, checkpoint_minutes, epochs, evaluate_every)
     callbacks: list[pl.Callback] = [keeper]
     rank = int(os.environ.get("RANK", "0"))
     if bar and rank == 0:

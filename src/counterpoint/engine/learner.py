@@ -14,6 +14,10 @@ from counterpoint.engine.loading import Position
 from counterpoint.errors import CounterpointError
 
 
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
+
+
 class Learner(pl.LightningModule):
     """Subclasses write `loss`, `predict` and `configure_optimizers`; networks, optimisers and hooks are theirs to choose.
 
@@ -39,6 +43,14 @@ class Learner(pl.LightningModule):
         """What the task's evaluator wants of a test batch (see the task)."""
         raise CounterpointError(f"{type(self).__name__} cannot predict")
 
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """The batch as the loss wants it: views, mixtures, whatever is drawn anew each step. The generator's state depends
+        on seed and step alone, not on the process: what is drawn for the whole batch is the same everywhere."""
+        return batch
+
+    def end_step(self) -> None:
+        """Called once the optimisers have stepped: moving averages, bounds on parameters."""
+
     def end_epoch(self, epoch: int) -> None:
         """Called once an epoch's steps and schedulers are done, before it is evaluated."""
 
@@ -50,11 +62,9 @@ class Learner(pl.LightningModule):
         if batch_idx < self.position.batch:  # done before the interruption that this run resumes from
             return None
         # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.seed, self.position.step, world()[0]]).generate_state(1, np.uint64)[0])
-            & (2**63 - 1)
-        )
-        losses = self.loss(batch)
+        torch.manual_seed(_seed(self.seed, self.position.step, world()[0]))
+        generator = torch.Generator().manual_seed(_seed(self.seed, self.position.step))
+        losses = self.loss(self.prepare(batch, generator))
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         for optimizer in optimizers:
@@ -62,6 +72,7 @@ class Learner(pl.LightningModule):
         self.manual_backward(torch.stack([losses[name] for name in self.minimised]).sum())
         for optimizer in optimizers:
             optimizer.step()
+        self.end_step()
         return {name: value.detach() for name, value in losses.items()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -3,6 +3,7 @@
     runs/<slug>-<time>/
       config.yaml         what was asked for: system, data, seed, every setting; written first
       environment.json    versions, machine, threads, devices
+      facts.json          what the learner was built from besides its settings: widths, classes, a tokenizer
       metrics.csv         a row per epoch
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
@@ -34,9 +35,10 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, METRICS, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, METRICS, WEIGHTS, CHECKPOINT, REPORT = (
     "config.yaml",
     "environment.json",
+    "facts.json",
     "metrics.csv",
     "model.safetensors",
     "last.ckpt",
@@ -128,6 +130,25 @@ class Run:
     def record_environment(self) -> None:
         with replacing(self.path / ENVIRONMENT) as file:
             file.write(json.dumps({**versions(), **machine()}, indent=2).encode())
+
+    def save_facts(self, facts: Mapping[str, Any]) -> None:
+        """Keep what a task says of its data; a resumed run keeps what it began with."""
+        if self.path.is_dir() and not (self.path / FACTS).is_file():
+            with replacing(self.path / FACTS) as file:
+                file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's learner was built from; RunError when that is missing or damaged."""
+        path = self.path / FACTS
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path}: no {FACTS}; the run stopped before it began") from error
+        except (ValueError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        if not isinstance(facts, dict):
+            raise RunError(f"{path} is damaged: it holds no facts by name")
+        return facts
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv whole; columns are the union of the rows' keys in order of appearance."""

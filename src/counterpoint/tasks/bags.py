@@ -13,7 +13,7 @@ head gets its own `<head>_ap`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,7 +201,7 @@ class FrameAP:
         self.truth.append(batch["truth"])
         self.lengths.append(length)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, *, final: bool = False) -> dict[str, float]:
         truth = np.concatenate(self.truth)
         return {
             f"{head}_ap": frame_ap(torch.cat(logits, 1), self.lengths, truth, self.repeat)
@@ -219,6 +219,21 @@ class BagsTask:
             raise DataError(f"{data.name}: needs training and test videos, has {len(data.train)} and {len(data.test)}")
         self.data = data
         self.config = config
+        # What a learner is built from, and detection needs to make the same features again; kept with the run.
+        self.facts: dict[str, Any] = {
+            "visual_dim": data.visual_dim,
+            "audio_dim": data.audio_dim,
+            "snippet_seconds": data.snippet_seconds,
+            "backbones": data.backbones,
+        }
+
+    def check_facts(self, trained: Mapping[str, Any]) -> None:
+        """CounterpointError when a run trained on other data cannot be measured on this."""
+        for name in ("visual_dim", "audio_dim"):
+            if trained[name] != self.facts[name]:
+                raise CounterpointError(
+                    f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}"
+                )
 
     def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
         rank, size = world()
