@@ -224,7 +224,7 @@ class Detector:
         highest = sorted(found, key=lambda i: -i.score)[:MAX_THUMBNAILS]
         thumbnails = []
         for interval in sorted(highest, key=lambda i: i.peak):
-            picture = frame_at(path, interval.peak, width=240)
+            picture = frame_at(path, interval.peak, width=480)
             if picture is not None:
                 thumbnails.append(Thumbnail(interval.peak, jpeg(picture)))
         return Detection(

@@ -144,7 +144,7 @@ def verify(
     system = catalog.load_system(slug)
     claims: dict[str | None, Claim] = {None: system.claim} | (dict(system.claim.variants) if variants else {})
     name = f"{slug}-quick" if quick else slug
-    stamp = _stamp(claims, quick)
+    stamp = _stamp(claims, quick, catalog.get(slug).module)
     todo = [(v, arm, seed) for v, claim in claims.items() for seed in range(seeds) for arm in claim.arms]
     done: dict[tuple[str | None, str, int], dict[str, float]] = {}
     cache = out / ".partial" / name
@@ -221,13 +221,18 @@ def _partial(cache: Path, variant: str | None, arm: str, seed: int) -> Path:
     return cache / f"{variant or 'claim'}-{arm}-{seed}.json"
 
 
-def _stamp(claims: Mapping[str | None, Claim], quick: bool) -> str:
-    """What a kept result depends on: the settings as they are now, and the code's and its libraries' versions."""
+def _stamp(claims: Mapping[str | None, Claim], quick: bool, module: str) -> str:
+    """What a kept result depends on: the settings, the libraries' versions, and the code of the system and of the core."""
     import hashlib
+    import inspect
+    from importlib import import_module
 
     settings = [asdict(replace(claim, variants={}, notes=())) for claim in claims.values()]
-    text = json.dumps([settings, quick, versions()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    found = hashlib.sha256(json.dumps([settings, quick, versions()], sort_keys=True).encode())
+    found.update(inspect.getsource(import_module(module)).encode())
+    for path in sorted((Path(__file__).parent / "core").glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def read_record(slug: str, folder: Path = Path("results/claims")) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     facts = [clock(detection.duration), f"{detection.width} × {detection.height}"]
     facts += ["with sound" if detection.has_audio else "no sound: scored from the picture alone"]
     facts += [f"snippets of {detection.snippet_seconds:.2f} s", f"watched at {detection.speed:.1f} × real time"]
+    pictures = {thumbnail.time: base64.b64encode(thumbnail.jpeg).decode() for thumbnail in detection.thumbnails}
     html = (
         parts.environment()
         .get_template("detection.html")
@@ -160,10 +161,12 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
             truth_alt="True moments: "
             + (", ".join(f"{clock(a)} to {clock(b)}" for a, b in detection.truth or []) or "none"),
             ticks=[(_tick(t, duration), 100 * t / duration) for t in figures.ticks(duration)],
+            # What the player shows before it is started: the highest peak, not the first, often black, frame.
+            poster=pictures.get(max(detection.intervals, key=lambda i: i.score).peak) if detection.intervals else None,
             thumbnails=[
                 {
                     "time": thumbnail.time,
-                    "data": base64.b64encode(thumbnail.jpeg).decode(),
+                    "data": pictures[thumbnail.time],
                     "score": next((i.score for i in detection.intervals if abs(i.peak - thumbnail.time) < 1e-6), None),
                 }
                 for thumbnail in detection.thumbnails

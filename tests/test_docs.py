@@ -1,0 +1,309 @@
+"""The documents: their examples run, their commands parse, their links lead somewhere, their numbers are the records'."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import itertools
+import json
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from counterpoint import cli, data
+from counterpoint.catalog import Entry, entries
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+EVERY = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in [*DOCUMENTS, *PAGES]]
+# From the roof to the ground, as ARCHITECTURE.md draws them.
+ROOMS = (
+    *("cli", "demo", "detect", "verify", "training", "report", "systems", "tasks", "engine", "data", "encoders"),
+    *("views", "core", "functional", "catalog", "files", "errors"),
+)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_s_example_runs(monkeypatch, tmp_path, capsys, one_thread):
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert len(code.strip().splitlines()) <= 20
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    out = capsys.readouterr().out
+    bars = re.findall(r"^0\.\d\d #* +(violent)?$", out, re.MULTILINE)
+    assert len(bars) > 20
+    assert "violent" in bars
+    assert len(list(tmp_path.glob("runs/macil-sd-*/model.safetensors"))) == 1
+
+
+def test_the_example_system_of_the_architecture_trains_and_has_a_row(monkeypatch, tmp_path, one_thread):
+    from counterpoint.verify import experiment
+
+    (code,) = blocks(ROOT / "ARCHITECTURE.md", "python")
+    (row,) = tomllib.loads(blocks(ROOT / "ARCHITECTURE.md", "toml")[0])["system"]
+    file = tmp_path / "linear_mil.py"
+    file.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("linear_mil", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "linear_mil", module)
+    spec.loader.exec_module(module)
+    system = module.SYSTEM
+    entry = Entry(**row)
+    assert (entry.slug, entry.task, entry.claim) == (system.slug, system.task, system.claim.sentence)
+    assert all(callable(getattr(module, place.partition(":")[2])) for place in entry.functions)
+    for arm in system.claim.arms:
+        assert 0 < experiment(system, system.claim, arm, 0, quick=True)[system.claim.metric] < 1
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_python_shown_compiles_and_imports_what_there_is(path):
+    for code in blocks(path, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("counterpoint"):
+                module = importlib.import_module(str(node.module))
+                for name in node.names:
+                    if not hasattr(module, name.name):
+                        importlib.import_module(f"{node.module}.{name.name}")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words after `counterpoint` of every command line in a document, placeholders filled in."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line[2:] for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ ")]
+    lines += [
+        code for code in re.findall(r"`([^`\n]+)`", prose(path)) if re.match(r"(torchrun .*)?counterpoint\b ", code)
+    ]
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if "counterpoint" not in words:
+            continue
+        words = words[words.index("counterpoint") + 1 :]
+        fill = {"SLUG": "macil-sd", "<slug>": "macil-sd", "RUN": "runs/x", "COMMAND": "train"}
+        words = [fill.get(word, word) for word in words if word != "..."]
+        found.append(words)
+    assert found or "$ counterpoint" not in text
+    return found
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """The command line with commands that do nothing."""
+    for name, command in cli.COMMANDS.items():
+        if inspect.isfunction(command):
+            monkeypatch.setitem(cli.COMMANDS, name, functools.wraps(command)(lambda *args, **kwargs: 0))
+    monkeypatch.setattr(cli.Train, "run", lambda self: 0)
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_commands_shown_parse(path, parse_only, capsys):
+    for words in commands(path):
+        if words == ["systems"]:  # the plain name of the command
+            continue
+        try:
+            code = cli.main(words)
+        except SystemExit as left:
+            code = left.code
+        said = capsys.readouterr()
+        assert not code, f"counterpoint {' '.join(words)}: {said.err or said.out}"
+        spec = dict(itertools.pairwise(words)).get("--data")
+        if spec:
+            source = data.SOURCES[data.source_name(spec)]
+            loader = getattr(importlib.import_module(source.module), source.function)
+            data._options(source.name, spec.partition("?")[2], loader)
+
+
+def test_the_check_of_commands_can_fail(parse_only, capsys):
+    assert cli.main(["detekt", "a.mp4"]) == 2
+    with pytest.raises(SystemExit) as left:
+        cli.main(["detect", "a.mp4", "--treshold", "0.3"])
+    assert left.value.code == 2
+    assert cli.main(["detect", "a.mp4", "--threshold", "0.3"]) == 0
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_make_targets_shown_exist(path):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = re.findall(r"(?:`|^\$ )make ([a-z]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(shown) <= targets
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE):
+        found.add(re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-"))
+    return found
+
+
+def generated(path: Path) -> bool:
+    """Whether the build of the site makes this page."""
+    page = path.relative_to(ROOT / "docs").as_posix()
+    names = {"cli.md", "architecture.md", "contributing.md", "changelog.md", "systems/index.md", "api/index.md"}
+    names |= {f"systems/{entry.slug}.md" for entry in entries().values() if entry.state == "done"}
+    names |= {f"api/{room}.md" for room in ROOMS}
+    return page in names
+
+
+@pytest.mark.parametrize("path", EVERY)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        place = (path.parent / name).resolve() if name else path
+        if path in PAGES and place.suffix == ".md" and not place.is_file():
+            assert generated(place), f"{path.name} links to {target}"
+            continue
+        assert place.exists(), f"{path.name} links to {target}"
+        if anchor and place.suffix == ".md":
+            assert anchor in anchors(place), f"{path.name} links to {target}"
+
+
+def test_every_page_is_in_the_site_s_navigation():
+    class Loader(yaml.SafeLoader):
+        pass
+
+    nav = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"]
+
+    def leaves(items):
+        for item in items if isinstance(items, list) else [items]:
+            if isinstance(item, dict):
+                for value in item.values():
+                    yield from leaves(value)
+            else:
+                yield item
+
+    listed = set(leaves(nav))
+    assert {path.relative_to(ROOT / "docs").as_posix() for path in PAGES} <= listed
+    assert all((ROOT / "docs" / page).is_file() or generated(ROOT / "docs" / page) for page in listed)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_citation_names_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+    assert f"## {project['version']} - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_readme_s_claims_are_the_record_s():
+    record = json.loads((ROOT / "results" / "claims" / "macil-sd.json").read_text(encoding="utf-8"))
+    rows = []
+    for part in (record, *record["variants"].values()):
+        for pair in part["comparisons"]:
+            rows.append(
+                f"| `{part['data']}` | {pair['arm']} | {pair['baseline']} | {pair['mean']:+.3f} "
+                f"| {pair['low']:+.3f} .. {pair['high']:+.3f} | {pair['verdict']} |"
+            )
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- claims:begin -->")[2].partition("<!-- claims:end -->")[0].strip().splitlines()
+    assert shown[2:] == rows
+    assert len(record["seeds"]) == 10  # the text says ten
+    assert "Ten seeds" in text
+
+
+def test_the_readme_s_extras_are_the_project_s():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| extra | brings |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(project["optional-dependencies"])
+
+
+def test_the_licence_is_the_whole_of_apache_2():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert "Copyright [yyyy] [name of copyright owner]" in text
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """(importing room, imported room, file) of every import inside the package but those for type checkers alone."""
+    source, found = ROOT / "src" / "counterpoint", []
+    for file in source.rglob("*.py"):
+        room = file.relative_to(source).parts[0].removesuffix(".py")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        ignored = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if id(node) in ignored:
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "counterpoint":
+                names = [f"counterpoint.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            for name in names:
+                with contextlib.suppress(ValueError):
+                    top, other = name.split(".")[:2]
+                    if top == "counterpoint":
+                        found.append((room, other, str(file.relative_to(ROOT))))
+    return found
+
+
+def test_imports_run_downward_only():
+    drawn = blocks(ROOT / "ARCHITECTURE.md", "text")[0]
+    assert re.findall(r"^  (\w+)(?:\.py|/) ", drawn, re.MULTILINE) == list(ROOMS)
+    found = imports()
+    assert len(found) > 50
+    height = {room: len(ROOMS) - number for number, room in enumerate(ROOMS)}
+    wrong = [
+        f"{file}: {room} imports {other}"
+        for room, other, file in found
+        if room in height and other in height and height[other] > height[room]
+    ]
+    assert not wrong
+    rooms = {path.stem for path in (ROOT / "src" / "counterpoint").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {room for room in rooms if not room.startswith("__")} <= set(ROOMS)
+
+
+def test_no_system_imports_another():
+    for file in (ROOT / "src" / "counterpoint" / "systems").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("counterpoint.systems"):
+                assert node.module == "counterpoint.systems.base", file
