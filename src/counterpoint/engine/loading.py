@@ -19,27 +19,38 @@ class Position:
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Shuffled batches of example indices; the last partial batch is kept.
+    """Shuffled batches of example indices; the last partial batch is kept unless `drop_last`.
 
     W processes with the same arguments but their rank see disjoint shares of the same global batches that one process
     would see (`batch_size` counts the whole batch). Batches that `position` says are done come as empty lists, so that a
     run resumed in mid-epoch counts batches as an uninterrupted one does, without reading them again.
     """
 
-    def __init__(self, examples: int, batch_size: int, seed: int, position: Position, rank: int, size: int) -> None:
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        seed: int,
+        position: Position,
+        rank: int,
+        size: int,
+        *,
+        drop_last: bool = False,
+    ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
         self.position = position
         self.rank = rank
         self.size = size
+        self.counted = examples // batch_size * batch_size if drop_last else examples
 
     def __len__(self) -> int:
-        return -(-self.examples // self.batch_size)
+        return -(-self.counted // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.position.epoch]).permutation(self.examples)
         done = self.position.batch
-        for batch, start in enumerate(range(0, self.examples, self.batch_size)):
+        for batch, start in enumerate(range(0, self.counted, self.batch_size)):
             share = order[start : start + self.batch_size][self.rank :: self.size].tolist()
             yield share if batch >= done else []

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.contrast import EPS, positive_similarity, scaled, wide
-from counterpoint.core.contrast import pair_logsumexp as logsumexp
+from counterpoint.core.contrast import EPS, pair_logsumexp, positive_similarity, scaled, softplus, wide
 from counterpoint.core.distributed import gather_rows, global_mean
 
 
@@ -52,6 +51,6 @@ def moco(
     key = F.normalize(key.detach(), dim=1, eps=EPS)
     q = scaled(F.normalize(wide(query), dim=1, eps=EPS), temperature)
     positive = positive_similarity(q, key)
-    negative = logsumexp(q, queue.detach().to(q.dtype)).rows
+    negative = pair_logsumexp(q, queue.detach().to(q.dtype)).rows
     new = gather_rows(key)[: len(queue)]
-    return MoCoOutput(global_mean(F.softplus(negative - positive)), torch.cat([new.to(queue.dtype), queue[len(new) :]]))
+    return MoCoOutput(global_mean(softplus(negative - positive)), torch.cat([new.to(queue.dtype), queue[len(new) :]]))

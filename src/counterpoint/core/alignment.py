@@ -1,0 +1,86 @@
+"""What two views are brought together by where nothing is pushed apart: terms that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.core.checks import need_alike, shapes
+from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.distributed import global_mean
+
+
+def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+    """D(p, z) = -mean_i p_i . sg(z_i) of normalised rows (SimSiam, arXiv 2011.10566, Eq. 1, with the stop-gradient of Eq. 3).
+
+    SimSiam's loss is D(p1, z2)/2 + D(p2, z1)/2. BYOL's squared distance of unit vectors (arXiv 2006.07733, Eq. 2) is
+    2 + 2 D(p1, z2), and its loss that plus the same with the views exchanged.
+
+    Args:
+        prediction: what the predictor makes of one view; normalised here.
+        target: projection of the other view; normalised here, no gradient.
+
+    A row of zeros has cosine 0. Raises ValueError for shapes that differ and for an empty batch.
+
+    >>> import torch
+    >>> negative_cosine(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
+    tensor(-1.)
+    """
+    need_alike("n dim", prediction=prediction, target=target)
+    p = F.normalize(wide(prediction), dim=1, eps=EPS)
+    z = F.normalize(wide(target.detach()), dim=1, eps=EPS)
+    return -global_mean((p * z).sum(1))
+
+
+def swapped_entropy(
+    targets: Sequence[Float[Tensor, "n outcomes"]], logits: Sequence[Float[Tensor, "n outcomes"]]
+) -> Float[Tensor, ""]:
+    """Mean over views v that have a target and all other views w of the cross-entropy between target v and softmax(logits w).
+
+    Args:
+        targets: distributions of the first views (rows sum to 1), no gradient.
+        logits: of all views, those with a target first and in the same order.
+
+    Each softmax is computed once, not once a pair. Raises ValueError when there is no pair of different views.
+    Source: SwAV (arXiv 2006.09882, Eqs. 1, 2 and 6), DINO (arXiv 2104.14294, Eq. 3).
+
+    >>> import torch
+    >>> swapped_entropy([torch.tensor([[1.0, 0.0]])], [torch.zeros(1, 2), torch.zeros(1, 2)])
+    tensor(0.6931)
+    """
+    if not 1 <= len(targets) <= len(logits) or len(logits) < 2:
+        raise ValueError(f"{len(targets)} views with a target among {len(logits)} in all: no view to compare one with")
+    need_alike(
+        "n outcomes",
+        **{f"target {v}": target for v, target in enumerate(targets)},
+        **{f"logits {v}": view for v, view in enumerate(logits)},
+    )
+    logs = [F.log_softmax(wide(view), dim=1) for view in logits]
+    everyone = sum(logs[1:], logs[0])
+    rows = [
+        (target.detach().to(own.dtype) * (own - everyone)).sum(1) for target, own in zip(targets, logs, strict=False)
+    ]
+    return global_mean(sum(rows[1:], rows[0])) / (len(targets) * (len(logits) - 1))
+
+
+def off_diagonal_squares(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+    """sum over i != j of (a^T b)_ij^2, the energy that redundancy reduction takes out of a [dim, dim] matrix of moments.
+
+    |a^T b|^2 = <a a^T, b b^T>, so wide embeddings of a small batch need products of [n, n] only. That way subtracts the
+    diagonal's squares from the whole, which is safe just when the matrix is so low in rank (dim >= 2n) that at least
+    half of the energy must lie off the diagonal; otherwise the matrix itself is made.
+
+    >>> import torch
+    >>> off_diagonal_squares(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor(52.)
+    """
+    need_alike("n dim", a=a, b=b)
+    n, dim = a.shape
+    if dim < 2 * n:
+        return (a.T @ b).fill_diagonal_(0).square().sum()
+    left = a @ a.T
+    right = left if a is b else b @ b.T
+    return (left * right).sum() - (a * b).sum(0).square().sum()

@@ -1,0 +1,41 @@
+"""Shapes and numbers that a loss was given, checked before anything is computed of them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from counterpoint.core.distributed import world
+
+
+def shapes(**tensors: Tensor) -> str:
+    """'a [2, 3] and b [4]', for a message."""
+    return " and ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+
+
+def need_rows(**tensors: Tensor) -> None:
+    """Raise ValueError for a batch without rows. One process's share of a batch may be empty, the batch of one may not."""
+    for name, tensor in tensors.items():
+        if not len(tensor) and world()[1] == 1:
+            raise ValueError(f"{name} is an empty batch: {shapes(**{name: tensor})}")
+
+
+def need_alike(axes: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors have one shape with these axes, say "n dim", and there are rows."""
+    first, *others = tensors.values()
+    if first.ndim != len(axes.split()) or any(other.shape != first.shape for other in others):
+        raise ValueError(f"{' and '.join(tensors)} must be [{axes.replace(' ', ', ')}] alike, got {shapes(**tensors)}")
+    need_rows(**tensors)
+
+
+def need_positive(**numbers: float | Tensor) -> None:
+    """Raise ValueError for a number that is not above 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}")
+
+
+def need_within(low: float, high: float, **numbers: float) -> None:
+    """Raise ValueError for a number outside low..high, both included."""
+    for name, number in numbers.items():
+        if not low <= number <= high:
+            raise ValueError(f"{name} must lie in {low}..{high}, got {number}")

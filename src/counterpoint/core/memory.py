@@ -1,0 +1,273 @@
+"""What a loss remembers from step to step: a queue of keys, a row or a number per training example, class prototypes.
+
+All of it is buffers of modules: it moves with `.to`, is saved in the state dict and resumed from it, and no optimiser sees
+it. Across processes every write gathers all processes' rows first, in rank order, so all hold the same memory, as long as
+they started from the same seed. Writes are in place: read before you write (`read` and `lookup` give copies, which a later
+backward pass may still need).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.contrast import EPS
+from counterpoint.core.distributed import gather_rows
+
+
+def unit_noise(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
+    """Normalised Gaussian rows, evenly spread over the sphere."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, generator=generator, device=generator.device), dim=1)
+
+
+def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
+    """Where each distinct value of `index` stands for the last time, so that a write with it has one defined result.
+
+    >>> latest(torch.tensor([5, 2, 5, 7])).tolist()
+    [1, 2, 3]
+    """
+    order = index.argsort(stable=True)
+    run = index[order]
+    last = torch.ones_like(run, dtype=torch.bool)
+    last[:-1] = run[1:] != run[:-1]
+    return order[last]
+
+
+def moved(
+    rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float
+) -> Float[Tensor, "n dim"]:
+    """unit(momentum * rows + (1 - momentum) * values): the step of a moving average on the sphere."""
+    return F.normalize(torch.lerp(values.to(rows.dtype), rows, momentum), dim=1, eps=EPS)
+
+
+def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
+    """Raise ValueError unless `index` is a list of positions below `length` and every tensor has a row for each."""
+    if index.ndim != 1 or index.is_floating_point():
+        raise ValueError(f"index must be a list of whole numbers, got {index.dtype} of shape {list(index.shape)}")
+    for name, value in values.items():
+        if value.shape[:1] != index.shape:
+            raise ValueError(f"{name} must have a row for each index, got {shapes(index=index, **{name: value})}")
+    # A negative index would be read from the end without a word.
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+        raise ValueError(f"index must lie in 0..{length - 1}, got {int(index.min())}..{int(index.max())}")
+
+
+class Queue(nn.Module):
+    """First-in-first-out queue of normalised keys (MoCo, arXiv 1911.05722, Sec. 3.2: the dictionary as a queue).
+
+    Args:
+        length: how many keys it holds; it is always full, of normalised Gaussian noise in the beginning.
+        dim: their width.
+        seed: of the noise, a number or a generator; the same on every process.
+
+    >>> queue = Queue(4, 2)
+    >>> negatives = queue.read()            # of earlier batches
+    >>> queue.write(torch.eye(2))           # over the two oldest
+    >>> queue.read()[:2]
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    rows: Float[Tensor, "length dim"]
+    pointer: Int[Tensor, ""]
+
+    def __init__(self, length: int, dim: int, *, seed: int | torch.Generator = 0) -> None:
+        super().__init__()
+        need_positive(length=length, dim=dim)
+        self.register_buffer("rows", unit_noise(length, dim, seed))
+        self.register_buffer("pointer", torch.tensor(0))  # where the oldest row is
+
+    def read(self) -> Float[Tensor, "length dim"]:
+        """All keys, a copy; in the order of the ring, not of age."""
+        return self.rows.clone()
+
+    @torch.no_grad()
+    def write(self, keys: Float[Tensor, "n dim"]) -> None:
+        """Normalise the keys (of all processes) and put them over the oldest.
+
+        Any number of them: the ring need not be a multiple, and of more than the queue holds the last ones stay.
+        Raises ValueError for keys of another width.
+        """
+        length, dim = self.rows.shape
+        if keys.ndim != 2 or keys.shape[1] != dim:
+            raise ValueError(f"keys must be [n, {dim}], got {list(keys.shape)}")
+        keys = F.normalize(gather_rows(keys.detach()).to(self.rows.dtype), dim=1, eps=EPS)
+        n = len(keys)
+        places = torch.arange(max(n - length, 0), n, device=keys.device)
+        self.rows[(self.pointer + places) % length] = keys[places]
+        self.pointer.add_(n).remainder_(length)
+
+
+class Bank(nn.Module):
+    """One unit row per training example, addressed by its position in the data set, moved towards what is new of it.
+
+    Args:
+        length: number of training examples.
+        dim: width of a row; rows start as normalised Gaussian noise.
+        momentum: how much of the old row stays; 0 replaces it.
+        seed: of the noise, a number or a generator; the same on every process.
+
+    Source: the memory bank of instance discrimination (Wu et al., CVPR 2018, arXiv 1805.01978) and CRD (arXiv 1910.10699).
+
+    >>> bank = Bank(10, 2, momentum=0.0)
+    >>> bank.update(torch.tensor([7]), torch.tensor([[0.0, 3.0]]))
+    >>> bank.lookup(torch.tensor([7]))
+    tensor([[0., 1.]])
+    """
+
+    rows: Float[Tensor, "length dim"]
+
+    def __init__(self, length: int, dim: int, *, momentum: float = 0.5, seed: int | torch.Generator = 0) -> None:
+        super().__init__()
+        need_positive(length=length, dim=dim)
+        need_within(0, 1, momentum=momentum)
+        self.momentum = momentum
+        self.register_buffer("rows", unit_noise(length, dim, seed))
+
+    def lookup(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
+        """The rows of these examples, a copy. Raises ValueError for a position outside the bank."""
+        need_positions(index, len(self.rows))
+        return self.rows[index]
+
+    @torch.no_grad()
+    def update(self, index: Int[Tensor, " n"], values: Float[Tensor, "n dim"]) -> None:
+        """rows[index] <- unit(momentum * rows[index] + (1 - momentum) * values), over all processes' examples.
+
+        An example that comes twice in a batch is moved once, by the last of its values (in rank order across processes).
+        Raises ValueError for shapes that do not fit or a position outside the bank.
+        """
+        need_positions(index, len(self.rows), values=values)
+        if values.shape[1:] != self.rows.shape[1:]:
+            raise ValueError(f"values must be [n, {self.rows.shape[1]}], got {list(values.shape)}")
+        index, values = gather_rows(index), gather_rows(values.detach())
+        last = latest(index)
+        self.rows[index[last]] = moved(self.rows[index[last]], values[last], self.momentum)
+
+
+class SampleState(nn.Module):
+    """One number per training example, addressed by its position in the data set: a temperature, a moving average.
+
+    >>> temperature = SampleState(10, initial=0.1)
+    >>> temperature.update(torch.tensor([3, 3]), torch.tensor([0.2, 0.3]))
+    >>> temperature.lookup(torch.tensor([2, 3]))
+    tensor([0.1000, 0.3000])
+    """
+
+    values: Float[Tensor, " length"]
+
+    def __init__(self, length: int, *, initial: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        need_positive(length=length)
+        self.register_buffer("values", torch.full((length,), initial, dtype=dtype))
+
+    def lookup(self, index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The numbers of these examples, a copy. Raises ValueError for a position outside the data set."""
+        need_positions(index, len(self.values))
+        return self.values[index]
+
+    @torch.no_grad()
+    def update(self, index: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> None:
+        """Set the numbers of these examples, of all processes; of an example that comes twice the last one counts.
+
+        Raises ValueError for shapes that do not fit or a position outside the data set.
+        """
+        need_positions(index, len(self.values), value=value)
+        if value.ndim != 1:
+            raise ValueError(f"value must be one number for each index, got {list(value.shape)}")
+        index, value = gather_rows(index), gather_rows(value.detach())
+        last = latest(index)
+        self.values[index[last]] = value[last].to(self.values.dtype)
+
+
+class Prototypes(nn.Module):
+    """One unit row per class, the moving average of its examples; a class that was never seen is a row of zeros.
+
+    Args:
+        classes, dim: shape of `rows`. Copy into `rows` to start from something else, such as the centres of `kmeans`.
+        momentum: below 1; how much of a row stays when one example arrives.
+
+    Source: MoPro (Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995).
+
+    >>> prototypes = Prototypes(3, 2, momentum=0.9)
+    >>> prototypes.update(torch.eye(2), torch.tensor([2, 0]))
+    >>> prototypes.rows
+    tensor([[0., 1.],
+            [0., 0.],
+            [1., 0.]])
+    """
+
+    rows: Float[Tensor, "classes dim"]
+
+    def __init__(self, classes: int, dim: int, *, momentum: float = 0.999) -> None:
+        super().__init__()
+        need_positive(classes=classes, dim=dim)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in 0..1, 1 not included, got {momentum}")
+        self.momentum = momentum
+        self.register_buffer("rows", torch.zeros(classes, dim))
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> None:
+        """For each example in batch order (of all processes, in rank order): row <- momentum row + (1 - momentum) feature.
+
+        Rows are normalised once, at the end; those of other classes stay as they are. Raises ValueError for shapes that
+        do not fit or a label that is no class.
+        """
+        need_positions(labels, len(self.rows), features=features)
+        if features.shape[1:] != self.rows.shape[1:]:
+            raise ValueError(f"features must be [n, {self.rows.shape[1]}], got {list(features.shape)}")
+        features, labels = gather_rows(features.detach()).to(self.rows.dtype), gather_rows(labels)
+        # The j-th from last of a class has decayed j times since it came in: all steps at once.
+        order = labels.argsort(stable=True)
+        classes, counts = labels[order].unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).repeat_interleave(counts)
+        age = ends - 1 - torch.arange(len(labels), device=labels.device)
+        weight = (1 - self.momentum) * self.momentum ** age.to(features.dtype)
+        rows = self.rows[classes] * self.momentum ** counts.to(features.dtype)[:, None]
+        inverse = torch.arange(len(classes), device=labels.device).repeat_interleave(counts)
+        rows = rows.index_add(0, inverse, weight[:, None] * features[order])
+        self.rows[classes] = F.normalize(rows, dim=1, eps=EPS)
+
+
+class Clusters(NamedTuple):
+    centers: Float[Tensor, "k dim"]
+    labels: Int[Tensor, " n"]  # the centre nearest to each row
+
+
+def kmeans(
+    features: Float[Tensor, "n dim"], k: int, seed: int = 0, *, library: Literal["sklearn", "faiss"] = "sklearn"
+) -> Clusters:
+    """k-means by scikit-learn, or by faiss where that is installed and asked for (faster on millions of rows).
+
+    The two find different clusters of the same data, so which is used never depends on what happens to be installed.
+    Raises ValueError for fewer rows than clusters and for features that are not finite, ImportError without faiss.
+
+    >>> kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2).centers.sort(0).values.squeeze(1)
+    tensor([0.0500, 5.0000])
+    """
+    need_positive(k=k)
+    if features.ndim != 2 or len(features) < k:
+        raise ValueError(f"features must be [n, dim] with a row for each of the {k} clusters, got {list(features.shape)}")
+    if not bool(features.isfinite().all()):
+        raise ValueError("features holds numbers that are not finite, which belong to no cluster")
+    points = features.detach().float().cpu().numpy()
+    if library == "faiss":
+        import faiss
+
+        found = faiss.Kmeans(points.shape[1], k, seed=seed)
+        found.train(points)
+        centers, labels = found.centroids, found.index.search(points, 1)[1][:, 0]
+    else:
+        from sklearn.cluster import KMeans
+
+        found = KMeans(k, n_init="auto", random_state=seed).fit(points)
+        centers, labels = found.cluster_centers_, found.labels_
+    return Clusters(
+        torch.from_numpy(centers).to(features), torch.from_numpy(labels).to(device=features.device, dtype=torch.long)
+    )

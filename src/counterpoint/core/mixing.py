@@ -1,0 +1,211 @@
+"""Mixtures of a batch with itself, of inputs, of hidden layers, of embeddings, and the targets that go with them.
+
+x~_i = lam_i x_i + (1 - lam_i) x_perm(i), lam ~ Beta(alpha, alpha): mixup (Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018, arXiv
+1710.09412) on inputs, manifold mixup (Verma et al., ICML 2019, arXiv 1806.05236) on hidden layers. CutMix (Yun et al., ICCV
+2019, arXiv 1905.04899) pastes a box of one image into another, lam the share that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_positive, need_within, shapes
+
+
+class Mix(NamedTuple):
+    """Who is mixed with whom, and how much of each row is its own."""
+
+    permutation: Int[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+
+
+def draw_mix(
+    n: int,
+    alpha: float | tuple[float, float],
+    generator: torch.Generator,
+    *,
+    per_sample: bool = False,
+    probability: float = 1.0,
+) -> Mix:
+    """A random permutation of n rows and lam ~ Beta(alpha, alpha), one for the batch or, `per_sample`, one for each row.
+
+    Args:
+        alpha: both parameters of the distribution, or a pair of them; 0 mixes nothing (lam = 1).
+        generator: the one source of randomness; draws come on its device.
+        probability: with which lam is drawn at all; otherwise it is 1.
+
+    Raises ValueError for a negative n or alpha and a probability outside 0..1.
+
+    >>> draw_mix(3, 0.4, torch.Generator().manual_seed(0)).permutation.sort().values
+    tensor([0, 1, 2])
+    """
+    first, second = alpha if isinstance(alpha, tuple) else (alpha, alpha)
+    if n < 0 or first < 0 or second < 0 or (first == 0) != (second == 0):
+        raise ValueError(f"n and alpha must not be negative, got n {n} and alpha {alpha}")
+    need_within(0, 1, probability=probability)
+    device = generator.device
+    permutation = torch.randperm(n, generator=generator, device=device)
+    # torch's Beta takes no generator: numpy's does, and stays finite for the smallest alpha. Seeded by a draw of ours.
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    numbers = np.random.default_rng(seed)
+    count = n if per_sample else 1
+    lam = numbers.beta(first, second, count) if first > 0 else np.ones(count)
+    lam = np.where(numbers.random(count) < probability, lam, 1.0)
+    return Mix(permutation, torch.from_numpy(lam).to(device, torch.float32).expand(n))
+
+
+def _per_row(lam: float | Tensor, x: Tensor) -> Tensor:
+    lam = torch.as_tensor(lam, device=x.device).to(x.dtype)
+    if lam.ndim > 1 or (lam.ndim == 1 and len(lam) != len(x)):
+        raise ValueError(f"lam must be one number, or one for each of the {len(x)} rows, got {list(lam.shape)}")
+    return lam.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _need_permutation(permutation: Tensor, n: int) -> None:
+    if permutation.shape != (n,):
+        raise ValueError(f"permutation must have one entry for each of the {n} rows, got {list(permutation.shape)}")
+
+
+def mix(x: Float[Tensor, "n *rest"], permutation: Int[Tensor, " n"], lam: float | Tensor) -> Float[Tensor, "n *rest"]:
+    """lam_i x_i + (1 - lam_i) x_permutation(i), with gradients to both; not normalised again.
+
+    Args:
+        x: anything with a row per example: images, hidden layers, embeddings, soft labels.
+        lam: one number, or one per row [n]; 1 leaves a row as it is.
+
+    Raises ValueError for shapes that do not fit and for whole numbers, whose mixture would be cut.
+
+    >>> mix(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75)
+    tensor([[1.],
+            [3.]])
+    """
+    if x.ndim < 1 or not x.is_floating_point():
+        raise ValueError(f"x must hold floating-point rows, got {x.dtype} of shape {list(x.shape)}")
+    _need_permutation(permutation, len(x))
+    return torch.lerp(x[permutation], x, _per_row(lam, x))
+
+
+@contextmanager
+def mixing_at(module: nn.Module, permutation: Int[Tensor, " n"], lam: float | Tensor) -> Iterator[None]:
+    """Mix what `module` puts out, while in the `with` block: manifold mixup at any layer of any network.
+
+    >>> layer = nn.Identity()
+    >>> with mixing_at(layer, torch.tensor([1, 0]), 0.75):
+    ...     layer(torch.tensor([[0.0], [4.0]]))
+    tensor([[1.],
+            [3.]])
+    """
+    hook = module.register_forward_hook(lambda _module, _args, output: mix(output, permutation, lam))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def mixed_targets(
+    permutation: Int[Tensor, " n"], lam: float | Tensor, *, accumulate: bool = True
+) -> Float[Tensor, "n n"]:
+    """Soft targets of mixed rows among the unmixed: row i has lam_i at i and 1 - lam_i at permutation(i).
+
+    Args:
+        lam: one number, or one per row; their dtype is the result's.
+        accumulate: where permutation(i) = i, both add up to 1; False: the second replaces the first (as published code
+            of M3CoL has it, arXiv 2409.17777), and the row sums to 1 - lam_i.
+
+    >>> mixed_targets(torch.tensor([1, 0, 2]), torch.tensor([0.75, 0.5, 0.25]))
+    tensor([[0.7500, 0.2500, 0.0000],
+            [0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+    """
+    n = len(permutation)
+    lam = torch.as_tensor(lam, device=permutation.device)
+    lam = _per_row(lam, lam.new_empty(n)).expand(n)
+    _need_permutation(permutation, n)
+    targets = torch.diag(lam)
+    other = (permutation[:, None], (1 - lam)[:, None])
+    return targets.scatter_add_(1, *other) if accumulate else targets.scatter_(1, *other)
+
+
+def mix_labels(
+    labels: Int[Tensor, " n"] | Float[Tensor, "n classes"],
+    permutation: Int[Tensor, " n"],
+    lam: float | Tensor,
+    classes: int | None = None,
+) -> Float[Tensor, "n classes"]:
+    """Labels of mixed rows, as probabilities for `torch.nn.functional.cross_entropy`.
+
+    Args:
+        labels: class numbers (then say how many `classes`) or probabilities.
+
+    >>> mix_labels(torch.tensor([0, 2]), torch.tensor([1, 0]), 0.75, classes=3)
+    tensor([[0.7500, 0.0000, 0.2500],
+            [0.2500, 0.0000, 0.7500]])
+    """
+    if labels.is_floating_point():
+        return mix(labels, permutation, lam)
+    if classes is None or labels.ndim != 1:
+        raise ValueError(f"class numbers must be [n] with `classes` given, got {list(labels.shape)} and {classes}")
+    own = torch.as_tensor(lam)
+    return mix(F.one_hot(labels, classes).to(own.dtype if own.is_floating_point() else torch.float32), permutation, lam)
+
+
+class Boxes(NamedTuple):
+    """Where to paste, in pixels, ends not included, and the share of each image that is left."""
+
+    top: Int[Tensor, " n"]
+    left: Int[Tensor, " n"]
+    bottom: Int[Tensor, " n"]
+    right: Int[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+
+
+def cutmix_boxes(height: int, width: int, lam: Float[Tensor, " n"], generator: torch.Generator) -> Boxes:
+    """Boxes of (1 - lam) of an image's area around a uniform centre, cut at its edges (CutMix, Eq. 2).
+
+    Sides are sqrt(1 - lam) of the image's, rounded down. Where an edge cuts a box, lam grows to the share really left.
+    Rows with equal lam (one for the batch) still get boxes of their own.
+
+    >>> cutmix_boxes(8, 8, torch.tensor([0.75, 1.0]), torch.Generator().manual_seed(0)).lam[1]
+    tensor(1.)
+    """
+    need_positive(height=height, width=width)
+    if lam.ndim != 1 or not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError(f"lam must be [n], within 0..1, got {list(lam.shape)}")
+    share = (1 - lam).sqrt()
+    edges = []
+    for size in (height, width):
+        side = (size * share).long()
+        start = torch.randint(size, lam.shape, generator=generator, device=generator.device).to(lam.device) - side // 2
+        edges.append((start.clamp(min=0), (start + side).clamp(max=size)))
+    (top, bottom), (left, right) = edges
+    pasted = (bottom - top) * (right - left)
+    return Boxes(top, left, bottom, right, 1 - pasted / (height * width))
+
+
+def cutmix(
+    images: Float[Tensor, "n channels height width"], permutation: Int[Tensor, " n"], boxes: Boxes
+) -> Float[Tensor, "n channels height width"]:
+    """Paste image permutation(i) into image i within box i. Labels are mixed with `boxes.lam` (see `mix_labels`).
+
+    >>> boxes = Boxes(*(torch.tensor([x, 0]) for x in (0, 0, 1, 1)), lam=torch.tensor([0.75, 1.0]))
+    >>> cutmix(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2), torch.tensor([1, 0]), boxes)[0, 0]
+    tensor([[2., 1.],
+            [1., 1.]])
+    """
+    if images.ndim != 4 or len(boxes.lam) != len(images):
+        raise ValueError(f"images must be [n, channels, height, width] with n boxes, got {shapes(images=images, lam=boxes.lam)}")
+    _need_permutation(permutation, len(images))
+    row = torch.arange(images.shape[2], device=images.device)
+    column = torch.arange(images.shape[3], device=images.device)
+    down = (row >= boxes.top[:, None]) & (row < boxes.bottom[:, None])
+    across = (column >= boxes.left[:, None]) & (column < boxes.right[:, None])
+    inside = down[:, None, :, None] & across[:, None, None, :]
+    return torch.where(inside, images[permutation], images)

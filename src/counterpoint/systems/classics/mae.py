@@ -1,0 +1,157 @@
+"""MAE: reconstruct the pixels of the patches that were hidden, three quarters of an image.
+
+He, Chen, Xie, Li, Dollar, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377.
+
+Patches, random masking and the loss (Sec. 3), in the order of the authors' code: inside a patch row, column, channel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.contrast import wide
+from counterpoint.core.distributed import global_mean
+
+
+def patchify(images: Float[Tensor, "n channels height width"], patch: int) -> Float[Tensor, "n patches values"]:
+    """Cut images into patch x patch squares, row by row; values = patch^2 * channels, in the order row, column, channel.
+
+    Raises ValueError for sides that are not multiples of `patch`.
+
+    >>> patchify(torch.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 1]
+    tensor([2., 3., 6., 7.])
+    """
+    need_positive(patch=patch)
+    if images.ndim != 4 or images.shape[2] % patch or images.shape[3] % patch:
+        raise ValueError(f"images must be [n, channels, height, width] with sides in {patch}s, got {list(images.shape)}")
+    squares = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # n, channels, down, row, across, column
+    return squares.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(
+    patches: Float[Tensor, "n patches values"], patch: int, grid: tuple[int, int] | None = None
+) -> Float[Tensor, "n channels height width"]:
+    """The images that `patchify` cut.
+
+    Args:
+        grid: how many patches down and across; None: as many down as across.
+
+    Raises ValueError for a number of patches that is not the grid's, or values that are not a multiple of patch^2.
+
+    >>> images = torch.rand(2, 3, 8, 4)
+    >>> torch.equal(unpatchify(patchify(images, 2), 2, (4, 2)), images)
+    True
+    """
+    need_positive(patch=patch)
+    if patches.ndim != 3 or patches.shape[2] % patch**2:
+        raise ValueError(f"patches must be [n, patches, {patch}^2 * channels], got {list(patches.shape)}")
+    side = round(patches.shape[1] ** 0.5)
+    grid = (side, side) if grid is None else grid
+    if grid[0] * grid[1] != patches.shape[1]:
+        raise ValueError(f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}; say which with `grid`")
+    squares = patches.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # n, down, across, row, column, channels
+    return squares.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class Masked(NamedTuple):
+    """Tokens that are left, and where they were."""
+
+    visible: Float[Tensor, "n kept dim"]
+    mask: Float[Tensor, "n tokens"]  # 1 where a token was removed
+    ids_restore: Int[Tensor, "n tokens"]  # where each token stands among the kept, then the removed
+
+
+def random_masking(
+    tokens: Float[Tensor, "n tokens dim"], noise: Float[Tensor, "n tokens"], mask_ratio: float = 0.75
+) -> Masked:
+    """Keep the int(tokens * (1 - mask_ratio)) tokens of the lowest noise, in the order of their noise (Sec. 3, "Masking").
+
+    Args:
+        noise: one number per token, drawn by the caller, say torch.rand.
+        mask_ratio: the share removed, from 0 to below 1.
+
+    Equal noise keeps the earlier token. Raises ValueError for shapes that do not fit or a ratio out of range.
+
+    >>> random_masking(torch.eye(4)[None], torch.tensor([[0.4, 0.1, 0.3, 0.2]]), 0.5).mask
+    tensor([[1., 0., 1., 0.]])
+    """
+    if tokens.ndim != 3 or noise.shape != tokens.shape[:2]:
+        raise ValueError(f"tokens must be [n, tokens, dim] and noise [n, tokens], got {shapes(tokens=tokens, noise=noise)}")
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"mask_ratio must lie in 0..1, 1 not included, got {mask_ratio}")
+    if bool(noise.isnan().any()):
+        raise ValueError("noise holds NaN, which has no place in an order")
+    kept = int(noise.shape[1] * (1 - mask_ratio))
+    order = noise.argsort(dim=1, stable=True)
+    mask = noise.new_ones(noise.shape).scatter_(1, order[:, :kept], 0.0)
+    visible = tokens.gather(1, order[:, :kept, None].expand(-1, -1, tokens.shape[2]))
+    return Masked(visible, mask, order.argsort(dim=1))
+
+
+class MAEOutput(NamedTuple):
+    loss: Float[Tensor, ""]
+    mask: Float[Tensor, "n tokens"]
+    ids_restore: Int[Tensor, "n tokens"]
+    visible: Float[Tensor, "n kept dim"]
+
+
+def reconstruction(
+    images: Float[Tensor, "n channels height width"],
+    prediction: Float[Tensor, "n tokens values"],
+    mask: Float[Tensor, "n tokens"],
+    patch: int = 16,
+    norm_pix: bool | int = True,
+) -> Float[Tensor, ""]:
+    """Mean over the removed patches of the mean squared error of their pixels (Sec. 3, "Reconstruction target").
+
+    Args:
+        prediction: pixels of every patch, as `patchify` orders them.
+        mask: 1 where a patch was removed; every image must have lost as many.
+        norm_pix: whether a patch's target is standardised by its own mean and unbiased variance (+ 1e-6).
+
+    Raises ValueError for shapes that do not fit and for a mask that removes nothing.
+
+    >>> reconstruction(torch.ones(1, 1, 2, 2), torch.zeros(1, 4, 1), torch.ones(1, 4), patch=1, norm_pix=False)
+    tensor(1.)
+    """
+    target = wide(patchify(images, patch))
+    need_alike("n patches values", prediction=prediction, target=target)
+    if mask.shape != target.shape[:2]:
+        raise ValueError(f"mask must be [n, patches], got {shapes(mask=mask, prediction=prediction)}")
+    removed = mask.sum(1)
+    if not bool((removed > 0).all()):
+        raise ValueError("mask removes no patch of some image: there is nothing to reconstruct")
+    if norm_pix:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    error = (wide(prediction) - target).square().mean(-1)
+    return global_mean((error * mask).sum(1) / removed)
+
+
+def mae(
+    images: Float[Tensor, "n channels height width"],
+    tokens: Float[Tensor, "n tokens dim"],
+    noise: Float[Tensor, "n tokens"],
+    prediction: Float[Tensor, "n tokens values"],
+    patch: int = 16,
+    norm_pix: bool | int = True,
+    mask_ratio: float = 0.75,
+) -> MAEOutput:
+    """One step's arithmetic: mask the tokens by the noise, and judge a prediction of all patches on those removed.
+
+    See `random_masking` and `reconstruction`, which a training step calls before and after its decoder.
+
+    >>> images = torch.arange(64.0).reshape(1, 1, 8, 8)
+    >>> out = mae(images, torch.eye(4)[None], torch.rand(1, 4), patchify(images, 4), patch=4, norm_pix=False)
+    >>> out.loss, out.visible.shape
+    (tensor(0.), torch.Size([1, 1, 4]))
+    """
+    need_rows(images=images)
+    masked = random_masking(tokens, noise, mask_ratio)
+    loss = reconstruction(images, prediction, masked.mask, patch, norm_pix)
+    return MAEOutput(loss, masked.mask, masked.ids_restore, masked.visible)

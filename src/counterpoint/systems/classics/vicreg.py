@@ -1,0 +1,60 @@
+"""VICReg: views agree (invariance), every dimension varies (variance), no two dimensions say the same (covariance).
+
+Bardes, Ponce, LeCun: "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", ICLR 2022, arXiv
+2105.04906.
+
+The loss (Eqs. 1 to 6) over the batch of all processes. As in the authors' code, the invariance term is a mean over
+dimensions too (Eq. 5 sums over them) and the variance terms of the two views are averaged.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.core.alignment import off_diagonal_squares
+from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.contrast import wide
+from counterpoint.core.distributed import gather_rows
+
+
+def _variance_and_covariance(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """v (Eqs. 1 and 2, with a target of 1) and c (Eqs. 3 and 4) of one view."""
+    n, dim = z.shape
+    z = z - z.mean(0)
+    variance = z.square().sum(0) / (n - 1)
+    return F.relu(1 - (variance + eps).sqrt()).mean(), off_diagonal_squares(z, z) / ((n - 1) ** 2 * dim)
+
+
+def vicreg(
+    z1: Float[Tensor, "n dim"],
+    z2: Float[Tensor, "n dim"],
+    sim: float = 25.0,
+    std: float = 25.0,
+    cov: float = 1.0,
+    eps: float = 1e-4,
+) -> Float[Tensor, ""]:
+    r"""sim * mean (z1 - z2)^2 + std * (v(z1) + v(z2)) / 2 + cov * (c(z1) + c(z2))   (Eq. 6).
+
+    v is the mean over dimensions of relu(1 - sqrt(variance + eps)), c the sum of squared covariances of different
+    dimensions divided by dim; both with the unbiased 1/(n - 1).
+
+    Args:
+        z1, z2: embeddings of the two views, row by row; not normalised.
+        sim, std, cov: weights of invariance, variance and covariance.
+        eps: added to the variance inside the root.
+
+    Equal rows give v = 1 - sqrt(eps). Raises ValueError for shapes that differ and for a batch of one, which has no variance.
+
+    >>> import torch
+    >>> vicreg(torch.ones(4, 3), torch.ones(4, 3))
+    tensor(24.7500)
+    """
+    need_alike("n dim", z1=z1, z2=z2)
+    need_positive(eps=eps)
+    z1, z2 = gather_rows(wide(z1)), gather_rows(wide(z2))
+    if len(z1) < 2:
+        raise ValueError("z1 and z2 must have two rows at least: one embedding has no variance")
+    (v1, c1), (v2, c2) = _variance_and_covariance(z1, eps), _variance_and_covariance(z2, eps)
+    return sim * F.mse_loss(z1, z2) + std * (v1 + v2) / 2 + cov * (c1 + c2)

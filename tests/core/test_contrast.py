@@ -1,0 +1,313 @@
+"""The kernel against the plain matrix: values, gradients, rules, references, memory, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterpoint.core import contrast
+from counterpoint.core.contrast import (
+    Diagonal,
+    Labels,
+    Listed,
+    Where,
+    class_similarity,
+    pair_cross_entropy,
+    pair_logsumexp,
+    pair_softplus,
+    positive_similarity,
+    scaled,
+    with_bias,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_shortcut(monkeypatch):
+    monkeypatch.setattr(contrast, "SMALL", 0)
+
+
+def draw(*shapes, scale=1.0, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(shape, generator=g, dtype=torch.float64) * scale).to(dtype).requires_grad_() for shape in shapes
+    ]
+
+
+def direct(query, key, allowed, weight=None):
+    """log Z of rows and columns, written as in the docstring; rows that are empty are -inf."""
+    s = (query @ key.T).masked_fill(~allowed, -math.inf)
+    if weight is not None:
+        s = s + weight.log()
+    empty = s == -math.inf
+    s = s.masked_fill(empty, torch.finfo(s.dtype).min)
+    return tuple(s.logsumexp(d).masked_fill(empty.all(d), -math.inf) for d in (1, 0))
+
+
+def same(found, expected, inputs, tolerance=1e-9):
+    """Values, and gradients of an arbitrary function of them in which every entry has a weight of its own."""
+    loss = []
+    for values in (found, expected):
+        total = 0
+        for part in values:
+            part = part.masked_fill(part == -math.inf, 0.0)
+            total = total + (part * torch.arange(1, len(part) + 1) + 0.1 * part**2).sum()
+        loss.append(total)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b in zip(*(torch.autograd.grad(x, inputs) for x in loss), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
+@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
+@pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
+@pytest.mark.parametrize("columns", [False, True])
+def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
+    monkeypatch.setattr(contrast, "TILE", tile)
+    q, k = draw((31, 6), (23, 6), scale=scale)
+    everything = torch.ones(31, 23, dtype=torch.bool)
+    found = pair_logsumexp(q, k, columns=columns, keep=keep)
+    expected = direct(q, k, everything)
+    same(found if columns else found[:1], expected if columns else expected[:1], [q, k])
+
+
+LABELS = torch.randint(0, 4, (150,), generator=torch.Generator().manual_seed(1))
+PAIRS = torch.arange(150).roll(75)
+
+
+@pytest.mark.parametrize("keep", [0, 40000, contrast.KEEP])
+@pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
+@pytest.mark.parametrize(
+    ("rules", "excluded"),
+    [
+        ([], torch.zeros(150, 150, dtype=torch.bool)),
+        ([Diagonal()], torch.eye(150, dtype=torch.bool)),
+        ([Diagonal((0, 75, -75))], torch.eye(150, dtype=torch.bool) | torch.eye(150, dtype=torch.bool)[PAIRS]),
+        ([Diagonal((3,))], torch.ones(150, 150).triu(3).tril(3).bool()),
+        ([Labels(LABELS)], LABELS[:, None] == LABELS),
+        ([Labels(LABELS, same=False), Diagonal()], (LABELS[:, None] != LABELS) | torch.eye(150, dtype=torch.bool)),
+        ([Labels(LABELS * 0)], torch.ones(150, 150, dtype=torch.bool)),
+        ([Listed(torch.stack([PAIRS, torch.full((150,), -1)], 1))], torch.eye(150, dtype=torch.bool)[PAIRS]),
+        ([Where(lambda r, c: LABELS[r][:, None] + LABELS[c] == 3, symmetric=True)], LABELS[:, None] + LABELS == 3),
+        ([Where(lambda r, c: LABELS[r][:, None] > LABELS[c])], LABELS[:, None] > LABELS),
+    ],
+)
+def test_rules_and_the_half_that_symmetry_spares(monkeypatch, keep, scale, rules, excluded):
+    monkeypatch.setattr(contrast, "TILE", (64, 40))
+    (x,) = draw((150, 6), scale=scale)
+    same(pair_logsumexp(x, exclude=rules, keep=keep)[:1], direct(x, x, ~excluded)[:1], [x])
+
+
+def test_symmetric_similarities_are_computed_once(monkeypatch):
+    seen = torch.zeros(300, 300)
+
+    def watch(r, c):
+        seen[r, c] += 1
+        return torch.zeros(r.stop - r.start, c.stop - c.start, dtype=torch.bool)
+
+    (x,) = draw((300, 4))
+    pair_logsumexp(x, exclude=Where(watch, symmetric=True)).rows.sum().backward()
+    assert ((seen + seen.T).clamp(max=1) == 1).all()  # every pair, from one side or the other
+    assert seen.sum() < 0.7 * 300**2
+
+
+@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+def test_weights(monkeypatch, keep):
+    monkeypatch.setattr(contrast, "TILE", (7, 5))
+    q, k = draw((31, 6), (23, 6), scale=2.0)
+    weight = torch.rand(31, 23, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weight[4] = 0  # a row with nothing in its denominator
+    found = pair_logsumexp(q, k, weight=lambda r, c: weight[r, c], columns=True, keep=keep)
+    same(found, direct(q, k, weight > 0, weight), [q, k])
+    assert found.rows[4] == -math.inf
+
+
+def test_a_part_of_a_larger_matrix():
+    q, k = draw((30, 6), (30, 6))
+    whole = pair_logsumexp(q, k, exclude=Diagonal()).rows
+    part = pair_logsumexp(q[10:17], k, exclude=Diagonal(), origin=(10, 0)).rows
+    torch.testing.assert_close(part, whole[10:17])
+
+
+def test_temperature_bias_and_more_keys_compose_with_their_gradients():
+    q, k, queue, row, column, t = draw((9, 4), (8, 4), (11, 4), (9,), (8,), ())
+    temperatures = torch.rand(9, dtype=torch.float64).add(0.2).requires_grad_()
+    a, b = with_bias(scaled(scaled(q, temperatures), t.exp()), k, row=row, column=column)
+    found = torch.logaddexp(pair_logsumexp(a, b).rows, pair_logsumexp(scaled(q, temperatures), queue.detach()).rows)
+    s = q @ k.T / temperatures[:, None] / t.exp() + row[:, None] + column
+    expected = torch.cat([s, q @ queue.detach().T / temperatures[:, None]], 1).logsumexp(1)
+    same([found], [expected], [q, k, row, column, t, temperatures])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(dtype):
+    q, k = draw((200, 32), (300, 32), dtype=dtype)
+    found = pair_logsumexp(q, k, columns=True)
+    expected = direct(q.float(), k.float(), torch.ones(200, 300, dtype=torch.bool))
+    assert found.rows.dtype == torch.float32
+    torch.testing.assert_close(found.rows, expected[0], rtol=1e-5, atol=1e-5)
+    found.rows.sum().backward()
+    assert q.grad.dtype == dtype
+
+
+def test_autocast_does_not_reach_into_the_kernel():
+    q, k = draw((64, 32), (64, 32), dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pair_logsumexp(q, k, columns=True)
+    torch.testing.assert_close(found.rows, pair_logsumexp(q, k).rows)
+
+
+def test_float32_is_exact_to_rounding_at_low_temperature():
+    q, k = draw((300, 16), (400, 16), dtype=torch.float64)
+    q, k = (torch.nn.functional.normalize(x, dim=1) for x in (q, k))
+    found = pair_logsumexp(q.float() / 0.005, k.float(), columns=True)
+    expected = direct(q / 0.005, k, torch.ones(300, 400, dtype=torch.bool))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.floats(-300, 300))
+def test_a_shift_of_all_similarities_shifts_the_result(n, m, dim, shift):
+    q, k = draw((n, dim), (m, dim), seed=n * 100 + m)
+    a, b = with_bias(q, k, row=torch.full((n,), shift, dtype=torch.float64))
+    for moved, still in zip(
+        pair_logsumexp(a, b, columns=True, method="blocks"), pair_logsumexp(q, k, columns=True), strict=True
+    ):
+        torch.testing.assert_close(moved, still + shift)
+
+
+def test_equal_embeddings():
+    x = torch.ones(50, 8) / math.sqrt(8)
+    torch.testing.assert_close(pair_logsumexp(x / 0.1, x).rows, torch.full((50,), math.log(50) + 10))
+
+
+def test_retained_graphs_give_the_same_gradient_again():
+    q, k = draw((20, 4), (20, 4))
+    loss = pair_logsumexp(q, k, columns=True).rows.sum()
+    first = torch.autograd.grad(loss, [q, k], retain_graph=True)
+    second = torch.autograd.grad(loss, [q, k])
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_second_derivatives_are_refused_in_blocks_and_right_in_the_plain_way():
+    q, k = draw((6, 3), (5, 3))
+    (gradient,) = torch.autograd.grad(pair_logsumexp(q, k, columns=True).rows.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+    assert torch.autograd.gradgradcheck(lambda q, k: pair_logsumexp(q, k, columns=True, method="plain"), (q, k))
+
+
+def test_the_compiler_gets_the_plain_way():
+    found = []
+    q, k = draw((6, 3), (5, 3))
+    compiled = torch.compile(
+        lambda q, k: pair_logsumexp(q, k, columns=True).rows.sum(), backend=lambda g, _: found.append(g) or g.forward
+    )
+    torch.testing.assert_close(compiled(q, k), pair_logsumexp(q, k).rows.sum())
+    assert len(found) == 1  # one graph, no break
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_nothing_to_compare(shape):
+    q, k = draw((shape[0], 3), (shape[1], 3))
+    found = pair_logsumexp(q, k, columns=True)
+    assert (found.rows == -math.inf).all()
+    assert found.rows.shape == shape[:1]
+    assert found.columns.shape == shape[1:]
+
+
+def test_refusals():
+    x = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="query and key must be"):
+        pair_logsumexp(x, torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="one floating type"):
+        pair_logsumexp(x, x.double())
+    with pytest.raises(ValueError, match="one floating type"):
+        pair_logsumexp(x.long())
+    with pytest.raises(ValueError, match="must agree"):
+        pair_cross_entropy(x, x, x, torch.zeros(2, 4))
+
+
+def test_nan_does_not_pass_in_silence():
+    q, k = draw((10, 3), (10, 3))
+    with torch.no_grad():
+        q[3, 0] = math.nan
+    found = pair_logsumexp(q, k, columns=True)
+    assert found.rows[3].isnan()
+    assert found.columns.isnan().all()
+    assert torch.isfinite(pair_logsumexp(q, k).rows[[0, 1, 2, 4]]).all()
+
+
+# --- positives --------------------------------------------------------------------------------------------------------
+
+
+def test_positives_of_every_kind():
+    q, k = draw((12, 5), (12, 5))
+    s = q @ k.T
+    torch.testing.assert_close(positive_similarity(q, k), s.diagonal())
+    soft = torch.rand(12, 12, dtype=torch.float64)
+    torch.testing.assert_close(positive_similarity(q, k, soft), (soft * s).sum(1))
+    index = torch.tensor([[0, 3, -1], [2, -1, -1]] * 6)
+    listed = torch.stack([s[i, row[row >= 0]].sum() for i, row in enumerate(index)])
+    torch.testing.assert_close(positive_similarity(q, k, index), listed)
+    labels, other = torch.tensor([5, -7, 9] * 4), torch.tensor([9, 9, 5, 1] * 3)
+    found, count = class_similarity(q, k, labels, other)
+    match = labels[:, None] == other
+    torch.testing.assert_close(found, (s * match).sum(1))
+    assert count.tolist() == match.sum(1).tolist()
+
+
+# --- soft targets and pairs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_soft_targets(monkeypatch, tile, scale):
+    monkeypatch.setattr(contrast, "TILE", tile)
+    q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
+    found = pair_cross_entropy(q, k, tq, tk, columns=True)
+    s, t = q @ k.T, (tq @ tk.T).detach()
+    expected = [-(t.softmax(d) * s.log_softmax(d)).sum(d) for d in (1, 0)]
+    entropy = [-(t.softmax(d) * t.log_softmax(d)).sum(d) for d in (1, 0)]
+    torch.testing.assert_close(found.row_entropy, entropy[0])
+    torch.testing.assert_close(found.column_entropy, entropy[1])
+    same([found.rows, found.columns], expected, [q, k], 1e-8)
+    same([pair_cross_entropy(q, k, tq, tk).rows], [-(t.softmax(1) * (q @ k.T).log_softmax(1)).sum(1)], [q, k], 1e-8)
+    assert torch.autograd.grad(found.rows.sum(), tq, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("keep", [0, 500, contrast.KEEP])
+def test_softplus_of_pairs(monkeypatch, keep):
+    monkeypatch.setattr(contrast, "TILE", (7, 5))
+    q, k = draw((31, 6), (23, 6), scale=3.0)
+    same([pair_softplus(q, k, keep=keep)], [torch.nn.functional.softplus(q @ k.T, threshold=40).sum(1)], [q, k])
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_no_tensor_is_nearly_as_large_as_the_matrix(columns):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for part in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(part, torch.Tensor):
+                    self.entries = max(self.entries, part.untyped_storage().nbytes() // part.element_size())
+            return out
+
+    n = 6000
+    q, k = draw((n, 16), (n, 16), dtype=torch.float32)
+    with Largest() as seen:
+        out = pair_logsumexp(q, k, columns=columns, keep=0)
+        (out.rows.sum() + (out.columns.sum() if columns else 0)).backward()
+        found = pair_logsumexp(q, exclude=Diagonal(), keep=0).rows.sum()
+        found.backward()
+    assert n * 16 <= seen.entries <= max(math.prod(contrast.TILE), n * 16) < n * n / 30
