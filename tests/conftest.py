@@ -9,6 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from counterpoint.files import patient_threads
+
+patient_threads()  # before any test module imports torch
+
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
     "train": {
         "v=abc__#1_label_B1-0-0": 12,

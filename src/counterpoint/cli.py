@@ -20,7 +20,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 from counterpoint import __version__, catalog
 from counterpoint.data import SOURCES
 from counterpoint.errors import CounterpointError, Interrupted, unknown
-from counterpoint.files import cache_folder
+from counterpoint.files import cache_folder, patient_threads
 
 if TYPE_CHECKING:
     from counterpoint.detect import Detection
@@ -435,6 +435,7 @@ def _run(argv: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for an error the user can mend, 130 when interrupted."""
+    patient_threads()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from counterpoint.errors import CounterpointError
+from counterpoint.files import patient_threads
 
 ARMS = ("mil", "macil-sd")
 TEST = 200  # clips the models are measured on; the files that are watched come after them
@@ -117,6 +118,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
 
 
 if __name__ == "__main__":
+    patient_threads()
     try:
         sys.exit(tyro.cli(main, prog="python -m counterpoint.demo"))
     except CounterpointError as error:

@@ -1,4 +1,5 @@
-"""Writing files so that nobody ever sees half of one, and where to keep what can be made again."""
+"""What a program owes the machine it runs on: files that are whole or not there, a place for what can be made again,
+threads that do not fight."""
 
 from __future__ import annotations
 
@@ -33,3 +34,12 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("COUNTERPOINT_CACHE") or user_cache_dir("counterpoint"))
+
+
+def patient_threads() -> None:
+    """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
+
+    Where another program wants the same cores, threads that spin between a small network's steps starve the ones that
+    work: measured on 2 shared cores, an epoch of MACIL-SD took 20 times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
