@@ -28,6 +28,7 @@ docs: $(STAMP)  ## the documentation, into site/
 bench: $(STAMP)  ## speed and memory, into results/bench/
 	$(BIN)/python benchmarks/macil_sd.py
 	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/views.py
 
 catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 	$(BIN)/python -m counterpoint.catalog README.md
@@ -35,11 +36,11 @@ catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 clean:  ## the environment and what was built
 	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
-# The arcade wheel is wanted for its sprites and sounds only, not for the window system it depends on.
+# The arcade and qtawesome wheels are wanted for their sprites, sounds and fonts only, not for the window systems they serve.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome
 	touch $(STAMP)

@@ -63,7 +63,8 @@ def load_system(slug: str) -> System:
     if entry.state != "done":
         built = [row.slug for row in entries().values() if row.state == "done"]
         raise CounterpointError(f"'{slug}' is in the catalogue but not built yet; built so far: {', '.join(built)}")
-    system: System = importlib.import_module(entry.module).SYSTEM
+    module, _, name = entry.module.partition(":")  # a file that holds two systems names them
+    system: System = getattr(importlib.import_module(module), name or "SYSTEM")
     return system
 
 

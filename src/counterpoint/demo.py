@@ -40,6 +40,8 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     from counterpoint.verify import summarise
 
     started = time.monotonic()
+    assert SYSTEM.claim is not None
+    arms = SYSTEM.claim.arms
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -60,7 +62,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     histories, runs = {}, {}
     for seed in range(seeds):
         for arm in ARMS:
-            config = replace(training.default_config("macil-sd", "arcade"), **SYSTEM.claim.arms[arm])
+            config = replace(training.default_config("macil-sd", "arcade"), **arms[arm])
             run = training.train(
                 "macil-sd",
                 config,

@@ -32,7 +32,7 @@ def default_config(slug: str, data: str | None = None) -> Any:
     """The settings `train` starts from: the paper's, with the system's recipe for this data source where it has one."""
     system = catalog.load_system(slug)
     name = source_name(data or system.data)
-    return system.config(**system.recipes.get(name, {}))
+    return system.config(**system.recipe_for(name))
 
 
 def _task(system: System, source: Any, config: Any) -> Any:
@@ -82,7 +82,7 @@ def train(
     source = sources.load(spec)
     for note in source.notes:
         say(f"note: {note}")
-    recipe = system.recipes.get(source_name(spec), {})
+    recipe = system.recipe_for(source_name(spec))
     paper = system.config()
     changed = {k: v for k, v in asdict(config).items() if v != getattr(paper, k)}
     if changed:

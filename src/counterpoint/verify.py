@@ -118,9 +118,18 @@ def judge(
 
 
 def _one(slug: str, variant: str | None, arm: str, seed: int, quick: bool) -> dict[str, float]:
-    system = catalog.load_system(slug)
-    claim = system.claim.variants[variant] if variant else system.claim
-    return experiment(system, claim, arm, seed, quick=quick)
+    claim = _claim_of(slug)
+    claim = claim.variants[variant] if variant else claim
+    return experiment(catalog.load_system(slug), claim, arm, seed, quick=quick)
+
+
+def _claim_of(slug: str) -> Claim:
+    claim = catalog.load_system(slug).claim
+    if claim is None:
+        raise CounterpointError(
+            f"{slug} is a baseline without a claim of its own; compare it: counterpoint compare {slug} ..."
+        )
+    return claim
 
 
 def verify(
@@ -141,10 +150,10 @@ def verify(
     """
     if seeds < 1 or jobs < 1:
         raise CounterpointError("--seeds and --jobs must be at least 1")
-    system = catalog.load_system(slug)
-    claims: dict[str | None, Claim] = {None: system.claim} | (dict(system.claim.variants) if variants else {})
+    claim = _claim_of(slug)
+    claims: dict[str | None, Claim] = {None: claim} | (dict(claim.variants) if variants else {})
     name = f"{slug}-quick" if quick else slug
-    stamp = _stamp(claims, quick, catalog.get(slug).module)
+    stamp = _stamp(claims, quick, catalog.get(slug).module.partition(":")[0])
     todo = [(v, arm, seed) for v, claim in claims.items() for seed in range(seeds) for arm in claim.arms]
     done: dict[tuple[str | None, str, int], dict[str, float]] = {}
     cache = out / ".partial" / name

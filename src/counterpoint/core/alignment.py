@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, shapes
+from counterpoint.core.checks import need_alike, need_rows, shapes
 from counterpoint.core.contrast import EPS, wide
 from counterpoint.core.distributed import global_mean
 
@@ -36,34 +34,37 @@ def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n
 
 
 def swapped_entropy(
-    targets: Sequence[Float[Tensor, "n outcomes"]], logits: Sequence[Float[Tensor, "n outcomes"]]
+    targets: Float[Tensor, "first n outcomes"], *logits: Float[Tensor, "views n outcomes"]
 ) -> Float[Tensor, ""]:
     """Mean over views v that have a target and all other views w of the cross-entropy between target v and softmax(logits w).
 
     Args:
         targets: distributions of the first views (rows sum to 1), no gradient.
-        logits: of all views, those with a target first and in the same order.
+        logits: of all views, in as many groups as they come in; those with a target are the first of the first group.
 
-    Each softmax is computed once, not once a pair. Raises ValueError when there is no pair of different views.
-    Source: SwAV (arXiv 2006.09882, Eqs. 1, 2 and 6), DINO (arXiv 2104.14294, Eq. 3).
+    Each softmax is computed once, not once a pair. Raises ValueError for shapes that do not fit and when there is no pair
+    of different views. Source: SwAV (arXiv 2006.09882, Eqs. 1, 2 and 6), DINO (arXiv 2104.14294, Eq. 3).
 
     >>> import torch
-    >>> swapped_entropy([torch.tensor([[1.0, 0.0]])], [torch.zeros(1, 2), torch.zeros(1, 2)])
+    >>> swapped_entropy(torch.tensor([[[1.0, 0.0]]]), torch.zeros(2, 1, 2))
     tensor(0.6931)
     """
-    if not 1 <= len(targets) <= len(logits) or len(logits) < 2:
-        raise ValueError(f"{len(targets)} views with a target among {len(logits)} in all: no view to compare one with")
-    need_alike(
-        "n outcomes",
-        **{f"target {v}": target for v, target in enumerate(targets)},
-        **{f"logits {v}": view for v, view in enumerate(logits)},
-    )
-    logs = [F.log_softmax(wide(view), dim=1) for view in logits]
-    everyone = sum(logs[1:], logs[0])
-    rows = [
-        (target.detach().to(own.dtype) * (own - everyone)).sum(1) for target, own in zip(targets, logs, strict=False)
-    ]
-    return global_mean(sum(rows[1:], rows[0])) / (len(targets) * (len(logits) - 1))
+    views = sum(map(len, logits))
+    if any(group.ndim != 3 or group.shape[1:] != targets.shape[1:] for group in logits):
+        named = {f"logits {number}": group for number, group in enumerate(logits)}
+        raise ValueError(
+            f"targets and logits must be [views, n, outcomes] alike, got {shapes(targets=targets, **named)}"
+        )
+    if views < 2 or not 1 <= len(targets) <= len(logits[0]):
+        raise ValueError(
+            f"{len(targets)} views with a target, {views} in all: there must be another to compare one with"
+        )
+    need_rows(targets=targets[0])
+    logs = [F.log_softmax(wide(group), dim=2) for group in logits]
+    everyone = sum((group.sum(0) for group in logs[1:]), logs[0].sum(0))
+    own = logs[0][: len(targets)]
+    rows = (targets.detach().to(own.dtype) * (own - everyone)).sum((0, 2))
+    return global_mean(rows) / (len(targets) * (views - 1))
 
 
 def off_diagonal_squares(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ backward pass may still need).
 
 from __future__ import annotations
 
+import importlib
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,9 +40,7 @@ def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
     return order[last]
 
 
-def moved(
-    rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float
-) -> Float[Tensor, "n dim"]:
+def moved(rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float) -> Float[Tensor, "n dim"]:
     """unit(momentum * rows + (1 - momentum) * values): the step of a moving average on the sphere."""
     return F.normalize(torch.lerp(values.to(rows.dtype), rows, momentum), dim=1, eps=EPS)
 
@@ -225,13 +224,11 @@ class Prototypes(nn.Module):
         features, labels = gather_rows(features.detach()).to(self.rows.dtype), gather_rows(labels)
         # The j-th from last of a class has decayed j times since it came in: all steps at once.
         order = labels.argsort(stable=True)
-        classes, counts = labels[order].unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0).repeat_interleave(counts)
-        age = ends - 1 - torch.arange(len(labels), device=labels.device)
+        classes, place, counts = labels[order].unique_consecutive(return_inverse=True, return_counts=True)
+        age = counts.cumsum(0)[place] - 1 - torch.arange(len(labels), device=labels.device)
         weight = (1 - self.momentum) * self.momentum ** age.to(features.dtype)
         rows = self.rows[classes] * self.momentum ** counts.to(features.dtype)[:, None]
-        inverse = torch.arange(len(classes), device=labels.device).repeat_interleave(counts)
-        rows = rows.index_add(0, inverse, weight[:, None] * features[order])
+        rows.index_add_(0, place, weight[:, None] * features[order])
         self.rows[classes] = F.normalize(rows, dim=1, eps=EPS)
 
 
@@ -253,14 +250,14 @@ def kmeans(
     """
     need_positive(k=k)
     if features.ndim != 2 or len(features) < k:
-        raise ValueError(f"features must be [n, dim] with a row for each of the {k} clusters, got {list(features.shape)}")
+        raise ValueError(
+            f"features must be [n, dim] with a row for each of the {k} clusters, got {list(features.shape)}"
+        )
     if not bool(features.isfinite().all()):
         raise ValueError("features holds numbers that are not finite, which belong to no cluster")
     points = features.detach().float().cpu().numpy()
     if library == "faiss":
-        import faiss
-
-        found = faiss.Kmeans(points.shape[1], k, seed=seed)
+        found = importlib.import_module("faiss").Kmeans(points.shape[1], k, seed=seed)
         found.train(points)
         centers, labels = found.centroids, found.index.search(points, 1)[1][:, 0]
     else:

@@ -74,7 +74,7 @@ def _need_permutation(permutation: Tensor, n: int) -> None:
         raise ValueError(f"permutation must have one entry for each of the {n} rows, got {list(permutation.shape)}")
 
 
-def mix(x: Float[Tensor, "n *rest"], permutation: Int[Tensor, " n"], lam: float | Tensor) -> Float[Tensor, "n *rest"]:
+def mix(x: Float[Tensor, "n ..."], permutation: Int[Tensor, " n"], lam: float | Tensor) -> Float[Tensor, "n ..."]:
     """lam_i x_i + (1 - lam_i) x_permutation(i), with gradients to both; not normalised again.
 
     Args:
@@ -90,7 +90,7 @@ def mix(x: Float[Tensor, "n *rest"], permutation: Int[Tensor, " n"], lam: float 
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must hold floating-point rows, got {x.dtype} of shape {list(x.shape)}")
     _need_permutation(permutation, len(x))
-    return torch.lerp(x[permutation], x, _per_row(lam, x))
+    return torch.lerp(x.index_select(0, permutation), x, _per_row(lam, x))
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def mixed_targets(
             [0.0000, 0.0000, 1.0000]])
     """
     n = len(permutation)
-    lam = torch.as_tensor(lam, device=permutation.device)
+    lam = torch.as_tensor(lam, dtype=getattr(lam, "dtype", torch.float32), device=permutation.device)
     lam = _per_row(lam, lam.new_empty(n)).expand(n)
     _need_permutation(permutation, n)
     targets = torch.diag(lam)
@@ -201,11 +201,13 @@ def cutmix(
             [1., 1.]])
     """
     if images.ndim != 4 or len(boxes.lam) != len(images):
-        raise ValueError(f"images must be [n, channels, height, width] with n boxes, got {shapes(images=images, lam=boxes.lam)}")
+        raise ValueError(
+            f"images must be [n, channels, height, width] with n boxes, got {shapes(images=images, lam=boxes.lam)}"
+        )
     _need_permutation(permutation, len(images))
     row = torch.arange(images.shape[2], device=images.device)
     column = torch.arange(images.shape[3], device=images.device)
     down = (row >= boxes.top[:, None]) & (row < boxes.bottom[:, None])
     across = (column >= boxes.left[:, None]) & (column < boxes.right[:, None])
     inside = down[:, None, :, None] & across[:, None, None, :]
-    return torch.where(inside, images[permutation], images)
+    return torch.where(inside, images.index_select(0, permutation), images)

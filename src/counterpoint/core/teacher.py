@@ -121,16 +121,16 @@ class EMATeacher(nn.Module):
     def update(self, student: nn.Module, momentum: float) -> None:
         """Move the parameters towards the student's; momentum 1 leaves them, 0 copies. Buffers: see the class.
 
-        Raises ValueError for a student whose parameters have other names or shapes, or a momentum outside 0..1.
+        Raises ValueError for a student whose parameters or buffers have other names or shapes, or a momentum outside 0..1.
         """
         need_within(0, 1, momentum=momentum)
         own, other = dict(self.module.named_parameters()), dict(student.named_parameters())
-        if own.keys() != other.keys():
-            odd = sorted(own.keys() ^ other.keys())
-            raise ValueError(f"student and teacher are not the same network: {odd[0]} is in one of them only")
+        kept, theirs = dict(self.module.named_buffers()), dict(student.named_buffers())
+        odd = (own.keys() ^ other.keys()) | (kept.keys() ^ theirs.keys())
+        if odd:
+            raise ValueError(f"student and teacher are not the same network: '{min(odd)}' is in one of them only")
         if own:
             blend(own, other, momentum)
         if self.buffer_policy == "copy":
-            theirs = dict(student.named_buffers())
-            for name, buffer in self.module.named_buffers():
+            for name, buffer in kept.items():
                 buffer.copy_(theirs[name])

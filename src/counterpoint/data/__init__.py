@@ -2,7 +2,8 @@
 
 A source is named on the command line as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`), with options after
 a question mark (`arcade?train=100&seed=1`, `videos:/data/mine?visual=r3d_18`). Each lives in one file of this package
-that has `load(argument: str | None, *, ...)`.
+that has `load(argument: str | None, *, ...)`; those that read the same files through the same library share one. A source
+that serves several tasks hands each the contract it wants.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ class Source:
     """One row of `counterpoint data`."""
 
     name: str
-    task: str
+    task: str  # the one it serves when nothing is said
     module: str
     gives: str
     licence: str
     size: str
     argument: str | None = None  # what follows the colon, None when nothing does
     needs: str = ""  # the extra that must be installed
+    may: str | None = None  # what can follow the colon but need not
+    also: tuple[str, ...] = ()  # further tasks it serves
+    function: str = "load"  # in the module
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task, *self.also)
 
 
 SOURCES: dict[str, Source] = {
@@ -68,6 +76,81 @@ SOURCES: dict[str, Source] = {
             argument="DIR",
             needs="video",
         ),
+        Source(
+            "cifar10",
+            "views",
+            "counterpoint.data.cifar10",
+            "photographs of ten kinds of things, 32 x 32 (cifar10:DIR: from a folder)",
+            "no licence stated by its authors (Krizhevsky 2009)",
+            "50,000 + 10,000 images, a download of 170 MB; or a subset of 10,000 + 2,000 in $COUNTERPOINT_DATA",
+            may="DIR",
+        ),
+        Source(
+            "digits",
+            "views",
+            "counterpoint.data.digits",
+            "handwritten digits, 8 x 8 pixels scaled up to 32 x 32",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,438 + 359 images, at hand",
+        ),
+        Source(
+            "glyphs",
+            "aligned",
+            "counterpoint.data.glyphs",
+            "named icons in 14 drawing styles: pictures and captions, split by name; for `views` the style is the label",
+            "SIL OFL, Apache-2.0, MIT, CC BY 4.0, by font (of the qtawesome package)",
+            "14,930 + 2,000 icons, drawn once (seconds) into 7 MB",
+            needs="glyphs",
+            also=("views",),
+        ),
+        Source(
+            "imagefolder",
+            "views",
+            "counterpoint.data.tables",
+            "your own images in DIR/CLASS/ or DIR/train/CLASS/ and DIR/test/CLASS/; captions from a metadata.csv",
+            "yours",
+            "what you have",
+            argument="DIR",
+            needs="datasets",
+            also=("aligned",),
+            function="load_imagefolder",
+        ),
+        Source(
+            "parquet",
+            "views",
+            "counterpoint.data.tables",
+            "your own images with labels or captions in Parquet files: ?image=COLUMN&label=COLUMN&text=COLUMN",
+            "yours",
+            "what you have",
+            argument="PATH",
+            needs="datasets",
+            also=("aligned",),
+            function="load_parquet",
+        ),
+        Source(
+            "csv",
+            "views",
+            "counterpoint.data.tables",
+            "your own images with labels or captions, their paths in CSV files: options as parquet's",
+            "yours",
+            "what you have",
+            argument="PATH",
+            needs="datasets",
+            also=("aligned",),
+            function="load_csv",
+        ),
+        Source(
+            "webdataset",
+            "views",
+            "counterpoint.data.tables",
+            "your own images with labels or captions in WebDataset tar files: options as parquet's",
+            "yours",
+            "what you have",
+            argument="PATTERN",
+            needs="datasets",
+            also=("aligned",),
+            function="load_webdataset",
+        ),
     )
 }
 
@@ -77,11 +160,13 @@ def source_name(spec: str) -> str:
     return spec.partition("?")[0].partition(":")[0]
 
 
-def load(spec: str, **options: Any) -> Any:
+def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     """Load the source named `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted.
 
-    `options` go to the source and win over those in `spec`. Raises CounterpointError for an unknown name or option, or
-    an argument missing or not wanted; DataError for what is on disk.
+    `options` go to the source and win over those in `spec`. With `task` the source hands over that task's contract
+    (`BagData` for bags, `ImageData` for views, `AlignedData` for aligned), else that of its first task. Raises
+    CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
+    the task; DataError for what is on disk.
     """
     place, _, query = spec.partition("?")
     name, argument = source_name(spec), place.partition(":")[2]
@@ -90,15 +175,27 @@ def load(spec: str, **options: Any) -> Any:
     source = SOURCES[name]
     if source.argument and not argument:
         raise CounterpointError(f"data source '{name}' needs a place: --data {name}:{source.argument}")
-    if argument and not source.argument:
+    if task is not None and task not in source.tasks:
+        fit = ", ".join(other.name for other in SOURCES.values() if task in other.tasks)
+        raise CounterpointError(
+            f"data source '{name}' is for the task {' or '.join(source.tasks)}, not for {task}; "
+            + (f"sources for that: {fit}" if fit else "no source serves that yet")
+        )
+    if argument and not source.argument and not source.may:
         raise CounterpointError(f"data source '{name}' takes no argument, got '{argument}'")
-    loader = importlib.import_module(source.module).load
+    loader = getattr(importlib.import_module(source.module), source.function)
+    if task is not None and source.also:
+        options["task"] = task
     return loader(argument or None, **(_options(name, query, loader) | options))
 
 
 def _options(name: str, query: str, loader: Any) -> dict[str, Any]:
     """`key=value&...` as keyword arguments of `loader`, read as the types of their defaults."""
-    known = {k: p.default for k, p in inspect.signature(loader).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = {
+        k: p.default
+        for k, p in inspect.signature(loader).parameters.items()
+        if p.kind is p.KEYWORD_ONLY and k != "task"
+    }
     out: dict[str, Any] = {}
     for part in filter(None, query.split("&")):
         key, _, value = part.partition("=")

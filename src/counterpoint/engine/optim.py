@@ -74,7 +74,7 @@ def optimisers(
 
         from counterpoint.errors import unknown
 
-        raise unknown("optimizer", config.optimizer, list_optimizers()) from error
+        raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         [

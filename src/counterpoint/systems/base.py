@@ -48,8 +48,16 @@ class System:
     slug: str
     task: str  # the name of a module in counterpoint.tasks
     config: type[Any]
-    learner: Callable[..., Learner]  # learner(config, data, seed)
-    claim: Claim
+    learner: Callable[
+        ..., Learner
+    ]  # learner(config, data, seed); data has what the task knows of its source as attributes
     data: str  # the source `train` uses when none is named
+    claim: Claim | None = None  # None for the classic baselines, against which others' claims are tried
     # Settings that replace the paper's where a data source is far from the paper's scale, by source name. Named when used.
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # The same for every other source than those; the user's own data, most often.
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def recipe_for(self, source: str) -> dict[str, Any]:
+        """What replaces the paper's settings on the source of this name."""
+        return self.recipes.get(source, self.recipe)

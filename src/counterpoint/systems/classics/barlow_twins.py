@@ -8,6 +8,7 @@ The loss (Eqs. 1 and 2), standardised over the batch of all processes.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from counterpoint.core.distributed import gather_rows
 
 
 def _standardised(z: Tensor, eps: float) -> Tensor:
-    variance, mean = z.var(0, correction=0), z.mean(0)
-    return (z - mean) * (variance + eps).rsqrt()
+    if len(z) == 1:  # batch_norm refuses what is all mean
+        return z - z
+    return F.batch_norm(z, None, None, training=True, eps=eps)
 
 
 def barlow(

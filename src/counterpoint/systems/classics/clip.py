@@ -7,11 +7,18 @@ The loss of Figure 3 on the kernel: both directions from one pass over a matrix 
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.contrast import positive_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.systems.base import System
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
 
 
 def clip(
@@ -36,3 +43,36 @@ def clip(
     out = batch_logsumexp(query, key, columns=True, ring=ring)
     assert out.columns is not None
     return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))
+
+
+@dataclass
+class CLIPConfig(AlignedConfig):
+    """Settings of CLIP. Defaults are the paper's for ResNet-50 (Table 18), as far as they can be told here."""
+
+    batch_size: int = 32768
+    optimizer: str = "adamw"
+    lr: float = 5e-4 * 256 / 32768
+    weight_decay: float = 0.2
+    embedding: int = 1024
+    ring: bool = False
+    """Across processes, pass keys round instead of gathering them: no process holds all."""
+
+
+class CLIP(AlignedLearner):
+    """Contrast of two modalities with a learnable temperature."""
+
+    def __init__(self, config: CLIPConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.pair = first_two(data.modalities)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        a, b = (self.embed(batch)[name] for name in self.pair)
+        return {"loss": clip(a, b, self.log_scale, ring=self.config.ring), "scale": self.log_scale.detach().exp()}
+
+    def end_step(self) -> None:
+        with torch.no_grad():
+            self.log_scale.clamp_(0, math.log(100))
+
+
+SYSTEM = System(slug="clip", task="aligned", config=CLIPConfig, learner=CLIP, data="glyphs", recipe=LAPTOP)

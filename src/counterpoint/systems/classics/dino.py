@@ -56,16 +56,14 @@ def dino(
             + shapes(student=student, teacher=teacher, center=center)
         )
     if student.shape[1:] != teacher.shape[1:] or center.shape[0] != student.shape[2]:
-        raise ValueError(
-            f"n or outcomes differ: {shapes(student=student, teacher=teacher, center=center)}"
-        )
+        raise ValueError(f"n or outcomes differ: {shapes(student=student, teacher=teacher, center=center)}")
     need_positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     need_within(0, 1, center_momentum=center_momentum)
     if len(teacher):
         need_rows(teacher=teacher[0])
     raw = wide(teacher.detach())
     q = F.softmax((raw - center) / teacher_temperature, dim=-1)
-    loss = swapped_entropy(q.unbind(), [wide(crop) / student_temperature for crop in student.unbind()])
+    loss = swapped_entropy(q, wide(student) / student_temperature)
     rows = gather_rows(torch.tensor([raw.shape[1]], device=raw.device)).sum()
     mean = gather_rows(raw.mean(0).sum(0, keepdim=True)).sum(0) / rows
     return DINOOutput(loss, center.detach().lerp(mean.to(center.dtype), 1 - center_momentum))

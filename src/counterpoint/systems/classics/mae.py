@@ -28,7 +28,9 @@ def patchify(images: Float[Tensor, "n channels height width"], patch: int) -> Fl
     """
     need_positive(patch=patch)
     if images.ndim != 4 or images.shape[2] % patch or images.shape[3] % patch:
-        raise ValueError(f"images must be [n, channels, height, width] with sides in {patch}s, got {list(images.shape)}")
+        raise ValueError(
+            f"images must be [n, channels, height, width] with sides in {patch}s, got {list(images.shape)}"
+        )
     squares = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # n, channels, down, row, across, column
     return squares.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
@@ -53,7 +55,9 @@ def unpatchify(
     side = round(patches.shape[1] ** 0.5)
     grid = (side, side) if grid is None else grid
     if grid[0] * grid[1] != patches.shape[1]:
-        raise ValueError(f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}; say which with `grid`")
+        raise ValueError(
+            f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}; say which with `grid`"
+        )
     squares = patches.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # n, down, across, row, column, channels
     return squares.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
@@ -81,7 +85,9 @@ def random_masking(
     tensor([[1., 0., 1., 0.]])
     """
     if tokens.ndim != 3 or noise.shape != tokens.shape[:2]:
-        raise ValueError(f"tokens must be [n, tokens, dim] and noise [n, tokens], got {shapes(tokens=tokens, noise=noise)}")
+        raise ValueError(
+            f"tokens must be [n, tokens, dim] and noise [n, tokens], got {shapes(tokens=tokens, noise=noise)}"
+        )
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in 0..1, 1 not included, got {mask_ratio}")
     if bool(noise.isnan().any()):
@@ -110,6 +116,7 @@ def reconstruction(
     """Mean over the removed patches of the mean squared error of their pixels (Sec. 3, "Reconstruction target").
 
     Args:
+        images: what is to be reconstructed; no gradient.
         prediction: pixels of every patch, as `patchify` orders them.
         mask: 1 where a patch was removed; every image must have lost as many.
         norm_pix: whether a patch's target is standardised by its own mean and unbiased variance (+ 1e-6).
@@ -119,7 +126,7 @@ def reconstruction(
     >>> reconstruction(torch.ones(1, 1, 2, 2), torch.zeros(1, 4, 1), torch.ones(1, 4), patch=1, norm_pix=False)
     tensor(1.)
     """
-    target = wide(patchify(images, patch))
+    target = wide(patchify(images.detach(), patch))
     need_alike("n patches values", prediction=prediction, target=target)
     if mask.shape != target.shape[:2]:
         raise ValueError(f"mask must be [n, patches], got {shapes(mask=mask, prediction=prediction)}")

@@ -2,19 +2,29 @@
 
 He, Fan, Wu, Xie, Girshick: "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, arXiv
 1911.05722 (v1); Chen, Fan, Girshick, He: "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297 (v2).
+
+Both versions are here: v2 is v1 with a hidden layer in the head, stronger views, a cosine schedule and temperature 0.2.
+Left out: shuffling images between processes before the key encoder's batch normalisation (each process normalises over its
+own keys, which may leak which key is whose), and v1's steps of the learning rate (it falls on a cosine here).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.contrast import EPS, pair_logsumexp, positive_similarity, scaled, softplus, wide
 from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.memory import Queue
+from counterpoint.core.teacher import EMATeacher
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
 class MoCoOutput(NamedTuple):
@@ -54,3 +64,66 @@ def moco(
     negative = pair_logsumexp(q, queue.detach().to(q.dtype)).rows
     new = gather_rows(key)[: len(queue)]
     return MoCoOutput(global_mean(softplus(negative - positive)), torch.cat([new.to(queue.dtype), queue[len(new) :]]))
+
+
+@dataclass
+class MoCoConfig(ViewsConfig):
+    """Settings of MoCo v1. Defaults are the paper's for ImageNet (Sec. 3.3 and 4)."""
+
+    recipe: str = "moco-v1"
+    hidden: int = 2048
+    """Width of the head's hidden layer (v2 only)."""
+    temperature: float = 0.07
+    """Temperature of the loss."""
+    queue: int = 65536
+    """Keys of earlier batches to contrast with."""
+    momentum_teacher: float = 0.999
+    """How much of the key network stays at each step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queue < self.batch_size:
+            raise CounterpointError(f"the queue ({self.queue}) must hold at least a batch ({self.batch_size})")
+
+
+@dataclass
+class MoCoV2Config(MoCoConfig):
+    """Settings of MoCo v2. Defaults are the paper's for ImageNet."""
+
+    recipe: str = "moco-v2"
+    temperature: float = 0.2
+    """Temperature of the loss."""
+
+
+class MoCo(ViewsLearner):
+    """A query network that learns, a key network that follows, a queue of keys."""
+
+    def __init__(self, config: MoCoConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.teacher = EMATeacher(nn.Sequential(self.encoder, self.projector))
+        self.queue = Queue(config.queue, config.projection, seed=seed)
+
+    def build_projector(self, dim: int) -> nn.Module:
+        return nn.Linear(dim, self.config.projection)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        one, two = batch["views"]
+        # The key network moves before it is asked, as in the authors' code.
+        self.teacher.update(nn.Sequential(self.encoder, self.projector), self.config.momentum_teacher)
+        key = self.teacher(two)
+        (query,) = self.project([one])
+        loss = moco(query, key, self.queue.read(), self.config.temperature).loss
+        self.queue.write(key)
+        return {"loss": loss}
+
+
+class MoCoV2(MoCo):
+    """The same with a hidden layer in the head."""
+
+    def build_projector(self, dim: int) -> nn.Module:
+        return mlp(dim, self.config.hidden, self.config.projection)
+
+
+_LAPTOP = LAPTOP | {"queue": 4096, "momentum_teacher": 0.99, "temperature": 0.1}
+V1 = System(slug="moco-v1", task="views", config=MoCoConfig, learner=MoCo, data="cifar10", recipe=_LAPTOP)
+V2 = System(slug="moco-v2", task="views", config=MoCoV2Config, learner=MoCoV2, data="cifar10", recipe=_LAPTOP)

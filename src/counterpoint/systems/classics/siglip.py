@@ -5,11 +5,18 @@ Zhai, Mustafa, Kolesnikov, Beyer: "Sigmoid Loss for Language Image Pre-Training"
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.contrast import pair_softplus, positive_similarity, scaled, wide, with_bias
 from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.systems.base import System
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
 
 
 def siglip(
@@ -35,3 +42,34 @@ def siglip(
     # softplus(-s) = softplus(s) - s turns the diagonal's positives into negatives like all others, less their logits.
     query, key = with_bias(query, key, row=bias.expand(len(query)))
     return global_mean(pair_softplus(query, gather_rows(key)) - own)
+
+
+@dataclass
+class SigLIPConfig(AlignedConfig):
+    """Settings of SigLIP. Defaults are the paper's where they do not hang on its data (Sec. 3.2 and 4)."""
+
+    batch_size: int = 32768
+    optimizer: str = "adamw"
+    lr: float = 1e-3 * 256 / 32768
+    weight_decay: float = 1e-4
+    embedding: int = 768
+    bias: float = -10.0
+    """Where the bias starts: at the log odds of a pair being a match, about -ln of the batch size."""
+
+
+class SigLIP(AlignedLearner):
+    """Every pairing of two modalities judged on its own, with a learnable scale and bias."""
+
+    def __init__(self, config: SigLIPConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.pair = first_two(data.modalities)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(config.bias))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        a, b = (self.embed(batch)[name] for name in self.pair)
+        loss = siglip(a, b, self.log_scale, self.bias)
+        return {"loss": loss, "scale": self.log_scale.detach().exp(), "bias": self.bias.detach()}
+
+
+SYSTEM = System(slug="siglip", task="aligned", config=SigLIPConfig, learner=SigLIP, data="glyphs", recipe=LAPTOP)

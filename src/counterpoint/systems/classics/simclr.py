@@ -3,10 +3,14 @@
 Chen, Kornblith, Norouzi, Hinton: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 arXiv 2002.05709.
 
-The loss (NT-Xent, Eq. 1) on the kernel: one symmetric log-sum-exp of the 2n views, computed once for each pair.
+The loss (NT-Xent, Eq. 1) on the kernel: one symmetric log-sum-exp of the 2n views, computed once for each pair. The
+projector has batch normalisation, as the authors' code (the paper's text does not say).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,8 @@ from torch import Tensor
 
 from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 
 
 def nt_xent(
@@ -38,3 +44,37 @@ def nt_xent(
     x = scaled(F.normalize(wide(torch.cat([z1, z2])), dim=1, eps=EPS), temperature**0.5)
     positive = positive_similarity(*x.chunk(2))
     return global_mean(batch_logsumexp(x, exclude=Diagonal(), ring=ring).rows) - global_mean(positive)
+
+
+@dataclass
+class SimCLRConfig(ViewsConfig):
+    """Settings of SimCLR. Defaults are the paper's for ImageNet (Sec. 2.2 and Appendix B)."""
+
+    epochs: int = 1000
+    batch_size: int = 4096
+    optimizer: str = "lars"
+    lr: float = 0.3
+    weight_decay: float = 1e-6
+    warmup_epochs: int = 10
+    temperature: float = 0.1
+    """Temperature of the loss; 0.5 on CIFAR."""
+    ring: bool = False
+    """Across processes, pass keys round instead of gathering them: no process holds all."""
+
+
+class SimCLR(ViewsLearner):
+    """Contrast of two views."""
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z1, z2 = self.project(batch["views"])
+        return {"loss": nt_xent(z1, z2, self.config.temperature, ring=self.config.ring)}
+
+
+SYSTEM = System(
+    slug="simclr",
+    task="views",
+    config=SimCLRConfig,
+    learner=SimCLR,
+    data="cifar10",
+    recipe=LAPTOP | {"temperature": 0.5},
+)

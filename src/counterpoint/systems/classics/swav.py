@@ -47,15 +47,16 @@ def sinkhorn(
     if scores.ndim < 2 or not scores.numel():
         raise ValueError(f"scores must be [..., n, prototypes] and not empty, got {list(scores.shape)}")
     # The prototypes are scaled first: whatever factor one of them had on all its scores is gone after that.
-    logs = wide(scores) / epsilon
+    logs = wide(scores).contiguous() / epsilon
     logs = logs - logs.amax(-2, keepdim=True)
     if bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny)):
-        q = logs.exp_()
-        per_sample = q.new_ones((*q.shape[:-1], 1))
-        for _ in range(iterations):  # only the two scalings change: products with vectors, q stays as it is
-            per_prototype = (q.mT @ per_sample).reciprocal_()
-            per_sample = (q @ per_prototype).reciprocal_()
-        return q.mul_(per_prototype.mT).mul_(per_sample)
+        for q in logs.exp_().view(-1, *logs.shape[-2:]):
+            per_sample = q.new_ones(len(q))
+            for _ in range(iterations):  # only the two scalings change: products with vectors, q stays as it is
+                per_prototype = q.T.mv(per_sample).reciprocal_()
+                per_sample = q.mv(per_prototype).reciprocal_()
+            q.mul_(per_prototype).mul_(per_sample[:, None])
+        return logs
     for _ in range(iterations):
         logs = logs - logs.logsumexp(-2, keepdim=True)
         logs = logs - logs.logsumexp(-1, keepdim=True)
@@ -99,12 +100,14 @@ def swav(
     if stored.ndim != 3 or (len(stored), stored.shape[2]) != (len(high), high.shape[2]):
         raise ValueError(f"queue must be [full, stored, prototypes], got {shapes(queue=stored, high=high)}")
     if len(high) + len(small) < 2:
-        raise ValueError(f"high holds {len(high)} crops and low {len(small)}: there must be two to predict one from another")
+        raise ValueError(
+            f"high holds {len(high)} crops and low {len(small)}: there must be two to predict one from another"
+        )
     need_rows(high=high[0] if len(high) else high)
     need_positive(temperature=temperature)
     here = place(high.shape[1], high.device)
-    everybody = gather_rows(high.detach().transpose(0, 1).contiguous()).transpose(0, 1)
+    everybody = gather_rows(high.detach().transpose(0, 1)).transpose(0, 1)
     codes = sinkhorn(torch.cat([everybody, stored.detach()], 1), epsilon, iterations)
     codes = codes[:, here.offset : here.offset + here.rows]
-    loss = swapped_entropy(codes.unbind(), [wide(crop) / temperature for crop in (*high.unbind(), *small.unbind())])
+    loss = swapped_entropy(codes, *(wide(crops) / temperature for crops in (high, small)))
     return SwAVOutput(loss, codes[0])

@@ -28,9 +28,7 @@ class TripletOutput(NamedTuple):
     negatives: Int[Tensor, " triplets"]
 
 
-def triplet_hard(
-    embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], margin: float = 0.2
-) -> TripletOutput:
+def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], margin: float = 0.2) -> TripletOutput:
     r"""Mean over violating anchors of relu( max over positives of D - min over negatives of D + margin ) (Eq. 5).
 
     Args:
@@ -47,7 +45,9 @@ def triplet_hard(
     (tensor(1.2071), tensor([0, 1]), tensor([1, 0]))
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"embeddings must be [n, dim] and labels [n], got {shapes(embeddings=embeddings, labels=labels)}")
+        raise ValueError(
+            f"embeddings must be [n, dim] and labels [n], got {shapes(embeddings=embeddings, labels=labels)}"
+        )
     need_rows(embeddings=embeddings)
     x = F.normalize(wide(gather_rows(embeddings)), dim=1, eps=EPS)
     labels = gather_rows(labels)

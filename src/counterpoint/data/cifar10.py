@@ -1,0 +1,74 @@
+"""`cifar10`: the CIFAR-10 photographs, 32 x 32 pixels, ten classes.
+
+Looked for in this order:
+
+    cifar10:DIR                a folder with the standard download, unpacked (cifar-10-batches-py) or not
+    $COUNTERPOINT_DATA         cifar10-12k.npz in it: a subset of 10,000 + 2,000 (arrays train_images [N, 32, 32, 3],
+                               train_labels [N], test_images, test_labels, classes)
+    the cache folder           the standard download, fetched by torchvision on first use: 50,000 + 10,000
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from counterpoint.data.images import ArrayImages, ImageData
+from counterpoint.errors import DataError
+from counterpoint.files import cache_folder
+
+SUBSET = "cifar10-12k.npz"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load(directory: str | None = None) -> ImageData:
+    """Open the set; DataError when it is nowhere and cannot be fetched, or is damaged."""
+    if directory is not None:
+        root = Path(directory)
+        if not root.is_dir():
+            raise DataError(f"{root}: no such directory; it should hold cifar-10-batches-py or cifar-10-python.tar.gz")
+        if (root / SUBSET).is_file():
+            return _subset(root / SUBSET)
+        if root.name == "cifar-10-batches-py":
+            root = root.parent
+        return _standard(root, download=(root / "cifar-10-python.tar.gz").is_file())
+    place = os.environ.get("COUNTERPOINT_DATA")
+    if place and (Path(place) / SUBSET).is_file():
+        return _subset(Path(place) / SUBSET)
+    return _standard(cache_folder() / "cifar10", download=True)
+
+
+def _subset(file: Path) -> ImageData:
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            splits = {
+                split: ArrayImages(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in ("train", "test")
+            }
+            classes = tuple(str(name) for name in stored["classes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
+        raise DataError(f"{file}: not the arrays it should hold ({error}); see counterpoint/data/cifar10.py") from error
+    notes = [f"{file}: a subset of {len(splits['train'])} + {len(splits['test'])} images of CIFAR-10's 50000 + 10000"]
+    return ImageData("cifar10", splits["train"], splits["test"], classes, 32, notes)
+
+
+def _standard(root: Path, *, download: bool) -> ImageData:
+    """The standard download under `root`, which torchvision checks by its MD5 sums."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        sets = {
+            split: CIFAR10(os.fspath(root), train=split == "train", download=download) for split in ("train", "test")
+        }
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{root}: no CIFAR-10 there, and it could not be fetched ({said}). Get cifar-10-python.tar.gz from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html and name its folder: --data cifar10:DIR"
+        ) from error
+    splits = {
+        name: ArrayImages(np.asarray(found.data), np.array(found.targets, np.int64)) for name, found in sets.items()
+    }
+    return ImageData("cifar10", splits["train"], splits["test"], CLASSES, 32)

@@ -1,0 +1,328 @@
+"""`glyphs`: named icons in over a dozen drawing styles, drawn from the fonts of the `qtawesome` package.
+
+An icon gives a picture (dark on white, centred) and a caption (its name in words: "account arrow left outline"), and
+belongs to a drawing style. For the task `aligned` pictures stand beside captions, styles are domains, and the classes
+are the subjects, the first words that many names share ("arrow", "file"; -1 for a rare one). For the task `views` the
+classes are the styles.
+
+Font Awesome 6, Elusive, Material Design Icons 6, Phosphor, Remix and Codicons give 16,930 icons in 14 styles. The older
+editions, Font Awesome 5 and Material Design Icons 5 (7,563 more), draw mostly the same pictures again and are left out
+unless named in `styles`. Where a font has two names for a drawing, the first counts.
+
+The split is by name: "home", "home-outline" and "home-bold" are one name, in whatever font, and never stand in training
+and test both. In every style a caption occurs once, but several styles may draw the same caption: a retrieval measure
+should count any item with the very words asked for as right. `held_out` keeps styles out of training and test; their
+icons, of names that are not in training, become a third split, `shifts["held-out"]`.
+
+The package is found, never imported (it wants Qt): `pip install 'counterpoint[glyphs]'`, or `pip install --no-deps qtawesome`.
+Licences: Font Awesome (icons of the free fonts) and Elusive SIL OFL 1.1; Material Design Icons and Remix Apache-2.0;
+Phosphor MIT; Codicons CC BY 4.0. Icons of brands are their owners' trademarks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_size
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.files import cache_folder, replacing
+
+VERSION = 2  # of the drawing: a change to it must change this, or stale caches are read
+SUBJECTS = 50  # classes of the task `aligned`
+# Words at a name's end that say how a thing is drawn, not what it is.
+MANNERS = ("bold", "fill", "filled", "light", "line", "outline", "outlined", "thin", "alt", "variant", "o")
+
+
+@dataclass(frozen=True)
+class _Font:
+    """A font file of the package: its icons' style is `style`, or `suffixes[last word]` where that is in the name."""
+
+    file: str
+    style: str
+    suffixes: tuple[tuple[str, str], ...] = ()
+
+
+FONTS = {
+    "fa6": (
+        _Font("fontawesome6-regular-webfont", "fa6-regular"),
+        _Font("fontawesome6-solid-webfont", "fa6-solid"),
+        _Font("fontawesome6-brands-webfont", "fa6-brands"),
+    ),
+    "elusive": (_Font("elusiveicons-webfont", "elusive"),),
+    "mdi6": (_Font("materialdesignicons6-webfont", "mdi6", (("outline", "mdi6-outline"),)),),
+    "phosphor": (
+        _Font(
+            "phosphor",
+            "phosphor-regular",
+            tuple((weight, f"phosphor-{weight}") for weight in ("thin", "light", "bold", "fill")),
+        ),
+    ),
+    "remix": (_Font("remixicon", "remix-line", (("fill", "remix-fill"),)),),
+    "codicon": (_Font("codicon", "codicon"),),
+    "fa5": (
+        _Font("fontawesome5-regular-webfont", "fa5-regular"),
+        _Font("fontawesome5-solid-webfont", "fa5-solid"),
+        _Font("fontawesome5-brands-webfont", "fa5-brands"),
+    ),
+    "mdi5": (_Font("materialdesignicons5-webfont", "mdi5", (("outline", "mdi5-outline"),)),),
+}
+OLDER = ("fa5", "mdi5")
+STYLES = tuple(
+    style
+    for fonts in FONTS.values()
+    for font in fonts
+    for style in (font.style, *(style for _, style in font.suffixes))
+)
+
+
+def load(
+    argument: None = None,
+    *,
+    task: str = "aligned",
+    size: int = 64,
+    train: int = 0,
+    test: int = 2000,
+    styles: str = "",
+    held_out: str = "",
+) -> AlignedData | ImageData:
+    """Open the set, drawing what is not in the cache (a few seconds).
+
+    Args:
+        task: "aligned" for pictures and captions, "views" for pictures and styles.
+        size: pixels of a picture, height and width.
+        train: icons to train on; 0 means all that are left.
+        test: icons to test on.
+        styles: the styles or fonts wanted, separated by commas ("phosphor,fa6-solid"); default: all but the older
+            editions.
+        held_out: styles or fonts to keep out of training and test, for `shifts["held-out"]`.
+
+    Raises CounterpointError when qtawesome is not installed, a style is unknown or the sizes ask for more than there is.
+    """
+    checked_size(size)
+    if train < 0 or test < 1:
+        raise CounterpointError(f"glyphs needs train >= 0 and test >= 1, got {train} and {test}")
+    wanted, kept_out = _styles(styles, "styles"), _styles(held_out, "held_out") if held_out else ()
+    shown = tuple(style for style in wanted if style not in kept_out)
+    if not shown:
+        raise CounterpointError("glyphs: held_out leaves no style to train on")
+    icons, grey = _icons(tuple(style for style in STYLES if style in (*shown, *kept_out)), size)
+
+    keys = [_key(icon.name) for icon in icons]
+    seen_style = np.array([icon.style in shown for icon in icons])
+    order = np.array([_hash(key) for key in keys])
+    turn = np.array([_hash(f"{icon.style}/{icon.name}") for icon in icons])
+    pool = np.flatnonzero(seen_style)
+    # Names come in the order of their hash until the test is full; its last name may have more icons than fit.
+    pool = pool[np.lexsort((turn[pool], order[pool]))]
+    if test >= len(pool):
+        raise CounterpointError(f"glyphs has {len(pool)} icons in these styles; test={test} leaves none to train on")
+    in_test = set(np.array(keys)[pool[:test]])
+    rest = np.array([i for i in pool if keys[i] not in in_test], np.int64)
+    if train > len(rest) or not len(rest):
+        raise CounterpointError(f"glyphs has {len(rest)} icons to train on in these styles, asked for {train}")
+    rest = rest[np.argsort(turn[rest], kind="stable")][: train or None]
+    in_train = {keys[i] for i in rest}
+    parts = {
+        "train": np.sort(rest),
+        "test": np.sort(pool[:test]),
+        "held-out": np.array([i for i in np.flatnonzero(~seen_style) if keys[i] not in in_train], np.int64),
+    }
+    notes = [] if not train else [f"glyphs: {train} of the icons there are to train on"]
+    shifts = ("held-out",) if len(parts["held-out"]) else ()
+    names = tuple(style for style in STYLES if style in (*shown, *kept_out))
+    style_of = np.array([names.index(icon.style) for icon in icons], np.int64)
+    pictures = {part: ArrayImages(grey[where], style_of[where]) for part, where in parts.items()}
+    if task == "views":
+        return ImageData(
+            name="glyphs",
+            train=pictures["train"],
+            test=pictures["test"],
+            classes=names,
+            size=size,
+            notes=notes,
+            shifts={part: pictures[part] for part in shifts},
+        )
+
+    firsts = [icon.name.partition("-")[0] for icon in icons]
+    counts = Counter(firsts[i] for i in parts["train"] if len(firsts[i]) > 1 and not firsts[i].isdigit())
+    subjects = tuple(sorted(word for word, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:SUBJECTS]))
+    number = {word: n for n, word in enumerate(subjects)}
+    subject_of = np.array([number.get(word, -1) for word in firsts], np.int64)
+
+    def columns(part: str) -> AlignedColumns:
+        where: Indices = parts[part]
+        captions = [icons[i].name.replace("-", " ") for i in where]
+        return AlignedColumns(
+            {"image": pictures[part], "text": captions}, labels=subject_of[where], domains=style_of[where]
+        )
+
+    return AlignedData(
+        name="glyphs",
+        train=columns("train"),
+        test=columns("test"),
+        modalities={"image": Modality("image", size=size), "text": Modality("text")},
+        classes=subjects,
+        notes=notes,
+        domains=names,
+        shifts={part: columns(part) for part in shifts},
+    )
+
+
+def _styles(wanted: str, option: str) -> tuple[str, ...]:
+    """Styles named one by one or by their font, in the order of STYLES."""
+    if not wanted:
+        return tuple(style for style in STYLES if not style.startswith(OLDER))
+    chosen: set[str] = set()
+    for word in filter(None, wanted.split(",")):
+        of_font = {s for f in FONTS.get(word, ()) for s in (f.style, *(style for _, style in f.suffixes))}
+        if not of_font and word not in STYLES:
+            raise unknown(f"drawing style in {option}", word, dict.fromkeys((*FONTS, *STYLES)))
+        chosen |= of_font or {word}
+    return tuple(style for style in STYLES if style in chosen)
+
+
+def _key(name: str) -> str:
+    """What a name is about, without how it is drawn: "home" for "home-outline"."""
+    words = name.split("-")
+    while len(words) > 1 and words[-1] in MANNERS:
+        words.pop()
+    return "-".join(words)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Icon:
+    name: str  # as the font has it: words joined by hyphens
+    style: str
+
+
+@lru_cache
+def fonts_folder() -> Path:
+    """Where the qtawesome package keeps its fonts; CounterpointError when it is not installed."""
+    found = importlib.util.find_spec("qtawesome")  # not imported: it wants Qt
+    for place in (found.submodule_search_locations or []) if found else []:
+        folder = Path(place) / "fonts"
+        if any(folder.glob("*charmap*.json")):
+            return folder
+    raise CounterpointError(
+        "the data source 'glyphs' draws with the fonts of the package qtawesome, which is not installed: "
+        "pip install --no-deps qtawesome"
+    )
+
+
+def _icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray[np.uint8]]:
+    """All icons of these styles and their pictures, grey [N, size, size]."""
+    from filelock import FileLock
+
+    folder = cache_folder() / "glyphs"
+    folder.mkdir(parents=True, exist_ok=True)
+    icons: list[Icon] = []
+    parts = []
+    wanted = [
+        font
+        for fonts in FONTS.values()
+        for font in fonts
+        if {font.style, *(style for _, style in font.suffixes)} & set(styles)
+    ]
+    # Under torchrun one process draws and the others find its files.
+    with FileLock(folder / ".lock"):
+        for font in wanted:
+            names, grey = _drawn(font, size, folder)
+            style_of = [dict(font.suffixes).get(name.rpartition("-")[2], font.style) for name in names]
+            keep = [i for i, style in enumerate(style_of) if style in styles]
+            icons += [Icon(names[i], style_of[i]) for i in keep]
+            parts.append(grey[keep])
+    return icons, np.concatenate(parts)
+
+
+def _files(font: _Font) -> tuple[Path, Path]:
+    """A font's TTF and its charmap, whatever edition is installed."""
+    folder = fonts_folder()
+    fonts = sorted(folder.glob(f"{font.file}-[0-9]*.ttf"))
+    maps = sorted(folder.glob(f"{font.file.removesuffix('-webfont')}*charmap-[0-9]*.json"))
+    if not fonts or not maps:
+        raise CounterpointError(
+            f"{folder}: this version of qtawesome has no font {font.file}; install the one the set is made of: "
+            "pip install --no-deps qtawesome==1.4.2"
+        )
+    return fonts[-1], maps[-1]
+
+
+def _drawn(font: _Font, size: int, folder: Path) -> tuple[list[str], NDArray[np.uint8]]:
+    """A font's icons by name, from the cache or drawn into it."""
+    file, charmap = _files(font)
+    stat = file.stat()
+    kept = folder / f"{file.stem}-{stat.st_size}-{size}px-v{VERSION}.npz"
+    try:
+        with np.load(kept, allow_pickle=False) as stored:
+            return [str(name) for name in stored["names"]], stored["grey"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        kept.unlink(missing_ok=True)  # damaged: it can be made again
+    names, grey = _draw(file, charmap, size)
+    with replacing(kept) as out:
+        np.savez_compressed(out, names=np.array(names), grey=grey)
+    return names, grey
+
+
+def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Every distinct icon of a font, by the first of its names; those without ink are left out."""
+    from rich.console import Console
+    from rich.progress import track
+
+    try:
+        codes = {str(name): int(str(code), 16) for name, code in json.loads(charmap.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{charmap}: not a map from names to code points ({error}); reinstall qtawesome") from error
+    first: dict[int, str] = {}
+    for name, code in codes.items():
+        first.setdefault(code, name)
+    room = size - 2 * max(1, size // 16)  # a margin all round
+    try:
+        # An icon fills an em, more or less.
+        large = ImageFont.truetype(str(file), room)
+        missing = _ink(large, chr(0x10FFFF), size)  # the box that stands for what a font does not have
+    except OSError as error:
+        raise DataError(f"{file}: not a font that can be read ({error}); reinstall qtawesome") from error
+    names, pictures = [], []
+    what = f"drawing {file.stem}"
+    quick = len(first) < 1000
+    for code, name in track(first.items(), what, console=Console(stderr=True), transient=True, disable=quick):
+        ink = _ink(large, chr(code), size)
+        if ink is None or (missing is not None and ink.tobytes() == missing.tobytes()):
+            continue
+        if max(ink.size) > room:
+            smaller = ImageFont.truetype(str(file), room * room / max(ink.size))
+            ink = _ink(smaller, chr(code), size) or ink
+        image = Image.new("L", (size, size), 0)
+        image.paste(ink, ((size - ink.width) // 2, (size - ink.height) // 2))
+        names.append(name)
+        pictures.append(255 - np.asarray(image))
+    return names, np.stack(pictures)
+
+
+def _ink(face: ImageFont.FreeTypeFont, letter: str, size: int) -> Image.Image | None:
+    """A letter in white on black, cut to its ink; None when it has none. A font's own box counts the space beside it."""
+    canvas = Image.new("L", (4 * size, 4 * size), 0)
+    ImageDraw.Draw(canvas).text((2 * size, 2 * size), letter, font=face, fill=255, anchor="mm")
+    box = canvas.getbbox()
+    return canvas.crop(box) if box else None

@@ -1,0 +1,325 @@
+"""The contract of image data: what every source for the task `views` hands over (numpy only, no torch).
+
+Images are uint8 RGB squares of one size, read in batches by position, so that state kept per training example can be
+indexed by the same number. `ArrayImages` holds them, `FileImages` decodes files when asked for.
+
+How a file becomes a square: the first frame of an animation, turned upright by its EXIF orientation, any colour mode to
+RGB (transparent parts on white, 16-bit and floating-point greys scaled to 8 bits), the largest centred square cut out
+and scaled to `size` (the same as scaling the short side and cropping the centre) with antialiasing.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from counterpoint.errors import CounterpointError, DataError
+
+Indices = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485  # a picture with more is refused unread: Pillow's own line for decompression bombs
+KEEP = 1 << 30  # bytes: a split whose squares fit is read whole at once, so every damaged file is found before training
+_SHOWN = 10
+
+
+class ImageSplit(Protocol):
+    """One split of an image set. Positions are stable: the same number is the same picture in every process and run."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Indices | None:
+        """[len] class numbers, -1 for a picture of no class; None when nothing is labelled."""
+        ...
+
+    def images(self, indices: Indices) -> Pixels:
+        """[n] positions -> [n, size, size, 3] RGB. DataError names a file that can no longer be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A source's two splits and what is needed to read them."""
+
+    name: str
+    train: ImageSplit
+    test: ImageSplit
+    classes: tuple[str, ...]  # empty when nothing is labelled
+    size: int  # pixels, height and width
+    # What the user should know about this data: files left out, splits made.
+    notes: list[str] = field(default_factory=list)
+    channels: int = 3
+    # More test splits by name, from other domains than the training split: drawing styles it has never seen, say.
+    shifts: dict[str, ImageSplit] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The facts a learner is built from, fit for JSON."""
+        return {"size": self.size, "channels": self.channels, "classes": len(self.classes)}
+
+
+class ArrayImages:
+    """A split in memory.
+
+    Args:
+        pixels: [N, H, W, 3] uint8, or [N, H, W] grey, which is repeated over the channels when read.
+        labels: [N] class numbers.
+    """
+
+    def __init__(self, pixels: Pixels, labels: Indices | None = None) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
+            raise DataError(
+                f"images should be uint8 [N, H, W, 3] or [N, H, W], got {pixels.dtype} {list(pixels.shape)}"
+            )
+        self.pixels = pixels
+        self.labels = checked_labels(labels, len(pixels))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, indices: Indices) -> Pixels:
+        found = self.pixels[indices]
+        return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
+
+
+class EncodedImages:
+    """A split of encoded pictures, decoded when asked for and not kept.
+
+    Args:
+        count: how many.
+        read: position -> the picture's file, or its encoded bytes.
+        name: position -> what messages call it.
+        size: pixels of the squares.
+        labels: [count] class numbers.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        read: Callable[[int], Path | bytes],
+        name: Callable[[int], str],
+        size: int,
+        labels: Indices | None = None,
+    ) -> None:
+        self.count, self.read, self.name, self.size = count, read, name, size
+        self.labels = checked_labels(labels, count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def images(self, indices: Indices) -> Pixels:
+        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        for row, index in enumerate(indices):
+            try:
+                out[row] = decode(self.read(int(index)), self.size)
+            except DataError as error:
+                raise DataError(
+                    f"{self.name(int(index))}: {error}. Its header was good when the set was opened; mend the picture and "
+                    "go on with --resume, or remove it and start again"
+                ) from error
+        return out
+
+
+class FileImages(EncodedImages):
+    """A split of image files (see `EncodedImages`)."""
+
+    def __init__(self, paths: Sequence[Path], size: int, labels: Indices | None = None) -> None:
+        self.paths = list(paths)
+        super().__init__(
+            len(self.paths), lambda index: self.paths[index], lambda index: str(self.paths[index]), size, labels
+        )
+
+
+def checked_labels(labels: Indices | None, count: int) -> Indices | None:
+    """Labels as int64 [count]; DataError when there are more or fewer."""
+    if labels is None:
+        return None
+    labels = np.asarray(labels, dtype=np.int64)
+    if labels.shape != (count,):
+        raise DataError(f"{count} items have labels of shape {list(labels.shape)}")
+    return labels
+
+
+def checked_size(size: int) -> int:
+    """A size that pictures can have; CounterpointError otherwise."""
+    if not 8 <= size <= 4096:
+        raise CounterpointError(f"size is the pictures' height and width in pixels, 8 to 4096; got {size}")
+    return size
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    """The picture with its header read; DataError says why it cannot be."""
+    if isinstance(source, bytes) and not source:
+        raise DataError("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; what cannot be read is an error below
+            # Pillow only warns between its limit and twice that; here the limit is the limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"has more than {MAX_PIXELS // 10**6} million pixels, which may be an attack on memory; scale it down to use it"
+        ) from error
+    except FileNotFoundError as error:
+        raise DataError("no such file") from error
+    except Exception as error:  # Pillow's many plugins raise what they like on damaged headers
+        if isinstance(source, Path) and source.is_file() and source.stat().st_size == 0:
+            raise DataError("is empty (0 bytes)") from error
+        raise DataError(f"not a picture that can be read ({_reason(error)})") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down to use it"
+        )
+    return image
+
+
+def _reason(error: Exception) -> str:
+    said = str(error).splitlines()[0] if str(error) else ""
+    return "unknown format" if said.startswith("cannot identify") else said[:120] or type(error).__name__
+
+
+def check_header(source: Path | bytes) -> None:
+    """DataError when this is no picture, going by its header alone (a fraction of the time of decoding)."""
+    _open(source).close()
+
+
+def decode(source: Path | bytes, size: int) -> Pixels:
+    """A picture, as a file or its bytes, to a [size, size, 3] square (see the module). DataError says what is wrong."""
+    with _open(source) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # A JPEG can be decoded at a half, quarter or eighth of its size at a fraction of the time.
+            image.draft(None, (2 * size, 2 * size))
+            upright = ImageOps.exif_transpose(image) or image
+            rgb = _rgb(upright)
+            side = min(rgb.size)
+            left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+            square = rgb.resize(
+                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=None
+            )
+            return np.asarray(square)
+        except DataError:
+            raise
+        except Exception as error:  # as above: codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error
+            raise DataError(f"damaged or cut short ({_reason(error)})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.float64)
+        if not np.isfinite(grey).all():
+            raise DataError("holds values that are not numbers")
+        if image.mode == "F" and grey.size and grey.min() >= 0 and grey.max() <= 1:
+            grey *= 255
+        elif grey.size and grey.max() > 255:  # 16 bits
+            grey /= 257
+        return Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+# --- scanning ---------------------------------------------------------------------------------------------------------
+
+
+def scan(
+    count: int,
+    read: Callable[[int], Path | bytes],
+    name: Callable[[int], str],
+    size: int,
+    *,
+    keep: int = KEEP,
+) -> tuple[NDArray[np.int64], Pixels | None, list[str]]:
+    """Look at every picture once, with a progress bar where it takes long.
+
+    Returns the positions that can be used, their squares [n, size, size, 3] when all would fit in `keep` bytes (else
+    only headers were read, and None), and one line "NAME: REASON" for each of the others.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    whole = count * size * size * 3 <= keep
+    pixels = np.empty((count if whole else 0, size, size, 3), np.uint8)
+    good: list[int] = []
+    bad: list[str] = []
+    console = Console(stderr=True)
+    what = "reading images" if whole else "checking images"
+    for index in track(range(count), what, console=console, transient=True, disable=count < 2000):
+        try:
+            if whole:
+                pixels[len(good)] = decode(read(index), size)
+            else:
+                check_header(read(index))
+            good.append(index)
+        except DataError as error:
+            bad.append(f"{name(index)}: {error}")
+    return np.array(good, np.int64), pixels[: len(good)] if whole else None, bad
+
+
+def scan_files(
+    paths: Sequence[Path], size: int, labels: Indices | None = None, *, keep: int = KEEP
+) -> tuple[ImageSplit, list[str]]:
+    """A split of the files that can be read, and a note naming those that cannot (see `scan`).
+
+    DataError when none can.
+    """
+    paths = list(paths)
+    labels = checked_labels(labels, len(paths))
+    good, pixels, bad = scan(len(paths), lambda i: paths[i], lambda i: str(paths[i]), checked_size(size), keep=keep)
+    if not len(good):
+        raise DataError(f"none of {len(paths)} image files can be used: {some(bad)}")
+    kept = None if labels is None else labels[good]
+    split: ImageSplit = (
+        ArrayImages(pixels, kept) if pixels is not None else FileImages([paths[i] for i in good], size, kept)
+    )
+    return split, [left_out(bad, len(paths))] if bad else []
+
+
+def left_out(bad: Sequence[str], count: int) -> str:
+    """The note about items that cannot be used."""
+    return f"{len(bad)} of {count} left out: {some(bad)}"
+
+
+def some(items: Sequence[str], between: str = "; ") -> str:
+    """The first few of a long list, and how many more."""
+    more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return between.join([*items[:_SHOWN], *more])
+
+
+def split_positions(count: int, fraction: float, labels: Indices | None = None) -> tuple[Indices, Indices]:
+    """Positions of a training and a test split: the same on every machine, each class cut in the same proportion.
+
+    A class with one item stays in training. CounterpointError for a fraction not in (0, 1); DataError when one of the
+    splits would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise CounterpointError(f"the test split is a fraction between 0 and 1, or the name of a split; got {fraction}")
+    # numpy's legacy generator gives the same stream on every platform and version.
+    order = np.random.RandomState(0).permutation(count)
+    groups = np.zeros(count, np.int64) if labels is None else np.asarray(labels)
+    chosen = np.zeros(count, bool)
+    for group in np.unique(groups):
+        members = order[groups[order] == group]
+        take = min(round(fraction * len(members)), len(members) - 1)
+        chosen[members[:take]] = True
+    train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    if not len(train) or not len(test):
+        raise DataError(
+            f"{count} items cannot be split into training and test ({fraction:g}); add more, or name a test split"
+        )
+    return train.astype(np.int64), test.astype(np.int64)

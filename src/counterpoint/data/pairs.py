@@ -1,0 +1,144 @@
+"""The contract of aligned data: items seen in several modalities at once, for the task `aligned` (numpy only, no torch).
+
+An item is one row of every modality's column: a picture and its caption, a name and its sound. Any number of modalities
+can stand side by side, and an item may lack some of them (`present`).
+
+    kind    what a column hands over for n positions        facts of its Modality
+    image   uint8 [n, size, size, 3] RGB                    size
+    text    list of n strings, "" where missing
+    audio   float32 [n, samples], mono in [-1, 1]           rate, samples
+    vector  float32 [n, dim]                                dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import ImageSplit, Indices, checked_labels
+from counterpoint.errors import DataError, unknown
+
+Kind = Literal["image", "text", "audio", "vector"]
+Column = NDArray[np.uint8] | NDArray[np.float32] | list[str]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What kind of thing a column holds; facts that do not apply to its kind are None."""
+
+    kind: Kind
+    size: int | None = None  # pixels of an image, height and width
+    rate: int | None = None  # samples per second of audio
+    samples: int | None = None  # of every audio item
+    dim: int | None = None  # of a vector
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class AlignedSplit(Protocol):
+    """One split of an aligned set. Positions are stable: the same number is the same item in every process and run."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Indices | None:
+        """[len] class numbers, -1 for an item of no class; None when nothing is labelled."""
+        ...
+
+    @property
+    def domains(self) -> Indices | None:
+        """[len] numbers of `AlignedData.domains`; None when there are none."""
+        ...
+
+    def column(self, modality: str, indices: Indices) -> Column:
+        """One modality of the items at n positions; what stands where it is missing is zeros or an empty string."""
+        ...
+
+    def present(self, modality: str, indices: Indices) -> NDArray[np.bool_]:
+        """[n] whether each of the items has this modality."""
+        ...
+
+
+@dataclass(frozen=True)
+class AlignedData:
+    """A source's two splits and what is needed to read them."""
+
+    name: str
+    train: AlignedSplit
+    test: AlignedSplit
+    modalities: dict[str, Modality]  # in the order in which reports name them
+    classes: tuple[str, ...] | None = None
+    # What the user should know about this data: items left out, splits made.
+    notes: list[str] = field(default_factory=list)
+    # Where items come from (drawing styles, voices): not what they are about.
+    domains: tuple[str, ...] = ()
+    # More test splits by name, from other domains than the training split.
+    shifts: dict[str, AlignedSplit] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The facts a learner is built from, fit for JSON."""
+        return {
+            "modalities": {name: modality.spec for name, modality in self.modalities.items()},
+            "classes": len(self.classes or ()),
+        }
+
+
+class AlignedColumns:
+    """A split made of columns of one length.
+
+    Args:
+        columns: modality -> an `ImageSplit` for images, a sequence of strings for text, a float32 array [N, dim or
+            samples] for vectors and audio.
+        labels: [N] class numbers.
+        presence: modality -> [N] bool; a modality that is not named is never missing.
+        domains: [N] domain numbers.
+
+    Raises DataError when the columns differ in length.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, ImageSplit | Sequence[str] | NDArray[np.float32]],
+        labels: Indices | None = None,
+        presence: Mapping[str, NDArray[np.bool_]] | None = None,
+        domains: Indices | None = None,
+    ) -> None:
+        if not columns:
+            raise DataError("aligned data needs at least one modality")
+        lengths = {name: len(column) for name, column in columns.items()}
+        lengths |= {f"presence of {name}": len(mask) for name, mask in (presence or {}).items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError("columns differ in length: " + ", ".join(f"{k} {v}" for k, v in lengths.items()))
+        self.columns = dict(columns)
+        self.presence = {name: np.asarray(mask, bool) for name, mask in (presence or {}).items()}
+        self.count = next(iter(lengths.values()))
+        self.labels = checked_labels(labels, self.count)
+        self.domains = checked_labels(domains, self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def column(self, modality: str, indices: Indices) -> Column:
+        column = self._known(modality)
+        if isinstance(column, np.ndarray):
+            return np.asarray(column[indices], np.float32)
+        if isinstance(column, Sequence):
+            return [column[int(index)] for index in indices]
+        return column.images(indices)
+
+    def present(self, modality: str, indices: Indices) -> NDArray[np.bool_]:
+        self._known(modality)
+        mask = self.presence.get(modality)
+        return np.ones(len(indices), bool) if mask is None else mask[indices]
+
+    def _known(self, modality: str) -> ImageSplit | Sequence[str] | NDArray[np.float32]:
+        if modality not in self.columns:
+            raise unknown("modality", modality, self.columns)
+        return self.columns[modality]

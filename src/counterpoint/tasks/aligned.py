@@ -1,0 +1,385 @@
+"""The task `aligned`: items seen in several modalities at once, brought together in one space.
+
+    batch["inputs"]   {modality: tensor, or (ids, mask) for text}; images uint8 [B, 3, H, W] until the learner prepares them
+    batch["present"]  {modality: [B] bool}; what stands where a modality is missing is zeros
+    batch["index"]    [B] positions in the training set
+    batch["label"]    [B] int64, -1 where there is none, or None
+
+A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured are retrieval from every modality to
+every other (recall at 1, 5 and 10; items with the very same words count as the same) and, where items have classes and a
+modality is text, zero-shot classification by prompts. Both are functions of plain arrays here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from counterpoint.core.contrast import EPS
+from counterpoint.core.distributed import place, world
+from counterpoint.data.pairs import AlignedData, AlignedSplit
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.views.images import ViewPipeline, normalise
+
+BATCH = 256  # of evaluation
+RECALL = (1, 5, 10)
+
+
+# ------------------------------------------------------------------------------------------------ measures of embeddings
+
+
+def retrieval_recall(
+    query: Float[Tensor, "n dim"],
+    key: Float[Tensor, "m dim"],
+    query_group: Int[Tensor, " n"] | None = None,
+    key_group: Int[Tensor, " m"] | None = None,
+    *,
+    at: Sequence[int] = RECALL,
+) -> dict[int, float]:
+    """Share of queries with a right key among their `at` most similar (by dot product).
+
+    A key is right when its group is the query's; by default item i belongs to item i. Queries whose group no key has are
+    left out.
+    """
+    groups = torch.arange(len(query)) if query_group is None else query_group
+    keys = torch.arange(len(key)) if key_group is None else key_group
+    asked = torch.isin(groups, keys)
+    query, groups = query[asked], groups[asked]
+    hits = torch.zeros(len(at))
+    for start in range(0, len(query), 1024):
+        part = slice(start, start + 1024)
+        best = (query[part] @ key.T).topk(min(max(at), len(key)), dim=1).indices
+        right = keys[best] == groups[part][:, None]
+        hits += torch.tensor([float(right[:, :k].any(1).sum()) for k in at])
+    return {k: float(hit) / max(1, len(query)) for k, hit in zip(at, hits, strict=True)}
+
+
+def zero_shot_accuracy(
+    items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
+) -> float:
+    """Share of labelled items whose class's prompt is the most similar; items of label -1 are left out."""
+    known = labels >= 0
+    return float(((items[known] @ prompts.T).argmax(1) == labels[known]).float().mean())
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class AlignedConfig(OptimConfig):
+    """What every learner of this task can be told."""
+
+    epochs: int = 32
+    """Passes over the training items."""
+    batch_size: int = 256
+    """Items in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
+    image_encoder: str = "torchvision:resnet50"
+    """The network for images: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    text_encoder: str = "text-s"
+    """The network for text: text-s, minilm, hf:NAME."""
+    pretrained: bool = False
+    """Start from published weights where the image encoder has them."""
+    embedding: int = 512
+    """Width of the shared space."""
+    context: int = 77
+    """Tokens of a text that are read at most."""
+    vocabulary: int = 2000
+    """Tokens that text-s learns from the training captions."""
+    recipe: str = "weak"
+    """How training images are varied (see counterpoint.views.images.RECIPES)."""
+    prompt: str = "{}"
+    """A class's prompt in zero-shot classification; {} is the class's name."""
+    evaluate_every: int = 5
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    workers: int = 0
+    """Processes that read items ahead; 0 reads in the main process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if "{}" not in self.prompt:
+            raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
+
+
+# What a small set on a few cores asks for instead of the papers' settings; systems add what is theirs.
+LAPTOP: dict[str, Any] = {
+    "epochs": 15,
+    "batch_size": 256,
+    "image_encoder": "resnet-s",
+    "text_encoder": "text-s",
+    "embedding": 128,
+    "context": 16,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 1,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class AlignedLearner(Learner):
+    """An encoder and a linear projection for each modality. Subclasses write `loss(batch)`, usually on `embed(batch)`."""
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.kinds: dict[str, str] = {name: spec["kind"] for name, spec in data.modalities.items()}
+        torch.manual_seed(seed)
+        self.encoders = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.views: dict[str, ViewPipeline] = {}
+        for name, spec in data.modalities.items():
+            encoder: Any = self.build_encoder(spec, data.tokenizers.get(name))
+            self.encoders[name] = encoder
+            self.heads[name] = nn.Linear(encoder.dim, config.embedding, bias=False)
+            if spec["kind"] == "image":
+                self.views[name] = ViewPipeline(spec["size"], crops=1, recipe=config.recipe)
+
+    def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
+        """The network for one modality, by its kind."""
+        if spec["kind"] == "image":
+            return build_image_encoder(self.config.image_encoder, spec["size"], pretrained=self.config.pretrained)
+        if spec["kind"] == "text":
+            assert tokenizer is not None
+            vocabulary = Tokenizer.from_json(tokenizer).vocabulary
+            return build_text_encoder(self.config.text_encoder, vocabulary=vocabulary, length=self.config.context)
+        if spec["kind"] == "vector":
+            return VectorEncoder(spec["dim"])
+        raise CounterpointError(f"there is no encoder for modalities of the kind '{spec['kind']}' yet")
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        rank, size = world()
+        inputs = dict(batch["inputs"])
+        for name, pipeline in self.views.items():
+            images = inputs[name]
+            total = place(len(images), self.device).total if size > 1 else len(images)
+            drawn = pipeline.draw((total, *images.shape[1:]), generator)
+            inputs[name] = pipeline.apply(images, [view.take(slice(rank, None, size)) for view in drawn])[0]
+        return batch | {"inputs": inputs}
+
+    def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
+        """Unit embeddings of every modality."""
+        found = {}
+        for name, values in batch["inputs"].items():
+            features = self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
+            found[name] = F.normalize(self.heads[name](features), dim=1, eps=EPS)
+        return found
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"embedding": self.embed(batch)}
+
+    def configure_optimizers(self) -> Any:
+        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size)
+
+
+def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
+    """The two modalities of a pairwise method: the only two, or an error that names them all."""
+    if len(modalities) != 2:
+        raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
+    a, b = modalities
+    return a, b
+
+
+class VectorEncoder(nn.Module):
+    """For modalities that are vectors already: two linear layers with GELU and a normalisation before them."""
+
+    def __init__(self, inputs: int, dim: int = 256) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n dim"]:
+        return self.layers(x)
+
+
+# ------------------------------------------------------------------------------------------------------------- the task
+
+
+class _Batches(Dataset[dict[str, Any]]):
+    """A split, read by lists of positions."""
+
+    def __init__(
+        self, data: AlignedData, split: AlignedSplit, tokenizers: Mapping[str, Tokenizer], length: int
+    ) -> None:
+        self.data, self.split, self.tokenizers, self.length = data, split, tokenizers, length
+
+    def inputs(self, name: str, rows: Any) -> Any:
+        column = self.split.column(name, rows)
+        kind = self.data.modalities[name].kind
+        if kind == "text":
+            return self.tokenizers[name].encode([str(text) for text in column], self.length)
+        tensor = torch.from_numpy(np.asarray(column))
+        return tensor.permute(0, 3, 1, 2).contiguous() if kind == "image" else tensor
+
+    def __getitem__(self, indices: list[int]) -> dict[str, Any]:
+        rows = np.asarray(indices, np.int64)
+        labels = self.split.labels
+        return {
+            "inputs": {name: self.inputs(name, rows) for name in self.data.modalities},
+            "present": {name: torch.from_numpy(self.split.present(name, rows)) for name in self.data.modalities},
+            "index": torch.from_numpy(rows),
+            "label": None if labels is None else torch.from_numpy(labels[rows]),
+        }
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+class _TestBatches(Dataset[dict[str, Any]]):
+    """The test items, then the classes' prompts as a batch of texts alone."""
+
+    def __init__(self, batches: _Batches, prompts: dict[str, Any] | None) -> None:
+        self.batches, self.prompts = batches, prompts
+        self.starts = range(0, len(batches), BATCH)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if number == len(self.starts):
+            assert self.prompts is not None
+            return {"inputs": self.prompts, "part": "prompts"}
+        start = self.starts[number]
+        batch = self.batches[list(range(start, min(start + BATCH, len(self.batches))))]
+        kinds = self.batches.data.modalities
+        batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
+        return batch | {"part": "items"}
+
+    def __len__(self) -> int:
+        return len(self.starts) + (self.prompts is not None)
+
+
+class AlignedEvaluator:
+    """Retrieval between all modalities; zero-shot classification of the others by prompts in the text modality."""
+
+    def __init__(self, data: AlignedData) -> None:
+        self.data = data
+        # Items with the very same text are one: a picture of "arrow" may be found by any of its captions.
+        self.groups = torch.arange(len(data.test))
+        for name, modality in data.modalities.items():
+            if modality.kind == "text":
+                first: dict[str, int] = {}
+                texts = data.test.column(name, np.arange(len(data.test)))
+                self.groups = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
+                break
+        self.reset()
+
+    def reset(self) -> None:
+        self.embeddings: dict[str, list[Tensor]] = {}
+        self.present: dict[str, list[Tensor]] = {}
+        self.prompts: dict[str, Tensor] = {}
+        self.labels: list[Tensor] = []
+        self.figures: dict[str, Any] = {}
+
+    def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+        found = {name: value.detach().float().cpu() for name, value in outputs["embedding"].items()}
+        if batch["part"] == "prompts":
+            self.prompts = found
+            return
+        for name, value in found.items():
+            self.embeddings.setdefault(name, []).append(value)
+            self.present.setdefault(name, []).append(batch["present"][name].cpu())
+        if batch["label"] is not None:
+            self.labels.append(batch["label"].cpu())
+
+    def compute(self, *, final: bool = False) -> dict[str, float]:
+        all_of = {name: torch.cat(parts) for name, parts in self.embeddings.items()}
+        there = {name: torch.cat(parts) for name, parts in self.present.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
+            raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
+        found: dict[str, float] = {}
+        for a, b in itertools.permutations(all_of, 2):
+            recall = retrieval_recall(
+                all_of[a][there[a]], all_of[b][there[b]], self.groups[there[a]], self.groups[there[b]]
+            )
+            found |= {f"{a}_to_{b}_r{k}": value for k, value in recall.items()}
+        found["mean_recall"] = float(np.mean(list(found.values())))
+        if self.prompts and self.labels:
+            labels = torch.cat(self.labels)
+            ((text, prompts),) = self.prompts.items()
+            for name, value in all_of.items():
+                if name != text:
+                    known = there[name]
+                    found[f"{name}_zero_shot"] = zero_shot_accuracy(value[known], prompts, labels[known])
+        return found
+
+
+class AlignedTask:
+    """Loaders and evaluator of one source of aligned items."""
+
+    name = "aligned"
+
+    def __init__(self, data: AlignedData, config: AlignedConfig) -> None:
+        if not isinstance(data, AlignedData) or len(data.modalities) < 2:
+            raise CounterpointError(f"{data.name} gives no aligned modalities, which the task aligned learns from")
+        if config.batch_size < 2:
+            raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
+        if len(data.train) < config.batch_size:
+            raise DataError(
+                f"{data.name} has {len(data.train)} training items, fewer than a batch of {config.batch_size}; use "
+                f"--batch-size {max(2, len(data.train))} or less"
+            )
+        if len(data.test) < 2:
+            raise DataError(f"{data.name}: needs at least 2 test items, has {len(data.test)}")
+        self.data = data
+        self.config = config
+        everything = np.arange(len(data.train))
+        self.tokenizers = {
+            name: build_tokenizer(
+                config.text_encoder,
+                [str(text) for text in data.train.column(name, everything)],
+                vocabulary=config.vocabulary,
+            )
+            for name, modality in data.modalities.items()
+            if modality.kind == "text"
+        }
+        self.facts: dict[str, Any] = data.spec | {
+            "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()}
+        }
+
+    def check_facts(self, trained: Mapping[str, Any]) -> None:
+        """CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers."""
+        if trained["modalities"] != self.facts["modalities"]:
+            raise CounterpointError(
+                f"{self.data.name} gives {self.facts['modalities']}, the run was trained on {trained['modalities']}"
+            )
+        self.tokenizers = {name: Tokenizer.from_json(text) for name, text in trained["tokenizers"].items()}
+
+    def _batches(self, split: AlignedSplit) -> _Batches:
+        return _Batches(self.data, split, self.tokenizers, self.config.context)
+
+    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
+        rank, size = world()
+        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size, drop_last=True)
+        return DataLoader(
+            self._batches(self.data.train), batch_size=None, sampler=batches, num_workers=self.config.workers
+        )
+
+    def test_loader(self) -> DataLoader[dict[str, Any]]:
+        prompts = None
+        if self.data.classes and self.tokenizers:
+            name, tokenizer = next(iter(self.tokenizers.items()))
+            texts = [self.config.prompt.replace("{}", label) for label in self.data.classes]
+            prompts = {name: tokenizer.encode(texts, self.config.context)}
+        return DataLoader(_TestBatches(self._batches(self.data.test), prompts), batch_size=None, shuffle=False)
+
+    def evaluator(self) -> AlignedEvaluator:
+        return AlignedEvaluator(self.data)
+
+
+TASK = AlignedTask

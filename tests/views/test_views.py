@@ -1,0 +1,256 @@
+"""Views against torchvision's functional transforms, and what a pipeline promises: draws, recipes, determinism, errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision.transforms.v2 as T
+import torchvision.transforms.v2.functional as TF
+from torchvision.transforms import InterpolationMode
+
+from counterpoint.errors import CounterpointError
+from counterpoint.views import images as views
+from counterpoint.views.images import Recipe, ViewPipeline
+
+
+@pytest.fixture
+def pictures():
+    """Noise, and the places where hue is hard: greys, black, white, pure and equal channels."""
+    x = torch.rand(6, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1, :1]
+    x[2, :, :8], x[2, :, 8:16] = 0.0, 1.0
+    x[3] = x[3].round()
+    x[4, 0] = x[4, 1]
+    x[5, 2] = x[5, 1]
+    return x
+
+
+def each(operation, images, amounts):
+    return torch.stack([operation(x, float(a)) for x, a in zip(images, amounts, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "amounts"),
+    [
+        (views.adjust_brightness, TF.adjust_brightness, [0.0, 0.3, 1.0, 1.2, 1.8, 0.7]),
+        (views.adjust_contrast, TF.adjust_contrast, [0.0, 0.3, 1.0, 1.2, 1.8, 0.7]),
+        (views.adjust_saturation, TF.adjust_saturation, [0.0, 0.3, 1.0, 1.2, 1.8, 0.7]),
+        (views.adjust_hue, TF.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.33, 0.5]),
+    ],
+)
+def test_colour_operations_are_torchvision_s(pictures, ours, theirs, amounts):
+    torch.testing.assert_close(
+        ours(pictures, torch.tensor(amounts)), each(theirs, pictures, amounts), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_jitter_follows_its_order(pictures, order):
+    draw = torch.Generator().manual_seed(1)
+    factors = 0.5 + torch.rand(6, 3, generator=draw)
+    hue = torch.rand(6, generator=draw) - 0.5
+    steps = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
+    wanted = pictures
+    for step in order:
+        wanted = each(steps[step], wanted, [*factors.unbind(1), hue][step])
+    found = views.colour_jitter(pictures, *factors.unbind(1), hue, order=order)
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+
+
+def test_grey_and_solarise_are_torchvision_s(pictures):
+    wanted = TF.rgb_to_grayscale(pictures, num_output_channels=1)
+    torch.testing.assert_close(views.grey(pictures), wanted, atol=1e-5, rtol=0)
+    assert torch.equal(views.solarise(pictures), TF.solarize(pictures, 0.5))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7, 11])
+def test_blur_is_torchvision_s_for_every_sigma(pictures, kernel):
+    sigma = torch.tensor([0.1, 0.4, 0.9, 1.3, 2.0, 5.0])
+    wanted = torch.stack([TF.gaussian_blur(x, kernel, float(s)) for x, s in zip(pictures, sigma, strict=True)])
+    torch.testing.assert_close(views.gaussian_blur(pictures, sigma, kernel), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [16, 24, 40])
+def test_crop_is_torchvision_s(pictures, size, antialias):
+    boxes = torch.tensor(
+        [[0, 0, 24, 32], [3, 5, 1, 1], [2, 4, 11, 17], [10, 0, 14, 32], [0, 30, 24, 2], [5, 5, 16, 16]]
+    )
+    flip = torch.tensor([False, True, False, True, False, True])
+    found = views.resized_crop(pictures, boxes, size, flip, antialias)
+    wanted = []
+    for x, (top, left, height, width), mirrored in zip(pictures, boxes.tolist(), flip, strict=True):
+        cut = TF.resized_crop(
+            x, top, left, height, width, [size, size], InterpolationMode.BILINEAR, antialias=antialias
+        )
+        wanted.append(TF.horizontal_flip(cut) if mirrored else cut)
+    torch.testing.assert_close(found, torch.stack(wanted), atol=5e-5, rtol=0)
+
+
+def test_a_box_beyond_the_edge_is_black_there(pictures):
+    found = views.resized_crop(pictures[:, :, :, :24], torch.tensor([[-3, 2, 24, 24]]).expand(6, 4), 24)
+    assert found[:, :, :3].abs().max() < 1e-5
+    assert found[:, :, :, 22:].abs().max() < 1e-5
+    torch.testing.assert_close(found[:, :, 3:, :22], pictures[:, :, :21, 2:24], atol=1e-5, rtol=0)
+
+
+def test_boxes_have_torchvision_s_distribution():
+    count, high, wide = 20000, 48, 32
+    ours = views.random_boxes(count, high, wide, (0.2, 1.0), (3 / 4, 4 / 3), torch.Generator().manual_seed(0)).float()
+    torch.manual_seed(0)
+    crop = T.RandomResizedCrop(8, (0.2, 1.0), (3 / 4, 4 / 3))
+    picture = torch.zeros(3, high, wide)
+    names = ("top", "left", "height", "width")
+    theirs = torch.tensor([[crop.make_params([picture])[n] for n in names] for _ in range(4000)]).float()
+    for column in range(4):
+        spread = theirs[:, column].std().item()
+        assert abs(ours[:, column].mean() - theirs[:, column].mean()) < 0.08 * spread
+        assert ours[:, column].std().item() == pytest.approx(spread, rel=0.06)
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= high).all()
+    assert (ours[:, 1] + ours[:, 3] <= wide).all()
+    assert (ours[:, 2:] >= 1).all()
+
+
+@pytest.mark.parametrize(("high", "wide"), [(4, 400), (400, 4), (1, 1)])
+def test_images_no_crop_fits_in_fall_back_to_the_middle(high, wide):
+    boxes = views.random_boxes(50, high, wide, (0.9, 1.0), (3 / 4, 4 / 3), torch.Generator().manual_seed(0))
+    top, left, height, width = boxes.unbind(1)
+    assert ((top >= 0) & (left >= 0) & (top + height <= high) & (left + width <= wide)).all()
+    assert (width <= torch.ceil(height * 4 / 3)).all()
+    assert (height <= torch.ceil(width * 4 / 3)).all()
+
+
+@pytest.mark.parametrize("recipe", sorted(views.RECIPES))
+@pytest.mark.parametrize("batch", [1, 3, 130])
+def test_every_recipe_makes_views_of_every_batch(recipe, batch):
+    x = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pipeline = ViewPipeline(24, 2, recipe, local_crops=2, mean=None, std=None)
+    made = pipeline(x, torch.Generator().manual_seed(3))
+    assert [v.shape for v in made] == [(batch, 3, 24, 24)] * 2 + [(batch, 3, 10, 10)] * 2
+    assert all(torch.isfinite(v).all() and v.min() >= -1e-6 and v.max() <= 1 + 1e-6 for v in made)
+    again = pipeline(x, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+    if recipe != "none":
+        other = pipeline(x, torch.Generator().manual_seed(4))
+        assert not torch.equal(made[0], other[0])
+        assert batch == 1 or not torch.equal(made[0], made[1])
+
+
+def test_none_changes_nothing_but_the_scale():
+    x = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    (plain,) = ViewPipeline(32, 1, "none", mean=None, std=None)(x, torch.Generator())
+    assert torch.equal(plain, x / 255)
+    (normal,) = ViewPipeline(32, 1, "none")(x, torch.Generator())
+    torch.testing.assert_close(normal, TF.normalize(x / 255, list(views.MEAN), list(views.STD)))
+    assert torch.equal(normal, views.normalise(x))
+    torch.testing.assert_close(ViewPipeline(32, 1, "none")(x / 255, torch.Generator())[0], normal)
+
+
+def test_parameters_are_per_image_and_follow_their_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    one, two = ViewPipeline(32, 2, "byol").draw((8000, 3, 32, 32), generator)
+    assert len(one.jitter.unique(dim=0)) > 6000
+    for view, blur, solarise in ((one, 1.0, 0.0), (two, 0.1, 0.2)):
+        for found, wanted in (
+            ((view.jitter != torch.tensor([1.0, 1, 1, 0])).any(1), 0.8),
+            (view.flip, 0.5),
+            (view.grey, 0.2),
+            (view.sigma > 0, blur),
+            (view.solarise, solarise),
+        ):
+            assert found.float().mean().item() == pytest.approx(wanted, abs=0.02)
+    changed = one.jitter[(one.jitter != torch.tensor([1.0, 1, 1, 0])).any(1)]
+    low, high = changed.amin(0), changed.amax(0)
+    torch.testing.assert_close(low, torch.tensor([0.6, 0.6, 0.8, -0.1]), atol=0.01, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.2, 0.1]), atol=0.01, rtol=0)
+    assert one.sigma.min() >= 0.1
+    assert one.sigma.max() <= 2.0
+    pipeline = ViewPipeline(32, 1, "byol")
+    assert len({pipeline.draw((2, 3, 32, 32), generator)[0].order for _ in range(200)}) > 20  # of 24
+
+
+def test_a_view_is_what_its_parameters_say():
+    # One image's view, made operation by operation with torchvision, whatever stands beside it in the batch.
+    x = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    pipeline = ViewPipeline(28, 2, "byol", kernel=5)
+    parameters = pipeline.draw(x.shape, torch.Generator().manual_seed(6))
+    made = pipeline.apply(x, parameters)
+    steps = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue]
+    for view, p in zip(made, parameters, strict=True):
+        for i in (0, 13, 63, 64, 69):
+            top, left, height, width = p.boxes[i].tolist()
+            y = TF.resized_crop(
+                x[i] / 255, top, left, height, width, [28, 28], InterpolationMode.BILINEAR, antialias=False
+            )
+            y = TF.horizontal_flip(y) if p.flip[i] else y
+            for step in p.order:
+                y = steps[step](y, float(p.jitter[i, step]))
+            y = TF.rgb_to_grayscale(y, 3) if p.grey[i] else y
+            y = TF.gaussian_blur(y, 5, float(p.sigma[i])) if p.sigma[i] > 0 else y
+            # Around the threshold rounding decides; leave those pixels out.
+            sure = (y - 0.5).abs() > 1e-3
+            y = TF.solarize(y, 0.5) if p.solarise[i] else y
+            y = TF.normalize(y, list(views.MEAN), list(views.STD))
+            torch.testing.assert_close(view[i][sure], y[sure], atol=5e-4, rtol=0)
+
+
+def test_a_share_of_a_batch_gets_the_views_the_whole_would_give_it():
+    x = torch.randint(0, 256, (150, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    pipeline = ViewPipeline(32, 2, "byol", local_crops=1)
+    parameters = pipeline.draw(x.shape, torch.Generator().manual_seed(6))
+    whole = pipeline.apply(x, parameters)
+    for which in (slice(1, None, 2), torch.tensor([149, 3, 80])):
+        part = pipeline.apply(x[which], [p.take(which) for p in parameters])
+        for a, b in zip(part, whole, strict=True):
+            torch.testing.assert_close(a, b[which], atol=1e-5, rtol=0)
+    with pytest.raises(CounterpointError, match="150 images were drawn, 3 are given"):
+        pipeline.apply(x[:3], parameters)
+
+
+def test_weak_moves_by_an_eighth_at_most():
+    x = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
+    pipeline = ViewPipeline(32, 1, "weak", mean=None, std=None)
+    (p,) = pipeline.draw(x.shape, torch.Generator().manual_seed(0))
+    assert set(p.boxes[:, 0].tolist()) == set(range(-4, 5))
+    (made,) = pipeline.apply(x, [p])
+    lost = 1 - made.mean((1, 2, 3))
+    gone = 1 - (32 - p.boxes[:, 0].abs()) * (32 - p.boxes[:, 1].abs()) / 32**2
+    torch.testing.assert_close(lost, gone, atol=1e-4, rtol=0)
+
+
+def test_float64_stays_float64():
+    (made,) = ViewPipeline(16, 1, "simclr")(torch.rand(4, 3, 32, 32, dtype=torch.float64), torch.Generator())
+    assert made.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ViewPipeline(32, recipe="simclr-cifr"), "did you mean simclr-cifar"),
+        (lambda: ViewPipeline(32, crops=0), "crops=0"),
+        (lambda: ViewPipeline(32, recipe=[]), "at least one Recipe"),
+        (lambda: ViewPipeline(32, mean=None), "go together"),
+        (lambda: Recipe(flip=1.5), "flip"),
+        (lambda: Recipe(scale=(0.0, 1.0)), "scale"),
+        (lambda: Recipe(hue=0.7), "hue"),
+        (lambda: Recipe(sigma=(2.0, 1.0)), "sigma"),
+        (lambda: ViewPipeline(8)(torch.zeros(0, 3, 8, 8), torch.Generator()), "batch"),
+        (lambda: ViewPipeline(8)(torch.zeros(2, 8, 8, 3), torch.Generator()), "batch"),
+        (lambda: ViewPipeline(8)(torch.zeros(2, 3, 8, 8, dtype=torch.int64), torch.Generator()), "uint8"),
+        (lambda: views.gaussian_blur(torch.zeros(1, 3, 8, 8), torch.ones(1), 4), "odd"),
+        (lambda: views.gaussian_blur(torch.zeros(1, 3, 8, 8), torch.ones(1), 17), "17 taps"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, says):
+    with pytest.raises(CounterpointError, match=says):
+        make()
+
+
+def test_ratio_is_log_uniform():
+    boxes = views.random_boxes(20000, 512, 512, (0.1, 0.2), (0.5, 2.0), torch.Generator().manual_seed(0)).float()
+    logs = torch.log(boxes[:, 3] / boxes[:, 2])
+    assert logs.mean().abs() < 0.01
+    assert logs.std().item() == pytest.approx(2 * math.log(2) / math.sqrt(12), rel=0.02)
