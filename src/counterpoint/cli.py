@@ -120,7 +120,7 @@ def data_(*, json_: Annotated[bool, arg(name="json")] = False) -> int:
         return 0
     for source in SOURCES.values():
         name = f"{source.name}:{source.argument}" if source.argument else source.name
-        _say(f"{name}   (task {source.task})\n  {source.gives}\n  {source.size}. Licence: {source.licence}.")
+        _say(f"{name}   (task {', '.join(source.tasks)})\n  {source.gives}\n  {source.size}. Licence: {source.licence}.")
         if source.needs:
             _say(f"  Needs the extra [{source.needs}]: pip install 'counterpoint[{source.needs}]'")
         _say("")

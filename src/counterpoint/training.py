@@ -35,12 +35,17 @@ def default_config(slug: str, data: str | None = None) -> Any:
     return system.config(**system.recipe_for(name))
 
 
-def _task(system: System, source: Any, config: Any) -> Any:
-    return importlib.import_module(f"counterpoint.tasks.{system.task}").TASK(source, config)
+def _task_class(system: System) -> Any:
+    return importlib.import_module(f"counterpoint.tasks.{system.task}").TASK
+
+
+def load_source(system: System, spec: str, **options: Any) -> Any:
+    """A data source in the form the system's task takes."""
+    return sources.load(spec, task=_task_class(system).contract, **options)
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
-    task = _task(system, source, config)
+    task = _task_class(system)(source, config)
     run.save_facts(task.facts)
     fit(
         system.learner(config, SimpleNamespace(**task.facts), run.config["seed"]),
@@ -58,6 +63,13 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
         say("  ".join(f"{k.removeprefix('test/')} {v:.4f}" for k, v in last.items() if k.startswith("test/")))
         say(f"Run: {run.path}  Page: {write_run_report(run.path)}")
     return run
+
+
+def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[str, float]]:
+    """Fit without a run directory or a progress bar, and return the metrics, a row per epoch: for claims and comparisons."""
+    task = _task_class(system)(source, config)
+    learner = system.learner(config, SimpleNamespace(**task.facts), seed)
+    return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
 
 
 def train(
@@ -79,7 +91,7 @@ def train(
     system = catalog.load_system(slug)
     spec = data or system.data
     config = default_config(slug, data) if config is None else config
-    source = sources.load(spec)
+    source = load_source(system, spec)
     for note in source.notes:
         say(f"note: {note}")
     recipe = system.recipe_for(source_name(spec))
@@ -114,7 +126,7 @@ def resume(path: Path | str, *, checkpoint_minutes: float = 10.0, say: Say = pri
             f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
         )
     system, config = _restore(run)
-    return _fit(run, system, config, sources.load(run.config["data"]), checkpoint_minutes, say)
+    return _fit(run, system, config, load_source(system, run.config["data"]), checkpoint_minutes, say)
 
 
 def _restore(run: Run) -> tuple[System, Any]:
@@ -155,10 +167,10 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
     run = Run.open(path)
     learner = load_learner(run)
     system, config = _restore(run)
-    source = sources.load(data or run.config["data"])
+    source = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = _task(system, source, config)
+    task = _task_class(system)(source, config)
     task.check_facts(run.facts())
     evaluator = task.evaluator()
     from rich.console import Console

@@ -19,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,23 +49,17 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def experiment(system: System, claim: Claim, arm: str, seed: int, *, quick: bool = False) -> dict[str, float]:
     """Train one arm with one seed and return its metrics."""
-    import importlib
-
     import torch
 
-    from counterpoint import data
-    from counterpoint.engine.fit import fit
+    from counterpoint.training import fit_alone, load_source
 
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
     options = dict(claim.data_options) | (claim.quick_data_options if quick else {})
     if claim.data_seeded:
         options["seed"] = seed
-    source = data.load(claim.data, **options)
+    source = load_source(system, claim.data, **options)
     config = system.config(**(claim.setting | (claim.quick if quick else {}) | claim.arms[arm]))
-    task = importlib.import_module(f"counterpoint.tasks.{system.task}").TASK(source, config)
-    learner = system.learner(config, SimpleNamespace(**task.facts), seed)
-    rows = fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
-    return summarise(rows)
+    return summarise(fit_alone(system, config, source, seed))
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float, float]:

@@ -235,7 +235,11 @@ def test_crd_names_what_does_not_fit():
     memories = (memory_student, memory_teacher)
     for arguments, options, message in (
         ((student, teacher[:2], *memories, index, contrast), {}, "student and teacher"),
-        ((student, teacher, memory_student, memory_teacher[:5], index, contrast), {}, "memory_student and memory_teacher"),
+        (
+            (student, teacher, memory_student, memory_teacher[:5], index, contrast),
+            {},
+            "memory_student and memory_teacher",
+        ),
         ((student, teacher, memory_student[:, :2], memory_teacher[:, :2], index, contrast), {}, "dim differs"),
         ((student, teacher, *memories, index[:2], contrast), {}, "index"),
         ((student, teacher, *memories, index, contrast[:, :1]), {}, "contrast_index"),

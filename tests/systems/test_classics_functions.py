@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 
@@ -37,7 +36,11 @@ CASES = sorted({tuple(key.split("/")[:2]) for key in PARITY.files if key.split("
 
 def part(name, case, kind):
     prefix = f"{name}/{case}/{kind}/"
-    return {key.removeprefix(prefix): torch.from_numpy(np.asarray(PARITY[key])) for key in PARITY.files if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): torch.from_numpy(np.asarray(PARITY[key]))
+        for key in PARITY.files
+        if key.startswith(prefix)
+    }
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -55,9 +58,7 @@ def test_parity(name, case, dtype):
         key: value.to(dtype).requires_grad_() if value.is_floating_point() else value
         for key, value in part(name, case, "in").items()
     }
-    parameters = {
-        {"lambda": "lambda_"}.get(key, key): value.item() for key, value in part(name, case, "param").items()
-    }
+    parameters = {{"lambda": "lambda_"}.get(key, key): value.item() for key, value in part(name, case, "param").items()}
     out = FUNCTIONS[name](**arrays, **parameters)
     out = {"loss": out} if isinstance(out, torch.Tensor) else out._asdict()
     close = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}

@@ -34,7 +34,7 @@ def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n
 
 
 def swapped_entropy(
-    targets: Float[Tensor, "first n outcomes"], *logits: Float[Tensor, "views n outcomes"]
+    targets: Float[Tensor, "first n outcomes"], *logits: Float[Tensor, "_ n outcomes"]
 ) -> Float[Tensor, ""]:
     """Mean over views v that have a target and all other views w of the cross-entropy between target v and softmax(logits w).
 

@@ -350,7 +350,7 @@ def crd(
     memory_student: Float[Tensor, "samples dim"],
     memory_teacher: Float[Tensor, "samples dim"],
     index: Int[Tensor, " n"],
-    contrast_index: Int[Tensor, "n K+1"],
+    contrast_index: Int[Tensor, "n listed"],
     temperature: float = 0.07,
     momentum: float = 0.5,
     n_data: int | None = None,
@@ -359,7 +359,7 @@ def crd(
     Z_student: Float[Tensor, ""] | None = None,
     Z_teacher: Float[Tensor, ""] | None = None,
 ) -> CRDOutput:
-    r"""Each side's embedding is to find the other side's memory of the same sample among K others (Eqs. 10 to 19).
+    r"""Each side's embedding is to find the other side's memory of the same sample among K others (the paper's NCE form, Sec. 3).
 
     With h_s = exp(v_s . M_t / temperature) / Z_s (and h_t with M_s), c = K/N + 1e-7, each side loses
     -(1/n) sum_b [ log h_0/(h_0 + c) + sum_k log (K/N)/(h_k + c) ].
@@ -468,7 +468,7 @@ class CRD(nn.Module):
             self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
             self.register_buffer("count", counts[inverse], persistent=False)
 
-    def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n K+1"]:
+    def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n listed"]:
         """[index, K samples drawn uniformly, with replacement] in each row; costs n K, whatever the size of the data set.
 
         Without labels a sample may be among its own others, as in the authors' draws from all samples.
@@ -491,7 +491,7 @@ class CRD(nn.Module):
         student: Float[Tensor, "n student_dim"],
         teacher: Float[Tensor, "n teacher_dim"],
         index: Int[Tensor, " n"],
-        contrast_index: Int[Tensor, "n K+1"],
+        contrast_index: Int[Tensor, "n listed"],
     ) -> Float[Tensor, ""]:
         """The loss of a batch of features (no gradient to the teacher's), whose embeddings then enter the memories."""
         v_student = F.normalize(wide(self.embed_student(student)), dim=1, eps=EPS)

@@ -39,7 +39,7 @@ def ramped_momentum(step: int, limit: float = 0.999) -> float:
 def sigmoid_ramp(epoch: float, length: float, maximum: float = 1.0) -> float:
     """Weight that rises from nearly 0 to `maximum` over `length` epochs: maximum exp(-5 (1 - min(epoch, length)/length)^2).
 
-    Epochs may be fractions; length 0 gives the maximum at once. (Laine & Aila, ICLR 2017, arXiv 1610.02242, Sec. 2.1.)
+    Epochs may be fractions; length 0 gives the maximum at once. (Laine & Aila, ICLR 2017, arXiv 1610.02242, Appendix A.)
 
     >>> [round(sigmoid_ramp(epoch, 5), 4) for epoch in (0, 3, 5, 9)]
     [0.0067, 0.4493, 1.0, 1.0]

@@ -213,6 +213,7 @@ class BagsTask:
     """Loaders and evaluator of one source of bags."""
 
     name = "bags"
+    contract = "bags"  # the form of data it takes (see counterpoint.data.load)
 
     def __init__(self, data: BagData, config: BagsConfig) -> None:
         if len(data.train) == 0 or len(data.test) == 0:

@@ -334,6 +334,7 @@ class ViewsTask:
     """Loaders and evaluator of one source of images."""
 
     name = "views"
+    contract = "views"  # the form of data it takes (see counterpoint.data.load)
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         if not isinstance(data, ImageData):
