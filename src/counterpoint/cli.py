@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 CLAIMS = Path("results/claims")
+COMPARISONS = Path("results/compare")
 
 
 def _console() -> Console:
@@ -120,7 +121,9 @@ def data_(*, json_: Annotated[bool, arg(name="json")] = False) -> int:
         return 0
     for source in SOURCES.values():
         name = f"{source.name}:{source.argument}" if source.argument else source.name
-        _say(f"{name}   (task {', '.join(source.tasks)})\n  {source.gives}\n  {source.size}. Licence: {source.licence}.")
+        _say(
+            f"{name}   (task {', '.join(source.tasks)})\n  {source.gives}\n  {source.size}. Licence: {source.licence}."
+        )
         if source.needs:
             _say(f"  Needs the extra [{source.needs}]: pip install 'counterpoint[{source.needs}]'")
         _say("")
@@ -268,6 +271,59 @@ def verify(
     return 0
 
 
+def compare(
+    slugs: Annotated[Positional[tuple[str, ...]], arg(metavar="SLUG SLUG [SLUG ...]")],
+    *,
+    data: Annotated[str, arg(metavar="SOURCE")],
+    seeds: int = 3,
+    epochs: Annotated[int | None, arg(metavar="INT")] = None,
+    batch_size: Annotated[int | None, arg(metavar="INT")] = None,
+    metric: Annotated[str | None, arg(metavar="NAME")] = None,
+    jobs: int = 2,
+    out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
+) -> int:
+    """Try several systems on one source of data, on the same seeds: paired differences, 95 % intervals, a page.
+
+    The others are measured against the first. Runs that are done are kept, so an interrupted comparison goes on.
+
+    Args:
+        slugs: Systems, as `counterpoint systems` lists them.
+        data: The data source, NAME or NAME:DIR or NAME?OPTION=VALUE (see `counterpoint data`).
+        seeds: How many seeds, from 0.
+        epochs: Epochs for all. Default: each system's own for this data.
+        batch_size: Batch for all. Default: each system's own for this data.
+        metric: The measure to compare by. Default: the task's (its last value).
+        jobs: Runs at a time, one thread each.
+        out: Where the record and the page are written.
+    """
+    from counterpoint import compare as room
+    from counterpoint.report.claim import write_comparison_report
+
+    overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
+    record = room.compare(slugs, data, seeds=seeds, jobs=jobs, out=out, metric=metric, overrides=overrides)
+    name = record["metric"]
+    table = Table(title=f"{name} on {data}, {seeds} seeds", title_justify="left", box=None, header_style="bold")
+    for column in ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    pairs = {pair["arm"]: pair for pair in record["comparisons"]}
+    for slug, runs in record["results"].items():
+        values = [run[name] for run in runs.values()]
+        mean = sum(values) / len(values)
+        spread = (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+        minutes = sum(run["seconds"] for run in runs.values()) / len(runs) / 60
+        against, interval, said = "", "", ""
+        if pair := pairs.get(slug):
+            against, said = f"{pair['mean']:+.4f}", pair["verdict"]
+            interval = "-" if pair["low"] is None else f"{pair['low']:+.4f} .. {pair['high']:+.4f}"
+        table.add_row(slug, f"{mean:.4f}", f"{spread:.4f}", against, interval, said, f"{minutes:.1f}")
+    _console().print(table)
+    for note in record["notes"]:
+        _say(f"note: {note}")
+    page = write_comparison_report(record, out / f"{record['name']}.html")
+    _say(f"Record: {out / record['name']}.json  Page: {page}")
+    return 0
+
+
 def detect(
     videos: Annotated[Positional[tuple[Path, ...]], arg(metavar="VIDEO [VIDEO ...]")],
     *,
@@ -393,6 +449,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": evaluate,
     "verify": verify,
+    "compare": compare,
     "detect": detect,
     "report": report,
     "doctor": doctor,

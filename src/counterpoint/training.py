@@ -35,17 +35,18 @@ def default_config(slug: str, data: str | None = None) -> Any:
     return system.config(**system.recipe_for(name))
 
 
-def _task_class(system: System) -> Any:
+def task_class(system: System) -> Any:
+    """The class of a system's task."""
     return importlib.import_module(f"counterpoint.tasks.{system.task}").TASK
 
 
 def load_source(system: System, spec: str, **options: Any) -> Any:
     """A data source in the form the system's task takes."""
-    return sources.load(spec, task=_task_class(system).contract, **options)
+    return sources.load(spec, task=task_class(system).contract, **options)
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
-    task = _task_class(system)(source, config)
+    task = task_class(system)(source, config)
     run.save_facts(task.facts)
     fit(
         system.learner(config, SimpleNamespace(**task.facts), run.config["seed"]),
@@ -67,7 +68,7 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
 
 def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[str, float]]:
     """Fit without a run directory or a progress bar, and return the metrics, a row per epoch: for claims and comparisons."""
-    task = _task_class(system)(source, config)
+    task = task_class(system)(source, config)
     learner = system.learner(config, SimpleNamespace(**task.facts), seed)
     return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
 
@@ -170,7 +171,7 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
     source = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = _task_class(system)(source, config)
+    task = task_class(system)(source, config)
     task.check_facts(run.facts())
     evaluator = task.evaluator()
     from rich.console import Console

@@ -148,50 +148,21 @@ def verify(
     name = f"{slug}-quick" if quick else slug
     stamp = _stamp(claims, quick, catalog.get(slug).module.partition(":")[0])
     todo = [(v, arm, seed) for v, claim in claims.items() for seed in range(seeds) for arm in claim.arms]
-    done: dict[tuple[str | None, str, int], dict[str, float]] = {}
-    cache = out / ".partial" / name
-    for key in todo:
-        file = _partial(cache, *key)
-        if file.is_file():
-            kept = json.loads(file.read_text())
-            if kept["stamp"] == stamp:
-                done[key] = kept["metrics"]
-    progress = Progress(
-        TextColumn("verify {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+    done = run_all(
+        {f"{v or 'claim'}-{arm}-{seed}": (slug, v, arm, seed, quick) for v, arm, seed in todo},
+        run_one,
+        cache=out / ".partial" / name,
+        stamp=stamp,
+        jobs=jobs,
+        title=f"verify {name}",
+        console=console,
     )
-    with progress:
-        bar = progress.add_task(name, total=len(todo), completed=len(done))
-
-        def finish(key: tuple[str | None, str, int], metrics: dict[str, float]) -> None:
-            done[key] = metrics
-            with replacing(_partial(cache, *key)) as file:
-                file.write(json.dumps({"stamp": stamp, "metrics": metrics}).encode())
-            progress.advance(bar)
-
-        rest = [key for key in todo if key not in done]
-        if jobs == 1 or len(rest) <= 1:
-            for key in rest:
-                finish(key, run_one(slug, *key, quick))
-        else:
-            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                futures = {pool.submit(run_one, slug, *key, quick): key for key in rest}
-                try:
-                    for future in as_completed(futures):
-                        finish(futures[future], future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
     record: dict[str, Any] = {"slug": slug, "title": catalog.get(slug).title}
     if quick:
         record["quick"] = "a rehearsal on a smaller setting; not evidence"
     for variant, claim in claims.items():
-        part = _record(claim, {k[1:]: v for k, v in done.items() if k[0] == variant}, seeds, quick)
+        runs = {(arm, seed): done[f"{v or 'claim'}-{arm}-{seed}"] for v, arm, seed in todo if v == variant}
+        part = _record(claim, runs, seeds, quick)
         if variant is None:
             record |= part
         else:
@@ -219,19 +190,75 @@ def _record(claim: Claim, runs: Mapping[tuple[str, int], dict[str, float]], seed
     }
 
 
-def _partial(cache: Path, variant: str | None, arm: str, seed: int) -> Path:
-    return cache / f"{variant or 'claim'}-{arm}-{seed}.json"
+def run_all(
+    todo: Mapping[str, tuple[Any, ...]],
+    run_one: Callable[..., dict[str, float]],
+    *,
+    cache: Path,
+    stamp: str,
+    jobs: int,
+    title: str,
+    console: Console | None = None,
+) -> dict[str, dict[str, float]]:
+    """`run_one(*arguments)` for everything in `todo`, `jobs` at a time in processes of their own, under a progress bar.
+
+    What is done is kept in `cache` and not run again as long as `stamp` is the same.
+    """
+    done: dict[str, dict[str, float]] = {}
+    for key in todo:
+        file = cache / f"{key}.json"
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if kept["stamp"] == stamp:
+                done[key] = kept["metrics"]
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+    with progress:
+        bar = progress.add_task(title, total=len(todo), completed=len(done))
+
+        def finish(key: str, metrics: dict[str, float]) -> None:
+            done[key] = metrics
+            with replacing(cache / f"{key}.json") as file:
+                file.write(json.dumps({"stamp": stamp, "metrics": metrics}).encode())
+            progress.advance(bar)
+
+        rest = [key for key in todo if key not in done]
+        if jobs == 1 or len(rest) <= 1:
+            for key in rest:
+                finish(key, run_one(*todo[key]))
+        else:
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                futures = {pool.submit(run_one, *todo[key]): key for key in rest}
+                try:
+                    for future in as_completed(futures):
+                        finish(futures[future], future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    return done
 
 
 def _stamp(claims: Mapping[str | None, Claim], quick: bool, module: str) -> str:
     """What a kept result depends on: the settings, the libraries' versions, and the code of the system and of the core."""
+    return stamp_of([[asdict(replace(claim, variants={}, notes=())) for claim in claims.values()], quick], [module])
+
+
+def stamp_of(settings: Any, modules: Sequence[str]) -> str:
+    """A short hash of settings, versions, the source of these modules and that of the core."""
     import hashlib
     import inspect
     from importlib import import_module
 
-    settings = [asdict(replace(claim, variants={}, notes=())) for claim in claims.values()]
-    found = hashlib.sha256(json.dumps([settings, quick, versions()], sort_keys=True).encode())
-    found.update(inspect.getsource(import_module(module)).encode())
+    found = hashlib.sha256(json.dumps([settings, versions()], sort_keys=True).encode())
+    for module in modules:
+        found.update(inspect.getsource(import_module(module)).encode())
     for path in sorted((Path(__file__).parent / "core").glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

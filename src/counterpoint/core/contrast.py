@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ Block = Callable[[slice, slice], Tensor]
 # ------------------------------------------------------------------------------------------------ what a row does not see
 
 
+@runtime_checkable
 class Rule(Protocol):
     """Which pairs have no place in the denominator, told tile by tile."""
 

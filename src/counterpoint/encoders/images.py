@@ -2,7 +2,7 @@
 
     name               what it is
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
-    resnet-s           a ResNet for 32 to 64 pixels, 0.68 M parameters, 192 wide
+    resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 6 blocks of width 192
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
@@ -128,9 +128,14 @@ class BasicBlock(nn.Module):
 
 
 class ResNetS(_ChannelsLast):
-    """A 3 x 3 stem and three residual blocks, each halving the picture. From 48 pixels on the stem halves it too."""
+    """A 3 x 3 stem and three residual blocks, each halving the picture. From 48 pixels on the stem halves it too.
 
-    def __init__(self, size: int, channels: int = 3, stem: int = 24, widths: tuple[int, ...] = (48, 96, 192)) -> None:
+    Forward and backward of 1,800 images a second at 32 pixels on 2 CPU threads. A stem of 24 and widths up to 192 (0.68 M
+    parameters) run at half of that, and in the same time SimCLR on cifar10 comes less far with them (k-NN 0.398 after 2
+    epochs against 0.419 after 4).
+    """
+
+    def __init__(self, size: int, channels: int = 3, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
         self.dim = widths[-1]
         self.stem = _conv(channels, stem, 2 if size >= 48 else 1)

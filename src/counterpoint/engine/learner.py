@@ -27,6 +27,10 @@ class Learner(pl.LightningModule):
     """
 
     minimised: ClassVar[tuple[str, ...]] = ("loss",)
+    # Epochs of an earlier stage of training, which `fit` adds to those it is asked for.
+    earlier_epochs: int = 0
+    # Whether a step's loss may leave parameters out, as stages do: several processes then look for what it reached.
+    partial_steps: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -47,6 +51,10 @@ class Learner(pl.LightningModule):
         """The batch as the loss wants it: views, mixtures, whatever is drawn anew each step. The generator's state depends
         on seed and step alone, not on the process: what is drawn for the whole batch is the same everywhere."""
         return batch
+
+    def begin(self, task: Any) -> None:
+        """Called before a fit, new or resumed, with the task: what only training needs to know of the data. What is
+        resumed from a checkpoint comes after it."""
 
     def end_step(self) -> None:
         """Called once the optimisers have stepped: moving averages, bounds on parameters."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 
@@ -48,8 +49,12 @@ class EpochBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-self.counted // self.batch_size)
 
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """The examples of an epoch, batch after batch; the generator's state depends on seed and epoch alone."""
+        return generator.permutation(self.examples)
+
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.position.epoch]).permutation(self.examples)
+        order = self.order(np.random.default_rng([self.seed, self.position.epoch]))
         done = self.position.batch
         for batch, start in enumerate(range(0, self.counted, self.batch_size)):
             share = order[start : start + self.batch_size][self.rank :: self.size].tolist()

@@ -36,10 +36,10 @@ class OptimConfig:
 
 
 def factor(epoch: int, epochs: int, warmup: int) -> float:
-    """What the learning rate is multiplied with in an epoch."""
+    """What the learning rate is multiplied with in an epoch; 0 when the last one is over."""
     if epoch < warmup:
         return (epoch + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
 
 
 def optimisers(
@@ -48,10 +48,13 @@ def optimisers(
     epochs: int,
     batch_size: int,
     constant: Iterable[nn.Parameter] = (),
+    *,
+    start: int = 0,
 ) -> tuple[list[torch.optim.Optimizer], list[Any]]:
     """One optimiser over the modules' trainable parameters and its schedule, as `configure_optimizers` returns them.
 
-    Parameters in `constant` keep the full learning rate throughout (SimSiam's predictor).
+    Parameters in `constant` keep the full learning rate throughout (SimSiam's predictor). The schedule begins in epoch
+    `start` of the fit and takes `epochs` of them; before, it stands at its beginning.
     """
     from timm.optim import create_optimizer_v2
 
@@ -78,7 +81,7 @@ def optimisers(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         [
-            (lambda _: 1.0) if group.get("still") else (lambda e: factor(e, epochs, config.warmup_epochs))
+            (lambda _: 1.0) if group.get("still") else (lambda e: factor(max(0, e - start), epochs, config.warmup_epochs))
             for group in optimizer.param_groups
         ],
     )

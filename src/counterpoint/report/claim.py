@@ -35,6 +35,26 @@ def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
     return page.write(path)
 
 
+def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
+    """Write the page of a comparison's record (see `counterpoint.compare`). Returns `path`."""
+    arms = list(record["results"])
+    page = Page(f"{', '.join(arms)} on {record['data']}", f"{len(record['seeds'])} seeds each, by {record['metric']}")
+    page.section("Outcome", _claim(record), anchor="outcome")
+    page.section("Every seed", _seeds(record), anchor="seeds")
+    page.section("Setting", _setting(record), anchor="setting")
+    again = f"counterpoint compare {' '.join(map(parts.quoted, arms))} --data {parts.quoted(record['data'])}"
+    page.section(
+        "Do it again",
+        parts.join(
+            parts.command(f"{again} --seeds {len(record['seeds'])}"),
+            parts.pairs(record["versions"], caption="Versions"),
+            parts.pairs(record["machine"], caption="Machine"),
+        ),
+        anchor="again",
+    )
+    return page.write(path)
+
+
 def claim_section(page: Page, record: Mapping[str, Any]) -> None:
     """Add the sections of a claim's record, and of its variants."""
     page.section("The claim", _claim(record), anchor="claim")

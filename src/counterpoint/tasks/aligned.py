@@ -323,6 +323,7 @@ class AlignedTask:
     """Loaders and evaluator of one source of aligned items."""
 
     name = "aligned"
+    headline = "mean_recall"  # the measure it judges by
     contract = "aligned"  # the form of data it takes (see counterpoint.data.load)
 
     def __init__(self, data: AlignedData, config: AlignedConfig) -> None:

@@ -213,6 +213,7 @@ class BagsTask:
     """Loaders and evaluator of one source of bags."""
 
     name = "bags"
+    headline = "av_ap"  # the measure it judges by
     contract = "bags"  # the form of data it takes (see counterpoint.data.load)
 
     def __init__(self, data: BagData, config: BagsConfig) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,20 +25,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from counterpoint.core.contrast import Diagonal, pair_logsumexp
-from counterpoint.core.distributed import place, world
 from counterpoint.data.images import ImageData, ImageSplit
-from counterpoint.encoders.images import build_image_encoder
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import EpochBatches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError
+from counterpoint.tasks.images import (
+    BATCH,
+    EvaluationBatches,
+    ImageBatches,
+    ImageLearner,
+    ImagesConfig,
+    ImageTask,
+    chosen_bank,
+)
 from counterpoint.views.images import ViewPipeline, normalise
-
-BATCH = 256  # of evaluation
-
 
 # -------------------------------------------------------------------------------------------------- measures of features
 
@@ -118,37 +119,15 @@ def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> float:
 
 
 @dataclass
-class ViewsConfig(OptimConfig):
+class ViewsConfig(ImagesConfig):
     """What every learner of this task can be told."""
 
-    epochs: int = 200
-    """Passes over the training images."""
-    batch_size: int = 256
-    """Images in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
-    encoder: str = "torchvision:resnet50"
-    """The network that is trained and kept: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
-    pretrained: bool = False
-    """Start from published weights where the encoder has them."""
-    recipe: str = "simclr"
-    """How views are made (see counterpoint.views.images.RECIPES)."""
     hidden: int = 2048
     """Width of the projector's hidden layers."""
     projection: int = 128
     """Width of what the projector gives to the loss."""
-    evaluate_every: int = 10
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    neighbours: int = 20
-    """k of the k-nearest-neighbours evaluation."""
-    bank: int = 10000
-    """Training images whose features evaluation may use at most."""
-    workers: int = 0
-    """Processes that read images ahead; 0 reads in the main process."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "batch_size", "hidden", "projection", "evaluate_every", "neighbours", "bank"):
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+    counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
 
 
 # What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
@@ -185,103 +164,49 @@ def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class ViewsLearner(Learner):
+class ViewsLearner(ImageLearner):
     """An encoder and a projector. Subclasses write `loss(batch)` on batch["views"], and what else they need."""
 
     crops: ClassVar[int] = 2
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(seed)
-        self.config = config
-        self.size = data.size
-        torch.manual_seed(seed)
-        self.encoder = build_image_encoder(
-            config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
-        )
+        super().__init__(config, data, seed)
         self.projector = self.build_projector(self.encoder.dim)
-        self.views = self.build_views()
 
     def build_projector(self, dim: int) -> nn.Module:
         """From the encoder's width to what the loss compares."""
         return mlp(dim, self.config.hidden, self.config.projection)
-
-    def build_views(self) -> ViewPipeline:
-        """How views are made of the images."""
-        return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
-
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        # Drawn for the whole batch and cut to this process's share, so that W processes see what one would.
-        rank, size = world()
-        shape = batch["image"].shape
-        total = place(len(batch["image"]), self.device).total if size > 1 else shape[0]
-        parameters = [view.take(slice(rank, None, size)) for view in self.views.draw((total, *shape[1:]), generator)]
-        return batch | {"views": self.views.apply(batch["image"], parameters)}
-
-    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        """Features of normalised images, what evaluation and export use."""
-        return self.encoder(images)
 
     def project(self, views: list[Tensor]) -> list[Tensor]:
         """Projections of equally large views, each [B, projection]; one pass through the network."""
         return list(self.projector(self.encoder(torch.cat(views))).chunk(len(views)))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"feature": self.embed(batch["image"])}
+        found = super().predict(batch)
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]
         return found
-
-    def configure_optimizers(self) -> Any:
-        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size)
 
 
 # ------------------------------------------------------------------------------------------------------------- the task
 
 
-class _Batches(Dataset[dict[str, Any]]):
-    """A split, read by lists of positions."""
-
-    def __init__(self, split: ImageSplit) -> None:
-        self.split = split
-
-    def __getitem__(self, indices: list[int]) -> dict[str, Any]:
-        rows = np.asarray(indices, np.int64)
-        labels = self.split.labels
-        return {
-            "image": torch.from_numpy(self.split.images(rows)).permute(0, 3, 1, 2).contiguous(),
-            "index": torch.from_numpy(rows),
-            "label": None if labels is None else torch.from_numpy(labels[rows]),
-        }
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-
-class _TestBatches(Dataset[dict[str, Any]]):
+class _TestBatches(EvaluationBatches):
     """First the bank (training images), then the test images, then pairs of views of test images."""
 
-    def __init__(self, data: ImageData, config: ViewsConfig, size: int) -> None:
-        chosen = np.random.default_rng(0).permutation(len(data.train))[: config.bank]
-        self.parts = [("bank", data.train, np.sort(chosen)), ("test", data.test, np.arange(len(data.test)))]
-        self.parts.append(("pair", data.test, np.arange(min(1024, len(data.test)))))
-        self.at = [
-            (name, split, rows[start : start + BATCH])
-            for name, split, rows in self.parts
-            for start in range(0, len(rows), BATCH)
-        ]
-        self.pipeline = ViewPipeline(size, crops=2, recipe=config.recipe)
+    def __init__(self, data: ImageData, config: ViewsConfig) -> None:
+        test = np.arange(len(data.test))
+        bank = chosen_bank(np.arange(len(data.train)), config.bank)
+        super().__init__([("bank", data.train, bank), ("test", data.test, test), ("pair", data.test, test[:1024])])
+        self.pipeline = ViewPipeline(data.size, crops=2, recipe=config.recipe)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        name, split, rows = self.at[number]
-        batch = _Batches(split)[rows.tolist()]
-        pixels = batch["image"]
-        batch |= {"image": normalise(pixels), "part": name}
-        if name == "pair":
+        batch = super().__getitem__(number)
+        if batch["part"] == "pair":
+            _, split, rows = self.at[number]
+            pixels = ImageBatches(split)[rows.tolist()]["image"]
             batch["views"] = self.pipeline(pixels, torch.Generator().manual_seed(number))
         return batch
-
-    def __len__(self) -> int:
-        return len(self.at)
 
 
 class ViewsEvaluator:
@@ -330,43 +255,19 @@ def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: 
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-class ViewsTask:
+class ViewsTask(ImageTask):
     """Loaders and evaluator of one source of images."""
 
     name = "views"
-    contract = "views"  # the form of data it takes (see counterpoint.data.load)
+    headline = "knn_accuracy"  # the measure it judges by
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
-        if not isinstance(data, ImageData):
-            raise CounterpointError(f"{data.name} gives no single images, which the task views learns from")
-        if len(data.train) < config.batch_size:
-            raise DataError(
-                f"{data.name} has {len(data.train)} training images, fewer than a batch of {config.batch_size}; use "
-                f"--batch-size {max(2, len(data.train))} or less"
-            )
+        super().__init__(data, config)
         if config.batch_size < 2:
             raise CounterpointError("batch_size must be at least 2: views are contrasted within a batch")
-        if len(data.test) < 2:
-            raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
-        self.data = data
-        self.config = config
-        self.facts: dict[str, Any] = data.spec | {"class_names": list(data.classes)}
-
-    def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """CounterpointError when a run trained on other data cannot be measured on this."""
-        for name in ("size", "channels"):
-            if trained[name] != self.facts[name]:
-                raise CounterpointError(
-                    f"{self.data.name} has images of {name} {self.facts[name]}, the run was trained on {trained[name]}"
-                )
-
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        rank, size = world()
-        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size, drop_last=True)
-        return DataLoader(_Batches(self.data.train), batch_size=None, sampler=batches, num_workers=self.config.workers)
 
     def test_loader(self) -> DataLoader[dict[str, Any]]:
-        return DataLoader(_TestBatches(self.data, self.config, self.data.size), batch_size=None, shuffle=False)
+        return DataLoader(_TestBatches(self.data, self.config), batch_size=None, shuffle=False)
 
     def evaluator(self) -> ViewsEvaluator:
         return ViewsEvaluator(self.config, self.data.classes)

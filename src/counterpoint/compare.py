@@ -1,0 +1,156 @@
+"""Which of several systems does best on one source of data: the same seeds, paired differences, intervals, a page.
+
+Every system runs with its own settings for the data (`training.default_config`); what must be equal for a fair answer, the
+number of epochs and the batch, can be set for all. The first system is the one the others are measured against.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from counterpoint import catalog
+from counterpoint.engine.run import machine, versions
+from counterpoint.errors import CounterpointError
+from counterpoint.files import replacing
+from counterpoint.verify import paired, run_all, stamp_of, summarise, verdict
+
+SAID = {"holds": "better", "reversed": "worse"}
+
+
+def settings_of(slug: str, data: str, overrides: dict[str, Any]) -> Any:
+    """A system's settings on this data, with those that are set for all; CounterpointError for one it does not have."""
+    from dataclasses import replace
+
+    from counterpoint.training import default_config
+
+    config = default_config(slug, data)
+    unknown_ones = set(overrides) - {field.name for field in fields(config)}
+    if unknown_ones:
+        raise CounterpointError(f"{slug} has no setting {', '.join(sorted(unknown_ones))}")
+    return replace(config, **overrides)
+
+
+def _one(slug: str, data: str, seed: int, overrides: dict[str, Any]) -> dict[str, float]:
+    import torch
+
+    from counterpoint.training import fit_alone, load_source
+
+    torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
+    system = catalog.load_system(slug)
+    started = time.perf_counter()
+    rows = fit_alone(system, settings_of(slug, data, overrides), load_source(system, data), seed)
+    return summarise(rows) | {"seconds": time.perf_counter() - started}
+
+
+def compare(
+    slugs: Sequence[str],
+    data: str,
+    *,
+    seeds: int = 3,
+    jobs: int = 2,
+    out: Path = Path("results/compare"),
+    metric: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`; returns the record, in the form of a claim's.
+
+    `metric` is what the differences are taken in; by default what the task judges by. Finished runs are kept, so an
+    interrupted comparison goes on. Raises CounterpointError for systems of tasks that cannot be compared.
+    """
+    from counterpoint.training import task_class
+
+    overrides = overrides or {}
+    if len(slugs) < 2 or len(set(slugs)) < len(slugs):
+        raise CounterpointError("name at least two different systems to compare")
+    if seeds < 1 or jobs < 1:
+        raise CounterpointError("--seeds and --jobs must be at least 1")
+    systems = {slug: catalog.load_system(slug) for slug in slugs}
+    tasks = {slug: task_class(system) for slug, system in systems.items()}
+    headlines = {task.headline for task in tasks.values()}
+    if len(headlines) > 1 and metric is None:
+        said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
+        raise CounterpointError(f"these are judged by different measures ({said}); name one with --metric")
+    configs = {slug: settings_of(slug, data, overrides) for slug in slugs}
+    name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
+    done = run_all(
+        {f"{slug}-{seed}": (slug, data, seed, overrides) for seed in range(seeds) for slug in slugs},
+        _one,
+        cache=out / ".partial" / name,
+        stamp=stamp_of(
+            [data, {slug: asdict(config) for slug, config in configs.items()}],
+            [catalog.get(slug).module.partition(":")[0] for slug in slugs],
+        ),
+        jobs=jobs,
+        title=f"compare {len(slugs)} systems on {data}",
+        console=console,
+    )
+    results = {slug: {str(seed): done[f"{slug}-{seed}"] for seed in range(seeds)} for slug in slugs}
+    metric = metric or f"{headlines.pop()}_last"
+    shared = sorted(set.intersection(*(set(found) for runs in results.values() for found in runs.values())))
+    if metric not in shared:
+        raise CounterpointError(f"not every system has the measure '{metric}'; all have: {', '.join(shared)}")
+    comparisons = []
+    for slug in slugs[1:]:
+        differences = [results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric] for s in range(seeds)]
+        mean, low, high = paired(differences)
+        said = verdict(low, high)
+        bounds = (None, None) if seeds < 2 else (low, high)
+        comparisons.append(
+            {
+                "arm": slug,
+                "baseline": slugs[0],
+                "metric": metric,
+                "differences": differences,
+                "mean": mean,
+                "low": bounds[0],
+                "high": bounds[1],
+                "interval": f"95 % paired t interval, {seeds - 1} degrees of freedom",
+                "verdict": SAID.get(said, said),
+            }
+        )
+    everything = {slug: asdict(config) for slug, config in configs.items()}
+    same = {
+        key: value
+        for key, value in everything[slugs[0]].items()
+        if all(key in config and config[key] == value for config in everything.values())
+    }
+    record = {
+        "name": name,
+        "claim": f"Which of {', '.join(slugs)} does best on {data}?",
+        "data": data,
+        "setting": same,
+        "metric": metric,
+        "metrics": shared,
+        "baseline": slugs[0],
+        "arms": {slug: {k: v for k, v in config.items() if k not in same} for slug, config in everything.items()},
+        "seeds": list(range(seeds)),
+        "results": results,
+        "comparisons": comparisons,
+        "notes": _notes(everything),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    with replacing(out / f"{name}.json") as file:
+        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    return record
+
+
+def _notes(configs: dict[str, dict[str, Any]]) -> list[str]:
+    """What makes a comparison less than fair."""
+    notes = []
+    for setting in ("epochs", "batch_size"):
+        values = {slug: config.get(setting) for slug, config in configs.items()}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{slug} {value}" for slug, value in values.items())
+            notes.append(f"Not the same {setting} for all: {said}. Set it with --{setting.replace('_', '-')}.")
+    notes.append("Each system runs with its own settings for this data; nobody's were tuned on it.")
+    return notes

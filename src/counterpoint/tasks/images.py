@@ -1,0 +1,208 @@
+"""What the tasks that read pictures have in common (`views`, `labelled`): batches, settings, an encoder with its views.
+
+A training batch, before and after the learner has drawn its views:
+
+    batch["image"]   [B, 3, H, W] uint8
+    batch["index"]   [B] positions in the training set, for state kept per example
+    batch["label"]   [B] int64, or None where nothing is labelled
+    batch["views"]   list of V float tensors [B, 3, S, S], normalised
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from counterpoint.core.distributed import place, world
+from counterpoint.data.images import ImageData, ImageSplit, Indices
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.views.images import ViewPipeline, normalise
+
+BATCH = 256  # of evaluation
+
+
+@dataclass
+class ImagesConfig(OptimConfig):
+    """What every learner from pictures can be told."""
+
+    epochs: int = 200
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
+    encoder: str = "torchvision:resnet50"
+    """The network that is trained and kept: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    pretrained: bool = False
+    """Start from published weights where the encoder has them."""
+    recipe: str = "simclr"
+    """How views are made (see counterpoint.views.images.RECIPES)."""
+    evaluate_every: int = 10
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    neighbours: int = 20
+    """k of the k-nearest-neighbours evaluation."""
+    bank: int = 10000
+    """Training images whose features evaluation may use at most."""
+    workers: int = 0
+    """Processes that read images ahead; 0 reads in the main process."""
+
+    counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "evaluate_every", "neighbours", "bank")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.counts:
+            if getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        """What a learner of these settings has to know of the data, fit for JSON."""
+        return data.spec | {"class_names": list(data.classes)}
+
+
+class ImageLearner(Learner):
+    """An encoder and the views it is trained on. Subclasses add heads and the loss of batch["views"]."""
+
+    crops: ClassVar[int] = 1
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.size = data.size
+        torch.manual_seed(seed)
+        self.encoder = build_image_encoder(
+            config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
+        )
+        self.views = self.build_views()
+
+    def build_views(self) -> ViewPipeline:
+        """How views are made of the images."""
+        return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        # Drawn for the whole batch and cut to this process's share, so that W processes see what one would.
+        rank, size = world()
+        shape = batch["image"].shape
+        total = place(len(batch["image"]), self.device).total if size > 1 else shape[0]
+        parameters = [view.take(slice(rank, None, size)) for view in self.views.draw((total, *shape[1:]), generator)]
+        return batch | {"views": self.views.apply(batch["image"], parameters)}
+
+    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
+        """Features of normalised images, what evaluation and export use."""
+        return self.encoder(images)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"feature": self.embed(batch["image"])}
+
+    def configure_optimizers(self) -> Any:
+        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size)
+
+
+class ImageBatches(Dataset[dict[str, Any]]):
+    """A split, or some of its images, read by lists of positions.
+
+    Args:
+        split: of an image set.
+        rows: the images that positions count; default: all. batch["index"] holds positions in the split all the same.
+        labels: [len(split)] to be handed over instead of the split's own.
+    """
+
+    def __init__(self, split: ImageSplit, rows: Indices | None = None, labels: Indices | None = None) -> None:
+        self.split, self.rows = split, rows
+        self.labels = split.labels if labels is None else labels
+
+    def __getitem__(self, indices: Sequence[int]) -> dict[str, Any]:
+        rows = np.asarray(indices, np.int64)
+        rows = rows if self.rows is None else self.rows[rows]
+        return {
+            "image": torch.from_numpy(self.split.images(rows)).permute(0, 3, 1, 2).contiguous(),
+            "index": torch.from_numpy(rows),
+            "label": None if self.labels is None else torch.from_numpy(self.labels[rows]),
+        }
+
+    def __len__(self) -> int:
+        return len(self.split) if self.rows is None else len(self.rows)
+
+
+class EvaluationBatches(Dataset[dict[str, Any]]):
+    """Normalised images of several parts, one after the other; batch["part"] is the part's name."""
+
+    def __init__(self, parts: Sequence[tuple[str, ImageSplit, Indices]]) -> None:
+        self.at = [
+            (name, split, rows[start : start + BATCH])
+            for name, split, rows in parts
+            for start in range(0, len(rows), BATCH)
+        ]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        name, split, rows = self.at[number]
+        batch = ImageBatches(split)[rows.tolist()]
+        return batch | {"image": normalise(batch["image"]), "part": name}
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+
+def chosen_bank(rows: Indices, limit: int) -> Indices:
+    """At most `limit` of these positions, always the same ones, in order."""
+    return np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:limit]])
+
+
+class ImageTask:
+    """Training batches and facts of one source of images; what a task's own file adds is how the outcome is measured."""
+
+    name: ClassVar[str]
+    headline: ClassVar[str]  # the measure it judges by
+    contract: ClassVar[str] = "views"  # the form of data it takes (see counterpoint.data.load)
+
+    def __init__(self, data: ImageData, config: ImagesConfig) -> None:
+        if not isinstance(data, ImageData):
+            raise CounterpointError(f"{data.name} gives no single images, which the task {self.name} learns from")
+        self.data = data
+        self.config: Any = config
+        self.rows = self.training_rows()
+        if len(self.rows) < config.batch_size:
+            raise DataError(
+                f"{data.name} has {len(self.rows)} training images, fewer than a batch of {config.batch_size}; use "
+                f"--batch-size {max(2, len(self.rows))} or less"
+            )
+        if len(data.test) < 2:
+            raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
+
+    def training_rows(self) -> Indices:
+        """Positions of the images that are trained on."""
+        return np.arange(len(self.data.train))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a learner is built from besides its settings."""
+        return self.config.facts(self.data)
+
+    def check_facts(self, trained: Mapping[str, Any]) -> None:
+        """CounterpointError when a run trained on other data cannot be measured on this."""
+        for name in ("size", "channels"):
+            if trained[name] != self.data.spec[name]:
+                raise CounterpointError(
+                    f"{self.data.name} has images of {name} {self.data.spec[name]}, the run was trained on {trained[name]}"
+                )
+
+    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
+        """Batches of a fit: the order depends on seed and epoch alone."""
+        return self.loader(ImageBatches(self.data.train, self.rows), self.batches(seed, position))
+
+    def loader(self, images: ImageBatches, batches: EpochBatches) -> DataLoader[dict[str, Any]]:
+        return DataLoader(images, batch_size=None, sampler=batches, num_workers=self.config.workers)
+
+    def batches(self, seed: int, position: Position) -> EpochBatches:
+        """Which of `rows` a step sees."""
+        rank, size = world()
+        return EpochBatches(len(self.rows), self.config.batch_size, seed, position, rank, size, drop_last=True)
