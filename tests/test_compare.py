@@ -1,0 +1,78 @@
+"""Comparisons: pairing, records, what cannot be compared, and that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from counterpoint import cli, compare
+from counterpoint.errors import CounterpointError
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    calls = []
+
+    def one(slug, data, seed, overrides):
+        calls.append((slug, seed))
+        return {"knn_accuracy_last": 0.5 + 0.01 * seed + 0.1 * (slug == "moco-v2"), "seconds": 60.0}
+
+    monkeypatch.setattr(compare, "_one", one)
+    return calls
+
+
+def test_differences_are_paired_by_seed(fake, tmp_path):
+    record = compare.compare(["simclr", "moco-v2"], "digits", seeds=3, jobs=1, out=tmp_path)
+    (pair,) = record["comparisons"]
+    assert pair["differences"] == pytest.approx([0.1] * 3)
+    assert pair["verdict"] == "better"
+    assert record["setting"]["epochs"] == record["arms"].get("simclr", {}).get("epochs", record["setting"]["epochs"])
+    assert set(record["arms"]["simclr"]) & set(record["setting"]) == set()
+    assert json.loads((tmp_path / f"{record['name']}.json").read_text())["results"] == record["results"]
+    assert sorted(fake) == sorted((slug, seed) for slug in ("simclr", "moco-v2") for seed in range(3))
+
+
+def test_what_is_done_is_not_done_again_unless_settings_change(fake, tmp_path):
+    compare.compare(["simclr", "moco-v2"], "digits", seeds=2, jobs=1, out=tmp_path)
+    compare.compare(["simclr", "moco-v2"], "digits", seeds=3, jobs=1, out=tmp_path)
+    assert len(fake) == 6
+    compare.compare(["simclr", "moco-v2"], "digits", seeds=2, jobs=1, out=tmp_path, overrides={"epochs": 3})
+    assert len(fake) == 10
+
+
+def test_settings_that_differ_are_said(fake, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from counterpoint.systems.classics import moco
+
+    monkeypatch.setattr(moco, "V2", replace(moco.V2, recipe=moco.V2.recipe | {"epochs": 99}))
+    record = compare.compare(["simclr", "moco-v2"], "digits", seeds=2, jobs=1, out=tmp_path)
+    assert any("Not the same epochs" in note and "moco-v2 99" in note for note in record["notes"])
+
+
+def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
+    words = f"compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --out {tmp_path}".split()
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "against simclr" in out
+    assert "+0.1000" in out
+    (page,) = tmp_path.glob("*.html")
+    assert "counterpoint compare simclr moco-v2 --data digits" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("slugs", "options", "said"),
+    [
+        (["simclr"], {}, "at least two different"),
+        (["simclr", "simclr"], {}, "at least two different"),
+        (["simclr", "clip"], {}, "different measures"),
+        (["simclr", "moco-v3"], {}, "did you mean"),
+        (["simclr", "moco-v2"], {"seeds": 0}, "at least 1"),
+        (["simclr", "moco-v2"], {"metric": "accuracy"}, "all have: knn_accuracy_last"),
+        (["simclr", "moco-v2"], {"overrides": {"depth": 3}}, "no setting depth"),
+    ],
+)
+def test_refusals(fake, tmp_path, slugs, options, said):
+    with pytest.raises(CounterpointError, match=said):
+        compare.compare(slugs, "digits", out=tmp_path, **({"seeds": 1, "jobs": 1} | options))
