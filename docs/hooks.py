@@ -40,6 +40,7 @@ ROOMS = {
     "training": "Training, evaluating and resuming by name",
     "detect": "A trained run on video files",
     "verify": "Claims",
+    "compare": "Several systems on one source of data",
     "functional": "Every function in one namespace",
     "systems": "What a system's file declares",
     "tasks": "Task contracts",

@@ -47,9 +47,11 @@ def load_source(system: System, spec: str, **options: Any) -> Any:
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
     task = task_class(system)(source, config)
-    run.save_facts(task.facts)
+    # What is resumed has learnt from facts that need not be found again (the run of a teacher may be gone).
+    facts = run.facts() if run.checkpoint.is_file() else task.facts
+    run.save_facts(facts)
     fit(
-        system.learner(config, SimpleNamespace(**task.facts), run.config["seed"]),
+        system.learner(config, SimpleNamespace(**facts), run.config["seed"]),
         task,
         epochs=config.epochs,
         evaluate_every=getattr(config, "evaluate_every", 1),
@@ -99,7 +101,8 @@ def train(
     paper = system.config()
     changed = {k: v for k, v in asdict(config).items() if v != getattr(paper, k)}
     if changed:
-        said = "the recipe for this data" if changed == recipe else "this run"
+        expected = {k: v for k, v in recipe.items() if v != getattr(paper, k)}
+        said = "the recipe for this data" if changed == expected else "this run"
         say(f"{said} departs from the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
     record = {
         "slug": slug,
