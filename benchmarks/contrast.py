@@ -113,7 +113,7 @@ def measure(name: str, n: int, dim: int, repeats: int) -> dict[str, Any]:
     return {
         "seconds": statistics.median(times[1:] or times),
         "extra_mb": peak - before,
-        "loss": float(value),
+        "loss": float(value.detach()),
     }
 
 

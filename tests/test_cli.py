@@ -63,7 +63,7 @@ def test_show_says_what_there_is(capsys):
     assert "2207.05500" in out
     assert "semi_bag_contrast" in out
     assert "counterpoint train macil-sd" in out
-    _, out, _ = run(capsys, "show", "symile")
+    _, out, _ = run(capsys, "show", "switchgpt")
     assert "not built yet" in out
     _, out, _ = run(capsys, "show", "simclr", "--json")
     assert json.loads(out)["area"] == "classics"

@@ -29,7 +29,20 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EVERY = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in [*DOCUMENTS, *PAGES]]
 # From the roof to the ground, as ARCHITECTURE.md draws them.
 ROOMS = (
-    *("cli", "demo", "detect", "compare", "verify", "training", "report", "systems", "tasks", "engine", "data", "encoders"),
+    *(
+        "cli",
+        "demo",
+        "detect",
+        "compare",
+        "verify",
+        "training",
+        "report",
+        "systems",
+        "tasks",
+        "engine",
+        "data",
+        "encoders",
+    ),
     *("views", "core", "functional", "catalog", "files", "errors"),
 )
 

@@ -32,11 +32,16 @@ class Entry:
     title: str
     area: str
     task: str
-    state: str  # "done" or "planned"
+    state: str  # "done"; "built": all but a verified claim; "planned"
     arxiv: str = ""
     module: str = ""
     functions: tuple[str, ...] = ()  # "module:name", each offered as counterpoint.functional.<name>
     claim: str = ""  # the central claim at laptop scale, in a sentence
+
+    @property
+    def built(self) -> bool:
+        """Whether there is code: it trains, whatever is known of its claim."""
+        return self.state in ("built", "done")
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "functions": list(self.functions)}
@@ -60,8 +65,8 @@ def get(slug: str) -> Entry:
 def load_system(slug: str) -> System:
     """Import a system and return its SYSTEM record; CounterpointError when it is planned but not built."""
     entry = get(slug)
-    if entry.state != "done":
-        built = [row.slug for row in entries().values() if row.state == "done"]
+    if not entry.built:
+        built = [row.slug for row in entries().values() if row.built]
         raise CounterpointError(f"'{slug}' is in the catalogue but not built yet; built so far: {', '.join(built)}")
     module, _, name = entry.module.partition(":")  # a file that holds two systems names them
     system: System = getattr(importlib.import_module(module), name or "SYSTEM")

@@ -44,14 +44,14 @@ def _say(text: str) -> None:
 def systems(
     *,
     area: Annotated[str | None, arg(metavar="AREA")] = None,
-    state: Annotated[str | None, arg(metavar="done|planned")] = None,
+    state: Annotated[str | None, arg(metavar="done|built|planned")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """List every system: the 63 papers and the classic baselines, with state, area and task.
 
     Args:
         area: Only this area (alignment, images, dense, ..., classics).
-        state: Only those that are "done" or "planned".
+        state: Only those that are "done", "built" (its claim not yet verified) or "planned".
         json_: Print JSON instead of a table.
     """
     rows = list(catalog.entries().values())
@@ -94,10 +94,12 @@ def show(
     ]
     if entry.claim:
         lines += ["", f"Claim: {entry.claim}"]
-    if entry.state == "done":
+    if entry.built:
         record = CLAIMS / f"{slug}.json"
         if record.is_file():
             lines.append(f"Verdict on this machine's record: {json.loads(record.read_text())['verdict']} ({record})")
+        elif entry.state == "built":
+            lines.append("The claim is not yet verified on 5 seeds.")
         lines += ["", "Functions, in counterpoint.functional:", *(f"  {f.partition(':')[2]}" for f in entry.functions)]
         lines += [
             "",
@@ -164,7 +166,7 @@ class Train:
             training.resume(self.resume, checkpoint_minutes=self.checkpoint_minutes, say=_say)
             return 0
         if self.slug is None:
-            raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems --state done)")
+            raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems)")
         config = getattr(self, "config", None)  # there when a system was named
         training.train(
             self.slug,
@@ -182,9 +184,9 @@ class Train:
 def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """The `train` command with the named system's settings as options, the words left to parse, and what to call it."""
     plain = Train, list(argv), "counterpoint train"
-    done = [row.slug for row in catalog.entries().values() if row.state == "done"]
+    built = [row.slug for row in catalog.entries().values() if row.built]
     # A slug is not a slug where it stands as an option's value.
-    at = next((i for i, w in enumerate(argv) if w in done and not (i and argv[i - 1].startswith("--"))), None)
+    at = next((i for i, w in enumerate(argv) if w in built and not (i and argv[i - 1].startswith("--"))), None)
     if at is None:
         return plain
     from counterpoint import training

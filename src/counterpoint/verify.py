@@ -87,15 +87,16 @@ def judge(
     """Comparisons and verdict from `results[arm][str(seed)][metric]`."""
     comparisons = []
     for pair in claim.comparisons:
-        differences = [
-            results[pair.arm][str(s)][claim.metric] - results[pair.baseline][str(s)][claim.metric] for s in seeds
-        ]
+        metric = pair.metric or claim.metric
+        better, worse = (pair.baseline, pair.arm) if pair.lower else (pair.arm, pair.baseline)
+        differences = [results[better][str(s)][metric] - results[worse][str(s)][metric] for s in seeds]
         mean, low, high = paired(differences)
         comparisons.append(
             {
                 "arm": pair.arm,
                 "baseline": pair.baseline,
-                "metric": claim.metric,
+                "metric": metric,
+                **({"lower": True} if pair.lower else {}),
                 "differences": differences,
                 "mean": mean,
                 "low": None if math.isnan(low) else low,

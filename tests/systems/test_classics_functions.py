@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares, swapped_entropy
+from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.distil import attention_transfer, crd, feature_mse, kd, mean_teacher, rkd
 from counterpoint.systems.classics.barlow_twins import barlow
 from counterpoint.systems.classics.dino import dino
 from counterpoint.systems.classics.mae import mae, patchify, random_masking, reconstruction, unpatchify
-from counterpoint.systems.classics.swav import sinkhorn, swav
+from counterpoint.systems.classics.swav import swav
 from counterpoint.systems.classics.triplet import triplet_hard
 from counterpoint.systems.classics.vicreg import vicreg
 
@@ -143,8 +144,8 @@ def test_nan_is_never_a_number_again(name):
         (lambda: swav(draw(2, 3, 2), draw(2, 3, 4)), "high and low"),
         (lambda: swav(draw(2, 3, 2), queue=draw(1, 3, 2)), "queue"),
         (lambda: swav(draw(2, 3, 2), temperature=0.0), "temperature"),
-        (lambda: sinkhorn(draw(3, 2), epsilon=0.0), "epsilon"),
-        (lambda: sinkhorn(draw(3, 2), iterations=0), "iterations"),
+        (lambda: sinkhorn(draw(3, 2), eps=0.0), "eps"),
+        (lambda: sinkhorn(draw(3, 2), iters=0), "iters"),
         (lambda: sinkhorn(draw(0, 2)), "scores"),
         (lambda: dino(draw(2, 3, 4), draw(2, 3, 4), draw(5)), "center"),
         (lambda: dino(draw(2, 3, 4), draw(2, 2, 4), draw(4)), "teacher"),

@@ -18,7 +18,18 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import TASK, AlignedConfig, first_two, retrieval_recall, zero_shot_accuracy
 
 SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
-OPTIONS = ["--epochs", "2", "--batch-size", "32", "--image-encoder", "conv-s", "--embedding", "16", "--evaluate-every", "1"]
+OPTIONS = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--image-encoder",
+    "conv-s",
+    "--embedding",
+    "16",
+    "--evaluate-every",
+    "1",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

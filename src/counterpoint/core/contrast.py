@@ -32,7 +32,7 @@ from torch import Tensor
 EPS = 1e-12
 
 # Bytes of tiles that the forward pass may keep for the backward pass. Beyond it they are computed again, a third more work.
-KEEP = 128 * 2**20
+KEEP = 64 * 2**20
 # Rows and columns of a tile: large enough for matrix products at full speed, small enough to stay in the cache between them.
 TILE = (512, 2048)
 
@@ -583,7 +583,10 @@ class _PairCrossEntropy(torch.autograd.Function):
                     mean.add(part, t, dim, s, t)
                     log[part] = torch.logaddexp(log[part], s.logsumexp(dim))
         ctx.columns = columns
-        ctx.save_for_backward(query, key, teacher_query, teacher_key, *logs, *(mean.logs for mean, _ in sides))
+        expected = (mean.means[0] for mean, _ in sides)
+        ctx.save_for_backward(
+            query, key, teacher_query, teacher_key, *logs, *(mean.logs for mean, _ in sides), *expected
+        )
         out: list[Tensor | None] = []
         for (mean, _), log in zip(sides, logs, strict=True):
             out += [log - mean.means[0], mean.logs - mean.means[1]]
@@ -594,24 +597,31 @@ class _PairCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, teacher_query, teacher_key, *logs = ctx.saved_tensors
         student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
-        to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
-        half = len(logs) // 2
+        out = [torch.zeros_like(x) for x in (query, key, teacher_query, teacher_key)]
+        half = len(logs) // 3
+        expected = logs[2 * half :]
         mine = [_Side(log, gradients[2 * i]) for i, log in enumerate(logs[:half])]
-        its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half:])]
+        its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half : 2 * half])]
         with torch.no_grad():
             for tile in _tiles(len(query), len(key), False):
                 r, c = tile.rows, tile.columns
+                s, t = student.similarities(tile), teacher.similarities(tile)
+                if any(ctx.needs_input_grad[2:4]):
+                    # An expectation under p moves with t_ij by p_ij (s_ij - the expectation).
+                    pull = (t - its[0].logs[r, None]).exp_() * (s - expected[0][r, None]) * its[0].gradient[r, None]
+                    if ctx.columns:
+                        pull += (t - its[1].logs[c]).exp_() * (s - expected[1][c]) * its[1].gradient[c]
+                    out[2][r].addmm_(pull, teacher_key[c])
+                    out[3][c].addmm_(pull.T, teacher_query[r])
                 g = torch.zeros((), dtype=query.dtype)
-                for work, sides in ((student, mine), (teacher, its)):
-                    across = sides[1][c] if ctx.columns else None
-                    g = g + _pulled(work.similarities(tile), sides[0][r], across, work.reach)
-                to_query[r].addmm_(g, key[c])
-                to_key[c].addmm_(g.T, query[r])
+                for work, tensor, sides in ((student, s, mine), (teacher, t, its)):
+                    g = g + _pulled(tensor, sides[0][r], sides[1][c] if ctx.columns else None, work.reach)
+                out[0][r].addmm_(g, key[c])
+                out[1][c].addmm_(g.T, query[r])
         if torch.is_grad_enabled():
-            to_query, to_key = (
-                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
-            )
-        return to_query, to_key, None, None, None
+            leaf = next(x for x in (query, key, teacher_query, teacher_key) if x.requires_grad)
+            out = [_RefuseSecond.apply(g, leaf) for g in out]
+        return *out[:2], *(out[2:] if any(ctx.needs_input_grad[2:4]) else (None, None)), None
 
 
 def pair_cross_entropy(
@@ -621,14 +631,16 @@ def pair_cross_entropy(
     teacher_key: Float[Tensor, "columns teacher_dim"],
     *,
     columns: bool = False,
+    teacher_gradient: bool = False,
 ) -> PairCrossEntropy:
     r"""Cross-entropy between the row softmaxes of two matrices of similarities, teacher's and student's, without either.
 
         rows_i = -sum_j p_ij log softmax_j(q_i . k_j),      p_i = softmax_j(tq_i . tk_j)
 
     and with `columns` the same down the columns of both, in one pass. Temperatures: see `scaled`. The teacher gets no
-    gradient. Subtract `row_entropy` for the KL divergence; alpha-mixtures with hard targets are mixtures of this and
-    the plain loss. Affinity mimicking, momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form.
+    gradient, or with `teacher_gradient` that of the cross-entropies (the entropies never have one). Subtract `row_entropy`
+    for the KL divergence; alpha-mixtures with hard targets are mixtures of this and the plain loss. Affinity mimicking,
+    momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form.
 
     Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError.
 
@@ -650,7 +662,7 @@ def pair_cross_entropy(
     if 0 in shapes[0] or 0 in shapes[1]:
         raise ValueError(f"query and key must not be empty, got {shapes[:2]}")
     query, key = wide(query), wide(key)
-    teacher = [x.detach().to(query.dtype) for x in (teacher_query, teacher_key)]
+    teacher = [(x if teacher_gradient else x.detach()).to(query.dtype) for x in (teacher_query, teacher_key)]
     return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns))
 
 

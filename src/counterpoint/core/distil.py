@@ -456,17 +456,26 @@ class CRD(nn.Module):
         self.memory_student = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.memory_teacher = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.register_buffer("z", torch.zeros(2))  # of student and teacher; 0 until the first batch has set them
-        self.by_other_class = labels is not None
+        self.by_other_class = False
         if labels is not None:
-            if labels.shape != (n_data,):
-                raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
-            # Samples in the order of their classes, and for each sample where its class begins in it and how long it is.
-            inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
-            if len(counts) < 2:
-                raise ValueError("labels holds one class: there are no samples of another to draw")
-            self.register_buffer("by_class", inverse.argsort(stable=True), persistent=False)
-            self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
-            self.register_buffer("count", counts[inverse], persistent=False)
+            self.draw_by_class(labels)
+
+    def draw_by_class(self, labels: Int[Tensor, " samples"]) -> None:
+        """From now on draw the others of a sample from other classes only; `labels` is the class of every training sample.
+
+        Not part of the state dict. Raises ValueError for labels of another length, or of one class.
+        """
+        n_data = len(self.memory_student.rows)
+        if labels.shape != (n_data,):
+            raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
+        # Samples in the order of their classes, and for each sample where its class begins in it and how long it is.
+        inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
+        if len(counts) < 2:
+            raise ValueError("labels holds one class: there are no samples of another to draw")
+        self.by_other_class = True
+        self.register_buffer("by_class", inverse.argsort(stable=True), persistent=False)
+        self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
+        self.register_buffer("count", counts[inverse], persistent=False)
 
     def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n listed"]:
         """[index, K samples drawn uniformly, with replacement] in each row; costs n K, whatever the size of the data set.

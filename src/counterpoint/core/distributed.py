@@ -107,6 +107,16 @@ def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
     return _GlobalMean.apply(values)
 
 
+def global_logsumexp(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """log of the sum over all processes of exp(values), entry by entry; -inf where no process has anything."""
+    if world()[1] == 1:
+        return values
+    parts = gather_rows(values[None])
+    empty = parts == -math.inf
+    # An entry of -inf alone would have a gradient of nan.
+    return parts.masked_fill(empty, torch.finfo(parts.dtype).min).logsumexp(0).masked_fill(empty.all(0), -math.inf)
+
+
 class Place(NamedTuple):
     """Where this process's rows stand in the whole batch."""
 
@@ -228,7 +238,5 @@ def batch_logsumexp(
     if not columns:
         return PairLogSumExp(rows, None)
     # Each process has the columns' sums over its own rows; gathered, their log-sum-exp is that over all rows.
-    parts = gather_rows(across[None])
-    empty = parts == -math.inf
-    total = parts.masked_fill(empty, torch.finfo(parts.dtype).min).logsumexp(0).masked_fill(empty.all(0), -math.inf)
+    total = global_logsumexp(across)
     return PairLogSumExp(rows, total[own.offset : own.offset + own.rows])

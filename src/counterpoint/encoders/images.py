@@ -3,7 +3,7 @@
     name               what it is
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
-    vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 6 blocks of width 192
+    vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder
@@ -15,6 +15,7 @@ them. Hooks may rely on them.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import warnings
@@ -67,6 +68,11 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         raise unknown("library of image encoders", library, LIBRARIES)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
+
+
+def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) -> None:
+    """CounterpointError when an encoder cannot take pictures of this size, which need not be the one it was built for."""
+    _width(encoder, _call, size, channels, name)
 
 
 # --- small ones, trained here -----------------------------------------------------------------------------------------
@@ -193,7 +199,7 @@ class VisionTokens(ImageEncoder):
 
 
 def vit_s(
-    size: int, channels: int = 3, *, patch: int | None = None, width: int = 192, depth: int = 6, heads: int = 3
+    size: int, channels: int = 3, *, patch: int | None = None, width: int = 128, depth: int = 4, heads: int = 4
 ) -> VisionTokens:
     """A small VisionTransformer; CounterpointError when the picture is no whole number of patches."""
     from timm.models.vision_transformer import VisionTransformer
@@ -209,6 +215,7 @@ def vit_s(
         embed_dim=width,
         depth=depth,
         num_heads=heads,
+        dynamic_img_size=True,
     )
     return VisionTokens(model)
 
@@ -284,10 +291,13 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
     options: dict[str, Any] = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
 
     def build() -> nn.Module:
-        try:  # transformers want to know the size, convolutional networks do not
-            return timm.create_model(name, img_size=size, **options)
-        except TypeError:
-            return timm.create_model(name, **options)
+        # Transformers want to know the size, and some can take others by interpolating positions; convolutional networks
+        # know of neither.
+        sizes: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size})
+        for more in sizes:
+            with contextlib.suppress(TypeError):
+                return timm.create_model(name, **options, **more)
+        return timm.create_model(name, **options)
 
     model = _fetched(build, f"timm:{name}")
     if isinstance(model, VisionTransformer):

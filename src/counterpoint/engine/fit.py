@@ -229,12 +229,13 @@ def fit(
     console: Console | None = None,
 ) -> list[dict[str, float]]:
     """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch, those of the test data after every
-    `evaluate_every`-th and the last.
+    `evaluate_every`-th and the last. An earlier stage of the learner adds its passes to `epochs`.
 
     With a `run`, metrics and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are written
     at the end. Under torchrun (WORLD_SIZE set) the processes share each batch; every process evaluates the whole test
     set, so all hold the same figures. Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read.
     """
+    epochs += learner.earlier_epochs
     keeper = _Keeper(run, checkpoint_minutes, epochs, evaluate_every)
     callbacks: list[pl.Callback] = [keeper]
     rank = int(os.environ.get("RANK", "0"))
@@ -247,7 +248,11 @@ def fit(
         accelerator="gpu" if cuda else "cpu",
         devices=local if size > 1 else 1,
         num_nodes=max(1, size // local),
-        strategy=pl.strategies.DDPStrategy(process_group_backend="nccl" if cuda else "gloo") if size > 1 else "auto",
+        strategy="auto"
+        if size == 1
+        else pl.strategies.DDPStrategy(
+            process_group_backend="nccl" if cuda else "gloo", find_unused_parameters=learner.partial_steps
+        ),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -258,6 +263,7 @@ def fit(
         deterministic="warn",
     )
     learner.evaluator = task.evaluator()
+    learner.begin(task)
 
     class Loaders(pl.LightningDataModule):
         """Asked for once the processes have found each other, so that each takes its own share."""

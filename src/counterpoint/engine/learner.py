@@ -56,6 +56,17 @@ class Learner(pl.LightningModule):
         """Called before a fit, new or resumed, with the task: what only training needs to know of the data. What is
         resumed from a checkpoint comes after it."""
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole fit, of which `position.step` are done: what a schedule from the first to the last is made of."""
+        epochs = self.trainer.max_epochs
+        assert epochs is not None  # `fit` always says how many
+        return epochs * int(self.trainer.num_training_batches)
+
+    def before_step(self) -> None:
+        """Called when the gradients are there, before the optimisers step: parameters whose gradient is None stay as they
+        are."""
+
     def end_step(self) -> None:
         """Called once the optimisers have stepped: moving averages, bounds on parameters."""
 
@@ -78,6 +89,7 @@ class Learner(pl.LightningModule):
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(torch.stack([losses[name] for name in self.minimised]).sum())
+        self.before_step()
         for optimizer in optimizers:
             optimizer.step()
         self.end_step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,25 @@ class OptimConfig:
     """Momentum (beta 1 for the adam family keeps its own default)."""
     warmup_epochs: int = 0
     """Epochs over which the learning rate rises to its full value; then it falls to 0 on half a cosine."""
+    bias_lr: float | None = None
+    """Learning rate of biases and normalisation layers at a batch of 256, where it is not `lr`."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end, approached on half a cosine epoch by epoch; None: it stays."""
+    beta2: float | None = None
+    """Beta 2, for optimisers that have one; None: the optimiser's own."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm, taken over all parameters together; None: they are not."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise CounterpointError(f"lr must be > 0, got {self.lr}")
-        if self.weight_decay < 0 or self.warmup_epochs < 0:
-            raise CounterpointError("weight_decay and warmup_epochs must not be negative")
+        if self.weight_decay < 0 or self.warmup_epochs < 0 or (self.final_weight_decay or 0) < 0:
+            raise CounterpointError("weight_decay, final_weight_decay and warmup_epochs must not be negative")
+        for name in ("bias_lr", "clip_norm"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise CounterpointError(f"{name} must be > 0 or left out, got {getattr(self, name)}")
+        if self.beta2 is not None and not 0 <= self.beta2 < 1:
+            raise CounterpointError(f"beta2 must lie in 0..1, 1 not included, got {self.beta2}")
 
 
 def factor(epoch: int, epochs: int, warmup: int) -> float:
@@ -40,6 +53,32 @@ def factor(epoch: int, epochs: int, warmup: int) -> float:
     if epoch < warmup:
         return (epoch + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
+
+
+class Schedule(torch.optim.lr_scheduler.LambdaLR):
+    """Factors of the learning rate, and a weight decay that goes from `first` to `last` on half a cosine with them.
+
+    It takes `epochs` from epoch `start` on, and touches only groups that decay. (What `state_dict` saves is plain numbers.)
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factors: list[Callable[[int], float]],
+        first: float,
+        last: float,
+        start: int,
+        epochs: int,
+    ) -> None:
+        self.first, self.last, self.start, self.epochs = first, last, start, epochs
+        super().__init__(optimizer, factors)
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        share = factor(max(0, self.last_epoch - self.start), self.epochs, 0)
+        for group in self.optimizer.param_groups:
+            if not group["flat"]:
+                group["weight_decay"] = self.last + (self.first - self.last) * share
 
 
 def optimisers(
@@ -56,8 +95,9 @@ def optimisers(
     Parameters in `constant` keep the full learning rate throughout (SimSiam's predictor). The schedule begins in epoch
     `start` of the fit and takes `epochs` of them; before, it stands at its beginning.
     """
-    from timm.optim import create_optimizer_v2
+    from timm.optim import create_optimizer_v2, get_optimizer_info
 
+    scale = batch_size / 256
     fixed = {id(p) for p in constant}
     named = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     groups: list[dict[str, Any]] = []
@@ -66,23 +106,35 @@ def optimisers(
             chosen = [p for p in named.values() if (p.ndim < 2) == flat and (id(p) in fixed) == still]
             if chosen:
                 decay = 0.0 if flat else config.weight_decay
-                groups.append({"params": chosen, "weight_decay": decay, "still": still})
-    lr = config.lr * batch_size / 256
+                own = config.bias_lr if flat and config.bias_lr is not None else config.lr
+                groups.append(
+                    {"params": chosen, "lr": own * scale, "weight_decay": decay, "flat": flat, "still": still}
+                )
+    options: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     try:
-        optimizer = create_optimizer_v2(
-            groups, opt=config.optimizer, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        if config.beta2 is not None and get_optimizer_info(config.optimizer).has_betas:
+            options["betas"] = (0.9, config.beta2)
+        optimizer = create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr * scale, **options)
     except (ValueError, AssertionError, KeyError) as error:
         from timm.optim import list_optimizers
 
         from counterpoint.errors import unknown
 
         raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        [
-            (lambda _: 1.0) if group.get("still") else (lambda e: factor(max(0, e - start), epochs, config.warmup_epochs))
-            for group in optimizer.param_groups
-        ],
-    )
-    return [optimizer], [schedule]
+    if config.clip_norm is not None:
+        optimizer.register_step_pre_hook(_clip(config.clip_norm))
+    last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+    factors: list[Callable[[int], float]] = [
+        (lambda _: 1.0) if group["still"] else (lambda e: factor(max(0, e - start), epochs, config.warmup_epochs))
+        for group in optimizer.param_groups
+    ]
+    return [optimizer], [Schedule(optimizer, factors, config.weight_decay, last, start, epochs)]
+
+
+def _clip(norm: float) -> Callable[..., None]:
+    """What an optimiser does before each step."""
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+
+    return hook

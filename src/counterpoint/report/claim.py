@@ -80,13 +80,17 @@ def _interval(comparison: Mapping[str, Any]) -> str:
 
 def _claim(record: Mapping[str, Any]) -> Markup:
     comparisons = [_cleaned(c) for c in record.get("comparisons") or ()]
+    several = len({c.get("metric") for c in comparisons}) > 1
+    for c in comparisons:
+        names = (c["baseline"], c["arm"]) if c.get("lower") else (c["arm"], c["baseline"])
+        c["label"] = " − ".join(names) + (f", {c['metric']}" if several else "")
     html = [Markup("<blockquote>{}</blockquote>").format(record.get("claim", ""))]
     if record.get("verdict"):
         html.append(Markup("<p>Verdict: {}</p>").format(_verdict(str(record["verdict"]))))
     if record.get("quick"):
         html.append(parts.notes([f"Quick: {record['quick']}"]))
     if comparisons:
-        metric = str(comparisons[0].get("metric") or record.get("metric", ""))
+        metric = "the metric named" if several else str(comparisons[0].get("metric") or record.get("metric", ""))
         kinds = dict.fromkeys(str(c["interval"]) for c in comparisons if c.get("interval") and c["low"] is not None)
         caption = "Diamonds: mean over the seeds; small dots: one seed each." + (
             f" Bars: {'; '.join(kinds)}." if kinds else " No interval: it takes at least two seeds."
@@ -96,7 +100,7 @@ def _claim(record: Mapping[str, Any]) -> Markup:
         heads = ["comparison", "mean difference", "interval", *(["expected at least"] if expected else []), "verdict"]
         rows = []
         for c in comparisons:
-            row = [f"{c['arm']} − {c['baseline']}", number(c["mean"], sign=True), _interval(c)]
+            row = [c["label"], number(c["mean"], sign=True), _interval(c)]
             if expected:
                 aim = c.get("expected")
                 reached = "" if not aim else " (reached)" if c.get("reaches_expected") else " (not reached)"

@@ -146,7 +146,7 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
 
     Args:
         comparisons: mappings with arm, baseline, differences [seeds], mean, low, high (None: no interval), and
-            optionally expected.
+            optionally label, what is subtracted from what.
     """
     import matplotlib as mpl
 
@@ -172,7 +172,9 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
             told.append(said)
         axes.axvline(0, color=INK, linewidth=1.1)
         axes.set_yticks(
-            range(len(comparisons)), [_literal(f"{c['arm']} − {c['baseline']}") for c in comparisons], color=INK
+            range(len(comparisons)),
+            [_literal(c.get("label") or f"{c['arm']} − {c['baseline']}") for c in comparisons],
+            color=INK,
         )
         axes.set_ylim(len(comparisons) - 0.45, -0.5)
         axes.set_xlabel(_literal(f"difference in {metric}"))

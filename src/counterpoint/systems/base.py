@@ -11,11 +11,13 @@ from counterpoint.engine.learner import Learner
 
 @dataclass(frozen=True)
 class Comparison:
-    """One sentence of a claim: `arm` beats `baseline` in the claim's metric."""
+    """One sentence of a claim: `arm` beats `baseline` in the claim's metric, or in one of its own."""
 
     arm: str
     baseline: str
     at_least: float = 0.0  # the mean difference the card expects; judged beside the interval
+    metric: str = ""  # where it is not the claim's
+    lower: bool = False  # less of it is better: differences are counted as gains, baseline - arm
 
 
 @dataclass(frozen=True)

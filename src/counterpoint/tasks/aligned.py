@@ -7,7 +7,13 @@
 
 A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured are retrieval from every modality to
 every other (recall at 1, 5 and 10; items with the very same words count as the same) and, where items have classes and a
-modality is text, zero-shot classification by prompts. Both are functions of plain arrays here.
+modality is text, zero-shot classification by prompts; where none is, by the mean embedding of each class in another
+modality, over training items. All are functions of plain arrays, here and in core.gap (how far two modalities lie apart).
+A learner may also give
+    "joint"              {modality: [n, dim]}, what all other modalities together look for it by: retrieval from several to one
+    "<name>_embedding"   a further embedding of the same form, measured alike: its figures are named <name>_...
+    "logits"             [n, classes], where it classifies: the share of labelled items told right is its `accuracy`
+    "measures"           {name: number}, what it has measured itself
 """
 
 from __future__ import annotations
@@ -26,17 +32,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place, world
+from counterpoint.core.gap import gap_metrics
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.views.images import ViewPipeline, normalise
 
 BATCH = 256  # of evaluation
 RECALL = (1, 5, 10)
+EXAMPLES = 2048  # training items that stand for their classes, at most
+# What of the gap between two modalities is reported, under which name.
+GAP = {
+    "centroid_distance": "centroid_distance",
+    "separability": "linear_separability",
+    "uniformity": "total_uniformity_loss",
+    "alignment": "alignment",
+}
+GAP_PAIRS = 1000  # test items that the gap between two modalities is measured on, at most
 
 
 # ------------------------------------------------------------------------------------------------ measures of embeddings
@@ -76,6 +92,16 @@ def zero_shot_accuracy(
     return float(((items[known] @ prompts.T).argmax(1) == labels[known]).float().mean())
 
 
+def class_means(
+    rows: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "classes dim"], Int[Tensor, " classes"]]:
+    """The normalised mean of each class's rows, and which classes they are of; rows of label -1 are left out."""
+    known = labels >= 0
+    numbers, at = labels[known].unique(return_inverse=True)
+    sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, at, rows[known])
+    return F.normalize(sums, dim=1, eps=EPS), numbers
+
+
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
@@ -91,6 +117,10 @@ class AlignedConfig(OptimConfig):
     """The network for images: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
     """The network for text: text-s, minilm, hf:NAME."""
+    vector_encoder: str = "mlp"
+    """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is: features already."""
+    vector_noise: float = 0.0
+    """Standard deviation of the noise that is added to training vectors."""
     pretrained: bool = False
     """Start from published weights where the image encoder has them."""
     embedding: int = 512
@@ -107,12 +137,16 @@ class AlignedConfig(OptimConfig):
     """Epochs between evaluations; the last epoch is always evaluated."""
     workers: int = 0
     """Processes that read items ahead; 0 reads in the main process."""
+    constant_lr: bool = False
+    """Keep the learning rate as it is from the first step to the last."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.vector_noise < 0:
+            raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
         if "{}" not in self.prompt:
             raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
 
@@ -149,7 +183,7 @@ class AlignedLearner(Learner):
         for name, spec in data.modalities.items():
             encoder: Any = self.build_encoder(spec, data.tokenizers.get(name))
             self.encoders[name] = encoder
-            self.heads[name] = nn.Linear(encoder.dim, config.embedding, bias=False)
+            self.heads[name] = self.build_head(encoder.dim)
             if spec["kind"] == "image":
                 self.views[name] = ViewPipeline(spec["size"], crops=1, recipe=config.recipe)
 
@@ -162,12 +196,25 @@ class AlignedLearner(Learner):
             vocabulary = Tokenizer.from_json(tokenizer).vocabulary
             return build_text_encoder(self.config.text_encoder, vocabulary=vocabulary, length=self.config.context)
         if spec["kind"] == "vector":
-            return VectorEncoder(spec["dim"])
+            return build_vector_encoder(self.config.vector_encoder, spec["dim"])
         raise CounterpointError(f"there is no encoder for modalities of the kind '{spec['kind']}' yet")
+
+    def build_head(self, dim: int) -> nn.Module:
+        """What brings an encoder's output, `dim` wide, into the shared space."""
+        return nn.Linear(dim, self.config.embedding, bias=False)
+
+    def features(self, name: str, values: Any) -> Float[Tensor, "n dim"]:
+        """One modality's encoder on its inputs, which are a tensor or, for text, numbers and mask."""
+        return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         rank, size = world()
         inputs = dict(batch["inputs"])
+        if self.config.vector_noise:
+            for name in (name for name, kind in self.kinds.items() if kind == "vector"):
+                total = place(len(inputs[name]), self.device).total
+                noise = torch.randn(total, *inputs[name].shape[1:], generator=generator)[rank::size]
+                inputs[name] = inputs[name] + self.config.vector_noise * noise.to(inputs[name].device)
         for name, pipeline in self.views.items():
             images = inputs[name]
             total = place(len(images), self.device).total if size > 1 else len(images)
@@ -177,17 +224,24 @@ class AlignedLearner(Learner):
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
         """Unit embeddings of every modality."""
-        found = {}
-        for name, values in batch["inputs"].items():
-            features = self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
-            found[name] = F.normalize(self.heads[name](features), dim=1, eps=EPS)
-        return found
+        return {
+            name: F.normalize(self.heads[name](self.features(name, values)), dim=1, eps=EPS)
+            for name, values in batch["inputs"].items()
+        }
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"embedding": self.embed(batch)}
+        found = self.embed(batch)
+        if len(found) < 3:
+            return {"embedding": found}
+        return {"embedding": found, "joint": {name: self.joint(rest) for name, rest in each_without(found)}}
+
+    def joint(self, embeddings: Sequence[Float[Tensor, "n dim"]]) -> Float[Tensor, "n dim"]:
+        """What an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
+        return torch.stack(list(embeddings)).sum(0)
 
     def configure_optimizers(self) -> Any:
-        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size)
+        constant = self.parameters() if self.config.constant_lr else ()
+        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size, constant)
 
 
 def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
@@ -196,6 +250,43 @@ def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
         raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
     a, b = modalities
     return a, b
+
+
+def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:
+    """Each name with the values of all others."""
+    return [(name, [value for other, value in values.items() if other != name]) for name in values]
+
+
+def build_vector_encoder(name: str, inputs: int) -> nn.Module:
+    """An encoder, [n, inputs] -> [n, dim], by name (see `AlignedConfig.vector_encoder`). CounterpointError for another."""
+    if name == "mlp":
+        return VectorEncoder(inputs)
+    widths = name.split("-")[1:]
+    if name in ("linear", "as-is"):
+        return LayeredEncoder(inputs, (), bias=name == "linear")
+    if name.startswith("relu-") and all(width.isdecimal() and int(width) for width in widths):
+        return LayeredEncoder(inputs, [int(width) for width in widths])
+    raise unknown("vector encoder", name, ["mlp", "linear", "as-is", "relu-128-128"])
+
+
+class LayeredEncoder(nn.Module):
+    """Linear layers with ReLU behind each; without any, the vectors as they are, with a 1 at the end if there is a bias.
+
+    The head that follows has no bias, so that 1 makes it an affine map.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], *, bias: bool = False) -> None:
+        super().__init__()
+        sizes = [inputs, *widths]
+        self.bias = bias
+        self.dim = sizes[-1] + bias
+        self.layers = nn.Sequential()
+        for a, b in itertools.pairwise(sizes):
+            self.layers.extend([nn.Linear(a, b), nn.ReLU()])
+
+    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n dim"]:
+        x = self.layers(x)
+        return F.pad(x, (0, 1), value=1.0) if self.bias else x
 
 
 class VectorEncoder(nn.Module):
@@ -244,24 +335,32 @@ class _Batches(Dataset[dict[str, Any]]):
 
 
 class _TestBatches(Dataset[dict[str, Any]]):
-    """The test items, then the classes' prompts as a batch of texts alone."""
+    """The test items, then what says what a class is: its prompts as a batch of texts alone, or training items."""
 
-    def __init__(self, batches: _Batches, prompts: dict[str, Any] | None) -> None:
-        self.batches, self.prompts = batches, prompts
+    def __init__(self, batches: _Batches, prompts: dict[str, Any] | None, examples: _Batches) -> None:
+        self.batches, self.prompts, self.examples = batches, prompts, examples
         self.starts = range(0, len(batches), BATCH)
+        labels = examples.split.labels
+        known = [] if labels is None or prompts is not None else np.flatnonzero(labels >= 0)[:EXAMPLES].tolist()
+        self.known = [known[start : start + BATCH] for start in range(0, len(known), BATCH)]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if number >= len(self.starts) and self.known:
+            return self.batch(self.examples, self.known[number - len(self.starts)], "examples")
         if number == len(self.starts):
             assert self.prompts is not None
             return {"inputs": self.prompts, "part": "prompts"}
         start = self.starts[number]
-        batch = self.batches[list(range(start, min(start + BATCH, len(self.batches))))]
-        kinds = self.batches.data.modalities
+        return self.batch(self.batches, list(range(start, min(start + BATCH, len(self.batches)))), "items")
+
+    def batch(self, batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
+        batch = batches[rows]
+        kinds = batches.data.modalities
         batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
-        return batch | {"part": "items"}
+        return batch | {"part": part}
 
     def __len__(self) -> int:
-        return len(self.starts) + (self.prompts is not None)
+        return len(self.starts) + (self.prompts is not None) + len(self.known)
 
 
 class AlignedEvaluator:
@@ -277,45 +376,142 @@ class AlignedEvaluator:
                 texts = data.test.column(name, np.arange(len(data.test)))
                 self.groups = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
                 break
+        # What is the very same thing in a modality cannot be told apart there, whatever else the items are.
+        self.same = {name: self._same(name) for name in data.modalities}
+        self.worded = any(modality.kind == "text" for modality in data.modalities.values())
         self.reset()
 
+    def _same(self, name: str) -> Tensor:
+        kind, rows = self.data.modalities[name].kind, np.arange(len(self.data.test))
+        if kind not in ("text", "vector"):
+            return torch.from_numpy(rows)
+        found = np.unique(np.asarray(self.data.test.column(name, rows)), axis=0, return_inverse=True)[1]
+        return torch.from_numpy(found.reshape(-1))
+
     def reset(self) -> None:
-        self.embeddings: dict[str, list[Tensor]] = {}
+        # By embedding, "" for the learner's own, then by modality.
+        self.embeddings: dict[str, dict[str, list[Tensor]]] = {}
+        self.prompts: dict[str, dict[str, Tensor]] = {}
         self.present: dict[str, list[Tensor]] = {}
-        self.prompts: dict[str, Tensor] = {}
         self.labels: list[Tensor] = []
+        self.queries: dict[str, list[Tensor]] = {}
+        # By embedding, then by modality: embeddings of training items, and the classes of those that have the modality.
+        self.examples: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = {}
+        self.logits: list[Tensor] = []
+        self.measures: dict[str, float] = {}
         self.figures: dict[str, Any] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
-        found = {name: value.detach().float().cpu() for name, value in outputs["embedding"].items()}
-        if batch["part"] == "prompts":
-            self.prompts = found
+        for key in (key for key in outputs if key.endswith("embedding")):
+            prefix = key.removesuffix("embedding")
+            found = {name: value.detach().float().cpu() for name, value in outputs[key].items()}
+            if batch["part"] == "prompts":
+                self.prompts[prefix] = found
+                continue
+            if batch["part"] == "examples":
+                for name, value in found.items():
+                    known = batch["present"][name].cpu()
+                    pairs = self.examples.setdefault(prefix, {}).setdefault(name, [])
+                    pairs.append((value[known], batch["label"].cpu()[known]))
+                continue
+            for name, value in found.items():
+                self.embeddings.setdefault(prefix, {}).setdefault(name, []).append(value)
+        self.measures |= outputs.get("measures", {})
+        if batch["part"] != "items":
             return
-        for name, value in found.items():
-            self.embeddings.setdefault(name, []).append(value)
-            self.present.setdefault(name, []).append(batch["present"][name].cpu())
+        for name, query in outputs.get("joint", {}).items():
+            self.queries.setdefault(name, []).append(query.detach().float().cpu())
+        for name, mask in batch["present"].items():
+            self.present.setdefault(name, []).append(mask.cpu())
+        if "logits" in outputs:
+            self.logits.append(outputs["logits"].detach().float().cpu())
         if batch["label"] is not None:
             self.labels.append(batch["label"].cpu())
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
-        all_of = {name: torch.cat(parts) for name, parts in self.embeddings.items()}
         there = {name: torch.cat(parts) for name, parts in self.present.items()}
+        labels = torch.cat(self.labels) if self.labels else None
+        found = dict(self.measures)
+        if self.logits and labels is not None:
+            told = torch.cat(self.logits).argmax(1)
+            found["accuracy"] = float((told == labels)[labels >= 0].float().mean())
+        for prefix, parts in self.embeddings.items():
+            all_of = {name: torch.cat(part) for name, part in parts.items()}
+            measured = self._of(all_of, there, labels, self.prompts.get(prefix))
+            if labels is not None:
+                measured |= self._by_examples(all_of, there, labels, self.examples.get(prefix, {}))
+            found |= {f"{prefix}{k}": v for k, v in measured.items()}
+        return found | self._joint({name: torch.cat(part) for name, part in self.embeddings[""].items()}, there)
+
+    def _joint(self, keys: dict[str, Tensor], there: dict[str, Tensor]) -> dict[str, float]:
+        """Retrieval from all other modalities together, of items that have them all."""
+        if not self.queries:
+            return {}
+        whole = torch.stack(list(there.values())).all(0)
+        found: dict[str, float] = {}
+        for name, parts in self.queries.items():
+            others = "_and_".join(other for other in keys if other != name)
+            groups = self.same[name][whole]
+            recall = retrieval_recall(torch.cat(parts)[whole], keys[name][whole], groups, groups)
+            found |= {f"{others}_to_{name}_r{k}": value for k, value in recall.items()}
+        return found | {"joint_recall": float(np.mean(list(found.values())))}
+
+    def _by_examples(
+        self,
+        all_of: dict[str, Tensor],
+        there: dict[str, Tensor],
+        labels: Tensor,
+        examples: dict[str, list[tuple[Tensor, Tensor]]],
+    ) -> dict[str, float]:
+        """Classes told by the mean embedding of training items in another modality."""
+        found = {}
+        for other, parts in examples.items():
+            rows, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+            means, numbers = class_means(rows, classes)
+            # A class without an example cannot be named: its items are left out.
+            at = torch.full((int(max(labels.max(), classes.max())) + 2,), -1)  # the last for label -1
+            at[numbers] = torch.arange(len(numbers))
+            for name in (name for name in all_of if name != other):
+                known = there[name]
+                found[f"{name}_from_{other}_zero_shot"] = zero_shot_accuracy(
+                    all_of[name][known], means, at[labels[known]]
+                )
+        return found
+
+    def _groups(self, key: str) -> Tensor:
+        return self.groups if self.worded else self.same[key]
+
+    def _of(
+        self,
+        all_of: dict[str, Tensor],
+        there: dict[str, Tensor],
+        labels: Tensor | None,
+        prompts: dict[str, Tensor] | None,
+    ) -> dict[str, float]:
+        """The measures of one embedding."""
         if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
             raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
         found: dict[str, float] = {}
         for a, b in itertools.permutations(all_of, 2):
             recall = retrieval_recall(
-                all_of[a][there[a]], all_of[b][there[b]], self.groups[there[a]], self.groups[there[b]]
+                all_of[a][there[a]], all_of[b][there[b]], self._groups(b)[there[a]], self._groups(b)[there[b]]
             )
             found |= {f"{a}_to_{b}_r{k}": value for k, value in recall.items()}
         found["mean_recall"] = float(np.mean(list(found.values())))
-        if self.prompts and self.labels:
-            labels = torch.cat(self.labels)
-            ((text, prompts),) = self.prompts.items()
+        if len(all_of) > 2:
+            for b, k in itertools.product(all_of, RECALL):
+                found[f"to_{b}_r{k}"] = float(np.mean([found[f"{a}_to_{b}_r{k}"] for a in all_of if a != b]))
+        for a, b in itertools.combinations(all_of, 2):
+            both = (there[a] & there[b]).nonzero().flatten()[:GAP_PAIRS]
+            if len(both) > 1:
+                gap = gap_metrics(all_of[a][both], all_of[b][both])
+                found |= {f"{a}_{b}_{short}": gap[name] for short, name in GAP.items()}
+        if prompts and labels is not None:
+            ((text, of_classes),) = prompts.items()
             for name, value in all_of.items():
                 if name != text:
                     known = there[name]
-                    found[f"{name}_zero_shot"] = zero_shot_accuracy(value[known], prompts, labels[known])
+                    found[f"{name}_zero_shot"] = zero_shot_accuracy(value[known], of_classes, labels[known])
         return found
 
 
@@ -378,7 +574,8 @@ class AlignedTask:
             name, tokenizer = next(iter(self.tokenizers.items()))
             texts = [self.config.prompt.replace("{}", label) for label in self.data.classes]
             prompts = {name: tokenizer.encode(texts, self.config.context)}
-        return DataLoader(_TestBatches(self._batches(self.data.test), prompts), batch_size=None, shuffle=False)
+        batches = _TestBatches(self._batches(self.data.test), prompts, self._batches(self.data.train))
+        return DataLoader(batches, batch_size=None, shuffle=False)
 
     def evaluator(self) -> AlignedEvaluator:
         return AlignedEvaluator(self.data)

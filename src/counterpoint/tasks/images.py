@@ -88,12 +88,18 @@ class ImageLearner(Learner):
         """How views are made of the images."""
         return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        # Drawn for the whole batch and cut to this process's share, so that W processes see what one would.
+    def share(self, rows: int) -> tuple[int, slice]:
+        """How many rows the whole batch has, and which of them are this process's, who has `rows`.
+
+        What is random is drawn for the whole batch and cut to the share, so that W processes see what one would.
+        """
         rank, size = world()
+        return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         shape = batch["image"].shape
-        total = place(len(batch["image"]), self.device).total if size > 1 else shape[0]
-        parameters = [view.take(slice(rank, None, size)) for view in self.views.draw((total, *shape[1:]), generator)]
+        total, mine = self.share(len(batch["image"]))
+        parameters = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
         return batch | {"views": self.views.apply(batch["image"], parameters)}
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:

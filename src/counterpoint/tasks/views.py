@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from counterpoint.core.contrast import Diagonal, pair_logsumexp
 from counterpoint.data.images import ImageData, ImageSplit
+from counterpoint.encoders.images import need_size
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.images import (
@@ -130,6 +131,21 @@ class ViewsConfig(ImagesConfig):
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
 
 
+@dataclass
+class MultiCropConfig(ViewsConfig):
+    """Settings of learners that see small crops beside the large ones."""
+
+    local_crops: int = 8
+    """Small crops of each image, after the two large ones; 0 for none."""
+    local_size: int = 0
+    """Their height and width; 0 takes 3/7 of the images' (96 of 224), in whole patches where the encoder has patches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.local_crops < 0 or self.local_size < 0:
+            raise CounterpointError("local_crops and local_size must not be negative")
+
+
 # What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
 LAPTOP: dict[str, Any] = {
     "epochs": 40,
@@ -181,10 +197,33 @@ class ViewsLearner(ImageLearner):
         """Projections of equally large views, each [B, projection]; one pass through the network."""
         return list(self.projector(self.encoder(torch.cat(views))).chunk(len(views)))
 
+    @property
+    def network(self) -> nn.Sequential:
+        """Encoder and projector: what a teacher is a copy of."""
+        return nn.Sequential(self.encoder, self.projector)
+
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = super().predict(batch)
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]
+        return found
+
+
+class MultiCropLearner(ViewsLearner):
+    """The same with small crops after the large ones in batch["views"]."""
+
+    def build_views(self) -> ViewPipeline:
+        config, patch = self.config, getattr(self.encoder, "patch", 1)
+        size = config.local_size or max(1, round(self.size * 3 / 7 / patch)) * patch
+        if config.local_crops:
+            need_size(self.encoder, config.encoder, size)
+        return ViewPipeline(self.size, self.crops, config.recipe, config.local_crops, size)
+
+    def project(self, views: list[Tensor]) -> list[Tensor]:
+        """Projections of the views, each [B, projection]; one pass through the network for each size."""
+        found: list[Tensor] = []
+        for _, alike in itertools.groupby(views, key=lambda view: view.shape[-1]):
+            found += super().project(list(alike))
         return found
 
 

@@ -9,7 +9,7 @@ colour operations is drawn for every view of a batch, not for every image, so th
 
 Crops are one `grid_sample`, blurs two small matrix products an image (rows, then columns); a group is small enough to
 stay in a core's cache. Why these operations are here and not a library's: on 2 CPU threads
-kornia 0.9 takes 2.2 to 3.7 times as long for the same views, torchvision's v2 transforms image by image 7 to 16 times
+kornia 0.9 takes 2.5 to 3.1 times as long for the same views, torchvision's v2 transforms image by image 6 to 21 times
 (benchmarks/views.py, results/bench/views.json: 256 images of 32 and 64 pixels, with and without blur).
 """
 
@@ -251,6 +251,7 @@ class Recipe:
 
 _SIMCLR = Recipe(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5)
 _MOCO = Recipe(scale=(0.2, 1.0), jitter=0.8, grey=0.2, blur=0.5)
+_SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
 # The views of a recipe in turn: the first view, the second, the first again; the last is that of local crops.
 RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
@@ -263,6 +264,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             [Recipe(jitter=0.8, grey=0.2)],
             Recipe(scale=(0.05, 0.14), jitter=0.8, grey=0.2),
         ),
+        # Khosla et al. 2020, its published code for CIFAR.
+        ("supcon", [_SUPCON], replace(_SUPCON, scale=(0.05, 0.2))),
         # He et al. 2020; Chen et al. 2020, also SimSiam's.
         ("moco-v1", [Recipe(scale=(0.2, 1.0), jitter=1.0, hue=0.4, grey=0.2)], Recipe(scale=(0.05, 0.2), jitter=1.0)),
         ("moco-v2", [_MOCO], replace(_MOCO, scale=(0.05, 0.2))),
@@ -281,6 +284,15 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
                 replace(_BYOL, scale=(0.4, 1.0), blur=0.1, solarise=0.2),
             ],
             replace(_BYOL, scale=(0.05, 0.4), blur=0.5),
+        ),
+        # The latter for small pictures: colours as in simclr-cifar, no blur.
+        (
+            "dino-cifar",
+            [
+                Recipe(scale=(0.4, 1.0), jitter=0.8, grey=0.2),
+                Recipe(scale=(0.4, 1.0), jitter=0.8, grey=0.2, solarise=0.2),
+            ],
+            Recipe(scale=(0.05, 0.4), jitter=0.8, grey=0.2),
         ),
         # He et al. 2022.
         ("mae", [Recipe(scale=(0.2, 1.0))], Recipe(scale=(0.05, 0.2))),

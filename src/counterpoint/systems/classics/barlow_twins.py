@@ -3,19 +3,26 @@
 Zbontar, Jing, Misra, LeCun, Deny: "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021, arXiv
 2103.03230.
 
-The loss (Eqs. 1 and 2), standardised over the batch of all processes.
+The loss (Eqs. 1 and 2), standardised over the batch of all processes. Each view passes the network by itself. Left out:
+batch normalisation over all processes inside the network (each normalises over its own share).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.alignment import off_diagonal_squares
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.contrast import wide
 from counterpoint.core.distributed import gather_rows
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
 def _standardised(z: Tensor, eps: float) -> Tensor:
@@ -47,3 +54,49 @@ def barlow(
     n = len(a)
     diagonal = (a * b).sum(0) / n
     return (1 - diagonal).square().sum() + lambda_ / n**2 * off_diagonal_squares(a, b)
+
+
+@dataclass
+class BarlowTwinsConfig(ViewsConfig):
+    """Settings of Barlow Twins. Defaults are the paper's for ImageNet (Sec. 2.2)."""
+
+    epochs: int = 1000
+    batch_size: int = 2048
+    recipe: str = "byol"
+    optimizer: str = "lars"
+    lr: float = 0.2
+    bias_lr: float | None = 0.0048
+    weight_decay: float = 1.5e-6
+    warmup_epochs: int = 10
+    hidden: int = 8192
+    """Width of the projector's two hidden layers."""
+    projection: int = 8192
+    """Width of the embeddings that are correlated."""
+    redundancy: float = 0.0051
+    """Weight of redundancy reduction, lambda."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.redundancy < 0:
+            raise CounterpointError(f"redundancy must not be negative, got {self.redundancy}")
+
+
+class BarlowTwins(ViewsLearner):
+    """The cross-correlation of two views' embeddings is made the identity."""
+
+    def build_projector(self, dim: int) -> nn.Module:
+        return mlp(dim, self.config.hidden, self.config.hidden, self.config.projection)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z1, z2 = (self.network(view) for view in batch["views"])
+        return {"loss": barlow(z1, z2, self.config.redundancy)}
+
+
+SYSTEM = System(
+    slug="barlow-twins",
+    task="views",
+    config=BarlowTwinsConfig,
+    learner=BarlowTwins,
+    data="cifar10",
+    recipe=LAPTOP | {"epochs": 20, "projection": 512, "bias_lr": None},
+)

@@ -3,22 +3,30 @@
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski, Joulin: "Emerging Properties in Self-Supervised Vision Transformers", ICCV
 2021, arXiv 2104.14294.
 
-The loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean is taken over all processes.
+The loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean is taken over all processes. What is kept and measured
+is the teacher, as in the paper. Temperature of the teacher and weight decay change from epoch to epoch (the authors' weight
+decay from step to step), and gradients are clipped by their norm over all parameters (in the authors' code each parameter's
+by its own). Left out: stochastic depth, and a learning rate that ends at 1e-6 (here at 0).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import wide
+from counterpoint.core.contrast import EPS, wide
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.teacher import EMATeacher, cosine_momentum
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
 
 
 class DINOOutput(NamedTuple):
@@ -67,3 +75,139 @@ def dino(
     rows = gather_rows(torch.tensor([raw.shape[1]], device=raw.device)).sum()
     mean = gather_rows(raw.mean(0).sum(0, keepdim=True)).sum(0) / rows
     return DINOOutput(loss, center.detach().lerp(mean.to(center.dtype), 1 - center_momentum))
+
+
+@dataclass
+class DINOConfig(MultiCropConfig):
+    """Settings of DINO. Defaults are the paper's for ViT-S/16 on ImageNet (Sec. 3.2 and Appendix C)."""
+
+    epochs: int = 300
+    batch_size: int = 1024
+    encoder: str = "timm:vit_small_patch16_224"
+    recipe: str = "dino"
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    weight_decay: float = 0.04
+    final_weight_decay: float | None = 0.4
+    warmup_epochs: int = 10
+    clip_norm: float | None = 3.0
+    hidden: int = 2048
+    """Width of the head's two hidden layers."""
+    bottleneck: int = 256
+    """Width of the head's third layer, which is normalised."""
+    projection: int = 65536
+    """Outcomes of the distributions that are compared."""
+    student_temperature: float = 0.1
+    """Temperature of the student."""
+    teacher_temperature: float = 0.07
+    """Temperature of the teacher after its warm-up."""
+    teacher_temperature_start: float = 0.04
+    """Temperature of the teacher in the first epoch."""
+    teacher_warmup: int = 30
+    """Epochs in which the teacher's temperature rises linearly."""
+    center_momentum: float = 0.9
+    """How much of the centre stays at each step."""
+    momentum_teacher: float = 0.996
+    """How much of the teacher stays at the first step; this rises to 1 on half a cosine."""
+    freeze_epochs: int = 1
+    """Epochs in the beginning in which the head's last layer stays as it is."""
+
+    counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "bottleneck")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            if not getattr(self, name) > 0:
+                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("center_momentum", "momentum_teacher"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if min(self.teacher_warmup, self.freeze_epochs) < 0:
+            raise CounterpointError("teacher_warmup and freeze_epochs must not be negative")
+
+
+class DINOHead(nn.Module):
+    """Three layers with GELU, the last a bottleneck whose output is normalised, and a linear layer of unit rows.
+
+    The rows are the authors' weight normalisation with its gain fixed to 1.
+    """
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, outcomes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last = nn.Linear(bottleneck, outcomes, bias=False)
+
+    def forward(self, features: Float[Tensor, "n dim"]) -> Float[Tensor, "n outcomes"]:
+        unit = F.normalize(self.mlp(features), dim=1, eps=EPS)
+        return F.linear(unit, F.normalize(self.last.weight, dim=1, eps=EPS))
+
+
+class DINO(MultiCropLearner):
+    """A student on all crops, a teacher on the large ones that is its moving average."""
+
+    center: Tensor
+    projector: DINOHead
+
+    def __init__(self, config: DINOConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.teacher = EMATeacher(self.network)
+        self.register_buffer("center", torch.zeros(config.projection))
+
+    def build_projector(self, dim: int) -> DINOHead:
+        return DINOHead(dim, self.config.hidden, self.config.bottleneck, self.config.projection)
+
+    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
+        encoder, _ = cast(nn.Sequential, self.teacher.module)
+        return encoder(images)
+
+    def teacher_temperature(self) -> float:
+        """The teacher's temperature in this epoch."""
+        config = self.config
+        share = min(1.0, self.position.epoch / max(1, config.teacher_warmup - 1)) if config.teacher_warmup else 1.0
+        start = config.teacher_temperature_start
+        return start + (config.teacher_temperature - start) * share
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config, views = self.config, batch["views"]
+        teacher = self.teacher(torch.cat(views[: self.crops])).unflatten(0, (self.crops, -1))
+        student = torch.stack(self.project(views))
+        temperatures = config.student_temperature, self.teacher_temperature()
+        out = dino(student, teacher, self.center, *temperatures, config.center_momentum)
+        self.center.copy_(out.center_after)
+        return {"loss": out.loss}
+
+    def before_step(self) -> None:
+        if self.position.epoch < self.config.freeze_epochs:
+            self.projector.last.weight.grad = None
+
+    def end_step(self) -> None:
+        momentum = cosine_momentum(self.position.step, self.total_steps, self.config.momentum_teacher)
+        self.teacher.update(self.network, momentum)
+
+
+SYSTEM = System(
+    slug="dino",
+    task="views",
+    config=DINOConfig,
+    learner=DINO,
+    data="cifar10",
+    # As the authors' recipe for convolutional networks: SGD, the weight decay constant, no warm-up of the temperature.
+    recipe=LAPTOP
+    | {
+        "epochs": 12,
+        "recipe": "dino-cifar",
+        "local_crops": 4,
+        "final_weight_decay": None,
+        "bottleneck": 128,
+        "projection": 2048,
+        "teacher_temperature": 0.04,
+        "teacher_warmup": 0,
+        "momentum_teacher": 0.99,
+    },
+)

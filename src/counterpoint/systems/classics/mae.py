@@ -2,20 +2,28 @@
 
 He, Chen, Xie, Li, Dollar, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377.
 
-Patches, random masking and the loss (Sec. 3), in the order of the authors' code: inside a patch row, column, channel.
+Patches, random masking and the loss (Sec. 3), in the order of the authors' code: inside a patch row, column, channel. The
+encoder sees the visible patches alone; its positions, and the decoder's, are fixed sines and cosines. What is measured is
+the mean of the whole image's patch tokens (the authors' code offers that and the class token).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
 from counterpoint.core.contrast import wide
 from counterpoint.core.distributed import global_mean
+from counterpoint.encoders.images import VisionTokens
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.images import ImagesConfig
+from counterpoint.tasks.views import ViewsLearner
 
 
 def patchify(images: Float[Tensor, "n channels height width"], patch: int) -> Float[Tensor, "n patches values"]:
@@ -62,6 +70,22 @@ def unpatchify(
     return squares.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
+class Masking(NamedTuple):
+    """Which tokens stay."""
+
+    keep: Int[Tensor, "n kept"]  # their places, in the order of their noise
+    mask: Float[Tensor, "n tokens"]  # 1 where a token is removed
+    ids_restore: Int[Tensor, "n tokens"]  # where each token stands among the kept, then the removed
+
+
+def masking(noise: Float[Tensor, "n tokens"], mask_ratio: float) -> Masking:
+    """Keep the int(tokens * (1 - mask_ratio)) tokens of the lowest noise; see `random_masking`."""
+    kept = int(noise.shape[1] * (1 - mask_ratio))
+    order = noise.argsort(dim=1, stable=True)
+    mask = noise.new_ones(noise.shape).scatter_(1, order[:, :kept], 0.0)
+    return Masking(order[:, :kept], mask, order.argsort(dim=1))
+
+
 class Masked(NamedTuple):
     """Tokens that are left, and where they were."""
 
@@ -92,11 +116,8 @@ def random_masking(
         raise ValueError(f"mask_ratio must lie in 0..1, 1 not included, got {mask_ratio}")
     if bool(noise.isnan().any()):
         raise ValueError("noise holds NaN, which has no place in an order")
-    kept = int(noise.shape[1] * (1 - mask_ratio))
-    order = noise.argsort(dim=1, stable=True)
-    mask = noise.new_ones(noise.shape).scatter_(1, order[:, :kept], 0.0)
-    visible = tokens.gather(1, order[:, :kept, None].expand(-1, -1, tokens.shape[2]))
-    return Masked(visible, mask, order.argsort(dim=1))
+    keep, mask, ids_restore = masking(noise, mask_ratio)
+    return Masked(tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2])), mask, ids_restore)
 
 
 class MAEOutput(NamedTuple):
@@ -162,3 +183,136 @@ def mae(
     masked = random_masking(tokens, noise, mask_ratio)
     loss = reconstruction(images, prediction, masked.mask, patch, norm_pix)
     return MAEOutput(loss, masked.mask, masked.ids_restore, masked.visible)
+
+
+@dataclass
+class MAEConfig(ImagesConfig):
+    """Settings of MAE. Defaults are the paper's for ViT-L/16 on ImageNet (Sec. 4 and Appendix A.1)."""
+
+    epochs: int = 800
+    batch_size: int = 4096
+    encoder: str = "timm:vit_large_patch16_224"
+    """The network that is trained and kept, a vision transformer: vit-s, timm:vit_..."""
+    recipe: str = "mae"
+    optimizer: str = "adamw"
+    lr: float = 1.5e-4
+    weight_decay: float = 0.05
+    beta2: float | None = 0.95
+    warmup_epochs: int = 40
+    mask_ratio: float = 0.75
+    """Share of the patches that are hidden."""
+    norm_pix: bool = True
+    """Whether a patch's target is standardised by its own mean and variance."""
+    decoder_width: int = 512
+    """Width of the decoder, a multiple of 4 and of decoder_heads."""
+    decoder_depth: int = 8
+    """Transformer blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+
+    counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "decoder_width", "decoder_depth", "decoder_heads")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise CounterpointError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+            raise CounterpointError(
+                f"decoder_width must be a multiple of 4 and of decoder_heads ({self.decoder_heads}), got "
+                f"{self.decoder_width}"
+            )
+
+
+def positions(dim: int, grid: tuple[int, int], prefix: int) -> Float[Tensor, "1 tokens dim"]:
+    """Fixed sines and cosines of each patch's row and column; zeros for the `prefix` tokens before the patches."""
+    from timm.layers import build_sincos2d_pos_embed
+
+    return torch.cat([torch.zeros(prefix, dim), build_sincos2d_pos_embed(list(grid), dim)])[None]
+
+
+class Decoder(nn.Module):
+    """From the encoded visible patches to the pixels of all: blocks over them and a mask token in every hidden place."""
+
+    positions: Tensor
+
+    def __init__(self, config: MAEConfig, encoder: VisionTokens) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        width, self.prefix = config.decoder_width, encoder.prefix
+        self.embed = nn.Linear(encoder.dim, width)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.register_buffer("positions", positions(width, encoder.grid, encoder.prefix))
+        blocks = (Block(width, config.decoder_heads, qkv_bias=True) for _ in range(config.decoder_depth))
+        self.blocks = nn.Sequential(*blocks, nn.LayerNorm(width))
+        self.predict = nn.Linear(width, encoder.patch**2 * 3)
+
+    def forward(
+        self, tokens: Float[Tensor, "n visible dim"], ids_restore: Int[Tensor, "n tokens"]
+    ) -> Float[Tensor, "n tokens values"]:
+        x = self.embed(tokens)
+        before, visible = x[:, : self.prefix], x[:, self.prefix :]
+        hidden = self.mask_token.expand(len(x), ids_restore.shape[1] - visible.shape[1], -1)
+        places = ids_restore[..., None].expand(-1, -1, x.shape[2])
+        patches = torch.cat([visible, hidden], dim=1).gather(1, places)
+        x = self.blocks(torch.cat([before, patches], dim=1) + self.positions)
+        return self.predict(x[:, self.prefix :])
+
+
+class MAE(ViewsLearner):
+    """Encodes a quarter of the patches and reconstructs the others."""
+
+    crops = 1
+    encoder: VisionTokens
+
+    def build_projector(self, dim: int) -> Decoder:
+        encoder: Any = self.encoder
+        if not isinstance(encoder, VisionTokens):
+            raise CounterpointError(
+                f"MAE hides patches, so its encoder is a vision transformer (vit-s, timm:vit_...), not {self.config.encoder}"
+            )
+        patches = encoder.grid[0] * encoder.grid[1]
+        if not 0 < int(patches * (1 - self.config.mask_ratio)) < patches:
+            raise CounterpointError(
+                f"mask_ratio {self.config.mask_ratio} leaves all or none of an image's {patches} patches"
+            )
+        if not self.config.pretrained:
+            place = encoder.model.pos_embed.requires_grad_(False)
+            place.copy_(positions(dim, encoder.grid, encoder.prefix))
+        return Decoder(self.config, encoder)
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        batch = super().prepare(batch, generator)
+        total, mine = self.share(len(batch["image"]))
+        down, across = self.encoder.grid
+        noise = torch.rand(total, down * across, generator=generator)[mine]
+        return batch | {"noise": noise.to(batch["image"].device)}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        (images,) = batch["views"]
+        keep, mask, ids_restore = masking(batch["noise"], self.config.mask_ratio)
+        prediction = self.projector(self.encoder.tokens(images, keep), ids_restore)
+        return {"loss": reconstruction(images, prediction, mask, self.encoder.patch, self.config.norm_pix)}
+
+    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
+        return self.encoder.tokens(images)[:, self.encoder.prefix :].mean(1)
+
+
+SYSTEM = System(
+    slug="mae",
+    task="views",
+    config=MAEConfig,
+    learner=MAE,
+    data="cifar10",
+    recipe={
+        "epochs": 14,
+        "batch_size": 256,
+        "encoder": "vit-s",
+        "lr": 1e-3,
+        "warmup_epochs": 2,
+        "evaluate_every": 7,
+        "decoder_width": 96,
+        "decoder_depth": 2,
+        "decoder_heads": 3,
+    },
+)

@@ -100,7 +100,7 @@ class MoCo(ViewsLearner):
 
     def __init__(self, config: MoCoConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.teacher = EMATeacher(nn.Sequential(self.encoder, self.projector))
+        self.teacher = EMATeacher(self.network)
         self.queue = Queue(config.queue, config.projection, seed=seed)
 
     def build_projector(self, dim: int) -> nn.Module:
@@ -109,7 +109,7 @@ class MoCo(ViewsLearner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         one, two = batch["views"]
         # The key network moves before it is asked, as in the authors' code.
-        self.teacher.update(nn.Sequential(self.encoder, self.projector), self.config.momentum_teacher)
+        self.teacher.update(self.network, self.config.momentum_teacher)
         key = self.teacher(two)
         (query,) = self.project([one])
         loss = moco(query, key, self.queue.read(), self.config.temperature).loss

@@ -4,17 +4,26 @@ Khosla et al.: "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362
 
 The form with the mean over positives outside the logarithm (L_out, Eq. 2). Positives come as class sums, so no n x n mask
 is made. `supcon_single_view` is the form metric-learning libraries use: one vector an example, normalised inside.
+
+The paper's second stage, a linear classifier on the frozen encoder, is the task's linear probe at the end of a run.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.contrast import EPS, Diagonal, class_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.images import ImageLearner
+from counterpoint.tasks.labelled import LAPTOP, EmbeddingConfig
 
 
 def _per_anchor(x: Tensor, labels: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
@@ -78,3 +87,60 @@ def supcon_single_view(
     losses, _ = _per_anchor(x, labels, ring)
     counted = (losses > 0).to(losses.dtype)
     return global_mean(losses) / global_mean(counted).clamp(min=torch.finfo(losses.dtype).tiny).detach()
+
+
+@dataclass
+class SupConConfig(EmbeddingConfig):
+    """Settings of SupCon. Defaults are those of the published code for CIFAR (Sec. 4.2 has the larger ones of ImageNet)."""
+
+    epochs: int = 1000
+    batch_size: int = 1024
+    recipe: str = "supcon"
+    lr: float = 0.125
+    """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
+    warmup_epochs: int = 10
+    temperature: float = 0.1
+    """Temperature of the loss."""
+    base_temperature: float = 0.07
+    """The loss is scaled with temperature / base_temperature."""
+    all_views: bool = True
+    """Whether both views of an image are anchors, or the first alone."""
+    ring: bool = False
+    """Across processes, pass keys round instead of gathering them: no process holds all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.temperature > 0 and self.base_temperature > 0):
+            raise CounterpointError(
+                f"temperature and base_temperature must be > 0, got {self.temperature} and {self.base_temperature}"
+            )
+
+
+class SupCon(ImageLearner):
+    """Contrast of two views, with the class's as positives."""
+
+    crops: ClassVar[int] = 2
+
+    def __init__(self, config: SupConConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        # As the published code has it: one hidden layer without batch normalisation.
+        self.projector = nn.Sequential(
+            nn.Linear(self.encoder.dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.projection)
+        )
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config, views = self.config, batch["views"]
+        projected = F.normalize(self.projector(self.encoder(torch.cat(views))), dim=1, eps=EPS)
+        features = torch.stack(projected.chunk(len(views)), dim=1)
+        temperatures = config.temperature, config.base_temperature
+        return {"loss": supcon(features, batch["label"], *temperatures, config.all_views, ring=config.ring)}
+
+
+SYSTEM = System(
+    slug="supcon",
+    task="labelled",
+    config=SupConConfig,
+    learner=SupCon,
+    data="cifar10",
+    recipe=LAPTOP | {"batch_size": 256, "hidden": 512, "epochs": 25},
+)

@@ -3,64 +3,32 @@
 Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: "Unsupervised Learning of Visual Features by Contrasting Cluster
 Assignments", NeurIPS 2020, arXiv 2006.09882.
 
-The loss with multi-crop (Eqs. 2 and 6) and the assignments by Sinkhorn's algorithm (Eqs. 3 to 5), over the batch of all
-processes and, optionally, a queue of earlier scores. Scores are the dot products of normalised projections and prototypes.
+The loss with multi-crop (Eqs. 2 and 6) on assignments by Sinkhorn's algorithm (Eqs. 3 to 5, `core.assignment`), over the
+batch of all processes and, optionally, a queue of earlier scores. Scores are the dot products of normalised projections and
+prototypes. The learner's queue keeps projections and scores them with the present prototypes; it takes part once it holds
+nothing but projections. Left out: batch normalisation over all processes (each normalises over its own share).
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
+from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.contrast import wide
+from counterpoint.core.contrast import EPS, wide
 from counterpoint.core.distributed import gather_rows, place
-
-
-@torch.no_grad()
-def sinkhorn(
-    scores: Float[Tensor, "*crops n prototypes"], epsilon: float = 0.05, iterations: int = 3
-) -> Float[Tensor, "*crops n prototypes"]:
-    r"""Codes: a row of exp(scores / epsilon) for each sample, scaled so that the prototypes share the samples evenly (Eq. 5).
-
-    Prototypes, then samples, are brought to equal sums, `iterations` times; so rows sum to 1 and columns nearly to
-    n / prototypes. No gradient.
-
-    Args:
-        scores: similarity of each sample with each prototype; each crop on its own.
-        epsilon: > 0, the smaller the closer to a hard assignment.
-        iterations: >= 1.
-
-    Nothing overflows, whatever the scores: where their spread over epsilon exceeds what the exponential can hold, the
-    scaling is done on logarithms. Raises ValueError for empty scores, an epsilon or a number of iterations out of range.
-
-    >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    tensor([[0.5000, 0.5000],
-            [0.5000, 0.5000]])
-    """
-    need_positive(epsilon=epsilon, iterations=iterations)
-    if scores.ndim < 2 or not scores.numel():
-        raise ValueError(f"scores must be [..., n, prototypes] and not empty, got {list(scores.shape)}")
-    # The prototypes are scaled first: whatever factor one of them had on all its scores is gone after that.
-    logs = wide(scores).contiguous() / epsilon
-    logs = logs - logs.amax(-2, keepdim=True)
-    if bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny)):
-        for q in logs.exp_().view(-1, *logs.shape[-2:]):
-            per_sample = q.new_ones(len(q))
-            for _ in range(iterations):  # only the two scalings change: products with vectors, q stays as it is
-                per_prototype = q.T.mv(per_sample).reciprocal_()
-                per_sample = q.mv(per_prototype).reciprocal_()
-            q.mul_(per_prototype).mul_(per_sample[:, None])
-        return logs
-    for _ in range(iterations):
-        logs = logs - logs.logsumexp(-2, keepdim=True)
-        logs = logs - logs.logsumexp(-1, keepdim=True)
-    return logs.exp_()
+from counterpoint.core.memory import Queue
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
 
 
 class SwAVOutput(NamedTuple):
@@ -111,3 +79,90 @@ def swav(
     codes = codes[:, here.offset : here.offset + here.rows]
     loss = swapped_entropy(codes, *(wide(crops) / temperature for crops in (high, small)))
     return SwAVOutput(loss, codes[0])
+
+
+@dataclass
+class SwAVConfig(MultiCropConfig):
+    """Settings of SwAV. Defaults are the paper's for ImageNet with large batches (Sec. 4 and Appendix A)."""
+
+    epochs: int = 800
+    batch_size: int = 4096
+    recipe: str = "swav"
+    optimizer: str = "lars"
+    lr: float = 0.3
+    weight_decay: float = 1e-6
+    warmup_epochs: int = 10
+    local_crops: int = 6
+    prototypes: int = 3000
+    """Clusters that a batch is spread over."""
+    temperature: float = 0.1
+    """Temperature of the prediction."""
+    epsilon: float = 0.05
+    """How soft codes are."""
+    iterations: int = 3
+    """Of Sinkhorn's algorithm."""
+    freeze_epochs: int = 1
+    """Epochs in the beginning in which prototypes stay as they are."""
+    queue: int = 0
+    """Earlier projections of each large crop that take part in the assignment; the paper's with batches of 256 is 3840."""
+    queue_from: int = 15
+    """The first epoch in which they do."""
+
+    counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "prototypes", "iterations")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("temperature", "epsilon"):
+            if not getattr(self, name) > 0:
+                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+        if min(self.freeze_epochs, self.queue, self.queue_from) < 0:
+            raise CounterpointError("freeze_epochs, queue and queue_from must not be negative")
+
+
+class SwAV(MultiCropLearner):
+    """Crops of one image are assigned to prototypes, evenly over the batch; each predicts what another was assigned to."""
+
+    def __init__(self, config: SwAVConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.prototypes = nn.Linear(config.projection, config.prototypes, bias=False)
+        queues = range(self.crops if config.queue else 0)
+        self.queues: Sequence[Queue] = nn.ModuleList(  # type: ignore[assignment]
+            Queue(config.queue, config.projection, seed=seed + crop) for crop in queues
+        )
+        self.end_step()  # makes the prototypes unit vectors
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config = self.config
+        z = F.normalize(torch.stack(self.project(batch["views"])), dim=2, eps=EPS)
+        scores = self.prototypes(z)
+        high, low = scores[: self.crops], scores[self.crops :]
+        loss = swav(high, low, config.temperature, config.epsilon, config.iterations, queue=self.stored()).loss
+        for queue, crop in zip(self.queues, z, strict=False):
+            queue.write(crop)
+        return {"loss": loss}
+
+    def stored(self) -> Tensor | None:
+        """Scores of earlier samples, [crops, queue, prototypes]; None as long as they take no part."""
+        written = self.position.step * self.config.batch_size
+        if not self.queues or self.position.epoch < self.config.queue_from or written < self.config.queue:
+            return None
+        with torch.no_grad():
+            return torch.stack([self.prototypes(queue.read()) for queue in self.queues])
+
+    def before_step(self) -> None:
+        if self.position.epoch < self.config.freeze_epochs:
+            self.prototypes.weight.grad = None
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1, eps=EPS))
+
+
+SYSTEM = System(
+    slug="swav",
+    task="views",
+    config=SwAVConfig,
+    learner=SwAV,
+    data="cifar10",
+    recipe=LAPTOP | {"epochs": 20, "local_crops": 2, "prototypes": 512, "queue": 1024, "queue_from": 5},
+)

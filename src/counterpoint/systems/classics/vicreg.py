@@ -4,19 +4,26 @@ Bardes, Ponce, LeCun: "VICReg: Variance-Invariance-Covariance Regularization for
 2105.04906.
 
 The loss (Eqs. 1 to 6) over the batch of all processes. As in the authors' code, the invariance term is a mean over
-dimensions too (Eq. 5 sums over them) and the variance terms of the two views are averaged.
+dimensions too (Eq. 5 sums over them) and the variance terms of the two views are averaged. Each view passes the network by
+itself. Left out: batch normalisation over all processes inside the network (each normalises over its own share).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.alignment import off_diagonal_squares
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.contrast import wide
 from counterpoint.core.distributed import gather_rows
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
 def _variance_and_covariance(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -58,3 +65,53 @@ def vicreg(
         raise ValueError("z1 and z2 must have two rows at least: one embedding has no variance")
     (v1, c1), (v2, c2) = _variance_and_covariance(z1, eps), _variance_and_covariance(z2, eps)
     return sim * F.mse_loss(z1, z2) + std * (v1 + v2) / 2 + cov * (c1 + c2)
+
+
+@dataclass
+class VICRegConfig(ViewsConfig):
+    """Settings of VICReg. Defaults are the paper's for ImageNet (Sec. 4.2 and Appendix C)."""
+
+    epochs: int = 1000
+    batch_size: int = 2048
+    recipe: str = "byol"
+    optimizer: str = "lars"
+    lr: float = 0.2
+    weight_decay: float = 1e-6
+    warmup_epochs: int = 10
+    hidden: int = 8192
+    """Width of the expander's two hidden layers."""
+    projection: int = 8192
+    """Width of the embeddings that are compared."""
+    invariance: float = 25.0
+    """Weight of the distance between views, lambda."""
+    variance: float = 25.0
+    """Weight of the variance term, mu."""
+    covariance: float = 1.0
+    """Weight of the covariance term, nu."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.invariance, self.variance, self.covariance) < 0:
+            raise CounterpointError("the weights invariance, variance and covariance must not be negative")
+
+
+class VICReg(ViewsLearner):
+    """Two views' embeddings agree, vary and do not repeat themselves."""
+
+    def build_projector(self, dim: int) -> nn.Module:
+        return mlp(dim, self.config.hidden, self.config.hidden, self.config.projection)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z1, z2 = (self.network(view) for view in batch["views"])
+        config = self.config
+        return {"loss": vicreg(z1, z2, config.invariance, config.variance, config.covariance)}
+
+
+SYSTEM = System(
+    slug="vicreg",
+    task="views",
+    config=VICRegConfig,
+    learner=VICReg,
+    data="cifar10",
+    recipe=LAPTOP | {"epochs": 20, "projection": 512},
+)

@@ -1,0 +1,75 @@
+"""Even assignments by Sinkhorn's algorithm: of samples to prototypes, of one modality's rows to another's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.core.checks import need_positive
+from counterpoint.core.contrast import pair_logsumexp, scaled, wide, with_bias
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Float[Tensor, "*crops n prototypes"], eps: float = 0.05, iters: int = 3
+) -> Float[Tensor, "*crops n prototypes"]:
+    r"""Codes: a row of exp(scores / eps) for each sample, scaled so that the prototypes share the samples evenly.
+
+    Prototypes, then samples, are brought to equal sums, `iters` times; so rows sum to 1 and columns nearly to
+    n / prototypes. No gradient. Source: SwAV (arXiv 2006.09882, Eq. 5), SwALIP (arXiv 2305.08675).
+
+    Args:
+        scores: similarity of each sample with each prototype; each crop on its own.
+        eps: > 0, the smaller the closer to a hard assignment.
+        iters: >= 1.
+
+    Nothing overflows, whatever the scores: where their spread over eps exceeds what the exponential can hold, the
+    scaling is done on logarithms. Raises ValueError for empty scores, an eps or a number of iterations out of range.
+
+    >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    """
+    need_positive(eps=eps, iters=iters)
+    if scores.ndim < 2 or not scores.numel():
+        raise ValueError(f"scores must be [..., n, prototypes] and not empty, got {list(scores.shape)}")
+    # The prototypes are scaled first: whatever factor one of them had on all its scores is gone after that.
+    logs = wide(scores).contiguous() / eps
+    logs = logs - logs.amax(-2, keepdim=True)
+    if bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny)):
+        for q in logs.exp_().view(-1, *logs.shape[-2:]):
+            per_sample = q.new_ones(len(q))
+            for _ in range(iters):  # only the two scalings change: products with vectors, q stays as it is
+                per_prototype = q.T.mv(per_sample).reciprocal_()
+                per_sample = q.mv(per_prototype).reciprocal_()
+            q.mul_(per_prototype).mul_(per_sample[:, None])
+        return logs
+    for _ in range(iters):
+        logs = logs - logs.logsumexp(-2, keepdim=True)
+        logs = logs - logs.logsumexp(-1, keepdim=True)
+    return logs.exp_()
+
+
+@torch.no_grad()
+def sinkhorn_bias(
+    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], eps: float = 0.05, iters: int = 3
+) -> Float[Tensor, " columns"]:
+    r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`, without that matrix.
+
+    Rows of the codes sum to 1, so their own scaling is the softmax's. With the bias as one more column of the operands
+    (`with_bias`) the codes are the teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
+
+    >>> sinkhorn_bias(torch.eye(2), torch.eye(2)).softmax(0)
+    tensor([0.5000, 0.5000])
+    """
+    need_positive(eps=eps, iters=iters)
+    query, key = scaled(query, eps), wide(key)
+    row = query.new_zeros(len(query))
+    for turn in range(iters):
+        column = -pair_logsumexp(*with_bias(key, query, column=row)).rows
+        if turn + 1 < iters:
+            row = -pair_logsumexp(*with_bias(query, key, column=column)).rows
+    return column

@@ -1,0 +1,143 @@
+"""How far apart two modalities lie in a shared space, and how evenly each fills it: measures, two of them also losses.
+
+The terms of Wang and Isola (arXiv 2005.10242) within and across modalities, and what the paper on the contrastive gap
+(Fahim et al., arXiv 2405.18570) measures the gap by. `uniformity` and `cross_uniformity` are tensors with gradients, over
+the batch of all processes; the others are figures of plain arrays, numpy's or torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from counterpoint.core.checks import need_alike
+from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, scaled, wide
+from counterpoint.core.distributed import batch_logsumexp, global_logsumexp, place
+
+
+def _log_mean(rows: Tensor, pairs: int, t: float) -> Tensor:
+    """log of the mean over pairs of exp(-t |a - b|^2), from each row's log-sum-exp of 2 t a.b."""
+    # -t |a - b|^2 = 2 t a.b - 2 t for unit vectors: no distance, whose gradient at zero is NaN, is ever taken.
+    own = rows.logsumexp(0) if len(rows) else rows.sum() - math.inf
+    return global_logsumexp(own) - 2 * t - math.log(pairs)
+
+
+def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""]:
+    """log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length (normalised here).
+
+    0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. A row of zeros counts as
+    orthogonal to all others. One row has no pair: 0. Raises ValueError for an empty batch. Source: Wang and Isola 2020.
+
+    >>> uniformity(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    tensor(-4.)
+    """
+    need_alike("n dim", x=x)
+    total = place(len(x), x.device).total
+    u = F.normalize(wide(x), dim=1, eps=EPS)
+    if total < 2:
+        return u.sum() * 0
+    return _log_mean(batch_logsumexp(scaled(u, 1 / math.sqrt(2 * t)), exclude=Diagonal()).rows, total * (total - 1), t)
+
+
+def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""]:
+    """log mean over i != j of exp(-t |x~_i - y~_j|^2): all pairings of rows that do not belong together.
+
+    Rows are normalised here. One row: 0. Raises ValueError for shapes that differ and for an empty batch.
+    Source: Fahim et al., arXiv 2405.18570 (L_XUniform).
+
+    >>> cross_uniformity(torch.eye(2), torch.eye(2))
+    tensor(-4.)
+    """
+    need_alike("n dim", x=x, y=y)
+    total = place(len(x), x.device).total
+    u, v = (F.normalize(wide(z), dim=1, eps=EPS) for z in (x, y))
+    if total < 2:
+        return (u.sum() + v.sum()) * 0
+    return _log_mean(batch_logsumexp(scaled(u, 1 / (2 * t)), v, exclude=Diagonal()).rows, total * (total - 1), t)
+
+
+# ------------------------------------------------------------------------------------------------- figures of plain arrays
+
+
+def _unit(name: str, x: Any) -> Tensor:
+    rows = torch.as_tensor(x).detach().double()
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"{name} must be [n, dim] with rows, got {list(rows.shape)}")
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError(f"{name} holds NaN or infinite values")
+    return F.normalize(rows, dim=1, eps=EPS)
+
+
+def _pairs(u: Any, v: Any) -> tuple[Tensor, Tensor]:
+    u, v = _unit("u", u), _unit("v", v)
+    need_alike("n dim", u=u, v=v)
+    if len(u) < 2:
+        raise ValueError("u and v must hold at least 2 pairs: what lies apart cannot be told from one")
+    return u, v
+
+
+def linear_separability(u: Any, v: Any, *, seed: int = 0) -> float:
+    """Accuracy of logistic regression that tells rows of u from rows of v: fitted on 80 % of the pairs, tried on the rest.
+
+    1: a plane separates the modalities; 0.5: there is no gap. Rows are normalised here; `seed` draws the split. The
+    regression is scikit-learn's with its defaults, as in the paper. Raises ValueError for less than two pairs, for shapes
+    that differ and for NaN.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    u, v = _pairs(u, v)
+    order = np.random.default_rng(seed).permutation(len(u))
+    parts = np.split(order, [max(1, int(0.8 * len(u)))])
+    (fit, fit_label), (held, held_label) = (
+        (torch.cat([u[part], v[part]]).numpy(), np.repeat([0, 1], len(part))) for part in parts
+    )
+    return float(LogisticRegression(max_iter=1000).fit(fit, fit_label).score(held, held_label))
+
+
+def explained_variance_ratios(x: Any) -> NDArray[np.float64]:
+    """Shares of the variance along the principal axes of the normalised rows, largest first; zeros when all are equal."""
+    rows = _unit("x", x)
+    energy = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    return np.asarray((energy / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)).numpy())
+
+
+def _spread(u: Tensor, v: Tensor | None = None) -> float:
+    """`uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process measures the whole set."""
+    rows = pair_logsumexp(4.0 * u, u if v is None else v, exclude=Diagonal()).rows
+    return float(rows.logsumexp(0)) - 4 - math.log(len(u) * (len(u) - 1))
+
+
+def gap_metrics(u: Any, v: Any) -> dict[str, float]:
+    """The measures of the gap between paired embeddings u (of images, say) and v (of texts), rows normalised here.
+
+    centroid_distance           |mean(u) - mean(v)|
+    linear_separability         see there; 0.5 is no gap
+    image_uniformity_loss       `uniformity` of u; text_uniformity_loss of v; total_uniformity_loss is their mean
+    cross_encoder_uniform_loss  `cross_uniformity`
+    alignment                   mean |u_i - v_i|^2 over the pairs
+
+    The names are those of the authors' evaluator. Raises ValueError for less than two pairs, for shapes that differ and for
+    NaN.
+
+    >>> x = torch.eye(4)
+    >>> gap_metrics(x, x)["centroid_distance"]
+    0.0
+    """
+    u, v = _pairs(u, v)
+    image, text = _spread(u), _spread(v)
+    return {
+        "centroid_distance": float((u.mean(0) - v.mean(0)).norm()),
+        "linear_separability": linear_separability(u, v),
+        "image_uniformity_loss": image,
+        "text_uniformity_loss": text,
+        "total_uniformity_loss": (image + text) / 2,
+        "cross_encoder_uniform_loss": _spread(u, v),
+        "alignment": float((u - v).square().sum(1).mean()),
+    }

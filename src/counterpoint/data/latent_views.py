@@ -1,0 +1,47 @@
+"""Synthetic items seen in three modalities that share few hidden causes: the setting of M3CoL's claim.
+
+A hidden z of 8 standard normal numbers decides the class: the nearest of 5 random centres. Each modality is 120 numbers:
+tanh of its own random map of z, 1.3 times tanh of a random map of 12 hidden numbers that no other modality sees, and noise
+of standard deviation 0.5. Training items are few, so what modalities have in common must be found.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.errors import CounterpointError
+
+SHARED, PRIVATE, CLASSES = 8, 12, 5
+DIM = 120
+VIEWS = ("first", "second", "third")
+
+
+def load(argument: None = None, *, train: int = 240, test: int = 800, seed: int = 0) -> AlignedData:
+    """`train` and `test` items of one world of centres and maps, drawn with `seed`."""
+    if train < 2 or test < 2:
+        raise CounterpointError(f"latent-views needs train and test of at least 2, got {train} and {test}")
+    rng = np.random.default_rng([2409_17777, seed])
+    centres = rng.standard_normal((CLASSES, SHARED))
+    maps = {
+        view: tuple(rng.standard_normal((hidden, DIM)) / np.sqrt(hidden) for hidden in (SHARED, PRIVATE))
+        for view in VIEWS
+    }
+
+    def columns(count: int) -> AlignedColumns:
+        z = rng.standard_normal((count, SHARED))
+        labels = ((z[:, None] - centres) ** 2).sum(2).argmin(1)
+        found = {}
+        for view, (shared, private) in maps.items():
+            own = rng.standard_normal((count, PRIVATE))
+            noise = 0.5 * rng.standard_normal((count, DIM))
+            found[view] = (np.tanh(z @ shared) + 1.3 * np.tanh(own @ private) + noise).astype(np.float32)
+        return AlignedColumns(found, labels=labels)
+
+    return AlignedData(
+        name="latent-views",
+        train=columns(train),
+        test=columns(test),
+        modalities={view: Modality("vector", dim=DIM) for view in VIEWS},
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+    )

@@ -1,0 +1,58 @@
+"""Synthetic triplets of video, audio and text of which many do not belong together: the setting of gradient harmonization.
+
+A hidden z of 8 numbers is the centre of one of 10 classes plus what is the instance's own, both standard normal. Each
+modality is 24 numbers, a random linear map of z with noise of standard deviation 0.5. In a share of the training triplets
+audio or text (each as often) is that of another training item. Test triplets all belong together.
+
+The domains tell the training triplets apart, for those who measure what a method knows of them: "aligned", "audio of
+another", "text of another".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.errors import CounterpointError
+
+HIDDEN, CLASSES, DIM = 8, 10, 24
+MODALITIES = ("video", "audio", "text")
+DOMAINS = ("aligned", "audio of another", "text of another")
+
+
+def load(
+    argument: None = None, *, train: int = 1600, test: int = 1000, misaligned: float = 0.6, seed: int = 0
+) -> AlignedData:
+    """`train` triplets, a share `misaligned` of them broken, and `test` whole ones, of one world drawn with `seed`."""
+    if train < 2 or test < 2:
+        raise CounterpointError(f"noisy-triplets needs train and test of at least 2, got {train} and {test}")
+    if not 0 <= misaligned <= 1:
+        raise CounterpointError(f"noisy-triplets: misaligned must lie in 0..1, got {misaligned}")
+    rng = np.random.default_rng([2211_02077, seed])
+    centres = rng.standard_normal((CLASSES, HIDDEN))
+    maps = {name: rng.standard_normal((HIDDEN, DIM)) / np.sqrt(HIDDEN) for name in MODALITIES}
+
+    def columns(count: int, broken: float) -> AlignedColumns:
+        labels = rng.integers(CLASSES, size=count)
+        z = centres[labels] + rng.standard_normal((count, HIDDEN))
+        found = {
+            name: (z @ map_ + 0.5 * rng.standard_normal((count, DIM))).astype(np.float32) for name, map_ in maps.items()
+        }
+        domains = np.zeros(count, np.int64)
+        chosen = rng.permutation(count)[: round(broken * count)]
+        for domain, (name, rows) in enumerate(zip(MODALITIES[1:], np.array_split(chosen, 2), strict=True), 1):
+            # Any item but the row itself.
+            others = (rows + rng.integers(1, count, size=len(rows))) % count
+            found[name][rows] = found[name][others]
+            domains[rows] = domain
+        return AlignedColumns(found, labels=labels, domains=domains)
+
+    return AlignedData(
+        name="noisy-triplets",
+        train=columns(train, misaligned),
+        test=columns(test, 0.0),
+        modalities={name: Modality("vector", dim=DIM) for name in MODALITIES},
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        notes=[f"noisy-triplets: audio or text of {misaligned:.0%} of the training triplets is another's, on purpose"],
+        domains=DOMAINS,
+    )

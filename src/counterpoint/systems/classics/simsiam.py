@@ -1,0 +1,71 @@
+"""SimSiam: predict one view's projection from the other's; the stop-gradient alone keeps the network from collapsing.
+
+Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, arXiv 2011.10566.
+
+The loss (Eqs. 1 to 4) is `core.alignment.negative_cosine`, in both directions, halved. Each view is normalised over its own
+batch. Left out: batch normalisation over all processes (each normalises over its own share).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from counterpoint.core.alignment import negative_cosine
+from counterpoint.engine.optim import optimisers
+from counterpoint.systems.base import System
+from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
+
+
+@dataclass
+class SimSiamConfig(ViewsConfig):
+    """Settings of SimSiam. Defaults are the paper's for ImageNet (Sec. 3)."""
+
+    epochs: int = 100
+    batch_size: int = 512
+    recipe: str = "moco-v2"
+    optimizer: str = "momentum"
+    lr: float = 0.05
+    """Learning rate at a batch of 256, scaled with batch_size / 256; the predictor's stays there, without a schedule."""
+    projection: int = 2048
+    """Width of what projector and predictor give."""
+    layers: int = 3
+    """Layers of the projector; 2 on CIFAR."""
+    bottleneck: int = 512
+    """Width of the predictor's hidden layer."""
+
+    counts: ClassVar[tuple[str, ...]] = (*ViewsConfig.counts, "layers", "bottleneck")
+
+
+class SimSiam(ViewsLearner):
+    """Two views, one network, a predictor on either side in turn."""
+
+    def __init__(self, config: SimSiamConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.predictor = mlp(config.projection, config.bottleneck, config.projection)
+
+    def build_projector(self, dim: int) -> nn.Module:
+        return mlp(dim, *[self.config.hidden] * (self.config.layers - 1), self.config.projection, last_norm=True)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z1, z2 = (self.network(view) for view in batch["views"])
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        return {"loss": negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2}
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        return optimisers(config, [self], config.epochs, config.batch_size, constant=self.predictor.parameters())
+
+
+SYSTEM = System(
+    slug="simsiam",
+    task="views",
+    config=SimSiamConfig,
+    learner=SimSiam,
+    data="cifar10",
+    # The paper's CIFAR settings (Appendix D: a projector of two layers, lr 0.03, weight decay 0.0005), narrower.
+    recipe=LAPTOP
+    | {"epochs": 20, "optimizer": "momentum", "lr": 0.03, "layers": 2, "projection": 512, "bottleneck": 128},
+)

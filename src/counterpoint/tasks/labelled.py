@@ -1,0 +1,347 @@
+"""The task `labelled`: learn from pictures and their classes, judged by the classes of pictures never seen.
+
+A training batch, before and after the learner has drawn its views:
+
+    batch["image"]   [B, 3, H, W] uint8
+    batch["index"]   [B] positions in the training set, for state kept per example
+    batch["label"]   [B] int64; -1 where a semi-supervised learner is not told the class
+    batch["views"]   list of V float tensors [B, 3, S, S], normalised
+
+Pictures of no class (label -1 in the source) are left out, but for semi-supervised learners.
+
+A learner's `predict` gives "logits" [n, classes] for a test batch, and may give others under "<name>_logits" (a teacher's):
+measured are the share of test pictures classified right and the mean over the classes of each one's share. A learner that
+has no classifier gives "feature" [n, dim] alone: measured are the share of pictures whose nearest neighbours in the
+training set vote for the right class (which is its `accuracy`), the share whose nearest neighbour in the test set has the
+same class, and at the end a linear probe. All of them are functions of plain arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from counterpoint.core.distributed import global_mean, world
+from counterpoint.data.images import ImageData, Indices
+from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.images import (
+    EvaluationBatches,
+    ImageBatches,
+    ImageLearner,
+    ImagesConfig,
+    ImageTask,
+    chosen_bank,
+)
+from counterpoint.tasks.views import confusion, knn_accuracy, linear_probe
+
+# ---------------------------------------------------------------------------------------------------------- the measures
+
+
+def macro_recall(table: Int[Tensor, "classes classes"]) -> float:
+    """Mean over the classes of the share of each one's items that were told right, from a confusion matrix (rows: the
+    truth). Classes without items are left out."""
+    count = table.sum(1)
+    return float((table.diagonal()[count > 0] / count[count > 0]).mean())
+
+
+def recall_at_1(features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
+    """Share of items whose nearest other item (by cosine) has their class; those that are alone in theirs do not count.
+
+    The retrieval measure of metric learning (Oh Song et al. 2016, arXiv 1511.06452). nan when every item is alone.
+    """
+    x = F.normalize(features.float(), dim=1)
+    asked = (labels.bincount()[labels] > 1).nonzero().squeeze(1)
+    right = 0
+    for rows in asked.split(1024):
+        similarity = x[rows] @ x.T
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        right += int((labels[similarity.argmax(1)] == labels[rows]).sum())
+    return right / len(asked) if len(asked) else float("nan")
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class LabelledConfig(ImagesConfig):
+    """What every learner of this task can be told."""
+
+    recipe: str = "weak"
+    """How views are made (see counterpoint.views.images.RECIPES)."""
+
+    classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        return super().facts(data) | {"examples": len(data.train)}
+
+
+@dataclass
+class EmbeddingConfig(LabelledConfig):
+    """What learners of an embedding can be told."""
+
+    hidden: int = 2048
+    """Width of the projector's hidden layer."""
+    projection: int = 128
+    """Width of what the projector gives to the loss."""
+    images_per_class: int = 0
+    """Build batches of so many images of each of batch_size / images_per_class classes; 0 takes images as they come."""
+
+    classifies: ClassVar[bool] = False
+    counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images_per_class < 0 or (self.images_per_class and self.batch_size % self.images_per_class):
+            raise CounterpointError(
+                f"images_per_class must be 0 or divide batch_size ({self.batch_size}), got {self.images_per_class}"
+            )
+
+
+@dataclass
+class SemiSupervisedConfig(LabelledConfig):
+    """What learners that are told few classes can be told."""
+
+    labels_per_class: int = 400
+    """Training images of each class whose class is known, chosen by the seed; 0: of all that have one."""
+    labelled_batch: int = 62
+    """Images of known class in each batch; 0 takes images as they come, known or not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels_per_class < 0 or not 0 <= self.labelled_batch < self.batch_size:
+            raise CounterpointError(
+                f"labels_per_class must not be negative and labelled_batch lie below batch_size ({self.batch_size}), got "
+                f"{self.labels_per_class} and {self.labelled_batch}"
+            )
+
+
+# What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
+LAPTOP: dict[str, Any] = {
+    "epochs": 20,
+    "batch_size": 128,
+    "encoder": "resnet-s",
+    "optimizer": "sgd",
+    "lr": 0.4,
+    "weight_decay": 5e-4,
+    "warmup_epochs": 1,
+    "evaluate_every": 5,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+def cross_entropy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Summed over the items of known class (label >= 0) and divided by the number of all, those of the other processes
+    included; where all are known it is the mean."""
+    return global_mean(F.cross_entropy(logits, labels, ignore_index=-1, reduction="none"))
+
+
+class LabelledLearner(ImageLearner):
+    """An encoder and a linear classifier. Subclasses write `loss(batch)` on batch["views"] and batch["label"]."""
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.classifier = nn.Linear(self.encoder.dim, data.classes)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = super().predict(batch)
+        return found | {"logits": self.classifier(found["feature"])}
+
+
+# ------------------------------------------------------------------------------------------------------------- the task
+
+
+def _endless(items: Indices, count: int, generator: np.random.Generator) -> Indices:
+    """The items in random order, again and again in another one, `count` in all."""
+    turns = -(-count // len(items))
+    return np.concatenate([generator.permutation(items) for _ in range(turns)] or [items])[:count]
+
+
+class ClassBatches(EpochBatches):
+    """Batches of `per_class` images of each of some classes (P classes x K images: Hermans et al. 2017, arXiv 1703.07737).
+
+    Classes take turns and so do the images of a class, whose number does not matter: rare classes are seen as often.
+    """
+
+    def __init__(self, labels: Indices, per_class: int, *arguments: Any) -> None:
+        super().__init__(len(labels), *arguments, drop_last=True)
+        self.per_class = per_class
+        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def order(self, generator: np.random.Generator) -> Indices:
+        groups = _endless(np.arange(len(self.members)), self.counted // self.per_class, generator)
+        rows = np.empty((len(groups), self.per_class), np.int64)
+        for number, members in enumerate(self.members):
+            mine = groups == number
+            rows[mine] = _endless(members, int(mine.sum()) * self.per_class, generator).reshape(-1, self.per_class)
+        return rows.ravel()
+
+
+class TwoStreams(EpochBatches):
+    """Batches with `labelled` images of known class in front of those of unknown class; an epoch is a pass over the latter.
+
+    As the authors of the mean teacher do (arXiv 1703.01780).
+    """
+
+    def __init__(self, known: Indices, unknown: Indices, labelled: int, batch_size: int, *arguments: Any) -> None:
+        self.steps = len(unknown) // (batch_size - labelled)
+        super().__init__(self.steps * batch_size, batch_size, *arguments)
+        self.known, self.unknown, self.labelled = known, unknown, labelled
+
+    def order(self, generator: np.random.Generator) -> Indices:
+        others = self.steps * (self.batch_size - self.labelled)
+        streams = (
+            _endless(self.known, self.steps * self.labelled, generator),
+            generator.permutation(self.unknown)[:others],
+        )
+        return np.concatenate([stream.reshape(self.steps, -1) for stream in streams], axis=1).ravel()
+
+
+def known_labels(labels: Indices, per_class: int, seed: int) -> Indices:
+    """Labels of which `per_class` of each class are kept, chosen by the seed, and the others are -1; 0 keeps all."""
+    if not per_class:
+        return labels
+    order = np.random.default_rng([seed, per_class]).permutation(len(labels))
+    kept = np.full_like(labels, -1)
+    for label in np.unique(labels[labels >= 0]):
+        chosen = order[labels[order] == label][:per_class]
+        kept[chosen] = label
+    return kept
+
+
+class LabelledEvaluator:
+    """Accuracy and mean recall of every classifier, or of what an embedding's neighbours say."""
+
+    def __init__(self, config: LabelledConfig, classes: tuple[str, ...]) -> None:
+        self.config, self.classes = config, classes
+        self.reset()
+
+    def reset(self) -> None:
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.labels: dict[str, list[Tensor]] = {"bank": [], "test": []}
+        self.figures: dict[str, Any] = {}
+
+    def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+        part = batch["part"]
+        self.labels[part].append(batch["label"].cpu())
+        heads = [name for name in outputs if name.endswith("logits")] or ["feature"]
+        for name in heads:
+            self.outputs.setdefault(f"{part}/{name}", []).append(outputs[name].detach().float().cpu())
+
+    def compute(self, *, final: bool = False) -> dict[str, float]:
+        outputs = {name: torch.cat(parts) for name, parts in self.outputs.items()}
+        for name, values in outputs.items():
+            if not bool(torch.isfinite(values).all()):
+                raise CounterpointError(
+                    f"the {name.partition('/')[2]} hold NaN or infinite values: training diverged; lower --lr"
+                )
+        labels = torch.cat(self.labels["test"])
+        if "test/feature" in outputs:
+            bank = outputs["bank/feature"], torch.cat(self.labels["bank"])
+            return self._embedding(*bank, outputs["test/feature"], labels, final)
+        found: dict[str, float] = {}
+        for name, logits in outputs.items():
+            head = name.removeprefix("test/").removesuffix("logits")  # "" for the learner's own, else "teacher_"
+            table = confusion(labels, logits.argmax(1), len(self.classes))
+            found[f"{head}accuracy"] = float(table.diagonal().sum() / table.sum())
+            found[f"{head}macro_recall"] = macro_recall(table)
+            self.figures[f"{head}confusion"] = table.tolist()
+        return found
+
+    def _embedding(
+        self, bank: Tensor, bank_labels: Tensor, test: Tensor, labels: Tensor, final: bool
+    ) -> dict[str, float]:
+        accuracy = knn_accuracy(bank, bank_labels, test, labels, k=self.config.neighbours)
+        found = {"accuracy": accuracy, "knn_accuracy": accuracy, "recall_at_1": recall_at_1(test, labels)}
+        if final:
+            found["linear_accuracy"], predicted = linear_probe(bank, bank_labels, test, labels)
+            self.figures["confusion"] = confusion(labels, predicted, len(self.classes)).tolist()
+        return found
+
+
+class LabelledTask(ImageTask):
+    """Loaders and evaluator of one source of labelled images."""
+
+    name = "labelled"
+    headline = "accuracy"  # the measure it judges by
+
+    def __init__(self, data: ImageData, config: LabelledConfig) -> None:
+        super().__init__(data, config)
+        self.test_rows = _labelled(data.test.labels)
+        if len(self.test_rows) < 2:
+            raise DataError(f"{data.name}: needs at least 2 labelled test images, has {len(self.test_rows)}")
+
+    def training_rows(self) -> Indices:
+        labelled, classes = _labelled(self.data.train.labels), self.data.classes
+        if len(classes) < 2 or not len(labelled):
+            raise DataError(
+                f"{self.data.name} has {'one class' if classes and len(labelled) else 'no labels'}; the task labelled learns "
+                "to tell at least two classes apart. Pictures without labels are for systems of the task views (see "
+                "counterpoint systems)"
+            )
+        return super().training_rows() if isinstance(self.config, SemiSupervisedConfig) else labelled
+
+    def check_facts(self, trained: Mapping[str, Any]) -> None:
+        super().check_facts(trained)
+        if self.config.classifies and list(trained["class_names"]) != list(self.data.classes):
+            raise CounterpointError(
+                f"{self.data.name} has other classes ({_few(self.data.classes)}) than the run was trained on "
+                f"({_few(trained['class_names'])})"
+            )
+
+    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
+        if not isinstance(self.config, SemiSupervisedConfig):
+            return super().train_loader(seed, position)
+        assert self.data.train.labels is not None
+        labels = known_labels(self.data.train.labels, self.config.labels_per_class, seed)
+        batches = self.batches(seed, position)
+        known, unknown = labels >= 0, labels < 0
+        share, unknowns = self.config.labelled_batch, int(unknown.sum())
+        if share and unknowns:
+            if unknowns < self.config.batch_size - share:
+                raise DataError(
+                    f"{self.data.name} has {unknowns} training images of unknown class, fewer than the "
+                    f"{self.config.batch_size - share} of a batch; lower --batch-size or --labels-per-class"
+                )
+            streams = np.flatnonzero(known), np.flatnonzero(unknown)
+            batches = TwoStreams(*streams, share, self.config.batch_size, seed, position, *world())
+        return self.loader(ImageBatches(self.data.train, labels=labels), batches)
+
+    def batches(self, seed: int, position: Position) -> EpochBatches:
+        per_class = getattr(self.config, "images_per_class", 0)
+        if not per_class:
+            return super().batches(seed, position)
+        assert self.data.train.labels is not None
+        labels = self.data.train.labels[self.rows]
+        return ClassBatches(labels, per_class, self.config.batch_size, seed, position, *world())
+
+    def test_loader(self) -> DataLoader[dict[str, Any]]:
+        parts = [("test", self.data.test, self.test_rows)]
+        if not self.config.classifies:
+            bank = chosen_bank(_labelled(self.data.train.labels), self.config.bank)
+            parts.insert(0, ("bank", self.data.train, bank))
+        return DataLoader(EvaluationBatches(parts), batch_size=None, shuffle=False)
+
+    def evaluator(self) -> LabelledEvaluator:
+        return LabelledEvaluator(self.config, self.data.classes)
+
+
+def _labelled(labels: Indices | None) -> Indices:
+    return np.flatnonzero(np.empty(0) if labels is None else labels >= 0)
+
+
+def _few(names: Any) -> str:
+    return ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
+TASK = LabelledTask

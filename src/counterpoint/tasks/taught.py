@@ -1,0 +1,260 @@
+"""Learners of the task `labelled` that a teacher teaches: a frozen classifier, larger most often, seen by the student.
+
+Where the teacher comes from:
+
+    --teacher RUN       the network that a finished run of a labelled system keeps
+    by default          it is trained first, in the same run, for `teacher_epochs` epochs before the student's
+
+In the second case those epochs are the first of the fit: interrupted and resumed like all others, with an optimiser and a
+schedule of the teacher's own. From then on the teacher stands still, in eval mode. Both networks see the same view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.core.distil import kd
+from counterpoint.data.images import ImageData
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.tasks import labelled
+from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
+
+
+@dataclass
+class TaughtConfig(LabelledConfig):
+    """What every taught learner can be told. Defaults are those of the comparison of Tian et al. 2020 on CIFAR-100 (CRD,
+    arXiv 1910.10699, Sec. 4.1 and its published scripts), with a cosine instead of steps of the learning rate, and with the
+    pair of networks of its comparison on ImageNet."""
+
+    epochs: int = 240
+    """Passes over the training images by the student."""
+    batch_size: int = 64
+    encoder: str = "torchvision:resnet18"
+    """The student: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    lr: float = 0.2
+    """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
+    weight_decay: float = 5e-4
+    teacher: str = ""
+    """A run of a labelled system whose network teaches. Default: train a teacher first, in this run."""
+    teacher_encoder: str = "torchvision:resnet34"
+    """The teacher's encoder; --teacher brings its own."""
+    teacher_pretrained: bool = False
+    """Start the teacher from published weights where its encoder has them."""
+    teacher_epochs: int = 240
+    """Passes over the training images by the teacher, before the student's; none with --teacher."""
+    ce_weight: float = 1.0
+    """Weight of the cross-entropy with the labels."""
+    kd_weight: float = 0.0
+    """Weight of Hinton's distillation of the teacher's outputs."""
+    kd_temperature: float = 4.0
+    """Temperature of both networks' outputs in it."""
+
+    weights: ClassVar[tuple[str, ...]] = ("ce_weight", "kd_weight")  # of the loss's terms
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_epochs < 0:
+            raise CounterpointError(f"teacher_epochs must not be negative, got {self.teacher_epochs}")
+        if not self.kd_temperature > 0:
+            raise CounterpointError(f"kd_temperature must be > 0, got {self.kd_temperature}")
+        values = [getattr(self, name) for name in self.weights]
+        if min(values) < 0 or max(values) == 0:
+            said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))
+            raise CounterpointError(f"weights must not be negative, nor all be 0: {said}")
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        encoder = encoder_of_run(self.teacher, data) if self.teacher else self.teacher_encoder
+        return super().facts(data) | {"teacher_encoder": encoder}
+
+
+# What a small set of small pictures on a few cores asks for instead.
+LAPTOP: dict[str, Any] = labelled.LAPTOP | {
+    "encoder": "conv-s",
+    "teacher_encoder": "resnet-s",
+    "teacher_epochs": 12,
+    "epochs": 24,
+    "evaluate_every": 6,
+}
+
+
+# --------------------------------------------------------------------------------------------------- networks seen inside
+
+
+def layer(encoder: nn.Module, name: str) -> nn.Module:
+    """The layer of this name in an encoder, or in the library's model that it wraps; CounterpointError when there is none."""
+    modules = dict(encoder.named_modules())
+    found = modules.get(name) or modules.get(f"model.{name}")
+    if found is None or not name:
+        raise unknown("layer", name, [known for known in modules if known and "." not in known.removeprefix("model.")])
+    return found
+
+
+@contextmanager
+def recorded(encoder: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What the named layers give in the forward passes inside, by name.
+
+    >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with recorded(network, ["0"]) as seen:
+    ...     _ = network(torch.ones(1, 2))
+    >>> seen["0"].shape
+    torch.Size([1, 3])
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    handles = [layer(encoder, name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Seen(NamedTuple):
+    """One network's view of a batch."""
+
+    logits: Tensor  # [n, classes]
+    feature: Tensor  # [n, dim]
+    maps: list[Tensor]  # of the layers asked for, [n, channels, height, width] of a convolutional network
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear classifier, named as in a labelled learner."""
+
+    def __init__(self, encoder: str, data: Any, pretrained: bool = False) -> None:
+        super().__init__()
+        self.encoder = build_image_encoder(encoder, data.size, channels=data.channels, pretrained=pretrained)
+        self.classifier = nn.Linear(self.encoder.dim, data.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.encoder(images))
+
+
+def look(network: Any, images: Tensor, layers: Sequence[str] = ()) -> Seen:
+    """What a network with `encoder` and `classifier` makes of normalised images."""
+    with recorded(network.encoder, layers) as maps:
+        feature = network.encoder(images)
+    return Seen(network.classifier(feature), feature, [maps[name] for name in layers])
+
+
+# ----------------------------------------------------------------------------------------------------- a run as a teacher
+
+
+def encoder_of_run(path: str, data: ImageData) -> str:
+    """Name of the encoder a run trained; RunError when the run cannot teach on this data."""
+    run = Run.open(path)
+    if run.config.get("task") != "labelled":
+        raise RunError(f"{path} is a run of {run.slug}, which classifies no pictures and cannot teach it")
+    trained = run.facts()
+    for name, own in (data.spec | {"class_names": list(data.classes)}).items():
+        if trained.get(name) != own:
+            said = name.replace("_", " ")
+            raise RunError(
+                f"{path} cannot teach on {data.name}: it was trained with {said} {trained.get(name)}, not {own}"
+            )
+    return str(run.config["config"]["encoder"])
+
+
+def load_teacher(teacher: Classifier, path: str) -> None:
+    """Take over the network that a run keeps; RunError when the run has no classifier, or is not finished."""
+    weights = Run.open(path).load_weights()
+    parts = ("encoder.", "classifier.")
+    try:
+        teacher.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
+    except RuntimeError as error:
+        why = (
+            "it has no classifier"
+            if not any(name.startswith(parts[1]) for name in weights)
+            else " ".join(str(error).split())[:300]
+        )
+        raise RunError(f"{path} cannot teach: {why}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class TaughtLearner(LabelledLearner):
+    """A student, and a teacher that is trained first or comes from a run. Subclasses write `lesson`.
+
+    The student's loss is ce_weight cross-entropy + kd_weight KD + whatever `lesson` returns.
+    """
+
+    partial_steps: ClassVar[bool] = True
+    ready: Tensor
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.channels = data.channels
+        self.teacher = Classifier(data.teacher_encoder, data, config.teacher_pretrained)
+        self.earlier_epochs = 0 if config.teacher else config.teacher_epochs
+        self.register_buffer("ready", torch.tensor(self.earlier_epochs == 0))  # whether the teacher has learnt
+
+    def layers(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Names of the layers of student and teacher that the lesson looks at."""
+        return (), ()
+
+    def lesson(self, student: Seen, teacher: Seen, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Named terms of the loss, weighted, besides cross-entropy and KD."""
+        return {}
+
+    def shapes(self) -> list[list[tuple[int, ...]]]:
+        """Shapes, without the batch, of what the layers of student and teacher give; found by trying a black picture."""
+        found = []
+        for network, names in zip((self, self.teacher), self.layers(), strict=True):
+            network.eval()
+            with torch.no_grad():
+                maps = look(network, torch.zeros(1, self.channels, self.size, self.size), names).maps
+            found.append([tuple(x.shape[1:]) for x in maps])
+            network.train()
+        return found
+
+    def on_fit_start(self) -> None:
+        if self.config.teacher and self.position.step == 0:  # a resumed run has the teacher in its checkpoint
+            load_teacher(self.teacher, self.config.teacher)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        (view,) = batch["views"]
+        if not self.ready:
+            return {"loss": cross_entropy(self.teacher(view), batch["label"])}
+        of_student, of_teacher = self.layers()
+        student = look(self, view, of_student)
+        with torch.no_grad():
+            teacher = look(self.teacher.eval(), view, of_teacher)
+        config, terms = self.config, {}
+        if config.ce_weight:
+            terms["ce"] = config.ce_weight * cross_entropy(student.logits, batch["label"])
+        if config.kd_weight:
+            terms["kd"] = config.kd_weight * kd(student.logits, teacher.logits, config.kd_temperature)
+        terms |= self.lesson(student, teacher, batch)
+        return {"loss": torch.stack(list(terms.values())).sum()} | terms
+
+    def end_epoch(self, epoch: int) -> None:
+        self.ready.fill_(epoch + 1 >= self.earlier_epochs)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        # While the teacher learns there is nothing to say of the student.
+        found = super().predict(batch) if self.ready else {}
+        return found | {"teacher_logits": self.teacher(batch["image"])}
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        student = [module for name, module in self.named_children() if name != "teacher"]
+        chosen, schedules = optimisers(config, student, config.epochs, config.batch_size, start=self.earlier_epochs)
+        if self.earlier_epochs:
+            more = optimisers(config, [self.teacher], self.earlier_epochs, config.batch_size)
+            chosen, schedules = chosen + more[0], schedules + more[1]
+        return chosen, schedules

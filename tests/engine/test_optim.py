@@ -1,0 +1,71 @@
+"""What an optimiser does besides stepping: schedules by epoch, clipping, rates and decays by kind of parameter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.errors import CounterpointError
+
+
+def network():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def test_rate_and_decay_follow_their_cosines_and_what_is_saved_is_numbers(tmp_path):
+    config = OptimConfig(lr=0.1, weight_decay=0.04, final_weight_decay=0.4, warmup_epochs=2)
+    net = network()
+    (optimizer,), (schedule,) = optimisers(config, [net], 10, 512, constant=net[2].parameters())
+    for epoch in range(10):
+        share = (epoch + 1) / 2 if epoch < 2 else 0.5 * (1 + math.cos(math.pi * (epoch - 2) / 8))
+        decay = 0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi * epoch / 10))
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(0.2 if group["still"] else 0.2 * share)
+            assert group["weight_decay"] == pytest.approx(0.0 if group["flat"] else decay)
+        optimizer.step()
+        schedule.step()
+    torch.save(schedule.state_dict(), tmp_path / "schedule")
+    state = torch.load(tmp_path / "schedule", weights_only=True)
+    (_,), (other,) = optimisers(config, [net], 10, 512)
+    other.load_state_dict(state)
+    assert other.last_epoch == 10
+
+
+def test_decay_stays_and_biases_have_a_rate_of_their_own():
+    config = OptimConfig(optimizer="adamw", lr=0.2, bias_lr=0.005, beta2=0.95)
+    (optimizer,), (schedule,) = optimisers(config, [network()], 10, 256)
+    optimizer.step()
+    schedule.step()
+    for group in optimizer.param_groups:
+        assert group["initial_lr"] == (0.005 if group["flat"] else 0.2)
+        assert all((p.ndim < 2) == group["flat"] for p in group["params"])
+        assert group["weight_decay"] == (0.0 if group["flat"] else 1e-4)
+        assert group["betas"] == (0.9, 0.95)
+    optimisers(OptimConfig(optimizer="sgd", beta2=0.95), [network()], 10, 256)  # has no beta
+
+
+@pytest.mark.parametrize("norm", [None, 0.5, 1e6])
+def test_gradients_are_clipped_by_the_norm_of_all(norm):
+    net = network()
+    (optimizer,), _ = optimisers(
+        OptimConfig(optimizer="momentum", lr=1.0, weight_decay=0, clip_norm=norm), [net], 1, 256
+    )
+    before = [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, net.parameters(), strict=True)])
+    whole = math.sqrt(len(moved))
+    assert moved.norm().item() == pytest.approx(min(norm or whole, whole), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clip_norm": 0.0}, {"bias_lr": -1.0}, {"beta2": 1.0}, {"final_weight_decay": -0.1}, {"lr": 0.0}]
+)
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(CounterpointError, match=next(iter(wrong))):
+        OptimConfig(**wrong)

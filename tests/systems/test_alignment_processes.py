@@ -1,0 +1,87 @@
+"""Losses of the alignment systems over processes: uneven shares of a batch, one of them empty, have what one process has."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+COUNTS = [4, 0, 3]
+
+
+def draw(m: int, n: int = sum(COUNTS), dim: int = 4) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(m)
+    return list(F.normalize(torch.randn(m, n, dim, generator=g, dtype=torch.float64), dim=2))
+
+
+def permutations(m: int) -> torch.Tensor:
+    from counterpoint.systems.alignment.symile import draw_permutations
+
+    return draw_permutations(m, sum(COUNTS), torch.Generator().manual_seed(0))
+
+
+def losses():
+    """name -> (how many tensors, loss of them); the spawned processes import what they need here and nothing else."""
+    from counterpoint import functional as fn
+
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    return {
+        "symile n": (3, lambda *r: fn.symile(r, 3.0, "n", permutations(3))),
+        "symile n_squared 2": (2, lambda *r: fn.symile(r, 3.0, "n_squared")),
+        "symile n_squared 3": (3, lambda *r: fn.symile(r, 3.0, "n_squared")),
+        "symile n_squared 4": (4, lambda *r: fn.symile(r, 3.0, "n_squared")),
+        "pairwise clip": (3, lambda *r: fn.clip_pairwise_loss(r, 3.0)),
+        "cwcl": (3, lambda p, q, f: fn.cwcl(p, q, f, scale)),
+        "cwcl variants": (3, lambda p, q, f: fn.cwcl(p, q, f, scale, row_feat=f * f, sharpness=2.0)),
+        "contrastive gap": (2, lambda x, y: fn.contrastive_gap_loss(x, y, 0.1, True, True, True).loss),
+    }
+
+
+def run(name, share=slice(None)):
+    m, function = losses()[name]
+    tensors = [x[share].clone().requires_grad_() for x in draw(m)]
+    loss = function(*tensors)
+    loss.backward()
+    return loss.detach(), [x.grad for x in tensors if x.grad is not None]
+
+
+def work(rank, folder):
+    from counterpoint import functional as fn
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
+    share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
+    found = {name: run(name, share) for name in losses()}
+    torch.manual_seed(rank)  # each process would draw permutations of its own
+    drawn = fn.symile([x[share] for x in draw(3)], 3.0)
+    # What is measured is the whole set on every process, whoever else measures it.
+    measured = fn.gap_metrics(*draw(2, 20))
+    torch.save((found, drawn, measured), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
+    from counterpoint import functional as fn
+
+    # What takes long in a new process is its imports: here one makes them for all.
+    multiprocessing.set_forkserver_preload(["counterpoint.systems.alignment.symile"])
+    mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
+    for name in losses():
+        loss, gradients = run(name)
+        for rank, (found, _, _) in enumerate(results):
+            share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
+            torch.testing.assert_close(
+                (found[name][0], [gradient / len(COUNTS) for gradient in found[name][1]]),
+                (loss, [gradient[share] for gradient in gradients]),
+                rtol=1e-9,
+                atol=1e-12,
+                msg=lambda message, name=name: f"{name}: {message}",
+            )
+    assert len({round(drawn.item(), 12) for _, drawn, _ in results}) == 1
+    for _, _, measured in results:
+        assert measured == pytest.approx(fn.gap_metrics(*draw(2, 20)))
