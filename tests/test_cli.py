@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
-from counterpoint import cli
+from counterpoint import catalog, cli
 
 
 def run(capsys, *words):
@@ -24,7 +25,7 @@ def run(capsys, *words):
 def test_answers_that_need_no_torch_do_not_import_it(words):
     code = f"""
 import sys
-from counterpoint import cli
+from counterpoint import catalog, cli
 try:
     cli.main({words!r})
 except SystemExit as left:
@@ -69,6 +70,18 @@ def test_show_says_what_there_is(capsys):
     assert json.loads(out)["area"] == "classics"
 
 
+def test_show_of_what_waits_for_its_claim(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no records here
+    slug = "symile"
+    built = replace(catalog.get(slug), state="built")
+    monkeypatch.setitem(catalog.entries(), slug, built)
+    _, out, _ = run(capsys, "show", slug)
+    assert "not yet verified on 5 seeds" in out
+    assert f"counterpoint train {slug}" in out
+    _, out, _ = run(capsys, "systems", "--state", "built", "--json")
+    assert slug in [row["slug"] for row in json.loads(out)]
+
+
 def test_data_names_every_source(capsys):
     code, out, _ = run(capsys, "data")
     assert code == 0
@@ -98,7 +111,7 @@ def test_train_help_lists_the_system_s_settings(capsys):
         (["show", "macilsd"], "did you mean macil-sd"),
         (["systems", "--area", "aligment"], "did you mean alignment?"),
         (["train"], "which system? counterpoint train SLUG"),
-        (["train", "symile"], "not built yet"),
+        (["train", "switchgpt"], "not built yet"),
         (["train", "macil-sd", "--data", "arkade"], "did you mean arcade?"),
         (["train", "macil-sd", "--data", "videos"], "needs a place: --data videos:DIR"),
         (["train", "macil-sd", "--data", "xd-violence:/nowhere"], "/nowhere: no such directory"),

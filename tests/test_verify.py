@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,16 @@ def test_comparisons_are_paired_by_seed():
     (one,) = room.judge(claim(), results, [0])["comparisons"]
     assert one["low"] is None
     assert one["verdict"].startswith("undecided")
+
+
+def test_a_comparison_can_have_a_metric_of_its_own_and_count_what_falls_as_gained():
+    results = {"a": {"0": {"m": 0.1, "gap": 1.0}}, "b": {"0": {"m": 0.3, "gap": 0.7}}}
+    pairs = (Comparison("b", "a", at_least=0.2, metric="gap", lower=True), Comparison("b", "a"))
+    gap, m = room.judge(replace(claim(), comparisons=pairs), results, [0])["comparisons"]
+    assert gap["differences"] == pytest.approx([0.3])
+    assert (gap["metric"], gap["lower"], gap["reaches_expected"]) == ("gap", True, True)
+    assert m["differences"] == pytest.approx([0.2])
+    assert "lower" not in m
 
 
 def test_a_run_s_figures_are_the_mean_of_its_last_three_its_best_and_its_last():

@@ -320,6 +320,15 @@ def test_the_page_of_a_claim(tmp_path):
     assert "counterpoint verify x --seeds 2" in text
 
 
+def test_comparisons_in_several_metrics_are_each_named(tmp_path):
+    made = record() | {"variants": {}}
+    made["comparisons"] = [*made["comparisons"], made["comparisons"][0] | {"metric": "gap", "lower": True}]
+    _, text = checked(write_claim_report(made, tmp_path / "claim.html"))
+    assert "new − old, ap" in text
+    assert "old − new, gap" in text
+    assert "Paired differences in the metric named" in text
+
+
 def test_a_claim_on_one_seed_has_no_interval(tmp_path):
     made = record()
     made["comparisons"][0] |= {"low": None, "high": None, "differences": [0.05], "verdict": "undecided: one seed"}

@@ -15,7 +15,15 @@ from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.aligned import TASK, AlignedConfig, first_two, retrieval_recall, zero_shot_accuracy
+from counterpoint.tasks.aligned import (
+    TASK,
+    AlignedConfig,
+    build_vector_encoder,
+    class_means,
+    first_two,
+    retrieval_recall,
+    zero_shot_accuracy,
+)
 
 SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
 OPTIONS = [
@@ -150,3 +158,64 @@ def test_refusals(tmp_path, capsys):
     assert cli.main(["train", "clip", "--data", "digits", "--out", str(tmp_path)]) == 2
     assert "not for aligned" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def three_vectors(n: int, labels=None, **presence):
+    """Three modalities of one-hot vectors, of which some items share theirs."""
+    rows = np.eye(4, dtype=np.float32)[np.arange(n) % 4]
+    labels = None if labels is None else np.asarray(labels)
+    return AlignedColumns(dict.fromkeys("abc", rows), labels, presence=presence or None)
+
+
+def test_several_modalities_together_look_for_one():
+    kinds = {name: Modality("vector", dim=4) for name in "abc"}
+    there = np.arange(12) != 0
+    data = AlignedData("own", three_vectors(20), three_vectors(12, c=there), kinds)
+    task = TASK(data, AlignedConfig(batch_size=4))
+    (batch,) = list(task.test_loader())
+    x = batch["inputs"]["a"]
+    evaluator = task.evaluator()
+    wrong = x.roll(1, 1)
+    embedding = {"a": x, "b": x, "c": x}
+    evaluator.update(batch, {"embedding": embedding, "joint": {"a": x, "b": x, "c": wrong}})
+    found = evaluator.compute()
+    # The very same vector cannot be told apart: any of the items that have it is right.
+    assert found["a_to_b_r1"] == found["b_and_c_to_a_r1"] == found["a_and_c_to_b_r1"] == 1.0
+    assert found["a_and_b_to_c_r1"] == 0.0
+    assert found["to_c_r1"] == 1.0
+    assert found["joint_recall"] < 1.0
+    assert found["a_b_separability"] <= 0.5  # one and the same
+    assert found["a_b_centroid_distance"] == 0.0
+
+
+def test_classes_are_told_by_training_items_where_there_are_no_words():
+    kinds = {name: Modality("vector", dim=4) for name in "abc"}
+    train = three_vectors(20, np.arange(20) % 4, c=np.zeros(20, bool))
+    data = AlignedData("own", train, three_vectors(8, [0, 1, 2, 3, -1, 1, 3, 2]), kinds)
+    task = TASK(data, AlignedConfig(batch_size=4))
+    evaluator = task.evaluator()
+    items, examples = list(task.test_loader())
+    assert (items["part"], examples["part"]) == ("items", "examples")
+    for batch in (items, examples):
+        evaluator.update(batch, {"embedding": batch["inputs"]})
+    found = evaluator.compute()
+    assert found["a_from_b_zero_shot"] == pytest.approx(5 / 7)
+    assert not any("from_c" in name for name in found)  # no training item has it
+    means, classes = class_means(torch.tensor([[3.0, 0], [1, 0], [0, 2], [9, 9]]), torch.tensor([5, 5, 2, -1]))
+    assert classes.tolist() == [2, 5]
+    assert means.tolist() == [[0, 1], [1, 0]]
+
+
+def test_encoders_of_vectors():
+    x = torch.rand(3, 4)
+    for name, dim in (("mlp", 256), ("linear", 5), ("as-is", 4), ("relu-7-6", 6)):
+        encoder = build_vector_encoder(name, 4)
+        assert encoder(x).shape == (3, dim)
+        assert encoder.dim == dim
+    assert torch.equal(build_vector_encoder("as-is", 4)(x), x)
+    assert torch.equal(build_vector_encoder("linear", 4)(x)[:, -1], torch.ones(3))
+    for name in ("rleu-3", "relu-", "relu-3-x", "relu-0"):
+        with pytest.raises(CounterpointError, match="unknown vector encoder"):
+            build_vector_encoder(name, 4)
+    with pytest.raises(CounterpointError, match="vector_noise must not be negative"):
+        AlignedConfig(vector_noise=-0.1)

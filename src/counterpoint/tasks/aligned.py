@@ -467,6 +467,8 @@ class AlignedEvaluator:
         found = {}
         for other, parts in examples.items():
             rows, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+            if not len(rows):  # no training item of a class has this modality
+                continue
             means, numbers = class_means(rows, classes)
             # A class without an example cannot be named: its items are left out.
             at = torch.full((int(max(labels.max(), classes.max())) + 2,), -1)  # the last for label -1

@@ -1,0 +1,83 @@
+"""Sources made for claims: bits of which two determine the third, and halves of digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from counterpoint.data import load
+from counterpoint.errors import CounterpointError
+
+
+def column(split, name):
+    return split.column(name, np.arange(len(split)))
+
+
+def test_two_determine_the_third_and_one_says_nothing():
+    data = load("xor?train=4000&test=10")
+    a, b, c = (column(data.train, name).astype(int) for name in "abc")
+    assert (c == a ^ b).all()
+    for x, y in ((a, b), (a, c), (b, c)):
+        assert abs((x[:, 0] == y[:, 0]).mean() - 0.5) < 0.04
+    data = load("xor?p=0&bits=5&train=100&test=10")
+    assert (column(data.train, "c") == column(data.train, "a")).all()
+    assert data.modalities["b"].dim == 5
+    half = load("xor?p=0.5&train=4000&test=10").train
+    assert 0.5 < (column(half, "a") == column(half, "c")).all(1).mean() < 0.63  # a half, and an eighth of the rest
+
+
+def test_sources_are_the_same_for_a_seed_and_others_for_another():
+    for spec, name in (("xor?train=50&test=20", "c"), ("digit-halves?labelled=100&train=50&test=20", "top")):
+        one, again, other = load(spec, seed=3), load(spec, seed=3), load(spec, seed=4)
+        for split in ("train", "test"):
+            x, y, z = (column(getattr(data, split), name) for data in (one, again, other))
+            assert np.array_equal(x, y)
+            assert not np.array_equal(x, z)
+
+
+def test_halves_belong_to_one_digit_and_the_tower_s_digits_are_not_among_the_pairs():
+    from sklearn.datasets import load_digits
+
+    pixels, names = load_digits(return_X_y=True)
+    data = load("digit-halves")
+    assert (len(data.train), len(data.test)) == (1400, 397)
+    known = {row.tobytes(): name for row, name in zip((pixels / 16).astype(np.float32), names, strict=True)}
+    for split in (data.train, data.test):
+        whole = np.concatenate([column(split, "top"), column(split, "bottom")], 1)
+        assert [known[row.tobytes()] for row in whole] == split.labels.tolist()
+    frozen = load("digit-halves?labelled=700&train=400&test=397")
+    assert frozen.modalities["top"].dim == frozen.modalities["bottom"].dim == 32
+    assert np.array_equal(column(frozen.test, "bottom"), column(data.test, "bottom"))
+    assert not {r.tobytes() for r in column(frozen.test, "bottom")} & {
+        r.tobytes() for r in column(frozen.train, "bottom")
+    }
+    (note,) = frozen.notes
+    assert 80 < int(note.split("%")[0].split()[-1]) < 95
+    both = load("digit-halves?whole=1&train=20&test=10")
+    assert np.array_equal(column(both.train, "first"), column(both.train, "second"))
+
+
+def test_a_tower_leaves_the_run_s_own_draws_alone():
+    import torch
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load("digit-halves?labelled=50&train=20&test=10")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("xor?p=1.5", "p in 0..1"),
+        ("xor?bits=0", "bits in 1..16"),
+        ("xor?train=0", "at least 1"),
+        ("digit-halves?train=1500&test=397", "1797 digits; train 1500 \\+ test 397"),
+        ("digit-halves?labelled=-1", "at least 1"),
+        ("digit-halves?whole=1&labelled=10&train=20", "leave whole=1 away"),
+    ],
+)
+def test_refusals(spec, said):
+    with pytest.raises(CounterpointError, match=said):
+        load(spec)
