@@ -215,13 +215,13 @@ def cell(text: str) -> str:
 
 def system_page(entry: catalog.Entry) -> str:
     system = catalog.load_system(entry.slug)
-    module = importlib.import_module(entry.module)
+    module = importlib.import_module(entry.module.partition(":")[0])
     said = inspect.getdoc(module) or ""
     title, _, rest = said.partition("\n")
     parts = [
         f"# {entry.slug}",
         f"**{paper(entry)}**",
-        f"Area {entry.area}, task {entry.task}, module `{entry.module}`.",
+        f"Area {entry.area}, task {entry.task}, module `{module.__name__}`.",
         f"**{title}**",
         lists(rest.strip()),
         "## Use",
@@ -235,7 +235,7 @@ def system_page(entry: catalog.Entry) -> str:
         "## Functions",
         "All of these are in `counterpoint.functional`.",
         # What stands in a room of its own has its anchor there; here it is only shown.
-        *(directive(p.replace(":", "."), shared=not p.startswith(entry.module)) for p in entry.functions),
+        *(directive(p.replace(":", "."), shared=not p.startswith(module.__name__)) for p in entry.functions),
         "## Configuration and learner",
         directive(f"{system.config.__module__}.{system.config.__qualname__}", members=False),
         directive(f"{system.learner.__module__}.{system.learner.__qualname__}"),

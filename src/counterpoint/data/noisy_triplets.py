@@ -1,8 +1,9 @@
 """Synthetic triplets of video, audio and text of which many do not belong together: the setting of gradient harmonization.
 
-A hidden z of 8 numbers is the centre of one of 10 classes plus what is the instance's own, both standard normal. Each
-modality is 24 numbers, a random linear map of z with noise of standard deviation 0.5. In a share of the training triplets
-audio or text (each as often) is that of another training item. Test triplets all belong together.
+A hidden z of 8 numbers is the centre of one of 10 classes, standard normal, plus what is the instance's own, half as large,
+so that instances of a class are not easily told apart. Each modality is 24 numbers, a random linear map of z with noise of
+standard deviation 0.5. In a share of the training triplets audio or text (each as often) is that of another training item.
+Test triplets all belong together.
 
 The domains tell the training triplets apart, for those who measure what a method knows of them: "aligned", "audio of
 another", "text of another".
@@ -16,6 +17,7 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.errors import CounterpointError
 
 HIDDEN, CLASSES, DIM = 8, 10, 24
+INSTANCE = 0.5  # how far instances lie from their centre, along each hidden number
 MODALITIES = ("video", "audio", "text")
 DOMAINS = ("aligned", "audio of another", "text of another")
 
@@ -34,7 +36,7 @@ def load(
 
     def columns(count: int, broken: float) -> AlignedColumns:
         labels = rng.integers(CLASSES, size=count)
-        z = centres[labels] + rng.standard_normal((count, HIDDEN))
+        z = centres[labels] + INSTANCE * rng.standard_normal((count, HIDDEN))
         found = {
             name: (z @ map_ + 0.5 * rng.standard_normal((count, DIM))).astype(np.float32) for name, map_ in maps.items()
         }

@@ -1,6 +1,6 @@
 """`xor`: three vectors of bits of which the third is known from the other two together and from neither alone.
 
-The setting of Symile's claim (arXiv 2411.01053, Sec. 5.1). a and b are uniform bits; c is a XOR b with probability `p`, else
+The setting of Symile's claim (arXiv 2411.01053). a and b are uniform bits; c is a XOR b with probability `p`, else
 a, one draw for all bits of an item. With p = 1 any two of the three are independent, and any two determine the third. With
 p = 0 c is a, and b has to do with nothing.
 """

@@ -121,10 +121,9 @@ def multisclip_loss(
 
 
 def _contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Each item told from the others, both ways: M3Co of what is not mixed."""
-    return m3co_loss(
-        a, b, torch.arange(len(a), device=a.device), a.new_ones(len(a)), temperature, accumulate_targets=True
-    )
+    """Each item told from the others, both ways: M3Co of what is not mixed, so that partners do not matter."""
+    nobody = torch.zeros(len(a), dtype=torch.long, device=a.device)
+    return m3co_loss(a, b, nobody, a.new_ones(len(a)), temperature, accumulate_targets=True)
 
 
 def _cycle(names: list[str]) -> list[tuple[str, str]]:
@@ -164,6 +163,8 @@ class M3CoLConfig(AlignedConfig):
     constant_lr: bool = True
     image_encoder: str = "timm:vit_base_patch16_224"
     text_encoder: str = "hf:bert-base-uncased"
+    vector_encoder: str = "paper"
+    """The network for vectors: paper (two linear layers of `embedding` with ReLU between), or another by name."""
     pretrained: bool = True
     context: int = 512
     embedding: int = 768
@@ -220,7 +221,7 @@ class M3CoL(AlignedLearner):
         )
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        if spec["kind"] == "vector":
+        if spec["kind"] == "vector" and self.config.vector_encoder == "paper":
             return _Stack(spec["dim"], self.config.embedding, self.config.embedding)
         return super().build_encoder(spec, tokenizer)
 

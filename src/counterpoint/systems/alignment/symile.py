@@ -62,7 +62,7 @@ def symile(
     *,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
-    r"""The Symile loss (Eq. 7 and Algorithm 1): the mean over the M choices of an anchor of its cross-entropy.
+    r"""The Symile loss: the mean over the M choices of an anchor of its cross-entropy.
 
     MIP(x_1, ..., x_M) = sum over coordinates k of the product over m of x_m[k]. For anchor a, row i's logits are logit_scale
     times the MIP of its embedding with tuples of the others: its own tuple, the positive, and negatives, which are
@@ -74,13 +74,13 @@ def symile(
         reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments give unit rows, the
             others the output of a LayerNorm.
         logit_scale: positive, already exponentiated.
-        negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^ceil(M/2) dim at most.
+        negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^floor(M/2) dim and n^ceil(M/2).
         permutations: for "n", per anchor and other modality in their order; over processes those of the whole batch.
             None: drawn, with `generator` (over processes, the first one's draw).
 
     One tuple: 0. For M = 2 "n_squared" is the symmetric InfoNCE (CLIP's). Across processes the batch is everybody's.
     Raises ValueError for shapes that differ, fewer than two modalities, permutations that do not fit, or more combinations
-    than can be gone through.
+    than can be gone through. Source: the authors' code, symile/loss.py and symile/similarity.py.
 
     >>> x = torch.eye(4)
     >>> symile([x, x, x], 0.0, "n_squared")   # (M - 1) log n
@@ -332,7 +332,11 @@ class Symile(AlignedLearner):
         batch = super().prepare(batch, generator)
         if self.config.objective == "symile" and self.config.negatives == "n":
             total = place(len(batch["index"]), self.device).total
-            batch["permutations"] = draw_permutations(len(self.kinds), total, generator).to(self.device)
+            drawn = draw_permutations(len(self.kinds), total, generator)
+            # Each process has every size-th row; gathered in rank order, the rows stand in another order than drawn for.
+            size = world()[1]
+            order = torch.cat([torch.arange(rank, total, size) for rank in range(size)])
+            batch["permutations"] = order.argsort()[drawn[..., order]].to(self.device)
         return batch
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:

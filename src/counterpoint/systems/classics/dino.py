@@ -95,6 +95,8 @@ class DINOConfig(MultiCropConfig):
     """Width of the head's two hidden layers."""
     bottleneck: int = 256
     """Width of the head's third layer, which is normalised."""
+    head_norm: bool = False
+    """Batch normalisation in the head's hidden layers, for convolutional encoders."""
     projection: int = 65536
     """Outcomes of the distributions that are compared."""
     student_temperature: float = 0.1
@@ -132,11 +134,12 @@ class DINOHead(nn.Module):
     The rows are the authors' weight normalisation with its gain fixed to 1.
     """
 
-    def __init__(self, dim: int, hidden: int, bottleneck: int, outcomes: int) -> None:
+    def __init__(self, dim: int, hidden: int, bottleneck: int, outcomes: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -160,7 +163,8 @@ class DINO(MultiCropLearner):
         self.register_buffer("center", torch.zeros(config.projection))
 
     def build_projector(self, dim: int) -> DINOHead:
-        return DINOHead(dim, self.config.hidden, self.config.bottleneck, self.config.projection)
+        config = self.config
+        return DINOHead(dim, config.hidden, config.bottleneck, config.projection, norm=config.head_norm)
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         encoder, _ = cast(nn.Sequential, self.teacher.module)

@@ -142,5 +142,5 @@ SYSTEM = System(
     config=SupConConfig,
     learner=SupCon,
     data="cifar10",
-    recipe=LAPTOP | {"batch_size": 256, "hidden": 512, "epochs": 25},
+    recipe=LAPTOP | {"batch_size": 256, "hidden": 512, "epochs": 18, "lr": 0.125},
 )
