@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from counterpoint.core.contrast import Diagonal, pair_logsumexp
+from counterpoint.core import gap
 from counterpoint.data.images import ImageData, ImageSplit
 from counterpoint.encoders.images import need_size
 from counterpoint.engine.learner import Learner
@@ -108,12 +108,8 @@ def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: fl
 
 
 def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |x~_i - x~_j|^2) over pairs i != j (Wang and Isola 2020). Lower is more uniform; -2t at best."""
-    if len(x) < 2:
-        return math.nan
-    unit = F.normalize(x, dim=1) * math.sqrt(2 * t)
-    logs = pair_logsumexp(unit, exclude=Diagonal()).rows  # -t |a - b|^2 = 2 t a.b - 2 t
-    return float(logs.logsumexp(0)) - 2 * t - math.log(len(x) * (len(x) - 1))
+    """`core.gap.uniformity` as a number: log of the mean of exp(-t |x~_i - x~_j|^2) over pairs; nan for fewer than two rows."""
+    return float(gap.uniformity(x, t=t)) if len(x) > 1 else math.nan
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -1,0 +1,93 @@
+"""The task `views`: its measures against scikit-learn and their formulas, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from counterpoint import cli
+from counterpoint.data.images import ArrayImages, ImageData
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.views import TASK, ViewsConfig, alignment, confusion, knn_accuracy, linear_probe, uniformity
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 12, generator=g)
+    labels = torch.randint(0, 4, (300,), generator=g)
+    x = centres[labels] + 1.1 * torch.randn(300, 12, generator=g)
+    return x[:200], labels[:200], x[200:], labels[200:]
+
+
+def test_knn_votes_as_scikit_learn_does(blobs):
+    x, y, test, asked = blobs
+    unit, units = (torch.nn.functional.normalize(v, dim=1).numpy() for v in (x, test))
+    # |a - b|^2 = 2 - 2 cos: the weights exp(cos / t) in terms of the distance scikit-learn hands over.
+    expected = KNeighborsClassifier(7, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07)).fit(unit, y.numpy())
+    found = knn_accuracy(x, y, test, asked, k=7)
+    assert 0.5 < found < 1
+    assert found == pytest.approx(expected.score(units, asked.numpy()))
+    assert knn_accuracy(x, y, x, y, k=1) == 1.0
+    assert knn_accuracy(x[:5], y[:5], test, asked, k=20) == knn_accuracy(x[:5], y[:5], test, asked, k=5)
+
+
+def test_the_probe_is_logistic_regression(blobs):
+    x, y, test, asked = blobs
+    accuracy, predicted = linear_probe(x, y, test, asked, regularisation=1e-3)
+    scale = StandardScaler().fit(x.numpy() * 1.0)
+    # Mean loss + r |w|^2 is scikit-learn's sum of losses + |w|^2 / (2 C) for C = 1 / (2 r n).
+    model = LogisticRegression(C=1 / (2 * 1e-3 * 200), max_iter=2000, tol=1e-8).fit(
+        scale.transform(x.numpy()), y.numpy()
+    )
+    expected = model.predict(scale.transform(test.numpy()))
+    assert (predicted.numpy() == expected).mean() > 0.98
+    assert accuracy == pytest.approx(float((predicted == asked).float().mean()))
+    assert confusion(asked, predicted, 4).sum() == 100
+    assert confusion(asked, predicted, 4).trace() == pytest.approx(100 * accuracy)
+
+
+def test_alignment_and_uniformity_are_their_formulas():
+    g = torch.Generator().manual_seed(1)
+    x, y = (torch.nn.functional.normalize(torch.randn(30, 5, generator=g), dim=1) for _ in range(2))
+    assert alignment(3 * x, y) == pytest.approx(float((x - y).square().sum(1).mean()), rel=1e-5)
+    pairs = torch.pdist(x).square()
+    assert uniformity(2 * x) == pytest.approx(float((-2 * pairs).exp().mean().log()), rel=1e-5)
+    assert uniformity(torch.ones(4, 3)) == pytest.approx(0, abs=1e-5)
+    assert math.isnan(uniformity(x[:1]))
+
+
+def images(n: int) -> ArrayImages:
+    return ArrayImages(np.zeros((n, 16, 16, 3), np.uint8))
+
+
+def test_refusals():
+    config = ViewsConfig(batch_size=32, encoder="conv-s")
+    with pytest.raises(DataError, match="20 training images, fewer than a batch of 32; use --batch-size 20"):
+        TASK(ImageData("own", images(20), images(4), (), 16), config)
+    with pytest.raises(CounterpointError, match="batch_size must be at least 2"):
+        TASK(ImageData("own", images(20), images(4), (), 16), ViewsConfig(batch_size=1))
+    with pytest.raises(DataError, match="at least 2 test images"):
+        TASK(ImageData("own", images(40), images(1), (), 16), config)
+
+
+def test_images_without_labels_are_judged_by_geometry_alone(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 255, (20, 16, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+    words = f"train simclr --data imagefolder:{folder}?size=16 --epochs 1 --batch-size 8 --encoder conv-s".split()
+    assert cli.main([*words, "--out", str(tmp_path), "--name", "run"]) == 0
+    last = Run.open(tmp_path / "run").metrics()[-1]
+    assert "test/uniformity" in last
+    assert "test/knn_accuracy" not in last
