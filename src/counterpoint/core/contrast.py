@@ -33,6 +33,8 @@ EPS = 1e-12
 
 # Bytes of tiles that the forward pass may keep for the backward pass. Beyond it they are computed again, a third more work.
 KEEP = 64 * 2**20
+# Of the query with itself: the halved matrix of both views of 4,096 pairs just fits.
+KEEP_SYMMETRIC = 160 * 2**20
 # Rows and columns of a tile: large enough for matrix products at full speed, small enough to stay in the cache between them.
 TILE = (512, 2048)
 
@@ -399,7 +401,7 @@ def pair_logsumexp(
     weight: Block | None = None,
     columns: bool = False,
     origin: tuple[int, int] = (0, 0),
-    keep: int = KEEP,
+    keep: int | None = None,
     method: Literal["auto", "plain", "blocks"] = "auto",
 ) -> PairLogSumExp:
     r"""log Z over the rows, and in the same pass the columns, of the similarities q_i . k_j, without their matrix.
@@ -416,7 +418,8 @@ def pair_logsumexp(
         weight: non-negative weights d_ij as a function (rows, columns) -> [r, c], asked for one tile at a time. No gradient.
         columns: whether columns are wanted.
         origin: where this matrix's first row and column lie in the larger one that rules and weights are told about.
-        keep: bytes of intermediate results the forward pass may keep to spare the backward pass a third of its work.
+        keep: bytes of intermediate results the forward pass may keep to spare the backward pass a third of its work; by
+            default 64 MiB, or 160 MiB for the query with itself.
         method: "blocks" or "plain" (the whole matrix, differentiable twice, traceable by torch.compile). "auto" takes the
             plain way for the smallest matrices and inside torch.compile.
 
@@ -448,6 +451,8 @@ def pair_logsumexp(
     small = method == "auto" and (torch.compiler.is_compiling() or entries <= SMALL)
     if method == "plain" or small or entries == 0:
         return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns, origin))
+    if keep is None:
+        keep = KEEP_SYMMETRIC if key is None else KEEP
     return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, origin, keep))
 
 

@@ -523,6 +523,9 @@ class Rocket(AlignedLearner):
             return self._images(values, total, mine, strong, generator)
         if kind == "text" and self.config.text_views:
             return self._texts(name, values, total, mine, strong, generator)
+        if kind == "vector" and self.config.vector_noise:
+            noise = torch.randn(strong, total, *values.shape[1:], generator=generator)[:, mine].to(values.device)
+            return [values, *(values + self.config.vector_noise * noise)]
         return [values] * (1 + strong)
 
     def _images(self, images: Tensor, total: int, mine: slice, strong: int, generator: torch.Generator) -> list[Tensor]:
