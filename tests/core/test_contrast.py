@@ -266,20 +266,38 @@ def test_positives_of_every_kind():
 # --- soft targets and pairs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
-@pytest.mark.parametrize("scale", [1.0, 40.0])
-def test_soft_targets(monkeypatch, tile, scale):
+@pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
+@pytest.mark.parametrize("small", [0, contrast.SMALL])
+def test_soft_targets(monkeypatch, tile, scale, keep, small):
     monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(contrast, "SMALL", small)
     q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
-    found = pair_cross_entropy(q, k, tq, tk, columns=True)
+    found = pair_cross_entropy(q, k, tq, tk, columns=True, keep=keep)
     s, t = q @ k.T, (tq @ tk.T).detach()
     expected = [-(t.softmax(d) * s.log_softmax(d)).sum(d) for d in (1, 0)]
     entropy = [-(t.softmax(d) * t.log_softmax(d)).sum(d) for d in (1, 0)]
     torch.testing.assert_close(found.row_entropy, entropy[0])
     torch.testing.assert_close(found.column_entropy, entropy[1])
     same([found.rows, found.columns], expected, [q, k], 1e-8)
-    same([pair_cross_entropy(q, k, tq, tk).rows], [-(t.softmax(1) * (q @ k.T).log_softmax(1)).sum(1)], [q, k], 1e-8)
+    one_way = pair_cross_entropy(q, k, tq, tk, keep=keep).rows
+    same([one_way], [-(t.softmax(1) * (q @ k.T).log_softmax(1)).sum(1)], [q, k], 1e-8)
     assert torch.autograd.grad(found.rows.sum(), tq, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("small", [0, contrast.SMALL])
+def test_soft_targets_that_learn_too(monkeypatch, scale, columns, keep, small):
+    monkeypatch.setattr(contrast, "TILE", (7, 5))
+    monkeypatch.setattr(contrast, "SMALL", small)
+    q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
+    found = pair_cross_entropy(q, k, tq, tk, columns=columns, teacher_gradient=True, keep=keep)
+    s, t = q @ k.T, tq @ tk.T
+    expected = [-(t.softmax(d) * s.log_softmax(d)).sum(d) for d in (1, 0)][: 1 + columns]
+    same([x for x in (found.rows, found.columns) if x is not None], expected, [q, k, tq, tk], 1e-8)
 
 
 @pytest.mark.parametrize("keep", [0, 500, contrast.KEEP])

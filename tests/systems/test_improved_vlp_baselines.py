@@ -122,12 +122,16 @@ def test_the_local_loss_is_smoothed_cross_entropy_over_all_pairs_of_views(monkey
 
 
 @pytest.mark.parametrize("iters", [1, 3])
-def test_assignments_without_their_matrix(monkeypatch, iters):
+@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+def test_assignments_as_a_bias(monkeypatch, iters, keep):
+    monkeypatch.setattr(contrast, "KEEP", keep)
     monkeypatch.setattr(contrast, "TILE", (3, 4))
     monkeypatch.setattr(contrast, "SMALL", 0)
     q, k = F.normalize(draw(7, 4)), F.normalize(draw(5, 4, seed=1))
     found = (q @ k.T / 0.1 + fn.sinkhorn_bias(q, k, 0.1, iters)).softmax(1)
     torch.testing.assert_close(found, fn.sinkhorn(q @ k.T, 0.1, iters))
+    far = (900 * q @ k.T + fn.sinkhorn_bias(900 * q, k, 1.0, iters)).softmax(1)
+    torch.testing.assert_close(far, fn.sinkhorn(900 * q @ k.T, 1.0, iters))
 
 
 def test_a_batch_of_one():
@@ -325,11 +329,13 @@ def test_settings_that_make_no_sense_are_refused():
 
 def test_from_the_command_line_on_icons_and_on_vectors(tmp_path):
     common = f"--epochs 2 --batch-size 32 --embedding 16 --local-hidden 32 --evaluate-every 2 --out {tmp_path}".split()
-    data = "glyphs?train=96&test=40&size=32&styles=codicon"
-    words = ["train", "improved-vlp-baselines", "--data", data, "--image-encoder", "conv-s", *common, "--name", "icons"]
-    assert cli.main(words) == 0
-    last = Run.open(tmp_path / "icons").metrics()[-1]
-    assert math.isfinite(last["train/loss"])
-    assert last["test/mixed_mean_recall"] > 0
-    run = Run.open(tmp_path / "icons")
-    assert training.load_learner(run).local_heads
+    for name, words in (
+        ("icons", ["--data", "glyphs?train=96&test=40&size=32&styles=codicon", "--image-encoder", "conv-s"]),
+        ("vectors", ["--data", "digit-halves?train=96&test=40", "--vector-noise", "0.5"]),
+    ):
+        assert cli.main(["train", "improved-vlp-baselines", *words, *common, "--name", name]) == 0
+        run = Run.open(tmp_path / name)
+        last = run.metrics()[-1]
+        assert math.isfinite(last["train/loss"])
+        assert last["test/mixed_mean_recall"] > 0
+        assert training.load_learner(run).local_heads

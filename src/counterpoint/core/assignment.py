@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.core import contrast
 from counterpoint.core.checks import need_positive
 from counterpoint.core.contrast import pair_logsumexp, scaled, wide, with_bias
 
@@ -39,12 +40,9 @@ def sinkhorn(
     # The prototypes are scaled first: whatever factor one of them had on all its scores is gone after that.
     logs = wide(scores).contiguous() / eps
     logs = logs - logs.amax(-2, keepdim=True)
-    if bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny)):
+    if _holds(logs):
         for q in logs.exp_().view(-1, *logs.shape[-2:]):
-            per_sample = q.new_ones(len(q))
-            for _ in range(iters):  # only the two scalings change: products with vectors, q stays as it is
-                per_prototype = q.T.mv(per_sample).reciprocal_()
-                per_sample = q.mv(per_prototype).reciprocal_()
+            per_prototype, per_sample = _scalings(q, iters)
             q.mul_(per_prototype).mul_(per_sample[:, None])
         return logs
     for _ in range(iters):
@@ -53,13 +51,27 @@ def sinkhorn(
     return logs.exp_()
 
 
+def _holds(logs: Tensor) -> bool:
+    """Whether exponentials of these, whose largest in each column is 0, can be scaled without loss."""
+    return bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny))
+
+
+def _scalings(q: Tensor, iters: int) -> tuple[Tensor, Tensor]:
+    """Factors of the columns and of the rows; only they change, so a scaling is a product with a vector."""
+    per_sample = q.new_ones(len(q))
+    for _ in range(iters):
+        per_prototype = q.T.mv(per_sample).reciprocal_()
+        per_sample = q.mv(per_prototype).reciprocal_()
+    return per_prototype, per_sample
+
+
 @torch.no_grad()
 def sinkhorn_bias(
     query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], eps: float = 0.05, iters: int = 3
 ) -> Float[Tensor, " columns"]:
-    r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`, without that matrix.
+    r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`.
 
-    Rows of the codes sum to 1, so their own scaling is the softmax's. With the bias as one more column of the operands
+    Where the matrix is larger than the kernel's budget (`core.contrast.KEEP`), it is not made. Rows of the codes sum to 1, so their own scaling is the softmax's. With the bias as one more column of the operands
     (`with_bias`) the codes are the teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
 
     >>> sinkhorn_bias(torch.eye(2), torch.eye(2)).softmax(0)
@@ -67,6 +79,12 @@ def sinkhorn_bias(
     """
     need_positive(eps=eps, iters=iters)
     query, key = scaled(query, eps), wide(key)
+    if len(query) * len(key) * query.element_size() <= contrast.KEEP:
+        logs = query @ key.T
+        largest = logs.amax(0)
+        logs -= largest
+        if _holds(logs):
+            return _scalings(logs.exp_(), iters)[0].log_() - largest
     row = query.new_zeros(len(query))
     for turn in range(iters):
         column = -pair_logsumexp(*with_bias(key, query, column=row)).rows

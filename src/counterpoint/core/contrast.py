@@ -560,33 +560,69 @@ class _Mean:
         self.logs = like.new_full((length,), -math.inf)
         self.means = [like.new_zeros(length) for _ in range(2)]
 
-    def add(self, part: slice, t: Tensor, dim: int, *values: Tensor) -> None:
-        logs = t.logsumexp(dim)
-        there = _finite(logs)
-        p = (t - there.unsqueeze(dim)).exp_()
+    def add(self, part: slice, logs: Tensor, *means: Tensor) -> None:
+        """log Z of the entries that come, and their means."""
         total = torch.logaddexp(self.logs[part], logs)
         old, new = ((x - _finite(total)).exp() for x in (self.logs[part], logs))
-        for mean, value in zip(self.means, values, strict=True):
-            mean[part] = mean[part] * old + (p * value).sum(dim) * new
+        for mean, value in zip(self.means, means, strict=True):
+            mean[part] = mean[part] * old + value * new
         self.logs[part] = total
+
+
+class _Pairs(NamedTuple):
+    """A tile of both matrices: the student's similarities, and exp(x - reference) of the student's and the teacher's."""
+
+    s: Tensor
+    student: Tensor
+    teacher: Tensor
+    references: tuple[Tensor, Tensor]  # scalars
+
+    @staticmethod
+    def of(s: Tensor, t: Tensor) -> _Pairs:
+        references = s.amax(), t.amax()
+        return _Pairs(s, (s - references[0]).exp_(), (t - references[1]).exp_(), references)
+
+
+def _spread(sides: Sequence[Tensor]) -> Tensor:
+    """A value for each row and, if there is another, for each column, added up over the tile."""
+    return sides[0][:, None] if len(sides) == 1 else sides[0][:, None] + sides[1]
 
 
 class _PairCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, teacher_query: Tensor, teacher_key: Tensor, columns: bool
+        ctx: Any, query: Tensor, key: Tensor, teacher_query: Tensor, teacher_key: Tensor, columns: bool, keep: int
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
         n, m = len(query), len(key)
+        keep = keep if any(ctx.needs_input_grad) else 0
         sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
         logs = [query.new_full((n,), -math.inf)] + ([query.new_full((m,), -math.inf)] if columns else [])
+        ctx.kept = []
         with torch.autocast(query.device.type, enabled=False):
             for tile in _tiles(n, m, False):
                 s, t = student.similarities(tile), teacher.similarities(tile)
-                for (mean, dim), log in zip(sides, logs, strict=True):
+                pairs = _Pairs.of(s, t)
+                sums = [(pairs.student.sum(dim), pairs.teacher.sum(dim)) for _, dim in sides]
+                low = torch.stack([part.min() for both in sums for part in both]).min()
+                values = (pairs.teacher * s, pairs.teacher * t) if low > math.exp(-student.reach) else None
+                for (mean, dim), log, (sum_s, sum_t) in zip(sides, logs, sums, strict=True):
                     part = tile.rows if dim else tile.columns
-                    mean.add(part, t, dim, s, t)
-                    log[part] = torch.logaddexp(log[part], s.logsumexp(dim))
+                    if values is not None:
+                        log_s, log_t = sum_s.log() + pairs.references[0], sum_t.log() + pairs.references[1]
+                        means = [value.sum(dim) / sum_t for value in values]
+                    else:  # some row lies far below the tile's largest entry: a reference of its own for each
+                        log_s, log_t = s.logsumexp(dim), t.logsumexp(dim)
+                        p = (t - log_t.unsqueeze(dim)).exp_()
+                        means = [(p * value).sum(dim) for value in (s, t)]
+                    mean.add(part, log_t, *means)
+                    log[part] = torch.logaddexp(log[part], log_s)
+                size = 3 * s.numel() * s.element_size()
+                fits = values is not None and size <= keep
+                ctx.kept.append(pairs if fits else None)
+                if fits:
+                    keep -= size
+                    student.buffer = s.new_empty(0)  # the tile is kept: the next one needs memory of its own
         ctx.columns = columns
         expected = (mean.means[0] for mean, _ in sides)
         ctx.save_for_backward(
@@ -604,29 +640,50 @@ class _PairCrossEntropy(torch.autograd.Function):
         student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
         out = [torch.zeros_like(x) for x in (query, key, teacher_query, teacher_key)]
         half = len(logs) // 3
-        expected = logs[2 * half :]
         mine = [_Side(log, gradients[2 * i]) for i, log in enumerate(logs[:half])]
         its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half : 2 * half])]
+        taught = any(ctx.needs_input_grad[2:4])
         with torch.no_grad():
-            for tile in _tiles(len(query), len(key), False):
+            for tile, pairs in zip(_tiles(len(query), len(key), False), ctx.kept, strict=True):
                 r, c = tile.rows, tile.columns
-                s, t = student.similarities(tile), teacher.similarities(tile)
-                if any(ctx.needs_input_grad[2:4]):
-                    # An expectation under p moves with t_ij by p_ij (s_ij - the expectation).
-                    pull = (t - its[0].logs[r, None]).exp_() * (s - expected[0][r, None]) * its[0].gradient[r, None]
-                    if ctx.columns:
-                        pull += (t - its[1].logs[c]).exp_() * (s - expected[1][c]) * its[1].gradient[c]
-                    out[2][r].addmm_(pull, teacher_key[c])
-                    out[3][c].addmm_(pull.T, teacher_query[r])
-                g = torch.zeros((), dtype=query.dtype)
-                for work, tensor, sides in ((student, s, mine), (teacher, t, its)):
-                    g = g + _pulled(tensor, sides[0][r], sides[1][c] if ctx.columns else None, work.reach)
+                parts = (r, c)[:half]
+                of_s, of_t = ([side[at] for side, at in zip(sides, parts, strict=True)] for sides in (mine, its))
+                means = [mean[at] for mean, at in zip(logs[2 * half :], parts, strict=True)]
+                if pairs is None:
+                    s, t = student.similarities(tile), teacher.similarities(tile)
+                    pairs = _Pairs.of(s, t)
+                    below = [
+                        reference - torch.cat([side.logs for side in sides]).amin()
+                        for reference, sides in zip(pairs.references, (of_s, of_t), strict=True)
+                    ]
+                    if not max(below) < student.reach:
+                        # One reference would overflow for some: each direction gets probabilities of its own.
+                        p = [side.gradient[:, None] * (t - side.logs[:, None]).exp() for side in of_t[:1]]
+                        p += [side.gradient * (t - side.logs).exp() for side in of_t[1:]]
+                        pull = p[0] * (s - means[0][:, None]) + (p[1] * (s - means[1]) if ctx.columns else 0)
+                        g = sum(p) + _pulled(s, of_s[0], of_s[1] if ctx.columns else None, student.reach)
+                        pairs = None
+                if pairs is not None:
+                    share = [side.share(pairs.references[1]) for side in of_t]
+                    factor = _spread(share)
+                    g = torch.addcmul(
+                        pairs.student * _spread([side.share(pairs.references[0]) for side in of_s]),
+                        pairs.teacher,
+                        factor,
+                    )
+                    if taught:
+                        # An expectation under p moves with t_ij by p_ij (s_ij - the expectation).
+                        offset = _spread([part * mean for part, mean in zip(share, means, strict=True)])
+                        pull = torch.mul(pairs.s, factor).sub_(offset).mul_(pairs.teacher)
                 out[0][r].addmm_(g, key[c])
                 out[1][c].addmm_(g.T, query[r])
+                if taught:
+                    out[2][r].addmm_(pull, teacher_key[c])
+                    out[3][c].addmm_(pull.T, teacher_query[r])
         if torch.is_grad_enabled():
             leaf = next(x for x in (query, key, teacher_query, teacher_key) if x.requires_grad)
             out = [_RefuseSecond.apply(g, leaf) for g in out]
-        return *out[:2], *(out[2:] if any(ctx.needs_input_grad[2:4]) else (None, None)), None
+        return *out[:2], *(out[2:] if taught else (None, None)), None, None
 
 
 def pair_cross_entropy(
@@ -637,6 +694,7 @@ def pair_cross_entropy(
     *,
     columns: bool = False,
     teacher_gradient: bool = False,
+    keep: int = KEEP,
 ) -> PairCrossEntropy:
     r"""Cross-entropy between the row softmaxes of two matrices of similarities, teacher's and student's, without either.
 
@@ -645,9 +703,9 @@ def pair_cross_entropy(
     and with `columns` the same down the columns of both, in one pass. Temperatures: see `scaled`. The teacher gets no
     gradient, or with `teacher_gradient` that of the cross-entropies (the entropies never have one). Subtract `row_entropy`
     for the KL divergence; alpha-mixtures with hard targets are mixtures of this and the plain loss. Affinity mimicking,
-    momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form.
+    momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form. `keep`: see `pair_logsumexp`.
 
-    Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError.
+    Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError, but for the smallest matrices.
 
     >>> x = torch.eye(3)
     >>> out = pair_cross_entropy(x, x, x, x)
@@ -668,7 +726,14 @@ def pair_cross_entropy(
         raise ValueError(f"query and key must not be empty, got {shapes[:2]}")
     query, key = wide(query), wide(key)
     teacher = [(x if teacher_gradient else x.detach()).to(query.dtype) for x in (teacher_query, teacher_key)]
-    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns))
+    if len(query) * len(key) <= SMALL:
+        s, t = query @ key.T, teacher[0] @ teacher[1].T
+        found: list[Tensor | None] = []
+        for dim in (1, 0)[: 1 + columns]:
+            found.append(-(t.softmax(dim) * s.log_softmax(dim)).sum(dim))
+            found.append(-(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim))
+        return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
+    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep))
 
 
 # ------------------------------------------------------------------------------------------------- pairs, one by one

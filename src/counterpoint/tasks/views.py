@@ -144,7 +144,7 @@ class MultiCropConfig(ViewsConfig):
 
 # What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
 LAPTOP: dict[str, Any] = {
-    "epochs": 40,
+    "epochs": 20,
     "batch_size": 256,
     "encoder": "resnet-s",
     "recipe": "simclr-cifar",

@@ -473,20 +473,23 @@ class Harmonization(AlignedLearner):
             products.append(found)
             keeps.append(keep)
             if config.realign and config.gradients == "backbone":
-                # A unit counts in each loss by the number of its items.
-                counts = asked @ size.T * keep[:, None]
+                # What the other gradient loses is along this one, so it weighs what the other does: by its items.
+                other = (asked @ size.T * keep[:, None]).flip(1).T
                 added = [
-                    ((factor - 1) * count).to(g.dtype) @ g
-                    for factor, count, g in zip(found.factors, counts.T, gradients, strict=True)
+                    ((factor - 1) * weight).to(g.dtype) @ g
+                    for factor, weight, g in zip(found.factors, other, gradients, strict=True)
                 ]
                 terms.append(torch.stack(added))
         whole, keep = _Products(*(torch.cat(part) for part in zip(*products, strict=True))), torch.cat(keeps)
-        weight = (size.new_ones(size.shape)) * keep
+        weight = torch.ones_like(size) * keep
+        total = (size * keep).sum(1, keepdim=True).clamp(min=1)
         correction = None
         if terms:
-            correction = (torch.stack(terms).sum(0) / (size * keep).sum(1).clamp(min=1)[:, None]).mean(0)
+            correction = (torch.stack(terms).sum(0) / total.flip(0)).mean(0)
         elif config.realign:
-            weight = weight * torch.stack(whole.factors).to(weight.dtype)
+            share = size / total
+            ratio = share.flip(0) / torch.where(share > 0, share, 1.0)
+            weight = weight * (1 + (torch.stack(whole.factors).to(size.dtype) - 1) * ratio)
         return _Compared(whole, keep, weight, correction)
 
     # --- what is known of the conflict

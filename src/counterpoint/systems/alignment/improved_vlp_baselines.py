@@ -227,7 +227,8 @@ def swalip_loss(
         h_scale: s, the local inverse temperature.
         eps, iters: of `sinkhorn`.
 
-    The assignments are softmaxes with a bias for each column (`sinkhorn_bias`), so no matrix is made. Raises ValueError for
+    An assignment is a softmax with a bias for each column (`sinkhorn_bias`), that of the transposed matrix one with a bias for
+    each row, and neither softmax sees the other's bias: one pass over a pair of views gives both directions. Raises ValueError for
     another number of views than two.
     """
     if len(h_imgs) != 2 or len(h_txts) != 2:
@@ -240,12 +241,12 @@ def swalip_loss(
     need_positive(h_scale=h_scale)
     image, text = ([F.normalize(gather_rows(wide(h)), dim=1, eps=EPS) for h in views] for views in (h_imgs, h_txts))
     total = []
-    for query, key in ((image, text), (text, image)):
-        for a in range(2):
-            for b in range(2):
-                q, k = query[1 - a].detach(), key[1 - b].detach()
-                target = with_bias(q / eps, k, column=sinkhorn_bias(q, k, eps, iters))
-                total.append(pair_cross_entropy(query[a] * h_scale, key[b], *target).rows.mean())
+    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        q, k = image[1 - a].detach(), text[1 - b].detach()
+        biases = {"row": sinkhorn_bias(k, q, eps, iters), "column": sinkhorn_bias(q, k, eps, iters)}
+        out = pair_cross_entropy(image[a] * h_scale, text[b], *with_bias(q / eps, k, **biases), columns=True)
+        assert out.columns is not None
+        total.append((out.rows.mean() + out.columns.mean()) / 2)
     return torch.stack(total).mean()
 
 
