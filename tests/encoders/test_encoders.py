@@ -154,9 +154,3 @@ def test_unknown_names_get_near_matches():
         encoders.build_audio({"name": "vgish"})
     with pytest.raises(CounterpointError, match="needs its weights"):
         encoders.build_audio({"name": "vggish"})
-
-
-def test_torchvision_missing_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(encoders, "names", lambda modality: ["light"])
-    with pytest.raises(CounterpointError, match=r"pip install 'counterpoint\[vision\]'"):
-        encoders.build_visual({"name": "r3d_18"})

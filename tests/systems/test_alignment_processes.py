@@ -24,12 +24,34 @@ def permutations(m: int) -> torch.Tensor:
     return draw_permutations(m, sum(COUNTS), torch.Generator().manual_seed(0))
 
 
+def mine(whole: torch.Tensor) -> torch.Tensor:
+    """This process's part of something that has an entry for each row of the batch."""
+    from counterpoint.core.distributed import world
+
+    rank, size = world()
+    return whole if size == 1 else whole[sum(COUNTS[:rank]) : sum(COUNTS[: rank + 1])]
+
+
 def losses():
     """name -> (how many tensors, loss of them); the spawned processes import what they need here and nothing else."""
     from counterpoint import functional as fn
 
     scale = torch.tensor(1.5, dtype=torch.float64)
+    mask = torch.arange(sum(COUNTS)) % 3 > 0
+    mixed = torch.tensor([3, 1, 6, 0, 4, 2, 5]), torch.rand(sum(COUNTS), generator=torch.Generator().manual_seed(1))
     return {
+        "m3co": (2, lambda x, y: fn.m3co_loss(x, y, *map(mine, mixed))),
+        "m3co accumulated": (
+            2,
+            lambda x, y: fn.m3co_loss(x, y, *map(mine, mixed), 0.2, False, accumulate_targets=True),
+        ),
+        "multisclip": (2, fn.multisclip_loss),
+        "cl2l": (6, lambda *r: fn.cl2l_loss(r[0], r[1], r[2:4], r[4:6], scale, 2 * scale)),
+        "barlow cross": (2, fn.barlow_cross),
+        "byol cross": (2, fn.byol_cross),
+        "swalip": (4, lambda *r: fn.swalip_loss(r[:2], r[2:], scale)),
+        "mil nce": (3, lambda v, t, u: fn.mil_nce(v, torch.stack([t, u], 1).flatten(0, 1))),
+        "masked mil nce": (2, lambda v, t: fn.mil_nce(v, t, mine(mask))),
         "symile n": (3, lambda *r: fn.symile(r, 3.0, "n", permutations(3))),
         "symile n_squared 2": (2, lambda *r: fn.symile(r, 3.0, "n_squared")),
         "symile n_squared 3": (3, lambda *r: fn.symile(r, 3.0, "n_squared")),
@@ -58,9 +80,12 @@ def work(rank, folder):
     found = {name: run(name, share) for name in losses()}
     torch.manual_seed(rank)  # each process would draw permutations of its own
     drawn = fn.symile([x[share] for x in draw(3)], 3.0)
+    released = [x[share].clone().requires_grad_() for x in draw(2)]
+    local = fn.cl2l_loss(*released, [released[0]], [released[1]], 3.0, 2.0, 0.2, local_gradients=True)
+    local.backward()
     # What is measured is the whole set on every process, whoever else measures it.
     measured = fn.gap_metrics(*draw(2, 20))
-    torch.save((found, drawn, measured), f"{folder}/{rank}.pt")
+    torch.save((found, drawn, measured, (local.detach(), [x.grad for x in released])), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -73,7 +98,7 @@ def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
     for name in losses():
         loss, gradients = run(name)
-        for rank, (found, _, _) in enumerate(results):
+        for rank, (found, *_) in enumerate(results):
             share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
             torch.testing.assert_close(
                 (found[name][0], [gradient / len(COUNTS) for gradient in found[name][1]]),
@@ -82,6 +107,25 @@ def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
                 atol=1e-12,
                 msg=lambda message, name=name: f"{name}: {message}",
             )
-    assert len({round(drawn.item(), 12) for _, drawn, _ in results}) == 1
-    for _, _, measured in results:
+    assert len({round(drawn.item(), 12) for _, drawn, *_ in results}) == 1
+    # With gradients of a process's own rows alone, the other side of each cross-entropy is a constant.
+    x, y = (x.clone().requires_grad_() for x in draw(2))
+    target = torch.arange(sum(COUNTS))
+    value = fn.cl2l_loss(x, y, [x], [y], 3.0, 2.0, 0.2)
+    constant = [
+        (
+            F.cross_entropy(3 * a @ b.detach().T, target)
+            + F.cross_entropy(2 * a @ b.detach().T, target, label_smoothing=0.2)
+        )
+        / 4
+        for a, b in ((F.normalize(x), y), (F.normalize(y), x))
+    ]
+    torch.stack(constant).sum().backward()
+    for rank, (*_, (local, gradients)) in enumerate(results):
+        share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
+        torch.testing.assert_close(local, value.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            [gradient / len(COUNTS) for gradient in gradients], [z.grad[share] for z in (x, y)], rtol=1e-9, atol=1e-12
+        )
+    for _, _, measured, _ in results:
         assert measured == pytest.approx(fn.gap_metrics(*draw(2, 20)))

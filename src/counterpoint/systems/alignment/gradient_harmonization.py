@@ -72,13 +72,13 @@ def mil_nce(
     if mask is not None and mask.shape != video.shape[:1]:
         raise ValueError(f"mask must have an entry for each sample, got {shapes(mask=mask, video=video)}")
     video, text = wide(video), wide(text)
-    positive = (video[:, None] * text.view(len(video), candidates, -1)).sum(2).logsumexp(1)
+    positive = (video[:, None] * text.view(len(video), candidates, text.shape[1])).sum(2).logsumexp(1)
     if mask is None:
         out = batch_logsumexp(video, text, columns=True)
         assert out.columns is not None
         both = torch.logaddexp(out.rows, out.columns.view(len(video), candidates).logsumexp(1))
         return global_mean(both - positive)
-    there = gather_rows(mask).repeat_interleave(candidates)
+    there = gather_rows(mask.repeat_interleave(candidates))
     if not bool(there.any()):
         return (video.sum() + text.sum()) * 0
     hidden = ~there
