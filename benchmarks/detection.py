@@ -10,6 +10,7 @@ file with PyAV and does nothing else: detection cannot be faster than that.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 DRAWN = 30  # seconds that are drawn and encoded; longer files repeat them
 # name: (seconds, bits a second of the pictures; None: constant quality)
@@ -30,49 +32,39 @@ REPEATS = 3
 OUT = Path(__file__).parents[1] / "results" / "bench" / "detection.json"
 
 
-def write(path: Path, seconds: int, bit_rate: int | None) -> None:
+def draw() -> tuple[list[Any], Any]:
+    """Pictures and sound of DRAWN seconds."""
+    import numpy as np
+
+    from counterpoint.data import arcade
+
+    rng = np.random.default_rng(0)
+    grain = [rng.normal(0, 6, (720, 1280, 1)).astype(np.int16) for _ in range(16)]
+    frames: list[Any] = []
+    sound: list[Any] = []
+    for number in itertools.count(300):
+        clip = arcade.script("test", number)
+        scene = arcade._Scene(clip, (1280, 720))
+        sound.append(arcade.render_audio(clip))
+        for n in range(clip.snippets * arcade.FRAMES):
+            if len(frames) == DRAWN * arcade.FPS:
+                return frames, np.concatenate(sound)[: DRAWN * arcade.RATE]
+            picture = scene.draw(n / arcade.FPS).astype(np.int16) + grain[len(frames) % 16]
+            frames.append(picture.clip(0, 255).astype(np.uint8))
+    raise AssertionError
+
+
+def write(path: Path, drawn: tuple[list[Any], Any], seconds: int, bit_rate: int | None) -> None:
+    """What was drawn, over and over for `seconds`."""
     import numpy as np
 
     from counterpoint.data import arcade
     from counterpoint.data.media import write_video
 
-    rng = np.random.default_rng(0)
-    grain = [rng.normal(0, 6, (720, 1280, 1)).astype(np.int16) for _ in range(16)]
-    clips = [arcade.script("test", 300 + n) for n in range(seconds // 16 + 1)]
-    sound = np.concatenate([arcade.render_audio(clip) for clip in clips])[: seconds * arcade.RATE]
-
-    def frames():  # type: ignore[no-untyped-def]
-        made = 0
-        for clip in clips:
-            scene = arcade._Scene(clip, (1280, 720))
-            for n in range(clip.snippets * arcade.FRAMES):
-                if made == seconds * arcade.FPS:
-                    return
-                picture = scene.draw(n / arcade.FPS).astype(np.int16) + grain[made % 16]
-                yield picture.clip(0, 255).astype(np.uint8)
-                made += 1
-
-    write_video(path, frames(), sound, fps=arcade.FPS, sample_rate=arcade.RATE, bit_rate=bit_rate)
-
-
-def repeat(short: Path, path: Path, times: int) -> None:
-    """The short file `times` over, its packets copied."""
-    import av
-
-    with av.open(str(path), "w") as out:
-        streams: dict[int, object] = {}
-        for number in range(times):
-            with av.open(str(short)) as source:
-                for packet in source.demux(source.streams.video[0], source.streams.audio[0]):
-                    if packet.dts is None:
-                        continue
-                    kind = packet.stream.index
-                    if kind not in streams:
-                        streams[kind] = out.add_stream_from_template(packet.stream)
-                    shift = round(number * DRAWN / packet.time_base)
-                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                    packet.stream = streams[kind]
-                    out.mux(packet)
+    frames, sound = drawn
+    pictures = itertools.islice(itertools.cycle(frames), seconds * arcade.FPS)
+    wave = np.tile(sound, seconds // DRAWN)
+    write_video(path, pictures, wave, fps=arcade.FPS, sample_rate=arcade.RATE, bit_rate=bit_rate)
 
 
 def measure(what: str, path: str, run: str) -> None:
@@ -111,13 +103,11 @@ def main() -> None:
         config = replace(training.default_config("macil-sd", "arcade"), epochs=1)
         run = training.train("macil-sd", config, data="arcade?train=16&test=4", out=Path(folder), say=lambda _: None)
         paths = {name: Path(folder) / f"{name}.mp4" for name in FILES}
+        drawn = draw()
         for name, (seconds, bit_rate) in FILES.items():
             print(f"writing {name}: {seconds} s of 720p ...", file=sys.stderr)
-            if seconds == DRAWN:
-                write(paths[name], seconds, bit_rate)
-            else:
-                short = next(n for n, (s, rate) in FILES.items() if s == DRAWN and rate == bit_rate)
-                repeat(paths[short], paths[name], seconds // DRAWN)
+            write(paths[name], drawn, seconds, bit_rate)
+        del drawn
         found: dict[tuple[str, str], list[dict[str, float]]] = {}
         for _ in range(REPEATS):
             for name, path in paths.items():

@@ -27,7 +27,13 @@ def test_two_determine_the_third_and_one_says_nothing():
 
 
 def test_sources_are_the_same_for_a_seed_and_others_for_another():
-    for spec, name in (("xor?train=50&test=20", "c"), ("digit-halves?labelled=100&train=50&test=20", "top")):
+    for spec, name in (
+        ("xor?train=50&test=20", "c"),
+        ("digit-halves?labelled=100&train=50&test=20", "top"),
+        ("noisy-triplets?train=50&test=20", "audio"),
+        ("latent-views?train=50&test=20", "third"),
+        ("digit-captions?train=50", "text"),
+    ):
         one, again, other = load(spec, seed=3), load(spec, seed=3), load(spec, seed=4)
         for split in ("train", "test"):
             x, y, z = (column(getattr(data, split), name) for data in (one, again, other))
@@ -67,6 +73,43 @@ def test_a_tower_leaves_the_run_s_own_draws_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_triplets_are_broken_where_their_domain_says_so_and_in_training_alone():
+    data = load("noisy-triplets?train=400&test=50&misaligned=0.5")
+    whole = load("noisy-triplets?train=400&test=50&misaligned=0")
+    domains = data.train.domains
+    assert [int((domains == n).sum()) for n in range(3)] == [200, 100, 100]
+    assert not data.test.domains.any()
+    for number, name in ((1, "audio"), (2, "text")):
+        x, truth = column(data.train, name), column(whole.train, name)
+        moved = (x != truth).any(1)
+        assert np.array_equal(moved, domains == number)
+        rows = {row.tobytes() for row in truth}
+        assert all(row.tobytes() in rows for row in x[moved])
+    assert np.array_equal(column(data.train, "video"), column(whole.train, "video"))
+
+
+def test_views_share_the_hidden_numbers_that_decide_the_class():
+    data = load("latent-views")
+    assert (len(data.train), len(data.test), len(data.classes)) == (240, 800, 5)
+    assert {m.dim for m in data.modalities.values()} == {120}
+    # A linear map of one view tells something of another, and some of the class.
+    first, second = (column(data.test, name) for name in ("first", "second"))
+    known, asked = slice(0, 600), slice(600, 800)
+    guess = first[asked] @ np.linalg.lstsq(first[known], second[known], rcond=None)[0]
+    assert np.corrcoef(guess.ravel(), second[asked].ravel())[0, 1] > 0.2
+
+
+def test_captions_name_their_digit_among_other_words():
+    data = load("digit-captions")
+    assert (len(data.train), len(data.test)) == (300, 359)
+    for split in (data.train, data.test):
+        for text, label in zip(column(split, "text"), split.labels, strict=True):
+            words = text.split()
+            assert len(set(words)) == 7
+            assert [word for word in words if word in data.classes] == [data.classes[label]]
+    assert data.train.column("image", np.arange(2)).shape == (2, 8, 8, 3)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -76,6 +119,10 @@ def test_a_tower_leaves_the_run_s_own_draws_alone():
         ("digit-halves?train=1500&test=397", "1797 digits; train 1500 \\+ test 397"),
         ("digit-halves?labelled=-1", "at least 1"),
         ("digit-halves?whole=1&labelled=10&train=20", "leave whole=1 away"),
+        ("noisy-triplets?misaligned=1.5", "misaligned must lie in 0..1"),
+        ("noisy-triplets?train=1", "at least 2"),
+        ("latent-views?test=0", "at least 2"),
+        ("digit-captions?train=2000", "1438 digits to train on, asked for 2000"),
     ],
 )
 def test_refusals(spec, said):

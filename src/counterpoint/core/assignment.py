@@ -71,8 +71,9 @@ def sinkhorn_bias(
 ) -> Float[Tensor, " columns"]:
     r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`.
 
-    Where the matrix is larger than the kernel's budget (`core.contrast.KEEP`), it is not made. Rows of the codes sum to 1, so their own scaling is the softmax's. With the bias as one more column of the operands
-    (`with_bias`) the codes are the teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
+    Where the matrix is larger than the kernel's budget (`core.contrast.KEEP`), it is not made. Rows of the codes sum to 1, so
+    their own scaling is the softmax's. With the bias as one more column of the operands (`with_bias`) the codes are the
+    teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
 
     >>> sinkhorn_bias(torch.eye(2), torch.eye(2)).softmax(0)
     tensor([0.5000, 0.5000])
