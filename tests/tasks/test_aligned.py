@@ -188,6 +188,28 @@ def test_several_modalities_together_look_for_one():
     assert found["a_b_centroid_distance"] == 0.0
 
 
+def test_what_a_learner_classifies_embeds_twice_or_measures_itself():
+    kinds = {name: Modality("vector", dim=4) for name in "abc"}
+    data = AlignedData("own", three_vectors(20), three_vectors(8, [0, 1, 2, 3, -1, 1, 2, 0]), kinds)
+    (batch,) = list(TASK(data, AlignedConfig(batch_size=4)).test_loader())
+    evaluator = TASK(data, AlignedConfig(batch_size=4)).evaluator()
+    x = batch["inputs"]
+    evaluator.update(
+        batch,
+        {
+            "embedding": x,
+            "other_embedding": x | {"a": x["a"].roll(1, 1)},
+            "logits": x["a"],  # says 0, 1, 2, 3 and again
+            "measures": {"own": 0.25},
+        },
+    )
+    found = evaluator.compute()
+    assert found["accuracy"] == pytest.approx(6 / 7)  # the item of no class does not count, the last is wrong
+    assert found["own"] == 0.25
+    assert (found["a_to_b_r1"], found["other_a_to_b_r1"], found["other_b_to_c_r1"]) == (1.0, 0.0, 1.0)
+    assert found["other_to_b_r1"] == 0.5
+
+
 def test_classes_are_told_by_training_items_where_there_are_no_words():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     train = three_vectors(20, np.arange(20) % 4, c=np.zeros(20, bool))
