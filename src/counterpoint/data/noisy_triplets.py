@@ -17,7 +17,9 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.errors import CounterpointError
 
 HIDDEN, CLASSES, DIM = 8, 10, 24
-INSTANCE = 0.5  # how far instances lie from their centre, along each hidden number
+# How far instances lie from their centre, along each hidden number. 1.0 was too easy (recall 0.9) and one seed of all arms
+# had been run with it; 0.5 was then chosen by the plain arm alone, to come near the plain figures expected.
+INSTANCE = 0.5
 MODALITIES = ("video", "audio", "text")
 DOMAINS = ("aligned", "audio of another", "text of another")
 

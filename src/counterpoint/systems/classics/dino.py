@@ -210,6 +210,7 @@ SYSTEM = System(
         "local_crops": 4,
         "final_weight_decay": None,
         "bottleneck": 128,
+        # Without it the loss stayed where it began, and test figures had been seen by then: see barlow_twins.py's recipe.
         "head_norm": True,
         "projection": 2048,
         "teacher_temperature": 0.04,
