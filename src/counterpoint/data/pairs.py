@@ -8,13 +8,15 @@ can stand side by side, and an item may lack some of them (`present`).
     text    list of n strings, "" where missing
     audio   float32 [n, samples], mono in [-1, 1]           rate, samples
     vector  float32 [n, dim]                                dim
+
+Items may be cut from something larger, a page of a score or a recording (`groups`), by which they can be sought too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,17 @@ class Modality:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+@runtime_checkable
+class WaveSplit(Protocol):
+    """Sounds that are read when asked for: what `ImageSplit` is for pictures."""
+
+    def __len__(self) -> int: ...
+
+    def waves(self, indices: Indices) -> NDArray[np.float32]:
+        """[n] positions -> [n, samples], mono in [-1, 1]."""
+        ...
+
+
 class AlignedSplit(Protocol):
     """One split of an aligned set. Positions are stable: the same number is the same item in every process and run."""
 
@@ -54,6 +67,11 @@ class AlignedSplit(Protocol):
     @property
     def domains(self) -> Indices | None:
         """[len] numbers of `AlignedData.domains`; None when there are none."""
+        ...
+
+    @property
+    def groups(self) -> Indices | None:
+        """[len] numbers of what an item was cut from, the same in every split; None when items stand for themselves."""
         ...
 
     def column(self, modality: str, indices: Indices) -> Column:
@@ -80,6 +98,8 @@ class AlignedData:
     domains: tuple[str, ...] = ()
     # More test splits by name, from other domains than the training split.
     shifts: dict[str, AlignedSplit] = field(default_factory=dict)
+    # Items in one modality each, to learn a modality from by itself: many, and often of a domain that has no pairs.
+    unpaired: AlignedSplit | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -95,20 +115,22 @@ class AlignedColumns:
 
     Args:
         columns: modality -> an `ImageSplit` for images, a sequence of strings for text, a float32 array [N, dim or
-            samples] for vectors and audio.
+            samples] for vectors and audio, or a `WaveSplit` for audio.
         labels: [N] class numbers.
         presence: modality -> [N] bool; a modality that is not named is never missing.
         domains: [N] domain numbers.
+        groups: [N] numbers of what items were cut from.
 
     Raises DataError when the columns differ in length.
     """
 
     def __init__(
         self,
-        columns: Mapping[str, ImageSplit | Sequence[str] | NDArray[np.float32]],
+        columns: Mapping[str, ImageSplit | WaveSplit | Sequence[str] | NDArray[np.float32]],
         labels: Indices | None = None,
         presence: Mapping[str, NDArray[np.bool_]] | None = None,
         domains: Indices | None = None,
+        groups: Indices | None = None,
     ) -> None:
         if not columns:
             raise DataError("aligned data needs at least one modality")
@@ -121,6 +143,7 @@ class AlignedColumns:
         self.count = next(iter(lengths.values()))
         self.labels = checked_labels(labels, self.count)
         self.domains = checked_labels(domains, self.count)
+        self.groups = checked_labels(groups, self.count)
 
     def __len__(self) -> int:
         return self.count
@@ -131,14 +154,14 @@ class AlignedColumns:
             return np.asarray(column[indices], np.float32)
         if isinstance(column, Sequence):
             return [column[int(index)] for index in indices]
-        return column.images(indices)
+        return column.waves(indices) if isinstance(column, WaveSplit) else column.images(indices)
 
     def present(self, modality: str, indices: Indices) -> NDArray[np.bool_]:
         self._known(modality)
         mask = self.presence.get(modality)
         return np.ones(len(indices), bool) if mask is None else mask[indices]
 
-    def _known(self, modality: str) -> ImageSplit | Sequence[str] | NDArray[np.float32]:
+    def _known(self, modality: str) -> ImageSplit | WaveSplit | Sequence[str] | NDArray[np.float32]:
         if modality not in self.columns:
             raise unknown("modality", modality, self.columns)
         return self.columns[modality]
