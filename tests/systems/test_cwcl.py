@@ -158,7 +158,7 @@ def test_it_trains_against_a_tower_that_stays(tmp_path):
     assert rows[-1]["test/bottom_from_top_zero_shot"] > 0.4
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     learner = training.load_learner(run)
-    assert (learner.frozen, learner.trained) == ("top", "bottom")
+    assert (learner.frozen, learner.trained) == ("top", ["bottom"])
     assert not list(learner.encoders["top"].parameters())
     assert learner.heads["bottom"].out_features == 32
 

@@ -19,11 +19,9 @@ from counterpoint.tasks.aligned import (
     TASK,
     AlignedConfig,
     build_vector_encoder,
-    class_means,
     first_two,
-    retrieval_recall,
-    zero_shot_accuracy,
 )
+from counterpoint.tasks.measures import class_means, retrieval_recall, zero_shot_accuracy
 
 SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
 OPTIONS = [

@@ -15,7 +15,8 @@ from counterpoint import cli
 from counterpoint.data.images import ArrayImages, ImageData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.views import TASK, ViewsConfig, alignment, confusion, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.measures import alignment, confusion, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.views import TASK, ViewsConfig
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,12 @@ def _mel(hertz: NDArray[np.float64] | float) -> Any:
     return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
 
-def _filterbank() -> Tensor:
-    """[FFT / 2 + 1, BANDS] triangles, equally wide on the mel scale (HTK), as VGGish has them."""
-    edges = np.linspace(_mel(LOWEST), _mel(HIGHEST), BANDS + 2)
-    bins = _mel(np.linspace(0.0, RATE / 2, FFT // 2 + 1))[:, None]
+def mel_filterbank(
+    rate: int = RATE, fft: int = FFT, bands: int = BANDS, lowest: float = LOWEST, highest: float = HIGHEST
+) -> Tensor:
+    """[fft / 2 + 1, bands] triangles, equally wide on the mel scale (HTK), as VGGish has them; frequencies in hertz."""
+    edges = np.linspace(_mel(lowest), _mel(highest), bands + 2)
+    bins = _mel(np.linspace(0.0, rate / 2, fft // 2 + 1))[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     bank = np.maximum(0.0, np.minimum(rising, falling))
@@ -38,7 +40,7 @@ class _Spectrogram:
     """[N, samples] at 16 kHz -> [N, frames, 64] log-mel magnitudes: 25 ms windows every 10 ms, 125-7500 Hz."""
 
     def __init__(self) -> None:
-        self.bank = _filterbank()
+        self.bank = mel_filterbank()
         self.window = torch.hann_window(WINDOW, periodic=True)
 
     def __call__(self, wave: NDArray[np.float32]) -> Tensor:

@@ -1,14 +1,16 @@
 """The task `aligned`: items seen in several modalities at once, brought together in one space.
 
     batch["inputs"]   {modality: tensor, or (ids, mask) for text}; images uint8 [B, 3, H, W] until the learner prepares them
-    batch["present"]  {modality: [B] bool}; what stands where a modality is missing is zeros
+    batch["present"]  {modality: [B] bool}; what stands where a modality is missing is zeros, and is not encoded
     batch["index"]    [B] positions in the training set
     batch["label"]    [B] int64, -1 where there is none, or None
 
-A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured are retrieval from every modality to
-every other (recall at 1, 5 and 10; items with the very same words count as the same) and, where items have classes and a
-modality is text, zero-shot classification by prompts; where none is, by the mean embedding of each class in another
-modality, over training items. All are functions of plain arrays, here and in core.gap (how far two modalities lie apart).
+A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures.py) are retrieval from
+every modality to every other (recall at 1, 5 and 10, mean reciprocal rank; items with the very same words count as the
+same), how far two modalities lie apart (core/gap.py), and, where items have classes, zero-shot classification by prompts if
+a modality is text, by the mean embedding of each class in another modality over training items if none is, and at the end a
+linear probe. Where items were cut from something larger (`groups`), what it was is told by the votes of what they retrieve.
+Test splits of other domains (`shifts`) are measured alike, their figures named <shift>_....
 A learner may also give
     "joint"              {modality: [n, dim]}, what all other modalities together look for it by: retrieval from several to one
     "<name>_embedding"   a further embedding of the same form, measured alike: its figures are named <name>_...
@@ -34,16 +36,25 @@ from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place, world
 from counterpoint.core.gap import gap_metrics
 from counterpoint.data.pairs import AlignedData, AlignedSplit
+from counterpoint.data.shown import shown
+from counterpoint.encoders.audio import build_audio_encoder
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.tasks.measures import (
+    RECALL,
+    class_means,
+    identification,
+    linear_probe,
+    retrieval,
+    zero_shot_accuracy,
+)
 from counterpoint.views.images import ViewPipeline, normalise
 
 BATCH = 256  # of evaluation
-RECALL = (1, 5, 10)
 EXAMPLES = 2048  # training items that stand for their classes, at most
 # What of the gap between two modalities is reported, under which name.
 GAP = {
@@ -52,54 +63,9 @@ GAP = {
     "uniformity": "total_uniformity_loss",
     "alignment": "alignment",
 }
+SHOWN = 6  # queries of the gallery for each direction, and what each found
+DRAWN = 400  # items of each modality in the picture of the space
 GAP_PAIRS = 1000  # test items that the gap between two modalities is measured on, at most
-
-
-# ------------------------------------------------------------------------------------------------ measures of embeddings
-
-
-def retrieval_recall(
-    query: Float[Tensor, "n dim"],
-    key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
-    *,
-    at: Sequence[int] = RECALL,
-) -> dict[int, float]:
-    """Share of queries with a right key among their `at` most similar (by dot product).
-
-    A key is right when its group is the query's; by default item i belongs to item i. Queries whose group no key has are
-    left out.
-    """
-    groups = torch.arange(len(query)) if query_group is None else query_group
-    keys = torch.arange(len(key)) if key_group is None else key_group
-    asked = torch.isin(groups, keys)
-    query, groups = query[asked], groups[asked]
-    hits = torch.zeros(len(at))
-    for start in range(0, len(query), 1024):
-        part = slice(start, start + 1024)
-        best = (query[part] @ key.T).topk(min(max(at), len(key)), dim=1).indices
-        right = keys[best] == groups[part][:, None]
-        hits += torch.tensor([float(right[:, :k].any(1).sum()) for k in at])
-    return {k: float(hit) / max(1, len(query)) for k, hit in zip(at, hits, strict=True)}
-
-
-def zero_shot_accuracy(
-    items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
-) -> float:
-    """Share of labelled items whose class's prompt is the most similar; items of label -1 are left out."""
-    known = labels >= 0
-    return float(((items[known] @ prompts.T).argmax(1) == labels[known]).float().mean())
-
-
-def class_means(
-    rows: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, "classes dim"], Int[Tensor, " classes"]]:
-    """The normalised mean of each class's rows, and which classes they are of; rows of label -1 are left out."""
-    known = labels >= 0
-    numbers, at = labels[known].unique(return_inverse=True)
-    sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, at, rows[known])
-    return F.normalize(sums, dim=1, eps=EPS), numbers
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -117,6 +83,8 @@ class AlignedConfig(OptimConfig):
     """The network for images: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
     """The network for text: text-s, minilm, hf:NAME."""
+    audio_encoder: str = "sound-s"
+    """The network for sounds: sound-s, hf:NAME."""
     vector_encoder: str = "mlp"
     """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is: features already."""
     vector_noise: float = 0.0
@@ -197,7 +165,9 @@ class AlignedLearner(Learner):
             return build_text_encoder(self.config.text_encoder, vocabulary=vocabulary, length=self.config.context)
         if spec["kind"] == "vector":
             return build_vector_encoder(self.config.vector_encoder, spec["dim"])
-        raise CounterpointError(f"there is no encoder for modalities of the kind '{spec['kind']}' yet")
+        if spec["kind"] == "audio":
+            return build_audio_encoder(self.config.audio_encoder, spec["rate"], spec["samples"])
+        raise unknown("kind of modality", spec["kind"], ["image", "text", "audio", "vector"])
 
     def build_head(self, dim: int) -> nn.Module:
         """What brings an encoder's output, `dim` wide, into the shared space."""
@@ -223,11 +193,28 @@ class AlignedLearner(Learner):
         return batch | {"inputs": inputs}
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Unit embeddings of every modality."""
-        return {
-            name: F.normalize(self.heads[name](self.features(name, values)), dim=1, eps=EPS)
-            for name, values in batch["inputs"].items()
-        }
+        """Unit embeddings of every modality; zeros where an item lacks it."""
+        present = batch.get("present", {})
+        found = {}
+        for name, values in batch["inputs"].items():
+            rows = there(present.get(name))
+            z = F.normalize(self.heads[name](self.features(name, taken(values, rows))), dim=1, eps=EPS)
+            found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
+        return found
+
+    def paired_rows(
+        self, embeddings: Mapping[str, Tensor], batch: Mapping[str, Any]
+    ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"]]]:
+        """What a method for two modalities contrasts: for every two, the rows of the items that have both. Two modalities
+        that no item of the batch has together are left out, in all processes alike."""
+        found = []
+        for a, b in itertools.combinations(embeddings, 2):
+            both = batch["present"][a] & batch["present"][b]
+            if place(int(both.sum()), self.device).total > 0:
+                found.append((embeddings[a][both], embeddings[b][both]))
+        if not found:
+            raise CounterpointError("no item of a batch has two modalities: there is nothing to contrast")
+        return found
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = self.embed(batch)
@@ -242,6 +229,22 @@ class AlignedLearner(Learner):
     def configure_optimizers(self) -> Any:
         constant = self.parameters() if self.config.constant_lr else ()
         return optimisers(self.config, [self], self.config.epochs, self.config.batch_size, constant)
+
+
+def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
+    """Positions of the items that have a modality; None when all do, or so few that an encoder had better see all."""
+    if present is None or bool(present.all()):
+        return None
+    rows = present.nonzero().flatten()
+    # Batch normalisation needs two; and every process must reach every parameter.
+    return rows if len(rows) > 1 else None
+
+
+def taken(values: Any, rows: Tensor | None) -> Any:
+    """These rows of a modality's inputs, which are a tensor or, for text, numbers and mask."""
+    if rows is None:
+        return values
+    return tuple(part[rows] for part in values) if isinstance(values, tuple | list) else values[rows]
 
 
 def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
@@ -335,23 +338,32 @@ class _Batches(Dataset[dict[str, Any]]):
 
 
 class _TestBatches(Dataset[dict[str, Any]]):
-    """The test items, then what says what a class is: its prompts as a batch of texts alone, or training items."""
+    """The items of every test split, then what says what a class is: its prompts as a batch of texts alone, and training
+    items."""
 
-    def __init__(self, batches: _Batches, prompts: dict[str, Any] | None, examples: _Batches) -> None:
-        self.batches, self.prompts, self.examples = batches, prompts, examples
-        self.starts = range(0, len(batches), BATCH)
+    def __init__(self, splits: Mapping[str, _Batches], prompts: dict[str, Any] | None, examples: _Batches) -> None:
+        self.prompts = prompts
+        self.at = [
+            (prefix, batches, list(range(start, min(start + BATCH, len(batches)))))
+            for prefix, batches in splits.items()
+            for start in range(0, len(batches), BATCH)
+        ]
         labels = examples.split.labels
-        known = [] if labels is None or prompts is not None else np.flatnonzero(labels >= 0)[:EXAMPLES].tolist()
-        self.known = [known[start : start + BATCH] for start in range(0, len(known), BATCH)]
+        known = np.array([], np.int64) if labels is None else np.flatnonzero(labels >= 0)
+        # The first ones would be of one kind where a set is in order.
+        chosen = np.random.RandomState(0).permutation(known)[:EXAMPLES].tolist() if len(known) else []
+        self.examples = [(examples, chosen[start : start + BATCH]) for start in range(0, len(chosen), BATCH)]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        if number >= len(self.starts) and self.known:
-            return self.batch(self.examples, self.known[number - len(self.starts)], "examples")
-        if number == len(self.starts):
-            assert self.prompts is not None
-            return {"inputs": self.prompts, "part": "prompts"}
-        start = self.starts[number]
-        return self.batch(self.batches, list(range(start, min(start + BATCH, len(self.batches)))), "items")
+        if number < len(self.at):
+            prefix, batches, rows = self.at[number]
+            return self.batch(batches, rows, "items") | {"split": prefix}
+        number -= len(self.at)
+        if self.prompts is not None:
+            if number == 0:
+                return {"inputs": self.prompts, "part": "prompts"}
+            number -= 1
+        return self.batch(*self.examples[number], "examples")
 
     def batch(self, batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
         batch = batches[rows]
@@ -360,65 +372,46 @@ class _TestBatches(Dataset[dict[str, Any]]):
         return batch | {"part": part}
 
     def __len__(self) -> int:
-        return len(self.starts) + (self.prompts is not None) + len(self.known)
+        return len(self.at) + (self.prompts is not None) + len(self.examples)
 
 
-class AlignedEvaluator:
-    """Retrieval between all modalities; zero-shot classification of the others by prompts in the text modality."""
+class _Seen:
+    """One test split: what counts as the same in it, and what a learner said of its items."""
 
-    def __init__(self, data: AlignedData) -> None:
-        self.data = data
+    def __init__(self, data: AlignedData, split: AlignedSplit) -> None:
+        self.data, self.split = data, split
+        rows = np.arange(len(split))
         # Items with the very same text are one: a picture of "arrow" may be found by any of its captions.
-        self.groups = torch.arange(len(data.test))
+        self.worded: Tensor | None = None
         for name, modality in data.modalities.items():
             if modality.kind == "text":
                 first: dict[str, int] = {}
-                texts = data.test.column(name, np.arange(len(data.test)))
-                self.groups = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
+                texts = split.column(name, rows)
+                self.worded = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
                 break
         # What is the very same thing in a modality cannot be told apart there, whatever else the items are.
-        self.same = {name: self._same(name) for name in data.modalities}
-        self.worded = any(modality.kind == "text" for modality in data.modalities.values())
+        self.same = {name: self._same(name, rows) for name in data.modalities}
+        self.groups = None if split.groups is None else torch.from_numpy(split.groups)
         self.reset()
 
-    def _same(self, name: str) -> Tensor:
-        kind, rows = self.data.modalities[name].kind, np.arange(len(self.data.test))
-        if kind not in ("text", "vector"):
+    def _same(self, name: str, rows: Any) -> Tensor:
+        if self.data.modalities[name].kind not in ("text", "vector"):
             return torch.from_numpy(rows)
-        found = np.unique(np.asarray(self.data.test.column(name, rows)), axis=0, return_inverse=True)[1]
+        found = np.unique(np.asarray(self.split.column(name, rows)), axis=0, return_inverse=True)[1]
         return torch.from_numpy(found.reshape(-1))
 
     def reset(self) -> None:
         # By embedding, "" for the learner's own, then by modality.
         self.embeddings: dict[str, dict[str, list[Tensor]]] = {}
-        self.prompts: dict[str, dict[str, Tensor]] = {}
         self.present: dict[str, list[Tensor]] = {}
-        self.labels: list[Tensor] = []
         self.queries: dict[str, list[Tensor]] = {}
-        # By embedding, then by modality: embeddings of training items, and the classes of those that have the modality.
-        self.examples: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = {}
+        self.labels: list[Tensor] = []
         self.logits: list[Tensor] = []
-        self.measures: dict[str, float] = {}
-        self.figures: dict[str, Any] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
-        for key in (key for key in outputs if key.endswith("embedding")):
-            prefix = key.removesuffix("embedding")
-            found = {name: value.detach().float().cpu() for name, value in outputs[key].items()}
-            if batch["part"] == "prompts":
-                self.prompts[prefix] = found
-                continue
-            if batch["part"] == "examples":
-                for name, value in found.items():
-                    known = batch["present"][name].cpu()
-                    pairs = self.examples.setdefault(prefix, {}).setdefault(name, [])
-                    pairs.append((value[known], batch["label"].cpu()[known]))
-                continue
+        for prefix, found in _embeddings(outputs):
             for name, value in found.items():
                 self.embeddings.setdefault(prefix, {}).setdefault(name, []).append(value)
-        self.measures |= outputs.get("measures", {})
-        if batch["part"] != "items":
-            return
         for name, query in outputs.get("joint", {}).items():
             self.queries.setdefault(name, []).append(query.detach().float().cpu())
         for name, mask in batch["present"].items():
@@ -428,43 +421,99 @@ class AlignedEvaluator:
         if batch["label"] is not None:
             self.labels.append(batch["label"].cpu())
 
-    def compute(self, *, final: bool = False) -> dict[str, float]:
-        there = {name: torch.cat(parts) for name, parts in self.present.items()}
-        labels = torch.cat(self.labels) if self.labels else None
-        found = dict(self.measures)
+    def whole(self, prefix: str) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) for name, parts in self.embeddings[prefix].items()}
+
+    @property
+    def there(self) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) for name, parts in self.present.items()}
+
+    @property
+    def label(self) -> Tensor | None:
+        return torch.cat(self.labels) if self.labels else None
+
+    def right(self, key: str) -> Tensor:
+        """Numbers that are equal where a query of one item may find another in the modality `key`."""
+        return self.same[key] if self.worded is None else self.worded
+
+    def compute(
+        self,
+        prompts: Mapping[str, Mapping[str, Tensor]],
+        examples: Mapping[str, Mapping[str, list[tuple[Tensor, Tensor]]]],
+        final: bool,
+    ) -> dict[str, float]:
+        labels, found = self.label, {}
         if self.logits and labels is not None:
             told = torch.cat(self.logits).argmax(1)
             found["accuracy"] = float((told == labels)[labels >= 0].float().mean())
-        for prefix, parts in self.embeddings.items():
-            all_of = {name: torch.cat(part) for name, part in parts.items()}
-            measured = self._of(all_of, there, labels, self.prompts.get(prefix))
+        for prefix in self.embeddings:
+            all_of = self.whole(prefix)
+            if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
+                raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
+            measured = self._retrieval(all_of) | self._gap(all_of)
             if labels is not None:
-                measured |= self._by_examples(all_of, there, labels, self.examples.get(prefix, {}))
+                if prefix in prompts:
+                    measured |= self._by_prompts(all_of, labels, prompts[prefix])
+                else:
+                    measured |= self._by_examples(all_of, labels, examples.get(prefix, {}))
+                if final:
+                    measured |= self._by_probe(all_of, labels, examples.get(prefix, {}))
             found |= {f"{prefix}{k}": v for k, v in measured.items()}
-        return found | self._joint({name: torch.cat(part) for name, part in self.embeddings[""].items()}, there)
+        return found | self._joint(self.whole(""))
 
-    def _joint(self, keys: dict[str, Tensor], there: dict[str, Tensor]) -> dict[str, float]:
+    def _retrieval(self, all_of: dict[str, Tensor]) -> dict[str, float]:
+        there, found, more = self.there, dict[str, float](), dict[str, float]()
+        for a, b in itertools.permutations(all_of, 2):
+            query, key = all_of[a][there[a]], all_of[b][there[b]]
+            measured = retrieval(query, key, self.right(b)[there[a]], self.right(b)[there[b]])
+            found |= {f"{a}_to_{b}_r{k}": measured[f"r{k}"] for k in RECALL}
+            more[f"{a}_to_{b}_mrr"] = measured["mrr"]
+            if self.groups is not None:
+                told = identification(query, key, self.groups[there[a]], self.groups[there[b]])
+                more |= {f"{a}_to_{b}_group_{name}": value for name, value in told.items()}
+        # Two modalities that no item of the split has together have no figure.
+        mean = {"mean_recall": float(np.nanmean(list(found.values())))} if found else {}
+        if len(all_of) > 2:
+            for b, k in itertools.product(all_of, RECALL):
+                more[f"to_{b}_r{k}"] = float(np.mean([found[f"{a}_to_{b}_r{k}"] for a in all_of if a != b]))
+        return found | mean | more
+
+    def _gap(self, all_of: dict[str, Tensor]) -> dict[str, float]:
+        there, found = self.there, dict[str, float]()
+        for a, b in itertools.combinations(all_of, 2):
+            both = (there[a] & there[b]).nonzero().flatten()[:GAP_PAIRS]
+            if len(both) > 1:
+                gap = gap_metrics(all_of[a][both], all_of[b][both])
+                found |= {f"{a}_{b}_{short}": gap[name] for short, name in GAP.items()}
+        return found
+
+    def _joint(self, keys: dict[str, Tensor]) -> dict[str, float]:
         """Retrieval from all other modalities together, of items that have them all."""
         if not self.queries:
             return {}
-        whole = torch.stack(list(there.values())).all(0)
+        whole = torch.stack(list(self.there.values())).all(0)
         found: dict[str, float] = {}
         for name, parts in self.queries.items():
             others = "_and_".join(other for other in keys if other != name)
             groups = self.same[name][whole]
-            recall = retrieval_recall(torch.cat(parts)[whole], keys[name][whole], groups, groups)
-            found |= {f"{others}_to_{name}_r{k}": value for k, value in recall.items()}
+            measured = retrieval(torch.cat(parts)[whole], keys[name][whole], groups, groups)
+            found |= {f"{others}_to_{name}_r{k}": measured[f"r{k}"] for k in RECALL}
         return found | {"joint_recall": float(np.mean(list(found.values())))}
 
+    def _by_prompts(self, all_of: dict[str, Tensor], labels: Tensor, prompts: Mapping[str, Tensor]) -> dict[str, float]:
+        ((text, of_classes),) = prompts.items()
+        there = self.there
+        return {
+            f"{name}_zero_shot": zero_shot_accuracy(value[there[name]], of_classes, labels[there[name]])
+            for name, value in all_of.items()
+            if name != text
+        }
+
     def _by_examples(
-        self,
-        all_of: dict[str, Tensor],
-        there: dict[str, Tensor],
-        labels: Tensor,
-        examples: dict[str, list[tuple[Tensor, Tensor]]],
+        self, all_of: dict[str, Tensor], labels: Tensor, examples: Mapping[str, list[tuple[Tensor, Tensor]]]
     ) -> dict[str, float]:
         """Classes told by the mean embedding of training items in another modality."""
-        found = {}
+        there, found = self.there, {}
         for other, parts in examples.items():
             rows, classes = (torch.cat(part) for part in zip(*parts, strict=True))
             if not len(rows):  # no training item of a class has this modality
@@ -480,41 +529,118 @@ class AlignedEvaluator:
                 )
         return found
 
-    def _groups(self, key: str) -> Tensor:
-        return self.groups if self.worded else self.same[key]
-
-    def _of(
-        self,
-        all_of: dict[str, Tensor],
-        there: dict[str, Tensor],
-        labels: Tensor | None,
-        prompts: dict[str, Tensor] | None,
+    def _by_probe(
+        self, all_of: dict[str, Tensor], labels: Tensor, examples: Mapping[str, list[tuple[Tensor, Tensor]]]
     ) -> dict[str, float]:
-        """The measures of one embedding."""
-        if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
-            raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
-        found: dict[str, float] = {}
-        for a, b in itertools.permutations(all_of, 2):
-            recall = retrieval_recall(
-                all_of[a][there[a]], all_of[b][there[b]], self._groups(b)[there[a]], self._groups(b)[there[b]]
-            )
-            found |= {f"{a}_to_{b}_r{k}": value for k, value in recall.items()}
-        found["mean_recall"] = float(np.mean(list(found.values())))
-        if len(all_of) > 2:
-            for b, k in itertools.product(all_of, RECALL):
-                found[f"to_{b}_r{k}"] = float(np.mean([found[f"{a}_to_{b}_r{k}"] for a in all_of if a != b]))
-        for a, b in itertools.combinations(all_of, 2):
-            both = (there[a] & there[b]).nonzero().flatten()[:GAP_PAIRS]
-            if len(both) > 1:
-                gap = gap_metrics(all_of[a][both], all_of[b][both])
-                found |= {f"{a}_{b}_{short}": gap[name] for short, name in GAP.items()}
-        if prompts and labels is not None:
-            ((text, of_classes),) = prompts.items()
-            for name, value in all_of.items():
-                if name != text:
-                    known = there[name]
-                    found[f"{name}_zero_shot"] = zero_shot_accuracy(value[known], of_classes, labels[known])
+        """Classes told by logistic regression on training items' embeddings in the same modality."""
+        found = {}
+        for name, parts in examples.items():
+            rows, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+            known = self.there[name] & (labels >= 0)
+            if len(classes.unique()) > 1 and bool(known.any()):
+                found[f"{name}_linear_accuracy"] = linear_probe(rows, classes, all_of[name][known], labels[known])[0]
         return found
+
+
+def _embeddings(outputs: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]]]:
+    """(name, by modality) of the embeddings a learner gives; "" is the name of its own."""
+    return [
+        (key.removesuffix("embedding"), {name: value.detach().float().cpu() for name, value in outputs[key].items()})
+        for key in outputs
+        if key.endswith("embedding")
+    ]
+
+
+class AlignedEvaluator:
+    """All test splits: retrieval between all modalities, the gap between them, classes and wholes told by them."""
+
+    def __init__(self, data: AlignedData) -> None:
+        self.data = data
+        self.seen = {"": _Seen(data, data.test)}
+        self.seen |= {f"{name}_": _Seen(data, split) for name, split in data.shifts.items()}
+        self.reset()
+
+    def reset(self) -> None:
+        for seen in self.seen.values():
+            seen.reset()
+        self.prompts: dict[str, dict[str, Tensor]] = {}
+        # By embedding, then by modality: embeddings of training items, and the classes of those that have the modality.
+        self.examples: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = {}
+        self.measures: dict[str, float] = {}
+        self.figures: dict[str, Any] = {}
+
+    def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+        self.measures |= outputs.get("measures", {})
+        if batch["part"] == "items":
+            self.seen[batch["split"]].update(batch, outputs)
+            return
+        for prefix, found in _embeddings(outputs):
+            if batch["part"] == "prompts":
+                self.prompts[prefix] = found
+                continue
+            for name, value in found.items():
+                known = batch["present"][name].cpu()
+                pairs = self.examples.setdefault(prefix, {}).setdefault(name, [])
+                pairs.append((value[known], batch["label"].cpu()[known]))
+
+    def compute(self, *, final: bool = False) -> dict[str, float]:
+        found = dict(self.measures)
+        for split, seen in self.seen.items():
+            if seen.embeddings:
+                measured = seen.compute(self.prompts, self.examples, final)
+                # What nothing was asked of has no figure.
+                found |= {f"{split}{name}": value for name, value in measured.items() if value == value}
+        if final:
+            self.figures = {"space": self._space(), "gallery": self._gallery()}
+        return found
+
+    def _space(self) -> dict[str, Any]:
+        """The first two principal axes of some test items' embeddings, all modalities together: where the gap is to be seen."""
+        seen = self.seen[""]
+        all_of, there = seen.whole(""), seen.there
+        rows = {name: value[there[name]][:DRAWN] for name, value in all_of.items()}
+        together = torch.cat(list(rows.values()))
+        centred = together - together.mean(0)
+        _, size, axes = torch.linalg.svd(centred, full_matrices=False)
+        share = size.square() / size.square().sum().clamp(min=EPS)
+        at = {name: (value - together.mean(0)) @ axes[:2].T for name, value in rows.items()}
+        return {
+            "points": {name: np.round(value.numpy(), 4).tolist() for name, value in at.items()},
+            "variance": [round(float(value), 4) for value in share[:2]],
+        }
+
+    def _gallery(self) -> list[dict[str, Any]]:
+        """For each two modalities a few queries and what they find in the test split."""
+        seen = self.seen[""]
+        all_of, there = seen.whole(""), seen.there
+        found: list[dict[str, Any]] = []
+        for a, b in itertools.permutations(all_of, 2):
+            keys = there[b].nonzero().flatten()
+            asked = (there[a] & there[b]).nonzero().flatten()
+            asked = asked[:: max(1, len(asked) // SHOWN)][:SHOWN]
+            if not len(asked) or not len(keys):
+                continue
+            similarity, best = (all_of[a][asked] @ all_of[b][keys].T).topk(min(SHOWN, len(keys)), dim=1)
+            right = seen.right(b)
+            rows = [
+                {
+                    "query": int(query),
+                    "found": [
+                        {
+                            "item": int(keys[n]),
+                            "similarity": round(float(s), 3),
+                            "right": bool(right[keys[n]] == right[query]),
+                        }
+                        for s, n in zip(values, places, strict=True)
+                    ],
+                }
+                for query, values, places in zip(asked, similarity, best, strict=True)
+            ]
+            found.append({"query": a, "key": b, "rows": rows})
+        wanted = {(part["query"], row["query"]) for part in found for row in part["rows"]}
+        wanted |= {(part["key"], cell["item"]) for part in found for row in part["rows"] for cell in row["found"]}
+        items = {f"{name}/{row}": shown(self.data, seen.split, name, row) for name, row in sorted(wanted)}
+        return [{"parts": found, "items": items}] if found else []
 
 
 class AlignedTask:
@@ -538,6 +664,7 @@ class AlignedTask:
             raise DataError(f"{data.name}: needs at least 2 test items, has {len(data.test)}")
         self.data = data
         self.config = config
+        self.notes: list[str] = []
         everything = np.arange(len(data.train))
         self.tokenizers = {
             name: build_tokenizer(
@@ -548,6 +675,13 @@ class AlignedTask:
             for name, modality in data.modalities.items()
             if modality.kind == "text"
         }
+        for name, tokenizer in self.tokenizers.items():
+            captions = [str(text) for text in data.train.column(name, everything)]
+            if long := tokenizer.too_long(captions, config.context):
+                self.notes.append(
+                    f"{data.name}: {len(long)} of {len(captions)} texts of {name} are longer than the {config.context} tokens "
+                    f"that are read (--context) and lose their end; the first is item {long[0]}"
+                )
         self.facts: dict[str, Any] = data.spec | {
             "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()}
         }
@@ -576,7 +710,9 @@ class AlignedTask:
             name, tokenizer = next(iter(self.tokenizers.items()))
             texts = [self.config.prompt.replace("{}", label) for label in self.data.classes]
             prompts = {name: tokenizer.encode(texts, self.config.context)}
-        batches = _TestBatches(self._batches(self.data.test), prompts, self._batches(self.data.train))
+        splits = {"": self.data.test, **{f"{name}_": split for name, split in self.data.shifts.items()}}
+        parts = {prefix: self._batches(split) for prefix, split in splits.items()}
+        batches = _TestBatches(parts, prompts, self._batches(self.data.train))
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def evaluator(self) -> AlignedEvaluator:

@@ -41,7 +41,7 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
-from counterpoint.tasks.views import confusion, knn_accuracy, linear_probe
+from counterpoint.tasks.measures import confusion, knn_accuracy, linear_probe
 
 # ---------------------------------------------------------------------------------------------------------- the measures
 

@@ -9,25 +9,21 @@ A training batch, before and after the learner has drawn its views:
 
 A learner's `predict` gives "feature" [n, dim] for a test batch; for a batch that also holds "views" (pairs, for the
 alignment) it gives "pair", a list of two. Measured are k-nearest neighbours and a linear probe on frozen features, and
-alignment and uniformity; all four are functions of plain arrays here.
+alignment and uniformity (tasks/measures.py, functions of plain arrays).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from counterpoint.core import gap
 from counterpoint.data.images import ImageData, ImageSplit
 from counterpoint.encoders.images import need_size
 from counterpoint.engine.learner import Learner
@@ -41,76 +37,8 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
+from counterpoint.tasks.measures import alignment, confusion, knn_accuracy, linear_probe, uniformity
 from counterpoint.views.images import ViewPipeline, normalise
-
-# -------------------------------------------------------------------------------------------------- measures of features
-
-
-def knn_accuracy(
-    features: Float[Tensor, "n dim"],
-    labels: Int[Tensor, " n"],
-    test_features: Float[Tensor, "m dim"],
-    test_labels: Int[Tensor, " m"],
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """Share of test items whose class is the one their k nearest neighbours vote for, weighted by exp(cosine / temperature).
-
-    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. k is cut to what there is.
-    """
-    bank, queries = F.normalize(features.float(), dim=1), F.normalize(test_features.float(), dim=1)
-    classes = int(torch.cat([labels, test_labels]).max()) + 1
-    right = 0
-    for start in range(0, len(queries), 1024):
-        similarity, index = (queries[start : start + 1024] @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = similarity.new_zeros(len(similarity), classes)
-        votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
-        right += int((votes.argmax(1) == test_labels[start : start + 1024]).sum())
-    return right / len(queries)
-
-
-def linear_probe(
-    features: Float[Tensor, "n dim"],
-    labels: Int[Tensor, " n"],
-    test_features: Float[Tensor, "m dim"],
-    test_labels: Int[Tensor, " m"],
-    *,
-    regularisation: float = 1e-3,
-    steps: int = 100,
-) -> tuple[float, Int[Tensor, " m"]]:
-    """Accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
-
-    `regularisation` is the weight of the mean squared coefficient beside the mean cross-entropy. Deterministic.
-    """
-    mean, spread = features.float().mean(0), features.float().std(0).clamp(min=1e-6)
-    train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
-    classes = int(torch.cat([labels, test_labels]).max()) + 1
-    weight = torch.zeros(classes, train.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(train, weight, bias), labels) + regularisation * weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    predicted = F.linear(test, weight, bias).argmax(1)
-    return float((predicted == test_labels).float().mean()), predicted
-
-
-def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: float = 2.0) -> float:
-    """Mean of |x~ - y~|^power over positive pairs, x~ of unit length (Wang and Isola 2020, arXiv 2005.10242). 0 is best."""
-    return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(power).mean())
-
-
-def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> float:
-    """`core.gap.uniformity` as a number: log of the mean of exp(-t |x~_i - x~_j|^2) over pairs; nan for fewer than two rows."""
-    return float(gap.uniformity(x, t=t)) if len(x) > 1 else math.nan
-
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
@@ -283,11 +211,6 @@ class ViewsEvaluator:
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
         return found
-
-
-def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:
-    """How many items of each class (row) were taken for each class (column)."""
-    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 class ViewsTask(ImageTask):

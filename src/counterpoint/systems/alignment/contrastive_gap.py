@@ -30,7 +30,7 @@ from counterpoint.core.gap import cross_uniformity as cross_uniformity_of
 from counterpoint.core.gap import uniformity as uniformity_of
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
 class ContrastiveGapLoss(NamedTuple):
@@ -148,11 +148,7 @@ class ContrastiveGapConfig(AlignedConfig):
 
 
 class ContrastiveGap(AlignedLearner):
-    """Two modalities under the CLIP loss, with what keeps them from parting."""
-
-    def __init__(self, config: ContrastiveGapConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
-        self.pair = first_two(data.modalities)
+    """Two modalities under the CLIP loss, with what keeps them from parting; of more, the mean over every two."""
 
     def cross_weight(self) -> float:
         config = self.config
@@ -162,12 +158,14 @@ class ContrastiveGap(AlignedLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
-        both = batch["present"][self.pair[0]] & batch["present"][self.pair[1]]
-        a, b = (self.embed(batch)[name][both] for name in self.pair)
-        loss, terms = contrastive_gap_loss(
-            a, b, config.temperature, config.uniformity, config.alignment, self.cross_weight(), config.contrastive
-        )
-        return {"loss": loss, **terms}
+        found = [
+            contrastive_gap_loss(
+                a, b, config.temperature, config.uniformity, config.alignment, self.cross_weight(), config.contrastive
+            )
+            for a, b in self.paired_rows(self.embed(batch), batch)
+        ]
+        terms = {name: torch.stack([terms[name] for _, terms in found]).mean() for name in found[0][1]}
+        return {"loss": torch.stack([loss for loss, _ in found]).mean(), **terms}
 
 
 # -------------------------------------------------------------------------------------------------------------- the claim

@@ -28,10 +28,10 @@ from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_positive, shapes
 from counterpoint.core.contrast import EPS, positive_similarity, scaled, wide
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder, first_two
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
 
@@ -168,22 +168,22 @@ class CWCLConfig(AlignedConfig):
 
 
 class CWCL(AlignedLearner):
-    """A frozen tower of one modality and a trained one of the other."""
+    """A frozen tower of one modality and a trained one of the other; of several others, each is trained towards it."""
 
     def __init__(self, config: CWCLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        names = first_two(data.modalities)
         self.frozen = _frozen(config, self.kinds)
-        self.trained = names[names[0] == self.frozen]
+        self.trained = [name for name in self.kinds if name != self.frozen]
         if self.kinds[self.frozen] == "vector":  # what a frozen tower made, already
             self.encoders[self.frozen] = build_vector_encoder("as-is", data.modalities[self.frozen]["dim"])
         self.encoders[self.frozen].requires_grad_(False)
-        frozen, trained = (cast(Any, self.encoders[name]).dim for name in (self.frozen, self.trained))
+        width = {name: cast(Any, self.encoders[name]).dim for name in self.kinds}
         if config.projection:
-            self.heads[self.frozen] = self.build_head(frozen)
+            self.heads[self.frozen] = self.build_head(width[self.frozen])
         else:
             self.heads[self.frozen] = nn.Identity()
-            self.heads[self.trained] = nn.Linear(trained, frozen, bias=False)
+            for name in self.trained:
+                self.heads[name] = nn.Linear(width[name], width[self.frozen], bias=False)
         self.log_inv_temperature = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
     def train(self, mode: bool = True) -> CWCL:
@@ -198,17 +198,27 @@ class CWCL(AlignedLearner):
             return super().features(name, values)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        # What lacks a partner is no row and no column: it goes before weights are made of it.
-        both = batch["present"][self.frozen] & batch["present"][self.trained]
-        features = {name: self.features(name, batch["inputs"][name])[both] for name in (self.trained, self.frozen)}
-        p, q = (F.normalize(self.heads[name](rows), dim=1, eps=EPS) for name, rows in features.items())
-        scale = self.log_inv_temperature
-        if self.config.objective == "ordinary":
-            # The same sum of two cross-entropies, every weight but a row's own at 0.
-            terms = CWCLTerms(*_cross_entropies(p, q, scale))
-        else:
-            terms = cwcl_terms(p, q, features[self.frozen], scale, sharpness=self.config.sharpness)
-        return {"loss": terms.cwcl_term + terms.column_to_row_ce, **terms._asdict(), "scale": scale.detach().exp()}
+        terms: list[CWCLTerms] = []
+        teacher = self.features(self.frozen, batch["inputs"][self.frozen])
+        for name in self.trained:
+            # What lacks a partner is no row and no column: it goes before weights are made of it.
+            both = batch["present"][self.frozen] & batch["present"][name]
+            student = self.features(name, batch["inputs"][name])[both]
+            if place(len(student), self.device).total == 0:
+                continue
+            heads = (self.heads[name], student), (self.heads[self.frozen], teacher[both])
+            p, q = (F.normalize(head(rows), dim=1, eps=EPS) for head, rows in heads)
+            if self.config.objective == "ordinary":
+                # The same sum of two cross-entropies, every weight but a row's own at 0.
+                terms.append(CWCLTerms(*_cross_entropies(p, q, self.log_inv_temperature)))
+            else:
+                scale, sharpness = self.log_inv_temperature, self.config.sharpness
+                terms.append(cwcl_terms(p, q, teacher[both], scale, sharpness=sharpness))
+        if not terms:
+            raise CounterpointError(f"no item of a batch has {self.frozen} and another modality")
+        mean = {field: torch.stack([getattr(part, field) for part in terms]).mean() for field in CWCLTerms._fields}
+        loss = mean["cwcl_term"] + mean["column_to_row_ce"]
+        return {"loss": loss, **mean, "scale": self.log_inv_temperature.detach().exp()}
 
     def end_step(self) -> None:
         with torch.no_grad():
@@ -228,6 +238,7 @@ def _frozen(config: CWCLConfig, kinds: Mapping[str, str]) -> str:
     trained = {
         "image": config.pretrained,
         "text": config.text_encoder != "text-s",
+        "audio": config.audio_encoder != "sound-s",
         "vector": True,  # features of a tower that is not here
     }
     if config.frozen and config.frozen not in kinds:

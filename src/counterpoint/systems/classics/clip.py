@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from counterpoint.core.contrast import positive_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
 def clip(
@@ -59,16 +59,16 @@ class CLIPConfig(AlignedConfig):
 
 
 class CLIP(AlignedLearner):
-    """Contrast of two modalities with a learnable temperature."""
+    """Contrast of two modalities with a learnable temperature; of more, the mean over every two of them."""
 
     def __init__(self, config: CLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.pair = first_two(data.modalities)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        a, b = (self.embed(batch)[name] for name in self.pair)
-        return {"loss": clip(a, b, self.log_scale, ring=self.config.ring), "scale": self.log_scale.detach().exp()}
+        pairs = self.paired_rows(self.embed(batch), batch)
+        loss = torch.stack([clip(a, b, self.log_scale, ring=self.config.ring) for a, b in pairs]).mean()
+        return {"loss": loss, "scale": self.log_scale.detach().exp()}
 
     def end_step(self) -> None:
         with torch.no_grad():

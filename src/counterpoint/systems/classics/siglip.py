@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from counterpoint.core.contrast import pair_softplus, positive_similarity, scaled, wide, with_bias
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
 def siglip(
@@ -58,17 +58,16 @@ class SigLIPConfig(AlignedConfig):
 
 
 class SigLIP(AlignedLearner):
-    """Every pairing of two modalities judged on its own, with a learnable scale and bias."""
+    """Every pairing of two modalities judged on its own, with a learnable scale and bias; of more, the mean over every two."""
 
     def __init__(self, config: SigLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.pair = first_two(data.modalities)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(config.bias))
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        a, b = (self.embed(batch)[name] for name in self.pair)
-        loss = siglip(a, b, self.log_scale, self.bias)
+        pairs = self.paired_rows(self.embed(batch), batch)
+        loss = torch.stack([siglip(a, b, self.log_scale, self.bias) for a, b in pairs]).mean()
         return {"loss": loss, "scale": self.log_scale.detach().exp(), "bias": self.bias.detach()}
 
 

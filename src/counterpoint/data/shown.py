@@ -1,0 +1,56 @@
+"""Items for people: pictures and sounds as text that a page can hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from counterpoint.data.pairs import AlignedData, AlignedSplit
+
+LARGEST = 96  # pixels of a picture's longer side
+NUMBERS = 6  # of a vector
+
+
+def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[str, Any]:
+    """One modality of an item, fit for JSON: {"text"}, {"png"} or {"wav"} (both base64), or {"numbers"}."""
+    modality = data.modalities[name]
+    value: Any = split.column(name, np.array([row]))[0]
+    if modality.kind == "text":
+        return {"text": str(value)}
+    if modality.kind == "image":
+        return {"png": png(value)}
+    if modality.kind == "audio":
+        assert modality.rate is not None
+        return {"wav": wav(value, modality.rate)}
+    return {"numbers": [round(float(number), 3) for number in value[:NUMBERS]]}
+
+
+def png(pixels: NDArray[np.uint8]) -> str:
+    """A picture, [H, W, 3] or [H, W], as a PNG in base64, scaled down to 96 pixels."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((LARGEST, LARGEST))
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def wav(sound: NDArray[np.float32], rate: int) -> str:
+    """A sound, mono in [-1, 1], as a WAV of 16 bits in base64, at 12 kHz or less."""
+    step = -(-rate // 12000)
+    if step > 1:
+        from scipy.signal import resample_poly
+
+        sound = resample_poly(sound, 1, step)
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate // step)
+        file.writeframes((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
+    return base64.b64encode(out.getvalue()).decode()

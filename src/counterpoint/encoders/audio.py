@@ -1,0 +1,159 @@
+"""Audio encoders by name: waveforms to one vector each, for the task `aligned`.
+
+    name      what it is
+    sound-s   a log-mel spectrogram and the small ResNet of the images, 0.30 M parameters, 128 wide, trained here
+    hf:NAME   any audio model of transformers that takes waveforms (Wav2Vec 2.0, HuBERT, WavLM) or, like Whisper and AST, the
+              features its own extractor makes; by its name on the Hub or its folder
+
+    encoder = build_audio_encoder("sound-s", rate=16000, samples=16000)
+    vectors = encoder(torch.zeros(2, 16000))                                     # [2, 128]
+
+An encoder is a module with `dim`. It takes float32 [batch, samples], mono in [-1, 1], at the rate it was built for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.encoders.images import ResNetS
+from counterpoint.encoders.sound import mel_filterbank
+from counterpoint.errors import CounterpointError, unknown
+
+BANDS = 64
+FRAMES = 128  # of a spectrogram, at most
+HOP_SECONDS = 0.010
+OFFSET = 1e-4  # added before the logarithm; sets what silence looks like
+LEAST = 0.05  # seconds of sound
+
+
+class LogMelSpectrogram(nn.Module):
+    """[batch, samples] -> [batch, 1, 64 bands, frames] log-mel magnitudes, each spectrogram brought to mean 0 and spread 1.
+
+    Windows of three hops, Hann; hops of 10 ms, or longer so that there are at most 128 frames; bands from 50 Hz to 8 kHz or
+    half the rate. Loudness is removed by the normalisation; silence gives zeros.
+    """
+
+    def __init__(self, rate: int, samples: int) -> None:
+        super().__init__()
+        self.hop = max(round(rate * HOP_SECONDS), -(-samples // FRAMES))
+        # Bands as narrow as the lowest need a window that tells them apart, however long the hop.
+        self.width = max(3 * self.hop, round(0.03 * rate))
+        self.fft = 1 << (self.width - 1).bit_length()
+        bank = mel_filterbank(rate, self.fft, BANDS, 50.0, min(8000.0, rate / 2))
+        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("window", torch.hann_window(self.width), persistent=False)
+
+    def forward(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
+        assert isinstance(self.window, Tensor)
+        assert isinstance(self.bank, Tensor)
+        spectrum = torch.stft(
+            wave.float(),
+            self.fft,
+            self.hop,
+            self.width,
+            self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        bands = torch.log(spectrum.abs().transpose(1, 2) @ self.bank + OFFSET).transpose(1, 2)
+        bands = bands - bands.mean((1, 2), keepdim=True)
+        return (bands / bands.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
+
+
+class SoundS(nn.Module):
+    """A log-mel spectrogram seen by the small ResNet of the images."""
+
+    def __init__(self, rate: int, samples: int) -> None:
+        super().__init__()
+        self.spectrogram = LogMelSpectrogram(rate, samples)
+        self.model = ResNetS(BANDS, channels=1)
+        self.dim = self.model.dim
+
+    def forward(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch dim"]:
+        return self.model(self.spectrogram(wave))
+
+
+class PretrainedAudio(nn.Module):
+    """An audio model of transformers under `model`, its output averaged over time."""
+
+    def __init__(self, model: Any, extractor: Any, rate: int) -> None:
+        super().__init__()
+        self.model, self.extractor, self.rate = model, extractor, rate
+        self.dim = int(model.config.hidden_size)
+        # Models of waveforms want them normalised and no more; others want what their extractor makes of them.
+        self.raw = model.main_input_name == "input_values" and hasattr(model.config, "conv_stride")
+
+    def forward(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch dim"]:
+        if self.raw:
+            wave = wave - wave.mean(1, keepdim=True)
+            inputs = wave / wave.std(1, keepdim=True).clamp(min=1e-5)
+        else:
+            made = self.extractor(list(wave.cpu().numpy()), sampling_rate=self.rate, return_tensors="pt")
+            inputs = made[self.model.main_input_name].to(wave.device)
+        return self.model(**{self.model.main_input_name: inputs}).last_hidden_state.mean(1)
+
+
+def build_audio_encoder(name: str, rate: int, samples: int, pretrained: bool = True) -> nn.Module:
+    """An encoder, [B, samples] -> [B, dim].
+
+    Args:
+        name: see the module.
+        rate: samples per second.
+        samples: of every sound.
+        pretrained: the published weights of hf: models, else their architecture with random ones.
+
+    Raises CounterpointError for an unknown name, sounds shorter than 50 ms, another rate than the model's, a missing extra or
+    weights that cannot be fetched.
+    """
+    if rate < 1000 or samples < LEAST * rate:
+        raise CounterpointError(
+            f"sounds need at least {LEAST:g} s at 1,000 samples a second or more, got {samples} samples at {rate}"
+        )
+    if name == "sound-s":
+        return SoundS(rate, samples)
+    library, _, model = name.partition(":")
+    if library != "hf" or not model:
+        raise unknown("audio encoder", name, ["sound-s", "hf:NAME"])
+    return _transformers(name, model, rate, samples, pretrained)
+
+
+def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bool) -> nn.Module:
+    try:
+        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    except ImportError as error:
+        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(place)
+        if pretrained:
+            model = AutoModel.from_pretrained(place)
+        else:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(place))
+    except Exception as error:  # transformers' and its HTTP client's own kinds
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"{name} could not be loaded: {said[:300].rstrip('.')}. What is not on this machine is downloaded, which needs "
+            "the net; a folder with the model will do as well: hf:FOLDER"
+        ) from error
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    if model.main_input_name not in ("input_values", "input_features"):
+        raise CounterpointError(f"{name} is no audio model; its input is {model.main_input_name}")
+    if extractor.sampling_rate != rate:
+        raise CounterpointError(
+            f"{name} hears {extractor.sampling_rate} samples a second, the data has {rate}; sources that make or resample "
+            f"their sounds take ?rate={extractor.sampling_rate}"
+        )
+    encoder = PretrainedAudio(model, extractor, rate)
+    try:
+        with torch.inference_mode():
+            training = model.training
+            encoder.eval()(torch.zeros(1, samples))
+            encoder.train(training)
+    except (RuntimeError, ValueError) as error:
+        raise CounterpointError(f"{name} cannot take sounds of {samples} samples ({str(error)[:200]})") from error
+    return encoder
