@@ -47,6 +47,8 @@ def load_source(system: System, spec: str, **options: Any) -> Any:
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
     task = task_class(system)(source, config)
+    for note in getattr(task, "notes", ()):
+        say(f"note: {note}")
     # What is resumed has learnt from facts that need not be found again (the run of a teacher may be gone).
     facts = run.facts() if run.checkpoint.is_file() else task.facts
     run.save_facts(facts)
@@ -176,7 +178,7 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
         say(f"note: {note}")
     task = task_class(system)(source, config)
     task.check_facts(run.facts())
-    evaluator = task.evaluator()
+    evaluator = learner.evaluator = task.evaluator()
     from rich.console import Console
     from rich.progress import track
 

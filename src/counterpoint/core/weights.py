@@ -50,7 +50,8 @@ def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:
             f"{path} was refused: it is damaged, or a pickle with more in it than tensors, which could run code. "
             f"({type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''})"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if isinstance(state, dict):  # a checkpoint of a trainer holds the weights under one of these names
+        state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RunError(f"{path} does not hold a state dict (names to tensors)")
     return {str(name): value for name, value in state.items()}

@@ -144,6 +144,25 @@ SOURCES: dict[str, Source] = {
             "300 + 359 pairs, at hand",
         ),
         Source(
+            "digit-pairs",
+            "aligned",
+            "counterpoint.data.digit_pairs",
+            "two handwritten digits side by side and the words that name them, some swapped: ALBEF's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,024 + 500 pairs, at hand",
+        ),
+        Source(
+            "manifest",
+            "aligned",
+            "counterpoint.data.manifest",
+            "your own items in any modalities (image, text, audio, video, vector), any of them missing: CSV, JSONL, Parquet, "
+            "WebDataset",
+            "yours",
+            "what you have",
+            argument="FILE",
+            function="load_manifest",
+        ),
+        Source(
             "imagefolder",
             "views",
             "counterpoint.data.tables",

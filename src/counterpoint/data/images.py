@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ KEEP = 1 << 30  # bytes: a split whose squares fit is read whole at once, so eve
 _SHOWN = 10
 
 
+@runtime_checkable
 class ImageSplit(Protocol):
     """One split of an image set. Positions are stable: the same number is the same picture in every process and run."""
 

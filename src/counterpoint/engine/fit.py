@@ -285,6 +285,7 @@ def fit(
         except SystemExit as error:  # Lightning turns a KeyboardInterrupt into an exit
             raise Interrupted(_resume_hint(run)) from error
     if run and trainer.is_global_zero:
+        run.save_figures({**getattr(learner.evaluator, "figures", {}), **learner.figures(task)})
         run.save_weights(learner.exported())
         run.checkpoint.unlink(missing_ok=True)
     return keeper.rows

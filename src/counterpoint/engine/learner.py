@@ -73,6 +73,11 @@ class Learner(pl.LightningModule):
     def end_epoch(self, epoch: int) -> None:
         """Called once an epoch's steps and schedulers are done, before it is evaluated."""
 
+    def figures(self, task: Any) -> dict[str, Any]:
+        """What the page of a run shows besides numbers and what the task draws: heading -> {"kind": ...}, fit for JSON (see
+        counterpoint.report.found). Called once, after the fit, by the first process alone."""
+        return {}
+
     def exported(self) -> dict[str, Tensor]:
         """What a run keeps as model.safetensors: by default everything."""
         return dict(self.state_dict())

@@ -7,6 +7,7 @@
       metrics.csv         a row per epoch
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
+      figures.json        what the last evaluation has to show besides numbers (see counterpoint.report.found)
       report.html         curves and figures
 
 Files are written under a temporary name and renamed, so that a reader never sees half a file.
@@ -35,11 +36,12 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, METRICS, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, METRICS, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
     "config.yaml",
     "environment.json",
     "facts.json",
     "metrics.csv",
+    "figures.json",
     "model.safetensors",
     "last.ckpt",
     "report.html",
@@ -170,6 +172,12 @@ class Run:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         except (ValueError, TypeError, UnicodeDecodeError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
+
+    def save_figures(self, figures: Mapping[str, Any]) -> None:
+        """Keep what the page shows besides numbers: heading -> {"kind": ...}; nothing is written when there is none."""
+        if figures:
+            with replacing(self.path / FIGURES) as file:
+                file.write(json.dumps(figures, allow_nan=False).encode())
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
         write_weights(self.path / WEIGHTS, state, self.slug)

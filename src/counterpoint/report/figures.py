@@ -185,6 +185,86 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
         return svg(figure, f"Paired differences in {metric}. " + "; ".join(told))
 
 
+def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]) -> Markup:
+    """Clouds of points in one frame, each in a colour and a mark of its own.
+
+    Args:
+        points: name -> [N, 2].
+        axes: what stands at x and y.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure, frame = _axes(6.0, 4.2)
+        marks = itertools.cycle("osD^vP")
+        for number, ((name, values), mark) in enumerate(zip(points.items(), marks, strict=False)):
+            colour = SERIES[number % len(SERIES)]
+            frame.plot(values[:, 0], values[:, 1], mark, markersize=3.2, alpha=0.6, color=colour, label=_literal(name))
+        frame.set_xlabel(_literal(axes[0]))
+        frame.set_ylabel(_literal(axes[1]))
+        frame.grid(True, linewidth=0.8)
+        frame.set_axisbelow(True)
+        frame.legend(loc="best", fontsize=8.5)
+        told = "; ".join(
+            f"{len(values)} of {name} around {values[:, 0].mean():.3g}, {values[:, 1].mean():.3g}"
+            for name, values in points.items()
+            if len(values)
+        )
+        return svg(figure, f"{axes[0]} and {axes[1]}: {told}")
+
+
+def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
+    """A table of counts as shades, each row in shares of its sum; with its numbers where `names` has one for every row."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        side = min(9.0, 1.6 + 0.36 * max(4, len(names)))
+        figure, frame = _axes(side, side)
+        share = values / np.maximum(values.sum(1, keepdims=True), 1)
+        # One colour of the page, more or less of it: the same drawing serves light and dark.
+        for (row, column), value in np.ndenumerate(share):
+            if value > 0:
+                frame.add_patch(
+                    mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, color=SERIES[1], alpha=float(value), lw=0)
+                )
+                if names:
+                    said = f"{int(values[row, column])}"
+                    frame.text(column, row, said, ha="center", va="center", fontsize=7, color=INK)
+        frame.set_xlim(-0.5, len(values) - 0.5)
+        frame.set_ylim(len(values) - 0.5, -0.5)
+        frame.set_aspect("equal")
+        if names:
+            short = [_literal(name if len(name) < 15 else f"{name[:13]}…") for name in names]
+            frame.set_xticks(range(len(names)), short, rotation=60, ha="right", rotation_mode="anchor")
+            frame.set_yticks(range(len(names)), short)
+        frame.tick_params(length=0)
+        right = float(np.trace(values) / max(1.0, values.sum()))
+        return svg(
+            figure, f"Confusion of {len(values)} classes; {right:.0%} of {int(values.sum())} items on the diagonal"
+        )
+
+
+def overlay(png: str, shades: NDArray[np.floating], *, alt: str) -> Markup:
+    """A picture (PNG in base64) with a map over it: cells of the page's first colour, more opaque where the map is larger.
+
+    Args:
+        shades: [rows, columns], any non-negative numbers; the largest is drawn at 70 %.
+    """
+    most = float(shades.max()) or 1.0
+    cells = Markup("").join(
+        Markup('<rect x="{}" y="{}" width="1.02" height="1.02" fill="var(--s1)" fill-opacity="{}"/>').format(
+            column, row, f"{0.7 * value / most:.2f}"
+        )
+        for (row, column), value in np.ndenumerate(shades)
+        if value > 0.02 * most
+    )
+    rows, columns = shades.shape
+    return Markup(
+        '<div class="overlay" role="img" aria-label="{}"><img src="data:image/png;base64,{}" alt="">'
+        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none">{}</svg></div>'
+    ).format(alt, png, columns, rows, cells)
+
+
 def envelope(values: NDArray[np.floating], columns: int) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
     """Least and greatest value of each of `columns` equal parts, NaN left out: (middle index, low, high), [columns].
 

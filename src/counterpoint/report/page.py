@@ -86,7 +86,8 @@ class Page:
         return Path(path)
 
 
-def _part(name: str, *args: Any, **kwargs: Any) -> Markup:
+def part(name: str, *args: Any, **kwargs: Any) -> Markup:
+    """A macro of parts.html."""
     return Markup(getattr(environment().get_template("parts.html").module, name)(*args, **kwargs))
 
 
@@ -113,12 +114,12 @@ def table(
     """
     cells = [list(row) for row in rows]
     numeric = {i for row in cells for i, value in enumerate(row) if i and _is_number(value)}
-    return _part("table", columns, cells, caption, foot, numeric, _is_number)
+    return part("table", columns, cells, caption, foot, numeric, _is_number)
 
 
 def pairs(values: Mapping[str, Any], *, caption: str = "") -> Markup:
     """A table of names and values; nested mappings are flattened to `outer.inner`."""
-    return _part("pairs", [(name, plain(value)) for name, value in flat(values)], caption)
+    return part("pairs", [(name, plain(value)) for name, value in flat(values)], caption)
 
 
 def figures(*pictures: Markup) -> Markup:
@@ -128,22 +129,22 @@ def figures(*pictures: Markup) -> Markup:
 
 def figure(picture: Markup, caption: str = "") -> Markup:
     """A picture with its caption."""
-    return _part("figure", picture, caption)
+    return part("figure", picture, caption)
 
 
 def stats(items: Sequence[tuple[str, str, str]]) -> Markup:
     """Headline figures: (label, value, remark)."""
-    return _part("stats", items)
+    return part("stats", items)
 
 
 def notes(lines: Sequence[str]) -> Markup:
     """Remarks as a list; nothing when there are none."""
-    return _part("notes", lines) if lines else Markup("")
+    return part("notes", lines) if lines else Markup("")
 
 
 def details(summary: str, html: Markup) -> Markup:
     """A part that is folded away until asked for."""
-    return _part("details", summary, html)
+    return part("details", summary, html)
 
 
 def command(lines: str) -> Markup:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from counterpoint.errors import RunError
 from counterpoint.report import figures
 from counterpoint.report import page as parts
+from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number, quoted
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SMALLER_IS_BETTER = ("loss", "error", "err", "perplexity", "mae", "mse", "rmse",
 def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> Path:
     """Write `report.html` into a run directory and return its path.
 
-    Needs config.yaml; metrics.csv and environment.json may be missing, and the page says so. Raises RunError, naming
+    Needs config.yaml; metrics.csv, figures.json and environment.json may be missing. Raises RunError, naming
     the file, when one that is there cannot be read.
     """
     run_dir = Path(run_dir)
@@ -39,6 +40,8 @@ def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> 
     slug = str(config.get("slug", run_dir.name))
     page = Page(f"{slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
     page.section("Outcome", _outcome(rows, run_dir), anchor="outcome")
+    for heading, html in found_sections(_figures(run_dir)):
+        page.section(heading, html)
     for heading, html in curve_sections(rows):
         page.section(heading, html)
     if detections:
@@ -88,6 +91,19 @@ def _environment(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
     if not isinstance(found, dict):
         raise RunError(f"{file} should hold names and values; remove it and write the report again")
+    return found
+
+
+def _figures(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "figures.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{file} should hold figures by heading; remove it and write the report again")
     return found
 
 
@@ -192,7 +208,8 @@ def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Marku
     when = epochs(rows)
     grouped: dict[str, list[str]] = {}
     for name in columns(rows):
-        if np.isfinite(values(rows, name)).any():
+        # One value among many epochs is in the table of outcomes; as a curve it is a dot.
+        if np.isfinite(values(rows, name)).sum() >= min(2, len(rows)):
             grouped.setdefault(group(name), []).append(name)
     # What the run is judged by comes first, then what explains it.
     order = ["test", "val", "train"]

@@ -476,7 +476,7 @@ class _Seen:
         if len(all_of) > 2:
             for b, k in itertools.product(all_of, RECALL):
                 more[f"to_{b}_r{k}"] = float(np.mean([found[f"{a}_to_{b}_r{k}"] for a in all_of if a != b]))
-        return found | mean | more
+        return mean | found | more
 
     def _gap(self, all_of: dict[str, Tensor]) -> dict[str, float]:
         there, found = self.there, dict[str, float]()
@@ -591,7 +591,7 @@ class AlignedEvaluator:
                 # What nothing was asked of has no figure.
                 found |= {f"{split}{name}": value for name, value in measured.items() if value == value}
         if final:
-            self.figures = {"space": self._space(), "gallery": self._gallery()}
+            self.figures = self._space() | self._gallery()
         return found
 
     def _space(self) -> dict[str, Any]:
@@ -604,12 +604,20 @@ class AlignedEvaluator:
         _, size, axes = torch.linalg.svd(centred, full_matrices=False)
         share = size.square() / size.square().sum().clamp(min=EPS)
         at = {name: (value - together.mean(0)) @ axes[:2].T for name, value in rows.items()}
+        if len(size) < 2:
+            return {}
         return {
-            "points": {name: np.round(value.numpy(), 4).tolist() for name, value in at.items()},
-            "variance": [round(float(value), 4) for value in share[:2]],
+            "The shared space": {
+                "kind": "points",
+                "points": {name: np.round(value.numpy(), 4).tolist() for name, value in at.items()},
+                "axes": [
+                    f"principal axis {n + 1}, {float(value):.0%} of the variance" for n, value in enumerate(share[:2])
+                ],
+                "caption": "Test items in every modality. Clouds that do not mix are a gap between modalities.",
+            }
         }
 
-    def _gallery(self) -> list[dict[str, Any]]:
+    def _gallery(self) -> dict[str, Any]:
         """For each two modalities a few queries and what they find in the test split."""
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
@@ -640,7 +648,7 @@ class AlignedEvaluator:
         wanted = {(part["query"], row["query"]) for part in found for row in part["rows"]}
         wanted |= {(part["key"], cell["item"]) for part in found for row in part["rows"] for cell in row["found"]}
         items = {f"{name}/{row}": shown(self.data, seen.split, name, row) for name, row in sorted(wanted)}
-        return [{"parts": found, "items": items}] if found else []
+        return {"Retrieval gallery": {"kind": "gallery", "parts": found, "items": items}} if found else {}
 
 
 class AlignedTask:

@@ -41,7 +41,7 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
-from counterpoint.tasks.measures import confusion, knn_accuracy, linear_probe
+from counterpoint.tasks.measures import confusion, confusion_figure, knn_accuracy, linear_probe
 
 # ---------------------------------------------------------------------------------------------------------- the measures
 
@@ -255,7 +255,7 @@ class LabelledEvaluator:
             table = confusion(labels, logits.argmax(1), len(self.classes))
             found[f"{head}accuracy"] = float(table.diagonal().sum() / table.sum())
             found[f"{head}macro_recall"] = macro_recall(table)
-            self.figures[f"{head}confusion"] = table.tolist()
+            self.figures |= confusion_figure(table, self.classes, head)
         return found
 
     def _embedding(
@@ -265,7 +265,7 @@ class LabelledEvaluator:
         found = {"accuracy": accuracy, "knn_accuracy": accuracy, "recall_at_1": recall_at_1(test, labels)}
         if final:
             found["linear_accuracy"], predicted = linear_probe(bank, bank_labels, test, labels)
-            self.figures["confusion"] = confusion(labels, predicted, len(self.classes)).tolist()
+            self.figures |= confusion_figure(confusion(labels, predicted, len(self.classes)), self.classes)
         return found
 
 

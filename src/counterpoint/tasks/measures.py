@@ -235,6 +235,14 @@ def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: 
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
+def confusion_figure(
+    table: Int[Tensor, "classes classes"], classes: Sequence[str], head: str = ""
+) -> dict[str, dict[str, Any]]:
+    """A table of confusion as a run's page draws it (see counterpoint.report.found)."""
+    title = "Confusion" + (f" ({head.strip('_')})" if head else "")
+    return {title: {"kind": "matrix", "values": table.tolist(), "names": list(classes)}}
+
+
 # -------------------------------------------------------------------------------------------------------------- geometry
 
 

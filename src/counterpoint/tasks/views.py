@@ -37,7 +37,7 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
-from counterpoint.tasks.measures import alignment, confusion, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.measures import alignment, confusion, confusion_figure, knn_accuracy, linear_probe, uniformity
 from counterpoint.views.images import ViewPipeline, normalise
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -207,7 +207,9 @@ class ViewsEvaluator:
             found["knn_accuracy"] = knn_accuracy(*four, k=self.config.neighbours)
             if final:
                 found["linear_accuracy"], predicted = linear_probe(*four)
-                self.figures["confusion"] = confusion(test_labels[asked], predicted, len(self.classes)).tolist()
+                self.figures |= confusion_figure(
+                    confusion(test_labels[asked], predicted, len(self.classes)), self.classes
+                )
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
         return found

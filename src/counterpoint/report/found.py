@@ -1,0 +1,91 @@
+"""What a run found, as sections of its page: a picture of the shared space, a gallery of retrievals, tables of confusion,
+maps over pictures.
+
+A run's `figures.json` names them: heading -> {"kind": ..., ...}.
+
+    kind     holds
+    points   "points" {name: [[x, y], ...]}, "axes" (two labels), "caption"
+    gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
+             "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
+    matrix   "values" [[...]] (rows: true classes, columns: predicted), "names"
+    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: where in a picture each text is found
+    curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from counterpoint.report import figures, page
+
+LARGEST_MATRIX = 40  # classes whose names and counts can be read
+
+
+def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """(heading, html) of everything that can be drawn; a kind that is not known is left out."""
+    draw = {"points": _points, "gallery": _gallery, "matrix": _matrix, "maps": _maps, "curves": _curves}
+    return [(heading, draw[part["kind"]](part)) for heading, part in found.items() if part.get("kind") in draw]
+
+
+def _points(part: Mapping[str, Any]) -> Markup:
+    drawn = figures.scatter(
+        {name: np.asarray(points, float).reshape(-1, 2) for name, points in part["points"].items()},
+        axes=(part["axes"][0], part["axes"][1]),
+    )
+    return page.figure(drawn, part.get("caption", ""))
+
+
+def _curves(part: Mapping[str, Any]) -> Markup:
+    series = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in part["series"].items()}
+    return page.figure(
+        figures.curves(series, title=part.get("title", ""), xlabel=part["xlabel"]), part.get("caption", "")
+    )
+
+
+def _matrix(part: Mapping[str, Any]) -> Markup:
+    values = np.asarray(part["values"], float)
+    names = [str(name) for name in part["names"]]
+    caption = "Rows: what items are. Columns: what they were taken for. A row's shades are shares of its items."
+    if len(values) > LARGEST_MATRIX:
+        return page.join(page.figure(figures.matrix(values, []), caption), _confused(values, names))
+    return page.join(page.figure(figures.matrix(values, names), caption), _confused(values, names))
+
+
+def _confused(values: np.ndarray, names: Sequence[str]) -> Markup:
+    """The pairs of classes that are taken for each other most."""
+    off = values.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:8]
+    pairs = [divmod(int(n), len(names)) for n in order if off.flat[n] > 0]
+    lines = [(names[a], names[b], int(off[a, b]), float(off[a, b] / max(1.0, values[a].sum()))) for a, b in pairs]
+    return page.table(["is", "taken for", "items", "share of its class"], lines, caption="Most often confused.")
+
+
+def _gallery(part: Mapping[str, Any]) -> Markup:
+    items = part["items"]
+    sections = []
+    for block in part["parts"]:
+        rows = []
+        for row in block["rows"]:
+            cells = [(items[f"{block['query']}/{row['query']}"], "", "asked")]
+            for cell in row["found"]:
+                state = "right" if cell["right"] else "wrong"
+                cells.append((items[f"{block['key']}/{cell['item']}"], page.number(cell["similarity"]), state))
+            rows.append(cells)
+        sections.append((f"{block['query']} → {block['key']}", rows))
+    return page.part("gallery", sections)
+
+
+def _maps(part: Mapping[str, Any]) -> Markup:
+    pictures = []
+    for row in part["rows"]:
+        for found in row["maps"]:
+            drawn = figures.overlay(
+                row["png"], np.asarray(found["map"], float), alt=f"where '{found['text']}' is found"
+            )
+            pictures.append(page.figure(drawn, found["text"]))
+    return page.figures(*pictures)
