@@ -320,3 +320,19 @@ def test_no_system_imports_another():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("counterpoint.systems"):
                 assert node.module == "counterpoint.systems.base", file
+
+
+def test_the_readme_s_alignment_claims_are_the_records():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = (
+        text.partition("<!-- alignment:begin -->")[2].partition("<!-- alignment:end -->")[0].strip().splitlines()[2:]
+    )
+    assert len(shown) == 7
+    for line in shown:
+        slug, arm, against, _, mean, interval, verdict = (cell.strip() for cell in line.strip("|").split("|"))
+        record = json.loads((ROOT / "results" / "claims" / f"{slug.strip('`')}.json").read_text(encoding="utf-8"))
+        first = record["comparisons"][0]
+        assert (arm, against, verdict) == (first["arm"], first["baseline"], record["verdict"])
+        assert len(record["seeds"]) >= 5
+        assert mean == f"{first['mean']:+.3f}"
+        assert interval == f"{first['low']:+.3f} .. {first['high']:+.3f}"

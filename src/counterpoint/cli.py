@@ -51,7 +51,7 @@ def systems(
 
     Args:
         area: Only this area (alignment, images, dense, ..., classics).
-        state: Only those that are "done", "built" (its claim not yet verified) or "planned".
+        state: Only those that are "done", "built" (its claim or its speed not yet measured) or "planned".
         json_: Print JSON instead of a table.
     """
     rows = list(catalog.entries().values())
