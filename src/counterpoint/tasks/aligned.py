@@ -357,22 +357,24 @@ class _TestBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         if number < len(self.at):
             prefix, batches, rows = self.at[number]
-            return self.batch(batches, rows, "items") | {"split": prefix}
+            return _evaluated(batches, rows, "items") | {"split": prefix}
         number -= len(self.at)
         if self.prompts is not None:
             if number == 0:
                 return {"inputs": self.prompts, "part": "prompts"}
             number -= 1
-        return self.batch(*self.examples[number], "examples")
-
-    def batch(self, batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
-        batch = batches[rows]
-        kinds = batches.data.modalities
-        batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
-        return batch | {"part": part}
+        return _evaluated(*self.examples[number], "examples")
 
     def __len__(self) -> int:
         return len(self.at) + (self.prompts is not None) + len(self.examples)
+
+
+def _evaluated(batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
+    """Items as `predict` takes them: images normalised, nothing varied."""
+    batch = batches[rows]
+    kinds = batches.data.modalities
+    batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
+    return batch | {"part": part}
 
 
 class _Seen:
@@ -704,6 +706,10 @@ class AlignedTask:
 
     def _batches(self, split: AlignedSplit) -> _Batches:
         return _Batches(self.data, split, self.tokenizers, self.config.context)
+
+    def evaluation_batch(self, split: AlignedSplit, rows: Sequence[int]) -> dict[str, Any]:
+        """These items as a learner's `predict` takes them."""
+        return _evaluated(self._batches(split), list(rows), "items")
 
     def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
         rank, size = world()

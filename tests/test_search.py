@@ -1,0 +1,142 @@
+"""embed, index and search: on a small run of glyphs, from the command line, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint import cli, search
+from counterpoint.data import load
+from counterpoint.errors import CounterpointError, DataError
+
+SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
+TRAIN = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--image-encoder",
+    "conv-s",
+    "--embedding",
+    "16",
+    "--evaluate-every",
+    "2",
+]
+
+pytest.importorskip("pyarrow", reason="needs the extra [datasets]")
+if importlib.util.find_spec("qtawesome") is None:
+    pytest.skip("needs the fonts of qtawesome: pip install --no-deps qtawesome", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("search")
+    assert cli.main(["train", "clip", "--data", SMALL, *TRAIN, "--out", str(folder), "--name", "clip"]) == 0
+    assert cli.main(["embed", str(folder / "clip"), "-o", str(folder / "emb.parquet")]) == 0
+    yield folder
+    torch.set_num_threads(before)
+
+
+def found(capsys, *words):
+    assert cli.main(["search", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_item_is_embedded(made):
+    rows = search.read_embeddings(made / "emb.parquet")
+    assert rows.modalities == {"image": "image", "text": "text"}
+    assert (rows.split.count("train"), rows.split.count("test")) == (96, 40)
+    for vectors in rows.vectors.values():
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    data = load(SMALL, task="aligned")
+    assert rows.texts["text"][96:] == data.test.column("text", np.arange(40))
+    assert cli.main(["embed", str(made / "clip"), "-o", str(made / "test.parquet"), "--split", "test"]) == 0
+    assert len(search.read_embeddings(made / "test.parquet").item) == 40
+
+
+def test_an_item_s_own_picture_and_words_find_it(made, capsys, tmp_path):
+    data = load(SMALL, task="aligned")
+    file = str(made / "emb.parquet")
+    Image.fromarray(data.test.column("image", np.array([7]))[0]).save(tmp_path / "seven.png")
+    hit = found(capsys, str(made / "clip"), str(tmp_path / "seven.png"), "--in", file, "--modality", "image", "-k", "3")
+    assert hit["modality"] == "image"
+    assert len(hit["hits"]) == 3
+    assert (hit["hits"][0]["split"], hit["hits"][0]["item"]) == ("test", 7)
+    assert hit["hits"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+    caption = data.test.column("text", np.array([7]))[0]
+    words = found(capsys, str(made / "clip"), caption, "--in", file)
+    assert words["modality"] == "image"
+    assert len(words["hits"]) == 10
+    same = found(capsys, str(made / "clip"), caption, "--in", file, "--modality", "text", "-k", "1")["hits"][0]
+    assert same["texts"]["text"] == caption
+    assert same["similarity"] == pytest.approx(1, abs=1e-4)
+    both = found(
+        capsys, str(made / "clip"), caption, str(tmp_path / "seven.png"), "--in", file, "--modality", "image", "-k", "5"
+    )
+    rows = search.read_embeddings(file)
+    joint = rows.vectors["image"] @ (rows.vectors["image"][96 + 7] + rows.vectors["text"][96 + 7])
+    best = int(joint.argmax())
+    assert (both["hits"][0]["split"], both["hits"][0]["item"]) == (rows.split[best], int(rows.item[best]))
+    assert both["hits"][0]["similarity"] == pytest.approx(float(joint[best]), abs=1e-4)
+
+
+def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, capsys):
+    pytest.importorskip("faiss", reason="needs the extra [search]")
+    file = made / "indexed.parquet"
+    assert cli.main(["embed", str(made / "clip"), "-o", str(file)]) == 0
+    exact = search.search(made / "clip", ["arrow"], file)
+    assert cli.main(["index", str(file)]) == 0
+    graph = search._graph(search.read_embeddings(file), "image")
+    assert graph.ntotal == 136
+    by_graph = search.search(made / "clip", ["arrow"], file)
+    assert [hit.item for hit in by_graph[1]] == [hit.item for hit in exact[1]]
+    assert cli.main(["embed", str(made / "clip"), "-o", str(file), "--split", "test"]) == 0
+    assert search._graph(search.read_embeddings(file), "image") is None
+    assert all(hit.split == "test" for hit in search.search(made / "clip", ["arrow"], file)[1])
+    capsys.readouterr()
+
+
+def test_refusals(made, capsys, tmp_path):
+    run, file = made / "clip", made / "emb.parquet"
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        search.search(run, ["gone.png"], file)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"torn\.png: not a picture"):
+        search.search(run, [str(tmp_path / "torn.png")], file)
+    (tmp_path / "notes.md").write_text("words")
+    with pytest.raises(DataError, match="neither a picture"):
+        search.search(run, [str(tmp_path / "notes.md")], file)
+    with pytest.raises(CounterpointError, match=r"no modality for 'a\.wav'.*image \(image\), text \(text\)"):
+        search.search(run, ["a.wav"], file)
+    with pytest.raises(CounterpointError, match="has no other modality"):
+        search.search(run, ["arrow", "house"], file)
+    with pytest.raises(CounterpointError, match="the query is empty"):
+        search.search(run, [" "], file)
+    with pytest.raises(CounterpointError, match="unknown modality 'imag'; did you mean image"):
+        search.search(run, ["arrow"], file, modality="imag")
+    with pytest.raises(DataError, match="no such file; make it: counterpoint embed"):
+        search.search(run, ["arrow"], tmp_path / "none.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(DataError, match="not a file that counterpoint embed wrote"):
+        search.read_embeddings(tmp_path / "bad.parquet")
+    with pytest.raises(CounterpointError, match=r"ends in \.parquet"):
+        search.embed(run, tmp_path / "x.npz")
+    with pytest.raises(CounterpointError, match="unknown split 'tset'"):
+        search.embed(run, tmp_path / "x.parquet", split="tset")
+    # Embeddings of other weights are not comparable.
+    assert (
+        cli.main(["train", "clip", "--data", SMALL, *TRAIN, "--seed", "1", "--out", str(tmp_path), "--name", "b"]) == 0
+    )
+    with pytest.raises(CounterpointError, match="holds embeddings of other weights"):
+        search.search(tmp_path / "b", ["arrow"], file)
+    assert cli.main(["search", str(run), "gone.png", "--in", str(file)]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert cli.main(["train", "clip", "--data", SMALL, "--max-bad", "3", "--out", str(tmp_path)]) == 2
+    assert "--max-bad is for --data manifest:FILE" in capsys.readouterr().err
