@@ -239,3 +239,52 @@ def test_encoders_of_vectors():
             build_vector_encoder(name, 4)
     with pytest.raises(CounterpointError, match="vector_noise must not be negative"):
         AlignedConfig(vector_noise=-0.1)
+
+
+def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
+    pytest.importorskip("av", reason="needs the extra [video]")
+    import wave
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for n in range(48):
+        hue = 40 + 60 * (n % 4)
+        pixels = np.clip(hue + rng.normal(0, 8, (16, 16, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        with wave.open(str(tmp_path / f"{n}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            tone = np.sin(2 * np.pi * (300 + 400 * (n % 4)) * np.arange(2400) / 8000)
+            file.writeframes((tone * 20000).astype("<i2").tobytes())
+        row = {"image": f"{n}.png", "caption": f"shade number {n % 4}", "sound": f"{n}.wav"}
+        if n % 5 == 0:
+            del row["sound"]
+        if n % 7 == 3:
+            del row["image"]
+        lines.append(json.dumps(row))
+    lines.append(json.dumps({"image": "gone.png", "caption": "nothing"}))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    spec = f"manifest:{tmp_path}/m.jsonl?size=16&rate=8000&seconds=0.3"
+    for slug in ("clip", "symile"):
+        words = [
+            "train",
+            slug,
+            "--data",
+            spec,
+            "--max-bad",
+            "2",
+            *OPTIONS,
+            "--batch-size",
+            "16",
+            "--out",
+            str(tmp_path),
+        ]
+        assert cli.main([*words, "--name", slug]) == 0
+        said = capsys.readouterr().out
+        assert "gone.png" in said
+        last = Run.open(tmp_path / slug).metrics()[-1]
+        assert {"test/image_to_sound_r1", "test/sound_to_caption_r1", "test/caption_to_image_mrr"} <= set(last)
+        assert math.isfinite(last["train/loss"])
+    assert cli.main(["train", "clip", "--data", spec, "--max-bad", "0", *OPTIONS, "--out", str(tmp_path)]) == 2
+    assert "row 49 image (gone.png): no such file" in capsys.readouterr().err
