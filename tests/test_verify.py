@@ -78,7 +78,7 @@ def test_a_comparison_can_have_a_metric_of_its_own_and_count_what_falls_as_gaine
 
 def test_a_run_s_figures_are_the_mean_of_its_last_three_its_best_and_its_last():
     rows = [{"epoch": e, "test/m": v, "train/x": 9.0} for e, v in enumerate([0.1, 0.9, 0.3, 0.4, 0.5])]
-    assert room.summarise(rows) == pytest.approx({"m_last3": 0.4, "m_best": 0.9, "m_last": 0.5})
+    assert room.summarise(rows) == pytest.approx({"m_last3": 0.4, "m_best": 0.9, "m_last": 0.5, "train_x_last": 9.0})
 
 
 def fake(slug, variant, arm, seed, quick):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -37,6 +37,7 @@ class Entry:
     module: str = ""
     functions: tuple[str, ...] = ()  # "module:name", each offered as counterpoint.functional.<name>
     claim: str = ""  # the central claim at laptop scale, in a sentence
+    addition: bool = False  # whether it can be switched on over other systems: BASE+SLUG
 
     @property
     def built(self) -> bool:
@@ -56,21 +57,58 @@ def entries() -> dict[str, Entry]:
 
 
 def get(slug: str) -> Entry:
-    """The entry of a system; CounterpointError with near matches for an unknown one."""
-    if slug not in entries():
-        raise unknown("system", slug, entries())
-    return entries()[slug]
+    """The entry of a system, or one made for a composition BASE+ADDITION; CounterpointError for an unknown name."""
+    if slug in entries():
+        return entries()[slug]
+    base, *additions = slug.split("+")
+    parts = [base, *additions]
+    for part in parts:
+        if part not in entries():
+            raise unknown("system", part, entries())
+    first = entries()[base]
+    return replace(
+        first,
+        slug=slug,
+        title=" + ".join(entries()[part].title for part in parts),
+        state="built" if all(entries()[part].built for part in parts) else "planned",
+        functions=tuple(dict.fromkeys(f for part in parts for f in entries()[part].functions)),
+        claim="",
+    )
+
+
+def modules(slug: str) -> list[str]:
+    """The modules a system or a composition is made of."""
+    return [get(part).module.partition(":")[0] for part in slug.split("+")]
 
 
 def load_system(slug: str) -> System:
-    """Import a system and return its SYSTEM record; CounterpointError when it is planned but not built."""
+    """Import a system and return its SYSTEM record; CounterpointError when it is planned but not built.
+
+    `BASE+ADDITION[+ADDITION]` composes: "moco-v2+mochi" is MoCo v2 with MoCHi's synthetic negatives.
+    """
+    base, *additions = slug.split("+")
+    found = _record(base)
+    system: System = found.onto(load_system(found.over), alone=True) if get(base).addition else found
+    for name in additions:
+        if not get(name).addition:
+            raise CounterpointError(f"'{name}' is a system of its own, not an addition; {additions_said()}")
+        system = _record(name).onto(system)
+    return system
+
+
+def _record(slug: str) -> Any:
+    """What a system's file declares as SYSTEM."""
     entry = get(slug)
     if not entry.built:
         built = [row.slug for row in entries().values() if row.built]
         raise CounterpointError(f"'{slug}' is in the catalogue but not built yet; built so far: {', '.join(built)}")
     module, _, name = entry.module.partition(":")  # a file that holds two systems names them
-    system: System = getattr(importlib.import_module(module), name or "SYSTEM")
-    return system
+    return getattr(importlib.import_module(module), name or "SYSTEM")
+
+
+def additions_said() -> str:
+    """Which systems can be switched on over others, in words."""
+    return "additions: " + ", ".join(row.slug for row in entries().values() if row.addition)
 
 
 def markdown_table() -> str:

@@ -45,6 +45,7 @@ def systems(
     *,
     area: Annotated[str | None, arg(metavar="AREA")] = None,
     state: Annotated[str | None, arg(metavar="done|built|planned")] = None,
+    additions: bool = False,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """List every system: the 63 papers and the classic baselines, with state, area and task.
@@ -52,6 +53,7 @@ def systems(
     Args:
         area: Only this area (alignment, images, dense, ..., classics).
         state: Only those that are "done", "built" (its claim or its speed not yet measured) or "planned".
+        additions: Only those that can be switched on over others: `counterpoint train SYSTEM --with ADDITION`.
         json_: Print JSON instead of a table.
     """
     rows = list(catalog.entries().values())
@@ -60,6 +62,7 @@ def systems(
         if wanted is not None and wanted not in known:
             raise unknown(name, wanted, sorted(known))
         rows = [row for row in rows if wanted is None or getattr(row, name) == wanted]
+    rows = [row for row in rows if row.addition or not additions]
     if json_:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return 0
@@ -158,6 +161,9 @@ class Train:
     """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
     checkpoint_minutes: float = 10.0
     """How often to save within an epoch; every epoch's end is saved anyway."""
+    with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
+    """Additions to switch on over the system, such as mochi over moco-v2; the same as naming moco-v2+mochi. Their settings
+    become options too. `counterpoint systems --additions` lists them."""
     max_bad: Annotated[str | None, arg(metavar="N")] = None
     """Bad rows of a manifest: source that are put up with, a count or a fraction below 1 (its option max_bad)."""
 
@@ -187,17 +193,39 @@ class Train:
         return 0
 
 
+def _without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `--with ADDITION ...`, and the additions named there."""
+    rest, additions, taking = list[str](), list[str](), False
+    known = catalog.entries()
+    for word in argv:
+        if word == "--with" or word.startswith("--with="):
+            taking = True
+            additions += [name for name in word.removeprefix("--with").removeprefix("=").split(",") if name]
+        elif taking and not word.startswith("-") and (not rest or word in known or additions == []):
+            additions += word.split(",")
+        else:
+            taking = False
+            rest.append(word)
+    return rest, additions
+
+
 def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """The `train` command with the named system's settings as options, the words left to parse, and what to call it."""
+    argv, additions = _without_additions(argv)
     plain = Train, list(argv), "counterpoint train"
     built = [row.slug for row in catalog.entries().values() if row.built]
     # A slug is not a slug where it stands as an option's value.
-    at = next((i for i, w in enumerate(argv) if w in built and not (i and argv[i - 1].startswith("--"))), None)
+    at = next(
+        (i for i, w in enumerate(argv) if w.split("+")[0] in built and not (i and argv[i - 1].startswith("--"))),
+        None,
+    )
     if at is None:
+        if additions:
+            raise CounterpointError("--with goes with a system: counterpoint train SLUG --with ADDITION")
         return plain
     from counterpoint import training
 
-    slug = argv[at]
+    slug = "+".join([argv[at], *additions])
     source = next((b for a, b in itertools.pairwise(argv) if a == "--data"), None)
     source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
     default = training.default_config(slug, source)

@@ -87,7 +87,7 @@ def compare(
         cache=out / ".partial" / name,
         stamp=stamp_of(
             [data, {slug: asdict(config) for slug, config in configs.items()}],
-            [catalog.get(slug).module.partition(":")[0] for slug in slugs],
+            [module for slug in slugs for module in catalog.modules(slug)],
         ),
         jobs=jobs,
         title=f"compare {len(slugs)} systems on {data}",

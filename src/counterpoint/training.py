@@ -45,8 +45,13 @@ def load_source(system: System, spec: str, **options: Any) -> Any:
     return sources.load(spec, task=task_class(system).contract, **options)
 
 
+def task_of(system: System, source: Any, config: Any) -> Any:
+    """The task of a system on a source of data, which the system may change first."""
+    return task_class(system)(system.source(source, config) if system.source else source, config)
+
+
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
-    task = task_class(system)(source, config)
+    task = task_of(system, source, config)
     for note in getattr(task, "notes", ()):
         say(f"note: {note}")
     # What is resumed has learnt from facts that need not be found again (the run of a teacher may be gone).
@@ -72,7 +77,7 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
 
 def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[str, float]]:
     """Fit without a run directory or a progress bar, and return the metrics, a row per epoch: for claims and comparisons."""
-    task = task_class(system)(source, config)
+    task = task_of(system, source, config)
     learner = system.learner(config, SimpleNamespace(**task.facts), seed)
     return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
 
@@ -176,7 +181,7 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
     source = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = task_class(system)(source, config)
+    task = task_of(system, source, config)
     task.check_facts(run.facts())
     evaluator = learner.evaluator = task.evaluator()
     from rich.console import Console

@@ -35,7 +35,8 @@ INTERVAL = "95 % paired t interval"
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of one run from its epochs: for each test metric its mean over the last three evaluations, its best, its last."""
+    """Metrics of one run from its epochs: for each test metric its mean over the last three evaluations, its best, its last;
+    of what is recorded in training, under `train_`, the last epoch's mean."""
     outcome: dict[str, float] = {}
     for name in (key.removeprefix("test/") for key in rows[-1] if key.startswith("test/")):
         values = [row[f"test/{name}"] for row in rows if f"test/{name}" in row]
@@ -44,7 +45,8 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
             f"{name}_best": float(np.nanmax(values)),
             f"{name}_last": values[-1],
         }
-    return outcome
+    last = rows[-1]
+    return outcome | {f"train_{k.removeprefix('train/')}_last": last[k] for k in last if k.startswith("train/")}
 
 
 def experiment(system: System, claim: Claim, arm: str, seed: int, *, quick: bool = False) -> dict[str, float]:

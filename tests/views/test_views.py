@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,13 +131,38 @@ def test_every_recipe_makes_views_of_every_batch(recipe, batch):
     pipeline = ViewPipeline(24, 2, recipe, local_crops=2, mean=None, std=None)
     made = pipeline(x, torch.Generator().manual_seed(3))
     assert [v.shape for v in made] == [(batch, 3, 24, 24)] * 2 + [(batch, 3, 10, 10)] * 2
-    assert all(torch.isfinite(v).all() and v.min() >= -1e-6 and v.max() <= 1 + 1e-6 for v in made)
+    noisy = any(r.noise or r.gain for r in pipeline.recipes[:2])
+    assert all(torch.isfinite(v).all() for v in made)
+    assert noisy or all(v.min() >= -1e-6 and v.max() <= 1 + 1e-6 for v in made)
     again = pipeline(x, torch.Generator().manual_seed(3))
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
     if recipe != "none":
         other = pipeline(x, torch.Generator().manual_seed(4))
         assert not torch.equal(made[0], other[0])
         assert batch == 1 or not torch.equal(made[0], made[1])
+
+
+def test_gain_noise_and_cut_are_drawn_for_every_image():
+    x = torch.full((400, 3, 8, 8), 128, dtype=torch.uint8)
+    plain = views.Recipe(scale=None, flip=0.0)
+
+    def made(**changes):
+        pipeline = ViewPipeline(8, 1, [replace(plain, **changes)], mean=None, std=None)
+        drawn = pipeline.draw(x.shape, torch.Generator().manual_seed(0))
+        (whole,) = pipeline.apply(x, drawn)
+        (share,) = pipeline.apply(x[1::2], [view.take(slice(1, None, 2)) for view in drawn])
+        assert torch.equal(whole[1::2], share)
+        return whole / (128 / 255)
+
+    gain = made(gain=0.2)[:, 0, 0, 0]
+    assert 0.8 <= gain.min() < 0.82
+    assert 1.18 < gain.max() <= 1.2
+    noise = made(noise=0.1) - 1
+    assert noise.std() * (128 / 255) == pytest.approx(0.1, rel=0.02)
+    assert torch.equal(noise[:, 0], noise[:, 2])
+    black = (made(cut=3, cut_chance=0.5) == 0)[:, 0].sum((1, 2))
+    assert set(black.tolist()) == {0, 9}
+    assert 150 < int((black == 9).sum()) < 250
 
 
 def test_none_changes_nothing_but_the_scale():

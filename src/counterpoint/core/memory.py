@@ -64,6 +64,7 @@ class Queue(nn.Module):
         length: how many keys it holds; it is always full, of normalised Gaussian noise in the beginning.
         dim: their width.
         seed: of the noise, a number or a generator; the same on every process.
+        owned: whether it remembers in `owner` whose keys it holds, -1 where nobody's.
 
     >>> queue = Queue(4, 2)
     >>> negatives = queue.read()            # of earlier batches
@@ -75,24 +76,30 @@ class Queue(nn.Module):
 
     rows: Float[Tensor, "length dim"]
     pointer: Int[Tensor, ""]
+    owner: Int[Tensor, " length"]
 
-    def __init__(self, length: int, dim: int, *, seed: int | torch.Generator = 0) -> None:
+    def __init__(self, length: int, dim: int, *, seed: int | torch.Generator = 0, owned: bool = False) -> None:
         super().__init__()
         need_positive(length=length, dim=dim)
+        self.owned = owned
         self.register_buffer("rows", unit_noise(length, dim, seed))
         self.register_buffer("pointer", torch.tensor(0))  # where the oldest row is
+        if owned:
+            self.register_buffer("owner", torch.full((length,), -1))
 
     def read(self) -> Float[Tensor, "length dim"]:
         """All keys, a copy; in the order of the ring, not of age."""
         return self.rows.clone()
 
     @torch.no_grad()
-    def write(self, keys: Float[Tensor, "n dim"]) -> None:
-        """Normalise the keys (of all processes) and put them over the oldest.
+    def write(self, keys: Float[Tensor, "n dim"], owner: Int[Tensor, " n"] | None = None) -> None:
+        """Normalise the keys (of all processes) and put them over the oldest; an owned queue also notes whose they are.
 
         Any number of them: the ring need not be a multiple, and of more than the queue holds the last ones stay.
-        Raises ValueError for keys of another width.
+        Raises ValueError for keys of another width, and for owners where none are kept or the other way round.
         """
+        if (owner is not None) != self.owned:
+            raise ValueError("owner goes with a queue made with owned=True, and only with that")
         length, dim = self.rows.shape
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must be [n, {dim}], got {list(keys.shape)}")
@@ -100,6 +107,8 @@ class Queue(nn.Module):
         n = len(keys)
         places = torch.arange(max(n - length, 0), n, device=keys.device)
         self.rows[(self.pointer + places) % length] = keys[places]
+        if owner is not None:
+            self.owner[(self.pointer + places) % length] = gather_rows(owner.to(keys.device))[places]
         self.pointer.add_(n).remainder_(length)
 
 

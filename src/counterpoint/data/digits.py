@@ -11,10 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from counterpoint.data.images import ArrayImages, ImageData, checked_size, split_positions
+from counterpoint.errors import DataError
 
 
-def load(argument: None = None, *, size: int = 32) -> ImageData:
-    """The digits at `size` pixels; the test split is the same at every size."""
+def load(
+    argument: None = None, *, size: int = 32, held_out: float = 0.2, train: int | None = None, seed: int = 0
+) -> ImageData:
+    """The digits at `size` pixels; the test split is the same at every size.
+
+    Args:
+        size: height and width.
+        held_out: share of the digits in the test split, the same for every class.
+        train: only so many training digits, drawn with `seed`.
+        seed: of that draw.
+    """
     from sklearn.datasets import load_digits
 
     checked_size(size)
@@ -22,10 +32,16 @@ def load(argument: None = None, *, size: int = 32) -> ImageData:
     grey = np.rint(found.images * (255 / 16)).astype(np.uint8)
     pixels = np.stack([_scaled(image, size) for image in grey])
     labels = found.target.astype(np.int64)
-    train, test = split_positions(len(labels), 0.2, labels)
+    if not 0 < held_out < 1:
+        raise DataError(f"digits: held_out is a share between 0 and 1, got {held_out}")
+    chosen, test = split_positions(len(labels), held_out, labels)
+    if train is not None:
+        if not 2 <= train <= len(chosen):
+            raise DataError(f"digits: train is 2 to {len(chosen)} digits, got {train}")
+        chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:train])
     return ImageData(
         name="digits",
-        train=ArrayImages(pixels[train], labels[train]),
+        train=ArrayImages(pixels[chosen], labels[chosen]),
         test=ArrayImages(pixels[test], labels[test]),
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         size=size,

@@ -1,6 +1,7 @@
 """Image encoders by name: normalised pictures to one vector each, without a classifier's head.
 
     name               what it is
+    mlp-s              a hidden layer of 128 and one of 64 with batch normalisation, for pictures of a few pixels, 64 wide
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("conv-s", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -61,6 +62,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             raise CounterpointError(f"there are no pretrained weights of {name}; name a timm: or torchvision: model")
         if size < 8:
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
+        if name == "mlp-s":
+            return MLPS(size, channels)
         if name == "conv-s":
             return ConvS(channels)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
@@ -99,6 +102,21 @@ def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequent
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
+
+
+class MLPS(ImageEncoder):
+    """Pixels to 128 to 64 units, batch normalisation and ReLU between and after: no picture is large, no pixel local."""
+
+    def __init__(self, size: int, channels: int = 3, hidden: int = 128, dim: int = 64) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layer1 = nn.Sequential(
+            nn.Linear(channels * size * size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()
+        )
+        self.layer2 = nn.Sequential(nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU())
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
+        return self.layer2(self.layer1(images.flatten(1)))
 
 
 class ConvS(_ChannelsLast):

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -204,14 +204,14 @@ class AlignedLearner(Learner):
 
     def paired_rows(
         self, embeddings: Mapping[str, Tensor], batch: Mapping[str, Any]
-    ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"]]]:
-        """What a method for two modalities contrasts: for every two, the rows of the items that have both. Two modalities
-        that no item of the batch has together are left out, in all processes alike."""
+    ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"], Bool[Tensor, " n"]]]:
+        """What a method for two modalities contrasts: for every two, the rows of the items that have both, and which items
+        those are. Two modalities that no item of the batch has together are left out, in all processes alike."""
         found = []
         for a, b in itertools.combinations(embeddings, 2):
             both = batch["present"][a] & batch["present"][b]
             if place(int(both.sum()), self.device).total > 0:
-                found.append((embeddings[a][both], embeddings[b][both]))
+                found.append((embeddings[a][both], embeddings[b][both], both))
         if not found:
             raise CounterpointError("no item of a batch has two modalities: there is nothing to contrast")
         return found

@@ -234,9 +234,15 @@ class Recipe:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
+    gain: float = 0.0  # values times a factor from 1 - gain to 1 + gain
+    cut: int = 0  # side of a black square, in pixels of the view
+    cut_chance: float = 1.0
+    noise: float = 0.0  # standard deviation of grey noise added to values in 0..1, which may leave that range
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise", "shift"):
+        if self.gain < 0 or self.cut < 0 or self.noise < 0:
+            raise CounterpointError("a view's gain, cut and noise must not be negative")
+        for name in ("flip", "jitter", "grey", "blur", "solarise", "shift", "cut_chance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"a view's {name} is between 0 and 1, got {getattr(self, name)}")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -253,6 +259,7 @@ _SIMCLR = Recipe(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0
 _MOCO = Recipe(scale=(0.2, 1.0), jitter=0.8, grey=0.2, blur=0.5)
 _SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
+_DIGITS = Recipe(scale=None, flip=0.0)
 # The views of a recipe in turn: the first view, the second, the first again; the last is that of local crops.
 RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
     name: (tuple(views), local)
@@ -285,6 +292,11 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             ],
             replace(_BYOL, scale=(0.05, 0.4), blur=0.5),
         ),
+        # Grey 8 x 8 digits, after the pilots of several papers' claims: from nearly the same picture to one hard to tell.
+        ("digits-easy", [replace(_DIGITS, noise=0.05, cut=2, cut_chance=0.7, gain=0.2)], _DIGITS),
+        ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
+        ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
+        ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
         # The latter for small pictures: colours as in simclr-cifar, no blur.
         (
             "dino-cifar",
@@ -318,11 +330,15 @@ class ViewParameters:
     grey: Bool[Tensor, " batch"]
     sigma: Float[Tensor, " batch"]  # of the blur, pixels of the view; 0 for none
     solarise: Bool[Tensor, " batch"]
+    gain: Float[Tensor, " batch"] | None = None
+    noise: Float[Tensor, "batch 1 size size"] | None = None
+    cut: Int[Tensor, "batch 3"] | None = None  # top, left, side in pixels of the view
 
     def take(self, rows: slice | Tensor) -> ViewParameters:
         """Those of some of the images: one process's share of a batch drawn as a whole."""
-        per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise")
-        return replace(self, **{name: getattr(self, name)[rows] for name in per_image})
+        per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise", "gain", "noise", "cut")
+        found = {name: getattr(self, name) for name in per_image}
+        return replace(self, **{name: value[rows] for name, value in found.items() if value is not None})
 
 
 class ViewPipeline:
@@ -434,6 +450,12 @@ class ViewPipeline:
         chosen = view.solarise
         if chosen.any():
             x = torch.where(_per_image(chosen.to(device)), solarise(x), x)
+        if view.gain is not None:
+            x = x * _per_image(view.gain.to(device, dtype))
+        if view.noise is not None:
+            x = x + view.noise.to(device, dtype)
+        if view.cut is not None:
+            x = x.masked_fill(_square(view.cut, view.size).to(device), 0.0)
         return normalise(x, self.mean, self.std) if self.mean is not None and self.std is not None else x
 
 
@@ -462,7 +484,26 @@ def _draw(recipe: Recipe, size: int, batch: int, height: int, width: int, genera
     order = _ORDERS[int(torch.randint(len(_ORDERS), (), generator=generator))]
     grey_ones = chance(recipe.grey)
     sigma = torch.where(chance(recipe.blur), uniform(*recipe.sigma, batch), 0.0)
-    return ViewParameters(size, boxes, flip, jitter, order, grey_ones, sigma, chance(recipe.solarise))
+    view = ViewParameters(size, boxes, flip, jitter, order, grey_ones, sigma, chance(recipe.solarise))
+    # Drawn only where asked for, so that recipes without them draw what they always did.
+    if recipe.gain:
+        view = replace(view, gain=uniform(1 - recipe.gain, 1 + recipe.gain, batch))
+    if recipe.noise:
+        view = replace(view, noise=recipe.noise * torch.randn(batch, 1, size, size, generator=generator))
+    if recipe.cut:
+        side = min(recipe.cut, size)
+        corner = torch.floor(uniform(0, 1, batch, 2) * (size - side + 1)).long()
+        sides = torch.where(chance(recipe.cut_chance), side, 0)
+        view = replace(view, cut=torch.cat([corner, sides[:, None]], 1))
+    return view
+
+
+def _square(cut: Int[Tensor, "batch 3"], size: int) -> Bool[Tensor, "batch 1 size size"]:
+    """Where each image's square lies, of top, left and side."""
+    at = torch.arange(size)
+    top, left, side = cut[:, :, None].unbind(1)
+    rows, columns = ((at >= start) & (at < start + side) for start in (top, left))
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def random_boxes(

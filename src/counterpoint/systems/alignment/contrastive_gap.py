@@ -162,7 +162,7 @@ class ContrastiveGap(AlignedLearner):
             contrastive_gap_loss(
                 a, b, config.temperature, config.uniformity, config.alignment, self.cross_weight(), config.contrastive
             )
-            for a, b in self.paired_rows(self.embed(batch), batch)
+            for a, b, _ in self.paired_rows(self.embed(batch), batch)
         ]
         terms = {name: torch.stack([terms[name] for _, terms in found]).mean() for name in found[0][1]}
         return {"loss": torch.stack([loss for loss, _ in found]).mean(), **terms}

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import positive_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, global_mean
-from counterpoint.systems.base import System
+from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
@@ -58,16 +59,22 @@ class CLIPConfig(AlignedConfig):
     """Across processes, pass keys round instead of gathering them: no process holds all."""
 
 
-class CLIP(AlignedLearner):
+class CLIP(ContrastiveLearner, AlignedLearner):
     """Contrast of two modalities with a learnable temperature; of more, the mean over every two of them."""
+
+    form = "pairs"
 
     def __init__(self, config: CLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def compared(self, batch: dict[str, Any]) -> list[Compared]:
+        temperature = (-self.log_scale).exp()
         pairs = self.paired_rows(self.embed(batch), batch)
-        loss = torch.stack([clip(a, b, self.log_scale, ring=self.config.ring) for a, b in pairs]).mean()
+        return [Compared("pairs", a, b, temperature, batch["index"].to(both.device)[both]) for a, b, both in pairs]
+
+    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        loss = clip(compared.query, compared.key, self.log_scale, ring=self.config.ring)
         return {"loss": loss, "scale": self.log_scale.detach().exp()}
 
     def end_step(self) -> None:

@@ -11,19 +11,20 @@ own keys, which may leak which key is whose), and v1's steps of the learning rat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import EPS, pair_logsumexp, positive_similarity, scaled, softplus, wide
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import System
+from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
@@ -95,26 +96,39 @@ class MoCoV2Config(MoCoConfig):
     """Temperature of the loss."""
 
 
-class MoCo(ViewsLearner):
+class MoCo(ContrastiveLearner, ViewsLearner):
     """A query network that learns, a key network that follows, a queue of keys."""
+
+    form = "queue"
+    # Whether the queue remembers whose keys it holds, for additions that leave out an image's own older keys.
+    owned: ClassVar[bool] = False
 
     def __init__(self, config: MoCoConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.teacher = EMATeacher(self.network)
-        self.queue = Queue(config.queue, config.projection, seed=seed)
+        self.queue = Queue(config.queue, config.projection, seed=seed, owned=self.owned)
 
     def build_projector(self, dim: int) -> nn.Module:
         return nn.Linear(dim, self.config.projection)
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def compared(self, batch: dict[str, Any]) -> list[Compared]:
         one, two = batch["views"]
         # The key network moves before it is asked, as in the authors' code.
         self.teacher.update(self.network, self.config.momentum_teacher)
         key = self.teacher(two)
         (query,) = self.project([one])
-        loss = moco(query, key, self.queue.read(), self.config.temperature).loss
-        self.queue.write(key)
-        return {"loss": loss}
+        queue, owners = self.queue.read(), self.queue.owner if self.owned else None
+        return [Compared("queue", query, key, self.config.temperature, batch["index"], queue, owners)]
+
+    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert compared.queue is not None
+        return {"loss": moco(compared.query, compared.key, compared.queue, compared.temperature).loss}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        (compared,) = self.compared(batch)
+        found = self.objective(compared, batch)
+        self.queue.write(compared.key, batch["index"] if self.owned else None)
+        return found
 
 
 class MoCoV2(MoCo):

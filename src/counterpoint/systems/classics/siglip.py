@@ -67,7 +67,7 @@ class SigLIP(AlignedLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         pairs = self.paired_rows(self.embed(batch), batch)
-        loss = torch.stack([siglip(a, b, self.log_scale, self.bias) for a, b in pairs]).mean()
+        loss = torch.stack([siglip(a, b, self.log_scale, self.bias) for a, b, _ in pairs]).mean()
         return {"loss": loss, "scale": self.log_scale.detach().exp(), "bias": self.bias.detach()}
 
 

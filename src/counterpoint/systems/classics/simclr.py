@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
 from counterpoint.core.distributed import batch_logsumexp, global_mean
-from counterpoint.systems.base import System
+from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 
 
@@ -62,12 +63,17 @@ class SimCLRConfig(ViewsConfig):
     """Across processes, pass keys round instead of gathering them: no process holds all."""
 
 
-class SimCLR(ViewsLearner):
+class SimCLR(ContrastiveLearner, ViewsLearner):
     """Contrast of two views."""
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    form = "views"
+
+    def compared(self, batch: dict[str, Any]) -> list[Compared]:
         z1, z2 = self.project(batch["views"])
-        return {"loss": nt_xent(z1, z2, self.config.temperature, ring=self.config.ring)}
+        return [Compared("views", z1, z2, self.config.temperature, batch["index"])]
+
+    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"loss": nt_xent(compared.query, compared.key, compared.temperature, ring=self.config.ring)}
 
 
 SYSTEM = System(

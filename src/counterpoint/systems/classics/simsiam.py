@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine
+from counterpoint.core.compared import Compared
 from counterpoint.engine.optim import optimisers
-from counterpoint.systems.base import System
+from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
@@ -39,8 +40,10 @@ class SimSiamConfig(ViewsConfig):
     counts: ClassVar[tuple[str, ...]] = (*ViewsConfig.counts, "layers", "bottleneck")
 
 
-class SimSiam(ViewsLearner):
+class SimSiam(ContrastiveLearner, ViewsLearner):
     """Two views, one network, a predictor on either side in turn."""
+
+    form = "predicted"
 
     def __init__(self, config: SimSiamConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -49,10 +52,16 @@ class SimSiam(ViewsLearner):
     def build_projector(self, dim: int) -> nn.Module:
         return mlp(dim, *[self.config.hidden] * (self.config.layers - 1), self.config.projection, last_norm=True)
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def compared(self, batch: dict[str, Any]) -> list[Compared]:
         z1, z2 = (self.network(view) for view in batch["views"])
+        return [Compared("predicted", z1, z2, index=batch["index"])]
+
+    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z1, z2 = compared.query, compared.key
+        t1 = z1 if compared.query_target is None else compared.query_target
+        t2 = z2 if compared.key_target is None else compared.key_target
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        return {"loss": negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2}
+        return {"loss": negative_cosine(p1, t2) / 2 + negative_cosine(p2, t1) / 2}
 
     def configure_optimizers(self) -> Any:
         config = self.config

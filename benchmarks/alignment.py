@@ -1,0 +1,172 @@
+"""The losses of the alignment systems against direct transcriptions of their formulas: time and value.
+
+    python benchmarks/alignment.py [--rounds 7] [--threads 1]      writes results/bench/alignment.json
+
+Each pair takes the same float32 rows, forward and backward, in turn in one process; reported are the medians over the rounds
+and their ratio, the transcription's over ours (above 1 ours is faster), and how far the two values lie apart. A transcription
+makes the matrices that its formula writes, as the authors' codes do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint import functional as fn
+from counterpoint.systems.alignment.symile import draw_permutations
+
+OUT = Path(__file__).parents[1] / "results" / "bench" / "alignment.json"
+DIM = 256
+SCALE = 10.0
+
+
+def rows(count: int, n: int, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(n, DIM, generator=g), dim=1).requires_grad_() for _ in range(count)]
+
+
+def symile_n(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    x = rows(3, n)
+    drawn = draw_permutations(3, n, torch.Generator().manual_seed(1))
+
+    def plain() -> Tensor:
+        losses = []
+        for a in range(3):
+            others = [x[m] for m in range(3) if m != a]
+            keys = others[0][drawn[a, 0]] * others[1][drawn[a, 1]]
+            positive = (x[a] * others[0] * others[1]).sum(1)
+            logits = torch.where(torch.eye(n, dtype=torch.bool), positive, x[a] @ keys.T) * SCALE
+            losses.append(F.cross_entropy(logits, torch.arange(n)))
+        return torch.stack(losses).mean()
+
+    return x, lambda: fn.symile(x, SCALE, "n", drawn), plain
+
+
+def symile_n_squared(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    x = rows(3, n)
+
+    def plain() -> Tensor:
+        losses = []
+        for a in range(3):
+            b, c = (x[m] for m in range(3) if m != a)
+            logits = torch.einsum("id,jd,kd->ijk", x[a], b, c).flatten(1) * SCALE
+            losses.append(F.cross_entropy(logits, torch.arange(n) * (n + 1)))
+        return torch.stack(losses).mean()
+
+    return x, lambda: fn.symile(x, SCALE, "n_squared"), plain
+
+
+def cwcl(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    p, q, frozen = rows(3, n)
+    frozen = frozen.detach()
+    scale = torch.tensor(SCALE).log()
+
+    def plain() -> Tensor:
+        w = frozen @ frozen.T / 2 + 0.5
+        s = SCALE * p @ q.T
+        target = w / w.sum(1, keepdim=True)
+        return -(target * s.log_softmax(1)).sum(1).mean() + F.cross_entropy(s.T, torch.arange(n))
+
+    return [p, q], lambda: fn.cwcl(p, q, frozen, scale), plain
+
+
+def contrastive_gap(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    x, y = rows(2, n)
+
+    def plain() -> Tensor:
+        s, at = x @ y.T * SCALE, torch.arange(n)
+        clip = (F.cross_entropy(s, at) + F.cross_entropy(s.T, at)) / 2
+        uniform = [torch.pdist(z).square().mul(-2).exp().mean().log() for z in (x, y)]
+        apart = torch.cdist(x, y).square()[~torch.eye(n, dtype=torch.bool)].mul(-2).exp().mean().log()
+        return clip + sum(uniform) / 2 + (x - y).square().sum(1).mean() + apart
+
+    return [x, y], lambda: fn.contrastive_gap_loss(x, y, 1 / SCALE, True, True, True)[0], plain
+
+
+def m3co(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    x, y = rows(2, n)
+    g = torch.Generator().manual_seed(2)
+    perm, lam = torch.randperm(n, generator=g), torch.rand(n, generator=g)
+    perm = perm.roll(1) if (perm == torch.arange(n)).any() else perm
+
+    def plain() -> Tensor:
+        s = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T * SCALE
+        target = torch.diag(lam)
+        target[torch.arange(n), perm] = 1 - lam
+        return -((target * s.log_softmax(1)).sum(1).mean() + (target * s.log_softmax(0)).sum(0).mean()) / 2
+
+    return [x, y], lambda: fn.m3co_loss(x, y, perm, lam, 1 / SCALE), plain
+
+
+def multisclip(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    x, y = rows(2, n)
+
+    def plain() -> Tensor:
+        p, g = F.normalize(x, dim=1), F.normalize(y, dim=1)
+        target, s = (g @ g.T * SCALE).softmax(1), p @ g.T * SCALE
+        return -((target * s.log_softmax(1)).sum(1).mean() + (target * s.T.log_softmax(1)).sum(1).mean()) / 2
+
+    return [x, y], lambda: fn.multisclip_loss(x, y, 1 / SCALE), plain
+
+
+CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
+    "symile, n": (symile_n, (256, 1024, 4096)),
+    "symile, n_squared": (symile_n_squared, (64, 128, 256)),
+    "cwcl": (cwcl, (256, 1024, 4096)),
+    "contrastive-gap": (contrastive_gap, (256, 1024, 4096)),
+    "m3co": (m3co, (256, 1024, 4096)),
+    "multisclip": (multisclip, (256, 1024, 4096)),
+}
+
+
+def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, float]:
+    for x in inputs:
+        x.grad = None
+    started = time.perf_counter()
+    value = loss()
+    value.backward()
+    return time.perf_counter() - started, value.item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record: dict[str, Any] = {"dim": DIM, "threads": options.threads, "rounds": options.rounds, "cases": {}}
+    for name, (make, sizes) in CASES.items():
+        for n in sizes:
+            inputs, ours, plain = make(n)
+            timed(inputs, ours), timed(inputs, plain)
+            pairs = [(timed(inputs, ours), timed(inputs, plain)) for _ in range(options.rounds)]
+            a, b = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+            apart = abs(pairs[0][0][1] - pairs[0][1][1])
+            record["cases"].setdefault(name, {})[str(n)] = {
+                "ours_s": round(a, 5),
+                "transcription_s": round(b, 5),
+                "ratio": round(b / a, 2),
+                "values_apart": float(f"{apart:.1e}"),
+            }
+            print(
+                f"{name:20} n {n:5}  ours {a:8.4f} s  transcription {b:8.4f} s  {b / a:5.2f}x  apart {apart:.1e}",
+                flush=True,
+            )
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

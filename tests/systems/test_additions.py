@@ -1,0 +1,313 @@
+"""MoCHi, the hallucinator and hard contrastive learning: their numbers and identities; additions over several bases."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from counterpoint import catalog, cli, training
+from counterpoint import functional as fn
+from counterpoint.core.compared import Compared, directions
+from counterpoint.core.memory import Queue
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.images.hard_contrastive import Below, nearest
+
+PARITY = np.load(Path(__file__).parents[1] / "parity" / "mochi.npz")
+SMALL = ["--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "64", "--epochs", "1", "--hidden", "16"]
+
+
+def _rows(*shape: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=g, dtype=torch.float64), dim=-1)
+
+
+# --- MoCHi ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_mochi_equals_the_reference(case: int, dtype: torch.dtype, rtol: float) -> None:
+    at = {
+        k.split("/", 1)[1]: torch.from_numpy(np.asarray(PARITY[k]))
+        for k in PARITY.files
+        if k.startswith(f"case{case}/")
+    }
+    query = at["in/query"].to(dtype).requires_grad_()
+    queue = at["in/queue"].to(dtype)
+    hard = fn.hardest(query, queue, int(at["param/n_hard"]), at["in/queue_mask"])
+    assert torch.equal(hard, at["out/hard_index"])
+    logits = fn.mochi_logits(
+        query,
+        at["in/key"].to(dtype),
+        queue,
+        at["in/pair_i"],
+        at["in/pair_j"],
+        at["in/alpha"].to(dtype),
+        at["in/single"],
+        at["in/beta"].to(dtype),
+        float(at["param/temperature"]),
+        at["in/queue_mask"],
+    )
+    loss = F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
+    loss.backward()
+    torch.testing.assert_close(logits.detach().double(), at["out/logits"], rtol=rtol, atol=rtol * 10)
+    torch.testing.assert_close(loss.detach().double(), at["out/loss"].double(), rtol=rtol, atol=0)
+    assert query.grad is not None
+    torch.testing.assert_close(query.grad.double(), at["grad/query"], rtol=rtol, atol=rtol)
+
+
+def test_a_mixture_with_the_query_is_harder_than_its_parent() -> None:
+    query, queue = _rows(20, 5), _rows(30, 5, seed=1)
+    single = torch.randint(30, (20, 7), generator=torch.Generator().manual_seed(0))
+    beta = 0.5 * torch.rand(20, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    none = torch.zeros(20, 0, dtype=torch.long)
+    logits = fn.mochi_logits(query, query, queue, none, none, none.double(), single, beta, 1.0)
+    c = (query @ queue.T).gather(1, single)
+    made = logits[:, 31:]
+    assert bool((made >= c - 1e-12).all())
+    torch.testing.assert_close(
+        made, (beta + (1 - beta) * c) / (beta**2 + (1 - beta) ** 2 + 2 * beta * (1 - beta) * c).sqrt()
+    )
+
+
+def test_forbidden_keys_are_not_mixed() -> None:
+    queue = _rows(6, 4)
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, :4] = True
+    assert fn.hardest(queue[:2], queue, 2, mask)[0].tolist() == [4, 5]
+    with pytest.raises(ValueError, match=r"1\.\.2"):
+        fn.hardest(queue[:2], queue, 3, mask)
+    with pytest.raises(ValueError, match="no keys"):
+        fn.hardest(queue[:2], queue[:0], 1)
+
+
+def test_opposite_parents_give_no_nan() -> None:
+    queue = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    half = torch.full((1, 1), 0.5)
+    none = torch.zeros(1, 0, dtype=torch.long)
+    logits = fn.mochi_logits(
+        queue[:1], queue[:1], queue, torch.tensor([[0]]), torch.tensor([[1]]), half, none, none.float()
+    )
+    assert logits.isfinite().all()
+
+
+# --- hard contrastive -------------------------------------------------------------------------------------------------
+
+
+def _similarities(n: int = 4, k: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    pos = torch.rand(n, generator=g, dtype=torch.float64).requires_grad_()
+    neg = (2 * torch.rand(n, k, generator=g, dtype=torch.float64) - 1).requires_grad_()
+    return pos, neg
+
+
+def test_the_pull_is_the_sum_of_the_pushes() -> None:
+    pos, neg = _similarities()
+    pull, push = torch.autograd.grad(fn.contrastive(pos, neg, 0.3) * len(pos), (pos, neg))
+    torch.testing.assert_close(pull, -push.sum(1))
+    p = (torch.cat([pos[:, None], neg], 1) / 0.3).softmax(1)
+    torch.testing.assert_close(push, p[:, 1:] / 0.3)
+    torch.testing.assert_close(push / -pull[:, None], fn.penalty_distribution(neg, 0.3))
+
+
+def test_entropy_of_the_pushes_rises_with_temperature() -> None:
+    _, neg = _similarities(1)
+    r = [fn.penalty_distribution(neg[0], t) for t in (0.05, 0.1, 0.5, 1.0, 100.0)]
+    entropy = [-(x * x.log()).sum().item() for x in r]
+    assert entropy == sorted(entropy)
+    assert entropy[-1] == pytest.approx(math.log(9), abs=1e-4)
+
+
+def test_limits_of_the_temperature() -> None:
+    pos, neg = _similarities()
+    k = neg.shape[1]
+    large = 1e4 * (fn.contrastive(pos, neg, 1e4) - math.log(1 + k))
+    torch.testing.assert_close(large, (k / (1 + k) * fn.simple_contrastive(pos, neg)), atol=1e-4, rtol=0)
+    small = 1e-3 * fn.contrastive(pos, neg, 1e-3)
+    torch.testing.assert_close(small, (neg.amax(1) - pos).clamp(min=0).mean(), atol=1e-6, rtol=0)
+
+
+def test_keeping_one_is_a_softplus_and_keeping_all_is_the_loss() -> None:
+    pos, neg = _similarities()
+    torch.testing.assert_close(fn.contrastive(pos, neg, 0.2, 0.01), F.softplus((neg.amax(1) - pos) / 0.2).mean())
+    assert fn.contrastive(pos, neg, 0.2, 1.0).item() == fn.contrastive(pos, neg, 0.2).item()
+    values = [fn.contrastive(pos, neg, 0.2, m / 9).item() for m in range(1, 10)]
+    assert values == sorted(values)
+    equal = torch.zeros(2), torch.zeros(2, 10)
+    assert fn.contrastive(*equal, 0.1, 0.5).item() == pytest.approx(math.log(6))
+    assert fn.contrastive(torch.ones(2), torch.zeros(2, 1), 0.5).item() == pytest.approx(0.126928, abs=1e-6)
+
+
+def test_no_negative_or_no_share_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        fn.contrastive(torch.zeros(2), torch.zeros(2, 0), 0.1)
+    with pytest.raises(ValueError, match="keep_fraction"):
+        fn.simple_contrastive(torch.zeros(2), torch.zeros(2, 3), keep_fraction=0.0)
+
+
+def test_tolerance() -> None:
+    x, labels = _rows(12, 3), torch.arange(12) % 3
+    same = (labels[:, None] == labels) & ~torch.eye(12, dtype=torch.bool)
+    assert fn.tolerance(x, labels) == pytest.approx(float((x @ x.T)[same].mean()))
+    assert fn.tolerance(np.ones((4, 1)), np.zeros(4, int)) == 1.0
+    with pytest.raises(ValueError, match="two examples"):
+        fn.tolerance(x, torch.arange(12))
+
+
+@pytest.mark.parametrize("form", ["views", "queue", "pairs"])
+def test_the_kept_are_the_nearest_in_every_form(form: str) -> None:
+    index = torch.arange(5)
+    queue = _rows(30, 4, seed=5)
+    made = Compared(form, _rows(5, 4), _rows(5, 4, seed=1), 0.2, index, queue, torch.arange(30) % 6)  # type: ignore[arg-type]
+    for way in directions(made):
+        found, thresholds = nearest(way, 0.5)
+        ((_, s),) = way.parts()
+        losses = F.softplus(way.negatives(0.2, Below(thresholds / 0.2)) - way.positives(0.2))
+        for i, row in enumerate(s):
+            admitted = row[row > -math.inf]
+            kept = admitted.topk(len(admitted) // 2).values
+            assert int((found[i] >= 0).sum()) == len(kept)
+            wanted = fn.contrastive((way.query[i] @ way.positive[i])[None], admitted[None], 0.2, 0.5)
+            torch.testing.assert_close(losses[i], wanted)
+
+
+# --- the hallucinator -------------------------------------------------------------------------------------------------
+
+
+def test_extrapolation_moves_away_from_the_partner() -> None:
+    z1, z2 = _rows(500, 16), _rows(500, 16, seed=1)
+    c, last = (z1 * z2).sum(1), torch.full((500,), 2.0, dtype=torch.float64)
+    for lam in (0.0, 0.3, 1.0, 5.0, 1e6):
+        e = fn.extrapolate_positive(z1, z2, lam)
+        found = F.cosine_similarity(e, z2)
+        closed = ((1 + lam) * c - lam) / ((1 + lam) ** 2 + lam**2 - 2 * lam * (1 + lam) * c).sqrt()
+        torch.testing.assert_close(found, closed)
+        assert bool((found <= last + 1e-12).all())
+        assert bool((e.norm(dim=1) >= 1 - 1e-12).all())
+        last = found
+    torch.testing.assert_close(last, -((1 - c) / 2).sqrt(), atol=2e-6, rtol=0)
+    assert torch.equal(fn.extrapolate_positive(z1, z1, 0.7), z1)
+
+
+def _learner(slug: str, **settings: object) -> tuple[object, object, object]:
+    system = catalog.load_system(slug)
+    small = {"encoder": "mlp-s", "recipe": "digits-plain", "batch_size": 16, "hidden": 8, "projection": 8, "epochs": 1}
+    if "moco" in slug or slug == "mochi":
+        small |= {"queue": 64}
+    config = system.config(**(small | settings))
+    source = training.load_source(system, "digits?size=8")
+    task = training.task_of(system, source, config)
+    from types import SimpleNamespace
+
+    return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
+
+
+def _loss(slug: str, **settings: object) -> dict[str, torch.Tensor]:
+    learner, task, _ = _learner(slug, **settings)
+    from counterpoint.engine.loading import Position
+
+    batch = next(iter(task.train_loader(0, Position())))  # type: ignore[attr-defined]
+    prepared = learner.prepare(batch, torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
+    return learner.loss(prepared)  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("base", ["simclr", "moco-v2", "simsiam"])
+def test_neither_moved_nor_smoothed_it_is_the_base_twice(base: str) -> None:
+    found = _loss(f"{base}+hallucinator", reach=0.0, nonlinear=False)
+    torch.testing.assert_close(found["loss"], 2 * found["base"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_smoothing_is_trained() -> None:
+    learner, _task, _ = _learner("hallucinator")
+    optimizer = learner.configure_optimizers()[0][0]  # type: ignore[attr-defined]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert all(id(p) in held for p in learner.hallucinator.parameters())  # type: ignore[attr-defined]
+
+
+def test_extrapolated_pairs_share_less() -> None:
+    found = _loss("simclr+hallucinator")
+    assert found["extrapolated_cosine"] < found["pair_cosine"]
+
+
+# --- composition ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slug", ["moco-v2+mochi", "simclr+mochi"])
+def test_mixing_makes_the_task_harder(slug: str) -> None:
+    off, on = (_loss(slug, mixing_from=start, hardest=8, mixed=8, mixed_query=8) for start in (5, 0))
+    assert on["loss"] > off["loss"]
+    assert on["proxy_accuracy_mixed"] <= on["proxy_accuracy"] == off["proxy_accuracy"]
+
+
+@pytest.mark.parametrize("base", ["simclr", "moco-v2"])
+def test_switched_off_an_addition_is_the_base(base: str) -> None:
+    plain = _loss(base)["loss"]
+    for addition, off in (("hard-contrastive", {"keep_fraction": 1.0}), ("dcl", {"decoupled": False})):
+        assert torch.equal(_loss(f"{base}+{addition}", **off)["loss"], plain)
+
+
+def test_additions_stack() -> None:
+    found = _loss("simclr+hard-contrastive+hallucinator", keep_fraction=0.5)
+    assert found["loss"].isfinite()
+    assert found["base"] < _loss("simclr+hallucinator")["base"]  # fewer negatives
+
+
+def test_what_does_not_fit_is_said() -> None:
+    for slug, said in (
+        ("byol+mochi", "does not go over byol"),
+        ("simclr+moco-v2", "not an addition"),
+        ("simclr+mochi+mochi", "already"),
+        ("simclr+mochl", "mochi"),
+    ):
+        with pytest.raises(CounterpointError, match=said):
+            catalog.load_system(slug)
+
+
+@pytest.mark.parametrize(
+    ("words", "slug"),
+    [
+        (["moco-v2", "--with", "mochi", "--queue", "128", "--mixing-from", "0"], "moco-v2+mochi"),
+        (["simclr", "--with", "dcl", "hallucinator"], "simclr+dcl+hallucinator"),
+        (["mochi", "--queue", "128"], "mochi"),
+    ],
+)
+def test_with_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -> None:
+    assert cli.main(["train", *words, "--data", "digits?size=8", *SMALL, "--out", str(tmp_path), "--name", "r"]) == 0
+    run = Run.open(tmp_path / "r")
+    assert run.slug == slug
+    assert training.evaluate(run.path)["knn_accuracy"] == pytest.approx(run.metrics()[-1]["test/knn_accuracy"])
+
+
+def test_clip_with_an_addition_trains(tmp_path: Path) -> None:
+    words = [
+        "train",
+        "clip",
+        "--with",
+        "hard-contrastive",
+        "--data",
+        "digit-captions",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "64",
+    ]
+    assert cli.main([*words, "--image-encoder", "conv-s", "--out", str(tmp_path), "--name", "r"]) == 0
+
+
+def test_with_alone_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--with", "mochi"]) == 2
+    assert "goes with a system" in capsys.readouterr().err
+
+
+def test_an_owned_queue_knows_whose_its_keys_are() -> None:
+    queue = Queue(4, 2, owned=True)
+    queue.write(torch.eye(2), torch.tensor([7, 3]))
+    assert queue.owner.tolist() == [7, 3, -1, -1]
+    with pytest.raises(ValueError, match="owned"):
+        queue.write(torch.eye(2))
