@@ -94,6 +94,14 @@ SOURCES: dict[str, Source] = {
             "1,438 + 359 images, at hand",
         ),
         Source(
+            "clusters",
+            "views",
+            "counterpoint.data.clusters",
+            "synthetic grey pictures of Gaussian clusters of very different sizes: iSogCLR's claim",
+            "made on the spot",
+            "440 + 480 images, made in a moment",
+        ),
+        Source(
             "glyphs",
             "aligned",
             "counterpoint.data.glyphs",

@@ -14,15 +14,13 @@ from counterpoint.data.images import ArrayImages, ImageData, checked_size, split
 from counterpoint.errors import DataError
 
 
-def load(
-    argument: None = None, *, size: int = 32, held_out: float = 0.2, train: int | None = None, seed: int = 0
-) -> ImageData:
+def load(argument: None = None, *, size: int = 32, held_out: float = 0.2, train: int = 0, seed: int = 0) -> ImageData:
     """The digits at `size` pixels; the test split is the same at every size.
 
     Args:
         size: height and width.
         held_out: share of the digits in the test split, the same for every class.
-        train: only so many training digits, drawn with `seed`.
+        train: only so many training digits, drawn with `seed`; 0 for all.
         seed: of that draw.
     """
     from sklearn.datasets import load_digits
@@ -35,7 +33,7 @@ def load(
     if not 0 < held_out < 1:
         raise DataError(f"digits: held_out is a share between 0 and 1, got {held_out}")
     chosen, test = split_positions(len(labels), held_out, labels)
-    if train is not None:
+    if train:
         if not 2 <= train <= len(chosen):
             raise DataError(f"digits: train is 2 to {len(chosen)} digits, got {train}")
         chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:train])

@@ -693,7 +693,8 @@ class AlignedTask:
                     f"that are read (--context) and lose their end; the first is item {long[0]}"
                 )
         self.facts: dict[str, Any] = data.spec | {
-            "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()}
+            "length": len(data.train),
+            "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()},
         }
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@
     linear-probe     linear_probe          accuracy of logistic regression on frozen features
     gap              gap_metrics           how far apart two modalities lie
     alignment, uniformity                  Wang and Isola's, of one modality's features
+    tolerance        tolerance             how close together examples of one class lie
 
 `EVALUATORS` has them by name.
 
@@ -258,6 +259,27 @@ def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> float:
     return float(gap.uniformity(x, t=t)) if len(x) > 1 else math.nan
 
 
+def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
+    """Mean cosine of two different examples of one class: 1 where every class is a point (Wang and Liu 2021, arXiv 2012.09740,
+    Sec. 4.2, over the pairs of one class).
+
+    Args:
+        x: rows, normalised here.
+        labels: their classes.
+
+    In linear memory: of each class only the sum of its rows is needed. Raises ValueError where no class has two examples.
+    """
+    x = _rows("x", x)
+    labels = _numbers("labels", labels, len(x))
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    pairs = (counts * (counts - 1)).sum()
+    if pairs == 0:
+        raise ValueError("labels: no class has two examples")
+    x = F.normalize(x.double(), dim=1)
+    sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, place, x)
+    return float(((sums * sums).sum() - (x * x).sum()) / pairs)
+
+
 EVALUATORS: dict[str, Callable[..., Any]] = {
     "retrieval": retrieval,
     "identification": identification,
@@ -267,6 +289,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
     "gap": gap_metrics,
     "alignment": alignment,
     "uniformity": uniformity,
+    "tolerance": tolerance,
 }
 
 

@@ -7,9 +7,10 @@ A training batch, before and after the learner has drawn its views:
     batch["label"]   [B] int64, or None where nothing is labelled; self-supervised learners leave it alone
     batch["views"]   list of V float tensors [B, 3, S, S], normalised
 
-A learner's `predict` gives "feature" [n, dim] for a test batch; for a batch that also holds "views" (pairs, for the
-alignment) it gives "pair", a list of two. Measured are k-nearest neighbours and a linear probe on frozen features, and
-alignment and uniformity (tasks/measures.py, functions of plain arrays).
+A learner's `predict` gives "feature" [n, dim] for a test batch, and "embedding" where its loss compares rows of another space;
+for a batch that also holds "views" (pairs, for the alignment) it gives "pair", a list of two. Measured are k-nearest
+neighbours and a linear probe on frozen features, and alignment, uniformity and tolerance (tasks/measures.py, functions of
+plain arrays).
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
-from counterpoint.tasks.measures import alignment, confusion, confusion_figure, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.measures import (
+    alignment,
+    confusion,
+    confusion_figure,
+    knn_accuracy,
+    linear_probe,
+    tolerance,
+    uniformity,
+)
 from counterpoint.views.images import ViewPipeline, normalise
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -128,6 +137,8 @@ class ViewsLearner(ImageLearner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = super().predict(batch)
+        if batch.get("part") == "test":
+            found["embedding"] = self.projector(found["feature"])
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]
         return found
@@ -182,6 +193,7 @@ class ViewsEvaluator:
     def reset(self) -> None:
         self.features: dict[str, list[Tensor]] = {"bank": [], "test": []}
         self.labels: dict[str, list[Tensor]] = {"bank": [], "test": []}
+        self.embedded: list[Tensor] = []
         self.pairs: list[list[Tensor]] = []
         self.figures: dict[str, Any] = {}
 
@@ -191,6 +203,8 @@ class ViewsEvaluator:
             self.pairs.append([x.detach().float().cpu() for x in outputs["pair"]])
             return
         self.features[part].append(outputs["feature"].detach().float().cpu())
+        if part == "test" and "embedding" in outputs:
+            self.embedded.append(outputs["embedding"].detach().float().cpu())
         if batch["label"] is not None:
             self.labels[part].append(batch["label"].cpu())
 
@@ -212,6 +226,13 @@ class ViewsEvaluator:
                 )
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
+        if self.embedded:
+            embedded = torch.cat(self.embedded)
+            found["embedding_uniformity"] = uniformity(embedded)
+            labels = torch.cat(self.labels["test"]) if self.labels["test"] else torch.empty(0)
+            known = labels >= 0
+            if int(known.sum()) > len(labels[known].unique()):
+                found["embedding_tolerance"] = tolerance(embedded[known], labels[known])
         return found
 
 

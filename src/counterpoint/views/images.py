@@ -297,6 +297,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
         ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
+        # Noise alone, of the source `clusters`.
+        ("clusters", [replace(_DIGITS, noise=0.4 * 0.12)], _DIGITS),
         # The latter for small pictures: colours as in simclr-cifar, no blur.
         (
             "dino-cifar",

@@ -147,15 +147,18 @@ def _claim(batch: int, epochs: int) -> Claim:
         setting=_SETTING | {"batch_size": batch, "lr": 0.03 * 256 / batch, "epochs": epochs, "evaluate_every": epochs},
         arms={"nt-xent": {"decoupled": False}, "dcl": {}, "dclw": {"weight_sigma": 0.5}},
         baseline="nt-xent",
-        metric="uniformity_last",
+        metric="embedding_uniformity_last",
         comparisons=(
             Comparison("dcl", "nt-xent", at_least=0.1, lower=True),
             Comparison("dclw", "nt-xent", lower=True),
+            Comparison("dcl", "nt-xent", metric="uniformity_last", lower=True),
             Comparison("dcl", "nt-xent", at_least=-0.02, metric="knn_accuracy_last"),
         ),
         quick={"epochs": 1},
         notes=(
-            "Uniformity is measured on the encoder's features, log mean exp(-2 d^2) of unit rows; less is more even.",
+            "Uniformity is log mean exp(-2 d^2) of unit rows, less is more even: of what the loss compares (the projections), as "
+            "on the card. It was first measured on the encoder's features, where it came out reversed (-0.17); that comparison "
+            "is kept as the third. The setting was not changed.",
             "The learning rate is 0.03 at every batch, as on the card: the engine's is per 256 images.",
             "The card's pilot found -0.37 at a batch of 8 and -0.13 at 128, and no difference in accuracy on these images.",
         ),

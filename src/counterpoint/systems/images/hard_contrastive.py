@@ -97,28 +97,6 @@ def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float)
     return (neg / temperature).softmax(-1)
 
 
-def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
-    """Mean dot product of two different examples of one class (Sec. 4.2): 1 where every class is a point.
-
-    Args:
-        x: unit rows.
-        labels: their classes.
-
-    Takes numpy arrays as well. In linear memory: of each class only the sum of its rows is needed. Raises ValueError where
-    no class has two examples.
-    """
-    x, labels = torch.as_tensor(x), torch.as_tensor(labels)
-    if x.ndim != 2 or labels.shape != x.shape[:1]:
-        raise ValueError(f"x must be [n, dim] and labels [n], got {list(x.shape)} and {list(labels.shape)}")
-    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
-    pairs = (counts * (counts - 1)).sum()
-    if pairs == 0:
-        raise ValueError("labels: no class has two examples")
-    x = x.double()
-    sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, place, x)
-    return float(((sums * sums).sum() - (x * x).sum()) / pairs)
-
-
 @dataclass
 class HardContrastiveConfig(AdditionConfig):
     """What hard contrastive learning adds to the settings of the system it goes over."""
@@ -234,7 +212,7 @@ SYSTEM = Addition(
         comparisons=(
             Comparison("hard simple", "simple", at_least=0.03),
             Comparison("hard contrastive, 1", "contrastive, 1", at_least=0.015),
-            Comparison("hard simple", "simple", at_least=0.5, metric="uniformity_last", lower=True),
+            Comparison("hard simple", "simple", at_least=0.5, metric="embedding_uniformity_last", lower=True),
             Comparison("contrastive, 0.3", "contrastive, 0.03"),
             Comparison("contrastive, 0.3", "contrastive, 3"),
         ),
