@@ -31,6 +31,9 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/macil_sd.py
 	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/albef.py
+	$(BIN)/python benchmarks/alignment.py
+	$(BIN)/python benchmarks/audio_sheet_retrieval.py
 
 catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 	$(BIN)/python -m counterpoint.catalog README.md
@@ -38,11 +41,12 @@ catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 clean:  ## the environment and what was built
 	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
-# The arcade and qtawesome wheels are wanted for their sprites, sounds and fonts only, not for the window systems they serve.
+# The arcade, qtawesome and pretty_midi wheels are wanted for their sprites, sounds, fonts and soundfont only, tinysoundfont
+# without what it plays through.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi
 	touch $(STAMP)

@@ -90,13 +90,21 @@ def judge(
     comparisons = []
     for pair in claim.comparisons:
         metric = pair.metric or claim.metric
-        better, worse = (pair.baseline, pair.arm) if pair.lower else (pair.arm, pair.baseline)
-        differences = [results[better][str(s)][metric] - results[worse][str(s)][metric] for s in seeds]
+        sign = -1 if pair.lower else 1
+
+        def gain(arm: str, baseline: str, seed: int, metric: str = metric, sign: int = sign) -> float:
+            return sign * (results[arm][str(seed)][metric] - results[baseline][str(seed)][metric])
+
+        arm, baseline = pair.arm, pair.baseline
+        differences = [gain(arm, baseline, s) for s in seeds]
+        if pair.beyond:
+            differences = [d - gain(*pair.beyond, s) for d, s in zip(differences, seeds, strict=True)]
+            arm, baseline = f"{arm} - {baseline}", " - ".join(pair.beyond)
         mean, low, high = paired(differences)
         comparisons.append(
             {
-                "arm": pair.arm,
-                "baseline": pair.baseline,
+                "arm": arm,
+                "baseline": baseline,
                 "metric": metric,
                 **({"lower": True} if pair.lower else {}),
                 "differences": differences,

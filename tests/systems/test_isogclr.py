@@ -29,7 +29,9 @@ def test_equals_the_authors_over_several_steps(case: int, dtype: torch.dtype, rt
         if k.startswith(f"case{case}/")
     }
     names = [k.removeprefix("out/") for k in at if k.startswith("out/") and k not in ("out/loss", "out/grad_tau_mean")]
-    if case == 1 and dtype == torch.float32:  # temperatures of 0.01: inputs rounded to float32 alone move exp(s / t) by this
+    if (
+        case == 1 and dtype == torch.float32
+    ):  # temperatures of 0.01: inputs rounded to float32 alone move exp(s / t) by this
         rtol = 2e-4
     n = int(at["param/n_samples"])
     state = {

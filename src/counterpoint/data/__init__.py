@@ -112,6 +112,15 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "scores",
+            "aligned",
+            "counterpoint.data.scores",
+            "snippets of engraved chorales and of their sound, aligned by onset; test and unpaired also as if scanned and recorded",
+            "music in the public domain; its encodings (music21's corpus) by permission, no licence stated; soundfont GPL-2",
+            "2,332 + 1,202 pairs, 3,808 unpaired, drawn and played once (about 35 s) into 143 MB",
+            needs="music",
+        ),
+        Source(
             "xor",
             "aligned",
             "counterpoint.data.xor",

@@ -61,6 +61,10 @@ class ImageData:
     channels: int = 3
     # More test splits by name, from other domains than the training split: drawing styles it has never seen, say.
     shifts: dict[str, ImageSplit] = field(default_factory=dict)
+    # Where they are not those of the training split: whose features neighbours and probes are taken from, and how many
+    # images an epoch sees. Of a set that a system has inflated.
+    bank: ImageSplit | None = None
+    epoch: int | None = None
 
     @property
     def spec(self) -> dict[str, Any]:

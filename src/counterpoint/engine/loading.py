@@ -37,6 +37,7 @@ class EpochBatches(Sampler[list[int]]):
         size: int,
         *,
         drop_last: bool = False,
+        items: int | None = None,
     ) -> None:
         self.examples = examples
         self.batch_size = batch_size
@@ -44,7 +45,9 @@ class EpochBatches(Sampler[list[int]]):
         self.position = position
         self.rank = rank
         self.size = size
-        self.counted = examples // batch_size * batch_size if drop_last else examples
+        # An epoch may see only so many of the examples, others each time.
+        items = examples if items is None else min(items, examples)
+        self.counted = items // batch_size * batch_size if drop_last else items
 
     def __len__(self) -> int:
         return -(-self.counted // self.batch_size)
@@ -57,5 +60,5 @@ class EpochBatches(Sampler[list[int]]):
         order = self.order(np.random.default_rng([self.seed, self.position.epoch]))
         done = self.position.batch
         for batch, start in enumerate(range(0, self.counted, self.batch_size)):
-            share = order[start : start + self.batch_size][self.rank :: self.size].tolist()
+            share = order[start : min(start + self.batch_size, self.counted)][self.rank :: self.size].tolist()
             yield share if batch >= done else []

@@ -23,6 +23,8 @@ class Comparison:
     at_least: float = 0.0  # the mean difference the card expects; judged beside the interval
     metric: str = ""  # where it is not the claim's
     lower: bool = False  # less of it is better: differences are counted as gains, baseline - arm
+    # Two arms whose difference is taken off: an interaction, (arm - baseline) - (beyond[0] - beyond[1]).
+    beyond: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -211,4 +211,7 @@ class ImageTask:
     def batches(self, seed: int, position: Position) -> EpochBatches:
         """Which of `rows` a step sees."""
         rank, size = world()
-        return EpochBatches(len(self.rows), self.config.batch_size, seed, position, rank, size, drop_last=True)
+        config = self.config
+        return EpochBatches(
+            len(self.rows), config.batch_size, seed, position, rank, size, drop_last=True, items=self.data.epoch
+        )

@@ -170,8 +170,9 @@ class _TestBatches(EvaluationBatches):
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         test = np.arange(len(data.test))
-        bank = chosen_bank(np.arange(len(data.train)), config.bank)
-        super().__init__([("bank", data.train, bank), ("test", data.test, test), ("pair", data.test, test[:1024])])
+        known = data.bank or data.train
+        bank = chosen_bank(np.arange(len(known)), config.bank)
+        super().__init__([("bank", known, bank), ("test", data.test, test), ("pair", data.test, test[:1024])])
         self.pipeline = ViewPipeline(data.size, crops=2, recipe=config.recipe)
 
     def __getitem__(self, number: int) -> dict[str, Any]:

@@ -259,6 +259,7 @@ _SIMCLR = Recipe(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0
 _MOCO = Recipe(scale=(0.2, 1.0), jitter=0.8, grey=0.2, blur=0.5)
 _SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
+_ADAINF = Recipe(scale=(0.2, 1.0), jitter=0.4, grey=0.2, blur=0.5)
 _DIGITS = Recipe(scale=None, flip=0.0)
 # The views of a recipe in turn: the first view, the second, the first again; the last is that of local crops.
 RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
@@ -297,6 +298,14 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
         ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
+        # The same from next to nothing to very strong: of AdaInf's claim.
+        ("digits-s0", [replace(_DIGITS, noise=0.05, gain=0.1)], _DIGITS),
+        ("digits-s25", [replace(_DIGITS, shift=1 / 8, noise=0.1, cut=1, cut_chance=0.9, gain=0.225)], _DIGITS),
+        ("digits-s50", [replace(_DIGITS, shift=1 / 8, noise=0.15, cut=2, cut_chance=0.9, gain=0.35)], _DIGITS),
+        ("digits-s100", [replace(_DIGITS, shift=1 / 4, noise=0.25, cut=4, cut_chance=0.9, gain=0.6)], _DIGITS),
+        # Wang et al. 2024: weaker than SimCLR's, for sets inflated with generated images; and without blur for small pictures.
+        ("adainf", [_ADAINF], replace(_ADAINF, scale=(0.05, 0.2))),
+        ("adainf-cifar", [replace(_ADAINF, blur=0.0)], replace(_ADAINF, scale=(0.05, 0.2), blur=0.0)),
         # Noise alone, of the source `clusters`.
         ("clusters", [replace(_DIGITS, noise=0.4 * 0.12)], _DIGITS),
         # The latter for small pictures: colours as in simclr-cifar, no blur.

@@ -1,0 +1,116 @@
+"""Audio-sheet retrieval's loss and its ELU against direct transcriptions: time, memory and value.
+
+    python benchmarks/audio_sheet_retrieval.py [--rounds 7] [--threads 1]
+
+writes results/bench/audio_sheet_retrieval.json. Both sides take the same float32 numbers, forward and backward, in turn
+in one process; reported are the medians over the rounds and their ratio, the transcription's over ours (above 1 ours is
+faster), and how far the two values lie apart. The transcription of the hinge makes the matrix of similarities, as the
+authors' code does; `bytes` is what each keeps at its peak beside its inputs, by the profiler's account of what torch
+allocates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.systems.alignment.audio_sheet_retrieval import _ELU, batch_hinge
+
+OUT = Path(__file__).parents[1] / "results" / "bench" / "audio_sheet_retrieval.json"
+DIM = 32  # of the paper's embeddings
+MARGIN = 0.6
+
+
+def hinge(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    x, y = (F.normalize(torch.randn(n, DIM, generator=g), dim=1).requires_grad_() for _ in range(2))
+
+    def plain() -> Tensor:
+        s = x @ y.T
+        terms = (MARGIN - s.diagonal()[:, None] + s).clamp(0, 1000)
+        return (terms * (1 - torch.eye(n))).sum() / (n * (n - 1))
+
+    return [x, y], lambda: batch_hinge(x, y, MARGIN), plain
+
+
+def elu(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
+    """Of the first block's maps of n sheet snippets, F = 8."""
+    x = torch.randn(n, 8, 80, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return [x], lambda: _ELU.apply(x).square().mean(), lambda: F.elu(x).square().mean()
+
+
+CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
+    "batch_hinge": (hinge, (128, 1024, 4096)),
+    "elu": (elu, (96,)),
+}
+
+
+def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, float]:
+    for x in inputs:
+        x.grad = None
+    started = time.perf_counter()
+    value = loss()
+    value.backward()
+    return time.perf_counter() - started, float(value.detach())
+
+
+def peak(inputs: list[Tensor], loss: Callable[[], Tensor]) -> int:
+    """Bytes that forward and backward hold at most at one time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        timed(inputs, loss)
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record: dict[str, Any] = {"dim": DIM, "threads": options.threads, "rounds": options.rounds, "cases": {}}
+    for name, (make, sizes) in CASES.items():
+        for n in sizes:
+            inputs, ours, plain = make(n)
+            timed(inputs, ours), timed(inputs, plain)
+            pairs = [(timed(inputs, ours), timed(inputs, plain)) for _ in range(options.rounds)]
+            a, b = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+            apart = abs(pairs[0][0][1] - pairs[0][1][1])
+            memory = [peak(inputs, loss) for loss in (ours, plain)]
+            record["cases"].setdefault(name, {})[str(n)] = {
+                "ours_s": round(a, 5),
+                "transcription_s": round(b, 5),
+                "ratio": round(b / a, 2),
+                "ours_bytes": memory[0],
+                "transcription_bytes": memory[1],
+                "values_apart": float(f"{apart:.1e}"),
+            }
+            print(
+                f"{name:12} n {n:5}  ours {a:8.4f} s {memory[0] / 2**20:7.1f} MiB  transcription {b:8.4f} s "
+                f"{memory[1] / 2**20:7.1f} MiB  {b / a:5.2f}x  apart {apart:.1e}",
+                flush=True,
+            )
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+r"""Canonical correlation analysis (CCA) as a layer of a network: two modalities turned so that they correlate.
+
+Of m paired rows H1 and H2 [m, k], centred by their means, with S11 = H1'H1 / (m-1) + r I, S22 alike and
+S12 = H1'H2 / (m-1), the whitened cross-covariance T = S11^-1/2 S12 S22^-1/2 has the singular value decomposition
+T = E diag(corr) F'. The projections are U = S11^-1/2 E and V = S22^-1/2 F, the outputs H1 U and H2 V (Dorfer et al.,
+"End-to-end cross-modality retrieval with CCA projections and pairwise ranking loss", IJMIR 2018).
+
+    means       enter as constants: no gradient runs through them, as in the authors' code
+    signs       u_c' S12 v_c >= 0, so that both sides of an axis point the same way; a singular value decomposition has
+                it so
+    axes        by ascending correlation. The authors take E and F from two eigendecompositions, of T T' and T'T, which
+                agree with the decomposition here where correlations differ, and fall apart into unrelated bases where
+                they do not
+    gradients   of the inverse roots by divided differences, which have no denominator that can vanish; of the axes with
+                denominators corr_i^2 - corr_j^2, damped where they are below 1e-8, so that equal correlations give no
+                NaN
+    precision   everything up to U and V is computed in float64: with m little above k the inverse roots reach 1 /
+                sqrt(r), and float32 would leave three digits of T. The matrices are k x k; it costs nothing
+
+Across processes the rows of all are gathered first, so that W processes have what one has.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.core.checks import shapes
+from counterpoint.core.contrast import wide
+from counterpoint.core.distributed import gather_rows
+
+# Correlations are brought into this range where they are reported: the regulariser can put them above 1.
+LEAST_SQUARE = 1e-7
+# Differences of squared correlations below it are damped in the gradient.
+NEAR = 1e-8
+
+
+class Projections(NamedTuple):
+    """What CCA found of paired rows; float64."""
+
+    mean1: Float[Tensor, " k"]
+    mean2: Float[Tensor, " k"]
+    u: Float[Tensor, "k k"]
+    v: Float[Tensor, "k k"]
+    correlations: Float[Tensor, " k"]  # ascending, that of column c of u and v
+
+
+def _refuse_second() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("CCA has no second derivative: call backward without create_graph")
+
+
+class _InverseRoot(torch.autograd.Function):
+    """S^-1/2 of a symmetric positive matrix, by eigendecomposition."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        roots = values.sqrt()
+        ctx.save_for_backward(roots, vectors)
+        return (vectors / roots) @ vectors.T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        _refuse_second()
+        roots, vectors = ctx.saved_tensors
+        # (a^-1/2 - b^-1/2) / (a - b), written so that a = b is no exception.
+        a, b = roots[:, None], roots[None, :]
+        divided = -1 / (a * b * (a + b))
+        inner = vectors.T @ gradients[0] @ vectors
+        inner = (inner + inner.T) / 2
+        return vectors @ (divided * inner) @ vectors.T
+
+
+class _Axes(torch.autograd.Function):
+    """The singular value decomposition T = E diag(s) F' of a square matrix, s ascending."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        e, s, f = torch.linalg.svd(matrix)
+        e, s, f = e.flip(1), s.flip(0), f.T.flip(1)
+        ctx.save_for_backward(e, s, f)
+        ctx.set_materialize_grads(True)
+        return e, s, f
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        _refuse_second()
+        e, s, f = ctx.saved_tensors
+        to_e, to_s, to_f = gradients
+        apart = s.square()[None, :] - s.square()[:, None]
+        # 1 / apart, and 0 where two values are equal.
+        inverse = apart / (apart.square() + NEAR**2)
+        left, right = inverse * (e.T @ to_e), inverse * (f.T @ to_f)
+        inner = (left + left.T) * s[None, :] + s[:, None] * (right + right.T) + torch.diag(to_s)
+        return e @ inner @ f.T
+
+
+def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], regulariser: float = 1e-3) -> Projections:
+    """Means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.
+
+    Args:
+        h1, h2: row i of both is one item. Across processes the rows are everybody's.
+        regulariser: r > 0, added to the diagonals of S11 and S22.
+
+    Returns float64 whatever comes in; the means carry no gradient. `correlations` are sqrt(corr^2 + r) within
+    [sqrt(1e-7), 1], which is what the authors report. With m <= k rows the projections fit noise: some correlations are
+    1 whatever the rows are; warned of (UserWarning).
+
+    Raises ValueError for shapes that differ, fewer than two rows, values that are not finite, or a regulariser that is
+    not positive. Source: the authors' code, models/cca_layer.py.
+
+    >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    >>> canonical_projections(x, x).correlations
+    tensor([0.9991, 0.9996], dtype=torch.float64)
+    """
+    if h1.ndim != 2 or h1.shape[1:] != h2.shape[1:] or len(h1) != len(h2):
+        raise ValueError(f"h1 and h2 must be [m, k] alike, got {shapes(h1=h1, h2=h2)}")
+    if not regulariser > 0:
+        raise ValueError(f"regulariser must be positive, got {regulariser}")
+    h1, h2 = gather_rows(torch.stack([h1.double(), h2.double()], 1)).unbind(1)
+    rows, k = h1.shape
+    if rows < 2:
+        raise ValueError(f"h1 and h2 must have at least two rows, which a covariance is made of, got {rows}")
+    if not bool(h1.detach().isfinite().all() & h2.detach().isfinite().all()):
+        raise ValueError("h1 or h2 holds NaN or infinite values")
+    if rows <= k:
+        warnings.warn(
+            f"CCA of {rows} rows in {k} dimensions fits noise: it needs more rows than dimensions, better many more",
+            stacklevel=2,
+        )
+    mean1, mean2 = h1.detach().mean(0), h2.detach().mean(0)
+    c1, c2 = h1 - mean1, h2 - mean2
+    ridge = regulariser * torch.eye(k, dtype=torch.float64, device=h1.device)
+    root1 = _InverseRoot.apply(c1.T @ c1 / (rows - 1) + ridge)
+    root2 = _InverseRoot.apply(c2.T @ c2 / (rows - 1) + ridge)
+    e, s, f = _Axes.apply(root1 @ (c1.T @ c2 / (rows - 1)) @ root2)
+    correlations = (s.square() + regulariser).clamp(LEAST_SQUARE, 1).sqrt()
+    return Projections(mean1, mean2, root1 @ e, root2 @ f, correlations)
+
+
+class CCALayer(nn.Module):
+    """Projects paired rows of two modalities onto their canonical axes.
+
+    In training mode the axes are those of the batch, with gradients through them, and are stored; in evaluation mode
+    the stored ones are used. What is stored is that of the last batch alone (running averages of rate 1), so after
+    training call `refine` on many rows: a single batch is a poor estimate. The outputs are not normalised.
+
+    Args:
+        k: width of both inputs and of both outputs.
+        regulariser: r of `canonical_projections`.
+
+    >>> layer = CCALayer(2).double()
+    >>> rows = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> x, y = layer(rows, -rows)
+    >>> torch.allclose(x, y)
+    True
+    """
+
+    mean1: Tensor
+    mean2: Tensor
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, k: int, regulariser: float = 1e-3) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k, self.regulariser = k, regulariser
+        for side in ("mean1", "mean2"):
+            self.register_buffer(side, torch.zeros(k, dtype=torch.float64))
+        for side in ("u", "v"):
+            self.register_buffer(side, torch.eye(k, dtype=torch.float64))
+
+    def forward(
+        self, h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"]
+    ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]:
+        """The projected rows of both; ValueError as `canonical_projections` in training mode, and for other widths."""
+        if not self.training:
+            return self.first(h1), self.second(h2)
+        self._fits(h1)
+        found = canonical_projections(h1, h2, self.regulariser)
+        self._store(found)
+        x, y = (h1.double() - found.mean1) @ found.u, (h2.double() - found.mean2) @ found.v
+        return x.to(wide(h1).dtype), y.to(wide(h2).dtype)
+
+    def first(self, h1: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Rows of the first modality alone on the stored axes."""
+        self._fits(h1)
+        return ((h1.double() - self.mean1.double()) @ self.u.double()).to(wide(h1).dtype)
+
+    def second(self, h2: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Rows of the second modality alone on the stored axes."""
+        self._fits(h2)
+        return ((h2.double() - self.mean2.double()) @ self.v.double()).to(wide(h2).dtype)
+
+    @torch.no_grad()
+    def refine(self, h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
+        """Store the axes of these rows, many of them, in place of the last batch's; returns their correlations."""
+        self._fits(h1)
+        found = canonical_projections(h1, h2, self.regulariser)
+        self._store(found)
+        return found.correlations
+
+    def _fits(self, rows: Tensor) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.k:
+            raise ValueError(f"the layer takes rows [m, {self.k}], got {list(rows.shape)}")
+
+    @torch.no_grad()
+    def _store(self, found: Projections) -> None:
+        for name in ("mean1", "mean2", "u", "v"):
+            getattr(self, name).copy_(getattr(found, name))

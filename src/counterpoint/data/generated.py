@@ -1,0 +1,231 @@
+"""Generated images beside real ones: a diffusion model or a mixture fitted to a training split, or a folder made elsewhere.
+
+What a generator makes depends on the real images, its settings and a seed, and is kept in the cache under a key of all
+three. It sees the training split alone, and no labels.
+
+    diffusion   a denoising diffusion model (DDPM, Ho et al. 2020) of the library diffusers, a U-Net of 1 to 3 million weights
+                trained here for `STEPS` steps of 64 images, sampled by DDIM in 50 steps: minutes for pictures of 8 pixels,
+                an hour for some thousands of 32 on a few cores
+    mixture     ten Gaussians of one covariance over the first 15 principal components, for a few small pictures: a moment
+    a folder    every image under it, in the order of names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.files import cache_folder, replacing
+
+VERSION = 1
+STEPS, BATCH, SAMPLING = 4000, 64, 50
+
+
+class InflatedImages:
+    """`replication` copies of the real images and then the generated ones, read from where they are."""
+
+    def __init__(self, real: ImageSplit, generated: ImageSplit, replication: int) -> None:
+        self.real, self.generated, self.replication = real, generated, replication
+        self.copied = len(real) * replication
+        labels = np.full(len(real), -1, np.int64) if real.labels is None else np.asarray(real.labels)
+        self._labels = np.concatenate([np.tile(labels, replication), np.full(len(generated), -1, np.int64)])
+
+    def __len__(self) -> int:
+        return self.copied + len(self.generated)
+
+    @property
+    def labels(self) -> Indices | None:
+        return None if self.real.labels is None else self._labels
+
+    def images(self, indices: Indices) -> Pixels:
+        indices = np.asarray(indices, np.int64)
+        copied = indices < self.copied
+        found: Pixels | None = None
+        for split, chosen, at in (
+            (self.real, copied, indices % max(1, len(self.real))),
+            (self.generated, ~copied, indices - self.copied),
+        ):
+            if chosen.any():
+                part = split.images(at[chosen])
+                found = np.empty((len(indices), *part.shape[1:]), np.uint8) if found is None else found
+                found[chosen] = part
+        assert found is not None
+        return found
+
+
+def generated_images(
+    data: ImageData, source: str, count: int, seed: int = 0, *, steps: int = STEPS
+) -> tuple[ImageSplit, list[str]]:
+    """Images of the training split's kind and what to say of them; `count` 0 takes all of a folder's.
+
+    Args:
+        data: whose training split is learned from.
+        source: diffusion, mixture, or a folder.
+        count: how many.
+        seed: of the generator's training and draws.
+        steps: of the diffusion model's training.
+    """
+    if source not in ("diffusion", "mixture"):
+        return _folder(Path(source), data.size, count)
+    if count < 1:
+        raise CounterpointError(f"how many images should {source} make? generated_count is {count}")
+    real = data.train.images(np.arange(len(data.train)))
+    key = hashlib.sha256(repr((VERSION, source, count, seed, steps, real.shape)).encode() + real.tobytes())
+    file = cache_folder() / "generated" / f"{data.name}-{source}-{count}-{key.hexdigest()[:16]}.npz"
+    from filelock import FileLock
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        pixels = _kept(file, (count, *real.shape[1:]))
+        if pixels is None:
+            make: dict[str, Callable[[], Pixels]] = {
+                "diffusion": lambda: diffusion(real, count, seed, steps=steps),
+                "mixture": lambda: mixture(real, count, seed),
+            }
+            pixels = make[source]()
+            with replacing(file) as out:
+                np.savez_compressed(out, images=pixels)
+    return ArrayImages(pixels), []
+
+
+def _kept(file: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """What the cache has, or None where it has nothing usable."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            found = stored["images"]
+    except Exception:  # missing or damaged in any way: it is made again
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
+
+
+def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]:
+    from counterpoint.data.images import FileImages
+
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; `generated` is diffusion, mixture or a folder of images")
+    suffixes = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    if not files:
+        raise DataError(f"{folder}: no images there ({', '.join(sorted(suffixes))})")
+    if count > len(files):
+        raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
+    notes: list[str] = []
+    return FileImages(files[: count or None], size), notes
+
+
+def mixture(real: Pixels, count: int, seed: int = 0, *, components: int = 10, kept: int = 15) -> Pixels:
+    """[count, H, W, 3] drawn from a Gaussian mixture with one covariance over principal components of [n, H, W, 3].
+
+    Raises DataError for fewer than two images.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    if len(real) < 2:
+        raise DataError("a mixture is fitted to at least two images")
+    rows = real.reshape(len(real), -1).astype(np.float64) / 255
+    pca = PCA(min(kept, len(rows) - 1, rows.shape[1]), random_state=seed).fit(rows)
+    model = GaussianMixture(min(components, len(rows)), covariance_type="tied", reg_covar=1e-4, random_state=seed)
+    model.fit(pca.transform(rows))
+    drawn = pca.inverse_transform(model.sample(count)[0])
+    drawn = drawn[np.random.default_rng(seed).permutation(count)]
+    return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8).reshape(count, *real.shape[1:])
+
+
+def _moving(average: Any, new: Any, count: Any) -> Any:
+    """The weights that are sampled from: a moving average, of few steps in the beginning."""
+    return average + (1 - min(0.995, float((1 + count) / (10 + count)))) * (new - average)
+
+
+def diffusion(
+    real: Pixels,
+    count: int,
+    seed: int = 0,
+    *,
+    steps: int = STEPS,
+    width: int = 32,
+    rate: float = 1e-3,
+    bar: bool = True,
+) -> Pixels:
+    """[count, H, W, 3] from a diffusion model trained on [n, H, W, 3] (n >= 1, sides a multiple of 4).
+
+    Args:
+        real: what it learns from.
+        count, seed, steps: see `generated_images`.
+        width: channels of the U-Net's first level, a multiple of 8; twice as many below.
+        rate: the learning rate at its height.
+        bar: whether progress is shown.
+
+    CounterpointError when the library diffusers is not there.
+    """
+    try:
+        library: Any = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise CounterpointError(
+            "a diffusion model needs the library diffusers: pip install 'counterpoint[generation]'; or name a folder of "
+            "generated images"
+        ) from error
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    side = real.shape[1]
+    if side % 4:
+        raise DataError(f"the diffusion model takes images of a side that is a multiple of 4, these have {side}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    console = Console(stderr=True)
+
+    def told(many: int, what: str) -> Any:
+        return track(range(many), what, console=console, transient=True) if bar else range(many)
+
+    before = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        model = library.UNet2DModel(
+            sample_size=side,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width, 2 * width),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            norm_num_groups=8,
+        ).to(device)
+        pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        noising = library.DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(2, steps), pct_start=0.05)
+        average = torch.optim.swa_utils.AveragedModel(model, avg_fn=_moving)
+        for _ in told(steps, "training the generator"):
+            clean = pixels[torch.randint(len(pixels), (BATCH,))].to(device)
+            noise, at = torch.randn_like(clean), torch.randint(1000, (BATCH,), device=device)
+            found = model(noising.add_noise(clean, noise, at), at).sample
+            loss = torch.nn.functional.mse_loss(found, noise)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+        sampler = library.DDIMScheduler.from_config(noising.config)
+        sampler.set_timesteps(SAMPLING)
+        out: list[NDArray[np.uint8]] = []
+        network = average.module.eval()
+        with torch.no_grad():
+            for start in [range(0, count, 256)[i] for i in told(-(-count // 256), "drawing images")]:
+                x = torch.randn(min(256, count - start), 3, side, side).to(device)
+                for t in sampler.timesteps:
+                    x = sampler.step(network(x, t).sample, t, x).prev_sample
+                grey = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+                out.append(grey.permute(0, 2, 3, 1).cpu().numpy())
+    finally:
+        torch.random.set_rng_state(before)
+    return np.concatenate(out)

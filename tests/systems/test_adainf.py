@@ -1,0 +1,169 @@
+"""AdaInf: the authors' numbers, what an inflated set is, generators, and training on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint import catalog, cli, training
+from counterpoint import functional as fn
+from counterpoint.data import generated, load
+from counterpoint.data.images import ArrayImages
+from counterpoint.engine.loading import Position
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+
+PARITY = np.load(Path(__file__).parents[1] / "parity" / "adainf.npz")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_the_loss_equals_the_authors(case, dtype, rtol):
+    at = {
+        k.split("/", 1)[1]: torch.from_numpy(np.asarray(PARITY[k]))
+        for k in PARITY.files
+        if k.startswith(f"case{case}/")
+    }
+    z = at["in/z"].to(dtype).requires_grad_()
+    loss = fn.ntxent_by_index(z, at["in/index"], float(at["param/temperature"]))
+    loss.backward()
+    torch.testing.assert_close(loss.detach().double(), at["out/loss"].double(), rtol=rtol, atol=0)
+    torch.testing.assert_close(z.grad.double(), at["grad/z"], rtol=rtol, atol=rtol)
+
+
+def test_inflation_equals_the_authors():
+    at = {k.split("/", 1)[1]: PARITY[k] for k in PARITY.files if k.startswith("case2/")}
+    found = fn.inflate(at["in/real"], at["in/generated"], int(at["param/replication"]), at["in/real_label"])
+    assert np.array_equal(found.data.numpy(), at["out/inflated"])
+    assert np.array_equal(found.label.numpy(), at["out/label"])
+    with pytest.raises(ValueError, match="alike"):
+        fn.inflate(np.zeros((2, 3)), np.zeros((2, 4)), 1)
+
+
+def test_two_views_each_are_nt_xent():
+    g = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, 6, 4, generator=g, dtype=torch.float64)
+    found = fn.ntxent_by_index(torch.cat([z1, z2]), torch.arange(6).repeat(2), 0.3)
+    torch.testing.assert_close(found, fn.nt_xent(z1, z2, 0.3))
+    with pytest.raises(ValueError, match="only view"):
+        fn.ntxent_by_index(z1, torch.arange(6))
+
+
+def test_an_inflated_split_reads_what_inflate_writes():
+    rng = np.random.default_rng(0)
+    real, made = (rng.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8) for n in (3, 4))
+    labels = np.array([2, 0, 1])
+    split = generated.InflatedImages(ArrayImages(real, labels), ArrayImages(made), 2)
+    whole = fn.inflate(real, made, 2, labels)
+    order = rng.permutation(10)
+    assert np.array_equal(split.images(order), whole.data.numpy()[order])
+    assert np.array_equal(split.labels, whole.label.numpy())
+    alone = generated.InflatedImages(ArrayImages(real), ArrayImages(made), 0)
+    assert np.array_equal(alone.images(np.arange(4)), made)
+    assert alone.labels is None
+
+
+def test_a_mixture_looks_like_the_images_and_is_kept(tmp_path):
+    data = load("digits?size=8&train=60", task="views")
+    one, _ = generated.generated_images(data, "mixture", 300)
+    files = list((tmp_path / "cache").rglob("*.npz"))
+    assert len(files) == 1
+    stamp = files[0].stat().st_mtime_ns
+    again, _ = generated.generated_images(data, "mixture", 300)
+    assert files[0].stat().st_mtime_ns == stamp
+    drawn, real = one.images(np.arange(300)).astype(float), data.train.images(np.arange(60)).astype(float)
+    assert np.array_equal(drawn, again.images(np.arange(300)))
+    assert np.corrcoef(drawn.mean(0).ravel(), real.mean(0).ravel())[0, 1] > 0.95
+    files[0].write_bytes(b"damaged")
+    assert len(generated.generated_images(data, "mixture", 300)[0]) == 300
+
+
+def test_diffusion_learns_what_its_images_have_in_common():
+    pytest.importorskip("diffusers", reason="the extra [generation] is not installed")
+    real = np.zeros((8, 8, 8, 3), np.uint8)
+    real[:, :, 4:] = 255  # all of them: the left half black, the right half white
+
+    def drawn(steps: int) -> np.ndarray:
+        return generated.diffusion(real, 20, steps=steps, width=8, rate=5e-3, bar=False).astype(float)
+
+    made, untrained = drawn(150), drawn(1)
+    assert made.shape == (20, 8, 8, 3)
+    assert abs(untrained[:, :, 4:].mean() - untrained[:, :, :4].mean()) < 3
+    assert made[:, :, 4:].mean() - made[:, :, :4].mean() > 8
+    assert np.array_equal(drawn(1), untrained)
+    with pytest.raises(DataError, match="multiple of 4"):
+        generated.diffusion(np.zeros((2, 9, 9, 3), np.uint8), 1, steps=1)
+
+
+def test_a_folder_of_images(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (20, 10), (80 * n, 0, 0)).save(folder / f"{n}.png")
+    data = load("digits?size=8", task="views")
+    split, _ = generated.generated_images(data, str(folder), 2)
+    assert split.images(np.arange(2)).shape == (2, 8, 8, 3)
+    for name, count, said in (("missing", 1, "no such folder"), ("made", 4, "has 3")):
+        with pytest.raises(DataError, match=said):
+            generated.generated_images(data, str(tmp_path / name), count)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        generated.generated_images(data, str(tmp_path / "empty"), 0)
+
+
+def test_a_generator_needs_a_number():
+    with pytest.raises(CounterpointError, match="how many"):
+        generated.generated_images(load("digits?size=8", task="views"), "mixture", 0)
+
+
+WORDS = [
+    "--data",
+    "digits?size=8&train=60",
+    "--encoder",
+    "mlp-s",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "2",
+    "--generated",
+    "mixture",
+]
+
+
+@pytest.mark.parametrize("base", [["adainf"], ["simsiam", "--with", "adainf"]])
+def test_it_trains_as_many_steps_and_measures_real_images(base, tmp_path):
+    words = ["train", *base, *WORDS, "--generated-count", "100", "--recipe", "digits-s0", "--hidden", "16"]
+    assert cli.main([*words, "--out", str(tmp_path), "--name", "r"]) == 0
+    run = Run.open(tmp_path / "r")
+    assert run.metrics()[-1]["step"] == 2 * 3
+    assert run.facts()["real"] == 60
+
+
+def test_copies_are_positives_on_small_sets():
+    system = catalog.load_system("adainf")
+    small = {
+        "encoder": "mlp-s",
+        "recipe": "digits-s0",
+        "batch_size": 40,
+        "hidden": 8,
+        "projection": 4,
+        "generated": "mixture",
+    }
+    losses = {}
+    for copies in ("auto", "positives", "negatives"):
+        config = system.config(**small, generated_count=10, replication=30, copies=copies)
+        task = training.task_of(system, training.load_source(system, "digits?size=8&train=60"), config)
+        learner = system.learner(config, SimpleNamespace(**task.facts), 0)
+        batch = next(iter(task.train_loader(0, Position())))
+        losses[copies] = learner.loss(learner.prepare(batch, torch.Generator().manual_seed(0)))["loss"].item()
+    assert losses["auto"] == losses["positives"] < losses["negatives"]
