@@ -164,6 +164,9 @@ def test_copies_are_positives_on_small_sets():
         config = system.config(**small, generated_count=10, replication=30, copies=copies)
         task = training.task_of(system, training.load_source(system, "digits?size=8&train=60"), config)
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)
+        assert len(task.data.train) == 30 * 60 + 10
+        assert len(task.data.bank) == task.data.epoch == 60
         batch = next(iter(task.train_loader(0, Position())))
+        assert int(batch["index"].max()) >= 60
         losses[copies] = learner.loss(learner.prepare(batch, torch.Generator().manual_seed(0)))["loss"].item()
     assert losses["auto"] == losses["positives"] < losses["negatives"]

@@ -65,6 +65,8 @@ class ImageData:
     # images an epoch sees. Of a set that a system has inflated.
     bank: ImageSplit | None = None
     epoch: int | None = None
+    # More than one thing to be known of a picture: name -> classes of the training and of the test split, -1 for none.
+    attributes: dict[str, tuple[Indices, Indices]] = field(default_factory=dict)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ A run's `figures.json` names them: heading -> {"kind": ..., ...}.
     matrix   "values" [[...]] (rows: true classes, columns: predicted), "names"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: where in a picture each text is found
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
+    table    "columns" [...], "rows" [[...]], "caption"
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ LARGEST_MATRIX = 40  # classes whose names and counts can be read
 
 def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """(heading, html) of everything that can be drawn; a kind that is not known is left out."""
-    draw = {"points": _points, "gallery": _gallery, "matrix": _matrix, "maps": _maps, "curves": _curves}
+    draw = {
+        "points": _points,
+        "gallery": _gallery,
+        "matrix": _matrix,
+        "maps": _maps,
+        "curves": _curves,
+        "table": _table,
+    }
     return [(heading, draw[part["kind"]](part)) for heading, part in found.items() if part.get("kind") in draw]
 
 
@@ -44,6 +52,10 @@ def _curves(part: Mapping[str, Any]) -> Markup:
     return page.figure(
         figures.curves(series, title=part.get("title", ""), xlabel=part["xlabel"]), part.get("caption", "")
     )
+
+
+def _table(part: Mapping[str, Any]) -> Markup:
+    return page.table(part["columns"], part["rows"], caption=part.get("caption", ""))
 
 
 def _matrix(part: Mapping[str, Any]) -> Markup:

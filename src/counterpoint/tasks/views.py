@@ -15,17 +15,20 @@ plain arrays).
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from counterpoint.data.images import ImageData, ImageSplit
+from counterpoint.data.shown import png
 from counterpoint.encoders.images import need_size
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
@@ -48,6 +51,10 @@ from counterpoint.tasks.measures import (
     uniformity,
 )
 from counterpoint.views.images import ViewPipeline, normalise
+
+SHOWN = 6  # images of the gallery, and neighbours of each
+SHOWN_ON_MAP = 1000
+MOST_CLASSES = 20  # that a map's colours can tell apart
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
@@ -187,13 +194,15 @@ class _TestBatches(EvaluationBatches):
 class ViewsEvaluator:
     """k-NN after every evaluation, the linear probe at the end; alignment and uniformity on test images."""
 
-    def __init__(self, config: ViewsConfig, classes: tuple[str, ...]) -> None:
-        self.config, self.classes = config, classes
+    def __init__(self, config: ViewsConfig, data: ImageData) -> None:
+        self.config, self.data, self.classes = config, data, data.classes
         self.reset()
 
     def reset(self) -> None:
         self.features: dict[str, list[Tensor]] = {"bank": [], "test": []}
         self.labels: dict[str, list[Tensor]] = {"bank": [], "test": []}
+        self.index: dict[str, list[Tensor]] = {"bank": [], "test": []}
+        self.parts: dict[str, dict[str, list[Tensor]]] = {}
         self.embedded: list[Tensor] = []
         self.pairs: list[list[Tensor]] = []
         self.figures: dict[str, Any] = {}
@@ -204,6 +213,9 @@ class ViewsEvaluator:
             self.pairs.append([x.detach().float().cpu() for x in outputs["pair"]])
             return
         self.features[part].append(outputs["feature"].detach().float().cpu())
+        self.index[part].append(batch["index"].cpu())
+        for name, value in outputs.get("parts", {}).items():
+            self.parts.setdefault(name, {"bank": [], "test": []})[part].append(value.detach().float().cpu())
         if part == "test" and "embedding" in outputs:
             self.embedded.append(outputs["embedding"].detach().float().cpu())
         if batch["label"] is not None:
@@ -234,7 +246,103 @@ class ViewsEvaluator:
             known = labels >= 0
             if int(known.sum()) > len(labels[known].unique()):
                 found["embedding_tolerance"] = tolerance(embedded[known], labels[known])
+        if final:
+            found |= self._learned(bank, test)
+            self.figures = self._map(test) | self.figures | self._neighbours(test)
         return found
+
+    def _learned(self, bank: Tensor, test: Tensor) -> dict[str, float]:
+        """Linear probes for all that is known of the images, of all features and of each part of them."""
+        at = {part: torch.cat(index) for part, index in self.index.items()}
+        known: dict[str, tuple[Tensor, Tensor]] = {
+            name: (torch.from_numpy(train)[at["bank"]], torch.from_numpy(asked)[at["test"]])
+            for name, (train, asked) in self.data.attributes.items()
+        }
+        found: dict[str, float] = {}
+        for name, (train, asked) in known.items():
+            found[f"{name}_accuracy"] = _probe(bank, test, train, asked)
+        if not self.parts:
+            return found
+        if self.labels["bank"] and self.labels["test"]:
+            known = {"class": (torch.cat(self.labels["bank"]), torch.cat(self.labels["test"]))} | known
+        rows: list[list[Any]] = []
+        for part, features in self.parts.items():
+            own, others = torch.cat(features["bank"]), torch.cat(features["test"])
+            values = [_probe(own, others, *pair) for pair in known.values()]
+            rows.append([part, *values])
+            found |= {f"{part.replace(' ', '_')}_{name}": v for name, v in zip(known, values, strict=True)}
+        rows.append(["all", *(_probe(bank, test, *pair) for pair in known.values())])
+        self.figures["What each stage learned"] = {
+            "kind": "table",
+            "columns": ["features", *known],
+            "rows": rows,
+            "caption": "Accuracy of a linear probe on held-out images, for each thing that is known of them.",
+        }
+        return found
+
+    def _map(self, test: Tensor) -> dict[str, Any]:
+        """The first two principal axes of test features, or UMAP's where it is installed, by class."""
+        many = test[:: max(1, len(test) // SHOWN_ON_MAP)]
+        rows = F.normalize(many, dim=1)
+        if len(rows) < 4:
+            return {}
+        if importlib.util.find_spec("umap"):
+            flat = importlib.import_module("umap").UMAP(random_state=0, n_jobs=1).fit_transform(rows.numpy())
+            axes, how = ["UMAP 1", "UMAP 2"], "laid out by UMAP; distances between far groups mean nothing"
+        else:
+            centred = rows - rows.mean(0)
+            _, size, basis = torch.linalg.svd(centred, full_matrices=False)
+            share = (size**2 / (size**2).sum().clamp(min=1e-12)).tolist()
+            flat = (centred @ basis[:2].T).numpy()
+            axes = [f"axis {n + 1} ({share[n]:.0%})" for n in range(2)]
+            how = "on their first two principal axes, with the share of the variance they have"
+        labels = torch.cat(self.labels["test"])[:: max(1, len(test) // SHOWN_ON_MAP)] if self.labels["test"] else None
+        if labels is None or not self.classes or len(self.classes) > MOST_CLASSES:
+            groups = {"test images": flat}
+        else:
+            groups = {name: flat[(labels == n).numpy()] for n, name in enumerate(self.classes)}
+        return {
+            "Map of the test images": {
+                "kind": "points",
+                "points": {name: np.round(part, 4).tolist() for name, part in groups.items() if len(part)},
+                "axes": axes,
+                "caption": f"Unit features of {len(rows)} test images, {how}.",
+            }
+        }
+
+    def _neighbours(self, test: Tensor) -> dict[str, Any]:
+        """A few test images and the nearest others."""
+        rows, index = F.normalize(test, dim=1), torch.cat(self.index["test"])
+        asked = torch.arange(len(rows))[:: max(1, len(rows) // SHOWN)][:SHOWN]
+        similarity = rows[asked] @ rows.T
+        similarity[torch.arange(len(asked)), asked] = -torch.inf
+        values, best = similarity.topk(min(SHOWN, len(rows) - 1), dim=1)
+        labels = torch.cat(self.labels["test"]) if self.labels["test"] else index
+        found: list[dict[str, Any]] = [
+            {
+                "query": int(index[query]),
+                "found": [
+                    {
+                        "item": int(index[place]),
+                        "similarity": round(float(value), 3),
+                        "right": bool(labels[place] == labels[query]),
+                    }
+                    for value, place in zip(*pair, strict=True)
+                ],
+            }
+            for query, pair in zip(asked, zip(values, best, strict=True), strict=True)
+        ]
+        wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
+        pictures = self.data.test.images(np.array(sorted(wanted)))
+        items = {f"image/{n}": {"png": png(p)} for n, p in zip(sorted(wanted), pictures, strict=True)}
+        part = {"query": "image", "key": "image", "rows": found}
+        return {"Nearest neighbours": {"kind": "gallery", "parts": [part], "items": items}}
+
+
+def _probe(bank: Tensor, test: Tensor, labels: Tensor, asked: Tensor) -> float:
+    """Accuracy of a linear probe over the rows whose class is known."""
+    here, there = labels >= 0, asked >= 0
+    return float(linear_probe(bank[here], labels[here], test[there], asked[there])[0])
 
 
 class ViewsTask(ImageTask):
@@ -252,7 +360,7 @@ class ViewsTask(ImageTask):
         return DataLoader(_TestBatches(self.data, self.config), batch_size=None, shuffle=False)
 
     def evaluator(self) -> ViewsEvaluator:
-        return ViewsEvaluator(self.config, self.data.classes)
+        return ViewsEvaluator(self.config, self.data)
 
 
 TASK = ViewsTask

@@ -238,10 +238,16 @@ class Recipe:
     cut: int = 0  # side of a black square, in pixels of the view
     cut_chance: float = 1.0
     noise: float = 0.0  # standard deviation of grey noise added to values in 0..1, which may leave that range
+    channels: int = (
+        3  # only the first so many are changed; the others are scaled to the view's size and get `other_noise`
+    )
+    other_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.gain < 0 or self.cut < 0 or self.noise < 0:
+        if self.gain < 0 or self.cut < 0 or self.noise < 0 or self.other_noise < 0:
             raise CounterpointError("a view's gain, cut and noise must not be negative")
+        if not 1 <= self.channels <= 3:
+            raise CounterpointError(f"a view changes 1 to 3 channels, got {self.channels}")
         for name in ("flip", "jitter", "grey", "blur", "solarise", "shift", "cut_chance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"a view's {name} is between 0 and 1, got {getattr(self, name)}")
@@ -261,6 +267,7 @@ _SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
 _ADAINF = Recipe(scale=(0.2, 1.0), jitter=0.4, grey=0.2, blur=0.5)
 _DIGITS = Recipe(scale=None, flip=0.0)
+_PATTERNS = replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8, channels=1, other_noise=0.05)
 # The views of a recipe in turn: the first view, the second, the first again; the last is that of local crops.
 RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
     name: (tuple(views), local)
@@ -298,6 +305,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
         ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
+        # The hardest, of the digit's channel alone: of MCL's claim.
+        ("digit-patterns", [_PATTERNS], replace(_DIGITS, channels=1)),
         # The same from next to nothing to very strong: of AdaInf's claim.
         ("digits-s0", [replace(_DIGITS, noise=0.05, gain=0.1)], _DIGITS),
         ("digits-s25", [replace(_DIGITS, shift=1 / 8, noise=0.1, cut=1, cut_chance=0.9, gain=0.225)], _DIGITS),
@@ -343,11 +352,13 @@ class ViewParameters:
     solarise: Bool[Tensor, " batch"]
     gain: Float[Tensor, " batch"] | None = None
     noise: Float[Tensor, "batch 1 size size"] | None = None
+    other_noise: Float[Tensor, "batch 1 size size"] | None = None
+    channels: int = 3
     cut: Int[Tensor, "batch 3"] | None = None  # top, left, side in pixels of the view
 
     def take(self, rows: slice | Tensor) -> ViewParameters:
         """Those of some of the images: one process's share of a batch drawn as a whole."""
-        per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise", "gain", "noise", "cut")
+        per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise", "gain", "noise", "other_noise", "cut")
         found = {name: getattr(self, name) for name in per_image}
         return replace(self, **{name: value[rows] for name, value in found.items() if value is not None})
 
@@ -439,7 +450,7 @@ class ViewPipeline:
         return out
 
     def _view(self, x: Images, view: ViewParameters) -> Images:
-        boxes, flip = view.boxes, view.flip
+        boxes, flip, kept = view.boxes, view.flip, x[:, view.channels :]
         whole = torch.tensor([0, 0, *x.shape[2:]])
         if view.size != x.shape[2] or view.size != x.shape[3] or (boxes != whole).any():
             x = resized_crop(x, boxes, view.size, flip, self.antialias)
@@ -467,6 +478,11 @@ class ViewPipeline:
             x = x + view.noise.to(device, dtype)
         if view.cut is not None:
             x = x.masked_fill(_square(view.cut, view.size).to(device), 0.0)
+        if view.channels < 3:
+            if kept.shape[2:] != x.shape[2:]:
+                kept = F.interpolate(kept, size=x.shape[2:], mode="bilinear", align_corners=False)
+            kept = kept if view.other_noise is None else kept + view.other_noise.to(device, dtype)
+            x = torch.cat([x[:, : view.channels], kept], 1)
         return normalise(x, self.mean, self.std) if self.mean is not None and self.std is not None else x
 
 
@@ -501,6 +517,11 @@ def _draw(recipe: Recipe, size: int, batch: int, height: int, width: int, genera
         view = replace(view, gain=uniform(1 - recipe.gain, 1 + recipe.gain, batch))
     if recipe.noise:
         view = replace(view, noise=recipe.noise * torch.randn(batch, 1, size, size, generator=generator))
+    if recipe.channels < 3:
+        view = replace(view, channels=recipe.channels)
+        if recipe.other_noise:
+            other = recipe.other_noise * torch.randn(batch, 1, size, size, generator=generator)
+            view = replace(view, other_noise=other)
     if recipe.cut:
         side = min(recipe.cut, size)
         corner = torch.floor(uniform(0, 1, batch, 2) * (size - side + 1)).long()

@@ -175,6 +175,7 @@ SYSTEM = Addition(
     fits=("task:views",),
     defaults={"recipe": "adainf", "temperature": 0.2},
     recipe={"recipe": "adainf-cifar"},
+    source=_inflated,
     claim=Claim(
         sentence="Inflation and augmentation complement each other: with generated images the best augmentation is weaker, so "
         "they help under weak augmentation more than under the strength that is best without them.",

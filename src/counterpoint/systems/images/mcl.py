@@ -1,0 +1,329 @@
+"""MCL, multistage contrastive learning: each stage's negatives agree on what the stages before have learned.
+
+Zhang, Lan, Qu, Cheng, Feng, Hooi: "Learning the Unlearned: Mitigating Feature Suppression in Contrastive Learning", ECCV
+2024, arXiv 2402.11816.
+
+A contrastive model learns the few features that tell its negatives apart and suppresses the rest. MCL trains in stages. After
+a stage the training set is embedded and clustered (k-means); in the next, a batch comes from one group of images that shared
+a cluster in every stage so far, so what was learned no longer tells them apart and something else must. The representation
+is that of all stages side by side, normalised once.
+
+An addition over any system that learns from views of images (SimCLR when named alone): its loss, encoder and views stay as
+they are, only the batches change. Stages start from fresh weights (the authors' CLIP runs from the pretrained ones).
+`epochs` counts those of one stage, and the learning rate's schedule starts anew with each.
+
+Otherwise than in the authors' code: pseudo-labels are composed of all stages' clusters, as the paper has it (their script
+re-reads the current stage's for each digit); one permutation an epoch is shared by all processes (theirs differ, so shares
+overlap); k-means is seeded; a schedule shorter than an ordinary epoch is followed by another with new permutations, so that
+every stage takes as many steps. How many images no batch can hold is said. Not here: the MMVP evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from counterpoint.core.compared import unit
+from counterpoint.core.memory import kmeans
+from counterpoint.engine.loading import EpochBatches
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.tasks.images import BATCH
+from counterpoint.views.images import normalise
+
+
+def compose(labels_by_stage: Sequence[Int[Tensor, " n"]], clusters: int) -> Int[Tensor, " n"]:
+    """Pseudo-labels of all stages so far, a number whose digits are their clusters: [c0, c1] -> c0 C + c1.
+
+    Two examples have the same one exactly if they shared a cluster in every stage. Raises ValueError for a cluster outside
+    0..C - 1, stages of different lengths, or none.
+
+    >>> compose([torch.tensor([0, 1]), torch.tensor([2, 2])], 3)
+    tensor([2, 5])
+    """
+    if not labels_by_stage or any(len(labels) != len(labels_by_stage[0]) for labels in labels_by_stage):
+        raise ValueError("labels_by_stage must hold at least one stage, all of one length")
+    found = torch.zeros_like(labels_by_stage[0])
+    for labels in labels_by_stage:
+        if bool(((labels < 0) | (labels >= clusters)).any()):
+            raise ValueError(f"labels_by_stage must lie in 0..{clusters - 1}")
+        found = found * clusters + labels
+    return found
+
+
+def grouped_batches(
+    labels: Int[NDArray[np.int64], " n"] | Int[Tensor, " n"],
+    batch_size: int,
+    permutations: Sequence[Sequence[int] | NDArray[np.int64] | Tensor],
+    world_size: int = 1,
+    rank: int = 0,
+) -> list[list[int]]:
+    """The authors' schedule: batches that lie within one group each, the groups in turn.
+
+    Args:
+        labels: group of each example, from 0.
+        batch_size: examples of a batch on one process.
+        permutations: for each group the order of its members, as places in the ascending list of them; padding of -1 after.
+        world_size, rank: a process takes every world_size-th member from its rank on, so that all are at the same group.
+
+    Of a group of n members the first floor(floor(n / W) / b) b W are used, so groups smaller than a batch of all processes
+    are left out. Batches are taken from a group's end. Raises ValueError for permutations that do not fit.
+    """
+    labels = np.asarray(labels)
+    lists: list[list[int]] = []
+    for group, order in enumerate(permutations):
+        members = np.flatnonzero(labels == group)
+        order = np.asarray(order)
+        order = order[order >= 0]
+        if len(order) != len(members) or not np.array_equal(np.sort(order), np.arange(len(members))):
+            raise ValueError(f"permutations[{group}] must order the {len(members)} members of its group")
+        used = len(members) // world_size // batch_size * batch_size * world_size
+        lists.append(members[order[:used][rank::world_size]].tolist())
+    if int(labels.max(initial=-1)) >= len(lists):
+        raise ValueError(f"permutations are of {len(lists)} groups, labels go up to {labels.max()}")
+    out = []
+    while any(lists):
+        for members in lists:
+            if members:
+                out.append([members.pop() for _ in range(batch_size)])
+    return out
+
+
+class _Batches(EpochBatches):
+    """Batches of an epoch; within groups once there are any."""
+
+    def __init__(self, plain: EpochBatches, rows: NDArray[np.int64], learner: MCL) -> None:
+        self.__dict__.update(plain.__dict__)
+        self.at, self.learner = rows, learner
+
+    def __iter__(self) -> Iterator[list[int]]:
+        groups = self.learner.groups()
+        if groups is None:
+            yield from super().__iter__()
+            return
+        _, labels = np.unique(groups[self.at], return_inverse=True)
+        rng = np.random.default_rng([self.seed, self.position.epoch])
+        done, given = self.position.batch, 0
+        while True:
+            orders = [rng.permutation(int(count)) for count in np.bincount(labels)]
+            # Of the whole batch, cut to this process's share as in any other epoch.
+            for batch in grouped_batches(labels, self.batch_size, orders):
+                if given == len(self):
+                    return
+                yield batch[self.rank :: self.size] if given >= done else []
+                given += 1
+
+
+@dataclass
+class MCLConfig(AdditionConfig):
+    """What MCL adds to the settings of the system it goes over."""
+
+    stages: int = 2
+    """Stages after the first, ordinary one."""
+    clusters: int = 10
+    """Clusters of each stage; batches of stage t come from up to clusters^t groups."""
+    restrict: Literal["clusters", "shuffled", "none"] = "clusters"
+    """What batches of later stages come from: the clusters, groups as large but at random, or everything (an ensemble)."""
+    stage_norm: bool = False
+    """Normalise each stage's features before they are put side by side."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stages < 0 or self.clusters < 1:
+            raise CounterpointError("stages must not be negative and clusters be at least 1")
+        if self.restrict not in ("clusters", "shuffled", "none"):
+            raise CounterpointError(f"restrict is 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
+
+    def facts(self, data: Any) -> dict[str, Any]:
+        return super().facts(data) | {"length": len(data.train)}
+
+
+class MCL:
+    """The base in stages. `encoder`, `projector` and whatever else it has are those of the stage at hand; `earlier` holds the
+    frozen encoders of the stages before."""
+
+    config: Any
+    assigned: Int[Tensor, "stages n"]
+    stage: Int[Tensor, ""]
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)  # type: ignore[call-arg]
+        self.given: SimpleNamespace = data
+        module: Any = self
+        fresh = [self._fresh(stage).encoder for stage in range(1, config.stages + 1)]
+        module.earlier = nn.ModuleList(fresh).requires_grad_(False)
+        module.register_buffer("stage", torch.tensor(0))
+        module.register_buffer("assigned", torch.zeros(config.stages, data.length, dtype=torch.long))
+        self.earlier_epochs = config.epochs * config.stages
+
+    def _fresh(self, stage: int) -> Any:
+        """The base learner as it begins a stage."""
+        base: Any = type(self).__mro__[type(self).__mro__.index(MCL) + 1]
+        state = torch.random.get_rng_state()
+        found = base(self.config, self.given, self.seed * 1009 + stage)  # type: ignore[attr-defined]
+        torch.random.set_rng_state(state)
+        return found
+
+    def begin(self, task: Any) -> None:
+        super().begin(task)  # type: ignore[misc]
+        self.task = task
+        plain = task.batches
+        task.batches = lambda seed, position: _Batches(plain(seed, position), task.rows, self)
+
+    def groups(self) -> NDArray[np.int64] | None:
+        """The pseudo-label of every training example that batches of this stage keep to, or None."""
+        stage = int(self.stage)
+        if stage == 0 or self.config.restrict == "none":
+            return None
+        groups = compose(list(self.assigned[:stage]), self.config.clusters).cpu().numpy()
+        if self.config.restrict == "shuffled":
+            groups = np.random.default_rng([self.seed, stage]).permutation(groups)  # type: ignore[attr-defined]
+        return groups
+
+    def features_by_stage(self, images: Tensor) -> list[Tensor]:
+        """[n, dim] of each stage so far."""
+        module: Any = self
+        found = [module.earlier[t](images) for t in range(int(self.stage))] + [module.encoder(images)]
+        return [unit(x) for x in found] if self.config.stage_norm else found
+
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.cat(self.features_by_stage(images), 1)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        module: Any = self
+        stages = self.features_by_stage(batch["image"])
+        found: dict[str, Any] = {"feature": torch.cat(stages, 1)}
+        if len(stages) > 1:
+            found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
+        if batch.get("part") == "test":
+            found["embedding"] = module.projector(stages[-1])
+        if "views" in batch:
+            found["pair"] = [self.embed(view) for view in batch["views"]]
+        return found
+
+    def configure_optimizers(self) -> Any:
+        found: Any = super().configure_optimizers()  # type: ignore[misc]
+        epochs = self.config.epochs
+        for schedule in found[1]:
+            # The schedule of the stage at hand.
+            schedule.lr_lambdas = [lambda e, f=f: f(e % epochs) for f in schedule.lr_lambdas]
+        return found
+
+    def end_epoch(self, epoch: int) -> None:
+        super().end_epoch(epoch)  # type: ignore[misc]
+        if (epoch + 1) % self.config.epochs == 0 and int(self.stage) < self.config.stages:
+            self._next_stage()
+
+    @torch.no_grad()
+    def _next_stage(self) -> None:
+        module: Any = self
+        stage = int(self.stage)
+        if self.config.restrict != "none":
+            self.assigned[stage] = self._clusters(stage)
+        module.earlier[stage].load_state_dict(module.encoder.state_dict())
+        module.earlier[stage].eval()
+        fresh = self._fresh(stage + 1)
+        own = module.state_dict()
+        for name, value in fresh.state_dict().items():
+            own[name].copy_(value)
+        for optimizer in module.trainer.optimizers:
+            optimizer.state.clear()
+        self.stage.add_(1)
+
+    def _clusters(self, stage: int) -> Tensor:
+        """k-means on the normalised projections of all training images, without augmentation."""
+        module: Any = self
+        split, training, parts = self.task.data.train, module.training, []
+        module.eval()
+        for start in range(0, len(split), BATCH):
+            images = split.images(np.arange(start, min(start + BATCH, len(split))))
+            x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(module.device))
+            parts.append(unit(module.projector(module.encoder(x))).cpu())
+        module.train(training)
+        labels = kmeans(torch.cat(parts), min(self.config.clusters, len(split)), seed=module.seed + stage).labels
+        groups = compose([*self.assigned[:stage].cpu(), labels], self.config.clusters)
+        sizes = groups.unique(return_counts=True)[1]
+        batch = self.config.batch_size
+        if int(sizes.max()) < batch:
+            raise CounterpointError(
+                f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
+                f"{batch}: use fewer --clusters or --stages, or a smaller --batch-size"
+            )
+        lost = int((sizes % batch).sum()) if int(sizes.min()) >= batch else int(sizes[sizes < batch].sum())
+        if lost:
+            module.unseen = lost
+        return labels.to(self.assigned.device)
+
+    def train(self, mode: bool = True) -> Any:
+        found: Any = super().train(mode)  # type: ignore[misc]
+        for encoder in getattr(self, "earlier", ()):
+            encoder.eval()  # frozen, running statistics too
+        return found
+
+
+def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"]:
+    """The representation of all stages: their features side by side, normalised once, so that a stage of longer vectors
+    counts for more (the authors' evaluation).
+
+    >>> integrated([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
+    tensor([[0.6000, 0.8000]])
+    """
+    return F.normalize(torch.cat(list(stages), 1), dim=1)
+
+
+SYSTEM = Addition(
+    slug="mcl",
+    over="simclr",
+    config=MCLConfig,
+    learner=MCL,
+    fits=("task:views",),
+    recipe={"stages": 1, "clusters": 5},
+    claim=Claim(
+        sentence="An easy shared feature suppresses a harder one; a second stage with negatives of one cluster recovers it, and "
+        "neither a plain ensemble of the same size nor shuffled clusters do as well.",
+        data="digit-patterns",
+        setting={
+            "encoder": "mlp-s",
+            "recipe": "digit-patterns",
+            "hidden": 64,
+            "projection": 32,
+            "temperature": 0.1,
+            "optimizer": "adam",
+            "lr": 2e-3 * 256 / 64,
+            "weight_decay": 0.0,
+            "warmup_epochs": 0,
+            "batch_size": 64,
+            "epochs": 25,
+            "evaluate_every": 25,
+            "stages": 1,
+        },
+        arms={
+            "ensemble": {"restrict": "none"},
+            "shuffled": {"restrict": "shuffled"},
+            "mcl": {},
+            "one stage": {"stages": 0},
+        },
+        baseline="ensemble",
+        metric="linear_accuracy_last",
+        data_seeded=True,
+        comparisons=(
+            Comparison("mcl", "ensemble", at_least=0.05),
+            Comparison("mcl", "shuffled", at_least=0.05),
+            Comparison("ensemble", "one stage"),
+        ),
+        quick={"epochs": 2},
+        notes=(
+            "The figure is the linear probe for the digit, the harder feature; chance is 0.1. The pattern's is pattern_accuracy.",
+            "The probe is fitted on all training digits; the card's pilot had 600 labels, and margins of 9 to 15 points.",
+        ),
+    ),
+)

@@ -1,0 +1,165 @@
+"""MCL: the authors' schedule of batches, what pseudo-labels and the representation are, stages, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from counterpoint import catalog, cli, training
+from counterpoint import functional as fn
+from counterpoint.data import digit_patterns
+from counterpoint.engine.fit import fit
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.views.images import RECIPES, ViewPipeline
+
+PARITY = np.load(Path(__file__).parents[1] / "parity" / "mcl.npz")
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_the_schedule_equals_the_authors(case: int) -> None:
+    at = {k.split("/", 1)[1]: PARITY[k] for k in PARITY.files if k.startswith(f"case{case}/")}
+    found = fn.grouped_batches(
+        at["in/pseudo_label"],
+        int(at["param/batch_size"]),
+        list(at["in/permutation"]),
+        int(at["param/world_size"]),
+        int(at["param/rank"]),
+    )
+    assert len(found) == int(at["out/length"])
+    assert np.array_equal(np.array(found), at["out/batches"])
+    groups = at["in/pseudo_label"][np.array(found)]
+    assert np.array_equal(groups[:, 0], at["out/batch_cluster"])
+    assert bool((groups == groups[:, :1]).all())
+
+
+def test_permutations_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"permutations\[0\]"):
+        fn.grouped_batches(np.array([0, 0, 1]), 1, [[0, 0], [0]])
+    with pytest.raises(ValueError, match="1 groups"):
+        fn.grouped_batches(np.array([0, 1]), 1, [[0]])
+
+
+def test_composed_labels_are_the_same_exactly_where_all_stages_agree() -> None:
+    g = torch.Generator().manual_seed(0)
+    stages = [torch.randint(4, (200,), generator=g) for _ in range(3)]
+    found = fn.compose(stages, 4)
+    together = torch.stack(stages)
+    same = (together[:, :, None] == together[:, None]).all(0)
+    assert torch.equal(found[:, None] == found, same)
+    assert torch.equal(fn.compose(stages[:2], 4), stages[0] * 4 + stages[1])
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        fn.compose(stages, 3)
+
+
+def test_stages_side_by_side() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 5, 3, generator=g, dtype=torch.float64)
+    twice = fn.integrated([a, a])
+    torch.testing.assert_close(twice @ twice.T, F.normalize(a, dim=1) @ F.normalize(a, dim=1).T)
+    found = fn.integrated([a, b])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(5, dtype=torch.float64))
+
+
+def _learner(restrict: str = "clusters", epochs: int = 1, stages: int = 1, slug: str = "mcl", **more: object):
+    system = catalog.load_system(slug)
+    config = system.config(
+        encoder="mlp-s", recipe="digit-patterns", hidden=8, projection=8, batch_size=32, epochs=epochs, stages=stages,
+        clusters=4, restrict=restrict, optimizer="adam", lr=0.01, **more,
+    )  # fmt: skip
+    task = training.task_of(system, training.load_source(system, "digit-patterns"), config)
+    return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
+
+
+def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
+    learner, task, config = _learner()
+    seen: list[np.ndarray] = []
+    loss = learner.loss
+
+    def watched(batch):
+        if int(learner.stage) == 1:
+            seen.append(learner.groups()[batch["index"].numpy()])
+        return loss(batch)
+
+    learner.loss = watched
+    rows = fit(learner, task, epochs=config.epochs, evaluate_every=1, bar=False)
+    assert len(rows) == 2
+    assert len(seen) == 1078 // 32
+    assert all(len(set(groups)) == 1 for groups in seen)
+    assert len({int(groups[0]) for groups in seen}) > 1
+    assert {"stage_0_class", "stage_1_class", "stage_0_pattern", "pattern_accuracy"} <= {
+        k.removeprefix("test/") for k in rows[-1]
+    }
+    first, second = learner.earlier[0], learner.encoder
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+    images = torch.randn(4, 3, 8, 8)
+    assert learner.embed(images).shape == (4, 128)
+    assert "What each stage learned" in learner.evaluator.figures
+
+
+def test_the_controls() -> None:
+    shuffled, task, _ = _learner("shuffled")
+    fit(shuffled, task, epochs=1, bar=False)
+    own = np.bincount(fn.compose(list(shuffled.assigned[:1]), 4).numpy(), minlength=4)
+    assert np.array_equal(np.bincount(shuffled.groups(), minlength=4), own)
+    assert not np.array_equal(shuffled.groups(), shuffled.assigned[0].numpy())
+    ensemble, task, _ = _learner("none")
+    fit(ensemble, task, epochs=1, bar=False)
+    assert ensemble.groups() is None
+
+
+def test_over_moco_the_queue_starts_anew() -> None:
+    learner, task, _ = _learner(slug="moco-v2+mcl", queue=64)
+    fit(learner, task, epochs=1, bar=False)
+    assert int(learner.stage) == 1
+
+
+def test_groups_that_no_batch_fits_into_are_an_error() -> None:
+    learner, task, _ = _learner(stages=3)
+    learner.config.batch_size = 700
+    with pytest.raises(CounterpointError, match="fewer --clusters"):
+        fit(learner, task, epochs=1, bar=False)
+
+
+def test_it_trains_resumes_and_shows_what_was_learned(tmp_path: Path) -> None:
+    words = [
+        "train",
+        "mcl",
+        "--data",
+        "digit-patterns",
+        "--encoder",
+        "mlp-s",
+        "--recipe",
+        "digit-patterns",
+        "--epochs",
+        "1",
+    ]
+    assert cli.main([*words, "--batch-size", "64", "--hidden", "8", "--out", str(tmp_path), "--name", "r"]) == 0
+    run = Run.open(tmp_path / "r")
+    assert training.evaluate(run.path)["linear_accuracy"] == pytest.approx(run.metrics()[-1]["test/linear_accuracy"])
+    page = (run.path / "report.html").read_text()
+    for heading in ("What each stage learned", "Nearest neighbours", "Map of the test images"):
+        assert heading in page
+
+
+def test_digit_patterns_and_their_views() -> None:
+    data = digit_patterns.load(seed=3)
+    train, test = data.attributes["pattern"]
+    assert len(train) == len(data.train)
+    assert len(test) == len(data.test)
+    pixels = data.train.images(np.arange(len(data.train)))
+    one = np.flatnonzero(train == train[0])
+    assert all(np.array_equal(pixels[one[0], ..., 1], pixels[n, ..., 1]) for n in one)
+    assert abs(np.corrcoef(data.train.labels, train)[0, 1]) < 0.1
+    with pytest.raises(DataError, match="patterns"):
+        digit_patterns.load(patterns=1)
+    images = torch.from_numpy(pixels[:50]).permute(0, 3, 1, 2)
+    views = ViewPipeline(8, 2, "digit-patterns", mean=None, std=None)(images, torch.Generator().manual_seed(0))
+    assert (views[0][:, 1] - images[:, 1] / 255).std() == pytest.approx(0.05, rel=0.05)
+    assert (views[0][:, 0] - views[1][:, 0]).std() > 0.2
+    assert RECIPES["digit-patterns"][0][0].channels == 1
