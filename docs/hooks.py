@@ -41,6 +41,8 @@ ROOMS = {
     "detect": "A trained run on video files",
     "search": "Embeddings of a set, and search in them",
     "verify": "Claims",
+    "claims": "All claims together",
+    "analyse": "What a run's temperature does",
     "compare": "Several systems on one source of data",
     "functional": "Every function in one namespace",
     "systems": "What a system's file declares",

@@ -20,8 +20,9 @@ import pytest
 import torch
 import yaml
 
-from counterpoint import cli, data
+from counterpoint import claims, cli, data
 from counterpoint.catalog import Entry, entries
+from counterpoint.report.analysis import claims_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -34,6 +35,8 @@ ROOMS = (
         "demo",
         "detect",
         "search",
+        "claims",
+        "analyse",
         "compare",
         "verify",
         "training",
@@ -323,17 +326,11 @@ def test_no_system_imports_another():
                 assert node.module == "counterpoint.systems.base", file
 
 
-def test_the_readme_s_alignment_claims_are_the_records():
+def test_the_readme_s_claims_are_the_records():
+    found = claims.records(ROOT / "results" / "claims")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = (
-        text.partition("<!-- alignment:begin -->")[2].partition("<!-- alignment:end -->")[0].strip().splitlines()[2:]
-    )
-    assert len(shown) == 7
-    for line in shown:
-        slug, arm, against, _, mean, interval, verdict = (cell.strip() for cell in line.strip("|").split("|"))
-        record = json.loads((ROOT / "results" / "claims" / f"{slug.strip('`')}.json").read_text(encoding="utf-8"))
-        first = record["comparisons"][0]
-        assert (arm, against, verdict) == (first["arm"], first["baseline"], record["verdict"])
-        assert len(record["seeds"]) >= 5
-        assert mean == f"{first['mean']:+.3f}"
-        assert interval == f"{first['low']:+.3f} .. {first['high']:+.3f}"
+    shown = text.partition(claims.BEGIN)[2].partition(claims.END)[0].strip()
+    assert shown == claims_table(found)
+    assert all(len(record["seeds"]) >= 5 for record in found)
+    drawn = (ROOT / "results" / "claims" / "claims.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")

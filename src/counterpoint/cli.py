@@ -362,6 +362,74 @@ def compare(
     return 0
 
 
+def analyse(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    temperature_sweep: bool = False,
+    temperatures: Annotated[tuple[float, ...], arg(metavar="T T [T ...]")] = (),
+    seeds: int = 1,
+    jobs: int = 2,
+) -> int:
+    """Say more of a trained run: what its temperature does.
+
+    `--temperature-sweep` trains the run's system anew at several temperatures, all else as in the run, and draws uniformity,
+    tolerance and accuracy over them. Writes RUN/temperature-sweep.json and .html; what is done is kept.
+
+    Args:
+        run: A run directory, of a system that has a temperature (simclr, moco-v2, supcon, ...).
+        temperature_sweep: Train at several temperatures.
+        temperatures: Which. Default: 0.03 0.07 0.1 0.2 0.3 0.5 0.7 1.
+        seeds: How many at each, from the run's own on.
+        jobs: Runs at a time, one thread each.
+    """
+    from counterpoint import analyse as room
+    from counterpoint.report.analysis import write_sweep_report
+
+    if not temperature_sweep:
+        raise CounterpointError("what should be analysed? --temperature-sweep")
+    record = room.temperature_sweep(run, temperatures=temperatures or room.GRID, seeds=seeds, jobs=jobs)
+    found = room.means(record)
+    table = Table(box=None, header_style="bold")
+    for column in ("temperature", *found):
+        table.add_column(column, justify="right")
+    for number, t in enumerate(record["temperatures"]):
+        table.add_row(f"{t:g}", *(f"{values[number]:.4f}" for values in found.values()))
+    _console().print(table)
+    page = write_sweep_report(record, Path(run) / "temperature-sweep.html")
+    _say(f"Record: {Path(run) / 'temperature-sweep.json'}  Page: {page}")
+    return 0
+
+
+def claims(
+    *,
+    out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
+    into: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = (),
+) -> int:
+    """Show all recorded claims together; draws OUT/claims.svg.
+
+    Args:
+        out: Where the records are.
+        into: Markdown files whose table of claims, between its two markers, is written anew.
+    """
+    from counterpoint import claims as room
+    from counterpoint.report.analysis import first_of
+
+    found = room.write(out, into)
+    table = Table(box=None, header_style="bold")
+    for column in ("system", "arm", "against", "mean gain", "95 % interval", "seeds", "verdict"):
+        table.add_column(column)
+    for record in found:
+        pair = first_of(record)
+        interval = "-" if pair["low"] is None else f"{pair['low']:+.3f} .. {pair['high']:+.3f}"
+        said = f"{pair['mean']:+.3f}"
+        table.add_row(
+            record["slug"], pair["arm"], pair["baseline"], said, interval, str(len(record["seeds"])), record["verdict"]
+        )
+    _console().print(table)
+    _say(f"Drawing: {out / 'claims.svg'}")
+    return 0
+
+
 def detect(
     videos: Annotated[Positional[tuple[Path, ...]], arg(metavar="VIDEO [VIDEO ...]")],
     *,
@@ -565,6 +633,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": evaluate,
     "verify": verify,
+    "claims": claims,
+    "analyse": analyse,
     "compare": compare,
     "detect": detect,
     "embed": embed,

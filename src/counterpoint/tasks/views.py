@@ -124,6 +124,7 @@ class ViewsLearner(ImageLearner):
     """An encoder and a projector. Subclasses write `loss(batch)` on batch["views"], and what else they need."""
 
     crops: ClassVar[int] = 2
+    compares: ClassVar[bool] = True  # whether the projector gives rows that the loss compares
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -144,7 +145,7 @@ class ViewsLearner(ImageLearner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = super().predict(batch)
-        if batch.get("part") == "test":
+        if batch.get("part") == "test" and self.compares:
             found["embedding"] = self.projector(found["feature"])
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]

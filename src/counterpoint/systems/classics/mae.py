@@ -263,6 +263,7 @@ class MAE(ViewsLearner):
     """Encodes a quarter of the patches and reconstructs the others."""
 
     crops = 1
+    compares = False
     encoder: VisionTokens
 
     def build_projector(self, dim: int) -> Decoder:

@@ -90,11 +90,11 @@ def grouped_batches(
         lists.append(members[order[:used][rank::world_size]].tolist())
     if int(labels.max(initial=-1)) >= len(lists):
         raise ValueError(f"permutations are of {len(lists)} groups, labels go up to {labels.max()}")
-    out = []
+    out: list[list[int]] = []
     while any(lists):
-        for members in lists:
-            if members:
-                out.append([members.pop() for _ in range(batch_size)])
+        for left in lists:
+            if left:
+                out.append([left.pop() for _ in range(batch_size)])
     return out
 
 

@@ -1,0 +1,93 @@
+"""The sweep over temperatures, and all claims together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from counterpoint import analyse, claims, cli
+
+WORDS = ["--data", "digits?size=8&train=80", "--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "40"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    assert (
+        cli.main(["train", "simclr", *WORDS, "--epochs", "2", "--hidden", "8", "--out", str(out), "--name", "r"]) == 0
+    )
+    assert (
+        cli.main(["train", "byol", *WORDS, "--epochs", "1", "--hidden", "8", "--out", str(out), "--name", "byol"]) == 0
+    )
+    return out / "r"
+
+
+def test_a_sweep_writes_a_record_and_a_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["analyse", str(run), "--temperature-sweep", "--temperatures", "0.1", "1.0", "--jobs", "1"]
+    assert cli.main(words) == 0
+    record = json.loads((run / "temperature-sweep.json").read_text())
+    assert record["temperatures"] == [0.1, 1.0]
+    assert set(record["measures"]) == set(analyse.MEASURES)
+    assert record["measures"]["embedding_uniformity"][0] != record["measures"]["embedding_uniformity"][1]
+    page = (run / "temperature-sweep.html").read_text()
+    assert "tolerance" in page
+    assert "<svg" in page
+    kept = sorted((run / ".sweep").glob("*.json"))
+    stamps = [file.stat().st_mtime_ns for file in kept]
+    assert cli.main(words) == 0  # nothing is trained again
+    assert [file.stat().st_mtime_ns for file in kept] == stamps
+    assert "0.1" in capsys.readouterr().out
+
+
+def test_what_cannot_be_swept_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([str(run)], "--temperature-sweep"),
+        ([str(run.parent / "byol"), "--temperature-sweep"], "no setting temperature"),
+        ([str(run), "--temperature-sweep", "--temperatures", "0.1"], "at least two"),
+        ([str(run.parent / "none"), "--temperature-sweep"], "none"),
+    ):
+        assert cli.main(["analyse", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def _record(slug: str, mean: float, verdict: str) -> dict[str, object]:
+    pair = {
+        "arm": "method",
+        "baseline": "plain",
+        "metric": "m_last",
+        "mean": mean,
+        "low": mean - 0.1,
+        "high": mean + 0.1,
+    }
+    return {"slug": slug, "metric": "m_last", "comparisons": [pair], "seeds": [0, 1], "verdict": verdict}
+
+
+def test_all_claims_are_drawn_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for slug, mean, verdict in (("mochi", 0.4, "holds"), ("cwcl", -0.2, "reversed"), ("dcl-quick", 9.0, "holds")):
+        (tmp_path / f"{slug}.json").write_text(json.dumps(_record(slug, mean, verdict)))
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    assert cli.main(["claims", "--out", str(tmp_path), "--into", str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "\nold\n" not in text
+    assert "| `mochi` | method | plain | m | +0.400 | +0.300 .. +0.500 | 2 | holds |" in text
+    assert "dcl-quick" not in text
+    assert "reversed" in capsys.readouterr().out
+    drawn = (tmp_path / "claims.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert drawn == (cli.main(["claims", "--out", str(tmp_path)]), (tmp_path / "claims.svg").read_text())[1]
+
+
+def test_no_records_or_markers_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["claims", "--out", str(tmp_path)]) == 2
+    assert "no claims are recorded" in capsys.readouterr().err
+    (tmp_path / "mochi.json").write_text(json.dumps(_record("mochi", 0.4, "holds")))
+    (tmp_path / "page.md").write_text("nothing")
+    assert cli.main(["claims", "--out", str(tmp_path), "--into", str(tmp_path / "page.md")]) == 2
+    assert "block" in capsys.readouterr().err
+    (tmp_path / "mochi.json").write_text("{")
+    assert cli.main(["claims", "--out", str(tmp_path)]) == 2
