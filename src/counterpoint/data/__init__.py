@@ -120,6 +120,15 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "speech",
+            "aligned",
+            "counterpoint.data.speech",
+            "icons, their names and the names spoken in many voices; or things that two modalities together tell (?pairing=m3)",
+            "icons as of glyphs; espeak NG, which speaks, is GPL-3.0",
+            "4,000 + 1,000 triplets and 1,000 in unheard voices, spoken once (seconds) into 115 MB",
+            needs="speech",
+        ),
+        Source(
             "scores",
             "aligned",
             "counterpoint.data.scores",

@@ -73,6 +73,7 @@ def claims_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def claims_drawing(records: Sequence[Mapping[str, Any]]) -> str:
     """All claims as a drawing of their effects with intervals, a whole SVG file."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -102,5 +103,6 @@ def claims_drawing(records: Sequence[Mapping[str, Any]]) -> str:
     axes.grid(axis="y", color="#d0d7de", lw=0.5)
     axes.set_axisbelow(True)
     out = io.StringIO()
-    drawn.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    with mpl.rc_context({"svg.hashsalt": "claims"}):  # the same records give the same file
+        drawn.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
