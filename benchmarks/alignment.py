@@ -140,15 +140,16 @@ def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, floa
     return time.perf_counter() - started, value.item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(cases: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]], out: Path, said: str | None) -> None:
+    """Time every case at its sizes, ours and the transcription in turn, and write the record."""
+    parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     record: dict[str, Any] = {"dim": DIM, "threads": options.threads, "rounds": options.rounds, "cases": {}}
-    for name, (make, sizes) in CASES.items():
+    for name, (make, sizes) in cases.items():
         for n in sizes:
             inputs, ours, plain = make(n)
             timed(inputs, ours), timed(inputs, plain)
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(CASES, OUT, __doc__)

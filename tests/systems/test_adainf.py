@@ -59,6 +59,14 @@ def test_two_views_each_are_nt_xent():
         fn.ntxent_by_index(z1, torch.arange(6))
 
 
+def test_many_views_are_sought_in_the_matrix(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    z, index = torch.randn(30, 4, generator=g, dtype=torch.float64), torch.arange(30) % 7
+    few = fn.ntxent_by_index(z, index, 0.3)
+    monkeypatch.setattr("counterpoint.systems.images.adainf.FEW", 1)
+    torch.testing.assert_close(fn.ntxent_by_index(z, index, 0.3), few)
+
+
 def test_an_inflated_split_reads_what_inflate_writes():
     rng = np.random.default_rng(0)
     real, made = (rng.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8) for n in (3, 4))

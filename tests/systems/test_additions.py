@@ -17,6 +17,7 @@ from counterpoint.core.memory import Queue
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.images.hard_contrastive import Below, nearest
+from counterpoint.systems.images.mochi import mixed_losses
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mochi.npz")
 SMALL = ["--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "64", "--epochs", "1", "--hidden", "16"]
@@ -74,6 +75,29 @@ def test_a_mixture_with_the_query_is_harder_than_its_parent() -> None:
     torch.testing.assert_close(
         made, (beta + (1 - beta) * c) / (beta**2 + (1 - beta) ** 2 + 2 * beta * (1 - beta) * c).sqrt()
     )
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_losses_without_vectors_are_those_of_the_vectors(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not held:
+        monkeypatch.setattr("counterpoint.core.compared.WHOLE", 0)
+    g = torch.Generator().manual_seed(0)
+    query, key, queue = _rows(5, 6).requires_grad_(), _rows(5, 6, seed=1), _rows(40, 6, seed=2)
+    random = torch.rand(5, 9, 3, generator=g, dtype=torch.float64)
+    (way,) = directions(Compared("queue", query, key, 0.2, None, queue))
+    found = mixed_losses(way, 0.2, random, 8, 6)
+    hard = (query.detach() @ queue.T).topk(8, dim=1).indices
+    at = (random[..., :2] * 8).long()
+    one, other = hard.gather(1, at[..., 0]), hard.gather(1, at[..., 1])
+    logits = fn.mochi_logits(
+        query, key, queue, one[:, :6], other[:, :6], random[:, :6, 2], one[:, 6:], random[:, 6:, 2] / 2, 0.2
+    )
+    losses = F.cross_entropy(logits, torch.zeros(5, dtype=torch.long), reduction="none")
+    torch.testing.assert_close(found.losses, losses)
+    wanted = torch.autograd.grad(losses.sum(), query)[0]
+    torch.testing.assert_close(torch.autograd.grad(found.losses.sum(), query)[0], wanted)
+    assert torch.equal(found.first, logits[:, 0] > logits[:, 1:41].amax(1))
+    assert torch.equal(found.first_of_all, logits[:, 0] > logits[:, 1:].amax(1))
 
 
 def test_forbidden_keys_are_not_mixed() -> None:

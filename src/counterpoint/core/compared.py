@@ -28,6 +28,8 @@ from counterpoint.core.contrast import (
 )
 from counterpoint.core.distributed import gather_rows, place
 
+WHOLE = 2**22  # similarities of a direction that are held at once, with their gradient: 16 MiB in float32
+
 Form = Literal["views", "queue", "pairs", "predicted"]
 
 
@@ -77,6 +79,15 @@ class Direction:
                 for rule in self.exclude:
                     rule.exclude(s, part, slice(0, len(self.bank)))
                 yield part, s
+
+    def whole(self, temperature: float | Tensor) -> Float[Tensor, "m keys"] | None:
+        """All similarities with the bank with their gradient, -inf where excluded; None where they are too many to be held."""
+        if len(self.query) * len(self.bank) > WHOLE:
+            return None
+        s = scaled(self.query, temperature) @ self.bank.T
+        for rule in self.exclude:
+            rule.exclude(s, slice(0, len(self.query)), slice(0, len(self.bank)))
+        return s
 
     def positives(self, temperature: float | Tensor) -> Float[Tensor, " m"]:
         """Similarity with the positive."""

@@ -28,11 +28,12 @@ from torch import Tensor
 
 from counterpoint.core.compared import Compared, unit
 from counterpoint.core.contrast import Diagonal, Labels, scaled
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.data.generated import InflatedImages, generated_images
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
+FEW = 9  # views of an image up to which positives are listed instead of sought in the matrix
 SMALL = 10_000  # real images below which copies of one are positives
 
 
@@ -57,8 +58,26 @@ def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], tempera
         raise ValueError("index: a row is the only view of its image; each needs at least two")
     x = scaled(unit(z), temperature**0.5)
     total = batch_logsumexp(x, exclude=Diagonal()).rows
-    positive = batch_logsumexp(x, exclude=(Diagonal(), Labels(everyone, same=False))).rows
+    if int(counts.max()) > FEW:
+        positive = batch_logsumexp(x, exclude=(Diagonal(), Labels(everyone, same=False))).rows
+    else:  # each row's few positives one by one
+        places, there = _positives(index, everyone, place(len(x), x.device).offset)
+        near = torch.linalg.vecdot(x[:, None], gather_rows(x)[places])
+        positive = near.masked_fill(~there, -torch.inf).logsumexp(1)
     return global_mean(total - positive)
+
+
+def _positives(index: Tensor, everyone: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """Of each row the places of the other rows of its number, padded, and which of them are there."""
+    order = everyone.argsort(stable=True)
+    _, inverse, counts = everyone.unique(return_inverse=True, return_counts=True)
+    start = counts.cumsum(0) - counts
+    own = inverse[offset : offset + len(index)]
+    slot = torch.arange(int(counts.max()), device=index.device)
+    at = (start[own][:, None] + slot).clamp(max=len(order) - 1)
+    places = order[at]
+    itself = offset + torch.arange(len(index), device=index.device)
+    return places, (slot < counts[own][:, None]) & (places != itself[:, None])
 
 
 class Inflated(NamedTuple):

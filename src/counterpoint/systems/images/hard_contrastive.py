@@ -144,6 +144,19 @@ def nearest(way: Direction, keep_fraction: float) -> tuple[Int[Tensor, "m kept"]
     return torch.cat([F.pad(part, (0, widest - part.shape[1]), value=-1) for part in indices]), torch.cat(thresholds)
 
 
+def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: float) -> Float[Tensor, " m"]:
+    """The hard contrastive loss (Eq. 8) of every anchor. A matrix of moderate size is held; a larger one is walked through
+    twice, for the thresholds and for the loss, in memory linear in anchors and bank."""
+    positive, s = way.positives(temperature), way.whole(temperature)
+    if s is not None:
+        admitted = (s.detach() > -torch.inf).sum(1)
+        if int(admitted.min()) == int(admitted.max()) > 0:
+            kept = s.topk(max(1, int(keep_fraction * int(admitted[0]))), dim=1).values
+            return softplus(kept.logsumexp(1) - positive)
+    _, thresholds = nearest(way, keep_fraction)
+    return softplus(way.negatives(temperature, Below(thresholds / temperature)) - positive)
+
+
 class HardContrastive:
     """The base's comparison with the nearest negatives alone, weighed by the softmax or all alike."""
 
@@ -156,10 +169,10 @@ class HardContrastive:
             return super().objective(compared, batch)  # type: ignore[misc]
         losses = []
         for way in directions(compared):
-            index, thresholds = nearest(way, config.keep_fraction)
             if config.push == "softmax":
-                found = softplus(way.negatives(t, Below(thresholds / t)) - way.positives(t))
+                found = hard_losses(way, t, config.keep_fraction)
             else:
+                index, _ = nearest(way, config.keep_fraction)
                 there = index >= 0
                 mean = F.embedding_bag(
                     index[there], way.bank, torch.cat([index.new_zeros(1), there.sum(1).cumsum(0)[:-1]]), mode="mean"

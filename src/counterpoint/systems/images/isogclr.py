@@ -74,11 +74,12 @@ class _Surrogate(torch.autograd.Function):
             logits = s / tau[part, None].to(s)
             for rule in rules:
                 rule.exclude(logits, part, slice(0, len(bank)))
-            logs = logits.logsumexp(1)
-            p = (logits - logs[:, None]).exp()
-            mean = (p * s).sum(1)
-            weight = weigh(part, logs, mean, logits.amax(1)).to(s)
-            p.mul_(weight[:, None])
+            top = logits.amax(1)
+            p = logits.sub_(top[:, None]).exp_()
+            sums = p.sum(1)
+            mean = torch.linalg.vecdot(p, s) / sums
+            weight = weigh(part, sums.log() + top, mean, top).to(s)
+            p.mul_((weight / sums)[:, None])
             total = total + (weight * mean).sum()
             to_query[part] = p @ bank
             to_bank.addmm_(p.T, query[part])

@@ -18,14 +18,14 @@ hardest. The authors' training code was not found; numbers are checked against a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.compared import Compared, Direction, directions, unit
-from counterpoint.core.contrast import softplus
+from counterpoint.core.contrast import scaled, softplus
 from counterpoint.core.distributed import global_mean
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
@@ -125,6 +125,78 @@ class MoCHiConfig(AdditionConfig):
             raise CounterpointError("hardest must be at least 1; mixed, mixed_query and mixing_from not negative")
 
 
+class Mixed(NamedTuple):
+    """Of every anchor: its loss, and whether its positive is nearer than its own negatives, and than the synthetic ones too."""
+
+    losses: Float[Tensor, " m"]
+    first: Bool[Tensor, " m"]
+    first_of_all: Bool[Tensor, " m"]
+
+
+def mixed_losses(
+    way: Direction, temperature: float | Tensor, random: Float[Tensor, "m s 3"], hardest: int, pairs: int
+) -> Mixed:
+    """InfoNCE of every anchor with synthetic negatives beside its own.
+
+    Args:
+        way: anchors, positives and negatives.
+        temperature: > 0.
+        random: uniform numbers of each synthetic negative: two places among the hardest, and a share.
+        hardest: N; fewer where an anchor has fewer negatives.
+        pairs: the first so many are made of two negatives, the others of one and the anchor.
+
+    A synthetic negative is a constant u / |u| with u a sum of two rows, so its similarity with the anchor is a sum of two
+    similarities over |u|, and |u|^2 is told by the cosine of the two: neither it nor its gradient is ever a vector. A matrix
+    of similarities of moderate size is computed once; a larger one in parts, without being held.
+    """
+    t, q = temperature, way.query
+    positive, whole = way.positives(t), way.whole(t)
+    parts = way.parts() if whole is None else iter([(slice(0, len(q)), whole.detach() * t)])
+    closest, chosen = [], []
+    with torch.no_grad():
+        for part, s in parts:
+            many = min(hardest, int((s > -torch.inf).sum(1).min()))
+            if many < 1:
+                raise CounterpointError("a query has no negatives to mix: use a larger batch or queue")
+            values, places = s.topk(many if random.shape[1] else 1, dim=1)
+            closest.append(values[:, 0] / t)
+            at = (random[part, :, :2] * many).long().clamp_(max=many - 1).flatten(1)
+            chosen.append(places.gather(1, at).view(*at.shape[:1], -1, 2) if random.shape[1] else at.view(len(s), 0, 2))
+    first = positive.detach() > torch.cat(closest)
+    own = way.negatives(t) if whole is None else whole.logsumexp(1)
+    if not random.shape[1]:
+        return Mixed(softplus(own - positive), first, first)
+    rows = torch.cat(chosen)
+
+    def similarity(index: Tensor) -> Tensor:
+        if whole is not None:
+            return whole.gather(1, index)
+        return torch.linalg.vecdot(scaled(q, t)[:, None], way.bank[index])
+
+    with torch.no_grad():
+        pairs_apart = torch.linalg.vecdot(way.bank[rows[:, :pairs, 0]], way.bank[rows[:, :pairs, 1]])
+    alpha, beta = random[:, :pairs, 2].to(q), random[:, pairs:, 2].to(q) / 2
+    one, other = (similarity(rows[:, :pairs, side]) for side in (0, 1))
+    single = similarity(rows[:, pairs:, 0])
+    itself = (scaled(q, t) * q.detach()).sum(1, keepdim=True)  # the query in a mixture is a constant
+    made = torch.cat(
+        [
+            (alpha * one + (1 - alpha) * other) / _length(alpha, pairs_apart),
+            (beta * itself + (1 - beta) * single) / _length(beta, single.detach() * t),
+        ],
+        1,
+    )
+    above = first & (positive.detach() > made.detach().amax(1))
+    return Mixed(softplus(torch.logaddexp(own, made.logsumexp(1)) - positive), first, above)
+
+
+def _length(share: Tensor, cosine: Tensor) -> Tensor:
+    """|share a + (1 - share) b| of unit rows with this cosine, constant and not 0."""
+    with torch.no_grad():
+        square = share**2 + (1 - share) ** 2 + 2 * share * (1 - share) * cosine
+        return square.clamp(min=1e-24).sqrt()
+
+
 class MoCHi:
     """The base's comparison with synthetic negatives beside its own."""
 
@@ -140,57 +212,19 @@ class MoCHi:
         return found | {"drawn": drawn[mine]}
 
     def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
-        base: dict[str, Tensor] = super().objective(compared, batch)  # type: ignore[misc]
-        config = self.config
+        config, n = self.config, len(compared.query)
         mixing = self.position.epoch >= config.mixing_from  # type: ignore[attr-defined]
-        mixing = mixing and config.mixed + config.mixed_query > 0
-        t, n = compared.temperature, len(compared.query)
         drawn = batch["drawn"][:n].to(compared.query.device)
-        losses, hits, hits_made = [], [], []
+        drawn = drawn if mixing else drawn[:, :, :0]
+        parts = []
         for number, way in enumerate(directions(compared)):
-            positive, closest = way.positives(t), torch.cat([part.amax(1) for _, part in way.parts()]) / t
-            among = positive > closest
-            hits.append(global_mean(among.float()))
-            if not mixing:
-                hits_made.append(hits[-1])
-                continue
             # Of "views" both sides are anchors of one direction, of "pairs" each of its own.
             random = drawn.transpose(0, 1).flatten(0, 1) if len(way.query) == 2 * n else drawn[:, number]
-            made = torch.bmm(self._made(way, random), way.query[:, :, None])[:, :, 0] / t
-            losses.append(global_mean(softplus(torch.logaddexp(way.negatives(t), made.logsumexp(1)) - positive)))
-            hits_made.append(global_mean((among & (positive > made.amax(1))).float()))
-        return base | {
-            "loss": torch.stack(losses).mean() if mixing else base["loss"],
-            "proxy_accuracy": torch.stack(hits).mean(),
-            "proxy_accuracy_mixed": torch.stack(hits_made).mean(),
-        }
-
-    def _made(self, way: Direction, random: Float[Tensor, "m s 3"]) -> Float[Tensor, "m s dim"]:
-        """Synthetic negatives of each anchor, constants."""
-        config, parts = self.config, []
-        with torch.no_grad():
-            for part, s in way.parts():
-                allowed = int((s > -torch.inf).sum(1).min())
-                if allowed < 1:
-                    raise CounterpointError("a query has no negatives to mix: use a larger batch or queue")
-                many = min(config.hardest, allowed)
-                places = s.topk(many, dim=1).indices
-                draws = random[part]
-                at = (draws[..., :2] * many).long().clamp_(max=many - 1)
-                first = way.bank[places.gather(1, at[..., 0])]
-                query = way.query[part, None].expand(-1, config.mixed_query, -1)
-                split = config.mixed
-                second = way.bank[places.gather(1, at[:, :split, 1])]
-                parts.append(
-                    torch.cat(
-                        [
-                            mixed(first[:, :split], second, draws[:, :split, 2]),
-                            mixed(query, first[:, split:], draws[:, split:, 2] / 2),
-                        ],
-                        1,
-                    )
-                )
-        return torch.cat(parts)
+            pairs = min(config.mixed, random.shape[1])
+            found = mixed_losses(way, compared.temperature, random, config.hardest, pairs)
+            parts.append([global_mean(found.losses), *(global_mean(x.float()) for x in found[1:])])
+        loss, first, first_of_all = torch.stack([torch.stack(part) for part in parts]).mean(0)
+        return {"loss": loss, "proxy_accuracy": first.detach(), "proxy_accuracy_mixed": first_of_all.detach()}
 
 
 SYSTEM = Addition(
