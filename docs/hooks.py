@@ -276,6 +276,8 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
+        if base.__name__.endswith("Config") and "With" in base.__name__:  # made by a composition, without a source
+            continue
         body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
