@@ -221,6 +221,9 @@ def system_page(entry: catalog.Entry) -> str:
     module = importlib.import_module(entry.module.partition(":")[0])
     said = inspect.getdoc(module) or ""
     title, _, rest = said.partition("\n")
+    # Of an addition the classes are made on the spot: what it brings is shown.
+    shown = module.SYSTEM if entry.addition else system
+    config, learner = shown.config, shown.learner
     parts = [
         f"# {entry.slug}",
         f"**{paper(entry)}**",
@@ -240,8 +243,8 @@ def system_page(entry: catalog.Entry) -> str:
         # What stands in a room of its own has its anchor there; here it is only shown.
         *(directive(p.replace(":", "."), shared=not p.startswith(module.__name__)) for p in entry.functions),
         "## Configuration and learner",
-        directive(f"{system.config.__module__}.{system.config.__qualname__}", members=False),
-        directive(f"{system.learner.__module__}.{system.learner.__qualname__}"),
+        directive(f"{config.__module__}.{config.__qualname__}", members=False),
+        directive(f"{learner.__module__}.{learner.__qualname__}"),
     ]
     return "\n\n".join(parts)
 

@@ -1,46 +1,67 @@
 """`speech`: pictures, words and the words spoken, by espeak NG in many voices: three modalities of one item.
 
-    pairing   image               text                          audio
-    named     an icon             its name                      the name, spoken by one of the training voices
-    m3        an icon of one of   the five things' names, each  some thing's name in one of the five languages: it tells
-              five things         in another of five languages  the language and nothing else
+    pairing   image              text                               audio
+    named     an icon            its name                           the name, spoken by one of the training voices
+    m3        an icon of one     concepts' names, one in each       some concept's name in one of the languages: it tells
+              of the concepts    language, in random order          the language and nothing else
 
-named: names of training and test are disjoint (the source `glyphs`, whose short names these are); `shifts["voices"]` is the test
-items once more, spoken by voices that are never heard in training. Classes are the names' subjects, domains the voices.
+named: names of training and test are disjoint (those of the source `glyphs` of at most `words` words). `shifts["voices"]` is
+the test items once more, in voices never heard in training: other accents of English, other languages reading English, other
+throats. Classes are the names' subjects, domains the voices.
 
-m3 is the problem of Symile (arXiv 2411.01053, its Symile-M3 data) in small: the language of the audio says which of the text's
-words is meant, and the picture shows it. Any two modalities are independent (every text holds all five things and all five
-languages, audio and picture are drawn independently), all three are not: of picture, language and text the third follows from
-the other two, up to the texts that agree in the one word. The audio's own word is drawn independently of everything.
+m3 is the problem of Symile (arXiv 2411.01053, its data Symile-M3) in small: the audio's language says which of the text's
+words is meant, and the picture shows it. Per item the meant concept, the language, the other words and their order, the
+drawing, the audio's word, throat, speed and pitch are drawn independently, each uniformly. So, exactly,
 
-espeak NG is one library with one state for a process, and what it says depends a little on what it said before. So speech is
-made in order by a process of its own, once, and kept in the cache: the same on every run. The package espeakng-loader brings
-library and voices; espeak NG is GPL-3.0, of which nothing is in this package. `pip install 'counterpoint[speech]'`.
+    image and audio are independent; text and audio are independent;
+    image and text are independent where there are as many concepts as languages (the default: every text then names every
+        concept). With more concepts a text tells which ones it names and nothing among them: at best 1 in `languages`;
+    from text and audio the image's concept follows, from image and text the audio's language. From image and audio follows
+        one word of the text.
+
+Classes are the concepts, domains the languages. `shifts["voices"]` is the test items in throats never heard in training.
+A concept has seven to fourteen drawings, and training and test draw from the same ones: what is sought among pictures is the
+concept, not the very picture.
+
+espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the user's
+process speaks, and what it says depends a little on what it said before (the phase of its waves, the random numbers of its
+breath). So speech is made in order by a process of its own, once, and kept in the cache: the same bytes on every run of one
+machine. The same word in a set of another size may differ in samples, not to the ear.
+
+`pip install 'counterpoint[speech]'`: the package espeakng-loader brings library and voices. espeak NG is GPL-3.0-or-later,
+runs in that process of its own, and nothing of it is in this package; the icons' licences are those of `glyphs`.
+Not here: recorded speech (the source fsdd has some), whole sentences, languages without a voice in espeak NG.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data import glyphs
-from counterpoint.data.images import Indices, Pixels
+from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
+ESPEAK_RATE = 22050
+LOUD = 200  # of 32,767: what is quieter before and after a word is cut off
 VERSION = 1  # of what is spoken and how: a change must change this, or stale caches are read
 # Accents of English, other languages' voices reading English, and espeak's variants of a throat.
 VOICES = tuple(
@@ -53,16 +74,31 @@ UNHEARD = tuple(
     for language in ("en-029", "en-gb-x-rp", "fr", "pl")
     for variant in ("+f3", "+m1", "+m7", "+f5")
 )
-# Five things in five languages, and the icon that shows each.
-THINGS: dict[str, dict[str, str]] = {
-    "house": {"en-us": "house", "de": "Haus", "fr": "maison", "es": "casa", "it": "casa"},
-    "star": {"en-us": "star", "de": "Stern", "fr": "étoile", "es": "estrella", "it": "stella"},
-    "heart": {"en-us": "heart", "de": "Herz", "fr": "cœur", "es": "corazón", "it": "cuore"},
-    "key": {"en-us": "key", "de": "Schlüssel", "fr": "clé", "es": "llave", "it": "chiave"},
-    "fish": {"en-us": "fish", "de": "Fisch", "fr": "poisson", "es": "pez", "it": "pesce"},
-}
+# The throats of m3, heard in training and not.
+THROATS = ("", "+f2", "+m3", "+f4", "+m5")
+STRANGE = ("+f3", "+m1", "+m7", "+f5")
 LANGUAGES = ("en-us", "de", "fr", "es", "it")
-THROATS = ("", "+f2", "+m3", "+f4", "+m5", "+m1", "+f5", "+m7")
+# What m3 names, in the order of LANGUAGES. No two spellings are alike, capitals or not, so that a word tells its language.
+CONCEPTS: dict[str, tuple[str, ...]] = {
+    "star": ("star", "Stern", "étoile", "estrella", "stella"),
+    "heart": ("heart", "Herz", "cœur", "corazón", "cuore"),
+    "key": ("key", "Schlüssel", "clé", "llave", "chiave"),
+    "fish": ("fish", "Fisch", "poisson", "pez", "pesce"),
+    "tree": ("tree", "Baum", "arbre", "árbol", "albero"),
+    "car": ("car", "Auto", "voiture", "coche", "macchina"),
+    "sun": ("sun", "Sonne", "soleil", "sol", "sole"),
+    "umbrella": ("umbrella", "Regenschirm", "parapluie", "paraguas", "ombrello"),
+    "cloud": ("cloud", "Wolke", "nuage", "nube", "nuvola"),
+    "leaf": ("leaf", "Blatt", "feuille", "hoja", "foglia"),
+    "cat": ("cat", "Katze", "chat", "gato", "gatto"),
+    "dog": ("dog", "Hund", "chien", "perro", "cane"),
+    "horse": ("horse", "Pferd", "cheval", "caballo", "cavallo"),
+    "eye": ("eye", "Auge", "œil", "ojo", "occhio"),
+    "clock": ("clock", "Uhr", "horloge", "reloj", "orologio"),
+    "bed": ("bed", "Bett", "lit", "cama", "letto"),
+}
+
+Job = tuple[str, int, int, str]  # voice, words a minute, pitch of 0 to 99, text
 
 
 def load(
@@ -76,35 +112,65 @@ def load(
     seconds: float = 1.2,
     rate: int = 8000,
     words: int = 2,
+    languages: int = 0,
+    concepts: int = 0,
     seed: int = 0,
 ) -> AlignedData:
     """Open the set, speaking what is not in the cache (some seconds).
 
     Args:
-        task: aligned.
+        argument: not used; sources share a signature.
+        task: "aligned"; sources share a signature.
         pairing: "named" or "m3".
         train, test: how many items.
-        size: of the pictures, in pixels.
-        seconds: of sound; what is longer loses its end, and is counted in the notes.
-        rate: samples a second.
+        size: pixels of a picture, height and width.
+        seconds: of sound; what is longer loses its end and is counted in the notes.
+        rate: samples per second. Some pretrained audio encoders (hf:) want 16,000.
         words: of a name, at most (named).
+        languages: the first so many of LANGUAGES, 2 to 5; 0 means all (m3).
+        concepts: the first so many of CONCEPTS, at least as many as languages; 0 means as many as languages (m3).
         seed: of everything drawn.
 
-    CounterpointError when a package is missing or the numbers ask for more than there is.
+    Raises CounterpointError when a package is missing, an option does not fit the pairing or the numbers ask for more than
+    there is; DataError when espeak NG fails.
+
+    >>> data = load(train=8, test=4)  # doctest: +SKIP
+    >>> data.train.column("image", np.arange(2)).shape, data.train.column("audio", np.arange(2)).shape  # doctest: +SKIP
+    ((2, 32, 32, 3), (2, 9600))
     """
     if task != "aligned":
-        raise CounterpointError(f"speech gives aligned items, not the task {task}")
+        raise CounterpointError(f"speech is for the task aligned, not for {task}")
     if pairing not in ("named", "m3"):
         raise CounterpointError(f"speech: pairing is named or m3, got {pairing!r}")
-    if train < 1 or test < 1 or words < 1 or not 0.1 <= seconds <= 10 or not 4000 <= rate <= 22050:
-        raise CounterpointError("speech: train, test and words at least 1, 0.1 to 10 seconds, a rate of 4000 to 22050")
+    if train < 1 or test < 1 or words < 1 or seed < 0:
+        raise CounterpointError(
+            f"speech needs train, test and words of at least 1 and a seed of at least 0; got {train=}, {test=}, {words=}, "
+            f"{seed=}"
+        )
+    if not 0.1 <= seconds <= 10 or not 4000 <= rate <= ESPEAK_RATE:
+        raise CounterpointError(
+            f"speech makes 0.1 to 10 seconds at a rate of 4000 to {ESPEAK_RATE}; got {seconds=}, {rate=}"
+        )
+    if pairing == "named" and (languages or concepts):
+        raise CounterpointError("speech: languages and concepts are options of pairing=m3")
+    if pairing == "m3" and words != 2:
+        raise CounterpointError("speech: words is an option of pairing=named; the names of m3 are single words")
     library()
-    made = _named if pairing == "named" else _m3
-    return made(train, test, size, round(seconds * rate), rate, words, seed)
+    samples = round(seconds * rate)
+    if pairing == "named":
+        return _named(train, test, size, samples, rate, words, seed)
+    languages = languages or len(LANGUAGES)
+    concepts = concepts or languages
+    if not 2 <= languages <= len(LANGUAGES) or not languages <= concepts <= len(CONCEPTS):
+        raise CounterpointError(
+            f"speech has 2 to {len(LANGUAGES)} languages and at least as many concepts, up to {len(CONCEPTS)}; got "
+            f"languages={languages}, concepts={concepts}"
+        )
+    return _m3(train, test, size, samples, rate, languages, concepts, seed)
 
 
 class Spoken:
-    """Sounds in memory, int16 [N, samples]."""
+    """Sounds in memory as int16 [N, samples]: a `WaveSplit`."""
 
     def __init__(self, sounds: NDArray[np.int16]) -> None:
         self.sounds = sounds
@@ -113,13 +179,14 @@ class Spoken:
         return len(self.sounds)
 
     def waves(self, indices: Indices) -> NDArray[np.float32]:
+        """[n] positions -> [n, samples] in [-1, 1]."""
         return self.sounds[indices].astype(np.float32) / np.float32(32768)
 
 
 class Chosen:
-    """Some pictures of another split, in an order of their own."""
+    """Some pictures of another split, in an order of their own, any of them repeatedly: an `ImageSplit`."""
 
-    def __init__(self, split: Any, rows: Indices) -> None:
+    def __init__(self, split: ImageSplit, rows: Indices) -> None:
         self.split, self.rows = split, rows
         self.labels = None if split.labels is None else split.labels[rows]
 
@@ -127,6 +194,7 @@ class Chosen:
         return len(self.rows)
 
     def images(self, indices: Indices) -> Pixels:
+        """[n] positions -> [n, size, size, 3]."""
         return np.asarray(self.split.images(self.rows[np.asarray(indices)]))
 
 
@@ -147,13 +215,13 @@ def _named(train: int, test: int, size: int, samples: int, rate: int, words: int
             )
         rows = np.sort(rng.permutation(short)[:count])
         parts[name] = split, rows, [names[n] for n in rows]
-    said, voices = list[tuple[str, int, int, str]](), dict[str, Indices]()
+    said, voices = list[Job](), dict[str, Indices]()
     for name, heard in (("train", VOICES), ("test", VOICES), ("voices", UNHEARD)):
         texts = parts["test" if name == "voices" else name][2]
         drawn = rng.integers(0, len(heard), len(texts))
         voices[name] = drawn + (len(VOICES) if name == "voices" else 0)
         said += [(heard[v], *_manner(rng), text) for v, text in zip(drawn, texts, strict=True)]
-    sounds, cut = _sounds(said, samples, rate)
+    sounds, notes = _sounds(said, samples, rate)
     at = np.cumsum([0, train, test, test])
     columns = {}
     for number, name in enumerate(("train", "test", "voices")):
@@ -173,60 +241,77 @@ def _named(train: int, test: int, size: int, samples: int, rate: int, words: int
         test=columns["test"],
         modalities=_modalities(size, samples, rate),
         classes=source.classes,
-        notes=_cut_notes(cut, len(said), samples / rate),
+        notes=notes,
         domains=(*VOICES, *UNHEARD),
         shifts={"voices": columns["voices"]},
     )
 
 
-def _m3(train: int, test: int, size: int, samples: int, rate: int, words: int, seed: int) -> AlignedData:
-    pictures = _pictures(size)
+def _m3(
+    train: int, test: int, size: int, samples: int, rate: int, languages: int, concepts: int, seed: int
+) -> AlignedData:
+    names, pictures, first, drawings = _drawings(size, concepts)
     rng = np.random.default_rng([seed, 2])
-    names = list(THINGS)
-    count, many = train + test, len(names)
-    thing, language = rng.integers(0, many, count), rng.integers(0, len(LANGUAGES), count)
-    # named[i, l]: which thing the text names in language l; a permutation in which the meant language names the thing.
-    named = rng.permuted(np.tile(np.arange(many), (count, 1)), axis=1)
-    rows = np.arange(count)
-    there = (named == thing[:, None]).argmax(1)
-    named[rows, there] = named[rows, language]
-    named[rows, language] = thing
-    texts = [" ".join(THINGS[names[n]][code] for n, code in zip(row, LANGUAGES, strict=True)) for row in named]
-    spoken, throats = rng.integers(0, many, count), rng.integers(0, len(THROATS), count)
-    said = [
-        (LANGUAGES[code] + THROATS[throat], *_manner(rng), THINGS[names[word]][LANGUAGES[code]])
-        for code, throat, word in zip(language, throats, spoken, strict=True)
+    count = train + test
+    items = np.arange(count)
+    meant, language = rng.integers(0, concepts, count), rng.integers(0, languages, count)
+    # named[i, l] is the concept that the text names in language l. A permutation in which the meant concept has changed
+    # places with the one that stood at the meant language is uniform among those that have it there.
+    named = rng.permuted(np.tile(np.arange(concepts), (count, 1)), axis=1)
+    stood = (named == meant[:, None]).argmax(1)
+    named[items, stood] = named[items, language]
+    named[items, language] = meant
+    order = rng.permuted(np.tile(np.arange(languages), (count, 1)), axis=1)
+    texts = [
+        " ".join(CONCEPTS[names[concept[code]]][code] for code in codes)
+        for concept, codes in zip(named, order, strict=True)
     ]
-    sounds, cut = _sounds(said, samples, rate)
+    drawn = first[meant] + rng.integers(0, drawings[meant])
+    vocabulary = list(CONCEPTS.values())  # all of it, however few concepts are pictured
+    words = rng.integers(0, len(vocabulary), count)
 
-    def columns(part: slice) -> AlignedColumns:
+    def said(where: Indices, throats: tuple[str, ...]) -> list[Job]:
+        throat = rng.integers(0, len(throats), len(where))
+        return [
+            (LANGUAGES[language[i]] + throats[t], *_manner(rng), vocabulary[words[i]][language[i]])
+            for i, t in zip(where, throat, strict=True)
+        ]
+
+    in_test = items[train:]
+    sounds, notes = _sounds([*said(items, THROATS), *said(in_test, STRANGE)], samples, rate)
+
+    def columns(where: Indices, heard: NDArray[np.int16]) -> AlignedColumns:
         return AlignedColumns(
-            {"image": Chosen(pictures, thing[part]), "text": texts[part], "audio": Spoken(sounds[part])},
-            labels=thing[part].astype(np.int64),
-            domains=language[part].astype(np.int64),
+            {"image": Chosen(pictures, drawn[where]), "text": [texts[i] for i in where], "audio": Spoken(heard)},
+            labels=meant[where],
+            domains=language[where],
         )
 
     return AlignedData(
         name="speech",
-        train=columns(slice(0, train)),
-        test=columns(slice(train, count)),
+        train=columns(items[:train], sounds[:train]),
+        test=columns(in_test, sounds[train:count]),
         modalities=_modalities(size, samples, rate),
         classes=tuple(names),
-        notes=_cut_notes(cut, count, samples / rate),
-        domains=LANGUAGES,
+        notes=notes,
+        domains=LANGUAGES[:languages],
+        shifts={"voices": columns(in_test, sounds[count:])},
     )
 
 
-def _pictures(size: int) -> Any:
-    """One icon of each thing, in the order of THINGS."""
-    from counterpoint.data.images import ArrayImages
-
-    icons, grey = glyphs._icons(("fa6-solid",), size)
-    at = {icon.name: n for n, icon in enumerate(icons)}
-    missing = [name for name in THINGS if name not in at]
+def _drawings(size: int, concepts: int) -> tuple[list[str], ArrayImages, Indices, Indices]:
+    """The concepts' names, all their drawings, where each concept's begin and how many there are."""
+    names = list(CONCEPTS)[:concepts]
+    icons, grey = glyphs.icons(tuple(style for style in glyphs.STYLES if not style.startswith(glyphs.OLDER)), size)
+    # "star" and "star-fill", not "star-alt" and "star-shooting", which are other pictures.
+    plain = {f"{name}{manner}": name for name in names for manner in ("", "-bold", "-fill", "-light", "-line", "-thin", "-outline")}
+    concept = [plain.get(icon.name) for icon in icons]
+    rows = [np.array([n for n, found in enumerate(concept) if found == name], np.int64) for name in names]
+    missing = [name for name, found in zip(names, rows, strict=True) if not len(found)]
     if missing:
         raise DataError(f"this version of qtawesome has no icon {', '.join(missing)}; install qtawesome==1.4.2")
-    return ArrayImages(np.stack([grey[at[name]] for name in THINGS]))
+    many = np.array([len(found) for found in rows], np.int64)
+    return names, ArrayImages(grey[np.concatenate(rows)]), np.cumsum(many) - many, many
 
 
 def _modalities(size: int, samples: int, rate: int) -> dict[str, Modality]:
@@ -240,10 +325,6 @@ def _modalities(size: int, samples: int, rate: int) -> dict[str, Modality]:
 def _manner(rng: np.random.Generator) -> tuple[int, int]:
     """Words a minute and pitch."""
     return int(rng.integers(150, 211)), int(rng.integers(30, 71))
-
-
-def _cut_notes(cut: int, count: int, seconds: float) -> list[str]:
-    return [f"speech: {cut} of {count} sounds are longer than {seconds:g} s and lose their end"] if cut else []
 
 
 # --- the voice --------------------------------------------------------------------------------------------------------
@@ -260,84 +341,115 @@ def library() -> tuple[str, str]:
     return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())
 
 
-def _sounds(said: Sequence[tuple[str, int, int, str]], samples: int, rate: int) -> tuple[NDArray[np.int16], int]:
-    """int16 [n, samples] of what is said, (voice, words a minute, pitch, text) each, and how many were cut."""
+def _sounds(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.int16], list[str]]:
+    """int16 [n, samples] of what is said, from the cache or spoken into it, and what the user should know of it."""
     from filelock import FileLock
 
-    key = hashlib.sha256(json.dumps([VERSION, list(said), samples, rate]).encode()).hexdigest()[:16]
+    version = importlib.metadata.version("espeakng-loader")
+    key = hashlib.sha256(json.dumps([VERSION, version, list(said), samples, rate]).encode()).hexdigest()[:16]
     folder = cache_folder() / "speech"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{key}.npz"
+    file, notes = folder / f"{key}.npz", list[str]()
+    # Of several processes that want the same set (torchrun), one speaks.
     with FileLock(folder / ".lock"):
-        kept = _kept(file, (len(said), samples))
-        if kept is not None:
-            return kept
-        sounds, cut = np.zeros((len(said), samples), np.int16), 0
-        for row, wave in enumerate(_speak(said)):
-            wave = _resampled(wave, rate)
-            cut += len(wave) > samples
-            sounds[row, : min(samples, len(wave))] = wave[:samples]
-        with replacing(file) as out:
-            np.savez(out, sounds=sounds, cut=cut)
-    return sounds, cut
+        kept = _kept(file, (len(said), samples), notes)
+        if kept is None:
+            sounds, lengths = np.zeros((len(said), samples), np.int16), np.zeros(len(said), np.int64)
+            for row, wave in enumerate(_speak(said)):
+                wave = _resampled(wave, rate)
+                lengths[row] = len(wave)
+                sounds[row, : min(samples, len(wave))] = wave[:samples]
+            with replacing(file) as out:
+                np.savez(out, sounds=sounds, lengths=lengths)
+        else:
+            sounds, lengths = kept
+    cut, silent = int((lengths > samples).sum()), int((lengths == 0).sum())
+    if cut:
+        notes.append(f"speech: {cut} of {len(said)} sounds are longer than {samples / rate:g} s and lose their end")
+    if silent:
+        notes.append(f"speech: {silent} of {len(said)} sounds are silent")
+    return sounds, notes
 
 
-def _kept(file: Any, shape: tuple[int, int]) -> tuple[NDArray[np.int16], int] | None:
-    """What the cache has, or None where it has nothing usable."""
+def _kept(
+    file: Path, shape: tuple[int, int], notes: list[str]
+) -> tuple[NDArray[np.int16], NDArray[np.int64]] | None:
+    """What the cache holds, or None when it must be spoken."""
+    if not file.is_file():
+        return None
     try:
         with np.load(file, allow_pickle=False) as stored:
-            sounds, cut = stored["sounds"], int(stored["cut"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+            sounds, lengths = stored["sounds"], stored["lengths"]
+        if sounds.shape != shape or sounds.dtype != np.int16 or lengths.shape != shape[:1]:
+            raise ValueError(f"{sounds.dtype} {list(sounds.shape)} in place of int16 {list(shape)}")
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        notes.append(f"the sounds in {file} were damaged ({error}) and have been spoken again")
         return None
-    return (sounds, cut) if sounds.shape == shape and sounds.dtype == np.int16 else None
+    return sounds, lengths
 
 
 def _resampled(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
-    """From espeak's 22,050 Hz, without the silence before and after."""
+    """From espeak NG's rate to this one, without the silence before and after."""
     from scipy.signal import resample_poly
 
-    loud = np.flatnonzero(np.abs(wave) > 200)
+    loud = np.flatnonzero(np.abs(wave.astype(np.int32)) > LOUD)
     if not len(loud):
         return wave[:0]
     wave = wave[loud[0] : loud[-1] + 1]
-    common = int(np.gcd(rate, 22050))
-    made = resample_poly(wave.astype(np.float64), rate // common, 22050 // common)
+    common = int(np.gcd(rate, ESPEAK_RATE))
+    made = resample_poly(wave.astype(np.float64), rate // common, ESPEAK_RATE // common)
     return np.clip(np.rint(made), -32768, 32767).astype(np.int16)
 
 
-def _speak(said: Sequence[tuple[str, int, int, str]]) -> Iterator[NDArray[np.int16]]:
-    """What espeak NG makes of each, in a process of its own: its state is one for a process and would be the user's."""
+def _speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
+    """What espeak NG makes of each job, int16 at ESPEAK_RATE, in a process of its own; DataError says which it could not."""
     from rich.console import Console
     from rich.progress import track
 
-    place = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from counterpoint.data.speech import serve; serve()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": place},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        for number, job in enumerate(
-            track(said, "speaking", console=Console(stderr=True), transient=True, disable=len(said) < 500)
-        ):
-            process.stdin.write((json.dumps(job) + "\n").encode())
-            process.stdin.flush()
-            head = process.stdout.read(4)
-            size = struct.unpack("<i", head)[0] if len(head) == 4 else -1
-            if size < 0:
-                raise DataError(f"espeak NG could not say {job[3]!r} with the voice {job[0]} (the {number + 1}th)")
-            yield np.frombuffer(process.stdout.read(2 * size), np.int16)
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait(10)
+    quiet = len(said) < 500 or os.environ.get("RANK", "0") != "0"
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            # -P: not what happens to stand in the folder the user is in.
+            [sys.executable, "-P", "-c", "from counterpoint.data.speech import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for voice, speed, pitch, text in track(
+                said, "speaking", console=Console(stderr=True), transient=True, disable=quiet
+            ):
+                head = b""
+                with contextlib.suppress(OSError):  # it has died; what it wrote says why
+                    process.stdin.write((json.dumps([voice, speed, pitch, text]) + "\n").encode())
+                    process.stdin.flush()
+                    head = process.stdout.read(4)
+                if len(head) < 4:
+                    process.kill()
+                    process.wait()
+                    errors.seek(0)
+                    last = errors.read().decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
+                    raise DataError(f"espeak NG stopped at {text!r} with the voice {voice}: {last}")
+                (size,) = struct.unpack("<i", head)
+                if size < 0:
+                    raise DataError(f"espeak NG could not say {text!r} with the voice {voice}: is there such a voice?")
+                yield np.frombuffer(process.stdout.read(2 * size), np.int16)
+        finally:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.stdout.close()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def serve() -> None:
-    """The speaking process: a line of JSON in, the number of samples and the samples out; -1 for a voice there is not."""
+    """The speaking process: a job as a line of JSON in, the number of samples and the samples out; -1 for what fails."""
     path, data = library()
     espeak = ctypes.CDLL(path)
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -348,18 +460,18 @@ def serve() -> None:
             parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.int16))
         return 0
 
-    held = callback(take)
-    synchronous, stay = 2, 0x8000
-    if espeak.espeak_Initialize(synchronous, 0, data.encode(), stay) != 22050:
-        return
+    held = callback(take)  # as long as the library calls it
+    synchronous, stay = 2, 0x8000  # it would end the process itself
+    if (rate := espeak.espeak_Initialize(synchronous, 0, data.encode(), stay)) != ESPEAK_RATE:
+        raise SystemExit(f"it should speak at {ESPEAK_RATE} Hz with the data in {data}, and answers {rate}")
     espeak.espeak_SetSynthCallback(held)
-    rate, volume, pitch, utf8 = 1, 2, 3, 1
+    speed, volume, pitch, utf8 = 1, 2, 3, 1
     for line in sys.stdin:
-        voice, speed, height, text = json.loads(line)
+        voice, minute, height, text = json.loads(line)
         parts.clear()
         espeak.espeak_ng_SetRandSeed(ctypes.c_long(0))  # it begins from the time of day
         wrong = espeak.espeak_SetVoiceByName(voice.encode())
-        espeak.espeak_SetParameter(rate, speed, 0)
+        espeak.espeak_SetParameter(speed, minute, 0)
         espeak.espeak_SetParameter(pitch, height, 0)
         espeak.espeak_SetParameter(volume, 70, 0)  # of 100 some voices are clipped
         spoken = text.encode() + b"\0"
