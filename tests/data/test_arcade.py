@@ -216,3 +216,18 @@ def test_clips_are_told_apart_by_sight_and_sound_together(tmp_path, monkeypatch)
     assert scores["both"] > 3 * chance
     assert scores["both"] > max(scores["sight"], scores["sound"]) - 0.05
     assert scores["both"] < 0.98
+
+
+@needs_package
+def test_clips_are_items_of_two_modalities_too(tmp_path, monkeypatch):
+    from counterpoint import data
+
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
+    bags = arcade.load(train=3, test=2)
+    found = data.load("arcade?train=3&test=2", task="aligned")
+    assert list(found.modalities) == ["video", "audio"]
+    assert found.train.labels.tolist() == [bag.label for bag in bags.train]
+    for name, rows in (("video", bags.train[1].visual), ("audio", bags.train[1].audio)):
+        (vector,) = found.train.column(name, np.array([1]))
+        np.testing.assert_allclose(vector, np.concatenate([rows.mean(0), rows.max(0)]), rtol=1e-6)
+        assert found.modalities[name].dim == len(vector)

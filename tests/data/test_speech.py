@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from counterpoint.data import load, speech
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, DataError
 
 pytest.importorskip("espeakng_loader", reason="the extra [speech] is not installed")
 
 SMALL = "speech?train=60&test=30&seconds=1.0"
 
 
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory):
+    """Icons are drawn once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("icons") / "glyphs"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path, monkeypatch, icons):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "glyphs").symlink_to(icons)
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "cache"))
 
 
@@ -66,15 +74,19 @@ def test_it_is_read_from_the_cache_and_a_damaged_one_is_made_again(monkeypatch, 
     with monkeypatch.context() as m:
         m.setattr(speech, "_speak", lambda said: pytest.fail("spoken again"))
         assert np.array_equal(every(load(SMALL, task="aligned")), first)
-    file.write_bytes(b"damaged")
-    assert np.array_equal(every(load(SMALL, task="aligned")), first)
+    for damage in (b"damaged", file.read_bytes()[:5000]):
+        file.write_bytes(damage)
+        again = load(SMALL, task="aligned")
+        assert np.array_equal(every(again), first)
+        assert any("damaged" in note for note in again.notes)
+    assert not any("damaged" in note for note in load(SMALL, task="aligned").notes)
 
 
 def test_the_same_word_in_two_voices_is_nearer_than_another_word():
     words = ("banana", "telephone", "umbrella")
     said = [(voice, 170, 50, word) for word in words for voice in ("en-us", "en-us+f2")]
-    sounds, cut = speech._sounds(said, 8000, 8000)
-    assert cut == 0
+    sounds, notes = speech._sounds(said, 8000, 8000)
+    assert notes == []
     spectra = np.abs(np.fft.rfft(sounds.reshape(6, 40, 200) * np.hanning(200), axis=2))[..., :60]
     shape = np.log1p(spectra.reshape(6, 40, 12, 5).sum(3)).reshape(6, -1)
     shape -= shape.mean(1, keepdims=True)
@@ -86,33 +98,113 @@ def test_the_same_word_in_two_voices_is_nearer_than_another_word():
         assert same > max(others)
 
 
-def test_m3_is_told_by_two_and_by_no_one(monkeypatch):
-    # Nothing of this is about sounds.
-    monkeypatch.setattr(speech, "_sounds", lambda said, samples, rate: (np.zeros((len(said), samples), np.int16), 0))
-    data = load("speech?pairing=m3&train=3000&test=100&seconds=0.1", task="aligned")
-    thing, language = data.train.labels, data.train.domains
-    texts = [text.split() for text in every(data, "text")]
-    names = list(speech.THINGS)
-    for t, code, text in zip(thing, language, texts, strict=True):
-        assert text[code] == speech.THINGS[names[t]][speech.LANGUAGES[code]]
-        assert {next(n for n in names if w in speech.THINGS[n].values()) for w in text} == set(names)
-    table = np.zeros((5, 5))
-    np.add.at(table, (thing, language), 1)
-    assert np.abs(table / 3000 - 1 / 25).max() < 0.012
-    # Of any one slot of the text the picture says nothing, nor does the language.
-    for slot, cause in itertools.product(range(5), (thing, language)):
-        words = sorted({text[slot] for text in texts})
-        counts = np.zeros((5, len(words)))
-        np.add.at(counts, (cause, [words.index(text[slot]) for text in texts]), 1)
-        share = counts / counts.sum(1, keepdims=True)
-        assert np.abs(share - share.mean(0)).max() < 0.09
-    pictures = every(data, "image")
-    assert len({pictures[n].tobytes() for n in range(300)}) == 5
+def in_m3(monkeypatch, options):
+    """An m3 set without its sounds, what would have been said, and per item {language: concept} and the languages' order."""
+    jobs = []
+
+    def silent(said, samples, rate):
+        jobs.extend(said)
+        return np.zeros((len(said), samples), np.int16), []
+
+    monkeypatch.setattr(speech, "_sounds", silent)
+    data = load(f"speech?pairing=m3&seconds=0.1&rate=4000&{options}", task="aligned")
+    names = list(speech.CONCEPTS)
+    meaning = {w: (c, n) for c, name in enumerate(names) for n, w in enumerate(speech.CONCEPTS[name])}
+    read = [[meaning[word] for word in text.split()] for text in every(data, "text")]
+    return data, jobs, [{n: c for c, n in words} for words in read], np.array([[n for _, n in w] for w in read])
 
 
-def test_m3_speaks(tmp_path: Path):
+def p_independent(*causes):
+    """The p-value of the chi-square test that the last of some numberings is independent of the others together."""
+    from scipy.stats import chi2_contingency
+
+    numbered = [
+        np.unique(c, axis=0, return_inverse=True)[1].reshape(-1) for c in (np.stack(causes[:-1], 1), causes[-1])
+    ]
+    table = np.zeros([n.max() + 1 for n in numbered])
+    np.add.at(table, tuple(numbered), 1)
+    return chi2_contingency(table).pvalue
+
+
+def test_m3_spellings_tell_their_language():
+    words = [word.casefold() for concept in speech.CONCEPTS.values() for word in concept]
+    assert len(set(words)) == len(words) == len(speech.CONCEPTS) * len(speech.LANGUAGES)
+
+
+@pytest.mark.parametrize("options", ["", "languages=2", "languages=3&concepts=10"])
+def test_m3_two_modalities_tell_the_third(monkeypatch, options):
+    data, jobs, named, order = in_m3(monkeypatch, f"train=500&test=50&{options}")
+    languages = len(data.domains)
+    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(languages), (500, 1)))
+    for meant, language, said, text in zip(data.train.labels, data.train.domains, jobs, named, strict=False):
+        assert text[language] == meant
+        assert len(set(text.values())) == languages
+        voice, _, _, word = said
+        assert voice.partition("+")[0] == data.domains[language]
+        assert word in [words[language] for words in speech.CONCEPTS.values()]
+    pictures = every(data, "image")[..., 0].reshape(500, -1)
+    meant_by = {}
+    for picture, meant in zip(pictures, data.train.labels, strict=True):
+        assert meant_by.setdefault(picture.tobytes(), meant) == meant
+    assert len(meant_by) > 4 * len(data.classes)  # drawings
+
+
+def test_m3_what_is_independent_of_what(monkeypatch):
+    count = 12000
+    data, jobs, named, order = in_m3(monkeypatch, f"train={count}&test=1")
+    meant, language = data.train.labels, data.train.domains
+    assert np.bincount(meant).min() > 0.9 * count / 5
+    assert np.bincount(language).min() > 0.9 * count / 5
+    assert len({tuple(sorted(text.values())) for text in named}) == 1  # every text names every concept
+    words = [speech.CONCEPTS[c] for c in speech.CONCEPTS]
+    spoken = np.array([next(n for n, w in enumerate(words) if job[3] in w) for job in jobs[:count]])
+    throat = np.array(
+        [speech.THROATS.index(job[0].removeprefix(data.domains[n])) for job, n in zip(jobs, language, strict=False)]
+    )
+    drawing = np.unique(every(data, "image")[..., 0].reshape(count, -1), axis=0, return_inverse=True)[1].reshape(-1)
+    first = order[:, 0]
+    slots = {n: np.array([text[n] for text in named]) for n in range(5)}
+    independent = {
+        "image and audio": (meant, spoken, language),
+        "drawing and audio": (drawing, language),
+        "throat and language": (throat, language),
+        "throat and image": (throat, meant),
+        "order and image": (first, meant),
+        "order and audio": (first, language),
+        "two words of the text and the image": (slots[0], slots[3], meant),
+        "two words of the text and the audio": (slots[0], slots[3], language),
+        "word and place and image": (slots[1], first, meant),
+    }
+    found = {name: p_independent(*causes) for name, causes in independent.items()}
+    assert min(found.values()) > 0.01, found
+    # The same test sees what does depend.
+    assert p_independent(slots[2], language, meant) < 1e-9
+    assert p_independent(spoken, np.array([job[3] for job in jobs[:count]])) < 1e-9
+
+
+def test_m3_with_more_concepts_a_text_tells_which_but_not_the_one(monkeypatch):
+    count = 12000
+    data, _, named, order = in_m3(monkeypatch, f"train={count}&test=1&languages=3&concepts=8")
+    place = np.array(
+        [[text[n] for n in row].index(meant) for text, row, meant in zip(named, order, data.train.labels, strict=True)]
+    )
+    share = np.bincount(place, minlength=3) / count
+    assert np.abs(share - 1 / 3).max() < 0.015
+    assert p_independent(place, data.train.labels) > 0.01
+    assert p_independent(data.train.labels, data.train.domains) > 0.01
+    assert p_independent(np.array([text[0] for text in named]), data.train.domains) > 0.01
+
+
+def test_m3_speaks_and_its_other_voices_are_the_test_items_again():
     data = load("speech?pairing=m3&train=20&test=10", task="aligned")
-    assert np.abs(every(data)).max(1).min() > 0.05
+    shift = data.shifts["voices"]
+    for sounds in (every(data), every(data, split="test"), shift.column("audio", np.arange(10))):
+        assert np.abs(sounds).max(1).min() > 0.05
+    assert shift.column("text", np.arange(10)) == every(data, "text", "test")
+    assert np.array_equal(shift.domains, data.test.domains)
+    assert not np.array_equal(shift.column("audio", np.arange(10)), every(data, split="test"))
+    assert not set(speech.THROATS) & set(speech.STRANGE)
+    assert data.spec["modalities"]["audio"] == {"kind": "audio", "rate": 8000, "samples": 9600}
 
 
 @pytest.mark.parametrize(
@@ -122,11 +214,32 @@ def test_m3_speaks(tmp_path: Path):
         ("train=0", "at least 1"),
         ("rate=100", "4000"),
         ("train=90000", "asked for 90000"),
+        ("seconds=20", "0.1 to 10 seconds"),
+        ("seed=-1", "seed of at least 0"),
+        ("languages=3", "options of pairing=m3"),
+        ("pairing=m3&words=3", "option of pairing=named"),
+        ("pairing=m3&languages=1", "2 to 5 languages"),
+        ("pairing=m3&languages=3&concepts=2", "at least as many concepts"),
+        ("pairing=m3&concepts=99", "up to 16"),
+        ("size=2", "pixels"),
     ],
 )
 def test_bad_options_are_named(options, said):
     with pytest.raises(CounterpointError, match=said):
         load(f"speech?{options}", task="aligned")
+
+
+def test_a_speaking_process_that_dies_is_an_error(monkeypatch):
+    said = [("en-us", 170, 50, "word")]
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DataError, match="stopped at 'word'"):
+        speech._sounds(said, 100, 8000)
+
+
+def test_what_cannot_be_spoken_is_silent_and_counted():
+    sounds, notes = speech._sounds([("en-us", 170, 50, " ")], 100, 8000)
+    assert not sounds.any()
+    assert notes == ["speech: 1 of 1 sounds are silent"]
 
 
 def test_long_names_are_cut_and_counted():

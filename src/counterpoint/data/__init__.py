@@ -48,6 +48,7 @@ SOURCES: dict[str, Source] = {
             "CC0 (sprites and sounds of the arcade package)",
             "320 + 200 clips, 3.5 h of video in all, drawn once (about a minute) into 30 MB of features",
             needs="demo",
+            also=("aligned",),
         ),
         Source(
             "async-bags",

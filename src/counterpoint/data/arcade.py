@@ -25,13 +25,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from counterpoint.data.bags import Bag, BagData, TestVideo
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.errors import CounterpointError
 from counterpoint.files import cache_folder, replacing
 
@@ -715,19 +716,44 @@ def _scaled(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
+@overload
+def load(
+    argument: str | None = ...,
+    *,
+    task: Literal["bags"] = ...,
+    train: int = ...,
+    test: int = ...,
+    seed: int = ...,
+    visual: str = ...,
+    audio: str = ...,
+) -> BagData: ...
+@overload
+def load(
+    argument: str | None = ...,
+    *,
+    task: str,
+    train: int = ...,
+    test: int = ...,
+    seed: int = ...,
+    visual: str = ...,
+    audio: str = ...,
+) -> BagData | AlignedData: ...
 def load(
     argument: str | None = None,
     *,
+    task: str = "bags",
     train: int = 320,
     test: int = 200,
     seed: int = 0,
     visual: str = "light",
     audio: str = "logmel",
-) -> BagData:
+) -> BagData | AlignedData:
     """Snippet features of the clips; built once (about a minute on 2 cores), then read from the cache.
 
     Args:
         argument: not used; sources share a signature.
+        task: "bags" for snippets with a label for each clip; "aligned" for clips as items of two modalities, `video` and
+            `audio`, a vector each: the mean and the largest of their snippets' features. The classes are normal and violent.
         train: number of training clips.
         test: number of test clips.
         seed: of the scripts; another seed is another set.
@@ -764,6 +790,8 @@ def load(
             with replacing(file) as out:
                 np.savez(out, **stored)  # type: ignore[arg-type]
     rows = _unpack(stored)
+    if task == "aligned":
+        return _aligned(rows[:train], rows[train:], notes)
     return BagData(
         name="arcade",
         train=[Bag(name, v, a, label) for name, label, v, a, _ in rows[:train]],
@@ -775,6 +803,26 @@ def load(
         backbones=backbones,
         notes=notes,
     )
+
+
+def _aligned(train: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
+    """Clips as items, each modality one vector."""
+
+    def pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([features.mean(0), features.max(0)]).astype(np.float32)
+
+    def columns(rows: list[Row]) -> AlignedColumns:
+        video = np.stack([pooled(visual) for _, _, visual, _, _ in rows])
+        audio = np.stack([pooled(sound) for _, _, _, sound, _ in rows])
+        labels = np.array([label for _, label, *_ in rows], np.int64)
+        return AlignedColumns({"video": video, "audio": audio}, labels=labels)
+
+    _, _, visual, sound, _ = train[0]
+    kinds = {
+        "video": Modality("vector", dim=2 * visual.shape[1]),
+        "audio": Modality("vector", dim=2 * sound.shape[1]),
+    }
+    return AlignedData("arcade", columns(train), columns(test), kinds, classes=("normal", "violent"), notes=notes)
 
 
 def _build(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any]) -> list[Row]:

@@ -117,7 +117,7 @@ def load(
     shown = tuple(style for style in wanted if style not in kept_out)
     if not shown:
         raise CounterpointError("glyphs: held_out leaves no style to train on")
-    icons, grey = _icons(tuple(style for style in STYLES if style in (*shown, *kept_out)), size)
+    icons, grey = drawn_icons(tuple(style for style in STYLES if style in (*shown, *kept_out)), size)
 
     keys = [_key(icon.name) for icon in icons]
     seen_style = np.array([icon.style in shown for icon in icons])
@@ -228,8 +228,8 @@ def fonts_folder() -> Path:
     )
 
 
-def _icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray[np.uint8]]:
-    """All icons of these styles and their pictures, grey [N, size, size]."""
+def drawn_icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray[np.uint8]]:
+    """All icons of these styles and their pictures, grey [N, size, size]; CounterpointError as `fonts_folder`."""
     from filelock import FileLock
 
     folder = cache_folder() / "glyphs"

@@ -20,7 +20,7 @@ drawing, the audio's word, throat, speed and pitch are drawn independently, each
         one word of the text.
 
 Classes are the concepts, domains the languages. `shifts["voices"]` is the test items in throats never heard in training.
-A concept has seven to fourteen drawings, and training and test draw from the same ones: what is sought among pictures is the
+A concept has seven to thirteen drawings, and training and test draw from the same ones: what is sought among pictures is the
 concept, not the very picture.
 
 espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the user's
@@ -302,9 +302,15 @@ def _m3(
 def _drawings(size: int, concepts: int) -> tuple[list[str], ArrayImages, Indices, Indices]:
     """The concepts' names, all their drawings, where each concept's begin and how many there are."""
     names = list(CONCEPTS)[:concepts]
-    icons, grey = glyphs.icons(tuple(style for style in glyphs.STYLES if not style.startswith(glyphs.OLDER)), size)
+    icons, grey = glyphs.drawn_icons(
+        tuple(style for style in glyphs.STYLES if not style.startswith(glyphs.OLDER)), size
+    )
     # "star" and "star-fill", not "star-alt" and "star-shooting", which are other pictures.
-    plain = {f"{name}{manner}": name for name in names for manner in ("", "-bold", "-fill", "-light", "-line", "-thin", "-outline")}
+    plain = {
+        f"{name}{manner}": name
+        for name in names
+        for manner in ("", "-bold", "-fill", "-light", "-line", "-thin", "-outline")
+    }
     concept = [plain.get(icon.name) for icon in icons]
     rows = [np.array([n for n, found in enumerate(concept) if found == name], np.int64) for name in names]
     missing = [name for name, found in zip(names, rows, strict=True) if not len(found)]
@@ -371,9 +377,7 @@ def _sounds(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.in
     return sounds, notes
 
 
-def _kept(
-    file: Path, shape: tuple[int, int], notes: list[str]
-) -> tuple[NDArray[np.int16], NDArray[np.int64]] | None:
+def _kept(file: Path, shape: tuple[int, int], notes: list[str]) -> tuple[NDArray[np.int16], NDArray[np.int64]] | None:
     """What the cache holds, or None when it must be spoken."""
     if not file.is_file():
         return None

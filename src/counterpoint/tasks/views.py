@@ -335,6 +335,8 @@ class ViewsEvaluator:
         ]
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
         pictures = self.data.test.images(np.array(sorted(wanted)))
+        larger = -(-48 // self.data.size)  # pictures of a few pixels are shown larger
+        pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
         items = {f"image/{n}": {"png": png(p)} for n, p in zip(sorted(wanted), pictures, strict=True)}
         part = {"query": "image", "key": "image", "rows": found}
         return {"Nearest neighbours": {"kind": "gallery", "parts": [part], "items": items}}
