@@ -99,7 +99,7 @@ def test_the_same_word_in_two_voices_is_nearer_than_another_word():
 
 
 def in_m3(monkeypatch, options):
-    """An m3 set without its sounds, what would have been said, and per item {language: concept} and the languages' order."""
+    """An m3 set without its sounds, what is said in it, and per item {language: concept} and the order of languages."""
     jobs = []
 
     def silent(said, samples, rate):

@@ -2,35 +2,36 @@
 
     pairing   image              text                               audio
     named     an icon            its name                           the name, spoken by one of the training voices
-    m3        an icon of one     concepts' names, one in each       some concept's name in one of the languages: it tells
-              of the concepts    language, in random order          the language and nothing else
+    m3        an icon of one     concepts' names, one in each       some concept's name in one of the languages: it
+              of the concepts    language, in random order          tells the language and nothing else
 
-named: names of training and test are disjoint (those of the source `glyphs` of at most `words` words). `shifts["voices"]` is
-the test items once more, in voices never heard in training: other accents of English, other languages reading English, other
-throats. Classes are the names' subjects, domains the voices.
+named: names of training and test are disjoint (those of the source `glyphs` of at most `words` words).
+`shifts["voices"]` is the test items once more, in voices never heard in training: other accents of English, other
+languages reading English, other throats. Classes are the names' subjects, domains the voices.
 
-m3 is the problem of Symile (arXiv 2411.01053, its data Symile-M3) in small: the audio's language says which of the text's
-words is meant, and the picture shows it. Per item the meant concept, the language, the other words and their order, the
-drawing, the audio's word, throat, speed and pitch are drawn independently, each uniformly. So, exactly,
+m3 is the problem of Symile (arXiv 2411.01053, its data Symile-M3) in small: the audio's language says which of the
+text's words is meant, and the picture shows it. Per item the meant concept, the language, the other words and their
+order, the drawing, the audio's word, throat, speed and pitch are drawn independently, each uniformly. So, exactly,
 
     image and audio are independent; text and audio are independent;
-    image and text are independent where there are as many concepts as languages (the default: every text then names every
-        concept). With more concepts a text tells which ones it names and nothing among them: at best 1 in `languages`;
-    from text and audio the image's concept follows, from image and text the audio's language. From image and audio follows
-        one word of the text.
+    image and text are independent where there are as many concepts as languages (the default: every text then names
+        every concept). With more concepts a text tells which ones it names and nothing among them: a guess from it
+        is right once in `languages`;
+    from text and audio the image's concept follows, from image and text the audio's language.
+        From image and audio follows one word of the text.
 
-Classes are the concepts, domains the languages. `shifts["voices"]` is the test items in throats never heard in training.
-A concept has seven to thirteen drawings, and training and test draw from the same ones: what is sought among pictures is the
-concept, not the very picture.
+Classes are the concepts, domains the languages. `shifts["voices"]` is the test items in throats never heard in
+training. A concept has seven to thirteen drawings, and training and test draw from the same ones: what is sought
+among pictures is the concept, not the very picture.
 
-espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the user's
-process speaks, and what it says depends a little on what it said before (the phase of its waves, the random numbers of its
-breath). So speech is made in order by a process of its own, once, and kept in the cache: the same bytes on every run of one
-machine. The same word in a set of another size may differ in samples, not to the ear.
+espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the
+user's process speaks, and what it says depends a little on what it said before. So speech is made in order by a
+process of its own, once, and kept in the cache: the same bytes on every run. The same word in a set of another size
+may differ in its samples.
 
-`pip install 'counterpoint[speech]'`: the package espeakng-loader brings library and voices. espeak NG is GPL-3.0-or-later,
-runs in that process of its own, and nothing of it is in this package; the icons' licences are those of `glyphs`.
-Not here: recorded speech (the source fsdd has some), whole sentences, languages without a voice in espeak NG.
+`pip install 'counterpoint[speech]'`: the package espeakng-loader brings library and voices. espeak NG is
+GPL-3.0-or-later, runs in that process of its own, and nothing of it is in this package; the icons' licences are those
+of `glyphs`. Not here: recorded speech, whole sentences, languages without a voice in espeak NG.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ UNHEARD = tuple(
 THROATS = ("", "+f2", "+m3", "+f4", "+m5")
 STRANGE = ("+f3", "+m1", "+m7", "+f5")
 LANGUAGES = ("en-us", "de", "fr", "es", "it")
-# What m3 names, in the order of LANGUAGES. No two spellings are alike, capitals or not, so that a word tells its language.
+# What m3 names, in the order of LANGUAGES. No two spellings are alike, capitals or not: a word tells its language.
 CONCEPTS: dict[str, tuple[str, ...]] = {
     "star": ("star", "Stern", "étoile", "estrella", "stella"),
     "heart": ("heart", "Herz", "cœur", "corazón", "cuore"),
@@ -131,8 +132,8 @@ def load(
         concepts: the first so many of CONCEPTS, at least as many as languages; 0 means as many as languages (m3).
         seed: of everything drawn.
 
-    Raises CounterpointError when a package is missing, an option does not fit the pairing or the numbers ask for more than
-    there is; DataError when espeak NG fails.
+    Raises CounterpointError when a package is missing, an option does not fit the pairing or the numbers ask for more
+    than there is; DataError when espeak NG fails.
 
     >>> data = load(train=8, test=4)  # doctest: +SKIP
     >>> data.train.column("image", np.arange(2)).shape, data.train.column("audio", np.arange(2)).shape  # doctest: +SKIP
@@ -144,8 +145,8 @@ def load(
         raise CounterpointError(f"speech: pairing is named or m3, got {pairing!r}")
     if train < 1 or test < 1 or words < 1 or seed < 0:
         raise CounterpointError(
-            f"speech needs train, test and words of at least 1 and a seed of at least 0; got {train=}, {test=}, {words=}, "
-            f"{seed=}"
+            f"speech needs train, test and words of at least 1 and a seed of at least 0; got {train=}, {test=}, "
+            f"{words=}, {seed=}"
         )
     if not 0.1 <= seconds <= 10 or not 4000 <= rate <= ESPEAK_RATE:
         raise CounterpointError(
@@ -211,7 +212,8 @@ def _named(train: int, test: int, size: int, samples: int, rate: int, words: int
         short = np.array([n for n, text in enumerate(names) if len(text.split()) <= words], np.int64)
         if len(short) < count:
             raise CounterpointError(
-                f"speech: glyphs has {len(short)} icons for {name} with names of at most {words} words, asked for {count}"
+                f"speech: glyphs has {len(short)} icons for {name} with names of at most {words} words, "
+                f"asked for {count}"
             )
         rows = np.sort(rng.permutation(short)[:count])
         parts[name] = split, rows, [names[n] for n in rows]
@@ -406,7 +408,7 @@ def _resampled(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
 
 
 def _speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
-    """What espeak NG makes of each job, int16 at ESPEAK_RATE, in a process of its own; DataError says which it could not."""
+    """What espeak NG makes of each job, int16 at ESPEAK_RATE, in a process of its own; DataError names what fails."""
     from rich.console import Console
     from rich.progress import track
 
@@ -453,7 +455,7 @@ def _speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
 
 
 def serve() -> None:
-    """The speaking process: a job as a line of JSON in, the number of samples and the samples out; -1 for what fails."""
+    """The speaking process: a job as a line of JSON in, the number of samples (-1: it failed) and the samples out."""
     path, data = library()
     espeak = ctypes.CDLL(path)
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
