@@ -124,8 +124,9 @@ SOURCES: dict[str, Source] = {
             "speech",
             "aligned",
             "counterpoint.data.speech",
-            "icons, their names and the names spoken in many voices; or things that two modalities together tell (?pairing=m3)",
-            "icons as of glyphs; espeak NG, which speaks, is GPL-3.0",
+            "icons, their names and the names spoken in many voices; ?pairing=m3: a picture known from a text in five "
+            "languages and a spoken word together, from neither alone",
+            "icons as of glyphs; espeak NG, which speaks, is GPL-3.0-or-later, run as a process of its own",
             "4,000 + 1,000 triplets and 1,000 in unheard voices, spoken once (seconds) into 115 MB",
             needs="speech",
         ),

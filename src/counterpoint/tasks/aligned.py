@@ -500,7 +500,15 @@ class _Seen:
             groups = self.same[name][whole]
             measured = retrieval(torch.cat(parts)[whole], keys[name][whole], groups, groups)
             found |= {f"{others}_to_{name}_r{k}": measured[f"r{k}"] for k in RECALL}
-        return found | {"joint_recall": float(np.mean(list(found.values())))}
+        figures = found | {"joint_recall": float(np.mean(list(found.values())))}
+        if self.label is not None and bool((known := whole & (self.label >= 0)).any()):
+            # Of the class alone: where several items show the same thing.
+            for name, parts in self.queries.items():
+                others = "_and_".join(other for other in keys if other != name)
+                classes = self.label[known]
+                told = retrieval(torch.cat(parts)[known], keys[name][known], classes, classes)
+                figures[f"{others}_to_{name}_class_r1"] = told["r1"]
+        return figures
 
     def _by_prompts(self, all_of: dict[str, Tensor], labels: Tensor, prompts: Mapping[str, Tensor]) -> dict[str, float]:
         ((text, of_classes),) = prompts.items()
