@@ -14,6 +14,7 @@ from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
 from counterpoint.core.compared import Compared, directions
 from counterpoint.core.memory import Queue
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.images.hard_contrastive import Below, nearest
@@ -335,3 +336,34 @@ def test_an_owned_queue_knows_whose_its_keys_are() -> None:
     assert queue.owner.tolist() == [7, 3, -1, -1]
     with pytest.raises(ValueError, match="owned"):
         queue.write(torch.eye(2))
+
+
+@pytest.mark.parametrize("slug", ["isogclr", "mcl", "mochi", "simclr+hallucinator"])
+@pytest.mark.parametrize("at", [3, 5])
+def test_interrupted_and_resumed_it_ends_the_same(
+    slug: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"encoder": "mlp-s", "recipe": "digits-plain", "batch_size": 40, "hidden": 8, "projection": 8, "epochs": 2}
+    small |= {"queue": 80, "mixing_from": 0} if slug == "mochi" else {}
+    small |= {"stages": 1, "clusters": 2} if slug == "mcl" else {}
+    config = catalog.load_system(slug).config(**small)
+    quiet = {"data": "digits?size=8&train=120", "out": tmp_path, "say": lambda _: None}
+    whole = training.train(slug, config, name="whole", **quiet)
+
+    steps = 0
+
+    def stop(self: Learner) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == at:
+            raise RuntimeError("the lights go out")
+
+    with monkeypatch.context() as m:
+        m.setattr(Learner, "end_step", stop)
+        with pytest.raises(RuntimeError, match="lights"):
+            training.train(slug, config, name="halves", checkpoint_minutes=0.0, **quiet)
+    halves = training.resume(tmp_path / "halves", say=lambda _: None)
+    one, two = whole.load_weights(), halves.load_weights()
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=name)
