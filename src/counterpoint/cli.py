@@ -101,13 +101,13 @@ def show(
         record = CLAIMS / f"{slug}.json"
         if record.is_file():
             lines.append(f"Verdict on this machine's record: {json.loads(record.read_text())['verdict']} ({record})")
-        elif entry.state == "built":
+        elif entry.state == "built" and "+" not in slug:
             lines.append("The claim is not yet verified on 5 seeds.")
         lines += ["", "Functions, in counterpoint.functional:", *(f"  {f.partition(':')[2]}" for f in entry.functions)]
         lines += [
             "",
             f"Train:     counterpoint train {slug}           (settings: counterpoint train {slug} --help)",
-            f"The claim: counterpoint verify {slug}",
+            f"The claim: counterpoint verify {slug.rpartition('+')[2]}",
         ]
     else:
         lines += ["", "Planned: it is in the catalogue but not built yet."]

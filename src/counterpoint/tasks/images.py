@@ -42,7 +42,7 @@ class ImagesConfig(OptimConfig):
     batch_size: int = 256
     """Images in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
     encoder: str = "torchvision:resnet50"
-    """The network that is trained and kept: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    """The network that is trained and kept: resnet-s, conv-s, mlp-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights where the encoder has them."""
     recipe: str = "simclr"
