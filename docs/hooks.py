@@ -279,7 +279,7 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
-        if base.__name__.endswith("Config") and "With" in base.__name__:  # made by a composition, without a source
+        if base.__module__ == "types":  # made on the spot by a composition: no source
             continue
         body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):

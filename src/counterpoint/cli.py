@@ -194,17 +194,20 @@ class Train:
 
 
 def _without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words without `--with ADDITION ...`, and the additions named there."""
-    rest, additions, taking = list[str](), list[str](), False
-    known = catalog.entries()
+    """The words without `--with ADDITION ...`, and the additions named there: the word after it, and more of them."""
+    rest, additions, first, more = list[str](), list[str](), False, False
     for word in argv:
-        if word == "--with" or word.startswith("--with="):
-            taking = True
-            additions += [name for name in word.removeprefix("--with").removeprefix("=").split(",") if name]
-        elif taking and not word.startswith("-") and (not rest or word in known or additions == []):
-            additions += word.split(",")
+        if word == "--with":
+            first = True
+        elif word.startswith("--with="):
+            additions.append(word.removeprefix("--with="))
+        elif not word.startswith("-") and (
+            first or (more and word in catalog.entries() and catalog.get(word).addition)
+        ):
+            additions.append(word)
+            first, more = False, True
         else:
-            taking = False
+            first = more = False
             rest.append(word)
     return rest, additions
 

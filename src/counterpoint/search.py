@@ -28,7 +28,7 @@ from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.files import replacing
-from counterpoint.training import load_learner, load_source, restore, task_of
+from counterpoint.training import load_learner, load_source, restore, task_class
 from counterpoint.views.images import normalise
 
 SPLITS = ("all", "train", "test")
@@ -130,7 +130,7 @@ def embed(
     source: AlignedData = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = task_of(system, source, config)
+    task = task_class(system)(source, config)
     task.check_facts(run.facts())
     parts = {name: getattr(source, name) for name in ("train", "test") if split in ("all", name)}
     worded = [name for name, modality in source.modalities.items() if modality.kind == "text"]

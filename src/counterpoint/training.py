@@ -46,13 +46,16 @@ def load_source(system: System, spec: str, **options: Any) -> Any:
 
 
 def task_of(system: System, source: Any, config: Any) -> Any:
-    """The task of a system on a source of data, which the system may change first."""
+    """The task of a system that is to be trained on a source of data, which the system may change first."""
     return task_class(system)(system.source(source, config) if system.source else source, config)
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
     task = task_of(system, source, config)
-    for note in getattr(task, "notes", ()):
+    of_data = [
+        note for note in getattr(task.data, "notes", ()) if note not in source.notes
+    ]  # of what the system changed
+    for note in (*of_data, *getattr(task, "notes", ())):
         say(f"note: {note}")
     # What is resumed has learnt from facts that need not be found again (the run of a teacher may be gone).
     facts = run.facts() if run.checkpoint.is_file() else task.facts
@@ -181,7 +184,7 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
     source = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = task_of(system, source, config)
+    task = task_class(system)(source, config)
     task.check_facts(run.facts())
     evaluator = learner.evaluator = task.evaluator()
     from rich.console import Console

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
@@ -309,12 +310,13 @@ def test_with_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -
     assert training.evaluate(run.path)["knn_accuracy"] == pytest.approx(run.metrics()[-1]["test/knn_accuracy"])
 
 
-def test_clip_with_an_addition_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize("addition", ["hard-contrastive", "mochi", "hallucinator", "dcl"])
+def test_clip_with_an_addition_trains(addition: str, tmp_path: Path) -> None:
     words = [
         "train",
         "clip",
         "--with",
-        "hard-contrastive",
+        addition,
         "--data",
         "digit-captions",
         "--epochs",
@@ -367,3 +369,64 @@ def test_interrupted_and_resumed_it_ends_the_same(
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=name)
+
+
+def test_dcl_over_a_queue_and_over_pairs_leaves_the_positive_out() -> None:
+    learner, _, _ = _learner("moco-v2+dcl")
+    query, key, queue = _rows(5, 6), _rows(5, 6, seed=1), _rows(20, 6, seed=2)
+    found = learner.objective(Compared("queue", query, key, 0.2, None, queue), {})["loss"]  # type: ignore[attr-defined]
+    positive = (query * key).sum(1) / 0.2
+    torch.testing.assert_close(found, ((query @ queue.T / 0.2).logsumexp(1) - positive).mean())
+    found = learner.objective(Compared("pairs", query, key, 0.2), {})["loss"]  # type: ignore[attr-defined]
+    s = (query @ key.T / 0.2).masked_fill(torch.eye(5, dtype=torch.bool), -math.inf)
+    torch.testing.assert_close(found, ((s.logsumexp(1) + s.logsumexp(0)) / 2 - positive).mean())
+
+
+def test_a_collapse_is_said_loudly(tmp_path: Path) -> None:
+    learner, task, config = _learner("hard-contrastive")
+    learner.encoder.layer2[1].weight.data.zero_()  # type: ignore[attr-defined]
+    learner.projector[-1].weight.data.zero_()  # type: ignore[attr-defined]
+    config.lr = 0.0  # type: ignore[attr-defined]
+    from counterpoint.engine.fit import fit
+
+    with pytest.raises(CounterpointError, match="nearly the same"):
+        fit(learner, task, epochs=1, bar=False)  # type: ignore[arg-type]
+
+
+def test_evaluation_does_not_make_the_training_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "cache"))
+    words = ["adainf", "--generated", "mixture", "--generated-count", "80", "--data", "digits?size=8&train=100", *SMALL]
+    assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
+    monkeypatch.setattr("counterpoint.systems.images.adainf.generated_images", lambda *a: pytest.fail("made again"))
+    run = Run.open(tmp_path / "r")
+    assert training.evaluate(run.path)["knn_accuracy"] == pytest.approx(run.metrics()[-1]["test/knn_accuracy"])
+
+
+def test_what_a_system_changed_of_the_data_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (8, 8), (80 * n, 0, 0)).save(folder / f"{n}.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+    words = ["adainf", "--generated", str(folder), "--data", "digits?size=8&train=100", *SMALL]
+    assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
+    said = capsys.readouterr().out
+    assert "bad.png" in said
+    assert "3 generated images" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "rest", "additions"),
+    [
+        ("moco-v2 --with mochi hallucinator --epochs 2", "moco-v2 --epochs 2", ["mochi", "hallucinator"]),
+        ("--with mochi moco-v2", "moco-v2", ["mochi"]),
+        ("moco-v2 --with=mochi --with dcl", "moco-v2", ["mochi", "dcl"]),
+        ("moco-v2 --with mochl", "moco-v2", ["mochl"]),  # the catalogue says what it may have meant
+        ("mochi --epochs 2", "mochi --epochs 2", []),
+    ],
+)
+def test_which_words_name_additions(words: str, rest: str, additions: list[str]) -> None:
+    assert cli._without_additions(words.split()) == (rest.split(), additions)

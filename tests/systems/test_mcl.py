@@ -95,6 +95,9 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
     assert {"stage_0_class", "stage_1_class", "stage_0_pattern", "pattern_accuracy"} <= {
         k.removeprefix("test/") for k in rows[-1]
     }
+    sizes = np.bincount(learner.groups())
+    assert rows[0]["train/never_drawn"] == 0
+    assert rows[-1]["train/never_drawn"] == sizes[sizes < 32].sum()
     first, second = learner.earlier[0], learner.encoder
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
     images = torch.randn(4, 3, 8, 8)

@@ -107,6 +107,11 @@ def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
     return _GlobalMean.apply(values)
 
 
+def mean_of_total(total: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
+    """All processes' totals over `count`, as `global_mean` has values: the gradient's mean over the processes is right."""
+    return global_mean((total * (world()[1] / count))[None])
+
+
 def global_logsumexp(values: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """log of the sum over all processes of exp(values), entry by entry; -inf where no process has anything."""
     if world()[1] == 1:

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
+from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels, scan_files
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
@@ -107,18 +108,16 @@ def _kept(file: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]:
-    from counterpoint.data.images import FileImages
-
+    """The folder's first `count` images; those that cannot be read are named."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; `generated` is diffusion, mixture or a folder of images")
-    suffixes = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
+    known = Image.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known)
     if not files:
-        raise DataError(f"{folder}: no images there ({', '.join(sorted(suffixes))})")
+        raise DataError(f"{folder}: no images there, in any format that Pillow reads")
     if count > len(files):
         raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
-    notes: list[str] = []
-    return FileImages(files[: count or None], size), notes
+    return scan_files(files[: count or None], size)
 
 
 def mixture(real: Pixels, count: int, seed: int = 0, *, components: int = 10, kept: int = 15) -> Pixels:
@@ -220,8 +219,8 @@ def diffusion(
         out: list[NDArray[np.uint8]] = []
         network = average.module.eval()
         with torch.no_grad():
-            for start in [range(0, count, 256)[i] for i in told(-(-count // 256), "drawing images")]:
-                x = torch.randn(min(256, count - start), 3, side, side).to(device)
+            for number in told(-(-count // 256), "drawing images"):
+                x = torch.randn(min(256, count - 256 * number), 3, side, side).to(device)
                 for t in sampler.timesteps:
                     x = sampler.step(network(x, t).sample, t, x).prev_sample
                 grey = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)

@@ -58,12 +58,13 @@ from numpy.typing import NDArray
 from counterpoint.data import glyphs
 from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.sounds import resampled
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
 ESPEAK_RATE = 22050
 LOUD = 200  # of 32,767: what is quieter before and after a word is cut off
-VERSION = 1  # of what is spoken and how: a change must change this, or stale caches are read
+VERSION = 2  # of what is spoken and how: a change must change this, or stale caches are read
 # Accents of English, other languages' voices reading English, and espeak's variants of a throat.
 VOICES = tuple(
     f"{language}{variant}"
@@ -364,7 +365,7 @@ def _sounds(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.in
         if kept is None:
             sounds, lengths = np.zeros((len(said), samples), np.int16), np.zeros(len(said), np.int64)
             for row, wave in enumerate(_speak(said)):
-                wave = _resampled(wave, rate)
+                wave = _trimmed(wave, rate)
                 lengths[row] = len(wave)
                 sounds[row, : min(samples, len(wave))] = wave[:samples]
             with replacing(file) as out:
@@ -394,16 +395,12 @@ def _kept(file: Path, shape: tuple[int, int], notes: list[str]) -> tuple[NDArray
     return sounds, lengths
 
 
-def _resampled(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
+def _trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
     """From espeak NG's rate to this one, without the silence before and after."""
-    from scipy.signal import resample_poly
-
     loud = np.flatnonzero(np.abs(wave.astype(np.int32)) > LOUD)
     if not len(loud):
         return wave[:0]
-    wave = wave[loud[0] : loud[-1] + 1]
-    common = int(np.gcd(rate, ESPEAK_RATE))
-    made = resample_poly(wave.astype(np.float64), rate // common, ESPEAK_RATE // common)
+    made = resampled(wave[loud[0] : loud[-1] + 1].astype(np.float32), ESPEAK_RATE, rate)
     return np.clip(np.rint(made), -32768, 32767).astype(np.int16)
 
 

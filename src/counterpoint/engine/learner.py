@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from counterpoint.core.distributed import world
+from counterpoint.core.distributed import place, world
 from counterpoint.engine.loading import Position
 from counterpoint.errors import CounterpointError
 
@@ -51,6 +51,14 @@ class Learner(pl.LightningModule):
         """The batch as the loss wants it: views, mixtures, whatever is drawn anew each step. The generator's state depends
         on seed and step alone, not on the process: what is drawn for the whole batch is the same everywhere."""
         return batch
+
+    def share(self, rows: int) -> tuple[int, slice]:
+        """How many rows the whole batch has, and which of them are this process's, who has `rows`.
+
+        What is random is drawn for the whole batch and cut to the share, so that W processes see what one would.
+        """
+        rank, size = world()
+        return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
 
     def begin(self, task: Any) -> None:
         """Called before a fit, new or resumed, with the task: what only training needs to know of the data. What is

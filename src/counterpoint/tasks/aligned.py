@@ -47,8 +47,10 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.measures import (
     RECALL,
     class_means,
+    gallery_rows,
     identification,
     linear_probe,
+    principal_axes,
     retrieval,
     zero_shot_accuracy,
 )
@@ -178,18 +180,17 @@ class AlignedLearner(Learner):
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        rank, size = world()
         inputs = dict(batch["inputs"])
         if self.config.vector_noise:
             for name in (name for name, kind in self.kinds.items() if kind == "vector"):
-                total = place(len(inputs[name]), self.device).total
-                noise = torch.randn(total, *inputs[name].shape[1:], generator=generator)[rank::size]
+                total, mine = self.share(len(inputs[name]))
+                noise = torch.randn(total, *inputs[name].shape[1:], generator=generator)[mine]
                 inputs[name] = inputs[name] + self.config.vector_noise * noise.to(inputs[name].device)
         for name, pipeline in self.views.items():
             images = inputs[name]
-            total = place(len(images), self.device).total if size > 1 else len(images)
+            total, mine = self.share(len(images))
             drawn = pipeline.draw((total, *images.shape[1:]), generator)
-            inputs[name] = pipeline.apply(images, [view.take(slice(rank, None, size)) for view in drawn])[0]
+            inputs[name] = pipeline.apply(images, [view.take(mine) for view in drawn])[0]
         return batch | {"inputs": inputs}
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
@@ -610,19 +611,15 @@ class AlignedEvaluator:
         all_of, there = seen.whole(""), seen.there
         rows = {name: value[there[name]][:DRAWN] for name, value in all_of.items()}
         together = torch.cat(list(rows.values()))
-        centred = together - together.mean(0)
-        _, size, axes = torch.linalg.svd(centred, full_matrices=False)
-        share = size.square() / size.square().sum().clamp(min=EPS)
-        at = {name: (value - together.mean(0)) @ axes[:2].T for name, value in rows.items()}
-        if len(size) < 2:
+        if min(together.shape) < 2:
             return {}
+        flat, axes = principal_axes(together)
+        at = dict(zip(rows, flat.split([len(value) for value in rows.values()]), strict=True))
         return {
             "The shared space": {
                 "kind": "points",
                 "points": {name: np.round(value.numpy(), 4).tolist() for name, value in at.items()},
-                "axes": [
-                    f"principal axis {n + 1}, {float(value):.0%} of the variance" for n, value in enumerate(share[:2])
-                ],
+                "axes": axes,
                 "caption": "Test items in every modality. Clouds that do not mix are a gap between modalities.",
             }
         }
@@ -638,22 +635,7 @@ class AlignedEvaluator:
             asked = asked[:: max(1, len(asked) // SHOWN)][:SHOWN]
             if not len(asked) or not len(keys):
                 continue
-            similarity, best = (all_of[a][asked] @ all_of[b][keys].T).topk(min(SHOWN, len(keys)), dim=1)
-            right = seen.right(b)
-            rows = [
-                {
-                    "query": int(query),
-                    "found": [
-                        {
-                            "item": int(keys[n]),
-                            "similarity": round(float(s), 3),
-                            "right": bool(right[keys[n]] == right[query]),
-                        }
-                        for s, n in zip(values, places, strict=True)
-                    ],
-                }
-                for query, values, places in zip(asked, similarity, best, strict=True)
-            ]
+            rows = gallery_rows(asked, keys, all_of[a][asked] @ all_of[b][keys].T, seen.right(b), SHOWN)
             found.append({"query": a, "key": b, "rows": rows})
         wanted = {(part["query"], row["query"]) for part in found for row in part["rows"]}
         wanted |= {(part["key"], cell["item"]) for part in found for row in part["rows"] for cell in row["found"]}
@@ -701,7 +683,7 @@ class AlignedTask:
                     f"that are read (--context) and lose their end; the first is item {long[0]}"
                 )
         self.facts: dict[str, Any] = data.spec | {
-            "length": len(data.train),
+            "examples": len(data.train),
             "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()},
         }
 

@@ -10,7 +10,7 @@ A training batch, before and after the learner has drawn its views:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from counterpoint.core.distributed import place, world
+from counterpoint.core.distributed import world
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.engine.learner import Learner
@@ -66,7 +66,7 @@ class ImagesConfig(OptimConfig):
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """What a learner of these settings has to know of the data, fit for JSON."""
-        return data.spec | {"class_names": list(data.classes)}
+        return data.spec | {"class_names": list(data.classes), "examples": len(data.train)}
 
 
 class ImageLearner(Learner):
@@ -87,14 +87,6 @@ class ImageLearner(Learner):
     def build_views(self) -> ViewPipeline:
         """How views are made of the images."""
         return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
-
-    def share(self, rows: int) -> tuple[int, slice]:
-        """How many rows the whole batch has, and which of them are this process's, who has `rows`.
-
-        What is random is drawn for the whole batch and cut to the share, so that W processes see what one would.
-        """
-        rank, size = world()
-        return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         shape = batch["image"].shape
@@ -175,6 +167,8 @@ class ImageTask:
             raise CounterpointError(f"{data.name} gives no single images, which the task {self.name} learns from")
         self.data = data
         self.config: Any = config
+        # What makes other batches of the ordinary ones, where a learner asks for it in `begin`.
+        self.regroup: Callable[[EpochBatches], EpochBatches] | None = None
         self.rows = self.training_rows()
         if len(self.rows) < config.batch_size:
             raise DataError(
@@ -212,6 +206,7 @@ class ImageTask:
         """Which of `rows` a step sees."""
         rank, size = world()
         config = self.config
-        return EpochBatches(
+        plain = EpochBatches(
             len(self.rows), config.batch_size, seed, position, rank, size, drop_last=True, items=self.data.epoch
         )
+        return self.regroup(plain) if self.regroup else plain

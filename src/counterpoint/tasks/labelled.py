@@ -80,9 +80,6 @@ class LabelledConfig(ImagesConfig):
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
 
-    def facts(self, data: ImageData) -> dict[str, Any]:
-        return super().facts(data) | {"examples": len(data.train)}
-
 
 @dataclass
 class EmbeddingConfig(LabelledConfig):

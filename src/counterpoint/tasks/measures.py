@@ -280,6 +280,53 @@ def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
     return float(((sums * sums).sum() - (x * x).sum()) / pairs)
 
 
+def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], list[str]]:
+    """Where rows lie on their first two principal axes, and what to call these: with the share of the variance they have.
+
+    Raises ValueError for fewer than two rows or columns.
+    """
+    x = _rows("x", x)
+    if min(x.shape) < 2:
+        raise ValueError(f"x needs two rows and two columns to have two axes, got {list(x.shape)}")
+    centred = x - x.mean(0)
+    _, size, axes = torch.linalg.svd(centred, full_matrices=False)
+    share = size.square() / size.square().sum().clamp(min=EPS)
+    names = [f"principal axis {n + 1}, {float(value):.0%} of the variance" for n, value in enumerate(share[:2])]
+    return centred @ axes[:2].T, names
+
+
+def gallery_rows(
+    asked: Int[Tensor, " q"],
+    keys: Int[Tensor, " m"],
+    similarity: Float[Tensor, "q m"],
+    right: Int[Tensor, " items"],
+    shown: int,
+) -> list[dict[str, Any]]:
+    """What a few queries find, as a gallery shows it: each item, how similar it is and whether it is right.
+
+    Args:
+        asked, keys: items that ask and that can be found.
+        similarity: of each query with each key; -inf for one that is not to be shown.
+        right: of every item a number; found items with the query's are right.
+        shown: how many of each query's are shown.
+    """
+    values, best = similarity.topk(min(shown, int((similarity > -math.inf).sum(1).min())), dim=1)
+    return [
+        {
+            "query": int(query),
+            "found": [
+                {
+                    "item": int(keys[place]),
+                    "similarity": round(float(value), 3),
+                    "right": bool(right[keys[place]] == right[query]),
+                }
+                for value, place in zip(of_query, places, strict=True)
+            ],
+        }
+        for query, of_query, places in zip(asked, values, best, strict=True)
+    ]
+
+
 EVALUATORS: dict[str, Callable[..., Any]] = {
     "retrieval": retrieval,
     "identification": identification,

@@ -45,8 +45,10 @@ from counterpoint.tasks.measures import (
     alignment,
     confusion,
     confusion_figure,
+    gallery_rows,
     knn_accuracy,
     linear_probe,
+    principal_axes,
     tolerance,
     uniformity,
 )
@@ -291,12 +293,9 @@ class ViewsEvaluator:
             flat = importlib.import_module("umap").UMAP(random_state=0, n_jobs=1).fit_transform(rows.numpy())
             axes, how = ["UMAP 1", "UMAP 2"], "laid out by UMAP; distances between far groups mean nothing"
         else:
-            centred = rows - rows.mean(0)
-            _, size, basis = torch.linalg.svd(centred, full_matrices=False)
-            share = (size**2 / (size**2).sum().clamp(min=1e-12)).tolist()
-            flat = (centred @ basis[:2].T).numpy()
-            axes = [f"axis {n + 1} ({share[n]:.0%})" for n in range(2)]
-            how = "on their first two principal axes, with the share of the variance they have"
+            at, axes = principal_axes(rows)
+            flat = at.numpy()
+            how = "on their first two principal axes"
         labels = torch.cat(self.labels["test"])[:: max(1, len(test) // SHOWN_ON_MAP)] if self.labels["test"] else None
         if labels is None or not self.classes or len(self.classes) > MOST_CLASSES:
             groups = {"test images": flat}
@@ -317,24 +316,10 @@ class ViewsEvaluator:
         asked = torch.arange(len(rows))[:: max(1, len(rows) // SHOWN)][:SHOWN]
         similarity = rows[asked] @ rows.T
         similarity[torch.arange(len(asked)), asked] = -torch.inf
-        values, best = similarity.topk(min(SHOWN, len(rows) - 1), dim=1)
         labels = torch.cat(self.labels["test"]) if self.labels["test"] else index
-        found: list[dict[str, Any]] = [
-            {
-                "query": int(index[query]),
-                "found": [
-                    {
-                        "item": int(index[place]),
-                        "similarity": round(float(value), 3),
-                        "right": bool(labels[place] == labels[query]),
-                    }
-                    for value, place in zip(*pair, strict=True)
-                ],
-            }
-            for query, pair in zip(asked, zip(values, best, strict=True), strict=True)
-        ]
+        found = gallery_rows(asked, torch.arange(len(rows)), similarity, labels, SHOWN)
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
-        pictures = self.data.test.images(np.array(sorted(wanted)))
+        pictures = self.data.test.images(index[sorted(wanted)].numpy())
         larger = -(-48 // self.data.size)  # pictures of a few pixels are shown larger
         pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
         items = {f"image/{n}": {"png": png(p)} for n, p in zip(sorted(wanted), pictures, strict=True)}

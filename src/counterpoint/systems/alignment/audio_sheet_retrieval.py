@@ -679,11 +679,10 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resampled(wave: Tensor, rate: int) -> Tensor:
     """Another rate's samples at 22,050 Hz, through the frequencies that both have; the ends are taken to meet."""
-    length = max(1, round(wave.shape[1] * RATE / rate))
-    spectrum = torch.fft.rfft(wave)
-    bins = length // 2 + 1
-    spectrum = F.pad(spectrum, (0, max(0, bins - spectrum.shape[1])))[:, :bins]
-    return torch.fft.irfft(spectrum, n=length) * (length / wave.shape[1])
+    from scipy.signal import resample
+
+    found = resample(wave.cpu().numpy(), max(1, round(wave.shape[1] * RATE / rate)), axis=1)
+    return torch.from_numpy(found).to(wave)
 
 
 # ------------------------------------------------------------------------------------------------------------ the claim

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
@@ -190,11 +190,6 @@ def _expected_distance(
     return _Expected.apply(query, key, tau, own, weight, through, wanted)
 
 
-def _mean_of_all(total: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
-    """All processes' sums over `count`, with the gradients that the processes' mean asks for."""
-    return global_mean((total * (world()[1] / count))[None])
-
-
 # --------------------------------------------------------------------------------------------------------------- the losses
 
 
@@ -282,7 +277,7 @@ def cacr(
 
     tau, own = tau_neg if weight_neg else 0.0, here.offset + torch.arange(here.rows, device=z.device)
     sums = [_expected_distance(z[x], keys[x + 1 :], tau, own, None, True) for x in range(len(z) - 1)]
-    repulsion = -beta * _mean_of_all(torch.stack(sums).sum() / len(pairs), here.total)
+    repulsion = -beta * mean_of_total(torch.stack(sums).sum() / len(pairs), here.total)
     if debiased_tau_plus is not None:
         repulsion = (repulsion - debiased_tau_plus * global_mean(pairs.mean(0))) / (1 - debiased_tau_plus)
     return CACROutput(attraction, repulsion)
@@ -345,7 +340,7 @@ def cacr_momentum(
         own = here.offset + torch.arange(here.rows, device=k.device).repeat(len(q))
         # Of unit rows 1 - c is half the squared distance.
         away = _expected_distance(flat, gather_rows(k)[None], 0.5 / temperature, own, p.flatten(), False)
-        mean = global_mean((p * (1 - cosine)).sum(0)) - _mean_of_all(away / 2, here.total)
+        mean = global_mean((p * (1 - cosine)).sum(0)) - mean_of_total(away / 2, here.total)
     if reduction is None:
         reduction = "mean" if cost == "rbf" else "sum"
     return mean if reduction == "mean" else mean * here.total

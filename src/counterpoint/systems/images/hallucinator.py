@@ -10,7 +10,8 @@ small network. Chosen here: lambda ~ Beta(2, 2) times `reach` (at most 1: beyond
 a last layer of zeros (it starts as the identity), the weight 1 of the second contrast, and, over base losses that look both
 ways, hallucinating from both sides and taking the mean.
 
-An addition: named alone it stands over SimCLR. H belongs to the learner, is trained by its optimiser and not exported.
+An addition: named alone it stands over SimCLR. H belongs to the learner and is trained by its optimiser; like the
+projector it is in the run's weights, and no feature passes through it.
 """
 
 from __future__ import annotations

@@ -28,13 +28,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive
-from counterpoint.core.compared import Compared, Direction, directions
+from counterpoint.core.compared import Compared, Direction, directions, unit
 from counterpoint.core.contrast import softplus
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.gap import uniformity
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 COLLAPSED = -0.05  # uniformity above this: all embeddings are nearly the same
+SEEN = 512  # embeddings that are looked at for it
 
 
 def _checked(pos: Tensor, neg: Tensor, keep_fraction: float) -> int:
@@ -162,8 +164,27 @@ class HardContrastive:
 
     config: Any
     owned = True
+    spread = -1.0  # uniformity of the last batch
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = super().loss(batch)  # type: ignore[misc]
+        self.spread = float(found["batch_uniformity"])
+        return found
+
+    def end_epoch(self, epoch: int) -> None:
+        super().end_epoch(epoch)  # type: ignore[misc]
+        if self.spread > COLLAPSED:
+            raise CounterpointError(
+                f"all embeddings have become nearly the same (uniformity {self.spread:.3f} in the last batch): the nearest "
+                "negatives are nearer than the positives. Keep more of them (--keep-fraction), or make the views weaker"
+            )
 
     def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            spread = uniformity(gather_rows(unit(compared.query)[:SEEN]))
+        return self._contrast(compared, batch) | {"batch_uniformity": spread}
+
+    def _contrast(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, t = self.config, compared.temperature
         if config.push == "softmax" and config.keep_fraction == 1:
             return super().objective(compared, batch)  # type: ignore[misc]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.compared import Compared, unit
 from counterpoint.core.contrast import Listed, Rule
-from counterpoint.core.distributed import gather_rows, global_mean, place, world
+from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
@@ -93,11 +93,6 @@ class _Surrogate(torch.autograd.Function):
         return gradients[0] * to_query, gradients[0] * to_bank, None, None, None
 
 
-def _over_all(total: Tensor, count: int) -> Tensor:
-    """A sum over this process's anchors as the mean over `count` of all processes'."""
-    return global_mean(total[None]) * (world()[1] / count)
-
-
 def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dict[str, Tensor]:
     """u and tau after a step along tau's gradient."""
     gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
@@ -136,7 +131,7 @@ def _views(
         return share
 
     pushed = _Surrogate.apply(query, gather_rows(query), tau, (rule,), weigh)
-    loss = _over_all(pushed, here.total // 2) - 2 * global_mean((z1 * z2).sum(1))
+    loss = mean_of_total(pushed, here.total // 2) - 2 * global_mean((z1 * z2).sum(1))
     new = {"s": (s[:n] + s[n:]) / 2}
     return loss, new | _moved(rows, (gradient[:n] + gradient[n:]) / 2, settings)
 
@@ -165,8 +160,21 @@ def _side(
         return share
 
     pushed = _Surrogate.apply(query, gather_rows(key), tau, (), weigh)
-    loss = _over_all(pushed, here.total) - global_mean(shares.to(positive) * positive)
+    loss = mean_of_total(pushed, here.total) - global_mean(shares.to(positive) * positive)
     return loss, {"s": s, "b": b} | _moved(rows, gradient, settings)
+
+
+def _pair(
+    rows: dict[str, Tensor], image: Tensor, text: Tensor, settings: Settings, eps: float, fresh: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Form B: both sides, each with the state whose names end in _I and _T."""
+    losses, new = [], dict[str, Tensor]()
+    for suffix, query, key in (("_I", image, text), ("_T", text, image)):
+        own = {name.removesuffix(suffix): value for name, value in rows.items() if name.endswith(suffix)}
+        loss, found = _side(own, query, key, settings, eps, fresh)
+        losses.append(loss)
+        new |= {name + suffix: value for name, value in found.items()}
+    return losses[0] + losses[1], new
 
 
 def _queue(
@@ -228,10 +236,7 @@ def isogclr_step(
     if len(index.unique()) < len(index):
         raise ValueError("index: an example comes twice in the batch; its state would be undefined")
 
-    def rows(suffix: str = "") -> dict[str, Tensor]:
-        found = {name: state[name + suffix][index] for name in ("s", "u", "tau")}
-        return found | ({"b": state["b" + suffix][index]} if suffix else {})
-
+    rows = {name: values[index] for name, values in state.items()}
     if isinstance(features_or_pair, tuple):
         image, text = features_or_pair
         if image.ndim != 2 or image.shape != text.shape or len(image) != len(index):
@@ -239,17 +244,15 @@ def isogclr_step(
                 f"image and text must be [n, dim] alike, got {list(image.shape)} and {list(text.shape)} for {len(index)} "
                 "positions"
             )
-        loss_i, new_i = _side(rows("_I"), image, text, settings, eps, fresh)
-        loss_t, new_t = _side(rows("_T"), text, image, settings, eps, fresh)
-        loss, new = loss_i + loss_t, {k + "_I": v for k, v in new_i.items()} | {k + "_T": v for k, v in new_t.items()}
+        loss, new = _pair(rows, image, text, settings, eps, fresh)
     elif features_or_pair.ndim == 3:
         if features_or_pair.shape[:2] != (len(index), 2):
             raise ValueError(f"features must be [{len(index)}, 2, dim], got {list(features_or_pair.shape)}")
-        loss, new = _views(rows(), features_or_pair[:, 0], features_or_pair[:, 1], settings, first_epoch, fresh)
+        loss, new = _views(rows, features_or_pair[:, 0], features_or_pair[:, 1], settings, first_epoch, fresh)
     else:
         if features_or_pair.ndim != 2 or len(features_or_pair) != len(index) or features_or_pair.shape[1] < 2:
             raise ValueError(f"similarity must be [{len(index)}, 1 + keys], got {list(features_or_pair.shape)}")
-        loss, new = _queue(rows(), features_or_pair, settings, fresh)
+        loss, new = _queue(rows, features_or_pair, settings, fresh)
     return loss, {name: state[name].index_copy(0, index, new[name]) for name in state}
 
 
@@ -279,15 +282,11 @@ class ISogCLRConfig(AdditionConfig):
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
             raise CounterpointError("tau_min must be positive and at most tau_max")
 
-    def facts(self, data: Any) -> dict[str, Any]:
-        return super().facts(data) | {"length": len(data.train)}  # of the task `aligned` it is there anyway
-
 
 class ISogCLR:
     """The base's comparison at every example's own temperature."""
 
     config: Any
-    owned = False
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)  # type: ignore[call-arg]
@@ -310,7 +309,7 @@ class ISogCLR:
             raise CounterpointError(f"isogclr goes over two modalities, the data has {', '.join(data.modalities)}")
         names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if pairs else ["s", "u", "tau"]
         initial = {name: start if name.startswith("tau") else 0.0 for name in names}
-        self.sample_state = {k: SampleState(data.length, initial=v) for k, v in initial.items()}
+        self.sample_state = {k: SampleState(data.examples, initial=v) for k, v in initial.items()}
         self.sample_states = nn.ModuleDict(self.sample_state)  # so that it is saved
         self.class_of: Tensor | None = None
 
@@ -325,14 +324,8 @@ class ISogCLR:
         assert index is not None
         query, key = unit(compared.query), unit(compared.key)
         rows = {name: state.lookup(index.to(state.values.device)) for name, state in self.sample_state.items()}
-        new: dict[str, Tensor]
         if compared.form == "pairs":
-            sides = []
-            for suffix, (one, other) in {"_I": (query, key), "_T": (key, query)}.items():
-                own = {name.removesuffix(suffix): value for name, value in rows.items() if name.endswith(suffix)}
-                loss, found = _side(own, one, other, self.settings, 1e-10, fresh=True)
-                sides.append((loss, {name + suffix: value for name, value in found.items()}))
-            loss, new = sides[0][0] + sides[1][0], sides[0][1] | sides[1][1]
+            loss, new = _pair(rows, query, key, self.settings, 1e-10, fresh=True)
         elif compared.form == "queue":
             assert compared.queue is not None
             positive = (query * key.detach()).sum(1, keepdim=True)

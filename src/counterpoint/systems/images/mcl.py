@@ -15,7 +15,8 @@ they are, only the batches change. Stages start from fresh weights (the authors'
 Otherwise than in the authors' code: pseudo-labels are composed of all stages' clusters, as the paper has it (their script
 re-reads the current stage's for each digit); one permutation an epoch is shared by all processes (theirs differ, so shares
 overlap); k-means is seeded; a schedule shorter than an ordinary epoch is followed by another with new permutations, so that
-every stage takes as many steps. How many images no batch can hold is said. Not here: the MMVP evaluation.
+every stage takes as many steps. How many images stand in groups too small
+for a batch is recorded (`never_drawn`). Not here: the MMVP evaluation.
 """
 
 from __future__ import annotations
@@ -99,18 +100,19 @@ def grouped_batches(
 
 
 class _Batches(EpochBatches):
-    """Batches of an epoch; within groups once there are any."""
+    """The batches of an epoch; within groups once there are any."""
 
     def __init__(self, plain: EpochBatches, rows: NDArray[np.int64], learner: MCL) -> None:
-        self.__dict__.update(plain.__dict__)
-        self.at, self.learner = rows, learner
+        p = plain
+        super().__init__(p.examples, p.batch_size, p.seed, p.position, p.rank, p.size, drop_last=True, items=p.counted)
+        self.rows, self.learner = rows, learner
 
     def __iter__(self) -> Iterator[list[int]]:
         groups = self.learner.groups()
         if groups is None:
             yield from super().__iter__()
             return
-        _, labels = np.unique(groups[self.at], return_inverse=True)
+        _, labels = np.unique(groups[self.rows], return_inverse=True)
         rng = np.random.default_rng([self.seed, self.position.epoch])
         done, given = self.position.batch, 0
         while True:
@@ -143,9 +145,6 @@ class MCLConfig(AdditionConfig):
         if self.restrict not in ("clusters", "shuffled", "none"):
             raise CounterpointError(f"restrict is 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
 
-    def facts(self, data: Any) -> dict[str, Any]:
-        return super().facts(data) | {"length": len(data.train)}
-
 
 class MCL:
     """The base in stages. `encoder`, `projector` and whatever else it has are those of the stage at hand; `earlier` holds the
@@ -154,6 +153,7 @@ class MCL:
     config: Any
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
+    unseen: Int[Tensor, ""]  # images of groups too small for a batch, which this stage never draws
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)  # type: ignore[call-arg]
@@ -162,7 +162,8 @@ class MCL:
         fresh = [self._fresh(stage).encoder for stage in range(1, config.stages + 1)]
         module.earlier = nn.ModuleList(fresh).requires_grad_(False)
         module.register_buffer("stage", torch.tensor(0))
-        module.register_buffer("assigned", torch.zeros(config.stages, data.length, dtype=torch.long))
+        module.register_buffer("unseen", torch.tensor(0))
+        module.register_buffer("assigned", torch.zeros(config.stages, data.examples, dtype=torch.long))
         self.earlier_epochs = config.epochs * config.stages
 
     def _fresh(self, stage: int) -> Any:
@@ -176,8 +177,10 @@ class MCL:
     def begin(self, task: Any) -> None:
         super().begin(task)  # type: ignore[misc]
         self.task = task
-        plain = task.batches
-        task.batches = lambda seed, position: _Batches(plain(seed, position), task.rows, self)
+        task.regroup = lambda plain: _Batches(plain, task.rows, self)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return super().loss(batch) | {"never_drawn": self.unseen.float()}  # type: ignore[misc]
 
     def groups(self) -> NDArray[np.int64] | None:
         """The pseudo-label of every training example that batches of this stage keep to, or None."""
@@ -258,9 +261,7 @@ class MCL:
                 f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
                 f"{batch}: use fewer --clusters or --stages, or a smaller --batch-size"
             )
-        lost = int((sizes % batch).sum()) if int(sizes.min()) >= batch else int(sizes[sizes < batch].sum())
-        if lost:
-            module.unseen = lost
+        self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
 
     def train(self, mode: bool = True) -> Any:
