@@ -140,15 +140,23 @@ def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, floa
     return time.perf_counter() - started, value.item()
 
 
-def run(cases: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]], out: Path, said: str | None) -> None:
-    """Time every case at its sizes, ours and the transcription in turn, and write the record."""
+def run(
+    cases: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]],
+    out: Path,
+    said: str | None,
+    *,
+    dim: int = DIM,
+    memory: Callable[[list[Tensor], Callable[[], Tensor]], int] | None = None,
+) -> None:
+    """Time every case at its sizes, ours and the transcription in turn, and write the record; with the bytes that `memory`
+    says each holds, where it is given."""
     parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    record: dict[str, Any] = {"dim": DIM, "threads": options.threads, "rounds": options.rounds, "cases": {}}
+    record: dict[str, Any] = {"dim": dim, "threads": options.threads, "rounds": options.rounds, "cases": {}}
     for name, (make, sizes) in cases.items():
         for n in sizes:
             inputs, ours, plain = make(n)
@@ -156,14 +164,17 @@ def run(cases: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]], out: Pat
             pairs = [(timed(inputs, ours), timed(inputs, plain)) for _ in range(options.rounds)]
             a, b = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
             apart = abs(pairs[0][0][1] - pairs[0][1][1])
+            held = [memory(inputs, loss) for loss in (ours, plain)] if memory else []
             record["cases"].setdefault(name, {})[str(n)] = {
                 "ours_s": round(a, 5),
                 "transcription_s": round(b, 5),
                 "ratio": round(b / a, 2),
+                **({"ours_bytes": held[0], "transcription_bytes": held[1]} if held else {}),
                 "values_apart": float(f"{apart:.1e}"),
             }
+            told = f"  {held[0] / 2**20:.1f} and {held[1] / 2**20:.1f} MiB" if held else ""
             print(
-                f"{name:20} n {n:5}  ours {a:8.4f} s  transcription {b:8.4f} s  {b / a:5.2f}x  apart {apart:.1e}",
+                f"{name:20} n {n:5}  ours {a:8.4f} s  transcription {b:8.4f} s  {b / a:5.2f}x  apart {apart:.1e}{told}",
                 flush=True,
             )
     options.out.write_text(json.dumps(record, indent=1) + "\n")

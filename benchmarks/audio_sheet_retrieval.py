@@ -11,19 +11,13 @@ allocates.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 import torch.nn.functional as F
+from alignment import run, timed
 from torch import Tensor
 
 from counterpoint.systems.alignment.audio_sheet_retrieval import _ELU, batch_hinge
@@ -57,15 +51,6 @@ CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
 }
 
 
-def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, float]:
-    for x in inputs:
-        x.grad = None
-    started = time.perf_counter()
-    value = loss()
-    value.backward()
-    return time.perf_counter() - started, float(value.detach())
-
-
 def peak(inputs: list[Tensor], loss: Callable[[], Tensor]) -> int:
     """Bytes that forward and backward hold at most at one time."""
     from torch.profiler import ProfilerActivity, profile
@@ -80,37 +65,5 @@ def peak(inputs: list[Tensor], loss: Callable[[], Tensor]) -> int:
     return highest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    record: dict[str, Any] = {"dim": DIM, "threads": options.threads, "rounds": options.rounds, "cases": {}}
-    for name, (make, sizes) in CASES.items():
-        for n in sizes:
-            inputs, ours, plain = make(n)
-            timed(inputs, ours), timed(inputs, plain)
-            pairs = [(timed(inputs, ours), timed(inputs, plain)) for _ in range(options.rounds)]
-            a, b = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
-            apart = abs(pairs[0][0][1] - pairs[0][1][1])
-            memory = [peak(inputs, loss) for loss in (ours, plain)]
-            record["cases"].setdefault(name, {})[str(n)] = {
-                "ours_s": round(a, 5),
-                "transcription_s": round(b, 5),
-                "ratio": round(b / a, 2),
-                "ours_bytes": memory[0],
-                "transcription_bytes": memory[1],
-                "values_apart": float(f"{apart:.1e}"),
-            }
-            print(
-                f"{name:12} n {n:5}  ours {a:8.4f} s {memory[0] / 2**20:7.1f} MiB  transcription {b:8.4f} s "
-                f"{memory[1] / 2**20:7.1f} MiB  {b / a:5.2f}x  apart {apart:.1e}",
-                flush=True,
-            )
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(CASES, OUT, __doc__, dim=DIM, memory=peak)

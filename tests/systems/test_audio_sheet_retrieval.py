@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -11,10 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import over_processes
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -316,37 +314,8 @@ def losses():
     }
 
 
-def run(name, share=slice(None)):
-    m, function = losses()[name]
-    tensors = [x[share].clone().requires_grad_() for x in draw(m, sum(COUNTS))]
-    loss = function(*tensors)
-    loss.backward()
-    return loss.detach(), [x.grad for x in tensors]
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
-    share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-    torch.save({name: run(name, share) for name in losses()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    multiprocessing.set_forkserver_preload(["counterpoint.systems.alignment.audio_sheet_retrieval"])
-    mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
-    for name in losses():
-        loss, gradients = run(name)
-        for rank, found in enumerate(results):
-            share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-            torch.testing.assert_close(
-                (found[name][0], [gradient / len(COUNTS) for gradient in found[name][1]]),
-                (loss, [gradient[share] for gradient in gradients]),
-                rtol=1e-9,
-                atol=1e-12,
-                msg=lambda message, name=name: f"{name}: {message}",
-            )
+    over_processes.check(losses, draw, COUNTS, tmp_path, room.__name__)
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

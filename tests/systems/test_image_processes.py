@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
+import over_processes
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 COUNTS = [4, 2]
 
 
-def draw(n: int = sum(COUNTS), dim: int = 5) -> list[torch.Tensor]:
-    return list(torch.randn(2, n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+def draw(many: int, n: int, dim: int = 5) -> list[torch.Tensor]:
+    return list(torch.randn(many, n, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
 
 
 def mine(whole: torch.Tensor) -> torch.Tensor:
-    from counterpoint.core.distributed import world
-
-    rank, size = world()
-    return whole if size == 1 else whole[sum(COUNTS[:rank]) : sum(COUNTS[: rank + 1])]
+    return over_processes.mine(whole, COUNTS)
 
 
-def losses():
+def of_two_sides():
     """name -> loss of two sides; the spawned processes import what they need here and nothing else."""
     from counterpoint import functional as fn
     from counterpoint.core.compared import Compared, directions
@@ -74,33 +68,9 @@ def losses():
     }
 
 
-def run(name, share=slice(None)):
-    tensors = [x[share].clone().requires_grad_() for x in draw()]
-    loss = losses()[name](*tensors)
-    loss.backward()
-    return loss.detach(), [torch.zeros_like(x) if x.grad is None else x.grad for x in tensors]
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
-    share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-    torch.save({name: run(name, share) for name in losses()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def losses():
+    return {name: (2, function) for name, function in of_two_sides().items()}
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    multiprocessing.set_forkserver_preload(["counterpoint.systems.images.mochi"])
-    mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
-    for name in losses():
-        loss, gradients = run(name)
-        for rank, found in enumerate(results):
-            share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-            torch.testing.assert_close(
-                (found[name][0], [gradient / len(COUNTS) for gradient in found[name][1]]),
-                (loss, [gradient[share] for gradient in gradients]),
-                rtol=1e-9,
-                atol=1e-12,
-                msg=lambda message, name=name: f"{name}: {message}",
-            )
+    over_processes.check(losses, draw, COUNTS, tmp_path, "counterpoint.systems.images.mochi")

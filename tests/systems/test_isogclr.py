@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
-from counterpoint.data import clusters
+from counterpoint.data import clusters, load
+from counterpoint.data.images import long_tailed
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 
@@ -157,3 +158,15 @@ def test_more_than_two_modalities_are_refused() -> None:
     task = training.task_of(system, source, config)
     with pytest.raises(CounterpointError, match="two modalities"):
         system.learner(config, SimpleNamespace(**task.facts), 0)
+
+
+def test_a_long_tailed_split() -> None:
+    labels = np.repeat(np.arange(5), 100)
+    rows = long_tailed(labels, 16.0, seed=3)
+    assert np.bincount(labels[rows]).tolist() == [100, 50, 25, 12, 6]
+    assert np.array_equal(rows, long_tailed(labels, 16.0, seed=3))
+    assert not np.array_equal(rows, long_tailed(labels, 16.0, seed=4))
+    counts = np.bincount(load("digits?size=8&imbalance=20", task="views").train.labels)
+    assert counts[0] > 15 * counts[9]
+    with pytest.raises(CounterpointError, match="at least 1"):
+        load("digits?size=8&imbalance=0.5", task="views")

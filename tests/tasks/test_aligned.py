@@ -184,6 +184,25 @@ def test_several_modalities_together_look_for_one():
     assert found["joint_recall"] < 1.0
     assert found["a_b_separability"] <= 0.5  # one and the same
     assert found["a_b_centroid_distance"] == 0.0
+    assert "b_and_c_to_a_class_r1" not in found  # nothing is labelled
+
+
+def test_two_modalities_look_for_a_class_of_the_third():
+    kinds = {name: Modality("vector", dim=4) for name in "abc"}
+    labels = np.arange(12) // 6
+    data = AlignedData("own", three_vectors(20), three_vectors(12, labels), kinds, classes=("one", "two"))
+    task = TASK(data, AlignedConfig(batch_size=4))
+    (batch,) = [b for b in task.test_loader() if "example" not in b and "prompt" not in b][-1:]
+    evaluator = task.evaluator()
+    where = torch.eye(2)[torch.from_numpy(labels)]  # the class and nothing else
+    same, other = where + 0.0, where.flip(1)
+    evaluator.update(
+        batch | {"label": torch.from_numpy(labels)},
+        {"embedding": {"a": same, "b": same, "c": same}, "joint": {"a": same, "b": other, "c": same}},
+    )
+    found = evaluator.compute()
+    assert found["a_and_b_to_c_class_r1"] == 1.0
+    assert found["a_and_c_to_b_class_r1"] == 0.0
 
 
 def test_what_a_learner_classifies_embeds_twice_or_measures_itself():

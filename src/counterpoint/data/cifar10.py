@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from counterpoint.data.images import ArrayImages, ImageData
+from counterpoint.data.images import ArrayImages, ImageData, long_tailed
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
 
@@ -24,8 +25,26 @@ SUBSET = "cifar10-12k.npz"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def load(directory: str | None = None) -> ImageData:
-    """Open the set; DataError when it is nowhere and cannot be fetched, or is damaged."""
+def load(directory: str | None = None, *, imbalance: float = 0.0, seed: int = 0) -> ImageData:
+    """Open the set; DataError when it is nowhere and cannot be fetched, or is damaged.
+
+    Args:
+        directory: where it lies; default: $COUNTERPOINT_DATA, else the cache, downloaded on first use.
+        imbalance: make the training split long-tailed, so many times more aeroplanes than trucks (see `images.long_tailed`);
+            0 leaves it as it is. 100 is the usual long-tailed CIFAR.
+        seed: of which pictures stay.
+    """
+    found = _load(directory)
+    if not imbalance:
+        return found
+    train = found.train
+    assert isinstance(train, ArrayImages)
+    assert train.labels is not None
+    rows = long_tailed(train.labels, imbalance, seed)
+    return replace(found, train=ArrayImages(train.pixels[rows], train.labels[rows]))
+
+
+def _load(directory: str | None) -> ImageData:
     if directory is not None:
         root = Path(directory)
         if not root.is_dir():

@@ -10,18 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from counterpoint.data.images import ArrayImages, ImageData, checked_size, split_positions
+from counterpoint.data.images import ArrayImages, ImageData, checked_size, long_tailed, split_positions
 from counterpoint.errors import DataError
 
 
-def load(argument: None = None, *, size: int = 32, held_out: float = 0.2, train: int = 0, seed: int = 0) -> ImageData:
+def load(
+    argument: None = None,
+    *,
+    size: int = 32,
+    held_out: float = 0.2,
+    train: int = 0,
+    imbalance: float = 0.0,
+    seed: int = 0,
+) -> ImageData:
     """The digits at `size` pixels; the test split is the same at every size.
 
     Args:
         size: height and width.
         held_out: share of the digits in the test split, the same for every class.
         train: only so many training digits, drawn with `seed`; 0 for all.
-        seed: of that draw.
+        imbalance: make the training split long-tailed, so many times more zeros than nines (see `images.long_tailed`); 0 leaves
+            it as it is.
+        seed: of both draws.
     """
     from sklearn.datasets import load_digits
 
@@ -33,6 +43,8 @@ def load(argument: None = None, *, size: int = 32, held_out: float = 0.2, train:
     if not 0 < held_out < 1:
         raise DataError(f"digits: held_out is a share between 0 and 1, got {held_out}")
     chosen, test = split_positions(len(labels), held_out, labels)
+    if imbalance:
+        chosen = chosen[long_tailed(labels[chosen], imbalance, seed)]
     if train:
         if not 2 <= train <= len(chosen):
             raise DataError(f"digits: train is 2 to {len(chosen)} digits, got {train}")

@@ -308,6 +308,25 @@ def some(items: Sequence[str], between: str = "; ") -> str:
     return between.join([*items[:_SHOWN], *more])
 
 
+def long_tailed(labels: Indices, imbalance: float, seed: int = 0) -> Indices:
+    """Positions of a split whose classes grow rare: of C classes, class c keeps n / imbalance^(c / (C - 1)) items.
+
+    Args:
+        labels: of a split, numbers from 0; n is the size of its smallest class.
+        imbalance: how many times more items the first class has than the last; 1 makes all as large.
+        seed: of which items stay.
+
+    Source: long-tailed CIFAR (Cao et al. 2019, arXiv 1906.07413). CounterpointError for an imbalance below 1.
+    """
+    if not imbalance >= 1:
+        raise CounterpointError(f"imbalance is at least 1, the first class over the last; got {imbalance}")
+    counts = np.bincount(labels)
+    kept = counts.min() / imbalance ** (np.arange(len(counts)) / max(1, len(counts) - 1))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = [order[labels[order] == c][: max(1, int(n))] for c, n in enumerate(kept)]
+    return np.sort(np.concatenate(chosen))
+
+
 def split_positions(count: int, fraction: float, labels: Indices | None = None) -> tuple[Indices, Indices]:
     """Positions of a training and a test split: the same on every machine, each class cut in the same proportion.
 
