@@ -399,3 +399,7 @@ def test_an_older_page_stays_until_the_new_one_is_whole(run, monkeypatch):
         write_run_report(run)
     assert page.read_text() == before
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_no_two_of_many_clouds_look_alike():
+    assert len({figures.look(number) for number in range(42)}) == 42

@@ -185,6 +185,12 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
         return svg(figure, f"Paired differences in {metric}. " + "; ".join(told))
 
 
+def look(number: int) -> tuple[str, str]:
+    """The colour and the mark of one cloud of many: no two of the first 42 look alike."""
+    marks = "osD^vPX"  # one more than there are colours
+    return SERIES[number % len(SERIES)], marks[number % len(marks)]
+
+
 def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]) -> Markup:
     """Clouds of points in one frame, each in a colour and a mark of its own.
 
@@ -196,9 +202,8 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
 
     with mpl.rc_context(_STYLE):
         figure, frame = _axes(6.0, 4.2)
-        marks = itertools.cycle("osD^vP")
-        for number, ((name, values), mark) in enumerate(zip(points.items(), marks, strict=False)):
-            colour = SERIES[number % len(SERIES)]
+        for number, (name, values) in enumerate(points.items()):
+            colour, mark = look(number)
             frame.plot(values[:, 0], values[:, 1], mark, markersize=3.2, alpha=0.6, color=colour, label=_literal(name))
         frame.set_xlabel(_literal(axes[0]))
         frame.set_ylabel(_literal(axes[1]))
