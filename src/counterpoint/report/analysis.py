@@ -23,9 +23,10 @@ SAID = {
 
 def write_sweep_report(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a sweep's record (see `counterpoint.analyse`). Returns `path`."""
+    count = len(record["seeds"])
     page = Page(
         f"{record['slug']} over the temperature",
-        f"{record['data']}, {len(record['seeds'])} seed{'s' * (len(record['seeds']) > 1)} at each of {len(record['temperatures'])} temperatures",
+        f"{record['data']}, {count} seed{'s' * (count > 1)} at each of {len(record['temperatures'])} temperatures",
     )
     grid = np.log10(np.asarray(record["temperatures"], float))
     mean = {name: np.mean(np.asarray(rows, float), axis=1) for name, rows in record["measures"].items()}
