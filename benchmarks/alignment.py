@@ -74,8 +74,9 @@ def cwcl(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tenso
     scale = torch.tensor(SCALE).log()
 
     def plain() -> Tensor:
-        w = frozen @ frozen.T / 2 + 0.5
-        s = SCALE * p @ q.T
+        f = F.normalize(frozen, dim=1)
+        w = (1 + f @ f.T) / 2
+        s = scale.exp() * (p @ q.T)
         target = w / w.sum(1, keepdim=True)
         return -(target * s.log_softmax(1)).sum(1).mean() + F.cross_entropy(s.T, torch.arange(n))
 

@@ -91,3 +91,46 @@ def test_no_records_or_markers_are_errors(tmp_path: Path, capsys: pytest.Capture
     assert "block" in capsys.readouterr().err
     (tmp_path / "mochi.json").write_text("{")
     assert cli.main(["claims", "--out", str(tmp_path)]) == 2
+
+
+def test_a_temperature_that_changes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "isogclr", *WORDS, "--epochs", "1", "--hidden", "8", "--out", str(tmp_path), "--name", "r"]
+    assert cli.main(words) == 0
+    words = [
+        "analyse",
+        str(tmp_path / "r"),
+        "--temperature-sweep",
+        "--temperatures",
+        "0.1",
+        "0.2",
+        "0.3",
+        "--jobs",
+        "1",
+    ]
+    assert cli.main(words) == 2
+    assert "changes nothing" in capsys.readouterr().err
+    assert len(list((tmp_path / "r" / ".sweep").glob("*.json"))) == 2  # nor is the third tried
+
+
+def test_temperatures_are_told_apart_and_the_page_says_how(run: Path) -> None:
+    near = ["0.1", "0.10000001"]
+    words = ["analyse", str(run), "--temperature-sweep", "--temperatures", *near, "1.0", "--jobs", "1"]
+    assert cli.main(words) == 0
+    record = json.loads((run / "temperature-sweep.json").read_text())
+    assert record["temperatures"] == [0.1, 0.10000001, 1.0]
+    assert {"0.1-0.json", "0.10000001-0.json", "1.0-0.json"} <= {f.name for f in (run / ".sweep").glob("*.json")}
+    page = (run / "temperature-sweep.html").read_text()
+    assert f"{run} --temperature-sweep --seeds 1 --temperatures 0.1 0.10000001 1" in page
+    for wrong in (("nan", "0.1"), ("0.1", "inf"), ("-1", "0.1")):
+        assert cli.main(["analyse", str(run), "--temperature-sweep", "--temperatures", *wrong]) == 2
+
+
+def test_a_claim_of_one_seed_has_no_interval(tmp_path: Path) -> None:
+    record = _record("mochi", 0.4, "undecided")
+    record["comparisons"][0] |= {"low": None, "high": None}  # type: ignore[index]
+    (tmp_path / "mochi.json").write_text(json.dumps(record | {"seeds": [0]}))
+    document = tmp_path / "page.md"
+    document.write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    assert cli.main(["claims", "--out", str(tmp_path), "--into", str(document)]) == 0
+    assert "| +0.400 | - | 1 | undecided |" in document.read_text()
+    assert (tmp_path / "claims.svg").read_text().startswith("<?xml")

@@ -117,6 +117,11 @@ def test_refusals(made, capsys, tmp_path):
         search.search(run, ["a.wav"], file)
     with pytest.raises(CounterpointError, match="has no other modality"):
         search.search(run, ["arrow", "house"], file)
+    for slip in ("gone.mp4", "photos/gone.heic", "photos/typo.pngg"):  # not words
+        with pytest.raises(DataError, match="neither a picture"):
+            search.search(run, [slip], file)
+    for words in ("a" * 400, "either/or", "an arrow, v1.2 / red"):  # no file names
+        assert len(search.search(run, [words], file)[1]) == 10
     with pytest.raises(CounterpointError, match="the query is empty"):
         search.search(run, [" "], file)
     with pytest.raises(CounterpointError, match="unknown modality 'imag'; did you mean image"):
@@ -140,3 +145,52 @@ def test_refusals(made, capsys, tmp_path):
     assert "no such file" in capsys.readouterr().err
     assert cli.main(["train", "clip", "--data", SMALL, "--max-bad", "3", "--out", str(tmp_path)]) == 2
     assert "--max-bad is for --data manifest:FILE" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A run on a user's manifest of vectors and titles, one column of which has a name of ours."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    rows = [{"id": f"a{n}", "gyro": rng.normal(size=3).tolist(), "label": f"word {n}"} for n in range(40)]
+    rows += [{"id": "alone", "gyro": [1.0, 2.0, 3.0]}]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = f"manifest:{folder}/m.jsonl?columns=gyro:vector,label:text,id:id"
+    words = ["train", "clip", "--data", spec, "--epochs", "1", "--batch-size", "16", "--embedding", "8"]
+    assert cli.main([*words, "--out", str(folder), "--name", "run"]) == 0
+    return folder
+
+
+def test_a_vector_is_a_query_and_items_say_their_rows(vectors, tmp_path):
+    file = vectors / "emb.parquet"
+    assert search.embed(vectors / "run", file) == 41
+    rows = search.read_embeddings(file)
+    assert sorted(set(rows.split)) == ["test", "train", "unpaired"]
+    assert rows.source[-1] == "m.jsonl row 41 (alone)"
+    assert rows.label == [None] * 41
+    assert rows.texts["label"][0] == f"word {rows.source[0].split('(a')[1][:-1]}"
+    assert rows.present["label"].tolist() == [True] * 40 + [False]
+    np.save(tmp_path / "q.npy", np.array([[1.0, 2.0, 3.0]]))
+    modality, hits = search.search(vectors / "run", [str(tmp_path / "q.npy")], file, modality="gyro", k=3)
+    assert (modality, hits[0].source, hits[0].similarity) == ("gyro", rows.source[-1], pytest.approx(1, abs=1e-4))
+    for values, said in (([1.0], "has 1 numbers, the run's gyro has 3"), ([1.0, np.nan, 0.0], "not finite numbers")):
+        np.save(tmp_path / "q.npy", np.array(values))
+        with pytest.raises(DataError, match=said):
+            search.search(vectors / "run", [str(tmp_path / "q.npy")], file)
+    with pytest.raises(DataError, match="no such file"):
+        search.search(vectors / "run", ["gone.npy"], file)
+    with pytest.raises(CounterpointError, match=r"no modality for 'gone\.png'"):
+        search.search(vectors / "run", ["gone.png"], file)
+    (vectors / "few.jsonl").write_text("".join((vectors / "m.jsonl").read_text().splitlines(True)[:4]))
+    few = f"manifest:{vectors}/few.jsonl?columns=gyro:vector,label:text,id:id"
+    assert search.embed(vectors / "run", tmp_path / "few.parquet", data=few) == 4  # fewer than a batch
+    with pytest.raises(CounterpointError, match="has no split 'unpaired'"):
+        search.embed(vectors / "run", tmp_path / "few.parquet", data=few, split="unpaired")
+
+
+def test_a_run_that_re_ranks_embeds(tmp_path):
+    sizes = {"epochs": 1, "batch-size": 16, "queue": 16, "width": 16, "heads": 2, "depth": 3, "embedding": 8}
+    words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    data = "glyphs?train=32&test=8&size=32&styles=codicon"
+    assert cli.main(["train", "albef", "--data", data, *words, "--out", str(tmp_path), "--name", "a"]) == 0
+    assert search.embed(tmp_path / "a", tmp_path / "e.parquet") == 40

@@ -7,6 +7,7 @@ evenly and tears examples of one class apart, a large one keeps them together an
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -56,8 +57,8 @@ def temperature_sweep(
         seeds: how many, from the run's own on.
         jobs: runs at a time, one thread each.
 
-    Returns the record. What is done is kept, so an interrupted sweep goes on. CounterpointError for a run without a
-    temperature.
+    Returns the record. What is done is kept, so an interrupted sweep goes on. The two ends of the grid come first.
+    CounterpointError for a run without a temperature, or with one that changes nothing (as where every example has its own).
     """
     from counterpoint.training import restore
 
@@ -69,29 +70,41 @@ def temperature_sweep(
             "for systems that learn from views of images at one"
         )
     grid = sorted(set(temperatures))
-    if len(grid) < 2 or grid[0] <= 0 or seeds < 1 or jobs < 1:
+    if len(grid) < 2 or not all(0 < t < math.inf for t in temperatures) or seeds < 1 or jobs < 1:
         raise CounterpointError("a sweep needs at least two different positive temperatures, a seed and a job")
     first = int(run.config["seed"])
-    todo = {f"{t:g}-{seed}": (str(run.path), t, seed) for t in grid for seed in range(first, first + seeds)}
+    todo = {f"{t!r}-{seed}": (str(run.path), t, seed) for t in grid for seed in range(first, first + seeds)}
     settings = [asdict(config), run.config["data"]]
-    done = run_all(
-        todo,
-        _one,
-        cache=run.path / ".sweep",
-        stamp=stamp_of(settings, catalog.modules(run.slug)),
-        jobs=jobs,
-        title=f"{len(grid)} temperatures",
-        console=console,
-    )
+
+    def measured(keys: Sequence[str], title: str) -> dict[str, dict[str, float]]:
+        return run_all(
+            {key: todo[key] for key in keys},
+            _one,
+            cache=run.path / ".sweep",
+            stamp=stamp_of(settings, catalog.modules(run.slug)),
+            jobs=jobs,
+            title=title,
+            console=console,
+        )
+
+    ends = measured([f"{t!r}-{first}" for t in (grid[0], grid[-1])], "lowest and highest")
+    low, high = ({name: value for name, value in found.items() if name != "seconds"} for found in ends.values())
+    if low == high:
+        raise CounterpointError(
+            f"the setting temperature changes nothing in this run of {run.slug}: {grid[0]:g} and {grid[-1]:g} give the same "
+            "figures to the last digit, so there is nothing to draw"
+        )
+    done = measured(list(todo), f"{len(grid)} temperatures")
     names = [name for name in MEASURES if all(f"{name}_last" in found for found in done.values())]
     record = {
         "run": run.path.name,
+        "path": str(run.path),
         "slug": run.slug,
         "data": run.config["data"],
         "temperatures": grid,
         "seeds": list(range(first, first + seeds)),
         "measures": {
-            name: [[done[f"{t:g}-{s}"][f"{name}_last"] for s in range(first, first + seeds)] for t in grid]
+            name: [[done[f"{t!r}-{s}"][f"{name}_last"] for s in range(first, first + seeds)] for t in grid]
             for name in names
         },
         "versions": versions(),

@@ -2,7 +2,7 @@
 
     rows = embed("runs/first", "emb.parquet")                   # every item in every modality, a Parquet file
     index("emb.parquet")                                        # for large sets: a graph for each modality, beside it
-    hits = search("runs/first", ["red arrow"], "emb.parquet")   # a text, an image or sound file, several together
+    hits = search("runs/first", ["red arrow"], "emb.parquet")   # a text, an image, sound or vector file, several together
 
 Search is exact, unless `index` has made a graph (FAISS's HNSW) of this very file. FAISS was chosen by measurement
 (`benchmarks/search.py`): of usearch, LanceDB and FAISS it is the fastest at asking and its index is one file. Exact search of
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,32 @@ from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.files import replacing
-from counterpoint.training import load_learner, load_source, restore, task_class
+from counterpoint.tasks.aligned import Items, ListedSplit
+from counterpoint.training import load_learner, load_source, restore
 from counterpoint.views.images import normalise
 
-SPLITS = ("all", "train", "test")
+SPLITS = ("all", "train", "test", "unpaired")
 BATCH = 256
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
+VECTORS = (".npy",)
+# Names of files that are nothing to look for by: no one asks for the words "clip.mp4".
+OTHERS = (
+    ".mp4",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".svg",
+    ".pdf",
+    ".npz",
+    ".parquet",
+    ".csv",
+)
+RESERVED = ("item", "split", "label", "source")  # columns that are no text of the item's
 NEIGHBOURS, BUILD, ASK = 32, 128, 64  # of the graph: edges a row, and how many candidates are kept building and asking
 
 
@@ -48,6 +68,7 @@ class Hit:
     split: str
     label: str | None
     texts: dict[str, str]  # what the item says in its modalities of text
+    source: str | None = None  # the row of the user's own manifest that it is
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,12 @@ class Embeddings:
     texts: dict[str, list[str | None]]
     vectors: dict[str, NDArray[np.float32]]  # name -> [n, dim], zeros where the item lacks the modality
     present: dict[str, NDArray[np.bool_]]
+    source: list[str | None]  # rows of a manifest
+
+
+def _column(text: str) -> str:
+    """The column of a modality of text."""
+    return f"{text}_text" if text in RESERVED else text
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -115,9 +142,10 @@ def embed(
 ) -> int:
     """Write the embeddings of a run's data, or another source's of the same modalities, and return how many items there are.
 
-    A row of the Parquet file is an item: `item` (its position in its split), `split`, `label`, the texts as they are, and
-    `<modality>_embedding`, null where the item lacks it. Raises CounterpointError for another task, data that does not fit,
-    an unknown split; DataError and RunError for files.
+    A row of the Parquet file is an item: `item` (its position in its split), `split`, `label`, `source` (the row of a
+    manifest that it is), the texts as they are, and `<modality>_embedding`, null where the item lacks it. The split
+    "unpaired" has items in one modality each, where the data has such. Raises CounterpointError for another task, data that
+    does not fit, an unknown split; DataError and RunError for files.
     """
     pa, pq = _arrow()
     out = Path(out)
@@ -130,24 +158,28 @@ def embed(
     source: AlignedData = load_source(system, data or run.config["data"])
     for note in source.notes:
         say(f"note: {note}")
-    task = task_class(system)(source, config)
-    task.check_facts(run.facts())
-    parts = {name: getattr(source, name) for name in ("train", "test") if split in ("all", name)}
+    items = Items(source, run.facts(), config.context)
+    parts = {name: getattr(source, name) for name in SPLITS[1:] if split in ("all", name)}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    if not parts:
+        raise CounterpointError(f"{source.name} has no split '{split}'")
     worded = [name for name, modality in source.modalities.items() if modality.kind == "text"]
-    columns: dict[str, list[Any]] = {"item": [], "split": [], "label": [], **{name: [] for name in worded}}
+    columns: dict[str, list[Any]] = {name: [] for name in (*RESERVED, *map(_column, worded))}
     vectors: dict[str, list[Any]] = {name: [] for name in source.modalities}
     from rich.console import Console
     from rich.progress import track
 
     chunks = [(name, part, rows) for name, part in parts.items() for rows in _chunks(part)]
     for name, part, rows in track(chunks, "embedding", console=Console(stderr=True), transient=True):
-        batch = task.evaluation_batch(part, rows)
+        batch = items.batch(part, rows)
         found = learner.predict(batch)["embedding"]
         columns["item"] += rows
         columns["split"] += [name] * len(rows)
         columns["label"] += _labels(source, part, rows)
+        listed = isinstance(part, ListedSplit)
+        columns["source"] += part.row_names(np.asarray(rows)) if listed else [None] * len(rows)
         for word in worded:
-            columns[word] += part.column(word, np.asarray(rows))
+            columns[_column(word)] += part.column(word, np.asarray(rows))
         for modality, kept in vectors.items():
             there = batch["present"][modality].tolist()
             values = found[modality].float().cpu().numpy()
@@ -210,9 +242,10 @@ def read_embeddings(path: Path | str) -> Embeddings:
             table["item"].to_numpy(),
             table["split"].to_pylist(),
             table["label"].to_pylist(),
-            {name: table[name].to_pylist() for name, kind in modalities.items() if kind == "text"},
+            {name: table[_column(name)].to_pylist() for name, kind in modalities.items() if kind == "text"},
             vectors,
             present,
+            table["source"].to_pylist() if "source" in table.column_names else [None] * len(table),
         )
     except (KeyError, ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
         raise DataError(
@@ -302,7 +335,8 @@ def search(
 
     Args:
         path: the run that the embeddings are of.
-        queries: texts, image files and sound files. Several are sought together, as the run's system joins modalities.
+        queries: texts, image files, sound files and vectors in .npy files. Several are sought together, as the run's system
+            joins modalities.
         modality: to search in. Default: the first that is not asked with.
 
     Raises CounterpointError for a query or modality that the run has no tower for, and embeddings of another run; DataError
@@ -340,6 +374,7 @@ def search(
             found.split[row],
             found.label[row],
             {name: said for name, texts in found.texts.items() if (said := texts[row])},
+            found.source[row],
         )
         for rank, (similarity, row) in enumerate(_nearest(found, target, vector, k), 1)
     ]
@@ -350,14 +385,26 @@ def _joined(learner: Any, made: Sequence[torch.Tensor]) -> torch.Tensor:
     return learner.joint([row[None] for row in made])[0]
 
 
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # words that are too long for the name of a file
+        return False
+
+
 def _query(query: str, facts: Mapping[str, Any], config: Any, taken: Mapping[str, Any]) -> tuple[str, Any]:
     """The modality a query is of, and its inputs as a batch of one."""
     file, ending = Path(query), Path(query).suffix.lower()
-    kind = "image" if ending in PICTURES else "audio" if ending in SOUNDS else "text"
+    kinds_of = {"image": PICTURES, "audio": SOUNDS, "vector": VECTORS}
+    kind = next((kind for kind, endings in kinds_of.items() if ending in endings), "text")
     if kind == "text" and not query.strip():
         raise CounterpointError("the query is empty; say what to look for")
-    if kind == "text" and file.is_file():
-        raise DataError(f"{query} is neither a picture ({', '.join(PICTURES)}) nor a sound ({', '.join(SOUNDS)})")
+    # A path that leads nowhere is a slip, not words.
+    pathlike = ending in OTHERS or (file.parent != Path() and ending and not re.search(r"\s", query))
+    if kind == "text" and (pathlike or _is_there(file)):
+        raise DataError(
+            f"{query} is neither a picture ({', '.join(PICTURES)}), sound ({', '.join(SOUNDS)}) or vector ({', '.join(VECTORS)})"
+        )
     names = [name for name, spec in facts["modalities"].items() if spec["kind"] == kind]
     free = [name for name in names if name not in taken]
     if not free:
@@ -375,6 +422,13 @@ def _query(query: str, facts: Mapping[str, Any], config: Any, taken: Mapping[str
             from counterpoint.data.sounds import decode_sound
 
             return free[0], torch.from_numpy(np.array(decode_sound(file, spec["rate"], spec["samples"]).wave))[None]
+        if kind == "vector":
+            from counterpoint.data.manifest import read_vector
+
+            values = read_vector(file)
+            if len(values) != spec["dim"]:
+                raise DataError(f"has {len(values)} numbers, the run's {free[0]} has {spec['dim']}")
+            return free[0], torch.from_numpy(values)[None]
     except DataError as error:
         raise DataError(f"{query}: {error}") from error
     return free[0], Tokenizer.from_json(facts["tokenizers"][free[0]]).encode([query], config.context)

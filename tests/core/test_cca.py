@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.core.cca import CCALayer, canonical_projections
+from counterpoint.core.cca import CCALayer, _Axes, canonical_projections
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "audio-sheet-retrieval.npz")
 COUNTS = [9, 0, 6]
@@ -128,6 +128,38 @@ def test_equal_correlations_and_equal_variances_have_finite_gradients():
     assert float((h1.grad * step).sum()) == pytest.approx((value[0] - value[1]) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6])
+def test_close_correlations_have_exact_gradients(apart):
+    g = torch.Generator().manual_seed(0)
+    e, f = (torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0] for _ in range(2))
+    matrix = e @ torch.diag(torch.tensor([0.3, 0.3 + apart, 0.8], dtype=torch.float64)) @ f.T
+    weight, other = torch.randn(2, 3, 3, generator=g, dtype=torch.float64)
+
+    def gradient(decompose):
+        t = matrix.clone().requires_grad_()
+        e, s, f = decompose(t)
+        # What does not change with the signs of the axes, which are anybody's.
+        (((e * weight[0]) @ f.T * other).sum() + (s * weight[1]).sum()).backward()
+        return t.grad
+
+    def torchs(t):
+        e, s, f = torch.linalg.svd(t)
+        return e.flip(1), s.flip(0), f.T.flip(1)
+
+    torch.testing.assert_close(gradient(_Axes.apply), gradient(torchs), rtol=1e-7, atol=1e-7)
+
+
+def test_columns_that_are_alike_and_large_are_no_accident():
+    # Of a variance so large that rounding takes the ridge away: in some of these an eigenvalue comes out below 0.
+    for seed in range(5):
+        h1, h2 = draw(50, 3, seed)
+        rows = (1e9 * torch.cat([h1, h1[:, :1]], 1)).requires_grad_()
+        x, y = CCALayer(4)(rows, 1e9 * torch.cat([h2, h1[:, 1:2]], 1))
+        hinge(x, y).backward()
+        for found in (x, y, rows.grad):
+            assert bool(found.isfinite().all())
+
+
 def test_evaluation_uses_the_last_batch_until_refined():
     layer, (h1, h2) = CCALayer(3), draw(60, 3)
     layer(h1[:10], h2[:10])
@@ -169,6 +201,11 @@ def test_edges():
         CCALayer(2)(h1, h2)
     with pytest.raises(ValueError, match=r"takes rows \[m, 2\], got \[8, 3\]"):
         CCALayer(2).eval().first(h1)
+    with pytest.raises(ValueError, match=r"takes rows \[m, 3\], got \[8, 2\]"):
+        CCALayer(3)(h1, h2[:, :2])
+    # Whole numbers would come back as whole numbers.
+    with pytest.raises(ValueError, match=r"takes rows \[m, 3\], got \[8, 3\] torch.int64"):
+        CCALayer(3)(h1.long(), h2.long())
     with pytest.warns(UserWarning, match="CCA of 3 rows in 3 dimensions fits noise"):
         found = canonical_projections(h1[:3], h2[:3])
     assert all(bool(part.isfinite().all()) for part in found)

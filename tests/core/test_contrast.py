@@ -14,13 +14,17 @@ from counterpoint.core.contrast import (
     Diagonal,
     Labels,
     Listed,
+    Targets,
+    Views,
     Where,
     class_similarity,
     pair_cross_entropy,
     pair_logsumexp,
+    pair_logsumexp_towards,
     pair_softplus,
     positive_similarity,
     scaled,
+    unit,
     with_bias,
 )
 
@@ -72,13 +76,67 @@ def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
     everything = torch.ones(31, 23, dtype=torch.bool)
     found = pair_logsumexp(q, k, columns=columns, keep=keep)
     expected = direct(q, k, everything)
-    same(found if columns else found[:1], expected if columns else expected[:1], [q, k])
+    same(found[: 1 + columns], expected[: 1 + columns], [q, k])
+
+
+@pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
+@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
+@pytest.mark.parametrize("scale", [0.3, 60.0])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("small", [0, 64 * 64])
+def test_similarity_under_soft_targets(monkeypatch, tile, keep, scale, columns, small):
+    monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(contrast, "SMALL", small)
+    q, k = draw((31, 6), (23, 6), scale=scale)
+    p = torch.rand(31, 23, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = pair_logsumexp_towards(q, k, lambda r, c: p[r, c], columns=columns, keep=keep)
+    expected = direct(q, k, torch.ones(31, 23, dtype=torch.bool))[: 1 + columns]
+    same([*found[: 1 + columns], found.towards], [*expected, (p * (q @ k.T)).sum(1)], [q, k])
+    with pytest.raises(ValueError, match="own"):
+        pair_logsumexp_towards(q, k, lambda r, c: p[r, c], own=True)
+    square = pair_logsumexp_towards(q[:23], k, lambda r, c: p[r, c], columns=columns, keep=keep, own=True)
+    expected = direct(q[:23], k, torch.ones(23, 23, dtype=torch.bool))[: 1 + columns]
+    whole = q[:23] @ k.T
+    towards = [(p[:23] * whole).sum(1), whole.diagonal()]
+    same([*square[: 1 + columns], *square[2:]], [*expected, *towards], [q, k])
+
+
+def test_targets_with_few_entries_to_a_row():
+    index, weight = torch.tensor([[0, 2], [4, 4], [3, 1]]), torch.tensor([[0.25, 0.75], [0.5, 0.1], [1.0, 0.0]])
+    whole = torch.zeros(3, 5)
+    for row in range(3):
+        for column, share in zip(index[row], weight[row], strict=True):
+            whole[row, column] += share
+    targets = Targets(index, weight, offset=10)
+    for rows, columns in ((slice(0, 3), slice(0, 5)), (slice(1, 3), slice(2, 5)), (slice(0, 2), slice(1, 3))):
+        placed = slice(rows.start + 10, rows.stop + 10)
+        torch.testing.assert_close(targets(placed, columns), whole[rows, columns])
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
+def test_unit_rows(shape, scale):
+    (x,) = draw(shape)
+    with torch.no_grad():
+        x[..., 0, :] = 0  # no direction: stays, and its gradient is that of a division by the floor
+        x[..., 1, :] *= 1e-9
+    ours, theirs = (unit(x, scale), torch.nn.functional.normalize(x, dim=-1, eps=contrast.EPS) * scale)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.arange(x.numel(), dtype=x.dtype).view(shape)
+    a, b = (torch.autograd.grad((y * weight).sin().sum(), x, create_graph=True)[0] for y in (ours, theirs))
+    torch.testing.assert_close(a, b)
+    plain = torch.autograd.grad((unit(x, scale) * weight).sin().sum(), x)[0]
+    torch.testing.assert_close(plain, b.detach())
+    assert unit(x.detach().half()).dtype == torch.float32
+    (y,) = draw(shape, seed=1)
+    assert torch.autograd.gradgradcheck(lambda y: unit(y, scale), y)
 
 
 LABELS = torch.randint(0, 4, (150,), generator=torch.Generator().manual_seed(1))
 PAIRS = torch.arange(150).roll(75)
 
 
+@pytest.mark.parametrize("tile", [(512, 2048), (64, 40)])
 @pytest.mark.parametrize("keep", [0, 40000, contrast.KEEP])
 @pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
 @pytest.mark.parametrize(
@@ -87,6 +145,7 @@ PAIRS = torch.arange(150).roll(75)
         ([], torch.zeros(150, 150, dtype=torch.bool)),
         ([Diagonal()], torch.eye(150, dtype=torch.bool)),
         ([Diagonal((0, 75, -75))], torch.eye(150, dtype=torch.bool) | torch.eye(150, dtype=torch.bool)[PAIRS]),
+        ([Views(75)], torch.eye(150, dtype=torch.bool) | torch.eye(150, dtype=torch.bool)[PAIRS]),
         ([Diagonal((3,))], torch.ones(150, 150).triu(3).tril(3).bool()),
         ([Labels(LABELS)], LABELS[:, None] == LABELS),
         ([Labels(LABELS, same=False), Diagonal()], (LABELS[:, None] != LABELS) | torch.eye(150, dtype=torch.bool)),
@@ -96,8 +155,8 @@ PAIRS = torch.arange(150).roll(75)
         ([Where(lambda r, c: LABELS[r][:, None] > LABELS[c])], LABELS[:, None] > LABELS),
     ],
 )
-def test_rules_and_the_half_that_symmetry_spares(monkeypatch, keep, scale, rules, excluded):
-    monkeypatch.setattr(contrast, "TILE", (64, 40))
+def test_rules_and_the_half_that_symmetry_spares(monkeypatch, tile, keep, scale, rules, excluded):
+    monkeypatch.setattr(contrast, "TILE", tile)
     (x,) = draw((150, 6), scale=scale)
     same(pair_logsumexp(x, exclude=rules, keep=keep)[:1], direct(x, x, ~excluded)[:1], [x])
 

@@ -538,3 +538,73 @@ def test_a_source_serves_the_tasks_it_says():
         data.load("digits?task=views")
     with pytest.raises(CounterpointError, match="size"):
         data.load("digits?size=3")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="no file"):
+        decode(tmp_path / "pipe.png", 8)
+
+
+@pytest.mark.parametrize("value", [0, 200, 65535])
+def test_dark_greys_of_16_bits_are_dark(value):
+    found = decode(saved(Image.new("I;16", (9, 9), value), "PNG"), 9)
+    assert found.max() == round(value / 257)
+
+
+@pytest.mark.parametrize("value", [-3.0, 70000.0])
+def test_values_that_are_no_greys_are_refused(value):
+    with pytest.raises(DataError, match="no greys"):
+        decode(saved(Image.fromarray(np.full((9, 9), value, np.float32)), "TIFF"), 9)
+
+
+def test_a_long_tail_needs_items_of_every_class():
+    assert len(room.long_tailed(np.repeat([0, 1], 10), 10)) == 11
+    with pytest.raises(CounterpointError, match="no items"):
+        room.long_tailed(np.repeat([0, 2], 10), 10)
+
+
+def test_a_run_is_not_resumed_on_other_images(folder, tmp_path, monkeypatch):
+    """Positions would be those of other pictures, and state kept by position another's."""
+    from counterpoint import catalog, training
+    from counterpoint.engine.learner import Learner
+
+    settings = {
+        "encoder": "mlp-s",
+        "recipe": "digits-plain",
+        "batch_size": 2,
+        "hidden": 8,
+        "projection": 8,
+        "epochs": 1,
+    }
+    source, out = f"imagefolder:{folder}?size=8", tmp_path / "runs"
+
+    def stop(self):
+        raise RuntimeError("the lights go out")
+
+    with monkeypatch.context() as m:
+        m.setattr(Learner, "end_step", stop)
+        with pytest.raises(RuntimeError, match="lights"):
+            training.train(
+                "isogclr", catalog.load_system("isogclr").config(**settings), data=source, out=out, name="r", say=str
+            )
+    (out / "r" / "last.ckpt").write_bytes(b"")  # as if it had been saved
+    next(iter(sorted(folder.rglob("*.*")))).unlink()
+    with pytest.raises(DataError, match="this run was begun on"):
+        training.resume(out / "r", say=str)
+
+
+def test_a_long_list_of_damage_is_written_down_whole(tmp_path, cache):
+    bad = [f"picture {n} \udcff: damaged" for n in range(30)]
+    note = room.left_out(bad, 50)
+    assert "30 of 50 left out" in note
+    assert "and 20 more" in note
+    written = note.partition("All of them: ")[2]
+    assert Path(written).read_text(encoding="utf-8").splitlines()[29] == "picture 29 \\udcff: damaged"
+    assert "All of them" not in room.left_out(bad[:3], 50)
+
+
+def test_a_cell_that_is_no_path_is_a_data_error(tmp_path):
+    """A column of texts taken for one of paths: longer than a file's name may be."""
+    with pytest.raises(DataError, match="not a picture"):
+        decode(tmp_path / ("word " * 100), 8)

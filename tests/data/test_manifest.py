@@ -128,7 +128,7 @@ def as_csv(path: Path, rows: list[dict], between: str = ",") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("name", "between"), [("m.csv", ","), ("m.csv", ";"), ("m.tsv", "\t")])
+@pytest.mark.parametrize(("name", "between"), [("m.csv", ","), ("m.csv", ";"), ("m.csv", "\t"), ("m.tsv", "\t")])
 def test_tables_of_text(files, name, between):
     rows = [row(n) | {"vector": str([n / 10, 1.0]).replace(",", "")} for n in range(10)]
     data = opened(as_csv(files / name, rows, between))
@@ -460,10 +460,91 @@ def test_rows_of_other_lengths(files):
     assert "row 11: has 3 fields where the header has 2" in opened(path).notes[0]
 
 
-def test_sounds_of_other_rates_are_noted(files):
+def test_sounds_of_other_rates_are_noted(files, cache):
     (files / "3.wav").write_bytes(sound(3, rate=44100))
     data = opened(jsonl(files / "m.jsonl", [row(n) for n in range(10)]))
     assert any("1 of 10 sounds resampled to 8000 Hz (44100 Hz: 1)" in note for note in data.notes)
+    (report,) = (cache / "reports").iterdir()
+    (line,) = csv.DictReader(report.open(newline=""))
+    assert (line["row"], line["column"], line["what"], line["value"]) == ("4", "audio", "resampled", "44100 Hz")
+    assert all(str(report) in note for note in data.notes if "resampled" in note)
+
+
+def test_items_are_listed_by_their_rows(files, cache):
+    rows = [row(n) | {"id": f"i{n}"} for n in range(10)]
+    rows[2]["image"] = "gone.png"
+    data = opened(jsonl(files / "m.jsonl", rows))
+    (report,) = (cache / "reports").iterdir()
+
+    def listed():
+        return [(line["row"], line["id"]) for line in csv.DictReader(report.open(newline="")) if line["what"] == "cut"]
+
+    for _ in range(2):  # the same again is not said twice
+        for split in (data.train, data.test):
+            assert split.list_items("caption", np.array([0]), "cut", "long") == report
+        names = [data.train.row_names(np.array([0]))[0], data.test.row_names(np.array([0]))[0]]
+        assert sorted(f"m.jsonl row {n} ({key})" for n, key in listed()) == sorted(names)
+    data.train.list_items("caption", np.array([], int), "cut", "long")
+    assert len(listed()) == 1
+    # A report that holds nothing else vanishes with it.
+    clean = opened(jsonl(files / "n.jsonl", rows[3:]))
+    made = clean.train.list_items("caption", np.array([0]), "cut", "long")
+    assert made is not None and made.is_file() and made != report
+    clean.train.list_items("caption", np.array([], int), "cut", "long")
+    assert not made.exists()
+
+
+def test_an_id_is_taken_by_the_first_row_that_can_be_used(files):
+    rows = [row(n) | {"id": f"i{n}"} for n in range(10)]
+    again = [row(3) | {"id": " i2"}, row(4) | {"id": "i2"}]
+    rows[2]["image"] = "gone.png"
+    notes = opened(jsonl(files / "m.jsonl", rows + again), max_bad=0.5).notes
+    assert (
+        "2 of 12 rows left out: row 3 image (gone.png): no such file; row 12 id (i2): the id is that of row 11"
+        in notes[0]
+    )
+
+
+def test_splits_in_files_of_their_own_count_their_rows_anew(files):
+    for name in ("train", "test"):
+        as_csv(files / f"{name}.csv", [{"id": n, "image": f"{n}.png", "text": f"{name} {n}"} for n in range(10)])
+    data = opened(files)
+    assert (len(data.train), len(data.test), data.notes) == (10, 10, [])
+
+
+def test_vectors_written_out(files):
+    good = ["[1, 2]", "1;2", "+1 2", "(1,2)", "-.5 2", "1e3 4", ".5 nan", "inf 1", "1 x", "gone.npy"]
+    as_csv(files / "m.csv", [{"vector": v, "text": WORDS[n]} for n, v in enumerate(good)])
+    (note, *_) = opened(files / "m.csv", max_bad=0.5).notes
+    assert "4 of 10 rows left out: row 7 vector (.5 nan): holds 1 values that are not finite" in note
+    assert "row 8 vector (inf 1): holds 1 values that are not finite" in note
+    assert "row 9 vector (1 x): is neither a list of numbers nor the name of a .npy file; row 10" in note
+    assert "(gone.npy): no such file" in note
+
+
+def test_what_has_no_class_says_so_in_text_too(files):
+    said = [3, -1, " ", "a", "-1", "", " a ", 3, "a", 3]
+    rows = [{"image": f"{n}.png", "text": WORDS[n], "label": str(value)} for n, value in enumerate(said)]
+    as_csv(files / "m.csv", rows)
+    data = opened(files / "m.csv")
+    assert data.classes == ("3", "a")
+    assert sorted([*data.train.labels, *data.test.labels]) == [-1] * 4 + [0] * 3 + [1] * 3
+
+
+def test_classes_of_two_are_no_hindrance_to_a_split(files):
+    place = jsonl(files / "m.jsonl", [row(n) | {"label": n // 2} for n in range(10)])
+    data = opened(place)
+    assert (len(data.train), len(data.test)) == (8, 2)
+
+
+def test_max_bad_is_a_share_of_the_rows_to_the_last_one(files):
+    rows = [row(n % 10) for n in range(100)]
+    for n in range(29):
+        rows[n] = {"image": "gone.png", "caption": "x"}
+    assert 0.29 * 100 < 29  # in floating point
+    assert "29 of 100 rows left out" in opened(jsonl(files / "m.jsonl", rows), max_bad=0.29).notes[0]
+    with pytest.raises(DataError, match="put up with more: --max-bad N, or"):
+        opened(files / "m.jsonl", max_bad=0.28)
 
 
 def test_nothing_is_left(files):
@@ -510,6 +591,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
     (tmp_path / "bad.jsonl").write_text("nothing\nnever\n")
     (tmp_path / "zip.gz").write_bytes(b"x")
+    (tmp_path / "bare").mkdir()
     cut = Path(as_tar(tmp_path / "cut.tar", {"1.txt": b"a" * 5000}))
     cut.write_bytes(cut.read_bytes()[:2000])
     for name, said in {
@@ -528,6 +610,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
         "cut.tar": "not a tar file|cut short",
         "bad.jsonl": "none of its rows can be read: row 1: is not JSON",
         "": "holds files of several kinds",
+        "bare": "bare: holds no table or archive",
     }.items():
         with pytest.raises(DataError, match=said):
             opened(tmp_path / name)

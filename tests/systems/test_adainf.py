@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
 from counterpoint.data import generated, load
 from counterpoint.data.images import ArrayImages
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
@@ -111,6 +114,8 @@ def test_diffusion_learns_what_its_images_have_in_common():
     assert np.array_equal(drawn(1), untrained)
     with pytest.raises(DataError, match="multiple of 4"):
         generated.diffusion(np.zeros((2, 9, 9, 3), np.uint8), 1, steps=1)
+    with pytest.raises(CounterpointError, match="diverged"):
+        generated.diffusion(real, 1, steps=3, width=8, rate=float("inf"), bar=False)
 
 
 def test_a_folder_of_images(tmp_path):
@@ -178,3 +183,89 @@ def test_copies_are_positives_on_small_sets():
         assert int(batch["index"].max()) >= 60
         losses[copies] = learner.loss(learner.prepare(batch, torch.Generator().manual_seed(0)))["loss"].item()
     assert losses["auto"] == losses["positives"] < losses["negatives"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        fn.ntxent_by_index(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), temperature)
+
+
+def test_labels_and_types_must_fit():
+    real, made = np.zeros((3, 2, 2, 3), np.uint8), np.zeros((4, 2, 2, 3), np.uint8)
+    with pytest.raises(ValueError, match="real_label"):
+        fn.inflate(real, made, 2, np.arange(5))
+    with pytest.raises(ValueError, match="of one type"):
+        fn.inflate(real, made.astype(np.float32), 2)
+
+
+def test_a_batch_of_nothing_is_read_as_nothing():
+    """Batches that were done before an interruption come as empty lists."""
+    pictures = ArrayImages(np.zeros((3, 8, 8, 3), np.uint8))
+    split = generated.InflatedImages(pictures, pictures, 2)
+    assert split.images(np.empty(0, np.int64)).shape == (0, 8, 8, 3)
+
+
+def test_interrupted_in_mid_epoch_it_ends_the_same(tmp_path, monkeypatch):
+    words = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 8, "epochs": 2}
+    config = catalog.load_system("adainf").config(**words, generated="mixture", generated_count=50)
+    quiet = {"data": "digits?size=8&train=60", "out": tmp_path, "say": lambda _: None}
+    whole = training.train("adainf", config, name="whole", **quiet).load_weights()
+    steps = 0
+
+    def stop(self):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise RuntimeError("the lights go out")
+
+    with monkeypatch.context() as m:
+        m.setattr(Learner, "end_step", stop)
+        with pytest.raises(RuntimeError, match="lights"):
+            training.train("adainf", config, name="halves", checkpoint_minutes=0.0, **quiet)
+    halves = training.resume(tmp_path / "halves", say=lambda _: None).load_weights()
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_a_folder_with_pipes_and_hidden_files_is_no_trap(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "._a.png").write_bytes(b"what a system leaves beside it")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    split, notes = generated.generated_images(load("digits?size=8", task="views"), str(folder), 0)
+    assert len(split) == 1
+    assert notes == []
+
+
+def test_fewer_images_than_a_batch_is_said(tmp_path, capsys):
+    words = ["train", "adainf", *WORDS, "--generated-count", "200", "--batch-size", "100", "--out", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert "60 training images an epoch, fewer than a batch of 100" in capsys.readouterr().err
+
+
+def _made(slug: str, **settings):
+    system = catalog.load_system(slug)
+    small = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 4}
+    config = system.config(**small, generated="mixture", generated_count=10, **settings)
+    task = training.task_of(system, training.load_source(system, "digits?size=8&train=60"), config)
+    return system.learner(config, SimpleNamespace(**task.facts), 0), task
+
+
+def test_an_addition_below_keeps_its_effect():
+    """The loss that takes copies for positives would replace what the addition below makes of the batch."""
+    learner, task = _made("simclr+hallucinator+adainf")
+    batch = next(iter(task.train_loader(0, Position())))
+    assert "hallucinated" in learner.loss(learner.prepare(batch, torch.Generator().manual_seed(0)))
+    for slug in ("simclr+dcl+adainf", "byol+adainf"):
+        with pytest.raises(CounterpointError, match="over SimCLR alone"):
+            _made(slug, copies="positives")
+
+
+def test_what_is_generated_stays_in_the_cache(tmp_path):
+    """A set's name may be a path, here one that leads upwards."""
+    data = replace(load("digits?size=8&train=60", task="views"), name="imagefolder:a/../../../../b")
+    generated.generated_images(data, "mixture", 5)
+    (file,) = tmp_path.rglob("*.npz")
+    assert file.parent == tmp_path / "cache" / "generated"

@@ -83,6 +83,7 @@ def test_a_mixture_with_the_query_is_harder_than_its_parent() -> None:
 def test_losses_without_vectors_are_those_of_the_vectors(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not held:
         monkeypatch.setattr("counterpoint.core.compared.WHOLE", 0)
+        monkeypatch.setattr("counterpoint.systems.images.mochi.GATHERED", 2 * 6 * 6)  # two anchors at a time
     g = torch.Generator().manual_seed(0)
     query, key, queue = _rows(5, 6).requires_grad_(), _rows(5, 6, seed=1), _rows(40, 6, seed=2)
     random = torch.rand(5, 9, 3, generator=g, dtype=torch.float64)
@@ -430,3 +431,38 @@ def test_what_a_system_changed_of_the_data_is_said(
 )
 def test_which_words_name_additions(words: str, rest: str, additions: list[str]) -> None:
     assert cli._without_additions(words.split()) == (rest.split(), additions)
+
+
+def test_logits_and_the_hardest_refuse_what_does_not_fit() -> None:
+    query, queue = _rows(2, 3), _rows(4, 3, seed=1)
+    none, nothing = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.float64)
+    one, half = torch.zeros(2, 1, dtype=torch.long), torch.full((2, 1), 0.5, dtype=torch.float64)
+    good = {
+        "query": query, "key": query, "queue": queue, "pair_i": one, "pair_j": one, "alpha": half, "single": none,
+        "beta": nothing,
+    }  # fmt: skip
+    assert fn.mochi_logits(**good).shape == (2, 6)
+    for wrong, said in (
+        ({"queue": queue[:0]}, "hold a key"),
+        ({"queue": queue[:, :2]}, "queue must be"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"key": query[:1]}, "query and key"),
+        ({"pair_j": none}, "pair_i, pair_j, alpha"),
+        ({"pair_i": one - 1}, r"pair_i must lie in 0\.\.3"),
+        ({"single": one + 4, "beta": half}, r"single must lie in 0\.\.3"),
+        ({"mask": torch.zeros(1, 4, dtype=torch.bool)}, "mask must be"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fn.mochi_logits(**(good | wrong))
+    with pytest.raises(ValueError, match="mask must be"):
+        fn.hardest(query, queue, 2, torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="NaN"):
+        fn.hardest(query * math.nan, queue, 2)
+
+
+def test_a_reach_is_one_for_each_row() -> None:
+    z = _rows(3, 4)
+    lam = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    assert torch.equal(fn.extrapolate_positive(z, z.flip(0), lam), fn.extrapolate_positive(z, z.flip(0), lam[:, None]))
+    with pytest.raises(ValueError, match="one for each of 3 rows"):
+        fn.extrapolate_positive(z, z.flip(0), torch.ones(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from counterpoint.core.distributed import Place
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.fit import fit
@@ -160,6 +162,11 @@ def test_the_hinge_looks_one_way_and_stops_where_the_match_leads():
     assert not apart.grad.any()
     half = [z.bfloat16() for z in draw(2, 6)]
     assert batch_hinge(*half, 0.6).dtype == torch.float32
+    # Autocast would round the similarities to three digits.
+    single = [z.float() for z in draw(2, 40)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = batch_hinge(*single, 0.6)
+    torch.testing.assert_close(found, batch_hinge(*single, 0.6), rtol=1e-6, atol=0)
 
 
 def test_edges_of_the_losses():
@@ -174,8 +181,24 @@ def test_edges_of_the_losses():
         batch_hinge(x, y, math.nan)
     with pytest.raises(ValueError, match="NaN or infinite"):
         batch_hinge(x * torch.tensor([1.0, math.nan, 1, 1]), y)
+    # An infinite row whose own similarity closes its hinges: nothing in the sum would tell.
+    far, near = torch.tensor([[math.inf], [1.0]]), torch.tensor([[1.0], [-1.0]])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        batch_hinge(far, near)
+    with pytest.raises(ValueError, match=r"of one floating type, got torch\.float64 and torch\.float32"):
+        batch_hinge(x, y.float())
+    with pytest.raises(ValueError, match="z0 or z1 holds NaN or infinite"):
+        nt_xent(x * torch.tensor([1.0, math.nan, 1, 1]), y)
+    with pytest.raises(ValueError, match="sheet0, sheet1, audio0 or audio1 holds NaN or infinite"):
+        mixed_nt_xent(x, y, x * torch.tensor([1.0, math.nan, 1, 1]), y)
     with pytest.raises(ValueError, match="need two snippets"):
         nt_xent(x[:1], y[:1])
+    # One in all, whichever process has it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "place", lambda rows, device: Place(0, 1, 1))
+        patch.setattr(room, "world", lambda: (0, 2))
+        with pytest.raises(ValueError, match="need two snippets"):
+            nt_xent(x[:1], y[:1])
     with pytest.raises(ValueError, match="z0 and z1 must be"):
         nt_xent(x, y[:4])
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
@@ -227,6 +250,32 @@ def test_collapsed_embeddings_find_nothing():
     assert found.hits[1] == 0
     with pytest.raises(ValueError, match="query and database must be"):
         retrieval_metrics(same, same[:3])
+    for bad in (math.nan, math.inf):
+        broken = torch.eye(10)
+        broken[3, 2] = bad
+        for found in (retrieval_metrics, lambda q, d: identify_pieces(q, d, torch.arange(10))):
+            with pytest.raises(ValueError, match="query holds NaN or infinite values"):
+                found(broken, torch.eye(10))
+            # The nearest of all, as torch sorts it: every vote would go to its piece.
+            with pytest.raises(ValueError, match="database holds NaN or infinite values"):
+                found(torch.eye(10), broken)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 40), dim=st.integers(1, 5), seed=st.integers(0, 9999))
+def test_metrics_are_those_of_the_sorted_distances(n, dim, seed):
+    query, database = np.random.default_rng(seed).normal(size=(2, n, dim))
+    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (query, database)]
+    distance = 1 - unit[0] @ unit[1].T
+    found = retrieval_metrics(torch.from_numpy(query), torch.from_numpy(database))
+    # Of equal distances, which one dimension is full of, all come before the match.
+    ranks = (distance <= distance.diagonal()[:, None] + 1e-12).sum(1)
+    assert found.ranks.tolist() == ranks.tolist()
+    assert found.map == pytest.approx(np.mean(1 / ranks))
+    assert found.med_rank == np.median(ranks)
+    assert found.mean_rank == pytest.approx(ranks.mean())
+    assert found.mean_dist == pytest.approx(distance.diagonal().mean(), abs=1e-12)
+    assert found.hits == {k: int((ranks <= k).sum()) for k in (1, 5, 10, 25)}
 
 
 def test_pieces_are_voted_for():
@@ -280,6 +329,27 @@ def test_widths_are_the_card_s(height, width, dim):
     assert encoder(torch.zeros(2, 1, height, width)).shape == (2, dim)
 
 
+@pytest.mark.parametrize(("height", "width", "filters"), [(92, 84, 3), (80, 100, 2), (33, 18, 4)])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_encoder_is_its_layers_one_by_one(height, width, filters, training):
+    torch.manual_seed(0)
+    encoder = SnippetEncoder(height, width, filters).double().train(training)
+    x = torch.randn(3, 1, height, width, dtype=torch.float64, requires_grad=True)
+
+    def written(x):
+        for block in (encoder.block1, encoder.block2, encoder.block3, encoder.block4):
+            x = F.elu(block.bn1(block.conv1(x)))
+            x = F.max_pool2d(F.elu(block.bn2(block.conv2(x))), 2)
+        return encoder.bn(encoder.conv(x)).flatten(1)
+
+    found, expected = encoder(x), written(x)
+    weight = torch.randn(expected.shape, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    ours, theirs = (torch.autograd.grad((z * weight).sum(), [x, *encoder.parameters()]) for z in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
 def test_the_elu_is_torch_s():
     x = torch.linspace(-20, 5, 301, dtype=torch.float64)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -293,6 +363,8 @@ def test_the_elu_is_torch_s():
 def test_an_encoder_needs_sixteen_by_sixteen():
     with pytest.raises(ValueError, match="16 x 16"):
         SnippetEncoder(92, 15)
+    with pytest.raises(ValueError, match=r"x must be \[n, 1, 92, 32\], got \[2, 1, 92, 48\]"):
+        SnippetEncoder(92, 32, 2)(torch.zeros(2, 1, 92, 48))
 
 
 # ---------------------------------------------------------------------------------------------------- several processes
@@ -590,6 +662,7 @@ def test_what_does_not_fit_is_said():
         ({"margin": 0}, "margin must lie in 0..2"),
         ({"sheet_temperature": 0}, "sheet_temperature must be positive"),
         ({"pretrain_epochs": 0}, "pretrain_epochs and filters"),
+        ({"pretrain": "sheets"}, "unknown pretrain 'sheets'; did you mean sheet"),
     ):
         with pytest.raises(CounterpointError, match=message):
             replace(TINY, **changes)
@@ -612,6 +685,16 @@ def test_what_does_not_fit_is_said():
         learner.projections["sheet"][0].weight.fill_(math.nan)
     with pytest.raises(CounterpointError, match="embeddings of sheet hold NaN"):
         learner.loss(learner.prepare({}, torch.Generator()))
+
+
+def test_the_record_shows_what_the_setting_of_cca_says():
+    record = json.loads((Path(__file__).parents[2] / "results" / "claims" / f"{SYSTEM.slug}.json").read_text())
+    cca = record["variants"]["cca"]
+    assert (cca["setting"]["batch_size"], AudioSheetConfig().embedding) == (96, 32)
+    with_it, without = (
+        np.mean([run["audio_to_sheet_mrr_last"] for run in part["results"]["none"].values()]) for part in (cca, record)
+    )
+    assert with_it < without / 3
 
 
 def test_the_claim_s_arms_have_settings_that_exist():

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from counterpoint import catalog
 from counterpoint import functional as fn
 from counterpoint.core.contrast import Diagonal, pair_logsumexp
+from counterpoint.errors import CounterpointError
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "dcl.npz")
 
@@ -94,3 +96,24 @@ def test_one_pair_is_an_error() -> None:
         fn.dcl(torch.ones(2, 3), torch.ones(3, 3))
     with pytest.raises(ValueError, match="sigma"):
         fn.dclw_weight(torch.ones(2), 0.0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature: float, symmetric: bool) -> None:
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        fn.dcl(torch.eye(3), torch.eye(3), temperature, symmetric=symmetric)
+
+
+def test_a_setting_that_is_no_number_is_refused() -> None:
+    config = catalog.load_system("dcl").config
+    for setting, said in (
+        ({"weight_sigma": float("nan")}, "weight_sigma"),
+        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"temperature": float("nan")}, "temperature must be > 0"),
+        ({"workers": -1}, "workers"),
+    ):
+        with pytest.raises(CounterpointError, match=said):
+            config(**setting)
+    with pytest.raises(CounterpointError, match="hallucinated_weight"):
+        catalog.load_system("hallucinator").config(hallucinated_weight=float("nan"))

@@ -145,6 +145,16 @@ def test_masked_texts_are_the_published_minus_infinity(candidates):
     assert nobody == 0
     assert all((g == 0).all() for g in torch.autograd.grad(nobody, (video, text)))
     assert fn.mil_nce(video * math.nan, text).isnan()
+    # What stands where there is no text is nobody's affair.
+    rubbish = text.detach().masked_fill(~mask.repeat_interleave(candidates)[:, None], math.nan).requires_grad_()
+    unmoved = fn.mil_nce(video, rubbish, mask)
+    assert torch.equal(unmoved, found)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(unmoved, (video, rubbish)))
+    for wrong in (mask.long(), mask.double(), mask[1:]):
+        with pytest.raises(ValueError, match="mask must be bool with an entry for each sample"):
+            fn.mil_nce(video, text, wrong)
+    with pytest.raises(ValueError, match=r"text \[n L, dim\]"):
+        fn.mil_nce(video, text[:0])
 
 
 def test_the_threshold_rises_in_a_straight_line():

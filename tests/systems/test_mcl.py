@@ -166,3 +166,54 @@ def test_digit_patterns_and_their_views() -> None:
     assert (views[0][:, 1] - images[:, 1] / 255).std() == pytest.approx(0.05, rel=0.05)
     assert (views[0][:, 0] - views[1][:, 0]).std() > 0.2
     assert RECIPES["digit-patterns"][0][0].channels == 1
+
+
+def test_the_schedule_refuses_what_it_cannot_follow() -> None:
+    labels, orders = np.zeros(8, int), [np.arange(8)]
+    for given, said in (({"batch_size": 0}, "batch_size"), ({"batch_size": 2, "world_size": 2, "rank": 2}, "rank")):
+        with pytest.raises(ValueError, match=said):
+            fn.grouped_batches(labels, permutations=orders, **given)
+    with pytest.raises(ValueError, match="from 0 on"):
+        fn.grouped_batches(np.array([0, 0, -1, -1]), 2, [np.arange(2)])
+
+
+def test_a_group_that_nobody_is_in_is_passed_over() -> None:
+    found = fn.grouped_batches(np.array([2, 0, 2, 0]), 2, [[0, 1], [], [1, 0], []])
+    assert found == [[3, 1], [0, 2]]
+
+
+def test_composed_labels_of_narrow_integers_and_arrays_do_not_overflow() -> None:
+    nine = torch.full((2,), 9, dtype=torch.uint8)
+    assert fn.compose([nine] * 4, 10).tolist() == [9999, 9999]
+    assert fn.compose([np.array([0, 1]), np.array([2, 2])], 3).tolist() == [2, 5]
+    with pytest.raises(ValueError, match="too many"):
+        fn.compose([nine] * 20, 10)
+
+
+def test_over_a_base_that_compares_no_projections_features_are_clustered() -> None:
+    """MAE's projector is a decoder, and its features are not what its encoder gives when called."""
+    system = catalog.load_system("mae+mcl")
+    config = system.config(
+        encoder="vit-s", recipe="digits-plain", batch_size=8, epochs=1, stages=1, clusters=2, decoder_width=16,
+        decoder_depth=1, decoder_heads=2,
+    )  # fmt: skip
+    task = training.task_of(system, training.load_source(system, "digits?size=16&train=32&held_out=0.02"), config)
+    learner = system.learner(config, SimpleNamespace(**task.facts), 0)
+    images = torch.randn(2, 3, 16, 16)
+    plain = catalog.load_system("mae").learner.embed
+    with torch.no_grad():
+        torch.testing.assert_close(learner.embed(images), plain(learner, images))
+        rows = fit(learner, task, epochs=1, bar=False)
+        now = learner.embed(images)
+    assert int(learner.stage) == 1
+    torch.testing.assert_close(now[:, now.shape[1] // 2 :], plain(learner, images))
+    assert "test/embedding_uniformity" not in rows[-1]
+
+
+def test_normalised_stages_leave_the_embedding_as_it_is() -> None:
+    learner, _, _ = _learner(stage_norm=True)
+    learner.eval()
+    images = torch.randn(3, 3, 8, 8)
+    found = learner.predict({"image": images, "part": "test"})
+    torch.testing.assert_close(found["feature"].norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(found["embedding"], learner.projector(learner.encoder(images)))

@@ -198,6 +198,16 @@ def test_edges():
         fn.symile([a, b], 1.0, "n2")
     with pytest.raises(ValueError, match=r"\[anchors, others, n\] = \[3, 2, 4\], got \[3, 2, 3\]"):
         fn.symile([a, b, c], 1.0, "n", draw_permutations(3, 3))
+    for wrong in (torch.zeros(3, 2, 4, dtype=torch.int64), draw_permutations(3, 4) - 1, draw_permutations(3, 4) > 1):
+        with pytest.raises(ValueError, match=r"a permutation has every number of 0\.\.3 once"):
+            fn.symile([a, b, c], 1.0, "n", wrong)
+    drawn = draw_permutations(3, 4)
+    assert fn.symile([a, b, c], 1.0, "n", drawn.int()) == fn.symile([a, b, c], 1.0, "n", drawn)
+    for negatives in ("n", "n_squared"):
+        with pytest.raises(ValueError, match=r"one floating type, got torch\.float32, torch\.float64"):
+            fn.symile([a, b.float(), c], 1.0, negatives)
+    with pytest.raises(ValueError, match="candidates and others must be of one floating type"):
+        fn.mip_similarity(a.float(), [b, c])
     with pytest.raises(ValueError, match="shuffles nothing"):
         fn.symile([a, b, c], 1.0, "n_squared", draw_permutations(3, 4))
     with pytest.raises(ValueError, match=r"1000 in 8 modalities has 1000\^8 = 1.0e\+24 similarities"):

@@ -18,10 +18,20 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import (
     TASK,
     AlignedConfig,
+    AlignedEvaluator,
     build_vector_encoder,
     first_two,
 )
-from counterpoint.tasks.measures import class_means, retrieval_recall, zero_shot_accuracy
+from counterpoint.tasks.measures import (
+    alignment,
+    class_means,
+    identification,
+    knn_accuracy,
+    linear_probe,
+    retrieval,
+    retrieval_recall,
+    zero_shot_accuracy,
+)
 
 SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
 OPTIONS = [
@@ -68,6 +78,47 @@ def test_items_that_belong_together_are_found_first():
 def test_zero_shot_leaves_out_what_has_no_class():
     items, prompts = torch.eye(4), torch.eye(4)[:3]
     assert zero_shot_accuracy(items, prompts, torch.tensor([0, 1, 0, -1])) == pytest.approx(2 / 3)
+    assert math.isnan(zero_shot_accuracy(items, prompts, torch.full((4,), -1)))
+    with pytest.raises(ValueError, match="one for each class, got 3 and the label 3"):
+        zero_shot_accuracy(items, prompts, torch.arange(4))
+    with pytest.raises(ValueError, match="items holds NaN"):  # which argmax would take for the first class
+        zero_shot_accuracy(items * math.nan, prompts, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="items and prompts must be of one width, got 4 and 2"):
+        zero_shot_accuracy(items, prompts[:, :2], torch.zeros(4, dtype=torch.int64))
+
+
+def test_neighbours_and_probes_leave_out_what_has_no_class():
+    g = torch.Generator().manual_seed(0)
+    rows, labels = torch.eye(3).repeat(5, 1) + 0.01 * torch.randn(15, 3, generator=g), torch.arange(15) % 3
+    some, asked = labels.clone(), torch.tensor([0, 1, -1])
+    some[::4] = -1
+    keep = some >= 0
+    assert knn_accuracy(rows, some, torch.eye(3), asked, k=3) == 1.0
+    accuracy, told = linear_probe(rows, some, torch.eye(3), asked)
+    whole, same = linear_probe(rows[keep], some[keep], torch.eye(3)[:2], asked[:2])
+    assert (accuracy, told.tolist()) == (1.0, [0, 1, 2])
+    assert (whole, same.tolist()) == (1.0, [0, 1])
+    assert math.isnan(knn_accuracy(rows, labels, rows[:0], labels[:0]))
+    assert math.isnan(knn_accuracy(rows, labels * 0 - 1, rows, labels))
+    assert linear_probe(rows[:1], labels[:1], rows[:2], labels[:2])[0] == 0.5  # one example has no spread
+    with pytest.raises(ValueError, match="no example has a class"):
+        linear_probe(rows, labels * 0 - 1, rows, labels)
+
+
+def test_measures_of_rows_that_do_not_fit():
+    x, y = np.eye(3), torch.eye(3)  # float64 and float32
+    assert retrieval(x, y)["r1"] == 1.0
+    assert alignment(x, y) == 0.0
+    with pytest.raises(ValueError, match="x and y must be"):  # one row would be compared with all
+        alignment(x, x[:1])
+
+
+def test_a_group_that_nobody_votes_for_is_not_told():
+    # All of group 0's snippets find group 1's: the only group with a vote is the wrong one.
+    found = identification(torch.eye(2)[[1, 1]], torch.eye(2), torch.tensor([0, 0]), torch.tensor([0, 1]), neighbours=1)
+    assert found == {"accuracy": 0.0, "mrr": 0.5}
+    with pytest.raises(ValueError, match="key holds NaN"):
+        identification(torch.eye(2), torch.eye(2) * math.nan, torch.arange(2), torch.arange(2))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +278,38 @@ def test_what_a_learner_classifies_embeds_twice_or_measures_itself():
     assert found["other_to_b_r1"] == 0.5
 
 
+def test_a_run_is_measured_on_data_whose_modalities_stand_in_another_order():
+    kinds = {name: Modality("vector", dim=4) for name in "abc"}
+    data = AlignedData("own", three_vectors(20), three_vectors(8), kinds, ("p", "q", "r", "s"))
+    trained = TASK(data, AlignedConfig(batch_size=4)).facts
+    turned = AlignedData("own", data.train, data.test, {name: kinds[name] for name in "cab"}, ("q", "p", "r", "s"))
+    task = TASK(turned, AlignedConfig(batch_size=4))
+    task.check_facts(trained)
+    (batch,) = (b for b in task.test_loader() if b["part"] == "items")
+    assert list(batch["inputs"]) == ["a", "b", "c"]  # as a classifier of all side by side learned them
+    evaluator = task.evaluator()
+    assert batch["label"] is None
+    evaluator.update(
+        batch | {"label": torch.arange(8) % 4}, {"embedding": batch["inputs"], "logits": batch["inputs"]["a"]}
+    )
+    assert "accuracy" not in evaluator.compute()  # it learned other classes by these numbers
+
+
+def test_texts_of_any_length_cost_no_more_than_their_own():
+    import tracemalloc
+
+    texts = [f"caption {n}" for n in range(2000)] + ["long " * 20_000]
+    columns = {"t": texts, "v": np.eye(2001, 4, dtype=np.float32)}
+    split = AlignedColumns(columns)
+    data = AlignedData("own", split, split, {"t": Modality("text"), "v": Modality("vector", dim=4)})
+    tracemalloc.start()
+    evaluator = AlignedEvaluator(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20  # as an array of texts: 800 MB
+    assert len(evaluator.seen[""].same["t"].unique()) == 2001
+
+
 def test_classes_are_told_by_training_items_where_there_are_no_words():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     train = three_vectors(20, np.arange(20) % 4, c=np.zeros(20, bool))
@@ -283,6 +366,7 @@ def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
             del row["image"]
         lines.append(json.dumps(row))
     lines.append(json.dumps({"image": "gone.png", "caption": "nothing"}))
+    lines.append(json.dumps({"id": "wordy", "caption": "word " * 100, "image": "1.png"}))
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     spec = f"manifest:{tmp_path}/m.jsonl?size=16&rate=8000&seconds=0.3"
     for slug in ("clip", "symile"):
@@ -302,6 +386,8 @@ def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
         assert cli.main([*words, "--name", slug]) == 0
         said = capsys.readouterr().out
         assert "gone.png" in said
+        said = " ".join(said.split())
+        assert "1 of 47 texts of caption are longer than the 16 tokens that are read" in said
         last = Run.open(tmp_path / slug).metrics()[-1]
         assert {"test/image_to_sound_r1", "test/sound_to_caption_r1", "test/caption_to_image_mrr"} <= set(last)
         assert math.isfinite(last["train/loss"])

@@ -16,7 +16,7 @@ from counterpoint.data.images import ArrayImages, ImageData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.measures import alignment, confusion, knn_accuracy, linear_probe, uniformity
-from counterpoint.tasks.views import TASK, ViewsConfig
+from counterpoint.tasks.views import TASK, ViewsConfig, ViewsEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,24 @@ def test_images_without_labels_are_judged_by_geometry_alone(tmp_path):
     last = Run.open(tmp_path / "run").metrics()[-1]
     assert "test/uniformity" in last
     assert "test/knn_accuracy" not in last
+
+
+def test_test_images_of_no_known_class_are_judged_by_geometry_alone():
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for n in (12, 6))
+    nothing = np.full(6, -1)
+    data = ImageData(
+        "half", ArrayImages(train, np.arange(12) % 2), ArrayImages(test, nothing), ("a", "b"), 8,
+        attributes={"colour": (np.arange(12) % 3, nothing)},
+    )  # fmt: skip
+    evaluator = ViewsEvaluator(ViewsConfig(), data)
+    for part, split in (("bank", data.train), ("test", data.test)):
+        features = torch.randn(len(split), 5)
+        outputs = {"feature": features, "parts": {"stage 0": features, "stage 1": features}}
+        labels = torch.from_numpy(split.labels)
+        evaluator.update({"part": part, "index": torch.arange(len(split)), "label": labels}, outputs)
+    evaluator.update({"part": "pair"}, {"pair": [torch.randn(6, 5), torch.randn(6, 5)]})
+    found = evaluator.compute(final=True)
+    assert set(found) == {"alignment", "uniformity"}
+    shown = evaluator.figures["Nearest neighbours"]["parts"][0]["rows"]
+    assert not any(cell["right"] for row in shown for cell in row["found"])

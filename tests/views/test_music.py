@@ -204,6 +204,27 @@ def test_elastic_deformation_moves_points_a_little():
     assert moved.diff(dim=3).abs().max() < 0.7
 
 
+@pytest.mark.parametrize("step", [1, 8, 25, 100])
+def test_the_curve_through_the_points_of_a_field_is_torch_s(step):
+    rows, columns = (-(-extent // step) + 3 for extent in music.SHEET)
+    field = torch.randn(2, 2, rows, columns, generator=generator())
+    expected = F.interpolate(field, scale_factor=step, mode="bicubic")[:, :, step : step + 80, step : step + 100]
+    down, across = (music._cubic(step, extent) for extent in music.SHEET)
+    torch.testing.assert_close(down @ field @ across.T, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_views_of_other_types_are_those_of_float32(dtype):
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    pictures, waves = windows().to(dtype), torch.randn(6, 40 * HOP, generator=generator(5)).to(dtype)
+    recipes = SheetRecipe(**dict.fromkeys(STILL, 1.0)), AudioRecipe(**dict.fromkeys(QUIET, 1.0))
+    for views, x in ((SheetViews(recipes[0]), pictures), (AudioViews(20, recipes[1]), waves)):
+        view = views.draw(6, generator(1))
+        found = views.apply(x, view)
+        assert found.dtype == wide
+        torch.testing.assert_close(found.float(), views.apply(x.float(), view), atol=2e-4, rtol=0)
+
+
 def test_paired_views_are_mild():
     views = SheetViews(SHEET_PAIRED)
     view = views.draw(500, generator())
@@ -270,6 +291,8 @@ def test_a_tone_lights_its_band_and_silence_none():
     assert short[..., 5].max() > 1
     with pytest.raises(ValueError, match=r"wave must be \[batch, samples\]"):
         spectrogram(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"of floating point, got \[1, 9999\] torch.int16"):
+        spectrogram(torch.zeros(1, 9999, dtype=torch.int16))
     with pytest.raises(ValueError, match="frames must be at least 1"):
         LogSpectrogram(0)
 
@@ -405,9 +428,17 @@ def test_all_at_once_is_finite_and_repeatable():
         (lambda: AudioRecipe(stretch=-0.1), "stretch is a probability"),
         (lambda: AudioRecipe(rates=(0.0, 1.0)), "rates must be positive"),
         (lambda: AudioRecipe(snr=(9.0, 5.0)), "snr is a range"),
+        (
+            lambda: AudioRecipe(masked=(0.5, 1.5)),
+            r"masked is a range of shares of the snippet, 0 to 1, got \(0.5, 1.5\)",
+        ),
         (lambda: sheets().draw(0, generator()), "at least one snippet"),
         (lambda: sounds().draw(0, generator()), "at least one sound"),
         (lambda: sheets().apply(torch.zeros(2, 3, 120, 120), sheets().draw(2, generator())), "windows"),
+        (
+            lambda: sheets().apply(windows(2).to(torch.uint8), sheets().draw(2, generator())),
+            r"of floating point, got \[2, 1, 120, 120\] torch.uint8",
+        ),
         (lambda: sheets().apply(windows(3), sheets().draw(2, generator())), "of 2 windows were drawn, 3 are given"),
         (lambda: sounds().apply(torch.zeros(3), sounds().draw(3, generator())), "waves"),
         (

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_rows, shapes
-from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.contrast import unit, wide
 from counterpoint.core.distributed import global_mean
 
 
@@ -28,8 +28,8 @@ def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n
     tensor(-1.)
     """
     need_alike("n dim", prediction=prediction, target=target)
-    p = F.normalize(wide(prediction), dim=1, eps=EPS)
-    z = F.normalize(wide(target.detach()), dim=1, eps=EPS)
+    p = unit(prediction)
+    z = unit(target.detach())
     return -global_mean((p * z).sum(1))
 
 

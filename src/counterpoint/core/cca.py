@@ -12,10 +12,12 @@ T = E diag(corr) F'. The projections are U = S11^-1/2 E and V = S22^-1/2 F, the 
                 agree with the decomposition here where correlations differ, and fall apart into unrelated bases where
                 they do not
     gradients   of the inverse roots by divided differences, which have no denominator that can vanish; of the axes with
-                denominators corr_i^2 - corr_j^2, damped where they are below 1e-8, so that equal correlations give no
-                NaN
-    precision   everything up to U and V is computed in float64: with m little above k the inverse roots reach 1 /
-                sqrt(r), and float32 would leave three digits of T. The matrices are k x k; it costs nothing
+                denominators corr_i^2 - corr_j^2, exact down to 1e-8 and damped below, so that equal correlations give
+                no NaN
+    precision   everything is computed in float64: with m little above k the inverse roots reach 1 / sqrt(r), and
+                float32 would leave three digits of T. Forward and backward of 128 float32 rows of 32 take 1.7 ms on one
+                core, a transcription 1.5 ms in float32 and 1.8 ms in float64. No eigenvalue of S11 or S22 is below r:
+                what rounding leaves below it, where columns are nearly alike and of a variance above 1e12, counts as r
 
 Across processes the rows of all are gathered first, so that W processes have what one has.
 """
@@ -35,7 +37,7 @@ from counterpoint.core.distributed import gather_rows
 
 # Correlations are brought into this range where they are reported: the regulariser can put them above 1.
 LEAST_SQUARE = 1e-7
-# Differences of squared correlations below it are damped in the gradient.
+# Differences of squared correlations below it are damped in the gradient. Rounding moves them by 1e-16.
 NEAR = 1e-8
 
 
@@ -55,17 +57,17 @@ def _refuse_second() -> None:
 
 
 class _InverseRoot(torch.autograd.Function):
-    """S^-1/2 of a symmetric positive matrix, by eigendecomposition."""
+    """S^-1/2 of a symmetric matrix whose eigenvalues are known to be at least `least`, by eigendecomposition."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, least: float) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
-        roots = values.sqrt()
+        roots = values.clamp(min=least).sqrt()
         ctx.save_for_backward(roots, vectors)
         return (vectors / roots) @ vectors.T
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         _refuse_second()
         roots, vectors = ctx.saved_tensors
         # (a^-1/2 - b^-1/2) / (a - b), written so that a = b is no exception.
@@ -73,7 +75,7 @@ class _InverseRoot(torch.autograd.Function):
         divided = -1 / (a * b * (a + b))
         inner = vectors.T @ gradients[0] @ vectors
         inner = (inner + inner.T) / 2
-        return vectors @ (divided * inner) @ vectors.T
+        return vectors @ (divided * inner) @ vectors.T, None
 
 
 class _Axes(torch.autograd.Function):
@@ -93,8 +95,8 @@ class _Axes(torch.autograd.Function):
         e, s, f = ctx.saved_tensors
         to_e, to_s, to_f = gradients
         apart = s.square()[None, :] - s.square()[:, None]
-        # 1 / apart, and 0 where two values are equal.
-        inverse = apart / (apart.square() + NEAR**2)
+        # 1 / apart, and from NEAR on a straight line to 0, where two values are equal.
+        inverse = torch.where(apart.abs() < NEAR, apart / NEAR**2, 1 / apart)
         left, right = inverse * (e.T @ to_e), inverse * (f.T @ to_f)
         inner = (left + left.T) * s[None, :] + s[:, None] * (right + right.T) + torch.diag(to_s)
         return e @ inner @ f.T
@@ -136,8 +138,8 @@ def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], re
     mean1, mean2 = h1.detach().mean(0), h2.detach().mean(0)
     c1, c2 = h1 - mean1, h2 - mean2
     ridge = regulariser * torch.eye(k, dtype=torch.float64, device=h1.device)
-    root1 = _InverseRoot.apply(c1.T @ c1 / (rows - 1) + ridge)
-    root2 = _InverseRoot.apply(c2.T @ c2 / (rows - 1) + ridge)
+    root1 = _InverseRoot.apply(c1.T @ c1 / (rows - 1) + ridge, regulariser)
+    root2 = _InverseRoot.apply(c2.T @ c2 / (rows - 1) + ridge, regulariser)
     e, s, f = _Axes.apply(root1 @ (c1.T @ c2 / (rows - 1)) @ root2)
     correlations = (s.square() + regulariser).clamp(LEAST_SQUARE, 1).sqrt()
     return Projections(mean1, mean2, root1 @ e, root2 @ f, correlations)
@@ -183,6 +185,7 @@ class CCALayer(nn.Module):
         if not self.training:
             return self.first(h1), self.second(h2)
         self._fits(h1)
+        self._fits(h2)
         found = canonical_projections(h1, h2, self.regulariser)
         self._store(found)
         x, y = (h1.double() - found.mean1) @ found.u, (h2.double() - found.mean2) @ found.v
@@ -207,8 +210,8 @@ class CCALayer(nn.Module):
         return found.correlations
 
     def _fits(self, rows: Tensor) -> None:
-        if rows.ndim != 2 or rows.shape[1] != self.k:
-            raise ValueError(f"the layer takes rows [m, {self.k}], got {list(rows.shape)}")
+        if rows.ndim != 2 or rows.shape[1] != self.k or not rows.is_floating_point():
+            raise ValueError(f"the layer takes rows [m, {self.k}], got {list(rows.shape)} {rows.dtype}")
 
     @torch.no_grad()
     def _store(self, found: Projections) -> None:

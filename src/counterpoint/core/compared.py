@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.contrast import (
-    EPS,
     Diagonal,
-    Listed,
     Rule,
+    Views,
     Where,
     pair_logsumexp,
     positive_similarity,
     scaled,
-    wide,
+    unit,
 )
 from counterpoint.core.distributed import gather_rows, place
 
@@ -95,12 +93,11 @@ class Direction:
 
     def negatives(self, temperature: float | Tensor, *more: Rule) -> Float[Tensor, " m"]:
         """log of the summed exponentials of the similarities with the bank; `more` excludes more of it."""
-        return pair_logsumexp(scaled(self.query, temperature), self.bank, exclude=(*self.exclude, *more)).rows
-
-
-def unit(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    """Rows of length one, in float32 at least."""
-    return F.normalize(wide(x), dim=1, eps=EPS)
+        rules = (*self.exclude, *more)
+        number = not isinstance(temperature, Tensor) or temperature.ndim == 0
+        if self.bank is self.query and number and all(rule.symmetric for rule in rules):
+            return pair_logsumexp(scaled(self.query, temperature**0.5), exclude=rules).rows
+        return pair_logsumexp(scaled(self.query, temperature), self.bank, exclude=rules).rows
 
 
 def directions(compared: Compared) -> list[Direction]:
@@ -114,10 +111,9 @@ def directions(compared: Compared) -> list[Direction]:
     if compared.form == "views":
         rows = torch.cat([query, key])
         bank = gather_rows(rows)
-        own = place(2 * n, rows.device).offset + torch.arange(2 * n, device=rows.device)
-        itself_and_other = torch.stack([own, own.roll(n)], 1)
+        rule = Views(n, place(2 * n, rows.device).offset)
         both = None if index is None else torch.cat([index, index])
-        return [Direction(rows, torch.cat([key, query]), bank, (Listed(itself_and_other),), both)]
+        return [Direction(rows, torch.cat([key, query]), bank, (rule,), both)]
     if compared.form == "queue":
         if compared.queue is None or not len(compared.queue):
             raise ValueError("queue must hold at least one key")
@@ -127,9 +123,9 @@ def directions(compared: Compared) -> list[Direction]:
             rules = (Where(lambda rows, columns: index[rows][:, None] == theirs[columns]),)
         return [Direction(query, key.detach(), compared.queue.detach().to(query.dtype), rules, index)]
     if compared.form == "pairs":
-        rule = Diagonal((place(n, query.device).offset,))
+        apart = Diagonal((place(n, query.device).offset,))
         return [
-            Direction(query, key, gather_rows(key), (rule,), index),
-            Direction(key, query, gather_rows(query), (rule,), index),
+            Direction(query, key, gather_rows(key), (apart,), index),
+            Direction(key, query, gather_rows(query), (apart,), index),
         ]
     raise ValueError("the form 'predicted' has no negatives")

@@ -79,6 +79,30 @@ class Diagonal:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Of a batch's first views and below them its second ones, a row sees neither itself nor its other view.
+
+    pairs   how many rows there are of each view
+    offset  the column of the first row
+    """
+
+    pairs: int
+    offset: int = 0
+
+    @property
+    def symmetric(self) -> bool:
+        return self.offset == 0
+
+    def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
+        Diagonal((self.offset,)).exclude(tile, rows, columns)
+        for first, other in ((0, self.pairs), (self.pairs, -self.pairs)):
+            start, stop = max(rows.start, first), min(rows.stop, first + self.pairs)
+            if start < stop:
+                part = tile[start - rows.start : stop - rows.start]
+                Diagonal((self.offset + other,)).exclude(part, slice(start, stop), columns)
+
+
+@dataclass(frozen=True)
 class Labels:
     """Row i does not see columns of its own label (`same=True`), or sees no others (`same=False`)."""
 
@@ -120,6 +144,26 @@ class Where:
         tile.masked_fill_(self.mask(rows, columns), -math.inf)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Soft targets with few entries to a row, for `pair_logsumexp_towards`: weight[i, k] at column index[i, k].
+
+    Entries of one row that name the same column add up. `offset`: the row of the whole matrix at which these begin.
+    """
+
+    index: Int[Tensor, "rows most"]
+    weight: Float[Tensor, "rows most"]
+    offset: int = 0
+
+    def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+        mine = slice(rows.start - self.offset, rows.stop - self.offset)
+        at, weight = self.index[mine] - columns.start, self.weight[mine]
+        width = columns.stop - columns.start
+        outside = (at < 0) | (at >= width)
+        at, weight = at.masked_fill(outside, 0), weight.masked_fill(outside, 0.0)
+        return weight.new_zeros(len(at), width).scatter_add_(1, at, weight)
+
+
 # ------------------------------------------------------------------------------------------------------------- the tiles
 
 
@@ -155,8 +199,10 @@ class _Pass:
         rules: Sequence[Rule] = (),
         weight: Block | None = None,
         origin: tuple[int, int] = (0, 0),
+        target: Block | None = None,
     ) -> None:
         self.query, self.key, self.rules, self.weight, self.origin = query, key, rules, weight, origin
+        self.target = target
         # A tile whose exponentials share one reference can lose a row that lies this far below it.
         self.reach = 60.0 if query.dtype == torch.float32 else 600.0
         self.buffer = query.new_empty(0)
@@ -183,6 +229,9 @@ class _Pass:
     def weighted(self, e: Tensor, tile: _Tile) -> Tensor:
         return e if self.weight is None else e.mul_(self.weight(*self.placed(tile)))
 
+    def targeted(self, tile: _Tile) -> Tensor | None:
+        return None if self.target is None else self.target(*self.placed(tile))
+
 
 def _finite(reference: Tensor) -> Tensor:
     """A reference to subtract: 0 in place of -inf, which a row without entries has."""
@@ -190,22 +239,27 @@ def _finite(reference: Tensor) -> Tensor:
 
 
 class _Kept(NamedTuple):
-    """A tile's exponentials exp(s - reference), weights included."""
+    """A tile's exponentials exp(s - reference), weights included, and its targets."""
 
     exponentials: Tensor
     reference: Tensor  # scalar
+    target: Tensor | None
 
 
 def _forward(
     work: _Pass, *, columns: bool, symmetric: bool = False, keep: int = 0
-) -> tuple[Tensor, Tensor | None, list[_Kept | None]]:
-    """log Z of rows [N] and columns [M], and the tiles that fit into `keep` bytes, in order."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, list[_Kept | None]]:
+    """log Z of rows [N] and columns [M], the rows' similarity under targets, and tiles that fit into `keep` bytes, in order."""
     query, key = work.query, work.key
     row = query.new_full((len(query),), -math.inf)
     column = query.new_full((len(key),), -math.inf) if columns else None
+    towards = None if work.target is None else query.new_zeros(len(query))
     kept: list[_Kept | None] = []
     for tile in _tiles(len(query), len(key), symmetric):
         s = work.similarities(tile)
+        target = work.targeted(tile)
+        if towards is not None and target is not None:
+            towards[tile.rows] += torch.linalg.vecdot(target, s)
         reference = _finite(s.amax())
         e = work.weighted(s.sub_(reference).exp_(), tile)
         sums = e.sum(1)
@@ -217,12 +271,12 @@ def _forward(
         if low > math.exp(-work.reach):
             row[tile.rows] = torch.logaddexp(row[tile.rows], sums.log_() + reference)
             if across is not None:
-                target = row if symmetric else column
-                target[tile.columns] = torch.logaddexp(target[tile.columns], across.log_() + reference)  # type: ignore[index]
-            size = e.numel() * e.element_size()
+                into = row if symmetric else column
+                into[tile.columns] = torch.logaddexp(into[tile.columns], across.log_() + reference)  # type: ignore[index]
+            size = e.numel() * e.element_size() * (1 if target is None else 2)
             if size <= keep:
                 keep -= size
-                kept.append(_Kept(e, reference))
+                kept.append(_Kept(e, reference, target))
                 work.buffer = e.new_empty(0)  # the tile is kept: the next one needs memory of its own
                 continue
         else:  # some row lies far below the tile's largest entry (or has none): a reference of its own for each
@@ -233,10 +287,10 @@ def _forward(
             if across is not None:
                 top = _finite(s.amax(0))
                 part = work.weighted((s - top).exp_(), tile).sum(0).log_() + top
-                target = row if symmetric else column
-                target[tile.columns] = torch.logaddexp(target[tile.columns], part)  # type: ignore[index]
+                into = row if symmetric else column
+                into[tile.columns] = torch.logaddexp(into[tile.columns], part)  # type: ignore[index]
         kept.append(None)
-    return row, column, kept
+    return row, column, towards, kept
 
 
 @dataclass(frozen=True)
@@ -281,8 +335,12 @@ def _backward(
     *,
     symmetric: bool = False,
     key_wanted: bool = True,
+    towards: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the query and the key. Symmetric: `column` is `row`, and all of the gradient is in the first."""
+    """Gradients of the query and the key. Symmetric: `column` is `row`, and all of the gradient is in the first.
+
+    `towards`: the gradient that arrives for the rows' similarity under targets.
+    """
     query, key = work.query, work.key
     to_query = torch.zeros_like(query)
     to_key = to_query if symmetric else torch.zeros_like(key)
@@ -303,6 +361,9 @@ def _backward(
                 torch.mul(found.exponentials, factor, out=g)
             else:
                 torch.add(factor, across.share(found.reference), out=g).mul_(found.exponentials)
+        if towards is not None:
+            target = work.targeted(tile) if found is None else found.target
+            g.addcmul_(target, towards[r, None])  # type: ignore[arg-type]
         to_query[r].addmm_(g, key[c])
         if key_wanted and not tile.square:
             to_key[c].addmm_(g.T, query[r])
@@ -324,6 +385,47 @@ class _RefuseSecond(torch.autograd.Function):
         )
 
 
+class _One(NamedTuple):
+    """A matrix of one tile: exp(s - reference) with weights, its sums over rows and columns, and the targets."""
+
+    exponentials: Tensor
+    rows: Tensor
+    columns: Tensor | None
+    target: Tensor | None
+
+    @staticmethod
+    def of(work: _Pass, columns: bool, own: bool) -> tuple[_One, Tensor, Tensor | None, Tensor | None] | None:
+        """It, the reference, the rows' similarity under targets and with their own key (both where they are asked for);
+        None where one reference does not do for all rows."""
+        whole = _Tile(slice(0, len(work.query)), slice(0, len(work.key)), True)
+        s, target = work.similarities(whole), work.targeted(whole)
+        towards = None if target is None else torch.linalg.vecdot(target, s)
+        diagonal = s.diagonal().clone() if own else None
+        reference = s.amax()
+        e = work.weighted(s.sub_(reference).exp_(), whole)
+        found = _One(e, e.sum(1), e.sum(0) if columns else None, target)
+        low = min(side.amin().item() for side in (found.rows, found.columns) if side is not None)
+        # Not so either where a reference of -inf made everything nan.
+        return (found, reference, towards, diagonal) if low > math.exp(-work.reach) else None
+
+    def gradients(
+        self, work: _Pass, gradients: Sequence[Tensor], symmetric: bool, key_wanted: bool
+    ) -> tuple[Tensor, Tensor]:
+        row = (gradients[0] / self.rows)[:, None]
+        if symmetric:
+            g = torch.add(row, row.T).mul_(self.exponentials)
+        elif self.columns is not None:
+            g = torch.add(row, gradients[1] / self.columns).mul_(self.exponentials)
+        else:
+            g = row * self.exponentials
+        if self.target is not None:
+            g.addcmul_(self.target, gradients[2][:, None])
+        if len(gradients) > 3:
+            g.diagonal().add_(gradients[3])
+        to_query = g @ work.key
+        return to_query, to_query if symmetric or not key_wanted else g.T @ work.query
+
+
 class _PairLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -334,44 +436,70 @@ class _PairLogSumExp(torch.autograd.Function):
         weight: Block | None,
         columns: bool,
         origin: tuple[int, int],
+        target: Block | None,
         keep: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        ctx.asked = rules, weight, origin
+        own: bool,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.asked, ctx.own = (rules, weight, origin, target), own
         work = _Pass(query, query if key is None else key, *ctx.asked)
+        keep = keep if any(ctx.needs_input_grad) else 0
+        ctx.one = None
         with torch.autocast(query.device.type, enabled=False):
-            row, column, ctx.kept = _forward(
-                work, columns=columns, symmetric=key is None, keep=keep if any(ctx.needs_input_grad) else 0
-            )
+            if len(query) <= TILE[0] and len(work.key) <= TILE[1] and len(query) * len(work.key) * 8 <= keep:
+                found = _One.of(work, columns, own)
+                if found is not None:
+                    ctx.one, reference, towards, diagonal = found
+                    ctx.save_for_backward(query, key)
+                    ctx.set_materialize_grads(True)
+                    column = None if ctx.one.columns is None else ctx.one.columns.log().add_(reference)
+                    return ctx.one.rows.log().add_(reference), column, towards, *([diagonal] if own else [])
+            row, column, towards, ctx.kept = _forward(work, columns=columns, symmetric=key is None, keep=keep)
         ctx.save_for_backward(query, key, row, column)
         ctx.set_materialize_grads(True)
-        return row, column
+        return row, column, towards, *([torch.linalg.vecdot(query, work.key)] if own else [])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, row, column = ctx.saved_tensors
+        query, key, *logs = ctx.saved_tensors
         work = _Pass(query, query if key is None else key, *ctx.asked)
-        side = _Side(row, gradients[0])
+        key_wanted = key is None or ctx.needs_input_grad[1]
         with torch.no_grad():
-            to_query, to_key = _backward(
-                work,
-                side,
-                side if key is None else None if column is None else _Side(column, gradients[1]),
-                ctx.kept,
-                symmetric=key is None,
-                key_wanted=key is None or ctx.needs_input_grad[1],
-            )
+            if ctx.one is not None:
+                to_query, to_key = ctx.one.gradients(work, gradients, key is None, key_wanted)
+            else:
+                row, column = logs
+                side = _Side(row, gradients[0])
+                to_query, to_key = _backward(
+                    work,
+                    side,
+                    side if key is None else None if column is None else _Side(column, gradients[1]),
+                    ctx.kept,
+                    symmetric=key is None,
+                    key_wanted=key_wanted,
+                    towards=None if ctx.asked[3] is None else gradients[2],
+                )
+                if ctx.own:
+                    to_query.addcmul_(key, gradients[3][:, None])
+                    to_key.addcmul_(query, gradients[3][:, None])
         if torch.is_grad_enabled():  # create_graph=True: somebody may want to differentiate what we return
             to_query, to_key = (
                 _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
             )
-        return to_query, to_key if ctx.needs_input_grad[1] else None, None, None, None, None, None
+        return to_query, to_key if ctx.needs_input_grad[1] else None, *[None] * 7
 
 
 def _plain(
-    query: Tensor, key: Tensor, rules: Sequence[Rule], weight: Block | None, columns: bool, origin: tuple[int, int]
-) -> tuple[Tensor, Tensor | None]:
+    query: Tensor,
+    key: Tensor,
+    rules: Sequence[Rule],
+    weight: Block | None,
+    columns: bool,
+    origin: tuple[int, int],
+    target: Block | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     s = query @ key.T
     whole = slice(origin[0], origin[0] + len(query)), slice(origin[1], origin[1] + len(key))
+    towards = None if target is None else (target(*whole) * s).sum(1)
     for rule in rules:
         rule.exclude(s, *whole)
     if weight is not None:
@@ -383,7 +511,7 @@ def _plain(
     def over(dim: int) -> Tensor:
         return s.logsumexp(dim).masked_fill(empty.all(dim), -math.inf)
 
-    return over(1), over(0) if columns else None
+    return over(1), over(0) if columns else None, towards
 
 
 class PairLogSumExp(NamedTuple):
@@ -391,6 +519,16 @@ class PairLogSumExp(NamedTuple):
 
     rows: Float[Tensor, " rows"]
     columns: Float[Tensor, " columns"] | None
+
+
+class PairLogSumExpTowards(NamedTuple):
+    """log Z of every row and, where they were asked for, of every column; every row's similarity under its targets and,
+    where it was asked for, with the key of its own number."""
+
+    rows: Float[Tensor, " rows"]
+    columns: Float[Tensor, " columns"] | None
+    towards: Float[Tensor, " rows"]
+    own: Float[Tensor, " rows"] | None = None
 
 
 def pair_logsumexp(
@@ -431,6 +569,49 @@ def pair_logsumexp(
     >>> pair_logsumexp(x, exclude=Diagonal()).rows
     tensor([0.6931, 0.6931, 0.6931])
     """
+    rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
+    rows, across, _ = _pair_logsumexp(query, key, rules, weight, columns, origin, None, keep, method)
+    return PairLogSumExp(rows, across)
+
+
+def pair_logsumexp_towards(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    target: Block,
+    *,
+    columns: bool = False,
+    origin: tuple[int, int] = (0, 0),
+    own: bool = False,
+    keep: int | None = None,
+) -> PairLogSumExpTowards:
+    r"""`pair_logsumexp`, and in the same pass every row's similarity under soft targets, towards_i = sum_j p_ij q_i . k_j.
+
+    `target` gives p as a function (rows, columns) -> [r, c], asked for one tile at a time; for few entries to a row see
+    `Targets`. It has no gradient. `own`: q_i . k_i too, as many rows as columns (`positive_similarity` in a pass of its
+    own otherwise). Where p has a structure, `positive_similarity` of a mean of keys can be less work. The
+    rest, errors too, as there.
+
+    >>> x = torch.eye(3)
+    >>> pair_logsumexp_towards(x, x, Targets(torch.tensor([[0], [1], [0]]), torch.ones(3, 1))).towards
+    tensor([1., 1., 0.])
+    """
+    if own and query.shape != key.shape:
+        raise ValueError(f"own: query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
+    return PairLogSumExpTowards(*_pair_logsumexp(query, key, (), None, columns, origin, target, keep, "auto", own))
+
+
+def _pair_logsumexp(
+    query: Tensor,
+    key: Tensor | None,
+    rules: tuple[Rule, ...],
+    weight: Block | None,
+    columns: bool,
+    origin: tuple[int, int],
+    target: Block | None,
+    keep: int | None,
+    method: str,
+    own: bool = False,
+) -> Any:  # rows, columns, towards and, where it was asked for, own
     if query.ndim != 2 or (key is not None and (key.ndim != 2 or key.shape[1] != query.shape[1])):
         raise ValueError(
             f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)}"
@@ -441,19 +622,60 @@ def pair_logsumexp(
             f"query and key must be of one floating type, got {query.dtype}"
             + (f" and {key.dtype}" if key is not None else "")
         )
-    rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
     query = wide(query)
     key = None if key is None else wide(key)
-    symmetric = not columns and weight is None and origin[0] == origin[1] and all(rule.symmetric for rule in rules)
+    alike = weight is None and target is None and origin[0] == origin[1]
+    symmetric = alike and not columns and all(rule.symmetric for rule in rules)
     if key is None and not symmetric:
         key = query
     entries = len(query) * len(query if key is None else key)
     small = method == "auto" and (torch.compiler.is_compiling() or entries <= SMALL)
     if method == "plain" or small or entries == 0:
-        return PairLogSumExp(*_plain(query, query if key is None else key, rules, weight, columns, origin))
+        found = _plain(query, query if key is None else key, rules, weight, columns, origin, target)
+        return *found, *([positive_similarity(query, query if key is None else key)] if own else [])
     if keep is None:
         keep = KEEP_SYMMETRIC if key is None else KEEP
-    return PairLogSumExp(*_PairLogSumExp.apply(query, key, rules, weight, columns, origin, keep))
+    return _PairLogSumExp.apply(query, key, rules, weight, columns, origin, target, keep, own)
+
+
+class _Unit(torch.autograd.Function):
+    """scale x / |x|: one pass forward and three backward, where normalize's division takes eight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPS)
+        unit = x / (length / scale)
+        ctx.scale = scale
+        ctx.save_for_backward(x, unit, length)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        x, unit, length = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more: in terms of x
+            again = F.normalize(x, dim=-1, eps=EPS) * ctx.scale
+            return torch.autograd.grad(again, x, gradient, create_graph=True)[0], None
+        along = torch.linalg.vecdot(unit, gradient).unsqueeze_(-1)
+        # Below the floor the length is a constant, and nothing is taken away.
+        along.masked_fill_(length == EPS, 0.0)
+        return torch.addcmul(gradient, unit, along, value=-(ctx.scale**-2)).div_(length / ctx.scale), None
+
+
+def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*rows dim"]:
+    """x with every row at length 1 (or `scale`), in float32 at least; a row of zeros stays one. What cosines are made of.
+
+    unit(x, 1 / t) is `scaled(unit(x), t)` in one pass.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    x = wide(x)
+    if not x.requires_grad or torch.compiler.is_compiling():
+        found = F.normalize(x, dim=-1, eps=EPS)
+        return found if scale == 1 else found * scale
+    return _Unit.apply(x, scale)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -847,9 +1069,9 @@ def info_nce(
         raise ValueError(f"temperature must be > 0, got {temperature}")
     if query.shape[0] == 0:
         return query.sum()  # an empty sum: zero, and still part of the graph
-    q = F.normalize(query, dim=1, eps=EPS)
-    positive = (q * F.normalize(positive_key, dim=1, eps=EPS)).sum(1) / temperature
-    negative = pair_logsumexp(q / temperature, F.normalize(negative_keys, dim=1, eps=EPS)).rows
+    q = unit(query)
+    positive = (q * unit(positive_key)).sum(1) / temperature
+    negative = pair_logsumexp(q / temperature, unit(negative_keys)).rows
     # log(e^p + sum e^n) - p = softplus(logsumexp(n) - p): never exponentiates a large number.
     loss = softplus(negative - positive)
     if weight is None:

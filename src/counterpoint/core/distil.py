@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.contrast import EPS, unit, wide
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Bank, latest, moved, need_positions
 from counterpoint.core.teacher import sigmoid_ramp
@@ -138,7 +138,7 @@ def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
     if maps.shape[2:] != size:
         maps = F.adaptive_avg_pool2d(maps, size)
     maps = maps if power % 2 == 0 else maps.abs()
-    return F.normalize(maps.pow(power).mean(1).flatten(1), dim=1, eps=EPS)
+    return unit(maps.pow(power).mean(1).flatten(1))
 
 
 # --------------------------------------------------------------------------------------------------------------- relations
@@ -503,8 +503,8 @@ class CRD(nn.Module):
         contrast_index: Int[Tensor, "n listed"],
     ) -> Float[Tensor, ""]:
         """The loss of a batch of features (no gradient to the teacher's), whose embeddings then enter the memories."""
-        v_student = F.normalize(wide(self.embed_student(student)), dim=1, eps=EPS)
-        v_teacher = F.normalize(wide(self.embed_teacher(teacher.detach())), dim=1, eps=EPS)
+        v_student = unit(self.embed_student(student))
+        v_teacher = unit(self.embed_teacher(teacher.detach()))
         _need_crd_shapes(v_student, v_teacher, index, contrast_index)
         need_positions(contrast_index.flatten(), len(self.memory_student.rows))
         z_student, z_teacher = (None, None) if bool(self.z[0] == 0) else self.z

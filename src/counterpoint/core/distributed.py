@@ -20,7 +20,21 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.contrast import PairLogSumExp, Rule, _backward, _forward, _Pass, _Side, pair_logsumexp, wide
+from counterpoint.core.contrast import (
+    Block,
+    PairLogSumExp,
+    PairLogSumExpTowards,
+    Rule,
+    _backward,
+    _forward,
+    _pair_logsumexp,
+    _Pass,
+    _Side,
+    pair_logsumexp,
+    pair_logsumexp_towards,
+    positive_similarity,
+    wide,
+)
 
 
 def world() -> tuple[int, int]:
@@ -167,7 +181,7 @@ class _Ring(torch.autograd.Function):
             owner = (rank - step) % size
             if len(query) and len(held):
                 work = _Pass(query, held, rules, origin=_origin(ctx, owner))
-                part, across, _ = _forward(work, columns=columns)
+                part, across, _, _ = _forward(work, columns=columns)
                 row = torch.logaddexp(row, part)
                 column = column if across is None else torch.logaddexp(column, across)
             coming = ctx.keys[(owner - 1) % size]
@@ -231,17 +245,44 @@ def batch_logsumexp(
     key = query if key is None else wide(key)
     if ring:
         return PairLogSumExp(*_Ring.apply(query, key, rules, columns))
+    return PairLogSumExp(*_against_all(query, key, rules, columns, None)[:2])
+
+
+def batch_logsumexp_towards(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    target: Block,
+    *,
+    columns: bool = False,
+    own: bool = False,
+) -> PairLogSumExpTowards:
+    """`pair_logsumexp_towards` over the batch of all processes, as `batch_logsumexp`; the targets are the whole batch's."""
+    if world()[1] == 1:
+        return pair_logsumexp_towards(query, key, target, columns=columns, own=own)
+    rows, across, towards = _against_all(wide(query), wide(key), (), columns, target)
+    assert towards is not None
+    return PairLogSumExpTowards(rows, across, towards, positive_similarity(query, key) if own else None)
+
+
+def _against_all(
+    query: Tensor, key: Tensor, rules: tuple[Rule, ...], columns: bool, target: Block | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """This process's rows against everybody's keys: log Z of both, and the rows' similarity under targets."""
     here = place(len(query), query.device)
     own = place(len(key), key.device)
     everything = gather_rows(key)
     if here.rows == 0:
         # Nothing to compare, but the other processes wait for this one in the gathers, forward and backward.
         rows, across = query.sum(1) + everything.sum() * 0, everything.sum(1) * 0 - math.inf
+        towards = None if target is None else rows
     else:
-        rows, found = pair_logsumexp(query, everything, exclude=rules, columns=columns, origin=(here.offset, 0))
+        origin = (here.offset, 0)
+        rows, found, towards = _pair_logsumexp(
+            query, everything, rules, None, columns, origin, target, keep=None, method="auto"
+        )
         across = everything.new_empty(0) if found is None else found
     if not columns:
-        return PairLogSumExp(rows, None)
+        return rows, None, towards
     # Each process has the columns' sums over its own rows; gathered, their log-sum-exp is that over all rows.
     total = global_logsumexp(across)
-    return PairLogSumExp(rows, total[own.offset : own.offset + own.rows])
+    return rows, total[own.offset : own.offset + own.rows], towards

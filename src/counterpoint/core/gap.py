@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, scaled, wide
+from counterpoint.core.contrast import Diagonal, pair_logsumexp, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_logsumexp, place
 
 
@@ -29,7 +28,7 @@ def _log_mean(rows: Tensor, pairs: int, t: float) -> Tensor:
     return global_logsumexp(own) - 2 * t - math.log(pairs)
 
 
-def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""]:
+def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length (normalised here).
 
     0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. A row of zeros counts as
@@ -40,13 +39,13 @@ def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""
     """
     need_alike("n dim", x=x)
     total = place(len(x), x.device).total
-    u = F.normalize(wide(x), dim=1, eps=EPS)
+    u = unit(x)
     if total < 2:
         return u.sum() * 0
     return _log_mean(batch_logsumexp(scaled(u, 1 / math.sqrt(2 * t)), exclude=Diagonal()).rows, total * (total - 1), t)
 
 
-def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""]:
+def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """log mean over i != j of exp(-t |x~_i - y~_j|^2): all pairings of rows that do not belong together.
 
     Rows are normalised here. One row: 0. Raises ValueError for shapes that differ and for an empty batch.
@@ -57,7 +56,7 @@ def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, t:
     """
     need_alike("n dim", x=x, y=y)
     total = place(len(x), x.device).total
-    u, v = (F.normalize(wide(z), dim=1, eps=EPS) for z in (x, y))
+    u, v = (unit(z) for z in (x, y))
     if total < 2:
         return (u.sum() + v.sum()) * 0
     return _log_mean(batch_logsumexp(scaled(u, 1 / (2 * t)), v, exclude=Diagonal()).rows, total * (total - 1), t)
@@ -72,7 +71,7 @@ def _unit(name: str, x: Any) -> Tensor:
         raise ValueError(f"{name} must be [n, dim] with rows, got {list(rows.shape)}")
     if not bool(torch.isfinite(rows).all()):
         raise ValueError(f"{name} holds NaN or infinite values")
-    return F.normalize(rows, dim=1, eps=EPS)
+    return unit(rows)
 
 
 def _pairs(u: Any, v: Any) -> tuple[Tensor, Tensor]:

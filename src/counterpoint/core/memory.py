@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_within, shapes
-from counterpoint.core.contrast import EPS
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
 
 
@@ -42,7 +42,7 @@ def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
 
 def moved(rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float) -> Float[Tensor, "n dim"]:
     """unit(momentum * rows + (1 - momentum) * values): the step of a moving average on the sphere."""
-    return F.normalize(torch.lerp(values.to(rows.dtype), rows, momentum), dim=1, eps=EPS)
+    return unit(torch.lerp(values.to(rows.dtype), rows, momentum))
 
 
 def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
@@ -103,7 +103,7 @@ class Queue(nn.Module):
         length, dim = self.rows.shape
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must be [n, {dim}], got {list(keys.shape)}")
-        keys = F.normalize(gather_rows(keys.detach()).to(self.rows.dtype), dim=1, eps=EPS)
+        keys = unit(gather_rows(keys.detach()).to(self.rows.dtype))
         n = len(keys)
         places = torch.arange(max(n - length, 0), n, device=keys.device)
         self.rows[(self.pointer + places) % length] = keys[places]
@@ -238,7 +238,7 @@ class Prototypes(nn.Module):
         weight = (1 - self.momentum) * self.momentum ** age.to(features.dtype)
         rows = self.rows[classes] * self.momentum ** counts.to(features.dtype)[:, None]
         rows.index_add_(0, place, weight[:, None] * features[order])
-        self.rows[classes] = F.normalize(rows, dim=1, eps=EPS)
+        self.rows[classes] = unit(rows)
 
 
 class Clusters(NamedTuple):

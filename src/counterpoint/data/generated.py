@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ class InflatedImages:
     def images(self, indices: Indices) -> Pixels:
         indices = np.asarray(indices, np.int64)
         copied = indices < self.copied
+        if not len(indices):  # a batch that was done before an interruption
+            return self.real.images(indices) if len(self.real) else self.generated.images(indices)
         found: Pixels | None = None
         for split, chosen, at in (
             (self.real, copied, indices % max(1, len(self.real))),
@@ -79,8 +83,11 @@ def generated_images(
     if count < 1:
         raise CounterpointError(f"how many images should {source} make? generated_count is {count}")
     real = data.train.images(np.arange(len(data.train)))
-    key = hashlib.sha256(repr((VERSION, source, count, seed, steps, real.shape)).encode() + real.tobytes())
-    file = cache_folder() / "generated" / f"{data.name}-{source}-{count}-{key.hexdigest()[:16]}.npz"
+    key = hashlib.sha256(repr((VERSION, source, count, seed, steps, real.shape)).encode())
+    key.update(np.ascontiguousarray(real).data)
+    # The name is for people to see; it may be a path of the user's, which must not lead out of the cache.
+    name = re.sub(r"[^\w.-]+", "-", data.name).strip("-.")[-60:]
+    file = cache_folder() / "generated" / f"{name}-{source}-{count}-{key.hexdigest()[:16]}.npz"
     from filelock import FileLock
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +119,12 @@ def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; `generated` is diffusion, mixture or a folder of images")
     known = Image.registered_extensions()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in known)
+    # No pipes, which would be waited for, and none of the files that systems hide beside pictures.
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in known and not file.name.startswith(".") and os.path.isfile(file)
+    )
     if not files:
         raise DataError(f"{folder}: no images there, in any format that Pillow reads")
     if count > len(files):
@@ -163,7 +175,7 @@ def diffusion(
         rate: the learning rate at its height.
         bar: whether progress is shown.
 
-    CounterpointError when the library diffusers is not there.
+    CounterpointError when the library diffusers is not there, or when training diverges.
     """
     try:
         library: Any = importlib.import_module("diffusers")
@@ -198,13 +210,13 @@ def diffusion(
             up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             norm_num_groups=8,
         ).to(device)
-        pixels = torch.from_numpy(real).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        pixels = torch.from_numpy(real).permute(0, 3, 1, 2)  # a byte each; only a batch is ever numbers of four
         noising = library.DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(2, steps), pct_start=0.05)
         average = torch.optim.swa_utils.AveragedModel(model, avg_fn=_moving)
         for _ in told(steps, "training the generator"):
-            clean = pixels[torch.randint(len(pixels), (BATCH,))].to(device)
+            clean = pixels[torch.randint(len(pixels), (BATCH,))].to(device).float().div_(127.5).sub_(1)
             noise, at = torch.randn_like(clean), torch.randint(1000, (BATCH,), device=device)
             found = model(noising.add_noise(clean, noise, at), at).sample
             loss = torch.nn.functional.mse_loss(found, noise)
@@ -214,6 +226,8 @@ def diffusion(
             optimizer.step()
             schedule.step()
             average.update_parameters(model)
+        if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
+            raise CounterpointError("the generator's training diverged: its weights are no longer numbers")
         sampler = library.DDIMScheduler.from_config(noising.config)
         sampler.set_timesteps(SAMPLING)
         out: list[NDArray[np.uint8]] = []

@@ -4,13 +4,16 @@ Images are uint8 RGB squares of one size, read in batches by position, so that s
 indexed by the same number. `ArrayImages` holds them, `FileImages` decodes files when asked for.
 
 How a file becomes a square: the first frame of an animation, turned upright by its EXIF orientation, any colour mode to
-RGB (transparent parts on white, 16-bit and floating-point greys scaled to 8 bits), the largest centred square cut out
+RGB (transparent parts on white, greys of 16 bits scaled to 8; those of 32 bits and floating-point ones are taken for 0..1,
+0..255 or 0..65535 by their largest value), the largest centred square cut out
 and scaled to `size` (the same as scaling the short side and cropping the centre) with antialiasing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.files import cache_folder, replacing
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -170,6 +174,9 @@ def _open(source: Path | bytes) -> Image.Image:
     """The picture with its header read; DataError says why it cannot be."""
     if isinstance(source, bytes) and not source:
         raise DataError("is empty (0 bytes)")
+    # Of os.path, whose functions raise nothing for a name too long or a folder that may not be looked into.
+    if isinstance(source, Path) and os.path.exists(source) and not os.path.isfile(source):
+        raise DataError("is no file")  # a pipe, say, which would be waited for
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata; what cannot be read is an error below
@@ -183,7 +190,7 @@ def _open(source: Path | bytes) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError("no such file") from error
     except Exception as error:  # Pillow's many plugins raise what they like on damaged headers
-        if isinstance(source, Path) and source.is_file() and source.stat().st_size == 0:
+        if isinstance(source, Path) and os.path.isfile(source) and os.path.getsize(source) == 0:
             raise DataError("is empty (0 bytes)") from error
         raise DataError(f"not a picture that can be read ({_reason(error)})") from error
     width, height = image.size
@@ -230,11 +237,16 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.float64)
         if not np.isfinite(grey).all():
             raise DataError("holds values that are not numbers")
-        if image.mode == "F" and grey.size and grey.min() >= 0 and grey.max() <= 1:
+        low, high = grey.min(initial=0), grey.max(initial=0)
+        if low < 0 or high > 65535:
+            raise DataError(
+                f"holds values from {low:g} to {high:g}, which are no greys of 16 bits; scale them to 0..65535"
+            )
+        if image.mode == "F" and high <= 1:
             grey *= 255
-        elif grey.size and grey.max() > 255:  # 16 bits
+        elif high > 255 or image.mode.startswith("I;16"):  # a dark picture of 16 bits is dark
             grey /= 257
-        return Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -298,8 +310,18 @@ def scan_files(
 
 
 def left_out(bad: Sequence[str], count: int) -> str:
-    """The note about items that cannot be used."""
-    return f"{len(bad)} of {count} left out: {some(bad)}"
+    """The note about items that cannot be used. Of more than a few the whole list goes into a file that it names."""
+    note = f"{len(bad)} of {count} left out: {some(bad)}"
+    if len(bad) <= _SHOWN:
+        return note
+    text = ("\n".join(bad) + "\n").encode("utf-8", "backslashreplace")  # names need not be valid text
+    file = cache_folder() / "left-out" / f"{hashlib.sha256(text).hexdigest()[:16]}.txt"
+    try:
+        with replacing(file) as out:
+            out.write(text)
+    except OSError:  # a cache that cannot be written to is no reason to stop
+        return note
+    return f"{note}. All of them: {file}"
 
 
 def some(items: Sequence[str], between: str = "; ") -> str:
@@ -316,15 +338,25 @@ def long_tailed(labels: Indices, imbalance: float, seed: int = 0) -> Indices:
         imbalance: how many times more items the first class has than the last; 1 makes all as large.
         seed: of which items stay.
 
-    Source: long-tailed CIFAR (Cao et al. 2019, arXiv 1906.07413). CounterpointError for an imbalance below 1.
+    Source: long-tailed CIFAR (Cao et al. 2019, arXiv 1906.07413). CounterpointError for an imbalance below 1 or a class without
+    items.
     """
     if not imbalance >= 1:
         raise CounterpointError(f"imbalance is at least 1, the first class over the last; got {imbalance}")
     counts = np.bincount(labels)
+    if not len(counts) or not counts.min():
+        raise CounterpointError("imbalance: a class has no items to begin with, so nothing can be cut in proportion")
     kept = counts.min() / imbalance ** (np.arange(len(counts)) / max(1, len(counts) - 1))
     order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = [order[labels[order] == c][: max(1, int(n))] for c, n in enumerate(kept)]
+    chosen = [members[: max(1, int(n))] for members, n in zip(_by_group(order, labels), kept, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def _by_group(order: Indices, groups: Indices) -> list[Indices]:
+    """Positions of each group there is, by its number, each in the order given; one sort however many groups."""
+    found = groups[order]
+    at = found.argsort(kind="stable")
+    return np.split(order[at], np.flatnonzero(np.diff(found[at])) + 1)
 
 
 def split_positions(count: int, fraction: float, labels: Indices | None = None) -> tuple[Indices, Indices]:
@@ -339,8 +371,7 @@ def split_positions(count: int, fraction: float, labels: Indices | None = None) 
     order = np.random.RandomState(0).permutation(count)
     groups = np.zeros(count, np.int64) if labels is None else np.asarray(labels)
     chosen = np.zeros(count, bool)
-    for group in np.unique(groups):
-        members = order[groups[order] == group]
+    for members in _by_group(order, groups):
         take = min(round(fraction * len(members)), len(members) - 1)
         chosen[members[:take]] = True
     train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -24,9 +24,11 @@ The test split is the rows that say so in a split column, or that come from file
 there is no test); else a fifth made here, the same every time, each class in proportion. `?test=0.1` makes another,
 `?test=NAME` takes another split. Rows with one modality only go to `unpaired`, unless they are test rows.
 
-A damaged cell, a duplicate id, a line that cannot be read or a row without anything makes a bad row: it is left out. All are
-listed with their reason, and empty captions too, in a CSV file in the cache folder, `reports/`. More bad rows than
-`max_bad` (a count, or a fraction of the rows below 1) are an error. What fits in memory is decoded whole at the start; of
+A damaged cell, a duplicate id, a line that cannot be read or a row without anything makes a bad row: it is left out. Ids are
+compared within a split's files: `train.csv` and `test.csv` may both count from 1. All bad rows are listed with their reason
+in a CSV file in the cache folder, `reports/`, and with them what is used all the same: rows with an empty caption (missing),
+sounds of another rate (resampled), captions of which a model does not read the end (cut). More bad rows than `max_bad` (a
+count, or a fraction of the rows below 1) are an error. What fits in memory is decoded whole at the start; of
 larger sets only headers are read then, and cells are decoded when asked for. Nothing is ever fetched from the net.
 
 Not here: more than one frame of a video, groups, domains, and tables of more rows than fit in memory as paths and texts.
@@ -211,7 +213,7 @@ class _Spool:
         return Slice(self.file.fileno(), offset, len(content))
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Row:
     """A row as its file has it."""
 
@@ -280,9 +282,8 @@ def _files(place: str) -> list[tuple[Path, str]]:
     except (OSError, ValueError, re.error) as error:
         raise DataError(f"{place}: cannot be opened ({error})") from error
     if not found:
-        raise DataError(
-            f"{place}: no such file, folder or pattern; it should name .csv, .tsv, .jsonl, .parquet or .tar files"
-        )
+        what = "holds no table or archive" if root.is_dir() else "no such file, folder or pattern"
+        raise DataError(f"{place}: {what}; it should name .csv, .tsv, .jsonl, .parquet or .tar files")
     for path in found:
         if not _kind(path):
             raise DataError(
@@ -311,7 +312,7 @@ def _file_split(path: Path, place: str) -> str:
 def _read_csv(path: Path, table: _Table) -> None:
     text = _text(path)
     header, _, _ = text.partition("\n")
-    tabs = path.suffix.lower() == ".tsv"
+    tabs = path.suffix.lower() == ".tsv" or ("\t" in header and not {",", ";"} & set(header))
     between = "\t" if tabs else ";" if ";" in header and "," not in header else ","
     limit = csv.field_size_limit(1 << 27)  # vectors written out are long
     try:
@@ -647,7 +648,7 @@ class _Finding(NamedTuple):
 
     row: _Row
     column: str
-    what: str  # "bad row" or "missing"
+    what: str  # "bad row", or of a row that is used "missing", "resampled" or "cut"
     value: str
     reason: str
 
@@ -681,7 +682,9 @@ class _Reader:
         for column in self.columns:
             column.cells = [None] * len(self.rows)
         self.good = np.zeros(len(self.rows), bool)
+        self.path = Path()  # the report's
         self.findings: list[_Finding] = []
+        self.later: dict[tuple[str, str, str], list[_Finding]] = {}  # by split, column and what was found
         self.rates: Counter[int] = Counter()
         self.silent_videos = 0
         self.kept: dict[str, NDArray[Any]] = {}
@@ -715,16 +718,15 @@ class _Reader:
         row = self.rows[i]
         if row.broken:
             return self._bad(i, "", None, row.broken)
-        key = row.cells.get(self.cast.id) if self.cast.id else None
-        if isinstance(key, (str, int, float, bytes)) and key != "" and key == key:
-            if key in seen:
-                return self._bad(i, self.cast.id, key, f"the id is that of {self._name(seen[key])} too, which counts")
-            seen[key] = i
+        key = _id(row, self.cast.id)
+        if key is not None and (row.split, key) in seen:
+            first = self._name(seen[row.split, key])
+            return self._bad(i, self.cast.id, key, f"the id is that of {first} too, which counts")
         if self.cast.split:
             value = row.cells.get(self.cast.split)
             if value is not None and not (isinstance(value, str) and len(value) < 100):
                 return self._bad(i, self.cast.split, value, "is not the name of a split")
-        good = True
+        good, before = True, len(self.findings)
         rates, silent = Counter(self.rates), self.silent_videos
         for column in self.cast.modalities:
             cell = column.cells[i] if column.kind == "vector" else row.cells.get(column.column)
@@ -739,6 +741,9 @@ class _Reader:
             good = self._bad(i, "", None, "has no modality")
         if not good:
             self.rates, self.silent_videos = rates, silent
+            self.findings[before:] = [found for found in self.findings[before:] if found.what == "bad row"]
+        elif key is not None:  # the first row that can be used is the one that counts
+            seen[row.split, key] = i
         return good
 
     def _bad(self, i: int, column: str, value: Any, reason: str) -> bool:
@@ -770,11 +775,18 @@ class _Reader:
                 sound = self.sound(source)
                 if self.whole:
                     self.kept[column.name][i] = sound.wave
-                self.rates[sound.rate] += 1
+                self._rated(i, column, sound.rate)
             else:
-                self.rates[check_sound(_opened(_file(source)))] += 1
+                self._rated(i, column, check_sound(_opened(_file(source))))
             return source
         return self._video(i, column, _Video(_file(source)))
+
+    def _rated(self, i: int, column: _Column, rate: int) -> None:
+        """Count the rate of a sound, and list the row where it is not the one that was asked for."""
+        self.rates[rate] += 1
+        if rate != self.rate:
+            reason = f"resampled to {self.rate} Hz"
+            self.findings.append(_Finding(self.rows[i], column.column, "resampled", f"{rate} Hz", reason))
 
     def _video(self, i: int, column: _Column, video: _Video) -> _Video:
         from counterpoint.data.media import probe
@@ -790,7 +802,7 @@ class _Reader:
                 # A video without sound, or with a silent one, is a picture all the same.
                 try:
                     found = decode_sound(path, self.rate, self.samples) if self.whole else None
-                    self.rates[found.rate if found is not None else check_sound(path)] += 1
+                    self._rated(i, column, found.rate if found is not None else check_sound(path))
                     if found is not None:
                         self.kept[sound.name][i] = found.wave
                     sound.cells[i] = video
@@ -903,12 +915,8 @@ class _Reader:
                     column.cells[i] = _Bad(f"has {len(cell)} numbers where most rows have {dim}")
 
     def _vector(self, i: int, cell: Any) -> NDArray[np.float32] | None:
-        if (
-            isinstance(cell, str)
-            and cell.strip()[:1] in ("[", "-", ".", *"0123456789")
-            and not cell.strip().endswith(".npy")
-        ):
-            cell = _numbers(cell)
+        if isinstance(cell, str) and (text := cell.strip()) and not text.lower().endswith(".npy"):
+            cell = _numbers(text)
         if isinstance(cell, (list, tuple, np.ndarray)) and not isinstance(cell, Slice):
             if not len(cell):
                 return None
@@ -920,25 +928,7 @@ class _Reader:
             if source is None:
                 return None
             values = _array(source)
-        try:
-            found = np.asarray(values)
-            if found.dtype.kind == "O":
-                found = np.array([np.nan if v is None else float(v) for v in values])
-            if found.dtype.kind not in "fiu":
-                raise DataError("is not a list of numbers")
-            with np.errstate(over="ignore"):
-                found = found.astype(np.float32)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DataError("is not a list of numbers") from error
-        found = found.reshape(-1) if found.ndim == 2 and 1 in found.shape else found
-        if found.ndim != 1 or not len(found):
-            raise DataError(f"has the shape {list(found.shape)}; a vector is one list of numbers")
-        wrong = np.flatnonzero(~np.isfinite(found))
-        if len(wrong):
-            raise DataError(
-                f"holds {len(wrong)} values that are not finite numbers, the first at position {wrong[0] + 1}"
-            )
-        return found
+        return checked_vector(values)
 
     # --- what was found
 
@@ -947,22 +937,36 @@ class _Reader:
         # One name for one set, so that reports do not pile up.
         given = f"{os.path.abspath(self.place)}?{columns}"
         stem = re.sub(r"\W+", "-", Path(self.place).stem).strip("-")[:40] or "manifest"
-        path = (
-            cache_folder()
-            / "reports"
-            / f"{stem}-{hashlib.sha256(given.encode('utf-8', 'replace')).hexdigest()[:8]}.csv"
-        )
-        if not self.findings:
-            path.unlink(missing_ok=True)
+        name = f"{stem}-{hashlib.sha256(given.encode('utf-8', 'replace')).hexdigest()[:8]}.csv"
+        self.path = cache_folder() / "reports" / name
+        return self._write()
+
+    def list_rows(self, split: str, column: _Column, rows: Indices, what: str, reason: str) -> Path | None:
+        """List these rows of a split in the report too, in place of what was said of it before, and say where that is."""
+        found = [
+            _Finding(self.rows[i], column.column, what, _shown(self.rows[i].cells.get(column.column)), reason)
+            for i in rows
+        ]
+        if self.later.get((split, column.name, what), []) != found:
+            self.later[split, column.name, what] = found
+            self._write()
+        return self.path
+
+    def _write(self) -> Path | None:
+        findings = [*self.findings, *(found for part in self.later.values() for found in part)]
+        if not findings:
+            self.path.unlink(missing_ok=True)
             return None
         text = io.StringIO()
         out = csv.writer(text)
-        out.writerow(["file", "row", "column", "what", "value", "reason"])
-        for found in self.findings:
-            out.writerow([found.row.file, found.row.number, found.column, found.what, found.value, found.reason])
-        with replacing(path) as file:
+        out.writerow(["file", "row", "id", "column", "what", "value", "reason"])
+        for found in findings:
+            key = _id(found.row, self.cast.id)
+            where = [found.row.file, found.row.number, "" if key is None else _shown(key)]
+            out.writerow([*where, found.column, found.what, found.value, found.reason])
+        with replacing(self.path) as file:
             file.write(text.getvalue().encode("utf-8", "replace"))
-        return path
+        return self.path
 
     def judge(self, max_bad: float, report: Path | None) -> None:
         """DataError when too many rows are bad, or nothing is left."""
@@ -970,11 +974,11 @@ class _Reader:
         allowed = max_bad * count if max_bad < 1 else max_bad
         if bad == count:
             raise DataError(f"{self.place}: none of its {count} rows can be used: {self.lines(report)}")
-        if bad > allowed:
+        if bad > allowed + 1e-9:  # 0.29 of 100 is a little less than 29
             said = f"{max_bad:g} of {count}" if max_bad < 1 else f"{max_bad:g}"
             raise DataError(
                 f"{self.place}: {bad} of {count} rows are bad, more than max_bad={said}: {self.lines(report)}. Mend them, or "
-                "put up with more by ?max_bad="
+                "put up with more: --max-bad N, or ?max_bad=N behind the place"
             )
 
     def lines(self, report: Path | None) -> str:
@@ -990,16 +994,23 @@ class _Reader:
     def notes(self, report: Path | None) -> list[str]:
         count, bad = len(self.rows), int((~self.good).sum())
         notes = [f"{self.place}: {bad} of {count} rows left out: {self.lines(report)}"] if bad else []
-        good = {id(row) for row, fine in zip(self.rows, self.good, strict=True) if fine}
-        empty = Counter(f.column for f in self.findings if f.what == "missing" and id(f.row) in good)
+        empty = Counter(f.column for f in self.findings if f.what == "missing")
         notes += [
             f"{self.place}: the text of {column} is empty in {n} of {count} rows, which are used without it (all in {report})"
             for column, n in empty.items()
         ]
-        notes += [f"{self.place}: {note}" for note in resampled_note(self.rates, self.rate)]
+        where = f" (all in {report})" if report is not None else ""
+        notes += [f"{self.place}: {note}{where}" for note in resampled_note(self.rates, self.rate)]
         if self.silent_videos:
             notes.append(f"{self.place}: {self.silent_videos} videos have no sound that can be used")
         return notes
+
+
+def _id(row: _Row, column: str) -> str | int | float | bytes | None:
+    """What names a row; None when nothing does."""
+    key = row.cells.get(column) if column else None
+    key = key.strip() if isinstance(key, str) else key
+    return key if isinstance(key, (str, int, float, bytes)) and key != "" and key == key else None
 
 
 def _row_name(row: _Row, place: str) -> str:
@@ -1050,7 +1061,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in words if word]
     except ValueError as error:
-        raise DataError("is not a list of numbers") from error
+        raise DataError("is neither a list of numbers nor the name of a .npy file") from error
 
 
 def _array(source: Any) -> NDArray[Any]:
@@ -1066,6 +1077,32 @@ def _array(source: Any) -> NDArray[Any]:
     except Exception as error:  # a damaged header is parsed as Python, and can raise what that can
         raise DataError("is not a .npy file that can be read") from error
     return np.asarray(found)
+
+
+def checked_vector(values: Any) -> NDArray[np.float32]:
+    """Numbers as one vector [dim] of float32; DataError when they are something else, or not finite."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind == "O":
+            found = np.array([np.nan if v is None else float(v) for v in values])
+        if found.dtype.kind not in "fiu":
+            raise DataError("is not a list of numbers")
+        with np.errstate(over="ignore"):
+            found = found.astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError("is not a list of numbers") from error
+    found = found.reshape(-1) if found.ndim == 2 and 1 in found.shape else found
+    if found.ndim != 1 or not len(found):
+        raise DataError(f"has the shape {list(found.shape)}; a vector is one list of numbers")
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        raise DataError(f"holds {len(wrong)} values that are not finite numbers, the first at position {wrong[0] + 1}")
+    return found
+
+
+def read_vector(path: Path) -> NDArray[np.float32]:
+    """The vector [dim] of a .npy file. DataError when it holds anything else, or cannot be read."""
+    return checked_vector(_array(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
@@ -1102,6 +1139,28 @@ class _Images:
                     "when the set was opened; mend it and go on with --resume, or remove the row and start again"
                 ) from error
         return out
+
+
+class _Items(AlignedColumns):
+    """One split, whose items can be listed in the report by the rows they are of."""
+
+    def __init__(self, reader: _Reader, name: str, rows: Indices, *columns: Any) -> None:
+        super().__init__(*columns)
+        self.reader, self.name, self.rows = reader, name, rows
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """File, row and, where there is one, id of each of these items."""
+        rows = [self.reader.rows[i] for i in self.rows[positions]]
+        keys = [_id(row, self.reader.cast.id) for row in rows]
+        return [
+            f"{row.file.name} row {row.number}" + ("" if key is None else f" ({_shown(key)})")
+            for row, key in zip(rows, keys, strict=True)
+        ]
+
+    def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
+        """List the rows of these items with what there is to say of them; returns the report, None when it holds nothing."""
+        column = next(c for c in self.reader.columns if c.name == modality)
+        return self.reader.list_rows(self.name, column, self.rows[positions], what, reason)
 
 
 class _Sounds(_Images):
@@ -1147,7 +1206,7 @@ def _aligned(place: str, reader: _Reader, test: str, report: Path | None) -> Ali
     if len(single):
         notes.append(f"{place}: {len(single)} rows have one modality only, and are kept apart as unpaired")
 
-    def columns(rows: Indices) -> AlignedColumns:
+    def columns(split: str, rows: Indices) -> AlignedColumns:
         found: dict[str, Any] = {}
         for column in reader.columns:
             if column.gives == "image":
@@ -1160,7 +1219,7 @@ def _aligned(place: str, reader: _Reader, test: str, report: Path | None) -> Ali
                 zeros = np.zeros(reader.dims[column.name], np.float32)
                 found[column.name] = np.stack([zeros if column.cells[i] is None else column.cells[i] for i in rows])
         presence = {name: mask[rows] for name, mask in has.items() if not mask[rows].all()}
-        return AlignedColumns(found, None if labels is None else labels[rows], presence)
+        return _Items(reader, split, rows, found, None if labels is None else labels[rows], presence)
 
     facts = {
         "image": lambda name: Modality("image", size=reader.size),
@@ -1170,12 +1229,12 @@ def _aligned(place: str, reader: _Reader, test: str, report: Path | None) -> Ali
     }
     return AlignedData(
         name=f"manifest:{place}",
-        train=columns(train),
-        test=columns(held),
+        train=columns("train", train),
+        test=columns("test", held),
         modalities={column.name: facts[column.gives](column.name) for column in reader.columns},
         classes=classes,
         notes=notes,
-        unpaired=columns(single) if len(single) else None,
+        unpaired=columns("unpaired", single) if len(single) else None,
     )
 
 
@@ -1189,7 +1248,7 @@ def _labels(place: str, reader: _Reader, rows: Indices) -> tuple[Indices | None,
         value = reader.rows[i].cells.get(name)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        if value is None or value != value or value == "" or value == -1 or isinstance(value, _Bad):
+        if value is None or isinstance(value, _Bad) or (isinstance(value, float) and value != value):
             continue
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -1198,7 +1257,9 @@ def _labels(place: str, reader: _Reader, rows: Indices) -> tuple[Indices | None,
                 f"{place}: {reader._name(int(i))}: the label column '{name}' holds {_shown(value)}; labels are names or whole "
                 "numbers"
             )
-        found[int(i)] = value.strip() if isinstance(value, str) else int(value)
+        value = value.strip() if isinstance(value, str) else int(value)
+        if value not in ("", "-1", -1):
+            found[int(i)] = value
     if not found:
         return None, None
     known = reader.classes
@@ -1257,9 +1318,13 @@ def _split(
         if not len(both):
             raise DataError(f"{place}: no usable row has two modalities; there is nothing to align")
         by = None if labels is None else labels[both]
-        if by is not None and len(np.unique(by)) == len(by):  # each of a class of its own: no proportions to keep
-            by = None
-        first, second = split_positions(len(both), FRACTION if fraction is None else fraction, by)
+        share = FRACTION if fraction is None else fraction
+        if by is not None:
+            counts = np.unique(by, return_counts=True)[1]
+            # Of classes so small that most would give nothing, no proportions can be kept.
+            if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(by):
+                by = None
+        first, second = split_positions(len(both), share, by)
         held = both[second]
         train = np.sort(np.concatenate([both[first], mine[~paired[mine]]]))
         notes.append(f"{place}: the test split is made here, {len(held)} of {len(both)} items")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,12 @@ def write_sweep_report(record: Mapping[str, Any], path: Path) -> Path:
         if series:
             drawn = figures.curves(series, title=heading, xlabel="log10 of the temperature")
             page.section(heading, parts.figure(drawn), anchor=heading.lower())
-    rows = [[f"{t:g}", *(mean[name][n] for name in mean)] for n, t in enumerate(record["temperatures"])]
+    rows = [[f"{t:.12g}", *(mean[name][n] for name in mean)] for n, t in enumerate(record["temperatures"])]
     page.section("Figures", parts.table(["temperature", *mean], rows), anchor="figures")
-    again = f"counterpoint analyse runs/{record['run']} --temperature-sweep"
+    again = (
+        f"counterpoint analyse {shlex.quote(record['path'])} --temperature-sweep --seeds {count} "
+        f"--temperatures {' '.join(f'{t:.12g}' for t in record['temperatures'])}"
+    )
     page.section(
         "Do it again",
         parts.join(parts.command(again), parts.pairs(record["versions"]), parts.pairs(record["machine"])),
@@ -65,9 +69,10 @@ def claims_table(records: Sequence[Mapping[str, Any]]) -> str:
         pair = first_of(record)
         measure = pair.get("metric", record["metric"]).removesuffix("_last").removesuffix("_last3").replace("_", " ")
         measure += " (less is better)" if pair.get("lower") else ""
+        interval = "-" if pair["low"] is None else f"{pair['low']:+.3f} .. {pair['high']:+.3f}"  # one seed has none
         lines.append(
             f"| `{record['slug']}` | {pair['arm']} | {pair['baseline']} | {measure} | {pair['mean']:+.3f} "
-            f"| {pair['low']:+.3f} .. {pair['high']:+.3f} | {len(record['seeds'])} | {record['verdict']} |"
+            f"| {interval} | {len(record['seeds'])} | {record['verdict']} |"
         )
     return "\n".join(lines)
 
@@ -85,10 +90,11 @@ def claims_drawing(records: Sequence[Mapping[str, Any]]) -> str:
     for row, record in enumerate(records):
         pair = first_of(record)
         colour = colours.get(record["verdict"], "#57606a")
-        axes.plot([pair["low"], pair["high"]], [row, row], color=colour, lw=2, solid_capstyle="butt")
+        low, high = (pair["mean"] if pair[end] is None else pair[end] for end in ("low", "high"))
+        axes.plot([low, high], [row, row], color=colour, lw=2, solid_capstyle="butt")
         axes.plot([pair["mean"]], [row], "o", color=colour, ms=5)
         axes.annotate(
-            f"{number(pair['mean'], sign=True)}", (pair["high"], row), xytext=(6, 0), textcoords="offset points", va="center",
+            f"{number(pair['mean'], sign=True)}", (high, row), xytext=(6, 0), textcoords="offset points", va="center",
             fontsize=8, color=colour,
         )  # fmt: skip
     axes.axvline(0, color="#8c959f", lw=1)

@@ -108,6 +108,9 @@ class AdditionConfig:
 class Addition:
     """A method that changes part of another system: named alone it stands over `over`, as BASE+SLUG over any that fits.
 
+    A learner with `replaces = True` makes a loss of its own of what is compared, so it cannot go over an addition that does
+    something to the loss, unless that one does without (`yields = True`).
+
     The composed system's settings are a class made of both settings' classes, its learner a class made of `learner` and the
     base's learner, in this order: a method of `learner` calls super() for what the base does.
     """
@@ -148,6 +151,16 @@ def _composed(base: System, addition: Addition, alone: bool) -> System:
     clash = sorted({f.name for f in fields(addition.config)} & set(known))
     if clash:
         raise CounterpointError(f"{addition.slug} is in {base.slug} already (both have {', '.join(clash)})")
+    lost = [
+        part.__name__
+        for part in base.learner.__mro__
+        if "objective" in vars(part) and not issubclass(part, Learner) and not getattr(part, "yields", False)
+    ]
+    if getattr(addition.learner, "replaces", False) and lost:
+        raise CounterpointError(
+            f"{addition.slug} makes its own loss of what is compared and would leave {', '.join(lost)} of {base.slug} "
+            "without effect: name one of them, or an addition that builds on the loss (hallucinator) last"
+        )
     changed: list[Any] = [
         (name, known[name].type, field(default=value)) for name, value in addition.defaults.items() if alone
     ]

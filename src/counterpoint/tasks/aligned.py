@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place, world
 from counterpoint.core.gap import gap_metrics
+from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown
 from counterpoint.encoders.audio import build_audio_encoder
@@ -381,8 +383,8 @@ def _evaluated(batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
 class _Seen:
     """One test split: what counts as the same in it, and what a learner said of its items."""
 
-    def __init__(self, data: AlignedData, split: AlignedSplit) -> None:
-        self.data, self.split = data, split
+    def __init__(self, data: AlignedData, split: AlignedSplit, comparable: bool = True) -> None:
+        self.data, self.split, self.comparable = data, split, comparable
         rows = np.arange(len(split))
         # Items with the very same text are one: a picture of "arrow" may be found by any of its captions.
         self.worded: Tensor | None = None
@@ -400,8 +402,11 @@ class _Seen:
     def _same(self, name: str, rows: Any) -> Tensor:
         if self.data.modalities[name].kind not in ("text", "vector"):
             return torch.from_numpy(rows)
-        found = np.unique(np.asarray(self.split.column(name, rows)), axis=0, return_inverse=True)[1]
-        return torch.from_numpy(found.reshape(-1))
+        column = self.split.column(name, rows)
+        if isinstance(column, list):  # an array of texts would have the longest one's width in every row
+            first: dict[str, int] = {}
+            return torch.tensor([first.setdefault(str(text), n) for n, text in enumerate(column)])
+        return torch.from_numpy(np.unique(np.asarray(column), axis=0, return_inverse=True)[1].reshape(-1))
 
     def reset(self) -> None:
         # By embedding, "" for the learner's own, then by modality.
@@ -419,7 +424,7 @@ class _Seen:
             self.queries.setdefault(name, []).append(query.detach().float().cpu())
         for name, mask in batch["present"].items():
             self.present.setdefault(name, []).append(mask.cpu())
-        if "logits" in outputs:
+        if "logits" in outputs and self.comparable:
             self.logits.append(outputs["logits"].detach().float().cpu())
         if batch["label"] is not None:
             self.labels.append(batch["label"].cpu())
@@ -565,10 +570,12 @@ def _embeddings(outputs: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]
 class AlignedEvaluator:
     """All test splits: retrieval between all modalities, the gap between them, classes and wholes told by them."""
 
-    def __init__(self, data: AlignedData) -> None:
+    def __init__(self, data: AlignedData, learned: Sequence[str] | None = None) -> None:
         self.data = data
-        self.seen = {"": _Seen(data, data.test)}
-        self.seen |= {f"{name}_": _Seen(data, split) for name, split in data.shifts.items()}
+        # A classifier of other classes cannot be right or wrong here.
+        comparable = learned is None or list(learned) == list(data.classes or ())
+        splits = {"": data.test, **{f"{name}_": split for name, split in data.shifts.items()}}
+        self.seen = {name: _Seen(data, split, comparable) for name, split in splits.items()}
         self.reset()
 
     def reset(self) -> None:
@@ -643,6 +650,45 @@ class AlignedEvaluator:
         return {"Retrieval gallery": {"kind": "gallery", "parts": found, "items": items}} if found else {}
 
 
+def as_trained(data: AlignedData, trained: Mapping[str, Any]) -> tuple[AlignedData, dict[str, Tokenizer]]:
+    """Data with its modalities in the order that a run was trained on, and that run's tokenizers.
+
+    CounterpointError when its modalities are others.
+    """
+    if trained["modalities"] != data.spec["modalities"]:
+        raise CounterpointError(
+            f"{data.name} gives {data.spec['modalities']}, the run was trained on {trained['modalities']}"
+        )
+    # Learners put modalities side by side as they come.
+    data = replace(data, modalities={name: data.modalities[name] for name in trained["modalities"]})
+    return data, {name: Tokenizer.from_json(text) for name, text in trained["tokenizers"].items()}
+
+
+class Items:
+    """Any split's items as the learner of a run takes them, however few there are: for a set that is not trained on."""
+
+    def __init__(self, data: AlignedData, trained: Mapping[str, Any], context: int) -> None:
+        self.data, self.tokenizers = as_trained(data, trained)
+        self.context = context
+
+    def batch(self, split: AlignedSplit, rows: Sequence[int]) -> dict[str, Any]:
+        # Not the part "items": nothing is measured of them.
+        return _evaluated(_Batches(self.data, split, self.tokenizers, self.context), list(rows), "embedded")
+
+
+@runtime_checkable
+class ListedSplit(Protocol):
+    """A split of the user's own items, which are listed by their rows where there is something to say of them."""
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Where each of these items comes from, such as "items.csv row 3 (a17)"."""
+        ...
+
+    def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
+        """List these items in the data's report, in place of those of before; returns its file, None if it holds nothing."""
+        ...
+
+
 class AlignedTask:
     """Loaders and evaluator of one source of aligned items."""
 
@@ -675,25 +721,39 @@ class AlignedTask:
             for name, modality in data.modalities.items()
             if modality.kind == "text"
         }
-        for name, tokenizer in self.tokenizers.items():
-            captions = [str(text) for text in data.train.column(name, everything)]
-            if long := tokenizer.too_long(captions, config.context):
-                self.notes.append(
-                    f"{data.name}: {len(long)} of {len(captions)} texts of {name} are longer than the {config.context} tokens "
-                    f"that are read (--context) and lose their end; the first is item {long[0]}"
-                )
+        self.notes += [note for name in self.tokenizers for note in self._cut(name)]
         self.facts: dict[str, Any] = data.spec | {
             "examples": len(data.train),
+            "class_names": list(data.classes or ()),
             "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()},
         }
 
+        self.learned: list[str] = self.facts["class_names"]  # what the numbers of a learner's logits mean
+
+    def _cut(self, name: str) -> list[str]:
+        """A note where texts are longer than what is read of them; data that keeps a report lists them there."""
+        count, long, report = 0, list[str](), None
+        for called, split in (("training", self.data.train), ("test", self.data.test)):
+            texts = [str(text) for text in split.column(name, np.arange(len(split)))]
+            at = self.tokenizers[name].too_long(texts, self.config.context)
+            count += sum(map(bool, texts))
+            long += [f"{called} item {n}" for n in at]
+            if isinstance(split, ListedSplit):
+                reason = f"longer than the {self.config.context} tokens that are read"
+                report = split.list_items(name, np.asarray(at, np.int64), "cut", reason)
+        if not long:
+            return []
+        where = f"the first is {long[0]}" if report is None else f"all in {report}"
+        return [
+            f"{self.data.name}: {len(long)} of {count} texts of {name} are longer than the {self.config.context} tokens that "
+            f"are read (--context) and lose their end; {where}"
+        ]
+
     def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers."""
-        if trained["modalities"] != self.facts["modalities"]:
-            raise CounterpointError(
-                f"{self.data.name} gives {self.facts['modalities']}, the run was trained on {trained['modalities']}"
-            )
-        self.tokenizers = {name: Tokenizer.from_json(text) for name, text in trained["tokenizers"].items()}
+        """CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers, and its
+        order of modalities."""
+        self.data, self.tokenizers = as_trained(self.data, trained)
+        self.learned = list(trained.get("class_names", self.facts["class_names"]))
 
     def _batches(self, split: AlignedSplit) -> _Batches:
         return _Batches(self.data, split, self.tokenizers, self.config.context)
@@ -721,7 +781,7 @@ class AlignedTask:
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def evaluator(self) -> AlignedEvaluator:
-        return AlignedEvaluator(self.data)
+        return AlignedEvaluator(self.data, self.learned)
 
 
 TASK = AlignedTask

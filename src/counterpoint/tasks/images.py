@@ -60,6 +60,8 @@ class ImagesConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.workers < 0:
+            raise CounterpointError(f"workers must not be negative, got {self.workers}")
         for name in self.counts:
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -78,11 +80,21 @@ class ImageLearner(Learner):
         super().__init__(seed)
         self.config = config
         self.size = data.size
+        self.examples: int | None = getattr(data, "examples", None)  # that positions in the training set count
         torch.manual_seed(seed)
         self.encoder = build_image_encoder(
             config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
         )
         self.views = self.build_views()
+
+    def begin(self, task: Any) -> None:
+        super().begin(task)
+        # State kept by position, and the order of an epoch, would be of other images than before the interruption.
+        if self.examples not in (None, len(task.data.train)):
+            raise DataError(
+                f"{task.data.name} has {len(task.data.train)} training images now, this run was begun on {self.examples}: bring "
+                "back the set as it was, or start a new run"
+            )
 
     def build_views(self) -> ViewPipeline:
         """How views are made of the images."""
@@ -170,10 +182,12 @@ class ImageTask:
         # What makes other batches of the ordinary ones, where a learner asks for it in `begin`.
         self.regroup: Callable[[EpochBatches], EpochBatches] | None = None
         self.rows = self.training_rows()
-        if len(self.rows) < config.batch_size:
+        # An epoch may see fewer than there are (see ImageData.epoch), and would end without a step.
+        seen = min(len(self.rows), data.epoch or len(self.rows))
+        if seen < config.batch_size:
             raise DataError(
-                f"{data.name} has {len(self.rows)} training images, fewer than a batch of {config.batch_size}; use "
-                f"--batch-size {max(2, len(self.rows))} or less"
+                f"{data.name} has {seen} training images{' an epoch' if seen < len(self.rows) else ''}, fewer than a batch of "
+                f"{config.batch_size}; use --batch-size {max(2, seen)} or less"
             )
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")

@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core import gap
+from counterpoint.core.checks import need_alike
 from counterpoint.core.contrast import EPS
 from counterpoint.core.gap import gap_metrics
 
@@ -51,9 +52,7 @@ def retrieval_ranks(
     A key is right when its group is the query's; by default item i belongs to item i. Queries whose group no key has are
     left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
     """
-    query, key = _rows("query", query), _rows("key", key)
-    if query.shape[1] != key.shape[1]:
-        raise ValueError(f"query and key must be of one width, got {query.shape[1]} and {key.shape[1]}")
+    query, key = _compared(query=query, key=key)
     groups = torch.arange(len(query)) if query_group is None else _numbers("query_group", query_group, len(query))
     keys = torch.arange(len(key)) if key_group is None else _numbers("key_group", key_group, len(key))
     asked = torch.isin(groups, keys)
@@ -113,10 +112,11 @@ def identification(
     """Which whole a set of snippets was cut from, by voting: every query of a group retrieves `neighbours` keys, each votes
     for its group, and groups are ranked by their votes (Carvalho, Li and Widmer, arXiv 2309.12134).
 
-    A group without a vote takes the last rank there is; of groups with equal votes the one whose keys lie nearer is first.
-    Returns `accuracy` (the right group ranked first) and `mrr`, over the groups of the queries that keys have.
+    A group without a vote takes the last rank there is, but not the first; of groups with equal votes the one whose keys lie
+    nearer is first. Returns `accuracy` (the right group ranked first) and `mrr`, over the groups of the queries that keys
+    have; nan where there are none. Raises ValueError for shapes that do not fit and for NaN.
     """
-    query, key = _rows("query", query), _rows("key", key)
+    query, key = _finite(query=query, key=key)
     queries, keys = (
         _numbers("query_group", query_group, len(query)),
         _numbers("key_group", key_group, len(key)),
@@ -133,7 +133,7 @@ def identification(
         nearness = torch.zeros_like(votes).index_add_(0, voted, similarity.flatten().double())
         own = int(at)
         ahead = (votes > votes[own]) | ((votes == votes[own]) & (nearness > nearness[own]))
-        ranks.append(1 + int(ahead.sum()) if votes[own] > 0 else int((votes > 0).sum()))
+        ranks.append(1 + int(ahead.sum()) if votes[own] > 0 else max(2, int((votes > 0).sum())))
     found = torch.tensor(ranks, dtype=torch.float64)
     if not ranks:
         return {"accuracy": math.nan, "mrr": math.nan}
@@ -146,10 +146,17 @@ def identification(
 def zero_shot_accuracy(
     items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
 ) -> float:
-    """Share of labelled items whose class's prompt is the most similar; items of label -1 are left out."""
-    items, prompts = _rows("items", items), _rows("prompts", prompts)
+    """Share of labelled items whose class's prompt is the most similar; items of label -1 are left out, nan if that is all.
+
+    Raises ValueError for shapes that do not fit, classes without a prompt and NaN.
+    """
+    items, prompts = _finite(items=items, prompts=prompts)
     labels = _numbers("labels", labels, len(items))
     known = labels >= 0
+    if not bool(known.any()):
+        return math.nan
+    if int(labels.max()) >= len(prompts):
+        raise ValueError(f"prompts must be one for each class, got {len(prompts)} and the label {int(labels.max())}")
     return float(((items[known] @ prompts.T).argmax(1) == labels[known]).float().mean())
 
 
@@ -176,14 +183,17 @@ def knn_accuracy(
 ) -> float:
     """Share of test items whose class is the one their k nearest neighbours vote for, weighted by exp(cosine / temperature).
 
-    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. k is cut to what there is.
+    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. k is cut to what there is. Examples of label -1 do not vote,
+    and are not asked; nan where nobody votes or is asked. Raises ValueError for shapes that do not fit.
     """
-    bank, queries = (
-        F.normalize(_rows(name, rows).float(), dim=1, eps=EPS)
-        for name, rows in (("features", features), ("test_features", test_features))
-    )
-    labels = _numbers("labels", labels, len(bank))
-    test_labels = _numbers("test_labels", test_labels, len(queries))
+    features, test_features = _compared(features=features, test_features=test_features)
+    labels = _numbers("labels", labels, len(features))
+    test_labels = _numbers("test_labels", test_labels, len(test_features))
+    votes_too, asked = labels >= 0, test_labels >= 0
+    labels, test_labels = labels[votes_too], test_labels[asked]
+    if not len(labels) or not len(test_labels):
+        return math.nan
+    bank, queries = (F.normalize(rows.float(), dim=1, eps=EPS) for rows in (features[votes_too], test_features[asked]))
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     right = 0
     for start in range(0, len(queries), 1024):
@@ -205,12 +215,19 @@ def linear_probe(
 ) -> tuple[float, Int[Tensor, " m"]]:
     """Accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
 
-    `regularisation` is the weight of the mean squared coefficient beside the mean cross-entropy. Deterministic.
+    `regularisation` is the weight of the summed squared coefficients beside the mean cross-entropy. Deterministic. Examples
+    of label -1 are neither learned from nor counted, but told. Raises ValueError for shapes that do not fit and where no
+    example has a class.
     """
-    features, test_features = _rows("features", features), _rows("test_features", test_features)
+    features, test_features = _compared(features=features, test_features=test_features)
     labels = _numbers("labels", labels, len(features))
     test_labels = _numbers("test_labels", test_labels, len(test_features))
-    mean, spread = features.float().mean(0), features.float().std(0).clamp(min=1e-6)
+    features, labels = features[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        raise ValueError("labels: no example has a class to learn")
+    mean = features.float().mean(0)
+    # One example has no spread, which is not one of nan.
+    spread = features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
     train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     weight = torch.zeros(classes, train.shape[1], requires_grad=True)
@@ -226,7 +243,7 @@ def linear_probe(
     with torch.enable_grad():
         optimizer.step(closure)
     predicted = F.linear(test, weight, bias).argmax(1)
-    return float((predicted == test_labels).float().mean()), predicted
+    return float((predicted == test_labels)[test_labels >= 0].float().mean()), predicted
 
 
 def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:
@@ -248,8 +265,12 @@ def confusion_figure(
 
 
 def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: float = 2.0) -> float:
-    """Mean of |x~ - y~|^power over positive pairs, x~ of unit length (Wang and Isola 2020, arXiv 2005.10242). 0 is best."""
-    x, y = _rows("x", x), _rows("y", y)
+    """Mean of |x~ - y~|^power over positive pairs, x~ of unit length (Wang and Isola 2020, arXiv 2005.10242). 0 is best.
+
+    Raises ValueError for shapes that differ.
+    """
+    x, y = _compared(x=x, y=y)
+    need_alike("n dim", x=x, y=y)
     return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(power).mean())
 
 
@@ -346,6 +367,26 @@ def _rows(name: str, values: Any) -> Tensor:
     if rows.ndim != 2:
         raise ValueError(f"{name} must be [n, dim], got {list(rows.shape)}")
     return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _compared(**both: Any) -> list[Tensor]:
+    """Rows that are compared with each other: of one width, and of the wider of their types."""
+    rows = [_rows(name, values) for name, values in both.items()]
+    if len({found.shape[1] for found in rows}) > 1:
+        raise ValueError(
+            f"{' and '.join(both)} must be of one width, got {' and '.join(str(r.shape[1]) for r in rows)}"
+        )
+    dtype = torch.float64 if any(found.dtype == torch.float64 for found in rows) else torch.float32
+    return [found.to(dtype) for found in rows]
+
+
+def _finite(**both: Any) -> list[Tensor]:
+    """`_compared`, without NaN: that is the largest of all where torch sorts, and would be found by everybody."""
+    found = _compared(**both)
+    for name, rows in zip(both, found, strict=True):
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    return found
 
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:

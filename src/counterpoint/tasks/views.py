@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,6 +72,13 @@ class ViewsConfig(ImagesConfig):
     """Width of what the projector gives to the loss."""
 
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Of the systems that have one: 0 or NaN would train an epoch of NaN first.
+        temperature = getattr(self, "temperature", None)
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise CounterpointError(f"temperature must be > 0 and finite, got {temperature}")
 
 
 @dataclass
@@ -234,8 +242,10 @@ class ViewsEvaluator:
             labels, test_labels = (torch.cat(self.labels[part]) for part in ("bank", "test"))
             known, asked = labels >= 0, test_labels >= 0
             four = bank[known], labels[known], test[asked], test_labels[asked]
-            found["knn_accuracy"] = knn_accuracy(*four, k=self.config.neighbours)
-            if final:
+            judged = bool(known.any() and asked.any())
+            if judged:
+                found["knn_accuracy"] = knn_accuracy(*four, k=self.config.neighbours)
+            if final and judged:
                 found["linear_accuracy"], predicted = linear_probe(*four)
                 self.figures |= confusion_figure(
                     confusion(test_labels[asked], predicted, len(self.classes)), self.classes
@@ -250,23 +260,25 @@ class ViewsEvaluator:
             if int(known.sum()) > len(labels[known].unique()):
                 found["embedding_tolerance"] = tolerance(embedded[known], labels[known])
         if final:
-            found |= self._learned(bank, test)
+            found |= self._learned(bank, test, "knn_accuracy" in found)
             self.figures = self._map(test) | self.figures | self._neighbours(test)
         return found
 
-    def _learned(self, bank: Tensor, test: Tensor) -> dict[str, float]:
-        """Linear probes for all that is known of the images, of all features and of each part of them."""
+    def _learned(self, bank: Tensor, test: Tensor, judged: bool) -> dict[str, float]:
+        """Linear probes for all that is known of the images, of all features and of each part of them; `judged`: their class
+        is."""
         at = {part: torch.cat(index) for part, index in self.index.items()}
         known: dict[str, tuple[Tensor, Tensor]] = {
             name: (torch.from_numpy(train)[at["bank"]], torch.from_numpy(asked)[at["test"]])
             for name, (train, asked) in self.data.attributes.items()
         }
+        known = {name: pair for name, pair in known.items() if all(bool((side >= 0).any()) for side in pair)}
         found: dict[str, float] = {}
         for name, (train, asked) in known.items():
             found[f"{name}_accuracy"] = _probe(bank, test, train, asked)
         if not self.parts:
             return found
-        if self.labels["bank"] and self.labels["test"]:
+        if judged:
             known = {"class": (torch.cat(self.labels["bank"]), torch.cat(self.labels["test"]))} | known
         rows: list[list[Any]] = []
         for part, features in self.parts.items():
@@ -317,6 +329,7 @@ class ViewsEvaluator:
         similarity = rows[asked] @ rows.T
         similarity[torch.arange(len(asked)), asked] = -torch.inf
         labels = torch.cat(self.labels["test"]) if self.labels["test"] else index
+        labels = torch.where(labels < 0, -1 - index, labels)  # what is of no class is right for nobody
         found = gallery_rows(asked, torch.arange(len(rows)), similarity, labels, SHOWN)
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
         pictures = self.data.test.images(index[sorted(wanted)].numpy())

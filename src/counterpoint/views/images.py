@@ -37,7 +37,7 @@ _ORDERS = list(itertools.permutations(range(4)))
 # --- operations -------------------------------------------------------------------------------------------------------
 
 
-def unit(images: Tensor) -> Tensor:
+def zero_to_one(images: Tensor) -> Tensor:
     """uint8 0..255 to float32 0..1; floating-point images are taken to be there already."""
     if images.dtype == torch.uint8:
         return images.float().div_(255)
@@ -52,7 +52,7 @@ def normalise(
     std: Sequence[float] = STD,
 ) -> Images:
     """Images as an encoder wants them: (x - mean) / std of x in [0, 1], channel by channel."""
-    x = unit(images)
+    x = zero_to_one(images)
     scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(3, 1, 1)
     shift = torch.tensor(mean, dtype=x.dtype, device=x.device).view(3, 1, 1)
     return (x - shift) / scale
@@ -437,7 +437,7 @@ class ViewPipeline:
         self, images: UInt8[Tensor, "batch 3 height width"] | Images, parameters: Sequence[ViewParameters]
     ) -> list[Images]:
         """The views that these parameters describe; CounterpointError when they are for another number of images."""
-        source = unit(images)
+        source = zero_to_one(images)
         out = []
         for view in parameters:
             if len(view.boxes) != len(source):

@@ -10,6 +10,8 @@ the ranking in the batch, on embeddings turned by a layer of canonical correlati
 fitted again on many training pairs before anything is measured. The augmentations and the spectrogram are in
 views/music.py. Pieces are identified by the votes of their snippets' neighbours.
 
+`counterpoint.functional` has these functions but for `nt_xent`: the one there is SimCLR's, which normalises its rows.
+
 The data is any of the task `aligned` with one image and one audio modality. Stage 1 takes its `unpaired` items, which
 have one of the two; data without any gives the snippets of its training pairs, one modality at a time.
 
@@ -25,8 +27,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -36,14 +39,14 @@ from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
+from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit, wide
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.engine.optim import Schedule, factor, optimisers
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import BATCH, LAPTOP, AlignedConfig, AlignedLearner, taken, there
 from counterpoint.tasks.measures import retrieval_ranks
-from counterpoint.views.images import MEAN, STD, grey, unit
+from counterpoint.views.images import MEAN, STD, grey, zero_to_one
 from counterpoint.views.music import (
     AUDIO_PAIRED,
     HOP,
@@ -72,23 +75,31 @@ def nt_xent(
     r"""Stage 1: the mean over the 2n views i of -log( exp(z_i . z_pos(i) / t) / sum_{k != i} exp(z_i . z_k / t) ).
 
     Args:
-        z0, z1: unit embeddings of the two views, row by row; not normalised here.
+        z0, z1: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
+            does it, which is the one in `counterpoint.functional`: the gradients differ.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
 
     Across processes the negatives are everybody's. Raises ValueError for shapes that differ, one snippet alone, which
-    has no negative, and a temperature that is not positive. Source: the authors' code, utils/losses.py; by log-sum-exp,
-    where theirs overflows in float32 for t < 0.012.
+    has no negative, a temperature that is not positive and values that are not finite. Source: the authors' code,
+    utils/losses.py; by log-sum-exp, where theirs overflows in float32 for t < 0.012.
 
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)
     """
     need_alike("n dim", z0=z0, z1=z1)
-    need_positive(temperature=temperature)
-    if len(z0) < 2 and world()[1] == 1:
+    if place(len(z0), z0.device).total < 2:
         raise ValueError(f"z0 and z1 need two snippets, so that there is a negative, got {shapes(z0=z0, z1=z1)}")
+    return _contrast(z0, z1, temperature, "z0 or z1")
+
+
+def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -> Tensor:
+    need_positive(temperature=temperature)
     x = scaled(torch.cat([z0, z1]), temperature**0.5)
     positive = positive_similarity(*x.chunk(2))
-    return global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive)
+    loss = global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive)
+    if not bool(loss.isfinite()):
+        raise ValueError(f"{names} holds NaN or infinite values")
+    return loss
 
 
 def mixed_nt_xent(
@@ -110,7 +121,8 @@ def mixed_nt_xent(
     need_alike("m dim", audio0=audio0, audio1=audio1)
     if sheet0.shape[1] != audio0.shape[1]:
         raise ValueError(f"sheet0 and audio0 must be of one width, got {shapes(sheet0=sheet0, audio0=audio0)}")
-    return nt_xent(torch.cat([sheet0, audio0]), torch.cat([sheet1, audio1]), temperature)
+    views = torch.cat([sheet0, audio0]), torch.cat([sheet1, audio1])
+    return _contrast(*views, temperature, "sheet0, sheet1, audio0 or audio1")
 
 
 class _Hinges(torch.autograd.Function):
@@ -123,26 +135,29 @@ class _Hinges(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, margin: float, offset: int) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        own = y[offset : offset + len(x)]
-        floor = margin - (x * own).sum(1)
-        total = x.new_zeros((), dtype=torch.float64)
-        to_x, to_y = torch.empty_like(x), torch.zeros_like(y)
-        high = max(1, TILE // max(1, len(y)))
-        with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, len(x), high):
-                rows = slice(start, min(start + high, len(x)))
-                hinge = torch.addmm(floor[rows, None], x[rows], y.T).clamp_(min=0)
-                own_pair = hinge.diagonal(offset + start)
-                own_pair.zero_()
-                total += hinge.sum()
+        sums: list[Tensor] = []
+        to_x: list[Tensor] = []
+        to_y: Tensor | None = None
+        high, device = max(1, TILE // len(y)), x.device.type
+        # Asked first: to leave autocast costs a twentieth of the whole at 128 pairs.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            for start in range(0, max(1, len(x)), high):
+                part = x[start : start + high]
+                # In place, so that a tile stays in the cache: similarities, hinges, slopes.
+                tile = torch.mm(part, y.T)
+                own = tile.diagonal(offset + start)
+                tile.sub_((own - margin).unsqueeze(1))
+                # Not zero_: an infinite similarity, which would close the hinge, has become NaN and is to stay it.
+                own.mul_(0)
+                sums.append(tile.relu_().sum())
                 if wanted:
                     # The slope by x_i . y_j: 1 where the hinge is open, and less all of these for the row's own pair.
-                    slope = hinge.sign_()
-                    own_pair.copy_(slope.sum(1).neg_())
-                    torch.mm(slope, y, out=to_x[rows])
-                    to_y.addmm_(slope.T, x[rows])
-        ctx.save_for_backward(to_x, to_y)
-        return total.to(x.dtype)
+                    own.sub_(tile.sign_().sum(1))
+                    to_x.append(tile @ y)
+                    to_y = tile.T @ part if to_y is None else to_y.addmm_(tile.T, part)
+        if wanted:
+            ctx.save_for_backward(to_x[0] if len(to_x) == 1 else torch.cat(to_x), to_y)
+        return sum(sums[1:], sums[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,21 +177,23 @@ def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: fl
         margin: m; the paper's runs have 0.6, its function 0.7.
 
     Memory O(n dim), forward and backward. Across processes the batch is everybody's. Where all rows are equal it is m.
-    Raises ValueError for shapes that differ, a batch of one, which has no j, a margin that is not finite and rows that
-    are not. Not differentiable twice. Source: the authors' code, utils/losses.py.
+    Raises ValueError for shapes or types that differ, a batch of one, which has no j, a margin that is not finite and
+    rows that are not. Not differentiable twice. Source: the authors' code, utils/losses.py.
 
     >>> batch_hinge(torch.eye(2), torch.eye(2).flip(0), margin=0.5)
     tensor(1.5000)
     """
     need_alike("n dim", x=x, y=y)
+    if x.dtype != y.dtype or not x.is_floating_point():
+        raise ValueError(f"x and y must be of one floating type, got {x.dtype} and {y.dtype}")
     if not math.isfinite(margin):
         raise ValueError(f"margin must be a number, got {margin}")
     x, y = wide(x), wide(y)
     here = place(len(x), x.device)
     if here.total < 2:
         raise ValueError(f"x and y need two pairs, so that there is another to rank, got {shapes(x=x, y=y)}")
-    own = _Hinges.apply(x, gather_rows(y), margin, here.offset)
-    loss = (own if world()[1] == 1 else gather_rows(own[None]).sum()) / (here.total * (here.total - 1))
+    total = _Hinges.apply(x, gather_rows(y), margin, here.offset)
+    loss = (total if world()[1] == 1 else gather_rows(total[None]).sum()) / (here.total * (here.total - 1))
     if not bool(loss.isfinite()):
         raise ValueError("x or y holds NaN or infinite values")
     return loss
@@ -202,14 +219,14 @@ def retrieval_metrics(
     """Rank, from 1, of row i of the database by cosine similarity to row i of the query, and what follows.
 
     Rows are normalised here. What ties with the match counts before it, so that embeddings which are all alike find
-    nothing (the authors' code breaks ties by position). Raises ValueError for shapes that differ or no rows.
-    Source: the authors' code, utils/train_utils.py.
+    nothing (the authors' code breaks ties by position). Raises ValueError for shapes that differ, no rows and values
+    that are not finite. Source: the authors' code, utils/train_utils.py.
 
     >>> retrieval_metrics(torch.eye(3), torch.eye(3).roll(1, 0)).map  # each match ties with a wrong one
     0.3333333333333333
     """
     need_alike("n dim", query=query, database=database)
-    q, d = (F.normalize(wide(z), dim=1, eps=EPS) for z in (query, database))
+    q, d = _directions(query=query, database=database)
     ranks = retrieval_ranks(q, d)
     exact = ranks.double()
     return RetrievalMetrics(
@@ -220,6 +237,14 @@ def retrieval_metrics(
         float((1 - (q * d).sum(1)).mean()),
         {k: int((ranks <= k).sum()) for k in at},
     )
+
+
+def _directions(**rows: Tensor) -> list[Tensor]:
+    """Unit rows; ValueError where they have no direction."""
+    for name, value in rows.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    return [unit(value) for value in rows.values()]
 
 
 class PieceVotes(NamedTuple):
@@ -248,7 +273,9 @@ def identify_pieces(
         snippets: of the query, equally spaced; all when there are fewer.
 
     Rows are normalised here; of pieces with equally many votes the nearer is first. Raises ValueError for shapes that
-    do not fit, nothing to compare and numbers below 1. Source: the authors' code, audio_sheet_server.py.
+    do not fit, nothing to compare, numbers below 1 and values that are not finite. The task `aligned` measures the same
+    of every test split whose items have groups, with all snippets of each piece (`<a>_to_<b>_group_accuracy`,
+    `..._group_mrr`). Source: the authors' code, audio_sheet_server.py.
 
     >>> identify_pieces(torch.eye(3)[:2], torch.eye(3), torch.tensor([7, 7, 4]), neighbours=1).pieces
     tensor([7, 4])
@@ -263,7 +290,7 @@ def identify_pieces(
         raise ValueError(f"neighbours and snippets must be at least 1, got {neighbours} and {snippets}")
     if len(query) > snippets:
         query = query[torch.linspace(0, len(query) - 1, snippets, dtype=torch.float64).round().long()]
-    q, d = (F.normalize(wide(z), dim=1, eps=EPS) for z in (query, database))
+    q, d = _directions(query=query, database=database)
     similarity, found = (q @ d.T).topk(min(neighbours, len(d)), dim=1)
     names, column = pieces.unique(return_inverse=True)
     voted = column[found.flatten()]
@@ -321,7 +348,11 @@ class SnippetEncoder(nn.Module):
         height, width: of a snippet, at least 16: 92 x T_s for audio, 80 x 100 for sheet music.
         filters: F.
 
-    `dim` is 32 (height // 16) (width // 16): 800 for 84 frames of audio, 960 for sheet music.
+    `dim` is 32 (height // 16) (width // 16): 800 for 84 frames of audio, 960 for sheet music. Raises ValueError for
+    snippets of another size.
+
+    >>> SnippetEncoder(92, 84, filters=3)(torch.zeros(2, 1, 92, 84)).shape
+    torch.Size([2, 800])
     """
 
     def __init__(self, height: int, width: int, filters: int = 24) -> None:
@@ -332,10 +363,13 @@ class SnippetEncoder(nn.Module):
         self.block1, self.block2, self.block3, self.block4 = (Block(widths[n], widths[n + 1]) for n in range(4))
         self.conv = nn.Conv2d(widths[-1], MAPS, 1, bias=False)
         self.bn = nn.BatchNorm2d(MAPS)
+        self.size = (1, height, width)
         self.dim = MAPS * (height // 16) * (width // 16)
         _initialise(self)
 
     def forward(self, x: Float[Tensor, "n 1 height width"]) -> Float[Tensor, "n dim"]:
+        if x.shape[1:] != self.size:
+            raise ValueError(f"x must be [n, {', '.join(map(str, self.size))}], got {list(x.shape)}")
         x = self.block4(self.block3(self.block2(self.block1(x))))
         return self.bn(self.conv(x)).flatten(1)
 
@@ -350,6 +384,9 @@ def _initialise(module: nn.Module) -> None:
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
+Pretrain = Literal["none", "audio", "sheet", "both", "mixed"]
+
+
 @dataclass
 class AudioSheetConfig(AlignedConfig):
     """Settings of audio-sheet retrieval. Defaults are the paper's, learning rates at a batch of 256."""
@@ -361,14 +398,14 @@ class AudioSheetConfig(AlignedConfig):
     optimizer: str = "adam"
     lr: float = 8e-4
     weight_decay: float = 1e-5
-    pretrain: Literal["none", "audio", "sheet", "both", "mixed"] = "both"
+    pretrain: Pretrain = "both"
     """Which pathways stage 1 trains; mixed contrasts the views of both with each other."""
     pretrain_epochs: int = 300
     """Length of stage 1, in passes of as many steps as one over the aligned pairs has."""
     audio_batch: int = 128
-    """Sounds in a batch of stage 1, over all processes; mixed takes it for both. 0: batch_size."""
+    """Sounds in a batch of stage 1, over all processes; mixed takes it for both. 0: batch_size. All there are if fewer."""
     sheet_batch: int = 256
-    """Images in a batch of stage 1, over all processes. 0: batch_size."""
+    """Images in a batch of stage 1, over all processes. 0: batch_size. All there are if fewer."""
     audio_lr: float = 2e-3
     """Learning rate of audio in stage 1 at a batch of 256; mixed takes it for both."""
     sheet_lr: float = 5e-4
@@ -380,7 +417,8 @@ class AudioSheetConfig(AlignedConfig):
     margin: float = 0.6
     """Margin of the hinge."""
     cca: bool = True
-    """Turn the embeddings by canonical correlation analysis before they are normalised."""
+    """Turn the embeddings by canonical correlation analysis before they are normalised. Batches should be many times as
+    large as the embedding is wide: in batches of 96 with 32 dimensions retrieval is far worse with it than without."""
     regulariser: float = 1e-3
     """What CCA adds to the diagonals of the covariances."""
     refine_pairs: int = 25_000
@@ -395,6 +433,8 @@ class AudioSheetConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrain not in get_args(Pretrain):
+            raise unknown("pretrain", self.pretrain, get_args(Pretrain))
         if self.pretrain_epochs < 1 or self.filters < 1 or self.refine_pairs < 2:
             raise CounterpointError("pretrain_epochs and filters must be at least 1, refine_pairs at least 2")
         for name in ("audio_batch", "sheet_batch"):
@@ -459,8 +499,8 @@ class AudioSheet(AlignedLearner):
             self.audio: AudioViews(self.frames, AUDIO_PAIRED),
         }
         self.cca = CCALayer(config.embedding, config.regulariser) if config.cca else None
-        trained = {"none": (), "audio": (self.audio,), "sheet": (self.sheet,)}
-        self.pretrained: tuple[str, ...] = trained.get(config.pretrain, (self.sheet, self.audio))
+        only = {"none": (), "audio": (self.audio,), "sheet": (self.sheet,)}
+        self.pretrained: tuple[str, ...] = only.get(config.pretrain, (self.sheet, self.audio))
         self.earlier_epochs = config.pretrain_epochs if self.pretrained else 0
         self.pools: dict[str, _Pool] = {}
         self.task: Any = None
@@ -486,7 +526,7 @@ class AudioSheet(AlignedLearner):
 
     def windows(self, images: Tensor) -> Float[Tensor, "n 1 120 120"]:
         """Images [n, 3, size, size], uint8 or in [0, 1], as grey windows with margins."""
-        x = grey(unit(images))
+        x = grey(zero_to_one(images))
         if self.config.margins:
             return x if x.shape[2:] == (WINDOW, WINDOW) else _resized(x, (WINDOW, WINDOW))
         top, left = ((WINDOW - extent) // 2 for extent in SHEET)
@@ -524,12 +564,10 @@ class AudioSheet(AlignedLearner):
         return 1 if self.position.epoch < self.earlier_epochs else 2
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        rank, size = world()
-        mine = slice(rank, None, size)
         if self.stage == 1:
-            return {"views": {name: self._two_views(name, mine, generator) for name in self.pretrained}}
+            return {"views": {name: self._two_views(name, generator) for name in self.pretrained}}
         inputs = {}
-        total = place(len(batch["index"]), self.device).total
+        total, mine = self.share(len(batch["index"]))
         for name, values in batch["inputs"].items():
             views = self.pair_views[name]
             drawn = views.draw(total, generator).take(mine)
@@ -540,8 +578,10 @@ class AudioSheet(AlignedLearner):
                 inputs[name] = snippet(items) if name == self.sheet else self.spectrogram(items)
         return batch | {"inputs": inputs}
 
-    def _two_views(self, name: str, mine: slice, generator: torch.Generator) -> list[Tensor]:
+    def _two_views(self, name: str, generator: torch.Generator) -> list[Tensor]:
         """Two views of this process's share of a batch of unpaired items."""
+        rank, size = world()
+        mine = slice(rank, None, size)
         split, rows = self.pools[name]
         count = min(self.config.first(self.kinds[name])[0], len(rows))
         chosen = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
@@ -559,7 +599,7 @@ class AudioSheet(AlignedLearner):
             # Both views in one pass: batch normalisation sees them together, as the authors' code has it.
             z = self.projections[name](self.encoders[name](torch.cat(list(pair))))
             _finite(z, name)
-            found[name] = F.normalize(z, dim=1, eps=EPS).chunk(2)
+            found[name] = unit(z).chunk(2)
         if self.config.pretrain == "mixed":
             sheet, audio = found[self.sheet], found[self.audio]
             return {"loss": mixed_nt_xent(sheet[0], sheet[1], audio[0], audio[1], self.config.audio_temperature)}
@@ -579,7 +619,7 @@ class AudioSheet(AlignedLearner):
         rows = None if bool(both.all()) else both.nonzero().flatten()
         h = [self.projected(name, taken(batch["inputs"][name], rows)) for name in (self.sheet, self.audio)]
         x, y = h if self.cca is None else self.cca(*h)
-        loss = batch_hinge(F.normalize(x, dim=1, eps=EPS), F.normalize(y, dim=1, eps=EPS), self.config.margin)
+        loss = batch_hinge(unit(x), unit(y), self.config.margin)
         return {"loss": loss}
 
     def projected(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
@@ -626,7 +666,7 @@ class AudioSheet(AlignedLearner):
             z = self.projected(name, taken(values, rows))
             if self.cca is not None:
                 z = self.cca.first(z) if name == self.sheet else self.cca.second(z)
-            z = F.normalize(z, dim=1, eps=EPS)
+            z = unit(z)
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found
 

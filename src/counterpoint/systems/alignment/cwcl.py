@@ -15,6 +15,7 @@ variants, off by default. Not here: the paper's towers and corpora; any encoder 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,14 +27,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import EPS, positive_similarity, scaled, wide
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
+from counterpoint.core.contrast import positive_similarity, scaled, unit, wide
+from counterpoint.core.distributed import (
+    Place,
+    batch_logsumexp,
+    batch_logsumexp_towards,
+    gather_rows,
+    global_mean,
+    place,
+)
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
+# Up to this many rows to a dimension of the frozen features, their weights are less work than the matrix of moments.
+DENSE = 2
 
 
 class CWCLTerms(NamedTuple):
@@ -47,7 +57,7 @@ def cwcl(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
-    log_inv_temperature: Float[Tensor, ""],
+    log_inv_temperature: float | Float[Tensor, ""],
     *,
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
@@ -65,7 +75,7 @@ def cwcl(
         frozen_feat: f, the frozen tower's features; normalised here, no gradient.
         log_inv_temperature: learnable scalar.
         row_feat: features for weights in the other direction too, where the row tower was trained before. Default: none.
-        sharpness: weights are raised to this power; 1 is the paper's.
+        sharpness: weights are raised to this power, 100 at most; 1 is the paper's.
 
     A row of zeros in `frozen_feat` has cosine 0 with everything. One row: 0. Across processes the batch is everybody's.
     Raises ValueError for shapes that do not fit, an empty batch or a sharpness that is not positive.
@@ -84,13 +94,14 @@ def cwcl_terms(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
-    log_inv_temperature: Float[Tensor, ""],
+    log_inv_temperature: float | Float[Tensor, ""],
     *,
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
 ) -> CWCLTerms:
     """Both directions of `cwcl`, one by one. Arguments as there."""
     need_alike("n dim", row_embed=row_embed, col_embed=col_embed)
+    need_within(0, 100, sharpness=sharpness)  # beyond it weights of 1/2 vanish in float32
     need_positive(sharpness=sharpness)
     for name, features in (("frozen_feat", frozen_feat), ("row_feat", row_feat)):
         if features is not None and (features.ndim != 2 or len(features) != len(row_embed)):
@@ -98,13 +109,44 @@ def cwcl_terms(
                 f"{name} must be a row of features for each of row_embed, got "
                 f"{shapes(row_embed=row_embed, **{name: features})}"
             )
-    p, q = scaled(row_embed, (-log_inv_temperature).exp()), wide(col_embed)
-    out = batch_logsumexp(p, q, columns=True)
-    assert out.columns is not None
+    scale = torch.as_tensor(log_inv_temperature, dtype=wide(row_embed).dtype, device=row_embed.device).exp()
+    p, q = wide(row_embed) * scale, wide(col_embed)
+    here = place(len(p), p.device)
     # Targets of a row sum to 1, so what is left of the cross-entropy is log Z less the mean similarity under them.
-    towards = positive_similarity(p, weighted_mean(q, frozen_feat, sharpness))
-    back = positive_similarity(q, p if row_feat is None else weighted_mean(p, row_feat, sharpness))
-    return CWCLTerms(global_mean(out.rows - towards), global_mean(out.columns - back))
+    if sharpness != 1 or here.total <= DENSE * frozen_feat.shape[1]:
+        weights = Weights(frozen_feat.to(q.dtype), sharpness)
+        rows, columns, towards, back = batch_logsumexp_towards(p, q, weights, columns=True, own=row_feat is None)
+        towards = towards / weights.sums(here)
+    else:
+        rows, columns = batch_logsumexp(p, q, columns=True)
+        towards = positive_similarity(p, weighted_mean(q, frozen_feat, sharpness))
+        back = positive_similarity(q, p) if row_feat is None else None
+    if back is None:
+        back = positive_similarity(q, weighted_mean(p, row_feat, sharpness))  # type: ignore[arg-type]
+    assert columns is not None
+    return CWCLTerms(global_mean(rows - towards), global_mean(columns - back))
+
+
+class Weights:
+    """w_ij over the batch of all processes, block by block; the features get no gradient."""
+
+    def __init__(self, features: Float[Tensor, "n frozen_dim"], sharpness: float = 1.0) -> None:
+        self.features = unit(gather_rows(features.detach()))
+        self.sharpness = sharpness
+        self.half = self.features.new_tensor(0.5)
+
+    def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "rows columns"]:
+        w = torch.addmm(self.half, self.features[rows], self.features[columns].T, alpha=0.5)
+        return w if self.sharpness == 1 else w.clamp_(min=0).pow_(self.sharpness)
+
+    def sums(self, here: Place) -> Float[Tensor, " n"]:
+        """Over j, of this process's rows."""
+        mine = slice(here.offset, here.offset + here.rows)
+        if self.sharpness == 1:
+            return (self.features[mine] @ self.features.sum(0) + len(self.features)) / 2
+        ends = [*range(mine.start, mine.stop, BLOCK), mine.stop]
+        parts = [self(slice(a, b), slice(0, len(self.features))).sum(1) for a, b in itertools.pairwise(ends)]
+        return torch.cat([self.features.new_empty(0), *parts])
 
 
 def weighted_mean(
@@ -118,7 +160,7 @@ def weighted_mean(
     tensor([[1.3333],
             [2.6667]])
     """
-    f = F.normalize(features.detach().to(values.dtype), dim=1, eps=EPS)
+    f = unit(features.detach().to(values.dtype))
     counted = torch.cat([values, torch.ones_like(values[:, :1])], 1)
     if sharpness == 1:
         # w_ij is half the inner product of (f_i, 1) and (f_j, 1): the sum over j is one matrix for all rows.
@@ -207,7 +249,7 @@ class CWCL(AlignedLearner):
             if place(len(student), self.device).total == 0:
                 continue
             heads = (self.heads[name], student), (self.heads[self.frozen], teacher[both])
-            p, q = (F.normalize(head(rows), dim=1, eps=EPS) for head, rows in heads)
+            p, q = (unit(head(rows)) for head, rows in heads)
             if self.config.objective == "ordinary":
                 # The same sum of two cross-entropies, every weight but a row's own at 0.
                 terms.append(CWCLTerms(*_cross_entropies(p, q, self.log_inv_temperature)))

@@ -66,12 +66,17 @@ def mil_nce(
     tensor(0.6931)
     """
     candidates = len(text) // len(video) if len(video) else 1
-    if video.ndim != 2 or text.ndim != 2 or video.shape[1] != text.shape[1] or candidates * len(video) != len(text):
+    fits = video.ndim == text.ndim == 2 and video.shape[1] == text.shape[1] and candidates * len(video) == len(text)
+    if not fits or (len(video) and not candidates):
         raise ValueError(f"video must be [n, dim] and text [n L, dim], got {shapes(video=video, text=text)}")
     need_rows(video=video)
-    if mask is not None and mask.shape != video.shape[:1]:
-        raise ValueError(f"mask must have an entry for each sample, got {shapes(mask=mask, video=video)}")
+    if mask is not None and (mask.shape != video.shape[:1] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool with an entry for each sample, got {shapes(mask=mask, video=video)} of {mask.dtype}"
+        )
     video, text = wide(video), wide(text)
+    if mask is not None:  # whatever stands where there is no text, NaN too, has no part in anything
+        text = text.masked_fill(~mask.repeat_interleave(candidates)[:, None], 0.0)
     positive = (video[:, None] * text.view(len(video), candidates, text.shape[1])).sum(2).logsumexp(1)
     if mask is None:
         out = batch_logsumexp(video, text, columns=True)

@@ -32,14 +32,14 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
 from counterpoint.core.assignment import sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import EPS, pair_cross_entropy, positive_similarity, wide, with_bias
+from counterpoint.core.contrast import pair_cross_entropy, positive_similarity, unit, wide, with_bias
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
-from counterpoint.views.images import Recipe, ViewPipeline, normalise, unit
+from counterpoint.views.images import Recipe, ViewPipeline, normalise, zero_to_one
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
@@ -51,7 +51,7 @@ def _smoothed(a: Tensor, b: Tensor, scale: float | Tensor, smoothing: float, loc
 
     The smoothed target's term, the mean of a row's similarities, is the similarity with the mean key: no matrix here either.
     """
-    x, y = (F.normalize(wide(v), dim=1, eps=EPS) for v in (a, b))
+    x, y = (unit(v) for v in (a, b))
     if local and world()[1] > 1:
         return tuple(_one_way(q * scale, k.detach(), smoothing) for q, k in ((x, y), (y, x)))  # type: ignore[return-value]
     x = x * scale
@@ -239,7 +239,7 @@ def swalip_loss(
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
     need_positive(h_scale=h_scale)
-    image, text = ([F.normalize(gather_rows(wide(h)), dim=1, eps=EPS) for h in views] for views in (h_imgs, h_txts))
+    image, text = ([unit(gather_rows(wide(h))) for h in views] for views in (h_imgs, h_txts))
     total = []
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
         q, k = image[1 - a].detach(), text[1 - b].detach()
@@ -350,7 +350,7 @@ class _Handled:
         shift = 2 * self.SHIFT * amount[:, 2:4]
         theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(-1, 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        moved = F.grid_sample(unit(images), grid, align_corners=False)
+        moved = F.grid_sample(zero_to_one(images), grid, align_corners=False)
         return normalise((moved * (1 + self.LIGHT * amount[:, 4])[:, None, None, None] + noise).clamp_(0, 1))
 
 
@@ -633,10 +633,10 @@ class Rocket(AlignedLearner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         features = {name: self.features(name, values) for name, values in batch["inputs"].items()}
-        z = {name: F.normalize(self.heads[name](x), dim=1, eps=EPS) for name, x in features.items()}
+        z = {name: unit(self.heads[name](x)) for name, x in features.items()}
         if not self.local_heads:
             return {"embedding": z}
-        h = {name: F.normalize(self.local_project(name, x), dim=1, eps=EPS) for name, x in features.items()}
+        h = {name: unit(self.local_project(name, x)) for name, x in features.items()}
         # Rows whose dot products are the mixture of both similarities.
         share = self.config.mixture
         mixed = {name: torch.cat([share**0.5 * z[name], (1 - share) ** 0.5 * h[name]], 1) for name in z}

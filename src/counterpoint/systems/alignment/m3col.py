@@ -31,8 +31,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import EPS, pair_cross_entropy, positive_similarity, scaled, wide
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.contrast import Targets, pair_cross_entropy, scaled, unit, wide
+from counterpoint.core.distributed import batch_logsumexp_towards, gather_rows, global_mean, place, world
 from counterpoint.core.mixing import Mix, draw_mix
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
@@ -59,6 +59,7 @@ def m3co_loss(
         mixed: row i is a mixture of samples i and perm(i) of one modality, with shares lam_i and 1 - lam_i.
         fixed: the samples in another modality, unmixed. Both are normalised here.
         perm: across processes it counts over the whole batch in rank order.
+        lam: drawn, so without a gradient.
         temperature: > 0.
         bidirectional: False leaves the first term alone, not halved.
         accumulate_targets: where perm(i) = i, both shares add up to 1; False lets the second replace the first, as the
@@ -72,26 +73,30 @@ def m3co_loss(
     """
     need_alike("n dim", mixed=mixed, fixed=fixed)
     need_positive(temperature=temperature)
-    if perm.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
-        raise ValueError(f"perm and lam must have an entry for each row, got {shapes(perm=perm, lam=lam, mixed=mixed)}")
-    u = scaled(F.normalize(wide(mixed), dim=1, eps=EPS), temperature)
-    v = F.normalize(wide(fixed), dim=1, eps=EPS)
+    if perm.is_floating_point() or perm.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
+        raise ValueError(
+            "perm and lam must have an entry for each row, perm a whole number, got "
+            f"{shapes(perm=perm, lam=lam, mixed=mixed)}, perm of {perm.dtype}"
+        )
+    u = unit(mixed, 1 / temperature)
+    v = unit(fixed)
     here = place(len(u), u.device)
     if len(perm) and (int(perm.min()) < 0 or int(perm.max()) >= here.total):
         raise ValueError(f"perm must lie in 0..{here.total - 1}, got {int(perm.min())}..{int(perm.max())}")
 
-    lam = lam.to(u.dtype)
+    lam = lam.detach().to(u.dtype)
     alone = perm == torch.arange(here.offset, here.offset + here.rows, device=perm.device)
     own = lam if accumulate_targets else lam.masked_fill(alone, 0.0)
     other = 1 - lam
-    positive = own * positive_similarity(u, v) + other * positive_similarity(u, gather_rows(v)[perm])
-    log_z = batch_logsumexp(u, v, columns=bidirectional)
-    row = (own + other) * log_z.rows - positive
+    itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
+    target = Targets(torch.stack([itself, perm], 1), torch.stack([own, other], 1), here.offset)
+    log_z = batch_logsumexp_towards(u, v, target, columns=bidirectional)
+    row = (own + other) * log_z.rows - log_z.towards
     if log_z.columns is None:
         return global_mean(row)
     # What a column's targets sum to: its own share, and what others took from it.
     mass = gather_rows(own).index_add(0, gather_rows(perm), gather_rows(other))
-    column = mass[here.offset : here.offset + here.rows] * log_z.columns - positive
+    column = mass[here.offset : here.offset + here.rows] * log_z.columns - log_z.towards
     return (global_mean(row) + global_mean(column)) / 2
 
 
@@ -114,7 +119,7 @@ def multisclip_loss(
     """
     need_alike("n dim", preds=preds, targs=targs)
     need_positive(temperature=temperature)
-    p, g = (F.normalize(gather_rows(wide(x)), dim=1, eps=EPS) for x in (preds, targs))
+    p, g = (unit(gather_rows(wide(x))) for x in (preds, targs))
     out = pair_cross_entropy(scaled(p, temperature), g, scaled(g, temperature), g, columns=True, teacher_gradient=True)
     assert out.columns is not None
     return (out.rows + out.columns).mean() / 2
@@ -306,7 +311,7 @@ class M3CoL(AlignedLearner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         z = self.represent(batch)
-        found: dict[str, Any] = {"embedding": {name: F.normalize(x, dim=1, eps=EPS) for name, x in z.items()}}
+        found: dict[str, Any] = {"embedding": {name: unit(x) for name, x in z.items()}}
         if len(z) == len(self.kinds):
             found["logits"] = self.fused(torch.cat(list(z.values()), 1))
         return found

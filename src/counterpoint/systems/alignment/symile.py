@@ -115,7 +115,16 @@ def _checked(reps: Sequence[Tensor]) -> list[Tensor]:
     if len(reps) < 2:
         raise ValueError(f"reps must be at least two modalities, got {len(reps)}")
     need_alike("n dim", **{f"reps[{number}]": rep for number, rep in enumerate(reps)})
+    _need_one_type(reps=reps)
     return [wide(rep) for rep in reps]
+
+
+def _need_one_type(**named: Sequence[Tensor]) -> None:
+    types = {tensor.dtype for tensors in named.values() for tensor in tensors}
+    if len(types) > 1 or not all(found.is_floating_point for found in types):
+        raise ValueError(
+            f"{' and '.join(named)} must be of one floating type, got {', '.join(sorted(map(str, types)))}"
+        )
 
 
 def draw_permutations(
@@ -140,17 +149,20 @@ def _shuffled(
         permutations = draw_permutations(len(reps), here.total, generator).to(positive.device)
         if world()[1] > 1:  # processes draw each their own: what the first has counts
             permutations = gather_rows(permutations[None])[0]
-    if permutations.shape != wanted or permutations.is_floating_point():
+    permutations = permutations.to(positive.device)
+    counted = torch.arange(here.total, device=positive.device)
+    if permutations.shape != wanted or not bool((permutations.sort(-1).values == counted).all()):
         raise ValueError(
-            f"permutations must be whole numbers [anchors, others, n] = {list(wanted)}, got "
-            f"{list(permutations.shape)} of {permutations.dtype}"
+            f"permutations must be [anchors, others, n] = {list(wanted)}, got {list(permutations.shape)} of "
+            f"{permutations.dtype}; a permutation has every number of 0..{here.total - 1} once"
         )
+    permutations = permutations.long()
     # One gather for all modalities.
-    everyone = gather_rows(torch.stack(reps, 1)).unbind(1)
+    everyone = reps if world()[1] == 1 else gather_rows(torch.stack(reps, 1)).unbind(1)
     losses = []
     for anchor, rows in enumerate(permutations):
         others = [rep for number, rep in enumerate(everyone) if number != anchor]
-        keys = _product([other[row] for other, row in zip(others, rows, strict=True)])
+        keys = _product([other.index_select(0, row) for other, row in zip(others, rows, strict=True)])
         # The positive takes the place of the shuffled key on the diagonal.
         negative = pair_logsumexp(reps[anchor] * scale, keys, exclude=Diagonal(), origin=(here.offset, 0)).rows
         losses.append(softplus(negative - positive))
@@ -286,6 +298,7 @@ def _queries(candidates: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
     need_alike("n dim", **{f"others[{number}]": other for number, other in enumerate(others)})
     if candidates.ndim != 2 or candidates.shape[1] != others[0].shape[1]:
         raise ValueError(f"candidates must be [c, {others[0].shape[1]}], got {list(candidates.shape)}")
+    _need_one_type(candidates=[candidates], others=others)
     return [wide(other) for other in others]
 
 

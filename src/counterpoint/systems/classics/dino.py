@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.contrast import unit, wide
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.errors import CounterpointError
@@ -147,8 +147,7 @@ class DINOHead(nn.Module):
         self.last = nn.Linear(bottleneck, outcomes, bias=False)
 
     def forward(self, features: Float[Tensor, "n dim"]) -> Float[Tensor, "n outcomes"]:
-        unit = F.normalize(self.mlp(features), dim=1, eps=EPS)
-        return F.linear(unit, F.normalize(self.last.weight, dim=1, eps=EPS))
+        return F.linear(unit(self.mlp(features)), unit(self.last.weight))
 
 
 class DINO(MultiCropLearner):

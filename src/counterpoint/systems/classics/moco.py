@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.compared import Compared
-from counterpoint.core.contrast import EPS, pair_logsumexp, positive_similarity, scaled, softplus, wide
+from counterpoint.core.contrast import pair_logsumexp, positive_similarity, scaled, softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
 from counterpoint.core.teacher import EMATeacher
@@ -59,8 +58,8 @@ def moco(
             f"query and key must be [n, dim] alike and queue [keys, dim], got {tuple(query.shape)}, {tuple(key.shape)} and "
             f"{tuple(queue.shape)}"
         )
-    key = F.normalize(key.detach(), dim=1, eps=EPS)
-    q = scaled(F.normalize(wide(query), dim=1, eps=EPS), temperature)
+    key = unit(key.detach())
+    q = scaled(unit(query), temperature)
     positive = positive_similarity(q, key)
     negative = pair_logsumexp(q, queue.detach().to(q.dtype)).rows
     new = gather_rows(key)[: len(queue)]

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.compared import Compared
-from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
+from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
@@ -42,7 +41,7 @@ def nt_xent(
     """
     if z1.shape != z2.shape or z1.ndim != 2:
         raise ValueError(f"z1 and z2 must be [n, dim] alike, got {tuple(z1.shape)} and {tuple(z2.shape)}")
-    x = scaled(F.normalize(wide(torch.cat([z1, z2])), dim=1, eps=EPS), temperature**0.5)
+    x = scaled(unit(torch.cat([z1, z2])), temperature**0.5)
     positive = positive_similarity(*x.chunk(2))
     return global_mean(batch_logsumexp(x, exclude=Diagonal(), ring=ring).rows) - global_mean(positive)
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.contrast import EPS, Diagonal, class_similarity, scaled, wide
+from counterpoint.core.contrast import Diagonal, class_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -83,7 +82,7 @@ def supcon_single_view(
         raise ValueError(
             f"embeddings must be [n, dim] and labels [n], got {tuple(embeddings.shape)}, {tuple(labels.shape)}"
         )
-    x = scaled(F.normalize(wide(embeddings), dim=1, eps=EPS), temperature**0.5)
+    x = scaled(unit(embeddings), temperature**0.5)
     losses, _ = _per_anchor(x, labels, ring)
     counted = (losses > 0).to(losses.dtype)
     return global_mean(losses) / global_mean(counted).clamp(min=torch.finfo(losses.dtype).tiny).detach()
@@ -130,7 +129,7 @@ class SupCon(ImageLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, views = self.config, batch["views"]
-        projected = F.normalize(self.projector(self.encoder(torch.cat(views))), dim=1, eps=EPS)
+        projected = unit(self.projector(self.encoder(torch.cat(views))))
         features = torch.stack(projected.chunk(len(views)), dim=1)
         temperatures = config.temperature, config.base_temperature
         return {"loss": supcon(features, batch["label"], *temperatures, config.all_views, ring=config.ring)}

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.contrast import unit, wide
 from counterpoint.core.distributed import gather_rows, place
 from counterpoint.core.memory import Queue
 from counterpoint.errors import CounterpointError
@@ -133,7 +132,7 @@ class SwAV(MultiCropLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
-        z = F.normalize(torch.stack(self.project(batch["views"])), dim=2, eps=EPS)
+        z = unit(torch.stack(self.project(batch["views"])))
         scores = self.prototypes(z)
         high, low = scores[: self.crops], scores[self.crops :]
         loss = swav(high, low, config.temperature, config.epsilon, config.iterations, queue=self.stored()).loss
@@ -155,7 +154,7 @@ class SwAV(MultiCropLearner):
 
     @torch.no_grad()
     def end_step(self) -> None:
-        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1, eps=EPS))
+        self.prototypes.weight.copy_(unit(self.prototypes.weight))
 
 
 SYSTEM = System(

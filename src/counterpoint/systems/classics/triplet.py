@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.contrast import EPS, wide
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -56,7 +56,7 @@ def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], 
             f"embeddings must be [n, dim] and labels [n], got {shapes(embeddings=embeddings, labels=labels)}"
         )
     need_rows(embeddings=embeddings)
-    x = F.normalize(wide(gather_rows(embeddings)), dim=1, eps=EPS)
+    x = unit(gather_rows(embeddings))
     labels = gather_rows(labels)
     with torch.no_grad():
         # Of unit vectors the most similar is the nearest. A NaN wins both searches, so it cannot go unseen.

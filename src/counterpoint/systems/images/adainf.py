@@ -26,10 +26,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from counterpoint.core.compared import Compared, unit
-from counterpoint.core.contrast import Diagonal, Labels, scaled
+from counterpoint.core.checks import need_positive
+from counterpoint.core.compared import Compared
+from counterpoint.core.contrast import Diagonal, Labels, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.data.generated import InflatedImages, generated_images
+from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
@@ -45,13 +47,15 @@ def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], tempera
         index: what each row is a view of; rows of one number are each other's positives, summed inside the logarithm.
         temperature: > 0; s is the cosine divided by it.
 
-    Across processes rows are everybody's. Raises ValueError for a row without a positive.
+    Across processes rows are everybody's. Raises ValueError for a row without a positive, shapes that do not fit or a
+    temperature that is not positive.
 
     >>> ntxent_by_index(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), 1.0)
     tensor(0.5514)
     """
     if z.ndim != 2 or index.shape != z.shape[:1]:
         raise ValueError(f"z must be [n, dim] and index [n], got {list(z.shape)} and {list(index.shape)}")
+    need_positive(temperature=temperature)
     everyone = gather_rows(index)
     _, counts = everyone.unique(return_counts=True)
     if not len(counts) or int(counts.min()) < 2:
@@ -88,7 +92,8 @@ class Inflated(NamedTuple):
 def inflate(real: Any, generated: Any, replication: int, real_label: Any = None) -> Inflated:
     """`replication` copies of the real images and then the generated ones, whose label is -1.
 
-    Arrays or tensors of any shape [n, ...]; without labels all are -1. Raises ValueError for shapes that do not go together.
+    Arrays or tensors of any shape [n, ...]; without labels all are -1. Raises ValueError for shapes, labels or types of pixels
+    that do not go together.
     """
     a, b = torch.as_tensor(real), torch.as_tensor(generated)
     if a.shape[1:] != b.shape[1:] or replication < 0:
@@ -96,7 +101,11 @@ def inflate(real: Any, generated: Any, replication: int, real_label: Any = None)
             f"real and generated must be alike but for their number and replication not negative, got {list(a.shape)}, "
             f"{list(b.shape)} and {replication}"
         )
+    if a.dtype != b.dtype:  # 0..255 beside 0..1, most likely
+        raise ValueError(f"real and generated must be of one type, got {a.dtype} and {b.dtype}")
     label = torch.full((len(a),), -1) if real_label is None else torch.as_tensor(real_label).long()
+    if label.shape != (len(a),):
+        raise ValueError(f"real_label must have one number for each of {len(a)} real images, got {list(label.shape)}")
     label = torch.cat([label.repeat(replication), torch.full((len(b),), -1)])
     return Inflated(torch.cat([*[a] * replication, b]), label)
 
@@ -114,7 +123,8 @@ class AdaInfConfig(AdditionConfig):
     inflated: bool = True
     """False trains on the real images alone: what a claim compares with."""
     copies: Literal["auto", "positives", "negatives"] = "auto"
-    """What copies of a real image in one batch are to each other (over SimCLR); auto: positives below 10,000 images."""
+    """What copies of a real image in one batch are to each other (over SimCLR alone); auto: positives below 10,000 images,
+    unless another addition below changes what is compared."""
     generator_seed: int = 0
     """Of the generator and of what it draws."""
 
@@ -133,11 +143,19 @@ class AdaInf:
     """The base on an inflated set."""
 
     config: Any
+    yields = True
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)  # type: ignore[call-arg]
         self.real = data.real
-        self.positives = config.copies == "positives" or (config.copies == "auto" and data.real < SMALL)
+        # The loss that takes copies for positives is one of its own: it would leave an addition below without effect.
+        below = type(self).__mro__[type(self).__mro__.index(AdaInf) + 1 :]
+        alone = not any("objective" in vars(part) and not issubclass(part, Learner) for part in below)
+        if config.inflated and config.copies == "positives" and not (alone and getattr(self, "form", None) == "views"):
+            raise CounterpointError(
+                "copies are positives of each other over SimCLR alone; use --copies negatives or auto"
+            )
+        self.positives = alone and (config.copies == "positives" or (config.copies == "auto" and data.real < SMALL))
 
     def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, index = self.config, compared.index

@@ -30,12 +30,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_within
-from counterpoint.core.contrast import EPS, Diagonal, positive_similarity, scaled, wide
+from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit, wide
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.errors import CounterpointError
@@ -328,8 +327,8 @@ def cacr_momentum(
     least = 2 if cost == "euclidean" else 1
     if here.total < least:
         raise ValueError(f"queries must hold at least {least} rows for the cost {cost!r}, got {here.total}")
-    q = F.normalize(q, dim=2, eps=EPS)
-    k = F.normalize(wide(key.detach()), dim=1, eps=EPS).to(q.dtype)
+    q = unit(q)
+    k = unit(key.detach()).to(q.dtype)
     flat = q.flatten(0, 1)
     cosine = (q * k).sum(2)
     p = ((2 - 2 * cosine) / temperature).softmax(0).detach()
@@ -360,7 +359,7 @@ def pairwise_nt_xent(
     >>> pairwise_nt_xent(torch.eye(3).expand(2, 3, 3), temperature=1.0)
     tensor(0.9048)
     """
-    z = F.normalize(_stacked(views, 2, "views", "a query has no positives"), dim=2, eps=EPS)
+    z = unit(_stacked(views, 2, "views", "a query has no positives"))
     need_positive(temperature=temperature)
     z = scaled(z.flatten(0, 1), temperature**0.5).view_as(z)
     return torch.stack(
@@ -425,8 +424,6 @@ class CACRConfig(ViewsConfig):
         for name in ("alpha", "beta", "tau_pos", "tau_neg"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise CounterpointError(f"temperature must be > 0, got {self.temperature}")
         if not 0 <= self.momentum_teacher <= 1:
             raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
         if self.tau_plus is not None and not (0 <= self.tau_plus < 1 and self.weight_neg):
@@ -455,7 +452,7 @@ class CACR(ViewsLearner):
         if config.form == "nt_xent":
             return {"loss": pairwise_nt_xent(z, config.temperature)}
         attraction, repulsion = cacr(
-            F.normalize(wide(z), dim=2, eps=EPS),
+            unit(z),
             config.alpha,
             config.beta,
             config.tau_pos,

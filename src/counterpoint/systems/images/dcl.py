@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.compared import Compared, directions, unit
-from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, wide
+from counterpoint.core.compared import Compared, directions
+from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit, wide
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
@@ -64,12 +64,13 @@ def dcl(
         symmetric: False: only the rows of z1 are anchors.
 
     Across processes the negatives are everybody's. The loss has no lower bound and may be negative. Raises ValueError for
-    shapes that differ and for a single pair, which has no negatives.
+    shapes that differ, a temperature or sigma that is not positive, and for a single pair, which has no negatives.
 
     >>> dcl(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.3863)
     """
     need_alike("n dim", z1=z1, z2=z2)
+    need_positive(temperature=temperature)
     a, b = (unit(z1), unit(z2)) if normalize else (wide(z1), wide(z2))
     here = place(len(a), a.device)
     if here.total < 2:
@@ -99,7 +100,7 @@ class DCLConfig(AdditionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight_sigma < 0:
+        if not self.weight_sigma >= 0:
             raise CounterpointError(f"weight_sigma must not be negative, got {self.weight_sigma}")
 
 
@@ -107,6 +108,7 @@ class Decoupled:
     """The base's comparison without its positives in the denominators."""
 
     config: Any
+    replaces = True
 
     def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
         if not self.config.decoupled:

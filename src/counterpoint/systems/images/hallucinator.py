@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.compared import Compared, unit
+from counterpoint.core.compared import Compared
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
@@ -35,14 +36,16 @@ def extrapolate_positive(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lam: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n dim"]:
     """e = z1 + lam (z1 - z2): on the ray from z2 through z1, beyond z1. For unit rows and lam >= 0, |e| >= 1 and cos(e, z2)
-    falls with lam. Raises ValueError for shapes that differ.
+    falls with lam. Raises ValueError for shapes that differ, of lam too (a number, or one for each row).
 
     >>> extrapolate_positive(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1.0)
     tensor([[ 2., -1.]])
     """
     need_alike("n dim", z1=z1, z2=z2)
-    if isinstance(lam, Tensor) and lam.ndim == 1:
-        lam = lam[:, None]
+    if isinstance(lam, Tensor) and lam.ndim:
+        if lam.numel() != len(z1):
+            raise ValueError(f"lam must be a number or one for each of {len(z1)} rows, got {list(lam.shape)}")
+        lam = lam.reshape(-1, 1)
     return z1 + lam * (z1 - z2)
 
 
@@ -84,7 +87,7 @@ class HallucinatorConfig(AdditionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hallucinated_weight < 0 or not 0 <= self.reach <= 1:
+        if not self.hallucinated_weight >= 0 or not 0 <= self.reach <= 1:
             raise CounterpointError("hallucinated_weight must not be negative, and reach lie in 0..1")
 
 

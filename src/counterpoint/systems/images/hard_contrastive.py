@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive
-from counterpoint.core.compared import Compared, Direction, directions, unit
-from counterpoint.core.contrast import softplus
+from counterpoint.core.compared import Compared, Direction, directions
+from counterpoint.core.contrast import softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.gap import uniformity
 from counterpoint.errors import CounterpointError
@@ -47,6 +47,8 @@ def _checked(pos: Tensor, neg: Tensor, keep_fraction: float) -> int:
         )
     if not 0 < keep_fraction <= 1:
         raise ValueError(f"keep_fraction must lie in 0..1, 0 not included, got {keep_fraction}")
+    if not len(neg) or bool((neg == -torch.inf).all(1).any()):
+        raise ValueError("neg: an anchor has no negative that counts, or there are no anchors")
     return max(1, int(keep_fraction * neg.shape[1]))
 
 
@@ -81,12 +83,14 @@ def simple_contrastive(
 ) -> Float[Tensor, ""]:
     """Linear loss (Eq. 6), over the nearest negatives alone where `keep_fraction` < 1 (Eq. 9): mean of -s+ + weight sum s-.
 
-    `weight` is lambda; None: 1 / (how many are kept). See `contrastive` for the rest.
+    `weight` is lambda; None: 1 / (how many are kept and count). See `contrastive` for the rest.
     """
     kept = _checked(pos, neg, keep_fraction)
     if kept < neg.shape[1]:
         neg = neg.topk(kept, dim=1).values
-    return ((1 / kept if weight is None else weight) * neg.sum(1) - pos).mean()
+    counts = neg > -torch.inf
+    total = neg.masked_fill(~counts, 0.0).sum(1)
+    return ((total / counts.sum(1) if weight is None else weight * total) - pos).mean()
 
 
 def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float) -> Float[Tensor, "*n negatives"]:
@@ -153,7 +157,7 @@ def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: floa
     if s is not None:
         admitted = (s.detach() > -torch.inf).sum(1)
         if int(admitted.min()) == int(admitted.max()) > 0:
-            kept = s.topk(max(1, int(keep_fraction * int(admitted[0]))), dim=1).values
+            kept = s.topk(max(1, int(keep_fraction * int(admitted[0]))), dim=1, sorted=False).values
             return softplus(kept.logsumexp(1) - positive)
     _, thresholds = nearest(way, keep_fraction)
     return softplus(way.negatives(temperature, Below(thresholds / temperature)) - positive)
@@ -163,6 +167,7 @@ class HardContrastive:
     """The base's comparison with the nearest negatives alone, weighed by the softmax or all alike."""
 
     config: Any
+    replaces = True
     owned = True
     spread = -1.0  # uniformity of the last batch
 

@@ -21,6 +21,7 @@ keeps temperatures fixed: that is SogCLR. Not here: the squared-hinge surrogates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,14 +31,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.compared import Compared, unit
-from counterpoint.core.contrast import Listed, Rule
-from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
+from counterpoint.core.compared import Compared
+from counterpoint.core.contrast import Rule, Views, unit
+from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 CHUNK = 512  # anchors whose similarities are held at a time
+WHOLE = 2**22  # similarities of a batch with itself that are held at once: 16 MiB in float32
+TOLD = 10_000  # examples of a training set whose temperatures are looked through at every step; of more, less often
+# Below it the exponential of a cosine over tau does not fit into float32 (forms A and C, which subtract nothing).
+LEAST = 0.012
 
 
 class Settings(NamedTuple):
@@ -55,21 +60,27 @@ class Settings(NamedTuple):
 class _Surrogate(torch.autograd.Function):
     """sum_r c_r E_r[s], s the similarities of an anchor and E_r their mean under softmax(s / tau_r), c_r and the softmax
     constants. Its gradient is made in the forward pass, where the weights are at hand: three products in all, and no more
-    than CHUNK anchors' similarities in memory."""
+    than CHUNK anchors' similarities in memory. Without a bank anchors are compared with each other: two products, as long
+    as the batch is moderate."""
 
     @staticmethod
     def forward(
         ctx: Any,
         query: Tensor,
-        bank: Tensor,
+        bank: Tensor | None,
         tau: Tensor,
         rules: tuple[Rule, ...],
         weigh: Callable[[slice, Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        to_query, to_bank = torch.zeros_like(query), torch.zeros_like(bank)
+        alike = bank is None
+        whole = alike and len(query) ** 2 <= WHOLE
+        bank = query if bank is None else bank
+        to_query = torch.zeros_like(query)
+        to_bank = to_query if alike else torch.zeros_like(bank)
         total = query.new_zeros(())
-        for start in range(0, len(query), CHUNK):
-            part = slice(start, min(start + CHUNK, len(query)))
+        chunk = len(query) if whole else CHUNK
+        for start in range(0, len(query), chunk):
+            part = slice(start, min(start + chunk, len(query)))
             s = query[part] @ bank.T
             logits = s / tau[part, None].to(s)
             for rule in rules:
@@ -81,16 +92,19 @@ class _Surrogate(torch.autograd.Function):
             weight = weigh(part, sums.log() + top, mean, top).to(s)
             p.mul_((weight / sums)[:, None])
             total = total + (weight * mean).sum()
-            to_query[part] = p @ bank
-            to_bank.addmm_(p.T, query[part])
-        ctx.save_for_backward(to_query, to_bank)
+            if whole:
+                to_query = (p + p.T) @ query
+            else:
+                to_query[part] += p @ bank
+                to_bank.addmm_(p.T, query[part])
+        ctx.save_for_backward(to_query, None if alike else to_bank)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_query, to_bank = ctx.saved_tensors
-        return gradients[0] * to_query, gradients[0] * to_bank, None, None, None
+        return gradients[0] * to_query, None if to_bank is None else gradients[0] * to_bank, None, None, None
 
 
 def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dict[str, Tensor]:
@@ -117,8 +131,8 @@ def _views(
     here = place(2 * n, query.device)
     if here.total < 4:
         raise ValueError("features: one example has no negatives; at least two are needed")
-    own = here.offset + torch.arange(2 * n, device=query.device)
-    rule = Listed(torch.stack([own, own.roll(n)], 1))
+    rule = Views(n, here.offset)
+    bank = None if world()[1] == 1 else gather_rows(query)
     negatives = here.total - 2
     tau, old = rows["tau"].repeat(2), rows["s"].repeat(2)
     s, gradient = torch.empty_like(old), torch.empty_like(old)
@@ -130,7 +144,7 @@ def _views(
         gradient[part] = s[part].log() + settings.rho - share * mean.to(old) / tau[part]
         return share
 
-    pushed = _Surrogate.apply(query, gather_rows(query), tau, (rule,), weigh)
+    pushed = _Surrogate.apply(query, bank, tau, (rule,), weigh)
     loss = mean_of_total(pushed, here.total // 2) - 2 * global_mean((z1 * z2).sum(1))
     new = {"s": (s[:n] + s[n:]) / 2}
     return loss, new | _moved(rows, (gradient[:n] + gradient[n:]) / 2, settings)
@@ -237,7 +251,7 @@ def isogclr_step(
         raise ValueError("index: an example comes twice in the batch; its state would be undefined")
 
     rows = {name: values[index] for name, values in state.items()}
-    if isinstance(features_or_pair, tuple):
+    if isinstance(features_or_pair, tuple | list):
         image, text = features_or_pair
         if image.ndim != 2 or image.shape != text.shape or len(image) != len(index):
             raise ValueError(
@@ -281,12 +295,17 @@ class ISogCLRConfig(AdditionConfig):
             raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta not be negative")
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
             raise CounterpointError("tau_min must be positive and at most tau_max")
+        if self.tau_init is not None and not 0 < self.tau_init < math.inf:
+            raise CounterpointError(f"tau_init must be positive, got {self.tau_init}")
+        if self.rho is not None and not math.isfinite(self.rho):
+            raise CounterpointError(f"rho must be a number, got {self.rho}")
 
 
 class ISogCLR:
     """The base's comparison at every example's own temperature."""
 
     config: Any
+    replaces = True
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)  # type: ignore[call-arg]
@@ -304,7 +323,14 @@ class ISogCLR:
             config.tau_max,
             5.0 if pairs else 3.0,
         )
+        least = self.settings.tau_min
+        if least > config.tau_max:
+            raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here: name both")
+        if not pairs and least < LEAST:
+            raise CounterpointError(f"tau_min must be at least {LEAST} over views and a queue, got {least}")
         start = chosen(config.tau_init, 0.1, 0.01)
+        if not least <= start <= config.tau_max:
+            raise CounterpointError(f"tau_init {start} must lie between tau_min {least} and tau_max {config.tau_max}")
         if pairs and len(data.modalities) > 2:
             raise CounterpointError(f"isogclr goes over two modalities, the data has {', '.join(data.modalities)}")
         names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if pairs else ["s", "u", "tau"]
@@ -312,6 +338,8 @@ class ISogCLR:
         self.sample_state = {k: SampleState(data.examples, initial=v) for k, v in initial.items()}
         self.sample_states = nn.ModuleDict(self.sample_state)  # so that it is saved
         self.class_of: Tensor | None = None
+        self.told: dict[str, Tensor] = {}
+        self.every = max(1, data.examples // TOLD)
 
     def begin(self, task: Any) -> None:
         super().begin(task)  # type: ignore[misc]
@@ -336,7 +364,10 @@ class ISogCLR:
             loss, new = _views(rows, query, key, self.settings, first=False, fresh=True)
         for name, state in self.sample_state.items():
             state.update(index.to(state.values.device), new[name])
-        return {"loss": loss, **self._told()}
+        # Of a large set not at every step: it takes as long as the loss.
+        if not self.told or self.position.step % self.every == 0:  # type: ignore[attr-defined]
+            self.told = self._told()
+        return {"loss": loss, **self.told}
 
     def _temperatures(self) -> Tensor:
         return torch.stack([s.values for name, s in self.sample_state.items() if name.startswith("tau")]).mean(0)

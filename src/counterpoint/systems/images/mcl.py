@@ -15,12 +15,14 @@ they are, only the batches change. Stages start from fresh weights (the authors'
 Otherwise than in the authors' code: pseudo-labels are composed of all stages' clusters, as the paper has it (their script
 re-reads the current stage's for each digit); one permutation an epoch is shared by all processes (theirs differ, so shares
 overlap); k-means is seeded; a schedule shorter than an ordinary epoch is followed by another with new permutations, so that
-every stage takes as many steps. How many images stand in groups too small
-for a batch is recorded (`never_drawn`). Not here: the MMVP evaluation.
+every stage takes as many steps. How many images stand in groups too small for a batch is recorded (`never_drawn`). What
+counts steps or epochs of the whole run does not begin anew with a stage: a teacher's rising momentum, a changing weight decay,
+an addition's first epochs. Not here: the MMVP evaluation.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -28,12 +30,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.compared import unit
+from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.engine.loading import EpochBatches
 from counterpoint.errors import CounterpointError
@@ -42,19 +43,26 @@ from counterpoint.tasks.images import BATCH
 from counterpoint.views.images import normalise
 
 
-def compose(labels_by_stage: Sequence[Int[Tensor, " n"]], clusters: int) -> Int[Tensor, " n"]:
+def compose(
+    labels_by_stage: Sequence[Int[Tensor, " n"] | Int[NDArray[np.int64], " n"]], clusters: int
+) -> Int[Tensor, " n"]:
     """Pseudo-labels of all stages so far, a number whose digits are their clusters: [c0, c1] -> c0 C + c1.
 
     Two examples have the same one exactly if they shared a cluster in every stage. Raises ValueError for a cluster outside
-    0..C - 1, stages of different lengths, or none.
+    0..C - 1, stages of different lengths, none, or so many that the number leaves 64 bits.
 
     >>> compose([torch.tensor([0, 1]), torch.tensor([2, 2])], 3)
     tensor([2, 5])
     """
     if not labels_by_stage or any(len(labels) != len(labels_by_stage[0]) for labels in labels_by_stage):
         raise ValueError("labels_by_stage must hold at least one stage, all of one length")
-    found = torch.zeros_like(labels_by_stage[0])
-    for labels in labels_by_stage:
+    if clusters ** len(labels_by_stage) > 2**63:
+        raise ValueError(
+            f"labels_by_stage: {clusters} clusters in {len(labels_by_stage)} stages are too many to number"
+        )
+    stages = [torch.as_tensor(labels).long() for labels in labels_by_stage]  # narrow integers would overflow
+    found = torch.zeros_like(stages[0])
+    for labels in stages:
         if bool(((labels < 0) | (labels >= clusters)).any()):
             raise ValueError(f"labels_by_stage must lie in 0..{clusters - 1}")
         found = found * clusters + labels
@@ -77,13 +85,23 @@ def grouped_batches(
         world_size, rank: a process takes every world_size-th member from its rank on, so that all are at the same group.
 
     Of a group of n members the first floor(floor(n / W) / b) b W are used, so groups smaller than a batch of all processes
-    are left out. Batches are taken from a group's end. Raises ValueError for permutations that do not fit.
+    are left out. Batches are taken from a group's end. Raises ValueError for permutations that do not fit, labels below 0, a
+    batch of none or a rank that is no process's.
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(labels, np.int64)
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"batch_size must be at least 1 and rank lie in 0..world_size - 1, got {batch_size}, {rank} and {world_size}"
+        )
+    if int(labels.min(initial=0)) < 0:
+        raise ValueError(f"labels must be numbers from 0 on, got {labels.min()}")
+    # One sort finds the members of all groups: there may be as many groups as a power of the clusters.
+    by_group = np.split(labels.argsort(kind="stable"), np.bincount(labels).cumsum()[:-1])
+    nobody = np.empty(0, np.int64)
     lists: list[list[int]] = []
     for group, order in enumerate(permutations):
-        members = np.flatnonzero(labels == group)
-        order = np.asarray(order)
+        members = by_group[group] if group < len(by_group) else nobody
+        order = np.asarray(order, np.int64)
         order = order[order >= 0]
         if len(order) != len(members) or not np.array_equal(np.sort(order), np.arange(len(members))):
             raise ValueError(f"permutations[{group}] must order the {len(members)} members of its group")
@@ -159,8 +177,9 @@ class MCL:
         super().__init__(config, data, seed)  # type: ignore[call-arg]
         self.given: SimpleNamespace = data
         module: Any = self
-        fresh = [self._fresh(stage).encoder for stage in range(1, config.stages + 1)]
-        module.earlier = nn.ModuleList(fresh).requires_grad_(False)
+        # A place for each finished encoder's weights; nothing looks at one before they are there.
+        module.earlier = nn.ModuleList(copy.deepcopy(module.encoder) for _ in range(config.stages))
+        module.earlier.requires_grad_(False)
         module.register_buffer("stage", torch.tensor(0))
         module.register_buffer("unseen", torch.tensor(0))
         module.register_buffer("assigned", torch.zeros(config.stages, data.examples, dtype=torch.long))
@@ -193,21 +212,30 @@ class MCL:
         return groups
 
     def features_by_stage(self, images: Tensor) -> list[Tensor]:
-        """[n, dim] of each stage so far."""
+        """[n, dim] of each stage so far, as the base's `embed` has them."""
         module: Any = self
-        found = [module.earlier[t](images) for t in range(int(self.stage))] + [module.encoder(images)]
-        return [unit(x) for x in found] if self.config.stage_norm else found
+        own, found = module.encoder, []
+        try:
+            for encoder in (*module.earlier[: int(self.stage)], own):
+                module.encoder = encoder
+                found.append(super().embed(images))  # type: ignore[misc]
+        finally:
+            module.encoder = own
+        return found
+
+    def _together(self, stages: list[Tensor]) -> Tensor:
+        return torch.cat([unit(x) for x in stages] if self.config.stage_norm else stages, 1)
 
     def embed(self, images: Tensor) -> Tensor:
-        return torch.cat(self.features_by_stage(images), 1)
+        return self._together(self.features_by_stage(images))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         module: Any = self
         stages = self.features_by_stage(batch["image"])
-        found: dict[str, Any] = {"feature": torch.cat(stages, 1)}
+        found: dict[str, Any] = {"feature": self._together(stages)}
         if len(stages) > 1:
             found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
-        if batch.get("part") == "test":
+        if batch.get("part") == "test" and module.compares:
             found["embedding"] = module.projector(stages[-1])
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]
@@ -243,14 +271,16 @@ class MCL:
         self.stage.add_(1)
 
     def _clusters(self, stage: int) -> Tensor:
-        """k-means on the normalised projections of all training images, without augmentation."""
+        """k-means on the normalised projections of all training images, without augmentation; on their features where the
+        base compares no projections (MAE)."""
         module: Any = self
         split, training, parts = self.task.data.train, module.training, []
         module.eval()
         for start in range(0, len(split), BATCH):
             images = split.images(np.arange(start, min(start + BATCH, len(split))))
             x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(module.device))
-            parts.append(unit(module.projector(module.encoder(x))).cpu())
+            rows = super().embed(x)  # type: ignore[misc]
+            parts.append(unit(module.projector(rows) if module.compares else rows).cpu())
         module.train(training)
         labels = kmeans(torch.cat(parts), min(self.config.clusters, len(split)), seed=module.seed + stage).labels
         groups = compose([*self.assigned[:stage].cpu(), labels], self.config.clusters)
@@ -278,7 +308,7 @@ def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"
     >>> integrated([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
     tensor([[0.6000, 0.8000]])
     """
-    return F.normalize(torch.cat(list(stages), 1), dim=1)
+    return unit(torch.cat(list(stages), 1))
 
 
 SYSTEM = Addition(

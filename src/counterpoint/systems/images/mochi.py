@@ -24,11 +24,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.compared import Compared, Direction, directions, unit
-from counterpoint.core.contrast import scaled, softplus
+from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.compared import Compared, Direction, directions
+from counterpoint.core.contrast import scaled, softplus, unit
 from counterpoint.core.distributed import global_mean
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+
+GATHERED = 2**21  # numbers of parents that are there at a time
 
 
 def hardest(
@@ -45,10 +48,13 @@ def hardest(
         n: how many; at most as many as every query is allowed.
         mask: True where a row is forbidden to a query.
 
-    Raises ValueError for an empty queue, and where a query is allowed fewer than n rows: forbidden ones must not be mixed.
+    Raises ValueError for an empty queue, where a query is allowed fewer than n rows (forbidden ones must not be mixed), for
+    shapes that do not fit, and for similarities that are NaN, of which none is the largest.
     """
     if not len(queue):
         raise ValueError("queue holds no keys")
+    if mask is not None and mask.shape != (len(query), len(queue)):
+        raise ValueError(f"mask must be [{len(query)}, {len(queue)}], got {list(mask.shape)}")
     allowed = len(queue) if mask is None else len(queue) - int(mask.sum(1).max())
     if not 1 <= n <= allowed:
         raise ValueError(f"n must lie in 1..{allowed}, the keys every query is allowed, got {n}")
@@ -56,6 +62,8 @@ def hardest(
         s = unit(query) @ queue.to(query.dtype).T
         if mask is not None:
             s = s.masked_fill(mask, -torch.inf)
+        if bool(s.isnan().any()):
+            raise ValueError("query or queue holds NaN")
         return s.topk(n, dim=1).indices.sort(dim=1).values
 
 
@@ -66,6 +74,18 @@ def mixed(
     with torch.no_grad():
         found = torch.lerp(other, one, share[..., None].to(one))
         return found / found.norm(dim=2, keepdim=True).clamp(min=1e-12)
+
+
+def _need_parents(n: int, keys: int, **parts: Tensor) -> None:
+    """ValueError unless these are [n, s] alike and those of whole numbers are places in the queue. A negative one would be read
+    from the end without a word."""
+    first, *others = parts.values()
+    if first.ndim != 2 or len(first) != n or any(other.shape != first.shape for other in others):
+        said = ", ".join(str(list(part.shape)) for part in parts.values())
+        raise ValueError(f"{', '.join(parts)} must be [{n}, s] alike, got {said}")
+    for name, part in parts.items():
+        if part.numel() and not part.is_floating_point() and not 0 <= int(part.min()) <= int(part.max()) < keys:
+            raise ValueError(f"{name} must lie in 0..{keys - 1}, got {int(part.min())}..{int(part.max())}")
 
 
 def mochi_logits(
@@ -90,13 +110,25 @@ def mochi_logits(
         temperature: > 0.
         mask: True where a queue row is forbidden to a query; its logit is -inf.
 
+    Raises ValueError for an empty queue, a temperature that is not positive, shapes that do not fit and rows the queue does not
+    have.
+
     >>> one = torch.eye(2)[:1]
     >>> none = torch.zeros(1, 0, dtype=torch.long)
     >>> mochi_logits(one, one, torch.eye(2)[1:], none, none, none.float(), none, none.float(), 1.0)
     tensor([[1., 0.]])
     """
-    q, k, queue = unit(query), unit(key.detach()), queue.detach()
-    queue = queue.to(q.dtype)
+    need_alike("n dim", query=query, key=key)
+    need_positive(temperature=temperature)
+    n, keys = len(query), len(queue)
+    if not keys or queue.ndim != 2 or queue.shape[1] != query.shape[1]:
+        raise ValueError(f"queue must be [keys, {query.shape[1]}] and hold a key, got {list(queue.shape)}")
+    _need_parents(n, keys, pair_i=pair_i, pair_j=pair_j, alpha=alpha)
+    _need_parents(n, keys, single=single, beta=beta)
+    if mask is not None and mask.shape != (n, keys):
+        raise ValueError(f"mask must be [{n}, {keys}], got {list(mask.shape)}")
+    q, k = unit(query), unit(key.detach())
+    queue = queue.detach().to(q.dtype)
     first = mixed(queue[pair_i], queue[pair_j], alpha)
     second = mixed(q.detach()[:, None].expand(-1, single.shape[1], -1), queue[single], beta)
     known = q @ queue.T
@@ -174,7 +206,14 @@ def mixed_losses(
         return torch.linalg.vecdot(scaled(q, t)[:, None], way.bank[index])
 
     with torch.no_grad():
-        pairs_apart = torch.linalg.vecdot(way.bank[rows[:, :pairs, 0]], way.bank[rows[:, :pairs, 1]])
+        # Some anchors at a time: both parents of all of them would be the largest thing there is, and slower.
+        some = max(1, GATHERED // max(1, pairs * way.bank.shape[1]))
+        pairs_apart = torch.cat(
+            [
+                torch.linalg.vecdot(way.bank[i], way.bank[j])
+                for i, j in (r.unbind(2) for r in rows[:, :pairs].split(some))
+            ]
+        )
     alpha, beta = random[:, :pairs, 2].to(q), random[:, pairs:, 2].to(q) / 2
     one, other = (similarity(rows[:, :pairs, side]) for side in (0, 1))
     single = similarity(rows[:, pairs:, 0])
@@ -201,6 +240,7 @@ class MoCHi:
     """The base's comparison with synthetic negatives beside its own."""
 
     config: Any
+    replaces = True
     owned = True  # a queue remembers whose keys it holds
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
