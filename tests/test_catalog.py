@@ -82,8 +82,11 @@ import sys
 import counterpoint.functional as fn
 assert "torch" not in sys.modules
 assert "info_nce" in dir(fn)
+assert "of" in dir(fn)
 for name in dir(fn):
     assert callable(getattr(fn, name)), name
+assert fn.nt_xent.__module__.endswith("simclr")
+assert fn.of("audio-sheet-retrieval").nt_xent.__module__.endswith("audio_sheet_retrieval")
 try:
     fn.info_nec
 except AttributeError as error:

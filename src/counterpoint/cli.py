@@ -196,7 +196,9 @@ class Train:
 def _without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words without `--with ADDITION ...`, and the additions named there: the word after it, and more of them."""
     rest, additions, first, more = list[str](), list[str](), False, False
-    for word in argv:
+    for word, after in itertools.pairwise([*argv, "-"]):
+        if word in ("--with", "--with=") and (word == "--with=" or after.startswith("-")):
+            raise CounterpointError("--with wants the name of an addition: see counterpoint systems --additions")
         if word == "--with":
             first = True
         elif word.startswith("--with="):
@@ -379,7 +381,7 @@ def analyse(
     tolerance and accuracy over them. Writes RUN/temperature-sweep.json and .html; what is done is kept.
 
     Args:
-        run: A run directory, of a system that has a temperature (simclr, moco-v2, supcon, ...).
+        run: A run directory, of a system of views that has a temperature (simclr, moco-v2, dcl, ...).
         temperature_sweep: Train at several temperatures.
         temperatures: Which. Default: 0.03 0.07 0.1 0.2 0.3 0.5 0.7 1.
         seeds: How many at each, from the run's own on.
@@ -512,7 +514,7 @@ def embed(
     *,
     data: Annotated[str | None, arg(metavar="SOURCE")] = None,
     out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("embeddings.parquet"),
-    split: Annotated[str, arg(metavar="all|train|test")] = "all",
+    split: Annotated[str, arg(metavar="all|train|test|unpaired")] = "all",
 ) -> int:
     """Write the embeddings of every item in every modality to a Parquet file, for `search` or for your own tools.
 
@@ -551,11 +553,11 @@ def search(
     modality: Annotated[str | None, arg(metavar="NAME")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Find the items that are most like a text, an image file or a sound file; several queries are sought together.
+    """Find the items that are most like a text, an image, sound or vector file; several queries are sought together.
 
     Args:
         run: The run that the embeddings were made with.
-        query: Words, or the path of a picture or sound.
+        query: Words, or the path of a picture, a sound or a vector (.npy).
         in_: A file that `embed` wrote.
         k: How many to find.
         modality: The modality to search in. Default: the first that is not asked with.
@@ -568,11 +570,13 @@ def search(
         print(json.dumps({"modality": target, "hits": [vars(hit) for hit in hits]}, indent=2))
         return 0
     table = Table(title=f"in {target}", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("", "similarity", "item", "split", "label", "text"):
+    for column in ("", "similarity", "item", "split", "label", "text", "source"):
         table.add_column(column, justify="right" if column in ("", "similarity", "item") else "left")
     for hit in hits:
         texts = " · ".join(hit.texts.values())
-        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", str(hit.item), hit.split, hit.label or "", texts)
+        table.add_row(
+            str(hit.rank), f"{hit.similarity:.3f}", str(hit.item), hit.split, hit.label or "", texts, hit.source or ""
+        )
     _console().print(table)
     return 0
 

@@ -107,7 +107,7 @@ def test_targets_with_few_entries_to_a_row():
     for row in range(3):
         for column, share in zip(index[row], weight[row], strict=True):
             whole[row, column] += share
-    targets = Targets(index, weight, offset=10)
+    targets = Targets(index, weight, offset=10, length=5)
     for rows, columns in ((slice(0, 3), slice(0, 5)), (slice(1, 3), slice(2, 5)), (slice(0, 2), slice(1, 3))):
         placed = slice(rows.start + 10, rows.stop + 10)
         torch.testing.assert_close(targets(placed, columns), whole[rows, columns])
@@ -357,6 +357,19 @@ def test_soft_targets_that_learn_too(monkeypatch, scale, columns, keep, small):
     s, t = q @ k.T, tq @ tk.T
     expected = [-(t.softmax(d) * s.log_softmax(d)).sum(d) for d in (1, 0)][: 1 + columns]
     same([x for x in (found.rows, found.columns) if x is not None], expected, [q, k, tq, tk], 1e-8)
+
+
+@pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
+@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("small", [0, 64 * 64])
+def test_soft_targets_of_one_set_with_itself(monkeypatch, tile, keep, small):
+    monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(contrast, "SMALL", small)
+    q, k, x = draw((31, 6), (31, 6), (31, 4))
+    found = pair_cross_entropy(q, k, x, columns=True, teacher_gradient=True, keep=keep)
+    s, t = q @ k.T, x @ x.T
+    expected = [-(t.softmax(d) * s.log_softmax(d)).sum(d) for d in (1, 0)]
+    same([found.rows, found.columns], expected, [q, k, x], 1e-8)
 
 
 @pytest.mark.parametrize("keep", [0, 500, contrast.KEEP])

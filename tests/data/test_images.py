@@ -248,6 +248,14 @@ def test_digits_keep_their_split_at_every_size():
     assert found.train.images(np.array([0, 5])).shape == (2, 32, 32, 3)
     small = data.load("digits?size=8")
     np.testing.assert_array_equal(small.test.labels, found.test.labels)
+    few = data.load("digits?size=8&train=60&labelled=200")
+    assert (len(few.train), len(few.bank), len(few.test)) == (60, 200, 359)
+    known = {image.tobytes() for image in few.bank.pixels}
+    assert {image.tobytes() for image in few.train.pixels} <= known
+    assert not {image.tobytes() for image in few.test.pixels} & known
+    assert data.load("digits?size=8&train=60").bank is None
+    with pytest.raises(DataError, match="labelled is 2 to"):
+        data.load("digits?size=8&labelled=1")
     # Nearest class means tell them apart: pictures and labels belong together.
     x, y = found.train.pixels.reshape(1438, -1).astype(float), found.train.labels
     means = np.stack([x[y == c].mean(0) for c in range(10)])

@@ -176,6 +176,19 @@ def test_no_negative_or_no_share_is_an_error() -> None:
         fn.contrastive(torch.zeros(2), torch.zeros(2, 0), 0.1)
     with pytest.raises(ValueError, match="keep_fraction"):
         fn.simple_contrastive(torch.zeros(2), torch.zeros(2, 3), keep_fraction=0.0)
+    for loss in (lambda *x: fn.contrastive(*x, 0.1), fn.simple_contrastive):
+        with pytest.raises(ValueError, match="no negative that counts"):
+            loss(torch.zeros(2), torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]]))
+        with pytest.raises(ValueError, match="no anchors"):
+            loss(torch.zeros(0), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("weight", [None, 0.3])
+def test_what_does_not_count_pushes_nothing_in_the_simple_loss_either(weight: float | None) -> None:
+    pos, neg = _similarities()
+    gone = torch.cat([neg, torch.full_like(neg[:, :2], -math.inf)], 1)
+    torch.testing.assert_close(fn.simple_contrastive(pos, gone, weight), fn.simple_contrastive(pos, neg, weight))
+    assert fn.contrastive(pos, gone, 0.2).item() == pytest.approx(fn.contrastive(pos, neg, 0.2).item())
 
 
 def test_tolerance() -> None:
@@ -290,6 +303,8 @@ def test_what_does_not_fit_is_said() -> None:
         ("byol+mochi", "does not go over byol"),
         ("simclr+moco-v2", "not an addition"),
         ("simclr+mochi+mochi", "already"),
+        ("simclr+mochi+dcl", "leave MoCHi of simclr.mochi without effect"),
+        ("simclr+hallucinator+isogclr", "leave Hallucinated"),
         ("simclr+mochl", "mochi"),
     ):
         with pytest.raises(CounterpointError, match=said):
@@ -331,6 +346,9 @@ def test_clip_with_an_addition_trains(addition: str, tmp_path: Path) -> None:
 def test_with_alone_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--with", "mochi"]) == 2
     assert "goes with a system" in capsys.readouterr().err
+    for words in (["simclr", "--with"], ["simclr", "--with", "--epochs", "1"], ["simclr", "--with="]):
+        assert cli.main(["train", *words]) == 2
+        assert "wants the name of an addition" in capsys.readouterr().err
 
 
 def test_an_owned_queue_knows_whose_its_keys_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
+from counterpoint.core.contrast import Views
 from counterpoint.data import clusters, load
 from counterpoint.data.images import long_tailed
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.systems.images import isogclr
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "isogclr.npz")
 NAMES = ("rho", "gamma", "eta", "beta_u", "tau_min", "tau_max", "grad_clip")
@@ -105,6 +108,45 @@ def test_bad_input_is_named() -> None:
         fn.isogclr_step(state, torch.tensor([0, 1]), torch.ones(2, 3, 4))
     with pytest.raises(ValueError, match="image and text"):
         fn.isogclr_step(state, torch.tensor([0, 1]), (torch.ones(2, 3), torch.ones(3, 3)))
+    with pytest.raises(ValueError, match="image and text"):
+        fn.isogclr_step(state, torch.tensor([0, 1]), [torch.ones(2, 3), torch.ones(3, 3)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tau_init": 0.0}, "tau_init must be positive"),
+        ({"tau_init": 0.01}, "between tau_min 0.05"),
+        ({"rho": math.nan}, "rho must be a number"),
+        ({"tau_max": 0.02}, "tau_max 0.02 lies below tau_min"),
+        ({"tau_min": 0.005}, "at least 0.012"),
+    ],
+)
+def test_temperatures_that_cannot_be(settings: dict[str, float], said: str) -> None:
+    system = catalog.load_system("isogclr")
+    source = training.load_source(system, "digits?size=8")
+
+    def made() -> None:
+        config = system.config(**system.recipe_for("digits"), **settings)
+        system.learner(config, SimpleNamespace(**training.task_of(system, source, config).facts), 0)
+
+    with pytest.raises(CounterpointError, match=said):
+        made()
+
+
+@pytest.mark.parametrize("whole", [0, 2**22])
+def test_a_batch_with_itself_is_a_bank_of_its_own(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isogclr, "WHOLE", whole)
+    monkeypatch.setattr(isogclr, "CHUNK", 5)
+    z = F.normalize(torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    tau = torch.linspace(0.1, 0.5, 12, dtype=torch.float64)
+    found = []
+    for bank in (None, z.clone()):
+        query = z.clone().requires_grad_()
+        given = None if bank is None else query
+        loss = isogclr._Surrogate.apply(query, given, tau, (Views(6),), lambda part, logs, mean, top: logs.exp())
+        found.append((loss.detach(), torch.autograd.grad(loss, query)[0]))
+    torch.testing.assert_close(*found)
 
 
 def test_clusters() -> None:

@@ -148,19 +148,24 @@ class Where:
 class Targets:
     """Soft targets with few entries to a row, for `pair_logsumexp_towards`: weight[i, k] at column index[i, k].
 
-    Entries of one row that name the same column add up. `offset`: the row of the whole matrix at which these begin.
+    Entries of one row that name the same column add up.
+
+    offset  the row of the whole matrix at which these begin
+    length  how many columns it has
     """
 
     index: Int[Tensor, "rows most"]
     weight: Float[Tensor, "rows most"]
-    offset: int = 0
+    offset: int
+    length: int
 
     def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         mine = slice(rows.start - self.offset, rows.stop - self.offset)
         at, weight = self.index[mine] - columns.start, self.weight[mine]
         width = columns.stop - columns.start
-        outside = (at < 0) | (at >= width)
-        at, weight = at.masked_fill(outside, 0), weight.masked_fill(outside, 0.0)
+        if width < self.length:
+            outside = (at < 0) | (at >= width)
+            at, weight = at.masked_fill(outside, 0), weight.masked_fill(outside, 0.0)
         return weight.new_zeros(len(at), width).scatter_add_(1, at, weight)
 
 
@@ -592,7 +597,7 @@ def pair_logsumexp_towards(
     rest, errors too, as there.
 
     >>> x = torch.eye(3)
-    >>> pair_logsumexp_towards(x, x, Targets(torch.tensor([[0], [1], [0]]), torch.ones(3, 1))).towards
+    >>> pair_logsumexp_towards(x, x, Targets(torch.tensor([[0], [1], [0]]), torch.ones(3, 1), 0, 3)).towards
     tensor([1., 1., 0.])
     """
     if own and query.shape != key.shape:
@@ -643,8 +648,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPS)
-        unit = x / (length / scale)
+        unit, length = _stretched(x, scale)
         ctx.scale = scale
         ctx.save_for_backward(x, unit, length)
         return unit
@@ -672,10 +676,15 @@ def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*r
             [0.0000, 0.0000]])
     """
     x = wide(x)
-    if not x.requires_grad or torch.compiler.is_compiling():
-        found = F.normalize(x, dim=-1, eps=EPS)
-        return found if scale == 1 else found * scale
-    return _Unit.apply(x, scale)
+    if torch.compiler.is_compiling():
+        return F.normalize(x, dim=-1, eps=EPS) * scale
+    return _Unit.apply(x, scale) if x.requires_grad and torch.is_grad_enabled() else _stretched(x, scale)[0]
+
+
+def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """x at its new length, and its old one."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPS)
+    return x / (length / scale), length
 
 
 def wide(x: Tensor) -> Tensor:
@@ -782,8 +791,13 @@ class _Mean:
         self.logs = like.new_full((length,), -math.inf)
         self.means = [like.new_zeros(length) for _ in range(2)]
 
-    def add(self, part: slice, logs: Tensor, *means: Tensor) -> None:
-        """log Z of the entries that come, and their means."""
+    def add(self, part: slice, logs: Tensor, *means: Tensor, first: bool) -> None:
+        """log Z of the entries that come, and their means; `first`: there were none before."""
+        if first:
+            self.logs[part] = logs
+            for mean, value in zip(self.means, means, strict=True):
+                mean[part] = value
+            return
         total = torch.logaddexp(self.logs[part], logs)
         old, new = ((x - _finite(total)).exp() for x in (self.logs[part], logs))
         for mean, value in zip(self.means, means, strict=True):
@@ -813,9 +827,16 @@ def _spread(sides: Sequence[Tensor]) -> Tensor:
 class _PairCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, teacher_query: Tensor, teacher_key: Tensor, columns: bool, keep: int
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        teacher_query: Tensor,
+        teacher_key: Tensor | None,
+        columns: bool,
+        keep: int,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
+        student = _Pass(query, key)
+        teacher = _Pass(teacher_query, teacher_query if teacher_key is None else teacher_key)
         n, m = len(query), len(key)
         keep = keep if any(ctx.needs_input_grad) else 0
         sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
@@ -837,8 +858,9 @@ class _PairCrossEntropy(torch.autograd.Function):
                         log_s, log_t = s.logsumexp(dim), t.logsumexp(dim)
                         p = (t - log_t.unsqueeze(dim)).exp_()
                         means = [(p * value).sum(dim) for value in (s, t)]
-                    mean.add(part, log_t, *means)
-                    log[part] = torch.logaddexp(log[part], log_s)
+                    first = (tile.columns if dim else tile.rows).start == 0
+                    mean.add(part, log_t, *means, first=first)
+                    log[part] = log_s if first else torch.logaddexp(log[part], log_s)
                 size = 3 * s.numel() * s.element_size()
                 fits = values is not None and size <= keep
                 ctx.kept.append(pairs if fits else None)
@@ -859,8 +881,12 @@ class _PairCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, teacher_query, teacher_key, *logs = ctx.saved_tensors
+        alike = teacher_key is None
+        teacher_key = teacher_query if alike else teacher_key
         student, teacher = _Pass(query, key), _Pass(teacher_query, teacher_key)
         out = [torch.zeros_like(x) for x in (query, key, teacher_query, teacher_key)]
+        if alike:
+            out[3] = out[2]
         half = len(logs) // 3
         mine = [_Side(log, gradients[2 * i]) for i, log in enumerate(logs[:half])]
         its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half : 2 * half])]
@@ -899,20 +925,22 @@ class _PairCrossEntropy(torch.autograd.Function):
                         pull = torch.mul(pairs.s, factor).sub_(offset).mul_(pairs.teacher)
                 out[0][r].addmm_(g, key[c])
                 out[1][c].addmm_(g.T, query[r])
-                if taught:
+                if taught and alike and len(pull) == len(query) and pull.shape[1] == len(key):
+                    out[2].addmm_(pull + pull.T, teacher_key)
+                elif taught:
                     out[2][r].addmm_(pull, teacher_key[c])
                     out[3][c].addmm_(pull.T, teacher_query[r])
         if torch.is_grad_enabled():
             leaf = next(x for x in (query, key, teacher_query, teacher_key) if x.requires_grad)
             out = [_RefuseSecond.apply(g, leaf) for g in out]
-        return *out[:2], *(out[2:] if taught else (None, None)), None, None
+        return *out[:2], out[2] if taught else None, out[3] if taught and not alike else None, None, None
 
 
 def pair_cross_entropy(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
     teacher_query: Float[Tensor, "rows teacher_dim"],
-    teacher_key: Float[Tensor, "columns teacher_dim"],
+    teacher_key: Float[Tensor, "columns teacher_dim"] | None = None,
     *,
     columns: bool = False,
     teacher_gradient: bool = False,
@@ -922,10 +950,11 @@ def pair_cross_entropy(
 
         rows_i = -sum_j p_ij log softmax_j(q_i . k_j),      p_i = softmax_j(tq_i . tk_j)
 
-    and with `columns` the same down the columns of both, in one pass. Temperatures: see `scaled`. The teacher gets no
-    gradient, or with `teacher_gradient` that of the cross-entropies (the entropies never have one). Subtract `row_entropy`
-    for the KL divergence; alpha-mixtures with hard targets are mixtures of this and the plain loss. Affinity mimicking,
-    momentum targets (ALBEF) and off-diagonal distillation (Mod-X) are of this form. `keep`: see `pair_logsumexp`.
+    and with `columns` the same down the columns of both, in one pass. `teacher_key` None: the teacher's matrix is of its
+    query with itself. Temperatures: see `scaled`. The teacher gets no gradient, or with `teacher_gradient` that of the
+    cross-entropies (the entropies never have one). Subtract `row_entropy` for the KL divergence; alpha-mixtures with hard
+    targets are mixtures of this and the plain loss. Affinity mimicking, momentum targets (ALBEF) and off-diagonal
+    distillation (Mod-X) are of this form. `keep`: see `pair_logsumexp`.
 
     Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError, but for the smallest matrices.
 
@@ -934,7 +963,9 @@ def pair_cross_entropy(
     >>> torch.allclose(out.rows, out.row_entropy)
     True
     """
-    shapes = [tuple(x.shape) for x in (query, key, teacher_query, teacher_key)]
+    shapes = [
+        tuple(x.shape) for x in (query, key, teacher_query, teacher_query if teacher_key is None else teacher_key)
+    ]
     if (
         any(len(shape) != 2 for shape in shapes)
         or shapes[0][1] != shapes[1][1]
@@ -947,9 +978,15 @@ def pair_cross_entropy(
     if 0 in shapes[0] or 0 in shapes[1]:
         raise ValueError(f"query and key must not be empty, got {shapes[:2]}")
     query, key = wide(query), wide(key)
-    teacher = [(x if teacher_gradient else x.detach()).to(query.dtype) for x in (teacher_query, teacher_key)]
+    teacher: list[Tensor | None] = [
+        None if x is None else (x if teacher_gradient else x.detach()).to(query.dtype)
+        for x in (teacher_query, teacher_key)
+    ]
     if len(query) * len(key) <= SMALL:
-        s, t = query @ key.T, teacher[0] @ teacher[1].T
+        of, against = teacher[0], teacher[0] if teacher[1] is None else teacher[1]
+        assert of is not None
+        assert against is not None
+        s, t = query @ key.T, of @ against.T
         found: list[Tensor | None] = []
         for dim in (1, 0)[: 1 + columns]:
             found.append(-(t.softmax(dim) * s.log_softmax(dim)).sum(dim))

@@ -20,6 +20,7 @@ def load(
     size: int = 32,
     held_out: float = 0.2,
     train: int = 0,
+    labelled: int = 0,
     imbalance: float = 0.0,
     seed: int = 0,
 ) -> ImageData:
@@ -29,6 +30,8 @@ def load(
         size: height and width.
         held_out: share of the digits in the test split, the same for every class.
         train: only so many training digits, drawn with `seed`; 0 for all.
+        labelled: how many of those that could be drawn have a label for evaluators (neighbours, linear probe), the ones
+            that are trained on first; 0 for the training digits.
         imbalance: make the training split long-tailed, so many times more zeros than nines (see `images.long_tailed`); 0 leaves
             it as it is.
         seed: of both draws.
@@ -45,14 +48,18 @@ def load(
     chosen, test = split_positions(len(labels), held_out, labels)
     if imbalance:
         chosen = chosen[long_tailed(labels[chosen], imbalance, seed)]
+    for name, number in (("train", train), ("labelled", labelled)):
+        if number and not 2 <= number <= len(chosen):
+            raise DataError(f"digits: {name} is 2 to {len(chosen)} digits, got {number}")
+    drawn = np.random.default_rng(seed).permutation(chosen)
+    known = np.sort(drawn[:labelled])
     if train:
-        if not 2 <= train <= len(chosen):
-            raise DataError(f"digits: train is 2 to {len(chosen)} digits, got {train}")
-        chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:train])
+        chosen = np.sort(drawn[:train])
     return ImageData(
         name="digits",
         train=ArrayImages(pixels[chosen], labels[chosen]),
         test=ArrayImages(pixels[test], labels[test]),
+        bank=ArrayImages(pixels[known], labels[known]) if labelled else None,
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         size=size,
     )

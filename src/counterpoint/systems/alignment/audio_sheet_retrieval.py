@@ -76,7 +76,8 @@ def nt_xent(
 
     Args:
         z0, z1: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
-            does it, which is the one in `counterpoint.functional`: the gradients differ.
+            does it, which is `counterpoint.functional.nt_xent`: the gradients differ. This one is
+            `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
 
     Across processes the negatives are everybody's. Raises ValueError for shapes that differ, one snippet alone, which

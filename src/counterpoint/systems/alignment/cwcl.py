@@ -84,10 +84,8 @@ def cwcl(
     >>> cwcl(x, x, torch.tensor([[1.0], [-1.0]]), torch.tensor(0.0))   # weights 0 and 1: both cross-entropies
     tensor(0.6265)
     """
-    return sum(
-        cwcl_terms(row_embed, col_embed, frozen_feat, log_inv_temperature, row_feat=row_feat, sharpness=sharpness),
-        start=row_embed.new_zeros(()),
-    )
+    terms = cwcl_terms(row_embed, col_embed, frozen_feat, log_inv_temperature, row_feat=row_feat, sharpness=sharpness)
+    return terms.cwcl_term + terms.column_to_row_ce
 
 
 def cwcl_terms(
@@ -143,7 +141,7 @@ class Weights:
         """Over j, of this process's rows."""
         mine = slice(here.offset, here.offset + here.rows)
         if self.sharpness == 1:
-            return (self.features[mine] @ self.features.sum(0) + len(self.features)) / 2
+            return torch.addmv(self.half * len(self.features), self.features[mine], self.features.sum(0), alpha=0.5)
         ends = [*range(mine.start, mine.stop, BLOCK), mine.stop]
         parts = [self(slice(a, b), slice(0, len(self.features))).sum(1) for a, b in itertools.pairwise(ends)]
         return torch.cat([self.features.new_empty(0), *parts])

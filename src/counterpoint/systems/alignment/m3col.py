@@ -81,15 +81,16 @@ def m3co_loss(
     u = unit(mixed, 1 / temperature)
     v = unit(fixed)
     here = place(len(u), u.device)
-    if len(perm) and (int(perm.min()) < 0 or int(perm.max()) >= here.total):
-        raise ValueError(f"perm must lie in 0..{here.total - 1}, got {int(perm.min())}..{int(perm.max())}")
+    if len(perm):
+        least, most = (int(end) for end in perm.aminmax())
+        if least < 0 or most >= here.total:
+            raise ValueError(f"perm must lie in 0..{here.total - 1}, got {least}..{most}")
 
     lam = lam.detach().to(u.dtype)
-    alone = perm == torch.arange(here.offset, here.offset + here.rows, device=perm.device)
-    own = lam if accumulate_targets else lam.masked_fill(alone, 0.0)
-    other = 1 - lam
     itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
-    target = Targets(torch.stack([itself, perm], 1), torch.stack([own, other], 1), here.offset)
+    own = lam if accumulate_targets else lam.masked_fill(perm == itself, 0.0)
+    other = 1 - lam
+    target = Targets(torch.stack([itself, perm], 1), torch.stack([own, other], 1), here.offset, here.total)
     log_z = batch_logsumexp_towards(u, v, target, columns=bidirectional)
     row = (own + other) * log_z.rows - log_z.towards
     if log_z.columns is None:
@@ -119,8 +120,10 @@ def multisclip_loss(
     """
     need_alike("n dim", preds=preds, targs=targs)
     need_positive(temperature=temperature)
-    p, g = (unit(gather_rows(wide(x))) for x in (preds, targs))
-    out = pair_cross_entropy(scaled(p, temperature), g, scaled(g, temperature), g, columns=True, teacher_gradient=True)
+    p, g = gather_rows(wide(preds)), unit(gather_rows(wide(targs)))
+    out = pair_cross_entropy(
+        unit(p, 1 / temperature), g, scaled(g, temperature**0.5), columns=True, teacher_gradient=True
+    )
     assert out.columns is not None
     return (out.rows + out.columns).mean() / 2
 
