@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from counterpoint import cli, search
+from counterpoint import cli, search, training
 from counterpoint.data import load
 from counterpoint.errors import CounterpointError, DataError
 
@@ -184,6 +184,9 @@ def test_a_vector_is_a_query_and_items_say_their_rows(vectors, tmp_path):
     (vectors / "few.jsonl").write_text("".join((vectors / "m.jsonl").read_text().splitlines(True)[:4]))
     few = f"manifest:{vectors}/few.jsonl?columns=gyro:vector,label:text,id:id"
     assert search.embed(vectors / "run", tmp_path / "few.parquet", data=few) == 4  # fewer than a batch
+    # Measured too, though nothing could be trained on it.
+    (vectors / "few.jsonl").write_text("".join((vectors / "m.jsonl").read_text().splitlines(True)[:10]))
+    assert training.evaluate(vectors / "run", data=few, say=lambda note: None)["mean_recall"] >= 0
     with pytest.raises(CounterpointError, match="has no split 'unpaired'"):
         search.embed(vectors / "run", tmp_path / "few.parquet", data=few, split="unpaired")
 

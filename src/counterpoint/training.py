@@ -47,7 +47,10 @@ def load_source(system: System, spec: str, **options: Any) -> Any:
 
 def task_of(system: System, source: Any, config: Any) -> Any:
     """The task of a system that is to be trained on a source of data, which the system may change first."""
-    return task_class(system)(system.source(source, config) if system.source else source, config)
+    task = task_class(system)(system.source(source, config) if system.source else source, config)
+    if hasattr(task, "check_training"):  # what does not matter to a run that is only measured on this data
+        task.check_training()
+    return task
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:

@@ -245,6 +245,24 @@ def test_the_keys_are_mixed_only_if_asked():
     assert losses[False] != losses[True]
 
 
+def test_inputs_are_mixed_only_if_asked():
+    batch = batch_of(7, 3, 4)
+    learner = M3CoL(small(mix_inputs=True, beta=1.0, mixed_probability=1.0), facts(3, 4, classes=3))
+    prepared = learner.prepare(batch, torch.Generator().manual_seed(1))
+    z, mixed = learner.represent(batch), {}
+    for name, drawn in prepared["mixes"].items():
+        x, lam = batch["inputs"][name], drawn.lam[:, None]
+        (mixed[name],) = learner.represent({"inputs": {name: lam * x + (1 - lam) * x[drawn.permutation]}}).values()
+    expected = sum(fn.m3co_loss(mixed[a], z[b], *prepared["mixes"][a]) for a, b in itertools.permutations(z, 2))
+    assert learner.loss(prepared)["contrast"].item() == pytest.approx(expected.item(), rel=1e-5)
+    words = torch.arange(7)[:, None], torch.ones(7, 1, dtype=torch.bool)  # words cannot be mixed: their embeddings are
+    drawn = prepared["mixes"]["first"]
+    torch.testing.assert_close(
+        learner.mixture("first", z["first"], words, drawn),
+        torch.lerp(z["first"][drawn.permutation], z["first"], drawn.lam[:, None]),
+    )
+
+
 def test_what_lacks_a_modality_is_named():
     batch = batch_of(4, 3, 4)
     batch["present"]["second"][2] = False

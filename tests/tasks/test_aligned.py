@@ -199,7 +199,7 @@ def test_refusals(tmp_path, capsys):
         "own", columns(20), columns(12), {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)}
     )
     with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
-        TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s"))
+        TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s")).check_training()
     with pytest.raises(CounterpointError, match="a prompt needs"):
         AlignedConfig(prompt="a picture")
     with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):

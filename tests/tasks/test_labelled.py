@@ -215,7 +215,7 @@ def test_refusals():
     with pytest.raises(DataError, match="shapes has one class"):
         LabelledTask(images([0] * 9, classes=("circle",)), LabelledConfig(batch_size=2))
     with pytest.raises(DataError, match=r"has 4 training images, fewer than a batch of 8; use --batch-size 4"):
-        LabelledTask(images([0, 1, 2, 0, -1]), LabelledConfig(batch_size=8))
+        LabelledTask(images([0, 1, 2, 0, -1]), LabelledConfig(batch_size=8)).check_training()
     with pytest.raises(DataError, match="at least 2 labelled test images, has 1"):
         LabelledTask(images([0, 1, 2], [0, -1]), LabelledConfig(batch_size=2))
     with pytest.raises(CounterpointError, match="gives no single images, which the task labelled learns from"):

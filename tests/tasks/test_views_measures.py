@@ -72,7 +72,7 @@ def images(n: int) -> ArrayImages:
 def test_refusals():
     config = ViewsConfig(batch_size=32, encoder="conv-s")
     with pytest.raises(DataError, match="20 training images, fewer than a batch of 32; use --batch-size 20"):
-        TASK(ImageData("own", images(20), images(4), (), 16), config)
+        TASK(ImageData("own", images(20), images(4), (), 16), config).check_training()
     with pytest.raises(CounterpointError, match="batch_size must be at least 2"):
         TASK(ImageData("own", images(20), images(4), (), 16), ViewsConfig(batch_size=1))
     with pytest.raises(DataError, match="at least 2 test images"):

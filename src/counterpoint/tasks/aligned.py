@@ -701,11 +701,6 @@ class AlignedTask:
             raise CounterpointError(f"{data.name} gives no aligned modalities, which the task aligned learns from")
         if config.batch_size < 2:
             raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
-        if len(data.train) < config.batch_size:
-            raise DataError(
-                f"{data.name} has {len(data.train)} training items, fewer than a batch of {config.batch_size}; use "
-                f"--batch-size {max(2, len(data.train))} or less"
-            )
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test items, has {len(data.test)}")
         self.data = data
@@ -754,6 +749,14 @@ class AlignedTask:
         order of modalities."""
         self.data, self.tokenizers = as_trained(self.data, trained)
         self.learned = list(trained.get("class_names", self.facts["class_names"]))
+
+    def check_training(self) -> None:
+        """DataError where an epoch would have no step."""
+        if len(self.data.train) < self.config.batch_size:
+            raise DataError(
+                f"{self.data.name} has {len(self.data.train)} training items, fewer than a batch of "
+                f"{self.config.batch_size}; use --batch-size {max(2, len(self.data.train))} or less"
+            )
 
     def _batches(self, split: AlignedSplit) -> _Batches:
         return _Batches(self.data, split, self.tokenizers, self.config.context)

@@ -182,15 +182,19 @@ class ImageTask:
         # What makes other batches of the ordinary ones, where a learner asks for it in `begin`.
         self.regroup: Callable[[EpochBatches], EpochBatches] | None = None
         self.rows = self.training_rows()
-        # An epoch may see fewer than there are (see ImageData.epoch), and would end without a step.
+        if len(data.test) < 2:
+            raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
+
+    def check_training(self) -> None:
+        """DataError where an epoch would have no step."""
+        data, config = self.data, self.config
+        # An epoch may see fewer than there are (see ImageData.epoch).
         seen = min(len(self.rows), data.epoch or len(self.rows))
         if seen < config.batch_size:
             raise DataError(
                 f"{data.name} has {seen} training images{' an epoch' if seen < len(self.rows) else ''}, fewer than a batch of "
                 f"{config.batch_size}; use --batch-size {max(2, seen)} or less"
             )
-        if len(data.test) < 2:
-            raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
 
     def training_rows(self) -> Indices:
         """Positions of the images that are trained on."""

@@ -11,7 +11,7 @@ partner, t the temperature, gamma the weight of the contrast.
 All of it is here: both contrasts without a matrix of similarities, the mixing, the classifiers, the switch. Where paper and
 released code differ, or something is not here:
   - Released code mixes the plain side of a pair too, because it mixes in place. `mix_keys=False` (default) is the paper's,
-    True the code's. Both mix embeddings, though the paper says inputs.
+    True the code's. Both mix embeddings, though the paper says inputs of all but text: that is `mix_inputs`.
   - Where perm(i) = i released code overwrites the target lam_i by 1 - lam_i. So does `m3co_loss` unless told to add them up;
     the learner does as its setting `accumulate_targets` says.
   - Encoders of other widths than `embedding` get a linear map to it; the paper's are of one width.
@@ -196,6 +196,8 @@ class M3CoLConfig(AlignedConfig):
     """Both parameters of the Beta distribution of the shares."""
     mixed_probability: float = 0.5
     """With which a sample is mixed at all."""
+    mix_inputs: bool = False
+    """Mix images, sounds and vectors before they are encoded, as the paper says, instead of embeddings (the released code)."""
     mix_keys: bool = False
     """Mix the other side of a pair as well, by its own draw: what the released code does and the paper does not."""
     accumulate_targets: bool = False
@@ -267,11 +269,19 @@ class M3CoL(AlignedLearner):
             return config.contrast
         return "m3co" if self.position.epoch < int(config.mixed_share * config.epochs) else "multisclip"
 
-    def contrast(self, z: Mapping[str, Tensor], mixes: Mapping[str, Mix]) -> Tensor:
+    def mixture(self, name: str, z: Tensor, inputs: Any, drawn: Mix) -> Float[Tensor, "n embedding"]:
+        """A modality's mixtures: of its embeddings z, or the embeddings of its mixed inputs."""
+        if not self.config.mix_inputs or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            return _mixed(z, drawn)
+        return self.heads[name](self.features(name, _mixed(inputs, drawn)))
+
+    def contrast(self, z: Mapping[str, Tensor], inputs: Mapping[str, Any], mixes: Mapping[str, Mix]) -> Tensor:
         """The sum over the pairs of modalities."""
         config, phase = self.config, self.phase()
         # Partners may be other processes' rows.
-        mixed = {name: _mixed(z[name], mixes[name]) for name in z} if phase == "m3co" else {}
+        mixed = {}
+        if phase == "m3co":
+            mixed = {name: self.mixture(name, z[name], inputs[name], mixes[name]) for name in z}
         total = []
         for a, b in _cycle(list(z)):
             if phase == "multisclip":
@@ -308,7 +318,7 @@ class M3CoL(AlignedLearner):
             losses[name] = _cross_entropy(classifier(z[name]), labels)
             losses["loss"] = losses["loss"] + losses[name]
         if config.contrast != "none":
-            losses["contrast"] = self.contrast(z, batch["mixes"])
+            losses["contrast"] = self.contrast(z, batch["inputs"], batch["mixes"])
             losses["loss"] = losses["loss"] + config.contrast_weight * losses["contrast"]
         return losses
 
@@ -323,7 +333,7 @@ class M3CoL(AlignedLearner):
 def _mixed(z: Tensor, drawn: Mix) -> Tensor:
     """Rows of this process mixed with their partners, wherever those are."""
     partners = gather_rows(z)[drawn.permutation]
-    return torch.lerp(partners, z, drawn.lam.to(z.dtype)[:, None])
+    return torch.lerp(partners, z, drawn.lam.to(z.dtype).view(-1, *[1] * (z.ndim - 1)))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
