@@ -77,8 +77,10 @@ def get(slug: str) -> Entry:
 
 
 def modules(slug: str) -> list[str]:
-    """The modules a system or a composition is made of."""
-    return [get(part).module.partition(":")[0] for part in slug.split("+")]
+    """The modules a system or a composition is made of; of an addition named alone, that of the system it stands over too."""
+    base, *additions = slug.split("+")
+    below = modules(_record(base).over) if get(base).addition else []
+    return [*below, *(get(part).module.partition(":")[0] for part in (base, *additions))]
 
 
 def load_system(slug: str) -> System:

@@ -157,7 +157,7 @@ def verify(
     claim = _claim_of(slug)
     claims: dict[str | None, Claim] = {None: claim} | (dict(claim.variants) if variants else {})
     name = f"{slug}-quick" if quick else slug
-    stamp = _stamp(claims, quick, catalog.get(slug).module.partition(":")[0])
+    stamp = _stamp(claims, quick, catalog.modules(slug))
     todo = [(v, arm, seed) for v, claim in claims.items() for seed in range(seeds) for arm in claim.arms]
     done = run_all(
         {f"{v or 'claim'}-{arm}-{seed}": (slug, v, arm, seed, quick) for v, arm, seed in todo},
@@ -256,9 +256,9 @@ def run_all(
     return done
 
 
-def _stamp(claims: Mapping[str | None, Claim], quick: bool, module: str) -> str:
+def _stamp(claims: Mapping[str | None, Claim], quick: bool, modules: Sequence[str]) -> str:
     """What a kept result depends on: the settings, the libraries' versions, and the code of the system and of the core."""
-    return stamp_of([[asdict(replace(claim, variants={}, notes=())) for claim in claims.values()], quick], [module])
+    return stamp_of([[asdict(replace(claim, variants={}, notes=())) for claim in claims.values()], quick], modules)
 
 
 def stamp_of(settings: Any, modules: Sequence[str]) -> str:

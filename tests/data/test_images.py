@@ -348,6 +348,19 @@ def test_imagefolder_makes_a_split_that_stays(folder):
     assert len(other.test) == 15
 
 
+def test_a_loose_picture_that_takes_all_labels_is_said(tmp_path):
+    for name in (*(f"{letter}/{number}.png" for letter in "ab" for number in range(6)), "stray.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = data.load(f"imagefolder:{tmp_path}?size=8")
+    assert found.classes == ()
+    assert any("1 pictures beside the folders (stray.png)" in note for note in found.notes)
+    (tmp_path / "stray.png").unlink()
+    found = data.load(f"imagefolder:{tmp_path}?size=8")
+    assert found.classes == ("a", "b")
+    assert not any("beside the folders" in note for note in found.notes)
+
+
 def test_imagefolder_takes_splits_from_folders(folder):
     root = folder.parent / "split"
     for split, count in (("train", 4), ("test", 2), ("validation", 3)):

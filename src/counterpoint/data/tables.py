@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from counterpoint.data.images import (
     KEEP,
@@ -122,6 +123,8 @@ def _load(
     notes: list[str] = []
     parts = [_Part(kind, place, name, splits[name], wanted, base, size, notes) for name in names]
     classes = _classes(place, wanted["label"], parts)
+    if kind == "imagefolder" and not wanted["label"]:
+        notes += _loose(Path(place))
     cut: list[tuple[_Part, Indices]]
     if len(parts) == 2:
         cut = [(part, np.arange(len(part.rows))) for part in parts]
@@ -162,6 +165,19 @@ def _open(kind: str, place: str, files: dict[str, Any]) -> Any:
     finally:
         if quiet:
             datasets.enable_progress_bars()
+
+
+def _loose(folder: Path) -> list[str]:
+    """Pictures beside the folders of classes, for which `datasets` drops every label without a word."""
+    known = Image.registered_extensions()
+    level = next((part for part in (folder / "train", folder) if part.is_dir()), folder)
+    entries = sorted(level.iterdir())
+    loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in known]
+    inside = any(file.suffix.lower() in known for part in entries if part.is_dir() for file in part.iterdir())
+    if not loose or not inside or any(entry.name.startswith("metadata.") for entry in entries):
+        return []
+    said = ", ".join(loose[:3]) + (", ..." if len(loose) > 3 else "")
+    return [f"{level}: {len(loose)} pictures beside the folders ({said}), so none has a label; move them into classes"]
 
 
 def _fraction(test: str) -> float | None:
