@@ -336,13 +336,29 @@ def cacr_momentum(
         logs = batch_logsumexp(scaled(flat, temperature), k).rows.view_as(cosine)
         mean = global_mean((2 * temperature * p * (logs - cosine / temperature)).sum(0))
     else:
-        own = here.offset + torch.arange(here.rows, device=k.device).repeat(len(q))
-        # Of unit rows 1 - c is half the squared distance.
-        away = _expected_distance(flat, gather_rows(k)[None], 0.5 / temperature, own, p.flatten(), False)
-        mean = global_mean((p * (1 - cosine)).sum(0)) - mean_of_total(away / 2, here.total)
+        # The weights stand still and sum to 1, so what is left is linear in q: towards its own key, away from their mean.
+        away = _mean_key(q.detach(), gather_rows(k), temperature, here.offset)
+        mean = global_mean((p * positive_similarity(flat, (away - k).flatten(0, 1)).view_as(p)).sum(0))
     if reduction is None:
         reduction = "mean" if cost == "rbf" else "sum"
     return mean if reduction == "mean" else mean * here.total
+
+
+def _mean_key(
+    queries: Float[Tensor, "views n dim"], keys: Float[Tensor, "all dim"], temperature: float, offset: int
+) -> Float[Tensor, "views n dim"]:
+    """sum_{j != i} w_vij k_j with w_vi = softmax_{j != i}(q_vi . k_j / T), some rows at a time; row i's own key is offset + i."""
+    out = torch.empty_like(queries)
+    step = max(1, BLOCK // len(keys))
+    apart = Diagonal((offset,))
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+        for view, into in zip(queries, out, strict=True):
+            for start in range(0, len(view), step):
+                part = slice(start, min(start + step, len(view)))
+                s = torch.mm(view[part] / temperature, keys.T)
+                apart.exclude(s, part, slice(0, len(keys)))
+                torch.mm(s.softmax(1), keys, out=into[part])
+    return out
 
 
 def pairwise_nt_xent(
