@@ -9,7 +9,7 @@ demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a vid
 	$(BIN)/python -m counterpoint.demo
 
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 claims: $(STAMP)  ## the papers' claims on five seeds, a quarter of an hour each
 	$(BIN)/counterpoint verify macil-sd
