@@ -18,7 +18,7 @@ from counterpoint.core.memory import Queue
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.images.hard_contrastive import Below, nearest
+from counterpoint.systems.images.hard_contrastive import Below, nearest, thresholds
 from counterpoint.systems.images.mochi import mixed_losses
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mochi.npz")
@@ -206,9 +206,11 @@ def test_the_kept_are_the_nearest_in_every_form(form: str) -> None:
     queue = _rows(30, 4, seed=5)
     made = Compared(form, _rows(5, 4), _rows(5, 4, seed=1), 0.2, index, queue, torch.arange(30) % 6)  # type: ignore[arg-type]
     for way in directions(made):
-        found, thresholds = nearest(way, 0.5)
+        found, parted = nearest(way, 0.5)
+        for share in (0.1, 0.5, 1.0):
+            torch.testing.assert_close(thresholds(way, share), nearest(way, share)[1])
         ((_, s),) = way.parts()
-        losses = F.softplus(way.negatives(0.2, Below(thresholds / 0.2)) - way.positives(0.2))
+        losses = F.softplus(way.negatives(0.2, Below(parted / 0.2)) - way.positives(0.2))
         for i, row in enumerate(s):
             admitted = row[row > -math.inf]
             kept = admitted.topk(len(admitted) // 2).values

@@ -150,8 +150,10 @@ def test_masked_texts_are_the_published_minus_infinity(candidates):
     unmoved = fn.mil_nce(video, rubbish, mask)
     assert torch.equal(unmoved, found)
     assert all(g.isfinite().all() for g in torch.autograd.grad(unmoved, (video, rubbish)))
-    for wrong in (mask.long(), mask.double(), mask[1:]):
-        with pytest.raises(ValueError, match="mask must be bool with an entry for each sample"):
+    for same in (mask.long(), mask.double()):
+        assert torch.equal(fn.mil_nce(video, text, same), found)
+    for wrong in (mask.long() * 2, mask.double() * 0.5, mask[1:]):
+        with pytest.raises(ValueError, match="mask must be True or False"):
             fn.mil_nce(video, text, wrong)
     with pytest.raises(ValueError, match=r"text \[n L, dim\]"):
         fn.mil_nce(video, text[:0])

@@ -17,6 +17,7 @@ from counterpoint.core import contrast
 from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.systems.alignment import improved_vlp_baselines
 from counterpoint.systems.alignment.improved_vlp_baselines import STOP_WORDS, SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
 
@@ -51,7 +52,9 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("case", "extra"), [(0, None), (1, "barlip_loss"), (2, "siamlip_loss"), (3, "swalip_loss")])
-def test_parity(case, extra, dtype, rtol):
+@pytest.mark.parametrize("whole", [0, 1024])
+def test_parity(case, extra, dtype, rtol, whole, monkeypatch):
+    monkeypatch.setattr(improved_vlp_baselines, "WHOLE", whole)
     x = {name: value.to(dtype).requires_grad_() for name, value in part(case, "in").items()}
     setting = {name: value.item() for name, value in part(case, "param").items()}
     expected = part(case, "out")

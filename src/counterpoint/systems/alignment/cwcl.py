@@ -8,7 +8,8 @@ are alike. CWCL weighs each pair by the frozen tower's cosine, mapped to [0, 1],
 The other direction keeps the ordinary loss, since the untrained tower says nothing of likeness yet.
 
 Weights are inner products of the frozen features with a 1 beside them, so the weighted sum over the batch is a product with
-a matrix of moments, [frozen dim, dim]: no N x N array of weights or of similarities is ever held. No code of the paper's
+a matrix of moments, [frozen dim, dim]. In batches that are no larger than a few times that, the weights are made tile by tile
+in the kernel's pass instead: less work there. So memory is linear in the batch. No code of the paper's
 authors is public; the loss is held to that of a re-implementation (CellCLIP). `sharpness` and weights in both directions are
 variants, off by default. Not here: the paper's towers and corpora; any encoder of the task can be frozen or trained.
 """

@@ -70,10 +70,12 @@ def mil_nce(
     if not fits or (len(video) and not candidates):
         raise ValueError(f"video must be [n, dim] and text [n L, dim], got {shapes(video=video, text=text)}")
     need_rows(video=video)
-    if mask is not None and (mask.shape != video.shape[:1] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be bool with an entry for each sample, got {shapes(mask=mask, video=video)} of {mask.dtype}"
-        )
+    if mask is not None:
+        if mask.shape != video.shape[:1] or bool(((mask != 0) & (mask != 1)).any()):
+            raise ValueError(
+                f"mask must be True or False (1 or 0) for each sample, got {shapes(mask=mask, video=video)} of {mask.dtype}"
+            )
+        mask = mask.bool()
     video, text = wide(video), wide(text)
     if mask is not None:  # whatever stands where there is no text, NaN too, has no part in anything
         text = text.masked_fill(~mask.repeat_interleave(candidates)[:, None], 0.0)

@@ -30,9 +30,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
-from counterpoint.core.assignment import sinkhorn_bias
+from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_cross_entropy, positive_similarity, unit, wide, with_bias
+from counterpoint.core.contrast import (
+    pair_cross_entropy,
+    pair_logsumexp_towards,
+    positive_similarity,
+    unit,
+    wide,
+    with_bias,
+)
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.encoders.text import Tokenizer
@@ -42,6 +49,9 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, fi
 from counterpoint.views.images import Recipe, ViewPipeline, normalise, zero_to_one
 
 Views = Sequence[Float[Tensor, "n dim"]]
+
+# Up to so many items their assignments are held as matrices.
+WHOLE = 1024
 
 # ---------------------------------------------------------------------------------------------------- the contrastive loss
 
@@ -227,9 +237,9 @@ def swalip_loss(
         h_scale: s, the local inverse temperature.
         eps, iters: of `sinkhorn`.
 
-    An assignment is a softmax with a bias for each column (`sinkhorn_bias`), that of the transposed matrix one with a bias for
-    each row, and neither softmax sees the other's bias: one pass over a pair of views gives both directions. Raises ValueError for
-    another number of views than two.
+    Up to a batch of `WHOLE` the assignments are made as matrices. Of larger ones an assignment is a softmax with a bias for each
+    column (`sinkhorn_bias`), that of the transposed matrix one with a bias for each row, and neither softmax sees the other's
+    bias: one pass over a pair of views gives both directions. Raises ValueError for another number of views than two.
     """
     if len(h_imgs) != 2 or len(h_txts) != 2:
         raise ValueError(f"h_imgs and h_txts must hold two views each, got {len(h_imgs)} and {len(h_txts)}")
@@ -243,6 +253,18 @@ def swalip_loss(
     total = []
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
         q, k = image[1 - a].detach(), text[1 - b].detach()
+        if len(q) <= WHOLE:
+            scores = q @ k.T
+            # Both directions' targets weigh the same similarities.
+            codes = sinkhorn(scores, eps, iters) + sinkhorn(scores.T, eps, iters).T
+
+            def both(rows: slice, columns: slice, codes: Tensor = codes) -> Tensor:
+                return codes[rows, columns]
+
+            found = pair_logsumexp_towards(image[a] * h_scale, text[b], both, columns=True)
+            assert found.columns is not None
+            total.append((found.rows + found.columns - found.towards).mean() / 2)
+            continue
         biases = {"row": sinkhorn_bias(k, q, eps, iters), "column": sinkhorn_bias(q, k, eps, iters)}
         out = pair_cross_entropy(image[a] * h_scale, text[b], *with_bias(q / eps, k, **biases), columns=True)
         assert out.columns is not None

@@ -150,6 +150,19 @@ def nearest(way: Direction, keep_fraction: float) -> tuple[Int[Tensor, "m kept"]
     return torch.cat([F.pad(part, (0, widest - part.shape[1]), value=-1) for part in indices]), torch.cat(thresholds)
 
 
+def thresholds(way: Direction, keep_fraction: float) -> Float[Tensor, " m"]:
+    """The cosines that part each anchor's nearest negatives from the rest, as `nearest` has them, without sorting."""
+    found = []
+    for _, s in way.parts():
+        admitted = (s > -torch.inf).sum(1)
+        least = int(admitted.min())
+        kept = max(1, int(least * keep_fraction))
+        if not 0 < kept < least == int(admitted.max()):  # numbers differ, or all are kept
+            return nearest(way, keep_fraction)[1]
+        found.append(s.topk(kept + 1, dim=1, sorted=False).values.topk(2, dim=1, largest=False).values.mean(1))
+    return torch.cat(found)
+
+
 def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: float) -> Float[Tensor, " m"]:
     """The hard contrastive loss (Eq. 8) of every anchor. A matrix of moderate size is held; a larger one is walked through
     twice, for the thresholds and for the loss, in memory linear in anchors and bank."""
@@ -159,8 +172,8 @@ def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: floa
         if int(admitted.min()) == int(admitted.max()) > 0:
             kept = s.topk(max(1, int(keep_fraction * int(admitted[0]))), dim=1, sorted=False).values
             return softplus(kept.logsumexp(1) - positive)
-    _, thresholds = nearest(way, keep_fraction)
-    return softplus(way.negatives(temperature, Below(thresholds / temperature)) - positive)
+    least = thresholds(way, keep_fraction)
+    return softplus(way.negatives(temperature, Below(least / temperature)) - positive)
 
 
 class HardContrastive:
