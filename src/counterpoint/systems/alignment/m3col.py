@@ -65,8 +65,8 @@ def m3co_loss(
         accumulate_targets: where perm(i) = i, both shares add up to 1; False lets the second replace the first, as the
             released code does: a sample that is not mixed (lam_i = 1) then drops out.
 
-    P has two entries a row and is made tile by tile, with the similarities. A batch of one has nothing to tell apart: 0. Raises ValueError
-    for shapes that do not fit and indices that point nowhere.
+    P has two entries a row and is made tile by tile, with the similarities. A batch of one has nothing to tell apart: 0.
+    Raises ValueError for shapes that do not fit and indices that point nowhere.
 
     >>> m3co_loss(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), torch.ones(2), temperature=1.0)
     tensor(0.3133)
