@@ -215,7 +215,10 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
         frame.set_ylabel(_literal(axes[1]))
         frame.grid(True, linewidth=0.8)
         frame.set_axisbelow(True)
-        frame.legend(loc="best", fontsize=8.5)
+        if len(points) > 4:  # it would lie on the clouds
+            frame.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+        else:
+            frame.legend(loc="best", fontsize=8.5)
         told = "; ".join(
             f"{len(values)} of {name} around {values[:, 0].mean():.3g}, {values[:, 1].mean():.3g}"
             for name, values in points.items()
