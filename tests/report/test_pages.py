@@ -18,7 +18,7 @@ from counterpoint.report.claim import write_claim_report
 from counterpoint.report.demo import write_demo_report
 from counterpoint.report.detection import write_detection_report
 from counterpoint.report.page import clock, number
-from counterpoint.report.run import frames, reproduce, write_run_report
+from counterpoint.report.run import curve_sections, frames, reproduce, write_run_report
 
 NASTY = '<script>alert("x")</script>&"\''
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect", "circle", "line"}
@@ -403,3 +403,20 @@ def test_an_older_page_stays_until_the_new_one_is_whole(run, monkeypatch):
 
 def test_no_two_of_many_clouds_look_alike():
     assert len({figures.look(number) for number in range(42)}) == 42
+
+
+def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "curves", lambda series, **_: drawn.update(series) or figures.Markup(""))
+    curve_sections([{"epoch": float(n), **({"test/accuracy": n / 30} if n % 10 == 9 else {})} for n in range(30)])
+    x, y = drawn["accuracy"]
+    assert x.tolist() == [9, 19, 29]
+    assert np.isfinite(y).all()
+    monkeypatch.undo()
+
+    def dots(values: list[float]) -> int:
+        drawing = str(figures.curves({"a": (np.arange(6), np.array(values))}, title="a", xlabel="epoch"))
+        return len(re.findall(r"<use [^>]*--s1", drawing))
+
+    assert dots([1.0, np.nan, 2.0, np.nan, 3.0, 3.5]) == 2
+    assert dots([1.0, 2.0, 3.0, np.nan, 3.0, 3.5]) == 0

@@ -125,14 +125,17 @@ def curves(
             members.append(name)
             number = list(colours).index(family)
             style = _DASHES[(len(members) - 1 + number // len(SERIES)) % len(_DASHES)]
-            marker = "o" if len(finite) == 1 else None
+            # What stands between two gaps is no line.
+            padded = np.pad(np.isfinite(y), 1)
+            alone = padded[1:-1] & ~padded[:-2] & ~padded[2:]
             axes.plot(
                 x,
                 y,
                 label=_literal(name),
                 color=SERIES[number % len(SERIES)],
                 linestyle=style,
-                marker=marker,
+                marker="o" if alone.any() else None,
+                markevery=np.flatnonzero(alone).tolist(),
                 markersize=4,
             )
         axes.set_title(_literal(title), loc="left", fontsize=10.5)

@@ -70,13 +70,13 @@ def _config(run_dir: Path) -> dict[str, Any]:
 
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, an empty cell as NaN."""
+    """The rows of metrics.csv, without their empty cells."""
     file = run_dir / "metrics.csv"
     if not file.is_file():
         return []
     try:
         with file.open(newline="", encoding="utf-8") as lines:
-            return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(lines)]
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{file} is damaged ({error}); restore it or train again") from error
 
@@ -220,12 +220,18 @@ def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Marku
         for frame in frames(grouped[prefix], rows):
             # "lr" and "lr/1" are best told apart by their whole names.
             series = {
-                name if prefix in frame else name.removeprefix(f"{prefix}/"): (when, values(rows, name))
+                name if prefix in frame else name.removeprefix(f"{prefix}/"): _measured(when, rows, name)
                 for name in frame
             }
             pictures.append(parts.figure(figures.curves(series, title=_frame_title(heading, frame), xlabel="epoch")))
         sections.append((heading, parts.figures(*pictures)))
     return sections
+
+
+def _measured(when: np.ndarray, rows: Sequence[Mapping[str, float]], name: str) -> tuple[Any, Any]:
+    """A column over the epochs that have it: what is measured now and then is a line too, and only a nan is a gap."""
+    there = np.array([name in row for row in rows])
+    return when[there], values(rows, name)[there]
 
 
 def _frame_title(heading: str, frame: Sequence[str]) -> str:
