@@ -81,6 +81,12 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _legend(axes: Axes, names: int) -> None:
+    """In the frame where it is short; beside it where it would lie on what is drawn."""
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axes.legend(fontsize=8.5, **(beside if names > 4 else {"loc": "best"}))
+
+
 def _literal(label: str) -> str:
     # matplotlib leaves labels that begin with "_" out of the legend.
     return f" {label}" if label.startswith("_") else label
@@ -144,7 +150,7 @@ def curves(
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if len(told) > 1:
-            axes.legend(loc="best", fontsize=8.5)
+            _legend(axes, len(told))
         if not told:
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=SOFT)
         return svg(figure, f"{title}, by {xlabel}: " + ("; ".join(told) or "no values"))
@@ -218,10 +224,7 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
         frame.set_ylabel(_literal(axes[1]))
         frame.grid(True, linewidth=0.8)
         frame.set_axisbelow(True)
-        if len(points) > 4:  # it would lie on the clouds
-            frame.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
-        else:
-            frame.legend(loc="best", fontsize=8.5)
+        _legend(frame, len(points))
         told = "; ".join(
             f"{len(values)} of {name} around {values[:, 0].mean():.3g}, {values[:, 1].mean():.3g}"
             for name, values in points.items()
