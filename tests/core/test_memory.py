@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.core.memory import Bank, Prototypes, Queue, SampleState, kmeans, latest
+from counterpoint.core.memory import Bank, Prototypes, Queue, SampleState, kmeans, latest, moved
 
 
 def draw(*shape, seed=0):
@@ -200,3 +200,11 @@ def test_all_processes_hold_the_memory_of_one(tmp_path):
     mp.spawn(_process, (3, str(tmp_path)), nprocs=3)  # shares of 3, 3 and 1
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), _write(slice(None)))
+
+
+def test_a_memory_of_half_precision_stays_one():
+    queue = Queue(8, 4).half()
+    queue.write(torch.eye(4))
+    assert queue.rows.dtype == torch.float16
+    torch.testing.assert_close(queue.rows[:4], torch.eye(4, dtype=torch.float16))
+    assert moved(torch.eye(2).half(), torch.eye(2), 0.5).dtype == torch.float16

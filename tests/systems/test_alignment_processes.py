@@ -58,6 +58,7 @@ def losses():
         "symile n_squared 4": (4, lambda *r: fn.symile(r, 3.0, "n_squared")),
         "pairwise clip": (3, lambda *r: fn.clip_pairwise_loss(r, 3.0)),
         "cwcl": (3, lambda p, q, f: fn.cwcl(p, q, f, scale)),
+        "cwcl, moments": (3, lambda p, q, f: fn.cwcl(p, q, f[:, :1], scale)),
         "cwcl variants": (3, lambda p, q, f: fn.cwcl(p, q, f, scale, row_feat=f * f, sharpness=2.0)),
         "contrastive gap": (2, lambda x, y: fn.contrastive_gap_loss(x, y, 0.1, True, True, True).loss),
     }

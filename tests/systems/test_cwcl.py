@@ -74,9 +74,14 @@ def test_parity(case, dtype):
     assert tensors["frozen_feat"].grad is None
 
 
-@pytest.mark.parametrize("options", [{}, {"sharpness": 3.0}, {"row_feat": draw(9, 4, seed=7)}])
-def test_the_weights_are_those_of_the_array(options, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sharpness": 3.0}, {"row_feat": draw(9, 4, seed=7)}, {"row_feat": draw(9, 4, seed=7), "sharpness": 3.0}],
+)
+@pytest.mark.parametrize("dense", [0, 100])
+def test_the_weights_are_those_of_the_array(options, dense, monkeypatch):
     monkeypatch.setattr(room, "BLOCK", 4)
+    monkeypatch.setattr(room, "DENSE", dense)
     mine, theirs = ([x.clone().requires_grad_() for x in batch(9)[:2]] for _ in range(2))
     f, s = batch(9)[2], number(1.5)
     found, expected = fn.cwcl(*mine, f, s, **options), written_out(*theirs, f, s, **options)

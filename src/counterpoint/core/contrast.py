@@ -450,7 +450,8 @@ class _PairLogSumExp(torch.autograd.Function):
         keep = keep if any(ctx.needs_input_grad) else 0
         ctx.one = None
         with torch.autocast(query.device.type, enabled=False):
-            if len(query) <= TILE[0] and len(work.key) <= TILE[1] and len(query) * len(work.key) * 8 <= keep:
+            size = len(query) * len(work.key) * query.element_size() * (1 if target is None else 2)
+            if len(query) <= TILE[0] and len(work.key) <= TILE[1] and size <= keep:
                 found = _One.of(work, columns, own)
                 if found is not None:
                     ctx.one, reference, towards, diagonal = found

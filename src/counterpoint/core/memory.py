@@ -42,7 +42,7 @@ def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
 
 def moved(rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float) -> Float[Tensor, "n dim"]:
     """unit(momentum * rows + (1 - momentum) * values): the step of a moving average on the sphere."""
-    return unit(torch.lerp(values.to(rows.dtype), rows, momentum))
+    return unit(torch.lerp(values.to(rows.dtype), rows, momentum)).to(rows.dtype)
 
 
 def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
@@ -103,7 +103,7 @@ class Queue(nn.Module):
         length, dim = self.rows.shape
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must be [n, {dim}], got {list(keys.shape)}")
-        keys = unit(gather_rows(keys.detach()).to(self.rows.dtype))
+        keys = unit(gather_rows(keys.detach())).to(self.rows.dtype)
         n = len(keys)
         places = torch.arange(max(n - length, 0), n, device=keys.device)
         self.rows[(self.pointer + places) % length] = keys[places]
@@ -238,7 +238,7 @@ class Prototypes(nn.Module):
         weight = (1 - self.momentum) * self.momentum ** age.to(features.dtype)
         rows = self.rows[classes] * self.momentum ** counts.to(features.dtype)[:, None]
         rows.index_add_(0, place, weight[:, None] * features[order])
-        self.rows[classes] = unit(rows)
+        self.rows[classes] = unit(rows).to(self.rows.dtype)
 
 
 class Clusters(NamedTuple):

@@ -140,12 +140,24 @@ class Weights:
 
     def sums(self, here: Place) -> Float[Tensor, " n"]:
         """Over j, of this process's rows."""
-        mine = slice(here.offset, here.offset + here.rows)
         if self.sharpness == 1:
+            mine = slice(here.offset, here.offset + here.rows)
             return torch.addmv(self.half * len(self.features), self.features[mine], self.features.sum(0), alpha=0.5)
-        ends = [*range(mine.start, mine.stop, BLOCK), mine.stop]
-        parts = [self(slice(a, b), slice(0, len(self.features))).sum(1) for a, b in itertools.pairwise(ends)]
-        return torch.cat([self.features.new_empty(0), *parts])
+        return self.over(here, self.features.new_ones(len(self.features), 1))[:, 0]
+
+    def over(self, here: Place, values: Float[Tensor, "all dim"]) -> Float[Tensor, "n dim"]:
+        """sum_j w_ij values_j of this process's rows; the backward pass makes the weights again."""
+        stop = here.offset + here.rows
+        # At least one block, if an empty one: others wait for this process in the values' backward pass.
+        ends = [*range(here.offset, max(stop, here.offset + 1), BLOCK), stop]
+        parts = [
+            checkpoint(self._rows, slice(a, b), values, use_reentrant=False, preserve_rng_state=False)
+            for a, b in itertools.pairwise(ends)
+        ]
+        return torch.cat(parts)
+
+    def _rows(self, rows: slice, values: Tensor) -> Tensor:
+        return self(rows, slice(0, len(self.features))) @ values
 
 
 def weighted_mean(
@@ -159,21 +171,14 @@ def weighted_mean(
     tensor([[1.3333],
             [2.6667]])
     """
-    f = unit(features.detach().to(values.dtype))
+    if sharpness != 1:
+        weights, here = Weights(features.to(values.dtype), sharpness), place(len(values), values.device)
+        return weights.over(here, gather_rows(values)) / weights.sums(here)[:, None]
+    # w_ij is half the inner product of (f_i, 1) and (f_j, 1): the sum over j is one matrix for all rows.
+    g = F.pad(unit(features.detach().to(values.dtype)), (0, 1), value=1.0)
     counted = torch.cat([values, torch.ones_like(values[:, :1])], 1)
-    if sharpness == 1:
-        # w_ij is half the inner product of (f_i, 1) and (f_j, 1): the sum over j is one matrix for all rows.
-        g = F.pad(f, (0, 1), value=1.0)
-        sums = g @ gather_rows((g.T @ counted)[None]).sum(0)
-    else:
-        everyone, theirs = gather_rows(counted), gather_rows(f)
-        parts = [checkpoint(_sums, part, theirs, everyone, sharpness, use_reentrant=False) for part in f.split(BLOCK)]
-        sums = torch.cat(parts)
+    sums = g @ gather_rows((g.T @ counted)[None]).sum(0)
     return sums[:, :-1] / sums[:, -1:]  # no row of weights sums to 0: its own is 1, or 1/2 for features of zeros
-
-
-def _sums(f: Tensor, everyone: Tensor, values: Tensor, sharpness: float) -> Tensor:
-    return ((1 + f @ everyone.T) / 2).clamp(min=0).pow(sharpness) @ values
 
 
 # ------------------------------------------------------------------------------------------------------------ the learner
