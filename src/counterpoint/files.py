@@ -1,14 +1,16 @@
-"""What a program owes the machine it runs on: files that are whole or not there, a place for what can be made again,
-threads that do not fight."""
+"""Files and folders: atomic writing, writable outputs, folders walked through links, the cache, idle threads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
+
+from counterpoint.errors import CounterpointError, DataError
 
 
 @contextlib.contextmanager
@@ -27,6 +29,80 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path | str) -> Path:
+    """Check, before any work, that a file can be written at `path`; return it as a Path.
+
+    The check makes the missing folders and writes and removes an empty file beside `path`. It never touches a file that is
+    already there.
+
+    Raises CounterpointError that names `path` and the reason.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CounterpointError(f"{path} is a folder; name a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A trial file takes the same way as `replacing`: the folder must take a new name of this length.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise CounterpointError(f"{path} cannot be written ({error.strerror or error}); name another file") from error
+    return path
+
+
+class Walk(NamedTuple):
+    """The files below a folder, and everything that is there but was not taken.
+
+    `files` and `left_out` together account for every entry but folders that could be read.
+    """
+
+    files: list[Path]  # regular files, sorted by path; links are followed
+    left_out: list[tuple[Path, str]]  # path and reason, sorted: hidden, broken link, link loop, unreadable, no file
+
+
+def walk(folder: Path | str) -> Walk:
+    """List every file below `folder`, through links to files and to folders.
+
+    A link to one of its own ancestors is a loop and is left out. Names that begin with a dot are left out as hidden.
+
+    Raises DataError when `folder` itself cannot be read.
+    """
+    files: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+
+    def visit(place: Path, ancestors: frozenset[tuple[int, int]]) -> None:
+        found = os.stat(place)
+        here = (found.st_dev, found.st_ino)
+        if here in ancestors:
+            left_out.append((place, "a link to a folder that holds it"))
+            return
+        with os.scandir(place) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            path = place / name
+            if name.startswith("."):
+                left_out.append((path, "hidden"))
+                continue
+            try:
+                mode = os.stat(path).st_mode
+                if stat.S_ISDIR(mode):
+                    visit(path, ancestors | {here})
+                elif stat.S_ISREG(mode):
+                    files.append(path)
+                else:
+                    left_out.append((path, "no regular file"))
+            except OSError as error:
+                broken = path.is_symlink() and not path.exists()
+                left_out.append((path, "a broken link" if broken else f"cannot be read ({error.strerror or error})"))
+
+    try:
+        visit(Path(folder), frozenset())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror or error})") from error
+    return Walk(sorted(files), sorted(left_out))
 
 
 def cache_folder() -> Path:
