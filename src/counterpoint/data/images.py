@@ -51,6 +51,28 @@ class ImageSplit(Protocol):
         ...
 
 
+@runtime_checkable
+class Listed(Protocol):
+    """A split of the user's own items, which a person can find again: every split of their files and tables is one."""
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Name where each of n items comes from.
+
+        An item of its own file is named by the file's path. A row of a table is "FILE row N", N counted from 1, with the
+        path or key inside the file in brackets where there is one.
+        """
+        ...
+
+    def files(self, positions: Indices, modality: str) -> list[str | None]:
+        """Give the path on disk of each item's picture, sound or video; None where the item has none of its own.
+
+        Args:
+            positions: n positions in the split.
+            modality: name of a modality; a split of pictures alone ignores it ("image").
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A source's two splits and what is needed to read them."""
