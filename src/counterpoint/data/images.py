@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from counterpoint.data.accounts import Accounts
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
@@ -93,6 +95,8 @@ class ImageData:
     epoch: int | None = None
     # More than one thing to be known of a picture: name -> classes of the training and of the test split, -1 for none.
     attributes: dict[str, tuple[Indices, Indices]] = field(default_factory=dict)
+    # What was found, read and left out, of sources that read the user's own files.
+    accounts: Accounts | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -381,11 +385,19 @@ def _by_group(order: Indices, groups: Indices) -> list[Indices]:
     return np.split(order[at], np.flatnonzero(np.diff(found[at])) + 1)
 
 
-def split_positions(count: int, fraction: float, labels: Indices | None = None) -> tuple[Indices, Indices]:
-    """Positions of a training and a test split: the same on every machine, each class cut in the same proportion.
+def split_positions(
+    count: int, fraction: float, labels: Indices | None = None, together: Indices | None = None
+) -> tuple[Indices, Indices]:
+    """Cut positions into a training and a test split, the same on every machine, each class in the same proportion.
 
-    A class with one item stays in training. CounterpointError for a fraction not in (0, 1); DataError when one of the
-    splits would be empty.
+    Args:
+        count: of items, at least 2.
+        fraction: of the items for the test split, between 0 and 1.
+        labels: [count] class numbers; default: one class. A class with one item stays in training.
+        together: [count] numbers; items of one number are never separated. Proportions are then as near as they can be.
+
+    Returns the sorted positions of the training and of the test split. Raises CounterpointError for a fraction not in (0, 1);
+    DataError when one of the splits would be empty.
     """
     if not 0 < fraction < 1:
         raise CounterpointError(f"the test split is a fraction between 0 and 1, or the name of a split; got {fraction}")
@@ -393,12 +405,49 @@ def split_positions(count: int, fraction: float, labels: Indices | None = None) 
     order = np.random.RandomState(0).permutation(count)
     groups = np.zeros(count, np.int64) if labels is None else np.asarray(labels)
     chosen = np.zeros(count, bool)
-    for members in _by_group(order, groups):
-        take = min(round(fraction * len(members)), len(members) - 1)
-        chosen[members[:take]] = True
+    if together is not None and len(np.unique(together)) < count:
+        chosen = _chosen_together(order, fraction, groups, together)
+    else:
+        for members in _by_group(order, groups):
+            take = min(round(fraction * len(members)), len(members) - 1)
+            chosen[members[:take]] = True
     train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     if not len(train) or not len(test):
         raise DataError(
             f"{count} items cannot be split into training and test ({fraction:g}); add more, or name a test split"
         )
     return train.astype(np.int64), test.astype(np.int64)
+
+
+def _chosen_together(order: Indices, fraction: float, groups: Indices, together: Indices) -> NDArray[np.bool_]:
+    """Which items are for the test: whole sets of `together`, in random order, as long as they bring each class nearer."""
+    names, of_class = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(of_class)
+    wanted = np.minimum(np.round(fraction * sizes), sizes - 1).astype(np.float64)
+    if wanted.sum() < 1:  # of classes so small no proportions can be kept
+        names, of_class = names[:1], np.zeros_like(of_class)
+        wanted = np.array([max(1.0, np.round(fraction * len(order)))])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    _, of_set = np.unique(together, return_inverse=True)
+    first = np.full(int(of_set.max()) + 1, len(order))
+    np.minimum.at(first, of_set, rank)
+    items = np.lexsort((rank, first[of_set]))  # sets in the order of their first items
+    starts = np.flatnonzero(np.diff(of_set[items], prepend=-1))
+    classes, have, goal = of_class[items].tolist(), [0.0] * len(wanted), wanted.tolist()
+    taken: list[int] = []
+    smallest = (len(order) + 1, 0)
+    for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(items)], strict=True):
+        counts = Counter(classes[begin:end])
+        # Nearer by the sum of squares.
+        if sum(n * (n - 2 * (goal[c] - have[c])) for c, n in counts.items()) < 0:
+            taken += range(begin, end)
+            for c, n in counts.items():
+                have[c] += n
+        else:
+            smallest = min(smallest, (end - begin, begin))
+    if not taken and smallest[0] < len(order):
+        taken = list(range(smallest[1], sum(smallest)))
+    chosen = np.zeros(len(order), bool)
+    chosen[items[taken]] = True
+    return chosen
