@@ -555,7 +555,7 @@ def test_max_bad_is_a_share_of_the_rows_to_the_last_one(files):
 
 def test_nothing_is_left(files):
     rows = [{"image": "gone.png", "caption": None} for _ in range(3)]
-    with pytest.raises(DataError, match="none of its 3 rows can be used: m.jsonl row 1 image"):
+    with pytest.raises(DataError, match=r"none of its 3 rows can be used: m\.jsonl row 1 image"):
         opened(jsonl(files / "m.jsonl", rows), max_bad=100)
 
 

@@ -1,7 +1,7 @@
 """The contract of image data: what every source for the task `views` hands over (numpy only, no torch).
 
 Images are uint8 RGB squares of one size, read in batches by position, so that state kept per training example can be
-indexed by the same number. `ArrayImages` holds them, `FileImages` decodes files when asked for.
+indexed by the same number. `ArrayImages` holds them; those of the user's own files are `own.contracts.OwnImages`.
 
 How a file becomes a square: the first frame of an animation, turned upright by its EXIF orientation, any colour mode to
 RGB (transparent parts on white, greys of 16 bits scaled to 8; those of 32 bits and floating-point ones are taken for 0..1,
@@ -11,12 +11,11 @@ and scaled to `size` (the same as scaling the short side and cropping the centre
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -27,7 +26,6 @@ from PIL import Image, ImageOps
 
 from counterpoint.data.accounts import Accounts
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -126,54 +124,6 @@ class ArrayImages:
     def images(self, indices: Indices) -> Pixels:
         found = self.pixels[indices]
         return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
-
-
-class EncodedImages:
-    """A split of encoded pictures, decoded when asked for and not kept.
-
-    Args:
-        count: how many.
-        read: position -> the picture's file, or its encoded bytes.
-        name: position -> what messages call it.
-        size: pixels of the squares.
-        labels: [count] class numbers.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        read: Callable[[int], Path | bytes],
-        name: Callable[[int], str],
-        size: int,
-        labels: Indices | None = None,
-    ) -> None:
-        self.count, self.read, self.name, self.size = count, read, name, size
-        self.labels = checked_labels(labels, count)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def images(self, indices: Indices) -> Pixels:
-        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for row, index in enumerate(indices):
-            try:
-                out[row] = decode(self.read(int(index)), self.size)
-            except DataError as error:
-                raise DataError(
-                    f"{self.name(int(index))}: {error}. Its header was good when the set was opened; mend the picture and "
-                    "go on with --resume, or remove it and start again"
-                ) from error
-        return out
-
-
-class FileImages(EncodedImages):
-    """A split of image files (see `EncodedImages`)."""
-
-    def __init__(self, paths: Sequence[Path], size: int, labels: Indices | None = None) -> None:
-        self.paths = list(paths)
-        super().__init__(
-            len(self.paths), lambda index: self.paths[index], lambda index: str(self.paths[index]), size, labels
-        )
 
 
 def checked_labels(labels: Indices | None, count: int) -> Indices | None:
@@ -279,75 +229,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# --- scanning ---------------------------------------------------------------------------------------------------------
-
-
-def scan(
-    count: int,
-    read: Callable[[int], Path | bytes],
-    name: Callable[[int], str],
-    size: int,
-    *,
-    keep: int = KEEP,
-) -> tuple[NDArray[np.int64], Pixels | None, list[str]]:
-    """Look at every picture once, with a progress bar where it takes long.
-
-    Returns the positions that can be used, their squares [n, size, size, 3] when all would fit in `keep` bytes (else
-    only headers were read, and None), and one line "NAME: REASON" for each of the others.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    whole = count * size * size * 3 <= keep
-    pixels = np.empty((count if whole else 0, size, size, 3), np.uint8)
-    good: list[int] = []
-    bad: list[str] = []
-    console = Console(stderr=True)
-    what = "reading images" if whole else "checking images"
-    for index in track(range(count), what, console=console, transient=True, disable=count < 2000):
-        try:
-            if whole:
-                pixels[len(good)] = decode(read(index), size)
-            else:
-                check_header(read(index))
-            good.append(index)
-        except DataError as error:
-            bad.append(f"{name(index)}: {error}")
-    return np.array(good, np.int64), pixels[: len(good)] if whole else None, bad
-
-
-def scan_files(
-    paths: Sequence[Path], size: int, labels: Indices | None = None, *, keep: int = KEEP
-) -> tuple[ImageSplit, list[str]]:
-    """A split of the files that can be read, and a note naming those that cannot (see `scan`).
-
-    DataError when none can.
-    """
-    paths = list(paths)
-    labels = checked_labels(labels, len(paths))
-    good, pixels, bad = scan(len(paths), lambda i: paths[i], lambda i: str(paths[i]), checked_size(size), keep=keep)
-    if not len(good):
-        raise DataError(f"none of {len(paths)} image files can be used: {some(bad)}")
-    kept = None if labels is None else labels[good]
-    split: ImageSplit = (
-        ArrayImages(pixels, kept) if pixels is not None else FileImages([paths[i] for i in good], size, kept)
-    )
-    return split, [left_out(bad, len(paths))] if bad else []
-
-
-def left_out(bad: Sequence[str], count: int) -> str:
-    """The note about items that cannot be used. Of more than a few the whole list goes into a file that it names."""
-    note = f"{len(bad)} of {count} left out: {some(bad)}"
-    if len(bad) <= _SHOWN:
-        return note
-    text = ("\n".join(bad) + "\n").encode("utf-8", "backslashreplace")  # names need not be valid text
-    file = cache_folder() / "left-out" / f"{hashlib.sha256(text).hexdigest()[:16]}.txt"
-    try:
-        with replacing(file) as out:
-            out.write(text)
-    except OSError:  # a cache that cannot be written to is no reason to stop
-        return note
-    return f"{note}. All of them: {file}"
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def some(items: Sequence[str], between: str = "; ") -> str:

@@ -6,11 +6,15 @@
     batch["label"]    [B] int64, -1 where there is none, or None
 
 A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures.py) are retrieval from
-every modality to every other (recall at 1, 5 and 10, mean reciprocal rank), how far two modalities lie apart (core/gap.py), and, where items have classes, zero-shot classification by prompts if
-a modality is text, by the mean embedding of each class in another modality over training items if none is, and at the end a
-linear probe. Of the user's own data a found item is right where it is the query's own, or shares with it the picture, sound,
-text or vector in the modality that is asked with or searched in: all five captions of a picture are right for it. Of built-in
-data items with the very same words, or vector, count as the same. Where items were cut from something larger (`groups`), what it was is told by the votes of what they retrieve.
+every modality to every other (recall at 1, 5 and 10, mean reciprocal rank), how far two modalities lie apart (core/gap.py),
+and, where items have classes, zero-shot classification: by prompts if a modality is text, else by the mean embedding of each
+class in another modality over training items. At the end a linear probe is fitted.
+
+Of the user's own data a found item is right where it is the query's own, or has in common with it the picture, sound, text
+or vector in the modality that is asked with or searched in: all five captions of a picture are right for it. Of built-in
+data, items with the very same words or vector count as the same.
+
+Where items were cut from something larger (`groups`), the votes of what they retrieve name it.
 Test splits of other domains (`shifts`) are measured alike, their figures named <shift>_....
 A learner may also give
     "joint"              {modality: [n, dim]}, what all other modalities together look for it by: retrieval from several to one

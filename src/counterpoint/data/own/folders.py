@@ -1,16 +1,16 @@
 """Folders of pictures: a class for every folder, splits above them, and a metadata file for captions and other columns.
 
-    DIR/CLASS/...                  the class is the first folder, however deep a picture lies
-    DIR/train/CLASS/...            likewise below the folders of splits; they are splits only where nothing else but such
-    DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class
-    DIR/3.png                      a picture beside the folders of classes has no class, and is kept without one
-    metadata.csv, metadata.jsonl   anywhere: its column file_name names pictures, from its own folder; other columns are theirs
+DIR/CLASS/...                  the class is the first folder, however deep a picture lies
+DIR/train/CLASS/...            likewise below the folders of splits; they are splits only where nothing else but such
+DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class
+DIR/3.png                      a picture beside the folders of classes has no class, and is kept without one
+metadata.csv, metadata.jsonl   anywhere: its column file_name names pictures, from its own folder; other columns are theirs
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,15 @@ from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.records import read_jsonl
 from counterpoint.data.own.table import ListCells, Segment, Spool, Table
 from counterpoint.errors import DataError
-from counterpoint.files import Walk, walk
+from counterpoint.files import walk
 
 PICTURE, CLASS = "image", "label"  # columns of the table that a folder makes
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 NAMES = ("file_name", "filename", "file_path", "image", "path")  # of the column that names pictures
 
 
-def picture_files(folder: Path, accounts: Accounts) -> Walk:
-    """The pictures and metadata files below a folder, links followed; everything else is left out with a reason.
-    """
+def picture_files(folder: Path, accounts: Accounts, metadata: Sequence[str] = METADATA) -> list[Path]:
+    """The pictures and metadata files below a folder, links followed; everything else is left out with a reason."""
     found = walk(folder)
     known = Image.registered_extensions()
     for path, reason in found.left_out:
@@ -41,11 +40,29 @@ def picture_files(folder: Path, accounts: Accounts) -> Walk:
     pictures = []
     for path in found.files:
         accounts.find("files")
-        if path.suffix.lower() in known or path.name.lower() in METADATA:
+        if path.suffix.lower() in known or path.name.lower() in metadata:
             pictures.append(path)
         else:
             accounts.leave(Line(str(path), None, "no picture by its ending", unit="files"))
-    return Walk(pictures, found.left_out)
+    return pictures
+
+
+def plain_folder(folder: Path, count: int, accounts: Accounts) -> Table:
+    """The first `count` pictures below a folder in the order of their paths, 0 for all, without classes.
+
+    DataError where there are none, or fewer than `count`.
+    """
+    files = picture_files(folder, accounts, ())
+    if not files:
+        raise DataError(f"{folder}: no images there, in any format that Pillow reads")
+    if count > len(files):
+        raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
+    taken = files[: count or None]
+    accounts.read("files", len(taken))
+    for path in files[len(taken) :]:
+        accounts.leave(Line(str(path), None, "more than are asked for", unit="files"))
+    cells = {PICTURE: ListCells([str(path) for path in taken])}
+    return Table(str(folder), [Segment(folder, len(taken), dict(cells), folder="")], Spool(), own_files=PICTURE)
 
 
 def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -> tuple[Table, list[str]]:
@@ -60,11 +77,15 @@ def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -
     """
     root = Path(place)
     spool = Spool()
-    files = picture_files(root, accounts).files
+    files = picture_files(root, accounts)
     pictures = [path for path in files if path.name.lower() not in METADATA]
     described, columns = _described(
-        root, [path for path in files if path.name.lower() in METADATA], wanted, spool, accounts,
-        {os.path.normpath(path): path for path in pictures}
+        root,
+        [path for path in files if path.name.lower() in METADATA],
+        wanted,
+        spool,
+        accounts,
+        {os.path.normpath(path): path for path in pictures},
     )
     if not pictures:
         raise DataError(f"{place}: holds no pictures, in any format that Pillow reads; {accounts.examples()}")

@@ -46,7 +46,8 @@ class Column:
 
     def rows_of(self, rows: Indices) -> NDArray[np.float32]:
         """The vectors of these rows; zeros where a row has none."""
-        assert self.vectors is not None and self.at is not None
+        assert self.vectors is not None
+        assert self.at is not None
         out = np.zeros((len(rows), self.vectors.shape[1]), np.float32)
         here = self.has[rows]
         out[here] = self.vectors[self.at[rows[here]]]
@@ -71,7 +72,9 @@ class Reader:
         self.wrong: dict[int, list[tuple[str, Any, str]]] = {}  # by row: column, value, reason
         self.notes: list[str] = []
         table.key = roles.id
-        table.paths = [name for role in roles.modalities if role.kind in ("image", "audio", "video") for name in role.columns]
+        table.paths = [
+            name for role in roles.modalities if role.kind in ("image", "audio", "video") for name in role.columns
+        ]
         self._read()
 
     # --- reading
@@ -125,9 +128,7 @@ class Reader:
         self.whole = sum(len(found.items) * found.bytes_each for found in sources) <= images.KEEP
         what = "reading items" if self.whole else "checking items"
         steps = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
-        for _ in track(
-            steps, what, count, console=Console(stderr=True), transient=True, disable=count < _MANY
-        ):
+        for _ in track(steps, what, count, console=Console(stderr=True), transient=True, disable=count < _MANY):
             pass
 
     def _sound(self, role: Role, sources: Sources) -> None:
@@ -202,9 +203,9 @@ class Reader:
                 lines.append((at, broken.number, line))
             self.notes += segment.notes
         for row, wrong in self.wrong.items():
-            column, value, reason = wrong[0]
+            name, value, reason = wrong[0]
             more = [f"{c}{f' ({shown(v)})' if shown(v) else ''}: {r}" for c, v, r in wrong[1:]]
-            lines.append((*self.table.where(row), self.line(row, column, value, BAD, "; and ".join([reason, *more]))))
+            lines.append((*self.table.where(row), self.line(row, name, value, BAD, "; and ".join([reason, *more]))))
         for _, _, line in sorted(lines, key=lambda found: found[:2]):
             self.accounts.leave(line)
         for column in self.columns:
@@ -259,7 +260,9 @@ class Reader:
         bad = len(self.accounts.left(self.table.unit))
         if bad == self.total:
             self.accounts.write()
-            raise DataError(f"{self.place}: none of its {self.total} {self.table.unit} can be used: {self.accounts.examples()}")
+            raise DataError(
+                f"{self.place}: none of its {self.total} {self.table.unit} can be used: {self.accounts.examples()}"
+            )
         if max_bad is None:
             return
         allowed = max_bad * self.total if max_bad < 1 else max_bad

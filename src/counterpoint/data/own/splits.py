@@ -214,9 +214,7 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
     return Parts(train, held, single, notes + sharing_notes(reader, train, held, made=not wanted))
 
 
-def _cut(
-    reader: Reader, rows: Indices, labels: Indices | None, share: float
-) -> tuple[Indices, Indices, list[str]]:
+def _cut(reader: Reader, rows: Indices, labels: Indices | None, share: float) -> tuple[Indices, Indices, list[str]]:
     """Positions in `rows` of a training and a test split that is made here, and notes."""
     if labels is not None:
         counts = np.unique(labels, return_counts=True)[1]

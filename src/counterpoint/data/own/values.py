@@ -60,18 +60,15 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
     Returns its Arrow arrays, which rows have a text, numbers that are equal where texts are (but for the space around them;
     -1 without one), the rows whose text is empty though there is one, and what is wrong with other rows.
     """
-    chunks, trimmed, empty, bad = [], [], [], dict[int, str]()
+    chunks: list[Any] = []
+    trimmed: list[Any] = []
+    empty: list[Indices] = []
+    bad: dict[int, str] = {}
     for start, part in cells.parts():
-        if isinstance(part, Cells):
-            found = (_written(start, at, min(at + _AT_ONCE, len(part)), part, bad) for at in range(0, len(part), _AT_ONCE))
-        elif is_text(part.type):
-            found = iter([part])
-        else:
-            found = iter([_written(start, 0, len(part), ArrowCells(part), bad)])
-        for array in found:
+        for array in _texts_of(start, part, bad):
             bare = pc.utf8_trim_whitespace(array)
             no = pc.fill_null(pc.equal(bare, ""), False)
-            at = sum(map(len, chunks))
+            at = sum(len(chunk) for chunk in chunks)
             if pc.any(no).as_py():
                 empty.append(at + np.flatnonzero(no.to_numpy(zero_copy_only=False)))
                 nothing = pa.scalar(None, array.type)
@@ -89,6 +86,16 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
             group[at : at + len(encoded)] = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
             at += len(encoded)
     return chunks, has, group, np.concatenate([np.zeros(0, np.int64), *empty]), bad
+
+
+def _texts_of(start: int, part: Any, bad: dict[int, str]) -> Iterator[Any]:
+    """A stretch of a column as Arrow arrays of text."""
+    if not isinstance(part, Cells) and is_text(part.type):
+        yield part
+        return
+    cells = part if isinstance(part, Cells) else ArrowCells(part)
+    for at in range(0, len(cells), _AT_ONCE):
+        yield _written(start, at, min(at + _AT_ONCE, len(cells)), cells, bad)
 
 
 def _written(start: int, first: int, stop: int, part: Cells, bad: dict[int, str]) -> Any:
