@@ -287,7 +287,7 @@ def split_positions(
     order = np.random.RandomState(0).permutation(count)
     groups = np.zeros(count, np.int64) if labels is None else np.asarray(labels)
     chosen = np.zeros(count, bool)
-    if together is not None and len(np.unique(together)) < count:
+    if together is not None and not np.diff(np.sort(together)).all():
         chosen = _chosen_together(order, fraction, groups, together)
     else:
         for members in _by_group(order, groups):

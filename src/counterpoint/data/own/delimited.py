@@ -30,6 +30,7 @@ from counterpoint.errors import DataError
 
 BLOCK = 8 << 20  # bytes read at a time
 LONGEST = 1 << 27  # bytes of a row at most; vectors written out are long
+_SAMPLE = 2000  # lines that show what first cells look like
 REACH = 2000  # lines that a quoted cell may hold
 Wanted = Callable[[str], bool]
 
@@ -142,14 +143,18 @@ class _Lines:
         """Set the delimiter."""
         self.between = between
         mark = re.escape(between)
-        quoted, bare = rb'"(?:[^"]|"")*+"', rb'[^"\r\n%b][^\r\n%b]*+' % (between, between)
+        inner = rb'[^"]*+(?:""[^"]*+)*+'
+        quoted, bare = rb'"%b"' % inner, rb'[^"\r\n%b][^\r\n%b]*+' % (between, between)
         # Of two cells the first alternative that fits is taken for good: no line takes more than linear time.
-        self.strict = re.compile(rb"(?:%b|%b|)(?:%b(?:%b|%b|))*+" % (quoted, bare, mark, quoted, bare))
+        row = rb"(?:%b|%b|)(?:%b(?:%b|%b|))*+"
+        self.strict = re.compile(row % (quoted, bare, mark, quoted, bare))
+        short = quoted.replace(rb'[^"]', rb'[^"\r\n]')
+        self.regular = re.compile(rb"(?:%b\r?\n)*+" % (row % (short, bare, mark, short, bare)))  # lines of this kind
         self.cell = re.compile(rb"(?:(%b)|(%b)|)(?:%b|$)" % (quoted, bare, mark))
         # The line ends inside a quoted cell.
-        self.opens = re.compile(rb'(?:(?:%b|%b|)%b)*+"(?:[^"]|"")*+' % (quoted, bare, mark))
-        self.inside = re.compile(rb'(?:[^"]|"")*+')
-        self.closes = re.compile(rb'(?:[^"]|"")*+"(?=%b|$)' % mark)
+        self.opens = re.compile(rb'(?:(?:%b|%b|)%b)*+"%b' % (quoted, bare, mark, inner))
+        self.inside = re.compile(inner)
+        self.closes = re.compile(rb'%b"(?=%b|$)' % (inner, mark))
 
     def cells(self, line: bytes) -> list[bytes]:
         """The cells of a line that obeys the first rule."""
@@ -200,23 +205,31 @@ class _Lines:
         self.count = cells
         odd, shapes, seen = False, set[bytes](), 0
         for block in self.blocks():
-            if b'"' not in block and not re.search(rb"\r(?!\n)", block):
-                # Only a line longer than the rest matters here, so an upper bound will do.
+            plain = self._plain(block)
+            if plain:
                 self.longest = max(self.longest, _longest(block))
-                if not odd and seen > 1000:
-                    continue
-            for line in block.splitlines():
-                self.longest = max(self.longest, len(line))
-                if b'"' in line and not self.strict.fullmatch(line):
-                    odd = True
-                elif len(shapes) < 200 and line.count(self.between) == cells - 1 and seen >= skipped:
-                    shapes.add(_shape(line.partition(self.between)[0]))
-                seen += 1
+            # Of a block without marks the first lines are looked at, for what first cells look like.
+            for line in block.split(b"\n", _SAMPLE)[:_SAMPLE] if plain else block.splitlines():
+                if not plain:
+                    self.longest = max(self.longest, len(line))
+                    if b'"' in line and not self.strict.fullmatch(line):
+                        odd = True
+                        continue
+                if seen < _SAMPLE:
+                    seen += 1
+                    if seen > skipped and line.count(self.between) == cells - 1:
+                        shapes.add(_shape(line.partition(self.between)[0]))
         if not odd:
             return None
         found = _Odd()
         found.shapes = shapes
         return found
+
+    def _plain(self, block: bytes) -> bool:
+        """Whether all lines of a block obey the first rule, and end as lines do."""
+        if b'"' in block:
+            return self.regular.fullmatch(block) is not None
+        return b"\r" not in block or b"\r" not in block.replace(b"\r\n", b"\n")
 
     def cleaned(self, odd: _Odd, skipped: int) -> Iterator[bytes]:
         """The rows again, every cell in a way that strict readers agree on."""

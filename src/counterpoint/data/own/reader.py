@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,15 +120,17 @@ class Reader:
 
     def _examine(self, sources: Sequence[Sources], sounds: bool) -> None:
         """Look at all pictures, sounds and videos; keep them decoded where all fit into memory."""
-        from rich.console import Console
-        from rich.progress import track
-
         count = sum(len(found.items) for found in sources)
         # Read when asked, so that a test can make it small.
         self.whole = sum(len(found.items) * found.bytes_each for found in sources) <= images.KEEP
-        what = "reading items" if self.whole else "checking items"
-        steps = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
-        for _ in track(steps, what, count, console=Console(stderr=True), transient=True, disable=count < _MANY):
+        steps: Iterator[int] = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
+        if count >= _MANY:
+            from rich.console import Console
+            from rich.progress import track
+
+            what = "reading items" if self.whole else "checking items"
+            steps = iter(track(steps, what, count, console=Console(stderr=True), transient=True))
+        for _ in steps:
             pass
 
     def _sound(self, role: Role, sources: Sources) -> None:

@@ -65,8 +65,8 @@ def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[s
                     "numbers"
                 )
             written.append("")
-    used = np.unique(codes[reader.good & (codes >= 0)])
-    there = {written[n] for n in used.tolist()} - {""}
+    used = np.bincount(codes[reader.good & (codes >= 0)], minlength=len(values))
+    there = {written[n] for n in np.flatnonzero(used).tolist()} - {""}
     if not there:
         return None, None
     if numbered:
@@ -91,29 +91,30 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def components(columns: list[Column], rows: Indices, *, but: tuple[str, ...] = ()) -> Indices:
-    """[rows] numbers that are equal where rows are linked by what they share in any modality, directly or over others.
+    """[rows] numbers from 0 that are equal where rows are linked by what they share in any modality, directly or over others.
 
     Args:
         columns: the modalities.
         rows: that are compared.
         but: kinds of modalities that do not count.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     starts, ends, count = [], [], len(rows)
     for column in columns:
         if column.gives in but:
             continue
         same = column.same[rows]
         here = np.flatnonzero(same >= 0)
-        _, number, often = np.unique(same[here], return_inverse=True, return_counts=True)
+        number = same[here]
+        often = np.bincount(number) if len(here) else number
         shared = often[number] > 1
         starts.append(here[shared])
         ends.append(count + number[shared])
         count += len(often)
     if not starts or not sum(map(len, starts)):
         return np.arange(len(rows))
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     at, to = np.concatenate(starts), np.concatenate(ends)
     graph = coo_matrix((np.ones(len(at), bool), (at, to)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1][: len(rows)], np.int64)
@@ -125,7 +126,9 @@ def sharing_notes(reader: Reader, train: Indices, test: Indices, *, made: bool) 
     if not made:
         across = []
         for column in reader.columns:
-            common = np.isin(column.same[test], column.same[train][column.has[train]]) & column.has[test]
+            trained = np.zeros(int(column.same.max(initial=0)) + 1, bool)
+            trained[column.same[train][column.has[train]]] = True
+            common = trained[column.same[test]] & column.has[test]
             if common.any():
                 across.append(f"{int(common.sum())} the {column.name}")
         if across:
@@ -137,7 +140,8 @@ def sharing_notes(reader: Reader, train: Indices, test: Indices, *, made: bool) 
         same = column.same[train][column.has[train]]
         if len(same) < 2:
             continue
-        counts = np.unique(same, return_counts=True)[1].astype(np.float64)
+        counts = np.bincount(same)
+        counts = counts[counts > 0].astype(np.float64)
         chance = float((counts * (counts - 1)).sum() / (len(same) * (len(same) - 1)))
         if chance >= OFTEN:
             notes.append(
@@ -170,7 +174,7 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
         fraction: float | None = float(test)
     except ValueError:
         fraction = None
-    names = list(dict.fromkeys(of[rows]))
+    names = list(dict.fromkeys(of[rows].tolist()))
     wanted = SPLITS.get(test.lower(), test) if test and fraction is None else ""
     if wanted and wanted not in names:
         raise CounterpointError(
@@ -204,7 +208,10 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
         kept, cut, notes = _cut(reader, whole, None if labels is None else labels[whole], share)
         train, held = np.sort(np.concatenate([whole[kept], mine[~needed[mine]]])), whole[cut]
     taken = np.concatenate([train, held])
-    unused = np.setdiff1d(rows, taken)
+    left = np.zeros(len(reader.good), bool)
+    left[rows] = True
+    left[taken] = False
+    unused = np.flatnonzero(left)
     for row in unused.tolist():
         reason = f"is of the split '{of[row] or 'without a name'}', which is not used"
         reader.accounts.leave(reader.line(row, reader.roles.split, of[row], BAD, reason))
@@ -225,10 +232,10 @@ def _cut(reader: Reader, rows: Indices, labels: Indices | None, share: float) ->
     together = components(reader.columns, rows)
     # Where all is linked to all by captions that many items share, pictures and sounds are still kept together.
     for but in (("text",), ("text", "vector"), ("text", "vector", "audio", "image")):
-        if len(np.unique(together)) > 1 or len(rows) < 2:
+        if together.max() > 0 or len(rows) < 2:
             break
         together = components(reader.columns, rows, but=but)
-        if len(np.unique(together)) > 1:
+        if together.max() > 0:
             notes.append(
                 f"{reader.place}: all items are linked by what they share, so the test split that is made here separates "
                 f"items of the same {' or '.join(but)}; name a split of your own where that matters"

@@ -47,7 +47,7 @@ class Texts(Sequence[str]):
         rows = self.rows[np.asarray(indices, np.int64)]
         out = np.full(len(rows), "", object)
         of = np.searchsorted(self.starts, rows, "right") - 1
-        for chunk in np.unique(of[rows >= 0]):
+        for chunk in np.flatnonzero(np.bincount(of[rows >= 0], minlength=1)):
             at = np.flatnonzero((of == chunk) & (rows >= 0))
             found = self.chunks[chunk].take(pa.array(rows[at] - self.starts[chunk]))
             out[at] = np.array(found.to_pylist(), object)
@@ -191,12 +191,12 @@ def _one_by_one(table: Table, start: int, part: Cells, bad: dict[int, str]) -> I
 def _parsed(texts: Any) -> Any:
     """Numbers written out, "[0.1, 2]" or "0.1 2", as Arrow lists; None where some row is anything else."""
     bare = pc.utf8_trim(pc.utf8_trim_whitespace(texts), "[]()")
-    if pc.any(pc.match_substring_regex(bare, r"[^-+.0-9eE,; \t]")).as_py():
-        return None
-    spaced = pc.replace_substring_regex(pc.utf8_trim_whitespace(bare), r"[,; \t]+", ",")
+    spaced = pc.replace_substring(pc.utf8_trim_whitespace(bare), ", ", ",")
+    if any(pc.any(pc.match_substring(spaced, mark)).as_py() for mark in " ;\t"):
+        spaced = pc.replace_substring_regex(spaced, r"[,;\s]+", ",")
     counts = pc.add(pc.count_substring(spaced, ","), 1).to_numpy(zero_copy_only=False)
     filled = ~np.asarray(pc.equal(spaced, "").fill_null(True))
-    width = np.unique(counts[filled]) if filled.any() else np.array([0])
+    width = np.flatnonzero(np.bincount(counts[filled])) if filled.any() else np.array([0])
     if len(width) != 1 or texts.null_count:
         return None
     lines = "\n".join(spaced.filter(pa.array(filled)).to_pylist()).encode()
@@ -230,7 +230,7 @@ def _ragged(start: int, lists: Any, bad: dict[int, str]) -> Iterator[_Block]:
     with np.errstate(over="ignore"):
         values = np.asarray(values, np.float32)
     begins = np.cumsum(counts) - counts
-    for length in np.unique(counts[counts > 0]):
+    for length in np.flatnonzero(np.bincount(counts))[0 if counts.all() else 1 :] if len(counts) else ():
         rows = np.flatnonzero(counts == length)
         if len(rows) * length == len(values):
             found = values.reshape(-1, length)
