@@ -443,7 +443,8 @@ def test_csv_with_paths_labels_and_captions(folder):
         (33, "is on the net; download it and name the file"),
     ]
     assert "2 of 33 rows left out" in found.notes[0]
-    assert "'image'" not in found.notes[1] and "'picture' as image" in found.notes[1]
+    assert "'image'" not in found.notes[1]
+    assert "'picture' as image" in found.notes[1]
     names = {
         name: file
         for split in (found.train, found.test)
