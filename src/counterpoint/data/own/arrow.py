@@ -29,7 +29,7 @@ def is_numbers(kind: Any) -> bool:
     return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 
-# pa.array and pa.scalar would import pandas, which takes a quarter of a second, to see whether they are given a Series.
+# pa.array, pa.scalar and to_numpy would import pandas, which takes a quarter of a second.
 
 
 def of_numbers(values: NDArray[Any]) -> Any:
@@ -55,16 +55,39 @@ def of_texts(texts: Sequence[str | None]) -> Any:
     return pa.Array.from_buffers(pa.large_string() if large else pa.string(), len(texts), buffers)
 
 
+def valid(array: Any) -> NDArray[np.bool_]:
+    """[n] whether the cells of an array are not null."""
+    bits = array.buffers()[0]
+    if bits is None or not array.null_count:
+        return np.ones(len(array), bool)
+    return _bits(bits, array.offset, len(array))
+
+
+def numbers(array: Any) -> NDArray[Any]:
+    """The numbers of an array of a plain type; what stands for null is left to `valid`."""
+    if not len(array):
+        return np.zeros(0, np.int64)
+    data = array.buffers()[1]
+    if pa.types.is_boolean(array.type):
+        return _bits(data, array.offset, len(array))
+    found = np.frombuffer(data, array.type.to_pandas_dtype())
+    return found[array.offset : array.offset + len(array)]
+
+
+def _bits(buffer: Any, offset: int, count: int) -> NDArray[np.bool_]:
+    found = np.unpackbits(np.frombuffer(buffer, np.uint8), count=offset + count, bitorder="little")
+    return found[offset:].astype(bool)
+
+
 def codes_of(encoded: Any) -> NDArray[np.int64]:
     """The numbers of a dictionary-encoded array, -1 for null."""
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    return np.asarray(np.nan_to_num(codes, nan=-1) if encoded.null_count else codes).astype(np.int64)
+    return np.where(valid(encoded.indices), numbers(encoded.indices), -1).astype(np.int64)
 
 
 def nulled(texts: Any, where: NDArray[np.bool_]) -> Any:
     """An array of texts with null at some rows too."""
     rows = np.arange(len(texts))
-    keep = ~where & np.asarray(texts.is_valid())
+    keep = ~where & valid(texts)
     index = pa.Array.from_buffers(
         pa.int64(), len(rows), [pa.py_buffer(np.packbits(keep, bitorder="little")), pa.py_buffer(rows)]
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.images import Indices
-from counterpoint.data.own.arrow import codes_of, is_text, nulled, of_numbers, of_texts, pa, pa_csv, pc
+from counterpoint.data.own.arrow import codes_of, is_text, nulled, numbers, of_numbers, of_texts, pa, pa_csv, pc, valid
 from counterpoint.data.own.cells import not_finite, text_of, vector_of
 from counterpoint.data.own.table import ArrowCells, Cells, Table
 from counterpoint.errors import DataError
@@ -67,7 +67,7 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
     for start, part in cells.parts():
         for array in _texts_of(start, part, bad):
             bare = pc.utf8_trim_whitespace(array)
-            no = np.asarray(pc.binary_length(bare).to_numpy(zero_copy_only=False) == 0)  # nulls are NaN
+            no = (numbers(pc.binary_length(bare)) == 0) & valid(bare)
             at = sum(len(chunk) for chunk in chunks)
             if no.any():
                 empty.append(at + np.flatnonzero(no))
@@ -77,7 +77,7 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
             trimmed.append(array if same else bare)
     if len({str(chunk.type) for chunk in chunks}) > 1:
         chunks, trimmed = ([c.cast(pa.large_string()) for c in part] for part in (chunks, trimmed))
-    has = np.concatenate([np.asarray(c.is_valid()) for c in chunks]) if chunks else np.zeros(0, bool)
+    has = np.concatenate([valid(c) for c in chunks]) if chunks else np.zeros(0, bool)
     group = np.full(len(has), -1, np.int64)
     if has.any():
         at = 0
@@ -195,8 +195,8 @@ def _parsed(texts: Any) -> Any:
     spaced = pc.replace_substring(pc.utf8_trim_whitespace(bare), ", ", ",")
     if any(pc.any(pc.match_substring(spaced, mark)).as_py() for mark in " ;\t"):
         spaced = pc.replace_substring_regex(spaced, r"[,;\s]+", ",")
-    counts = pc.count_substring(spaced, ",").to_numpy(zero_copy_only=False).astype(np.int64) + 1
-    filled = np.asarray(pc.binary_length(spaced).to_numpy(zero_copy_only=False) > 0)
+    counts = numbers(pc.count_substring(spaced, ",")).astype(np.int64) + 1
+    filled = numbers(pc.binary_length(spaced)) > 0
     width = np.flatnonzero(np.bincount(counts[filled])) if filled.any() else np.array([0])
     if len(width) != 1:
         return None
@@ -216,7 +216,7 @@ def _parsed(texts: Any) -> Any:
     values = np.empty((found.num_rows, len(names)), np.float32)
     with np.errstate(over="ignore"):
         for n, name in enumerate(names):
-            values[:, n] = found[name].to_numpy()
+            values[:, n] = np.concatenate([numbers(chunk) for chunk in found[name].chunks])
     offsets = np.concatenate([[0], np.cumsum(filled * len(names))])
     return pa.LargeListArray.from_arrays(of_numbers(offsets.astype(np.int64)), of_numbers(values.reshape(-1)))
 
@@ -225,11 +225,12 @@ def _ragged(start: int, lists: Any, bad: dict[int, str]) -> Iterator[_Block]:
     """Vectors of an Arrow array of lists of numbers, by their lengths."""
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.large_list(lists.type.value_type))
-    counts = np.nan_to_num(pc.list_value_length(lists).to_numpy(zero_copy_only=False)).astype(np.int64)
+    counts = np.where(valid(lists), numbers(pc.list_value_length(lists)), 0).astype(np.int64)
     flat = lists.flatten()  # without what stands in null rows
-    values = flat.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
-        values = np.asarray(values, np.float32)
+        values = np.asarray(numbers(flat), np.float32)
+    if flat.null_count:
+        values = np.where(valid(flat), values, np.float32(np.nan))
     begins = np.cumsum(counts) - counts
     for length in np.flatnonzero(np.bincount(counts))[0 if counts.all() else 1 :] if len(counts) else ():
         rows = np.flatnonzero(counts == length)
