@@ -19,6 +19,8 @@ from counterpoint.data.own.arrow import codes_of, is_numbers, is_text, pa, pc
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
 
+KEY = "__key__"  # the column of the keys of an archive's samples: another archive may count from the same ones
+
 
 class Slice(NamedTuple):
     """Bytes that stay on disk: a stretch of a file."""
