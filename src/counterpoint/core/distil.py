@@ -335,6 +335,7 @@ def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tens
 def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss of one side and its Z, which is taken from this batch if there is none yet."""
     memory = memory.detach().to(v.dtype)
+    v = once(v, "crd")
     log_z = _log_z(v.detach(), memory, index, temperature) if z is None else z.detach().to(v.dtype).log()
     negatives = index.shape[1] - 1
     noise = negatives / len(memory)
@@ -343,7 +344,7 @@ def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: T
         a = _dots(v, memory, index) / temperature - shift
         rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
     else:
-        rows = _CRDRows.apply(once(v, "crd"), memory, index, temperature, shift)
+        rows = _CRDRows.apply(v, memory, index, temperature, shift)
     # What is left of sum_k log (K/N)/(h + c) when c = K/N + 1e-7 has been put in the numerator's place.
     return global_mean(rows) + negatives * (math.log(noise + 1e-7) - math.log(noise)), log_z.exp()
 

@@ -86,9 +86,7 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
                 return type(value)([widened(name, part) for part in value])
             return value
 
-        args = tuple(
-            [widened(names[at] if at < len(names) else names[-1], value) for at, value in enumerate(args)]
-        )
+        args = tuple([widened(names[at] if at < len(names) else names[-1], value) for at, value in enumerate(args)])
         kwargs = {name: widened(name, value) for name, value in kwargs.items()}
         if device and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
