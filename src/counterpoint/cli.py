@@ -168,6 +168,8 @@ class Train:
     """Bad rows of a manifest: source that are put up with, a count or a fraction below 1 (its option max_bad)."""
 
     def run(self) -> int:
+        if self.slug is not None:
+            catalog.get(self.slug)  # a misspelt name needs no torch to be found
         from counterpoint import training
 
         if self.resume is not None:

@@ -19,7 +19,6 @@ import torch
 from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.data import source_name
-from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import RunError
@@ -54,6 +53,8 @@ def task_of(system: System, source: Any, config: Any) -> Any:
 
 
 def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
+    from counterpoint.engine.fit import fit  # seconds to import: what trains nothing goes without it
+
     task = task_of(system, source, config)
     of_data = [
         note for note in getattr(task.data, "notes", ()) if note not in source.notes
@@ -83,6 +84,8 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
 
 def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[str, float]]:
     """Fit without a run directory or a progress bar, and return the metrics, a row per epoch: for claims and comparisons."""
+    from counterpoint.engine.fit import fit
+
     task = task_of(system, source, config)
     learner = system.learner(config, SimpleNamespace(**task.facts), seed)
     return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)

@@ -34,6 +34,39 @@ for _name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+class _Fitted(pl.LightningModule):
+    """A learner as Lightning's Trainer wants it, for the time of a fit."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.learner = learner
+
+    def configure_optimizers(self) -> Any:
+        return self.learner.configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        found: Any = self.optimizers()
+        self.learner.optimizers = found if isinstance(found, list) else [found]
+        self.learner.start()
+
+    def on_train_start(self) -> None:
+        epochs = self.trainer.max_epochs
+        assert epochs is not None  # `fit` always sets it
+        self.learner.total_steps = epochs * int(self.trainer.num_training_batches)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        if batch_idx < self.learner.position.batch:  # done before the interruption that this run resumes from
+            return None
+        return self.learner.step(batch, self.manual_backward)
+
+    def on_validation_epoch_start(self) -> None:
+        self.learner.begin_evaluation()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.learner.evaluator.update(batch, self.learner.predict(batch))
+
+
 class _Keeper(pl.Callback):
     """Keeps the books of a fit: position, metrics, checkpoints."""
 
@@ -57,13 +90,13 @@ class _Keeper(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position
-        checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}  # type: ignore[union-attr]
+        position = _learner(pl_module).position
+        checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position
+        position = _learner(pl_module).position
         position.__dict__.update(checkpoint["position"])
         # The loops start afresh at the beginning of our epoch; the learner passes over the batches that are done.
         loops = copy.deepcopy(checkpoint["loops"])
@@ -99,7 +132,7 @@ class _Keeper(pl.Callback):
         position.batch += 1
         position.step += 1
         if trainer.is_last_batch:
-            schedulers = learner.lr_schedulers() or []
+            schedulers = pl_module.lr_schedulers() or []
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()  # type: ignore[call-arg]
             learner.end_epoch(position.epoch)
@@ -151,8 +184,8 @@ def _resume_hint(run: Run | None) -> str:
 
 
 def _learner(module: pl.LightningModule) -> Learner:
-    assert isinstance(module, Learner)
-    return module
+    assert isinstance(module, _Fitted)
+    return module.learner
 
 
 class _Bar(pl.Callback):
@@ -281,7 +314,7 @@ def fit(
         # About worker counts, log intervals and checkpoints in mid-epoch: settled above.
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric).*")
         try:
-            trainer.fit(learner, datamodule=Loaders(), ckpt_path=resume, weights_only=True)
+            trainer.fit(_Fitted(learner), datamodule=Loaders(), ckpt_path=resume, weights_only=True)
         except SystemExit as error:  # Lightning turns a KeyboardInterrupt into an exit
             raise Interrupted(_resume_hint(run)) from error
     if run and trainer.is_global_zero:

@@ -831,8 +831,8 @@ class ALBEF(AlignedLearner):
 
     # --- evaluation
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
+    def begin_evaluation(self) -> None:
+        super().begin_evaluation()
         self.collected, self.passed = [], 0
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -634,8 +634,7 @@ class AudioSheet(AlignedLearner):
     def end_epoch(self, epoch: int) -> None:
         if epoch + 1 == self.earlier_epochs:
             # Stage 2 starts with an optimiser of its own; only the encoders' weights are carried over.
-            optimizers = self.optimizers()
-            for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for optimizer in self.optimizers:
                 optimizer.state.clear()
         done = epoch + 1 - self.earlier_epochs
         if done > 0 and (done == self.config.epochs or (epoch + 1) % self.config.evaluate_every == 0):
