@@ -534,29 +534,33 @@ def _print_detection(detection: Detection) -> None:
 
 
 def embed(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
     data: Annotated[str | None, arg(metavar="SOURCE")] = None,
-    out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("embeddings.parquet"),
+    out: Annotated[str, arg(aliases=["-o"], metavar="FILE")] = "embeddings.parquet",
     split: Annotated[str, arg(metavar="all|train|test|unpaired")] = "all",
 ) -> int:
     """Write the embeddings of every item in every modality to a Parquet file, for `search` or for your own tools.
 
+    Each item keeps the file, or the row of a table, that it comes from.
+
     Args:
-        run: A run of the task aligned.
+        run: A finished run of the task aligned, views or labelled.
         data: Another source with the same modalities. Default: the data the run was trained on.
-        out: The file to write.
+        out: The file to write, .parquet.
         split: Only the items of this split.
     """
     from counterpoint import search as room
 
     count = room.embed(run, out, data=data, split=split, say=_say)
-    _say(f"{count} items: {out}   Search it: counterpoint search {run} 'some words' --in {out}")
+    _say(f"{count} items: {out}   Search it: counterpoint search {run} QUERY --in {out}")
     return 0
 
 
-def index(embeddings: Annotated[Positional[Path], arg(metavar="FILE")]) -> int:
+def index(embeddings: Annotated[Positional[str], arg(metavar="FILE")]) -> int:
     """Build an index beside a file of embeddings, for sets of a million items and more; smaller ones are searched exactly.
+
+    Reports which share of the exact neighbours the index finds. Where that is below 0.95, search stays exact.
 
     Args:
         embeddings: A file that `embed` wrote.
@@ -569,12 +573,13 @@ def index(embeddings: Annotated[Positional[Path], arg(metavar="FILE")]) -> int:
 
 
 def search(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY [QUERY ...]")],
     *,
-    in_: Annotated[Path, arg(name="in", metavar="FILE")] = Path("embeddings.parquet"),
+    in_: Annotated[str, arg(name="in", metavar="FILE")] = "embeddings.parquet",
     k: Annotated[int, arg(aliases=["-k"])] = 10,
     modality: Annotated[str | None, arg(metavar="NAME")] = None,
+    html: Annotated[Path | None, arg(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the items that are most like a text, an image, sound or vector file; several queries are sought together.
@@ -583,25 +588,40 @@ def search(
         run: The run that the embeddings were made with.
         query: Words, or the path of a picture, a sound or a vector (.npy).
         in_: A file that `embed` wrote.
-        k: How many to find.
+        k: How many to find. Items with the very same text or file are one hit.
         modality: The modality to search in. Default: the first that is not asked with.
+        html: A page to write, with thumbnails and players. Default: none.
         json_: Print JSON.
     """
     from counterpoint import search as room
 
-    target, hits = room.search(run, query, in_, k=k, modality=modality)
+    notes: list[str] = []
+    target, hits = room.search(run, query, in_, k=k, modality=modality, html=html, say=notes.append)
+    for note in notes:
+        Console(stderr=True, highlight=False).print(note, markup=False, soft_wrap=True)
     if json_:
         print(json.dumps({"modality": target, "hits": [vars(hit) for hit in hits]}, indent=2))
         return 0
     table = Table(title=f"in {target}", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("", "similarity", "item", "split", "label", "text", "source"):
-        table.add_column(column, justify="right" if column in ("", "similarity", "item") else "left")
+    for column in ("", "similarity", "items", "item", "split", "label", "text"):
+        table.add_column(column, justify="right" if column in ("", "similarity", "items", "item") else "left")
+    table.add_column("source", overflow="fold")
     for hit in hits:
         texts = " · ".join(hit.texts.values())
+        files = [path for path in hit.files.values() if path != hit.source]
         table.add_row(
-            str(hit.rank), f"{hit.similarity:.3f}", str(hit.item), hit.split, hit.label or "", texts, hit.source or ""
+            str(hit.rank),
+            f"{hit.similarity:.3f}",
+            str(hit.count),
+            str(hit.item),
+            hit.split,
+            hit.label or "",
+            texts,
+            " · ".join([*([hit.source] if hit.source else []), *files]),
         )
     _console().print(table)
+    if html is not None:
+        _say(f"Page: {html}")
     return 0
 
 

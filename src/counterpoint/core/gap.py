@@ -119,16 +119,22 @@ def _pairs(u: Any, v: Any) -> tuple[Tensor, Tensor]:
 
 
 def linear_separability(u: Any, v: Any, *, seed: int = 0) -> float:
-    """Accuracy of logistic regression that tells rows of u from rows of v: fitted on 80 % of the pairs, tried on the rest.
+    """Measure how well logistic regression tells rows of u from rows of v: fit it on 80 % of the pairs, test on the rest.
 
-    1: a plane separates the modalities; 0.5: there is no gap. Rows are normalised here; `seed` draws the split. The
-    regression is scikit-learn's with its defaults, as in the paper. Raises ValueError for less than two pairs, for shapes
-    that differ and for NaN.
+    1: a plane separates the modalities; 0.5 is chance: there is no gap. Rows are normalised here. The regression is
+    scikit-learn's with its defaults, as in the paper.
+
+    Args:
+        u, v: [n, dim] paired rows. Their order does not matter: pairs are sorted by their values before the split.
+        seed: draws the split.
+
+    Raises ValueError for less than two pairs, for shapes that differ and for NaN.
     """
     from sklearn.linear_model import LogisticRegression
 
     u, v = _pairs(u, v)
-    order = np.random.default_rng(seed).permutation(len(u))
+    sorted_pairs = np.lexsort(torch.cat([u, v], 1).numpy().T[::-1])
+    order = sorted_pairs[np.random.default_rng(seed).permutation(len(u))]
     parts = np.split(order, [max(1, int(0.8 * len(u)))])
     (fit, fit_label), (held, held_label) = (
         (torch.cat([u[part], v[part]]).numpy(), np.repeat([0, 1], len(part))) for part in parts

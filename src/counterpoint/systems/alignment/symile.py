@@ -349,6 +349,11 @@ class Symile(AlignedLearner):
             {} if config.normalize else {name: nn.LayerNorm(config.embedding) for name in self.kinds}
         )
 
+    @property
+    def whole_tuples(self) -> bool:
+        """Whether only a query of all other modalities together scores as in training: their product with the target."""
+        return self.config.objective == "symile" and len(self.kinds) > 2
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         batch = super().prepare(batch, generator)
         if self.config.objective == "symile" and self.config.negatives == "n":
