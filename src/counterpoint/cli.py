@@ -159,6 +159,9 @@ class Train:
     """Name of the run directory. Default: the system and the time."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
     """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
+    continue_: Annotated[Path | None, arg(name="continue", metavar="RUN")] = None
+    """Train this finished run further: a new run that starts from its weights and names it as its parent. Data and settings
+    are the parent's unless given anew; `--epochs +20` are 20 epochs more, with a schedule and an optimiser of their own."""
     checkpoint_minutes: float = 10.0
     """How often to save within an epoch; every epoch's end is saved anyway."""
     with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
@@ -189,6 +192,7 @@ class Train:
             seed=self.seed,
             out=self.out,
             name=self.name,
+            parent=self.continue_,
             checkpoint_minutes=self.checkpoint_minutes,
             say=_say,
         )
@@ -216,9 +220,16 @@ def _without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, additions
 
 
+def _value(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option among the words of a command line, `--option VALUE` or `--option=VALUE`."""
+    found = next((b for a, b in itertools.pairwise(argv) if a == option), None)
+    return found or next((word.partition("=")[2] for word in argv if word.startswith(f"{option}=")), None)
+
+
 def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """The `train` command with the named system's settings as options, the words left to parse, and what to call it."""
     argv, additions = _without_additions(argv)
+    parent = _value(argv, "--continue")
     plain = Train, list(argv), "counterpoint train"
     built = [row.slug for row in catalog.entries().values() if row.built]
     # A slug is not a slug where it stands as an option's value.
@@ -226,6 +237,10 @@ def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], s
         (i for i, w in enumerate(argv) if w.split("+")[0] in built and not (i and argv[i - 1].startswith("--"))),
         None,
     )
+    if at is None and parent:
+        from counterpoint.training import finished
+
+        argv, at = [finished(parent).slug, *argv], 0
     if at is None:
         if additions:
             raise CounterpointError("--with goes with a system: counterpoint train SLUG --with ADDITION")
@@ -233,9 +248,12 @@ def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], s
     from counterpoint import training
 
     slug = "+".join([argv[at], *additions])
-    source = next((b for a, b in itertools.pairwise(argv) if a == "--data"), None)
-    source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
-    default = training.default_config(slug, source)
+    source = _value(argv, "--data")
+    if parent:
+        origin = training.finished(parent, slug)
+        source, default = source or origin.config["data"], training.restore(origin)[1]
+    else:
+        default = training.default_config(slug, source)
     kind: type[Train] = make_dataclass(
         "Train",
         [
@@ -269,10 +287,11 @@ def evaluate(
 
     metrics = training.evaluate(run, data=data, say=_say if not json_ else lambda _: None)
     if json_:
-        print(json.dumps(metrics))
+        print(json.dumps({**metrics, "chance": metrics.chance} if metrics.chance else metrics))
     else:
         for name, value in metrics.items():
-            _say(f"{name:20s} {value:.4f}")
+            level = f"   chance {metrics.chance[name]:.4f}" if name in metrics.chance else ""
+            _say(f"{name:20s} {value:.4f}{level}")
     return 0
 
 

@@ -23,8 +23,10 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 
+from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import Interrupted, RunError
@@ -148,6 +150,8 @@ class _Keeper(pl.Callback):
         if self._evaluated(position.epoch):
             found = learner.evaluator.compute(final=position.epoch + 1 == self.epochs)
             row |= {f"test/{name}": value for name, value in found.items()}
+            if self.run and trainer.is_global_zero and hasattr(learner.evaluator, "chance"):
+                self.run.save_chance(learner.evaluator.chance())
         for number, optimizer in enumerate(trainer.optimizers):
             row["lr" if number == 0 else f"lr/{number}"] = optimizer.param_groups[0]["lr"]
         self.rows.append(row)
@@ -196,14 +200,15 @@ class _Bar(pl.Callback):
         self.title = title
         self.epochs = epochs
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # On 80 columns the figures keep their room: the name gives way first, then the bar.
+            TextColumn("{task.description}", table_column=Column(max_width=20, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console or Console(stderr=True),
+            expand=True,
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -264,6 +269,8 @@ def fit(
     """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch, those of the test data after every
     `evaluate_every`-th and the last. An earlier stage of the learner adds its passes to `epochs`.
 
+    Under torchrun, batch normalisation takes the statistics of the whole batch (see `engine.batchnorm`).
+
     With a `run`, metrics and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are written
     at the end. Under torchrun (WORLD_SIZE set) the processes share each batch; every process evaluates the whole test
     set, so all hold the same figures. Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read.
@@ -297,6 +304,8 @@ def fit(
     )
     learner.evaluator = task.evaluator()
     learner.begin(task)
+    if size > 1:
+        synchronise(learner, cuda=cuda)
 
     class Loaders(pl.LightningDataModule):
         """Asked for once the processes have found each other, so that each takes its own share."""

@@ -99,7 +99,9 @@ class LabelledConfig(ImagesConfig):
     """What every learner of this task can be told."""
 
     recipe: str = "weak"
-    """How views are made (see counterpoint.views.images.RECIPES)."""
+    """How views are made: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
+    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
 
