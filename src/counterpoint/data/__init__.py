@@ -119,7 +119,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.glyphs",
             "named icons in 14 drawing styles: pictures and captions, split by name; for `views` the style is the label",
             "SIL OFL, Apache-2.0, MIT, CC BY 4.0, by font (of the qtawesome package)",
-            "14,930 + 2,000 icons, drawn once (seconds) into 7 MB",
+            "14,736 + 2,000 icons, drawn once (seconds) into 7 MB",
             needs="glyphs",
             also=("views",),
         ),

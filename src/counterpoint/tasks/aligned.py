@@ -44,9 +44,9 @@ from counterpoint.core.gap import gap_metrics
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown
-from counterpoint.encoders.audio import build_audio_encoder
-from counterpoint.encoders.images import build_image_encoder
-from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer
+from counterpoint.encoders.audio import build_audio_encoder, check_audio_encoder
+from counterpoint.encoders.images import build_image_encoder, check_image_encoder
+from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
@@ -61,7 +61,7 @@ from counterpoint.tasks.measures import (
     retrieval,
     zero_shot_accuracy,
 )
-from counterpoint.views.images import ViewPipeline, normalise
+from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
 BATCH = 256  # of evaluation
 EXAMPLES = 2048  # training items that stand for their classes, at most
@@ -107,7 +107,9 @@ class AlignedConfig(OptimConfig):
     vocabulary: int = 2000
     """Tokens that text-s learns from the training captions."""
     recipe: str = "weak"
-    """How training images are varied (see counterpoint.views.images.RECIPES)."""
+    """How training images are varied: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
+    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
     """A class's prompt in zero-shot classification; {} is the class's name."""
     evaluate_every: int = 5
@@ -126,6 +128,13 @@ class AlignedConfig(OptimConfig):
             raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
         if "{}" not in self.prompt:
             raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
+
+    def check(self) -> None:
+        """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
+        check_image_encoder(self.image_encoder)
+        check_text_encoder(self.text_encoder)
+        check_audio_encoder(self.audio_encoder)
+        check_recipe(self.recipe)
 
 
 # What a small set on a few cores asks for instead of the papers' settings; systems add what is theirs.
