@@ -876,6 +876,7 @@ class ALBEF(AlignedLearner):
         self.collected.append(
             {"v": v.tokens, "w": w.tokens, "mask": mask, "f_v": f_v, "f_t": f_t, "ids": _identities(ids, mask)}
         )
+        self.collected[-1]["at"] = batch["index"][rows]
         data = getattr(self.evaluator, "data", None)
         if data is not None and self.passed < min(RERANKED, len(data.test)):
             return {}
@@ -899,9 +900,16 @@ class ALBEF(AlignedLearner):
             (self.text, self.image, f_t @ f_v.T, lambda texts, images: score(images, texts)),
         )
         everyone = torch.eye(len(v), device=v.device)
+        groups = ids[:, None].cpu()
+        # A picture may stand in several rows, with other words in each: all of them are right for it.
+        split = getattr(getattr(self.evaluator, "data", None), "test", None)
+        pictures = split.same(self.image) if hasattr(split, "same") else None
+        if pictures is not None:
+            at = torch.cat([part["at"] for part in parts]).cpu()
+            groups = torch.cat([groups, torch.from_numpy(pictures)[at][:, None]], 1)
         for a, b, similarity, asked in both:
             # Each key is one place of its own, so that products with the scores are the scores.
-            measured = retrieval(rerank(similarity, asked, self.config.rerank), everyone, ids, ids)
+            measured = retrieval(rerank(similarity, asked, self.config.rerank), everyone, groups, groups)
             found |= {f"reranked_{a}_to_{b}_{name}": measured[name] for name in ("r1", "r5", "r10")}
         return found | {"reranked_mean_recall": float(np.mean(list(found.values())))}
 
