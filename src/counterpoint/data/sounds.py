@@ -300,7 +300,7 @@ class SoundInput:
 
 # Containers that hold sound in themselves: no playlists, no device, no text that FFmpeg would read as one.
 _FORMATS = (
-    "wav,w64,aiff,au,caf,mp3,flac,ogg,mov,mp4,m4a,matroska,webm,avi,aac,ac3,amr,asf,mpeg,mpegts,flv,ape,wv,tta,3gp"
+    "wav,w64,aiff,au,caf,mp3,flac,ogg,mov,mp4,m4a,matroska,webm,avi,aac,ac3,amr,asf,mpeg,mpegts,flv,ape,wv,tta,3gp,nut"
 )
 
 

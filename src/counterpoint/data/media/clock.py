@@ -166,10 +166,16 @@ class FrameTimes:
         self._last = time if self._last is None else max(time, self._last)
         return self._last
 
-    def length(self, frame: Any) -> float:
-        """How long (seconds) the last frame is shown: its own duration or the latest step, whichever is longer."""
+    def length(self, frame: Any, *, exact: bool) -> float:
+        """How long (seconds) the last frame is shown; 0 when nothing tells.
+
+        Its own duration where the container keeps one for each frame (`exact`), else that or the latest step, whichever is
+        longer.
+        """
         base = float(frame.time_base or self.base)
         span = (frame.duration or 0) * base
+        if exact and 0 < span <= LONGEST_GAP:
+            return span
         known = max(min(self.step, 1.0), span if span <= LONGEST_GAP else 0.0)
         return known or (1 / self.rate if self.rate > 0.1 else 0.0)
 

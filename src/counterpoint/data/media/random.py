@@ -69,7 +69,7 @@ def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tu
             end = None
         if end is not None:
             length = end - origin
-            return length if length > header + 0.1 or length < header - 0.5 else header
+            return header if abs(length - header) < 0.1 else length
         try:
             container.seek(round(origin * 1e6), backward=True)
         except broken:
@@ -84,23 +84,22 @@ def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tu
 
 def _end(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float | None:
     """Time at which the last packet ends, from where the container stands; None without a packet."""
-    end: float | None = None
+    ends: dict[int, float] = {}
     first: float | None = None
-    counted = {stream.index: 0.0 for stream in streams}
     for packet in demuxed(container, streams, clock, broken, []):
-        base = float(packet.time_base)
-        span = (packet.duration or 0) * base
-        if packet.pts is None and packet.dts is None:
-            if packet.size:
-                counted[packet.stream_index] += span
+        if not packet.size:
             continue
-        time = (packet.pts if packet.pts is not None else packet.dts) * base
-        first = time if first is None else min(first, time)
-        end = time + span if end is None else max(end, time + span)
+        base, track = float(packet.time_base), packet.stream_index
+        span = (packet.duration or 0) * base
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None:  # counted from the one before
+            ends[track] = ends.get(track, clock.origin or 0.0) + span
+            continue
+        first = stamp * base if first is None else min(first, stamp * base)
+        ends[track] = max(ends.get(track, stamp * base), stamp * base + span)
     if clock.origin is None:
         clock.origin = first
-    longest = max(counted.values())
-    return end if end is not None else longest or None
+    return max(ends.values(), default=None)
 
 
 def frame_at(path: Path | str, seconds: float, *, width: int) -> NDArray[np.uint8] | None:

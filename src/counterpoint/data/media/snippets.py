@@ -159,7 +159,8 @@ class SnippetReader:
         if last is None:
             why = f"; {damage[0]}" if damage else ""
             raise DataError(f"{self.path}: not a single frame could be decoded{why}")
-        watched += times.length(last) or sampler.spacing
+        exact = source.container.format.name.startswith("mov")
+        watched += times.length(last, exact=exact) or sampler.spacing
         with contextlib.suppress(ValueError, OSError):  # the last frame may be the damaged one
             waiting.extend(sampler.until(watched))
         if sound is not None:
