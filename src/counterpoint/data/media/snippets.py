@@ -180,11 +180,12 @@ class SnippetReader:
 
     def _sound_time(self, frame: Any) -> float | None:
         """Time of a sound frame on the time line; None where it has no time stamp."""
-        if frame.time is None:
+        time = frame.time
+        if time is None:
             return None
         if self.source.clock.origin is None:
-            self.source.clock.origin = frame.time
-        return float(frame.time - self.source.clock.origin)
+            self.source.clock.origin = time
+        return float(time - self.source.clock.origin)
 
     def _finish(
         self, watched: float, tail: float, times: FrameTimes, sound: SoundLine | None, missed: float, damage: list[str]
