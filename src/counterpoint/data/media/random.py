@@ -6,7 +6,7 @@ read from its first byte: packets are looked through, and only those around a wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,22 @@ def probe(path: Path | str) -> MediaInfo:
             break
         else:
             raise DataError(f"{path}: not a single frame could be decoded")
+        if seekable(source.container):
+            info.duration = measured_length(source.container, source.streams, source.clock, source.broken)
+            return info
     source = Opened(Path(path))
     with source.container:
         info.duration = measured_length(source.container, source.streams, source.clock, source.broken)
     return info
 
 
-def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float:
+def measured_length(
+    container: Any,
+    streams: list[Any],
+    clock: Clock,
+    broken: tuple[Any, ...],
+    seen: Callable[[Any], None] | None = None,
+) -> float:
     """Return the seconds from the clock's origin to the end of the last packet of the streams.
 
     Where a seek can be trusted, only the end is read; the header's length stands if the end agrees with it. The container
@@ -57,12 +66,13 @@ def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tu
         streams: the chosen tracks.
         clock: of the container, unused so far.
         broken: errors that mean damage.
+        seen: called with every packet when all are read from the first on, and not at all otherwise.
     """
     header = header_length(container)
     origin = clock.origin
     if seekable(container) and header and origin is not None:
         try:
-            container.seek(round((origin + max(0.0, header - 1.0)) * 1e6), backward=True)
+            container.seek(round((origin + max(0.0, header - 0.3)) * 1e6), backward=True)
             clock.restart()
             end = _end(container, streams, clock, broken)
         except broken:
@@ -75,18 +85,26 @@ def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tu
         except broken:
             return header
         clock.restart()
-    end = _end(container, streams, clock, broken)
+    end = _end(container, streams, clock, broken, seen)
     if end is None:
         return header
     length = end - (origin if origin is not None else clock.origin or 0.0)
     return header if abs(length - header) < 0.1 else length
 
 
-def _end(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float | None:
+def _end(
+    container: Any,
+    streams: list[Any],
+    clock: Clock,
+    broken: tuple[Any, ...],
+    seen: Callable[[Any], None] | None = None,
+) -> float | None:
     """Time at which the last packet ends, from where the container stands; None without a packet."""
     ends: dict[int, float] = {}
     first: float | None = None
     for packet in demuxed(container, streams, clock, broken, []):
+        if seen is not None:
+            seen(packet)
         if not packet.size:
             continue
         base, track = float(packet.time_base), packet.stream_index
