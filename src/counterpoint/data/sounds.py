@@ -208,6 +208,7 @@ class SoundInput:
             self.tracks = [self.stream] + ([video] if video is not None else [])
             self.clock = clock_of(av, self.container)
             self.kept: list[Any] | None = None  # all packets of the sound, where they were read for the length
+            self.base = float(self.stream.time_base or 1)  # seconds of a tick
             self.looked = False  # whether the container was read for the length
             self.again = True  # whether a piece can be read without opening the file anew
         except BaseException:
@@ -256,7 +257,7 @@ class SoundInput:
                 failures = 0
                 for frame in frames:
                     time = self._time(frame)
-                    if time is None or time < stop:
+                    if time is None or start - _BEFORE <= time < stop:
                         line.add(frame, time)
             except self.av.error.EOFError:
                 continue
@@ -265,7 +266,7 @@ class SoundInput:
                 failures += 1
                 if failures > _FAILURES:
                     break
-            if line.end - first >= samples + _BEFORE * rate or self._later(packet, stop + _BEFORE):
+            if line.end - first >= samples or self._later(packet, stop + _BEFORE):
                 break
         line.close()
         if not line.started and damage:
@@ -279,7 +280,7 @@ class SoundInput:
         if self.kept is None and (start > _NEAR or self.looked) and origin is not None and seekable(self.container):
             target, back = max(start, 1e-3), 1.0
             while target > 0:
-                self.container.seek(round((origin + target) * 1e6), backward=True)
+                self.container.seek(round((origin + target) / self.base), backward=True, stream=self.stream)
                 self.clock.restart()
                 packets = demuxed(self.container, [self.stream], self.clock, self.broken, damage)
                 packet = next(packets, None)
@@ -306,15 +307,16 @@ class SoundInput:
         if stamp is None:
             return None
         if self.clock.origin is None:
-            self.clock.origin = float(stamp * packet.time_base)
-        return float(stamp * packet.time_base) - self.clock.origin
+            self.clock.origin = stamp * self.base
+        return stamp * self.base - self.clock.origin
 
     def _later(self, packet: Any, time: float) -> bool:
         start = self._start(packet)
         return start is not None and start > time
 
     def _time(self, frame: Any) -> float | None:
-        return None if frame.time is None or self.clock.origin is None else float(frame.time - self.clock.origin)
+        time = frame.time
+        return None if time is None or self.clock.origin is None else float(time - self.clock.origin)
 
 
 # Containers that hold sound in themselves: no playlists, no device, no text that FFmpeg would read as one.

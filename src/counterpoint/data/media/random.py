@@ -71,6 +71,8 @@ def measured_length(
     header = header_length(container)
     origin = clock.origin
     if seekable(container) and header and origin is not None:
+        if _index_agrees(container, streams, header + origin):
+            return header
         try:
             container.seek(round((origin + max(0.0, header - 0.3)) * 1e6), backward=True)
             clock.restart()
@@ -92,6 +94,22 @@ def measured_length(
     return header if abs(length - header) < 0.1 else length
 
 
+def _index_agrees(container: Any, streams: list[Any], end: float) -> bool:
+    """Whether the index of an MP4 file lists the tracks up to the end, and its last packets lie within the file."""
+    if not container.format.name.startswith("mov"):
+        return False
+    latest = 0.0
+    for stream in streams:
+        entries = getattr(stream, "index_entries", None)  # PyAV 16 and newer
+        if not entries:
+            return False
+        last = entries[-1]
+        if last.pos + last.size > container.size:
+            return False
+        latest = max(latest, last.timestamp * float(stream.time_base))
+    return abs(end - latest) < 0.5
+
+
 def _end(
     container: Any,
     streams: list[Any],
@@ -101,13 +119,15 @@ def _end(
 ) -> float | None:
     """Time at which the last packet ends, from where the container stands; None without a packet."""
     ends: dict[int, float] = {}
+    bases = {stream.index: float(stream.time_base or 0) for stream in streams}
     first: float | None = None
     for packet in demuxed(container, streams, clock, broken, []):
         if seen is not None:
             seen(packet)
         if not packet.size:
             continue
-        base, track = float(packet.time_base), packet.stream_index
+        track = packet.stream_index
+        base = bases[track]
         span = (packet.duration or 0) * base
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is None:  # counted from the one before
