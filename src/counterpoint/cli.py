@@ -159,6 +159,9 @@ class Train:
     """Name of the run directory. Default: the system and the time."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
     """Go on with this interrupted run; everything but --checkpoint-minutes comes from the run itself."""
+    continue_: Annotated[Path | None, arg(name="continue", metavar="RUN")] = None
+    """Train this finished run further: a new run that starts from its weights and names it as its parent. Data and settings
+    are the parent's unless given anew; `--epochs +20` are 20 epochs more, with a schedule and an optimiser of their own."""
     checkpoint_minutes: float = 10.0
     """How often to save within an epoch; every epoch's end is saved anyway."""
     with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
@@ -168,6 +171,8 @@ class Train:
     """Bad rows of a manifest: source that are put up with, a count or a fraction below 1 (its option max_bad)."""
 
     def run(self) -> int:
+        if self.slug is not None:
+            catalog.get(self.slug)  # a misspelt name needs no torch to be found
         from counterpoint import training
 
         if self.resume is not None:
@@ -187,6 +192,7 @@ class Train:
             seed=self.seed,
             out=self.out,
             name=self.name,
+            parent=self.continue_,
             checkpoint_minutes=self.checkpoint_minutes,
             say=_say,
         )
@@ -214,9 +220,16 @@ def _without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, additions
 
 
+def _value(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option among the words of a command line, `--option VALUE` or `--option=VALUE`."""
+    found = next((b for a, b in itertools.pairwise(argv) if a == option), None)
+    return found or next((word.partition("=")[2] for word in argv if word.startswith(f"{option}=")), None)
+
+
 def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """The `train` command with the named system's settings as options, the words left to parse, and what to call it."""
     argv, additions = _without_additions(argv)
+    parent = _value(argv, "--continue")
     plain = Train, list(argv), "counterpoint train"
     built = [row.slug for row in catalog.entries().values() if row.built]
     # A slug is not a slug where it stands as an option's value.
@@ -224,6 +237,10 @@ def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], s
         (i for i, w in enumerate(argv) if w.split("+")[0] in built and not (i and argv[i - 1].startswith("--"))),
         None,
     )
+    if at is None and parent:
+        from counterpoint.training import finished
+
+        argv, at = [finished(parent).slug, *argv], 0
     if at is None:
         if additions:
             raise CounterpointError("--with goes with a system: counterpoint train SLUG --with ADDITION")
@@ -231,9 +248,12 @@ def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], s
     from counterpoint import training
 
     slug = "+".join([argv[at], *additions])
-    source = next((b for a, b in itertools.pairwise(argv) if a == "--data"), None)
-    source = source or next((word.partition("=")[2] for word in argv if word.startswith("--data=")), None)
-    default = training.default_config(slug, source)
+    source = _value(argv, "--data")
+    if parent:
+        origin = training.finished(parent, slug)
+        source, default = source or origin.config["data"], training.restore(origin)[1]
+    else:
+        default = training.default_config(slug, source)
     kind: type[Train] = make_dataclass(
         "Train",
         [
@@ -267,10 +287,11 @@ def evaluate(
 
     metrics = training.evaluate(run, data=data, say=_say if not json_ else lambda _: None)
     if json_:
-        print(json.dumps(metrics))
+        print(json.dumps({**metrics, "chance": metrics.chance} if metrics.chance else metrics))
     else:
         for name, value in metrics.items():
-            _say(f"{name:20s} {value:.4f}")
+            level = f"   chance {metrics.chance[name]:.4f}" if name in metrics.chance else ""
+            _say(f"{name:20s} {value:.4f}{level}")
     return 0
 
 
@@ -532,29 +553,33 @@ def _print_detection(detection: Detection) -> None:
 
 
 def embed(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
     data: Annotated[str | None, arg(metavar="SOURCE")] = None,
-    out: Annotated[Path, arg(aliases=["-o"], metavar="FILE")] = Path("embeddings.parquet"),
+    out: Annotated[str, arg(aliases=["-o"], metavar="FILE")] = "embeddings.parquet",
     split: Annotated[str, arg(metavar="all|train|test|unpaired")] = "all",
 ) -> int:
     """Write the embeddings of every item in every modality to a Parquet file, for `search` or for your own tools.
 
+    Each item keeps the file, or the row of a table, that it comes from.
+
     Args:
-        run: A run of the task aligned.
+        run: A finished run of the task aligned, views or labelled.
         data: Another source with the same modalities. Default: the data the run was trained on.
-        out: The file to write.
+        out: The file to write, .parquet.
         split: Only the items of this split.
     """
     from counterpoint import search as room
 
     count = room.embed(run, out, data=data, split=split, say=_say)
-    _say(f"{count} items: {out}   Search it: counterpoint search {run} 'some words' --in {out}")
+    _say(f"{count} items: {out}   Search it: counterpoint search {run} QUERY --in {out}")
     return 0
 
 
-def index(embeddings: Annotated[Positional[Path], arg(metavar="FILE")]) -> int:
+def index(embeddings: Annotated[Positional[str], arg(metavar="FILE")]) -> int:
     """Build an index beside a file of embeddings, for sets of a million items and more; smaller ones are searched exactly.
+
+    Reports which share of the exact neighbours the index finds. Where that is below 0.95, search stays exact.
 
     Args:
         embeddings: A file that `embed` wrote.
@@ -567,12 +592,13 @@ def index(embeddings: Annotated[Positional[Path], arg(metavar="FILE")]) -> int:
 
 
 def search(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY [QUERY ...]")],
     *,
-    in_: Annotated[Path, arg(name="in", metavar="FILE")] = Path("embeddings.parquet"),
+    in_: Annotated[str, arg(name="in", metavar="FILE")] = "embeddings.parquet",
     k: Annotated[int, arg(aliases=["-k"])] = 10,
     modality: Annotated[str | None, arg(metavar="NAME")] = None,
+    html: Annotated[Path | None, arg(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the items that are most like a text, an image, sound or vector file; several queries are sought together.
@@ -581,25 +607,40 @@ def search(
         run: The run that the embeddings were made with.
         query: Words, or the path of a picture, a sound or a vector (.npy).
         in_: A file that `embed` wrote.
-        k: How many to find.
+        k: How many to find. Items with the very same text or file are one hit.
         modality: The modality to search in. Default: the first that is not asked with.
+        html: A page to write, with thumbnails and players. Default: none.
         json_: Print JSON.
     """
     from counterpoint import search as room
 
-    target, hits = room.search(run, query, in_, k=k, modality=modality)
+    notes: list[str] = []
+    target, hits = room.search(run, query, in_, k=k, modality=modality, html=html, say=notes.append)
+    for note in notes:
+        Console(stderr=True, highlight=False).print(note, markup=False, soft_wrap=True)
     if json_:
         print(json.dumps({"modality": target, "hits": [vars(hit) for hit in hits]}, indent=2))
         return 0
     table = Table(title=f"in {target}", title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("", "similarity", "item", "split", "label", "text", "source"):
-        table.add_column(column, justify="right" if column in ("", "similarity", "item") else "left")
+    for column in ("", "similarity", "items", "item", "split", "label", "text"):
+        table.add_column(column, justify="right" if column in ("", "similarity", "items", "item") else "left")
+    table.add_column("source", overflow="fold")
     for hit in hits:
         texts = " · ".join(hit.texts.values())
+        files = [path for path in hit.files.values() if path != hit.source]
         table.add_row(
-            str(hit.rank), f"{hit.similarity:.3f}", str(hit.item), hit.split, hit.label or "", texts, hit.source or ""
+            str(hit.rank),
+            f"{hit.similarity:.3f}",
+            str(hit.count),
+            str(hit.item),
+            hit.split,
+            hit.label or "",
+            texts,
+            " · ".join([*([hit.source] if hit.source else []), *files]),
         )
     _console().print(table)
+    if html is not None:
+        _say(f"Page: {html}")
     return 0
 
 

@@ -19,9 +19,8 @@ import torch
 from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.data import source_name
-from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.run import Run
+from counterpoint.engine.run import Run, check_new
 from counterpoint.errors import RunError
 from counterpoint.systems.base import System
 
@@ -53,7 +52,28 @@ def task_of(system: System, source: Any, config: Any) -> Any:
     return task
 
 
-def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes: float, say: Say) -> Run:
+def _start_from(learner: Learner, parent: Run) -> None:
+    """Give a learner the weights of a finished run."""
+    try:
+        learner.load_state_dict(parent.load_weights())
+    except RuntimeError as error:
+        raise RunError(
+            f"{parent.path}: its weights do not fit this run's settings: {' '.join(str(error).split())[:300]}; keep the "
+            "settings of the networks as they were"
+        ) from error
+
+
+def _fit(
+    run: Run,
+    system: System,
+    config: Any,
+    source: Any,
+    checkpoint_minutes: float,
+    say: Say,
+    parent: Run | None = None,
+) -> Run:
+    from counterpoint.engine.fit import fit  # seconds to import: what trains nothing goes without it
+
     task = task_of(system, source, config)
     of_data = [
         note for note in getattr(task.data, "notes", ()) if note not in source.notes
@@ -62,9 +82,16 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
         say(f"note: {note}")
     # What is resumed has learnt from facts that need not be found again (the run of a teacher may be gone).
     facts = run.facts() if run.checkpoint.is_file() else task.facts
+    if parent is not None:
+        # The same networks, with the same tokenizer and classes: what they were built from does not change.
+        task.check_facts(parent.facts())
+        facts = parent.facts() | {name: value for name, value in facts.items() if name == "examples"}
     run.save_facts(facts)
+    learner = system.learner(config, SimpleNamespace(**facts), run.config["seed"])
+    if parent is not None:
+        _start_from(learner, parent)
     fit(
-        system.learner(config, SimpleNamespace(**facts), run.config["seed"]),
+        learner,
         task,
         epochs=config.epochs,
         evaluate_every=getattr(config, "evaluate_every", 1),
@@ -76,13 +103,17 @@ def _fit(run: Run, system: System, config: Any, source: Any, checkpoint_minutes:
         from counterpoint.report.run import write_run_report
 
         last = run.metrics()[-1]
-        say("  ".join(f"{k.removeprefix('test/')} {v:.4f}" for k, v in last.items() if k.startswith("test/")))
+        levels = run.chance()
+        found = {k.removeprefix("test/"): v for k, v in last.items() if k.startswith("test/")}
+        say("  ".join(f"{k} {v:.4f}" + (f" (chance {levels[k]:.4f})" if k in levels else "") for k, v in found.items()))
         say(f"Run: {run.path}  Page: {write_run_report(run.path)}")
     return run
 
 
 def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[str, float]]:
     """Fit without a run directory or a progress bar, and return the metrics, a row per epoch: for claims and comparisons."""
+    from counterpoint.engine.fit import fit
+
     task = task_of(system, source, config)
     learner = system.learner(config, SimpleNamespace(**task.facts), seed)
     return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
@@ -96,17 +127,26 @@ def train(
     seed: int = 0,
     out: Path = Path("runs"),
     name: str | None = None,
+    parent: Path | str | None = None,
     checkpoint_minutes: float = 10.0,
     say: Say = print,
 ) -> Run:
     """Train a system and return its run.
 
+    With a `parent`, a finished run of the same system, training goes on from its weights: a new run, with its own schedule
+    and optimiser from the start, that names its parent. Its data and settings default to the parent's.
+
     `config` defaults to `default_config(slug, data)`. Raises CounterpointError for what the user can mend: unknown
     names, data that is missing or damaged, settings that do not fit.
     """
     system = catalog.load_system(slug)
-    spec = data or system.data
-    config = default_config(slug, data) if config is None else config
+    origin = None if parent is None else finished(parent, slug)
+    spec = data or (origin.config["data"] if origin else system.data)
+    if config is None:
+        config = restore(origin)[1] if origin else default_config(slug, data)
+    if hasattr(config, "check"):  # settings first: data may take minutes to read
+        config.check()
+    check_new(Path(out), name)
     source = load_source(system, spec)
     for note in source.notes:
         say(f"note: {note}")
@@ -125,7 +165,19 @@ def train(
         "seed": seed,
         "config": asdict(config),
     }
-    return _fit(_create(Path(out), record, name), system, config, source, checkpoint_minutes, say)
+    if origin is not None:
+        record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
+    return _fit(_create(Path(out), record, name), system, config, source, checkpoint_minutes, say, origin)
+
+
+def finished(path: Path | str, slug: str | None = None) -> Run:
+    """Open a run that was trained to its end; RunError when it was not, or is of another system than `slug`."""
+    run = Run.open(path)
+    if slug is not None and run.slug != slug:
+        raise RunError(f"{run.path} is a run of {run.slug}, not of {slug}; continue it without naming a system")
+    if not run.complete:
+        raise RunError(f"{run.path} is not finished; go on with it first: counterpoint train --resume {run.path}")
+    return run
 
 
 def _create(out: Path, record: dict[str, Any], name: str | None) -> Run:
@@ -165,8 +217,15 @@ def restore(run: Run) -> tuple[System, Any]:
         raise RunError(f"{run.path}/config.yaml: {error}") from error
 
 
-def load_learner(run: Run) -> Learner:
-    """The trained learner of a run, in eval mode. RunError for weights that are missing, damaged or another's."""
+def load_learner(run: Run | Path | str) -> Learner:
+    """Load the trained learner of a run, in evaluation mode.
+
+    Args:
+        run: an open run, or the path of its directory.
+
+    Raises RunError for a path that is no run and for weights that are missing, damaged or another system's.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
     system, config = restore(run)
     learner = system.learner(config, SimpleNamespace(**run.facts()), run.config["seed"])
     try:
@@ -178,9 +237,15 @@ def load_learner(run: Run) -> Learner:
     return learner.eval()
 
 
+class Measured(dict[str, float]):
+    """Metrics by name; `chance` has what guessing would score, for those that have such a level."""
+
+    chance: dict[str, float]
+
+
 @torch.no_grad()
-def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> dict[str, float]:
-    """Metrics of a trained run on its test data, or on another source's that gives the same kind of items."""
+def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> Measured:
+    """Measure a trained run on its test data, or on another source's that gives the same kind of items."""
     run = Run.open(path)
     learner = load_learner(run)
     system, config = restore(run)
@@ -195,4 +260,6 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
 
     for batch in track(task.test_loader(), "evaluating", console=Console(stderr=True), transient=True):
         evaluator.update(batch, learner.predict(batch))
-    return dict(evaluator.compute(final=True))
+    found = Measured(evaluator.compute(final=True))
+    found.chance = dict(evaluator.chance()) if hasattr(evaluator, "chance") else {}
+    return found

@@ -69,3 +69,21 @@ def test_gradients_are_clipped_by_the_norm_of_all(norm):
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(CounterpointError, match=next(iter(wrong))):
         OptimConfig(**wrong)
+
+
+def test_sgd_is_plain_momentum_and_nesterov_is_named():
+    for name, nesterov in (("sgd", False), ("SGD", False), ("momentum", False), ("nesterov", True)):
+        (optimizer,), _ = optimisers(OptimConfig(optimizer=name), [network()], 10, 256)
+        assert all(group["nesterov"] is nesterov and group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_sgd_steps_as_the_papers_write_it():
+    """Two steps on f(w) = w: v = 1, then v = 1 + 0.9; w = -lr (1 + 1.9)."""
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(weight.weight)
+    (optimizer,), _ = optimisers(OptimConfig(lr=1.0, weight_decay=0.0), [weight], 10, 256)
+    for _ in range(2):
+        optimizer.zero_grad()
+        weight.weight.sum().backward()
+        optimizer.step()
+    assert weight.weight.item() == pytest.approx(-2.9)

@@ -553,7 +553,7 @@ def test_ranking_again_is_of_all_items_whether_their_number_is_known_or_not():
     with torch.no_grad():
         unknown = [learner.predict(batch).get("measures", {}) for batch in task.test_loader()]
         learner.evaluator = task.evaluator()
-        learner.on_validation_epoch_start()
+        learner.begin_evaluation()
         known = [learner.predict(batch).get("measures", {}) for batch in task.test_loader()]
     assert [bool(found) for found in known] == [False, True]
     assert unknown[-1] == known[-1]

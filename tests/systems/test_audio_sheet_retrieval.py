@@ -484,10 +484,10 @@ def test_stage_one_moves_only_the_pathways_it_trains_and_stage_two_starts_its_op
     class Watched(AudioSheet):
         def end_epoch(self, epoch: int) -> None:
             if epoch == 0:
-                seen["moments"] = [len(o.state) for o in self.optimizers()]
+                seen["moments"] = [len(o.state) for o in self.optimizers]
             end(self, epoch)
             if epoch == 0:
-                seen["cleared"] = [len(o.state) for o in self.optimizers()]
+                seen["cleared"] = [len(o.state) for o in self.optimizers]
                 seen["state"] = {key: value.clone() for key, value in self.state_dict().items()}
 
     learner.__class__ = Watched

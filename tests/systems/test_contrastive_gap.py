@@ -132,7 +132,7 @@ def test_the_measures_of_plain_arrays():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 8))
     apart = fn.gap_metrics(x, x + 6)
-    assert apart["linear_separability"] == 1.0
+    assert apart["linear_separability"] > 0.95
     assert apart["centroid_distance"] > 0.5
     together = fn.gap_metrics(x, rng.standard_normal((200, 8)))
     assert 0.3 < together["linear_separability"] < 0.7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +19,14 @@ def write_weights(path: Path, state: Mapping[str, Tensor], slug: str) -> None:
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    data = save(tensors, metadata={"format": "pt", "slug": slug, "counterpoint": counterpoint.__version__})
+    # safetensors writes its metadata in an order that changes from call to call: equal weights make equal files here.
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     with replacing(path) as file:
-        file.write(save(tensors, metadata={"format": "pt", "slug": slug, "counterpoint": counterpoint.__version__}))
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(memoryview(data)[8 + length :])
 
 
 def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:

@@ -118,6 +118,9 @@ def load(
     if not shown:
         raise CounterpointError("glyphs: held_out leaves no style to train on")
     icons, grey = drawn_icons(tuple(style for style in STYLES if style in (*shown, *kept_out)), size)
+    first = _first_drawings(grey, np.array([icon.style not in shown for icon in icons]))
+    repeated = len(icons) - len(first)
+    icons, grey = [icons[i] for i in first], grey[first]
 
     keys = [_key(icon.name) for icon in icons]
     seen_style = np.array([icon.style in shown for icon in icons])
@@ -140,6 +143,10 @@ def load(
         "held-out": np.array([i for i in np.flatnonzero(~seen_style) if keys[i] not in in_train], np.int64),
     }
     notes = [] if not train else [f"glyphs: {train} of the icons there are to train on"]
+    if repeated:
+        notes.append(
+            f"glyphs: {repeated} icons are left out, because they repeat a drawing under another name or style"
+        )
     shifts = ("held-out",) if len(parts["held-out"]) else ()
     names = tuple(style for style in STYLES if style in (*shown, *kept_out))
     style_of = np.array([names.index(icon.style) for icon in icons], np.int64)
@@ -178,6 +185,20 @@ def load(
         domains=names,
         shifts={part: columns(part) for part in shifts},
     )
+
+
+def _first_drawings(grey: NDArray[np.uint8], last: NDArray[np.bool_]) -> Indices:
+    """Positions of the distinct drawings, in order: of equal pictures the first one counts.
+
+    Args:
+        grey: [N, size, size] pictures.
+        last: [N] pictures that count only where no other has the same drawing.
+    """
+    order = np.argsort(last, kind="stable")
+    seen: dict[bytes, int] = {}
+    for i in order:
+        seen.setdefault(hashlib.blake2b(grey[i].tobytes(), digest_size=16).digest(), int(i))
+    return np.sort(np.array(list(seen.values()), np.int64))
 
 
 def _styles(wanted: str, option: str) -> tuple[str, ...]:

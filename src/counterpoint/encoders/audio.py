@@ -114,12 +114,17 @@ def build_audio_encoder(name: str, rate: int, samples: int, pretrained: bool = T
         raise CounterpointError(
             f"sounds need at least {LEAST:g} s at 1,000 samples a second or more, got {samples} samples at {rate}"
         )
+    check_audio_encoder(name)
     if name == "sound-s":
         return SoundS(rate, samples)
+    return _transformers(name, name.partition(":")[2], rate, samples, pretrained)
+
+
+def check_audio_encoder(name: str) -> None:
+    """Raise CounterpointError for a name that `build_audio_encoder` does not know."""
     library, _, model = name.partition(":")
-    if library != "hf" or not model:
+    if name != "sound-s" and (library != "hf" or not model):
         raise unknown("audio encoder", name, ["sound-s", "hf:NAME"])
-    return _transformers(name, model, rate, samples, pretrained)
 
 
 def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bool) -> nn.Module:
@@ -139,6 +144,7 @@ def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bo
             f"{name} could not be loaded: {said[:300].rstrip('.')}. What is not on this machine is downloaded, which needs "
             "the net; a folder with the model will do as well: hf:FOLDER"
         ) from error
+    model = model.float()  # transformers 5 keeps the type of the file; see encoders/text.py
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if model.main_input_name not in ("input_values", "input_features"):

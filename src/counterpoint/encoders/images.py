@@ -54,10 +54,9 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
     """
     if size < 1 or channels < 1:
         raise CounterpointError(f"an encoder needs pictures with pixels and channels, got size={size}, {channels=}")
+    check_image_encoder(name)
     library, colon, model = name.partition(":")
     if not colon:
-        if name not in OWN:
-            raise unknown("image encoder", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
         if pretrained:
             raise CounterpointError(f"there are no pretrained weights of {name}; name a timm: or torchvision: model")
         if size < 8:
@@ -67,10 +66,32 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         if name == "conv-s":
             return ConvS(channels)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
-    if library not in LIBRARIES:
-        raise unknown("library of image encoders", library, LIBRARIES)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
+
+
+def check_image_encoder(name: str) -> None:
+    """Raise CounterpointError, with near matches, for a name that `build_image_encoder` does not know. Builds nothing.
+
+    A model of transformers (`hf:NAME`) is looked for only when it is built.
+    """
+    library, colon, model = name.partition(":")
+    if not colon:
+        if name not in OWN:
+            raise unknown("image encoder", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
+    elif library not in LIBRARIES:
+        raise unknown("library of image encoders", library, LIBRARIES)
+    elif library == "timm":
+        import timm
+
+        if not timm.is_model(model.partition(".")[0]) and not model.startswith(("hf-hub:", "local-dir:")):
+            raise _near("timm", model, timm.list_models())
+    elif library == "torchvision":
+        import torchvision.models as tv
+
+        known = tv.list_models(module=tv)
+        if model not in known:
+            raise _near("torchvision", model, known)
 
 
 def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) -> None:
@@ -304,8 +325,6 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    if not timm.is_model(name.partition(".")[0]) and not name.startswith(("hf-hub:", "local-dir:")):
-        raise _near("timm", name, timm.list_models())
     options: dict[str, Any] = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
 
     def build() -> nn.Module:
@@ -327,9 +346,6 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
 def _torchvision(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder:
     import torchvision.models as tv
 
-    known = tv.list_models(module=tv)
-    if name not in known:
-        raise _near("torchvision", name, known)
     if channels != 3:
         raise CounterpointError(f"torchvision:{name} takes RGB pictures, not {channels} channels")
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
@@ -366,7 +382,8 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         model = _fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
     else:
         model = _fetched(lambda: AutoModel.from_config(AutoConfig.from_pretrained(name)), f"hf:{name}")
-    model = getattr(model, "vision_model", model)  # of CLIP and its like, the tower that sees
+    # transformers 5 keeps the type of the file, transformers 4 made float32: half-precision files are widened.
+    model = getattr(model, "vision_model", model).float()  # of CLIP and its like, the tower that sees
     if "pixel_values" not in inspect.signature(model.forward).parameters:
         raise CounterpointError(f"hf:{name} is no vision model; its input is not pixel_values")
     trained = getattr(model.config, "image_size", size)

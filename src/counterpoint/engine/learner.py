@@ -1,13 +1,16 @@
-"""The base of every trained system: a LightningModule that names its losses and what it predicts."""
+"""The base of every trained system: a module that names its losses and what it predicts.
+
+It is a plain torch module, so that a trained system is used without the trainer; `engine.fit` wraps it for Lightning.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.distributed import place, world
 from counterpoint.engine.loading import Position
@@ -18,7 +21,7 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
-class Learner(pl.LightningModule):
+class Learner(nn.Module):
     """Subclasses write `loss`, `predict` and `configure_optimizers`; networks, optimisers and hooks are theirs to choose.
 
     Several optimisers need no loop of their own: each entry of `minimised` names a loss, all are summed, one backward
@@ -34,10 +37,21 @@ class Learner(pl.LightningModule):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.seed = seed
         self.position = Position()
         self.evaluator: Any = None
+        # What `fit` adds for its duration: the optimisers, and the steps from the first epoch to the last.
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.total_steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def configure_optimizers(self) -> Any:
+        """Optimisers and schedules, in any form that Lightning takes."""
+        raise CounterpointError(f"{type(self).__name__} has no optimiser")
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalars; those in `minimised` are minimised, all are recorded."""
@@ -64,12 +78,8 @@ class Learner(pl.LightningModule):
         """Called before a fit, new or resumed, with the task: what only training needs to know of the data. What is
         resumed from a checkpoint comes after it."""
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole fit, of which `position.step` are done: what a schedule from the first to the last is made of."""
-        epochs = self.trainer.max_epochs
-        assert epochs is not None  # `fit` always says how many
-        return epochs * int(self.trainer.num_training_batches)
+    def start(self) -> None:
+        """Called when a fit starts, after a checkpoint was read and the processes have met."""
 
     def before_step(self) -> None:
         """Called when the gradients are there, before the optimisers step: parameters whose gradient is None stay as they
@@ -90,26 +100,21 @@ class Learner(pl.LightningModule):
         """What a run keeps as model.safetensors: by default everything."""
         return dict(self.state_dict())
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        if batch_idx < self.position.batch:  # done before the interruption that this run resumes from
-            return None
+    def step(self, batch: dict[str, Any], backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """One step on a batch: losses, gradients by `backward`, and a step of every optimiser. Returns the losses."""
         # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
         torch.manual_seed(_seed(self.seed, self.position.step, world()[0]))
         generator = torch.Generator().manual_seed(_seed(self.seed, self.position.step))
         losses = self.loss(self.prepare(batch, generator))
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
-        self.manual_backward(torch.stack([losses[name] for name in self.minimised]).sum())
+        backward(torch.stack([losses[name] for name in self.minimised]).sum())
         self.before_step()
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         self.end_step()
         return {name: value.detach() for name, value in losses.items()}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.evaluator.update(batch, self.predict(batch))
-
-    def on_validation_epoch_start(self) -> None:
+    def begin_evaluation(self) -> None:
+        """Called before an evaluation's first batch."""
         self.evaluator.reset()

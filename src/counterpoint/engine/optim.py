@@ -18,7 +18,7 @@ class OptimConfig:
     """How a network is optimised."""
 
     optimizer: str = "sgd"
-    """An optimiser timm knows: sgd, adamw, lars, lamb, ..."""
+    """sgd (with momentum, not Nesterov's), nesterov, adamw, lars, lamb, or another optimiser that timm knows."""
     lr: float = 0.03
     """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
     weight_decay: float = 1e-4
@@ -114,7 +114,9 @@ def optimisers(
     try:
         if config.beta2 is not None and get_optimizer_info(config.optimizer).has_betas:
             options["betas"] = (0.9, config.beta2)
-        optimizer = create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr * scale, **options)
+        # timm 1.0's "sgd" is Nesterov's momentum; the papers' SGD is plain momentum.
+        name = {"sgd": "momentum"}.get(config.optimizer.lower(), config.optimizer)
+        optimizer = create_optimizer_v2(groups, opt=name, lr=config.lr * scale, **options)
     except (ValueError, AssertionError, KeyError) as error:
         from timm.optim import list_optimizers
 

@@ -5,6 +5,7 @@
       environment.json    versions, machine, threads, devices
       facts.json          what the learner was built from besides its settings: widths, classes, a tokenizer
       metrics.csv         a row per epoch
+      chance.json         what guessing would score, by metric
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
       figures.json        what the last evaluation has to show besides numbers (see counterpoint.report.found)
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
+import math
 import os
 import platform
 import time
@@ -36,16 +39,18 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, METRICS, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
     "config.yaml",
     "environment.json",
     "facts.json",
     "metrics.csv",
+    "chance.json",
     "figures.json",
     "model.safetensors",
     "last.ckpt",
     "report.html",
 )
+FILES = (CONFIG, ENVIRONMENT, FACTS, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
 
 
 def versions() -> dict[str, str]:
@@ -68,6 +73,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def check_new(root: Path, name: str | None) -> None:
+    """Raise RunError, before any work, when a run cannot be made under `root`: a name with a path in it, or one in use."""
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise RunError(f"--name {name!r} is not the name of one folder; the place where runs are made is --out")
+    if name is not None and (root / name).exists() and int(os.environ.get("RANK", "0")) == 0:
+        raise RunError(f"{root / name} exists already; choose another --name or resume it")
+    if root.exists() and not root.is_dir():
+        raise RunError(f"cannot make a run directory: {root} is a file; name a folder with --out")
+
+
 class Run:
     """One run directory."""
 
@@ -78,6 +93,7 @@ class Run:
     @staticmethod
     def create(root: Path, config: dict[str, Any], name: str | None = None) -> Run:
         """Make a new run directory under `root`; `config` needs at least `slug`."""
+        check_new(root, name)
         stem = name or f"{config['slug']}-{time.strftime('%Y%m%d-%H%M%S')}"
         path, number = root / stem, 1
         while True:
@@ -108,6 +124,11 @@ class Run:
         file = path / CONFIG
         if not file.is_file():
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+        for name in FILES:
+            if not (path / name).resolve().is_relative_to(path.resolve()):
+                raise RunError(
+                    f"{path / name} is a link to a file outside the run directory; put a copy of the file in its place"
+                )
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -173,6 +194,23 @@ class Run:
         except (ValueError, TypeError, UnicodeDecodeError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
 
+    def save_chance(self, levels: Mapping[str, float]) -> None:
+        """Write the chance level of each test metric that has one, by name; write nothing when there is none."""
+        finite = {name: float(value) for name, value in levels.items() if math.isfinite(value)}
+        if finite:
+            with replacing(self.path / CHANCE) as file:
+                file.write(json.dumps(finite, indent=1).encode())
+
+    def chance(self) -> dict[str, float]:
+        """Return the chance level of each test metric that has one; RunError when the file is damaged."""
+        path = self.path / CHANCE
+        if not path.is_file():
+            return {}
+        try:
+            return {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({error}); remove it and measure the run again") from error
+
     def save_figures(self, figures: Mapping[str, Any]) -> None:
         """Keep what the page shows besides numbers: heading -> {"kind": ...}; nothing is written when there is none."""
         if figures:
@@ -181,6 +219,11 @@ class Run:
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
         write_weights(self.path / WEIGHTS, state, self.slug)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file of trained weights."""
+        with (self.path / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load_weights(self) -> dict[str, Tensor]:
         """The trained weights; RunError when they are missing, damaged, or another system's."""

@@ -8,7 +8,7 @@ A batch holds B bags padded to a common length; a learner is scored by frame-lev
     batch["name"]    list of B strings
 
 A learner of this task implements `predict(batch) -> {head: logits [C, T]}` for the C crops of one test video; each
-head gets its own `<head>_ap`.
+head gets its own `<head>_ap` and `<head>_ap_step`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +29,8 @@ from counterpoint.core.distributed import world
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.errors import CounterpointError, DataError
+
+FEW = 0.1  # share of scores that must differ; with fewer a note is given
 
 
 @dataclass
@@ -68,37 +71,80 @@ def frame_ap(
     gt: NDArray[Any] | Tensor,
     repeat: int = 16,
 ) -> float:
-    """Frame-level average precision: the trapezoidal area under the precision-recall curve.
+    """Compute frame-level average precision as XD-Violence reports it: the trapezoidal area under precision over recall.
 
-    The snippet score is the mean over the crops of sigmoid(logit), repeated for the `repeat` frames of its snippet.
+    The snippet score is the mean over the crops of sigmoid(logit), repeated for the `repeat` frames of its snippet. Scores
+    are ranked by their logarithmic odds in float64, so that large logits do not tie.
 
     Args:
         crop_logits: all videos' snippets one after another, one row per crop.
         video_len: snippets of each video; must add up to the columns of `crop_logits`.
         gt: truth per frame, 0 or 1, length `repeat` times the snippets.
+        repeat: frames of a snippet.
 
     Returns AP in 0..1; nan when the truth has no positive frame.
     Raises ValueError when the lengths do not fit or a logit is not finite.
 
-    `sklearn.metrics.auc` over `precision_recall_curve`, as XD-Violence is reported; `average_precision_score` (a step
-    sum) differs in the third digit.
+    `sklearn.metrics.auc` over `precision_recall_curve`. The trapezoid rewards ties: scores that are all equal get
+    (1 + prevalence) / 2, not the prevalence. `frame_ap_step` does not; compare the two where scores tie.
     """
     from sklearn.metrics import auc, precision_recall_curve
 
+    score, truth = _ranked(crop_logits, video_len, gt, repeat)
+    if not truth.any():
+        return float("nan")
+    precision, recall, _ = precision_recall_curve(truth, score)
+    return float(auc(recall, precision))
+
+
+def frame_ap_step(
+    crop_logits: Float[Tensor, "crops snippets"] | NDArray[Any],
+    video_len: Int[Tensor, " videos"] | NDArray[Any] | Sequence[int],
+    gt: NDArray[Any] | Tensor,
+    repeat: int = 16,
+) -> float:
+    """Compute frame-level average precision as a step sum: the mean precision at the frames of the event.
+
+    Arguments, ranking and errors as for `frame_ap`. Scores that are all equal get the share of positive frames, which is
+    chance. `sklearn.metrics.average_precision_score`.
+
+    >>> frame_ap_step(torch.zeros(1, 4), [4], [1, 0, 0, 0], repeat=1)
+    0.25
+    """
+    from sklearn.metrics import average_precision_score
+
+    score, truth = _ranked(crop_logits, video_len, gt, repeat)
+    return float(average_precision_score(truth, score)) if truth.any() else float("nan")
+
+
+def snippet_log_odds(crop_logits: Float[Tensor, "crops snippets"]) -> NDArray[np.float64]:
+    """Return log(p / (1 - p)) of each snippet's score p, the mean over the crops of sigmoid(logit), in float64.
+
+    The order is that of the scores, without ties by rounding: a float32 sigmoid is 1 from a logit of 17 on, a float64 one
+    from 37 on.
+    """
+    logits = torch.as_tensor(crop_logits).double()
+    if len(logits) == 1:
+        return np.asarray(logits[0].numpy())
+    logits = logits.sort(0).values  # so that the order of the crops does not matter
+    log_p, log_q = (F.logsigmoid(values).logsumexp(0) for values in (logits, -logits))
+    return np.asarray((log_p - log_q).numpy())
+
+
+def _ranked(
+    crop_logits: Any, video_len: Any, gt: NDArray[Any] | Tensor, repeat: int
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Check the arguments of an average precision; return score and truth of each frame."""
     logits = torch.as_tensor(crop_logits)
     truth = np.asarray(gt)
     total = int(np.sum(np.asarray(video_len)))
-    if logits.ndim != 2 or logits.shape[1] != total:
+    if logits.ndim != 2 or logits.shape[1] != total or not len(logits):
         raise ValueError(f"crop_logits must be [crops, {total}] (video_len adds up to that), got {tuple(logits.shape)}")
     if truth.shape != (repeat * total,):
         raise ValueError(f"gt must hold {repeat} x {total} = {repeat * total} frames, got {truth.shape}")
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("crop_logits holds NaN or infinite values")
-    if not truth.any():
-        return float("nan")
-    score = torch.sigmoid(logits).mean(0).double().numpy().repeat(repeat)
-    precision, recall, _ = precision_recall_curve(truth, score)
-    return float(auc(recall, precision))
+    return snippet_log_odds(logits).repeat(repeat), truth
 
 
 def checked(bag: Bag | TestVideo, data: BagData) -> None:
@@ -183,7 +229,11 @@ class _Videos(Dataset[dict[str, Any]]):
 
 
 class FrameAP:
-    """Evaluator: frame-level AP of every head of the learner, over all test videos."""
+    """Evaluator: frame-level AP of every head of the learner, over all test videos.
+
+    `<head>_ap` is the benchmark's trapezoid (`frame_ap`), `<head>_ap_step` the step sum, which ties do not raise. After
+    `compute`, `notes` names the heads of which fewer than a tenth of the snippets' scores differ.
+    """
 
     def __init__(self, data: BagData) -> None:
         self.repeat = data.frames_per_snippet
@@ -193,20 +243,47 @@ class FrameAP:
         self.logits: dict[str, list[Tensor]] = {}
         self.truth: list[NDArray[Any]] = []
         self.lengths: list[int] = []
+        self.notes: list[str] = []
+        self.figures: dict[str, Any] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Tensor]) -> None:
         length = batch["visual"].shape[1]
         for head, logits in outputs.items():
-            self.logits.setdefault(head, []).append(logits.detach().float().cpu())
+            self.logits.setdefault(head, []).append(logits.detach().double().cpu())
         self.truth.append(batch["truth"])
         self.lengths.append(length)
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         truth = np.concatenate(self.truth)
-        return {
-            f"{head}_ap": frame_ap(torch.cat(logits, 1), self.lengths, truth, self.repeat)
-            for head, logits in self.logits.items()
-        }
+        found: dict[str, float] = {}
+        ties: list[list[Any]] = []
+        for head, parts in self.logits.items():
+            logits = torch.cat(parts, 1)
+            found[f"{head}_ap"] = frame_ap(logits, self.lengths, truth, self.repeat)
+            found[f"{head}_ap_step"] = frame_ap_step(logits, self.lengths, truth, self.repeat)
+            different, total = len(np.unique(snippet_log_odds(logits))), logits.shape[1]
+            if different < FEW * total:
+                ties.append([head, different, total])
+        self.notes = [
+            f"{head}: only {different} of {total} scores differ; {head}_ap rewards ties, judge by {head}_ap_step"
+            for head, different, total in ties
+        ]
+        self.figures = {}
+        if ties:
+            self.figures["Scores that tie"] = {
+                "kind": "table",
+                "columns": ["head", "different scores", "snippets"],
+                "rows": ties,
+                "caption": "Fewer than a tenth of the scores differ. <head>_ap, the trapezoid, rewards ties; <head>_ap_step "
+                "does not.",
+            }
+        return found
+
+    def chance(self) -> dict[str, float]:
+        """Return the chance level of every AP: the share of positive frames."""
+        truth = np.concatenate(self.truth) if self.truth else np.zeros(0)
+        share = float((truth != 0).mean()) if len(truth) else float("nan")
+        return {f"{head}_{name}": share for head in self.logits for name in ("ap", "ap_step")}
 
 
 class BagsTask:

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.distributed import world
 from counterpoint.data.images import ImageData, ImageSplit, Indices
-from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.views.images import ViewPipeline, normalise
+from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
 BATCH = 256  # of evaluation
 
@@ -46,7 +46,9 @@ class ImagesConfig(OptimConfig):
     pretrained: bool = False
     """Start from published weights where the encoder has them."""
     recipe: str = "simclr"
-    """How views are made (see counterpoint.views.images.RECIPES)."""
+    """How views are made: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
+    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
     neighbours: int = 20
@@ -65,6 +67,11 @@ class ImagesConfig(OptimConfig):
         for name in self.counts:
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def check(self) -> None:
+        """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
+        check_image_encoder(self.encoder)
+        check_recipe(self.recipe)
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """What a learner of these settings has to know of the data, fit for JSON."""

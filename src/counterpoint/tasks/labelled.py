@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from counterpoint.core.distributed import global_mean, world
+from counterpoint.core.rows import Keys
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.engine.loading import EpochBatches, Position
 from counterpoint.errors import CounterpointError, DataError
@@ -41,31 +42,53 @@ from counterpoint.tasks.images import (
     ImageTask,
     chosen_bank,
 )
-from counterpoint.tasks.measures import confusion, confusion_figure, knn_accuracy, linear_probe
+from counterpoint.tasks.measures import (
+    class_chance,
+    confusion,
+    confusion_figure,
+    confusion_of,
+    knn_accuracy,
+    linear_probe,
+)
 
 # ---------------------------------------------------------------------------------------------------------- the measures
 
 
 def macro_recall(table: Int[Tensor, "classes classes"]) -> float:
-    """Mean over the classes of the share of each one's items that were told right, from a confusion matrix (rows: the
-    truth). Classes without items are left out."""
+    """Return the mean over the classes of the share of each one's items that are classified right.
+
+    Args:
+        table: a confusion matrix, rows are the truth. Classes without items are left out.
+    """
     count = table.sum(1)
     return float((table.diagonal()[count > 0] / count[count > 0]).mean())
 
 
 def recall_at_1(features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
-    """Share of items whose nearest other item (by cosine) has their class; those that are alone in theirs do not count.
+    """Return the share of items whose nearest other item (by cosine) has their class.
 
-    The retrieval measure of metric learning (Oh Song et al. 2016, arXiv 1511.06452). nan when every item is alone.
+    The retrieval measure of metric learning (Oh Song et al. 2016, arXiv 1511.06452). Items that are alone in their class do
+    not count; nan when every item is. Of items that tie for the nearest the share that is right counts.
     """
     x = F.normalize(features.float(), dim=1)
-    asked = (labels.bincount()[labels] > 1).nonzero().squeeze(1)
-    right = 0
+    keys, asked = Keys(x), (labels.bincount()[labels] > 1).nonzero().squeeze(1)
+    right = 0.0
     for rows in asked.split(1024):
-        similarity = x[rows] @ x.T
+        similarity = keys.products(x[rows])
         similarity[torch.arange(len(rows)), rows] = -torch.inf
-        right += int((labels[similarity.argmax(1)] == labels[rows]).sum())
+        nearest = similarity == similarity.amax(1, keepdim=True)
+        same = nearest & (labels == labels[rows, None])
+        right += float((same.sum(1).double() / nearest.sum(1)).sum())
     return right / len(asked) if len(asked) else float("nan")
+
+
+def recall_at_1_chance(labels: Int[Tensor, " n"]) -> float:
+    """Return `recall_at_1` on average when the nearest other item is drawn at random; nan when every item is alone."""
+    counts = labels.bincount().double()
+    counts = counts[counts > 1]
+    if not len(counts):
+        return float("nan")
+    return float((counts * (counts - 1)).sum() / counts.sum() / (len(labels) - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -76,7 +99,9 @@ class LabelledConfig(ImagesConfig):
     """What every learner of this task can be told."""
 
     recipe: str = "weak"
-    """How views are made (see counterpoint.views.images.RECIPES)."""
+    """How views are made: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
+    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
 
@@ -249,11 +274,21 @@ class LabelledEvaluator:
         found: dict[str, float] = {}
         for name, logits in outputs.items():
             head = name.removeprefix("test/").removesuffix("logits")  # "" for the learner's own, else "teacher_"
-            table = confusion(labels, logits.argmax(1), len(self.classes))
+            table = confusion_of(labels, logits)
             found[f"{head}accuracy"] = float(table.diagonal().sum() / table.sum())
             found[f"{head}macro_recall"] = macro_recall(table)
             self.figures |= confusion_figure(table, self.classes, head)
         return found
+
+    def chance(self) -> dict[str, float]:
+        """Return the chance level of every figure that `compute` found: 1 / classes, and that of a random neighbour."""
+        labels = torch.cat(self.labels["test"]) if self.labels["test"] else torch.zeros(0, dtype=torch.int64)
+        guess = class_chance(len(self.classes))
+        if "test/feature" in self.outputs:
+            names = ("accuracy", "knn_accuracy", "linear_accuracy")
+            return dict.fromkeys(names, guess) | {"recall_at_1": recall_at_1_chance(labels)}
+        heads = [name.removeprefix("test/").removesuffix("logits") for name in self.outputs]
+        return {f"{head}{name}": guess for head in heads for name in ("accuracy", "macro_recall")}
 
     def _embedding(
         self, bank: Tensor, bank_labels: Tensor, test: Tensor, labels: Tensor, final: bool

@@ -10,7 +10,10 @@
     alignment, uniformity                  Wang and Isola's, of one modality's features
     tolerance        tolerance             how close together examples of one class lie
 
-`EVALUATORS` has them by name.
+`EVALUATORS` has them by name. Of the share of items that are right by chance speak `retrieval_chance` and `class_chance`.
+
+Ties never count for a method. Where several keys, classes or groups are equally good, retrieval ranks the right one last, and
+every other measure takes the expectation over a random choice among them. Embeddings that are all alike score chance.
 
 >>> import numpy as np
 >>> retrieval(np.eye(3), np.eye(3))["r1"]
@@ -32,9 +35,12 @@ from counterpoint.core import gap
 from counterpoint.core.checks import need_alike
 from counterpoint.core.contrast import EPS
 from counterpoint.core.gap import gap_metrics
+from counterpoint.core.rows import Keys
 
 RECALL = (1, 5, 10)
 CHUNK = 1024  # queries compared with all keys at a time
+SLACK = 1e-9  # relative difference below which two sums of votes are equal: their terms come in any order
+LOGIT_SLACK = 1e-6  # difference below which two logits of a fitted classifier are equal
 
 
 # ------------------------------------------------------------------------------------------------------------ retrieval
@@ -43,25 +49,31 @@ CHUNK = 1024  # queries compared with all keys at a time
 def retrieval_ranks(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
 ) -> Int[Tensor, " asked"]:
     """The rank, from 1, of each query's best right key among all keys, by dot product; keys that tie with it count before it
     when they are wrong, so that embeddings which are all alike find nothing.
 
-    A key is right when its group is the query's; by default item i belongs to item i. Queries whose group no key has are
-    left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
+    A key is right when its group is the query's; by default item i belongs to item i. With several columns of groups, [n, k]
+    and [m, k], a key is right when any of its columns equals the query's: the same picture, say, or the same caption. Queries
+    that no key is right for are left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
     """
     query, key = _compared(query=query, key=key)
-    groups = torch.arange(len(query)) if query_group is None else _numbers("query_group", query_group, len(query))
-    keys = torch.arange(len(key)) if key_group is None else _numbers("key_group", key_group, len(key))
-    asked = torch.isin(groups, keys)
+    groups = _group_columns("query_group", query_group, len(query))
+    keys = _group_columns("key_group", key_group, len(key))
+    if groups.shape[1] != keys.shape[1]:
+        raise ValueError(f"query_group and key_group differ in columns: {groups.shape[1]} and {keys.shape[1]}")
+    asked = torch.stack([torch.isin(a, b) for a, b in zip(groups.T, keys.T, strict=True)]).any(0)
     query, groups = query[asked], groups[asked]
     ranks = torch.empty(len(query), dtype=torch.int64)
+    bank = Keys(key)
     for start in range(0, len(query), CHUNK):
         part = slice(start, start + CHUNK)
-        similarity = query[part] @ key.T
-        right = keys == groups[part][:, None]
+        similarity = bank.products(query[part])
+        right = torch.zeros(similarity.shape, dtype=torch.bool)
+        for own, other in zip(groups[part].T, keys.T, strict=True):
+            right |= own[:, None] == other
         best = similarity.masked_fill(~right, -math.inf).amax(1, keepdim=True)
         # NaN is nobody's neighbour: a query of NaN ranks last.
         before = (~(similarity < best) & ~right).sum(1)
@@ -72,8 +84,8 @@ def retrieval_ranks(
 def retrieval(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
     *,
     at: Sequence[int] = RECALL,
 ) -> dict[str, float]:
@@ -91,14 +103,73 @@ def retrieval(
 def retrieval_recall(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
     *,
     at: Sequence[int] = RECALL,
 ) -> dict[int, float]:
     """Share of queries with a right key among their `at` most similar (see `retrieval_ranks`); 0 without queries."""
     ranks = retrieval_ranks(query, key, query_group, key_group)
     return {k: float((ranks <= k).double().mean()) if len(ranks) else 0.0 for k in at}
+
+
+def retrieval_chance(
+    query_group: Int[Tensor, "n ..."],
+    key_group: Int[Tensor, "m ..."],
+    *,
+    at: Sequence[int] = RECALL,
+) -> dict[str, float]:
+    """Compute what `retrieval` finds on average when keys are ranked in random order.
+
+    Args:
+        query_group, key_group: as for `retrieval`.
+        at: the ranks k of the recalls.
+
+    Returns recall at each k (`r1`, ...) and mean reciprocal rank (`mrr`); nan where no query has a right key. A query with g
+    right keys among m finds one of them at rank k or before with probability 1 - C(m - g, k) / C(m, k).
+
+    >>> retrieval_chance(torch.arange(4), torch.arange(4), at=(1, 2))["r2"]
+    0.5
+    """
+    queries, keys = (
+        found[:, None] if (found := torch.as_tensor(values).cpu().long()).ndim == 1 else found
+        for values in (query_group, key_group)
+    )
+    if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
+        raise ValueError(f"query_group and key_group must fit, got {list(queries.shape)} and {list(keys.shape)}")
+    total = len(keys)
+    counts = [_matches(part, keys) for part in queries.split(CHUNK)]
+    right, many = torch.cat(counts or [torch.zeros(0, dtype=torch.int64)]).unique(return_counts=True)
+    right, many = right[right > 0].double(), many[right > 0].double()
+    if not len(right):
+        return {**{f"r{k}": math.nan for k in at}, "mrr": math.nan}
+    ranks = torch.arange(1, total + 1, dtype=torch.float64)
+    recall, reciprocal = dict.fromkeys(at, 0.0), 0.0
+    for count, weight in zip(right, many / many.sum(), strict=True):
+        # The chance that none of the first k keys is right.
+        missed = torch.cumprod(((total - count - ranks + 1) / (total - ranks + 1)).clamp(min=0), 0)
+        for k in at:
+            recall[k] += float(weight) * (1.0 if k >= total else 1 - float(missed[k - 1]))
+        first = torch.cat([torch.ones(1, dtype=torch.float64), missed[:-1]]) - missed
+        reciprocal += float(weight) * float((first / ranks).sum())
+    return {**{f"r{k}": value for k, value in recall.items()}, "mrr": reciprocal}
+
+
+def _matches(queries: Int[Tensor, "n columns"], keys: Int[Tensor, "m columns"]) -> Int[Tensor, " n"]:
+    """Count the keys that have a number in common with each query, column by column."""
+    right = torch.zeros(len(queries), len(keys), dtype=torch.bool)
+    for own, other in zip(queries.T, keys.T, strict=True):
+        right |= own[:, None] == other
+    return right.sum(1)
+
+
+def class_chance(classes: int) -> float:
+    """Return the share of items that a uniform guess among `classes` classes gets right; nan for none.
+
+    >>> class_chance(4)
+    0.25
+    """
+    return 1 / classes if classes > 0 else math.nan
 
 
 def identification(
@@ -109,44 +180,120 @@ def identification(
     *,
     neighbours: int = 25,
 ) -> dict[str, float]:
-    """Which whole a set of snippets was cut from, by voting: every query of a group retrieves `neighbours` keys, each votes
-    for its group, and groups are ranked by their votes (Carvalho, Li and Widmer, arXiv 2309.12134).
+    """Identify the whole that a set of snippets was cut from, by voting: every query of a group retrieves `neighbours` keys,
+    each votes for its group, and groups are ranked by their votes (Carvalho, Li and Widmer, arXiv 2309.12134).
 
-    A group without a vote takes the last rank there is, but not the first; of groups with equal votes the one whose keys lie
-    nearer is first. Returns `accuracy` (the right group ranked first) and `mrr`, over the groups of the queries that keys
-    have; nan where there are none. Raises ValueError for shapes that do not fit and for NaN.
+    Keys that tie for the last places share these places. A group without a vote takes the last rank there is, but not the
+    first. Of groups with equal votes the one whose keys lie nearer is first. Groups that tie in both share their ranks: the
+    figures are the expectation over their random order, so embeddings that are all alike score chance.
+
+    Args:
+        query, key: rows that are compared by their dot product.
+        query_group, key_group: number of the group of each row.
+        neighbours: > 0, keys that each query retrieves; cut to what there is.
+
+    Returns `accuracy` (the right group ranked first) and `mrr`, over the groups of the queries that keys have; nan where
+    there are none. Raises ValueError for shapes that do not fit and for NaN.
     """
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
     query, key = _finite(query=query, key=key)
     queries, keys = (
         _numbers("query_group", query_group, len(query)),
         _numbers("key_group", key_group, len(key)),
     )
     names, column = keys.unique(return_inverse=True)
-    ranks = []
+    bank = Keys(key)
+    first, reciprocal = list[float](), list[float]()
     for group in queries.unique():
         at = (names == group).nonzero()
         if not len(at):
             continue
-        similarity, index = (query[queries == group] @ key.T).topk(min(neighbours, len(key)), dim=1)
-        voted = column[index.flatten()]
-        votes = torch.bincount(voted, minlength=len(names)).double()
-        nearness = torch.zeros_like(votes).index_add_(0, voted, similarity.flatten().double())
+        votes, nearness = torch.zeros(2, len(names), dtype=torch.float64)
+        for part in query[queries == group].split(CHUNK):
+            similarity = bank.products(part)
+            weight = _nearest_weights(similarity, neighbours)
+            votes.index_add_(0, column, weight.sum(0))
+            nearness.index_add_(0, column, (weight * similarity.double()).sum(0))
         own = int(at)
-        ahead = (votes > votes[own]) | ((votes == votes[own]) & (nearness > nearness[own]))
-        ranks.append(1 + int(ahead.sum()) if votes[own] > 0 else max(2, int((votes > 0).sum())))
-    found = torch.tensor(ranks, dtype=torch.float64)
-    if not ranks:
+        if votes[own] <= 0:
+            rank = max(2, int((votes > 0).sum()))
+            first.append(0.0)
+            reciprocal.append(1 / rank)
+            continue
+        alike = _equal(votes, votes[own])
+        near = _equal(nearness, nearness[own])
+        ahead = int(((~alike & (votes > votes[own])) | (alike & ~near & (nearness > nearness[own]))).sum())
+        tied = int((alike & near).sum())
+        first.append(1 / tied if ahead == 0 else 0.0)
+        reciprocal.append(sum(1 / (ahead + place) for place in range(1, tied + 1)) / tied)
+    if not first:
         return {"accuracy": math.nan, "mrr": math.nan}
-    return {"accuracy": float((found == 1).double().mean()), "mrr": float((1 / found).mean())}
+    return {"accuracy": math.fsum(first) / len(first), "mrr": math.fsum(reciprocal) / len(first)}
+
+
+def _equal(values: Tensor, value: Tensor) -> Tensor:
+    return (values - value).abs() <= SLACK * value.abs().clamp(min=1e-30)
+
+
+def _nearest_weights(similarity: Float[Tensor, "n m"], k: int) -> Float[Tensor, "n m"]:
+    """Weigh each key as one of a query's k nearest: 1, 0, or its share of the last places where keys tie for these."""
+    k = min(k, similarity.shape[1])
+    last = similarity.topk(k, dim=1).values[:, -1:]
+    nearer, tied = similarity > last, similarity == last
+    share = (k - nearer.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
+    return nearer.double() + tied.double() * share
 
 
 # --------------------------------------------------------------------------------------------------------------- classes
 
 
+def _tied(logits: Float[Tensor, "n classes"], slack: float = 0.0) -> Tensor:
+    """Mark the classes whose logit is the row's largest, to `slack`."""
+    return logits >= logits.amax(1, keepdim=True) - slack
+
+
+def decided_shares(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0
+) -> Float[Tensor, " n"]:
+    """Return how far each item is classified right: 1, 0, or one part in t where t classes tie for the largest logit.
+
+    Args:
+        logits: a number for each class, the largest decides.
+        labels: classes, 0 to classes - 1.
+        slack: >= 0; logits that differ by no more are equal.
+
+    >>> decided_shares(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    tied = _tied(logits, slack)
+    return tied.gather(1, labels[:, None]).squeeze(1).double() / tied.sum(1)
+
+
+def decided(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0) -> Int[Tensor, " n"]:
+    """Return the class with the largest logit; where the true class ties with others, the first of the others.
+
+    Arguments as for `decided_shares`, but labels may be -1 where they are not known.
+    """
+    tied = _tied(logits, slack)
+    known = labels >= 0
+    others = tied.clone()
+    others[known.nonzero().flatten(), labels[known]] = False
+    chosen = torch.where(others.any(1, keepdim=True), others, tied)
+    # argmax of numbers that tie is any of them: the first is asked for.
+    return (chosen.long() * torch.arange(chosen.shape[1], 0, -1)).argmax(1)
+
+
 def zero_shot_accuracy(
     items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
 ) -> float:
-    """Share of labelled items whose class's prompt is the most similar; items of label -1 are left out, nan if that is all.
+    """Return the share of labelled items whose class's prompt is the most similar.
+
+    An item for which t prompts tie counts one part in t, if its own is among them.
+
+    Args:
+        items, prompts: rows that are compared by their dot product.
+        labels: class numbers; items of label -1 are left out, nan if that is all.
 
     Raises ValueError for shapes that do not fit, classes without a prompt and NaN.
     """
@@ -157,7 +304,7 @@ def zero_shot_accuracy(
         return math.nan
     if int(labels.max()) >= len(prompts):
         raise ValueError(f"prompts must be one for each class, got {len(prompts)} and the label {int(labels.max())}")
-    return float(((items[known] @ prompts.T).argmax(1) == labels[known]).float().mean())
+    return float(decided_shares(Keys(prompts).products(items[known]), labels[known]).mean())
 
 
 def class_means(
@@ -181,12 +328,22 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of test items whose class is the one their k nearest neighbours vote for, weighted by exp(cosine / temperature).
+    """Return the share of test items whose class their k nearest neighbours vote for, weighted by exp(cosine / temperature).
 
-    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. k is cut to what there is. Examples of label -1 do not vote,
-    and are not asked; nan where nobody votes or is asked. Raises ValueError for shapes that do not fit.
+    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. Neighbours that tie for the last places share these. An item
+    for which t classes tie counts one part in t, if its own is among them.
+
+    Args:
+        features, labels: rows and classes that vote; rows of label -1 do not.
+        test_features, test_labels: rows and classes that are asked; rows of label -1 are not.
+        k: > 0, cut to what there is.
+        temperature: > 0; any, however low: weights are relative to the nearest neighbour's.
+
+    Returns nan where no row votes or is asked. Raises ValueError for shapes that do not fit, NaN, and numbers out of range.
     """
-    features, test_features = _compared(features=features, test_features=test_features)
+    if k < 1 or not 0 < temperature < math.inf:
+        raise ValueError(f"k must be at least 1 and temperature > 0 and finite, got {k} and {temperature}")
+    features, test_features = _finite(features=features, test_features=test_features)
     labels = _numbers("labels", labels, len(features))
     test_labels = _numbers("test_labels", test_labels, len(test_features))
     votes_too, asked = labels >= 0, test_labels >= 0
@@ -195,12 +352,22 @@ def knn_accuracy(
         return math.nan
     bank, queries = (F.normalize(rows.float(), dim=1, eps=EPS) for rows in (features[votes_too], test_features[asked]))
     classes = int(torch.cat([labels, test_labels]).max()) + 1
-    right = 0
-    for start in range(0, len(queries), 1024):
-        similarity, index = (queries[start : start + 1024] @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = similarity.new_zeros(len(similarity), classes)
-        votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
-        right += int((votes.argmax(1) == test_labels[start : start + 1024]).sum())
+    keys, k, right = Keys(bank), min(k, len(bank)), 0.0
+    for start in range(0, len(queries), CHUNK):
+        similarity = keys.products(queries[start : start + CHUNK])
+        nearest, index = similarity.topk(k, dim=1)
+        weight = ((nearest.double() - nearest[:, :1]) / temperature).exp()
+        votes = weight.new_zeros(len(weight), classes)
+        votes.scatter_add_(1, labels[index], weight)
+        # The last places, where more neighbours tie than there are places for.
+        last = nearest[:, -1:]
+        unsure = ((similarity == last).sum(1) > (nearest == last).sum(1)).nonzero().flatten()
+        for rows in unsure.split(max(1, CHUNK // 8)):
+            shared = _nearest_weights(similarity[rows], k)
+            shared *= ((similarity[rows].double() - nearest[rows, :1]) / temperature).clamp(max=0).exp()
+            votes[rows] = weight.new_zeros(len(rows), classes).index_add_(1, labels, shared)
+        best = votes.amax(1, keepdim=True) * (1 - SLACK)
+        right += float(decided_shares(torch.where(votes >= best, 1.0, 0.0), test_labels[start : start + CHUNK]).sum())
     return right / len(queries)
 
 
@@ -213,13 +380,20 @@ def linear_probe(
     regularisation: float = 1e-3,
     steps: int = 100,
 ) -> tuple[float, Int[Tensor, " m"]]:
-    """Accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
+    """Return accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
 
-    `regularisation` is the weight of the summed squared coefficients beside the mean cross-entropy. Deterministic. Examples
-    of label -1 are neither learned from nor counted, but told. Raises ValueError for shapes that do not fit and where no
-    example has a class.
+    Deterministic. A test item for which t classes tie counts one part in t, if its own is among them; its prediction is
+    another of them.
+
+    Args:
+        features, labels: rows and classes to learn; rows of label -1 are left out.
+        test_features, test_labels: rows and classes to predict; rows of label -1 are predicted, but not counted.
+        regularisation: weight of the summed squared coefficients beside the mean cross-entropy.
+        steps: > 0, iterations of L-BFGS at most.
+
+    Raises ValueError for shapes that do not fit, NaN, and where no example has a class.
     """
-    features, test_features = _compared(features=features, test_features=test_features)
+    features, test_features = _finite(features=features, test_features=test_features)
     labels = _numbers("labels", labels, len(features))
     test_labels = _numbers("test_labels", test_labels, len(test_features))
     features, labels = features[labels >= 0], labels[labels >= 0]
@@ -242,15 +416,31 @@ def linear_probe(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    predicted = F.linear(test, weight, bias).argmax(1)
-    return float((predicted == test_labels)[test_labels >= 0].float().mean()), predicted
+    logits, known = F.linear(test, weight, bias).detach(), test_labels >= 0
+    shares = decided_shares(logits[known], test_labels[known], slack=LOGIT_SLACK)
+    return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)
 
 
 def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:
-    """How many items of each class (row) were taken for each class (column)."""
+    """Count how many items of each class (row) were taken for each class (column)."""
     labels = _numbers("labels", labels, len(labels))
     predicted = _numbers("predicted", predicted, len(labels))
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def confusion_of(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> Tensor:
+    """Count how many items of each class (row) a classifier takes for each class (column).
+
+    An item for which t classes tie counts one part in t for each of them.
+
+    Returns [classes, classes] of int64, or of float64 where classes tie.
+    """
+    tied = _tied(logits)
+    many = tied.sum(1)
+    if bool((many == 1).all()):
+        return confusion(labels, logits.argmax(1), logits.shape[1])
+    table = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
+    return table.index_add_(0, labels, tied.double() / many[:, None])
 
 
 def confusion_figure(
@@ -320,7 +510,7 @@ def gallery_rows(
     asked: Int[Tensor, " q"],
     keys: Int[Tensor, " m"],
     similarity: Float[Tensor, "q m"],
-    right: Int[Tensor, " items"],
+    right: Int[Tensor, "items ..."],
     shown: int,
 ) -> list[dict[str, Any]]:
     """What a few queries find, as a gallery shows it: each item, how similar it is and whether it is right.
@@ -328,7 +518,7 @@ def gallery_rows(
     Args:
         asked, keys: items that ask and that can be found.
         similarity: of each query with each key; -inf for one that is not to be shown.
-        right: of every item a number; found items with the query's are right.
+        right: of every item a number, or several; found items that have one of the query's in its place are right.
         shown: how many of each query's are shown.
     """
     values, best = similarity.topk(min(shown, int((similarity > -math.inf).sum(1).min())), dim=1)
@@ -339,7 +529,7 @@ def gallery_rows(
                 {
                     "item": int(keys[place]),
                     "similarity": round(float(value), 3),
-                    "right": bool(right[keys[place]] == right[query]),
+                    "right": bool((right[keys[place]] == right[query]).any()),
                 }
                 for value, place in zip(of_query, places, strict=True)
             ],
@@ -387,6 +577,14 @@ def _finite(**both: Any) -> list[Tensor]:
         if not bool(torch.isfinite(rows).all()):
             raise ValueError(f"{name} holds NaN or infinite values")
     return found
+
+
+def _group_columns(name: str, values: Any, count: int) -> Tensor:
+    """Groups as a tensor [count, columns]; by default every row is a group of its own."""
+    found = torch.arange(count) if values is None else torch.as_tensor(values).cpu()
+    if found.ndim == 2 and len(found) == count and found.shape[1] and not found.is_floating_point():
+        return found.long()
+    return _numbers(name, found, count)[:, None]
 
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:

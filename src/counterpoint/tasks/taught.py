@@ -222,7 +222,7 @@ class TaughtLearner(LabelledLearner):
             network.train()
         return found
 
-    def on_fit_start(self) -> None:
+    def start(self) -> None:
         if self.config.teacher and self.position.step == 0:  # a resumed run has the teacher in its checkpoint
             load_teacher(self.teacher, self.config.teacher)
 

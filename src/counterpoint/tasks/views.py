@@ -44,6 +44,7 @@ from counterpoint.tasks.images import (
 )
 from counterpoint.tasks.measures import (
     alignment,
+    class_chance,
     confusion,
     confusion_figure,
     gallery_rows,
@@ -217,6 +218,7 @@ class ViewsEvaluator:
         self.embedded: list[Tensor] = []
         self.pairs: list[list[Tensor]] = []
         self.figures: dict[str, Any] = {}
+        self.chances: dict[str, float] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         part = batch["part"]
@@ -243,6 +245,8 @@ class ViewsEvaluator:
             known, asked = labels >= 0, test_labels >= 0
             four = bank[known], labels[known], test[asked], test_labels[asked]
             judged = bool(known.any() and asked.any())
+            guess = class_chance(len(self.classes))
+            self.chances = {"knn_accuracy": guess, "linear_accuracy": guess} if judged else {}
             if judged:
                 found["knn_accuracy"] = knn_accuracy(*four, k=self.config.neighbours)
             if final and judged:
@@ -264,6 +268,10 @@ class ViewsEvaluator:
             self.figures = self._map(test) | self.figures | self._neighbours(test)
         return found
 
+    def chance(self) -> dict[str, float]:
+        """Return the chance level of every accuracy that `compute` found: 1 / classes."""
+        return dict(self.chances)
+
     def _learned(self, bank: Tensor, test: Tensor, judged: bool) -> dict[str, float]:
         """Linear probes for all that is known of the images, of all features and of each part of them; `judged`: their class
         is."""
@@ -276,16 +284,21 @@ class ViewsEvaluator:
         found: dict[str, float] = {}
         for name, (train, asked) in known.items():
             found[f"{name}_accuracy"] = _probe(bank, test, train, asked)
+        guess = {name: class_chance(int(torch.cat(pair).max()) + 1) for name, pair in known.items()}
+        self.chances |= {f"{name}_accuracy": value for name, value in guess.items()}
         if not self.parts:
             return found
         if judged:
             known = {"class": (torch.cat(self.labels["bank"]), torch.cat(self.labels["test"]))} | known
+            guess = {"class": class_chance(len(self.classes))} | guess
         rows: list[list[Any]] = []
         for part, features in self.parts.items():
             own, others = torch.cat(features["bank"]), torch.cat(features["test"])
             values = [_probe(own, others, *pair) for pair in known.values()]
             rows.append([part, *values])
-            found |= {f"{part.replace(' ', '_')}_{name}": v for name, v in zip(known, values, strict=True)}
+            named = part.replace(" ", "_")
+            found |= {f"{named}_{name}": v for name, v in zip(known, values, strict=True)}
+            self.chances |= {f"{named}_{name}": guess[name] for name in known}
         rows.append(["all", *(_probe(bank, test, *pair) for pair in known.values())])
         self.figures["What each stage learned"] = {
             "kind": "table",

@@ -338,6 +338,12 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
 }
 
 
+def check_recipe(name: str) -> None:
+    """Raise CounterpointError, with near matches, for a name that is not in RECIPES."""
+    if name not in RECIPES:
+        raise unknown("recipe of views", name, RECIPES)
+
+
 @dataclass
 class ViewParameters:
     """What is done to each of B images for one view; all that is random is in here."""
@@ -395,8 +401,7 @@ class ViewPipeline:
         if size < 1 or crops < 0 or local_crops < 0 or crops + local_crops < 1:
             raise CounterpointError(f"views need a size and a number: size={size}, crops={crops}, {local_crops=}")
         if isinstance(recipe, str):
-            if recipe not in RECIPES:
-                raise unknown("recipe of views", recipe, RECIPES)
+            check_recipe(recipe)
             views, local = RECIPES[recipe]
         else:
             views = (recipe,) if isinstance(recipe, Recipe) else tuple(recipe)

@@ -1,0 +1,41 @@
+"""Embeddings of a whole set in one file, and search in them by a text, a picture, a sound, or several together.
+
+    rows = embed("runs/first", "emb.parquet")                   # every item in every modality, a Parquet file
+    index("emb.parquet")                                        # for large sets: a graph for each modality, beside it
+    hits = search("runs/first", ["red arrow"], "emb.parquet")   # a text, an image, sound or vector file, several together
+    z = encode("runs/first", images=["a.png", "b.png"])         # the embeddings alone, [2, dim]
+
+    transform.py   files, arrays and words -> the tensors that a run's encoders take
+    encoder.py     a trained run as a function from items to embeddings
+    stored.py      the file of embeddings
+    writing.py     `embed`: the items of a data source, written to such a file
+    nearest.py     exact search, graphs, and how many of the exact answers a graph finds
+    asking.py      `search`: queries, hits
+
+Search is exact, unless `index` has made a graph (FAISS's HNSW) of this very content that finds enough of the exact answers.
+FAISS was chosen by measurement (`benchmarks/search.py`): of usearch, LanceDB and FAISS it is the fastest at asking and its
+index is one file. Exact search of 100,000 rows of 128 takes milliseconds, so an index pays only from about a million rows on.
+"""
+
+from __future__ import annotations
+
+from counterpoint.search.asking import Hit, search
+from counterpoint.search.encoder import Encoder, encode
+from counterpoint.search.nearest import GraphReport, _graph, _nearest, index
+from counterpoint.search.stored import Embeddings, read_embeddings
+from counterpoint.search.writing import SPLITS, embed
+
+__all__ = [
+    "SPLITS",
+    "Embeddings",
+    "Encoder",
+    "GraphReport",
+    "Hit",
+    "_graph",
+    "_nearest",
+    "embed",
+    "encode",
+    "index",
+    "read_embeddings",
+    "search",
+]

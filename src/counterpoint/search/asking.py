@@ -1,0 +1,202 @@
+"""`search`: the items of a file of embeddings that are most like a text, a picture, a sound, a vector, or several together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.files import check_writable
+from counterpoint.search.encoder import Encoder
+from counterpoint.search.nearest import _nearest
+from counterpoint.search.stored import Embeddings, check_embeddings, check_local, read_embeddings
+
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
+VECTORS = (".npy",)
+# Names of files that are nothing to look for by: no one asks for the words "clip.mp4".
+OTHERS = (
+    ".mp4",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".svg",
+    ".pdf",
+    ".npz",
+    ".parquet",
+    ".csv",
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item found."""
+
+    rank: int  # from 1
+    similarity: float  # dot product of the embeddings; their cosine where these are unit rows
+    item: int  # position in its split
+    split: str
+    label: str | None
+    texts: dict[str, str]  # what the item says in its modalities of text
+    source: str | None = None  # the item's own file, or its row of a table
+    files: dict[str, str] = field(default_factory=dict)  # modality -> path of its picture, sound or video
+    count: int = 1  # items with this very text or file in the modality that is searched; they are one hit
+    others: list[str] = field(default_factory=list)  # names of the other items of the hit
+
+    @property
+    def name(self) -> str:
+        """What a person finds the item by."""
+        return self.source or f"{self.split} {self.item}"
+
+
+def search(
+    path: Path | str,
+    queries: Sequence[str],
+    embeddings: Path | str,
+    *,
+    k: int = 10,
+    modality: str | None = None,
+    html: Path | str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[str, list[Hit]]:
+    """Return the modality that was searched in, and the k items of a file of embeddings that are most like the queries.
+
+    Items with the very same text, or the same file, in that modality are one hit, with a count.
+
+    Args:
+        path: the run that the embeddings are of.
+        queries: texts, image files, sound files and vectors in .npy files. Several are sought together, as the run's system
+            joins modalities.
+        embeddings: the file that `embed` wrote.
+        k: > 0, hits; fewer are returned only if there are fewer items.
+        modality: to search in. Default: the first that is not asked with.
+        html: a page to write, with thumbnails and players; it is tried before the work begins. Default: none.
+        say: receives notes.
+
+    Raises CounterpointError for a query or modality that the run has no tower for, and embeddings of another run; DataError
+    for a query file that cannot be read.
+    """
+    if not queries or k < 1:
+        raise CounterpointError("search needs a query, and -k of at least 1")
+    check_local(path, "a run is a folder")
+    check_embeddings(embeddings)
+    page = None if html is None else check_writable(html)
+    encoder = Encoder.load(path)
+    found = read_embeddings(embeddings)
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.key != encoder.key:
+        raise CounterpointError(
+            f"{found.path} holds embeddings of other weights ({found.run}); make them anew: counterpoint embed "
+            f"{encoder.run.path} -o {found.path}"
+        )
+    asked: dict[str, Any] = {}
+    for query in queries:
+        name, value = _query(query, encoder, asked)
+        asked[name] = value
+    target = modality or next((name for name in found.modalities if name not in asked), next(iter(asked)))
+    if target not in found.modalities:
+        raise unknown("modality", target, found.modalities)
+    _check_whole(encoder, asked, target)
+    vector = encoder.joined({name: encoder.rows(name, [value]) for name, value in asked.items()})[0]
+    hits = _hits(found, target, vector, k)
+    if page is not None:
+        from counterpoint.search.shown import write_page
+
+        write_page(page, encoder, found, asked, target, hits, say=say)
+    return target, hits
+
+
+def _check_whole(encoder: Encoder, asked: Mapping[str, Any], target: str) -> None:
+    """Raise CounterpointError where a run that scores whole tuples is asked with a part of one."""
+    if not getattr(encoder.learner, "whole_tuples", False):
+        return
+    wanted = [name for name in encoder.kinds if name != target]
+    if set(asked) != set(wanted):
+        raise CounterpointError(
+            f"{encoder.run.path} was trained to score whole items: to search in {target}, ask with "
+            f"{' and '.join(wanted)} together, not with {' and '.join(asked)}"
+        )
+
+
+def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int) -> list[Hit]:
+    """The k nearest different things in a modality; items that are the same thing there are one hit."""
+    total = int(np.count_nonzero(found.present[target]))
+    texts, files = found.texts.get(target), found.files.get(target)
+
+    def thing(row: int) -> Any:
+        """What the item is in the searched modality; the row itself where that is not known."""
+        if texts is not None:
+            return texts[row]
+        return row if files is None or files[row] is None else files[row]
+
+    wanted = k
+    while True:
+        nearest = _nearest(found, target, vector, wanted)
+        first: dict[Any, tuple[float, int]] = {}
+        for similarity, row in nearest:
+            first.setdefault(thing(row), (similarity, row))
+        if len(first) >= k or wanted >= total:
+            break
+        wanted = min(total, 4 * wanted)
+    chosen = dict(list(first.items())[:k])
+    members: dict[Any, list[int]] = {key: [row] for key, (_, row) in chosen.items()}
+    if texts is not None or files is not None:
+        for row in np.flatnonzero(found.present[target]).tolist():
+            if (rows := members.get(thing(row))) is not None and row != rows[0]:
+                rows.append(row)
+    return [
+        Hit(
+            rank,
+            similarity,
+            int(found.item[row]),
+            found.split[row],
+            found.label[row],
+            {name: said for name, column in found.texts.items() if (said := column[row])},
+            found.source[row],
+            {name: path for name, column in found.files.items() if (path := column[row])},
+            len(members[key]),
+            [found.source[other] or f"{found.split[other]} {found.item[other]}" for other in members[key][1:]],
+        )
+        for rank, (key, (similarity, row)) in enumerate(chosen.items(), 1)
+    ]
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # words that are too long for the name of a file
+        return False
+
+
+def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str, Any]:
+    """The modality a query is of, and the item that the run's transform takes: a path, or words."""
+    check_local(query, "queries are words, or files")
+    file, ending = Path(query), Path(query).suffix.lower()
+    kinds_of = {"image": PICTURES, "audio": SOUNDS, "vector": VECTORS}
+    kind = next((kind for kind, endings in kinds_of.items() if ending in endings), "text")
+    if kind == "text" and not query.strip():
+        raise CounterpointError("the query is empty; say what to look for")
+    # A path that leads nowhere is a slip, not words.
+    pathlike = ending in OTHERS or (file.parent != Path() and ending and not re.search(r"\s", query))
+    if kind == "text" and (pathlike or _is_there(file)):
+        raise DataError(
+            f"{query} is neither a picture ({', '.join(PICTURES)}), sound ({', '.join(SOUNDS)}) or vector ({', '.join(VECTORS)})"
+        )
+    names = encoder.transform.of_kind(kind)
+    free = [name for name in names if name not in taken]
+    if not free:
+        more = "other " if names else ""
+        raise CounterpointError(
+            f"this run has no {more}modality for '{query}', which is of the kind {kind}; it has {encoder.listed()}"
+        )
+    return free[0], query if kind == "text" else file

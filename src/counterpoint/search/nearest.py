@@ -1,0 +1,276 @@
+"""The nearest rows of a file of embeddings: exactly, or by a graph that was measured against the exact answer.
+
+Exact search orders hits by similarity, and equal rows by their position in the file, whatever k is. Similarities of the
+candidates are summed anew in float64, row by row: a matrix product rounds equal rows differently at its edges.
+
+A graph (FAISS's HNSW) holds each distinct row once; repeated rows make others unreachable. When it is built it is asked for
+the neighbours of three kinds of queries: rows of the file with a little noise, rows with as much noise as row, and the rows
+of other modalities of the same width. The least of the three recalls counts. A graph is used only for this very content, for
+k up to what it was measured for, and where it finds at least 95 % of the exact neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from counterpoint.core.rows import distinct_rows
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.files import check_writable, replacing
+from counterpoint.search.stored import Embeddings, read_embeddings
+
+NEIGHBOURS, BUILD = 32, 128  # of the graph: edges a row, and how many candidates are kept building
+ASK = (64, 128, 256, 512)  # candidates kept asking: the first that finds enough
+MEASURED = (10, 100)  # k that recall is measured for
+ENOUGH = 0.95  # share of the exact neighbours that a graph must find
+QUERIES = 200  # of each kind that recall is measured with
+NOISE = {"rows with little noise": 0.1, "rows with as much noise": 1.0}  # relative to the length of a row
+CHUNK = 1 << 16  # rows whose similarities are summed in float64 at a time
+
+Found = list[tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """What was measured of a graph when it was built; kept beside it as JSON."""
+
+    stamp: str
+    modality: str
+    rows: int  # items that have the modality
+    distinct: int  # different rows among them: the nodes of the graph
+    recall_at_10: float  # against exact search, the least of all kinds of queries
+    recall: dict[str, dict[str, float]]  # k -> kind of queries -> recall
+    ask: int  # candidates kept asking
+    reach: int  # largest k that the graph is used for; 0: exact search is used
+    how: str
+
+    def __str__(self) -> str:
+        used = f"used for k up to {self.reach}" if self.reach else f"below {ENOUGH}: exact search is used"
+        repeated = f", {self.distinct} of them different" if self.distinct < self.rows else ""
+        return f"{self.modality}: {self.rows} rows{repeated}; recall@10 against exact search {self.recall_at_10:.3f}, {used}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph over the distinct rows of a modality, and which rows of the file each of its nodes is."""
+
+    index: Any
+    report: GraphReport
+    order: NDArray[np.int64]  # rows of the file, sorted by their node
+    starts: NDArray[np.int64]  # [nodes + 1] where each node's rows begin in `order`
+
+    @property
+    def ntotal(self) -> int:
+        """Count the nodes."""
+        return int(self.index.ntotal)
+
+    def rows(self, query: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
+        """Return the rows of the k nearest nodes; None when the graph finds fewer than there are."""
+        k = min(k, self.ntotal)
+        nodes = self.index.search(query[None], k)[1][0]
+        if (nodes < 0).any():
+            return None
+        return np.concatenate([self.order[self.starts[n] : self.starts[n + 1]] for n in nodes])
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise CounterpointError("an index needs the extra [search]: pip install 'counterpoint[search]'") from error
+    return faiss
+
+
+def graph_file(path: Path, modality: str) -> Path:
+    """Name the file of a graph, beside the file of embeddings; its report is beside it, with .json at the end."""
+    return path.with_name(f"{path.name}.{modality}.faiss")
+
+
+def _report_file(graph: Path) -> Path:
+    return graph.with_name(graph.name + ".json")
+
+
+# ---------------------------------------------------------------------------------------------------------------- exact
+
+
+def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
+    """Return (similarity, row) of the k nearest, fewer only if there are fewer: by the graph where it is good for k, else
+    exactly. Ties are in the order of the file."""
+    graph = _graph(found, modality)
+    if graph is not None and k <= graph.report.reach:
+        rows = graph.rows(np.asarray(query, np.float32), k)
+        if rows is not None:
+            return _ranked(found.vectors[modality], np.sort(rows), query, k)
+    return exact_nearest(found, modality, query, k)
+
+
+def exact_nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
+    """Return (similarity, row) of the k nearest of all rows that have the modality."""
+    vectors, there = found.vectors[modality], found.present[modality]
+    similarity = vectors @ np.asarray(query, np.float32)
+    total = int(np.count_nonzero(there))
+    if total < len(there):
+        similarity[~there] = -np.inf
+    if k >= total:
+        return _ranked(vectors, np.flatnonzero(there), query, k)
+    similarity[np.isnan(similarity)] = -np.inf
+    last = np.partition(similarity, len(similarity) - k)[len(similarity) - k]
+    # What rounding may have put on the wrong side of the last place.
+    slack = 2 * vectors.shape[1] * np.finfo(np.float32).eps * found.largest(modality) * float(np.linalg.norm(query))
+    close = similarity >= last - slack if np.isfinite(last) and np.isfinite(slack) else there.copy()
+    return _ranked(vectors, np.flatnonzero(close & there), query, k)
+
+
+def _ranked(vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float32], k: int) -> Found:
+    """Order ascending rows by similarity, summed in float64 row by row, and cut them to k; NaN is left out."""
+    wide = np.asarray(query, np.float64)
+    parts = [(vectors[rows[at : at + CHUNK]] * wide).sum(1) for at in range(0, len(rows), CHUNK)]
+    similarity = np.concatenate(parts) if parts else np.zeros(0)
+    known = ~np.isnan(similarity)
+    similarity, rows = similarity[known], rows[known]
+    best = np.argsort(-similarity, kind="stable")[:k]
+    return [(float(similarity[n]), int(rows[n])) for n in best]
+
+
+# ---------------------------------------------------------------------------------------------------------------- graphs
+
+
+def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Build a graph (HNSW) over each modality of a file of embeddings, beside it; return the files of those that are used.
+
+    What was measured is written beside each graph (FILE.MODALITY.faiss.json) and reported. A graph that finds fewer than
+    95 % of the exact neighbours is not kept: search stays exact. A graph is used only for the content it was made of.
+    """
+    faiss = _faiss()
+    found = read_embeddings(path)
+    for note in found.notes:
+        say(f"note: {note}")
+    for name in found.vectors:
+        check_writable(graph_file(found.path, name))
+    files = []
+    for name in found.vectors:
+        if not found.present[name].any():
+            say(f"note: no item has {name}; it gets no index")
+            continue
+        file = graph_file(found.path, name)
+        built, report = _built(faiss, found, name)
+        if report.reach:
+            with replacing(file) as out:
+                out.write(faiss.serialize_index(built).tobytes())
+            files.append(file)
+        else:
+            file.unlink(missing_ok=True)
+        with replacing(_report_file(file)) as out:
+            out.write(json.dumps(asdict(report), indent=1).encode())
+        say(str(report))
+    return files
+
+
+def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
+    """A graph over the distinct rows of a modality, and what it finds."""
+    vectors = found.vectors[name][found.present[name]]
+    first, _ = distinct_rows(torch.from_numpy(vectors))
+    nodes = np.ascontiguousarray(vectors[first.numpy()])
+    graph = faiss.IndexHNSWFlat(nodes.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = BUILD
+    graph.add(nodes)
+    queries = _queries(found, name, nodes)
+    right = {kind: {k: _kth(nodes, rows, k) for k in MEASURED} for kind, rows in queries.items()}
+    recall: dict[int, dict[str, float]] = {}
+    for ask in ASK:
+        graph.hnsw.efSearch = ask
+        recall = {
+            k: {kind: _recall(graph, nodes, rows, right[kind][k], k) for kind, rows in queries.items()}
+            for k in MEASURED
+        }
+        least = {k: min(by_kind.values()) for k, by_kind in recall.items()}
+        if least[MEASURED[0]] >= ENOUGH:
+            break
+    reach = max((k for k in MEASURED if all(least[m] >= ENOUGH for m in MEASURED if m <= k)), default=0)
+    report = GraphReport(
+        stamp=found.stamp(name),
+        modality=name,
+        rows=len(vectors),
+        distinct=len(nodes),
+        recall_at_10=least[10],
+        recall={str(k): by_kind for k, by_kind in recall.items()},
+        ask=ask,
+        reach=reach,
+        how=f"{QUERIES} queries of each kind at most, drawn with a fixed seed; neighbours among distinct rows; the least counts",
+    )
+    return graph, report
+
+
+def _queries(found: Embeddings, name: str, nodes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Queries that recall is measured with, by kind (see the module)."""
+    rng = np.random.default_rng(0)
+    chosen = nodes[rng.permutation(len(nodes))[:QUERIES]]
+    length = np.linalg.norm(chosen, axis=1, keepdims=True)
+    queries = {}
+    for kind, size in NOISE.items():
+        noise = rng.standard_normal(chosen.shape).astype(np.float32) / np.float32(np.sqrt(chosen.shape[1]))
+        queries[kind] = np.ascontiguousarray(chosen + np.float32(size) * length * noise)
+    for other, rows in found.vectors.items():
+        there = np.flatnonzero(found.present[other])
+        if other != name and rows.shape[1] == nodes.shape[1] and len(there):
+            queries[f"rows of {other}"] = np.ascontiguousarray(rows[rng.permutation(there)[:QUERIES]])
+    return queries
+
+
+def _kth(nodes: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Each query's k-th largest similarity [q], exactly."""
+    k = min(k, len(nodes))
+    found = np.empty(len(queries), np.float32)
+    step = max(1, (1 << 24) // len(nodes))
+    for at in range(0, len(queries), step):
+        similarity = queries[at : at + step] @ nodes.T
+        found[at : at + step] = np.partition(similarity, len(nodes) - k, axis=1)[:, len(nodes) - k]
+    return found
+
+
+def _recall(
+    graph: Any, nodes: NDArray[np.float32], queries: NDArray[np.float32], kth: NDArray[np.float32], k: int
+) -> float:
+    """Share of the exact k nearest nodes that a graph finds."""
+    k = min(k, len(nodes))
+    similarity, rows = graph.search(queries, k)
+    slack = 1e-5 * np.maximum(np.abs(kth), 1e-12)
+    return float(((rows >= 0) & (similarity >= (kth - slack)[:, None])).sum(1).mean() / k)
+
+
+def _graph(found: Embeddings, modality: str) -> Graph | None:
+    """The graph of this very content, if there is one that is used; DataError when its file is damaged."""
+    file = graph_file(found.path, modality)
+    try:
+        report = GraphReport(**json.loads(_report_file(file).read_text()))
+        if not report.reach or not file.is_file() or report.stamp != found.stamp(modality):
+            return None
+        faiss = _faiss()
+        read = np.frombuffer(file.read_bytes(), np.uint8)
+    except (OSError, ValueError, KeyError, TypeError, CounterpointError):
+        return None  # of an older version, or without FAISS: search is exact
+    try:
+        graph = faiss.deserialize_index(read)
+        graph.hnsw.efSearch = report.ask
+    except (RuntimeError, AttributeError) as error:
+        raise DataError(f"{file} is damaged; make it anew: counterpoint index {found.path}") from error
+    there = np.flatnonzero(found.present[modality])
+    if report.distinct == report.rows:
+        order, starts = there, np.arange(len(there) + 1)
+    else:
+        _, number = distinct_rows(torch.from_numpy(found.vectors[modality][there]))
+        node = number.numpy()
+        order, starts = (
+            there[np.argsort(node, kind="stable")],
+            np.searchsorted(np.sort(node), np.arange(graph.ntotal + 1)),
+        )
+    if graph.ntotal != report.distinct or int(starts[-1]) != len(there):
+        raise DataError(f"{file} does not fit {found.path}; make it anew: counterpoint index {found.path}")
+    return Graph(graph, report, order, starts)

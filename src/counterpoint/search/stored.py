@@ -1,0 +1,153 @@
+"""The file of embeddings: a Parquet table, an item a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.errors import CounterpointError, DataError
+
+RESERVED = ("item", "split", "label", "source")  # columns that are no text of the item's
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A file that `embed` wrote."""
+
+    path: Path
+    run: str
+    key: str  # of the run's weights: embeddings of other weights cannot be compared with a query's
+    modalities: dict[str, str]  # name -> kind
+    item: NDArray[np.int64]
+    split: list[str]
+    label: list[str | None]
+    texts: dict[str, list[str | None]]
+    vectors: dict[str, NDArray[np.float32]]  # name -> [n, dim], zeros where the item lacks the modality
+    present: dict[str, NDArray[np.bool_]]
+    source: list[str | None]  # the item's own file, or its row of a table
+    files: dict[str, list[str | None]] = field(default_factory=dict)  # modality -> path of its picture, sound or video
+    data: str = ""  # the data source
+    notes: list[str] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def stamp(self, modality: str) -> str:
+        """Digest of what a graph is made of: the weights' key, which rows are there, and their values."""
+        name = f"stamp of {modality}"
+        if name not in self.memo:
+            vectors = self.vectors[modality]
+            digest = hashlib.blake2b(f"{self.key} {vectors.shape}".encode(), digest_size=16)
+            digest.update(self.present[modality].tobytes())
+            digest.update(np.ascontiguousarray(vectors).data)
+            self.memo[name] = digest.hexdigest()
+        return str(self.memo[name])
+
+    def largest(self, modality: str) -> float:
+        """Length of the longest row."""
+        name = f"largest of {modality}"
+        if name not in self.memo:
+            vectors = self.vectors[modality]
+            squares = np.einsum("ij,ij->i", vectors, vectors)
+            self.memo[name] = float(np.sqrt(squares.max(initial=0.0)))
+        return float(self.memo[name])
+
+
+def text_column(name: str) -> str:
+    """Name the column of a modality of text."""
+    return f"{name}_text" if name in RESERVED else name
+
+
+def file_column(name: str) -> str:
+    """Name the column of the paths of a modality."""
+    return f"{name}_file"
+
+
+def arrow() -> tuple[Any, Any]:
+    """Import pyarrow; CounterpointError that names the extra when it is not there."""
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise CounterpointError(
+            "files of embeddings are Parquet, which needs the extra [datasets]: pip install 'counterpoint[datasets]'"
+        ) from error
+    return pa, pq
+
+
+def check_local(name: Path | str, what: str) -> None:
+    """Raise DataError when a name is a URL, also one that went through `Path`, which drops a slash."""
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])", str(name)):
+        url = f"{match[1]}://{str(name)[match.end() :]}"
+        raise DataError(f"{url} is a URL; {what} on this machine: download it and give its path")
+
+
+def check_embeddings(path: Path | str) -> Path:
+    """Return the path of a file of embeddings; DataError when there is none."""
+    check_local(path, "embeddings are a file")
+    path = Path(path)
+    if not path.is_file():
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name the file that counterpoint embed wrote")
+        raise DataError(f"{path}: no such file; make it: counterpoint embed RUN -o {path}")
+    return path
+
+
+def read_embeddings(path: Path | str) -> Embeddings:
+    """Read a file that `embed` wrote.
+
+    Rows that are not finite are left out of search, and `notes` counts them. Raises DataError when the file is none that
+    `embed` wrote, or damaged.
+    """
+    pa, pq = arrow()
+    path = check_embeddings(path)
+    try:
+        table = pq.read_table(path)
+        said = json.loads((table.schema.metadata or {})[b"counterpoint"])
+        modalities = dict(said["modalities"])
+        vectors, present, notes = {}, {}, []
+        for name in modalities:
+            values, there = _rows(table[f"{name}_embedding"].combine_chunks())
+            finite = np.isfinite(values).all(1)
+            if not finite.all():
+                notes.append(f"{path}: {int((~finite).sum())} embeddings of {name} are not finite and are not searched")
+                values[~finite], there = 0, there & finite
+            vectors[name], present[name] = values, there
+        names = set(table.column_names)
+        return Embeddings(
+            path,
+            str(said["run"]),
+            str(said["key"]),
+            modalities,
+            table["item"].to_numpy(),
+            table["split"].to_pylist(),
+            table["label"].to_pylist(),
+            {name: table[text_column(name)].to_pylist() for name, kind in modalities.items() if kind == "text"},
+            vectors,
+            present,
+            table["source"].to_pylist() if "source" in names else [None] * len(table),
+            {name: table[file_column(name)].to_pylist() for name in modalities if file_column(name) in names},
+            str(said.get("data", "")),
+            notes,
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: not a file that counterpoint embed wrote, or damaged ({str(error).splitlines()[0][:160]})"
+        ) from error
+
+
+def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The vectors of a column, zeros where it is null, and where it is not."""
+    dim = column.type.list_size
+    if not column.null_count:
+        flat = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        return np.require(flat, np.float32, ["C", "W"]), np.ones(len(column), bool)
+    there = np.asarray(column.is_valid())
+    values = np.zeros((len(column), dim), np.float32)
+    values[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return values, there

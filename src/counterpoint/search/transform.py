@@ -1,0 +1,108 @@
+"""The pre-processing of a trained run: from files, arrays and words to the tensors that its encoders take."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from counterpoint.data.images import decode
+from counterpoint.encoders.text import Tokenizer
+from counterpoint.errors import DataError, unknown
+from counterpoint.views.images import normalise
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Turn items of one modality into what the run's encoder takes; made of the facts that a run keeps.
+
+    Training data, queries and items of a file of embeddings all become tensors by the same functions.
+    """
+
+    modalities: Mapping[str, Mapping[str, Any]]  # name -> kind, and size, rate and samples, or dim
+    tokenizers: Mapping[str, Tokenizer]  # name of a modality of text -> its tokenizer
+    context: int  # tokens of a text that are read at most
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any], config: Any) -> Transform:
+        """Make the transform of a run from its facts and settings."""
+        modalities = facts.get("modalities") or {"image": {"kind": "image", "size": facts["size"]}}
+        tokenizers = {name: Tokenizer.from_json(text) for name, text in facts.get("tokenizers", {}).items()}
+        return cls(modalities, tokenizers, getattr(config, "context", 0))
+
+    def of_kind(self, kind: str) -> list[str]:
+        """List the modalities of a kind: image, text, audio or vector."""
+        return [name for name, spec in self.modalities.items() if spec["kind"] == kind]
+
+    def __call__(self, name: str, values: Sequence[Any] | np.ndarray) -> Any:
+        """Return the inputs of n items of one modality as a batch: a tensor, or numbers and mask for text.
+
+        Args:
+            name: of the modality.
+            values: n items. An image is a path or a uint8 array [H, W, 3] or [H, W]. A text is a string. A sound is a path
+                or a float array [samples], mono in [-1, 1] at the run's rate. A vector is a .npy path or a float array.
+
+        Raises DataError that names an item which cannot be read, CounterpointError for an unknown modality.
+        """
+        if name not in self.modalities:
+            raise unknown("modality", name, self.modalities)
+        spec = self.modalities[name]
+        kind = spec["kind"]
+        if kind == "text":
+            return self.tokenizers[name].encode([str(text) for text in values], self.context)
+        if not isinstance(values, np.ndarray):
+            read = {"image": self._image, "audio": self._sound, "vector": self._vector}[kind]
+            values = np.stack([_named(value, number, name, spec, read) for number, value in enumerate(values)])
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return normalise(tensor.permute(0, 3, 1, 2).contiguous()) if kind == "image" else tensor
+
+    def _image(self, value: Any, name: str, spec: Mapping[str, Any]) -> np.ndarray:
+        size = spec["size"]
+        if isinstance(value, str | Path):
+            return np.array(decode(Path(value), size))
+        pixels = np.asarray(value)
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+            raise DataError(f"an image is uint8 [H, W, 3] or [H, W], got {pixels.dtype} {list(pixels.shape)}")
+        if pixels.shape == (size, size, 3):
+            return pixels
+        file = io.BytesIO()  # cut and scaled by the very code that reads files
+        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+        return np.array(decode(file.getvalue(), size))
+
+    def _sound(self, value: Any, name: str, spec: Mapping[str, Any]) -> np.ndarray:
+        from counterpoint.data.sounds import decode_sound
+
+        if isinstance(value, str | Path):
+            return np.array(decode_sound(Path(value), spec["rate"], spec["samples"]).wave, np.float32)
+        wave = np.asarray(value, np.float32)
+        if wave.shape != (spec["samples"],) or not np.isfinite(wave).all():
+            raise DataError(
+                f"a sound is {spec['samples']} finite samples at {spec['rate']} Hz, got {list(wave.shape)}; give the file "
+                "to have it cut and resampled"
+            )
+        return wave
+
+    def _vector(self, value: Any, name: str, spec: Mapping[str, Any]) -> np.ndarray:
+        from counterpoint.data.manifest import read_vector
+
+        found = read_vector(Path(value)) if isinstance(value, str | Path) else np.asarray(value, np.float32)
+        if found.shape != (spec["dim"],):
+            raise DataError(f"has {found.size} numbers, the run's {name} has {spec['dim']}")
+        if not np.isfinite(found).all():
+            raise DataError("holds NaN or infinite values")
+        return found
+
+
+def _named(value: Any, number: int, name: str, spec: Mapping[str, Any], read: Any) -> Any:
+    """Read one item; an error names it."""
+    try:
+        return read(value, name, spec)
+    except DataError as error:
+        item = str(value) if isinstance(value, str | Path) else f"{name}, item {number}"
+        raise DataError(f"{item}: {error}") from error

@@ -1,0 +1,229 @@
+"""`embed`: the items of a data source, as a trained run embeds them, written to one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import ImageData, Indices
+from counterpoint.data.pairs import AlignedData
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.files import check_writable, replacing
+from counterpoint.search.encoder import BATCH, Encoder
+from counterpoint.search.stored import RESERVED, arrow, check_local, file_column, text_column
+from counterpoint.training import load_source, restore
+
+SPLITS = ("all", "train", "test", "unpaired")
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A split of the user's own items, which a person finds by a file or a row of a table."""
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Return the path of each item's file, or "FILE row N"."""
+        ...
+
+
+@runtime_checkable
+class Filed(Protocol):
+    """A split some of whose pictures, sounds or videos are files on disk."""
+
+    def files(self, positions: Indices, modality: str) -> list[str | None]:
+        """Return the path of each item's file, None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Items:
+    """The splits of a data source, read by name, split and position: one form for pictures alone and for aligned items."""
+
+    source: Any
+    kinds: dict[str, str]  # modality -> kind
+    splits: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: Any, encoder: Encoder, split: str) -> Items:
+        """Check that a source has what the run encodes, and choose its splits.
+
+        Raises CounterpointError for other modalities, and for a split that the source lacks.
+        """
+        names = SPLITS[1:] if split == "all" else (split,)
+        if isinstance(source, AlignedData):
+            trained = {name: dict(spec) for name, spec in encoder.transform.modalities.items()}
+            if trained != source.spec["modalities"]:
+                raise CounterpointError(
+                    f"{source.name} gives {source.spec['modalities']}, the run was trained on {trained}"
+                )
+            # Learners put modalities side by side as they come.
+            source = replace(source, modalities={name: source.modalities[name] for name in trained})
+        elif isinstance(source, ImageData):
+            facts = encoder.run.facts()
+            for name in ("size", "channels"):
+                if facts.get(name) != source.spec[name]:
+                    raise CounterpointError(
+                        f"{source.name} has images of {name} {source.spec[name]}, the run was trained on {facts.get(name)}"
+                    )
+        else:
+            raise CounterpointError(f"{getattr(source, 'name', source)} holds neither pictures nor aligned items")
+        splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
+        if not splits:
+            raise CounterpointError(f"{source.name} has no split '{split}'")
+        return cls(source, encoder.kinds, splits)
+
+    def column(self, split: str, name: str, rows: Indices) -> Any:
+        """Return one modality of the items at n positions."""
+        part = self.splits[split]
+        return part.column(name, rows) if hasattr(part, "column") else part.images(rows)
+
+    def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
+        """Return whether each item has a modality."""
+        part = self.splits[split]
+        return np.asarray(part.present(name, rows)) if hasattr(part, "present") else np.ones(len(rows), bool)
+
+    def labels(self, split: str, rows: Indices) -> list[str | None]:
+        """Return the name of each item's class, None where it has none."""
+        labels, classes = self.splits[split].labels, self.source.classes
+        if labels is None or not classes:
+            return [None] * len(rows)
+        return [classes[n] if n >= 0 else None for n in labels[rows].tolist()]
+
+    def names(self, split: str, rows: Indices) -> list[str | None]:
+        """Return what a person finds each item by: its file, or its row of a table; None for built-in data."""
+        part = self.splits[split]
+        return list(part.row_names(rows)) if isinstance(part, Named) else [None] * len(rows)
+
+    def files(self, split: str, name: str, rows: Indices) -> list[str | None]:
+        """Return the absolute path of each item's picture, sound or video; None where it is no file."""
+        part = self.splits[split]
+        found = part.files(rows, name) if isinstance(part, Filed) else [None] * len(rows)
+        return [None if path is None else os.path.abspath(path) for path in found]
+
+
+def embed(
+    path: Path | str,
+    out: Path | str,
+    *,
+    data: str | None = None,
+    split: str = "all",
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Write the embeddings of a run's data, or of another source of the same modalities; return the number of items.
+
+    A row of the Parquet file is an item: `item` (its position in its split), `split`, `label`, `source` (its file, or its
+    row of a table), its texts, `<modality>_file` (path of its picture, sound or video where there is one) and
+    `<modality>_embedding`, null where the item lacks it. The split "unpaired" has items in one modality each, where the data
+    has such. Equal texts are embedded once.
+
+    Args:
+        path: a finished run of the task aligned, views or labelled.
+        out: the file to write, .parquet; it is tried before the work begins.
+        data: another data source. Default: the run's own.
+        split: one of all, train, test, unpaired.
+        say: receives notes.
+
+    Raises CounterpointError for another task, data that does not fit, an unknown split; DataError and RunError for files.
+    """
+    pa, pq = arrow()
+    check_local(out, "embeddings are written to a file")
+    check_local(path, "a run is a folder")
+    out = Path(out)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if out.suffix != ".parquet":
+        raise CounterpointError(f"embeddings are written as Parquet; name a file that ends in .parquet, not {out}")
+    check_writable(out)
+    encoder = Encoder.load(path)
+    system, _ = restore(encoder.run)
+    spec = data or encoder.run.config["data"]
+    source = load_source(system, spec)
+    for note in source.notes:
+        say(f"note: {note}")
+    items = Items.of(source, encoder, split)
+    columns, vectors = _embedded(items, encoder)
+    for modality, (rows, there) in vectors.items():
+        columns[f"{modality}_embedding"] = pa.FixedSizeListArray.from_arrays(
+            pa.array(rows.ravel()), rows.shape[1], mask=pa.array(~there)
+        )
+    said = {"run": str(encoder.run.path), "key": encoder.key, "data": spec, "modalities": encoder.kinds}
+    table = pa.table(columns).replace_schema_metadata({b"counterpoint": json.dumps(said).encode()})
+    with replacing(out) as file:
+        pq.write_table(table, file)
+    return int(table.num_rows)
+
+
+def _embedded(
+    items: Items, encoder: Encoder
+) -> tuple[dict[str, list[Any]], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
+    """The columns of the file but the embeddings; and of each modality its rows, and which items have it."""
+    from rich.console import Console
+    from rich.progress import track
+
+    worded = [name for name, kind in items.kinds.items() if kind == "text"]
+    columns: dict[str, list[Any]] = {name: [] for name in (*RESERVED, *map(text_column, worded))}
+    files: dict[str, list[str | None]] = {name: [] for name in items.kinds if name not in worded}
+    parts: dict[str, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {name: [] for name in items.kinds}
+    texts: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in worded}
+    chunks = [
+        (split, np.arange(at, min(at + BATCH, len(part))))
+        for split, part in items.splits.items()
+        for at in range(0, len(part), BATCH)
+    ]
+    for split, rows in track(chunks, "embedding", console=Console(stderr=True), transient=True):
+        columns["item"] += rows.tolist()
+        columns["split"] += [split] * len(rows)
+        columns["label"] += items.labels(split, rows)
+        columns["source"] += items.names(split, rows)
+        for name in items.kinds:
+            values, there = items.column(split, name, rows), items.present(split, name, rows)
+            if name in worded:
+                columns[text_column(name)] += values
+                found = _embedded_texts(encoder, name, [values[n] for n in np.flatnonzero(there)], texts[name])
+            else:
+                files[name] += items.files(split, name, rows)
+                found = encoder.rows(name, values if there.all() else values[there])
+            parts[name].append((found, there))
+    # A column without a single path says nothing.
+    columns |= {file_column(name): paths for name, paths in files.items() if any(path is not None for path in paths)}
+    return columns, {name: _whole(found) for name, found in parts.items()}
+
+
+def _embedded_texts(
+    encoder: Encoder, name: str, values: Sequence[str], known: dict[str, NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The embeddings of texts; one that was seen before has the same embedding to the last bit."""
+    new = [text for text in dict.fromkeys(values) if text not in known]
+    if new:
+        known |= dict(zip(new, encoder.rows(name, new), strict=True))
+    return np.stack([known[text] for text in values]) if values else np.zeros((0, 1), np.float32)
+
+
+def _whole(
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """All items' rows [n, dim], zeros where they lack the modality, and where they do not."""
+    there = np.concatenate([here for _, here in parts])
+    dim = max(rows.shape[1] for rows, _ in parts)
+    whole = np.zeros((len(there), dim), np.float32)
+    found = [rows for rows, _ in parts if len(rows)]
+    if found:
+        whole[there] = np.concatenate(found)
+    return whole, there
+
+
+def shown_items(source: Any, kinds: Mapping[str, str], split: str, row: int) -> dict[str, dict[str, Any]]:
+    """Return each modality of an item as a page shows it (see `data.shown`); without those that it lacks."""
+    from counterpoint.data.shown import png, shown
+
+    part = getattr(source, split)
+    if isinstance(source, ImageData):
+        return {"image": {"png": png(part.images(np.array([row]))[0])}}
+    there = [name for name in kinds if part.present(name, np.array([row]))[0]]
+    return {name: shown(source, part, name, row) for name in there}
