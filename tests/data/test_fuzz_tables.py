@@ -155,6 +155,7 @@ def load_both(face, place: Path):
 
 @pytest.mark.parametrize("part", range(5))
 def test_tables_are_the_same_through_two_sources(tmp_path, part):
+    compared = 0
     for seed in range(part * 22, part * 22 + 22):
         draw = random.Random(seed)
         folder = tmp_path / str(seed) / draw.choice(NAMES)
@@ -188,6 +189,7 @@ def test_tables_are_the_same_through_two_sources(tmp_path, part):
         if not found:
             continue
         mine, manifest = found
+        compared += 1
         assert items(mine, "image", "text") == items(manifest, "image", "caption")
         good = [
             (r["caption"] if r["caption"].strip() else "", r["label"] or None)
@@ -200,6 +202,7 @@ def test_tables_are_the_same_through_two_sources(tmp_path, part):
             balanced(data, "rows", len(rows))
             assert len(data.accounts.left("rows")) == len(bad)
         separates_nothing(mine, "image", "text")
+    assert compared > 18
 
 
 def test_unpaired_marks_swallow_nothing(tmp_path):
@@ -241,6 +244,7 @@ def test_unpaired_marks_swallow_nothing(tmp_path):
 
 
 def test_archives_are_the_same_through_two_sources(tmp_path):
+    compared = 0
     for seed in range(50):
         draw = random.Random(seed)
         members, whole = [], {}
@@ -286,6 +290,7 @@ def test_archives_are_the_same_through_two_sources(tmp_path):
         if not found:
             continue
         mine, manifest = found
+        compared += 1
         assert items(mine, "image", "text") == items(manifest, "image", "text"), seed
         assert sorted(words for _, _, words, _ in items(mine, "image", "text")) == sorted(
             text for text, _ in whole.values()
@@ -295,6 +300,7 @@ def test_archives_are_the_same_through_two_sources(tmp_path):
             assert data.accounts.counts("members")[0] == len(flat)
             assert data.accounts.counts("rows")[1] == len(whole)
             assert data.accounts.counts("files") == (shards, shards, 0)
+    assert compared > 45
 
 
 def tree(draw: random.Random, root: Path) -> tuple[int, list[Path]]:
@@ -341,6 +347,7 @@ def tree(draw: random.Random, root: Path) -> tuple[int, list[Path]]:
 
 
 def test_folders_are_the_same_as_their_manifest(tmp_path):
+    compared = 0
     for seed in range(60):
         draw = random.Random(seed)
         root = tmp_path / str(seed) / draw.choice(NAMES)
@@ -354,6 +361,7 @@ def test_folders_are_the_same_as_their_manifest(tmp_path):
         good = [path for path in pictures if path.read_bytes() in PICTURES or path.read_bytes() in JPEGS]
         if len(good) < 4:
             continue
+        compared += 1
         mine = load_imagefolder(str(root), task="aligned", size=8)
         listed = tmp_path / str(seed) / "list.jsonl"
         tops = {path.relative_to(root).parts[0] for path in pictures if path.parent != root}
@@ -379,3 +387,4 @@ def test_folders_are_the_same_as_their_manifest(tmp_path):
         assert found == read + left
         assert mine.accounts.counts("metadata rows") == (len(pictures) + 1, len(pictures), 1)
         separates_nothing(mine, "image", "text")
+    assert compared > 50

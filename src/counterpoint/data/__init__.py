@@ -259,7 +259,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
 
     Brackets, asterisks and question marks of a path that exists are part of it. `options` go to the source and win over those
     in `spec`. With `task` the source hands over that task's contract (`BagData` for bags, `ImageData` for views,
-    `AlignedData` for aligned), else that of its first task. Raises CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
+    `AlignedData` for aligned), else that of its first task.
+
+    Raises CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
     the task; DataError for what is on disk.
     """
     name = source_name(spec)

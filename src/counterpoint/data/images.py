@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ def checked_size(size: int) -> int:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def _open(source: Path | bytes) -> Image.Image:
+def _open(source: Path | bytes | BinaryIO) -> Image.Image:
     """The picture with its header read; DataError says why it cannot be."""
     if isinstance(source, bytes) and not source:
         raise DataError("is empty (0 bytes)")
@@ -182,8 +182,11 @@ def _reason(error: Exception) -> str:
     return "unknown format" if said.startswith("cannot identify") else said[:120] or type(error).__name__
 
 
-def check_header(source: Path | bytes) -> None:
-    """DataError when this is no picture, going by its header alone (a fraction of the time of decoding)."""
+def check_header(source: Path | bytes | BinaryIO) -> None:
+    """Check the header of a picture, a fraction of the time of decoding: its file, its bytes or its open file.
+
+    DataError when this is no picture.
+    """
     _open(source).close()
 
 

@@ -24,10 +24,9 @@ import numpy as np
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.own.records import compact, parsed
 from counterpoint.data.own.roles import KINDS, WHOLE
-from counterpoint.data.own.table import BadCell, Broken, Cells, ListCells, Segment, Slice, Spool
+from counterpoint.data.own.table import KEY, BadCell, Broken, Cells, ListCells, Segment, Slice, Spool
 from counterpoint.errors import DataError
 
-KEY = "__key__"
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError)
 
 
@@ -221,7 +220,7 @@ def _segment(path: Path, samples: list[_Sample], damage: str) -> Segment:
     }
     usual = {name: kind for name in names for kind in [_kind(name)] if kind}
     numbers = np.array([number for number, _ in good], np.int64) if broken else None
-    return Segment(path, len(good), cells, numbers, broken, usual=usual | {KEY: "id"})
+    return Segment(path, len(good), cells, numbers, broken, usual=usual)
 
 
 def _kind(column: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.data.own.arrow import is_numbers, pa, pc, pq
+from counterpoint.data.own.arrow import is_numbers, pa, pc, pq, valid
 from counterpoint.data.own.table import ArrowCells, Cells, Joined, RecordCells, Segment, Spool, SpooledCells
 from counterpoint.errors import DataError
 
@@ -78,7 +78,7 @@ def _bytes(array: Any, spool: Spool) -> Cells:
     if data is None or spool.has_room(int(at[-1] - at[0])):
         return ArrowCells(array)
     descriptor, start = spool.write(data.slice(int(at[0]), int(at[-1] - at[0])))
-    sizes = np.where(np.asarray(array.is_valid()), np.diff(at), -1)
+    sizes = np.where(valid(array), np.diff(at), -1)
     return SpooledCells(descriptor, start + at[:-1] - at[0], sizes)
 
 

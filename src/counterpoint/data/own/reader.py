@@ -17,7 +17,7 @@ from counterpoint.data.images import Indices
 from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.roles import Role, Roles, modality_name
 from counterpoint.data.own.sources import Sources, Wanted
-from counterpoint.data.own.table import Cells, FirstCells, Table, factorise, shown
+from counterpoint.data.own.table import KEY, Cells, FirstCells, Table, factorise, shown
 from counterpoint.data.own.values import Texts, read_texts, read_vectors, same_vectors
 from counterpoint.data.pairs import Kind, Modality
 from counterpoint.data.sounds import resampled_note
@@ -71,7 +71,7 @@ class Reader:
         self.good = np.ones(len(table), bool)
         self.wrong: dict[int, list[tuple[str, Any, str]]] = {}  # by row: column, value, reason
         self.notes: list[str] = []
-        table.key = roles.id
+        table.key = roles.id or (KEY if KEY in table.columns else "")
         table.paths = [
             name for role in roles.modalities if role.kind in ("image", "audio", "video") for name in role.columns
         ]

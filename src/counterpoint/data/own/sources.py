@@ -10,19 +10,20 @@ the end, and only where these are equal the whole contents.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from counterpoint.data.images import Indices, Pixels, check_header, decode
-from counterpoint.data.own.arrow import is_text, pc
+from counterpoint.data.own.arrow import codes_of, is_text, pc
 from counterpoint.data.own.cells import Source, as_file, opened, path_of, source_of
 from counterpoint.data.own.roles import Role
 from counterpoint.data.own.table import ArrowCells, Cells, Slice, Table
@@ -109,7 +110,7 @@ class Sources:
                 of[n] = self._path(path_of(text, folder), known)
             except DataError as error:
                 refused[n] = str(error)
-        codes = pc.fill_null(found.indices, len(found.dictionary)).to_numpy(zero_copy_only=False)
+        codes = codes_of(found)
         self.at[start : start + len(part)] = of[codes]
         for row in np.flatnonzero(np.isin(codes, list(refused))):
             self.bad[start + int(row)] = refused[int(codes[row])]
@@ -134,32 +135,26 @@ class Sources:
             self.pixels = np.zeros((count, size, size, 3), np.uint8)
         if whole and (self.role.kind == "audio" or sounds):
             self.waves = np.zeros((count, self.wanted.samples), np.float32)
-        edges: dict[Any, list[int]] = {}
+        sizes: dict[Any, list[int]] = {}
         looks = {"image": self._image, "audio": self._audio, "video": self._video}
         look = looks[self.role.kind]
         for n, source in enumerate(self.items):
             try:
-                content, edge = self._edge(source)
-                look(n, content, whole, sounds)
-                edges.setdefault(edge, []).append(n)
+                content, size = self._content(source)
+                look(n, content, sounds)
+                sizes.setdefault(size, []).append(n)
             except DataError as error:
                 self.reasons[n] = str(error)
             yield n
-        self._compare(edges)
+        self._compare([alike for alike in sizes.values() if len(alike) > 1])
 
-    def _edge(self, source: Source) -> tuple[Any, Any]:
-        """What a decoder takes of a source, and a key that sources of the same bytes share."""
+    def _content(self, source: Source) -> tuple[Any, int]:
+        """What a decoder takes of a source, and its size; -1 for samples that are at hand as numbers."""
         if isinstance(source, dict):
-            try:
-                numbers = np.asarray(source["array"], np.float64)
-            except (TypeError, ValueError, OverflowError):
-                return source, id(source)
-            key = repr((source.get("sampling_rate"), numbers.shape)).encode() + numbers.tobytes()
-            return source, (-1, hashlib.sha256(key).digest())
+            return source, -1
         if not isinstance(source, str):
             content = opened(source)
-            assert isinstance(content, bytes)
-            return content, (len(content), hashlib.sha256(_edges(content)).digest())
+            return content, len(content) if isinstance(content, bytes) else -1
         try:
             found = os.stat(source)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -167,64 +162,86 @@ class Sources:
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
         if not stat.S_ISREG(found.st_mode):
-            raise DataError("is no file")
+            raise DataError("is no file")  # a pipe, say, which would be waited for
         if not found.st_size:
             raise DataError("is empty (0 bytes)")
-        try:
-            with open(source, "rb", buffering=0) as file:
-                if self.role.kind == "image" and self.pixels is not None and found.st_size <= WHOLE_FILE:
-                    content = file.read()
-                    return content, (len(content), hashlib.sha256(_edges(content)).digest())
-                begin = file.read(EDGE)
-                if found.st_size > EDGE:
-                    file.seek(max(EDGE, found.st_size - EDGE))
-                    begin += file.read(EDGE)
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror or error})") from error
-        return opened(source), (found.st_size, hashlib.sha256(begin).digest())
+        if self.role.kind == "image" and self.pixels is not None and found.st_size <= WHOLE_FILE:
+            try:
+                with open(source, "rb", buffering=0) as file:
+                    return file.read(), found.st_size
+            except OSError as error:
+                raise DataError(f"cannot be read ({error.strerror or error})") from error
+        return source, found.st_size
 
-    def _compare(self, edges: dict[Any, list[int]]) -> None:
-        """Number the sources by their contents."""
-        for (size, _), alike in ((key, found) for key, found in edges.items() if isinstance(key, tuple)):
-            if len(alike) < 2:
-                continue
-            if not 0 <= size <= 2 * EDGE:
-                alike_by: dict[Any, list[int]] = {}
+    def _compare(self, candidates: list[list[int]]) -> None:
+        """Number the sources by their contents; those of other sizes than all others are like nothing else."""
+        for key in (self._edges, self._digest):
+            kept = []
+            for alike in candidates:
+                found: dict[Any, list[int]] = {}
                 for n in alike:
-                    alike_by.setdefault(self._digest(n), []).append(n)
-                for found in alike_by.values():
-                    self.group[found] = found[0]
-            else:
-                self.group[alike] = alike[0]
+                    found.setdefault(key(n), []).append(n)
+                kept += [same for same in found.values() if len(same) > 1]
+            candidates = kept
+        for alike in candidates:
+            self.group[alike] = alike[0]
+
+    def _edges(self, n: int) -> Any:
+        """The beginning and the end of a source."""
+        return self._hashed(
+            n, lambda file, size: file.read(EDGE) + (file.seek(max(0, size - EDGE)), file.read(EDGE))[1]
+        )
 
     def _digest(self, n: int) -> Any:
-        source = self.items[n]
-        if isinstance(source, dict):
-            return 0  # its key is of the whole contents already
-        if not isinstance(source, str):
-            return hashlib.sha256(opened(source)).digest()  # type: ignore[arg-type]
-        try:
-            with open(source, "rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-        except OSError:
-            return n  # gone since: like nothing else
+        """The whole contents of a source."""
 
-    def _image(self, n: int, content: Any, whole: bool, sounds: bool) -> None:
+        def digest(file: BinaryIO, size: int) -> bytes:
+            found = hashlib.sha256()
+            while block := file.read(1 << 20):
+                found.update(block)
+            return found.digest()
+
+        return self._hashed(n, digest)
+
+    def _hashed(self, n: int, of: Callable[[BinaryIO, int], bytes]) -> Any:
+        source = self.items[n]
+        try:
+            if isinstance(source, str):
+                with open(source, "rb", buffering=0) as file:
+                    return hashlib.sha256(of(file, os.fstat(file.fileno()).st_size)).digest()
+            if isinstance(source, dict):
+                numbers = np.asarray(source["array"], np.float64)
+                content = repr((source.get("sampling_rate"), numbers.shape)).encode() + numbers.tobytes()
+            else:
+                found = opened(source)
+                assert isinstance(found, bytes)
+                content = found
+            return hashlib.sha256(of(io.BytesIO(content), len(content))).digest()
+        except (OSError, DataError):
+            return n  # gone since it was looked at: like nothing else
+
+    def _image(self, n: int, content: Any, sounds: bool) -> None:
         if self.pixels is not None:
             self.pixels[n] = self.image(content)
+        elif isinstance(content, str):
+            try:
+                with open(content, "rb") as file:
+                    check_header(file)
+            except OSError as error:
+                raise DataError(f"cannot be read ({error.strerror or error})") from error
         else:
             check_header(opened(content))
 
-    def _audio(self, n: int, content: Any, whole: bool, sounds: bool) -> None:
+    def _audio(self, n: int, content: Any, sounds: bool) -> None:
         if self.waves is not None:
             found = self.sound(content)
             self.waves[n], self.rates[n] = found.wave, found.rate
         elif isinstance(content, dict):
             self.rates[n] = self.sound(content).rate
         else:
-            self.rates[n] = check_sound(content)
+            self.rates[n] = check_sound(opened(content))
 
-    def _video(self, n: int, content: Any, whole: bool, sounds: bool) -> None:
+    def _video(self, n: int, content: Any, sounds: bool) -> None:
         from counterpoint.data.media import probe
 
         with as_file(self.items[n]) as path:
@@ -311,7 +328,3 @@ class Sources:
         at = self.at[rows]
         rates, counts = np.unique(self.rates[at[at >= 0]], return_counts=True)
         return Counter({int(rate): int(count) for rate, count in zip(rates, counts, strict=True) if rate})
-
-
-def _edges(content: bytes) -> bytes:
-    return content if len(content) <= 2 * EDGE else content[:EDGE] + content[-EDGE:]

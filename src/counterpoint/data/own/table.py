@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from counterpoint.data import images
 from counterpoint.data.images import Indices
-from counterpoint.data.own.arrow import is_numbers, is_text, pa, pc
+from counterpoint.data.own.arrow import codes_of, is_numbers, is_text, pa, pc
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
+
+KEY = "__key__"  # the column of the keys of an archive's samples: another archive may count from the same ones
 
 
 class Slice(NamedTuple):
@@ -270,7 +272,7 @@ def factorise(cells: Cells) -> tuple[NDArray[np.int64], list[Any]]:
             found = pc.dictionary_encode(pc.utf8_trim_whitespace(part))
             values = found.dictionary.to_pylist()
             of = np.array([numbers.setdefault(value, len(numbers)) for value in values] + [-1], np.int64)
-            codes[start : start + len(part)] = of[pc.fill_null(found.indices, len(values)).to_numpy(False)]
+            codes[start : start + len(part)] = of[codes_of(found)]
         else:
             for row, value in enumerate(ArrowCells(part), start):
                 if value is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.images import Indices
-from counterpoint.data.own.arrow import is_text, pa, pa_csv, pc
+from counterpoint.data.own.arrow import codes_of, is_text, nulled, numbers, of_numbers, of_texts, pa, pa_csv, pc, valid
 from counterpoint.data.own.cells import not_finite, text_of, vector_of
 from counterpoint.data.own.table import ArrowCells, Cells, Table
 from counterpoint.errors import DataError
@@ -49,7 +49,7 @@ class Texts(Sequence[str]):
         of = np.searchsorted(self.starts, rows, "right") - 1
         for chunk in np.flatnonzero(np.bincount(of[rows >= 0], minlength=1)):
             at = np.flatnonzero((of == chunk) & (rows >= 0))
-            found = self.chunks[chunk].take(pa.array(rows[at] - self.starts[chunk]))
+            found = self.chunks[chunk].take(of_numbers(rows[at] - self.starts[chunk]))
             out[at] = np.array(found.to_pylist(), object)
         return [text or "" for text in out]
 
@@ -67,23 +67,22 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
     for start, part in cells.parts():
         for array in _texts_of(start, part, bad):
             bare = pc.utf8_trim_whitespace(array)
-            no = pc.fill_null(pc.equal(bare, ""), False)
+            no = (numbers(pc.binary_length(bare)) == 0) & valid(bare)
             at = sum(len(chunk) for chunk in chunks)
-            if pc.any(no).as_py():
-                empty.append(at + np.flatnonzero(no.to_numpy(zero_copy_only=False)))
-                nothing = pa.scalar(None, array.type)
-                array, bare = pc.if_else(no, nothing, array), pc.if_else(no, nothing, bare)
+            if no.any():
+                empty.append(at + np.flatnonzero(no))
+                array, bare = nulled(array, no), nulled(bare, no)
             same = bare.equals(array)
             chunks.append(array)
             trimmed.append(array if same else bare)
     if len({str(chunk.type) for chunk in chunks}) > 1:
         chunks, trimmed = ([c.cast(pa.large_string()) for c in part] for part in (chunks, trimmed))
-    has = np.concatenate([np.asarray(c.is_valid()) for c in chunks]) if chunks else np.zeros(0, bool)
+    has = np.concatenate([valid(c) for c in chunks]) if chunks else np.zeros(0, bool)
     group = np.full(len(has), -1, np.int64)
     if has.any():
         at = 0
         for encoded in pc.dictionary_encode(pa.chunked_array(trimmed)).chunks:
-            group[at : at + len(encoded)] = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+            group[at : at + len(encoded)] = codes_of(encoded)
             at += len(encoded)
     return chunks, has, group, np.concatenate([np.zeros(0, np.int64), *empty]), bad
 
@@ -107,7 +106,7 @@ def _written(start: int, first: int, stop: int, part: Cells, bad: dict[int, str]
         except DataError as error:
             bad[start + row] = str(error)
             texts.append(None)
-    return pa.array(texts, pa.large_string() if sum(len(t or "") for t in texts) > 1 << 28 else pa.string())
+    return of_texts(texts)
 
 
 # -------------------------------------------------------------------------------------------------------------- vectors
@@ -191,15 +190,17 @@ def _one_by_one(table: Table, start: int, part: Cells, bad: dict[int, str]) -> I
 def _parsed(texts: Any) -> Any:
     """Numbers written out, "[0.1, 2]" or "0.1 2", as Arrow lists; None where some row is anything else."""
     bare = pc.utf8_trim(pc.utf8_trim_whitespace(texts), "[]()")
+    if texts.null_count:
+        return None
     spaced = pc.replace_substring(pc.utf8_trim_whitespace(bare), ", ", ",")
     if any(pc.any(pc.match_substring(spaced, mark)).as_py() for mark in " ;\t"):
         spaced = pc.replace_substring_regex(spaced, r"[,;\s]+", ",")
-    counts = pc.add(pc.count_substring(spaced, ","), 1).to_numpy(zero_copy_only=False)
-    filled = ~np.asarray(pc.equal(spaced, "").fill_null(True))
+    counts = numbers(pc.count_substring(spaced, ",")).astype(np.int64) + 1
+    filled = numbers(pc.binary_length(spaced)) > 0
     width = np.flatnonzero(np.bincount(counts[filled])) if filled.any() else np.array([0])
-    if len(width) != 1 or texts.null_count:
+    if len(width) != 1:
         return None
-    lines = "\n".join(spaced.filter(pa.array(filled)).to_pylist()).encode()
+    lines = "\n".join(spaced.filter(of_numbers(filled)).to_pylist()).encode()
     names = [str(n) for n in range(int(width[0]))]
     try:
         found = pa_csv.read_csv(
@@ -215,20 +216,21 @@ def _parsed(texts: Any) -> Any:
     values = np.empty((found.num_rows, len(names)), np.float32)
     with np.errstate(over="ignore"):
         for n, name in enumerate(names):
-            values[:, n] = found[name].to_numpy()
+            values[:, n] = np.concatenate([numbers(chunk) for chunk in found[name].chunks])
     offsets = np.concatenate([[0], np.cumsum(filled * len(names))])
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values.reshape(-1)))
+    return pa.LargeListArray.from_arrays(of_numbers(offsets.astype(np.int64)), of_numbers(values.reshape(-1)))
 
 
 def _ragged(start: int, lists: Any, bad: dict[int, str]) -> Iterator[_Block]:
     """Vectors of an Arrow array of lists of numbers, by their lengths."""
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.large_list(lists.type.value_type))
-    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = np.where(valid(lists), numbers(pc.list_value_length(lists)), 0).astype(np.int64)
     flat = lists.flatten()  # without what stands in null rows
-    values = flat.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
-        values = np.asarray(values, np.float32)
+        values = np.asarray(numbers(flat), np.float32)
+    if flat.null_count:
+        values = np.where(valid(flat), values, np.float32(np.nan))
     begins = np.cumsum(counts) - counts
     for length in np.flatnonzero(np.bincount(counts))[0 if counts.all() else 1 :] if len(counts) else ():
         rows = np.flatnonzero(counts == length)
