@@ -109,7 +109,9 @@ CASES: dict[str, Case] = {
     CORE + "assignment:sinkhorn_bias": Case(
         lambda n, d: [unit(x) for x in (d(0, n, DIM), d(1, n, DIM))], (), (0, None)
     ),
-    CORE + "cca:canonical_projections": Case(lambda n, d: [x[:, :3] for x in pair(n, d)], (0, 1), (0, 0)),
+    CORE + "cca:canonical_projections": Case(
+        lambda n, d: [x[:, :3] for x in pair(n, d)], (0, 1), (0, 0), memory=(0, 1)
+    ),
     CORE + "contrast:info_nce": Case(
         lambda n, d: [*pair(n, d), d(2, n, DIM)], (0, 1, 2), (0, 0, None), kernel=True, kwargs=(("temperature", 0.05),)
     ),

@@ -234,7 +234,9 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         x if axis is None else tree_map(lambda t, a=axis: t.narrow(a, 0, 0), x)
         for x, axis in zip(args, [*case.batch, *[None] * (len(args) - len(case.batch))], strict=True)
     ]
-    if not place.endswith((":mix", ":mixed_targets", ":weighted_mean", ":realign", ":realigned", ":gradient_cosine")):
+    # A batch without a masked token counts 0; what returns a row for each row returns none.
+    rowwise = (":mlm_distill", ":mix", ":mixed_targets", ":weighted_mean", ":realign", ":realigned", ":gradient_cosine")
+    if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):
             function(*cut)
     operands = [
