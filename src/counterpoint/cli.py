@@ -20,7 +20,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 from counterpoint import __version__, catalog
 from counterpoint.data import SOURCES
 from counterpoint.errors import CounterpointError, Interrupted, unknown
-from counterpoint.files import cache_folder, patient_threads
+from counterpoint.files import cache_folder, check_writable, patient_threads
 
 if TYPE_CHECKING:
     from counterpoint.detect import Detection
@@ -438,7 +438,7 @@ def claims(
 
 
 def detect(
-    videos: Annotated[Positional[tuple[Path, ...]], arg(metavar="VIDEO [VIDEO ...]")],
+    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO [VIDEO ...]")],
     *,
     run: Annotated[Path | None, arg(metavar="RUN")] = None,
     threshold: float = 0.5,
@@ -447,39 +447,61 @@ def detect(
 ) -> int:
     """Find the violent moments in video files with a trained run.
 
-    Reads any container and codec FFmpeg knows, with or without sound, of any length. Prints the moments found and
-    writes a page with the score curves beside the playable video. A file that cannot be read is reported, the others
+    Read any container and codec FFmpeg knows, with or without sound, of any length. Print the moments found and
+    write a page with the score curves beside the playable video. A file that cannot be read is reported, the others
     are still done, and the exit code is 2.
 
     Args:
-        videos: Video files.
-        run: The run to detect with. Default: the newest one of macil-sd under runs/.
-        threshold: Snippets scoring above this probability count as violent.
-        html: Where to write the page.
+        videos: Video files, and folders of them: links are followed, files that are no videos are listed.
+        run: The run to detect with. Default: the newest one under runs/ that can detect.
+        threshold: Snippets scoring above this probability count as violent, 0 to 1.
+        html: File to write the page to.
         json_: Print JSON instead of a table.
     """
-    from counterpoint import detect as room
-    from counterpoint.engine.run import Run, latest
-    from counterpoint.report.detection import write_detection_report
-
     if not videos:
         raise CounterpointError("name at least one video file")
     if not 0 < threshold < 1:
         raise CounterpointError(f"--threshold is a probability between 0 and 1, got {threshold}")
-    chosen = Run.open(run) if run else latest(RUNS, "macil-sd")
+    check_writable(html)
+    from counterpoint import detect as room
+    from counterpoint.engine.run import Run
+    from counterpoint.report.detection import write_detection_report
+
+    chosen, skipped = (Run.open(run), []) if run else room.choose_run(RUNS)
     detector = room.Detector(chosen)
-    found, failures = room.detect_files(detector, videos, threshold=threshold)
-    for path, reason in failures:
-        Console(stderr=True, highlight=False).print(f"{path}: {reason}", style="red", markup=False, soft_wrap=True)
+    listed = room.find_videos(videos)
+    error = Console(stderr=True, highlight=False)
+
+    def complain(text: str, style: str) -> None:
+        error.print(text, style=style, markup=False, soft_wrap=True)
+
+    by = "" if run else " (the newest that can detect)"
+    if not json_:
+        _say(f"Run: {chosen.path}{by}")
+    for path, reason in skipped:
+        complain(f"skipped the newer run {path}: it {reason}", "yellow")
+    for warning in detector.warnings:
+        complain(f"warning: {warning}", "yellow")
+    found, unread = room.detect_files(detector, listed.videos, threshold=threshold)
+    failures = [*listed.failures, *unread]
+    for name, reason in failures:
+        complain(f"{name}: {reason}", "red")
     if found:
-        page = write_detection_report(found, html, failures=failures)
+        page = write_detection_report(
+            found, html, failures=failures, left_out=listed.left_out, warnings=detector.warnings
+        )
+    if listed.left_out:
+        where = f"listed in {page}" if found else ", ".join(f"{p}: {r}" for p, r in listed.left_out)
+        complain(f"{len(listed.left_out)} files of the folders are no videos and were left out ({where})", "yellow")
     if json_:
         print(
             json.dumps(
                 {
                     "run": str(chosen.path),
+                    "warnings": detector.warnings,
                     "videos": [d.as_dict() for d in found],
                     "failed": [[str(p), r] for p, r in failures],
+                    "left_out": [[str(p), r] for p, r in listed.left_out],
                 },
                 indent=2,
             )

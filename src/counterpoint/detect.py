@@ -9,20 +9,24 @@ with its length.
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from counterpoint.engine.run import Run
+from counterpoint.engine.run import CONFIG, WEIGHTS, Run
 from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.files import walk
+from counterpoint.tasks.bags import frame_ap
 from counterpoint.training import load_learner
 
 MAX_THUMBNAILS = 24
@@ -68,8 +72,26 @@ class Detection:
     speed: float  # times real time
     run: str
 
+    def precision(self) -> tuple[float, float] | None:
+        """Return frame-level average precision and its chance level (the true share), both 0..1.
+
+        None where the truth is unknown or has no moment in the video.
+        """
+        frames = 16
+        middle = (np.arange(len(self.score) * frames) + 0.5) * self.snippet_seconds / frames
+        true = np.zeros(len(middle), np.int8)
+        for start, end in self.truth or []:
+            true[(middle >= start) & (middle < end)] = 1
+        if not true.any() or not np.isfinite(self.score).all():
+            return None
+        logits = np.log(np.clip(self.score, 1e-12, 1.0).astype(np.float64)) - np.log(
+            np.clip(1.0 - self.score.astype(np.float64), 1e-12, 1.0)
+        )
+        return frame_ap(logits[None], [len(self.score)], true, frames), float(true.mean())
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the pictures."""
+        """Return everything but the pictures, for JSON."""
+        precision = self.precision()
         return {
             "video": str(self.video),
             "duration": round(self.duration, 3),
@@ -80,6 +102,8 @@ class Detection:
             "intervals": [{k: round(v, 4) for k, v in asdict(i).items()} for i in self.intervals],
             "snippet_seconds": self.snippet_seconds,
             **{k: [round(float(v), 4) for v in getattr(self, k)] for k in ("score", "audio", "visual")},
+            "average_precision": None if precision is None else round(precision[0], 4),
+            "chance": None if precision is None else round(precision[1], 4),
             "notes": self.notes,
             "speed": round(self.speed, 2),
         }
@@ -135,12 +159,13 @@ class Windows:
 
 
 def intervals(score: NDArray[np.float32], threshold: float, snippet_seconds: float, duration: float) -> list[Interval]:
-    """Stretches of snippets above the threshold, those with a single snippet between them joined.
+    """Return the stretches of snippets above the threshold, those with a single snippet between them joined.
 
     Args:
         score: [T] probabilities.
         threshold: strict lower bound.
-        snippet_seconds: length of a snippet; ends are clipped to `duration` (seconds).
+        snippet_seconds: length of a snippet.
+        duration: seconds of video; beginnings, ends and peaks are clipped to it.
     """
     above = np.flatnonzero(score > threshold)
     if len(above) == 0:
@@ -149,10 +174,63 @@ def intervals(score: NDArray[np.float32], threshold: float, snippet_seconds: flo
     for stretch in np.split(above, np.flatnonzero(np.diff(above) > 2) + 1):
         first, last = int(stretch[0]), int(stretch[-1])
         best = first + int(score[first : last + 1].argmax())
-        end = min((last + 1) * snippet_seconds, duration)
-        found.append(
-            Interval(first * snippet_seconds, end, min((best + 0.5) * snippet_seconds, duration), float(score[best]))
+        start, end, peak = (min(at * snippet_seconds, duration) for at in (float(first), float(last + 1), best + 0.5))
+        found.append(Interval(start, end, peak, float(score[best])))
+    return found
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def cannot_detect(run: Run) -> str | None:
+    """Return why a run cannot detect, as far as its settings and facts tell; None where nothing speaks against it."""
+    if run.config.get("task") != "bags":
+        return f"is a run of {run.slug}; detection needs one of the task bags (macil-sd)"
+    if not run.facts().get("backbones"):
+        return (
+            f"was trained on features made elsewhere ({run.config['data']}), which cannot be computed from "
+            "a video here. Train on arcade, or on your own videos: counterpoint train macil-sd --data videos:DIR"
         )
+    return None
+
+
+def choose_run(root: Path) -> tuple[Run, list[tuple[Path, str]]]:
+    """Choose the newest trained run in `root`, or one folder below, that can detect.
+
+    Returns the run, and the newer runs that were skipped, each with the reason. Raises RunError when there is none.
+    """
+    weights = [file for pattern in (f"*/{WEIGHTS}", f"*/*/{WEIGHTS}") for file in root.glob(pattern)]
+    skipped: list[tuple[Path, str]] = []
+    for file in sorted(weights, key=lambda file: file.stat().st_mtime, reverse=True):
+        path = file.parent
+        if not (path / CONFIG).is_file():
+            continue
+        try:
+            run = Run.open(path)
+            reason = cannot_detect(run)
+        except (RunError, KeyError) as error:
+            reason = f"is damaged ({error})"
+        if reason is None:
+            return run, skipped
+        skipped.append((path, reason))
+    others = f" ({len(skipped)} other runs cannot detect; {skipped[0][0]} {skipped[0][1]})" if skipped else ""
+    raise RunError(f"no trained run of macil-sd under {root}/{others}; train one: counterpoint train macil-sd")
+
+
+UNTRAINED = ("light", "logmel")
+
+
+def warnings(backbones: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what a user must know of the scores of a run with these backbones."""
+    untrained = [str(spec.get("name")) for spec in backbones.values() if spec.get("name") in UNTRAINED]
+    found = []
+    if untrained:
+        names = " and ".join(untrained)
+        found.append(
+            f"the features ({names}) are not trained: fixed statistics, made for drawn clips. For real footage train with "
+            "networks: --data 'videos:DIR?visual=r3d_18&audio=vggish@FILE'"
+        )
+    found.append("scores are not calibrated: they rank moments. Choose --threshold on videos whose moments you know")
     return found
 
 
@@ -164,16 +242,13 @@ class Detector:
         from counterpoint import encoders
 
         self.run = run
-        if run.config.get("task") != "bags":
-            raise RunError(f"{run.path} is a run of {run.slug}; detection needs one of the task bags (macil-sd)")
+        reason = cannot_detect(run)
+        if reason is not None:
+            raise RunError(f"{run.path} {reason}")
         self.learner = load_learner(run)
         facts = run.facts()
-        backbones = facts.get("backbones")
-        if not backbones:
-            raise RunError(
-                f"{run.path} was trained on features made elsewhere ({run.config['data']}), which cannot be computed from "
-                "a video here. Train on arcade, or on your own videos: counterpoint train macil-sd --data videos:DIR"
-            )
+        backbones = facts["backbones"]
+        self.warnings = warnings(backbones)
         self.visual = encoders.build_visual(backbones["visual"])
         self.audio = encoders.build_audio(backbones["audio"])
         if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
@@ -197,11 +272,18 @@ class Detector:
         truth: list[tuple[float, float]] | None = None,
         progress: Callable[[float, float, float], None] | None = None,
     ) -> Detection:
-        """Watch one video. `progress(seconds done, seconds in all, x real time)` is called as it goes.
+        """Watch one video.
+
+        Args:
+            path: the video file.
+            threshold: probability above which a snippet belongs to a moment.
+            truth: true moments (start, end; seconds) where they are known.
+            progress: called as it goes with the seconds done, the seconds in all and the speed in times real time. What is
+                done never exceeds what is in all; the last call has both at the length that was read.
 
         Raises DataError when the file cannot be read; what is only damaged is read as far as it goes, and noted.
         """
-        from counterpoint.data.media import SnippetReader, frame_at
+        from counterpoint.data.media import SnippetReader, frames_at
 
         started = time.perf_counter()
         with SnippetReader(path, self.visual, self.audio, snippet_seconds=self.snippet_seconds) as reader:
@@ -213,20 +295,23 @@ class Detector:
                 done += len(visual)
                 if progress:
                     seconds = done * self.snippet_seconds
-                    progress(seconds, reader.info.duration, seconds / max(1e-9, time.perf_counter() - started))
+                    whole = max(reader.info.duration, seconds)
+                    progress(seconds, whole, seconds / max(1e-9, time.perf_counter() - started))
             parts += windows.finish()
         if not parts:
             raise DataError(f"{path}: not a single snippet could be decoded")
         scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         watched = time.perf_counter() - started
-        length = reader.info.duration or len(scores["score"]) * self.snippet_seconds
+        length = reader.info.duration
+        if progress:
+            progress(length, length, length / max(1e-9, watched))
         found = intervals(scores["score"], threshold, self.snippet_seconds, length)
         highest = sorted(found, key=lambda i: -i.score)[:MAX_THUMBNAILS]
-        thumbnails = []
-        for interval in sorted(highest, key=lambda i: i.peak):
-            picture = frame_at(path, interval.peak, width=480)
-            if picture is not None:
-                thumbnails.append(Thumbnail(interval.peak, jpeg(picture)))
+        peaks = sorted(interval.peak for interval in highest)
+        pictures = frames_at(path, peaks, width=480, steady=reader.steady) if peaks else []
+        thumbnails = [
+            Thumbnail(peak, jpeg(picture)) for peak, picture in zip(peaks, pictures, strict=True) if picture is not None
+        ]
         return Detection(
             video=path,
             duration=length,
@@ -254,6 +339,107 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
+class Listed(NamedTuple):
+    """The videos that names on the command line stand for."""
+
+    videos: list[Path]
+    failures: list[tuple[Path | str, str]]  # names that stand for nothing, with the reason
+    left_out: list[tuple[Path, str]]  # files and entries of folders that are no videos, with the reason
+
+
+# Endings of video files. In a folder these are watched or reported as failed; others are opened to see what they are.
+VIDEO_ENDINGS = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mpg",
+        ".mpeg",
+        ".m2v",
+        ".m1v",
+        ".vob",
+        ".flv",
+        ".f4v",
+        ".wmv",
+        ".asf",
+        ".3gp",
+        ".3g2",
+        ".ogv",
+        ".ogm",
+        ".mxf",
+        ".h264",
+        ".264",
+        ".h265",
+        ".265",
+        ".hevc",
+        ".mjpeg",
+        ".mjpg",
+        ".dv",
+        ".divx",
+        ".rm",
+        ".rmvb",
+        ".y4m",
+        ".ivf",
+        ".nut",
+        ".gif",
+    ]
+)
+
+
+def find_videos(names: Sequence[Path | str]) -> Listed:
+    """Turn files and folders into a list of video files; folders are walked through links.
+
+    Every entry of a folder is a video or left out with a reason. A web address and a folder that cannot be read are
+    failures.
+    """
+    found = Listed([], [], [])
+    for name in names:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", str(name)):
+            found.failures.append(
+                (str(name), "is a web address, which is not supported; download the file and name it")
+            )
+            continue
+        path = Path(name)
+        try:
+            if not path.is_dir():
+                found.videos.append(path)
+                continue
+            inside = walk(path)
+        except (CounterpointError, OSError, ValueError) as error:
+            found.failures.append((path, str(error).removeprefix(f"{path} ")))
+            continue
+        found.left_out.extend(inside.left_out)
+        before = len(found.videos)
+        for file in inside.files:
+            reason = None if file.suffix.lower() in VIDEO_ENDINGS else _no_video(file)
+            if reason is None:
+                found.videos.append(file)
+            else:
+                found.left_out.append((file, reason))
+        if len(found.videos) == before:
+            found.failures.append((path, f"a folder without a video file ({len(inside.files)} other files)"))
+    return found
+
+
+def _no_video(file: Path) -> str | None:
+    """Why a file with an unusual ending is no video; None when it is one."""
+    from counterpoint.data.media.opened import Opened
+
+    try:
+        source = Opened(file)
+    except DataError as error:
+        return str(error).removeprefix(f"{file}: ")
+    with source.container:
+        kind = source.container.format.name
+    return "a still picture" if kind.startswith("image2") or kind.endswith("_pipe") else None
+
+
 def detect_files(
     detector: Detector,
     paths: Sequence[Path],
@@ -262,9 +448,14 @@ def detect_files(
     truths: Mapping[Path, list[tuple[float, float]]] | None = None,
     console: Console | None = None,
 ) -> tuple[list[Detection], list[tuple[Path, str]]]:
-    """Watch several files with a progress bar; those that cannot be read are returned with the reason.
+    """Watch several files with a progress bar; return what was found, and the files that cannot be read with the reason.
 
-    `truths` gives the true moments (start, end; seconds) of files where they are known, for the page.
+    Args:
+        detector: a trained run.
+        paths: video files.
+        threshold: probability above which a snippet belongs to a moment.
+        truths: true moments (start, end; seconds) of files where they are known, for the page.
+        console: where the bar goes; by default standard error.
     """
     found: list[Detection] = []
     failures: list[tuple[Path, str]] = []
@@ -278,7 +469,7 @@ def detect_files(
     )
     with bar:
         for path in paths:
-            row = bar.add_task(path.name, total=None, speed="")
+            row = bar.add_task(escape(path.name), total=None, speed="")
 
             def progress(done: float, total: float, speed: float, row: Any = row) -> None:
                 bar.update(row, completed=done, total=total or None, speed=f"{speed:.1f} x real time")
@@ -287,8 +478,7 @@ def detect_files(
                 found.append(
                     detector.detect(path, threshold=threshold, truth=(truths or {}).get(path), progress=progress)
                 )
-                bar.update(row, total=1, completed=1)
-            except CounterpointError as error:
-                failures.append((path, str(error).removeprefix(f"{path}: ")))
+            except (CounterpointError, OSError, MemoryError) as error:
+                failures.append((path, str(error).removeprefix(f"{path}: ") or type(error).__name__))
                 bar.update(row, speed="failed")
     return found, failures

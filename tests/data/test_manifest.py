@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from counterpoint.data import manifest
+from counterpoint.data import images
 from counterpoint.data.images import ImageSplit, decode
 from counterpoint.data.manifest import load_manifest
+from counterpoint.data.own.roles import known_by_name
+from counterpoint.data.own.table import Slice
 from counterpoint.data.pairs import AlignedData, Modality, WaveSplit
 from counterpoint.data.sounds import decode_sound
 from counterpoint.errors import CounterpointError, DataError
@@ -101,7 +103,8 @@ def test_four_modalities_of_a_jsonl(files):
         "vector": Modality("vector", dim=3),
     }
     assert (len(data.train), len(data.test), data.unpaired, data.classes) == (8, 2, None, None)
-    assert data.notes == [f"{files / 'm.jsonl'}: the test split is made here, 2 of 10 items"]
+    assert f"{files / 'm.jsonl'}: the test split is made here, 2 of 10 items" in data.notes
+    assert "'image' as image, 'caption' as text, 'audio' as audio, 'vector' as vector" in data.notes[0]
     assert sorted(everything(data, "caption")) == sorted(WORDS)
     rows = ALL(8)
     which = [WORDS.index(w) for w in data.train.column("caption", rows)]
@@ -172,12 +175,11 @@ def test_bytes_that_do_not_fit_wait_on_disk(files, monkeypatch):
     )
     pq.write_table(table, files / "m.parquet")
     whole = opened(files / "m.parquet")
-    monkeypatch.setattr(manifest, "KEEP", 1000)
+    monkeypatch.setattr(images, "KEEP", 1000)
     lazy = opened(files / "m.parquet")
     for name in ("image", "wav"):
         np.testing.assert_array_equal(everything(whole, name), everything(lazy, name))
-    cells = lazy.train.columns["wav"].column.cells
-    assert manifest.Slice in {type(cell) for cell in cells}
+    assert Slice in {type(item) for item in lazy.train.columns["wav"].sources.items}
 
 
 def as_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> str:
@@ -192,7 +194,7 @@ def as_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> str:
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("keep", [1 << 30, 0])
 def test_webdataset(tmp_path, monkeypatch, mode, keep):
-    monkeypatch.setattr(manifest, "KEEP", keep)
+    monkeypatch.setattr(images, "KEEP", keep)
     members = {}
     for n in range(10):
         array = io.BytesIO()
@@ -231,7 +233,7 @@ def test_a_video_is_its_middle_frame_and_its_sound(tmp_path, movie, monkeypatch)
     frame, wave_ = data.test.column("clip", ALL(1))[0], data.test.column("clip_sound", ALL(1))[0]
     assert frame.mean() == pytest.approx(120, abs=10)  # of 0 to 235
     assert 0.2 < wave_.std() < 0.4
-    monkeypatch.setattr(manifest, "KEEP", 0)
+    monkeypatch.setattr(images, "KEEP", 0)
     lazy = opened(place, seconds=0.5)
     np.testing.assert_array_equal(lazy.test.column("clip", ALL(1))[0], frame)
     np.testing.assert_array_equal(lazy.test.column("clip_sound", ALL(1))[0], wave_)
@@ -285,7 +287,7 @@ def test_several_columns_of_a_kind(files):
     ],
 )
 def test_kinds_by_name(column, kind):
-    assert manifest._usual(column, manifest._Table()) == kind
+    assert known_by_name(column, {}) == kind
 
 
 def test_names_that_modules_cannot_have(tmp_path):
@@ -313,7 +315,7 @@ def test_splits_by_column_and_by_name(files):
     place = jsonl(files / "m.jsonl", rows)
     data = opened(place)
     assert data.test.column("caption", ALL(3)) == list(WORDS[:3]) and len(data.train) == 6
-    assert any("1 rows of the split validation are not used" in note for note in data.notes)
+    assert "1 of 10 rows left out: 1 is of the split 'validation', which is not used" in data.notes[0]
     assert opened(place, test="validation").test.column("caption", ALL(1)) == [WORDS[3]]
     again = opened(place, test="0.5")
     assert (len(again.train), len(again.test)) == (3, 3)
@@ -422,7 +424,7 @@ def test_every_bad_row_is_listed(files, cache):
     path = files / "m.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "{not json\n[1, 2]\n")
     with pytest.raises(
-        DataError, match=r"19 of 22 rows are bad, more than max_bad=0.1 of 22: row 1 image \(gone.png\)"
+        DataError, match=r"19 of 22 rows are bad, more than max_bad=0.1 of 22: m.jsonl row 1 image \(gone.png\)"
     ) as error:
         opened(path)
     reports = list((cache / "reports").iterdir())
@@ -436,7 +438,7 @@ def test_every_bad_row_is_listed(files, cache):
     for n, (column, _, said) in bad.items():
         if n != 13:
             assert (lines[n]["column"], said in lines[n]["reason"]) == (column, True), lines[n]
-    assert "the id is that of row 14 too" in lines[14]["reason"]
+    assert "the id is that of m.jsonl row 14 too" in lines[14]["reason"]
     assert lines[17]["reason"] == "has no modality"
     assert "is not JSON" in lines[20]["reason"] and "is a list, not a record" in lines[21]["reason"]
     with pytest.raises(DataError, match="more than max_bad=17"):
@@ -445,7 +447,7 @@ def test_every_bad_row_is_listed(files, cache):
 
 def test_a_set_without_fault_leaves_no_report(files, cache):
     place = jsonl(files / "m.jsonl", [row(n) | ({"image": "gone.png"} if n == 3 else {}) for n in range(10)])
-    assert "1 of 10 rows left out: row 4 image (gone.png): no such file" in opened(place).notes[0]
+    assert "1 of 10 rows left out: 1 no such file: m.jsonl row 4 image (gone.png)" in opened(place).notes[0]
     assert len(list((cache / "reports").iterdir())) == 1
     jsonl(files / "m.jsonl", [row(n) for n in range(10)])
     opened(place)
@@ -457,7 +459,7 @@ def test_rows_of_other_lengths(files):
     path = files / "m.csv"
     as_csv(path, [{"image": f"{n}.png", "caption": WORDS[n]} for n in range(10)])
     path.write_text(path.read_text() + "1.png,a,b\n")
-    assert "row 11: has 3 fields where the header has 2" in opened(path).notes[0]
+    assert "1 of 11 rows left out: 1 has 3 fields where the header has 2: m.csv row 11" in opened(path).notes[0]
 
 
 def test_sounds_of_other_rates_are_noted(files, cache):
@@ -498,28 +500,32 @@ def test_an_id_is_taken_by_the_first_row_that_can_be_used(files):
     rows = [row(n) | {"id": f"i{n}"} for n in range(10)]
     again = [row(3) | {"id": " i2"}, row(4) | {"id": "i2"}]
     rows[2]["image"] = "gone.png"
-    notes = opened(jsonl(files / "m.jsonl", rows + again), max_bad=0.5).notes
-    assert (
-        "2 of 12 rows left out: row 3 image (gone.png): no such file; row 12 id (i2): the id is that of row 11"
-        in notes[0]
-    )
+    data = opened(jsonl(files / "m.jsonl", rows + again), max_bad=0.5)
+    assert [(line.row, line.reason) for line in data.accounts.left("rows")] == [
+        (3, "no such file"),
+        (12, "the id is that of m.jsonl row 11 too, which counts"),
+    ]
 
 
 def test_splits_in_files_of_their_own_count_their_rows_anew(files):
     for name in ("train", "test"):
         as_csv(files / f"{name}.csv", [{"id": n, "image": f"{n}.png", "text": f"{name} {n}"} for n in range(10)])
     data = opened(files)
-    assert (len(data.train), len(data.test), data.notes) == (10, 10, [])
+    assert (len(data.train), len(data.test), data.accounts.counts("rows")) == (10, 10, (20, 20, 0))
 
 
 def test_vectors_written_out(files):
     good = ["[1, 2]", "1;2", "+1 2", "(1,2)", "-.5 2", "1e3 4", ".5 nan", "inf 1", "1 x", "gone.npy"]
     as_csv(files / "m.csv", [{"vector": v, "text": WORDS[n]} for n, v in enumerate(good)])
-    (note, *_) = opened(files / "m.csv", max_bad=0.5).notes
-    assert "4 of 10 rows left out: row 7 vector (.5 nan): holds 1 values that are not finite" in note
-    assert "row 8 vector (inf 1): holds 1 values that are not finite" in note
-    assert "row 9 vector (1 x): is neither a list of numbers nor the name of a .npy file; row 10" in note
-    assert "(gone.npy): no such file" in note
+    left = opened(files / "m.csv", max_bad=0.5).accounts.left("rows")
+    assert [(line.row, line.value) for line in left] == [(7, ".5 nan"), (8, "inf 1"), (9, "1 x"), (10, "gone.npy")]
+    for line, reason in zip(
+        left,
+        ["holds 1 values that are not finite"] * 2
+        + ["is neither a list of numbers nor the name of a .npy file", "no such file"],
+        strict=True,
+    ):
+        assert reason in line.reason
 
 
 def test_what_has_no_class_says_so_in_text_too(files):
@@ -543,13 +549,13 @@ def test_max_bad_is_a_share_of_the_rows_to_the_last_one(files):
         rows[n] = {"image": "gone.png", "caption": "x"}
     assert 0.29 * 100 < 29  # in floating point
     assert "29 of 100 rows left out" in opened(jsonl(files / "m.jsonl", rows), max_bad=0.29).notes[0]
-    with pytest.raises(DataError, match="put up with more: --max-bad N, or"):
+    with pytest.raises(DataError, match="allow more: --max-bad N, or"):
         opened(files / "m.jsonl", max_bad=0.28)
 
 
 def test_nothing_is_left(files):
     rows = [{"image": "gone.png", "caption": None} for _ in range(3)]
-    with pytest.raises(DataError, match="none of its 3 rows can be used: row 1 image"):
+    with pytest.raises(DataError, match=r"none of its 3 rows can be used: m\.jsonl row 1 image"):
         opened(jsonl(files / "m.jsonl", rows), max_bad=100)
 
 
@@ -608,7 +614,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
         "bad.parquet": "not a Parquet file",
         "bad.tar": "not a tar file",
         "cut.tar": "not a tar file|cut short",
-        "bad.jsonl": "none of its rows can be read: row 1: is not JSON",
+        "bad.jsonl": "none of its rows can be read: row 1 of bad.jsonl is not JSON",
         "": "holds files of several kinds",
         "bare": "bare: holds no table or archive",
     }.items():
@@ -639,7 +645,7 @@ def test_large_sets_are_decoded_when_asked_for(files, monkeypatch):
     rows[2]["image"] = rows[5]["audio"] = None
     place = jsonl(files / "m.jsonl", rows)
     whole = opened(place)
-    monkeypatch.setattr(manifest, "KEEP", 0)
+    monkeypatch.setattr(images, "KEEP", 0)
     lazy = opened(place)
     assert lazy.notes == whole.notes
     for name in whole.modalities:
@@ -654,7 +660,7 @@ def test_large_sets_are_decoded_when_asked_for(files, monkeypatch):
             where.column(name, np.array([at]))
     # A header is enough to find this at the start.
     (files / "0.png").write_bytes(b"no picture")
-    assert "row 1 image (0.png): not a picture" in opened(place).notes[0]
+    assert "1 not a picture that can be read (unknown format): m.jsonl row 1 image (0.png)" in opened(place).notes[0]
 
 
 def test_pictures_are_squares_as_everywhere(files):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -77,7 +80,10 @@ def test_files_that_are_no_videos_are_named_and_left_out(folders):
         said = "\n".join(found.notes)
         assert "notes.txt: " in said
         assert "cut.mp4: " in said
-        assert ".hidden" not in said
+        assert ".hidden: hidden" in said
+        assert "5 of 8 files read, 3 left out" in said
+        table = next(Path(word) for word in said.split() if word.endswith(".csv"))
+        assert len(table.read_text().splitlines()) == 1 + 3
 
 
 def test_nothing_readable_in_a_folder(folders):
@@ -148,3 +154,25 @@ def test_options_after_the_question_mark(folders):
         data.load(f"videos:{folders}?snippet_seconds=0")
     with pytest.raises(CounterpointError, match="takes no argument"):
         data.load("arcade:here")
+
+
+def test_links_are_followed_and_contents_decide(folders):
+    outside = folders.parent / "elsewhere"
+    clip(outside / "far.mp4", (10, 200, 10))
+    (folders / "train" / "normal" / "linked").symlink_to(outside)
+    (folders / "train" / "normal" / "loop").symlink_to(folders / "train")
+    first = data.load(f"videos:{folders}")
+    assert [b.name for b in first.train][2:] == ["train/normal/c.mov", "train/normal/linked/far.mp4"]
+    before = first.train[3].visual.copy()
+    # Other contents under the same name, size and time.
+    file, stamp = outside / "far.mp4", (outside / "far.mp4").stat()
+    clip(outside / "other.mp4", (200, 10, 10))
+    raw = (outside / "other.mp4").read_bytes()
+    file.write_bytes(raw + file.read_bytes()[len(raw) :])
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    (outside / "other.mp4").unlink()
+    assert not np.array_equal(data.load(f"videos:{folders}").train[3].visual, before)
+
+
+def test_few_training_videos_draw_a_warning(folders):
+    assert any("only 3 videos to learn from" in note for note in data.load(f"videos:{folders}").notes)

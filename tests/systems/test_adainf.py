@@ -236,7 +236,10 @@ def test_a_folder_with_pipes_and_hidden_files_is_no_trap(tmp_path):
     os.mkfifo(folder / "pipe.png")
     split, notes = generated.generated_images(load("digits?size=8", task="views"), str(folder), 0)
     assert len(split) == 1
-    assert notes == []
+    (note,) = notes
+    assert "2 of 3 files left out" in note
+    assert "1 hidden" in note
+    assert "1 no regular file" in note
 
 
 def test_fewer_images_than_a_batch_is_said(tmp_path, capsys):

@@ -7,10 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_rows, shapes
-from counterpoint.core.contrast import unit, wide
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision, wide
 
 
+@full_precision
 def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """D(p, z) = -mean_i p_i . sg(z_i) of normalised rows (SimSiam, arXiv 2011.10566, Eq. 1, with the stop-gradient of Eq. 3).
 
@@ -33,6 +35,7 @@ def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n
     return -global_mean((p * z).sum(1))
 
 
+@full_precision
 def swapped_entropy(
     targets: Float[Tensor, "first n outcomes"], *logits: Float[Tensor, "_ n outcomes"]
 ) -> Float[Tensor, ""]:
@@ -67,6 +70,7 @@ def swapped_entropy(
     return global_mean(rows) / (len(targets) * (views - 1))
 
 
+@full_precision
 def off_diagonal_squares(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """sum over i != j of (a^T b)_ij^2, the energy that redundancy reduction takes out of a [dim, dim] matrix of moments.
 

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from counterpoint.core import contrast
 from counterpoint.core.checks import need_positive
-from counterpoint.core.contrast import pair_logsumexp, scaled, wide, with_bias
+from counterpoint.core.contrast import pair_logsumexp, scaled, with_bias
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds
 
 
+@full_precision
 @torch.no_grad()
 def sinkhorn(
     scores: Float[Tensor, "*crops n prototypes"], eps: float = 0.05, iters: int = 3
@@ -52,8 +55,11 @@ def sinkhorn(
 
 
 def _holds(logs: Tensor) -> bool:
-    """Whether exponentials of these, whose largest in each column is 0, can be scaled without loss."""
-    return bool(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny))
+    """Whether exponentials of these, whose largest in each column is 0, can be scaled without loss.
+
+    Where vmap or torch.compile hides the values: False, and the scaling is done on logarithms.
+    """
+    return holds(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny))
 
 
 def _scalings(q: Tensor, iters: int) -> tuple[Tensor, Tensor]:
@@ -65,6 +71,7 @@ def _scalings(q: Tensor, iters: int) -> tuple[Tensor, Tensor]:
     return per_prototype, per_sample
 
 
+@full_precision
 @torch.no_grad()
 def sinkhorn_bias(
     query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], eps: float = 0.05, iters: int = 3

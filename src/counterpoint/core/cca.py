@@ -31,9 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.checks import shapes
-from counterpoint.core.contrast import wide
+from counterpoint.core.checks import need_positive, shapes
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds, once, refuse_graph
 
 # Correlations are brought into this range where they are reported: the regulariser can put them above 1.
 LEAST_SQUARE = 1e-7
@@ -51,24 +52,25 @@ class Projections(NamedTuple):
     correlations: Float[Tensor, " k"]  # ascending, that of column c of u and v
 
 
-def _refuse_second() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError("CCA has no second derivative: call backward without create_graph")
-
-
 class _InverseRoot(torch.autograd.Function):
     """S^-1/2 of a symmetric matrix whose eigenvalues are known to be at least `least`, by eigendecomposition."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, least: float) -> Tensor:
+    def forward(matrix: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
         roots = values.clamp(min=least).sqrt()
-        ctx.save_for_backward(roots, vectors)
-        return (vectors / roots) @ vectors.T
+        return (vectors / roots) @ vectors.T, roots, vectors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        _refuse_second()
+        refuse_graph("CCA")
         roots, vectors = ctx.saved_tensors
         # (a^-1/2 - b^-1/2) / (a - b), written so that a = b is no exception.
         a, b = roots[:, None], roots[None, :]
@@ -81,17 +83,21 @@ class _InverseRoot(torch.autograd.Function):
 class _Axes(torch.autograd.Function):
     """The singular value decomposition T = E diag(s) F' of a square matrix, s ascending."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e, s, f = torch.linalg.svd(matrix)
-        e, s, f = e.flip(1), s.flip(0), f.T.flip(1)
-        ctx.save_for_backward(e, s, f)
+        return e.flip(1), s.flip(0), f.T.flip(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*output)
         ctx.set_materialize_grads(True)
-        return e, s, f
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        _refuse_second()
+        refuse_graph("CCA")
         e, s, f = ctx.saved_tensors
         to_e, to_s, to_f = gradients
         apart = s.square()[None, :] - s.square()[:, None]
@@ -102,6 +108,7 @@ class _Axes(torch.autograd.Function):
         return e @ inner @ f.T
 
 
+@full_precision
 def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], regulariser: float = 1e-3) -> Projections:
     """Means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.
 
@@ -122,13 +129,12 @@ def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], re
     """
     if h1.ndim != 2 or h1.shape[1:] != h2.shape[1:] or len(h1) != len(h2):
         raise ValueError(f"h1 and h2 must be [m, k] alike, got {shapes(h1=h1, h2=h2)}")
-    if not regulariser > 0:
-        raise ValueError(f"regulariser must be positive, got {regulariser}")
+    need_positive(regulariser=regulariser)
     h1, h2 = gather_rows(torch.stack([h1.double(), h2.double()], 1)).unbind(1)
     rows, k = h1.shape
     if rows < 2:
         raise ValueError(f"h1 and h2 must have at least two rows, which a covariance is made of, got {rows}")
-    if not bool(h1.detach().isfinite().all() & h2.detach().isfinite().all()):
+    if holds(~(h1.detach().isfinite().all() & h2.detach().isfinite().all())):
         raise ValueError("h1 or h2 holds NaN or infinite values")
     if rows <= k:
         warnings.warn(
@@ -136,10 +142,10 @@ def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], re
             stacklevel=2,
         )
     mean1, mean2 = h1.detach().mean(0), h2.detach().mean(0)
-    c1, c2 = h1 - mean1, h2 - mean2
+    c1, c2 = (once(h - mean, "CCA") for h, mean in ((h1, mean1), (h2, mean2)))
     ridge = regulariser * torch.eye(k, dtype=torch.float64, device=h1.device)
-    root1 = _InverseRoot.apply(c1.T @ c1 / (rows - 1) + ridge, regulariser)
-    root2 = _InverseRoot.apply(c2.T @ c2 / (rows - 1) + ridge, regulariser)
+    root1 = _InverseRoot.apply(c1.T @ c1 / (rows - 1) + ridge, regulariser)[0]
+    root2 = _InverseRoot.apply(c2.T @ c2 / (rows - 1) + ridge, regulariser)[0]
     e, s, f = _Axes.apply(root1 @ (c1.T @ c2 / (rows - 1)) @ root2)
     correlations = (s.square() + regulariser).clamp(LEAST_SQUARE, 1).sqrt()
     return Projections(mean1, mean2, root1 @ e, root2 @ f, correlations)
@@ -178,6 +184,7 @@ class CCALayer(nn.Module):
         for side in ("u", "v"):
             self.register_buffer(side, torch.eye(k, dtype=torch.float64))
 
+    @full_precision
     def forward(
         self, h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]:
@@ -191,11 +198,13 @@ class CCALayer(nn.Module):
         x, y = (h1.double() - found.mean1) @ found.u, (h2.double() - found.mean2) @ found.v
         return x.to(wide(h1).dtype), y.to(wide(h2).dtype)
 
+    @full_precision
     def first(self, h1: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Rows of the first modality alone on the stored axes."""
         self._fits(h1)
         return ((h1.double() - self.mean1.double()) @ self.u.double()).to(wide(h1).dtype)
 
+    @full_precision
     def second(self, h2: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Rows of the second modality alone on the stored axes."""
         self._fits(h2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
-from counterpoint.core.distributed import world
+from counterpoint.core.transforms import hidden, holds
+from counterpoint.core.world import world
 
 
 def shapes(**tensors: Tensor) -> str:
@@ -28,10 +31,24 @@ def need_alike(axes: str, **tensors: Tensor) -> None:
 
 
 def need_positive(**numbers: float | Tensor) -> None:
-    """Raise ValueError for a number that is not above 0."""
+    """Raise ValueError for a number that is not above 0 or not finite: a temperature, a scale, a size.
+
+    Tensors (learnable temperatures, one for each row) are checked entry by entry. Under vmap and torch.compile their values
+    cannot be read and are not checked.
+    """
     for name, number in numbers.items():
+        if isinstance(number, Tensor):
+            if number.ndim:
+                if holds(~((number > 0) & (number < math.inf)).all()):
+                    raise ValueError(f"{name} must be positive and finite in every entry, got {number.detach()}")
+                continue
+            if hidden(number):
+                continue
+            number = number.item()
         if not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")
+        if number == math.inf:
+            raise ValueError(f"{name} must be finite, got {number}")
 
 
 def need_within(low: float, high: float, **numbers: float) -> None:

@@ -25,6 +25,7 @@ from counterpoint.core.contrast import (
     unit,
 )
 from counterpoint.core.distributed import gather_rows, place
+from counterpoint.core.precision import exact
 
 WHOLE = 2**22  # similarities of a direction that are held at once, with their gradient: 16 MiB in float32
 
@@ -73,7 +74,8 @@ class Direction:
         with torch.no_grad():
             for start in range(0, len(self.query), rows):
                 part = slice(start, min(start + rows, len(self.query)))
-                s = self.query[part] @ self.bank.T
+                with exact(self.query.device.type):
+                    s = self.query[part] @ self.bank.T
                 for rule in self.exclude:
                     rule.exclude(s, part, slice(0, len(self.bank)))
                 yield part, s
@@ -82,7 +84,8 @@ class Direction:
         """All similarities with the bank with their gradient, -inf where excluded; None where they are too many to be held."""
         if len(self.query) * len(self.bank) > WHOLE:
             return None
-        s = scaled(self.query, temperature) @ self.bank.T
+        with exact(self.query.device.type):
+            s = scaled(self.query, temperature) @ self.bank.T
         for rule in self.exclude:
             rule.exclude(s, slice(0, len(self.query)), slice(0, len(self.bank)))
         return s

@@ -28,6 +28,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import need_positive, need_rows
+from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.transforms import once, traced
+
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
 EPS = 1e-12
 
@@ -37,6 +41,9 @@ KEEP = 64 * 2**20
 KEEP_SYMMETRIC = 160 * 2**20
 # Rows and columns of a tile: large enough for matrix products at full speed, small enough to stay in the cache between them.
 TILE = (512, 2048)
+
+# What a message calls the functions that never hold the matrix.
+BLOCKWISE = "a loss of more than 64 x 64 similarities, made block by block (pair_logsumexp has method='plain'),"
 
 # Up to this many entries the plain way is as fast.
 SMALL = 64 * 64
@@ -144,7 +151,7 @@ class Where:
         tile.masked_fill_(self.mask(rows, columns), -math.inf)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch.compile cannot follow the fields of a frozen one that it made itself
 class Targets:
     """Soft targets with few entries to a row, for `pair_logsumexp_towards`: weight[i, k] at column index[i, k].
 
@@ -375,21 +382,6 @@ def _backward(
     return to_query, to_key
 
 
-class _RefuseSecond(torch.autograd.Function):
-    """Lets a gradient through and says so when it is to be differentiated once more."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, operand: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        raise RuntimeError(
-            "the blockwise log-sum-exp has no second derivative; call pair_logsumexp(..., method='plain'), which "
-            "materialises the matrix"
-        )
-
-
 class _One(NamedTuple):
     """A matrix of one tile: exp(s - reference) with weights, its sums over rows and columns, and the targets."""
 
@@ -449,7 +441,7 @@ class _PairLogSumExp(torch.autograd.Function):
         work = _Pass(query, query if key is None else key, *ctx.asked)
         keep = keep if any(ctx.needs_input_grad) else 0
         ctx.one = None
-        with torch.autocast(query.device.type, enabled=False):
+        with exact(query.device.type):
             size = len(query) * len(work.key) * query.element_size() * (1 if target is None else 2)
             if len(query) <= TILE[0] and len(work.key) <= TILE[1] and size <= keep:
                 found = _One.of(work, columns, own)
@@ -469,7 +461,7 @@ class _PairLogSumExp(torch.autograd.Function):
         query, key, *logs = ctx.saved_tensors
         work = _Pass(query, query if key is None else key, *ctx.asked)
         key_wanted = key is None or ctx.needs_input_grad[1]
-        with torch.no_grad():
+        with torch.no_grad(), exact(query.device.type):
             if ctx.one is not None:
                 to_query, to_key = ctx.one.gradients(work, gradients, key is None, key_wanted)
             else:
@@ -487,10 +479,6 @@ class _PairLogSumExp(torch.autograd.Function):
                 if ctx.own:
                     to_query.addcmul_(key, gradients[3][:, None])
                     to_key.addcmul_(query, gradients[3][:, None])
-        if torch.is_grad_enabled():  # create_graph=True: somebody may want to differentiate what we return
-            to_query, to_key = (
-                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
-            )
         return to_query, to_key if ctx.needs_input_grad[1] else None, *[None] * 7
 
 
@@ -537,6 +525,7 @@ class PairLogSumExpTowards(NamedTuple):
     own: Float[Tensor, " rows"] | None = None
 
 
+@full_precision
 def pair_logsumexp(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"] | None = None,
@@ -580,6 +569,7 @@ def pair_logsumexp(
     return PairLogSumExp(rows, across)
 
 
+@full_precision
 def pair_logsumexp_towards(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -623,7 +613,7 @@ def _pair_logsumexp(
             f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)}"
             + ("" if key is None else f" and {tuple(key.shape)}")
         )
-    if not query.is_floating_point() or (key is not None and key.dtype != query.dtype):
+    if not query.is_floating_point() or (key is not None and wide(key).dtype != wide(query).dtype):
         raise ValueError(
             f"query and key must be of one floating type, got {query.dtype}"
             + (f" and {key.dtype}" if key is not None else "")
@@ -635,12 +625,13 @@ def _pair_logsumexp(
     if key is None and not symmetric:
         key = query
     entries = len(query) * len(query if key is None else key)
-    small = method == "auto" and (torch.compiler.is_compiling() or entries <= SMALL)
-    if method == "plain" or small or entries == 0:
+    small = method == "auto" and entries <= SMALL
+    if traced() or method == "plain" or small or entries == 0:
         found = _plain(query, query if key is None else key, rules, weight, columns, origin, target)
         return *found, *([positive_similarity(query, query if key is None else key)] if own else [])
     if keep is None:
         keep = KEEP_SYMMETRIC if key is None else KEEP
+    query, key = once(query, BLOCKWISE), None if key is None else once(key, BLOCKWISE)
     return _PairLogSumExp.apply(query, key, rules, weight, columns, origin, target, keep, own)
 
 
@@ -659,27 +650,41 @@ class _Unit(torch.autograd.Function):
         (gradient,) = gradients
         x, unit, length = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more: in terms of x
-            again = F.normalize(x, dim=-1, eps=EPS) * ctx.scale
+            again = _composed_unit(x, ctx.scale)
             return torch.autograd.grad(again, x, gradient, create_graph=True)[0], None
-        along = torch.linalg.vecdot(unit, gradient).unsqueeze_(-1)
+        with exact(x.device.type):
+            along = torch.linalg.vecdot(unit, gradient).unsqueeze_(-1)
         # Below the floor the length is a constant, and nothing is taken away.
         along.masked_fill_(length == EPS, 0.0)
         return torch.addcmul(gradient, unit, along, value=-(ctx.scale**-2)).div_(length / ctx.scale), None
 
 
 def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*rows dim"]:
-    """x with every row at length 1 (or `scale`), in float32 at least; a row of zeros stays one. What cosines are made of.
+    """Divide every row by its Euclidean length, as torch.nn.functional.normalize does, in float32 at least.
 
-    unit(x, 1 / t) is `scaled(unit(x), t)` in one pass.
+    A row of zeros, and in all functions that normalise, has this one meaning: it stays a row of zeros. Its cosine with
+    every row is 0, its distance from a unit row is 1, and its gradient is that which arrives divided by `EPS` (1e-12),
+    once. Rows shorter than `EPS` are divided by `EPS`.
+
+    Args:
+        x: rows of any number, of any floating type.
+        scale: > 0, the length that rows get. unit(x, 1 / t) is `scaled(unit(x), t)` in one pass.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
     x = wide(x)
-    if torch.compiler.is_compiling():
-        return F.normalize(x, dim=-1, eps=EPS) * scale
+    if traced():
+        return _composed_unit(x, scale)
     return _Unit.apply(x, scale) if x.requires_grad and torch.is_grad_enabled() else _stretched(x, scale)[0]
+
+
+def _composed_unit(x: Tensor, scale: float) -> Tensor:
+    """`unit` of PyTorch's own operations, with derivatives of any order; those of a row of zeros are finite too."""
+    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) <= EPS
+    length = torch.linalg.vector_norm(torch.where(short, 1.0, x), dim=-1, keepdim=True)
+    return x / (torch.where(short, EPS, length) / scale)
 
 
 def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -688,11 +693,7 @@ def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return x / (length / scale), length
 
 
-def wide(x: Tensor) -> Tensor:
-    """Similarities are accumulated in float32 at least."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
+@full_precision
 def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:
     """query / temperature for a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
 
@@ -704,6 +705,7 @@ def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, 
     return query / temperature
 
 
+@full_precision
 def with_bias(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -727,6 +729,7 @@ def with_bias(
 # --------------------------------------------------------------------------------------------------------- the positives
 
 
+@full_precision
 def positive_similarity(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -752,6 +755,7 @@ def positive_similarity(
     return (query * chosen.sum(1)).sum(1)
 
 
+@full_precision
 def class_similarity(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -843,7 +847,7 @@ class _PairCrossEntropy(torch.autograd.Function):
         sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
         logs = [query.new_full((n,), -math.inf)] + ([query.new_full((m,), -math.inf)] if columns else [])
         ctx.kept = []
-        with torch.autocast(query.device.type, enabled=False):
+        with exact(query.device.type):
             for tile in _tiles(n, m, False):
                 s, t = student.similarities(tile), teacher.similarities(tile)
                 pairs = _Pairs.of(s, t)
@@ -892,7 +896,7 @@ class _PairCrossEntropy(torch.autograd.Function):
         mine = [_Side(log, gradients[2 * i]) for i, log in enumerate(logs[:half])]
         its = [_Side(log, -gradients[2 * i]) for i, log in enumerate(logs[half : 2 * half])]
         taught = any(ctx.needs_input_grad[2:4])
-        with torch.no_grad():
+        with torch.no_grad(), exact(query.device.type):
             for tile, pairs in zip(_tiles(len(query), len(key), False), ctx.kept, strict=True):
                 r, c = tile.rows, tile.columns
                 parts = (r, c)[:half]
@@ -931,12 +935,10 @@ class _PairCrossEntropy(torch.autograd.Function):
                 elif taught:
                     out[2][r].addmm_(pull, teacher_key[c])
                     out[3][c].addmm_(pull.T, teacher_query[r])
-        if torch.is_grad_enabled():
-            leaf = next(x for x in (query, key, teacher_query, teacher_key) if x.requires_grad)
-            out = [_RefuseSecond.apply(g, leaf) for g in out]
         return *out[:2], out[2] if taught else None, out[3] if taught and not alike else None, None, None
 
 
+@full_precision
 def pair_cross_entropy(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -983,7 +985,7 @@ def pair_cross_entropy(
         None if x is None else (x if teacher_gradient else x.detach()).to(query.dtype)
         for x in (teacher_query, teacher_key)
     ]
-    if len(query) * len(key) <= SMALL:
+    if traced() or len(query) * len(key) <= SMALL:
         of, against = teacher[0], teacher[0] if teacher[1] is None else teacher[1]
         assert of is not None
         assert against is not None
@@ -993,7 +995,8 @@ def pair_cross_entropy(
             found.append(-(t.softmax(dim) * s.log_softmax(dim)).sum(dim))
             found.append(-(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim))
         return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
-    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep))
+    operands = (None if x is None else once(x, BLOCKWISE) for x in (query, key, *teacher))
+    return PairCrossEntropy(*_PairCrossEntropy.apply(*operands, columns, keep))
 
 
 # ------------------------------------------------------------------------------------------------- pairs, one by one
@@ -1010,7 +1013,7 @@ class _PairSoftplus(torch.autograd.Function):
         work = _Pass(query, key)
         rows = query.new_zeros(len(query))
         ctx.kept = []
-        with torch.autocast(query.device.type, enabled=False):
+        with exact(query.device.type):
             for tile in _tiles(len(query), len(key), False):
                 s = work.similarities(tile)
                 rows[tile.rows] += softplus(s).sum(1)
@@ -1026,19 +1029,16 @@ class _PairSoftplus(torch.autograd.Function):
         query, key = ctx.saved_tensors
         work = _Pass(query, key)
         to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
-        with torch.no_grad():
+        with torch.no_grad(), exact(query.device.type):
             for tile, kept in zip(_tiles(len(query), len(key), False), ctx.kept, strict=True):
                 g = work.similarities(tile).sigmoid_() if kept is None else kept
                 g = g * gradients[0][tile.rows][:, None]
                 to_query[tile.rows].addmm_(g, key[tile.columns])
                 to_key[tile.columns].addmm_(g.T, query[tile.rows])
-        if torch.is_grad_enabled():
-            to_query, to_key = (
-                _RefuseSecond.apply(g, query if query.requires_grad else key) for g in (to_query, to_key)
-            )
         return to_query, to_key, None
 
 
+@full_precision
 def pair_softplus(
     query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], *, keep: int = KEEP
 ) -> Float[Tensor, " rows"]:
@@ -1055,14 +1055,15 @@ def pair_softplus(
             f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     query, key = wide(query), wide(key)
-    if torch.compiler.is_compiling() or len(query) * len(key) <= SMALL:
+    if traced() or len(query) * len(key) <= SMALL:
         return softplus(query @ key.T).sum(1)
-    return _PairSoftplus.apply(query, key, keep)
+    return _PairSoftplus.apply(once(query, BLOCKWISE), once(key, BLOCKWISE), keep)
 
 
 # --------------------------------------------------------------------------------------------- a bank of negatives alone
 
 
+@full_precision
 def info_nce(
     query: Float[Tensor, "rows dim"],
     positive_key: Float[Tensor, "rows dim"],
@@ -1087,10 +1088,10 @@ def info_nce(
         weight: how often each row counts in the mean (k equal rows are one row of weight k). Default: once each.
 
     Returns:
-        The mean loss, a scalar. No rows, or weights that sum to 0: a zero.
+        The mean loss, a scalar. Weights that sum to 0: a zero.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not fit, an empty batch, or a temperature that is not positive and finite.
 
     Source: van den Oord et al. 2018, arXiv 1807.03748, in the form of MACIL-SD (arXiv 2207.05500).
 
@@ -1103,10 +1104,10 @@ def info_nce(
         )
     if negative_keys.ndim != 2 or negative_keys.shape[1] != query.shape[1]:
         raise ValueError(f"negative_keys must be [negatives, {query.shape[1]}], got {tuple(negative_keys.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if query.shape[0] == 0:
-        return query.sum()  # an empty sum: zero, and still part of the graph
+    need_positive(temperature=temperature)
+    need_rows(query=query)
+    if not len(query):
+        return query.sum()  # one process's empty share of a batch
     q = unit(query)
     positive = (q * unit(positive_key)).sum(1) / temperature
     negative = pair_logsumexp(q / temperature, unit(negative_keys)).rows

@@ -22,10 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, unit, wide
+from counterpoint.core.contrast import EPS, softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Bank, latest, moved, need_positions
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import sigmoid_ramp
+from counterpoint.core.transforms import holds, once, traced
 
 # Numbers that a block of an intermediate result may hold: it stays in the cache between the steps made of it.
 BLOCK = 2**20
@@ -34,6 +36,7 @@ BLOCK = 2**20
 # ------------------------------------------------------------------------------------------------- outputs and features
 
 
+@full_precision
 def kd(
     student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"], temperature: float = 4.0
 ) -> Float[Tensor, ""]:
@@ -55,6 +58,7 @@ def kd(
     return temperature**2 * global_mean(F.kl_div(own, target, reduction="none").sum(1))
 
 
+@full_precision
 def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
     """Mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).
 
@@ -106,6 +110,7 @@ def hint_regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, kernel
     return nn.Sequential(layer, nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
 
+@full_precision
 def attention_transfer(
     student: Float[Tensor, "n channels height width"],
     teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
@@ -144,6 +149,7 @@ def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- relations
 
 
+@full_precision
 def rkd_distance(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
     """Mean over the n^2 pairs of Huber(d^s - d^t), d the Euclidean distance over the mean distance (Sec. 3.2.1).
 
@@ -207,7 +213,6 @@ class _AngleLoss(torch.autograd.Function):
         return total / n**3
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.saved_tensors[0], None
 
@@ -219,17 +224,30 @@ def _directions(x: Tensor, anchors: slice) -> tuple[Tensor, Tensor]:
     return towards.div_(length), length
 
 
+@full_precision
 def rkd_angle(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
     """Mean over the n^3 triplets of Huber(A^s - A^t), A_ijk = cos of the angle at i between j and k (Sec. 3.2.2).
 
     A is 0 where j or k is i or lies on it. Blocks of anchors and a gradient made in the same pass keep the memory at a few
-    blocks of [anchors, n, n] (no second derivative). Raises ValueError for shapes that do not fit.
+    blocks of [anchors, n, n] (no second derivative: RuntimeError). Inside torch.func and
+    torch.compile all n^3 angles are held. Raises ValueError for shapes that do not fit.
 
     >>> rkd_angle(torch.eye(3), 2 * torch.eye(3)).item() < 1e-9
     True
     """
     x, y = _gathered(student, teacher)
-    return _AngleLoss.apply(x, y)
+    if traced():
+        return _composed_angle_loss(x, y)
+    return _AngleLoss.apply(once(x, "rkd_angle"), y)
+
+
+def _composed_angle_loss(x: Tensor, y: Tensor) -> Tensor:
+    """The angle-wise loss of PyTorch's own operations, in memory n^3."""
+    angles = []
+    for points in (x, y):
+        towards = unit(points - points[:, None])
+        angles.append(towards @ towards.mT)
+    return F.smooth_l1_loss(*angles)
 
 
 class RKDOutput(NamedTuple):
@@ -238,6 +256,7 @@ class RKDOutput(NamedTuple):
     angle: Float[Tensor, ""]
 
 
+@full_precision
 def rkd(
     student: Float[Tensor, "n dim"],
     teacher: Float[Tensor, "n teacher_dim"],
@@ -286,7 +305,7 @@ class _CRDRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, memory: Tensor, index: Tensor, temperature: float, shift: Tensor) -> Tensor:
         a = _dots(v, memory, index) / temperature - shift
-        rows = F.softplus(-a[:, 0]) + F.softplus(a[:, 1:]).sum(1)
+        rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
         slope = torch.sigmoid(a)
         slope[:, 0] -= 1
         if not ctx.needs_input_grad[0]:
@@ -299,7 +318,6 @@ class _CRDRows(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return gradients[0][:, None] * ctx.saved_tensors[0], None, None, None, None
 
@@ -313,13 +331,20 @@ def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tens
     return total - count.log() + math.log(len(memory))
 
 
+@full_precision(keep=("memory", "z"))
 def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss of one side and its Z, which is taken from this batch if there is none yet."""
     memory = memory.detach().to(v.dtype)
+    v = once(v, "crd")
     log_z = _log_z(v.detach(), memory, index, temperature) if z is None else z.detach().to(v.dtype).log()
     negatives = index.shape[1] - 1
     noise = negatives / len(memory)
-    rows = _CRDRows.apply(v, memory, index, temperature, log_z + math.log(noise + 1e-7))
+    shift = log_z + math.log(noise + 1e-7)
+    if traced():
+        a = _dots(v, memory, index) / temperature - shift
+        rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
+    else:
+        rows = _CRDRows.apply(v, memory, index, temperature, shift)
     # What is left of sum_k log (K/N)/(h + c) when c = K/N + 1e-7 has been put in the numerator's place.
     return global_mean(rows) + negatives * (math.log(noise + 1e-7) - math.log(noise)), log_z.exp()
 
@@ -330,7 +355,7 @@ def _need_crd_shapes(student: Tensor, teacher: Tensor, index: Tensor, contrast_i
         raise ValueError(f"index must be [n], got {shapes(index=index, student=student)}")
     if contrast_index.ndim != 2 or len(contrast_index) != len(index) or contrast_index.shape[1] < 2:
         raise ValueError(f"contrast_index must be [n, K + 1] with K >= 1, got {shapes(contrast_index=contrast_index)}")
-    if not torch.equal(contrast_index[:, 0], index):
+    if holds((contrast_index[:, 0] != index).any()):
         raise ValueError("contrast_index must start with the sample itself: its first column is not index")
 
 
@@ -344,6 +369,7 @@ class CRDOutput(NamedTuple):
     memory_teacher: Float[Tensor, "samples dim"]
 
 
+@full_precision(keep=("memory_student", "memory_teacher", "Z_student", "Z_teacher"))
 def crd(
     student: Float[Tensor, "n dim"],
     teacher: Float[Tensor, "n dim"],
@@ -529,6 +555,7 @@ class MeanTeacherOutput(NamedTuple):
     ramp: Float[Tensor, " epochs"]
 
 
+@full_precision
 def mean_teacher(
     student: Float[Tensor, "n classes"],
     teacher: Float[Tensor, "n classes"],

@@ -33,15 +33,10 @@ from counterpoint.core.contrast import (
     pair_logsumexp,
     pair_logsumexp_towards,
     positive_similarity,
-    wide,
 )
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) when not distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import once, traced
+from counterpoint.core.world import world
 
 
 def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
@@ -58,9 +53,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        rank, size = world()
+        size = world()[1]
         ctx.counts = row_counts(len(rows), rows.device)
-        ctx.rank = rank
         # Collectives want equal shapes: pad to the longest, cut afterwards.
         longest = max(ctx.counts)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
@@ -71,9 +65,21 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)  # autograd may share it
-        dist.all_reduce(grad)
-        return grad.split(ctx.counts)[ctx.rank]
+        return _SumOwnRows.apply(grads[0], ctx.counts)
+
+
+class _SumOwnRows(torch.autograd.Function):
+    """Sum all processes' tensors and keep this process's rows of the sum; backward gathers: the gather's counterpart."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        total = rows.clone(memory_format=torch.contiguous_format)  # autograd may share it
+        dist.all_reduce(total)
+        return total.split(counts)[world()[0]]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _GatherRows.apply(grads[0]), None
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -84,6 +90,10 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return rows
+    if traced():
+        raise RuntimeError(
+            "torch.func and torch.compile do not follow a loss over several processes: apply them without a process group"
+        )
     if rows.dtype.is_floating_point:
         return _GatherRows.apply(rows)
     with torch.no_grad():
@@ -193,7 +203,7 @@ class _Ring(torch.autograd.Function):
         return row, column if columns else None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @torch.no_grad()
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, column = ctx.saved_tensors
         rank, size = world()
@@ -219,6 +229,7 @@ def _origin(ctx: Any, owner: int) -> tuple[int, int]:
     return sum(ctx.queries[: world()[0]]), sum(ctx.keys[:owner])
 
 
+@full_precision
 def batch_logsumexp(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"] | None = None,
@@ -244,10 +255,12 @@ def batch_logsumexp(
     query = wide(query)
     key = query if key is None else wide(key)
     if ring:
-        return PairLogSumExp(*_Ring.apply(query, key, rules, columns))
+        what = "a loss with ring=True"
+        return PairLogSumExp(*_Ring.apply(once(query, what), once(key, what), rules, columns))
     return PairLogSumExp(*_against_all(query, key, rules, columns, None)[:2])
 
 
+@full_precision
 def batch_logsumexp_towards(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],

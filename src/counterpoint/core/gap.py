@@ -12,54 +12,90 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike
-from counterpoint.core.contrast import Diagonal, pair_logsumexp, scaled, unit
-from counterpoint.core.distributed import batch_logsumexp, global_logsumexp, place
+from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.contrast import Diagonal, pair_logsumexp, scaled, unit, with_bias
+from counterpoint.core.distributed import batch_logsumexp, global_logsumexp, place, world
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import traced
 
 
-def _log_mean(rows: Tensor, pairs: int, t: float) -> Tensor:
-    """log of the mean over pairs of exp(-t |a - b|^2), from each row's log-sum-exp of 2 t a.b."""
-    # -t |a - b|^2 = 2 t a.b - 2 t for unit vectors: no distance, whose gradient at zero is NaN, is ever taken.
+def _log_mean(u: Tensor, v: Tensor | None, total: int, t: float) -> Tensor:
+    """Log of the mean over pairs i != j of exp(-t |a - b|^2), of rows of length 1 or 0; v None: pairs of u with itself."""
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: no distance, whose gradient at zero is NaN, is ever taken.
+    empty = [row_is_zero(x) for x in (u, u if v is None else v)]
+    if traced() or bool(torch.cat(empty).any()) or world()[1] > 1:
+        # A row of zeros lies at the distance 1 from a unit row and 0 from another: its lengths make up for what 2t takes.
+        query, key = with_bias(
+            scaled(u, 1 / (2 * t)), u if v is None else v, row=t * empty[0], column=t * empty[1].to(u.dtype)
+        )
+        rows = batch_logsumexp(query, key, exclude=Diagonal()).rows
+    elif v is None:
+        rows = batch_logsumexp(scaled(u, 1 / math.sqrt(2 * t)), exclude=Diagonal()).rows
+    else:
+        rows = batch_logsumexp(scaled(u, 1 / (2 * t)), v, exclude=Diagonal()).rows
     own = rows.logsumexp(0) if len(rows) else rows.sum() - math.inf
-    return global_logsumexp(own) - 2 * t - math.log(pairs)
+    return global_logsumexp(own) - 2 * t - math.log(total * (total - 1))
 
 
+def row_is_zero(u: Float[Tensor, "n dim"]) -> Bool[Tensor, " n"]:
+    """Tell which of these unit rows are rows of zeros."""
+    return (u.detach() == 0).all(1)
+
+
+@full_precision
 def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
-    """log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length (normalised here).
+    """Measure how evenly rows fill the sphere: log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length.
 
-    0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. A row of zeros counts as
-    orthogonal to all others. One row has no pair: 0. Raises ValueError for an empty batch. Source: Wang and Isola 2020.
+    Args:
+        x: rows, normalised here; for a row of zeros see `core.contrast.unit`.
+        t: > 0, sharpness.
+
+    0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. One row has no pair: 0.
+    Raises ValueError for an empty batch. Source: Wang and Isola 2020.
 
     >>> uniformity(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     tensor(-4.)
     """
     need_alike("n dim", x=x)
-    total = place(len(x), x.device).total
-    u = unit(x)
-    if total < 2:
-        return u.sum() * 0
-    return _log_mean(batch_logsumexp(scaled(u, 1 / math.sqrt(2 * t)), exclude=Diagonal()).rows, total * (total - 1), t)
+    return unit_uniformity(unit(x), t)
 
 
+@full_precision
+def unit_uniformity(u: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
+    """`uniformity` of rows that are unit already (or zero)."""
+    need_positive(t=t)
+    total = place(len(u), u.device).total
+    return u.sum() * 0 if total < 2 else _log_mean(u, None, total, t)
+
+
+@full_precision
 def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
-    """log mean over i != j of exp(-t |x~_i - y~_j|^2): all pairings of rows that do not belong together.
+    """Measure how far what does not belong together lies apart: log mean over i != j of exp(-t |x~_i - y~_j|^2).
 
-    Rows are normalised here. One row: 0. Raises ValueError for shapes that differ and for an empty batch.
+    Args:
+        x, y: rows, normalised here; row i of x belongs to row i of y. For a row of zeros see `core.contrast.unit`.
+        t: > 0, sharpness.
+
+    One row: 0. Raises ValueError for shapes that differ and for an empty batch.
     Source: Fahim et al., arXiv 2405.18570 (L_XUniform).
 
     >>> cross_uniformity(torch.eye(2), torch.eye(2))
     tensor(-4.)
     """
     need_alike("n dim", x=x, y=y)
-    total = place(len(x), x.device).total
-    u, v = (unit(z) for z in (x, y))
-    if total < 2:
-        return (u.sum() + v.sum()) * 0
-    return _log_mean(batch_logsumexp(scaled(u, 1 / (2 * t)), v, exclude=Diagonal()).rows, total * (total - 1), t)
+    return unit_cross_uniformity(unit(x), unit(y), t)
+
+
+@full_precision
+def unit_cross_uniformity(u: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
+    """`cross_uniformity` of rows that are unit already (or zero)."""
+    need_positive(t=t)
+    total = place(len(u), u.device).total
+    return (u.sum() + v.sum()) * 0 if total < 2 else _log_mean(u, v, total, t)
 
 
 # ------------------------------------------------------------------------------------------------- figures of plain arrays
@@ -115,7 +151,9 @@ def explained_variance_ratios(x: Any) -> NDArray[np.float64]:
 
 def _spread(u: Tensor, v: Tensor | None = None) -> float:
     """`uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process measures the whole set."""
-    rows = pair_logsumexp(4.0 * u, u if v is None else v, exclude=Diagonal()).rows
+    other = u if v is None else v
+    query, key = with_bias(4.0 * u, other, row=2.0 * row_is_zero(u), column=2.0 * row_is_zero(other))
+    rows = pair_logsumexp(query, key, exclude=Diagonal()).rows
     return float(rows.logsumexp(0)) - 4 - math.log(len(u) * (len(u) - 1))
 
 

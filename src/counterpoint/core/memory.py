@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_positive, need_within, shapes
 from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.transforms import holds
 
 
 def unit_noise(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
@@ -53,7 +54,7 @@ def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
         if value.shape[:1] != index.shape:
             raise ValueError(f"{name} must have a row for each index, got {shapes(index=index, **{name: value})}")
     # A negative index would be read from the end without a word.
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < length:
+    if holds(((index < 0) | (index >= length)).any()):
         raise ValueError(f"index must lie in 0..{length - 1}, got {int(index.min())}..{int(index.max())}")
 
 
@@ -153,7 +154,7 @@ class Bank(nn.Module):
         need_positions(index, len(self.rows), values=values)
         if values.shape[1:] != self.rows.shape[1:]:
             raise ValueError(f"values must be [n, {self.rows.shape[1]}], got {list(values.shape)}")
-        index, values = gather_rows(index), gather_rows(values.detach())
+        index, values = gather_rows(index.long()), gather_rows(values.detach())
         last = latest(index)
         self.rows[index[last]] = moved(self.rows[index[last]], values[last], self.momentum)
 
@@ -188,7 +189,7 @@ class SampleState(nn.Module):
         need_positions(index, len(self.values), value=value)
         if value.ndim != 1:
             raise ValueError(f"value must be one number for each index, got {list(value.shape)}")
-        index, value = gather_rows(index), gather_rows(value.detach())
+        index, value = gather_rows(index.long()), gather_rows(value.detach())
         last = latest(index)
         self.values[index[last]] = value[last].to(self.values.dtype)
 
@@ -230,7 +231,7 @@ class Prototypes(nn.Module):
         need_positions(labels, len(self.rows), features=features)
         if features.shape[1:] != self.rows.shape[1:]:
             raise ValueError(f"features must be [n, {self.rows.shape[1]}], got {list(features.shape)}")
-        features, labels = gather_rows(features.detach()).to(self.rows.dtype), gather_rows(labels)
+        features, labels = gather_rows(features.detach()).to(self.rows.dtype), gather_rows(labels.long())
         # The j-th from last of a class has decayed j times since it came in: all steps at once.
         order = labels.argsort(stable=True)
         classes, place, counts = labels[order].unique_consecutive(return_inverse=True, return_counts=True)

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import need_fixed
+
 
 def topk_count(seq_len: Int[Tensor, " bags"], divisor: int = 16) -> Int[Tensor, " bags"]:
     """How many of a bag's snippets count as its top: floor(n / divisor) + 1."""
@@ -28,6 +31,7 @@ def extreme_snippets(
     """
     time = torch.arange(score.shape[1], device=score.device)
     valid = time < seq_len[:, None]
+    need_fixed("extreme_snippets", seq_len=seq_len, count=count)
     if bool((seq_len < 1).any()) or bool((seq_len > score.shape[1]).any()):
         raise ValueError(f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}")
     if bool((count > seq_len).any()):
@@ -38,6 +42,7 @@ def extreme_snippets(
     return index, torch.arange(most, device=score.device) < count[:, None]
 
 
+@full_precision
 def topk_mil_pool(
     logits: Float[Tensor, "bags time"], seq_len: Int[Tensor, " bags"], *, divisor: int = 16
 ) -> Float[Tensor, " bags"]:

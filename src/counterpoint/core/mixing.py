@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.precision import full_precision, wide
 
 
 class Mix(NamedTuple):
@@ -63,7 +64,7 @@ def draw_mix(
 
 
 def _per_row(lam: float | Tensor, x: Tensor) -> Tensor:
-    lam = torch.as_tensor(lam, device=x.device).to(x.dtype)
+    lam = torch.as_tensor(lam, device=x.device).to(wide(x).dtype)
     if lam.ndim > 1 or (lam.ndim == 1 and len(lam) != len(x)):
         raise ValueError(f"lam must be one number, or one for each of the {len(x)} rows, got {list(lam.shape)}")
     return lam.reshape(-1, *[1] * (x.ndim - 1))
@@ -90,7 +91,8 @@ def mix(x: Float[Tensor, "n ..."], permutation: Int[Tensor, " n"], lam: float | 
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must hold floating-point rows, got {x.dtype} of shape {list(x.shape)}")
     _need_permutation(permutation, len(x))
-    return torch.lerp(x.index_select(0, permutation), x, _per_row(lam, x))
+    own = wide(x)  # mixed in float32 at least, returned in the type of x
+    return torch.lerp(own.index_select(0, permutation), own, _per_row(lam, own)).to(x.dtype)
 
 
 @contextmanager
@@ -110,6 +112,7 @@ def mixing_at(module: nn.Module, permutation: Int[Tensor, " n"], lam: float | Te
         hook.remove()
 
 
+@full_precision
 def mixed_targets(
     permutation: Int[Tensor, " n"], lam: float | Tensor, *, accumulate: bool = True
 ) -> Float[Tensor, "n n"]:

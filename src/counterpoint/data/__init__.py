@@ -8,8 +8,11 @@ that serves several tasks hands each the contract it wants.
 
 from __future__ import annotations
 
+import glob
 import importlib
 import inspect
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +209,6 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="DIR",
-            needs="datasets",
             also=("aligned",),
             function="load_imagefolder",
         ),
@@ -218,7 +220,6 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="PATH",
-            needs="datasets",
             also=("aligned",),
             function="load_parquet",
         ),
@@ -230,7 +231,6 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="PATH",
-            needs="datasets",
             also=("aligned",),
             function="load_csv",
         ),
@@ -242,7 +242,6 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="PATTERN",
-            needs="datasets",
             also=("aligned",),
             function="load_webdataset",
         ),
@@ -258,13 +257,14 @@ def source_name(spec: str) -> str:
 def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     """Load the source named `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted.
 
-    `options` go to the source and win over those in `spec`. With `task` the source hands over that task's contract
-    (`BagData` for bags, `ImageData` for views, `AlignedData` for aligned), else that of its first task. Raises
-    CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
+    Brackets, asterisks and question marks of a path that exists are part of it. `options` go to the source and win over those
+    in `spec`. With `task` the source hands over that task's contract (`BagData` for bags, `ImageData` for views,
+    `AlignedData` for aligned), else that of its first task. Raises CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
     the task; DataError for what is on disk.
     """
-    place, _, query = spec.partition("?")
-    name, argument = source_name(spec), place.partition(":")[2]
+    name = source_name(spec)
+    place, query = _place_and_query(spec)
+    argument = place.partition(":")[2]
     if name not in SOURCES:
         raise unknown("data source", name, SOURCES)
     source = SOURCES[name]
@@ -282,6 +282,27 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     if task is not None and source.also:
         options["task"] = task
     return loader(argument or None, **(_options(name, query, loader) | options))
+
+
+def _place_and_query(spec: str) -> tuple[str, str]:
+    """`NAME:ARGUMENT` and the options behind it.
+
+    A question mark belongs to the path where one of that name exists, or where no option (`word=`) follows it.
+    """
+    marks = [match.start() for match in re.finditer(r"\?", spec)]
+    name, _, argument = spec.partition(":")
+    if not marks or not argument or marks[0] < len(name):
+        place, _, query = spec.partition("?")
+        return place, query
+    if os.path.lexists(argument):
+        return spec, ""
+    for at in reversed(marks):
+        if os.path.lexists(spec[len(name) + 1 : at]):
+            return spec[:at], spec[at + 1 :]
+    at = next((at for at in reversed(marks) if re.match(r"\w+=", spec[at + 1 :])), marks[0])
+    if not re.match(r"\w+=", spec[at + 1 :]) and glob.glob(argument):  # a pattern of its own
+        return spec, ""
+    return spec[:at], spec[at + 1 :]
 
 
 def _options(name: str, query: str, loader: Any) -> dict[str, Any]:

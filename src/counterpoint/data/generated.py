@@ -7,14 +7,13 @@ three. It sees the training split alone, and no labels.
                 trained here for `STEPS` steps of 64 images, sampled by DDIM in 50 steps: minutes for pictures of 8 pixels,
                 an hour for some thousands of 32 on a few cores
     mixture     ten Gaussians of one covariance over the first 15 principal components, for a few small pictures: a moment
-    a folder    every image under it, in the order of names
+    a folder    every image under it, links followed, in the order of paths
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels, scan_files
+from counterpoint.data.accounts import Accounts
+from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
+from counterpoint.data.own.contracts import OwnImages
+from counterpoint.data.own.folders import PICTURE, plain_folder
+from counterpoint.data.own.places import is_folder
+from counterpoint.data.own.reader import Reader
+from counterpoint.data.own.roles import Role, Roles
+from counterpoint.data.own.sources import Wanted
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
@@ -115,21 +120,18 @@ def _kept(file: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]:
-    """The folder's first `count` images; those that cannot be read are named."""
-    if not folder.is_dir():
+    """The folder's first `count` images, 0 for all; what is left out is counted in a note and listed."""
+    if not is_folder(folder):
         raise DataError(f"{folder}: no such folder; `generated` is diffusion, mixture or a folder of images")
-    known = Image.registered_extensions()
-    # No pipes, which would be waited for, and none of the files that systems hide beside pictures.
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in known and not file.name.startswith(".") and os.path.isfile(file)
-    )
-    if not files:
-        raise DataError(f"{folder}: no images there, in any format that Pillow reads")
-    if count > len(files):
-        raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
-    return scan_files(files[: count or None], size)
+    accounts = Accounts(str(folder), f"generated {count}")
+    table = plain_folder(folder, count, accounts)
+    reader = Reader(table, Roles([Role("image", [PICTURE], "image")]), Wanted(size, 16000, 1), accounts)
+    reader.judge(None)
+    rows = np.flatnonzero(reader.good)
+    accounts.read(table.unit, len(rows))
+    accounts.check()
+    accounts.write()
+    return OwnImages(reader, reader.columns[0], rows), accounts.notes()
 
 
 def mixture(real: Pixels, count: int, seed: int = 0, *, components: int = 10, kept: int = 15) -> Pixels:

@@ -1,7 +1,7 @@
 """The contract of image data: what every source for the task `views` hands over (numpy only, no torch).
 
 Images are uint8 RGB squares of one size, read in batches by position, so that state kept per training example can be
-indexed by the same number. `ArrayImages` holds them, `FileImages` decodes files when asked for.
+indexed by the same number. `ArrayImages` holds them; those of the user's own files are `own.contracts.OwnImages`.
 
 How a file becomes a square: the first frame of an animation, turned upright by its EXIF orientation, any colour mode to
 RGB (transparent parts on white, greys of 16 bits scaled to 8; those of 32 bits and floating-point ones are taken for 0..1,
@@ -11,11 +11,11 @@ and scaled to `size` (the same as scaling the short side and cropping the centre
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from counterpoint.data.accounts import Accounts
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -51,6 +51,28 @@ class ImageSplit(Protocol):
         ...
 
 
+@runtime_checkable
+class Listed(Protocol):
+    """A split of the user's own items, which a person can find again: every split of their files and tables is one."""
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Name where each of n items comes from.
+
+        An item of its own file is named by the file's path. A row of a table is "FILE row N", N counted from 1, with the
+        path or key inside the file in brackets where there is one.
+        """
+        ...
+
+    def files(self, positions: Indices, modality: str) -> list[str | None]:
+        """Give the path on disk of each item's picture, sound or video; None where the item has none of its own.
+
+        Args:
+            positions: n positions in the split.
+            modality: name of a modality; a split of pictures alone ignores it ("image").
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A source's two splits and what is needed to read them."""
@@ -71,6 +93,8 @@ class ImageData:
     epoch: int | None = None
     # More than one thing to be known of a picture: name -> classes of the training and of the test split, -1 for none.
     attributes: dict[str, tuple[Indices, Indices]] = field(default_factory=dict)
+    # What was found, read and left out, of sources that read the user's own files.
+    accounts: Accounts | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -100,54 +124,6 @@ class ArrayImages:
     def images(self, indices: Indices) -> Pixels:
         found = self.pixels[indices]
         return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
-
-
-class EncodedImages:
-    """A split of encoded pictures, decoded when asked for and not kept.
-
-    Args:
-        count: how many.
-        read: position -> the picture's file, or its encoded bytes.
-        name: position -> what messages call it.
-        size: pixels of the squares.
-        labels: [count] class numbers.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        read: Callable[[int], Path | bytes],
-        name: Callable[[int], str],
-        size: int,
-        labels: Indices | None = None,
-    ) -> None:
-        self.count, self.read, self.name, self.size = count, read, name, size
-        self.labels = checked_labels(labels, count)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def images(self, indices: Indices) -> Pixels:
-        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
-        for row, index in enumerate(indices):
-            try:
-                out[row] = decode(self.read(int(index)), self.size)
-            except DataError as error:
-                raise DataError(
-                    f"{self.name(int(index))}: {error}. Its header was good when the set was opened; mend the picture and "
-                    "go on with --resume, or remove it and start again"
-                ) from error
-        return out
-
-
-class FileImages(EncodedImages):
-    """A split of image files (see `EncodedImages`)."""
-
-    def __init__(self, paths: Sequence[Path], size: int, labels: Indices | None = None) -> None:
-        self.paths = list(paths)
-        super().__init__(
-            len(self.paths), lambda index: self.paths[index], lambda index: str(self.paths[index]), size, labels
-        )
 
 
 def checked_labels(labels: Indices | None, count: int) -> Indices | None:
@@ -253,75 +229,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# --- scanning ---------------------------------------------------------------------------------------------------------
-
-
-def scan(
-    count: int,
-    read: Callable[[int], Path | bytes],
-    name: Callable[[int], str],
-    size: int,
-    *,
-    keep: int = KEEP,
-) -> tuple[NDArray[np.int64], Pixels | None, list[str]]:
-    """Look at every picture once, with a progress bar where it takes long.
-
-    Returns the positions that can be used, their squares [n, size, size, 3] when all would fit in `keep` bytes (else
-    only headers were read, and None), and one line "NAME: REASON" for each of the others.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    whole = count * size * size * 3 <= keep
-    pixels = np.empty((count if whole else 0, size, size, 3), np.uint8)
-    good: list[int] = []
-    bad: list[str] = []
-    console = Console(stderr=True)
-    what = "reading images" if whole else "checking images"
-    for index in track(range(count), what, console=console, transient=True, disable=count < 2000):
-        try:
-            if whole:
-                pixels[len(good)] = decode(read(index), size)
-            else:
-                check_header(read(index))
-            good.append(index)
-        except DataError as error:
-            bad.append(f"{name(index)}: {error}")
-    return np.array(good, np.int64), pixels[: len(good)] if whole else None, bad
-
-
-def scan_files(
-    paths: Sequence[Path], size: int, labels: Indices | None = None, *, keep: int = KEEP
-) -> tuple[ImageSplit, list[str]]:
-    """A split of the files that can be read, and a note naming those that cannot (see `scan`).
-
-    DataError when none can.
-    """
-    paths = list(paths)
-    labels = checked_labels(labels, len(paths))
-    good, pixels, bad = scan(len(paths), lambda i: paths[i], lambda i: str(paths[i]), checked_size(size), keep=keep)
-    if not len(good):
-        raise DataError(f"none of {len(paths)} image files can be used: {some(bad)}")
-    kept = None if labels is None else labels[good]
-    split: ImageSplit = (
-        ArrayImages(pixels, kept) if pixels is not None else FileImages([paths[i] for i in good], size, kept)
-    )
-    return split, [left_out(bad, len(paths))] if bad else []
-
-
-def left_out(bad: Sequence[str], count: int) -> str:
-    """The note about items that cannot be used. Of more than a few the whole list goes into a file that it names."""
-    note = f"{len(bad)} of {count} left out: {some(bad)}"
-    if len(bad) <= _SHOWN:
-        return note
-    text = ("\n".join(bad) + "\n").encode("utf-8", "backslashreplace")  # names need not be valid text
-    file = cache_folder() / "left-out" / f"{hashlib.sha256(text).hexdigest()[:16]}.txt"
-    try:
-        with replacing(file) as out:
-            out.write(text)
-    except OSError:  # a cache that cannot be written to is no reason to stop
-        return note
-    return f"{note}. All of them: {file}"
+# --- splits -----------------------------------------------------------------------------------------------------------
 
 
 def some(items: Sequence[str], between: str = "; ") -> str:
@@ -359,11 +267,19 @@ def _by_group(order: Indices, groups: Indices) -> list[Indices]:
     return np.split(order[at], np.flatnonzero(np.diff(found[at])) + 1)
 
 
-def split_positions(count: int, fraction: float, labels: Indices | None = None) -> tuple[Indices, Indices]:
-    """Positions of a training and a test split: the same on every machine, each class cut in the same proportion.
+def split_positions(
+    count: int, fraction: float, labels: Indices | None = None, together: Indices | None = None
+) -> tuple[Indices, Indices]:
+    """Cut positions into a training and a test split, the same on every machine, each class in the same proportion.
 
-    A class with one item stays in training. CounterpointError for a fraction not in (0, 1); DataError when one of the
-    splits would be empty.
+    Args:
+        count: of items, at least 2.
+        fraction: of the items for the test split, between 0 and 1.
+        labels: [count] class numbers; default: one class. A class with one item stays in training.
+        together: [count] numbers; items of one number are never separated. Proportions are then as near as they can be.
+
+    Returns the sorted positions of the training and of the test split. Raises CounterpointError for a fraction not in (0, 1);
+    DataError when one of the splits would be empty.
     """
     if not 0 < fraction < 1:
         raise CounterpointError(f"the test split is a fraction between 0 and 1, or the name of a split; got {fraction}")
@@ -371,12 +287,49 @@ def split_positions(count: int, fraction: float, labels: Indices | None = None) 
     order = np.random.RandomState(0).permutation(count)
     groups = np.zeros(count, np.int64) if labels is None else np.asarray(labels)
     chosen = np.zeros(count, bool)
-    for members in _by_group(order, groups):
-        take = min(round(fraction * len(members)), len(members) - 1)
-        chosen[members[:take]] = True
+    if together is not None and not np.diff(np.sort(together)).all():
+        chosen = _chosen_together(order, fraction, groups, together)
+    else:
+        for members in _by_group(order, groups):
+            take = min(round(fraction * len(members)), len(members) - 1)
+            chosen[members[:take]] = True
     train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     if not len(train) or not len(test):
         raise DataError(
             f"{count} items cannot be split into training and test ({fraction:g}); add more, or name a test split"
         )
     return train.astype(np.int64), test.astype(np.int64)
+
+
+def _chosen_together(order: Indices, fraction: float, groups: Indices, together: Indices) -> NDArray[np.bool_]:
+    """Which items are for the test: whole sets of `together`, in random order, as long as they bring each class nearer."""
+    names, of_class = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(of_class)
+    wanted = np.minimum(np.round(fraction * sizes), sizes - 1).astype(np.float64)
+    if wanted.sum() < 1:  # of classes so small no proportions can be kept
+        names, of_class = names[:1], np.zeros_like(of_class)
+        wanted = np.array([max(1.0, np.round(fraction * len(order)))])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    _, of_set = np.unique(together, return_inverse=True)
+    first = np.full(int(of_set.max()) + 1, len(order))
+    np.minimum.at(first, of_set, rank)
+    items = np.lexsort((rank, first[of_set]))  # sets in the order of their first items
+    starts = np.flatnonzero(np.diff(of_set[items], prepend=-1))
+    classes, have, goal = of_class[items].tolist(), [0.0] * len(wanted), wanted.tolist()
+    taken: list[int] = []
+    smallest = (len(order) + 1, 0)
+    for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(items)], strict=True):
+        counts = Counter(classes[begin:end])
+        # Nearer by the sum of squares.
+        if sum(n * (n - 2 * (goal[c] - have[c])) for c, n in counts.items()) < 0:
+            taken += range(begin, end)
+            for c, n in counts.items():
+                have[c] += n
+        else:
+            smallest = min(smallest, (end - begin, begin))
+    if not taken and smallest[0] < len(order):
+        taken = list(range(smallest[1], sum(smallest)))
+    chosen = np.zeros(len(order), bool)
+    chosen[items[taken]] = True
+    return chosen

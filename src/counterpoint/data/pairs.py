@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import ImageSplit, Indices, checked_labels
 from counterpoint.errors import DataError, unknown
 
@@ -51,6 +52,17 @@ class WaveSplit(Protocol):
 
     def waves(self, indices: Indices) -> NDArray[np.float32]:
         """[n] positions -> [n, samples], mono in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class TextSplit(Protocol):
+    """Texts that are read many at a time: faster than one by one where they are held in arrays."""
+
+    def __len__(self) -> int: ...
+
+    def texts(self, indices: Indices) -> list[str]:
+        """[n] positions -> n texts, "" where an item has none."""
         ...
 
 
@@ -100,6 +112,8 @@ class AlignedData:
     shifts: dict[str, AlignedSplit] = field(default_factory=dict)
     # Items in one modality each, to learn a modality from by itself: many, and often of a domain that has no pairs.
     unpaired: AlignedSplit | None = None
+    # What was found, read and left out, of sources that read the user's own files.
+    accounts: Accounts | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -120,6 +134,8 @@ class AlignedColumns:
         presence: modality -> [N] bool; a modality that is not named is never missing.
         domains: [N] domain numbers.
         groups: [N] numbers of what items were cut from.
+        same: modality -> [N] numbers that are equal where items are one thing in it: the same picture, sound, text or
+            vector; -1 where an item lacks it. Default: nothing is known of that.
 
     Raises DataError when the columns differ in length.
     """
@@ -131,11 +147,13 @@ class AlignedColumns:
         presence: Mapping[str, NDArray[np.bool_]] | None = None,
         domains: Indices | None = None,
         groups: Indices | None = None,
+        same: Mapping[str, Indices] | None = None,
     ) -> None:
         if not columns:
             raise DataError("aligned data needs at least one modality")
         lengths = {name: len(column) for name, column in columns.items()}
         lengths |= {f"presence of {name}": len(mask) for name, mask in (presence or {}).items()}
+        lengths |= {f"numbers of {name}": len(numbers) for name, numbers in (same or {}).items()}
         if len(set(lengths.values())) > 1:
             raise DataError("columns differ in length: " + ", ".join(f"{k} {v}" for k, v in lengths.items()))
         self.columns = dict(columns)
@@ -144,6 +162,15 @@ class AlignedColumns:
         self.labels = checked_labels(labels, self.count)
         self.domains = checked_labels(domains, self.count)
         self.groups = checked_labels(groups, self.count)
+        self._same = {name: np.asarray(numbers, np.int64) for name, numbers in (same or {}).items()}
+
+    def same(self, modality: str) -> Indices | None:
+        """Numbers of all items that are equal where items are one thing in a modality, -1 where they lack it.
+
+        None where nothing is known of that.
+        """
+        self._known(modality)
+        return self._same.get(modality)
 
     def __len__(self) -> int:
         return self.count
@@ -152,6 +179,8 @@ class AlignedColumns:
         column = self._known(modality)
         if isinstance(column, np.ndarray):
             return np.asarray(column[indices], np.float32)
+        if isinstance(column, TextSplit):
+            return column.texts(indices)
         if isinstance(column, Sequence):
             return [column[int(index)] for index in indices]
         return column.waves(indices) if isinstance(column, WaveSplit) else column.images(indices)

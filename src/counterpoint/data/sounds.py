@@ -1,15 +1,17 @@
 """Sound files, decoded to mono at one rate and one length: what `images` is for pictures (PyAV over FFmpeg).
 
-How a file becomes a wave: its first sound stream, channels averaged, resampled to `rate`; what is longer than `samples`
-gives its centre, what is shorter is followed by zeros. Only the piece that is kept is decoded where the file says how long
-it is. Samples beyond [-1, 1] are cut off there. Silence, rubbish and values that are not numbers are errors, never a wave.
+How a file becomes a wave: its default sound track, channels averaged (the louder one where they cancel), resampled to
+`rate`. A file longer than `samples` gives its centre, a shorter one is followed by zeros. Times are those of the pictures
+beside it (`media.clock`): sound that starts late follows zeros. Where the header cannot be trusted with the length, the
+packets are counted. Only the piece that is kept is decoded. Samples beyond [-1, 1] are cut off there. Silence, rubbish and
+values that are not numbers are errors, never a wave.
 """
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +21,19 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 
 from counterpoint.data.images import Indices
+from counterpoint.data.media.clock import demuxed, reason
+from counterpoint.data.media.opened import choose, clock_of, decodable, load_av, seekable
+from counterpoint.data.media.random import measured_length
+from counterpoint.data.media.waves import SILENCE, SoundLine
 from counterpoint.errors import CounterpointError, DataError
 
 Wave = NDArray[np.float32]
 
-SILENCE = 1e-4  # a wave that never exceeds this is silent (-80 dB of full scale)
 LOUDEST = 8.0  # beyond this a wave of floats was not meant to lie in [-1, 1]
-LONGEST = 600.0  # seconds that are decoded at most of a file that does not say how long it is
+LONGEST = 600.0  # seconds of a piece at most
 _NEAR = 5.0  # seconds: what starts later is sought by the file's index, not decoded up to
+_BEFORE = 0.5  # seconds decoded before a piece, for codecs whose frames build on those before
+_FAILURES = 100  # packets in a row that cannot be decoded before the rest is given up
 
 
 class Sound(NamedTuple):
@@ -159,17 +166,17 @@ def _checked(wave: NDArray[Any]) -> Wave:
 
 
 class SoundInput:
-    """An open file or its bytes and the first sound stream in it; DataError for what cannot be opened.
+    """An open file or its bytes and its default sound track; DataError for what cannot be opened.
 
-    with SoundInput(path) as found:
-        found.rate, found.seconds
+        with SoundInput(path) as found:
+            found.rate, found.length()
+
+    Args:
+        source: a file in any container FFmpeg reads, a video's sound as well, or its bytes.
     """
 
     def __init__(self, source: Path | bytes) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise CounterpointError("reading sound needs PyAV: pip install 'counterpoint[video]'") from error
+        av = load_av()
         self.av = av
         # What PyAV raises on broken data: its own errors, and Python's for values that fit no number.
         self.broken = (av.FFmpegError, ValueError, OverflowError, OSError, MemoryError)
@@ -182,23 +189,22 @@ class SoundInput:
             place: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
             self.container: Any = av.open(place, metadata_errors="ignore", options=options)
         except self.broken as error:
-            raise DataError(f"not a sound that can be read ({_reason(error)})") from error
+            raise DataError(f"not a sound that can be read ({reason(error)})") from error
         try:
-            streams = self.container.streams.audio
-            if not streams:
+            disposition, streams = av.stream.Disposition, self.container.streams
+            self.stream: Any = choose(list(streams.audio), disposition)
+            if self.stream is None:
                 raise DataError("has no sound in it")
-            self.stream: Any = streams[0]
-            if self.stream.codec_context is None or self.stream.codec_context.codec is None:
+            if not decodable(self.stream):
                 raise DataError("its sound codec is not known to this build of FFmpeg")
             self.rate = int(self.stream.codec_context.sample_rate or 0)
             if self.rate < 1:
                 raise DataError("does not say its samples per second")
-            duration = self.container.duration
-            known = duration / 1e6 if duration else 0.0
-            # A size of bytes that no such length of samples could have is a damaged header, unless it is compressed well.
-            self.seconds = known if 0 < known < 1e7 else 0.0
-            start = self.container.start_time
-            self.origin = start / av.time_base if start is not None else 0.0
+            cover = disposition.attached_pic | disposition.timed_thumbnails
+            video = choose([s for s in streams.video if not s.disposition & cover], disposition)
+            # The pictures count for the clock and for the length: the centre is that of the whole file.
+            self.tracks = [self.stream] + ([video] if video is not None else [])
+            self.clock = clock_of(av, self.container)
         except BaseException:
             self.container.close()
             raise
@@ -209,47 +215,87 @@ class SoundInput:
     def __exit__(self, *ignored: object) -> None:
         self.container.close()
 
-    def piece(self, rate: int, start: float, samples: int | None) -> Wave:
-        """Mono samples at `rate` from `start` seconds on, all there are up to LONGEST when `samples` is None."""
-        stop = round(LONGEST * rate) if samples is None else samples
-        if start > _NEAR:
-            self.container.seek(round((self.origin + start - 1.0) * 1e6), backward=True)
-        # Channels are averaged here: FFmpeg's own mix to mono is louder, and would clip.
-        resampler = self.av.AudioResampler(format="fltp", rate=rate)
-        parts: list[Wave] = []
-        skip: int | None = None
-        count = failures = 0
-        damage = ""
-        packets = iter(self.container.demux(self.stream))
-        while count < stop and failures < 100:
+    def length(self) -> float:
+        """Seconds from the file's start to the end of its sound or pictures, whichever is later; read to find out.
+
+        The file must be opened anew to read a piece of it.
+        """
+        return measured_length(self.container, self.tracks, self.clock, self.broken)
+
+    def piece(self, rate: int, start: float, samples: int) -> Wave:
+        """Decode `samples` mono samples at `rate` from `start` seconds of the file's time line on.
+
+        Where there is no sound at a time there are zeros; after the end of all sound the piece is shorter.
+
+        Raises DataError when nothing of it can be decoded.
+        """
+        line = SoundLine(lambda: self.av.AudioResampler(format="fltp", rate=rate), rate, clean=False)
+        first, stop, damage = round(start * rate), start + samples / rate, list[str]()
+        failures = 0
+        for packet in self._packets(max(0.0, start - _BEFORE), damage):
             try:
-                packet = next(packets, None)
-                frames = packet.decode() if packet is not None else [None]
+                frames = packet.decode()
                 failures = 0
                 for frame in frames:
-                    if frame is not None and skip is None:
-                        first = frame.time if frame.time is not None and start > _NEAR else self.origin
-                        skip = max(0, round((start + self.origin - first) * rate))
-                    if frame is None and not parts and skip is None:
-                        continue  # nothing was decoded, so there is nothing left inside the resampler
-                    for out in resampler.resample(frame):
-                        mono = out.to_ndarray().mean(0, dtype=np.float32)
-                        drop = min(skip or 0, len(mono))
-                        skip = (skip or 0) - drop
-                        if drop < len(mono):
-                            parts.append(mono[drop:])
-                            count += len(mono) - drop
+                    time = self._time(frame)
+                    if time is None or time < stop:
+                        line.add(frame, time)
             except self.av.error.EOFError:
                 continue
             except self.broken as error:
+                damage.append(reason(error))
                 failures += 1
-                damage = damage or _reason(error)
-                continue
-            if packet is None:
+                if failures > _FAILURES:
+                    break
+            if line.end - first >= samples + _BEFORE * rate or self._later(packet, stop + _BEFORE):
                 break
-        if not parts and damage:
-            raise DataError(f"damaged: nothing of its sound could be decoded ({damage})")
-        return np.concatenate(parts)[:stop] if parts else np.zeros(0, np.float32)
+        line.close()
+        if not line.started and damage:
+            raise DataError(f"damaged: nothing of its sound could be decoded ({damage[0]})")
+        end = min(line.end, first + samples)
+        return line.window(end, max(0, end - first))
+
+    def _packets(self, start: float, damage: list[str]) -> Iterator[Any]:
+        """Packets of the sound from `start` seconds on, or some earlier point."""
+        origin = self.clock.origin
+        if start > _NEAR and origin is not None and seekable(self.container):
+            target, back = start, 1.0
+            while target > 0:
+                self.container.seek(round((origin + target) * 1e6), backward=True)
+                self.clock.restart()
+                packets = demuxed(self.container, [self.stream], self.clock, self.broken, damage)
+                packet = next(packets, None)
+                if packet is not None and (time := self._start(packet)) is not None and time <= start:
+                    yield packet
+                    yield from packets
+                    return
+                target, back = target - back, 2 * back
+            self.container.seek(round(origin * 1e6), backward=True)
+            self.clock.restart()
+        # Without an index to trust, packets are counted from the first byte on, and decoded from `start` on.
+        begun = False
+        for packet in demuxed(self.container, self.tracks, self.clock, self.broken, damage):
+            if packet.stream is not self.stream:
+                continue
+            time = self._start(packet)
+            begun = begun or time is None or time >= start - _BEFORE
+            if begun or start <= _NEAR:
+                yield packet
+
+    def _start(self, packet: Any) -> float | None:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None:
+            return None
+        if self.clock.origin is None:
+            self.clock.origin = float(stamp * packet.time_base)
+        return float(stamp * packet.time_base) - self.clock.origin
+
+    def _later(self, packet: Any, time: float) -> bool:
+        start = self._start(packet)
+        return start is not None and start > time
+
+    def _time(self, frame: Any) -> float | None:
+        return None if frame.time is None or self.clock.origin is None else float(frame.time - self.clock.origin)
 
 
 # Containers that hold sound in themselves: no playlists, no device, no text that FFmpeg would read as one.
@@ -268,12 +314,7 @@ def _size(source: Path | bytes) -> int:
             raise DataError("is no file")
         return source.stat().st_size
     except (OSError, ValueError) as error:  # a name too long, or with characters that no name has
-        raise DataError(f"cannot be opened ({_reason(error)})") from error
-
-
-def _reason(error: BaseException) -> str:
-    said = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return said[0][:120] if said else type(error).__name__
+        raise DataError(f"cannot be opened ({reason(error)})") from error
 
 
 def check_sound(source: Path | bytes) -> int:
@@ -293,21 +334,13 @@ def decode_sound(source: Path | bytes, rate: int, samples: int) -> Sound:
     Raises DataError when it cannot be read, is empty or silent.
     """
     with SoundInput(source) as found:
-        try:
-            if found.seconds:
-                start = max(0.0, (found.seconds - samples / rate) / 2)
-                wave = found.piece(rate, start, samples)
-                if len(wave) or not start:
-                    return Sound(_checked(fitted(wave, samples)) if len(wave) else _checked(wave), found.rate)
-        except found.broken:  # formats without an index cannot be sought in
-            pass
-    # The header says more than there is, or nothing: all of it, then its centre.
+        start = max(0.0, (found.length() - samples / rate) / 2)
     with SoundInput(source) as found:
         try:
-            wave = found.piece(rate, 0.0, None)
+            wave = found.piece(rate, start, samples)
         except found.broken as error:
-            raise DataError(f"damaged ({_reason(error)})") from error
-        return Sound(_checked(fitted(_checked(wave), samples)), found.rate)
+            raise DataError(f"damaged ({reason(error)})") from error
+        return Sound(fitted(_checked(wave), samples), found.rate)
 
 
 def resampled_note(rates: Mapping[int, int], rate: int) -> list[str]:

@@ -4,15 +4,17 @@
     DIR/test/violent/*    DIR/test/normal/*      what to measure on
     DIR/truth.csv         video,start,end        when it is violent, in seconds; several rows for one video are fine
 
-Any container and codec FFmpeg reads, with or without sound. Files that cannot be read are left out and named in the
-notes. Without truth.csv every moment of a violent test video counts as violent, and the notes say so. Features are kept
-in the cache ($COUNTERPOINT_CACHE or the user's cache directory) until file or backbone change.
+Any container and codec FFmpeg reads, with or without sound. Links are followed. Files that cannot be read are left out:
+the notes count them and name the first, and a table in the cache lists them all (what was read and what was left out add
+up to what was found). Without truth.csv every moment of a violent test video counts as violent, and the notes say so.
+Features are kept in the cache ($COUNTERPOINT_CACHE or the user's cache directory) by the contents of the file.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -24,12 +26,13 @@ from numpy.typing import NDArray
 
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
+from counterpoint.files import cache_folder, replacing, walk
 
-VERSION = 1  # of how features are taken from a file; changing it makes stale caches unread
+VERSION = 2  # of how features are taken from a file; changing it makes stale caches unread
 FRAMES = 16
 LABELS = {"violent": 1, "normal": 0}
 _SHOWN = 10
+FEW = 50  # training videos; with fewer, what is learned depends on the few
 
 
 def load(
@@ -50,18 +53,26 @@ def load(
     root = Path(directory)
     if not snippet_seconds > 0:
         raise CounterpointError(f"snippet_seconds must be > 0, got {snippet_seconds}")
-    files = {(split, label): _files(root, split, label) for split in ("train", "test") for label in LABELS}
+    left_out: list[tuple[Path, str]] = []
+    files = {(split, label): _files(root, split, label, left_out) for split in ("train", "test") for label in LABELS}
     truth = _truth(root)
     eye, ear = encoders.build_visual(encoders.parse(visual)), encoders.build_audio(encoders.parse(audio))
     backbones = {"visual": eye.describe(), "audio": ear.describe()}
     notes: list[str] = []
     wanted = [path for paths in files.values() for path in paths]
-    kept = _extract(wanted, eye, ear, backbones, snippet_seconds, notes)
+    kept = _extract(wanted, eye, ear, backbones, snippet_seconds, notes, left_out)
     for (split, label), paths in files.items():
         if not any(path in kept for path in paths):
-            raise DataError(f"{root / split / label}: no file in it can be read. {'; '.join(notes[:_SHOWN])}")
+            reasons = [f"{path}: {reason}" for path, reason in left_out if path in set(paths)]
+            raise DataError(f"{root / split / label}: no file in it can be read. {'; '.join(reasons[:_SHOWN])}")
     train = [(p, LABELS[label]) for label in LABELS for p in files["train", label] if p in kept]
     test = [(p, LABELS[label]) for label in LABELS for p in files["test", label] if p in kept]
+    found = len(wanted) + sum(path not in set(wanted) for path, _ in left_out)
+    _account(root, found, len(kept), left_out, notes)
+    if len(train) < FEW:
+        notes.append(
+            f"only {len(train)} videos to learn from: too few for scores that hold on others; {FEW} or more are better"
+        )
     test, windows = _matched(root, test, truth, notes)
 
     def bag(index: int) -> Bag:
@@ -95,15 +106,33 @@ def _name(root: Path, path: Path) -> str:
     return str(path.relative_to(root))
 
 
-def _files(root: Path, split: str, label: str) -> list[Path]:
+def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]]) -> list[Path]:
+    """Files below a folder, through links; what else is in it goes to `left_out` with the reason."""
     folder = root / split / label
     if not folder.is_dir():
         layout = ", ".join(f"{s}/{name}" for s in ("train", "test") for name in LABELS)
         raise DataError(f"{root}: has no folder {split}/{label}; sort your videos into {layout}")
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    if not found:
+    inside = walk(folder)
+    left_out.extend(inside.left_out)
+    if not inside.files:
         raise DataError(f"{folder}: is empty; it should hold {label} videos")
-    return found
+    return inside.files
+
+
+def _account(root: Path, found: int, read: int, left_out: list[tuple[Path, str]], notes: list[str]) -> None:
+    """Note how many of the files found were left out, by reason, and list them in a table in the cache."""
+    if not left_out:
+        return
+    place = hashlib.sha256(os.fspath(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
+    table = cache_folder() / "videos" / f"left-out-{place}.csv"
+    with replacing(table) as file:
+        lines = io.StringIO(newline="")
+        out = csv.writer(lines, lineterminator="\n")
+        out.writerow(["file", "reason"])
+        out.writerows((os.fspath(path), reason) for path, reason in sorted(left_out))
+        file.write(lines.getvalue().encode(errors="surrogateescape"))
+    shown = _some([f"{_name(root, path)}: {reason}" for path, reason in sorted(left_out)])
+    notes.append(f"{read} of {found} files read, {len(left_out)} left out: {shown}; all are listed in {table}")
 
 
 # --- truth ------------------------------------------------------------------------------------------------------------
@@ -178,9 +207,15 @@ def _some(items: list[str]) -> str:
 
 
 def _extract(
-    paths: list[Path], eye: Any, ear: Any, backbones: dict[str, Any], snippet_seconds: float, notes: list[str]
+    paths: list[Path],
+    eye: Any,
+    ear: Any,
+    backbones: dict[str, Any],
+    snippet_seconds: float,
+    notes: list[str],
+    left_out: list[tuple[Path, str]],
 ) -> dict[Path, Path]:
-    """video file -> file of its features, for all that can be read."""
+    """Return video file -> file of its features for all that can be read; the others go to `left_out`."""
     from filelock import FileLock
     from rich.console import Console
     from rich.progress import track
@@ -192,7 +227,11 @@ def _extract(
     with FileLock(folder / ".lock"):
         todo = []
         for path in paths:
-            kept[path] = folder / f"{_key(path, backbones, snippet_seconds)}.npz"
+            try:
+                kept[path] = folder / f"{_key(path, backbones, snippet_seconds)}.npz"
+            except OSError as error:
+                left_out.append((path, f"cannot be read ({error.strerror or error})"))
+                continue
             if not _whole(kept[path]):
                 todo.append(path)
         console = Console(stderr=True)
@@ -210,8 +249,10 @@ def _extract(
         with np.load(features) as stored:
             whole = "visual" in stored
             said = [str(note) for note in stored["notes"]]
-        notes += [f"{path}: {note}{'' if whole else '; left out'}" for note in said]
-        if not whole:
+        if whole:
+            notes += [f"{path}: {note}" for note in said]
+        else:
+            left_out.append((path, "; ".join(said)))
             del kept[path]
     return kept
 
@@ -227,9 +268,11 @@ def _watch(
 
 
 def _key(path: Path, backbones: dict[str, Any], snippet_seconds: float) -> str:
-    stat = path.stat()
-    what = [VERSION, os.fspath(path.resolve()), stat.st_size, stat.st_mtime_ns, backbones, snippet_seconds]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode(errors="surrogateescape")).hexdigest()[:24]
+    """Name of a file's features in the cache: by its contents, since a changed file may keep its size and time."""
+    with path.open("rb") as file:
+        contents = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+    what = [VERSION, contents, path.suffix.lower(), backbones, snippet_seconds]  # FFmpeg looks at the ending too
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _whole(file: Path) -> bool:

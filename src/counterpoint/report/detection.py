@@ -29,11 +29,23 @@ STREAMS = (("fused", "fused"), ("audio", "audio"), ("visual", "visual"))
 
 
 def write_detection_report(
-    detections: Sequence[Detection], path: Path, *, failures: Sequence[tuple[Path, str]] = ()
+    detections: Sequence[Detection],
+    path: Path,
+    *,
+    failures: Sequence[tuple[Path | str, str]] = (),
+    left_out: Sequence[tuple[Path, str]] = (),
+    warnings: Sequence[str] = (),
 ) -> Path:
-    """Write one page for the videos watched, and for those that could not be: (file, reason). Returns `path`.
+    """Write one page for the videos watched. Returns `path`.
 
     Large videos, and containers no browser plays, are linked relative to the page.
+
+    Args:
+        detections: what was found, a section each.
+        path: of the page.
+        failures: (file, reason) of videos that could not be read.
+        left_out: (file, reason) of files in folders that are no videos.
+        warnings: what a reader must know of the scores.
     """
     path = Path(path)
     if len(detections) == 1:
@@ -42,12 +54,17 @@ def write_detection_report(
         title = f"Moments found in {len(detections)} videos"
     runs = sorted({d.run for d in detections})
     page = Page(title, f"Found by the run {', '.join(runs)} from picture and sound." if runs else "")
+    if warnings:
+        page.section("Before you read the scores", parts.notes(warnings), anchor="warnings")
     detection_sections(page, detections, folder=path.parent, failures=failures)
+    if left_out:
+        rows = [(str(file), reason) for file, reason in left_out]
+        page.section("Files left out", parts.table(["file", "why"], rows), anchor="left-out")
     return page.write(path)
 
 
 def detection_sections(
-    page: Page, detections: Sequence[Detection], *, folder: Path, failures: Sequence[tuple[Path, str]] = ()
+    page: Page, detections: Sequence[Detection], *, folder: Path, failures: Sequence[tuple[Path | str, str]] = ()
 ) -> None:
     """Add an index (of several videos), a section per video, and one for the files that failed.
 
@@ -127,7 +144,7 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     paths = {key: _curve(np.asarray(curves[key], float), detection.snippet_seconds, duration) for key, _ in streams}
 
     def spans(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        clipped = [(max(0.0, a), min(duration, b)) for a, b in pairs]
+        clipped = [(min(max(0.0, a), duration), min(duration, b)) for a, b in pairs]
         return [(WIDTH * a / duration, WIDTH * b / duration) for a, b in clipped if b >= a]
 
     shown = detection.intervals
@@ -137,6 +154,9 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     facts = [clock(detection.duration), f"{detection.width} × {detection.height}"]
     facts += ["with sound" if detection.has_audio else "no sound: scored from the picture alone"]
     facts += [f"snippets of {detection.snippet_seconds:.2f} s", f"watched at {detection.speed:.1f} × real time"]
+    precision = detection.precision()
+    if precision is not None:
+        facts.append(f"average precision {precision[0]:.2f}, by chance {precision[1]:.2f}")
     pictures = {thumbnail.time: base64.b64encode(thumbnail.jpeg).decode() for thumbnail in detection.thumbnails}
     html = (
         parts.environment()

@@ -6,10 +6,15 @@
     batch["label"]    [B] int64, -1 where there is none, or None
 
 A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures.py) are retrieval from
-every modality to every other (recall at 1, 5 and 10, mean reciprocal rank; items with the very same words count as the
-same), how far two modalities lie apart (core/gap.py), and, where items have classes, zero-shot classification by prompts if
-a modality is text, by the mean embedding of each class in another modality over training items if none is, and at the end a
-linear probe. Where items were cut from something larger (`groups`), what it was is told by the votes of what they retrieve.
+every modality to every other (recall at 1, 5 and 10, mean reciprocal rank), how far two modalities lie apart (core/gap.py),
+and, where items have classes, zero-shot classification: by prompts if a modality is text, else by the mean embedding of each
+class in another modality over training items. At the end a linear probe is fitted.
+
+Of the user's own data a found item is right where it is the query's own, or has in common with it the picture, sound, text
+or vector in the modality that is asked with or searched in: all five captions of a picture are right for it. Of built-in
+data, items with the very same words or vector count as the same.
+
+Where items were cut from something larger (`groups`), the votes of what they retrieve name it.
 Test splits of other domains (`shifts`) are measured alike, their figures named <shift>_....
 A learner may also give
     "joint"              {modality: [n, dim]}, what all other modalities together look for it by: retrieval from several to one
@@ -386,21 +391,28 @@ class _Seen:
     def __init__(self, data: AlignedData, split: AlignedSplit, comparable: bool = True) -> None:
         self.data, self.split, self.comparable = data, split, comparable
         rows = np.arange(len(split))
+        # What the source knows of items that are one thing in a modality.
+        known = getattr(split, "same", None)
+        self.known: dict[str, Tensor] = {}
+        for name in data.modalities:
+            numbers = None if known is None else known(name)
+            if numbers is not None:
+                self.known[name] = _apart(torch.from_numpy(numbers))
         # Items with the very same text are one: a picture of "arrow" may be found by any of its captions.
         self.worded: Tensor | None = None
         for name, modality in data.modalities.items():
-            if modality.kind == "text":
+            if modality.kind == "text" and not self.known:
                 first: dict[str, int] = {}
                 texts = split.column(name, rows)
                 self.worded = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
                 break
         # What is the very same thing in a modality cannot be told apart there, whatever else the items are.
-        self.same = {name: self._same(name, rows) for name in data.modalities}
+        self.same = {name: self.known.get(name, self._same(name, rows)) for name in data.modalities}
         self.groups = None if split.groups is None else torch.from_numpy(split.groups)
         self.reset()
 
     def _same(self, name: str, rows: Any) -> Tensor:
-        if self.data.modalities[name].kind not in ("text", "vector"):
+        if name in self.known or self.data.modalities[name].kind not in ("text", "vector"):
             return torch.from_numpy(rows)
         column = self.split.column(name, rows)
         if isinstance(column, list):  # an array of texts would have the longest one's width in every row
@@ -440,9 +452,16 @@ class _Seen:
     def label(self) -> Tensor | None:
         return torch.cat(self.labels) if self.labels else None
 
-    def right(self, key: str) -> Tensor:
-        """Numbers that are equal where a query of one item may find another in the modality `key`."""
-        return self.same[key] if self.worded is None else self.worded
+    def right(self, query: str, key: str) -> Int[Tensor, "items columns"]:
+        """Numbers of items: an item is right for another's query where they have one in common, column by column.
+
+        Args:
+            query: the modality that is asked with.
+            key: the modality that is searched in.
+        """
+        if self.worded is not None:
+            return self.worded[:, None]
+        return torch.stack([self.same[query], self.same[key]] if self.known else [self.same[key]], 1)
 
     def compute(
         self,
@@ -473,7 +492,8 @@ class _Seen:
         there, found, more = self.there, dict[str, float](), dict[str, float]()
         for a, b in itertools.permutations(all_of, 2):
             query, key = all_of[a][there[a]], all_of[b][there[b]]
-            measured = retrieval(query, key, self.right(b)[there[a]], self.right(b)[there[b]])
+            right = self.right(a, b)
+            measured = retrieval(query, key, right[there[a]], right[there[b]])
             found |= {f"{a}_to_{b}_r{k}": measured[f"r{k}"] for k in RECALL}
             more[f"{a}_to_{b}_mrr"] = measured["mrr"]
             if self.groups is not None:
@@ -503,7 +523,10 @@ class _Seen:
         found: dict[str, float] = {}
         for name, parts in self.queries.items():
             others = "_and_".join(other for other in keys if other != name)
-            groups = self.same[name][whole]
+            groups = self.same[name][whole, None]
+            if self.known:  # the same in all that is asked with, or in what is searched
+                asked = torch.stack([self.same[other] for other in keys if other != name], 1)
+                groups = torch.cat([groups, asked.unique(dim=0, return_inverse=True)[1][whole, None]], 1)
             measured = retrieval(torch.cat(parts)[whole], keys[name][whole], groups, groups)
             found |= {f"{others}_to_{name}_r{k}": measured[f"r{k}"] for k in RECALL}
         figures = found | {"joint_recall": float(np.mean(list(found.values())))}
@@ -556,6 +579,12 @@ class _Seen:
             if len(classes.unique()) > 1 and bool(known.any()):
                 found[f"{name}_linear_accuracy"] = linear_probe(rows, classes, all_of[name][known], labels[known])[0]
         return found
+
+
+def _apart(numbers: Tensor) -> Tensor:
+    """Numbers of what is the same, where each item that lacks the modality (-1) is like no other."""
+    lone = numbers < 0
+    return torch.where(lone, -1 - torch.arange(len(numbers)), numbers)
 
 
 def _embeddings(outputs: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]]]:
@@ -642,7 +671,7 @@ class AlignedEvaluator:
             asked = asked[:: max(1, len(asked) // SHOWN)][:SHOWN]
             if not len(asked) or not len(keys):
                 continue
-            rows = gallery_rows(asked, keys, all_of[a][asked] @ all_of[b][keys].T, seen.right(b), SHOWN)
+            rows = gallery_rows(asked, keys, all_of[a][asked] @ all_of[b][keys].T, seen.right(a, b), SHOWN)
             found.append({"query": a, "key": b, "rows": rows})
         wanted = {(part["query"], row["query"]) for part in found for row in part["rows"]}
         wanted |= {(part["key"], cell["item"]) for part in found for row in part["rows"] for cell in row["found"]}

@@ -49,26 +49,31 @@ LOGIT_SLACK = 1e-6  # difference below which two logits of a fitted classifier a
 def retrieval_ranks(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
 ) -> Int[Tensor, " asked"]:
     """The rank, from 1, of each query's best right key among all keys, by dot product; keys that tie with it count before it
     when they are wrong, so that embeddings which are all alike find nothing.
 
-    A key is right when its group is the query's; by default item i belongs to item i. Queries whose group no key has are
-    left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
+    A key is right when its group is the query's; by default item i belongs to item i. With several columns of groups, [n, k]
+    and [m, k], a key is right when any of its columns equals the query's: the same picture, say, or the same caption. Queries
+    that no key is right for are left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
     """
     query, key = _compared(query=query, key=key)
-    groups = torch.arange(len(query)) if query_group is None else _numbers("query_group", query_group, len(query))
-    keys = torch.arange(len(key)) if key_group is None else _numbers("key_group", key_group, len(key))
-    asked = torch.isin(groups, keys)
+    groups = _group_columns("query_group", query_group, len(query))
+    keys = _group_columns("key_group", key_group, len(key))
+    if groups.shape[1] != keys.shape[1]:
+        raise ValueError(f"query_group and key_group differ in columns: {groups.shape[1]} and {keys.shape[1]}")
+    asked = torch.stack([torch.isin(a, b) for a, b in zip(groups.T, keys.T, strict=True)]).any(0)
     query, groups = query[asked], groups[asked]
     ranks = torch.empty(len(query), dtype=torch.int64)
     bank = Keys(key)
     for start in range(0, len(query), CHUNK):
         part = slice(start, start + CHUNK)
         similarity = bank.products(query[part])
-        right = keys == groups[part][:, None]
+        right = torch.zeros(similarity.shape, dtype=torch.bool)
+        for own, other in zip(groups[part].T, keys.T, strict=True):
+            right |= own[:, None] == other
         best = similarity.masked_fill(~right, -math.inf).amax(1, keepdim=True)
         # NaN is nobody's neighbour: a query of NaN ranks last.
         before = (~(similarity < best) & ~right).sum(1)
@@ -79,8 +84,8 @@ def retrieval_ranks(
 def retrieval(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
     *,
     at: Sequence[int] = RECALL,
 ) -> dict[str, float]:
@@ -98,8 +103,8 @@ def retrieval(
 def retrieval_recall(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "m dim"],
-    query_group: Int[Tensor, " n"] | None = None,
-    key_group: Int[Tensor, " m"] | None = None,
+    query_group: Int[Tensor, "n ..."] | None = None,
+    key_group: Int[Tensor, "m ..."] | None = None,
     *,
     at: Sequence[int] = RECALL,
 ) -> dict[int, float]:
@@ -505,7 +510,7 @@ def gallery_rows(
     asked: Int[Tensor, " q"],
     keys: Int[Tensor, " m"],
     similarity: Float[Tensor, "q m"],
-    right: Int[Tensor, " items"],
+    right: Int[Tensor, "items ..."],
     shown: int,
 ) -> list[dict[str, Any]]:
     """What a few queries find, as a gallery shows it: each item, how similar it is and whether it is right.
@@ -513,7 +518,7 @@ def gallery_rows(
     Args:
         asked, keys: items that ask and that can be found.
         similarity: of each query with each key; -inf for one that is not to be shown.
-        right: of every item a number; found items with the query's are right.
+        right: of every item a number, or several; found items that have one of the query's in its place are right.
         shown: how many of each query's are shown.
     """
     values, best = similarity.topk(min(shown, int((similarity > -math.inf).sum(1).min())), dim=1)
@@ -524,7 +529,7 @@ def gallery_rows(
                 {
                     "item": int(keys[place]),
                     "similarity": round(float(value), 3),
-                    "right": bool(right[keys[place]] == right[query]),
+                    "right": bool((right[keys[place]] == right[query]).any()),
                 }
                 for value, place in zip(of_query, places, strict=True)
             ],
@@ -572,6 +577,14 @@ def _finite(**both: Any) -> list[Tensor]:
         if not bool(torch.isfinite(rows).all()):
             raise ValueError(f"{name} holds NaN or infinite values")
     return found
+
+
+def _group_columns(name: str, values: Any, count: int) -> Tensor:
+    """Groups as a tensor [count, columns]; by default every row is a group of its own."""
+    found = torch.arange(count) if values is None else torch.as_tensor(values).cpu()
+    if found.ndim == 2 and len(found) == count and found.shape[1] and not found.is_floating_point():
+        return found.long()
+    return _numbers(name, found, count)[:, None]
 
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:

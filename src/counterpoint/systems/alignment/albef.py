@@ -32,10 +32,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import EPS, class_similarity, pair_logsumexp, positive_similarity, scaled, wide
+from counterpoint.core.contrast import class_similarity, pair_logsumexp, positive_similarity, scaled, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
+from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.transforms import holds, need_fixed, once, traced
 from counterpoint.core.weights import read_weights
 from counterpoint.data.shown import png
 from counterpoint.encoders.images import VisionTokens
@@ -56,7 +58,7 @@ DRAWN = 4  # test pairs whose words are shown in the picture
 
 
 def _unit(x: Tensor) -> Tensor:
-    return F.normalize(wide(x), dim=1, eps=EPS)
+    return unit(x)
 
 
 # ---------------------------------------------------------------------------------------------------- momentum contrast
@@ -73,7 +75,7 @@ class _TaughtRows(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, teacher: Tensor, key: Tensor, alpha: float) -> Tensor:
         rows, pull = query.new_empty(len(query)), torch.empty_like(query)
         blocks = min(len(query), -(-len(query) * len(key) // BLOCK))
-        with torch.autocast(query.device.type, enabled=False):
+        with exact(query.device.type):
             for number in range(blocks):  # of equal size: a row by itself takes nearly as long as many
                 part = slice(len(query) * number // blocks, len(query) * (number + 1) // blocks)
                 log_q = (query[part] @ key.T).log_softmax(1)
@@ -87,11 +89,11 @@ class _TaughtRows(torch.autograd.Function):
         return rows
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return gradients[0][:, None] * ctx.saved_tensors[0], None, None, None
 
 
+@full_precision(keep=("image_queue", "text_queue"))
 def momentum_contrast_soft(
     image_emb: Float[Tensor, "n dim"],
     text_emb: Float[Tensor, "n dim"],
@@ -143,7 +145,7 @@ def momentum_contrast_soft(
                 "idx and idx_queue must be a number for each row and each column of the queues, got "
                 + shapes(idx=idx, idx_queue=idx_queue)
             )
-        if bool((idx == NOBODY).any()):
+        if holds((idx == NOBODY).any()):
             raise ValueError(f"idx holds {NOBODY}, which marks a slot that is nobody's")
         ids = idx, torch.cat([gather_rows(idx), idx_queue])
     f_v, f_t = _unit(image_emb), _unit(text_emb)
@@ -175,7 +177,11 @@ def _direction(
     if alpha == 0:
         return pair_logsumexp(q, key).rows - positive
     taught = scaled(teacher, temp.detach() if isinstance(temp, Tensor) else temp)
-    return _TaughtRows.apply(q, taught, key, alpha) - (1 - alpha) * positive
+    if traced():
+        logits = q @ key.T
+        soft = (taught @ key.T).softmax(1)
+        return logits.logsumexp(1) - alpha * (soft * logits).sum(1) - (1 - alpha) * positive
+    return _TaughtRows.apply(once(q, "momentum_contrast_soft"), taught, key, alpha) - (1 - alpha) * positive
 
 
 class HardNegativeWeights(NamedTuple):
@@ -185,6 +191,7 @@ class HardNegativeWeights(NamedTuple):
     text_weights: Float[Tensor, "n n"]
 
 
+@full_precision
 @torch.no_grad()
 def hard_negative_weights(
     image_emb: Float[Tensor, "n dim"],
@@ -221,12 +228,12 @@ def hard_negative_weights(
     if n < 2:
         raise ValueError("image_emb is one row: a hard negative needs another pair in the batch")
     forbidden = torch.eye(n, dtype=torch.bool, device=image_emb.device) if idx is None else idx[:, None] == idx
-    if bool(forbidden.all()):
+    if holds(forbidden.all()):
         raise ValueError("idx holds one identity only: there is no negative in the batch")
 
     def weights(names: str, query: Tensor, key: Tensor) -> Tensor:
         logits = scaled(_unit(query), temp) @ _unit(key).to(wide(query).dtype).T
-        if not bool(logits.isfinite().all()):
+        if holds(~logits.isfinite().all()):
             raise ValueError(f"{names} hold numbers that are not finite")
         found = logits.softmax(1).masked_fill(forbidden, 0.0)
         among = logits.masked_fill(forbidden, -torch.inf).softmax(1)
@@ -288,6 +295,7 @@ def mask_tokens(
     return MaskedTokens(new, torch.where(chosen, ids, IGNORED))
 
 
+@full_precision
 def mlm_distill(
     logits: Float[Tensor, "*places vocabulary"],
     logits_m: Float[Tensor, "*places vocabulary"],
@@ -315,6 +323,7 @@ def mlm_distill(
             + shapes(logits=logits, logits_m=logits_m, labels=labels)
         )
     need_within(0, 1, alpha=alpha)
+    need_fixed("mlm_distill", labels=labels)
     where = labels != IGNORED
     targets = labels[where]
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:

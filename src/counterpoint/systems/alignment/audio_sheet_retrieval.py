@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -41,8 +40,10 @@ from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit, wide
+from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.transforms import holds, refuse_graph, traced
 from counterpoint.engine.optim import Schedule, factor, optimisers
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
@@ -71,6 +72,7 @@ TILE = 2**20
 # ----------------------------------------------------------------------------------------------------------- the losses
 
 
+@full_precision
 def nt_xent(
     z0: Float[Tensor, "n dim"], z1: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
 ) -> Float[Tensor, ""]:
@@ -100,11 +102,12 @@ def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -
     x = scaled(torch.cat([z0, z1]), temperature**0.5)
     positive = positive_similarity(*x.chunk(2))
     loss = global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive)
-    if not bool(loss.isfinite()):
+    if holds(~loss.isfinite()):
         raise ValueError(f"{names} holds NaN or infinite values")
     return loss
 
 
+@full_precision
 def mixed_nt_xent(
     sheet0: Float[Tensor, "n dim"],
     sheet1: Float[Tensor, "n dim"],
@@ -142,8 +145,7 @@ class _Hinges(torch.autograd.Function):
         to_x: list[Tensor] = []
         to_y: Tensor | None = None
         high, device = max(1, TILE // len(y)), x.device.type
-        # Asked first: to leave autocast costs a twentieth of the whole at 128 pairs.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with exact(device):
             for start in range(0, max(1, len(x)), high):
                 part = x[start : start + high]
                 # In place, so that a tile stays in the cache: similarities, hinges, slopes.
@@ -164,12 +166,12 @@ class _Hinges(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("batch_hinge has no second derivative: call backward without create_graph")
+        refuse_graph("batch_hinge")
         to_x, to_y = ctx.saved_tensors
         return gradients[0] * to_x, gradients[0] * to_y, None, None
 
 
+@full_precision
 def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
     r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = x y'.
 
@@ -195,9 +197,15 @@ def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: fl
     here = place(len(x), x.device)
     if here.total < 2:
         raise ValueError(f"x and y need two pairs, so that there is another to rank, got {shapes(x=x, y=y)}")
-    total = _Hinges.apply(x, gather_rows(y), margin, here.offset)
+    if traced():
+        s = x @ y.T
+        own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        # Not relu(...) * 0: where a similarity is infinite NaN must stay.
+        total = torch.where(own, s.diagonal()[:, None] * 0, F.relu(margin - s.diagonal()[:, None] + s)).sum()
+    else:
+        total = _Hinges.apply(x, gather_rows(y), margin, here.offset)
     loss = (total if world()[1] == 1 else gather_rows(total[None]).sum()) / (here.total * (here.total - 1))
-    if not bool(loss.isfinite()):
+    if holds(~loss.isfinite()):
         raise ValueError("x or y holds NaN or infinite values")
     return loss
 
@@ -216,6 +224,7 @@ class RetrievalMetrics(NamedTuple):
     hits: dict[int, int]
 
 
+@full_precision
 def retrieval_metrics(
     query: Float[Tensor, "n dim"], database: Float[Tensor, "n dim"], at: Sequence[int] = (1, 5, 10, 25)
 ) -> RetrievalMetrics:
@@ -245,7 +254,7 @@ def retrieval_metrics(
 def _directions(**rows: Tensor) -> list[Tensor]:
     """Unit rows; ValueError where they have no direction."""
     for name, value in rows.items():
-        if not bool(value.isfinite().all()):
+        if holds(~value.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinite values")
     return [unit(value) for value in rows.values()]
 
@@ -258,6 +267,7 @@ class PieceVotes(NamedTuple):
     ranks: Int[Tensor, " p"]
 
 
+@full_precision
 def identify_pieces(
     query: Float[Tensor, "n dim"],
     database: Float[Tensor, "m dim"],

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.contrast import EPS, positive_similarity, scaled, wide
+from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
-from counterpoint.core.gap import cross_uniformity as cross_uniformity_of
-from counterpoint.core.gap import uniformity as uniformity_of
+from counterpoint.core.gap import unit_cross_uniformity, unit_uniformity
+from counterpoint.core.precision import full_precision
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -40,6 +39,7 @@ class ContrastiveGapLoss(NamedTuple):
     terms: dict[str, Float[Tensor, ""]]
 
 
+@full_precision
 def contrastive_gap_loss(
     x: Float[Tensor, "n dim"],
     y: Float[Tensor, "n dim"],
@@ -74,7 +74,7 @@ def contrastive_gap_loss(
     """
     need_alike("n dim", x=x, y=y)
     need_positive(temperature=temperature)
-    u, v = (F.normalize(wide(z), dim=1, eps=EPS) for z in (x, y))
+    u, v = unit(x), unit(y)
     weights = {
         "contrastive": float(contrastive),
         "uniformity": float(uniformity),
@@ -100,9 +100,9 @@ def _clip(u: Tensor, v: Tensor, temperature: float) -> Tensor:
 
 _TERMS = {
     "contrastive": _clip,
-    "uniformity": lambda u, v, _: (uniformity_of(u) + uniformity_of(v)) / 2,
+    "uniformity": lambda u, v, _: (unit_uniformity(u) + unit_uniformity(v)) / 2,
     "alignment": lambda u, v, _: global_mean((u - v).square().sum(1)),
-    "cross_uniformity": lambda u, v, _: cross_uniformity_of(u, v),
+    "cross_uniformity": lambda u, v, _: unit_cross_uniformity(u, v),
 }
 
 

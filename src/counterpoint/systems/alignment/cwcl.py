@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import positive_similarity, scaled, unit, wide
+from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import (
     Place,
     batch_logsumexp,
@@ -38,6 +38,7 @@ from counterpoint.core.distributed import (
     global_mean,
     place,
 )
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
@@ -54,6 +55,7 @@ class CWCLTerms(NamedTuple):
     column_to_row_ce: Float[Tensor, ""]
 
 
+@full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
@@ -89,6 +91,7 @@ def cwcl(
     return terms.cwcl_term + terms.column_to_row_ce
 
 
+@full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl_terms(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
@@ -160,6 +163,7 @@ class Weights:
         return self(rows, slice(0, len(self.features))) @ values
 
 
+@full_precision(keep=("features",))
 def weighted_mean(
     values: Float[Tensor, "n dim"], features: Float[Tensor, "n frozen_dim"], sharpness: float = 1.0
 ) -> Float[Tensor, "n dim"]:
@@ -271,6 +275,7 @@ class CWCL(AlignedLearner):
             self.log_inv_temperature.clamp_(max=math.log(100))
 
 
+@full_precision
 def _cross_entropies(p: Tensor, q: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     p = scaled(p, (-log_scale).exp())
     out = batch_logsumexp(p, q, columns=True)

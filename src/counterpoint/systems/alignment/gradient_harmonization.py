@@ -33,8 +33,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, Where, positive_similarity, wide
+from counterpoint.core.contrast import EPS, Where, positive_similarity
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import need_fixed
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -44,6 +46,7 @@ Objective = Literal["mil-nce", "info-nce"]
 # ------------------------------------------------------------------------------------------------------------ the losses
 
 
+@full_precision
 def mil_nce(
     video: Float[Tensor, "n dim"],
     text: Float[Tensor, "texts dim"],
@@ -71,6 +74,7 @@ def mil_nce(
         raise ValueError(f"video must be [n, dim] and text [n L, dim], got {shapes(video=video, text=text)}")
     need_rows(video=video)
     if mask is not None:
+        need_fixed("mil_nce", mask=mask)
         if mask.shape != video.shape[:1] or bool(((mask != 0) & (mask != 1)).any()):
             raise ValueError(
                 f"mask must be True or False (1 or 0) for each sample, got {shapes(mask=mask, video=video)} of {mask.dtype}"
@@ -109,6 +113,7 @@ class _Pair(NamedTuple):
         return self.asks & self.answers
 
 
+@full_precision
 def _per_sample(pair: _Pair, objective: Objective) -> Float[Tensor, " n"]:
     """The loss of every sample of a whole batch, 0 where one side is missing, made of operations that take batches of
     gradients. What is missing is nobody's negative."""
@@ -137,8 +142,9 @@ class _Products(NamedTuple):
     @property
     def cosine(self) -> Tensor:
         """0 where a gradient is zero."""
-        length = (self.first * self.second).sqrt()
-        return torch.where(length > 0, self.dot / torch.where(length > 0, length, 1.0), 0.0)
+        length = self.first.sqrt() * self.second.sqrt()  # the product of the squares could overflow
+        zero = length == 0
+        return torch.where(zero, 0.0, self.dot / torch.where(zero, 1.0, length))
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -174,12 +180,13 @@ def realigned(
     """
     _need_gradients(g1, g2)
     dot, first, second = _Products.of(g1, g2)
-    conflict = (dot < 0) & (first > 0) & (second > 0)
+    conflict = ~(dot >= 0) & (first != 0) & (second != 0)  # NaN counts as a conflict, so that it is not lost
 
     def along(square: Tensor) -> Tensor:
-        return torch.where(conflict, dot / torch.where(conflict, square, 1.0), 0.0)[..., None].to(g1.dtype)
+        return torch.where(conflict, dot / torch.where(conflict, square, 1.0), 0.0)[..., None].to(own1.dtype)
 
-    return g1 - along(second) * g2, g2 - along(first) * g1
+    own1, own2 = wide(g1), wide(g2)  # computed in float32 at least, returned in the type of the gradients
+    return (own1 - along(second) * own2).to(g1.dtype), (own2 - along(first) * own1).to(g2.dtype)
 
 
 def realign(
@@ -212,8 +219,11 @@ def realign(
 
 
 def _need_gradients(g1: Tensor, g2: Tensor) -> None:
-    if g1.ndim < 1 or g1.shape != g2.shape or not g1.is_floating_point():
-        raise ValueError(f"g1 and g2 must be flat gradients of one shape, got {shapes(g1=g1, g2=g2)}")
+    if g1.ndim < 1 or g1.shape != g2.shape or not g1.is_floating_point() or g1.dtype != g2.dtype:
+        raise ValueError(
+            f"g1 and g2 must be flat gradients of one shape and one floating type, got {shapes(g1=g1, g2=g2)} of {g1.dtype} "
+            f"and {g2.dtype}"
+        )
 
 
 def curriculum_threshold(step: int, total: int, start: float = -0.3, end: float = 0.0) -> float:

@@ -32,16 +32,11 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
 from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import (
-    pair_cross_entropy,
-    pair_logsumexp_towards,
-    positive_similarity,
-    unit,
-    wide,
-    with_bias,
-)
+from counterpoint.core.contrast import pair_cross_entropy, pair_logsumexp_towards, positive_similarity, unit, with_bias
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.transforms import once
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
@@ -91,6 +86,7 @@ class CL2LTerms(NamedTuple):
     text_local: Float[Tensor, ""]
 
 
+@full_precision
 def cl2l_terms(
     z_img: Float[Tensor, "n dim"],
     z_txt: Float[Tensor, "n dim"],
@@ -120,6 +116,7 @@ def cl2l_terms(
     return CL2LTerms(*glob, image, text)
 
 
+@full_precision
 def cl2l_loss(
     z_img: Float[Tensor, "n dim"],
     z_txt: Float[Tensor, "n dim"],
@@ -161,6 +158,7 @@ def cl2l_loss(
 # ----------------------------------------------------------------------------------------------- the non-contrastive terms
 
 
+@full_precision
 def barlow_cross(
     y1: Float[Tensor, "n dim"], y2: Float[Tensor, "n dim"], lamb: float = 5e-3, scale: float = 0.025
 ) -> Float[Tensor, ""]:
@@ -183,6 +181,7 @@ def barlow_cross(
     return scale * (on + lamb / n**2 * off_diagonal_squares(a, b))
 
 
+@full_precision
 def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """n(p, v) = 2 - 2 mean_i cos(p_i, v_i): one modality's prediction of the other's projection, which gets no gradient.
 
@@ -195,6 +194,7 @@ def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Te
     return 2 + 2 * negative_cosine(p, v)
 
 
+@full_precision
 def barlip_loss(
     v_img: Float[Tensor, "n dim"], v_txt: Float[Tensor, "n dim"], v_imgs: Views = (), v_txts: Views = ()
 ) -> Float[Tensor, ""]:
@@ -203,6 +203,7 @@ def barlip_loss(
     return torch.stack([barlow_cross(a, b) for a, b in pairs]).mean()
 
 
+@full_precision
 def siamlip_loss(
     p_img: Float[Tensor, "n dim"],
     p_txt: Float[Tensor, "n dim"],
@@ -222,6 +223,7 @@ def siamlip_loss(
     return torch.stack([byol_cross(p, v) for p, v in pairs]).mean()
 
 
+@full_precision
 def swalip_loss(
     h_imgs: Views, h_txts: Views, h_scale: float | Float[Tensor, ""], eps: float = 0.05, iters: int = 3
 ) -> Float[Tensor, ""]:
@@ -249,7 +251,8 @@ def swalip_loss(
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
     need_positive(h_scale=h_scale)
-    image, text = ([unit(gather_rows(wide(h))) for h in views] for views in (h_imgs, h_txts))
+    # The codes count as constants.
+    image, text = ([unit(gather_rows(once(h, "swalip_loss"))) for h in views] for views in (h_imgs, h_txts))
     total = []
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
         q, k = image[1 - a].detach(), text[1 - b].detach()

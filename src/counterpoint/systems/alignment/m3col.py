@@ -31,9 +31,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import Targets, pair_cross_entropy, scaled, unit, wide
+from counterpoint.core.contrast import Targets, pair_cross_entropy, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp_towards, gather_rows, global_mean, place, world
 from counterpoint.core.mixing import Mix, draw_mix
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -41,6 +43,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 # ----------------------------------------------------------------------------------------------------------- the contrasts
 
 
+@full_precision
 def m3co_loss(
     mixed: Float[Tensor, "n dim"],
     fixed: Float[Tensor, "n dim"],
@@ -81,10 +84,8 @@ def m3co_loss(
     u = unit(mixed, 1 / temperature)
     v = unit(fixed)
     here = place(len(u), u.device)
-    if len(perm):
-        least, most = (int(end) for end in perm.aminmax())
-        if least < 0 or most >= here.total:
-            raise ValueError(f"perm must lie in 0..{here.total - 1}, got {least}..{most}")
+    if holds(((perm < 0) | (perm >= here.total)).any()):
+        raise ValueError(f"perm must lie in 0..{here.total - 1}, got {int(perm.min())}..{int(perm.max())}")
 
     lam = lam.detach().to(u.dtype)
     itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
@@ -101,6 +102,7 @@ def m3co_loss(
     return (global_mean(row) + global_mean(column)) / 2
 
 
+@full_precision
 def multisclip_loss(
     preds: Float[Tensor, "n dim"], targs: Float[Tensor, "n dim"], temperature: float = 0.125
 ) -> Float[Tensor, ""]:

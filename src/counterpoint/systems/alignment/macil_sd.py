@@ -32,10 +32,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.attention import MultiHeadAttention
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max
 from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count, topk_mil_pool
+from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import blend, cosine_momentum
+from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
@@ -302,6 +305,7 @@ def _four_terms(audio: SemiBags, visual: SemiBags, temperature: float) -> tuple[
     )
 
 
+@full_precision
 def semi_bag_contrast(
     bag_prob: Float[Tensor, " bags"],
     audio_prob: Float[Tensor, "bags time"],
@@ -337,15 +341,18 @@ def semi_bag_contrast(
             f"bag_prob {tuple(bag_prob.shape)}, seq_len {tuple(seq_len.shape)}, probabilities {tuple(audio_prob.shape)} "
             f"and features {tuple(audio_rep.shape)} do not belong to the same bags and snippets"
         )
+    need_rows(bag_prob=bag_prob)
+    need_fixed("semi_bag_contrast", bag_prob=bag_prob, audio_prob=audio_prob, visual_prob=visual_prob)
     for name, value in (("bag_prob", bag_prob), ("audio_prob", audio_prob), ("visual_prob", visual_prob)):
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} holds NaN or infinite values")
+    need_positive(temperature=temperature)
     terms = _four_terms(
         semi_bags(bag_prob, audio_prob, seq_len, audio_rep),
         semi_bags(bag_prob, visual_prob, seq_len, visual_rep),
         temperature,
     )
-    if not bool(torch.isfinite(torch.stack(terms)).all()):
+    if holds(~torch.isfinite(torch.stack(terms)).all()):
         raise ValueError("audio_rep or visual_rep holds NaN or infinite values")
     return terms
 

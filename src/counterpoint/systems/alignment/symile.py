@@ -31,8 +31,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_similarity, softplus, wide
+from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_similarity, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -54,6 +56,7 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
 
+@full_precision
 def symile(
     reps: Sequence[Float[Tensor, "n dim"]],
     logit_scale: float | Float[Tensor, ""],
@@ -89,6 +92,7 @@ def symile(
     return symile_per_anchor(reps, logit_scale, negatives, permutations, generator=generator).mean()
 
 
+@full_precision
 def symile_per_anchor(
     reps: Sequence[Float[Tensor, "n dim"]],
     logit_scale: float | Float[Tensor, ""],
@@ -151,7 +155,7 @@ def _shuffled(
             permutations = gather_rows(permutations[None])[0]
     permutations = permutations.to(positive.device)
     counted = torch.arange(here.total, device=positive.device)
-    if permutations.shape != wanted or not bool((permutations.sort(-1).values == counted).all()):
+    if permutations.shape != wanted or holds((permutations.sort(-1).values != counted).any()):
         raise ValueError(
             f"permutations must be [anchors, others, n] = {list(wanted)}, got {list(permutations.shape)} of "
             f"{permutations.dtype}; a permutation has every number of 0..{here.total - 1} once"
@@ -227,6 +231,7 @@ def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------- scores and the baseline
 
 
+@full_precision
 def clip_pairwise_loss(
     reps: Sequence[Float[Tensor, "n dim"]], logit_scale: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
@@ -248,6 +253,7 @@ def clip_pairwise_loss(
     return total
 
 
+@full_precision
 def mip_similarity(
     candidates: Float[Tensor, "c dim"], others: Sequence[Float[Tensor, "n dim"]]
 ) -> Float[Tensor, "n c"]:
@@ -261,6 +267,7 @@ def mip_similarity(
     return _product(_queries(candidates, others)) @ wide(candidates).T
 
 
+@full_precision
 def zeroshot_symile(
     candidates: Float[Tensor, "c dim"],
     others: Sequence[Float[Tensor, "n dim"]],
@@ -273,6 +280,7 @@ def zeroshot_symile(
     return logit_scale * mip_similarity(candidates, others)
 
 
+@full_precision
 def zeroshot_clip(
     candidates: Float[Tensor, "c dim"],
     others: Sequence[Float[Tensor, "n dim"]],

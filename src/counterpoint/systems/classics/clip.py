@@ -15,32 +15,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_alike
 from counterpoint.core.compared import Compared
-from counterpoint.core.contrast import positive_similarity, scaled, wide
+from counterpoint.core.contrast import positive_similarity, scaled
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.precision import full_precision, scalar
 from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
+@full_precision
 def clip(
-    image: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], log_scale: Float[Tensor, ""], *, ring: bool = False
+    image: Float[Tensor, "n dim"],
+    text: Float[Tensor, "n dim"],
+    log_scale: float | Float[Tensor, ""],
+    *,
+    ring: bool = False,
 ) -> Float[Tensor, ""]:
     r"""Symmetric cross-entropy over S = exp(log_scale) I T^T: (CE(S) + CE(S^T)) / 2 with the diagonal as the targets.
 
     Args:
         image, text: unit rows (they are not normalised here, as in open_clip); row i of one belongs to row i of the other.
-        log_scale: learnable log of the inverse temperature, a scalar; the paper starts at ln(1/0.07) and keeps it below ln 100.
+        log_scale: learnable log of the inverse temperature, a scalar or a number; the paper starts at ln(1/0.07)
+            and keeps it below ln 100.
         ring: across processes, pass keys round instead of gathering them.
 
-    Across processes the negatives are everybody's. n = 1: the loss is 0. Raises ValueError for shapes that differ.
+    Across processes the negatives are everybody's. n = 1: the loss is 0. Raises ValueError for shapes or
+    types that differ and for an empty batch.
 
     >>> import torch
     >>> clip(torch.eye(3), torch.eye(3), torch.tensor(0.0))
     tensor(0.5514)
     """
-    if image.shape != text.shape or image.ndim != 2:
-        raise ValueError(f"image and text must be [n, dim] alike, got {tuple(image.shape)} and {tuple(text.shape)}")
-    query, key = scaled(image, (-log_scale).exp()), wide(text)
+    need_alike("n dim", image=image, text=text)
+    query, key = scaled(image, (-scalar(log_scale, image)).exp()), text
     out = batch_logsumexp(query, key, columns=True, ring=ring)
     assert out.columns is not None
     return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))

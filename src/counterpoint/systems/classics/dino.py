@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import unit, wide
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -34,6 +35,7 @@ class DINOOutput(NamedTuple):
     center_after: Float[Tensor, " outcomes"]
 
 
+@full_precision(keep=("center",))
 def dino(
     student: Float[Tensor, "crops n outcomes"],
     teacher: Float[Tensor, "global_crops n outcomes"],

@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
-from counterpoint.core.contrast import wide
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds
 from counterpoint.encoders.images import VisionTokens
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -114,7 +115,7 @@ def random_masking(
         )
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in 0..1, 1 not included, got {mask_ratio}")
-    if bool(noise.isnan().any()):
+    if holds(noise.isnan().any()):
         raise ValueError("noise holds NaN, which has no place in an order")
     keep, mask, ids_restore = masking(noise, mask_ratio)
     return Masked(tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2])), mask, ids_restore)
@@ -127,6 +128,7 @@ class MAEOutput(NamedTuple):
     visible: Float[Tensor, "n kept dim"]
 
 
+@full_precision
 def reconstruction(
     images: Float[Tensor, "n channels height width"],
     prediction: Float[Tensor, "n tokens values"],
@@ -142,7 +144,7 @@ def reconstruction(
         mask: 1 where a patch was removed; every image must have lost as many.
         norm_pix: whether a patch's target is standardised by its own mean and unbiased variance (+ 1e-6).
 
-    Raises ValueError for shapes that do not fit and for a mask that removes nothing.
+    Raises ValueError for shapes that do not fit, a mask that removes nothing, and norm_pix with patches of one value.
 
     >>> reconstruction(torch.ones(1, 1, 2, 2), torch.zeros(1, 4, 1), torch.ones(1, 4), patch=1, norm_pix=False)
     tensor(1.)
@@ -152,15 +154,20 @@ def reconstruction(
     if mask.shape != target.shape[:2]:
         raise ValueError(f"mask must be [n, patches], got {shapes(mask=mask, prediction=prediction)}")
     removed = mask.sum(1)
-    if not bool((removed > 0).all()):
+    if holds((removed <= 0).any()):
         raise ValueError("mask removes no patch of some image: there is nothing to reconstruct")
     if norm_pix:
+        if target.shape[2] < 2:
+            raise ValueError(
+                "norm_pix needs patches of two values at least: one value has no variance; set norm_pix=False"
+            )
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
     error = (wide(prediction) - target).square().mean(-1)
     return global_mean((error * mask).sum(1) / removed)
 
 
+@full_precision(keep=("tokens", "noise"))
 def mae(
     images: Float[Tensor, "n channels height width"],
     tokens: Float[Tensor, "n tokens dim"],

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import pair_logsumexp, positive_similarity, scaled, softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
+from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import ContrastiveLearner, System
@@ -32,6 +34,7 @@ class MoCoOutput(NamedTuple):
     queue_after: Float[Tensor, "keys dim"]
 
 
+@full_precision(keep=("queue",))
 def moco(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "n dim"],
@@ -47,6 +50,7 @@ def moco(
         queue: older keys, unit rows, no gradient. It is read as it is: this batch's keys are not among them.
         temperature: > 0.
 
+    Raises ValueError for shapes or types that differ, an empty batch and a temperature that is not positive and finite.
     Returns the loss and the queue as a first-in-first-out queue whose oldest row is the first would be afterwards: the
     keys written over its first n rows. `core.memory.Queue` keeps the place to write at over many steps.
 
@@ -58,6 +62,8 @@ def moco(
             f"query and key must be [n, dim] alike and queue [keys, dim], got {tuple(query.shape)}, {tuple(key.shape)} and "
             f"{tuple(queue.shape)}"
         )
+    need_rows(query=query)
+    need_positive(temperature=temperature)
     key = unit(key.detach())
     q = scaled(unit(query), temperature)
     positive = positive_similarity(q, key)

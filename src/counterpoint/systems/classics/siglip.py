@@ -13,31 +13,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.contrast import pair_softplus, positive_similarity, scaled, wide, with_bias
+from counterpoint.core.checks import need_alike
+from counterpoint.core.contrast import pair_softplus, positive_similarity, scaled, with_bias
 from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.precision import full_precision, scalar
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
+@full_precision
 def siglip(
-    image: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], log_scale: Float[Tensor, ""], bias: Float[Tensor, ""]
+    image: Float[Tensor, "n dim"],
+    text: Float[Tensor, "n dim"],
+    log_scale: float | Float[Tensor, ""],
+    bias: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     r"""Sigmoid loss (Eq. 1): (1/n) sum_ij softplus(-y_ij (exp(log_scale) I_i . T_j + bias)), y = 1 on the diagonal, else -1.
 
     Args:
         image, text: unit rows (not normalised here); row i of one belongs to row i of the other.
-        log_scale, bias: learnable scalars; the paper starts at ln 10 and -10.
+        log_scale, bias: learnable scalars, or numbers; the paper starts at ln 10 and -10.
 
     The sum over all pairs is divided by n, not n^2. Across processes the negatives are everybody's.
-    Raises ValueError for shapes that differ.
+    Raises ValueError for shapes or types that differ and for an empty batch.
 
     >>> import torch
     >>> siglip(torch.eye(2), torch.eye(2), torch.tensor(0.0), torch.tensor(0.0))
     tensor(1.0064)
     """
-    if image.shape != text.shape or image.ndim != 2:
-        raise ValueError(f"image and text must be [n, dim] alike, got {tuple(image.shape)} and {tuple(text.shape)}")
-    query, key = scaled(image, (-log_scale).exp()), wide(text)
+    need_alike("n dim", image=image, text=text)
+    log_scale, bias = scalar(log_scale, image), scalar(bias, image)
+    query, key = scaled(image, (-log_scale).exp()), text
     own = positive_similarity(query, key) + bias
     # softplus(-s) = softplus(s) - s turns the diagonal's positives into negatives like all others, less their logits.
     query, key = with_bias(query, key, row=bias.expand(len(query)))

@@ -16,13 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.precision import full_precision
 from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 
 
+@full_precision
 def nt_xent(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5, *, ring: bool = False
 ) -> Float[Tensor, ""]:
@@ -33,14 +36,14 @@ def nt_xent(
         temperature: > 0; s is the cosine divided by it.
         ring: across processes, pass keys round instead of gathering them.
 
-    Across processes the negatives are everybody's. One image alone has none: the loss is 0. Raises ValueError for shapes
-    that differ.
+    Across processes the negatives are everybody's. One image alone has none: the loss is 0. Raises ValueError for
+    shapes or types that differ, an empty batch and a temperature that is not positive and finite.
 
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)
     """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"z1 and z2 must be [n, dim] alike, got {tuple(z1.shape)} and {tuple(z2.shape)}")
+    need_alike("n dim", z1=z1, z2=z2)
+    need_positive(temperature=temperature)
     x = scaled(unit(torch.cat([z1, z2])), temperature**0.5)
     positive = positive_similarity(*x.chunk(2))
     return global_mean(batch_logsumexp(x, exclude=Diagonal(), ring=ring).rows) - global_mean(positive)

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.contrast import Diagonal, class_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.precision import full_precision
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
@@ -34,6 +36,7 @@ def _per_anchor(x: Tensor, labels: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
     return torch.where(count > 0, logs - mean, 0.0), count
 
 
+@full_precision
 def supcon(
     features: Float[Tensor, "n views dim"],
     labels: Int[Tensor, " n"],
@@ -55,7 +58,8 @@ def supcon(
         all_views: whether all views are anchors, or the first alone ("one" in the authors' code).
         ring: across processes, pass keys round instead of gathering them.
 
-    An anchor without a positive counts with loss 0. Raises ValueError for shapes that do not fit.
+    An anchor without a positive counts with loss 0. Raises ValueError for shapes that do not fit, an empty batch and a
+    temperature that is not positive and finite.
 
     >>> supcon(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([0, 1]), temperature=1.0, base_temperature=1.0)
     tensor(0.5514)
@@ -64,12 +68,15 @@ def supcon(
         raise ValueError(
             f"features must be [n, views, dim] and labels [n], got {tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    need_rows(features=features)
+    need_positive(temperature=temperature, base_temperature=base_temperature)
     views = features.shape[1]
     x = scaled(features.transpose(0, 1).flatten(0, 1), temperature**0.5)
     losses, _ = _per_anchor(x, labels.repeat(views), ring)
     return temperature / base_temperature * global_mean(losses if all_views else losses[: len(labels)])
 
 
+@full_precision
 def supcon_single_view(
     embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], temperature: float = 0.1, *, ring: bool = False
 ) -> Float[Tensor, ""]:
@@ -82,9 +89,11 @@ def supcon_single_view(
         raise ValueError(
             f"embeddings must be [n, dim] and labels [n], got {tuple(embeddings.shape)}, {tuple(labels.shape)}"
         )
+    need_rows(embeddings=embeddings)
+    need_positive(temperature=temperature)
     x = scaled(unit(embeddings), temperature**0.5)
     losses, _ = _per_anchor(x, labels, ring)
-    counted = (losses > 0).to(losses.dtype)
+    counted = (losses.detach() != 0).to(losses.dtype)  # NaN counts
     return global_mean(losses) / global_mean(counted).clamp(min=torch.finfo(losses.dtype).tiny).detach()
 
 

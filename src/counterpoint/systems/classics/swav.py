@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.contrast import unit, wide
+from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows, place
 from counterpoint.core.memory import Queue
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import once
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
@@ -35,6 +37,7 @@ class SwAVOutput(NamedTuple):
     codes_first_crop: Float[Tensor, "n prototypes"]
 
 
+@full_precision(keep=("queue",))
 def swav(
     high: Float[Tensor, "full n prototypes"],
     low: Float[Tensor, "small n prototypes"] | None = None,
@@ -72,6 +75,7 @@ def swav(
         )
     need_rows(high=high[0] if len(high) else high)
     need_positive(temperature=temperature)
+    high = once(high, "swav")  # the codes made of it count as constants
     here = place(high.shape[1], high.device)
     everybody = gather_rows(high.detach().transpose(0, 1)).transpose(0, 1)
     codes = sinkhorn(torch.cat([everybody, stored.detach()], 1), epsilon, iterations)

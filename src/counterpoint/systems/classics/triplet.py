@@ -21,6 +21,8 @@ from torch import Tensor
 from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import need_fixed
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
@@ -35,11 +37,12 @@ class TripletOutput(NamedTuple):
     negatives: Int[Tensor, " triplets"]
 
 
+@full_precision
 def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], margin: float = 0.2) -> TripletOutput:
     r"""Mean over violating anchors of relu( max over positives of D - min over negatives of D + margin ) (Eq. 5).
 
     Args:
-        embeddings: normalised here; D is the Euclidean distance of the unit vectors.
+        embeddings: normalised here; D is the Euclidean distance of the unit vectors. For a row of zeros see `core.contrast.unit`.
         labels: class of each row.
         margin: by how much a negative is to be further away.
 
@@ -57,10 +60,12 @@ def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], 
         )
     need_rows(embeddings=embeddings)
     x = unit(gather_rows(embeddings))
+    need_fixed("triplet_hard", labels=labels)
     labels = gather_rows(labels)
     with torch.no_grad():
-        # Of unit vectors the most similar is the nearest. A NaN wins both searches, so it cannot go unseen.
-        similarity = x @ x.T
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: along a row the nearest has the largest of this, also where rows of zeros stand.
+        # A NaN wins both searches, so it cannot go unseen.
+        similarity = x @ x.T + 0.5 * (x == 0).all(1)
         same = labels[:, None] == labels
         negative = similarity.masked_fill(same, -math.inf).argmax(1)
         alike = same.sum(1)  # itself included

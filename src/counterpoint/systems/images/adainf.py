@@ -30,6 +30,8 @@ from counterpoint.core.checks import need_positive
 from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import Diagonal, Labels, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import need_fixed
 from counterpoint.data.generated import InflatedImages, generated_images
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
@@ -39,6 +41,7 @@ FEW = 9  # views of an image up to which positives are listed instead of sought 
 SMALL = 10_000  # real images below which copies of one are positives
 
 
+@full_precision
 def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
     """NT-Xent with any number of views: -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ), the mean over rows.
 
@@ -56,6 +59,7 @@ def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], tempera
     if z.ndim != 2 or index.shape != z.shape[:1]:
         raise ValueError(f"z must be [n, dim] and index [n], got {list(z.shape)} and {list(index.shape)}")
     need_positive(temperature=temperature)
+    need_fixed("ntxent_by_index", index=index)
     everyone = gather_rows(index)
     _, counts = everyone.unique(return_counts=True)
     if not len(counts) or int(counts.min()) < 2:

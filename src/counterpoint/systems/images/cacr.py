@@ -34,9 +34,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_within
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit, wide
+from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
+from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
+from counterpoint.core.transforms import holds, once, traced
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
@@ -49,18 +51,6 @@ SMALLEST, LARGEST = 1e-20, 1e30
 
 
 # --------------------------------------------------------------------------------------------------- the expected distance
-
-
-class _Once(torch.autograd.Function):
-    """Lets a gradient through and says so when it is to be differentiated once more: it would count as a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, operand: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        raise RuntimeError("the expected distance has no second derivative: its gradient is made in the forward pass")
 
 
 class _Expected(torch.autograd.Function):
@@ -89,7 +79,7 @@ class _Expected(torch.autograd.Function):
         pulls = keys.new_zeros(sets * n)  # of each key, summed over the queries
         total = query.new_zeros(())
         step = max(1, BLOCK // (sets * n))
-        with torch.autocast(query.device.type, enabled=False):
+        with exact(query.device.type):
             for start in range(0, len(query), step):
                 rows = query[start : start + step]
                 # -tau d2, but for what is one and the same in a row
@@ -116,19 +106,16 @@ class _Expected(torch.autograd.Function):
                     pulls += g.sum(0) if w is None else w @ g
         if to_key is not None:
             to_key = torch.addcmul(to_key.neg_(), pulls[:, None], keys, out=to_key).view_as(key)
-        ctx.save_for_backward(query, key, to_query, to_key)
+        ctx.save_for_backward(to_query, to_key)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, *made = ctx.saved_tensors
-        found = [None if g is None else (2 * gradients[0]) * g for g in made]
-        if torch.is_grad_enabled():  # create_graph=True: somebody may want to differentiate what we return
-            operand = query if query.requires_grad else key
-            found = [None if g is None else _Once.apply(g, operand) for g in found]
+        found = [None if g is None else (2 * gradients[0]) * g for g in ctx.saved_tensors]
         return *found, None, None, None, None, None
 
 
+@full_precision
 def expected_distance(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "sets n dim"],
@@ -168,7 +155,7 @@ def expected_distance(
     if not len(key) or key.shape[1] < 2:
         raise ValueError(f"key must hold a set of at least 2: one is not seen; got {list(key.shape)}")
     own = torch.arange(len(query), device=query.device) if own is None else own
-    if own.shape != query.shape[:1] or (len(own) and not 0 <= int(own.min()) <= int(own.max()) < key.shape[1]):
+    if own.shape != query.shape[:1] or holds(((own < 0) | (own >= key.shape[1])).any()):
         raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
     need_within(0, LARGEST, tau=tau)
     weight = None if weight is None else weight.detach()
@@ -186,7 +173,24 @@ def _expected_distance(
         rows = ((sums - (query - key[:, own]).square().sum(2)) / (n - 1)).sum(0)
         return (rows if weight is None else rows * weight).sum()
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    if traced() and through:
+        return _composed(query, key, tau, own, weight, through)
+    what = "the expected distance"
+    query, key = once(query, what), once(key, what)
+    if traced():
+        return _composed(query, key, tau, own, weight, through)
     return _Expected.apply(query, key, tau, own, weight, through, wanted)
+
+
+def _composed(
+    query: Tensor, key: Tensor, tau: float, own: Tensor, weight: Tensor | None, through: bool
+) -> Float[Tensor, ""]:
+    """The same of PyTorch's own operations, in memory rows x keys."""
+    distance = query.square().sum(1)[:, None, None] + key.square().sum(2) - 2 * torch.einsum("rd,snd->rsn", query, key)
+    apart = torch.arange(key.shape[1], device=own.device) == own[:, None]
+    p = (-tau * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
+    rows = ((p if through else p.detach()) * distance).sum((1, 2))
+    return (rows if weight is None else rows * weight).sum()
 
 
 # --------------------------------------------------------------------------------------------------------------- the losses
@@ -221,6 +225,7 @@ def _others(views: int, device: torch.device) -> Int[Tensor, "views others"]:
     return table[~torch.eye(views, dtype=torch.bool)].view(views, views - 1).to(device)
 
 
+@full_precision
 def cacr(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
     alpha: float = 1.0,
@@ -282,6 +287,7 @@ def cacr(
     return CACROutput(attraction, repulsion)
 
 
+@full_precision
 def cacr_momentum(
     queries: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
     key: Float[Tensor, "n dim"],
@@ -327,8 +333,8 @@ def cacr_momentum(
     least = 2 if cost == "euclidean" else 1
     if here.total < least:
         raise ValueError(f"queries must hold at least {least} rows for the cost {cost!r}, got {here.total}")
-    q = unit(q)
-    k = unit(key.detach()).to(q.dtype)
+    q = unit(once(q, "cacr_momentum"))  # its weights p count as constants
+    k = unit(key.detach())
     flat = q.flatten(0, 1)
     cosine = (q * k).sum(2)
     p = ((2 - 2 * cosine) / temperature).softmax(0).detach()
@@ -351,7 +357,7 @@ def _mean_key(
     out = torch.empty_like(queries)
     step = max(1, BLOCK // len(keys))
     apart = Diagonal((offset,))
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+    with torch.no_grad(), exact(queries.device.type):
         for view, into in zip(queries, out, strict=True):
             for start in range(0, len(view), step):
                 part = slice(start, min(start + step, len(view)))
@@ -361,6 +367,7 @@ def _mean_key(
     return out
 
 
+@full_precision
 def pairwise_nt_xent(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"], temperature: float = 0.2
 ) -> Float[Tensor, ""]:

@@ -25,25 +25,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.compared import Compared, directions
-from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit, wide
+from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import once
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 
+@full_precision
 def dclw_weight(cosine: Float[Tensor, " n"], sigma: float = 0.5, *, detach: bool = True) -> Float[Tensor, " n"]:
     """Weights of the positives (Eq. 7): 2 - exp(c_i / sigma) / mean_j exp(c_j / sigma), their mean exactly 1.
 
     The mean is over the pairs of all processes. A weight is negative where one pair is far more alike than all others.
     """
+    need_rows(cosine=cosine)
     need_positive(sigma=sigma)
     scores = (cosine.detach() if detach else cosine) / sigma
     total = global_logsumexp(scores.logsumexp(0))
     return 2 - place(len(cosine), cosine.device).total * (scores - total).exp()
 
 
+@full_precision
 def dcl(
     z1: Float[Tensor, "n dim"],
     z2: Float[Tensor, "n dim"],
@@ -71,7 +76,9 @@ def dcl(
     """
     need_alike("n dim", z1=z1, z2=z2)
     need_positive(temperature=temperature)
-    a, b = (unit(z1), unit(z2)) if normalize else (wide(z1), wide(z2))
+    if weight_sigma is not None and detach_weight:
+        z1, z2 = once(z1, "dcl with constant weights"), once(z2, "dcl with constant weights")
+    a, b = (unit(z1), unit(z2)) if normalize else (z1, z2)
     here = place(len(a), a.device)
     if here.total < 2:
         raise ValueError(f"z1 and z2: DCL needs at least 2 pairs, a single one has no negatives; got {here.total}")

@@ -28,10 +28,12 @@ from counterpoint.core.checks import need_alike
 from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 
+@full_precision
 def extrapolate_positive(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lam: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n dim"]:

@@ -20,6 +20,7 @@ the number of pairs of one class.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,8 @@ from counterpoint.core.compared import Compared, Direction, directions
 from counterpoint.core.contrast import softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.gap import uniformity
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
@@ -47,11 +50,20 @@ def _checked(pos: Tensor, neg: Tensor, keep_fraction: float) -> int:
         )
     if not 0 < keep_fraction <= 1:
         raise ValueError(f"keep_fraction must lie in 0..1, 0 not included, got {keep_fraction}")
-    if not len(neg) or bool((neg == -torch.inf).all(1).any()):
+    if not len(neg) or holds((neg == -torch.inf).all(1).any()):
         raise ValueError("neg: an anchor has no negative that counts, or there are no anchors")
-    return max(1, int(keep_fraction * neg.shape[1]))
+    return kept_of(neg.shape[1], keep_fraction)
 
 
+def kept_of(count: int, keep_fraction: float) -> int:
+    """Return how many of `count` negatives a share keeps, rounded down, at least one: .29 of 100 are 29.
+
+    The share counts as the decimal number that was written: 0.29 * 100 is 28.999999999999996 in float64.
+    """
+    return max(1, int(Decimal(repr(float(keep_fraction))) * count))
+
+
+@full_precision
 def contrastive(
     pos: Float[Tensor, " n"], neg: Float[Tensor, "n negatives"], temperature: float, keep_fraction: float = 1.0
 ) -> Float[Tensor, ""]:
@@ -75,6 +87,7 @@ def contrastive(
     return softplus((neg / temperature).logsumexp(1) - pos / temperature).mean()
 
 
+@full_precision
 def simple_contrastive(
     pos: Float[Tensor, " n"],
     neg: Float[Tensor, "n negatives"],
@@ -88,11 +101,12 @@ def simple_contrastive(
     kept = _checked(pos, neg, keep_fraction)
     if kept < neg.shape[1]:
         neg = neg.topk(kept, dim=1).values
-    counts = neg > -torch.inf
+    counts = neg != -torch.inf  # NaN counts
     total = neg.masked_fill(~counts, 0.0).sum(1)
     return ((total / counts.sum(1) if weight is None else weight * total) - pos).mean()
 
 
+@full_precision
 def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float) -> Float[Tensor, "*n negatives"]:
     """Each negative's share of the push (Eq. 5): exp(s_ik/tau) / sum_k exp(s_ik/tau). Its entropy rises with tau.
 
@@ -137,7 +151,8 @@ def nearest(way: Direction, keep_fraction: float) -> tuple[Int[Tensor, "m kept"]
     indices, thresholds = [], []
     for _, s in way.parts():
         admitted = (s > -torch.inf).sum(1)
-        kept = (admitted * keep_fraction).long().clamp(min=1)
+        sizes, inverse = admitted.unique(return_inverse=True)
+        kept = admitted.new_tensor([kept_of(int(size), keep_fraction) for size in sizes])[inverse]
         if int(admitted.min()) < 1:
             raise CounterpointError("an anchor has no negatives: use a larger batch or queue")
         most = min(int(kept.max()) + 1, s.shape[1])
@@ -156,13 +171,14 @@ def thresholds(way: Direction, keep_fraction: float) -> Float[Tensor, " m"]:
     for _, s in way.parts():
         admitted = (s > -torch.inf).sum(1)
         least = int(admitted.min())
-        kept = max(1, int(least * keep_fraction))
+        kept = kept_of(least, keep_fraction)
         if not 0 < kept < least == int(admitted.max()):  # numbers differ, or all are kept
             return nearest(way, keep_fraction)[1]
         found.append(s.topk(kept + 1, dim=1, sorted=False).values.topk(2, dim=1, largest=False).values.mean(1))
     return torch.cat(found)
 
 
+@full_precision
 def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: float) -> Float[Tensor, " m"]:
     """The hard contrastive loss (Eq. 8) of every anchor. A matrix of moderate size is held; a larger one is walked through
     twice, for the thresholds and for the loss, in memory linear in anchors and bank."""
@@ -170,7 +186,7 @@ def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: floa
     if s is not None:
         admitted = (s.detach() > -torch.inf).sum(1)
         if int(admitted.min()) == int(admitted.max()) > 0:
-            kept = s.topk(max(1, int(keep_fraction * int(admitted[0]))), dim=1, sorted=False).values
+            kept = s.topk(kept_of(int(admitted[0]), keep_fraction), dim=1, sorted=False).values
             return softplus(kept.logsumexp(1) - positive)
     least = thresholds(way, keep_fraction)
     return softplus(way.negatives(temperature, Below(least / temperature)) - positive)

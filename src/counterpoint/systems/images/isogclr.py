@@ -31,10 +31,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared
 from counterpoint.core.contrast import Rule, Views, unit
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.memory import SampleState, need_positions
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds, once, traced
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
@@ -101,7 +104,6 @@ class _Surrogate(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_query, to_bank = ctx.saved_tensors
         return gradients[0] * to_query, None if to_bank is None else gradients[0] * to_bank, None, None, None
@@ -114,12 +116,46 @@ def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dic
     return {"u": u, "tau": (rows["tau"] - settings.eta * u).clamp(settings.tau_min, settings.tau_max)}
 
 
+def _pushed(
+    query: Tensor,
+    bank: Tensor | None,
+    tau: Tensor,
+    rules: tuple[Rule, ...],
+    weigh: Callable[[slice, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The surrogate's sum; under a transform of torch.func or torch.compile it is made of PyTorch's own operations."""
+    if not traced():
+        return _Surrogate.apply(query, bank, tau, rules, weigh)
+    s = query @ (query if bank is None else bank).T
+    whole = slice(0, len(query))
+    logits = s.detach() / tau[:, None].to(s)
+    for rule in rules:
+        rule.exclude(logits, whole, slice(0, s.shape[1]))
+    p = logits.softmax(1)
+    weight = weigh(whole, logits.logsumexp(1), (p * s.detach()).sum(1), logits.amax(1)).to(s)
+    return (weight[:, None] * p * s).sum()
+
+
 def _averaged(old: Tensor, new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
     """The moving average; the new value alone in the first epoch, or (`fresh`) at an example's first visit."""
     if first:
         return new
     moved = (1 - gamma) * old + gamma * new
     return torch.where(old == 0, new, moved) if fresh else moved
+
+
+def _averaged_log(old: Tensor, log_new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
+    """Logarithm of `_averaged(old, exp(log_new))`: exp(1 / temperature) leaves float32 below a temperature of 0.0113."""
+    if first or gamma == 1:
+        return log_new
+    log_old = old.log()
+    moved = torch.logaddexp(log_old + math.log1p(-gamma), log_new + math.log(gamma)) if gamma else log_old
+    return torch.where(old == 0, log_new, moved) if fresh else moved
+
+
+def _stored(log_s: Tensor) -> Tensor:
+    """exp(log_s), at most the largest number of the type."""
+    return log_s.exp().clamp(max=torch.finfo(log_s.dtype).max)
 
 
 def _views(
@@ -135,18 +171,19 @@ def _views(
     bank = None if world()[1] == 1 else gather_rows(query)
     negatives = here.total - 2
     tau, old = rows["tau"].repeat(2), rows["s"].repeat(2)
-    s, gradient = torch.empty_like(old), torch.empty_like(old)
+    parts: list[tuple[Tensor, Tensor]] = []
 
     def weigh(part: slice, logs: Tensor, mean: Tensor, top: Tensor) -> Tensor:
-        g = logs.to(old).exp() / negatives
-        s[part] = _averaged(old[part], g, settings.gamma, first, fresh)
-        share = g / s[part]
-        gradient[part] = s[part].log() + settings.rho - share * mean.to(old) / tau[part]
+        log_g = logs.to(old) - math.log(negatives)
+        log_s = _averaged_log(old[part], log_g, settings.gamma, first, fresh)
+        share = (log_g - log_s).exp()
+        parts.append((_stored(log_s), log_s + settings.rho - share * mean.to(old) / tau[part]))
         return share
 
-    pushed = _Surrogate.apply(query, bank, tau, (rule,), weigh)
+    pushed = _pushed(query, bank, tau, (rule,), weigh)
+    s, gradient = (torch.cat(values) for values in zip(*parts, strict=True))
     loss = mean_of_total(pushed, here.total // 2) - 2 * global_mean((z1 * z2).sum(1))
-    new = {"s": (s[:n] + s[n:]) / 2}
+    new = {"s": s[:n] / 2 + s[n:] / 2}
     return loss, new | _moved(rows, (gradient[:n] + gradient[n:]) / 2, settings)
 
 
@@ -159,21 +196,21 @@ def _side(
         raise ValueError("image and text: one pair has no negatives; at least two are needed")
     tau, old = rows["tau"], rows["s"]
     positive = (query * key).sum(1)
-    b, s, gradient, shares = (torch.empty_like(old) for _ in range(4))
+    parts: list[tuple[Tensor, ...]] = []
 
     def weigh(part: slice, logs: Tensor, mean: Tensor, top: Tensor) -> Tensor:
         own = positive.detach()[part].to(old) / tau[part]
         before = rows["b"][part]
-        b[part] = torch.maximum(before, top.to(old) - own)
-        g = (logs.to(old) - own - b[part]).exp() / (here.total - 1)
-        s[part] = _averaged(old[part] * (before - b[part]).exp(), g, settings.gamma, False, fresh)
-        share = g / (s[part] + eps)
+        b = torch.maximum(before, top.to(old) - own)
+        g = (logs.to(old) - own - b).exp() / (here.total - 1)
+        s = _averaged(old[part] * (before - b).exp(), g, settings.gamma, False, fresh)
+        share = g / (s + eps)
         lead = share * (mean.to(old) / tau[part] - own)
-        gradient[part] = s[part].log() + b[part] + settings.rho - lead
-        shares[part] = share
+        parts.append((b, s, s.log() + b + settings.rho - lead, share))
         return share
 
-    pushed = _Surrogate.apply(query, gather_rows(key), tau, (), weigh)
+    pushed = _pushed(query, gather_rows(key), tau, (), weigh)
+    b, s, gradient, shares = (torch.cat(values) for values in zip(*parts, strict=True))
     loss = mean_of_total(pushed, here.total) - global_mean(shares.to(positive) * positive)
     return loss, {"s": s, "b": b} | _moved(rows, gradient, settings)
 
@@ -198,14 +235,15 @@ def _queue(
     h = similarity - similarity[:, :1]
     with torch.no_grad():
         scaled = h.to(rows["tau"]) / rows["tau"][:, None]
-        e = scaled.exp()
-        s = _averaged(rows["s"], e.mean(1), settings.gamma, False, fresh)
-        weight = e / s[:, None]
-        gradient = s.log() + settings.rho - (weight * scaled).mean(1)
+        log_g = scaled.logsumexp(1) - math.log(scaled.shape[1])
+        log_s = _averaged_log(rows["s"], log_g, settings.gamma, False, fresh)
+        weight = (scaled - log_s[:, None]).exp()
+        gradient = log_s + settings.rho - (weight * scaled).mean(1)
     loss = global_mean((weight.to(h) * h).mean(1))
-    return loss, {"s": s} | _moved(rows, gradient, settings)
+    return loss, {"s": _stored(log_s)} | _moved(rows, gradient, settings)
 
 
+@full_precision
 def isogclr_step(
     state: Mapping[str, Tensor],
     index: Int[Tensor, " n"],
@@ -237,6 +275,7 @@ def isogclr_step(
         fresh: an example's average starts from its first value, not from 0.
 
     The loss's gradient is the wanted one; its value is not the objective and may be negative. `state` is left as it is.
+    `s` that leaves the type of its state is kept as that type's largest number; losses and temperatures stay finite.
     Raises ValueError for a single example, positions that repeat or lie outside, shapes that do not fit.
 
     >>> state = {"s": torch.zeros(5), "u": torch.zeros(5), "tau": torch.full((5,), 0.1)}
@@ -244,15 +283,19 @@ def isogclr_step(
     >>> loss
     tensor(-2.)
     """
+    need_positive(tau_min=tau_min, tau_max=tau_max)
     settings = Settings(rho, gamma, eta, beta_u, tau_min, tau_max, grad_clip)
     length = len(next(iter(state.values())))
     need_positions(index, length)
-    if len(index.unique()) < len(index):
+    need_rows(index=index)
+    ordered = index.sort().values
+    if holds((ordered[1:] == ordered[:-1]).any()):
         raise ValueError("index: an example comes twice in the batch; its state would be undefined")
 
-    rows = {name: values[index] for name, values in state.items()}
+    what = "isogclr_step"  # its weights count as constants
+    rows = {name: wide(values[index]) for name, values in state.items()}
     if isinstance(features_or_pair, tuple | list):
-        image, text = features_or_pair
+        image, text = (once(side, what) for side in features_or_pair)
         if image.ndim != 2 or image.shape != text.shape or len(image) != len(index):
             raise ValueError(
                 f"image and text must be [n, dim] alike, got {list(image.shape)} and {list(text.shape)} for {len(index)} "
@@ -262,12 +305,13 @@ def isogclr_step(
     elif features_or_pair.ndim == 3:
         if features_or_pair.shape[:2] != (len(index), 2):
             raise ValueError(f"features must be [{len(index)}, 2, dim], got {list(features_or_pair.shape)}")
-        loss, new = _views(rows, features_or_pair[:, 0], features_or_pair[:, 1], settings, first_epoch, fresh)
+        z1, z2 = once(features_or_pair, what).unbind(1)
+        loss, new = _views(rows, z1, z2, settings, first_epoch, fresh)
     else:
         if features_or_pair.ndim != 2 or len(features_or_pair) != len(index) or features_or_pair.shape[1] < 2:
             raise ValueError(f"similarity must be [{len(index)}, 1 + keys], got {list(features_or_pair.shape)}")
-        loss, new = _queue(rows, features_or_pair, settings, fresh)
-    return loss, {name: state[name].index_copy(0, index, new[name]) for name in state}
+        loss, new = _queue(rows, once(features_or_pair, what), settings, fresh)
+    return loss, {name: state[name].index_copy(0, index, new[name].to(state[name].dtype)) for name in state}
 
 
 @dataclass

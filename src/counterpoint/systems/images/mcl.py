@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
+from counterpoint.core.precision import full_precision
 from counterpoint.engine.loading import EpochBatches
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
@@ -301,6 +302,7 @@ class MCL:
         return found
 
 
+@full_precision
 def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"]:
     """The representation of all stages: their features side by side, normalised once, so that a stage of longer vectors
     counts for more (the authors' evaluation).

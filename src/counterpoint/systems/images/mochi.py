@@ -28,12 +28,15 @@ from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.compared import Compared, Direction, directions
 from counterpoint.core.contrast import scaled, softplus, unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 GATHERED = 2**21  # numbers of parents that are there at a time
 
 
+@full_precision(keep=("queue",))
 def hardest(
     query: Float[Tensor, "n dim"],
     queue: Float[Tensor, "keys dim"],
@@ -53,16 +56,19 @@ def hardest(
     """
     if not len(queue):
         raise ValueError("queue holds no keys")
+    if mask is not None:
+        need_fixed("hardest", mask=mask)
     if mask is not None and mask.shape != (len(query), len(queue)):
         raise ValueError(f"mask must be [{len(query)}, {len(queue)}], got {list(mask.shape)}")
-    allowed = len(queue) if mask is None else len(queue) - int(mask.sum(1).max())
+    allowed = len(queue) if mask is None else len(queue) - int(mask.sum(1).amax())
     if not 1 <= n <= allowed:
         raise ValueError(f"n must lie in 1..{allowed}, the keys every query is allowed, got {n}")
     with torch.no_grad():
-        s = unit(query) @ queue.to(query.dtype).T
+        q = unit(query)
+        s = q @ queue.to(q.dtype).T
         if mask is not None:
             s = s.masked_fill(mask, -torch.inf)
-        if bool(s.isnan().any()):
+        if holds(s.isnan().any()):
             raise ValueError("query or queue holds NaN")
         return s.topk(n, dim=1).indices.sort(dim=1).values
 
@@ -84,10 +90,11 @@ def _need_parents(n: int, keys: int, **parts: Tensor) -> None:
         said = ", ".join(str(list(part.shape)) for part in parts.values())
         raise ValueError(f"{', '.join(parts)} must be [{n}, s] alike, got {said}")
     for name, part in parts.items():
-        if part.numel() and not part.is_floating_point() and not 0 <= int(part.min()) <= int(part.max()) < keys:
+        if not part.is_floating_point() and holds(((part < 0) | (part >= keys)).any()):
             raise ValueError(f"{name} must lie in 0..{keys - 1}, got {int(part.min())}..{int(part.max())}")
 
 
+@full_precision(keep=("queue", "alpha", "beta"))
 def mochi_logits(
     query: Float[Tensor, "n dim"],
     key: Float[Tensor, "n dim"],
@@ -127,7 +134,8 @@ def mochi_logits(
     _need_parents(n, keys, single=single, beta=beta)
     if mask is not None and mask.shape != (n, keys):
         raise ValueError(f"mask must be [{n}, {keys}], got {list(mask.shape)}")
-    q, k = unit(query), unit(key.detach())
+    # What is mixed with the query counts as a constant.
+    q, k = unit(once(query, "mochi_logits") if single.shape[1] else query), unit(key.detach())
     queue = queue.detach().to(q.dtype)
     first = mixed(queue[pair_i], queue[pair_j], alpha)
     second = mixed(q.detach()[:, None].expand(-1, single.shape[1], -1), queue[single], beta)
@@ -165,6 +173,7 @@ class Mixed(NamedTuple):
     first_of_all: Bool[Tensor, " m"]
 
 
+@full_precision(keep=("random",))
 def mixed_losses(
     way: Direction, temperature: float | Tensor, random: Float[Tensor, "m s 3"], hardest: int, pairs: int
 ) -> Mixed:

@@ -1,0 +1,189 @@
+"""One time line for the pictures and the sound of a file, in seconds from its beginning.
+
+Packets pass through a `Clock` in file order, before they are decoded. Where the file's own clock jumps (joined
+recordings, a recorder that starts anew), the clock shifts what follows so that the time line goes on; one shift serves all
+tracks. `FrameTimes` gives every decoded picture its time: its time stamp, or a count where it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# A gap (seconds) that no still picture explains: longer ones are jumps of the clock.
+LONGEST_STILL = 600.0
+# The same for containers that broadcasters and recorders write, whose clocks jump as a matter of course (FFmpeg's value).
+LONGEST_GAP = 10.0
+# How far (seconds) a track's decoding time may go back without being a jump; more where only display times are known.
+BACK, BACK_REORDERED = 0.3, 1.0
+# Recordings are joined at the end of their own track where the other tracks end no later than this (seconds).
+_EVEN = 0.5
+
+
+@dataclass
+class _Track:
+    segment: int = 0  # which of the clock's shifts holds for it now
+    last: float | None = None  # time of its latest packet, shifted
+    end: float | None = None  # where its latest packet ends
+    exact: bool = False  # whether `last` is a decoding time
+
+
+class Clock:
+    """Shifts of a file's clock, found packet by packet.
+
+    Args:
+        origin: the container's start in seconds; None where it has none, then the first frame's time is the origin.
+        jumpy: whether the container is of a kind whose clock jumps (MPEG-TS, MPEG-PS).
+    """
+
+    def __init__(self, origin: float | None, *, jumpy: bool = False) -> None:
+        self.origin = origin
+        self.shifts = [0.0]
+        self._limit = LONGEST_GAP if jumpy else LONGEST_STILL
+        self._tracks: dict[int, _Track] = {}
+        self._front = origin
+
+    @property
+    def jumps(self) -> int:
+        """How often the file's clock jumped so far."""
+        return len(self.shifts) - 1
+
+    def restart(self) -> None:
+        """Forget where the tracks stand, after a seek; the origin stays."""
+        self.shifts, self._tracks, self._front = [0.0], {}, None
+
+    def set(self, packet: Any) -> float | None:
+        """Shift a packet's time stamps onto the time line; return its time there (decoding time if known)."""
+        exact = packet.dts is not None
+        stamp = packet.dts if exact else packet.pts
+        if stamp is None:
+            return None
+        base = float(packet.time_base)
+        raw, span = stamp * base, max(0.0, (packet.duration or 0) * base)
+        track = self._tracks.setdefault(packet.stream_index, _Track())
+        back = BACK if exact and track.exact else max(BACK_REORDERED, 20 * min(span, 1.0))
+        fitting = [
+            k for k in range(track.segment, len(self.shifts)) if self._continues(track, raw + self.shifts[k], back)
+        ]
+        if len(fitting) > 1:
+            front = self._front or 0.0
+            fitting.sort(key=lambda k: (abs(raw + self.shifts[k] - front), -k))
+        if fitting:
+            track.segment = fitting[0]
+        else:
+            self.shifts.append(self._joint(track) - raw)
+            track.segment = len(self.shifts) - 1
+        shift = self.shifts[track.segment]
+        time = raw + shift
+        track.last, track.exact = time, exact
+        track.end = time + span if track.end is None else max(track.end, time + span)
+        self._front = track.end if self._front is None else max(self._front, track.end)
+        if shift:
+            ticks = round(shift / base)
+            if packet.pts is not None:
+                packet.pts += ticks
+            if packet.dts is not None:
+                packet.dts += ticks
+        return time
+
+    def _continues(self, track: _Track, time: float, back: float) -> bool:
+        if track.last is None:
+            low = self.origin is None or time >= self.origin - LONGEST_STILL
+            return low and (self._front is None or time <= self._front + LONGEST_STILL)
+        return track.last - back <= time <= max(track.last, self._front or track.last) + self._limit
+
+    def _joint(self, track: _Track) -> float:
+        """Where on the time line what follows a jump begins."""
+        front = self._front or 0.0
+        return track.end if track.end is not None and front - track.end <= _EVEN else front
+
+
+def demuxed(
+    container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...], damage: list[str]
+) -> Iterator[Any]:
+    """Packets of the streams in file order, on the clock's time line; ends at the first that cannot be read."""
+    packets = iter(container.demux(streams))
+    while True:
+        try:
+            packet = next(packets)
+            clock.set(packet)
+        except StopIteration:
+            return
+        except broken as error:
+            damage.append(reason(error))
+            return
+        yield packet
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, for a message of ours."""
+    said = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return said[0][:120] if said else type(error).__name__
+
+
+class FrameTimes:
+    """Times of decoded pictures in the order they are shown, in seconds from the clock's origin.
+
+    Args:
+        clock: of the file; gets its origin from the first frame where the container has none.
+        rate: pictures per second that the stream declares; 0 when it does not.
+        base: seconds of a tick, for frames that do not carry it.
+        by_dts: whether decoding times are right and display times guessed (AVI has no display times).
+    """
+
+    def __init__(self, clock: Clock, rate: float, base: float, *, by_dts: bool = False) -> None:
+        self.clock, self.rate, self.base, self.by_dts = clock, rate, base, by_dts
+        self.step = 0.0  # seconds from a picture to the next, as last measured; 0 before
+        self.counted = 0  # pictures without a time stamp so far
+        self.dated = 0  # pictures with one
+        self._last: float | None = None
+        self._anchor: float | None = None  # the latest dated picture, and the pictures counted since
+        self._since = 0
+        self._stamps: list[int | None] = [None, None]  # latest pts and dts
+        self._faults = [0, 0]  # how often each did not go up
+
+    def time(self, frame: Any) -> float:
+        """Time of the next frame; never less than that of the one before."""
+        stamp = self._stamp(frame)
+        base = float(frame.time_base or self.base)
+        span = (frame.duration or 0) * base
+        if stamp is None:
+            self.counted += 1
+            self._since += 1
+            measured = self.step if self._anchor is not None else 0.0
+            step = measured or span or (1 / self.rate if self.rate > 0.1 else 1 / 25)
+            time = 0.0 if self._last is None else self._last + step
+        else:
+            time = stamp * base
+            if self.clock.origin is None:
+                self.clock.origin = time - (self._last or 0.0) - (span if self._last is not None else 0.0)
+            time -= self.clock.origin
+            if self._anchor is not None and time > self._anchor:
+                self.step = (time - self._anchor) / (self._since + 1)
+            self._anchor, self._since = time, 0
+            self.dated += 1
+        self._last = time if self._last is None else max(time, self._last)
+        return self._last
+
+    def length(self, frame: Any) -> float:
+        """How long (seconds) the last frame is shown: its own duration or the latest step, whichever is longer."""
+        base = float(frame.time_base or self.base)
+        span = (frame.duration or 0) * base
+        known = max(min(self.step, 1.0), span if span <= LONGEST_GAP else 0.0)
+        return known or (1 / self.rate if self.rate > 0.1 else 0.0)
+
+    def _stamp(self, frame: Any) -> int | None:
+        """The time stamp to trust: the display time, unless it goes back more often than the decoding time."""
+        pair = (frame.pts, frame.dts)
+        for k, stamp in enumerate(pair):
+            if stamp is not None:
+                last = self._stamps[k]
+                self._faults[k] += last is not None and stamp <= last
+                self._stamps[k] = stamp
+        pts, dts = pair
+        if self.by_dts:
+            return dts
+        if pts is not None and (dts is None or self._faults[0] <= self._faults[1]):
+            return pts
+        return dts

@@ -1,0 +1,212 @@
+"""Open a media file and choose its tracks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.media.clock import Clock, FrameTimes, reason
+from counterpoint.data.media.pictures import orientation, shown_size, sides
+from counterpoint.errors import CounterpointError, DataError
+
+# Containers with an index or with time stamps that a seek can trust. All others are read from their first byte.
+SEEKABLE = {"mov", "matroska", "avi", "asf", "wav", "w64", "aiff", "au", "caf", "flac", "ape", "wv", "tta", "nut"}
+# A length that no header means: a hundred days.
+LONGEST_LENGTH = 1e7
+
+
+def load_av() -> Any:
+    """Import PyAV; CounterpointError where it is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise CounterpointError("reading video and sound needs PyAV: pip install 'counterpoint[video]'") from error
+    return av
+
+
+@dataclass
+class MediaInfo:
+    """Properties of a video file, from its header and its first picture."""
+
+    duration: float  # seconds; 0 when the header gives none; after reading: where the pictures end
+    width: int  # pixels as shown: rotation and shape of pixels applied
+    height: int
+    rotation: int  # degrees counter-clockwise: 0, 90, 180 or 270
+    fps: float  # average; 0 when unknown
+    has_audio: bool
+    container: str
+    video_codec: str
+    audio_codec: str | None
+    mirrored: bool = False
+
+
+def decodable(stream: Any) -> bool:
+    """Return whether this build of FFmpeg can decode the stream."""
+    return stream.codec_context is not None and stream.codec_context.codec is not None
+
+
+def choose(streams: list[Any], disposition: Any) -> Any:
+    """Choose the track that players take: the default one, else the first meant for everybody; None of none.
+
+    Args:
+        streams: of one kind. Those that cannot be decoded are passed over unless there is no other.
+        disposition: PyAV's flags.
+    """
+    special = disposition.visual_impaired | disposition.hearing_impaired | disposition.comment | disposition.dependent
+
+    def rank(stream: Any) -> tuple[bool, bool, bool]:
+        flags = stream.disposition
+        return (not decodable(stream), not flags & disposition.default, bool(flags & special))
+
+    return min(streams, key=rank, default=None)
+
+
+def others_note(kind: str, streams: list[Any], chosen: Any, length: float) -> list[str]:
+    """Name the tracks of a kind that are not used, with language, codec and seconds.
+
+    Args:
+        kind: "picture" or "sound".
+        streams: all of that kind.
+        chosen: the one that is used, or None.
+        length: seconds of the file, for tracks that give no length of their own.
+    """
+    others = [stream for stream in streams if stream is not chosen]
+    if not others:
+        return []
+    told = []
+    for stream in others:
+        facts = [getattr(stream, "language", None), getattr(stream.codec_context, "name", None) or "unknown codec"]
+        seconds = _length(stream) or length
+        facts.append(f"{seconds:.1f} s" if seconds else None)
+        told.append(f"stream {stream.index} ({', '.join(f for f in facts if f)})")
+    tracks = f"{len(others)} further {kind} track{'s' if len(others) > 1 else ''}"
+    use = f"; stream {chosen.index} is used" if chosen is not None else ""
+    return [f"{tracks} not used: {', '.join(told)}{use}"]
+
+
+def _length(stream: Any) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    parts = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    return int(parts[1]) * 3600 + int(parts[2]) * 60 + float(parts[3]) if parts else 0.0
+
+
+class Opened:
+    """An open video file with its picture and sound tracks and its clock; DataError for what cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        av = load_av()
+        self.av, self.path = av, path
+        # What PyAV raises on broken data: its own errors, and Python's for values that fit no number.
+        self.broken = (av.FFmpegError, ValueError, OverflowError, UnicodeDecodeError, OSError)
+        hint = ""
+        try:
+            if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", str(path)) and not path.exists():
+                address = re.sub(r":/+", "://", str(path), count=1)
+                raise DataError(f"{address}: is a web address; download the file and name it")
+            if not path.exists():
+                raise DataError(f"{path}: no such file")
+            if path.is_dir():
+                raise DataError(f"{path}: is a directory, not a video file")
+            if path.stat().st_size == 0:
+                raise DataError(f"{path}: the file is empty")
+            with path.open("rb") as file:
+                if file.read(12)[4:8] == b"ftyp":
+                    hint = " (its index is missing: an unfinished or cut download?)"
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be opened ({reason(error)})") from error
+        try:
+            self.container: Any = av.open(str(path), metadata_errors="ignore")
+        except self.broken as error:
+            raise DataError(f"{path}: not a media file that can be read{hint}; {reason(error)}") from error
+        try:
+            self._choose_tracks()
+        except BaseException:
+            self.container.close()
+            raise
+
+    def _choose_tracks(self) -> None:
+        disposition = self.av.stream.Disposition
+        streams = self.container.streams
+        # A cover picture in a music file is a "video" stream of one frame; it is not a video.
+        cover = disposition.attached_pic | disposition.timed_thumbnails
+        self.pictures = [s for s in streams.video if not s.disposition & cover]
+        self.sounds = list(streams.audio)
+        if not self.pictures:
+            raise DataError(f"{self.path}: has no video stream")
+        self.video = choose(self.pictures, disposition)
+        if not decodable(self.video):
+            raise DataError(f"{self.path}: its video codec is not known to this build of FFmpeg")
+        audio = choose(self.sounds, disposition)
+        self.audio = audio if audio is not None and decodable(audio) else None
+        self.video.thread_type = "AUTO"
+        self.clock = clock_of(self.av, self.container)
+
+    @property
+    def streams(self) -> list[Any]:
+        """The chosen tracks."""
+        return [self.video] + ([self.audio] if self.audio is not None else [])
+
+    @property
+    def rate(self) -> float:
+        """Pictures per second as declared, 0 when unknown."""
+        return float(self.video.guessed_rate or self.video.average_rate or 0)
+
+    def times(self) -> FrameTimes:
+        """Times for the decoded pictures, from the file's start or from a seek on."""
+        base = float(self.video.time_base or 0)
+        return FrameTimes(self.clock, self.rate, base, by_dts=self.container.format.name == "avi")
+
+    def info(self) -> MediaInfo:
+        """Properties from the header alone; `show` adds those of the first picture."""
+        context = self.video.codec_context
+        return MediaInfo(
+            duration=header_length(self.container),
+            width=context.width,
+            height=context.height,
+            rotation=0,
+            fps=float(self.video.average_rate or 0),
+            has_audio=self.audio is not None,
+            container=self.container.format.name,
+            video_codec=context.name,
+            audio_codec=self.audio.codec_context.name if self.audio is not None else None,
+        )
+
+    def show(self, info: MediaInfo, frame: Any) -> None:
+        """Take shown size and orientation from a decoded frame."""
+        turned = orientation(frame)
+        info.rotation, info.mirrored = turned.rotation, turned.mirrored
+        info.width, info.height = shown_size(frame, sides(self.video, frame))
+
+    def notes(self) -> list[str]:
+        """What the choice of tracks leaves out, for the user."""
+        length = header_length(self.container)
+        notes = [] if self.audio is not None else ["no audio track: judged by sight, with silence for sound"]
+        if self.audio is None and self.sounds:
+            notes = ["no audio track that can be decoded: judged by sight, with silence for sound"]
+        return (
+            notes
+            + others_note("picture", self.pictures, self.video, length)
+            + others_note("sound", self.sounds, self.audio, length)
+        )
+
+
+def clock_of(av: Any, container: Any) -> Clock:
+    """The clock of an open container, at its start."""
+    start = container.start_time
+    jumpy = bool(container.format.flags & av.format.Flags.ts_discont.value)
+    return Clock(start / av.time_base if start is not None else None, jumpy=jumpy)
+
+
+def header_length(container: Any) -> float:
+    """Seconds that the header gives; 0 when it gives none or an impossible one."""
+    duration = container.duration
+    seconds = max(0.0, duration / 1e6) if duration else 0.0
+    return seconds if seconds < LONGEST_LENGTH else 0.0
+
+
+def seekable(container: Any) -> bool:
+    """Return whether a seek in this container lands by an index, so that its outcome can be checked."""
+    return container.start_time is not None and container.format.name.split(",")[0] in SEEKABLE

@@ -1,0 +1,272 @@
+"""The picture at a time, the length of a file, its properties: read without going through the whole file where possible.
+
+A seek is checked against what it lands on. Where a container has no index to trust, or its clock may jump, the file is
+read from its first byte: packets are looked through, and only those around a wanted time are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.media.clock import Clock, demuxed
+from counterpoint.data.media.opened import MediaInfo, Opened, header_length, seekable
+from counterpoint.data.media.pictures import pixels, shown_size, sides
+from counterpoint.data.media.snippets import decoded
+from counterpoint.errors import DataError
+
+# Compressed bytes that are kept at most since the last key picture; beyond, all pictures are decoded from the beginning.
+_KEPT_BYTES = 128 * 2**20
+# Packets after a seek among which a key picture must be.
+_SOUGHT_PACKETS = 2000
+_EPS = 1e-6  # seconds
+
+
+def probe(path: Path | str) -> MediaInfo:
+    """Return the properties of a video file, its length measured where the header cannot be trusted.
+
+    Raises DataError when it cannot be opened or has no picture that can be decoded.
+    """
+    source = Opened(Path(path))
+    with source.container:
+        info = source.info()
+        for _, frame in decoded(source, [source.video], []):
+            source.show(info, frame)
+            break
+        else:
+            raise DataError(f"{path}: not a single frame could be decoded")
+    source = Opened(Path(path))
+    with source.container:
+        info.duration = measured_length(source.container, source.streams, source.clock, source.broken)
+    return info
+
+
+def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float:
+    """Return the seconds from the clock's origin to the end of the last packet of the streams.
+
+    Where a seek can be trusted, only the end is read; the header's length stands if the end agrees with it. The container
+    is somewhere in its middle afterwards.
+
+    Args:
+        container: an open one of PyAV, at its start.
+        streams: the chosen tracks.
+        clock: of the container, unused so far.
+        broken: errors that mean damage.
+    """
+    header = header_length(container)
+    origin = clock.origin
+    if seekable(container) and header and origin is not None:
+        try:
+            container.seek(round((origin + max(0.0, header - 1.0)) * 1e6), backward=True)
+            clock.restart()
+            end = _end(container, streams, clock, broken)
+        except broken:
+            end = None
+        if end is not None:
+            length = end - origin
+            return length if length > header + 0.1 or length < header - 0.5 else header
+        try:
+            container.seek(round(origin * 1e6), backward=True)
+        except broken:
+            return header
+        clock.restart()
+    end = _end(container, streams, clock, broken)
+    if end is None:
+        return header
+    length = end - (origin if origin is not None else clock.origin or 0.0)
+    return header if abs(length - header) < 0.1 else length
+
+
+def _end(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float | None:
+    """Time at which the last packet ends, from where the container stands; None without a packet."""
+    end: float | None = None
+    first: float | None = None
+    counted = {stream.index: 0.0 for stream in streams}
+    for packet in demuxed(container, streams, clock, broken, []):
+        base = float(packet.time_base)
+        span = (packet.duration or 0) * base
+        if packet.pts is None and packet.dts is None:
+            if packet.size:
+                counted[packet.stream_index] += span
+            continue
+        time = (packet.pts if packet.pts is not None else packet.dts) * base
+        first = time if first is None else min(first, time)
+        end = time + span if end is None else max(end, time + span)
+    if clock.origin is None:
+        clock.origin = first
+    longest = max(counted.values())
+    return end if end is not None else longest or None
+
+
+def frame_at(path: Path | str, seconds: float, *, width: int) -> NDArray[np.uint8] | None:
+    """Return the picture shown at a time; see `frames_at`."""
+    return frames_at(path, [seconds], width=width)[0]
+
+
+def frames_at(
+    path: Path | str, seconds: Sequence[float], *, width: int, steady: bool = False
+) -> list[NDArray[np.uint8] | None]:
+    """Return the pictures shown at some times.
+
+    Args:
+        path: of the file.
+        seconds: from the container's start, any order. Before the first picture it is the first, after the last the last.
+        width: of the pictures in pixels, >= 1; the height follows from the shape as shown.
+        steady: whether the file was read before and its clock never jumped, so that times may be sought in any container.
+
+    Returns RGB [H, W, 3] for each time; None where no picture can be decoded. Raises DataError for what cannot be opened.
+    """
+    found: list[NDArray[np.uint8] | None] = [None] * len(seconds)
+    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
+    wanted = [float(seconds[i]) for i in order]
+    source = Opened(Path(path))
+    with source.container:
+        if source.clock.origin is None:
+            reached = None
+        elif steady or seekable(source.container):
+            reached = [_sought(source, time, width) for time in wanted]
+        else:
+            reached = _scanned(source, wanted, width)
+    missing = [k for k in range(len(wanted)) if reached is None or reached[k] is None]
+    for k, i in enumerate(order):
+        found[i] = reached[k] if reached is not None else None
+    if missing:
+        source = Opened(Path(path))
+        with source.container:
+            for k, picture in zip(missing, _from_start(source, [wanted[k] for k in missing], width), strict=True):
+                found[order[k]] = picture
+    return found
+
+
+def _shown(source: Opened, frame: Any, width: int) -> NDArray[np.uint8] | None:
+    """A frame as shown, at a width; None where its size or format is impossible."""
+    shown = shown_size(frame, sides(source.video, frame))
+    height = max(1, round(width * shown[1] / shown[0]))
+    try:
+        return pixels(frame, (width, height), source.av.video.reformatter.VideoReformatter())
+    except (ValueError, OSError, MemoryError):  # the caller reads on from the beginning, then has no picture
+        return None
+
+
+def _from_start(source: Opened, wanted: list[float], width: int) -> list[NDArray[np.uint8] | None]:
+    """Decode all pictures from the first byte on, up to the last of the (sorted) times."""
+    times, found, last = source.times(), list[NDArray[np.uint8] | None](), None
+    # The sound counts for the clock, so its packets are read too.
+    for packet in demuxed(source.container, source.streams, source.clock, source.broken, []):
+        if packet.stream is not source.video:
+            continue
+        for frame in _decode(source, packet):
+            time = times.time(frame)
+            while len(found) < len(wanted) and last is not None and time > wanted[len(found)] + _EPS:
+                found.append(_shown(source, last, width))
+            last = frame
+        if len(found) == len(wanted):
+            return found
+    rest = _shown(source, last, width) if last is not None else None
+    return found + [rest] * (len(wanted) - len(found))
+
+
+def _decode(source: Opened, packet: Any) -> list[Any]:
+    """Frames of a packet, none where it is damaged; those still inside the decoder for None."""
+    try:
+        return list(packet.decode() if packet is not None else source.video.decode(None))
+    except source.broken:
+        return []
+
+
+def _sought(source: Opened, wanted: float, width: int) -> NDArray[np.uint8] | None:
+    """Seek to a key picture no later than the time and decode on from it; None where none is found."""
+    origin = source.clock.origin or 0.0
+    header = header_length(source.container)
+    target, back = min(wanted, header) if header else wanted, 1.0
+    while target > 0:
+        try:
+            source.container.seek(round((origin + target) * 1e6), backward=True)
+        except source.broken:
+            target, back = target - back, 2 * back
+            continue
+        source.clock.restart()
+        packets = _from_key(demuxed(source.container, [source.video], source.clock, source.broken, []))
+        first = next(packets, None)
+        stamp = None if first is None else first.pts if first.pts is not None else first.dts
+        if stamp is not None and first is not None and stamp * float(first.time_base) - origin <= wanted + _EPS:
+            start = stamp * float(first.time_base) - origin
+            frame = _latest(source, chain([first], packets), start, wanted)
+            if frame is not None:
+                return _shown(source, frame, width)
+        target, back = target - back, 2 * back
+    return None
+
+
+def _from_key(packets: Iterator[Any]) -> Iterator[Any]:
+    """Packets from the first key picture on; nothing where none comes soon."""
+    for number, packet in enumerate(packets):
+        if packet.size and packet.is_keyframe:
+            yield packet
+            break
+        if number > _SOUGHT_PACKETS:
+            return
+    yield from packets
+
+
+def _latest(source: Opened, packets: Iterator[Any], start: float, wanted: float) -> Any:
+    """The latest frame from `start` up to the time among packets that begin with a key picture; None without one."""
+    times, best = source.times(), None
+    for packet in packets:
+        for frame in _decode(source, packet):
+            if frame.pts is None and frame.dts is None and best is None:
+                return None
+            time = times.time(frame)
+            if time > wanted + _EPS and best is not None:
+                return best
+            if start - _EPS <= time <= wanted + _EPS:
+                best = frame
+    return best
+
+
+def _scanned(source: Opened, wanted: list[float], width: int) -> list[NDArray[np.uint8] | None] | None:
+    """Look through the packets from the first byte on, and decode from the last key picture before each (sorted) time.
+
+    None where key pictures lie too far apart to keep what lies between them.
+    """
+    found: list[NDArray[np.uint8] | None] = []
+    origin = source.clock.origin or 0.0
+    groups: list[tuple[float | None, list[Any]]] = []  # time of a key picture, the packets from it to the next
+    kept = 0
+
+    def take(time: float) -> NDArray[np.uint8] | None:
+        for start, _ in reversed(groups):
+            if start is not None and start <= time + _EPS:
+                break
+        else:
+            return None
+        source.video.codec_context.flush_buffers()
+        packets = [p for begin, part in groups if begin is None or begin >= start for p in part]
+        frame = _latest(source, iter([*packets, None]), start, time)
+        source.video.codec_context.flush_buffers()
+        return _shown(source, frame, width) if frame is not None else None
+
+    for packet in demuxed(source.container, source.streams, source.clock, source.broken, []):
+        if packet.stream is not source.video or not packet.size:
+            continue
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        time = stamp * float(packet.time_base) - origin if stamp is not None else None
+        decoding = packet.dts * float(packet.time_base) - origin if packet.dts is not None else None
+        while decoding is not None and len(found) < len(wanted) and decoding > wanted[len(found)] + _EPS:
+            found.append(take(wanted[len(found)]))
+        if len(found) == len(wanted):
+            return found
+        if packet.is_keyframe:
+            groups = [*groups[-2:], (time, [])]
+            kept = sum(p.size for _, part in groups for p in part)
+        if groups:
+            groups[-1][1].append(packet)
+            kept += packet.size
+            if kept > _KEPT_BYTES:
+                return None
+    return found + [take(time) for time in wanted[len(found) :]]

@@ -1,0 +1,213 @@
+"""Rows that were read as the contracts of image data and aligned data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import ImageData, Indices, Pixels
+from counterpoint.data.own.reader import Column, Reader
+from counterpoint.data.own.splits import labels_of, split_rows
+from counterpoint.data.pairs import AlignedColumns, AlignedData
+from counterpoint.errors import DataError
+
+
+class OwnImages:
+    """Pictures of some rows, held decoded or decoded when asked for; zeros where a row has none (an `ImageSplit`).
+
+    Args:
+        reader: of the rows.
+        column: the modality.
+        rows: [n] rows of the table.
+        labels: [n] class numbers, -1 for none; None when nothing is labelled.
+    """
+
+    def __init__(self, reader: Reader, column: Column, rows: Indices, labels: Indices | None = None) -> None:
+        assert column.sources is not None
+        self.reader, self.column, self.rows, self.labels = reader, column, rows, labels
+        self.sources = column.sources
+        self.at = np.where(column.has[rows], column.sources.at[rows], -1)
+        self.lacking = bool((self.at < 0).any())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: Indices) -> Pixels:
+        """[n] positions -> [n, size, size, 3] RGB."""
+        size = self.reader.wanted.size
+        return np.asarray(self._get(indices, self.sources.pixels, (size, size, 3), self.sources.image), np.uint8)
+
+    @property
+    def same(self) -> Indices:
+        """[len] numbers that are equal where pictures are one."""
+        return self.column.same[self.rows]
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Name items for a person (see `counterpoint.data.images.Listed`)."""
+        return self.reader.row_names(self.rows[positions])
+
+    def files(self, positions: Indices, modality: str = "image") -> list[str | None]:
+        """The path of each item's picture (see `counterpoint.data.images.Listed`)."""
+        return self.reader.files(self.rows[positions], self.column.name)
+
+    def _get(
+        self, indices: Indices, kept: NDArray[Any] | None, shape: tuple[int, ...], decoded: Callable[[Any], Any]
+    ) -> NDArray[Any]:
+        at = self.at[indices]
+        if kept is not None and not self.lacking:
+            return kept[at]
+        out = np.zeros((len(at), *shape), np.float32 if len(shape) == 1 else np.uint8)
+        if kept is not None:
+            out[at >= 0] = kept[at[at >= 0]]
+            return out
+        for n, (index, source) in enumerate(zip(np.asarray(indices), at, strict=True)):
+            if source < 0:
+                continue
+            try:
+                out[n] = decoded(self.sources.items[source])
+            except DataError as error:
+                row, table = int(self.rows[index]), self.reader.table
+                what = "" if table.own_files else f" {self.column.role.column}"
+                raise DataError(
+                    f"{self.reader.place}: {table.short(row)}{what}: {error}. Its header was good when the set was opened; "
+                    "mend it and go on with --resume, or remove the row and start again"
+                ) from error
+        return out
+
+
+class OwnWaves(OwnImages):
+    """Likewise for sounds (a `WaveSplit`)."""
+
+    def waves(self, indices: Indices) -> NDArray[np.float32]:
+        """[n] positions -> [n, samples], mono in [-1, 1]."""
+        shape = (self.reader.wanted.samples,)
+        return self._get(indices, self.sources.waves, shape, lambda source: self.sources.sound(source).wave)
+
+
+class OwnItems(AlignedColumns):
+    """One split of rows in several modalities, whose items can be listed by the rows they are of.
+
+    Args:
+        reader: of the rows.
+        name: of the split.
+        rows: [n] rows of the table.
+        labels: [all rows] class numbers; None when nothing is labelled.
+    """
+
+    def __init__(self, reader: Reader, name: str, rows: Indices, labels: Indices | None) -> None:
+        found: dict[str, Any] = {}
+        for column in reader.columns:
+            if column.gives == "image":
+                found[column.name] = OwnImages(reader, column, rows)
+            elif column.gives == "audio":
+                found[column.name] = OwnWaves(reader, column, rows)
+            else:
+                found[column.name] = column.texts(rows) if column.gives == "text" else column.rows_of(rows)
+        presence = {c.name: c.has[rows] for c in reader.columns if not c.has[rows].all()}
+        super().__init__(
+            found,
+            None if labels is None else labels[rows],
+            presence,
+            same={c.name: c.same[rows] for c in reader.columns},
+        )
+        self.reader, self.name, self.rows = reader, name, rows
+
+    def row_names(self, positions: Indices) -> list[str]:
+        """Name items for a person (see `counterpoint.data.images.Listed`)."""
+        return self.reader.row_names(self.rows[positions])
+
+    def files(self, positions: Indices, modality: str) -> list[str | None]:
+        """The path of each item's file in a modality (see `counterpoint.data.images.Listed`)."""
+        return self.reader.files(self.rows[positions], modality)
+
+    def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
+        """List these items in the data's list, in place of those of before; returns its file, None if it is empty."""
+        return self.reader.list_rows(self.name, modality, self.rows[positions], what, reason)
+
+
+def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> AlignedData:
+    """The rows as items of several modalities.
+
+    Args:
+        reader: that has read them.
+        name: of the data.
+        test: the fraction to test on, or the name of the split.
+        notes: on how the place was read.
+
+    Raises DataError where a modality is nowhere, or a split would be empty.
+    """
+    place = reader.place
+    # A column of videos without any sound is one of pictures.
+    reader.columns = [
+        c for c in reader.columns if not (c.gives == "audio" and c.role.kind == "video") or (c.has & reader.good).any()
+    ]
+    for column in reader.columns:
+        if not (column.has & reader.good).any():
+            raise DataError(
+                f"{place}: no usable row has the modality '{column.name}'; mend its column '{column.role.column}', or name "
+                "the others with ?columns=NAME:KIND,..."
+            )
+    if len(reader.columns) < 2:
+        raise DataError(
+            f"{place}: '{reader.columns[0].name}' is the only modality; its videos have no sound, so add another"
+        )
+    labels, classes = labels_of(reader)
+    paired = np.sum([column.has for column in reader.columns], 0) > 1
+    parts = split_rows(reader, paired, labels, test)
+    train, held = parts.train, parts.test
+    lacks = []
+    for column in reader.columns:
+        if not column.has[train].any():
+            raise DataError(
+                f"{place}: the modality '{column.name}' is in no training row beside another; there is nothing to align it by"
+            )
+        if not column.has[held].any():
+            lacks.append(f"{place}: no test row has the modality '{column.name}'")
+        lacking = int((~column.has[np.concatenate([train, held])]).sum())
+        if lacking:
+            lacks.append(f"{place}: {lacking} of {len(train) + len(held)} items lack the modality '{column.name}'")
+    if len(parts.single):
+        lacks.append(f"{place}: {len(parts.single)} rows have one modality only, and are kept apart as unpaired")
+    return AlignedData(
+        name=name,
+        train=OwnItems(reader, "train", train, labels),
+        test=OwnItems(reader, "test", held, labels),
+        modalities={column.name: reader.modality(column) for column in reader.columns},
+        classes=classes,
+        notes=_notes(reader, [*notes, *reader.notes, *parts.notes, *lacks]),
+        unpaired=OwnItems(reader, "unpaired", parts.single, labels) if len(parts.single) else None,
+        accounts=reader.accounts,
+    )
+
+
+def image_data(reader: Reader, name: str, test: str, notes: list[str]) -> ImageData:
+    """The rows as pictures with classes where there are some (arguments as of `aligned_data`)."""
+    (column,) = reader.columns
+    labels, classes = labels_of(reader)
+    parts = split_rows(reader, column.has, labels, test)
+    if labels is not None:
+        without = int((labels[np.concatenate([parts.train, parts.test])] < 0).sum())
+        if without:
+            notes = [
+                *notes,
+                f"{reader.place}: {without} pictures have no class in '{reader.roles.label}'; systems that need classes leave "
+                "them out",
+            ]
+    splits = [
+        OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in (parts.train, parts.test)
+    ]
+    notes = _notes(reader, [*notes, *reader.notes, *parts.notes])
+    size = reader.wanted.size
+    return ImageData(name, splits[0], splits[1], classes or (), size, notes, accounts=reader.accounts)
+
+
+def _notes(reader: Reader, notes: list[str]) -> list[str]:
+    """All notes, what is left out first. The list is written here, and the accounts must balance."""
+    reader.accounts.check()
+    reader.accounts.write()
+    guessed = [f"{reader.place}: {reader.roles.guessed}"] if reader.roles.guessed else []
+    return [*reader.accounts.notes(), *guessed, *notes]

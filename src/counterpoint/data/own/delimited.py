@@ -1,0 +1,319 @@
+"""Tables of text: .csv, .tsv and their like. Every cell is text as it stands; nothing is taken for a number or for nothing.
+
+**Quotation marks** are decided row by row, for real files mix both habits:
+
+1. A cell is quoted (RFC 4180) where it begins with a mark, its marks inside are doubled, and its closing mark stands before
+   a delimiter or the end of the line. Marks in the middle of a cell are always text.
+2. A quoted cell may hold line breaks. But where each of its lines, read by itself, is a row of the table (it has the table's
+   number of cells, and the first of them looks like the first cells of other rows), the opening mark is an unpaired one.
+3. Wherever 1 and 2 do not hold, the marks of that line are text, and a note counts such lines.
+
+A line that has more or fewer cells than the header is a row that is left out. Empty lines are no rows.
+
+Files whose lines all obey rule 1 go to Arrow's reader as they are; of others the odd lines are quoted anew on the way.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoint.data.own.arrow import pa, pa_csv
+from counterpoint.data.own.table import ArrowCells, Broken, Joined, Segment
+from counterpoint.errors import DataError
+
+BLOCK = 8 << 20  # bytes read at a time
+LONGEST = 1 << 27  # bytes of a row at most; vectors written out are long
+_SAMPLE = 2000  # lines that show what first cells look like
+REACH = 2000  # lines that a quoted cell may hold
+Wanted = Callable[[str], bool]
+
+
+def read_delimited(path: Path, wanted: Wanted) -> Segment:
+    """Read a table of text.
+
+    Args:
+        path: the file, in UTF-8. Tabs separate where it ends in .tsv or its header has no other delimiter; else
+            semicolons, bars or commas, the first of "," ";" "|" that the header has.
+        wanted: whether a column of this name is read.
+
+    Raises DataError where the file as a whole is no table.
+    """
+    lines = _Lines(path)
+    header = next((line for _, line in zip(range(1), lines.physical(), strict=False)), b"")
+    between = _delimiter(path, header)
+    lines.rules(between)
+    names, skipped = _header(path, lines, between)
+    odd = lines.scan(len(names), skipped)
+    read = [name for name in names if wanted(name)]
+    source: Any = str(path) if odd is None else _Stream(lines.cleaned(odd, skipped))
+    broken: list[Broken] = []
+
+    def leave_out(row: Any) -> str:
+        number = row.number - (skipped if odd is None else 0)
+        broken.append(Broken(number, f"has {row.actual_columns} fields where the header has {row.expected_columns}"))
+        return "skip"
+
+    size = min(LONGEST, max(BLOCK, 2 * lines.longest))
+    columns: dict[str, list[Any]] = {name: [] for name in read}
+    try:
+        reader = pa_csv.open_csv(
+            source,
+            # Arrow numbers the rows that it leaves out only where one thread reads.
+            pa_csv.ReadOptions(
+                use_threads=False, block_size=size, column_names=names, skip_rows=skipped if odd is None else 0
+            ),
+            pa_csv.ParseOptions(
+                delimiter=between.decode(), newlines_in_values=odd is not None, invalid_row_handler=leave_out
+            ),
+            pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=False,
+                include_columns=read or names[:1],
+            ),
+        )
+        count = 0
+        for batch in reader:
+            count += batch.num_rows
+            for name in read:
+                columns[name].append(batch.column(batch.schema.get_field_index(name)))
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" not in str(error):
+            raise DataError(f"{path}: not a table that can be read ({str(error).splitlines()[0][:200]})") from error
+        count = 0
+    numbers = None
+    if broken:
+        bad = np.array([row.number for row in broken])
+        numbers = np.setdiff1d(np.arange(1, count + len(broken) + 1), bad)
+    cells = {name: Joined([ArrowCells(part) for part in parts]) for name, parts in columns.items()}
+    notes = [f"{path}: {odd.note()}"] if odd is not None and odd.plain else []
+    return Segment(path, count, dict(cells), numbers, broken, names=names, notes=notes)
+
+
+def _delimiter(path: Path, header: bytes) -> bytes:
+    bare = re.sub(rb'"[^"]*"', b"", header)
+    if path.suffix.lower() in (".tsv", ".tab"):
+        return b"\t"
+    return next((mark for mark in (b",", b";", b"|", b"\t") if mark in bare), b",")
+
+
+def _header(path: Path, lines: _Lines, between: bytes) -> tuple[list[str], int]:
+    """The names of the columns, and how many rows of the file they take."""
+    first = next(iter(lines.physical()), b"")
+    cells = lines.cells(first) if lines.strict.fullmatch(first) else first.split(between)
+    try:
+        names = [cell.decode("utf-8").strip() for cell in cells]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if not any(names):
+        raise DataError(f"{path}: has no header; its first line should name the columns")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or "" in names:
+        what = f"names the column '{twice[0]}' twice" if twice and twice[0] else "has a column without a name"
+        raise DataError(f"{path}: {what}; mend its first line")
+    return names, 1
+
+
+class _Odd:
+    """What the scan found of lines that are not regular."""
+
+    def __init__(self) -> None:
+        self.plain = 0  # lines whose marks are text
+        self.shapes: set[bytes] = set()  # that first cells of regular rows have
+
+    def note(self) -> str:
+        lines = "1 line" if self.plain == 1 else f"{self.plain} lines"
+        return f"the quotation marks of {lines} are read as text, for they enclose no cell"
+
+
+class _Lines:
+    """The lines of a file by the rules of quotation marks (see the module)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.longest = 0
+
+    def rules(self, between: bytes) -> None:
+        """Set the delimiter."""
+        self.between = between
+        mark = re.escape(between)
+        inner = rb'[^"]*+(?:""[^"]*+)*+'
+        quoted, bare = rb'"%b"' % inner, rb'[^"\r\n%b][^\r\n%b]*+' % (between, between)
+        # Of two cells the first alternative that fits is taken for good: no line takes more than linear time.
+        row = rb"(?:%b|%b|)(?:%b(?:%b|%b|))*+"
+        self.strict = re.compile(row % (quoted, bare, mark, quoted, bare))
+        short = quoted.replace(rb'[^"]', rb'[^"\r\n]')
+        self.regular = re.compile(rb"(?:%b\r?\n)*+" % (row % (short, bare, mark, short, bare)))  # lines of this kind
+        self.cell = re.compile(rb"(?:(%b)|(%b)|)(?:%b|$)" % (quoted, bare, mark))
+        # The line ends inside a quoted cell.
+        self.opens = re.compile(rb'(?:(?:%b|%b|)%b)*+"%b' % (quoted, bare, mark, inner))
+        self.inside = re.compile(inner)
+        self.closes = re.compile(rb'%b"(?=%b|$)' % (inner, mark))
+
+    def cells(self, line: bytes) -> list[bytes]:
+        """The cells of a line that obeys the first rule."""
+        found, at = [], 0
+        while True:
+            match = self.cell.match(line, at)
+            assert match is not None
+            quoted = match[1]
+            found.append(match[2] or b"" if quoted is None else quoted[1:-1].replace(b'""', b'"'))
+            at = match.end()
+            if at == len(line) and not match[0].endswith(self.between):
+                return found
+            if at == len(line):
+                return [*found, b""]
+
+    def blocks(self) -> Iterator[bytes]:
+        """The file in pieces that end with a line, without its mark of UTF-8. DataError for what is no text."""
+        decoder, at, rest = codecs.getincrementaldecoder("utf-8")(), 0, b""
+        with self.path.open("rb") as file:
+            while True:
+                block = file.read(BLOCK)
+                try:
+                    decoder.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    byte = at - len(decoder.getstate()[0]) + error.start
+                    raise DataError(f"{self.path}: is not text in UTF-8 (byte {byte}); save it as UTF-8") from error
+                if not at:
+                    block = block.removeprefix(codecs.BOM_UTF8)
+                at += len(block)
+                if not block:
+                    break
+                whole, newline, rest_of = (rest + block).rpartition(b"\n")
+                if len(rest_of) > LONGEST:
+                    raise DataError(f"{self.path}: has a line of more than {LONGEST >> 20} MiB; is it a table?")
+                if newline:
+                    yield whole + newline
+                rest = rest_of
+        if rest:
+            yield rest
+
+    def physical(self) -> Iterator[bytes]:
+        """Lines without their ends, however these are written; empty ones too."""
+        for block in self.blocks():
+            yield from block.splitlines()
+
+    def scan(self, cells: int, skipped: int) -> _Odd | None:
+        """Look for lines that disobey the first rule; None where there are none."""
+        self.count = cells
+        odd, shapes, seen = False, set[bytes](), 0
+        for block in self.blocks():
+            plain = self._plain(block)
+            if plain:
+                self.longest = max(self.longest, _longest(block))
+            # Of a block without marks the first lines are looked at, for what first cells look like.
+            for line in block.split(b"\n", _SAMPLE)[:_SAMPLE] if plain else block.splitlines():
+                if not plain:
+                    self.longest = max(self.longest, len(line))
+                    if b'"' in line and not self.strict.fullmatch(line):
+                        odd = True
+                        continue
+                if seen < _SAMPLE:
+                    seen += 1
+                    if seen > skipped and line.count(self.between) == cells - 1:
+                        shapes.add(_shape(line.partition(self.between)[0]))
+        if not odd:
+            return None
+        found = _Odd()
+        found.shapes = shapes
+        return found
+
+    def _plain(self, block: bytes) -> bool:
+        """Whether all lines of a block obey the first rule, and end as lines do."""
+        if b'"' in block:
+            return self.regular.fullmatch(block) is not None
+        return b"\r" not in block or b"\r" not in block.replace(b"\r\n", b"\n")
+
+    def cleaned(self, odd: _Odd, skipped: int) -> Iterator[bytes]:
+        """The rows again, every cell in a way that strict readers agree on."""
+        lines = self.physical()
+        for _ in range(skipped):
+            next(lines, None)
+        waiting = deque[bytes]()  # lines that were looked at ahead
+
+        def following() -> Iterator[bytes]:
+            yield from tuple(waiting)
+            for line in lines:
+                waiting.append(line)
+                yield line
+
+        while True:
+            read = waiting.popleft() if waiting else next(lines, None)
+            if read is None:
+                return
+            line = read
+            if b'"' not in line or self.strict.fullmatch(line):
+                yield line
+                continue
+            taken = self._record(line, following(), odd) if self.opens.fullmatch(line) else 0
+            if taken:
+                yield b"\n".join([line, *(waiting.popleft() for _ in range(taken))])
+            else:
+                odd.plain += 1
+                cells = line.split(self.between)
+                yield self.between.join(
+                    b'"' + cell.replace(b'"', b'""') + b'"' if b'"' in cell else cell for cell in cells
+                )
+
+    def _record(self, line: bytes, following: Iterator[bytes], odd: _Odd) -> int:
+        """How many further lines the open quoted cell of a line takes up; 0 where its mark is unpaired."""
+        rows = [line]
+        for number, more in enumerate(following, 1):
+            rows.append(more)
+            closing = self.closes.match(more)
+            if closing is not None:
+                whole = b"\n".join(rows)
+                if not self.strict.fullmatch(whole):
+                    # A cell that opens after this one may go on over further lines.
+                    if self.opens.fullmatch(whole) and number < REACH:
+                        continue
+                    return 0
+                alike = all(row.count(self.between) == self.count - 1 for row in rows)
+                known = all(_shape(row.partition(self.between)[0]) in odd.shapes for row in rows[1:])
+                if len(self.cells(whole)) != self.count or (alike and known):
+                    return 0
+                return number
+            if number >= REACH or not self.inside.fullmatch(more):
+                return 0
+        return 0
+
+
+def _longest(block: bytes) -> int:
+    found = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
+    return int(np.diff(found, prepend=-1, append=len(block)).max()) if len(found) else len(block)
+
+
+def _shape(cell: bytes) -> bytes:
+    """What a cell looks like: "a/9.png" for "t/12.png" of any folder and number."""
+    return re.sub(rb"\d+", b"9", re.sub(rb"[^\W\d_]+", b"a", cell.strip()))
+
+
+class _Stream:
+    """Lines as a file that Arrow reads."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self.lines, self.rest, self.closed = lines, b"", False
+
+    def read(self, size: int = -1) -> bytes:
+        parts, have = [self.rest], len(self.rest)
+        while size < 0 or have < size:
+            line = next(self.lines, None)
+            if line is None:
+                break
+            parts.append(line + b"\n")
+            have += len(line) + 1
+        found = b"".join(parts)
+        if size < 0:
+            size = len(found)
+        self.rest = found[size:]
+        return found[:size]
+
+    def close(self) -> None:
+        self.closed = True

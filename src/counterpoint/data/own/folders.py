@@ -1,0 +1,189 @@
+"""Folders of pictures: a class for every folder, splits above them, and a metadata file for captions and other columns.
+
+DIR/CLASS/...                  the class is the first folder, however deep a picture lies
+DIR/train/CLASS/...            likewise below the folders of splits; they are splits only where nothing else but such
+DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class
+DIR/3.png                      a picture beside the folders of classes has no class, and is kept without one
+metadata.csv, metadata.jsonl   anywhere: its column file_name names pictures, from its own folder; other columns are theirs
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from counterpoint.data.accounts import Accounts, Line
+from counterpoint.data.own.delimited import read_delimited
+from counterpoint.data.own.parquet import read_parquet
+from counterpoint.data.own.places import SPLITS
+from counterpoint.data.own.records import read_jsonl
+from counterpoint.data.own.table import ListCells, Segment, Spool, Table
+from counterpoint.errors import DataError
+from counterpoint.files import walk
+
+PICTURE, CLASS = "image", "label"  # columns of the table that a folder makes
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+NAMES = ("file_name", "filename", "file_path", "image", "path")  # of the column that names pictures
+
+
+def picture_files(folder: Path, accounts: Accounts, metadata: Sequence[str] = METADATA) -> list[Path]:
+    """The pictures and metadata files below a folder, links followed; everything else is left out with a reason."""
+    found = walk(folder)
+    known = Image.registered_extensions()
+    for path, reason in found.left_out:
+        accounts.find("files")
+        accounts.leave(Line(str(path), None, reason, unit="files"))
+    pictures = []
+    for path in found.files:
+        accounts.find("files")
+        if path.suffix.lower() in known or path.name.lower() in metadata:
+            pictures.append(path)
+        else:
+            accounts.leave(Line(str(path), None, "no picture by its ending", unit="files"))
+    return pictures
+
+
+def plain_folder(folder: Path, count: int, accounts: Accounts) -> Table:
+    """The first `count` pictures below a folder in the order of their paths, 0 for all, without classes.
+
+    DataError where there are none, or fewer than `count`.
+    """
+    files = picture_files(folder, accounts, ())
+    if not files:
+        raise DataError(f"{folder}: no images there, in any format that Pillow reads")
+    if count > len(files):
+        raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
+    taken = files[: count or None]
+    accounts.read("files", len(taken))
+    for path in files[len(taken) :]:
+        accounts.leave(Line(str(path), None, "more than are asked for", unit="files"))
+    cells = {PICTURE: ListCells([str(path) for path in taken])}
+    return Table(str(folder), [Segment(folder, len(taken), dict(cells), folder="")], Spool(), own_files=PICTURE)
+
+
+def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -> tuple[Table, list[str]]:
+    """The pictures of a folder as a table (see the module), a row for each picture, or for each row that describes it.
+
+    Args:
+        place: the folder.
+        wanted: whether a column of a metadata file is read.
+        accounts: counts files and rows of metadata.
+
+    Returns the table and notes. DataError where there is no picture, or a metadata file cannot be read.
+    """
+    root = Path(place)
+    spool = Spool()
+    files = picture_files(root, accounts)
+    pictures = [path for path in files if path.name.lower() not in METADATA]
+    described, columns = _described(
+        root,
+        [path for path in files if path.name.lower() in METADATA],
+        wanted,
+        spool,
+        accounts,
+        {os.path.normpath(path): path for path in pictures},
+    )
+    if not pictures:
+        raise DataError(f"{place}: holds no pictures, in any format that Pillow reads; {accounts.examples()}")
+    accounts.read("files", len(pictures))
+    splits, notes = _splits(root, pictures)
+    rows: list[tuple[Path, dict[str, Any]]] = [
+        (path, cells) for path in pictures for cells in described.get(path, [{}])
+    ]
+    labelled = CLASS in columns  # by the metadata, which counts
+    classes = [_class(root, path, bool(splits)) for path, _ in rows]
+    own: dict[str, list[Any]] = {PICTURE: [str(path) for path, _ in rows]}
+    if not labelled and any(classes):
+        own[CLASS] = classes
+        loose = sum(1 for path, name in zip((p for p, _ in rows), classes, strict=True) if not name)
+        if loose:
+            notes.append(f"{place}: {loose} pictures stand beside the folders of classes and have no class")
+    own |= {name: [cells.get(name) for _, cells in rows] for name in columns}
+    segments = []
+    order = dict.fromkeys(splits.get(path, "") for path, _ in rows)
+    for split in order:
+        at = [n for n, (path, _) in enumerate(rows) if splits.get(path, "") == split]
+        cells = {name: ListCells([values[n] for n in at]) for name, values in own.items()}
+        segments.append(Segment(root, len(at), dict(cells), split=split, folder=""))
+    return Table(place, segments, spool, own_files=PICTURE), notes
+
+
+def _splits(root: Path, pictures: list[Path]) -> tuple[dict[Path, str], list[str]]:
+    """The split of each picture by the folder it lies below, and notes; empty where the top folders are classes."""
+    top = {path: path.relative_to(root).parts for path in pictures}
+    folders = {parts[0] for parts in top.values() if len(parts) > 1}
+    named = {folder for folder in folders if folder.lower() in SPLITS}
+    if named and named == folders and all(len(parts) > 1 for parts in top.values()):
+        return {path: SPLITS[parts[0].lower()] for path, parts in top.items()}, []
+    if named and len(folders) > 1:
+        names = ", ".join(sorted(named))
+        return {}, [f"{root}: the folder {names} is taken for a class, for other pictures stand beside it"]
+    return {}, []
+
+
+def _class(root: Path, path: Path, split: bool) -> str:
+    """The class of a picture: the first folder below the root, or below its split's; empty for a loose one."""
+    parts = path.relative_to(root).parts[1 if split else 0 :]
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _described(
+    root: Path,
+    files: list[Path],
+    wanted: Callable[[str], bool],
+    spool: Spool,
+    accounts: Accounts,
+    pictures: dict[str, Path],
+) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
+    """What metadata files say of each picture, and the names of their columns."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    columns: dict[str, None] = {}
+    for file in files:
+        segment = _metadata(file, wanted, spool)
+        accounts.read("files")
+        name = next((n for n in NAMES if n in segment.columns), "")
+        if not name:
+            raise DataError(f"{file}: has no column file_name; it should name the pictures that its rows are about")
+        others = [n for n in segment.columns if n != name]
+        columns |= dict.fromkeys(f"{n}_" if n == PICTURE else n for n in others)
+        accounts.find("metadata rows", segment.count + len(segment.broken))
+        for broken in segment.broken:
+            accounts.leave(Line(str(file), broken.number, broken.reason, unit="metadata rows"))
+        for number, cell, cells in _rows(segment, name, others):
+            path = _path(file.parent, cell, pictures)
+            if path is None:
+                reason = "names no picture" if cell else "has no file name"
+                line = Line(str(file), number, reason, column=name, value=str(cell or ""), unit="metadata rows")
+                accounts.leave(line)
+            else:
+                accounts.read("metadata rows")
+                found.setdefault(path, []).append(cells)
+    return found, list(columns)
+
+
+def _rows(segment: Segment, name: str, others: list[str]) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    numbers = range(1, segment.count + 1) if segment.numbers is None else segment.numbers.tolist()
+    cells = zip(*(segment.columns[n] for n in others), strict=True) if others else ((),) * segment.count
+    for number, file, values in zip(numbers, segment.columns[name], cells, strict=True):
+        names = [f"{n}_" if n == PICTURE else n for n in others]
+        yield number, file, dict(zip(names, values, strict=True))
+
+
+def _path(folder: Path, cell: Any, pictures: dict[str, Path]) -> Path | None:
+    """The picture that a cell names; None where there is none."""
+    if not isinstance(cell, str) or not cell.strip():
+        return None
+    return pictures.get(os.path.normpath(folder / cell.strip()))
+
+
+def _metadata(file: Path, wanted: Callable[[str], bool], spool: Spool) -> Segment:
+    def read(name: str) -> bool:
+        return name in NAMES or wanted(name)
+
+    if file.suffix.lower() == ".parquet":
+        return read_parquet(file, read, spool)
+    return read_jsonl(file, read) if file.suffix.lower() == ".jsonl" else read_delimited(file, read)

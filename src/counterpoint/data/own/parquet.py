@@ -1,0 +1,95 @@
+"""Parquet files: only the columns that count are read, vectors as float32, bytes beyond `KEEP` to disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoint.data.own.arrow import is_numbers, pa, pc, pq
+from counterpoint.data.own.table import ArrowCells, Cells, Joined, RecordCells, Segment, Spool, SpooledCells
+from counterpoint.errors import DataError
+
+ROWS = 65_536  # read at a time, where they are small
+HELD = 64 << 20  # bytes of a batch, about
+Wanted = Callable[[str], bool]
+
+
+def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
+    """Read a Parquet file.
+
+    Args:
+        path: the file.
+        wanted: whether a column of this name is read.
+        spool: takes the bytes of cells.
+
+    Raises DataError where it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = list(schema.names)
+            if len(set(names)) != len(names):
+                raise DataError(f"{path}: has two columns of one name")
+            usual, classes = _known(schema.metadata, names)
+            read = [name for name in names if wanted(name) or name in usual]
+            parts: dict[str, list[Cells]] = {name: [] for name in read}
+            size = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
+            rows = max(64, min(ROWS, HELD * max(1, file.metadata.num_rows) // max(1, size)))
+            for batch in file.iter_batches(batch_size=rows, columns=read):
+                for name in read:
+                    parts[name].append(_cells(batch.column(batch.schema.get_field_index(name)), spool))
+            count = file.metadata.num_rows
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow raises kinds of its own, and Python's, on damaged files
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a Parquet file that can be read ({said})") from error
+    columns: dict[str, Cells] = {name: Joined(found) for name, found in parts.items()}
+    return Segment(path, count, columns, names=names, usual=usual, classes=classes)
+
+
+def _cells(array: Any, spool: Spool) -> Cells:
+    kind = array.type
+    if is_numbers(kind) and pa.types.is_floating(kind.value_type) and kind.value_type != pa.float32():
+        # What float32 cannot hold becomes infinite, which is found later.
+        if pa.types.is_fixed_size_list(kind):
+            array = array.cast(pa.list_(kind.value_type))
+        return ArrowCells(array.cast(pa.large_list(pa.float32())))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return _bytes(array, spool)
+    if pa.types.is_struct(kind):
+        fields = [kind.field(n).name for n in range(kind.num_fields)]
+        if "bytes" in fields and set(fields) <= {"bytes", "path"}:
+            inner = pc.struct_field(array, "bytes")
+            if pa.types.is_binary(inner.type) or pa.types.is_large_binary(inner.type):
+                paths = ArrowCells(pc.struct_field(array, "path")) if "path" in fields else None
+                return RecordCells(_bytes(inner, spool), paths)
+    return ArrowCells(array)
+
+
+def _bytes(array: Any, spool: Spool) -> Cells:
+    array = array.cast(pa.large_binary())
+    _, offsets, data = array.buffers()
+    at = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    if data is None or spool.has_room(int(at[-1] - at[0])):
+        return ArrowCells(array)
+    descriptor, start = spool.write(data.slice(int(at[0]), int(at[-1] - at[0])))
+    sizes = np.where(np.asarray(array.is_valid()), np.diff(at), -1)
+    return SpooledCells(descriptor, start + at[:-1] - at[0], sizes)
+
+
+def _known(metadata: Any, names: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Roles of columns, and names of numbered classes, as `datasets` writes them into a Parquet file."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: what for name, what in features.items() if isinstance(what, dict) and name in names}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}, {}
+    roles = {"Image": "image", "Audio": "audio", "Video": "video"}
+    classes = {name: what["names"] for name, what in found.items() if isinstance(what.get("names"), list)}
+    usual = {name: roles[kind] for name, what in found.items() if (kind := what.get("_type")) in roles}
+    return usual, {name: [str(n) for n in labels] for name, labels in classes.items()}

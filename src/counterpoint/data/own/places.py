@@ -1,0 +1,177 @@
+"""From a place that the user names to the files there: a file, a folder or a pattern, and the splits that names stand for."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from counterpoint.data.accounts import Accounts, Line
+from counterpoint.errors import DataError
+from counterpoint.files import walk
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tgz": "tar",
+    ".tar.gz": "tar",
+    ".tar.bz2": "tar",
+    ".tar.xz": "tar",
+}
+READABLE = ".csv, .tsv, .jsonl, .json, .parquet, .tar"
+# train.csv, train-0.csv, test_00001.parquet, validation-00000-of-00004.parquet
+_SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?\d+)?([-_. ]of[-_. ]\d+)?")
+
+
+def mode_of(path: Path | str) -> int | None:
+    """The mode of a file or folder, None where nothing is. DataError where it cannot be looked at."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        if error.strerror == "File name too long":
+            return None
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); see its permissions") from error
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether this is a folder. DataError where it cannot be looked at."""
+    mode = mode_of(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a table or archive by its ending; empty for another file."""
+    name = path.name.lower()
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending) and name != ending), "")
+
+
+def matches(place: str) -> list[Path]:
+    """The files and folders that a pattern matches. Where a folder of the very name exists, its brackets are no pattern."""
+    parts = Path(place).parts
+    literal = Path(parts[0]) if parts else Path()
+    escaped = [glob.escape(parts[0]) if os.path.lexists(parts[0]) else parts[0]] if parts else []
+    for part in parts[1:]:
+        literal = literal / part
+        escaped.append(glob.escape(part) if os.path.lexists(literal) else part)
+    try:
+        return [Path(name) for name in sorted(glob.glob(os.path.join(*escaped), recursive=True))] if parts else []
+    except (OSError, ValueError, re.error) as error:
+        raise DataError(f"{place}: cannot be opened ({error})") from error
+
+
+def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
+    """The tables or archives of a place with their kinds; what else is there is left out, with a reason.
+
+    Args:
+        place: a file, a folder (which is walked through, links included) or a pattern. What exists by that very name is
+            never taken for a pattern.
+        kind: csv, jsonl, json, parquet or tar: files that are named are read as that. Empty: by their endings.
+        accounts: counts the files. Of a folder, files of no kind that is a table or archive are no part of the set (they
+            may be the pictures that a table names) and are not counted.
+
+    Raises DataError where nothing can be read.
+    """
+    mode = mode_of(place)
+    if mode is None and "://" in place:
+        raise DataError(f"{place} is on the net; download it and name the file")
+    roots = [Path(place)] if mode is not None else matches(place)
+    found: list[tuple[Path, str]] = []
+    for root in roots:
+        if is_folder(root):
+            found += _inside(root, kind, accounts)
+        elif kind or kind_of(root):
+            accounts.find("files")
+            found.append((root, kind or kind_of(root)))
+        elif len(roots) == 1:
+            raise DataError(f"{root}: its ending says no kind that can be read: {READABLE}")
+        else:
+            accounts.find("files")
+            accounts.leave(_file(root, f"its ending says no kind that can be read: {READABLE}"))
+    kinds = sorted({what for _, what in found})
+    if len(kinds) > 1:
+        raise DataError(f"{place}: holds files of several kinds ({', '.join(kinds)}); name one, or a pattern")
+    full = []
+    for path, what in found:
+        if os.stat(path).st_size:
+            full.append((path, what))
+        else:
+            accounts.leave(_file(path, "is empty (0 bytes)"))
+    if not full:
+        if len(found) == 1:
+            raise DataError(f"{found[0][0]}: is empty (0 bytes)")
+        what = "holds no table or archive" if roots and is_folder(roots[0]) else "no such file, folder or pattern"
+        left = f" ({accounts.examples()})" if accounts.left("files") else ""
+        raise DataError(f"{place}: {what}{left}; it should name {READABLE} files")
+    return full
+
+
+def _inside(root: Path, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
+    """The tables and archives below a folder."""
+    inside = walk(root)
+    found = []
+    for path, reason in inside.left_out:
+        # Of what could not be looked into nobody knows what it holds.
+        if kind_of(path) or not path.suffix:
+            accounts.find("files")
+            accounts.leave(_file(path, reason))
+    for path in inside.files:
+        what = kind_of(path)
+        if not what:
+            continue
+        accounts.find("files")
+        if kind and what != kind:
+            accounts.leave(_file(path, f"no file of the kind {kind}"))
+        elif what == "json" and not kind:
+            # A folder's lone .json is more often about the data than the data.
+            accounts.leave(_file(path, "a .json in a folder is not taken for a table; name it to read it"))
+        else:
+            found.append((path, what))
+    return found
+
+
+def _file(path: Path, reason: str) -> Line:
+    return Line(str(path), None, reason, unit="files")
+
+
+def file_splits(place: str, paths: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """The split that each file stands for by its name or its folder's, "" for none, and notes.
+
+    Names count only where every file has such a name (train.csv, test-0.csv), or lies in a folder that has, and nothing else
+    is there: a table called "test shots.csv" is a table like any other.
+    """
+    if not paths:
+        return [], []
+    root = Path(place) if is_folder(place) else None
+    folders = [path.relative_to(root).parts[0].lower() if root in path.parents else "" for path in paths if root]
+    if folders and all(folder in SPLITS for folder in folders):
+        return [SPLITS[folder] for folder in folders], []
+    names = [_SPLIT_NAME.fullmatch(path.name.partition(".")[0].lower()) for path in paths]
+    if all(names) and len(paths) > 1:
+        return [SPLITS[name[1]] for name in names if name], []
+    notes = []
+    odd = [path.name for path, name in zip(paths, names, strict=True) if name]
+    if odd and len(paths) > 1:
+        notes.append(
+            f"{place}: the name of {odd[0]} is not taken for a split, for other files have none; say splits in a column split"
+        )
+    return [""] * len(paths), notes

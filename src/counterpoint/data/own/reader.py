@@ -1,0 +1,308 @@
+"""Read the cells of a table, column by column: what every row has in every modality, and which rows cannot be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data import images
+from counterpoint.data.accounts import BAD, Accounts, Line
+from counterpoint.data.images import Indices
+from counterpoint.data.own.places import SPLITS
+from counterpoint.data.own.roles import Role, Roles, modality_name
+from counterpoint.data.own.sources import Sources, Wanted
+from counterpoint.data.own.table import Cells, FirstCells, Table, factorise, shown
+from counterpoint.data.own.values import Texts, read_texts, read_vectors, same_vectors
+from counterpoint.data.pairs import Kind, Modality
+from counterpoint.data.sounds import resampled_note
+from counterpoint.errors import DataError
+
+_MANY = 2000  # sources from which on a bar shows the progress
+
+
+@dataclass
+class Column:
+    """One modality of all rows."""
+
+    role: Role
+    name: str
+    gives: Kind
+    has: NDArray[np.bool_]  # [rows]
+    same: Indices  # [rows] equal where rows are one thing in this modality, -1 where they lack it
+    sources: Sources | None = None  # of pictures, sounds and videos
+    chunks: Sequence[Any] = ()  # of texts
+    vectors: NDArray[np.float32] | None = None
+    at: Indices | None = None  # [rows] positions of vectors
+
+    def texts(self, rows: Indices) -> Texts:
+        """The texts of these rows."""
+        return Texts(self.chunks, np.where(self.has[rows], rows, -1))
+
+    def rows_of(self, rows: Indices) -> NDArray[np.float32]:
+        """The vectors of these rows; zeros where a row has none."""
+        assert self.vectors is not None
+        assert self.at is not None
+        out = np.zeros((len(rows), self.vectors.shape[1]), np.float32)
+        here = self.has[rows]
+        out[here] = self.vectors[self.at[rows[here]]]
+        return out
+
+
+class Reader:
+    """The rows of a table, read once.
+
+    Args:
+        table: whose columns are read.
+        roles: what they are.
+        wanted: what pictures and sounds become.
+        accounts: takes every row that cannot be used, and what there is to report of others.
+    """
+
+    def __init__(self, table: Table, roles: Roles, wanted: Wanted, accounts: Accounts) -> None:
+        self.table, self.roles, self.wanted, self.accounts = table, roles, wanted, accounts
+        self.place = table.place
+        self.columns: list[Column] = []
+        self.good = np.ones(len(table), bool)
+        self.wrong: dict[int, list[tuple[str, Any, str]]] = {}  # by row: column, value, reason
+        self.notes: list[str] = []
+        table.key = roles.id
+        table.paths = [
+            name for role in roles.modalities if role.kind in ("image", "audio", "video") for name in role.columns
+        ]
+        self._read()
+
+    # --- reading
+
+    def _cells(self, role: Role) -> Cells:
+        found = [self.table.cells(name) for name in role.columns]
+        return found[0] if len(found) == 1 else FirstCells(found)
+
+    def _read(self) -> None:
+        roles = self.roles.modalities
+        sounds = not any(role.kind == "audio" for role in roles)
+        sources = {
+            role.name: Sources(self.table, role, self._cells(role), self.wanted)
+            for role in roles
+            if role.kind in ("image", "audio", "video")
+        }
+        self._examine(list(sources.values()), sounds)
+        empty: dict[str, Indices] = {}
+        for role in roles:
+            cells = self._cells(role)
+            if role.kind == "text":
+                chunks, has, same, empty[role.name], bad = read_texts(self.table, cells)
+                column = Column(role, role.name, "text", has, same, chunks=chunks)
+            elif role.kind == "vector":
+                values, at, bad = read_vectors(self.table, cells)
+                column = Column(role, role.name, "vector", at >= 0, same_vectors(values, at), vectors=values, at=at)
+            else:
+                found = sources[role.name]
+                bad = found.bad_rows()
+                has = found.at >= 0
+                has[list(bad)] = False
+                gives: Kind = "audio" if role.kind == "audio" else "image"
+                column = Column(role, role.name, gives, has, found.groups(has, found.at), found)
+            self.columns.append(column)
+            for row, reason in bad.items():
+                self._bad(row, role.column, cells[row], reason)
+        for role in [role for role in roles if role.kind == "video" and sounds]:
+            self._sound(role, sources[role.name])
+        self._splits()
+        self._nothing()
+        self._twice()
+        self._report(empty, sounds)
+
+    def _examine(self, sources: Sequence[Sources], sounds: bool) -> None:
+        """Look at all pictures, sounds and videos; keep them decoded where all fit into memory."""
+        count = sum(len(found.items) for found in sources)
+        # Read when asked, so that a test can make it small.
+        self.whole = sum(len(found.items) * found.bytes_each for found in sources) <= images.KEEP
+        steps: Iterator[int] = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
+        if count >= _MANY:
+            from rich.console import Console
+            from rich.progress import track
+
+            what = "reading items" if self.whole else "checking items"
+            steps = iter(track(steps, what, count, console=Console(stderr=True), transient=True))
+        for _ in steps:
+            pass
+
+    def _sound(self, role: Role, sources: Sources) -> None:
+        """The sound of a column of videos, a modality of its own."""
+        name = modality_name(f"{role.name}_sound", [column.name for column in self.columns])
+        has = (sources.at >= 0) & (sources.sounding[sources.at] if len(sources.items) else False)
+        has &= next(column.has for column in self.columns if column.role is role)
+        self.columns.append(Column(role, name, "audio", has, sources.groups(has, sources.at), sources))
+
+    def _bad(self, row: int, column: str, value: Any, reason: str) -> None:
+        self.wrong.setdefault(row, []).append((column, value, reason))
+        self.good[row] = False
+
+    # --- rows as a whole
+
+    def _splits(self) -> None:
+        """The split of every row: as its split column says, else as its file's name does."""
+        self.split = self.table.splits()
+        if not self.roles.split:
+            return
+        cells = self.table.cells(self.roles.split)
+        codes, values = factorise(cells)
+        said = np.full(len(values) + 1, "", object)
+        for n, value in enumerate(values):
+            if isinstance(value, str) and len(value) < 100:
+                said[n] = SPLITS.get(value.lower(), value.lower())
+            else:
+                for row in np.flatnonzero(codes == n):
+                    self._bad(int(row), self.roles.split, cells[int(row)], "is not the name of a split")
+        found = said[codes]
+        self.split = np.where(found == "", self.split, found)
+
+    def _nothing(self) -> None:
+        has = np.any([column.has for column in self.columns], axis=0)
+        for row in np.flatnonzero(self.good & ~has):
+            self._bad(int(row), "", None, "has no modality")
+
+    def _twice(self) -> None:
+        """Of rows with one id in one split the first that can be used counts."""
+        if not self.roles.id:
+            return
+        cells = self.table.cells(self.roles.id)
+        codes, values = factorise(cells)
+        usable = np.array([isinstance(v, (str, int, float, bytes)) and v != "" and v == v for v in values] + [False])
+        names = {name: n for n, name in enumerate(dict.fromkeys(self.split))}
+        split = np.array([names[name] for name in self.split], np.int64)
+        rows = np.flatnonzero(self.good & usable[codes])
+        _, first, of = np.unique(codes[rows] * len(names) + split[rows], return_index=True, return_inverse=True)
+        for at in np.flatnonzero(first[of] != np.arange(len(rows))):
+            row, before = int(rows[at]), int(rows[first[of[at]]])
+            reason = f"the id is that of {self.table.short(before)} too, which counts"
+            self._bad(row, self.roles.id, cells[row], reason)
+
+    # --- what was found
+
+    def line(self, row: int, column: str, value: Any, what: str, reason: str) -> Line:
+        """A line of the list for one row."""
+        key, unit = self.table.key_of(row), self.table.unit
+        if self.table.own_files:
+            return Line(self.table.short(row), None, reason, key, what=what, unit=unit)
+        at, number = self.table.where(row)
+        return Line(str(self.table.segments[at].path), number, reason, key, column, shown(value), what, unit)
+
+    def _report(self, empty: dict[str, Indices], sounds: bool) -> None:
+        """List every row that is left out, and rows that are used with a change."""
+        self.accounts.find(self.table.unit, len(self.table))
+        lines: list[tuple[int, int, Line]] = []  # by segment and number
+        for at, segment in enumerate(self.table.segments):
+            self.accounts.find(self.table.unit, len(segment.broken))
+            for broken in segment.broken:
+                line = Line(str(segment.path), broken.number, broken.reason, broken.key, unit=self.table.unit)
+                lines.append((at, broken.number, line))
+            self.notes += segment.notes
+        for row, wrong in self.wrong.items():
+            name, value, reason = wrong[0]
+            more = [f"{c}{f' ({shown(v)})' if shown(v) else ''}: {r}" for c, v, r in wrong[1:]]
+            lines.append((*self.table.where(row), self.line(row, name, value, BAD, "; and ".join([reason, *more]))))
+        for _, _, line in sorted(lines, key=lambda found: found[:2]):
+            self.accounts.leave(line)
+        for column in self.columns:
+            rows = empty.get(column.name, np.zeros(0, np.int64))
+            rows = rows[self.good[rows]]
+            for row in rows.tolist():
+                value = self.table.cells(column.role.columns[0])[row]
+                self.accounts.leave(self.line(row, column.role.column, value, "missing", "empty text"))
+            if len(rows):
+                self.notes.append(
+                    f"{self.place}: the text of {column.role.column} is empty in {len(rows)} of {self.total} rows, which "
+                    f"are used without it (all listed in {self.accounts.file})"
+                )
+        self._rates()
+        videos = [column for column in self.columns if column.role.kind == "video" and column.gives == "image"]
+        if sounds and videos:
+            heard = {column.role.name: column.has for column in self.columns if column.gives == "audio"}
+            silent = sum(int((c.has & self.good & ~heard[c.role.name]).sum()) for c in videos)
+            if silent:
+                self.notes.append(f"{self.place}: {silent} videos have no sound that can be used")
+
+    def _rates(self) -> None:
+        """List sounds of another rate than the one that was asked for."""
+        rates: Counter[int] = Counter()
+        for column in self.columns:
+            if column.gives != "audio" or column.sources is None:
+                continue
+            rows = np.flatnonzero(column.has & self.good)
+            rates += column.sources.rates_of(rows)
+            own = column.sources.rates[column.sources.at[rows]] if len(column.sources.items) else rows
+            for row, rate in zip(rows[own != self.wanted.rate], own[own != self.wanted.rate], strict=True):
+                reason = f"resampled to {self.wanted.rate} Hz"
+                self.accounts.leave(self.line(int(row), column.role.column, f"{rate} Hz", "resampled", reason))
+        self.notes += [
+            f"{self.place}: {note} (all listed in {self.accounts.file})"
+            for note in resampled_note(rates, self.wanted.rate)
+        ]
+
+    @property
+    def total(self) -> int:
+        """How many rows there are, broken ones included."""
+        return self.accounts.found[self.table.unit]
+
+    def judge(self, max_bad: float | None) -> None:
+        """Check how many rows cannot be used.
+
+        Args:
+            max_bad: how many may be bad, as a fraction of all below 1 or as a count; None for any number.
+
+        Raises DataError when there are more, or nothing is left.
+        """
+        bad = len(self.accounts.left(self.table.unit))
+        if bad == self.total:
+            self.accounts.write()
+            raise DataError(
+                f"{self.place}: none of its {self.total} {self.table.unit} can be used: {self.accounts.examples()}"
+            )
+        if max_bad is None:
+            return
+        allowed = max_bad * self.total if max_bad < 1 else max_bad
+        if bad > allowed + 1e-9:  # 0.29 of 100 is a little less than 29
+            self.accounts.write()
+            said = f"{max_bad:g} of {self.total}" if max_bad < 1 else f"{max_bad:g}"
+            raise DataError(
+                f"{self.place}: {bad} of {self.total} rows are bad, more than max_bad={said}: {self.accounts.examples()}. "
+                "Mend them, or allow more: --max-bad N, or ?max_bad=N behind the place"
+            )
+
+    # --- handed over
+
+    def modality(self, column: Column) -> Modality:
+        """The facts of a column."""
+        if column.gives == "image":
+            return Modality("image", size=self.wanted.size)
+        if column.gives == "audio":
+            return Modality("audio", rate=self.wanted.rate, samples=self.wanted.samples)
+        if column.gives == "vector":
+            assert column.vectors is not None
+            return Modality("vector", dim=column.vectors.shape[1])
+        return Modality("text")
+
+    def row_names(self, rows: Indices) -> list[str]:
+        """Name rows for a person (see `counterpoint.data.images.Listed`)."""
+        return [self.table.name(int(row)) for row in rows]
+
+    def files(self, rows: Indices, name: str) -> list[str | None]:
+        """The path of each row's own file in one modality (see `counterpoint.data.images.Listed`)."""
+        column = next((column for column in self.columns if column.name == name), self.columns[0])
+        if column.sources is None:
+            return [None] * len(rows)
+        return [column.sources.file(int(row)) if column.has[row] else None for row in rows]
+
+    def list_rows(self, split: str, name: str, rows: Indices, what: str, reason: str) -> Path | None:
+        """List these rows of a split, in place of those of before; returns the list's file, None if it is empty."""
+        role = next(column.role for column in self.columns if column.name == name)
+        cells = self.table.cells(role.columns[0])
+        lines = [self.line(int(row), role.column, cells[int(row)], what, reason) for row in rows]
+        return self.accounts.replace((split, name, what), lines)

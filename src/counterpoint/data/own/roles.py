@@ -1,0 +1,232 @@
+"""What the columns of a table are: modalities, label, split, id, by their names or as the user says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from counterpoint.errors import CounterpointError, DataError, unknown
+
+# A column's kind by a word of its name; the first of these kinds that fits counts.
+KINDS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
+    "text": ("text", "txt", "caption", "captions", "title", "description", "sentence", "transcript"),
+    "audio": ("audio", "sound", "wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "speech"),
+    "video": ("video", "mp4", "clip", "movie", "mov", "avi", "mkv", "webm"),
+    "vector": ("vector", "embedding", "embeddings", "features", "feature", "npy", "sensor"),
+}
+WHOLE = {  # these must be the whole name
+    "label": ("label", "labels", "class", "cls", "category", "target"),
+    "split": ("split",),
+    "id": ("id", "item_id"),
+}
+# What a name such as `image_id` or `audio_rate` ends in is about the modality, not the modality.
+ABOUT = ("id", "ids", "url", "width", "height", "size", "length", "len", "rate", "count", "hash", "seconds", "duration")
+# Names that a network's dictionary of modules has for itself.
+TAKEN = frozenset(
+    ("keys", "values", "items", "pop", "clear", "update", "train", "eval", "type", "float", "half", "double")
+)
+# Of sources with one picture and at most one text a row, in the order in which they are looked for.
+IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_path", "file_name", "filename", "path", "file")
+TEXT = ("caption", "text", "txt", "title", "description", "sentence", "captions")
+LABEL = ("label", "labels", "class", "cls", "category", "target", "fine_label")
+
+
+@dataclass
+class Role:
+    """One modality: its name, the columns that it is read from, and its kind of `KINDS`.
+
+    Several columns stand in for each other: of each row the first that is not empty counts.
+    """
+
+    name: str
+    columns: list[str]
+    kind: str
+
+    @property
+    def column(self) -> str:
+        """What messages call its columns."""
+        return " or ".join(self.columns)
+
+
+@dataclass
+class Roles:
+    """Which column plays which role."""
+
+    modalities: list[Role]
+    label: str = ""
+    split: str = ""
+    id: str = ""
+    guessed: str = ""  # what was guessed by names, for a note; empty where the user named all
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        names = [name for role in self.modalities for name in role.columns]
+        return list(dict.fromkeys(filter(None, [*names, self.label, self.split, self.id])))
+
+
+def known_by_name(name: str, usual: Mapping[str, str]) -> str:
+    """The role of a column by its name; empty where the name says nothing.
+
+    Args:
+        name: of the column.
+        usual: roles that are known without names, by column.
+    """
+    if name in usual:
+        return usual[name]
+    lower = name.lower().removeprefix("json.")
+    for role, names in WHOLE.items():
+        if lower in names:
+            return role
+    words = [word for word in re.split(r"[^a-z0-9]+", lower) if word]
+    if not words or words[-1] in ABOUT:
+        return ""
+    for word in (words[-1], words[0]):  # `image_embedding` is a vector, `image_left` an image
+        for kind, names in KINDS.items():
+            if word in names or word.rstrip("0123456789") in names:  # mp4, but image2
+                return kind
+    return ""
+
+
+def said_columns(place: str, names: Sequence[str], columns: str) -> dict[str, str]:
+    """The option `columns`, NAME:KIND separated by commas, as column -> kind.
+
+    Raises CounterpointError for what is no such list, DataError for a column that the table lacks.
+    """
+    said: dict[str, str] = {}
+    for part in filter(None, columns.split(",")):
+        name, colon, kind = part.rpartition(":")
+        if not colon or not name:
+            raise CounterpointError(
+                f"columns={columns}: '{part}' is not NAME:KIND (kinds: {', '.join([*KINDS, *WHOLE])})"
+            )
+        if kind not in KINDS and kind not in WHOLE:
+            raise unknown(f"kind of the column '{name}'", kind, [*KINDS, *WHOLE])
+        if name not in names and name.partition(".")[0] not in names:
+            raise DataError(f"{place}: no column '{name}'; it has {some_names(names)}")
+        said[name] = kind
+    return said
+
+
+def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], columns: str) -> Roles:
+    """The roles of a manifest's columns: as `columns` says, else by their names.
+
+    Args:
+        place: for messages.
+        names: of all columns.
+        usual: roles that are known without names.
+        columns: the option; empty for names.
+
+    Raises DataError with fewer than two modalities (one video is two), CounterpointError for options that make no sense.
+    """
+    said = said_columns(place, names, columns)
+    found = said or {name: role for name in names if (role := known_by_name(name, usual))}
+    if not said:
+        have = {role for name, role in found.items() if not name.startswith("json.")}
+        # A record beside an archive's members mostly holds the same again.
+        found = {name: role for name, role in found.items() if not (name.startswith("json.") and role in have)}
+    roles = Roles([])
+    for name, role in sorted(found.items(), key=lambda pair: names.index(pair[0]) if pair[0] in names else len(names)):
+        if role in KINDS:
+            roles.modalities.append(Role(modality_name(name, [m.name for m in roles.modalities]), [name], role))
+        elif getattr(roles, role) and said:
+            raise CounterpointError(f"columns names two columns as {role}: '{getattr(roles, role)}' and '{name}'")
+        elif not getattr(roles, role):
+            setattr(roles, role, name)
+    kinds = [role.kind for role in roles.modalities]
+    if len(kinds) < 2 and kinds != ["video"]:
+        has = f"only '{roles.modalities[0].column}'" if kinds else "none"
+        raise DataError(
+            f"{place}: needs at least two columns that are modalities, and has {has} among {some_names(names)}; say "
+            f"what they are with ?columns=NAME:KIND,NAME:KIND (kinds: {', '.join(KINDS)})"
+        )
+    if not said and any(name not in usual for name in roles.columns):
+        roles.guessed = _guess([*((m.column, m.kind) for m in roles.modalities), *_others(roles)])
+        roles.guessed += "; ?columns=NAME:KIND,... names others"
+    return roles
+
+
+def image_roles(
+    place: str, names: Sequence[str], usual: Mapping[str, str], image: str, label: str, text: str, *, pairs: bool
+) -> Roles:
+    """The roles of the columns of a source with one picture a row.
+
+    Args:
+        place: for messages.
+        names: of all columns.
+        usual: roles that are known without names.
+        image, label, text: the user's options; empty for columns of usual names.
+        pairs: whether a text is needed beside the picture.
+
+    Raises DataError where a column is missing.
+    """
+    picture = _column(place, names, usual, image, IMAGE, "image")
+    roles = Roles([Role("image", picture, "image")])
+    if pairs:
+        roles.modalities.append(Role("text", _column(place, names, usual, text, TEXT, "text")[:1], "text"))
+    roles.label = next(iter(_column(place, names, usual, label, LABEL, "label", needed=bool(label))), "")
+    taken = roles.columns
+    roles.split = next((n for n in names if known_by_name(n, usual) == "split" and n not in taken), "")
+    roles.id = next((n for n in names if known_by_name(n, usual) == "id" and n not in taken), "")
+    given = [("image", image, picture), ("label", label, [roles.label]), ("text", text, [])]
+    if pairs:
+        given[2] = ("text", text, roles.modalities[1].columns)
+    guessed = [
+        (column, what)
+        for what, said, found in given
+        for column in found
+        if not said and column and usual.get(column) != what
+    ]
+    if guessed or any(name not in usual for _, name in _others(roles, label=False)):
+        roles.guessed = _guess([*guessed, *_others(roles, label=False, usual=usual)])
+        roles.guessed = roles.guessed and f"{roles.guessed}; ?image=, ?label= and ?text= name others"
+    return roles
+
+
+def _others(roles: Roles, *, label: bool = True, usual: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    wanted = ("label", "split", "id") if label else ("split", "id")
+    found = [(getattr(roles, role), role) for role in wanted]
+    return [(name, role) for name, role in found if name and name not in (usual or {})]
+
+
+def _guess(pairs: Sequence[tuple[str, str]]) -> str:
+    said = ", ".join(f"'{column}' as {role}" for column, role in pairs)
+    return f"columns are taken by their names: {said}" if said else ""
+
+
+def _column(
+    place: str,
+    names: Sequence[str],
+    usual: Mapping[str, str],
+    named: str,
+    wanted: Sequence[str],
+    what: str,
+    *,
+    needed: bool = True,
+) -> list[str]:
+    """The column called `named`, else those that are known as `what`, else those of usual names, in their order."""
+    if named:
+        if named not in names and named.partition(".")[0] not in names:
+            raise DataError(f"{place}: no column '{named}'; it has {some_names(names)}. Name one with ?{what}=COLUMN")
+        return [named]
+    lower = {name.lower(): name for name in reversed(names)}
+    found = [name for name, role in usual.items() if role == what and name in names]
+    found += [lower[name] for name in wanted if name in lower and lower[name] not in found]
+    if not found and needed:
+        raise DataError(f"{place}: no {what} column among {some_names(names)}; name it with ?{what}=COLUMN")
+    return found
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first ten names, and how many more."""
+    more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
+    return ", ".join([*names[:10], *more])
+
+
+def modality_name(column: str, used: Sequence[str]) -> str:
+    """A name for a column's modality that modules and measures can have."""
+    name = re.sub(r"\W+", "_", column.removeprefix("json.")).strip("_") or "column"
+    name = f"{name}_" if name in TAKEN else name
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(used) + 3))) if n not in used)
