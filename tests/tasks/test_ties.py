@@ -13,7 +13,9 @@ from counterpoint.core.gap import gap_metrics
 from counterpoint.core.rows import Keys, distinct_rows
 from counterpoint.data.bags import BagData, TestVideo
 from counterpoint.data.images import ArrayImages, ImageData
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.tasks import measures
+from counterpoint.tasks.aligned import AlignedEvaluator
 from counterpoint.tasks.bags import FrameAP, frame_ap, frame_ap_step
 from counterpoint.tasks.labelled import LabelledConfig, LabelledEvaluator, recall_at_1, recall_at_1_chance
 from counterpoint.tasks.measures import (
@@ -287,6 +289,32 @@ def test_embedding_learners_have_a_chance_for_each_figure():
     assert set(found) == set(chance)
     assert chance["accuracy"] == 0.2
     assert chance["recall_at_1"] == pytest.approx(10 / 54)
+
+
+def test_aligned_items_have_a_chance_for_each_recall_and_accuracy():
+    rng = np.random.default_rng(0)
+    labels, groups = np.arange(24) % 3, np.arange(24) // 6
+    split = AlignedColumns(
+        {name: rng.normal(size=(24, 2)).astype(np.float32) for name in "abc"}, labels=labels, groups=groups
+    )
+    data = AlignedData("x", split, split, {name: Modality("vector", dim=2) for name in "abc"}, classes=tuple("uvw"))
+    evaluator = AlignedEvaluator(data)
+    present = {name: torch.ones(24, dtype=torch.bool) for name in "abc"}
+    batch = {"split": "", "present": present, "label": torch.from_numpy(labels)}
+    z = {name: alike(24) for name in "abc"}
+    outputs = {"embedding": z, "joint": z, "logits": torch.zeros(24, 3), "measures": {"own": 1.0}}
+    evaluator.update(batch | {"part": "items"}, outputs)
+    evaluator.update(batch | {"part": "examples"}, {"embedding": z})
+    found, chance = evaluator.compute(final=True), evaluator.chance()
+    ends = ("r1", "r5", "r10", "_recall", "accuracy", "zero_shot", "_to_a_mrr", "_to_b_mrr", "_to_c_mrr")
+    assert set(chance) == {name for name in found if name.endswith(ends)}
+    assert chance["a_to_b_r5"] == chance["b_and_c_to_a_r5"] == pytest.approx(5 / 24)
+    assert chance["a_to_b_group_accuracy"] == pytest.approx(found["a_to_b_group_accuracy"]) == 0.25
+    for name in ("accuracy", "a_from_b_zero_shot", "a_linear_accuracy"):
+        assert chance[name] == pytest.approx(found[name]) == pytest.approx(1 / 3), name
+    assert chance["b_and_c_to_a_class_r1"] == pytest.approx(1 / 3)
+    assert chance["mean_recall"] == pytest.approx((1 + 5 + 10) / 3 / 24)
+    assert found["mean_recall"] <= chance["mean_recall"]
 
 
 def test_ranks_count_ties_against_a_query():

@@ -152,7 +152,9 @@ def explained_variance_ratios(x: Any) -> NDArray[np.float64]:
 def _spread(u: Tensor, v: Tensor | None = None) -> float:
     """`uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process measures the whole set."""
     other = u if v is None else v
-    query, key = with_bias(4.0 * u, other, row=2.0 * row_is_zero(u), column=2.0 * row_is_zero(other))
+    query, key = with_bias(
+        4.0 * u, other, row=2 * row_is_zero(u).to(u.dtype), column=2 * row_is_zero(other).to(u.dtype)
+    )
     rows = pair_logsumexp(query, key, exclude=Diagonal()).rows
     return float(rows.logsumexp(0)) - 4 - math.log(len(u) * (len(u) - 1))
 
