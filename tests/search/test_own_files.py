@@ -11,7 +11,8 @@ from PIL import Image
 
 from counterpoint import cli, search
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.search import Encoder, writing
+from counterpoint.report.search import write_search_report
+from counterpoint.search import Encoder, shown, writing
 from counterpoint.search.stored import read_embeddings
 
 pytest.importorskip("pyarrow", reason="needs the extra [datasets]")
@@ -138,6 +139,44 @@ def test_a_picture_finds_itself_and_the_page_shows_it(folder, tmp_path, capsys, 
     assert html.count("data:image/png;base64,") >= 5  # the query and four hits
     assert hits[0]["source"].replace("'", "&#39;") in html
     assert 'src="http' not in html
+
+
+def test_a_page_plays_small_files_links_large_ones_and_names_those_that_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(shown, "EMBEDDED", 100)
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "a #1.wav").write_bytes(b"x" * 101)
+    (tmp_path / "small.mp3").write_bytes(b"abc")
+    (tmp_path / "film.mp4").write_bytes(b"x" * 500)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    show = shown._Files(tmp_path / "pages" / "p.html")
+    assert show(tmp_path / "sounds" / "a #1.wav") == {"audio": "../sounds/a%20%231.wav"}
+    assert show(tmp_path / "small.mp3") == {"audio": "data:audio/mpeg;base64,YWJj"}
+    assert show(tmp_path / "film.mp4") == {"video": "../film.mp4"}
+    assert "torn.png: not a picture" in show(tmp_path / "torn.png")["gone"]
+    assert show(tmp_path / "none.wav") == {"gone": f"{tmp_path / 'none.wav'}: no such file"}
+    monkeypatch.setattr(shown, "EMBEDDED", 1000)
+    show.room = 10
+    assert show(tmp_path / "film.mp4") == {"video": "../film.mp4"}  # the page holds enough already
+    hit = {
+        "rank": 1,
+        "similarity": 0.5,
+        "item": 3,
+        "split": "test",
+        "label": "<b>",
+        "source": None,
+        "count": 2,
+        "others": ["x"],
+    }
+    things = [[("sound", show(tmp_path / "small.mp3")), ("film", show(tmp_path / "film.mp4"))]]
+    page = write_search_report(
+        tmp_path / "p.html", [("text", {"text": "a & b"})], "sound", [hit], things, tmp_path / "e"
+    )
+    html = page.read_text()
+    assert '<video controls preload="metadata" src="../film.mp4">' in html
+    assert "&lt;b&gt;" in html
+    assert "a &amp; b" in html
+    assert "test 3" in html
+    assert "1 more with the same" in html
 
 
 def test_features_of_views_are_those_that_neighbours_are_judged_by(folder):
