@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 
 from counterpoint import cli, training
 from counterpoint.data.media import write_video
-from counterpoint.detect import Detector, Windows, detect_files, intervals
+from counterpoint.detect import Detector, Windows, detect_files, find_videos, intervals
 from counterpoint.engine.run import Run
 from counterpoint.errors import DataError, RunError
 
@@ -187,6 +188,132 @@ def test_the_newest_run_is_taken_when_none_is_named(run_of_clips, clip, tmp_path
     assert "no trained run of macil-sd under runs/" in capsys.readouterr().err
     shutil.copytree(run_of_clips, tmp_path / "runs" / "demo" / "mine")
     assert cli.main(["detect", str(clip[0])]) == 0
+
+
+def test_a_moment_never_ends_before_it_begins():
+    score = np.zeros(18, np.float32)
+    score[13:15] = 0.9
+    (moment,) = intervals(score, 0.5, SNIPPET, 4.0)  # a length that is too short
+    assert moment.start <= moment.peak <= moment.end == 4.0
+
+
+def test_progress_ends_at_the_length_that_was_read(detector, tmp_path):
+    """The header of joined recordings gives the length of one."""
+    parts = [np.full((48, 64, 3), n * 4, np.uint8) for n in range(48)]
+    write_video(tmp_path / "one.ts", parts, None)
+    path = tmp_path / "three.ts"
+    path.write_bytes((tmp_path / "one.ts").read_bytes() * 3)
+    told = []
+    found = detector.detect(path, threshold=1e-6, progress=lambda *p: told.append(p))
+    assert found.duration == pytest.approx(6.0, abs=0.1)
+    assert all(done <= whole for done, whole, _ in told)
+    assert told[-1][:2] == (found.duration, found.duration)
+    assert found.intervals
+    assert all(0 <= i.start <= i.peak <= i.end <= found.duration for i in found.intervals)
+    assert len(found.thumbnails) == len(found.intervals)
+
+
+def test_one_unreadable_file_does_not_end_the_batch(detector, clip, tmp_path, monkeypatch):
+    path, _ = clip
+    locked, broken = tmp_path / "locked.mkv", tmp_path / "broken.mkv"
+    locked.write_bytes(b"x" * 100)
+    broken.write_bytes(b"x" * 100)
+    opened = Path.open
+
+    def refuse(self, *args, **options):
+        if self == locked:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    watch = detector.detect
+
+    def fail(path, **options):
+        if path == broken:
+            raise OSError(5, "Input/output error")
+        return watch(path, **options)
+
+    monkeypatch.setattr(detector, "detect", fail)
+    found, failures = detect_files(detector, [locked, path, broken])
+    assert [d.video for d in found] == [path]
+    assert failures == [
+        (locked, "cannot be opened (Permission denied)"),
+        (broken, "[Errno 5] Input/output error"),
+    ]
+
+
+def test_a_folder_is_walked_and_every_entry_accounted_for(clip, tmp_path):
+    path, _ = clip
+    (tmp_path / "a").mkdir()
+    shutil.copy(path, tmp_path / "a" / "one.mp4")
+    shutil.copy(path, tmp_path / "a" / "without an ending")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "linked").symlink_to(path.parent)
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "notes.txt").write_text("no video")
+    (tmp_path / "broken.mp4").write_text("no video either")
+    listed = find_videos([tmp_path, "https://example.org/a.mp4", tmp_path / "gone.mp4"])
+    assert [p.relative_to(tmp_path).as_posix() for p in listed.videos] == [
+        "a/one.mp4",
+        "a/without an ending",
+        f"b/linked/{path.name}",
+        "broken.mp4",
+        "gone.mp4",
+    ]
+    assert [p.relative_to(tmp_path).as_posix() for p, _ in listed.left_out] == ["b/loop", "notes.txt"]
+    ((name, reason),) = listed.failures
+    assert name == "https://example.org/a.mp4"
+    assert "is a web address, which is not supported; download the file" in reason
+
+
+def test_a_web_address_is_named_whole(detector):
+    _, ((_, reason),) = detect_files(detector, [Path("https://example.org/a.mp4")])
+    assert reason == "https://example.org/a.mp4: is a web address; download the file and name it"
+
+
+def test_the_command_tries_the_page_before_the_work(run_of_clips, clip, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Detector, "detect", lambda *a, **b: pytest.fail("watched"))
+    words = ["detect", str(clip[0]), "--run", str(run_of_clips), "--html", str(tmp_path / "file" / "page.html")]
+    assert cli.main(words) == 2
+    assert "page.html cannot be written" in capsys.readouterr().err
+
+
+def test_the_command_names_its_run_skips_others_and_warns(run_of_clips, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_of_clips, tmp_path / "runs" / "good")
+    for name, changes in (("views", {"task": "views"}), ("features", {"backbones": None})):
+        (tmp_path / name).mkdir()
+        shutil.copytree(changed(run_of_clips, tmp_path / name, **changes), tmp_path / "runs" / name)
+    for age, name in enumerate(("views", "features", "good")):
+        weights = next((tmp_path / "runs" / name).glob("*.safetensors"))
+        os.utime(weights, (10**9 - age, 10**9 - age))
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "config.yaml").write_text("[")
+    (tmp_path / "runs" / "damaged" / "model.safetensors").write_bytes(b"")
+    assert cli.main(["detect", str(clip[0])]) == 0
+    out, err = capsys.readouterr()
+    assert "Run: runs/good (the newest that can detect)" in out
+    assert "skipped the newer run runs/views: it is a run of" in err
+    assert "skipped the newer run runs/features: it was trained on features made elsewhere" in err
+    assert "skipped the newer run runs/damaged: it is damaged" in err
+    assert "warning: the features (light and logmel) are not trained" in err
+    assert "warning: scores are not calibrated" in err
+    assert "scores are not calibrated" in (tmp_path / "detection.html").read_text()
+
+
+def test_average_precision_stands_beside_chance_where_truth_is_known(detector, clip, tmp_path):
+    from counterpoint.report.detection import write_detection_report
+
+    path, script = clip
+    found = detector.detect(path, truth=[(0.0, 2.0)])
+    precision, chance = found.precision()
+    assert chance == pytest.approx(2.0 / (script.snippets * SNIPPET), abs=0.01)
+    assert 0 < precision <= 1
+    assert found.as_dict()["chance"] == pytest.approx(chance, abs=1e-4)
+    page = write_detection_report([found], tmp_path / "page.html").read_text()
+    assert f"average precision {precision:.2f}, by chance {chance:.2f}" in page
+    assert detector.detect(path).precision() is None
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -87,6 +87,15 @@ def test_an_item_s_own_picture_and_words_find_it(made, capsys, tmp_path):
     assert both["hits"][0]["similarity"] == pytest.approx(float(joint[best]), abs=1e-4)
 
 
+def test_a_page_shows_items_of_built_in_data_from_their_source(made, tmp_path, capsys):
+    page = tmp_path / "p.html"
+    assert (
+        cli.main(["search", str(made / "clip"), "arrow", "--in", str(made / "emb.parquet"), "--html", str(page)]) == 0
+    )
+    assert page.read_text().count("data:image/png;base64,") == 10
+    assert f"Page: {page}" in capsys.readouterr().out
+
+
 def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, capsys):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     file = made / "indexed.parquet"

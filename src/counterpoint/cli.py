@@ -605,7 +605,8 @@ def search(
 
     Args:
         run: The run that the embeddings were made with.
-        query: Words, or the path of a picture, a sound or a vector (.npy).
+        query: Words, or the path of a picture, a sound or a vector (.npy). MODALITY=QUERY names the modality, where a run
+            has several of one kind.
         in_: A file that `embed` wrote.
         k: How many to find. Items with the very same text or file are one hit.
         modality: The modality to search in. Default: the first that is not asked with.

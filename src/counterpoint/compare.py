@@ -20,7 +20,7 @@ from counterpoint import catalog
 from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
-from counterpoint.verify import paired, run_all, stamp_of, summarise, verdict
+from counterpoint.verify import MANY_SEEDS, paired, run_all, seeds_needed, stamp_of, summarise, verdict
 
 SAID = {"holds": "better", "reversed": "worse"}
 
@@ -94,6 +94,7 @@ def compare(
         console=console,
     )
     results = {slug: {str(seed): done[f"{slug}-{seed}"] for seed in range(seeds)} for slug in slugs}
+    named = metric is not None
     metric = metric or f"{headlines.pop()}_last"
     shared = sorted(set.intersection(*(set(found) for runs in results.values() for found in runs.values())))
     if metric not in shared:
@@ -103,6 +104,9 @@ def compare(
         differences = [results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric] for s in range(seeds)]
         mean, low, high = paired(differences)
         said = verdict(low, high)
+        needed = seeds_needed(differences) if seeds > 1 else None
+        if said == "no difference" and needed is not None and needed <= MANY_SEEDS:
+            said = f"undecided: an effect of this size needs about {needed} seeds"
         bounds = (None, None) if seeds < 2 else (low, high)
         comparisons.append(
             {
@@ -136,6 +140,7 @@ def compare(
         "results": results,
         "comparisons": comparisons,
         "notes": _notes(everything),
+        "options": {**overrides, **({"metric": metric} if named else {})},
         "versions": versions(),
         "machine": machine(),
     }

@@ -348,48 +348,13 @@ class Listed(NamedTuple):
 
 
 # Endings of video files. In a folder these are watched or reported as failed; others are opened to see what they are.
-VIDEO_ENDINGS = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".mpg",
-        ".mpeg",
-        ".m2v",
-        ".m1v",
-        ".vob",
-        ".flv",
-        ".f4v",
-        ".wmv",
-        ".asf",
-        ".3gp",
-        ".3g2",
-        ".ogv",
-        ".ogm",
-        ".mxf",
-        ".h264",
-        ".264",
-        ".h265",
-        ".265",
-        ".hevc",
-        ".mjpeg",
-        ".mjpg",
-        ".dv",
-        ".divx",
-        ".rm",
-        ".rmvb",
-        ".y4m",
-        ".ivf",
-        ".nut",
-        ".gif",
-    ]
-)
+# fmt: off
+VIDEO_ENDINGS = frozenset([
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".m1v", ".vob",
+    ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".h264", ".264", ".h265", ".265",
+    ".hevc", ".mjpeg", ".mjpg", ".dv", ".divx", ".rm", ".rmvb", ".y4m", ".ivf", ".nut", ".gif",
+])
+# fmt: on
 
 
 def find_videos(names: Sequence[Path | str]) -> Listed:

@@ -195,7 +195,18 @@ def resume(path: Path | str, *, checkpoint_minutes: float = 10.0, say: Say = pri
             f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
         )
     system, config = restore(run)
-    return _fit(run, system, config, load_source(system, run.config["data"]), checkpoint_minutes, say)
+    return _fit(run, system, config, load_source(system, run.config["data"]), checkpoint_minutes, say, _parent(run))
+
+
+def _parent(run: Run) -> Run | None:
+    """The run whose weights an interrupted run starts from, if it was interrupted before its first checkpoint."""
+    named = run.config.get("parent")
+    if not named or run.checkpoint.is_file():
+        return None
+    parent = finished(named["run"], run.slug)
+    if parent.digest() != named["weights"]:
+        raise RunError(f"{parent.path} has other weights than those {run.path} started from; train it anew")
+    return parent
 
 
 def restore(run: Run) -> tuple[System, Any]:

@@ -160,7 +160,7 @@ def test_links_are_followed_and_contents_decide(folders):
     outside = folders.parent / "elsewhere"
     clip(outside / "far.mp4", (10, 200, 10))
     (folders / "train" / "normal" / "linked").symlink_to(outside)
-    (folders / "train" / "normal" / "loop").symlink_to(folders / "train")
+    (folders / "train" / "normal" / "loop").symlink_to(folders / "train" / "normal")
     first = data.load(f"videos:{folders}")
     assert [b.name for b in first.train][2:] == ["train/normal/c.mov", "train/normal/linked/far.mp4"]
     before = first.train[3].visual.copy()

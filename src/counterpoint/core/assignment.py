@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core import contrast
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.contrast import pair_logsumexp, scaled, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
@@ -86,6 +86,7 @@ def sinkhorn_bias(
     tensor([0.5000, 0.5000])
     """
     need_positive(eps=eps, iters=iters)
+    need_rows(query=query, key=key)
     query, key = scaled(query, eps), wide(key)
     if len(query) * len(key) * query.element_size() <= contrast.KEEP:
         logs = query @ key.T

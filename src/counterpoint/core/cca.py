@@ -108,7 +108,7 @@ class _Axes(torch.autograd.Function):
         return e @ inner @ f.T
 
 
-@full_precision
+@full_precision(keep=("h1", "h2"))  # all is float64
 def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], regulariser: float = 1e-3) -> Projections:
     """Means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.
 

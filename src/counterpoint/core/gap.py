@@ -30,7 +30,7 @@ def _log_mean(u: Tensor, v: Tensor | None, total: int, t: float) -> Tensor:
     if traced() or bool(torch.cat(empty).any()) or world()[1] > 1:
         # A row of zeros lies at the distance 1 from a unit row and 0 from another: its lengths make up for what 2t takes.
         query, key = with_bias(
-            scaled(u, 1 / (2 * t)), u if v is None else v, row=t * empty[0], column=t * empty[1].to(u.dtype)
+            scaled(u, 1 / (2 * t)), u if v is None else v, row=t * empty[0].to(u.dtype), column=t * empty[1].to(u.dtype)
         )
         rows = batch_logsumexp(query, key, exclude=Diagonal()).rows
     elif v is None:
@@ -152,7 +152,9 @@ def explained_variance_ratios(x: Any) -> NDArray[np.float64]:
 def _spread(u: Tensor, v: Tensor | None = None) -> float:
     """`uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process measures the whole set."""
     other = u if v is None else v
-    query, key = with_bias(4.0 * u, other, row=2.0 * row_is_zero(u), column=2.0 * row_is_zero(other))
+    query, key = with_bias(
+        4.0 * u, other, row=2 * row_is_zero(u).to(u.dtype), column=2 * row_is_zero(other).to(u.dtype)
+    )
     rows = pair_logsumexp(query, key, exclude=Diagonal()).rows
     return float(rows.logsumexp(0)) - 4 - math.log(len(u) * (len(u) - 1))
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import need_rows
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import need_fixed
 
@@ -56,6 +57,7 @@ def topk_mil_pool(
     Raises ValueError for a bag without snippets.
     Source: MACIL-SD (arXiv 2207.05500), Sec. 3.2, after Sultani et al. 2018 and Wu et al. 2020.
     """
+    need_rows(logits=logits)
     count = topk_count(seq_len, divisor)
     index, keep = extreme_snippets(logits, seq_len, count, largest=True)
     top = logits.gather(1, index).masked_fill(~keep, 0.0)

@@ -43,6 +43,13 @@ def exact(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
+def _mixed(first: str, its: torch.dtype, name: str, dtype: torch.dtype) -> ValueError:
+    if name == first:
+        types = ", ".join(sorted(map(str, (its, dtype))))
+        return ValueError(f"{name} must be of one floating type, got {types}: convert one of them")
+    return ValueError(f"{first} and {name} must be of one floating type, got {its} and {dtype}: convert one of them")
+
+
 def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> Any:
     """Decorate a function so that its tensors follow the rule of this module.
 
@@ -76,11 +83,9 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
                     dtype = torch.float32
                 if dtype.is_floating_point and value.ndim:
                     found.setdefault(name, dtype)
-                    if dtype is not found[name] or dtype is not next(iter(found.values())):
-                        first = next(iter(found.items()))
-                        raise ValueError(
-                            f"{first[0]} and {name} must be of one floating type, got {first[1]} and {dtype}: convert one"
-                        )
+                    first = next(iter(found))
+                    if dtype is not found[first]:
+                        raise _mixed(first, found[first], name, dtype)
                 return value
             if type(value) in (list, tuple):
                 return type(value)([widened(name, part) for part in value])

@@ -9,6 +9,7 @@ values that are not numbers are errors, never a wave.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ LOUDEST = 8.0  # beyond this a wave of floats was not meant to lie in [-1, 1]
 LONGEST = 600.0  # seconds of a piece at most
 _NEAR = 5.0  # seconds: what starts later is sought by the file's index, not decoded up to
 _BEFORE = 0.5  # seconds decoded before a piece, for codecs whose frames build on those before
+_KEPT_BYTES = 32 * 2**20  # packets kept at most between measuring a file and decoding a piece of it
 _FAILURES = 100  # packets in a row that cannot be decoded before the rest is given up
 
 
@@ -205,6 +207,10 @@ class SoundInput:
             # The pictures count for the clock and for the length: the centre is that of the whole file.
             self.tracks = [self.stream] + ([video] if video is not None else [])
             self.clock = clock_of(av, self.container)
+            self.kept: list[Any] | None = None  # all packets of the sound, where they were read for the length
+            self.base = float(self.stream.time_base or 1)  # seconds of a tick
+            self.looked = False  # whether the container was read for the length
+            self.again = True  # whether a piece can be read without opening the file anew
         except BaseException:
             self.container.close()
             raise
@@ -216,11 +222,24 @@ class SoundInput:
         self.container.close()
 
     def length(self) -> float:
-        """Seconds from the file's start to the end of its sound or pictures, whichever is later; read to find out.
+        """Seconds from the file's start to the end of its sound or pictures, whichever is later; read to find out."""
+        kept: list[Any] | None = []
+        size = 0
 
-        The file must be opened anew to read a piece of it.
-        """
-        return measured_length(self.container, self.tracks, self.clock, self.broken)
+        def keep(packet: Any) -> None:
+            nonlocal kept, size
+            size += packet.size
+            if packet.stream is self.stream and kept is not None:
+                kept.append(packet)
+            if size > _KEPT_BYTES:
+                kept = None
+
+        found = measured_length(self.container, self.tracks, self.clock, self.broken, keep)
+        # What went by is decoded from memory; where only the end was looked at, there is the index.
+        self.kept = kept or None
+        self.looked = True
+        self.again = self.kept is not None or seekable(self.container)
+        return found
 
     def piece(self, rate: int, start: float, samples: int) -> Wave:
         """Decode `samples` mono samples at `rate` from `start` seconds of the file's time line on.
@@ -238,7 +257,7 @@ class SoundInput:
                 failures = 0
                 for frame in frames:
                     time = self._time(frame)
-                    if time is None or time < stop:
+                    if time is None or start - _BEFORE <= time < stop:
                         line.add(frame, time)
             except self.av.error.EOFError:
                 continue
@@ -247,7 +266,7 @@ class SoundInput:
                 failures += 1
                 if failures > _FAILURES:
                     break
-            if line.end - first >= samples + _BEFORE * rate or self._later(packet, stop + _BEFORE):
+            if line.end - first >= samples or self._later(packet, stop + _BEFORE):
                 break
         line.close()
         if not line.started and damage:
@@ -258,10 +277,10 @@ class SoundInput:
     def _packets(self, start: float, damage: list[str]) -> Iterator[Any]:
         """Packets of the sound from `start` seconds on, or some earlier point."""
         origin = self.clock.origin
-        if start > _NEAR and origin is not None and seekable(self.container):
-            target, back = start, 1.0
+        if self.kept is None and (start > _NEAR or self.looked) and origin is not None and seekable(self.container):
+            target, back = max(start, 1e-3), 1.0
             while target > 0:
-                self.container.seek(round((origin + target) * 1e6), backward=True)
+                self.container.seek(round((origin + target) / self.base), backward=True, stream=self.stream)
                 self.clock.restart()
                 packets = demuxed(self.container, [self.stream], self.clock, self.broken, damage)
                 packet = next(packets, None)
@@ -274,7 +293,8 @@ class SoundInput:
             self.clock.restart()
         # Without an index to trust, packets are counted from the first byte on, and decoded from `start` on.
         begun = False
-        for packet in demuxed(self.container, self.tracks, self.clock, self.broken, damage):
+        whole = iter(self.kept or demuxed(self.container, self.tracks, self.clock, self.broken, damage))
+        for packet in whole:
             if packet.stream is not self.stream:
                 continue
             time = self._start(packet)
@@ -287,20 +307,21 @@ class SoundInput:
         if stamp is None:
             return None
         if self.clock.origin is None:
-            self.clock.origin = float(stamp * packet.time_base)
-        return float(stamp * packet.time_base) - self.clock.origin
+            self.clock.origin = stamp * self.base
+        return stamp * self.base - self.clock.origin
 
     def _later(self, packet: Any, time: float) -> bool:
         start = self._start(packet)
         return start is not None and start > time
 
     def _time(self, frame: Any) -> float | None:
-        return None if frame.time is None or self.clock.origin is None else float(frame.time - self.clock.origin)
+        time = frame.time
+        return None if time is None or self.clock.origin is None else float(time - self.clock.origin)
 
 
 # Containers that hold sound in themselves: no playlists, no device, no text that FFmpeg would read as one.
 _FORMATS = (
-    "wav,w64,aiff,au,caf,mp3,flac,ogg,mov,mp4,m4a,matroska,webm,avi,aac,ac3,amr,asf,mpeg,mpegts,flv,ape,wv,tta,3gp"
+    "wav,w64,aiff,au,caf,mp3,flac,ogg,mov,mp4,m4a,matroska,webm,avi,aac,ac3,amr,asf,mpeg,mpegts,flv,ape,wv,tta,3gp,nut"
 )
 
 
@@ -333,14 +354,20 @@ def decode_sound(source: Path | bytes, rate: int, samples: int) -> Sound:
 
     Raises DataError when it cannot be read, is empty or silent.
     """
+    wave = None
     with SoundInput(source) as found:
         start = max(0.0, (found.length() - samples / rate) / 2)
-    with SoundInput(source) as found:
-        try:
-            wave = found.piece(rate, start, samples)
-        except found.broken as error:
-            raise DataError(f"damaged ({reason(error)})") from error
-        return Sound(fitted(_checked(wave), samples), found.rate)
+        if found.again:
+            with contextlib.suppress(*found.broken):  # a seek that fails: opened anew below
+                wave = found.piece(rate, start, samples)
+        own = found.rate
+    if wave is None:
+        with SoundInput(source) as found:
+            try:
+                wave = found.piece(rate, start, samples)
+            except found.broken as error:
+                raise DataError(f"damaged ({reason(error)})") from error
+    return Sound(fitted(_checked(wave), samples), own)
 
 
 def resampled_note(rates: Mapping[int, int], rate: int) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
+from torch.distributed.nn.functional import all_reduce
 
 from counterpoint.core.world import world
 

@@ -80,7 +80,7 @@ def check_new(root: Path, name: str | None) -> None:
     if name is not None and (root / name).exists() and int(os.environ.get("RANK", "0")) == 0:
         raise RunError(f"{root / name} exists already; choose another --name or resume it")
     if root.exists() and not root.is_dir():
-        raise RunError(f"cannot make a run directory: {root} is a file; name a folder with --out")
+        raise RunError(f"cannot make the run directory: {root} is a file; name a folder with --out")
 
 
 class Run:

@@ -46,7 +46,17 @@ def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
     page.section(
         "Do it again",
         parts.join(
-            parts.command(f"{again} --seeds {len(record['seeds'])}"),
+            parts.command(
+                " ".join(
+                    [
+                        f"{again} --seeds {len(record['seeds'])}",
+                        *(
+                            f"--{name.replace('_', '-')} {parts.quoted(str(value))}"
+                            for name, value in (record.get("options") or {}).items()
+                        ),
+                    ]
+                )
+            ),
             parts.pairs(record["versions"], caption="Versions"),
             parts.pairs(record["machine"], caption="Machine"),
         ),

@@ -39,8 +39,8 @@ def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> 
     rows = _metrics(run_dir)
     slug = str(config.get("slug", run_dir.name))
     page = Page(f"{slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
-    page.section("Outcome", _outcome(rows, run_dir), anchor="outcome")
-    for heading, html in found_sections(_figures(run_dir)):
+    page.section("Outcome", _outcome(rows, run_dir, _json(run_dir / "chance.json")), anchor="outcome")
+    for heading, html in found_sections(_json(run_dir / "figures.json", "figures by heading")):
         page.section(heading, html)
     for heading, html in curve_sections(rows):
         page.section(heading, html)
@@ -52,7 +52,7 @@ def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> 
         "Do it again", parts.join(parts.command(reproduce(config)), parts.text(_where(run_dir))), anchor="again"
     )
     page.section("Settings", parts.pairs(config), anchor="settings")
-    page.section("Environment", parts.pairs(_environment(run_dir)), anchor="environment")
+    page.section("Environment", parts.pairs(_json(run_dir / "environment.json")), anchor="environment")
     return page.write(run_dir / "report.html")
 
 
@@ -81,8 +81,8 @@ def _metrics(run_dir: Path) -> list[dict[str, float]]:
         raise RunError(f"{file} is damaged ({error}); restore it or train again") from error
 
 
-def _environment(run_dir: Path) -> dict[str, Any]:
-    file = run_dir / "environment.json"
+def _json(file: Path, what: str = "names and values") -> dict[str, Any]:
+    """The content of a JSON file that holds an object; empty where there is no file."""
     if not file.is_file():
         return {}
     try:
@@ -90,20 +90,7 @@ def _environment(run_dir: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
     if not isinstance(found, dict):
-        raise RunError(f"{file} should hold names and values; remove it and write the report again")
-    return found
-
-
-def _figures(run_dir: Path) -> dict[str, Any]:
-    file = run_dir / "figures.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{file} should hold figures by heading; remove it and write the report again")
+        raise RunError(f"{file} should hold {what}; remove it and write the report again")
     return found
 
 
@@ -113,7 +100,9 @@ def _where(run_dir: Path) -> str:
 
 def reproduce(config: Mapping[str, Any]) -> str:
     """The command that trains this run again, every setting spelled out so that later defaults do not matter."""
-    head = f"counterpoint train {quoted(str(config.get('slug', '')))}"
+    parent = config.get("parent")
+    start = f"--continue {quoted(str(parent['run']))}" if isinstance(parent, Mapping) and parent.get("run") else None
+    head = f"counterpoint train {start or quoted(str(config.get('slug', '')))}"
     lines = [f"--{name} {quoted(str(config[name]))}" for name in ("data", "seed") if config.get(name) is not None]
     settings = config.get("config")
     for name, value in (settings if isinstance(settings, Mapping) else {}).items():
@@ -167,7 +156,7 @@ def _last(column: np.ndarray) -> float:
     return float(there[-1]) if len(there) else math.nan
 
 
-def _outcome(rows: Sequence[Mapping[str, float]], run_dir: Path) -> Markup:
+def _outcome(rows: Sequence[Mapping[str, float]], run_dir: Path, chance: Mapping[str, float]) -> Markup:
     if not rows:
         file = run_dir / "metrics.csv"
         state = "holds no epoch yet" if file.is_file() else "is not there yet"
@@ -180,23 +169,41 @@ def _outcome(rows: Sequence[Mapping[str, float]], run_dir: Path) -> Markup:
     else:
         headline = names
     when = epochs(rows)
-    cards, lines = [], []
+    cards, lines, most = [], [], 0
     for name in headline:
         column = values(rows, name)
         index = best(name, column)
         label = name.partition("/")[2] or name
         at = parts.DASH if index is None else f"{when[index]:g}"
-        lines.append((label, _last(column), last_mean(column), column[index] if index is not None else None, at))
-        cards.append(
-            (label, number(last_mean(column)), f"mean of the last 3 · best {number(lines[-1][3])} at epoch {at}")
+        measured = int(np.isfinite(column).sum())
+        most = max(most, measured)
+        top = column[index] if index is not None else None
+        level = chance.get(label)
+        # One measurement is neither a mean nor the best of anything.
+        several = [last_mean(column), top, at] if measured > 1 else [None, None, parts.DASH]
+        lines.append((label, _last(column), *several, *([level] if chance else [])))
+        how = (
+            f"mean of the last {min(3, measured)} · best {number(top)} at epoch {at}" if measured > 1 else f"epoch {at}"
         )
+        cards.append(
+            (label, number(last_mean(column)), how + (f" · chance {number(level)}" if level is not None else ""))
+        )
+    judged = (
+        "The best epoch is chosen on the very data it is measured on: compare runs by the mean of the last "
+        f"{min(3, most)}."
+        if most > 1
+        else "Measured once."
+    )
+    heads = ["metric", "last", f"mean of last {min(3, max(2, most))}", "best", "at epoch"]
+    if most < 2:
+        lines = [(line[0], line[1], *line[5:]) for line in lines]
+        heads = heads[:2]
     return parts.join(
         parts.stats(cards[:4]),
         parts.table(
-            ["metric", "last", "mean of last 3", "best", "at epoch"],
+            [*heads, *(["chance"] if chance else [])],
             lines,
-            caption=f"After {len(rows)} epoch{'s' if len(rows) != 1 else ''}. The best epoch is chosen on the very "
-            "data it is measured on: compare runs by the mean of the last 3.",
+            caption=f"After {len(rows)} epoch{'s' if len(rows) != 1 else ''}. {judged}",
         ),
     )
 

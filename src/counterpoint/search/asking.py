@@ -75,7 +75,7 @@ def search(
     Args:
         path: the run that the embeddings are of.
         queries: texts, image files, sound files and vectors in .npy files. Several are sought together, as the run's system
-            joins modalities.
+            joins modalities. "MODALITY=QUERY" names the modality, where a run has several of one kind.
         embeddings: the file that `embed` wrote.
         k: > 0, hits; fewer are returned only if there are fewer items.
         modality: to search in. Default: the first that is not asked with.
@@ -179,7 +179,17 @@ def _is_there(file: Path) -> bool:
 
 
 def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str, Any]:
-    """The modality a query is of, and the item that the run's transform takes: a path, or words."""
+    """The modality a query is of, and the item that the run's transform takes: a path, or words.
+
+    "MODALITY=..." names the modality, where a run has several of one kind.
+    """
+    named, sign, rest = query.partition("=")
+    if sign and named in encoder.kinds:
+        if named in taken:
+            raise CounterpointError(f"{named} is asked with twice")
+        query = rest
+    else:
+        named = ""
     check_local(query, "queries are words, or files")
     file, ending = Path(query), Path(query).suffix.lower()
     kinds_of = {"image": PICTURES, "audio": SOUNDS, "vector": VECTORS}
@@ -192,7 +202,7 @@ def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str,
         raise DataError(
             f"{query} is neither a picture ({', '.join(PICTURES)}), sound ({', '.join(SOUNDS)}) or vector ({', '.join(VECTORS)})"
         )
-    names = encoder.transform.of_kind(kind)
+    names = [name for name in encoder.transform.of_kind(kind) if named in ("", name)]
     free = [name for name in names if name not in taken]
     if not free:
         more = "other " if names else ""

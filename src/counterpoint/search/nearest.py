@@ -114,7 +114,8 @@ def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: in
 def exact_nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
     """Return (similarity, row) of the k nearest of all rows that have the modality."""
     vectors, there = found.vectors[modality], found.present[modality]
-    similarity = vectors @ np.asarray(query, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed anew in float64
+        similarity = vectors @ np.asarray(query, np.float32)
     total = int(np.count_nonzero(there))
     if total < len(there):
         similarity[~there] = -np.inf

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.data.images import ImageData, Indices
+from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
@@ -21,24 +21,6 @@ from counterpoint.search.stored import RESERVED, arrow, check_local, file_column
 from counterpoint.training import load_source, restore
 
 SPLITS = ("all", "train", "test", "unpaired")
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A split of the user's own items, which a person finds by a file or a row of a table."""
-
-    def row_names(self, positions: Indices) -> list[str]:
-        """Return the path of each item's file, or "FILE row N"."""
-        ...
-
-
-@runtime_checkable
-class Filed(Protocol):
-    """A split some of whose pictures, sounds or videos are files on disk."""
-
-    def files(self, positions: Indices, modality: str) -> list[str | None]:
-        """Return the path of each item's file, None where there is none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,12 +63,13 @@ class Items:
     def column(self, split: str, name: str, rows: Indices) -> Any:
         """Return one modality of the items at n positions."""
         part = self.splits[split]
-        return part.column(name, rows) if hasattr(part, "column") else part.images(rows)
+        return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
 
     def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
         """Return whether each item has a modality."""
         part = self.splits[split]
-        return np.asarray(part.present(name, rows)) if hasattr(part, "present") else np.ones(len(rows), bool)
+        aligned = isinstance(self.source, AlignedData)
+        return np.asarray(part.present(name, rows)) if aligned else np.ones(len(rows), bool)
 
     def labels(self, split: str, rows: Indices) -> list[str | None]:
         """Return the name of each item's class, None where it has none."""
@@ -98,12 +81,12 @@ class Items:
     def names(self, split: str, rows: Indices) -> list[str | None]:
         """Return what a person finds each item by: its file, or its row of a table; None for built-in data."""
         part = self.splits[split]
-        return list(part.row_names(rows)) if isinstance(part, Named) else [None] * len(rows)
+        return list(part.row_names(rows)) if isinstance(part, Listed) else [None] * len(rows)
 
     def files(self, split: str, name: str, rows: Indices) -> list[str | None]:
         """Return the absolute path of each item's picture, sound or video; None where it is no file."""
         part = self.splits[split]
-        found = part.files(rows, name) if isinstance(part, Filed) else [None] * len(rows)
+        found = part.files(rows, name) if isinstance(part, Listed) else [None] * len(rows)
         return [None if path is None else os.path.abspath(path) for path in found]
 
 

@@ -53,12 +53,15 @@ from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.measures import (
     RECALL,
+    class_chance,
     class_means,
+    decided_shares,
     gallery_rows,
     identification,
     linear_probe,
     principal_axes,
     retrieval,
+    retrieval_chance,
     zero_shot_accuracy,
 )
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
@@ -480,8 +483,8 @@ class _Seen:
     ) -> dict[str, float]:
         labels, found = self.label, {}
         if self.logits and labels is not None:
-            told = torch.cat(self.logits).argmax(1)
-            found["accuracy"] = float((told == labels)[labels >= 0].float().mean())
+            known = labels >= 0
+            found["accuracy"] = float(decided_shares(torch.cat(self.logits)[known], labels[known]).mean())
         for prefix in self.embeddings:
             all_of = self.whole(prefix)
             if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
@@ -532,10 +535,7 @@ class _Seen:
         found: dict[str, float] = {}
         for name, parts in self.queries.items():
             others = "_and_".join(other for other in keys if other != name)
-            groups = self.same[name][whole, None]
-            if self.known:  # the same in all that is asked with, or in what is searched
-                asked = torch.stack([self.same[other] for other in keys if other != name], 1)
-                groups = torch.cat([groups, asked.unique(dim=0, return_inverse=True)[1][whole, None]], 1)
+            groups = self._joint_groups(name, list(keys), whole)
             measured = retrieval(torch.cat(parts)[whole], keys[name][whole], groups, groups)
             found |= {f"{others}_to_{name}_r{k}": measured[f"r{k}"] for k in RECALL}
         figures = found | {"joint_recall": float(np.mean(list(found.values())))}
@@ -547,6 +547,65 @@ class _Seen:
                 told = retrieval(torch.cat(parts)[known], keys[name][known], classes, classes)
                 figures[f"{others}_to_{name}_class_r1"] = told["r1"]
         return figures
+
+    def _joint_groups(self, name: str, modalities: Sequence[str], whole: Tensor) -> Int[Tensor, "items columns"]:
+        """Numbers of the items that have all modalities: equal in a column where one is right for the other's query."""
+        groups = self.same[name][whole, None]
+        if self.known:  # the same in all that is asked with, or in what is searched
+            asked = torch.stack([self.same[other] for other in modalities if other != name], 1)
+            groups = torch.cat([groups, asked.unique(dim=0, return_inverse=True)[1][whole, None]], 1)
+        return groups
+
+    def chance(
+        self,
+        prompts: Mapping[str, Mapping[str, Tensor]],
+        examples: Mapping[str, Mapping[str, list[tuple[Tensor, Tensor]]]],
+    ) -> dict[str, float]:
+        """Return the chance level of recalls and accuracies: that of keys in random order, and 1 / classes."""
+        found: dict[str, float] = {}
+        if self.logits:
+            found["accuracy"] = class_chance(self.logits[0].shape[1])
+        for prefix in self.embeddings:
+            made = self._retrieval_chance(list(self.embeddings[prefix]))
+            for name in self.embeddings[prefix]:
+                for of_classes in prompts.get(prefix, {}).values():
+                    made[f"{name}_zero_shot"] = class_chance(len(of_classes))
+                for other, parts in examples.get(prefix, {}).items():
+                    classes = class_chance(len(torch.cat([part for _, part in parts]).unique()))
+                    made[f"{name}_from_{other}_zero_shot"] = made[f"{other}_linear_accuracy"] = classes
+            found |= {f"{prefix}{name}": value for name, value in made.items()}
+        return found | self._joint_chance(list(self.embeddings.get("", {})))
+
+    def _retrieval_chance(self, modalities: Sequence[str]) -> dict[str, float]:
+        there, found, more = self.there, dict[str, float](), dict[str, float]()
+        for a, b in itertools.permutations(modalities, 2):
+            right = self.right(a, b)
+            made = retrieval_chance(right[there[a]], right[there[b]])
+            found |= {f"{a}_to_{b}_r{k}": made[f"r{k}"] for k in RECALL}
+            more[f"{a}_to_{b}_mrr"] = made["mrr"]
+            if self.groups is not None:
+                more[f"{a}_to_{b}_group_accuracy"] = class_chance(len(self.groups[there[b]].unique()))
+        known = [value for value in found.values() if value == value]
+        mean = {"mean_recall": float(np.mean(known))} if known else {}
+        if len(modalities) > 2:
+            for b, k in itertools.product(modalities, RECALL):
+                more[f"to_{b}_r{k}"] = float(np.mean([found[f"{a}_to_{b}_r{k}"] for a in modalities if a != b]))
+        return mean | found | more
+
+    def _joint_chance(self, modalities: Sequence[str]) -> dict[str, float]:
+        if not self.queries:
+            return {}
+        whole = torch.stack(list(self.there.values())).all(0)
+        found, by_class = dict[str, float](), dict[str, float]()
+        for name in self.queries:
+            others = "_and_".join(other for other in modalities if other != name)
+            groups = self._joint_groups(name, modalities, whole)
+            made = retrieval_chance(groups, groups)
+            found |= {f"{others}_to_{name}_r{k}": made[f"r{k}"] for k in RECALL}
+            if self.label is not None and bool((known := whole & (self.label >= 0)).any()):
+                made = retrieval_chance(self.label[known], self.label[known])
+                by_class[f"{others}_to_{name}_class_r1"] = made["r1"]
+        return found | {"joint_recall": float(np.mean(list(found.values())))} | by_class
 
     def _by_prompts(self, all_of: dict[str, Tensor], labels: Tensor, prompts: Mapping[str, Tensor]) -> dict[str, float]:
         ((text, of_classes),) = prompts.items()
@@ -624,6 +683,7 @@ class AlignedEvaluator:
         self.examples: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = {}
         self.measures: dict[str, float] = {}
         self.figures: dict[str, Any] = {}
+        self.found: tuple[str, ...] = ()  # names of the last figures
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         self.measures |= outputs.get("measures", {})
@@ -648,7 +708,18 @@ class AlignedEvaluator:
                 found |= {f"{split}{name}": value for name, value in measured.items() if value == value}
         if final:
             self.figures = self._space() | self._gallery()
+        self.found = tuple(found)
         return found
+
+    def chance(self) -> dict[str, float]:
+        """Return the chance level of each recall and accuracy that `compute` found last."""
+        made = {
+            f"{split}{name}": value
+            for split, seen in self.seen.items()
+            if seen.embeddings
+            for name, value in seen.chance(self.prompts, self.examples).items()
+        }
+        return {name: made[name] for name in self.found if name in made and name not in self.measures}
 
     def _space(self) -> dict[str, Any]:
         """The first two principal axes of some test items' embeddings, all modalities together: where the gap is to be seen."""

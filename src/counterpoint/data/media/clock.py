@@ -23,6 +23,7 @@ _EVEN = 0.5
 
 @dataclass
 class _Track:
+    base: float  # seconds of a tick
     segment: int = 0  # which of the clock's shifts holds for it now
     last: float | None = None  # time of its latest packet, shifted
     end: float | None = None  # where its latest packet ends
@@ -55,23 +56,29 @@ class Clock:
 
     def set(self, packet: Any) -> float | None:
         """Shift a packet's time stamps onto the time line; return its time there (decoding time if known)."""
-        exact = packet.dts is not None
-        stamp = packet.dts if exact else packet.pts
+        dts = packet.dts
+        exact = dts is not None
+        stamp = dts if exact else packet.pts
         if stamp is None:
             return None
-        base = float(packet.time_base)
-        raw, span = stamp * base, max(0.0, (packet.duration or 0) * base)
-        track = self._tracks.setdefault(packet.stream_index, _Track())
+        track = self._tracks.get(packet.stream_index)
+        if track is None:
+            track = self._tracks[packet.stream_index] = _Track(float(packet.time_base))
+        base = track.base
+        raw, span = stamp * base, max(0, packet.duration or 0) * base
         back = BACK if exact and track.exact else max(BACK_REORDERED, 20 * min(span, 1.0))
-        fitting = [
-            k for k in range(track.segment, len(self.shifts)) if self._continues(track, raw + self.shifts[k], back)
-        ]
-        if len(fitting) > 1:
+        if track.segment == len(self.shifts) - 1:  # no jump that other tracks know of is still to come
+            fits = self._continues(track, raw + self.shifts[-1], back)
+        else:
+            fitting = [
+                k for k in range(track.segment, len(self.shifts)) if self._continues(track, raw + self.shifts[k], back)
+            ]
+            # Tracks lie side by side in a file: what comes now belongs near the front.
             front = self._front or 0.0
             fitting.sort(key=lambda k: (abs(raw + self.shifts[k] - front), -k))
-        if fitting:
-            track.segment = fitting[0]
-        else:
+            fits = bool(fitting)
+            track.segment = fitting[0] if fitting else track.segment
+        if not fits:
             self.shifts.append(self._joint(track) - raw)
             track.segment = len(self.shifts) - 1
         shift = self.shifts[track.segment]
@@ -128,7 +135,7 @@ class FrameTimes:
     Args:
         clock: of the file; gets its origin from the first frame where the container has none.
         rate: pictures per second that the stream declares; 0 when it does not.
-        base: seconds of a tick, for frames that do not carry it.
+        base: seconds of a tick of the frames' time stamps.
         by_dts: whether decoding times are right and display times guessed (AVI has no display times).
     """
 
@@ -146,7 +153,7 @@ class FrameTimes:
     def time(self, frame: Any) -> float:
         """Time of the next frame; never less than that of the one before."""
         stamp = self._stamp(frame)
-        base = float(frame.time_base or self.base)
+        base = self.base
         span = (frame.duration or 0) * base
         if stamp is None:
             self.counted += 1
@@ -166,10 +173,16 @@ class FrameTimes:
         self._last = time if self._last is None else max(time, self._last)
         return self._last
 
-    def length(self, frame: Any) -> float:
-        """How long (seconds) the last frame is shown: its own duration or the latest step, whichever is longer."""
-        base = float(frame.time_base or self.base)
+    def length(self, frame: Any, *, exact: bool) -> float:
+        """How long (seconds) the last frame is shown; 0 when nothing tells.
+
+        Its own duration where the container keeps one for each frame (`exact`), else that or the latest step, whichever is
+        longer.
+        """
+        base = self.base
         span = (frame.duration or 0) * base
+        if exact and 0 < span <= LONGEST_GAP:
+            return span
         known = max(min(self.step, 1.0), span if span <= LONGEST_GAP else 0.0)
         return known or (1 / self.rate if self.rate > 0.1 else 0.0)
 

@@ -6,7 +6,7 @@ read from its first byte: packets are looked through, and only those around a wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,22 @@ def probe(path: Path | str) -> MediaInfo:
             break
         else:
             raise DataError(f"{path}: not a single frame could be decoded")
+        if seekable(source.container):
+            info.duration = measured_length(source.container, source.streams, source.clock, source.broken)
+            return info
     source = Opened(Path(path))
     with source.container:
         info.duration = measured_length(source.container, source.streams, source.clock, source.broken)
     return info
 
 
-def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float:
+def measured_length(
+    container: Any,
+    streams: list[Any],
+    clock: Clock,
+    broken: tuple[Any, ...],
+    seen: Callable[[Any], None] | None = None,
+) -> float:
     """Return the seconds from the clock's origin to the end of the last packet of the streams.
 
     Where a seek can be trusted, only the end is read; the header's length stands if the end agrees with it. The container
@@ -57,50 +66,78 @@ def measured_length(container: Any, streams: list[Any], clock: Clock, broken: tu
         streams: the chosen tracks.
         clock: of the container, unused so far.
         broken: errors that mean damage.
+        seen: called with every packet when all are read from the first on, and not at all otherwise.
     """
     header = header_length(container)
     origin = clock.origin
     if seekable(container) and header and origin is not None:
+        if _index_agrees(container, streams, header + origin):
+            return header
         try:
-            container.seek(round((origin + max(0.0, header - 1.0)) * 1e6), backward=True)
+            container.seek(round((origin + max(0.0, header - 0.3)) * 1e6), backward=True)
             clock.restart()
             end = _end(container, streams, clock, broken)
         except broken:
             end = None
         if end is not None:
             length = end - origin
-            return length if length > header + 0.1 or length < header - 0.5 else header
+            return header if abs(length - header) < 0.1 else length
         try:
             container.seek(round(origin * 1e6), backward=True)
         except broken:
             return header
         clock.restart()
-    end = _end(container, streams, clock, broken)
+    end = _end(container, streams, clock, broken, seen)
     if end is None:
         return header
     length = end - (origin if origin is not None else clock.origin or 0.0)
     return header if abs(length - header) < 0.1 else length
 
 
-def _end(container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...]) -> float | None:
+def _index_agrees(container: Any, streams: list[Any], end: float) -> bool:
+    """Whether the index of an MP4 file lists the tracks up to the end, and its last packets lie within the file."""
+    if not container.format.name.startswith("mov"):
+        return False
+    latest = 0.0
+    for stream in streams:
+        entries = getattr(stream, "index_entries", None)  # PyAV 16 and newer
+        if not entries:
+            return False
+        last = entries[-1]
+        if last.pos + last.size > container.size:
+            return False
+        latest = max(latest, last.timestamp * float(stream.time_base))
+    return abs(end - latest) < 0.5
+
+
+def _end(
+    container: Any,
+    streams: list[Any],
+    clock: Clock,
+    broken: tuple[Any, ...],
+    seen: Callable[[Any], None] | None = None,
+) -> float | None:
     """Time at which the last packet ends, from where the container stands; None without a packet."""
-    end: float | None = None
+    ends: dict[int, float] = {}
+    bases = {stream.index: float(stream.time_base or 0) for stream in streams}
     first: float | None = None
-    counted = {stream.index: 0.0 for stream in streams}
     for packet in demuxed(container, streams, clock, broken, []):
-        base = float(packet.time_base)
-        span = (packet.duration or 0) * base
-        if packet.pts is None and packet.dts is None:
-            if packet.size:
-                counted[packet.stream_index] += span
+        if seen is not None:
+            seen(packet)
+        if not packet.size:
             continue
-        time = (packet.pts if packet.pts is not None else packet.dts) * base
-        first = time if first is None else min(first, time)
-        end = time + span if end is None else max(end, time + span)
+        track = packet.stream_index
+        base = bases[track]
+        span = (packet.duration or 0) * base
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None:  # counted from the one before
+            ends[track] = ends.get(track, clock.origin or 0.0) + span
+            continue
+        first = stamp * base if first is None else min(first, stamp * base)
+        ends[track] = max(ends.get(track, stamp * base), stamp * base + span)
     if clock.origin is None:
         clock.origin = first
-    longest = max(counted.values())
-    return end if end is not None else longest or None
+    return max(ends.values(), default=None)
 
 
 def frame_at(path: Path | str, seconds: float, *, width: int) -> NDArray[np.uint8] | None:

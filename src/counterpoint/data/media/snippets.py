@@ -159,7 +159,8 @@ class SnippetReader:
         if last is None:
             why = f"; {damage[0]}" if damage else ""
             raise DataError(f"{self.path}: not a single frame could be decoded{why}")
-        watched += times.length(last) or sampler.spacing
+        exact = source.container.format.name.startswith("mov")
+        watched += times.length(last, exact=exact) or sampler.spacing
         with contextlib.suppress(ValueError, OSError):  # the last frame may be the damaged one
             waiting.extend(sampler.until(watched))
         if sound is not None:
@@ -179,11 +180,12 @@ class SnippetReader:
 
     def _sound_time(self, frame: Any) -> float | None:
         """Time of a sound frame on the time line; None where it has no time stamp."""
-        if frame.time is None:
+        time = frame.time
+        if time is None:
             return None
         if self.source.clock.origin is None:
-            self.source.clock.origin = frame.time
-        return float(frame.time - self.source.clock.origin)
+            self.source.clock.origin = time
+        return float(time - self.source.clock.origin)
 
     def _finish(
         self, watched: float, tail: float, times: FrameTimes, sound: SoundLine | None, missed: float, damage: list[str]

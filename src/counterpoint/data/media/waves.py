@@ -128,9 +128,10 @@ class SoundLine:
             samples = channels[0].copy()
         else:
             samples = channels.mean(0, dtype=np.float32)
-        if self.clean:
-            samples = np.nan_to_num(samples, posinf=1.0, neginf=-1.0).clip(-1, 1)
         peak = float(np.abs(samples).max())
+        if self.clean and not peak <= 1:
+            samples = np.nan_to_num(samples, posinf=1.0, neginf=-1.0).clip(-1, 1)
+            peak = float(np.abs(samples).max())
         if peak < SILENCE and len(channels) > 1 and float(np.abs(channels).max()) >= SILENCE:
             self.cancelled += len(samples)
         self.peak = max(self.peak, peak)

@@ -43,7 +43,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 # ----------------------------------------------------------------------------------------------------------- the contrasts
 
 
-@full_precision
+@full_precision(keep=("lam",))
 def m3co_loss(
     mixed: Float[Tensor, "n dim"],
     fixed: Float[Tensor, "n dim"],

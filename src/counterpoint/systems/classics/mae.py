@@ -128,7 +128,7 @@ class MAEOutput(NamedTuple):
     visible: Float[Tensor, "n kept dim"]
 
 
-@full_precision
+@full_precision(keep=("mask",))
 def reconstruction(
     images: Float[Tensor, "n channels height width"],
     prediction: Float[Tensor, "n tokens values"],

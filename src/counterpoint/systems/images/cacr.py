@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_within
+from counterpoint.core.checks import need_positive, need_rows, need_within
 from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.precision import exact, full_precision, wide
@@ -383,6 +383,7 @@ def pairwise_nt_xent(
     tensor(0.9048)
     """
     z = unit(_stacked(views, 2, "views", "a query has no positives"))
+    need_rows(views=z[0])
     need_positive(temperature=temperature)
     z = scaled(z.flatten(0, 1), temperature**0.5).view_as(z)
     return torch.stack(

@@ -33,7 +33,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
 
-@full_precision
+@full_precision(keep=("lam",))
 def extrapolate_positive(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lam: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n dim"]:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, directions
 from counterpoint.core.contrast import softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
@@ -114,6 +114,7 @@ def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float)
     tensor([0.5000, 0.5000])
     """
     need_positive(temperature=temperature)
+    need_rows(neg=neg)
     return (neg / temperature).softmax(-1)
 
 

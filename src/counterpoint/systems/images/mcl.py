@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_rows
 from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
@@ -310,7 +311,9 @@ def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"
     >>> integrated([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
     tensor([[0.6000, 0.8000]])
     """
-    return unit(torch.cat(list(stages), 1))
+    found = torch.cat(list(stages), 1)
+    need_rows(stages=found)
+    return unit(found)
 
 
 SYSTEM = Addition(

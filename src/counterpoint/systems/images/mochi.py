@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, directions
 from counterpoint.core.contrast import scaled, softplus, unit
 from counterpoint.core.distributed import global_mean
@@ -54,6 +54,7 @@ def hardest(
     Raises ValueError for an empty queue, where a query is allowed fewer than n rows (forbidden ones must not be mixed), for
     shapes that do not fit, and for similarities that are NaN, of which none is the largest.
     """
+    need_rows(query=query)
     if not len(queue):
         raise ValueError("queue holds no keys")
     if mask is not None:

@@ -1,0 +1,301 @@
+"""Valid arguments for every public function: the table that `test_functional.py` goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIM = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a public function is called.
+
+    make     (rows, draw) -> positional arguments; draw(seed, *shape) gives float64 Gaussian numbers
+    through  numbers of the arguments with a gradient
+    batch    for each argument the axis of the batch, None where it has none; for a list of tensors the axis of each
+    most     the largest batch worth its time
+    kernel   whether it runs through blockwise similarities, and so is tried on 3,300 rows too
+    memory   numbers of the arguments that keep their type
+    """
+
+    make: Callable[[int, Callable[..., Tensor]], list[Any]]
+    through: tuple[int, ...]
+    batch: tuple[int | None, ...]
+    most: int = 300
+    kernel: bool = False
+    memory: tuple[int, ...] = ()
+    permutes: bool = True
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+
+def unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def pair(n: int, draw: Callable[..., Tensor], seed: int = 0) -> list[Tensor]:
+    a = draw(seed, n, DIM)
+    return [a, a + 0.7 * draw(seed + 1, n, DIM)]
+
+
+def unit_pair(n: int, draw: Callable[..., Tensor], seed: int = 0) -> list[Tensor]:
+    return [unit(x) for x in pair(n, draw, seed)]
+
+
+def labels(n: int) -> Tensor:
+    return torch.arange(n) % 3
+
+
+def listed(n: int, keys: int, many: int) -> Tensor:
+    index = torch.arange(n) % keys
+    others = torch.randint(keys, (n, many), generator=torch.Generator().manual_seed(3))
+    return torch.cat([index[:, None], others], 1)
+
+
+def bags(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    time = 20
+    bag = torch.where(torch.arange(n) % 2 == 0, 0.9, 0.1).double()
+    return [
+        bag,
+        draw(0, n, time).sigmoid(),
+        draw(1, n, time).sigmoid(),
+        torch.full((n,), time),
+        draw(2, n, time, DIM),
+        draw(3, n, time, DIM),
+    ]
+
+
+def iso_state(n: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: torch.full((n,), 0.1 if name.startswith("tau") else 0.0) for name in names}
+
+
+def iso(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    return [iso_state(n, ("s", "u", "tau")), torch.arange(n), unit(draw(0, n, 2, DIM))]
+
+
+def mochi(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    index = listed(n, 9, 5)
+    share = draw(4, n, 3).sigmoid()
+    return [*pair(n, draw), unit(draw(2, 9, DIM)), index[:, :3], index[:, 1:4], share, index[:, 3:], share / 2]
+
+
+def crd(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    index = listed(n, 4 * n, 5)
+    return [*unit_pair(n, draw), unit(draw(2, 4 * n, DIM)), unit(draw(3, 4 * n, DIM)), index[:, 0], index]
+
+
+def m3co(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    return [*pair(n, draw), torch.arange(n).roll(1), draw(3, n).sigmoid()]
+
+
+def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> list[Tensor]:
+    a = draw(seed, n, DIM)
+    return [a + 0.5 * draw(seed + 1 + number, n, DIM) for number in range(many)]
+
+
+CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
+ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
+VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
+
+CASES: dict[str, Case] = {
+    CORE + "alignment:negative_cosine": Case(pair, (0,), (0, 0)),
+    CORE + "assignment:sinkhorn": Case(lambda n, d: [d(0, n, 5)], (), (0,)),
+    CORE + "assignment:sinkhorn_bias": Case(
+        lambda n, d: [unit(x) for x in (d(0, n, DIM), d(1, n, DIM))], (), (0, None)
+    ),
+    CORE + "cca:canonical_projections": Case(
+        lambda n, d: [x[:, :3] for x in pair(n, d)], (0, 1), (0, 0), memory=(0, 1)
+    ),
+    CORE + "contrast:info_nce": Case(
+        lambda n, d: [*pair(n, d), d(2, n, DIM)], (0, 1, 2), (0, 0, None), kernel=True, kwargs=(("temperature", 0.05),)
+    ),
+    CORE + "distil:attention_transfer": Case(lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70),
+    CORE + "distil:crd": Case(crd, (0, 1), (0, 0, None, None, 0, 0), memory=(2, 3)),
+    CORE + "distil:feature_mse": Case(pair, (0,), (0, 0)),
+    CORE + "distil:kd": Case(pair, (0,), (0, 0)),
+    CORE + "distil:mean_teacher": Case(pair, (0,), (0, 0)),
+    CORE + "distil:rkd": Case(pair, (0,), (0, 0), most=70),
+    CORE + "distil:rkd_angle": Case(pair, (0,), (0, 0), most=70),
+    CORE + "distil:rkd_distance": Case(pair, (0,), (0, 0)),
+    CORE + "gap:cross_uniformity": Case(pair, (0, 1), (0, 0), kernel=True),
+    CORE + "gap:uniformity": Case(lambda n, d: [d(0, n, DIM)], (0,), (0,), kernel=True),
+    CORE + "mil:topk_mil_pool": Case(lambda n, d: [d(0, n, 20), torch.full((n,), 20)], (0,), (0, 0), permutes=False),
+    CORE + "mixing:mix": Case(
+        lambda n, d: [d(0, n, DIM), torch.arange(n).roll(1), d(1, n).sigmoid()],
+        (0,),
+        (0, 0, 0),
+        permutes=False,
+        memory=(2,),
+    ),
+    CORE + "mixing:mixed_targets": Case(
+        lambda n, d: [torch.arange(n).roll(1), d(1, n).sigmoid()], (), (0, 0), permutes=False
+    ),
+    ALIGN + "albef:hard_negative_weights": Case(
+        lambda n, d: [*pair(n, d), *pair(n, d, 2), 0.2], (), (0, 0, 0, 0, None), permutes=False
+    ),
+    ALIGN + "albef:mlm_distill": Case(
+        lambda n, d: [d(0, n, 4, 9), d(1, n, 4, 9), torch.arange(n * 4).view(n, 4) % 9, 0.4], (0,), (0, 0, 0, None)
+    ),
+    ALIGN + "albef:momentum_contrast_soft": Case(
+        lambda n, d: [*pair(n, d), *pair(n, d, 2), unit(d(4, 50, DIM)).T, unit(d(5, 50, DIM)).T, 0.07, 0.4],
+        (0, 1),
+        (0, 0, 0, 0, None, None, None, None),
+        kernel=True,
+        memory=(4, 5),
+    ),
+    AUDIO + "batch_hinge": Case(unit_pair, (0, 1), (0, 0), kernel=True),
+    AUDIO + "mixed_nt_xent": Case(
+        lambda n, d: [*unit_pair(n, d), *unit_pair(n, d, 2), 0.1], (0, 1, 2, 3), (0, 0, 0, 0, None), kernel=True
+    ),
+    AUDIO + "nt_xent": Case(lambda n, d: [*unit_pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
+    ALIGN + "contrastive_gap:contrastive_gap_loss": Case(
+        lambda n, d: [*pair(n, d), 0.05, True, True, True], (0, 1), (0, 0, None, None, None, None), kernel=True
+    ),
+    ALIGN + "cwcl:cwcl": Case(
+        lambda n, d: [*unit_pair(n, d), d(2, n, 4), 2.5], (0, 1), (0, 0, 0, None), kernel=True, memory=(2,)
+    ),
+    ALIGN + "cwcl:cwcl_terms": Case(
+        lambda n, d: [*unit_pair(n, d), d(2, n, 4), 2.5], (0, 1), (0, 0, 0, None), memory=(2,)
+    ),
+    ALIGN + "cwcl:weighted_mean": Case(
+        lambda n, d: [d(0, n, DIM), d(1, n, 4)], (0,), (0, 0), permutes=False, memory=(1,)
+    ),
+    ALIGN + "gradient_harmonization:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
+    ALIGN + "gradient_harmonization:mil_nce": Case(
+        lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True
+    ),
+    ALIGN + "gradient_harmonization:realign": Case(
+        lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
+    ),
+    ALIGN + "gradient_harmonization:realigned": Case(
+        lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
+    ),
+    VLP + "barlip_loss": Case(pair, (0, 1), (0, 0)),
+    VLP + "barlow_cross": Case(pair, (0, 1), (0, 0)),
+    VLP + "byol_cross": Case(pair, (0,), (0, 0)),
+    VLP + "cl2l_loss": Case(
+        lambda n, d: [*pair(n, d), views(n, d, 2, 3), views(n, d, 2, 6), 20.0], (0, 1), (0, 0, 0, 0, None), kernel=True
+    ),
+    VLP + "cl2l_terms": Case(
+        lambda n, d: [*pair(n, d), views(n, d, 2, 3), views(n, d, 2, 6), 20.0], (0, 1), (0, 0, 0, 0, None)
+    ),
+    VLP + "siamlip_loss": Case(lambda n, d: [*pair(n, d), *pair(n, d, 2)], (0, 1), (0, 0, 0, 0)),
+    VLP + "swalip_loss": Case(lambda n, d: [views(n, d), views(n, d, 2, 5), 10.0], (), (0, 0, None)),
+    ALIGN + "m3col:m3co_loss": Case(m3co, (0, 1), (0, 0, 0, 0), kernel=True, permutes=False),
+    ALIGN + "m3col:multisclip_loss": Case(pair, (0, 1), (0, 0), kernel=True),
+    ALIGN + "macil_sd:semi_bag_contrast": Case(bags, (4, 5), (0, 0, 0, 0, 0, 0)),
+    ALIGN + "symile:clip_pairwise_loss": Case(lambda n, d: [unit_pair(n, d), 10.0], (), (0, None), kernel=True),
+    ALIGN + "symile:mip_similarity": Case(lambda n, d: [d(0, 5, DIM), pair(n, d, 1)], (0,), (None, 0), permutes=False),
+    ALIGN + "symile:symile": Case(
+        lambda n, d: [[*unit_pair(n, d), unit(d(2, n, DIM))], 10.0, "n_squared"], (), (0, None, None), most=70
+    ),
+    ALIGN + "symile:symile_per_anchor": Case(
+        lambda n, d: [[*unit_pair(n, d), unit(d(2, n, DIM))], 10.0, "n_squared"], (), (0, None, None), most=8
+    ),
+    ALIGN + "symile:zeroshot_clip": Case(lambda n, d: [d(0, 5, DIM), pair(n, d, 1)], (0,), (None, 0), permutes=False),
+    ALIGN + "symile:zeroshot_symile": Case(lambda n, d: [d(0, 5, DIM), pair(n, d, 1)], (0,), (None, 0), permutes=False),
+    CLASSICS + "barlow_twins:barlow": Case(pair, (0, 1), (0, 0)),
+    CLASSICS + "clip:clip": Case(
+        lambda n, d: [*unit_pair(n, d), torch.tensor(4.6).double()], (0, 1, 2), (0, 0, None), kernel=True
+    ),
+    CLASSICS + "dino:dino": Case(lambda n, d: [d(0, 4, n, 5), d(1, 2, n, 5), d(2, 5)], (0,), (1, 1, None), memory=(2,)),
+    CLASSICS + "mae:mae": Case(
+        lambda n, d: [d(0, n, 2, 4, 4), d(1, n, 4, DIM), d(2, n, 4), d(3, n, 4, 8), 2],
+        (3,),
+        (0, 0, 0, 0, None),
+        memory=(1, 2),
+    ),
+    CLASSICS + "mae:reconstruction": Case(
+        lambda n, d: [d(0, n, 2, 4, 4), d(1, n, 4, 8), torch.tensor([[1.0, 0, 1, 0]]).double().expand(n, 4), 2],
+        (1,),
+        (0, 0, 0, None),
+    ),
+    CLASSICS + "moco:moco": Case(
+        lambda n, d: [*pair(n, d), unit(d(3, 50, DIM)), 0.05],
+        (0,),
+        (0, 0, None, None),
+        kernel=True,
+        memory=(2,),
+        permutes=False,
+    ),
+    CLASSICS + "siglip:siglip": Case(
+        lambda n, d: [*unit_pair(n, d), torch.tensor(2.3).double(), torch.tensor(-10.0).double()],
+        (0, 1, 2, 3),
+        (0, 0, None, None),
+        kernel=True,
+    ),
+    CLASSICS + "simclr:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
+    CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
+    CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
+    CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),
+    CLASSICS + "triplet:triplet_hard": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), permutes=False),
+    CLASSICS + "vicreg:vicreg": Case(pair, (0, 1), (0, 0)),
+    IMAGES + "adainf:ntxent_by_index": Case(
+        lambda n, d: [d(0, n, DIM), torch.arange(n) % max(1, n // 3), 0.05], (0,), (0, 0, None), kernel=True
+    ),
+    IMAGES + "cacr:cacr": Case(lambda n, d: [[unit(x) for x in views(n, d, 3)]], (), (0,), kernel=True),
+    IMAGES + "cacr:cacr_momentum": Case(
+        lambda n, d: [d(0, 2, n, DIM), d(1, n, DIM), 0.1], (0,), (1, 0, None), kernel=True
+    ),
+    IMAGES + "cacr:expected_distance": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 2, n, DIM), 0.9], (0, 1), (0, 1, None), kernel=True
+    ),
+    IMAGES + "cacr:pairwise_nt_xent": Case(lambda n, d: [d(0, 2, n, DIM), 0.05], (0,), (1, None), kernel=True),
+    IMAGES + "dcl:dcl": Case(lambda n, d: [*pair(n, d), 0.05, 0.5], (0, 1), (0, 0, None, None), kernel=True),
+    IMAGES + "dcl:dclw_weight": Case(lambda n, d: [d(0, n).tanh(), 0.5], (), (0, None), permutes=False),
+    IMAGES + "hallucinator:extrapolate_positive": Case(
+        lambda n, d: [*pair(n, d), 0.7], (0, 1), (0, 0, None), permutes=False
+    ),
+    HARD + "contrastive": Case(
+        lambda n, d: [d(0, n).tanh(), d(1, n, 40).tanh(), 0.05, 0.3], (0, 1), (0, 0, None, None)
+    ),
+    HARD + "penalty_distribution": Case(lambda n, d: [d(1, n, 40).tanh(), 0.05], (0,), (0, None), permutes=False),
+    HARD + "simple_contrastive": Case(lambda n, d: [d(0, n).tanh(), d(1, n, 40).tanh()], (0, 1), (0, 0)),
+    IMAGES + "isogclr:isogclr_step": Case(iso, (2,), (None, 0, 0), permutes=False),
+    IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
+    IMAGES + "mochi:hardest": Case(
+        lambda n, d: [d(0, n, DIM), unit(d(1, 20, DIM)), 3], (), (0, None, None), memory=(1,), permutes=False
+    ),
+    IMAGES + "mochi:mochi_logits": Case(mochi, (0,), (0, 0, None, 0, 0, 0, 0, 0), memory=(2, 5, 7), permutes=False),
+}
+
+# Public functions that no rule of types, derivatives or transforms concerns, and why.
+OTHERS = {
+    "cca:CCALayer": "a layer over canonical_projections",
+    "distil:hint_regressor": "makes a layer",
+    "gap:explained_variance_ratios": "a figure, in float64",
+    "gap:gap_metrics": "figures, in float64",
+    "gap:linear_separability": "a figure, in float64",
+    "mixing:draw_mix": "draws",
+    "teacher:EMATeacher": "a module",
+    "teacher:cosine_momentum": "numbers only",
+    "albef:grounding_maps": "explains a learner",
+    "albef:load_albef_checkpoint": "reads a file",
+    "albef:mask_tokens": "draws",
+    "albef:rerank": "sorts scores",
+    "audio_sheet_retrieval:SnippetEncoder": "a network",
+    "audio_sheet_retrieval:identify_pieces": "a measure",
+    "audio_sheet_retrieval:retrieval_metrics": "a measure",
+    "gradient_harmonization:curriculum_threshold": "numbers only",
+    "improved_vlp_baselines:augment_text": "texts",
+    "macil_sd:MacilSDNet": "a network",
+    "macil_sd:VisualNet": "a network",
+    "macil_sd:distillation_momentum": "numbers only",
+    "macil_sd:parameter_distillation": "moves weights",
+    "mae:patchify": "moves values, whatever their type",
+    "mae:unpatchify": "moves values, whatever their type",
+    "mae:random_masking": "moves values, whatever their type",
+    "adainf:inflate": "moves images",
+    "hallucinator:Hallucinator": "a network",
+    "mcl:compose": "whole numbers",
+    "mcl:grouped_batches": "whole numbers",
+    "bags:fit_length": "moves values",
+    "bags:frame_ap": "a measure",
+    "measures:tolerance": "a measure",
+}

@@ -1,0 +1,281 @@
+"""Rules that hold for every public function: types, derivatives, transforms, NaN, empty batches, order of the batch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from counterpoint import catalog
+from function_cases import CASES, OTHERS, Case
+
+warnings.filterwarnings("ignore", message="CCA of .* rows")
+EVERY = sorted(CASES)
+LOSSES = [place for place in EVERY if CASES[place].through]
+HALF = (torch.bfloat16, torch.float16)
+
+
+def function_of(place: str) -> Any:
+    module, _, name = place.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    kwargs = dict(CASES[place].kwargs)
+    return (lambda *args: function(*args, **kwargs)) if kwargs else function
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def arguments(case: Case, n: int, dtype: torch.dtype) -> list[Any]:
+    """Arguments rounded to this type; states of isogclr stay float32."""
+
+    def rounded(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return [x if isinstance(x, dict) else tree_map(rounded, x) for x in case.make(n, draw)]
+
+
+def as_double(args: list[Any]) -> list[Any]:
+    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, args)
+
+
+def floats(output: Any) -> list[Tensor]:
+    return [x for x in tree_flatten(output)[0] if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def first_loss(output: Any) -> Tensor:
+    """The loss, or a number that holds all of what the function returns first."""
+    several = floats(output)
+    found = next((x for x in several if x.requires_grad), several[0])
+    return (
+        found
+        if found.ndim == 0
+        else (found.double() * torch.arange(1.0, found.numel() + 1).double().cos().view_as(found)).sum()
+    )
+
+
+def gradients(place: str, args: list[Any], autocast: torch.dtype | None = None) -> tuple[Any, list[Tensor]]:
+    """Output under autocast, gradients outside of it, as PyTorch recommends."""
+    case = CASES[place]
+    args = list(args)
+    for at in case.through:
+        args[at] = args[at].detach().clone().requires_grad_()
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        output = function_of(place)(*args)
+    through = [args[at] for at in case.through]
+    found = torch.autograd.grad(first_loss(output), through, allow_unused=True) if through else []
+    return output, [x if g is None else g for x, g in zip(through, found, strict=True) if g is not None]
+
+
+def test_every_public_function_is_in_the_table():
+    public = {place for entry in catalog.entries().values() for place in entry.functions}
+    exempt = {place for place in public if place.rpartition(".")[2] in OTHERS}
+    assert public - exempt == set(CASES)
+    assert {place.rpartition(".")[2] for place in exempt} == set(OTHERS)
+
+
+def compare(place: str, n: int, dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    args = arguments(CASES[place], n, dtype)
+    found, slopes = gradients(place, args, autocast)
+    wanted, true = gradients(place, as_double(args))
+    for ours, theirs in zip(floats(found), floats(wanted), strict=True):
+        # A memory comes back in its own type; all that was computed is float32 at least.
+        keeps = place.endswith((":mix", ":realign", ":realigned", ":gradient_cosine", ":moco", ":crd", ":dino", ":mae"))
+        assert ours.dtype not in HALF or keeps, f"{place} returns {ours.dtype}"
+        assert ours.ndim or ours.dtype not in HALF
+        close(ours, theirs, max(4e-5, 2 * torch.finfo(ours.dtype).eps))
+    for ours, theirs in zip(slopes, true, strict=True):
+        assert ours.dtype is dtype or ours.ndim == 0
+        close(ours, theirs, max(2e-4, 2 * torch.finfo(ours.dtype).eps))
+
+
+def close(ours: Tensor, theirs: Tensor, share: float) -> None:
+    scale = float(theirs.detach().abs().max()) if theirs.numel() else 1.0
+    torch.testing.assert_close(
+        ours.detach().double(), theirs.detach().double(), rtol=share, atol=share * max(scale, 1e-4)
+    )
+
+
+@pytest.mark.parametrize("place", EVERY)
+def test_half_precision_and_autocast_equal_float64_on_the_same_inputs(place):
+    case = CASES[place]
+    for n in (8, 70, 300):
+        for dtype, autocast in (
+            (torch.float32, None),
+            (torch.bfloat16, None),
+            (torch.float16, None),
+            (torch.float32, torch.bfloat16),
+            (torch.float32, torch.float16),
+            (torch.bfloat16, torch.bfloat16),
+        ):
+            if n <= case.most and not (n == 300 and dtype is torch.float16):
+                compare(place, n, dtype, autocast)
+
+
+@pytest.mark.parametrize("place", [place for place in EVERY if CASES[place].kernel])
+def test_large_batches_under_autocast_equal_float64(place):
+    n = 3300
+    args = arguments(CASES[place], n, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = function_of(place)(*args)
+    with torch.no_grad():
+        wanted = function_of(place)(*as_double(args))
+    for ours, theirs in zip(floats(found), floats(wanted), strict=True):
+        close(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("n", [7, 70])
+@pytest.mark.parametrize("place", LOSSES)
+def test_second_derivative_equals_finite_differences_or_is_refused(place, n):
+    case = CASES[place]
+    args = as_double(arguments(case, n, torch.float64))
+    if isinstance(args[0], dict):
+        args[0] = {name: x.double() for name, x in args[0].items()}
+    function, at = function_of(place), case.through[0]
+    way = draw(99, *args[at].shape)
+
+    def energy(x: Tensor, *, graph: bool) -> Tensor:
+        (slope,) = torch.autograd.grad(first_loss(function(*args[:at], x, *args[at + 1 :])), x, create_graph=graph)
+        return slope.square().sum()
+
+    x = args[at].clone().requires_grad_()
+    refused = None
+    try:
+        value = energy(x, graph=True)
+        found = torch.autograd.grad(value, x)[0] if value.requires_grad else torch.zeros_like(x)
+    except RuntimeError as error:
+        refused = str(error)
+    if refused is not None:
+        assert "second derivative" in refused
+        return
+    step = 1e-6
+    high, low = (energy((x.detach() + sign * step * way).requires_grad_(), graph=False) for sign in (1, -1))
+    wanted = float(high - low) / (2 * step)
+    assert float((found * way).sum()) == pytest.approx(
+        wanted, rel=1e-4, abs=1e-6 * max(1.0, float(found.norm() * way.norm()))
+    )
+
+
+@pytest.mark.parametrize("place", LOSSES)
+def test_torch_func_equals_autograd(place):
+    case = CASES[place]
+    for n in (8, 70):
+        args = as_double(arguments(case, n, torch.float64))
+        at = case.through[0]
+
+        def loss(x: Tensor, args: list[Any] = args, at: int = at) -> Tensor:
+            return first_loss(function_of(place)(*args[:at], x, *args[at + 1 :]))
+
+        wanted = torch.autograd.grad(loss(x := args[at].clone().requires_grad_()), x)[0]
+        close(torch.func.grad(loss)(args[at]), wanted, 1e-9)
+        if n == 8:
+            close(torch.func.jacrev(loss)(args[at]), wanted, 1e-9)
+            several = torch.stack([args[at], args[at] * 1.01])
+            try:
+                found = torch.func.vmap(torch.func.grad(loss))(several)
+            except RuntimeError as error:
+                assert "cannot be mapped" in str(error)  # noqa: PT017
+                continue
+            for ours, x in zip(found, several, strict=True):
+                close(ours, torch.func.grad(loss)(x), 1e-9)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("place", [p for p in EVERY if p.endswith((":m3co_loss", ":clip", "simclr:nt_xent", ":crd"))])
+def test_compiled_functions_equal_plain_ones(place, backend):
+    compiled_equals_plain(place, backend)
+
+
+def compiled_equals_plain(place: str, backend: str) -> None:
+    torch._dynamo.reset()
+    args = arguments(CASES[place], 70, torch.float32)
+    found = torch.compile(function_of(place), backend=backend)(*args)
+    for ours, theirs in zip(floats(found), floats(function_of(place)(*args)), strict=True):
+        close(ours, theirs, 2e-5)
+
+
+@pytest.mark.parametrize("place", LOSSES)
+def test_nan_comes_out_as_nan_or_is_refused(place):
+    case = CASES[place]
+    for n in (8, 70):
+        for at in case.through:
+            args = arguments(case, n, torch.float32)
+            if args[at].ndim == 0:
+                args[at] = torch.tensor(math.nan)
+            else:
+                args[at] = args[at].clone()
+                args[at][0] = math.nan
+            try:
+                output = function_of(place)(*args)
+            except ValueError as error:
+                assert "NaN" in str(error) or "positive" in str(error)  # noqa: PT017
+                continue
+            assert any(bool(x.isnan().any()) for x in floats(output))
+
+
+@pytest.mark.parametrize("place", EVERY)
+def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
+    case, function = CASES[place], function_of(place)
+    args = arguments(case, 8, torch.float32)
+
+    def narrow(x: Any) -> Any:
+        return x.int() if isinstance(x, Tensor) and x.dtype == torch.int64 else x
+
+    for ours, theirs in zip(floats(function(*tree_map(narrow, args))), floats(function(*args)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    cut = [
+        x if axis is None else tree_map(lambda t, a=axis: t.narrow(a, 0, 0), x)
+        for x, axis in zip(args, [*case.batch, *[None] * (len(args) - len(case.batch))], strict=True)
+    ]
+    # A batch without a masked token counts 0; what returns a row for each row returns none.
+    rowwise = (":mlm_distill", ":mix", ":mixed_targets", ":weighted_mean", ":realign", ":realigned", ":gradient_cosine")
+    if not place.endswith(rowwise):
+        with pytest.raises(ValueError, match=r"\w"):
+            function(*cut)
+    operands = [
+        at
+        for at, x in enumerate(args)
+        if isinstance(x, Tensor) and x.is_floating_point() and x.ndim and at not in case.memory
+    ]
+    if len(operands) > 1:
+        args[operands[1]] = args[operands[1]].double()
+        with pytest.raises(ValueError, match=r"float32.*float64"):
+            function(*args)
+
+
+@pytest.mark.parametrize("place", EVERY)
+def test_a_temperature_must_be_positive_and_finite(place):
+    module, _, name = place.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    names = list(inspect.signature(function).parameters)
+    args = arguments(CASES[place], 8, torch.float32)
+    given = {**dict(zip(names, args, strict=False)), **dict(CASES[place].kwargs)}
+    for wanted in ("temperature", "temp", "student_temperature", "teacher_temperature", "base_temperature", "scale"):
+        if wanted not in names or place.endswith(":barlow_cross"):
+            continue
+        for bad in (0.0, -0.1, math.inf, math.nan):
+            with pytest.raises(ValueError, match=wanted):
+                function(**(given | {wanted: bad}))
+
+
+@pytest.mark.parametrize("place", [place for place in EVERY if CASES[place].permutes])
+def test_permuting_the_batch_changes_no_loss(place):
+    case, function = CASES[place], function_of(place)
+    for n in (8, 70):
+        args = arguments(case, n, torch.float64)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+        turned = [
+            x if axis is None else tree_map(lambda t, a=axis, order=order: t.index_select(a, order), x)
+            for x, axis in zip(args, [*case.batch, *[None] * (len(args) - len(case.batch))], strict=True)
+        ]
+        scalars = [x for x in floats(function(*args)) if x.ndim == 0]
+        found = [x for x in floats(function(*turned)) if x.ndim == 0]
+        for ours, theirs in zip(found, scalars, strict=True):
+            close(ours, theirs, 1e-9)
