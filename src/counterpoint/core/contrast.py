@@ -30,7 +30,7 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.precision import exact, full_precision, wide
-from counterpoint.core.transforms import refuse_second, traced
+from counterpoint.core.transforms import need_fixed, refuse_second, traced
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
 EPS = 1e-12
@@ -771,6 +771,7 @@ def class_similarity(
 
     A row that is itself among the keys counts too; take q_i . q_i and 1 away. Labels may be any integers.
     """
+    need_fixed("a sum over classes", labels=query_labels, key_labels=key_labels)
     query, key = wide(query), wide(key)
     classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
     rows, columns = index[: len(query)], index[len(query) :]

@@ -85,7 +85,8 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return refuse_second(gradients[0], *ctx.saved_tensors, ctx.what), None
+        (operand,) = ctx.saved_tensors
+        return refuse_second(gradients[0], operand, ctx.what), None
 
 
 class _OnceTransformed(torch.autograd.Function):
@@ -104,7 +105,8 @@ class _OnceTransformed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return refuse_second(gradients[0], *ctx.saved_tensors, ctx.what), None
+        (operand,) = ctx.saved_tensors
+        return refuse_second(gradients[0], operand, ctx.what), None
 
 
 def once(operand: Tensor, what: str) -> Tensor:
