@@ -30,7 +30,7 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.precision import exact, full_precision, wide
-from counterpoint.core.transforms import once, traced
+from counterpoint.core.transforms import need_fixed, refuse_second, traced
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
 EPS = 1e-12
@@ -382,6 +382,12 @@ def _backward(
     return to_query, to_key
 
 
+def _refused(gradients: Sequence[Tensor], operands: Sequence[Tensor | None]) -> list[Tensor]:
+    """The gradients, none of which can be differentiated with any of the operands: they were made block by block."""
+    leaf = next(x for x in operands if x is not None and x.requires_grad)
+    return [refuse_second(gradient, leaf, BLOCKWISE) for gradient in gradients]
+
+
 class _One(NamedTuple):
     """A matrix of one tile: exp(s - reference) with weights, its sums over rows and columns, and the targets."""
 
@@ -479,6 +485,8 @@ class _PairLogSumExp(torch.autograd.Function):
                 if ctx.own:
                     to_query.addcmul_(key, gradients[3][:, None])
                     to_key.addcmul_(query, gradients[3][:, None])
+        if torch.is_grad_enabled():
+            to_query, to_key = _refused((to_query, to_key), (query, key))
         return to_query, to_key if ctx.needs_input_grad[1] else None, *[None] * 7
 
 
@@ -631,7 +639,6 @@ def _pair_logsumexp(
         return *found, *([positive_similarity(query, query if key is None else key)] if own else [])
     if keep is None:
         keep = KEEP_SYMMETRIC if key is None else KEEP
-    query, key = once(query, BLOCKWISE), None if key is None else once(key, BLOCKWISE)
     return _PairLogSumExp.apply(query, key, rules, weight, columns, origin, target, keep, own)
 
 
@@ -693,7 +700,6 @@ def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return x / (length / scale), length
 
 
-@full_precision
 def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:
     """query / temperature for a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
 
@@ -705,7 +711,6 @@ def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, 
     return query / temperature
 
 
-@full_precision
 def with_bias(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -729,7 +734,6 @@ def with_bias(
 # --------------------------------------------------------------------------------------------------------- the positives
 
 
-@full_precision
 def positive_similarity(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -749,7 +753,8 @@ def positive_similarity(
             raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
         return (query * key).sum(1)
     if positives.is_floating_point():
-        return (query * (positives.to(key.dtype) @ key)).sum(1)
+        with exact(query.device.type):
+            return (query * (positives.to(key.dtype) @ key)).sum(1)
     there = positives >= 0
     chosen = key[positives.clamp(min=0)] * there.unsqueeze(-1)
     return (query * chosen.sum(1)).sum(1)
@@ -766,6 +771,7 @@ def class_similarity(
 
     A row that is itself among the keys counts too; take q_i . q_i and 1 away. Labels may be any integers.
     """
+    need_fixed("a sum over classes", labels=query_labels, key_labels=key_labels)
     query, key = wide(query), wide(key)
     classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
     rows, columns = index[: len(query)], index[len(query) :]
@@ -935,6 +941,8 @@ class _PairCrossEntropy(torch.autograd.Function):
                 elif taught:
                     out[2][r].addmm_(pull, teacher_key[c])
                     out[3][c].addmm_(pull.T, teacher_query[r])
+        if torch.is_grad_enabled():
+            out = _refused(out, (query, key, teacher_query, teacher_key))
         return *out[:2], out[2] if taught else None, out[3] if taught and not alike else None, None, None
 
 
@@ -995,8 +1003,7 @@ def pair_cross_entropy(
             found.append(-(t.softmax(dim) * s.log_softmax(dim)).sum(dim))
             found.append(-(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim))
         return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
-    operands = (None if x is None else once(x, BLOCKWISE) for x in (query, key, *teacher))
-    return PairCrossEntropy(*_PairCrossEntropy.apply(*operands, columns, keep))
+    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep))
 
 
 # ------------------------------------------------------------------------------------------------- pairs, one by one
@@ -1035,6 +1042,8 @@ class _PairSoftplus(torch.autograd.Function):
                 g = g * gradients[0][tile.rows][:, None]
                 to_query[tile.rows].addmm_(g, key[tile.columns])
                 to_key[tile.columns].addmm_(g.T, query[tile.rows])
+        if torch.is_grad_enabled():
+            to_query, to_key = _refused((to_query, to_key), (query, key))
         return to_query, to_key, None
 
 
@@ -1057,7 +1066,7 @@ def pair_softplus(
     query, key = wide(query), wide(key)
     if traced() or len(query) * len(key) <= SMALL:
         return softplus(query @ key.T).sum(1)
-    return _PairSoftplus.apply(once(query, BLOCKWISE), once(key, BLOCKWISE), keep)
+    return _PairSoftplus.apply(query, key, keep)
 
 
 # --------------------------------------------------------------------------------------------- a bank of negatives alone

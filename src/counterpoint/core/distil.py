@@ -247,7 +247,7 @@ def _composed_angle_loss(x: Tensor, y: Tensor) -> Tensor:
     for points in (x, y):
         towards = unit(points - points[:, None])
         angles.append(towards @ towards.mT)
-    return F.smooth_l1_loss(*angles)
+    return F.smooth_l1_loss(angles[0], angles[1])
 
 
 class RKDOutput(NamedTuple):

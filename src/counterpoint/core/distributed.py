@@ -229,7 +229,6 @@ def _origin(ctx: Any, owner: int) -> tuple[int, int]:
     return sum(ctx.queries[: world()[0]]), sum(ctx.keys[:owner])
 
 
-@full_precision
 def batch_logsumexp(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"] | None = None,
@@ -260,7 +259,6 @@ def batch_logsumexp(
     return PairLogSumExp(*_against_all(query, key, rules, columns, None)[:2])
 
 
-@full_precision
 def batch_logsumexp_towards(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
@@ -277,6 +275,7 @@ def batch_logsumexp_towards(
     return PairLogSumExpTowards(rows, across, towards, positive_similarity(query, key) if own else None)
 
 
+@full_precision
 def _against_all(
     query: Tensor, key: Tensor, rules: tuple[Rule, ...], columns: bool, target: Block | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

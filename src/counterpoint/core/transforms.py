@@ -69,8 +69,28 @@ class _Refuse(torch.autograd.Function):
         raise RuntimeError(f"{ctx.what} has no second derivative: its gradient must not be differentiated again")
 
 
+def refuse_second(gradient: Tensor, operand: Tensor, what: str) -> Tensor:
+    """Return the gradient; in a backward pass with create_graph=True, one that cannot be differentiated with the operand."""
+    return _Refuse.apply(gradient, operand, what) if torch.is_grad_enabled() else gradient
+
+
 class _Once(torch.autograd.Function):
     """Identity whose gradient depends on the operand, so that its double backward raises a clear error."""
+
+    @staticmethod
+    def forward(ctx: Any, operand: Tensor, what: str) -> Tensor:
+        ctx.save_for_backward(operand)
+        ctx.what = what
+        return operand.view_as(operand)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (operand,) = ctx.saved_tensors
+        return refuse_second(gradients[0], operand, ctx.what), None
+
+
+class _OnceTransformed(torch.autograd.Function):
+    """`_Once` in the form that torch.func asks for, which takes longer to call."""
 
     generate_vmap_rule = True
 
@@ -85,10 +105,8 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return gradients[0], None
-        # create_graph=True: the gradient counts as a function of the operand, which nothing can differentiate.
-        return _Refuse.apply(gradients[0], *ctx.saved_tensors, ctx.what), None
+        (operand,) = ctx.saved_tensors
+        return refuse_second(gradients[0], operand, ctx.what), None
 
 
 def once(operand: Tensor, what: str) -> Tensor:
@@ -103,7 +121,7 @@ def once(operand: Tensor, what: str) -> Tensor:
     """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and operand.requires_grad):
         return operand
-    return _Once.apply(operand, what)
+    return (_OnceTransformed if torch._C._are_functorch_transforms_active() else _Once).apply(operand, what)
 
 
 def refuse_graph(what: str) -> None:
