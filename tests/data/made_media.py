@@ -127,14 +127,15 @@ class Sources:
         self.dark = encode_video(self.folder / "dark.mkv", "libx264", 25, gop, dark=True)
         self.silent = encode_sound(self.folder / "silent.mkv", "aac", silent=True)
 
-    def plain(self, path, video, audio, base=0.0):
-        """Write a file of whole tracks that start together, `base` seconds into the file's clock."""
+    def plain(self, path, video, audio, base=0.0, hole=(9.0, 9.0)):
+        """Write a file of tracks that start together, `base` seconds into the file's clock; no sound in the hole."""
         found, fps = self.video[video]
         tracks = [_packets(found, "video")] + ([_packets(self.audio[audio], "audio")] if audio else [])
         with av.open(str(path), "w") as out:
             rows = []
             for n, (_, template, packets) in enumerate(tracks):
                 track = out.add_stream_from_template(template)
+                packets[:] = [row for row in packets if n == 0 or not hole[0] <= row[1] < hole[1]]
                 rows += [(decoding, n, packet, time, track) for packet, time, decoding in packets]
             for decoding, n, packet, time, track in sorted(rows, key=lambda row: row[:2]):
                 _write(out, packet, track, time + base, decoding + base, 0.0 if n else 1 / fps)
@@ -142,7 +143,8 @@ class Sources:
         sounds = []
         if audio:
             last, time, _ = tracks[1][2][-1]
-            sounds = [(0.0, time + float(last.duration * last.time_base), 0.0)]
+            end = time + float(last.duration * last.time_base)
+            sounds = [(0.0, end, 0.0)] if hole[0] > end else [(0.0, hole[0], 0.0), (hole[1], end, hole[1])]
         for container, _, _ in tracks:
             container.close()
         return Made(

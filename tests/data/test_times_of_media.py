@@ -169,6 +169,11 @@ def test_sound_goes_on_where_layout_and_rate_change(sources, tmp_path):
     assert check(joined(tmp_path / "joined.ts", parts)) == []
 
 
+@pytest.mark.parametrize("ending", ["mkv", "ts", "mp4", "flv"])
+def test_a_hole_in_the_sound_is_silent_and_moves_nothing(sources, tmp_path, ending):
+    assert check(sources.plain(tmp_path / f"a.{ending}", "x25", "aac", hole=(0.8, 1.9))) == []
+
+
 def test_pictures_go_on_where_their_size_changes(sources, tmp_path):
     first = sources.plain(tmp_path / "a.ts", "x25", "mp2")
     sources.video["large"] = (

@@ -135,6 +135,9 @@ def test_a_run_holds_what_is_needed_to_use_it_again(run, capsys):
     )
     assert cli.main(["evaluate", str(run.path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
+    chance = again.pop("chance")
+    assert set(chance) < set(again)
+    assert 0 < chance["mean_recall"] < 1
     for name, value in again.items():
         assert value == pytest.approx(last[f"test/{name}"], abs=1e-6), name
     learner = training.load_learner(run)

@@ -40,6 +40,7 @@ class Encoder:
     learner: Any
     config: Any
     transform: Transform
+    task: str
 
     @classmethod
     def load(cls, path: Path | str) -> Encoder:
@@ -53,7 +54,7 @@ class Encoder:
             raise CounterpointError(
                 f"{run.path} is a run of the task {system.task}; only runs of {', '.join(TASKS)} embed and search"
             )
-        return cls(run, load_learner(run), config, Transform.of_facts(run.facts(), config))
+        return cls(run, load_learner(run), config, Transform.of_facts(run.facts(), config), system.task)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -119,7 +120,7 @@ class Encoder:
     @torch.no_grad()
     def _batch(self, name: str, values: Sequence[Any] | np.ndarray) -> NDArray[np.float32]:
         inputs = self.transform(name, values)
-        if "modalities" in self.run.facts():
+        if self.task == "aligned":
             rows = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name].float()
         else:
             feature = self.learner.predict({"image": inputs, "part": "bank"})["feature"]
