@@ -297,5 +297,6 @@ OTHERS = {
     "mcl:grouped_batches": "whole numbers",
     "bags:fit_length": "moves values",
     "bags:frame_ap": "a measure",
+    "bags:frame_ap_step": "a measure",
     "measures:tolerance": "a measure",
 }

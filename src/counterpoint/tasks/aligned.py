@@ -132,12 +132,18 @@ class AlignedConfig(OptimConfig):
         if "{}" not in self.prompt:
             raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
 
+    def check_batch(self) -> None:
+        """Raise CounterpointError for a batch in which nothing can be contrasted."""
+        if self.batch_size < 2:
+            raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
+
     def check(self) -> None:
         """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
         check_image_encoder(self.image_encoder)
         check_text_encoder(self.text_encoder)
         check_audio_encoder(self.audio_encoder)
         check_recipe(self.recipe)
+        self.check_batch()
 
 
 # What a small set on a few cores asks for instead of the papers' settings; systems add what is theirs.
@@ -808,8 +814,7 @@ class AlignedTask:
     def __init__(self, data: AlignedData, config: AlignedConfig) -> None:
         if not isinstance(data, AlignedData) or len(data.modalities) < 2:
             raise CounterpointError(f"{data.name} gives no aligned modalities, which the task aligned learns from")
-        if config.batch_size < 2:
-            raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
+        config.check_batch()
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test items, has {len(data.test)}")
         self.data = data

@@ -81,6 +81,15 @@ class ViewsConfig(ImagesConfig):
         if temperature is not None and not 0 < temperature < math.inf:
             raise CounterpointError(f"temperature must be > 0 and finite, got {temperature}")
 
+    def check_batch(self) -> None:
+        """Raise CounterpointError for a batch in which nothing can be contrasted."""
+        if self.batch_size < 2:
+            raise CounterpointError("batch_size must be at least 2: views are contrasted within a batch")
+
+    def check(self) -> None:
+        super().check()
+        self.check_batch()
+
 
 @dataclass
 class MultiCropConfig(ViewsConfig):
@@ -367,8 +376,7 @@ class ViewsTask(ImageTask):
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         super().__init__(data, config)
-        if config.batch_size < 2:
-            raise CounterpointError("batch_size must be at least 2: views are contrasted within a batch")
+        config.check_batch()
 
     def test_loader(self) -> DataLoader[dict[str, Any]]:
         return DataLoader(_TestBatches(self.data, self.config), batch_size=None, shuffle=False)

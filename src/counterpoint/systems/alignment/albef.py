@@ -903,7 +903,7 @@ class ALBEF(AlignedLearner):
         groups = ids[:, None].cpu()
         # A picture may stand in several rows, with other words in each: all of them are right for it.
         split = getattr(getattr(self.evaluator, "data", None), "test", None)
-        pictures = split.same(self.image) if hasattr(split, "same") else None
+        pictures = split.same(self.image) if split is not None and hasattr(split, "same") else None
         if pictures is not None:
             at = torch.cat([part["at"] for part in parts]).cpu()
             groups = torch.cat([groups, torch.from_numpy(pictures)[at][:, None]], 1)

@@ -168,7 +168,7 @@ class AdaInf:
         copied = self.real * config.replication
         origin = torch.where(index < copied, index % self.real, index)
         z = torch.cat([compared.query, compared.key])
-        return {"loss": ntxent_by_index(z, torch.cat([origin, origin]).to(z.device), compared.temperature)}  # type: ignore[arg-type]
+        return {"loss": ntxent_by_index(z, torch.cat([origin, origin]).to(z.device), compared.temperature)}
 
 
 def _inflated(data: Any, config: Any) -> Any:
