@@ -213,7 +213,7 @@ def test_edges():
     with pytest.raises(ValueError, match=r"1000 in 8 modalities has 1000\^8 = 1.0e\+24 similarities"):
         fn.symile([torch.zeros(1000, 2)] * 8, 1.0, "n_squared")
     with pytest.raises(ValueError, match=r"candidates must be \[c, 5\]"):
-        fn.mip_similarity(torch.zeros(3, 4), [a, b])
+        fn.mip_similarity(torch.zeros(3, 4).to(a), [a, b])
     with pytest.raises(ValueError, match="at least one modality"):
         fn.zeroshot_clip(a, [])
 

@@ -34,15 +34,15 @@ class Learner(nn.Module):
     earlier_epochs: int = 0
     # Whether a step's loss may leave parameters out, as stages do: several processes then look for what it reached.
     partial_steps: ClassVar[bool] = False
+    # Steps of the whole fit, of which `position.step` are done; `fit` sets it.
+    total_steps: int = 0
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
         self.position = Position()
         self.evaluator: Any = None
-        # What `fit` adds for its duration: the optimisers, and the steps from the first epoch to the last.
-        self.optimizers: list[torch.optim.Optimizer] = []
-        self.total_steps = 0
+        self.optimizers: list[torch.optim.Optimizer] = []  # there for the time of a fit
 
     @property
     def device(self) -> torch.device:

@@ -68,10 +68,14 @@ class ImagesConfig(OptimConfig):
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def check_batch(self) -> None:
+        """Raise CounterpointError for a batch too small to learn from; here any will do."""
+
     def check(self) -> None:
         """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
         check_image_encoder(self.encoder)
         check_recipe(self.recipe)
+        self.check_batch()
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """What a learner of these settings has to know of the data, fit for JSON."""

@@ -86,10 +86,6 @@ class ViewsConfig(ImagesConfig):
         if self.batch_size < 2:
             raise CounterpointError("batch_size must be at least 2: views are contrasted within a batch")
 
-    def check(self) -> None:
-        super().check()
-        self.check_batch()
-
 
 @dataclass
 class MultiCropConfig(ViewsConfig):

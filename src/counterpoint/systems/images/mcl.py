@@ -268,7 +268,7 @@ class MCL:
         own = module.state_dict()
         for name, value in fresh.state_dict().items():
             own[name].copy_(value)
-        for optimizer in module.trainer.optimizers:
+        for optimizer in module.optimizers:
             optimizer.state.clear()
         self.stage.add_(1)
 
