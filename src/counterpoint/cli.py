@@ -168,7 +168,7 @@ class Train:
     """Additions to switch on over the system, such as mochi over moco-v2; the same as naming moco-v2+mochi. Their settings
     become options too. `counterpoint systems --additions` lists them."""
     max_bad: Annotated[str | None, arg(metavar="N")] = None
-    """Bad rows of a manifest: source that are put up with, a count or a fraction below 1 (its option max_bad)."""
+    """Largest number of bad rows in a `manifest:` source, or a fraction below 1 (its option max_bad)."""
 
     def run(self) -> int:
         if self.slug is not None:
