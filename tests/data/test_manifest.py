@@ -353,8 +353,15 @@ def test_classes_of_some_rows(files):
     assert found == {word: n % 2 if n else -1 for n, word in enumerate(WORDS)}
     data = opened(as_csv(files / "m.csv", [row(n) | {"vector": "1", "label": str(n + 2)} for n in range(10)]))
     assert data.classes == tuple(str(n + 2) for n in range(10))  # in the order of numbers
-    with pytest.raises(DataError, match="row 1: the label column 'label' holds"):
+    with pytest.raises(DataError, match=r"row 1: the label column 'label' holds 1 numbers;"):
         opened(jsonl(files / "m.jsonl", [row(n) | {"label": [1]} for n in range(10)]))
+
+
+def test_truth_values_are_classes(files):
+    data = opened(jsonl(files / "m.jsonl", [row(n) | {"label": [True, 1, False][n % 3]} for n in range(10)]))
+    found = dict(zip(everything(data, "caption"), [*data.train.labels, *data.test.labels], strict=True))
+    assert data.classes is not None
+    assert [data.classes[found[word]] for word in WORDS[:3]] == ["True", "1", "False"]
 
 
 def test_rows_lack_what_they_like(files):
@@ -459,7 +466,7 @@ def test_rows_of_other_lengths(files):
     path = files / "m.csv"
     as_csv(path, [{"image": f"{n}.png", "caption": WORDS[n]} for n in range(10)])
     path.write_text(path.read_text() + "1.png,a,b\n")
-    assert "1 of 11 rows left out: 1 has 3 fields where the header has 2: m.csv row 11" in opened(path).notes[0]
+    assert "1 of 11 rows left out: 1 has too many fields (3; the header has 2): m.csv row 11" in opened(path).notes[0]
 
 
 def test_sounds_of_other_rates_are_noted(files, cache):
@@ -608,7 +615,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
         "zip.gz": "says no kind that can be read",
         "header.csv": "holds no rows",
         "twice.csv": "names the column 'image' twice",
-        "unnamed.csv": "has a column without a name",
+        "unnamed.csv": "has only 'image' among image;",
         "latin.csv": "is not text in UTF-8",
         "one.json": "should be a list of records",
         "bad.parquet": "not a Parquet file",

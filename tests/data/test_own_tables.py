@@ -309,7 +309,7 @@ def test_names_are_splits_only_where_nothing_else_is_there(tmp_path):
     found = opened(*classes)
     assert found.classes == ("bus", "test", "train")
     assert len(found.train) + len(found.test) == 24
-    assert "the folder test, train is taken for a class" in said(found)
+    assert "the folders test, train are taken for classes" in said(found)
     found = opened(*[f"{s}/{c}/{i}.png" for s in ("Train", "val") for c in ("cat", "dog") for i in range(4)])
     assert (found.classes, len(found.train), len(found.test)) == (("cat", "dog"), 8, 8)
     deep = opened(*[f"{c}/{i}.png" for c in ("cat", "dog") for i in range(8)], "cat/a/b/test 9.png")
@@ -317,6 +317,42 @@ def test_names_are_splits_only_where_nothing_else_is_there(tmp_path):
     assert file_splits("d", [Path("d/train-0.csv"), Path("d/test.csv")])[0] == ["train", "test"]
     assert file_splits("d", [Path("d/test shots.csv"), Path("d/more.csv")]) == (["", ""], [])
     assert file_splits("d", [Path("d/test.csv"), Path("d/more.csv")])[1] != []
+
+
+def test_a_stray_picture_does_not_make_classes_of_splits(tmp_path):
+    for n, name in enumerate([f"{s}/{c}/{i}.png" for s in ("train", "test") for c in ("cat", "dog") for i in range(4)]):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(encoded(n))
+    (tmp_path / "a" / "stray.png").write_bytes(encoded(99))
+    found = load_imagefolder(str(tmp_path / "a"), size=8)
+    assert (found.classes, len(found.train), len(found.test)) == (("cat", "dog"), 9, 8)
+    assert sorted(found.train.labels.tolist()) == [-1, *[0] * 4, *[1] * 4]
+    assert "the folders test, train are splits, not classes" in said(found)
+    assert "1 pictures stand beside the folders" in said(found)
+
+
+def test_folders_without_one_to_train_on_are_classes(tmp_path):
+    for n, name in enumerate([f"{c}/{i}.png" for c in ("test", "val") for i in range(6)]):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(encoded(n))
+    found = load_imagefolder(str(tmp_path / "a"), size=8)
+    assert found.classes == ("test", "val")
+    assert "none of them is the training split" in said(found)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match=r"in any format that Pillow reads$"):
+        load_imagefolder(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("header", [",image,caption", "image,caption,", ",image,caption,"])
+def test_columns_without_a_name_are_not_read(tmp_path, header):
+    cells = [[name and f"{n}.png" if name == "image" else f"w {n}" for name in header.split(",")] for n in range(8)]
+    for n in range(8):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    (tmp_path / "m.csv").write_text("\n".join([header, *(",".join(row) for row in cells)]))
+    found = load_manifest(str(tmp_path / "m.csv"), size=8)
+    assert sorted([*found.train.column("caption", np.arange(len(found.train)))]) != []
+    assert list(found.modalities) == ["image", "caption"]
+    assert "no name and is not read" in said(found) or "without a name are not read" in said(found)
 
 
 @pytest.mark.parametrize("name", ["g [2024]", "a*b", "a::b", "w?t=1", "#1 %20", "..x"])
@@ -401,3 +437,18 @@ def test_accounts_show_what_does_not_add_up(tmp_path):
         ("m.csv", "3", "missing"),
         ("m \\udcff.csv", "4", "left out"),
     ]
+
+
+def test_labels_in_records_of_an_archive_are_found_by_every_source(tmp_path):
+    members = []
+    for n in range(12):
+        record = json.dumps({"label": "ab"[n % 2], "caption": f"w {n}"}).encode()
+        members += [(f"x/{n}.png", encoded(n)), (f"x/{n}.json", record)]
+    place = tar(tmp_path / "s.tar", [*members, ("x/0.xyz", b"?"), ("README", b"?")])
+    for task in ("views", "aligned"):
+        found = load_webdataset(place, task=task, size=8)
+        assert found.classes == ("a", "b")
+        assert "'json.label' as label" in said(found)
+    assert "s.tar x/0.xyz" in said(found)
+    assert "s.tar README" in said(found)
+    assert load_manifest(place, size=8).classes == ("a", "b")

@@ -169,6 +169,32 @@ def test_sound_goes_on_where_layout_and_rate_change(sources, tmp_path):
     assert check(joined(tmp_path / "joined.ts", parts)) == []
 
 
+def packed(path, to):
+    """Copy a file into a transport stream as FFmpeg's program does: up to 0.7 s of sound in one packet of the stream."""
+    with av.open(str(path)) as found, av.open(str(to), "w", options={"max_delay": "700000"}) as out:
+        tracks = {stream.index: out.add_stream_from_template(stream) for stream in found.streams}
+        for packet in found.demux():
+            if packet.dts is not None:
+                packet.stream = tracks[packet.stream_index]
+                out.mux(packet)
+    return to
+
+
+@pytest.mark.parametrize("rates", [(16000, 48000), (48000, 16000)])
+def test_sound_goes_on_where_several_frames_of_another_rate_share_a_time_stamp(sources, tmp_path, rates):
+    for rate in rates:  # silence takes few bytes, so many frames of it share a packet of the stream
+        sources.audio[str(rate)] = made_media.encode_sound(tmp_path / f"{rate}.mkv", "aac", rate, silent=True)
+    parts = [sources.plain(tmp_path / f"{rate}.mkv", "x25", str(rate)) for rate in rates]
+    for part in parts:
+        part.path = packed(part.path, part.path.with_suffix(".ts"))
+    made = joined(tmp_path / "joined.ts", parts)
+    with SnippetReader(made.path, Eye(), Ear(), snippet_seconds=SNIPPET) as reader:
+        list(reader.snippets())
+    assert any("clock jumps 1 times" in note for note in reader.notes)
+    assert reader.info.duration == pytest.approx(made.length, abs=0.2)
+    assert probe(made.path).duration == pytest.approx(made.length, abs=0.8)
+
+
 @pytest.mark.parametrize("ending", ["mkv", "ts", "mp4", "flv"])
 def test_a_hole_in_the_sound_is_silent_and_moves_nothing(sources, tmp_path, ending):
     assert check(sources.plain(tmp_path / f"a.{ending}", "x25", "aac", hole=(0.8, 1.9))) == []

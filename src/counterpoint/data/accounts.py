@@ -33,8 +33,10 @@ class Line(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, for a message: "items.csv row 3 image (a.png)"."""
+        """Where it is, for a message: "items.csv row 3 image (a.png)", "items.tar x/1.xyz"."""
         name = self.file if self.row is None else f"{Path(self.file).name} row {self.row}"
+        if self.row is None and self.key:
+            name = f"{Path(self.file).name} {self.key}"
         return " ".join(filter(None, [name, self.column, self.value and f"({self.value})"]))
 
 

@@ -250,14 +250,16 @@ class SoundInput:
         """
         line = SoundLine(lambda: self.av.AudioResampler(format="fltp", rate=rate), rate, clean=False)
         first, stop, damage = round(start * rate), start + samples / rate, list[str]()
-        failures = 0
+        failures, near = 0, True  # near: whether the latest time stamp lies where sound is wanted
         for packet in self._packets(max(0.0, start - _BEFORE), damage):
             try:
                 frames = packet.decode()
                 failures = 0
                 for frame in frames:
                     time = self._time(frame)
-                    if time is None or start - _BEFORE <= time < stop:
+                    if time is not None:
+                        near = start - _BEFORE <= time < stop
+                    if near:
                         line.add(frame, time)
             except self.av.error.EOFError:
                 continue
@@ -292,13 +294,14 @@ class SoundInput:
             self.container.seek(round(origin * 1e6), backward=True)
             self.clock.restart()
         # Without an index to trust, packets are counted from the first byte on, and decoded from `start` on.
-        begun = False
+        begun = dated = False
         whole = iter(self.kept or demuxed(self.container, self.tracks, self.clock, self.broken, damage))
         for packet in whole:
             if packet.stream is not self.stream:
                 continue
             time = self._start(packet)
-            begun = begun or time is None or time >= start - _BEFORE
+            dated = dated or time is not None
+            begun = begun or (not dated if time is None else time >= start - _BEFORE)
             if begun or start <= _NEAR:
                 yield packet
 

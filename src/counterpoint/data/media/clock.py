@@ -41,6 +41,7 @@ class Clock:
     def __init__(self, origin: float | None, *, jumpy: bool = False) -> None:
         self.origin = origin
         self.shifts = [0.0]
+        self.jumpy = jumpy
         self._limit = LONGEST_GAP if jumpy else LONGEST_STILL
         self._tracks: dict[int, _Track] = {}
         self._front = origin
@@ -55,13 +56,22 @@ class Clock:
         self.shifts, self._tracks, self._front = [0.0], {}, None
 
     def set(self, packet: Any) -> float | None:
-        """Shift a packet's time stamps onto the time line; return its time there (decoding time if known)."""
+        """Shift a packet's time stamps onto the time line; return its time there (decoding time if known).
+
+        Time stamps of sound that the file does not hold, which FFmpeg counted, are taken away: samples count better.
+        """
+        track = self._tracks.get(packet.stream_index)
+        if track is not None and self.jumpy and packet.pos is None and packet.stream.type == "audio":
+            # FFmpeg cut this packet out of a larger one and counted its time at the rate that the file began with.
+            packet.pts = packet.dts = None
+            if track.end is not None:
+                track.end += max(0, packet.duration or 0) * track.base
+                self._front = max(self._front or track.end, track.end)
         dts = packet.dts
         exact = dts is not None
         stamp = dts if exact else packet.pts
         if stamp is None:
             return None
-        track = self._tracks.get(packet.stream_index)
         if track is None:
             track = self._tracks[packet.stream_index] = _Track(float(packet.time_base))
         base = track.base

@@ -119,6 +119,7 @@ def _end(
 ) -> float | None:
     """Time at which the last packet ends, from where the container stands; None without a packet."""
     ends: dict[int, float] = {}
+    dated: dict[int, float] = {}  # the same by packets with a time stamp alone
     bases = {stream.index: float(stream.time_base or 0) for stream in streams}
     first: float | None = None
     for packet in demuxed(container, streams, clock, broken, []):
@@ -134,7 +135,7 @@ def _end(
             ends[track] = ends.get(track, clock.origin or 0.0) + span
             continue
         first = stamp * base if first is None else min(first, stamp * base)
-        ends[track] = max(ends.get(track, stamp * base), stamp * base + span)
+        ends[track] = dated[track] = max(dated.get(track, stamp * base), stamp * base + span)
     if clock.origin is None:
         clock.origin = first
     return max(ends.values(), default=None)

@@ -149,7 +149,7 @@ def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> Alig
         if not (column.has & reader.good).any():
             raise DataError(
                 f"{place}: no usable row has the modality '{column.name}'; mend its column '{column.role.column}', or name "
-                "the others with ?columns=NAME:KIND,..."
+                "another in the options (?columns=NAME:KIND,... of a manifest; ?image=, ?text= of other sources)"
             )
     if len(reader.columns) < 2:
         raise DataError(

@@ -51,13 +51,17 @@ def read_delimited(path: Path, wanted: Wanted) -> Segment:
     lines.rules(between)
     names, skipped = _header(path, lines, between)
     odd = lines.scan(len(names), skipped)
-    read = [name for name in names if wanted(name)]
+    named = [name for name in names if not name.startswith("\0")]
+    read = [name for name in named if wanted(name)]
     source: Any = str(path) if odd is None else _Stream(lines.cleaned(odd, skipped))
     broken: list[Broken] = []
 
     def leave_out(row: Any) -> str:
         number = row.number - (skipped if odd is None else 0)
-        broken.append(Broken(number, f"has {row.actual_columns} fields where the header has {row.expected_columns}"))
+        what = "many" if row.actual_columns > row.expected_columns else "few"
+        broken.append(
+            Broken(number, f"has too {what} fields ({row.actual_columns}; the header has {row.expected_columns})")
+        )
         return "skip"
 
     size = min(LONGEST, max(BLOCK, 2 * lines.longest))
@@ -93,7 +97,10 @@ def read_delimited(path: Path, wanted: Wanted) -> Segment:
         numbers = np.setdiff1d(np.arange(1, count + len(broken) + 1), bad)
     cells = {name: Joined([ArrowCells(part) for part in parts]) for name, parts in columns.items()}
     notes = [f"{path}: {odd.note()}"] if odd is not None and odd.plain else []
-    return Segment(path, count, dict(cells), numbers, broken, names=names, notes=notes)
+    if len(named) < len(names):
+        what = "1 column has no name and is" if len(named) + 1 == len(names) else "the columns without a name are"
+        notes.append(f"{path}: {what} not read")
+    return Segment(path, count, dict(cells), numbers, broken, names=named, notes=notes)
 
 
 def _delimiter(path: Path, header: bytes) -> bytes:
@@ -113,11 +120,11 @@ def _header(path: Path, lines: _Lines, between: bytes) -> tuple[list[str], int]:
         raise DataError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
     if not any(names):
         raise DataError(f"{path}: has no header; its first line should name the columns")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or "" in names:
-        what = f"names the column '{twice[0]}' twice" if twice and twice[0] else "has a column without a name"
-        raise DataError(f"{path}: {what}; mend its first line")
-    return names, 1
+    twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: names the column '{twice[0]}' twice; mend its first line")
+    # Columns without a name (row numbers as pandas writes them, a delimiter at the end) get one that nobody asks for.
+    return [name or f"\0{number}" for number, name in enumerate(names)], 1
 
 
 class _Odd:

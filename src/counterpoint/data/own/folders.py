@@ -2,8 +2,8 @@
 
 DIR/CLASS/...                  the class is the first folder, however deep a picture lies
 DIR/train/CLASS/...            likewise below the folders of splits; they are splits only where nothing else but such
-DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class
-DIR/3.png                      a picture beside the folders of classes has no class, and is kept without one
+DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class; so are "test" and "val" alone
+DIR/3.png                      a picture beside the folders has no class, and is kept without one, to train on
 metadata.csv, metadata.jsonl   anywhere: its column file_name names pictures, from its own folder; other columns are theirs
 """
 
@@ -88,7 +88,8 @@ def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -
         {os.path.normpath(path): path for path in pictures},
     )
     if not pictures:
-        raise DataError(f"{place}: holds no pictures, in any format that Pillow reads; {accounts.examples()}")
+        left = f"; {accounts.examples()}" if accounts.found else ""
+        raise DataError(f"{place}: holds no pictures, in any format that Pillow reads{left}")
     accounts.read("files", len(pictures))
     splits, notes = _splits(root, pictures)
     rows: list[tuple[Path, dict[str, Any]]] = [
@@ -116,12 +117,20 @@ def _splits(root: Path, pictures: list[Path]) -> tuple[dict[Path, str], list[str
     """The split of each picture by the folder it lies below, and notes; empty where the top folders are classes."""
     top = {path: path.relative_to(root).parts for path in pictures}
     folders = {parts[0] for parts in top.values() if len(parts) > 1}
-    named = {folder for folder in folders if folder.lower() in SPLITS}
-    if named and named == folders and all(len(parts) > 1 for parts in top.values()):
-        return {path: SPLITS[parts[0].lower()] for path, parts in top.items()}, []
+    named = {folder: SPLITS[folder.lower()] for folder in sorted(folders) if folder.lower() in SPLITS}
+    kinds = set(named.values())
+    names = f"the folder{'s' if len(named) > 1 else ''} {', '.join(named)}"
+    one = len(named) == 1
+    if named and len(named) == len(folders) and (len(kinds) == 1 or "train" in kinds):
+        splits = {path: named[parts[0]] for path, parts in top.items() if len(parts) > 1}
+        return splits, [
+            f"{root}: {names} {'is a split' if one else 'are splits'}, not {'a class' if one else 'classes'}"
+        ]
     if named and len(folders) > 1:
-        names = ", ".join(sorted(named))
-        return {}, [f"{root}: the folder {names} is taken for a class, for other pictures stand beside it"]
+        taken = f"{root}: {names} {'is taken for a class' if one else 'are taken for classes'}"
+        if len(named) == len(folders):
+            return {}, [f"{taken}, for none of them is the training split"]
+        return {}, [f"{taken}, for other pictures stand beside {'it' if one else 'them'}"]
     return {}, []
 
 

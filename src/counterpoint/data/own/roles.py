@@ -214,6 +214,8 @@ def _column(
     lower = {name.lower(): name for name in reversed(names)}
     found = [name for name, role in usual.items() if role == what and name in names]
     found += [lower[name] for name in wanted if name in lower and lower[name] not in found]
+    if not found:  # of archives: a record beside the picture may have it
+        found = [lower[f"json.{name}"] for name in wanted if f"json.{name}" in lower]
     if not found and needed:
         raise DataError(f"{place}: no {what} column among {some_names(names)}; name it with ?{what}=COLUMN")
     return found

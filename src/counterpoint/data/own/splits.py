@@ -50,6 +50,10 @@ def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[s
     for n, value in enumerate(values):
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace").strip()
+        if (
+            isinstance(value, tuple) and value[0] is bool
+        ):  # of a truth value `factorise` gives the type, too: True is not 1
+            value = str(value[1])
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, BadCell) or value in ("", -1, "-1") or value != value:
@@ -59,9 +63,9 @@ def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[s
         else:
             rows = np.flatnonzero((codes == n) & reader.good)
             if len(rows):
-                where = reader.table.short(int(rows[0]))
+                where, cell = reader.table.short(int(rows[0])), shown(cells[int(rows[0])])
                 raise DataError(
-                    f"{reader.place}: {where}: the label column '{name}' holds {shown(value)}; labels are names or whole "
+                    f"{reader.place}: {where}: the label column '{name}' holds {cell}; labels are names or whole "
                     "numbers"
                 )
             written.append("")
