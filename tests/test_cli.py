@@ -159,7 +159,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 def test_doctor_says_what_is_there(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("torch", "python", "threads", "[video]", "[datasets]", "cache"):
+    for word in ("torch", "python", "threads", "[video]", "[search]", "cache"):
         assert word in out
 
 

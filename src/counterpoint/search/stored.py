@@ -69,14 +69,10 @@ def file_column(name: str) -> str:
 
 
 def arrow() -> tuple[Any, Any]:
-    """Import pyarrow; CounterpointError that names the extra when it is not there."""
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise CounterpointError(
-            "files of embeddings are Parquet, which needs the extra [datasets]: pip install 'counterpoint[datasets]'"
-        ) from error
+    """Import pyarrow, which takes a moment, when a file is read or written."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
     return pa, pq
 
 
