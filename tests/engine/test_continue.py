@@ -65,7 +65,7 @@ def test_only_a_finished_run_of_the_same_system_continues(first: Run, tmp_path: 
     assert "do not fit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..", "."])
+@pytest.mark.parametrize("name", ["../x", "a/b", "/somewhere/x", "..", "."])
 def test_names_with_a_path_are_refused(tmp_path: Path, name: str, capsys) -> None:
     out = tmp_path / "runs"
     assert cli.main(["train", "simclr", "--data", "digits", "--out", str(out), "--name", name]) == 2

@@ -123,7 +123,7 @@ def _header(path: Path, lines: _Lines, between: bytes) -> tuple[list[str], int]:
     twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
     if twice:
         raise DataError(f"{path}: names the column '{twice[0]}' twice; mend its first line")
-    # Columns without a name (row numbers as pandas writes them, a delimiter at the end) get one that nobody asks for.
+    # Columns without a name (row numbers as pandas writes them, a delimiter at the end) get one that no reader wants.
     return [name or f"\0{number}" for number, name in enumerate(names)], 1
 
 

@@ -130,7 +130,7 @@ def _inside(root: Path, kind: str, accounts: Accounts) -> list[tuple[Path, str]]
     inside = walk(root)
     found = []
     for path, reason in inside.left_out:
-        # Of what could not be looked into nobody knows what it holds.
+        # The content of an unreadable folder is unknown.
         if kind_of(path) or not path.suffix:
             accounts.find("files")
             accounts.leave(_file(path, reason))
