@@ -244,7 +244,10 @@ def system_page(entry: catalog.Entry) -> str:
         *(directive(p.replace(":", "."), shared=not p.startswith(module.__name__)) for p in entry.functions),
         "## Configuration and learner",
         directive(f"{config.__module__}.{config.__qualname__}", members=False),
-        directive(f"{learner.__module__}.{learner.__qualname__}"),
+        # A learner of the task itself stands in the reference; twice it would be two targets of one link.
+        directive(f"{learner.__module__}.{learner.__qualname__}")
+        if ".systems." in learner.__module__
+        else f"Its learner is [{learner.__qualname__}][{learner.__module__}.{learner.__qualname__}].",
     ]
     return "\n\n".join(parts)
 

@@ -338,6 +338,8 @@ def test_folders_without_one_to_train_on_are_classes(tmp_path):
     found = load_imagefolder(str(tmp_path / "a"), size=8)
     assert found.classes == ("test", "val")
     assert "none of them is the training split" in said(found)
+    with pytest.raises(DataError, match=r"^https://x\.org/a is on the net"):
+        load_imagefolder("https://x.org/a")
     (tmp_path / "b").mkdir()
     with pytest.raises(DataError, match=r"in any format that Pillow reads$"):
         load_imagefolder(str(tmp_path / "b"))

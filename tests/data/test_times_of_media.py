@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_media import RATE, heard, level, make
 
-from counterpoint.data.media import SnippetReader, frame_at, frames_at, probe, sample_times, write_video
+from counterpoint.data.media import SnippetReader, frame_at, frames_at, probe, sample_times, snippets, write_video
 from counterpoint.data.sounds import decode_sound
 from counterpoint.errors import DataError
 
@@ -351,3 +351,40 @@ def test_sound_after_the_last_picture_and_a_short_tail_are_noted_in_seconds(sour
 
 def test_level_is_what_recorded_reads():
     assert recorded(np.full((2, 2, 3), level(1.5))) == pytest.approx(1.5)
+
+
+def test_empty_packets_repeat_the_picture_before_and_are_no_damage(sources, tmp_path, monkeypatch):
+    made = sources.plain(tmp_path / "a.mkv", "jpeg", None)
+    demuxed = snippets.demuxed
+
+    def emptied(*given):  # as Theora's files have them, which no encoder here writes
+        for number, packet in enumerate(demuxed(*given)):
+            if number % 3 and packet.dts is not None:
+                empty = av.Packet(0)
+                empty.stream, empty.time_base = packet.stream, packet.time_base
+                empty.pts, empty.dts, empty.duration = packet.pts, packet.dts, packet.duration
+                packet = empty
+            yield packet
+
+    monkeypatch.setattr(snippets, "demuxed", emptied)
+    with SnippetReader(made.path, Eye(), Ear(), snippet_seconds=SNIPPET) as reader:
+        shown = [recorded(picture) for snippet in reader.snippets() for picture in snippet.frames]
+    assert not any("damaged" in note for note in reader.notes)
+    assert reader.info.duration == pytest.approx(made.length, abs=0.02)
+    assert shown == pytest.approx([time - 0.05 for time in sample_times(6, 4, SNIPPET)], abs=0.11)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_last_picture_that_stands_long_is_watched_to_its_end(tmp_path, ending):
+    path = tmp_path / f"slides.{ending}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=Fraction(1, 15), options={"x264-params": "bframes=0:log-level=0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(4):
+            picture = np.full((48, 64, 3), 40 + 50 * n, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    with SnippetReader(path, Eye(), Ear(), snippet_seconds=5.0) as reader:
+        shown = [float(snippet.frames.mean()) for snippet in reader.snippets()]
+    assert reader.info.duration == pytest.approx(60.0, abs=0.1)
+    assert shown == pytest.approx(np.repeat([40, 90, 140, 190], 3), abs=4)

@@ -86,6 +86,19 @@ def test_files_that_are_no_videos_are_named_and_left_out(folders):
         assert len(table.read_text().splitlines()) == 1 + 3
 
 
+def test_what_lies_beside_the_folders_is_counted_and_left_out(folders):
+    before = data.load(f"videos:{folders}")
+    assert not any("files read" in note for note in before.notes)
+    (folders / "stray.mp4").write_bytes(b"?")
+    (folders / "train" / "other").mkdir()
+    (folders / "train" / "other" / "a.mp4").write_bytes(b"?")
+    found = len(list(folders.glob("*/*/*"))) + 1
+    said = " ".join(data.load(f"videos:{folders}").notes)
+    assert f"{found - 2} of {found} files read, 2 left out: stray.mp4: lies in none of the folders" in said
+    with pytest.raises(DataError, match=r"^https://x\.org/a is on the net"):
+        data.load("videos:https://x.org/a")
+
+
 def test_nothing_readable_in_a_folder(folders):
     (folders / "train" / "normal" / "c.mov").write_bytes(b"")
     with pytest.raises(DataError, match=r"train/normal: no file in it can be read.*c\.mov: the file is empty"):

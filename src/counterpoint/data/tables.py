@@ -89,6 +89,8 @@ def _load(
     try:
         if kind == "imagefolder":
             if not is_folder(place):
+                if "://" in place:
+                    raise DataError(f"{place} is on the net; download it and name the folder")
                 raise DataError(f"{place}: no such directory; it should hold a folder of images for every class")
             table, notes = read_folder(place, wanted, accounts)
         else:

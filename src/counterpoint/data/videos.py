@@ -51,10 +51,13 @@ def load(
     from counterpoint import encoders
 
     root = Path(directory)
+    if "://" in directory and not root.exists():
+        raise DataError(f"{directory} is on the net; download it and name the folder")
     if not snippet_seconds > 0:
         raise CounterpointError(f"snippet_seconds must be > 0, got {snippet_seconds}")
     left_out: list[tuple[Path, str]] = []
     files = {(split, label): _files(root, split, label, left_out) for split in ("train", "test") for label in LABELS}
+    _beside(root, left_out)
     truth = _truth(root)
     eye, ear = encoders.build_visual(encoders.parse(visual)), encoders.build_audio(encoders.parse(audio))
     backbones = {"visual": eye.describe(), "audio": ear.describe()}
@@ -117,6 +120,17 @@ def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]])
     if not inside.files:
         raise DataError(f"{folder}: is empty; it should hold {label} videos")
     return inside.files
+
+
+def _beside(root: Path, left_out: list[tuple[Path, str]]) -> None:
+    """Add to `left_out` what lies beside the four folders of videos, but truth.csv."""
+    inside = walk(root)
+    reason = "lies in none of the folders of videos"
+    for path, why in [*((path, reason) for path in inside.files), *inside.left_out]:
+        parts = path.relative_to(root).parts
+        ours = len(parts) > 2 and parts[0] in ("train", "test") and parts[1] in LABELS
+        if not ours and parts != ("truth.csv",):
+            left_out.append((path, why))
 
 
 def _account(root: Path, found: int, read: int, left_out: list[tuple[Path, str]], notes: list[str]) -> None:

@@ -183,17 +183,19 @@ class FrameTimes:
         self._last = time if self._last is None else max(time, self._last)
         return self._last
 
-    def length(self, frame: Any, *, exact: bool) -> float:
+    def length(self, frame: Any, *, exact: bool, rest: float = 0.0) -> float:
         """How long (seconds) the last frame is shown; 0 when nothing tells.
 
         Its own duration where the container keeps one for each frame (`exact`), else that or the latest step, whichever is
-        longer.
+        longer. A duration of more than `LONGEST_GAP` counts where it ends within `rest`, what the header says is left.
         """
         base = self.base
         span = (frame.duration or 0) * base
-        if exact and 0 < span <= LONGEST_GAP:
+        if span > max(LONGEST_GAP, rest + 0.1):
+            span = 0.0
+        if exact and span:
             return span
-        known = max(min(self.step, 1.0), span if span <= LONGEST_GAP else 0.0)
+        known = max(min(self.step, 1.0), span)
         return known or (1 / self.rate if self.rate > 0.1 else 0.0)
 
     def _stamp(self, frame: Any) -> int | None:

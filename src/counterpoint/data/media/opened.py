@@ -143,6 +143,7 @@ class Opened:
         self.audio = audio if audio is not None and decodable(audio) else None
         self.video.thread_type = "AUTO"
         self.clock = clock_of(self.av, self.container)
+        self.still = 0.0  # when the latest of the pictures that repeat the one before ends, in the file's clock
 
     @property
     def streams(self) -> list[Any]:
@@ -153,6 +154,14 @@ class Opened:
     def rate(self) -> float:
         """Pictures per second as declared, 0 when unknown."""
         return float(self.video.guessed_rate or self.video.average_rate or 0)
+
+    def repeats(self, packet: Any) -> bool:
+        """Whether a packet is empty: its picture is the one before, shown on. Decoders take an empty packet for the end."""
+        if packet.size or packet.dts is None:
+            return False
+        if packet.stream is self.video:
+            self.still = max(self.still, float((packet.dts + (packet.duration or 0)) * packet.time_base))
+        return True
 
     def times(self) -> FrameTimes:
         """Times for the decoded pictures, from the file's start or from a seek on."""

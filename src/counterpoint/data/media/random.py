@@ -211,6 +211,8 @@ def _from_start(source: Opened, wanted: list[float], width: int) -> list[NDArray
 
 def _decode(source: Opened, packet: Any) -> list[Any]:
     """Frames of a packet, none where it is damaged; those still inside the decoder for None."""
+    if packet is not None and source.repeats(packet):
+        return []
     try:
         return list(packet.decode() if packet is not None else source.video.decode(None))
     except source.broken:

@@ -46,6 +46,8 @@ def decoded(source: Opened, streams: list[Any], damage: list[str]) -> Iterator[t
     """Yield (stream, frame) in file order; record in `damage` every packet that cannot be decoded."""
     failures = 0
     for packet in demuxed(source.container, streams, source.clock, source.broken, damage):
+        if source.repeats(packet):
+            continue
         try:
             frames = packet.decode()
             failures = 0
@@ -160,7 +162,8 @@ class SnippetReader:
             why = f"; {damage[0]}" if damage else ""
             raise DataError(f"{self.path}: not a single frame could be decoded{why}")
         exact = source.container.format.name.startswith("mov")
-        watched += times.length(last, exact=exact) or sampler.spacing
+        watched += times.length(last, exact=exact, rest=self.info.duration - watched) or sampler.spacing
+        watched = max(watched, source.still - (source.clock.origin or 0.0))
         with contextlib.suppress(ValueError, OSError):  # the last frame may be the damaged one
             waiting.extend(sampler.until(watched))
         if sound is not None:
