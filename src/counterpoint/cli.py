@@ -176,6 +176,10 @@ class Train:
         from counterpoint import training
 
         if self.resume is not None:
+            if self.continue_ is not None:
+                raise CounterpointError(
+                    "--resume finishes an interrupted run, --continue makes a new run of a finished one; give one of them"
+                )
             training.resume(self.resume, checkpoint_minutes=self.checkpoint_minutes, say=_say)
             return 0
         if self.slug is None:

@@ -125,3 +125,9 @@ def test_chance_stands_beside_what_was_measured(first: Run, capsys) -> None:
     # One epoch was measured: nothing is a mean or a best.
     assert "mean of" not in page
     assert "best" not in page.partition('id="settings"')[0].partition('id="outcome"')[2].partition("</section>")[0]
+
+
+def test_resume_and_continue_exclude_each_other(first: Run, capsys) -> None:
+    run = str(first.path)
+    assert cli.main(["train", "--continue", run, "--resume", run]) == 2
+    assert "give one of them" in capsys.readouterr().err

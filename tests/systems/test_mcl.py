@@ -217,3 +217,8 @@ def test_normalised_stages_leave_the_embedding_as_it_is() -> None:
     found = learner.predict({"image": images, "part": "test"})
     torch.testing.assert_close(found["feature"].norm(dim=1), torch.ones(3))
     torch.testing.assert_close(found["embedding"], learner.projector(learner.encoder(images)))
+
+
+def test_features_of_no_stage_are_refused():
+    with pytest.raises(ValueError, match="stages must hold"):
+        fn.integrated([])

@@ -158,13 +158,15 @@ class _Products(NamedTuple):
 
 
 def gradient_cosine(g1: Float[Tensor, "*units size"], g2: Float[Tensor, "*units size"]) -> Float[Tensor, " *units"]:
-    """Cosine of the two gradients of each unit, summed in float64; 0 where one of them is zero, since nothing conflicts.
+    """Return the cosine of the two gradients of each unit, in float32 at least; 0 where one of them is zero.
+
+    Sums are made in float64.
 
     >>> gradient_cosine(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))
     tensor(-1.)
     """
     _need_gradients(g1, g2)
-    return _Products.of(g1, g2).cosine.to(g1.dtype)
+    return _Products.of(g1, g2).cosine.to(wide(g1).dtype)
 
 
 def realigned(

@@ -311,6 +311,8 @@ def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"
     >>> integrated([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
     tensor([[0.6000, 0.8000]])
     """
+    if not len(stages):
+        raise ValueError("stages must hold the features of at least one stage, got none")
     found = torch.cat(list(stages), 1)
     need_rows(stages=found)
     return unit(found)
