@@ -94,3 +94,34 @@ def test_every_kind_keeps_its_checks_of_shape(kind: type[nn.Module]) -> None:
     synchronise(net, cuda=False)
     with pytest.raises(ValueError, match="expected"):
         net(torch.zeros(2))
+
+
+def encoder_gradients(part: slice, synced: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    from counterpoint import functional as fn
+    from counterpoint.encoders.images import build_image_encoder
+
+    torch.manual_seed(0)
+    net = build_image_encoder("resnet-s", 16).double()
+    if synced:
+        synchronise(net, cuda=False)
+    draw = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(16, 3, 16, 16, generator=draw, dtype=torch.float64)[part] for _ in range(2))
+    loss = fn.nt_xent(net(x), net(y), 0.5)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in net.named_parameters()}
+
+
+def encoder_work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_mean_gradient_of_one_for_a_convolutional_encoder(tmp_path: Path) -> None:
+    mp.start_processes(encoder_work, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    loss, gradients = encoder_gradients(slice(None), False)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [part[0] for part in parts] == pytest.approx([loss, loss], rel=1e-10)
+    for name, value in gradients.items():
+        torch.testing.assert_close((parts[0][1][name] + parts[1][1][name]) / 2, value, rtol=1e-8, atol=1e-12)
