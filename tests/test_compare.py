@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from counterpoint import cli, compare
 from counterpoint.errors import CounterpointError
+from counterpoint.verify import seeds_needed
 
 
 @pytest.fixture
@@ -76,3 +78,34 @@ def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
 def test_refusals(fake, tmp_path, slugs, options, said):
     with pytest.raises(CounterpointError, match=said):
         compare.compare(slugs, "digits", out=tmp_path, **({"seeds": 1, "jobs": 1} | options))
+
+
+def test_an_effect_that_few_more_seeds_would_show_is_undecided(tmp_path, monkeypatch):
+    gains = {"moco-v2": [0.1, -0.02, 0.09], "byol": [0.1, -0.1, 0.001]}
+
+    def one(slug, data, seed, overrides):
+        return {"knn_accuracy_last": 0.5 + gains.get(slug, [0, 0, 0])[seed], "seconds": 60.0}
+
+    monkeypatch.setattr(compare, "_one", one)
+    record = compare.compare(["simclr", "moco-v2", "byol"], "digits", seeds=3, jobs=1, out=tmp_path)
+    clear, none = (pair["verdict"] for pair in record["comparisons"])
+    assert clear.startswith("undecided: an effect of this size needs about ")
+    assert none == "no difference"
+
+
+def test_seeds_needed_are_those_of_the_paired_t_test():
+    """Differences with a mean of one standard deviation need 10 pairs, of half of it 34 (Cohen 1988; G*Power 3.1)."""
+    for mean, seeds in ((1.0, 10), (0.5, 34)):
+        spread = np.array([-1.0, 1.0] * 50)
+        assert seeds_needed(mean * spread.std(ddof=1) + spread) == seeds
+    assert seeds_needed([0.1, 0.1, 0.1]) == 2
+    assert seeds_needed([0.0, 0.0]) is None
+
+
+def test_the_page_repeats_every_option(fake, tmp_path):
+    words = (
+        "compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --epochs 1 --batch-size 64 --metric knn_accuracy_last"
+    )
+    assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
+    (page,) = tmp_path.glob("*.html")
+    assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy_last" in page.read_text()

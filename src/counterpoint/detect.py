@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from counterpoint.engine.run import CONFIG, WEIGHTS, Run
+from counterpoint.engine.run import Run, trained
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.files import walk
 from counterpoint.tasks.bags import frame_ap
@@ -199,12 +199,8 @@ def choose_run(root: Path) -> tuple[Run, list[tuple[Path, str]]]:
 
     Returns the run, and the newer runs that were skipped, each with the reason. Raises RunError when there is none.
     """
-    weights = [file for pattern in (f"*/{WEIGHTS}", f"*/*/{WEIGHTS}") for file in root.glob(pattern)]
     skipped: list[tuple[Path, str]] = []
-    for file in sorted(weights, key=lambda file: file.stat().st_mtime, reverse=True):
-        path = file.parent
-        if not (path / CONFIG).is_file():
-            continue
+    for path in trained(root):
         try:
             run = Run.open(path)
             reason = cannot_detect(run)

@@ -99,7 +99,7 @@ def seeds_needed(differences: Sequence[float], most: int = 1000) -> int | None:
 
     values = np.asarray(differences, float)
     mean, spread = abs(float(values.mean())), float(values.std(ddof=1))
-    if spread == 0:
+    if spread <= 1e-12 * mean:  # equal but for rounding
         return 2 if mean else None
     for n in range(2, most + 1):
         critical = stats.t.ppf(0.975, n - 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,35 @@ def test_resume_and_continue_exclude_each_other(first: Run, capsys) -> None:
     run = str(first.path)
     assert cli.main(["train", "--continue", run, "--resume", run]) == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_help_lists_every_recipe_and_own_encoder(capsys) -> None:
+    from counterpoint.encoders.images import OWN
+    from counterpoint.views.images import RECIPES
+
+    for slug, encoder in (("simclr", "--encoder"), ("supcon", "--encoder"), ("clip", "--image-encoder")):
+        with pytest.raises(SystemExit):
+            cli.main(["train", slug, "--help"])
+        said = capsys.readouterr().out
+        assert encoder in said
+        words = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", said))
+        assert set(RECIPES) <= words, (slug, set(RECIPES) - words)
+        assert set(OWN) <= words, (slug, set(OWN) - words)
+
+
+def test_the_progress_bar_keeps_its_figures_on_80_columns() -> None:
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from counterpoint.engine.fit import _Bar
+
+    console = Console(width=80, force_terminal=True, file=io.StringIO())
+    bar = _Bar(SimpleNamespace(rows=[]), "macil-sd-20261128-120000-seed-0", 200, console)
+    bar.progress.add_task(
+        "macil-sd-20261128-120000-seed-0", total=200, completed=12, figures="av_ap 0.665  visual_ap 0.6"
+    )
+    with console.capture() as seen:
+        console.print(bar.progress.get_renderable())
+    assert "av_ap 0.665" in seen.get()
+    assert "12/200" in seen.get()

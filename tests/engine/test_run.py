@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterpoint import training
-from counterpoint.engine.run import WEIGHTS, Run, latest
+from counterpoint.engine.run import WEIGHTS, Run, trained
 from counterpoint.errors import CounterpointError, RunError
 
 
@@ -90,7 +90,7 @@ def test_weights_of_another_system_damaged_or_dangerous(run, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_the_latest_run_of_a_system(run):
+def test_trained_runs_are_listed_newest_first(run):
     root = run.path.parent
     newer = Run.create(root, {"slug": "macil-sd"}, "newer")
     newer.save_weights({"w": torch.zeros(1)})
@@ -100,11 +100,10 @@ def test_the_latest_run_of_a_system(run):
     other = Run.create(root, {"slug": "simclr"}, "other")
     other.save_weights({"w": torch.zeros(1)})
     (root / "stray").mkdir()
-    assert latest(root, "macil-sd").path == newer.path
-    with pytest.raises(RunError, match="no trained run of clip under"):
-        latest(root, "clip")
-    with pytest.raises(RunError, match="no trained run of clip under"):
-        latest(root / "nowhere", "clip")
+    assert trained(root)[0] == newer.path
+    assert root / "without-weights" not in trained(root)
+    assert other.path in trained(root.parent)
+    assert trained(root / "nowhere") == []
 
 
 def test_damaged_metrics(run):

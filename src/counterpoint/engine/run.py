@@ -236,11 +236,8 @@ class Run:
         return read_weights(path, self.slug)
 
 
-def latest(root: Path, slug: str) -> Run:
-    """The newest run of `slug` in `root`, or one folder below, that has weights; RunError when there is none."""
-    places = [file.parent for pattern in (f"*/{WEIGHTS}", f"*/*/{WEIGHTS}") for file in root.glob(pattern)]
-    runs = [Run.open(path) for path in places if (path / CONFIG).is_file()]
-    found = [run for run in runs if run.slug == slug]
-    if not found:
-        raise RunError(f"no trained run of {slug} under {root}/; train one: counterpoint train {slug}")
-    return max(found, key=lambda run: (run.path / WEIGHTS).stat().st_mtime)
+def trained(root: Path) -> list[Path]:
+    """List the run directories in `root`, or one folder below, that hold trained weights, the newest first."""
+    files = [file for pattern in (f"*/{WEIGHTS}", f"*/*/{WEIGHTS}") for file in root.glob(pattern)]
+    newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in newest if (file.parent / CONFIG).is_file()]

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core import gap
@@ -71,9 +71,7 @@ def retrieval_ranks(
     for start in range(0, len(query), CHUNK):
         part = slice(start, start + CHUNK)
         similarity = bank.products(query[part])
-        right = torch.zeros(similarity.shape, dtype=torch.bool)
-        for own, other in zip(groups[part].T, keys.T, strict=True):
-            right |= own[:, None] == other
+        right = _matches(groups[part], keys)
         best = similarity.masked_fill(~right, -math.inf).amax(1, keepdim=True)
         # NaN is nobody's neighbour: a query of NaN ranks last.
         before = (~(similarity < best) & ~right).sum(1)
@@ -138,7 +136,7 @@ def retrieval_chance(
     if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(f"query_group and key_group must fit, got {list(queries.shape)} and {list(keys.shape)}")
     total = len(keys)
-    counts = [_matches(part, keys) for part in queries.split(CHUNK)]
+    counts = [_matches(part, keys).sum(1) for part in queries.split(CHUNK)]
     right, many = torch.cat(counts or [torch.zeros(0, dtype=torch.int64)]).unique(return_counts=True)
     right, many = right[right > 0].double(), many[right > 0].double()
     if not len(right):
@@ -155,12 +153,12 @@ def retrieval_chance(
     return {**{f"r{k}": value for k, value in recall.items()}, "mrr": reciprocal}
 
 
-def _matches(queries: Int[Tensor, "n columns"], keys: Int[Tensor, "m columns"]) -> Int[Tensor, " n"]:
-    """Count the keys that have a number in common with each query, column by column."""
+def _matches(queries: Int[Tensor, "n columns"], keys: Int[Tensor, "m columns"]) -> Bool[Tensor, "n m"]:
+    """Whether a key has a number in common with a query, column by column."""
     right = torch.zeros(len(queries), len(keys), dtype=torch.bool)
     for own, other in zip(queries.T, keys.T, strict=True):
         right |= own[:, None] == other
-    return right.sum(1)
+    return right
 
 
 def class_chance(classes: int) -> float:
