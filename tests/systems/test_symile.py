@@ -218,6 +218,22 @@ def test_edges():
         fn.zeroshot_clip(a, [])
 
 
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_scale_of_logits_that_is_none_is_refused(scale, tensor):
+    x = torch.eye(3)
+    given = torch.tensor(scale) if tensor else scale
+    calls = (
+        lambda: fn.symile([x, x, x], given),
+        lambda: fn.clip_pairwise_loss([x, x], given),
+        lambda: fn.zeroshot_symile(x, [x, x], given),
+        lambda: fn.zeroshot_clip(x, [x, x], given),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="logit_scale must be at least 0 and finite"):
+            call()
+
+
 # ---------------------------------------------------------------------------------------------------------------- training
 
 

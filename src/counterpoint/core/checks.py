@@ -51,6 +51,14 @@ def need_positive(**numbers: float | Tensor) -> None:
             raise ValueError(f"{name} must be finite, got {number}")
 
 
+def need_scale(**numbers: float | Tensor) -> None:
+    """Raise ValueError for a scale of logits (1 / temperature) that is negative or not finite; 0 makes all logits equal."""
+    for name, number in numbers.items():
+        bad = ~((number >= 0) & (number < math.inf)) if isinstance(number, Tensor) else not 0 <= number < math.inf
+        if holds(bad):
+            raise ValueError(f"{name} must be at least 0 and finite, got {float(number)}")
+
+
 def need_within(low: float, high: float, **numbers: float) -> None:
     """Raise ValueError for a number outside low..high, both included."""
     for name, number in numbers.items():

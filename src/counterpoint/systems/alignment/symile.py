@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from counterpoint.core.checks import need_alike
+from counterpoint.core.checks import need_alike, need_scale
 from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_similarity, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
 from counterpoint.core.precision import full_precision, wide
@@ -76,7 +76,7 @@ def symile(
     Args:
         reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments give unit rows, the
             others the output of a LayerNorm.
-        logit_scale: positive, already exponentiated.
+        logit_scale: already exponentiated, finite, at least 0 (where all logits are equal).
         negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^floor(M/2) dim and n^ceil(M/2).
         permutations: for "n", per anchor and other modality in their order; over processes those of the whole batch.
             None: drawn, with `generator` (over processes, the first one's draw).
@@ -103,6 +103,7 @@ def symile_per_anchor(
 ) -> Float[Tensor, " anchors"]:
     """The loss of each choice of the anchor; `symile` is their mean. Arguments as there."""
     reps = _checked(reps)
+    need_scale(logit_scale=logit_scale)
     if negatives not in ("n", "n_squared"):
         raise ValueError(f"negatives must be 'n' or 'n_squared', got {negatives!r}")
     if permutations is not None and negatives != "n":
@@ -243,6 +244,7 @@ def clip_pairwise_loss(
     >>> clip_pairwise_loss([torch.eye(3)] * 3, 0.0)   # 3 log 3
     tensor(3.2958)
     """
+    need_scale(logit_scale=logit_scale)
     total: Tensor | float = 0.0
     for a, b in itertools.combinations(_checked(reps), 2):
         query = a * logit_scale
@@ -277,6 +279,7 @@ def zeroshot_symile(
 
     Its softmax over candidates is p(candidate | all others). Raises ValueError for shapes that do not fit.
     """
+    need_scale(logit_scale=logit_scale)
     return logit_scale * mip_similarity(candidates, others)
 
 
@@ -293,6 +296,7 @@ def zeroshot_clip(
     >>> zeroshot_clip(torch.eye(2), [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])])
     tensor([[3., 1.]])
     """
+    need_scale(logit_scale=logit_scale)
     queries = _queries(candidates, others)
     total = torch.stack(queries).sum(0)
     # The sum over pairs is half of what the square of the sum has beyond the squares.
