@@ -401,7 +401,7 @@ class Fit:
     def _state(self) -> dict[str, Any]:
         return {
             "position": self.learner.position.state(),
-            "form": self.learner.form(),
+            "structure": self.learner.structure(),
             "learner": self.learner.state_dict(),
             "teachers": [teacher.state() for teacher in teachers_of(self.learner)],
             "turns": [
@@ -423,16 +423,10 @@ class Fit:
         """Read the run's checkpoint, if there is one, up to the optimisers, which its stage makes first."""
         if self.run is None or not self.run.checkpoint.is_file():
             return None
-        try:
-            state = dict(torch.load(self.run.checkpoint, map_location=self.device, weights_only=True))
-            position = dict(state["position"])
-        except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
-            raise RunError(
-                f"{self.run.checkpoint} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or "
-                "restore it from a copy"
-            ) from error
+        state = read_checkpoint(self.run, self.device)
+        position = state["position"]
         learner = self.learner
-        learner.reform(state["form"])
+        learner.restructure(state["structure"])
         learner.load_state_dict(state["learner"])
         for teacher, held in zip(teachers_of(learner), state["teachers"], strict=True):
             teacher.resume(held)
@@ -484,9 +478,22 @@ class Fit:
         learner.eval()
         run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.survey)})
         learner.train(training)
-        run.save_form(learner.form())
+        run.save_structure(learner.structure())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
         run.checkpoint.unlink(missing_ok=True)
+
+
+def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a run's last.ckpt; RunError that names the file where it cannot be resumed from."""
+    try:
+        state = dict(torch.load(run.checkpoint, map_location=device, weights_only=True))
+        state["position"] = dict(state["position"])
+    except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
+        raise RunError(
+            f"{run.checkpoint} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or restore it "
+            "from a copy"
+        ) from error
+    return state
 
 
 def _checked(learner: Learner) -> list[Stage]:

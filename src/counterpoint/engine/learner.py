@@ -120,11 +120,11 @@ class Learner(nn.Module):
         """Return what a run keeps as model.safetensors; default: everything."""
         return dict(self.state_dict())
 
-    def form(self) -> dict[str, Any]:
+    def structure(self) -> dict[str, Any]:
         """Describe modules that a stage replaced, fit for JSON: kept beside the weights. {} where nothing was replaced."""
         return {}
 
-    def reform(self, form: Mapping[str, Any]) -> None:
-        """Give the modules the form that `form` described; called before weights of that form are read."""
-        if form:
-            raise CounterpointError(f"{type(self).__name__} has one form only, the weights have another: {form}")
+    def restructure(self, structure: Mapping[str, Any]) -> None:
+        """Give the modules the structure that `structure` described; called before weights of that structure are read."""
+        if structure:
+            raise CounterpointError(f"{type(self).__name__} has one form only, the weights have another: {structure}")

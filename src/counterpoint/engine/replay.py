@@ -31,7 +31,7 @@ def keep_batch(run: Run, learner: Learner, batch: dict[str, Any]) -> Path | None
         {
             "batch": plain,
             "learner": learner.state_dict(),
-            "form": learner.form(),
+            "structure": learner.structure(),
             "position": learner.position.state(),
             "seed": learner.seed,
             "processes": world()[1],

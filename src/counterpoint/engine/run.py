@@ -4,7 +4,7 @@
       config.yaml         what was asked for: system, data, seed, every setting; written first
       environment.json    versions, machine, threads, devices
       facts.json          what the learner was built from besides its settings: widths, classes, a tokenizer
-      form.json           which modules a stage replaced, where one did (see Learner.form)
+      structure.json      which modules a stage replaced, where one did (see Learner.structure)
       metrics.csv         a row per epoch; the last one also has the test figures
       chance.json         what guessing would score, by metric
       model.safetensors   the trained weights; its metadata names the system
@@ -40,11 +40,11 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, FORM, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
     "config.yaml",
     "environment.json",
     "facts.json",
-    "form.json",
+    "structure.json",
     "metrics.csv",
     "chance.json",
     "figures.json",
@@ -52,7 +52,7 @@ CONFIG, ENVIRONMENT, FACTS, FORM, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT,
     "last.ckpt",
     "report.html",
 )
-FILES = (CONFIG, ENVIRONMENT, FACTS, FORM, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
+FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
 
 
 def versions() -> dict[str, str]:
@@ -175,15 +175,15 @@ class Run:
             raise RunError(f"{path} is damaged: it holds no facts by name")
         return facts
 
-    def save_form(self, form: Mapping[str, Any]) -> None:
-        """Keep the form of the learner's modules; nothing is written of a learner that never changes its own."""
-        if form:
-            with replacing(self.path / FORM) as file:
-                file.write(json.dumps(form).encode())
+    def save_structure(self, structure: Mapping[str, Any]) -> None:
+        """Keep the structure of the learner's modules; nothing is written of a learner that never changes its own."""
+        if structure:
+            with replacing(self.path / STRUCTURE) as file:
+                file.write(json.dumps(structure).encode())
 
-    def form(self) -> dict[str, Any]:
-        """Return the form of the learner's modules that the weights fit; {} for the one it is built with."""
-        path = self.path / FORM
+    def structure(self) -> dict[str, Any]:
+        """Return the structure of the learner's modules that the weights fit; {} for the one it is built with."""
+        path = self.path / STRUCTURE
         if not path.is_file():
             return {}
         try:
