@@ -265,11 +265,11 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
         say(f"note: {note}")
     task = task_class(system)(source, config)
     task.check_facts(run.facts())
-    evaluator = learner.evaluator = task.evaluator()
+    evaluator = learner.evaluator = task.evaluator("test")
     from rich.console import Console
     from rich.progress import track
 
-    for batch in track(task.test_loader(), "evaluating", console=Console(stderr=True), transient=True):
+    for batch in track(task.evaluation_loader("test"), "evaluating", console=Console(stderr=True), transient=True):
         evaluator.update(batch, learner.predict(batch))
     found = Measured(evaluator.compute(final=True))
     found.chance = dict(evaluator.chance()) if hasattr(evaluator, "chance") else {}

@@ -302,7 +302,7 @@ def fit(
         num_sanity_val_steps=0,
         deterministic="warn",
     )
-    learner.evaluator = task.evaluator()
+    learner.evaluator = task.evaluator("test")
     learner.begin(task)
     if size > 1:
         synchronise(learner, cuda=cuda)
@@ -314,7 +314,7 @@ def fit(
             return task.train_loader(learner.seed, learner.position)
 
         def val_dataloader(self) -> Any:
-            return task.test_loader()
+            return task.evaluation_loader("test")
 
     resume = str(run.checkpoint) if run and run.checkpoint.is_file() else None
     if resume:
