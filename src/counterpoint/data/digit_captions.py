@@ -35,6 +35,8 @@ def load(argument: None = None, *, train: int = 300, valid: float = SHARE, seed:
     if not 2 <= train <= len(pool):
         raise CounterpointError(f"digit-captions has {len(pool)} digits to train on, asked for {train}")
     rng = np.random.default_rng([2305_08675, seed])
+    order = rng.permutation(rest)
+    chosen = np.sort(order[np.isin(order, pool)][:train])
 
     def columns(rows: NDArray[np.int64]) -> AlignedColumns:
         captions = []
@@ -43,7 +45,6 @@ def load(argument: None = None, *, train: int = 300, valid: float = SHARE, seed:
             captions.append(" ".join(rng.permutation(words)))
         return AlignedColumns({"image": ArrayImages(grey[rows]), "text": captions}, labels=labels[rows])
 
-    chosen = np.sort(rng.permutation(pool)[:train])
     trained, tested = columns(chosen), columns(test)
     return AlignedData(
         name="digit-captions",

@@ -14,7 +14,9 @@ from counterpoint.data.valid import SHARE, by_content, carve
 from counterpoint.errors import DataError
 
 
-def load(argument: None = None, *, patterns: int = 200, held_out: float = 0.4, valid: float = SHARE, seed: int = 0) -> ImageData:
+def load(
+    argument: None = None, *, patterns: int = 200, held_out: float = 0.4, valid: float = SHARE, seed: int = 0
+) -> ImageData:
     """The set.
 
     Args:

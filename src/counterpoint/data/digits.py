@@ -1,7 +1,7 @@
 """`digits`: the 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels, scaled up to 32 x 32 RGB.
 
-A digit in sixteen shades is enlarged by bicubic interpolation. The splits are fixed: every class in proportion, 1,294 for
-training, 144 for the valid split and 359 for the test.
+A digit in sixteen shades is enlarged by bicubic interpolation. The splits are fixed: every class in proportion, 1,295 for
+training, 143 for the valid split and 359 for the test.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from counterpoint.data.images import Indices, split_positions
 from counterpoint.errors import CounterpointError, DataError
 
 SHARE = 0.1  # of the training items, where nothing else is asked for
+FEWEST = 2  # items of a valid split that is made here, where there are enough
 
 
 def checked_share(source: str, valid: float) -> float:
@@ -49,7 +50,7 @@ def carve(
     Args:
         source: name of the source, for messages.
         rows: [n] rows.
-        share: of them, between 0 and 1 (see `checked_share`). At least one row is cut.
+        share: of them, between 0 and 1 (see `checked_share`). At least two rows are cut, or half of fewer than four.
         labels: [n] class numbers; default: one class.
         together: [n] numbers; rows of one number are never separated.
 
@@ -60,13 +61,14 @@ def carve(
     (18, 2)
     """
     checked_share(source, share)
+    share = max(share, min(0.5, FEWEST / max(1, len(rows))))
     if labels is not None:
         counts = np.unique(labels, return_counts=True)[1]
         # Of classes so small that most would give nothing, no proportions can be kept.
         if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(labels):
             labels = None
     try:
-        kept, cut = split_positions(len(rows), max(share, 1 / max(2, len(rows))), labels, together)
+        kept, cut = split_positions(len(rows), share, labels, together)
     except DataError as error:
         raise CounterpointError(
             f"{source}: the valid split would be empty: {len(rows)} training items cannot be divided with "
