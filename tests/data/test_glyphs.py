@@ -59,7 +59,9 @@ def test_no_name_stands_in_two_splits(full):
 
 
 def test_no_drawing_stands_twice(full):
-    pixels = [split.column("image", ALL(len(split))).reshape(len(split), -1) for split in (full.train, full.valid, full.test)]
+    pixels = [
+        split.column("image", ALL(len(split))).reshape(len(split), -1) for split in (full.train, full.valid, full.test)
+    ]
     every = np.concatenate(pixels)
     assert len(np.unique(every, axis=0)) == len(every)
 

@@ -200,7 +200,11 @@ def test_a_missing_modality_is_marked_and_left_out_of_retrieval():
 
 def test_refusals(tmp_path, capsys):
     data = AlignedData(
-        "own", columns(20), columns(6), columns(12), {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)}
+        "own",
+        columns(20),
+        columns(6),
+        columns(12),
+        {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)},
     )
     with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
         TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s")).check_training()
@@ -245,7 +249,9 @@ def test_several_modalities_together_look_for_one():
 def test_two_modalities_look_for_a_class_of_the_third():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     labels = np.arange(12) // 6
-    data = AlignedData("own", three_vectors(20), three_vectors(6), three_vectors(12, labels), kinds, classes=("one", "two"))
+    data = AlignedData(
+        "own", three_vectors(20), three_vectors(6), three_vectors(12, labels), kinds, classes=("one", "two")
+    )
     task = TASK(data, AlignedConfig(batch_size=4))
     (batch,) = [b for b in task.evaluation_loader("test") if "example" not in b and "prompt" not in b][-1:]
     evaluator = task.evaluator("test")
@@ -286,7 +292,9 @@ def test_a_run_is_measured_on_data_whose_modalities_stand_in_another_order():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     data = AlignedData("own", three_vectors(20), three_vectors(6), three_vectors(8), kinds, ("p", "q", "r", "s"))
     trained = TASK(data, AlignedConfig(batch_size=4)).facts
-    turned = AlignedData("own", data.train, data.valid, data.test, {name: kinds[name] for name in "cab"}, ("q", "p", "r", "s"))
+    turned = AlignedData(
+        "own", data.train, data.valid, data.test, {name: kinds[name] for name in "cab"}, ("q", "p", "r", "s")
+    )
     task = TASK(turned, AlignedConfig(batch_size=4))
     task.check_facts(trained)
     (batch,) = (b for b in task.evaluation_loader("test") if b["part"] == "items")

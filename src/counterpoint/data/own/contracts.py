@@ -203,9 +203,7 @@ def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str
                 f"{reader.place}: {without} pictures have no class in '{reader.roles.label}'; systems that need classes leave "
                 "them out",
             ]
-    train, watched, held = (
-        OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in three
-    )
+    train, watched, held = (OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in three)
     notes = _notes(reader, [*notes, *reader.notes, *parts.notes])
     size = reader.wanted.size
     return ImageData(name, train, watched, held, classes or (), size, notes, accounts=reader.accounts)
