@@ -89,3 +89,16 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec = "arcade?train=16&test=4"
         run = training.train("macil-sd", config, data=spec, out=folder / "runs", name="clips", say=lambda _: None)
     return run.path
+
+
+@pytest.fixture
+def undivided(monkeypatch):
+    """Leave the user's own training rows together, but for ?valid=, in tests of how rows are read (see test_valid.py)."""
+    from counterpoint.data.own import splits
+
+    carved = splits._carved
+
+    def unless_asked(reader, train, needed, labels, share):
+        return (train, train[:0], []) if share is None else carved(reader, train, needed, labels, share)
+
+    monkeypatch.setattr(splits, "_carved", unless_asked)

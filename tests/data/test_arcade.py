@@ -152,8 +152,8 @@ def test_export_is_what_the_videos_source_reads(tmp_path, monkeypatch):
     paths = arcade.export(tmp_path / "mine", split="test", count=3, size=(64, 36))
     assert all(path.is_file() for path in paths)
     found = data.load(f"videos:{tmp_path / 'mine'}")
-    assert [note for note in found.notes if "videos to learn from" not in note] == []
-    assert (len(found.train), len(found.test)) == (3, 3)
+    assert [note for note in found.notes if "videos to learn from" not in note and "valid split" not in note] == []
+    assert (len(found.train) + len(found.valid), len(found.test)) == (3, 3)
     for video in found.test:
         number = int(video.name.rpartition("-")[2].removesuffix(".mp4"))
         np.testing.assert_array_equal(video.truth, arcade.truth(arcade.script("test", number)))
@@ -174,10 +174,12 @@ def test_features_are_built_once_and_rebuilt_when_damaged(tmp_path, monkeypatch)
         arcade.load(train=3, test=2, seed=1)
     monkeypatch.undo()
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
-    (file,) = (tmp_path / "arcade").glob("*.npz")
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    files = list((tmp_path / "arcade").glob("*.npz"))
+    assert len(files) == 2  # the valid clips are kept apart
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     mended = arcade.load(train=3, test=2)
-    assert "damaged" in mended.notes[0]
+    assert all("damaged" in note for note in mended.notes)
     np.testing.assert_array_equal(first.train[2].visual, mended.train[2].visual)
 
 

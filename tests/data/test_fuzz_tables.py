@@ -20,6 +20,8 @@ from counterpoint.data.manifest import load_manifest
 from counterpoint.data.tables import load_csv, load_imagefolder, load_parquet, load_webdataset
 from counterpoint.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("undivided")
+
 CUT, JUNK = b"\x89PNG\r\n\x1a\n and no more", b"no picture at all"
 WORDS = ["NA", "null", "None", "nan", "True", "01", "1e5", "-1x", "train", "test", "a, b", "x;y", "tab\tbed", "a|b"]
 WORDS += [

@@ -42,7 +42,7 @@ def texts(split):
 
 def test_sizes_styles_and_spec(full):
     assert isinstance(full, AlignedData)
-    assert (len(full.train), len(full.test)) == (14736, 2000)
+    assert (len(full.train), len(full.valid), len(full.test)) == (13256, 1480, 2000)
     assert len(full.domains) == 14
     assert full.spec == {
         "modalities": {"image": {"kind": "image", "size": 24}, "text": {"kind": "text"}},
@@ -52,14 +52,16 @@ def test_sizes_styles_and_spec(full):
     assert full.notes == ["glyphs: 194 icons are left out, because they repeat a drawing under another name or style"]
 
 
-def test_no_name_stands_on_both_sides(full):
-    train, test = ({glyphs._key(t.replace(" ", "-")) for t in texts(split)} for split in (full.train, full.test))
-    assert not train & test
+def test_no_name_stands_in_two_splits(full):
+    names = [{glyphs.name_key(t.replace(" ", "-")) for t in texts(s)} for s in (full.train, full.valid, full.test)]
+    assert len(set.union(*names)) == sum(map(len, names))
     assert {"home", "home outline"} <= set(texts(full.train)) or {"home", "home outline"} <= set(texts(full.test))
 
 
 def test_no_drawing_stands_twice(full):
-    pixels = [split.column("image", ALL(len(split))).reshape(len(split), -1) for split in (full.train, full.test)]
+    pixels = [
+        split.column("image", ALL(len(split))).reshape(len(split), -1) for split in (full.train, full.valid, full.test)
+    ]
     every = np.concatenate(pixels)
     assert len(np.unique(every, axis=0)) == len(every)
 
@@ -135,8 +137,9 @@ def test_held_out_styles_are_a_split_of_their_own(cache):
     assert set(shift.domains) == out
     assert not out & set(found.train.domains)
     assert not out & set(found.test.domains)
-    keys = [{glyphs._key(t.replace(" ", "-")) for t in texts(s)} for s in (found.train, shift)]
-    assert not keys[0] & keys[1]
+    keys = [{glyphs.name_key(t.replace(" ", "-")) for t in texts(s)} for s in (found.train, found.valid, shift)]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
     assert len(shift) > 1000
 
 
@@ -151,7 +154,7 @@ def test_sizes_and_styles_can_be_chosen(cache):
     assert set(texts(found.train)) <= set(texts(more.train))
     assert texts(more.test) == texts(found.test)
     older = data.load("glyphs?size=24&styles=" + ",".join(glyphs.FONTS), task="aligned")
-    assert len(older.train) + len(older.test) == 18937
+    assert len(older.train) + len(older.valid) + len(older.test) == 18937
     assert len(older.domains) == len(glyphs.STYLES) == 19
 
 

@@ -46,9 +46,9 @@ def test_halves_belong_to_one_digit_and_the_tower_s_digits_are_not_among_the_pai
 
     pixels, names = load_digits(return_X_y=True)
     data = load("digit-halves")
-    assert (len(data.train), len(data.test)) == (1400, 397)
+    assert (len(data.train), len(data.valid), len(data.test)) == (1260, 140, 397)
     known = {row.tobytes(): name for row, name in zip((pixels / 16).astype(np.float32), names, strict=True)}
-    for split in (data.train, data.test):
+    for split in (data.train, data.valid, data.test):
         whole = np.concatenate([column(split, "top"), column(split, "bottom")], 1)
         assert [known[row.tobytes()] for row in whole] == split.labels.tolist()
     frozen = load("digit-halves?labelled=700&train=400&test=397")
@@ -117,12 +117,17 @@ def test_captions_name_their_digit_among_other_words():
         ("xor?bits=0", "bits in 1..16"),
         ("xor?train=0", "at least 1"),
         ("digit-halves?train=1500&test=397", "1797 digits; train 1500 \\+ test 397"),
-        ("digit-halves?labelled=-1", "at least 1"),
+        ("digit-halves?labelled=-1", "at least 0"),
+        ("digit-halves?train=1300", "140 digits for the valid split"),
+        ("digit-halves?valid=0", "valid=0 leaves a valid split that is empty"),
+        ("digit-pairs?valid=0.001", "leaves a digit without a picture"),
+        ("xor?valid=0", "valid=0 leaves a valid split that is empty"),
+        ("xor?valid=-2", "at least 1, or -1"),
         ("digit-halves?whole=1&labelled=10&train=20", "leave whole=1 away"),
         ("noisy-triplets?misaligned=1.5", "misaligned must lie in 0..1"),
         ("noisy-triplets?train=1", "at least 2"),
         ("latent-views?test=0", "at least 2"),
-        ("digit-captions?train=2000", "1438 digits to train on, asked for 2000"),
+        ("digit-captions?train=2000", "1295 digits to train on, asked for 2000"),
     ],
 )
 def test_refusals(spec, said):

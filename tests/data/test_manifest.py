@@ -24,6 +24,8 @@ from counterpoint.data.pairs import AlignedData, Modality, WaveSplit
 from counterpoint.data.sounds import decode_sound
 from counterpoint.errors import CounterpointError, DataError
 
+pytestmark = pytest.mark.usefixtures("undivided")
+
 ALL = np.arange
 WORDS = ("red", "green", "blue", "grey", "pink", "gold", "teal", "navy", "plum", "rust")
 
@@ -315,7 +317,7 @@ def test_splits_by_column_and_by_name(files):
     place = jsonl(files / "m.jsonl", rows)
     data = opened(place)
     assert data.test.column("caption", ALL(3)) == list(WORDS[:3]) and len(data.train) == 6
-    assert "1 of 10 rows left out: 1 is of the split 'validation', which is not used" in data.notes[0]
+    assert data.valid.column("caption", ALL(1)) == [WORDS[3]] and len(data.valid) == 1
     assert opened(place, test="validation").test.column("caption", ALL(1)) == [WORDS[3]]
     again = opened(place, test="0.5")
     assert (len(again.train), len(again.test)) == (3, 3)

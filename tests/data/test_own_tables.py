@@ -23,6 +23,8 @@ from counterpoint.data.tables import load_csv, load_imagefolder, load_webdataset
 from counterpoint.errors import DataError
 from counterpoint.tasks.aligned import AlignedEvaluator
 
+pytestmark = pytest.mark.usefixtures("undivided")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

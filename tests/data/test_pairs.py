@@ -62,7 +62,7 @@ def test_the_spec_is_json_and_says_what_a_learner_needs(split):
         "sound": Modality("audio", rate=8000, samples=4),
         "sensor": Modality("vector", dim=3),
     }
-    spec = AlignedData("made", split, split, kinds, classes=("a", "b")).spec
+    spec = AlignedData("made", split, split, split, kinds, classes=("a", "b")).spec
     assert json.loads(json.dumps(spec)) == spec
     assert spec == {
         "modalities": {

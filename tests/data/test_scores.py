@@ -47,7 +47,8 @@ def every(split):
 
 
 def splits(found):
-    return {"train": found.train, "test": found.test, "real": found.shifts["real"], "unpaired": found.unpaired}
+    splits = {"train": found.train, "valid": found.valid, "test": found.test}
+    return splits | {"real": found.shifts["real"], "unpaired": found.unpaired}
 
 
 # --- the set
@@ -81,7 +82,7 @@ def test_what_it_hands_over(small):
 
 def test_pieces_are_of_one_split_each_and_real_is_the_test_again(small, made):
     groups = {name: set(split.groups.tolist()) for name, split in splits(small).items()}
-    assert groups == {"train": {0, 1}, "test": {2}, "real": {2}, "unpaired": {3, 4, 5}}
+    assert groups == {"train": {0}, "valid": {1}, "test": {2}, "real": {2}, "unpaired": {3, 4, 5}}
     np.testing.assert_array_equal(small.test.groups, small.shifts["real"].groups)
     names = {r.number: r.name for r in made[0]}
     assert len(set(names.values())) == 6

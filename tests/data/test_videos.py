@@ -36,11 +36,12 @@ def folders(tmp_path, monkeypatch):
 
 def test_labels_features_and_truth(folders):
     found = data.load(f"videos:{folders}")
-    assert [(b.name, b.label) for b in found.train] == [
+    assert sorted((b.name, b.label) for b in [*found.train, *found.valid]) == [
+        ("train/normal/c.mov", 0),
         ("train/violent/a b.mp4", 1),
         ("train/violent/deep/d.mkv", 1),
-        ("train/normal/c.mov", 0),
     ]
+    assert (len(found.valid), found.valid[0].label, found.valid[0].truth.all()) == (1, 1, True)
     assert [(v.name, v.label) for v in found.test] == [("test/violent/a b.mp4", 1), ("test/normal/c.mov", 0)]
     violent, normal = found.test
     # 3 s are 4.5 snippets of 2/3 s; the half-full last one counts.
@@ -76,7 +77,7 @@ def test_files_that_are_no_videos_are_named_and_left_out(folders):
     (folders / "train" / "normal" / ".hidden").write_text("nor this")
     for _ in range(2):  # from the files, then from the cache
         found = data.load(f"videos:{folders}")
-        assert (len(found.train), len(found.test)) == (3, 2)
+        assert (len(found.train), len(found.valid), len(found.test)) == (2, 1, 2)
         said = "\n".join(found.notes)
         assert "notes.txt: " in said
         assert "cut.mp4: " in said
@@ -118,7 +119,8 @@ def test_without_truth_every_moment_counts_and_it_is_said(folders):
     found = data.load(f"videos:{folders}")
     assert found.test[0].truth.all()
     assert not found.test[1].truth.any()
-    assert "every moment of a violent test video counts" in found.notes[-1]
+    assert "every moment of a violent test video counts" in found.notes[-2]
+    assert "the valid split is made here, 1 of 3 training videos" in found.notes[-1]
 
 
 def test_truth_that_does_not_fit_the_folders(folders):
@@ -170,6 +172,9 @@ def test_options_after_the_question_mark(folders):
 
 
 def test_links_are_followed_and_contents_decide(folders):
+    for label in ("violent", "normal"):  # a folder of valid videos, so that none is taken from training
+        (folders / "dev" / label).mkdir(parents=True)
+        (folders / "dev" / label / "v.mp4").write_bytes((folders / "test" / "violent" / "a b.mp4").read_bytes())
     outside = folders.parent / "elsewhere"
     clip(outside / "far.mp4", (10, 200, 10))
     (folders / "train" / "normal" / "linked").symlink_to(outside)

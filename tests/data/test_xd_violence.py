@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from counterpoint import data
+from counterpoint.data import xd_violence as source
 from counterpoint.data.xd_violence import make_gt
 from counterpoint.errors import CounterpointError, DataError
 
@@ -16,16 +17,23 @@ def opened(tree):
     return data.load(f"xd-violence:{tree.root}")
 
 
+@pytest.fixture
+def undivided(monkeypatch):
+    """Leave all training videos but the last in the training split."""
+    monkeypatch.setattr(source, "carve", lambda name, rows, *others: (rows[:-1], rows[-1:]))
+
+
 def message(tree) -> str:
     with pytest.raises(DataError) as caught:
         opened(tree)
     return str(caught.value)
 
 
-def test_items_pair_every_crop_with_its_video_s_sound(xd_tree):
+def test_items_pair_every_crop_with_its_video_s_sound(xd_tree, undivided):
     found = opened(xd_tree)
-    assert (len(found.train), len(found.test), found.visual_dim, found.audio_dim) == (25, 3, 1024, 128)
-    assert found.notes == []
+    assert (len(found.train), len(found.test), found.visual_dim, found.audio_dim) == (20, 3, 1024, 128)
+    (note,) = found.notes
+    assert "the valid split is made here, 1 of 5 training videos" in note
     names = list(xd_tree.videos["train"])
     for i, bag in enumerate(found.train):
         name = names[i // 5]
@@ -35,13 +43,16 @@ def test_items_pair_every_crop_with_its_video_s_sound(xd_tree):
         assert bag.label == (0 if "_label_A" in name else 1)
     assert [v.visual.shape for v in found.test] == [(5, 10, 1024), (5, 6, 1024), (5, 8, 1024)]
     np.testing.assert_array_equal(np.concatenate([v.truth for v in found.test]), np.load(xd_tree.root / "gt.npy"))
-    assert found.train[-1].name == found.train[24].name
+    assert found.train[-1].name == found.train[19].name
     assert [b.name for b in found.train[3:5]] == [found.train[3].name, found.train[4].name]
     with pytest.raises(IndexError):
-        found.train[25]
+        found.train[20]
+    (watched,) = found.valid
+    assert (watched.name, watched.visual.shape, watched.label) == (names[4], (5, 14, 1024), 0)
+    assert not watched.truth.any()
 
 
-def test_rows_are_read_when_asked_for(xd_tree):
+def test_rows_are_read_when_asked_for(xd_tree, undivided):
     found = opened(xd_tree)
     name = next(iter(xd_tree.videos["train"]))
     np.save(xd_tree.visual("train", name, 0), np.full((12, 1024), 7, np.float32))
@@ -57,7 +68,8 @@ def test_lists_may_lie_in_a_folder_and_name_relative_paths(xd_tree):
         file.rename(xd_tree.root / "list" / file.name)
     text = (xd_tree.root / "list/rgb.list").read_text().replace("/home/someone/xd/", "")
     (xd_tree.root / "list/rgb.list").write_text(text.replace("/", "\\"))
-    assert len(opened(xd_tree).train) == 25
+    found = opened(xd_tree)
+    assert len(found.train) + 5 * len(found.valid) == 25
 
 
 def test_unequal_lengths_are_cut_to_the_shortest_and_said(xd_tree):

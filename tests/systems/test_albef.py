@@ -529,7 +529,7 @@ def test_data_and_encoders_that_do_not_fit():
 
 def test_pictures_and_captions_train_and_are_ranked_again(tmp_path):
     data = digit_pairs.load(train=32)
-    few = AlignedData("few", data.train, _first(data.test, 300), data.modalities)
+    few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
     rows = training.fit_alone(SYSTEM, ALBEFConfig(**TINY), few, 0)
     last = rows[-1]
     for name in ("itc", "itm", "mlm", "loss"):
@@ -547,14 +547,14 @@ def _first(split, n: int) -> AlignedColumns:
 
 def test_ranking_again_is_of_all_items_whether_their_number_is_known_or_not():
     data = digit_pairs.load(train=32)
-    few = AlignedData("few", data.train, _first(data.test, 300), data.modalities)
+    few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
     learner, task = built(data=few)
     learner.eval()
     with torch.no_grad():
-        unknown = [learner.predict(batch).get("measures", {}) for batch in task.test_loader()]
-        learner.evaluator = task.evaluator()
+        unknown = [learner.predict(batch).get("measures", {}) for batch in task.evaluation_loader("test")]
+        learner.evaluator = task.evaluator("test")
         learner.begin_evaluation()
-        known = [learner.predict(batch).get("measures", {}) for batch in task.test_loader()]
+        known = [learner.predict(batch).get("measures", {}) for batch in task.evaluation_loader("test")]
     assert [bool(found) for found in known] == [False, True]
     assert unknown[-1] == known[-1]
     # A perfect ITM head would find all; one that is upside down, none of the four nearest first.
@@ -565,7 +565,7 @@ def test_ranking_again_is_of_all_items_whether_their_number_is_known_or_not():
 def test_ranking_again_follows_the_fusion_encoder():
     learner, task = built(rerank=500)
     learner.eval()
-    batch = next(iter(task.test_loader()))
+    batch = next(iter(task.evaluation_loader("test")))
     batch = batch | {
         "inputs": {"image": batch["inputs"]["image"][::5], "text": tuple(p[::5] for p in batch["inputs"]["text"])},
         "present": {name: mask[::5] for name, mask in batch["present"].items()},
@@ -958,6 +958,6 @@ def test_what_a_text_modality_of_another_name_and_order_needs():
         )
 
     kinds = {"words": Modality("text"), "picture": Modality("image", size=16)}
-    data = AlignedData("own", split(slice(20)), split(slice(20, 40)), kinds)
+    data = AlignedData("own", split(slice(20)), *[split(slice(20, 40))] * 2, kinds)
     last = training.fit_alone(SYSTEM, ALBEFConfig(**TINY), data, 0)[-1]
     assert 0 <= last["test/reranked_picture_to_words_r1"] <= 1

@@ -416,6 +416,7 @@ def made(
     return AlignedData(
         name="made",
         train=split(n),
+        valid=split(12),
         test=split(12),
         modalities={
             "sheet": Modality("image", size=size),

@@ -288,7 +288,7 @@ def test_the_momentum_copy_follows_and_scales_stay_in_their_bounds():
 
 def test_the_mixture_is_that_of_the_similarities():
     system, task = learner(mixture=0.3)
-    batch = next(iter(task.test_loader()))
+    batch = next(iter(task.evaluation_loader("test")))
     out = system.eval().predict(batch)
     z, h, mixed = (out[f"{name}embedding"] for name in ("", "local_", "mixed_"))
     expected = 0.3 * z["image"] @ z["text"].T + 0.7 * h["image"] @ h["text"].T
@@ -303,7 +303,7 @@ def test_without_a_separate_projector_there_is_one_scale_and_one_head():
     losses = system.loss(system.prepare(batch, torch.Generator().manual_seed(0)))
     losses["loss"].backward()
     system.end_step()
-    assert "local_embedding" not in system.predict(next(iter(task.test_loader())))
+    assert "local_embedding" not in system.predict(next(iter(task.evaluation_loader("test"))))
 
 
 def test_dropout_is_for_strong_texts_alone():

@@ -268,7 +268,7 @@ def test_pictures_words_and_numbers_with_some_missing_train(options):
         return AlignedColumns(columns, presence={"vector": there[part]})
 
     kinds = {"image": Modality("image", size=8), "text": Modality("text"), "vector": Modality("vector", dim=5)}
-    data = AlignedData("own", split(slice(20)), split(slice(20, 40)), kinds)
+    data = AlignedData("own", split(slice(20)), *[split(slice(20, 40))] * 2, kinds)
     config = SymileConfig(
         epochs=2,
         batch_size=5,

@@ -184,13 +184,14 @@ def test_a_missing_modality_is_marked_and_left_out_of_retrieval():
     data = AlignedData(
         "own",
         columns(20),
+        columns(6),
         columns(12, vector=there),
         {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)},
     )
     task = TASK(data, AlignedConfig(batch_size=4, image_encoder="conv-s"))
-    (batch,) = list(task.test_loader())
+    (batch,) = list(task.evaluation_loader("test"))
     assert batch["present"]["vector"].tolist() == there.tolist()
-    evaluator = task.evaluator()
+    evaluator = task.evaluator("test")
     # Embeddings that find their own partner, and nothing at all where there is no vector.
     x = torch.eye(12)
     evaluator.update(batch, {"embedding": {"image": x, "vector": x * torch.from_numpy(there)[:, None]}})
@@ -199,7 +200,11 @@ def test_a_missing_modality_is_marked_and_left_out_of_retrieval():
 
 def test_refusals(tmp_path, capsys):
     data = AlignedData(
-        "own", columns(20), columns(12), {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)}
+        "own",
+        columns(20),
+        columns(6),
+        columns(12),
+        {"image": Modality("image", size=8), "vector": Modality("vector", dim=5)},
     )
     with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
         TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s")).check_training()
@@ -222,11 +227,11 @@ def three_vectors(n: int, labels=None, **presence):
 def test_several_modalities_together_look_for_one():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     there = np.arange(12) != 0
-    data = AlignedData("own", three_vectors(20), three_vectors(12, c=there), kinds)
+    data = AlignedData("own", three_vectors(20), three_vectors(6), three_vectors(12, c=there), kinds)
     task = TASK(data, AlignedConfig(batch_size=4))
-    (batch,) = list(task.test_loader())
+    (batch,) = list(task.evaluation_loader("test"))
     x = batch["inputs"]["a"]
-    evaluator = task.evaluator()
+    evaluator = task.evaluator("test")
     wrong = x.roll(1, 1)
     embedding = {"a": x, "b": x, "c": x}
     evaluator.update(batch, {"embedding": embedding, "joint": {"a": x, "b": x, "c": wrong}})
@@ -244,10 +249,12 @@ def test_several_modalities_together_look_for_one():
 def test_two_modalities_look_for_a_class_of_the_third():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     labels = np.arange(12) // 6
-    data = AlignedData("own", three_vectors(20), three_vectors(12, labels), kinds, classes=("one", "two"))
+    data = AlignedData(
+        "own", three_vectors(20), three_vectors(6), three_vectors(12, labels), kinds, classes=("one", "two")
+    )
     task = TASK(data, AlignedConfig(batch_size=4))
-    (batch,) = [b for b in task.test_loader() if "example" not in b and "prompt" not in b][-1:]
-    evaluator = task.evaluator()
+    (batch,) = [b for b in task.evaluation_loader("test") if "example" not in b and "prompt" not in b][-1:]
+    evaluator = task.evaluator("test")
     where = torch.eye(2)[torch.from_numpy(labels)]  # the class and nothing else
     same, other = where + 0.0, where.flip(1)
     evaluator.update(
@@ -261,9 +268,9 @@ def test_two_modalities_look_for_a_class_of_the_third():
 
 def test_what_a_learner_classifies_embeds_twice_or_measures_itself():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
-    data = AlignedData("own", three_vectors(20), three_vectors(8, [0, 1, 2, 3, -1, 1, 2, 0]), kinds)
-    (batch,) = list(TASK(data, AlignedConfig(batch_size=4)).test_loader())
-    evaluator = TASK(data, AlignedConfig(batch_size=4)).evaluator()
+    data = AlignedData("own", three_vectors(20), three_vectors(6), three_vectors(8, [0, 1, 2, 3, -1, 1, 2, 0]), kinds)
+    (batch,) = list(TASK(data, AlignedConfig(batch_size=4)).evaluation_loader("test"))
+    evaluator = TASK(data, AlignedConfig(batch_size=4)).evaluator("test")
     x = batch["inputs"]
     evaluator.update(
         batch,
@@ -283,14 +290,16 @@ def test_what_a_learner_classifies_embeds_twice_or_measures_itself():
 
 def test_a_run_is_measured_on_data_whose_modalities_stand_in_another_order():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
-    data = AlignedData("own", three_vectors(20), three_vectors(8), kinds, ("p", "q", "r", "s"))
+    data = AlignedData("own", three_vectors(20), three_vectors(6), three_vectors(8), kinds, ("p", "q", "r", "s"))
     trained = TASK(data, AlignedConfig(batch_size=4)).facts
-    turned = AlignedData("own", data.train, data.test, {name: kinds[name] for name in "cab"}, ("q", "p", "r", "s"))
+    turned = AlignedData(
+        "own", data.train, data.valid, data.test, {name: kinds[name] for name in "cab"}, ("q", "p", "r", "s")
+    )
     task = TASK(turned, AlignedConfig(batch_size=4))
     task.check_facts(trained)
-    (batch,) = (b for b in task.test_loader() if b["part"] == "items")
+    (batch,) = (b for b in task.evaluation_loader("test") if b["part"] == "items")
     assert list(batch["inputs"]) == ["a", "b", "c"]  # as a classifier of all side by side learned them
-    evaluator = task.evaluator()
+    evaluator = task.evaluator("test")
     assert batch["label"] is None
     evaluator.update(
         batch | {"label": torch.arange(8) % 4}, {"embedding": batch["inputs"], "logits": batch["inputs"]["a"]}
@@ -304,7 +313,7 @@ def test_texts_of_any_length_cost_no_more_than_their_own():
     texts = [f"caption {n}" for n in range(2000)] + ["long " * 20_000]
     columns = {"t": texts, "v": np.eye(2001, 4, dtype=np.float32)}
     split = AlignedColumns(columns)
-    data = AlignedData("own", split, split, {"t": Modality("text"), "v": Modality("vector", dim=4)})
+    data = AlignedData("own", split, split, split, {"t": Modality("text"), "v": Modality("vector", dim=4)})
     tracemalloc.start()
     evaluator = AlignedEvaluator(data)
     peak = tracemalloc.get_traced_memory()[1]
@@ -316,10 +325,10 @@ def test_texts_of_any_length_cost_no_more_than_their_own():
 def test_classes_are_told_by_training_items_where_there_are_no_words():
     kinds = {name: Modality("vector", dim=4) for name in "abc"}
     train = three_vectors(20, np.arange(20) % 4, c=np.zeros(20, bool))
-    data = AlignedData("own", train, three_vectors(8, [0, 1, 2, 3, -1, 1, 3, 2]), kinds)
+    data = AlignedData("own", train, train, three_vectors(8, [0, 1, 2, 3, -1, 1, 3, 2]), kinds)
     task = TASK(data, AlignedConfig(batch_size=4))
-    evaluator = task.evaluator()
-    items, examples = list(task.test_loader())
+    evaluator = task.evaluator("test")
+    items, examples = list(task.evaluation_loader("test"))
     assert (items["part"], examples["part"]) == ("items", "examples")
     for batch in (items, examples):
         evaluator.update(batch, {"embedding": batch["inputs"]})

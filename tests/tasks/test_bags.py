@@ -48,7 +48,12 @@ def bags(count=5, visual=4, audio=3, **changed):
 
     train = [Bag(f"bag{i}", features(3 + i, visual), features(3 + i, audio), i % 2) for i in range(count)]
     test = [TestVideo("t", features(6, visual)[None], features(6, audio), 1, np.zeros(96, np.int8))]
-    return BagData(**({"name": "x", "train": train, "test": test, "visual_dim": visual, "audio_dim": audio} | changed))
+    return BagData(
+        **(
+            {"name": "x", "train": train, "valid": test, "test": test, "visual_dim": visual, "audio_dim": audio}
+            | changed
+        )
+    )
 
 
 def test_every_bag_is_seen_once_an_epoch_and_padded():

@@ -27,14 +27,15 @@ from counterpoint.tasks.labelled import (
 CLASSES = ("circle", "line", "cross")
 
 
-def images(labels, test_labels=None, classes=CLASSES, size=8):
+def images(labels, test_labels=None, classes=CLASSES, size=8, valid_labels=None):
     def split(values):
         values = None if values is None else np.asarray(values)
         pixels = np.arange(len(labels if values is None else values), dtype=np.uint8)
         return ArrayImages(np.tile(pixels[:, None, None], (1, size, size)), values)
 
     test_labels = labels if test_labels is None else test_labels
-    return ImageData("shapes", split(labels), split(test_labels), classes, size)
+    valid_labels = test_labels if valid_labels is None else valid_labels
+    return ImageData("shapes", split(labels), split(valid_labels), split(test_labels), classes, size)
 
 
 def evaluated(config, batches, final=True):
@@ -117,7 +118,7 @@ def test_batches_leave_out_what_has_no_class():
         assert batch["label"].tolist() == labels[batch["index"]].tolist()
         assert batch["image"][:, 0, 0, 0].tolist() == batch["index"].tolist()  # its own picture
         assert batch["image"].shape == (3, 3, 8, 8)
-    asked = [batch["index"].tolist() for batch in task.test_loader()]
+    asked = [batch["index"].tolist() for batch in task.evaluation_loader("test")]
     assert asked == [np.flatnonzero(labels >= 0).tolist()]
     later = batches(task, position=Position(epoch=1, batch=1))
     assert len(later[0]["index"]) == 0
@@ -129,7 +130,7 @@ def test_batches_leave_out_what_has_no_class():
 def test_evaluation_of_embeddings_reads_the_bank_first():
     labels = np.array([0, 1, -1, 2] * 5)
     task = LabelledTask(images(labels, [0, 1, 1, 2]), EmbeddingConfig(batch_size=4, bank=7))
-    bank, test = list(task.test_loader())
+    bank, test = list(task.evaluation_loader("test"))
     assert (bank["part"], test["part"]) == ("bank", "test")
     assert len(bank["index"]) == 7
     assert -1 not in bank["label"]
@@ -211,7 +212,7 @@ def test_refusals():
         LabelledTask(images(np.full(9, -1), classes=CLASSES), LabelledConfig(batch_size=2))
     unlabelled = ArrayImages(np.zeros((9, 8, 8), np.uint8))
     with pytest.raises(DataError, match="shapes has no labels"):
-        LabelledTask(ImageData("shapes", unlabelled, unlabelled, (), 8), LabelledConfig(batch_size=2))
+        LabelledTask(ImageData("shapes", unlabelled, unlabelled, unlabelled, (), 8), LabelledConfig(batch_size=2))
     with pytest.raises(DataError, match="shapes has one class"):
         LabelledTask(images([0] * 9, classes=("circle",)), LabelledConfig(batch_size=2))
     with pytest.raises(DataError, match=r"has 4 training images, fewer than a batch of 8; use --batch-size 4"):

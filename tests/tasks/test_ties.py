@@ -130,7 +130,7 @@ def bag_evaluator(logits, truth):
     video = TestVideo(
         "t", np.zeros((1, len(truth) // 2, 2), np.float32), np.zeros((len(truth) // 2, 2), np.float32), 1, truth
     )
-    data = BagData(name="x", train=[], test=[video], visual_dim=2, audio_dim=2, frames_per_snippet=2)
+    data = BagData(name="x", train=[], valid=[], test=[video], visual_dim=2, audio_dim=2, frames_per_snippet=2)
     evaluator = FrameAP(data)
     evaluator.update({"visual": torch.zeros(1, len(truth) // 2, 2), "truth": truth}, {"av": logits})
     return evaluator
@@ -266,7 +266,7 @@ def test_every_accuracy_of_the_task_views_has_its_chance():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(40) % 4
     split = ArrayImages(pixels, labels)
-    data = ImageData("x", split, split, tuple("abcd"), 8, attributes={"shape": (labels % 2, labels % 2)})
+    data = ImageData("x", split, split, split, tuple("abcd"), 8, attributes={"shape": (labels % 2,) * 3})
     evaluator = ViewsEvaluator(ViewsConfig(encoder="conv-s", neighbours=3), data)
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     for part in ("bank", "test"):
@@ -297,7 +297,7 @@ def test_aligned_items_have_a_chance_for_each_recall_and_accuracy():
     split = AlignedColumns(
         {name: rng.normal(size=(24, 2)).astype(np.float32) for name in "abc"}, labels=labels, groups=groups
     )
-    data = AlignedData("x", split, split, {name: Modality("vector", dim=2) for name in "abc"}, classes=tuple("uvw"))
+    data = AlignedData("x", *[split] * 3, {name: Modality("vector", dim=2) for name in "abc"}, classes=tuple("uvw"))
     evaluator = AlignedEvaluator(data)
     present = {name: torch.ones(24, dtype=torch.bool) for name in "abc"}
     batch = {"split": "", "present": present, "label": torch.from_numpy(labels)}

@@ -72,11 +72,11 @@ def images(n: int) -> ArrayImages:
 def test_refusals():
     config = ViewsConfig(batch_size=32, encoder="conv-s")
     with pytest.raises(DataError, match="20 training images, fewer than a batch of 32; use --batch-size 20"):
-        TASK(ImageData("own", images(20), images(4), (), 16), config).check_training()
+        TASK(ImageData("own", images(20), images(4), images(4), (), 16), config).check_training()
     with pytest.raises(CounterpointError, match="batch_size must be at least 2"):
-        TASK(ImageData("own", images(20), images(4), (), 16), ViewsConfig(batch_size=1))
+        TASK(ImageData("own", images(20), images(4), images(4), (), 16), ViewsConfig(batch_size=1))
     with pytest.raises(DataError, match="at least 2 test images"):
-        TASK(ImageData("own", images(40), images(1), (), 16), config)
+        TASK(ImageData("own", images(40), images(4), images(1), (), 16), config)
 
 
 def test_images_without_labels_are_judged_by_geometry_alone(tmp_path):
@@ -99,8 +99,8 @@ def test_test_images_of_no_known_class_are_judged_by_geometry_alone():
     train, test = (rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for n in (12, 6))
     nothing = np.full(6, -1)
     data = ImageData(
-        "half", ArrayImages(train, np.arange(12) % 2), ArrayImages(test, nothing), ("a", "b"), 8,
-        attributes={"colour": (np.arange(12) % 3, nothing)},
+        "half", ArrayImages(train, np.arange(12) % 2), ArrayImages(test, nothing), ArrayImages(test, nothing), ("a", "b"),
+        8, attributes={"colour": (np.arange(12) % 3, nothing, nothing)},
     )  # fmt: skip
     evaluator = ViewsEvaluator(ViewsConfig(), data)
     for part, split in (("bank", data.train), ("test", data.test)):

@@ -28,7 +28,7 @@ class Source:
     module: str
     gives: str
     licence: str
-    size: str
+    size: str  # of the training, valid and test split
     argument: str | None = None  # what follows the colon, None when nothing does
     needs: str = ""  # the extra that must be installed
     may: str | None = None  # what can follow the colon but need not
@@ -49,7 +49,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.arcade",
             "audio-visual game clips: violent (explosions, hits, hurts, lasers) or not; sound late or off-screen in part",
             "CC0 (sprites and sounds of the arcade package)",
-            "320 + 200 clips, 3.5 h of video in all, drawn once (about a minute) into 30 MB of features",
+            "320 + 100 + 200 clips, 4.1 h of video in all, drawn once (about a minute) into 36 MB of features",
             needs="demo",
             also=("aligned",),
         ),
@@ -59,7 +59,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.async_bags",
             "synthetic bags of feature rows with audio-visual asynchrony and known truth: the setting of MACIL-SD's claim",
             "made on the spot",
-            "320 + 200 bags, made in a second",
+            "320 + 200 + 200 bags, made in a second",
         ),
         Source(
             "xd-violence",
@@ -74,7 +74,8 @@ SOURCES: dict[str, Source] = {
             "videos",
             "bags",
             "counterpoint.data.videos",
-            "your own video files in DIR/train/{violent,normal} and DIR/test/{violent,normal}, with DIR/truth.csv",
+            "your own video files in DIR/train/{violent,normal} and DIR/test/{violent,normal}, with DIR/truth.csv; DIR/valid too, "
+            "or a tenth of training",
             "yours",
             "what you have",
             argument="DIR",
@@ -86,7 +87,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.cifar10",
             "photographs of ten kinds of things, 32 x 32 (cifar10:DIR: from a folder)",
             "no licence stated by its authors (Krizhevsky 2009)",
-            "50,000 + 10,000 images, a download of 170 MB; or a subset of 10,000 + 2,000 in $COUNTERPOINT_DATA",
+            "45,000 + 5,000 + 10,000 images, a download of 170 MB; or a subset of 9,000 + 1,000 + 2,000 in $COUNTERPOINT_DATA",
             may="DIR",
         ),
         Source(
@@ -95,7 +96,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.digits",
             "handwritten digits, 8 x 8 pixels scaled up to 32 x 32",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
-            "1,438 + 359 images, at hand",
+            "1,295 + 143 + 359 images, at hand",
         ),
         Source(
             "digit-patterns",
@@ -103,7 +104,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.digit_patterns",
             "handwritten digits under random patterns, an easy feature that hides a harder one: MCL's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
-            "1,078 + 719 images, at hand",
+            "969 + 109 + 719 images, at hand",
         ),
         Source(
             "clusters",
@@ -111,7 +112,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.clusters",
             "synthetic grey pictures of Gaussian clusters of very different sizes: iSogCLR's claim",
             "made on the spot",
-            "440 + 480 images, made in a moment",
+            "440 + 480 + 480 images, made in a moment",
         ),
         Source(
             "glyphs",
@@ -119,7 +120,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.glyphs",
             "named icons in 14 drawing styles: pictures and captions, split by name; for `views` the style is the label",
             "SIL OFL, Apache-2.0, MIT, CC BY 4.0, by font (of the qtawesome package)",
-            "14,736 + 2,000 icons, drawn once (seconds) into 7 MB",
+            "13,256 + 1,480 + 2,000 icons, drawn once (seconds) into 7 MB",
             needs="glyphs",
             also=("views",),
         ),
@@ -130,7 +131,7 @@ SOURCES: dict[str, Source] = {
             "icons, their names and the names spoken in many voices; ?pairing=m3: a picture known from a text in five "
             "languages and a spoken word together, from neither alone",
             "icons as of glyphs; espeak NG, which speaks, is GPL-3.0-or-later, run as a process of its own",
-            "4,000 + 1,000 triplets and 1,000 in unheard voices, spoken once (seconds) into 115 MB",
+            "3,600 + 400 + 1,000 triplets and 1,000 in unheard voices, spoken once (seconds) into 115 MB",
             needs="speech",
         ),
         Source(
@@ -139,7 +140,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.scores",
             "snippets of engraved chorales and of their sound, aligned by onset; test and unpaired also as if scanned and recorded",
             "music in the public domain; its encodings (music21's corpus) by permission, no licence stated; soundfont GPL-2",
-            "2,332 + 1,202 pairs, 3,808 unpaired, drawn and played once (about 35 s) into 143 MB",
+            "2,055 + 277 + 1,202 pairs, 3,808 unpaired, drawn and played once (about 35 s) into 143 MB",
             needs="music",
         ),
         Source(
@@ -148,7 +149,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.xor",
             "synthetic bits in three modalities, the third known from the other two together only: Symile's claim",
             "made on the spot",
-            "4,096 + 1,000 items, made in a moment",
+            "4,096 + 1,000 + 1,000 items, made in a moment",
         ),
         Source(
             "digit-halves",
@@ -156,7 +157,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.digit_halves",
             "upper and lower halves of handwritten digits, or the upper as a frozen network sees it",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
-            "1,400 + 397 pairs, at hand",
+            "1,260 + 140 + 397 pairs, at hand",
         ),
         Source(
             "noisy-triplets",
@@ -164,7 +165,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.noisy_triplets",
             "synthetic triplets of which many do not belong together: the setting of gradient harmonization's claim",
             "made on the spot",
-            "1,600 + 1,000 triplets, made in a moment",
+            "1,600 + 1,000 + 1,000 triplets, made in a moment",
         ),
         Source(
             "latent-views",
@@ -172,7 +173,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.latent_views",
             "synthetic items of five classes in three modalities that share few hidden causes: M3CoL's claim",
             "made on the spot",
-            "240 + 800 items, made in a moment",
+            "240 + 800 + 800 items, made in a moment",
         ),
         Source(
             "digit-captions",
@@ -180,7 +181,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.digit_captions",
             "handwritten digits, 8 x 8, with captions of mostly other words: the improved baselines' claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
-            "300 + 359 pairs, at hand",
+            "300 + 143 + 359 pairs, at hand",
         ),
         Source(
             "digit-pairs",
@@ -188,7 +189,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.digit_pairs",
             "two handwritten digits side by side and the words that name them, some swapped: ALBEF's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
-            "1,024 + 500 pairs, at hand",
+            "1,024 + 500 + 500 pairs, at hand",
         ),
         Source(
             "manifest",

@@ -9,7 +9,7 @@ sights alone that resemble violence and are not. A frame is violent while a viol
 
 Pictures and sounds are those of the PyPI package `arcade`, by Kenney (kenney.nl), which its licence files put under
 CC0; its music and its backgrounds by others are left alone, and the music heard here is synthesised. The package is
-found, never imported, and need not be complete: `pip install --no-deps arcade`. Training and test clips share sprites
+found, never imported, and need not be complete: `pip install --no-deps arcade`. The splits share sprites
 and sounds, not clips: a model that does well here has learned these sprites.
 """
 
@@ -21,6 +21,7 @@ import importlib.util
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,7 @@ from PIL import Image, ImageChops
 
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
 from counterpoint.files import cache_folder, replacing
 
@@ -42,7 +44,7 @@ FRAMES = 16  # a snippet
 SNIPPET = FRAMES / FPS  # seconds
 WIDTH, HEIGHT = 320, 180  # the units of a scene
 RATE = 16000
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "valid")  # a clip's script depends on the place of its split here
 
 VIOLENT = ("explosion", "hit", "hurt", "laser")
 HARMLESS = ("coin", "jump", "upgrade", "music")
@@ -722,6 +724,7 @@ def load(
     *,
     task: Literal["bags"] = ...,
     train: int = ...,
+    valid: int = ...,
     test: int = ...,
     seed: int = ...,
     visual: str = ...,
@@ -733,6 +736,7 @@ def load(
     *,
     task: str,
     train: int = ...,
+    valid: int = ...,
     test: int = ...,
     seed: int = ...,
     visual: str = ...,
@@ -743,6 +747,7 @@ def load(
     *,
     task: str = "bags",
     train: int = 320,
+    valid: int = -1,
     test: int = 200,
     seed: int = 0,
     visual: str = "light",
@@ -755,13 +760,12 @@ def load(
         task: "bags" for snippets with a label for each clip; "aligned" for clips as items of two modalities, `video` and
             `audio`, a vector each: the mean and the largest of their snippets' features. The classes are normal and violent.
         train: number of training clips.
+        valid: number of valid clips; -1 for half as many as test clips, at least 2.
         test: number of test clips.
         seed: of the scripts; another seed is another set.
         visual: backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
         audio: backbone, likewise.
     """
-    from filelock import FileLock
-
     from counterpoint import encoders
 
     backbones = {
@@ -769,32 +773,17 @@ def load(
         "audio": encoders.build_audio(encoders.parse(audio)).describe(),
     }
     assets()
-    key = {
-        "version": VERSION,
-        "arcade": importlib.metadata.version("arcade"),
-        "train": train,
-        "test": test,
-        "seed": seed,
-        "backbones": backbones,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_folder() / "arcade" / f"{digest}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    valid = checked_count("arcade", valid, max(2, test // 2))
     notes: list[str] = []
-    # Of several processes that want the same set (torchrun), one builds it.
-    with FileLock(file.with_suffix(".lock")):
-        stored = _read(file, notes)
-        if stored is None:
-            jobs = [("train", n) for n in range(train)] + [("test", n) for n in range(test)]
-            stored = _pack(_build(jobs, seed, backbones))
-            with replacing(file) as out:
-                np.savez(out, **stored)  # type: ignore[arg-type]
-    rows = _unpack(stored)
+    # The valid clips are kept apart: what is kept of the others does not depend on their number.
+    rows = _stored([("train", n) for n in range(train)] + [("test", n) for n in range(test)], seed, backbones, notes)
+    watched = _stored([("valid", n) for n in range(valid)], seed, backbones, notes)
     if task == "aligned":
-        return _aligned(rows[:train], rows[train:], notes)
+        return _aligned(rows[:train], watched, rows[train:], notes)
     return BagData(
         name="arcade",
         train=[Bag(name, v, a, label) for name, label, v, a, _ in rows[:train]],
+        valid=[TestVideo(name, v[None], a, label, t) for name, label, v, a, t in watched],
         test=[TestVideo(name, v[None], a, label, t) for name, label, v, a, t in rows[train:]],
         visual_dim=rows[0][2].shape[1],
         audio_dim=rows[0][3].shape[1],
@@ -805,7 +794,32 @@ def load(
     )
 
 
-def _aligned(train: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
+def _stored(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any], notes: list[str]) -> list[Row]:
+    """Clips by split and number, from the cache or built into it."""
+    from filelock import FileLock
+
+    counts = Counter(split for split, _ in jobs)
+    key = {
+        "version": VERSION,
+        "arcade": importlib.metadata.version("arcade"),
+        **counts,
+        "seed": seed,
+        "backbones": backbones,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_folder() / "arcade" / f"{digest}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Of several processes that want the same set (torchrun), one builds it.
+    with FileLock(file.with_suffix(".lock")):
+        stored = _read(file, notes)
+        if stored is None:
+            stored = _pack(_build(jobs, seed, backbones))
+            with replacing(file) as out:
+                np.savez(out, **stored)  # type: ignore[arg-type]
+    return _unpack(stored)
+
+
+def _aligned(train: list[Row], valid: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
     """Clips as items, each modality one vector."""
 
     def pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -822,7 +836,8 @@ def _aligned(train: list[Row], test: list[Row], notes: list[str]) -> AlignedData
         "video": Modality("vector", dim=2 * visual.shape[1]),
         "audio": Modality("vector", dim=2 * sound.shape[1]),
     }
-    return AlignedData("arcade", columns(train), columns(test), kinds, classes=("normal", "violent"), notes=notes)
+    splits = columns(train), columns(valid), columns(test)
+    return AlignedData("arcade", *splits, kinds, classes=("normal", "violent"), notes=notes)
 
 
 def _build(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any]) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.bags import Bag, BagData, TestVideo
+from counterpoint.data.valid import checked_count
 
 VISUAL, AUDIO = 48, 32
 SCENES, KINDS = 6, 3
@@ -62,15 +63,26 @@ class _World:
         return {m: r.astype(np.float32) for m, r in rows.items()}, label, truth
 
 
-def load(argument: str | None = None, *, train: int = 320, test: int = 200, seed: int = 0) -> BagData:
-    """`train` labelled bags and `test` bags with truth, from one world of prototypes drawn with `seed`."""
+def load(argument: str | None = None, *, train: int = 320, valid: int = -1, test: int = 200, seed: int = 0) -> BagData:
+    """`train` labelled bags, `valid` and `test` bags with truth, from one world of prototypes drawn with `seed`.
+
+    -1 draws as many valid bags as test bags.
+    """
+    valid = checked_count("async-bags", valid, test)
     rng = np.random.default_rng([2207_05500, seed])
     world = _World(rng)
-    bags, videos = [], []
+    bags = []
     for number in range(train):
         rows, label, _ = world.bag(rng)
         bags.append(Bag(f"train-{number}", rows["visual"], rows["audio"], label))
-    for number in range(test):
-        rows, label, truth = world.bag(rng)
-        videos.append(TestVideo(f"test-{number}", rows["visual"][None], rows["audio"], label, truth.repeat(FRAMES)))
-    return BagData("async-bags", bags, videos, VISUAL, AUDIO, frames_per_snippet=FRAMES)
+
+    def videos(split: str, count: int) -> list[TestVideo]:
+        found = []
+        for number in range(count):
+            rows, label, truth = world.bag(rng)
+            truth = truth.repeat(FRAMES)
+            found.append(TestVideo(f"{split}-{number}", rows["visual"][None], rows["audio"], label, truth))
+        return found
+
+    tested = videos("test", test)  # before the valid ones: it is the same whatever their number
+    return BagData("async-bags", bags, videos("valid", valid), tested, VISUAL, AUDIO, frames_per_snippet=FRAMES)

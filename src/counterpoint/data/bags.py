@@ -1,7 +1,7 @@
 """The contract of bag data: what every source for the task `bags` hands over (numpy only, no torch).
 
 A *bag* is a video cut into T snippets; each snippet has one visual and one audio feature row. Training bags carry a
-video-level label only; test videos also carry a frame-level truth.
+video-level label only; test videos, and valid videos where it is known, also carry a frame-level truth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Bag:
 
 @dataclass(frozen=True)
 class TestVideo:
-    """One test video: C spatial crops of its visual features, one audio track, and the truth per frame."""
+    """One video that is measured on: C spatial crops of its visual features, one audio track, and the truth per frame.
+
+    A valid video may have a video-level label only. Then every frame of a video with the event counts as the event.
+    """
 
     __test__ = False  # not a pytest class
 
@@ -42,14 +45,15 @@ class TestVideo:
 
 @dataclass(frozen=True)
 class BagData:
-    """A source's two splits and what is needed to read them.
+    """A source's three splits and what is needed to read them.
 
-    `train[i]` may read from disk when asked for (so a large set is never held in memory); so may `test[i]`.
+    `train[i]` may read from disk when asked for (so a large set is never held in memory); so may `valid[i]` and `test[i]`.
     """
 
     name: str
     train: Sequence[Bag]
-    test: Sequence[TestVideo]
+    valid: Sequence[TestVideo]  # training is watched on it, and settings are chosen on it
+    test: Sequence[TestVideo]  # measured once, at the end
     visual_dim: int
     audio_dim: int
     frames_per_snippet: int = 16

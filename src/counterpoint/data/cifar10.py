@@ -6,18 +6,20 @@ Looked for in this order:
     $COUNTERPOINT_DATA         cifar10-12k.npz in it: a subset of 10,000 + 2,000 (arrays train_images [N, 32, 32, 3],
                                train_labels [N], test_images, test_labels, classes)
     the cache folder           the standard download, fetched by torchvision on first use: 50,000 + 10,000
+
+The valid split is a tenth of the training pictures, each class in proportion.
 """
 
 from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from counterpoint.data.images import ArrayImages, ImageData, long_tailed
+from counterpoint.data.valid import SHARE, by_content, carve, checked_share
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
 
@@ -25,26 +27,32 @@ SUBSET = "cifar10-12k.npz"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def load(directory: str | None = None, *, imbalance: float = 0.0, seed: int = 0) -> ImageData:
+def load(directory: str | None = None, *, valid: float = SHARE, imbalance: float = 0.0, seed: int = 0) -> ImageData:
     """Open the set; DataError when it is nowhere and cannot be fetched, or is damaged.
 
     Args:
         directory: where it lies; default: $COUNTERPOINT_DATA, else the cache, downloaded on first use.
+        valid: share of the training pictures in the valid split, the same for every class. Equal pictures stay together.
         imbalance: make the training split long-tailed, so many times more aeroplanes than trucks (see `images.long_tailed`);
             0 leaves it as it is. 100 is the usual long-tailed CIFAR.
         seed: of which pictures stay.
     """
-    found = _load(directory)
-    if not imbalance:
-        return found
-    train = found.train
-    assert isinstance(train, ArrayImages)
-    assert train.labels is not None
-    rows = long_tailed(train.labels, imbalance, seed)
-    return replace(found, train=ArrayImages(train.pixels[rows], train.labels[rows]))
+    checked_share("cifar10", valid)
+    whole, test, classes, notes = _load(directory)
+    assert whole.labels is not None
+    rows = np.arange(len(whole))
+    rows, watched = carve("cifar10", rows, valid, whole.labels, by_content(whole.pixels))
+    if imbalance:
+        rows = rows[long_tailed(whole.labels[rows], imbalance, seed)]
+    train, valid_images = (ArrayImages(whole.pixels[part], whole.labels[part]) for part in (rows, watched))
+    return ImageData("cifar10", train, valid_images, test, classes, 32, notes)
 
 
-def _load(directory: str | None) -> ImageData:
+# Training pictures, test pictures, classes and notes.
+Found = tuple[ArrayImages, ArrayImages, tuple[str, ...], list[str]]
+
+
+def _load(directory: str | None) -> Found:
     if directory is not None:
         root = Path(directory)
         if not root.is_dir():
@@ -60,7 +68,7 @@ def _load(directory: str | None) -> ImageData:
     return _standard(cache_folder() / "cifar10", download=True)
 
 
-def _subset(file: Path) -> ImageData:
+def _subset(file: Path) -> Found:
     try:
         with np.load(file, allow_pickle=False) as stored:
             splits = {
@@ -70,10 +78,10 @@ def _subset(file: Path) -> ImageData:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
         raise DataError(f"{file}: not the arrays it should hold ({error}); see counterpoint/data/cifar10.py") from error
     notes = [f"{file}: a subset of {len(splits['train'])} + {len(splits['test'])} images of CIFAR-10's 50000 + 10000"]
-    return ImageData("cifar10", splits["train"], splits["test"], classes, 32, notes)
+    return splits["train"], splits["test"], classes, notes
 
 
-def _standard(root: Path, *, download: bool) -> ImageData:
+def _standard(root: Path, *, download: bool) -> Found:
     """The standard download under `root`, which torchvision checks by its MD5 sums."""
     from torchvision.datasets import CIFAR10
 
@@ -90,4 +98,4 @@ def _standard(root: Path, *, download: bool) -> ImageData:
     splits = {
         name: ArrayImages(np.asarray(found.data), np.array(found.targets, np.int64)) for name, found in sets.items()
     }
-    return ImageData("cifar10", splits["train"], splits["test"], CLASSES, 32)
+    return splits["train"], splits["test"], CLASSES, []

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -22,16 +23,27 @@ STEPS = 150  # of its training, on all of its digits at once
 
 
 def load(
-    argument: None = None, *, train: int = 1400, test: int = 397, labelled: int = 0, whole: int = 0, seed: int = 0
+    argument: None = None,
+    *,
+    train: int = 0,
+    valid: float = SHARE,
+    test: int = 397,
+    labelled: int = 0,
+    whole: int = 0,
+    seed: int = 0,
 ) -> AlignedData:
-    """`train` pairs and `test` pairs drawn with `seed`, and `labelled` more digits that the tower learns from."""
+    """`train` pairs and `test` pairs drawn with `seed`, and `labelled` more digits that the tower learns from.
+
+    Of the digits that are left, a share `valid` of each class is the valid split. 0 trains on all others.
+    """
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    if min(train, test) < 1 or labelled < 0 or train + test + labelled > len(found.target):
+    checked_share("digit-halves", valid)
+    if test < 1 or min(train, labelled) < 0 or train + test + labelled > len(found.target):
         raise CounterpointError(
             f"digit-halves has {len(found.target)} digits; train {train} + test {test} + labelled {labelled} must be at "
-            "least 1 + 1 + 0 and no more than that"
+            "least 0 + 1 + 0 and no more than that"
         )
     if whole and labelled:
         raise CounterpointError("digit-halves: the tower of labelled=N sees top halves; leave whole=1 away")
@@ -40,6 +52,15 @@ def load(
     order = np.random.default_rng([2405_18570, seed]).permutation(len(labels))
     test_rows, rest = np.split(order, [test])
     tower_rows, rest = np.split(rest, [labelled])
+    # The last ones of each class: training digits come from the front.
+    of_class = [np.flatnonzero(labels[rest] == digit) for digit in range(len(CLASSES))]
+    last = np.sort(np.concatenate([rows[len(rows) - round(valid * len(rows)) :] for rows in of_class]))
+    watched, rest = rest[last], np.delete(rest, last)
+    if not len(watched) or not len(rest) or train > len(rest):
+        raise CounterpointError(
+            f"digit-halves has {len(watched)} digits for the valid split (?valid={valid:g}) and {len(rest)} more to train "
+            f"on, asked for {train or 'at least 1'}; ask for fewer training, test or labelled digits or another share"
+        )
     notes = []
     columns = {"first": pixels, "second": pixels} if whole else {"top": pixels[:, :32], "bottom": pixels[:, 32:]}
     if labelled:
@@ -51,7 +72,8 @@ def load(
 
     return AlignedData(
         "digit-halves",
-        split(rest[:train]),
+        split(rest[: train or None]),
+        split(watched),
         split(test_rows),
         {name: Modality("vector", dim=values.shape[1]) for name, values in columns.items()},
         classes=CLASSES,

@@ -10,15 +10,19 @@ from __future__ import annotations
 import numpy as np
 
 from counterpoint.data.images import ArrayImages, ImageData, split_positions
+from counterpoint.data.valid import SHARE, by_content, carve
 from counterpoint.errors import DataError
 
 
-def load(argument: None = None, *, patterns: int = 200, held_out: float = 0.4, seed: int = 0) -> ImageData:
+def load(
+    argument: None = None, *, patterns: int = 200, held_out: float = 0.4, valid: float = SHARE, seed: int = 0
+) -> ImageData:
     """The set.
 
     Args:
         patterns: how many there are; each digit gets one at random, in the test split anew.
         held_out: share of the digits in the test split, the same for every class.
+        valid: share of the other digits in the valid split, the same for every class.
         seed: of the patterns and of who gets which.
     """
     from sklearn.datasets import load_digits
@@ -33,12 +37,14 @@ def load(argument: None = None, *, patterns: int = 200, held_out: float = 0.4, s
     pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
     pixels[..., 0] = np.rint(found.images * (255 / 16))
     pixels[..., 1] = shapes[chosen]
-    train, test = split_positions(len(labels), held_out, labels)
+    pool, test = split_positions(len(labels), held_out, labels)
+    train, watched = carve("digit-patterns", pool, valid, labels[pool], by_content(found.images[pool]))
     return ImageData(
         name="digit-patterns",
         train=ArrayImages(pixels[train], labels[train]),
+        valid=ArrayImages(pixels[watched], labels[watched]),
         test=ArrayImages(pixels[test], labels[test]),
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         size=8,
-        attributes={"pattern": (chosen[train], chosen[test])},
+        attributes={"pattern": (chosen[train], chosen[watched], chosen[test])},
     )

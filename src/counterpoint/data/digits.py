@@ -1,7 +1,7 @@
 """`digits`: the 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels, scaled up to 32 x 32 RGB.
 
-A digit in sixteen shades is enlarged by bicubic interpolation. The split is fixed: every class in proportion, 1,438 for
-training and 359 for the test.
+A digit in sixteen shades is enlarged by bicubic interpolation. The splits are fixed: every class in proportion, 1,295 for
+training, 143 for the valid split and 359 for the test.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from counterpoint.data.images import ArrayImages, ImageData, checked_size, long_tailed, split_positions
+from counterpoint.data.valid import SHARE, by_content, carve
 from counterpoint.errors import DataError
 
 
@@ -19,6 +20,7 @@ def load(
     *,
     size: int = 32,
     held_out: float = 0.2,
+    valid: float = SHARE,
     train: int = 0,
     labelled: int = 0,
     imbalance: float = 0.0,
@@ -29,6 +31,7 @@ def load(
     Args:
         size: height and width.
         held_out: share of the digits in the test split, the same for every class.
+        valid: share of the other digits in the valid split, the same for every class.
         train: only so many training digits, drawn with `seed`; 0 for all.
         labelled: how many of those that could be drawn have a label for evaluators (neighbours, linear probe), the ones
             that are trained on first; 0 for the training digits.
@@ -45,7 +48,8 @@ def load(
     labels = found.target.astype(np.int64)
     if not 0 < held_out < 1:
         raise DataError(f"digits: held_out is a share between 0 and 1, got {held_out}")
-    chosen, test = split_positions(len(labels), held_out, labels)
+    pool, test = split_positions(len(labels), held_out, labels)
+    chosen, watched = carve("digits", pool, valid, labels[pool], by_content(grey[pool]))
     if imbalance:
         chosen = chosen[long_tailed(labels[chosen], imbalance, seed)]
     for name, number in (("train", train), ("labelled", labelled)):
@@ -58,6 +62,7 @@ def load(
     return ImageData(
         name="digits",
         train=ArrayImages(pixels[chosen], labels[chosen]),
+        valid=ArrayImages(pixels[watched], labels[watched]),
         test=ArrayImages(pixels[test], labels[test]),
         bank=ArrayImages(pixels[known], labels[known]) if labelled else None,
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),

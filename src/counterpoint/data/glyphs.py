@@ -9,8 +9,8 @@ Font Awesome 6, Elusive, Material Design Icons 6, Phosphor, Remix and Codicons g
 editions, Font Awesome 5 and Material Design Icons 5 (7,563 more), draw mostly the same pictures again and are left out
 unless named in `styles`. Where a font has two names for a drawing, the first counts.
 
-The split is by name: "home", "home-outline" and "home-bold" are one name, in whatever font, and never stand in training
-and test both. In every style a caption occurs once, but several styles may draw the same caption: a retrieval measure
+The splits are by name: "home", "home-outline" and "home-bold" are one name, in whatever font, and never stand in two
+splits. In every style a caption occurs once, but several styles may draw the same caption: a retrieval measure
 should count any item with the very words asked for as right. `held_out` keeps styles out of training and test; their
 icons, of names that are not in training, become a third split, `shifts["held-out"]`.
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_size
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import cache_folder, replacing
 
@@ -93,6 +95,7 @@ def load(
     task: str = "aligned",
     size: int = 64,
     train: int = 0,
+    valid: float = SHARE,
     test: int = 2000,
     styles: str = "",
     held_out: str = "",
@@ -103,6 +106,7 @@ def load(
         task: "aligned" for pictures and captions, "views" for pictures and styles.
         size: pixels of a picture, height and width.
         train: icons to train on; 0 means all that are left.
+        valid: share of the icons that are not tested on in the valid split, rounded up to whole names.
         test: icons to test on.
         styles: the styles or fonts wanted, separated by commas ("phosphor,fa6-solid"); default: all but the older
             editions.
@@ -110,6 +114,20 @@ def load(
 
     Raises CounterpointError when qtawesome is not installed, a style is unknown or the sizes ask for more than there is.
     """
+    return _opened(task, size, train, checked_share("glyphs", valid), test, styles, held_out)
+
+
+def undivided(size: int, test: int) -> AlignedData:
+    """The set as `load` opens it for the task aligned, with the icons of the valid split among those of training."""
+    found = _opened("aligned", size, 0, 0.0, test, "", "")
+    assert isinstance(found, AlignedData)
+    return found
+
+
+def _opened(
+    task: str, size: int, train: int, valid: float, test: int, styles: str, held_out: str
+) -> AlignedData | ImageData:
+    """`load`, for a valid split that may be empty."""
     checked_size(size)
     if train < 0 or test < 1:
         raise CounterpointError(f"glyphs needs train >= 0 and test >= 1, got {train} and {test}")
@@ -122,7 +140,7 @@ def load(
     repeated = len(icons) - len(first)
     icons, grey = [icons[i] for i in first], grey[first]
 
-    keys = [_key(icon.name) for icon in icons]
+    keys = [name_key(icon.name) for icon in icons]
     seen_style = np.array([icon.style in shown for icon in icons])
     order = np.array([_hash(key) for key in keys])
     turn = np.array([_hash(f"{icon.style}/{icon.name}") for icon in icons])
@@ -133,14 +151,21 @@ def load(
         raise CounterpointError(f"glyphs has {len(pool)} icons in these styles; test={test} leaves none to train on")
     in_test = set(np.array(keys)[pool[:test]])
     rest = np.array([i for i in pool if keys[i] not in in_test], np.int64)
+    # The next names in the same order, whole.
+    in_valid = {keys[i] for i in rest[: math.ceil(valid * len(rest))]}
+    # The classes are those of the icons that would be trained on if there were no valid split: they do not depend on it.
+    known = rest[np.argsort(turn[rest], kind="stable")][: train or None]
+    watched = np.array([i for i in rest if keys[i] in in_valid], np.int64)
+    rest = np.array([i for i in rest if keys[i] not in in_valid], np.int64)
     if train > len(rest) or not len(rest):
         raise CounterpointError(f"glyphs has {len(rest)} icons to train on in these styles, asked for {train}")
     rest = rest[np.argsort(turn[rest], kind="stable")][: train or None]
     in_train = {keys[i] for i in rest}
     parts = {
         "train": np.sort(rest),
+        "valid": np.sort(watched),
         "test": np.sort(pool[:test]),
-        "held-out": np.array([i for i in np.flatnonzero(~seen_style) if keys[i] not in in_train], np.int64),
+        "held-out": np.array([i for i in np.flatnonzero(~seen_style) if keys[i] not in in_train | in_valid], np.int64),
     }
     notes = [] if not train else [f"glyphs: {train} of the icons there are to train on"]
     if repeated:
@@ -155,6 +180,7 @@ def load(
         return ImageData(
             name="glyphs",
             train=pictures["train"],
+            valid=pictures["valid"],
             test=pictures["test"],
             classes=names,
             size=size,
@@ -163,7 +189,7 @@ def load(
         )
 
     firsts = [icon.name.partition("-")[0] for icon in icons]
-    counts = Counter(firsts[i] for i in parts["train"] if len(firsts[i]) > 1 and not firsts[i].isdigit())
+    counts = Counter(firsts[i] for i in known if len(firsts[i]) > 1 and not firsts[i].isdigit())
     subjects = tuple(sorted(word for word, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:SUBJECTS]))
     number = {word: n for n, word in enumerate(subjects)}
     subject_of = np.array([number.get(word, -1) for word in firsts], np.int64)
@@ -178,6 +204,7 @@ def load(
     return AlignedData(
         name="glyphs",
         train=columns("train"),
+        valid=columns("valid"),
         test=columns("test"),
         modalities={"image": Modality("image", size=size), "text": Modality("text")},
         classes=subjects,
@@ -214,7 +241,7 @@ def _styles(wanted: str, option: str) -> tuple[str, ...]:
     return tuple(style for style in STYLES if style in chosen)
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
     """What a name is about, without how it is drawn: "home" for "home-outline"."""
     words = name.split("-")
     while len(words) > 1 and words[-1] in MANNERS:

@@ -75,11 +75,12 @@ class Listed(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A source's two splits and what is needed to read them."""
+    """A source's three splits and what is needed to read them."""
 
     name: str
     train: ImageSplit
-    test: ImageSplit
+    valid: ImageSplit  # training is watched on it, and settings are chosen on it
+    test: ImageSplit  # measured once, at the end
     classes: tuple[str, ...]  # empty when nothing is labelled
     size: int  # pixels, height and width
     # What the user should know about this data: files left out, splits made.
@@ -91,8 +92,8 @@ class ImageData:
     # images an epoch sees. Of a set that a system has inflated.
     bank: ImageSplit | None = None
     epoch: int | None = None
-    # More than one thing to be known of a picture: name -> classes of the training and of the test split, -1 for none.
-    attributes: dict[str, tuple[Indices, Indices]] = field(default_factory=dict)
+    # More than one thing to be known of a picture: name -> classes of training, valid and test split, -1 for none.
+    attributes: dict[str, tuple[Indices, Indices, Indices]] = field(default_factory=dict)
     # What was found, read and left out, of sources that read the user's own files.
     accounts: Accounts | None = None
 
@@ -274,6 +275,8 @@ def split_positions(
     count: int, fraction: float, labels: Indices | None = None, together: Indices | None = None
 ) -> tuple[Indices, Indices]:
     """Cut positions into a training and a test split, the same on every machine, each class in the same proportion.
+
+    A valid split is cut from the training split in the same way (data/valid.py).
 
     Args:
         count: of items, at least 2.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
 
 SHARED, PRIVATE, CLASSES = 8, 12, 5
@@ -17,10 +18,14 @@ DIM = 120
 VIEWS = ("first", "second", "third")
 
 
-def load(argument: None = None, *, train: int = 240, test: int = 800, seed: int = 0) -> AlignedData:
-    """`train` and `test` items of one world of centres and maps, drawn with `seed`."""
+def load(argument: None = None, *, train: int = 240, valid: int = -1, test: int = 800, seed: int = 0) -> AlignedData:
+    """`train`, `valid` and `test` items of one world of centres and maps, drawn with `seed`.
+
+    -1 draws as many valid items as test items.
+    """
     if train < 2 or test < 2:
         raise CounterpointError(f"latent-views needs train and test of at least 2, got {train} and {test}")
+    valid = checked_count("latent-views", valid, test)
     rng = np.random.default_rng([2409_17777, seed])
     centres = rng.standard_normal((CLASSES, SHARED))
     maps = {
@@ -38,10 +43,12 @@ def load(argument: None = None, *, train: int = 240, test: int = 800, seed: int 
             found[view] = (np.tanh(z @ shared) + 1.3 * np.tanh(own @ private) + noise).astype(np.float32)
         return AlignedColumns(found, labels=labels)
 
+    trained, tested = columns(train), columns(test)
     return AlignedData(
         name="latent-views",
-        train=columns(train),
-        test=columns(test),
+        train=trained,
+        valid=columns(valid),
+        test=tested,
         modalities={view: Modality("vector", dim=DIM) for view in VIEWS},
         classes=tuple(f"class {number}" for number in range(CLASSES)),
     )

@@ -24,9 +24,11 @@ lacks this modality, which any row may.
 
 The test split is the rows that say so in a split column, or that come from folders or files named test (validation where
 there is no test; own/places.py has the rule); else a fifth made here, the same every time, each class in proportion.
-`?test=0.1` makes another, `?test=NAME` takes another split. Rows with one modality only go to `unpaired`, unless they are
-test rows. Rows with the same picture, sound, text or vector are one thing in that modality: a split made here never
-separates them, retrieval counts them right for one another, and notes report what given splits share.
+`?test=0.1` makes another, `?test=NAME` takes another split. The valid split is the rows named validation (valid, val, dev)
+where there are test rows too; else a tenth of the training rows made here. `?valid=0.2` and `?valid=NAME` are as `?test=`.
+Rows with one modality only go to `unpaired`, unless a given split names them valid or test rows. Rows with the same picture,
+sound, text or vector are one thing in that modality: a split made here never separates them, retrieval counts them right for
+one another, and notes report what given splits share.
 
 A damaged cell, a duplicate id, a line that cannot be read or a row without anything makes a bad row: it is left out. Ids are
 compared within a split. All rows and files that are left out are listed with their reason in a CSV file in the cache folder,
@@ -64,6 +66,7 @@ def load_manifest(
     rate: int = 16000,
     seconds: float = 2.0,
     test: str = "",
+    valid: str = "",
     max_bad: float = 0.1,
     columns: str = "",
 ) -> AlignedData:
@@ -76,6 +79,8 @@ def load_manifest(
         rate: samples per second of sounds, 1000 to 192000.
         seconds: length of sounds, 0.01 to 600.
         test: the fraction to test on, or the name of the split; default: the split "test", else "validation", else a fifth.
+        valid: the fraction of the training items to watch training on, or the name of the split; default: the split
+            "validation" where it is not tested on, else a tenth.
         max_bad: maximum number of bad rows, as a fraction of all below 1 or as a count.
         columns: `NAME:KIND` separated by commas; default: by their names.
 
@@ -97,4 +102,4 @@ def load_manifest(
     roles = manifest_roles(place, table.columns, table.usual, columns)
     reader = Reader(table, roles, Wanted(size, rate, samples), accounts)
     reader.judge(max_bad)
-    return aligned_data(reader, f"manifest:{place}", test, notes)
+    return aligned_data(reader, f"manifest:{place}", test, valid, notes)

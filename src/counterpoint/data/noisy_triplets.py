@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
 
 HIDDEN, CLASSES, DIM = 8, 10, 24
@@ -25,13 +26,23 @@ DOMAINS = ("aligned", "audio of another", "text of another")
 
 
 def load(
-    argument: None = None, *, train: int = 1600, test: int = 1000, misaligned: float = 0.6, seed: int = 0
+    argument: None = None,
+    *,
+    train: int = 1600,
+    valid: int = -1,
+    test: int = 1000,
+    misaligned: float = 0.6,
+    seed: int = 0,
 ) -> AlignedData:
-    """`train` triplets, a share `misaligned` of them broken, and `test` whole ones, of one world drawn with `seed`."""
+    """`train` triplets, a share `misaligned` of them broken, and `valid` and `test` whole ones, of one world of `seed`.
+
+    -1 draws as many valid triplets as test triplets.
+    """
     if train < 2 or test < 2:
         raise CounterpointError(f"noisy-triplets needs train and test of at least 2, got {train} and {test}")
     if not 0 <= misaligned <= 1:
         raise CounterpointError(f"noisy-triplets: misaligned must lie in 0..1, got {misaligned}")
+    valid = checked_count("noisy-triplets", valid, test)
     rng = np.random.default_rng([2211_02077, seed])
     centres = rng.standard_normal((CLASSES, HIDDEN))
     maps = {name: rng.standard_normal((HIDDEN, DIM)) / np.sqrt(HIDDEN) for name in MODALITIES}
@@ -51,10 +62,12 @@ def load(
             domains[rows] = domain
         return AlignedColumns(found, labels=labels, domains=domains)
 
+    trained, tested = columns(train, misaligned), columns(test, 0.0)
     return AlignedData(
         name="noisy-triplets",
-        train=columns(train, misaligned),
-        test=columns(test, 0.0),
+        train=trained,
+        valid=columns(valid, 0.0),
+        test=tested,
         modalities={name: Modality("vector", dim=DIM) for name in MODALITIES},
         classes=tuple(f"class {number}" for number in range(CLASSES)),
         notes=[f"noisy-triplets: audio or text of {misaligned:.0%} of the training triplets is another's, on purpose"],

@@ -97,11 +97,12 @@ class AlignedSplit(Protocol):
 
 @dataclass(frozen=True)
 class AlignedData:
-    """A source's two splits and what is needed to read them."""
+    """A source's three splits and what is needed to read them."""
 
     name: str
     train: AlignedSplit
-    test: AlignedSplit
+    valid: AlignedSplit  # training is watched on it, and settings are chosen on it
+    test: AlignedSplit  # measured once, at the end
     modalities: dict[str, Modality]  # in the order in which reports name them
     classes: tuple[str, ...] | None = None
     # What the user should know about this data: items left out, splits made.

@@ -12,7 +12,7 @@ sound before and after) is there for shifts, stretching and rotation. Beyond a p
              by up to 1.5 degrees here and there, blurred,    hands apart, touch, detuning, a room, noise, narrow band
              on grey paper with stains and grain
 
-Real is a likeness: nothing here was scanned or recorded. Training and test are clean, of different pieces;
+Real is a likeness: nothing here was scanned or recorded. Training, valid and test are clean, of different pieces;
 `shifts["real"]` is the test pieces in the real domain; `unpaired` holds real-domain snippets of further pieces, some
 pieces as score only and the others as sound only, so that not even a piece is paired. `groups` are the pieces' numbers.
 No two pieces begin with the same tune: Bach set many a tune several times, and it must not stand in training and test.
@@ -57,6 +57,7 @@ from PIL import Image
 
 from counterpoint.data.images import Indices, Pixels, some
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
@@ -84,6 +85,7 @@ def load(
     *,
     task: str = "aligned",
     pieces: int = 108,
+    valid: float = SHARE,
     seconds: float = 2.1,
     hop: int = 1,
     seed: int = 0,
@@ -94,6 +96,7 @@ def load(
         argument: not used; sources share a signature.
         task: "aligned"; sources share a signature.
         pieces: how many in all: a third to train on, a sixth to test on, the rest unpaired.
+        valid: share of the pieces to train on that make the valid split instead, at least one.
         seconds: of sound in a snippet; a window holds twice as much.
         hop: every hop-th onset of a piece becomes an item.
         seed: of which pieces and how they are played and printed; another seed is another set.
@@ -112,14 +115,21 @@ def load(
         raise CounterpointError(f"seconds is the length of a snippet of sound, 0.1 to 30; got {seconds:g}")
     if hop < 1 or seed < 0:
         raise CounterpointError(f"scores needs hop >= 1 and seed >= 0, got {hop} and {seed}")
+    checked_share("scores", valid)
+    third = pieces // 3
+    last = min(third - 1, third - max(1, round(valid * third)))  # of the pieces that are trained on
+    if last < 1:
+        raise CounterpointError(f"scores: valid={valid:g} leaves none of {third} pieces to train on; ask for less")
     notes: list[str] = []
     made = _stored(pieces, seed, notes)
     samples = round(2 * seconds * RATE)
-    roles = {"train": ("train", 0), "test": ("test", 0), "real": ("test", 1), "unpaired": ("unpaired", 1)}
+    roles = {"valid": ("train", 0), "test": ("test", 0), "real": ("test", 1), "unpaired": ("unpaired", 1)}
 
     def columns(part: str) -> AlignedColumns:
-        role, domain = roles[part]
+        role, domain = roles.get(part, ("train", 0))
         chosen = [r for r in made if _role(r.number, pieces) == role and r.domain == domain]
+        if role == "train":
+            chosen = [r for r in chosen if (r.number >= last) == (part == "valid")]
         # Of a piece that has only one of the two, the other is missing.
         seen = np.concatenate([np.full(len(r.at[::hop]), r.strip.size > 0) for r in chosen])
         heard = np.concatenate([np.full(len(r.at[::hop]), r.wave.size > 0) for r in chosen])
@@ -136,6 +146,7 @@ def load(
     return AlignedData(
         name="scores",
         train=columns("train"),
+        valid=columns("valid"),
         test=columns("test"),
         modalities={
             "sheet": Modality("image", size=HEIGHT),

@@ -59,6 +59,7 @@ from counterpoint.data import glyphs
 from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.sounds import resampled
+from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing
 
@@ -109,6 +110,7 @@ def load(
     task: str = "aligned",
     pairing: str = "named",
     train: int = 4000,
+    valid: float = SHARE,
     test: int = 1000,
     size: int = 32,
     seconds: float = 1.2,
@@ -125,6 +127,7 @@ def load(
         task: "aligned"; sources share a signature.
         pairing: "named" or "m3".
         train, test: how many items.
+        valid: share of the training items: of these themselves, by whole names (named), or as many in addition (m3).
         size: pixels of a picture, height and width.
         seconds: of sound; what is longer loses its end and is counted in the notes.
         rate: samples per second. Some pretrained audio encoders (hf:) want 16,000.
@@ -157,10 +160,11 @@ def load(
         raise CounterpointError("speech: languages and concepts are options of pairing=m3")
     if pairing == "m3" and words != 2:
         raise CounterpointError("speech: words is an option of pairing=named; the names of m3 are single words")
+    checked_share("speech", valid)
     library()
     samples = round(seconds * rate)
     if pairing == "named":
-        return _named(train, test, size, samples, rate, words, seed)
+        return _named(train, valid, test, size, samples, rate, words, seed)
     languages = languages or len(LANGUAGES)
     concepts = concepts or languages
     if not 2 <= languages <= len(LANGUAGES) or not languages <= concepts <= len(CONCEPTS):
@@ -168,7 +172,7 @@ def load(
             f"speech has 2 to {len(LANGUAGES)} languages and at least as many concepts, up to {len(CONCEPTS)}; got "
             f"languages={languages}, concepts={concepts}"
         )
-    return _m3(train, test, size, samples, rate, languages, concepts, seed)
+    return _m3(train, max(1, round(valid * train)), test, size, samples, rate, languages, concepts, seed)
 
 
 class Spoken:
@@ -203,9 +207,10 @@ class Chosen:
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-def _named(train: int, test: int, size: int, samples: int, rate: int, words: int, seed: int) -> AlignedData:
-    source = glyphs.load(size=size, test=4000)
-    assert isinstance(source, AlignedData)
+def _named(
+    train: int, valid: float, test: int, size: int, samples: int, rate: int, words: int, seed: int
+) -> AlignedData:
+    source = glyphs.undivided(size, 4000)
     rng = np.random.default_rng([seed, 1])
     parts: dict[str, tuple[Any, Indices, list[str]]] = {}
     for name, split, count in (("train", source.train, train), ("test", source.test, test)):
@@ -225,81 +230,114 @@ def _named(train: int, test: int, size: int, samples: int, rate: int, words: int
         voices[name] = drawn + (len(VOICES) if name == "voices" else 0)
         said += [(heard[v], *_manner(rng), text) for v, text in zip(drawn, texts, strict=True)]
     sounds, notes = _sounds(said, samples, rate)
-    at = np.cumsum([0, train, test, test])
-    columns = {}
-    for number, name in enumerate(("train", "test", "voices")):
+    at = dict(zip(("train", "test", "voices"), np.cumsum([0, train, test]), strict=True))
+    keys = [glyphs.name_key(text.replace(" ", "-")) for text in parts["train"][2]]
+    kept, watched = carve("speech", np.arange(train), valid, together=np.unique(keys, return_inverse=True)[1])
+
+    def columns(name: str, chosen: Indices) -> AlignedColumns:
+        """Some items of a part."""
         split, rows, texts = parts["test" if name == "voices" else name]
-        columns[name] = AlignedColumns(
+        return AlignedColumns(
             {
-                "image": Chosen(split.columns["image"], rows),
-                "text": texts,
-                "audio": Spoken(sounds[at[number] : at[number + 1]]),
+                "image": Chosen(split.columns["image"], rows[chosen]),
+                "text": [texts[n] for n in chosen],
+                "audio": Spoken(sounds[at[name] + chosen]),
             },
-            labels=None if split.labels is None else split.labels[rows],
-            domains=voices[name],
+            labels=None if split.labels is None else split.labels[rows[chosen]],
+            domains=voices[name][chosen],
         )
+
     return AlignedData(
         name="speech",
-        train=columns["train"],
-        test=columns["test"],
+        train=columns("train", kept),
+        valid=columns("train", watched),
+        test=columns("test", np.arange(test)),
         modalities=_modalities(size, samples, rate),
         classes=source.classes,
         notes=notes,
         domains=(*VOICES, *UNHEARD),
-        shifts={"voices": columns["voices"]},
+        shifts={"voices": columns("voices", np.arange(test))},
     )
 
 
 def _m3(
-    train: int, test: int, size: int, samples: int, rate: int, languages: int, concepts: int, seed: int
+    train: int, valid: int, test: int, size: int, samples: int, rate: int, languages: int, concepts: int, seed: int
 ) -> AlignedData:
-    names, pictures, first, drawings = _drawings(size, concepts)
+    drawings = _drawings(size, concepts)
     rng = np.random.default_rng([seed, 2])
     count = train + test
-    items = np.arange(count)
-    meant, language = rng.integers(0, concepts, count), rng.integers(0, languages, count)
-    # named[i, l] is the concept that the text names in language l. A permutation in which the meant concept has changed
-    # places with the one that stood at the meant language is uniform among those that have it there.
-    named = rng.permuted(np.tile(np.arange(concepts), (count, 1)), axis=1)
-    stood = (named == meant[:, None]).argmax(1)
-    named[items, stood] = named[items, language]
-    named[items, language] = meant
-    order = rng.permuted(np.tile(np.arange(languages), (count, 1)), axis=1)
-    texts = [
-        " ".join(CONCEPTS[names[concept[code]]][code] for code in codes)
-        for concept, codes in zip(named, order, strict=True)
-    ]
-    drawn = first[meant] + rng.integers(0, drawings[meant])
-    vocabulary = list(CONCEPTS.values())  # all of it, however few concepts are pictured
-    words = rng.integers(0, len(vocabulary), count)
+    items = _M3Items(rng, count, languages, drawings)
+    in_test = np.arange(train, count)
+    sounds, notes = _sounds([*items.said(np.arange(count), THROATS), *items.said(in_test, STRANGE)], samples, rate)
+    # In addition, from a stream of its own: the others do not depend on it.
+    more = _M3Items(np.random.default_rng([seed, 3]), valid, languages, drawings)
+    heard, more_notes = _sounds(more.said(np.arange(valid), THROATS), samples, rate)
+    return AlignedData(
+        name="speech",
+        train=items.columns(np.arange(train), sounds[:train]),
+        valid=more.columns(np.arange(valid), heard),
+        test=items.columns(in_test, sounds[train:count]),
+        modalities=_modalities(size, samples, rate),
+        classes=tuple(drawings[0]),
+        notes=notes + more_notes,
+        domains=LANGUAGES[:languages],
+        shifts={"voices": items.columns(in_test, sounds[count:])},
+    )
 
-    def said(where: Indices, throats: tuple[str, ...]) -> list[Job]:
-        throat = rng.integers(0, len(throats), len(where))
+
+class _M3Items:
+    """Items of m3 drawn from a stream of random numbers; `said` draws more from it."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        languages: int,
+        drawings: tuple[list[str], ArrayImages, Indices, Indices],
+    ) -> None:
+        names, self.pictures, first, many = drawings
+        concepts = len(names)
+        items = np.arange(count)
+        self.rng = rng
+        self.meant, self.language = rng.integers(0, concepts, count), rng.integers(0, languages, count)
+        # named[i, l] is the concept that the text names in language l. A permutation in which the meant concept has
+        # changed places with the one that stood at the meant language is uniform among those that have it there.
+        named = rng.permuted(np.tile(np.arange(concepts), (count, 1)), axis=1)
+        stood = (named == self.meant[:, None]).argmax(1)
+        named[items, stood] = named[items, self.language]
+        named[items, self.language] = self.meant
+        order = rng.permuted(np.tile(np.arange(languages), (count, 1)), axis=1)
+        self.texts = [
+            " ".join(CONCEPTS[names[concept[code]]][code] for code in codes)
+            for concept, codes in zip(named, order, strict=True)
+        ]
+        self.drawn = first[self.meant] + rng.integers(0, many[self.meant])
+        self.words = rng.integers(0, len(CONCEPTS), count)
+
+    def said(self, where: Indices, throats: tuple[str, ...]) -> list[Job]:
+        """What is to be spoken for these items: any word, however few concepts are pictured."""
+        vocabulary = list(CONCEPTS.values())
+        throat = self.rng.integers(0, len(throats), len(where))
         return [
-            (LANGUAGES[language[i]] + throats[t], *_manner(rng), vocabulary[words[i]][language[i]])
+            (
+                LANGUAGES[self.language[i]] + throats[t],
+                *_manner(self.rng),
+                vocabulary[self.words[i]][self.language[i]],
+            )
             for i, t in zip(where, throat, strict=True)
         ]
 
-    in_test = items[train:]
-    sounds, notes = _sounds([*said(items, THROATS), *said(in_test, STRANGE)], samples, rate)
-
-    def columns(where: Indices, heard: NDArray[np.int16]) -> AlignedColumns:
+    def columns(self, where: Indices, heard: NDArray[np.int16]) -> AlignedColumns:
+        """These items as a split."""
         return AlignedColumns(
-            {"image": Chosen(pictures, drawn[where]), "text": [texts[i] for i in where], "audio": Spoken(heard)},
-            labels=meant[where],
-            domains=language[where],
+            {
+                "image": Chosen(self.pictures, self.drawn[where]),
+                "text": [self.texts[i] for i in where],
+                "audio": Spoken(heard),
+            },
+            labels=self.meant[where],
+            domains=self.language[where],
         )
-
-    return AlignedData(
-        name="speech",
-        train=columns(items[:train], sounds[:train]),
-        test=columns(in_test, sounds[train:count]),
-        modalities=_modalities(size, samples, rate),
-        classes=tuple(names),
-        notes=notes,
-        domains=LANGUAGES[:languages],
-        shifts={"voices": columns(in_test, sounds[count:])},
-    )
 
 
 def _drawings(size: int, concepts: int) -> tuple[list[str], ArrayImages, Indices, Indices]:

@@ -13,7 +13,9 @@ column of records; of archives also by the ending: `?image=jpg`). A cell with se
 Files are read as `manifest:` reads them (data/manifest.py says how): cells are what they are, rows that share a picture or
 a text stay together in splits that are made here, and what is left out is counted and listed with its reason. A row without
 a label is kept without one. The test split is the one called "test", else "validation", else one made here: the same fifth
-of the items every time, each class in proportion. `?test=0.1` makes another, `?test=NAME` takes the split of that name.
+of the items every time, each class in proportion. `?test=0.1` makes another, `?test=NAME` takes the split of that name. The
+valid split is the one called "validation" (valid, val, dev) where there is a test split too, else a tenth of the training
+items made here; `?valid=` is as `?test=`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ from counterpoint.errors import CounterpointError, DataError
 
 
 def load_imagefolder(
-    place: str, *, task: str = "views", size: int = 64, image: str = "", label: str = "", text: str = "", test: str = ""
+    place: str,
+    *,
+    task: str = "views",
+    size: int = 64,
+    image: str = "",
+    label: str = "",
+    text: str = "",
+    test: str = "",
+    valid: str = "",
 ) -> ImageData | AlignedData:
     """Open a folder of images (see the module).
 
@@ -43,35 +53,61 @@ def load_imagefolder(
         size: pixels of images, height and width, 8 to 4096.
         image, label, text: columns of metadata files; default: by their usual names, and the folders' names as classes.
         test: the fraction to test on, or the name of the split; default: the split "test", else "validation", else a fifth.
+        valid: the fraction of the training items to watch training on, or the name of the split; default: the split
+            "validation" where it is not tested on, else a tenth.
 
     Raises DataError for what is on disk, CounterpointError for an option that makes no sense.
     """
-    return _load("imagefolder", place, task, size, image, label, text, test)
+    return _load("imagefolder", place, task, size, image, label, text, test, valid)
 
 
 def load_parquet(
-    place: str, *, task: str = "views", size: int = 64, image: str = "", label: str = "", text: str = "", test: str = ""
+    place: str,
+    *,
+    task: str = "views",
+    size: int = 64,
+    image: str = "",
+    label: str = "",
+    text: str = "",
+    test: str = "",
+    valid: str = "",
 ) -> ImageData | AlignedData:
     """Open Parquet files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("parquet", place, task, size, image, label, text, test)
+    return _load("parquet", place, task, size, image, label, text, test, valid)
 
 
 def load_csv(
-    place: str, *, task: str = "views", size: int = 64, image: str = "", label: str = "", text: str = "", test: str = ""
+    place: str,
+    *,
+    task: str = "views",
+    size: int = 64,
+    image: str = "",
+    label: str = "",
+    text: str = "",
+    test: str = "",
+    valid: str = "",
 ) -> ImageData | AlignedData:
     """Open CSV files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("csv", place, task, size, image, label, text, test)
+    return _load("csv", place, task, size, image, label, text, test, valid)
 
 
 def load_webdataset(
-    place: str, *, task: str = "views", size: int = 64, image: str = "", label: str = "", text: str = "", test: str = ""
+    place: str,
+    *,
+    task: str = "views",
+    size: int = 64,
+    image: str = "",
+    label: str = "",
+    text: str = "",
+    test: str = "",
+    valid: str = "",
 ) -> ImageData | AlignedData:
     """Open WebDataset archives (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("webdataset", place, task, size, image, label, text, test)
+    return _load("webdataset", place, task, size, image, label, text, test, valid)
 
 
 def _load(
-    kind: str, place: str, task: str, size: int, image: str, label: str, text: str, test: str
+    kind: str, place: str, task: str, size: int, image: str, label: str, text: str, test: str, valid: str
 ) -> ImageData | AlignedData:
     checked_size(size)
     pairs = task == "aligned"
@@ -100,8 +136,8 @@ def _load(
         reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
         reader.judge(None)
         if pairs:
-            return aligned_data(reader, f"{kind}:{place}", test, notes)
-        return image_data(reader, f"{kind}:{place}", test, notes)
+            return aligned_data(reader, f"{kind}:{place}", test, valid, notes)
+        return image_data(reader, f"{kind}:{place}", test, valid, notes)
     except CounterpointError:
         accounts.write()
         raise

@@ -1,12 +1,15 @@
 """`videos:DIR`: the user's own video files, sorted into folders by label.
 
     DIR/train/violent/*   DIR/train/normal/*     what to learn from: a label for each video is all it takes
+    DIR/valid/violent/*   DIR/valid/normal/*     what to watch training on (or val/, validation/, dev/); may be missing
     DIR/test/violent/*    DIR/test/normal/*      what to measure on
     DIR/truth.csv         video,start,end        when it is violent, in seconds; several rows for one video are fine
 
 Any container and codec FFmpeg reads, with or without sound. Links are followed. Files that cannot be read are left out:
 the notes count them and name the first, and a table in the cache lists them all (what was read and what was left out add
-up to what was found). Without truth.csv every moment of a violent test video counts as violent, and the notes say so.
+up to what was found). Without truth.csv every moment of a violent test video counts as violent, and the notes say so. So it
+does of a violent valid video without a row in truth.csv. Where there is no folder of valid videos, they are a tenth of the
+training videos, violent ones in proportion; copies of one file stay together. `?valid=0.2` makes another such split.
 Features are kept in the cache ($COUNTERPOINT_CACHE or the user's cache directory) by the contents of the file.
 """
 
@@ -25,18 +28,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
+from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing, walk
 
 VERSION = 2  # of how features are taken from a file; changing it makes stale caches unread
 FRAMES = 16
 LABELS = {"violent": 1, "normal": 0}
+VALID = ("valid", "val", "validation", "dev")  # names of the folder of valid videos
 _SHOWN = 10
 FEW = 50  # training videos; with fewer, what is learned depends on the few
 
 
 def load(
-    directory: str, *, visual: str = "light", audio: str = "logmel", snippet_seconds: float = FRAMES / 24
+    directory: str,
+    *,
+    visual: str = "light",
+    audio: str = "logmel",
+    snippet_seconds: float = FRAMES / 24,
+    valid: float = -1.0,
 ) -> BagData:
     """Read the folders, taking features from files not seen before (with a progress bar).
 
@@ -45,6 +55,8 @@ def load(
         visual: backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
         audio: backbone, likewise.
         snippet_seconds: length of a snippet, the finest moment that is told apart.
+        valid: share of the training videos to watch training on, between 0 and 1; -1 takes the folder of valid videos, or a
+            tenth where there is none.
 
     Raises DataError when a folder is missing, when no file of a kind can be read, or when truth.csv is not one.
     """
@@ -55,9 +67,17 @@ def load(
         raise DataError(f"{directory} is on the net; download it and name the folder")
     if not snippet_seconds > 0:
         raise CounterpointError(f"snippet_seconds must be > 0, got {snippet_seconds}")
+    if valid != -1:
+        checked_share("videos", valid)
     left_out: list[tuple[Path, str]] = []
-    files = {(split, label): _files(root, split, label, left_out) for split in ("train", "test") for label in LABELS}
-    _beside(root, left_out)
+    given = _valid_folder(root)
+    if given and valid != -1:
+        raise CounterpointError(
+            f"videos: {root / given} holds the valid split; leave ?valid={valid:g} away, or the folder"
+        )
+    folders = [name for name in ("train", given, "test") if name]
+    files = {(split, label): _files(root, split, label, left_out) for split in folders for label in LABELS}
+    _beside(root, folders, left_out)
     truth = _truth(root)
     eye, ear = encoders.build_visual(encoders.parse(visual)), encoders.build_audio(encoders.parse(audio))
     backbones = {"visual": eye.describe(), "audio": ear.describe()}
@@ -76,26 +96,30 @@ def load(
         notes.append(
             f"only {len(train)} videos to learn from: too few for scores that hold on others; {FEW} or more are better"
         )
-    test, windows = _matched(root, test, truth, notes)
+    of_valid = [(p, LABELS[label]) for label in LABELS for p in files.get((given, label), []) if p in kept]
+    test, windows = _matched(root, test, of_valid, truth, notes)
+    if not given:
+        train, of_valid = _carved(root, train, kept, SHARE if valid == -1 else valid, notes)
+    watched = _watched(of_valid, root / (given or "train"), {} if truth is None else truth)
 
     def bag(index: int) -> Bag:
         path, label = train[index]
         rows = _read(kept[path], path)
         return Bag(_name(root, path), *rows, label)
 
-    def video(index: int) -> TestVideo:
-        path, label = test[index]
+    def video(path: Path, label: int, spans: list[tuple[float, float]]) -> TestVideo:
         v, a = _read(kept[path], path)
         marks = np.zeros(len(a) * FRAMES, np.int8)
         middle = (np.arange(len(marks)) + 0.5) * snippet_seconds / FRAMES
-        for start, end in windows[path]:
+        for start, end in spans:
             marks[(middle >= start) & (middle < end)] = 1
         return TestVideo(_name(root, path), v[None], a, label, marks)
 
     return BagData(
         name=f"videos:{root}",
         train=LazyItems(len(train), bag),
-        test=LazyItems(len(test), video),
+        valid=LazyItems(len(of_valid), lambda n: video(*of_valid[n], watched[of_valid[n][0]])),
+        test=LazyItems(len(test), lambda n: video(*test[n], windows[test[n][0]])),
         visual_dim=eye.dim,
         audio_dim=ear.dim,
         frames_per_snippet=FRAMES,
@@ -109,11 +133,52 @@ def _name(root: Path, path: Path) -> str:
     return str(path.relative_to(root))
 
 
+def _valid_folder(root: Path) -> str:
+    """The name of the folder of valid videos, empty where there is none; DataError where there are several."""
+    found = [name for name in VALID if (root / name).is_dir()]
+    if len(found) > 1:
+        raise DataError(f"{root}: has the folders {' and '.join(found)}, which both are a valid split; keep one")
+    return found[0] if found else ""
+
+
+def _carved(
+    root: Path, train: list[tuple[Path, int]], kept: dict[Path, Path], share: float, notes: list[str]
+) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Training and valid videos of those that the training folder has; none are valid where there are too few."""
+    if len(train) < 2:
+        return train, []
+    # What is kept of a file is named by its contents.
+    copies = np.unique([str(kept[path]) for path, _ in train], return_inverse=True)[1]
+    labels = np.array([label for _, label in train], np.int64)
+    rows, cut = carve("videos", np.arange(len(train)), share, labels, copies)
+    notes.append(f"{root}: the valid split is made here, {len(cut)} of {len(train)} training videos")
+    return [train[n] for n in rows], [train[n] for n in cut]
+
+
+def _watched(
+    videos: list[tuple[Path, int]], folder: Path, truth: dict[str, list[tuple[float, float]]]
+) -> dict[Path, list[tuple[float, float]]]:
+    """The windows of valid videos: their rows of truth.csv, else the whole of a violent one."""
+    found = {path: _spans(path, folder, truth) for path, _ in videos}
+    return {path: found[path] or ([(0.0, float("inf"))] if label else []) for path, label in videos}
+
+
+def _spans(path: Path, folder: Path, truth: dict[str, list[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The rows of a video in truth.csv, which may name it alone or with its folders."""
+    return [span for name in dict.fromkeys(_names(path, folder)) for span in truth.get(name, [])]
+
+
+def _names(path: Path, folder: Path) -> list[str]:
+    return [path.name, str(path.relative_to(folder.parent)), str(path.relative_to(folder))]
+
+
 def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]]) -> list[Path]:
     """Files below a folder, through links; what else is in it goes to `left_out` with the reason."""
     folder = root / split / label
     if not folder.is_dir():
-        layout = ", ".join(f"{s}/{name}" for s in ("train", "test") for name in LABELS)
+        layout = ", ".join(
+            f"{s}/{name}" for s in ("train", *([split] if split in VALID else []), "test") for name in LABELS
+        )
         raise DataError(f"{root}: has no folder {split}/{label}; sort your videos into {layout}")
     inside = walk(folder)
     left_out.extend(inside.left_out)
@@ -122,13 +187,13 @@ def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]])
     return inside.files
 
 
-def _beside(root: Path, left_out: list[tuple[Path, str]]) -> None:
-    """Add to `left_out` what lies beside the four folders of videos, but truth.csv."""
+def _beside(root: Path, folders: list[str], left_out: list[tuple[Path, str]]) -> None:
+    """Add to `left_out` what lies beside the folders of videos, but truth.csv."""
     inside = walk(root)
     reason = "lies in none of the folders of videos"
     for path, why in [*((path, reason) for path in inside.files), *inside.left_out]:
         parts = path.relative_to(root).parts
-        ours = len(parts) > 2 and parts[0] in ("train", "test") and parts[1] in LABELS
+        ours = len(parts) > 2 and parts[0] in folders and parts[1] in LABELS
         if not ours and parts != ("truth.csv",):
             left_out.append((path, why))
 
@@ -183,7 +248,11 @@ def _truth(root: Path) -> dict[str, list[tuple[float, float]]] | None:
 
 
 def _matched(
-    root: Path, test: list[tuple[Path, int]], truth: dict[str, list[tuple[float, float]]] | None, notes: list[str]
+    root: Path,
+    test: list[tuple[Path, int]],
+    valid: list[tuple[Path, int]],
+    truth: dict[str, list[tuple[float, float]]] | None,
+    notes: list[str],
 ) -> tuple[list[tuple[Path, int]], dict[Path, list[tuple[float, float]]]]:
     """The test videos whose truth is known, and their windows."""
     if truth is None:
@@ -194,12 +263,13 @@ def _matched(
     windows: dict[Path, list[tuple[float, float]]] = {}
     used: set[str] = set()
     for path, _ in test:
-        names = [
-            n for n in (path.name, str(path.relative_to(root)), str(path.relative_to(root / "test"))) if n in truth
-        ]
-        used.update(names)
-        windows[path] = [span for name in dict.fromkeys(names) for span in truth[name]]
+        used.update(_names(path, root / "test"))
+        windows[path] = _spans(path, root / "test", truth)
     normal = [_name(root, path) for path, label in test if not label and windows[path]]
+    for path, label in valid:
+        folder = root / path.relative_to(root).parts[0]
+        used.update(_names(path, folder))
+        normal += [_name(root, path)] if not label and _spans(path, folder, truth) else []
     if normal:
         raise DataError(f"{root / 'truth.csv'}: gives violent moments for videos in normal/: {_some(normal)}")
     unknown = [_name(root, path) for path, label in test if label and not windows[path]]
@@ -208,7 +278,8 @@ def _matched(
         test = [(path, label) for path, label in test if not label or windows[path]]
     strangers = sorted(set(truth) - used)
     if strangers:
-        notes.append(f"rows of truth.csv for videos that are not in test/ or cannot be read: {_some(strangers)}")
+        where = "test/ or among the valid videos," if valid else "test/"
+        notes.append(f"rows of truth.csv for videos that are not in {where} or cannot be read: {_some(strangers)}")
     return test, windows
 
 

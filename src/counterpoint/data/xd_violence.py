@@ -7,8 +7,10 @@
 
 A snippet is 16 frames at 24 a second. A name holds `_label_A` for a normal video and the codes of its violence else.
 Paths in the lists may be another machine's; files are looked for as named, under DIR, and by name in the folders above.
-A training item is one crop, a test item one video with its five. Everything is checked when the set is opened, by the
-files' headers; the rows are read when asked for, so 60 GB need no memory.
+A training item is one crop, a valid or test item one video with its five. The benchmark has no valid split: it is a tenth of
+the training videos, violent ones in proportion; parts of one film or upload (the name before "__#") stay together. Its videos
+have a label and no truth per frame: every frame of a violent one counts as violent, so AP tells videos apart there.
+Everything is checked when the set is opened, by the files' headers; the rows are read when asked for, so 60 GB need no memory.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
+from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import DataError
 
 VISUAL, AUDIO, CROPS, FRAMES = 1024, 128, 5, 16
@@ -47,13 +50,18 @@ class _Video:
         return int("_label_A" not in self.name)
 
 
-def load(directory: str) -> BagData:
+def load(directory: str, *, valid: float = SHARE) -> BagData:
     """Open the set under a directory.
+
+    Args:
+        directory: where it lies.
+        valid: share of the training videos in the valid split.
 
     Raises DataError naming every list, file and video that is wrong: a list missing or empty, crops out of order, sound
     in another order, files missing or unreadable, widths other than 1024 and 128, a truth of another length.
     Features of unequal length are cut to the shortest, which the notes say.
     """
+    checked_share("xd-violence", valid)
     root = Path(directory)
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; the layout it should have is in the documentation of xd-violence")
@@ -68,9 +76,19 @@ def load(directory: str) -> BagData:
                 f"(snippets of crops 0-4, sound): {_some(uneven)}"
             )
     truth = _truth(root, splits["test"], notes)
+    every = splits["train"]
+    rows, labels = np.arange(len(every)), np.array([video.label for video in every], np.int64)
+    films = np.unique([_film(video.name) for video in every], return_inverse=True)[1]
+    kept, cut = carve("xd-violence", rows, valid, labels, films)
+    train, watched = [every[n] for n in kept], [every[n] for n in cut]
+    notes.append(
+        f"the valid split is made here, {len(watched)} of {len(every)} training videos; they have no truth per frame, so every "
+        "frame of a violent one counts as violent"
+    )
     return BagData(
         name=f"xd-violence:{root}",
-        train=LazyItems(CROPS * len(splits["train"]), lambda i: _bag(splits["train"][i // CROPS], i % CROPS)),
+        train=LazyItems(CROPS * len(train), lambda i: _bag(train[i // CROPS], i % CROPS)),
+        valid=LazyItems(len(watched), lambda i: _test_video(watched[i], _whole(watched[i]))),
         test=LazyItems(len(splits["test"]), lambda i: _test_video(splits["test"][i], truth[i])),
         visual_dim=VISUAL,
         audio_dim=AUDIO,
@@ -83,6 +101,16 @@ def load(directory: str) -> BagData:
 def _bag(video: _Video, crop: int) -> Bag:
     name = f"{video.name}__{crop}"
     return Bag(name, _rows(video.crops[crop], video.length), _rows(video.audio, video.length), video.label)
+
+
+def _film(name: str) -> str:
+    """What a video was cut from: the film or the upload."""
+    return name.partition("__#")[0]
+
+
+def _whole(video: _Video) -> NDArray[np.int8]:
+    """The truth of a video of which only the label is known."""
+    return np.full(FRAMES * video.length, video.label, np.int8)
 
 
 def _test_video(video: _Video, truth: NDArray[np.int8]) -> TestVideo:

@@ -10,19 +10,31 @@ from __future__ import annotations
 import numpy as np
 
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
 
 MOST = 16  # bits: 65,536 candidates
 
 
 def load(
-    argument: None = None, *, p: float = 1.0, bits: int = 3, train: int = 4096, test: int = 1000, seed: int = 0
+    argument: None = None,
+    *,
+    p: float = 1.0,
+    bits: int = 3,
+    train: int = 4096,
+    valid: int = -1,
+    test: int = 1000,
+    seed: int = 0,
 ) -> AlignedData:
-    """`train` and `test` items of three modalities a, b, c of `bits` zeros and ones, drawn with `seed`."""
+    """`train`, `valid` and `test` items of three modalities a, b, c of `bits` zeros and ones, drawn with `seed`.
+
+    -1 draws as many valid items as test items. Of few bits there are few items: every split holds all of them many times.
+    """
     if not 0 <= p <= 1 or not 1 <= bits <= MOST or min(train, test) < 1:
         raise CounterpointError(
             f"xor wants p in 0..1, bits in 1..{MOST}, train and test at least 1; got p={p}, {bits=}, {train=}, {test=}"
         )
+    valid = checked_count("xor", valid, test)
     rng = np.random.default_rng([2411_01053, seed])
 
     def split(count: int) -> AlignedColumns:
@@ -30,4 +42,6 @@ def load(
         c = np.where(rng.random((count, 1)) < p, a ^ b, a)
         return AlignedColumns({name: bit.astype(np.float32) for name, bit in (("a", a), ("b", b), ("c", c))})
 
-    return AlignedData("xor", split(train), split(test), {name: Modality("vector", dim=bits) for name in "abc"})
+    trained, tested = split(train), split(test)
+    kinds = {name: Modality("vector", dim=bits) for name in "abc"}
+    return AlignedData("xor", trained, split(valid), tested, kinds)

@@ -32,6 +32,8 @@ class Survey:
 
     def split(self, name: str = "train") -> Any:
         """Return a split in the form of the task: "train", "valid", "test", or "unpaired" (None where there is none)."""
+        if name == "unpaired":
+            return getattr(self._task.data, name, None)
         return self._task.split(name)
 
     @property

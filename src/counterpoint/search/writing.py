@@ -20,7 +20,7 @@ from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.search.stored import RESERVED, arrow, check_local, file_column, text_column
 from counterpoint.training import load_source, restore
 
-SPLITS = ("all", "train", "test", "unpaired")
+SPLITS = ("all", "train", "valid", "test", "unpaired")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def embed(
         path: a finished run of the task aligned, views or labelled.
         out: the file to write, .parquet; it is tried before the work begins.
         data: another data source. Default: the run's own.
-        split: one of all, train, test, unpaired.
+        split: one of all, train, valid, test, unpaired.
         say: receives notes.
 
     Raises CounterpointError for another task, data that does not fit, an unknown split; DataError and RunError for files.

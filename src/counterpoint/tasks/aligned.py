@@ -65,6 +65,7 @@ from counterpoint.tasks.measures import (
     retrieval_chance,
     zero_shot_accuracy,
 )
+from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
 BATCH = 256  # of evaluation
@@ -374,9 +375,9 @@ class _Batches(Dataset[dict[str, Any]]):
         return len(self.split)
 
 
-class _TestBatches(Dataset[dict[str, Any]]):
-    """The items of every test split, then what says what a class is: its prompts as a batch of texts alone, and training
-    items."""
+class _AskedBatches(Dataset[dict[str, Any]]):
+    """The items of every split that is measured, then what says what a class is: its prompts as a batch of texts alone, and
+    training items."""
 
     def __init__(self, splits: Mapping[str, _Batches], prompts: dict[str, Any] | None, examples: _Batches) -> None:
         self.prompts = prompts
@@ -415,7 +416,7 @@ def _evaluated(batches: _Batches, rows: list[int], part: str) -> dict[str, Any]:
 
 
 class _Seen:
-    """One test split: what counts as the same in it, and what a learner said of its items."""
+    """One split that is measured: what counts as the same in it, and what a learner said of its items."""
 
     def __init__(self, data: AlignedData, split: AlignedSplit, comparable: bool = True) -> None:
         self.data, self.split, self.comparable = data, split, comparable
@@ -681,15 +682,28 @@ def _embeddings(outputs: Mapping[str, Any]) -> list[tuple[str, dict[str, Tensor]
     ]
 
 
-class AlignedEvaluator:
-    """All test splits: retrieval between all modalities, the gap between them, classes and wholes told by them."""
+def measured_splits(data: AlignedData, split: str) -> dict[str, AlignedSplit]:
+    """The splits that are measured together, by the prefix of their figures: "" for valid or test, then the shifts of test."""
+    shifts = {f"{name}_": part for name, part in data.shifts.items()} if split == "test" else {}
+    return {"": named_split(data, split), **shifts}
 
-    def __init__(self, data: AlignedData, learned: Sequence[str] | None = None) -> None:
+
+class AlignedEvaluator:
+    """Retrieval between all modalities, the gap between them, classes and wholes told by them, of a split and its shifts.
+
+    Args:
+        data: the data.
+        learned: the classes that a learner's logits stand for; default: those of the data.
+        split: the split that is measured: valid, or test with its `shifts`.
+    """
+
+    def __init__(self, data: AlignedData, learned: Sequence[str] | None = None, split: str = "test") -> None:
         self.data = data
         # A classifier of other classes cannot be right or wrong here.
         comparable = learned is None or list(learned) == list(data.classes or ())
-        splits = {"": data.test, **{f"{name}_": split for name, split in data.shifts.items()}}
-        self.seen = {name: _Seen(data, split, comparable) for name, split in splits.items()}
+        splits = measured_splits(data, split)
+        self.split = splits[""]
+        self.seen = {name: _Seen(data, part, comparable) for name, part in splits.items()}
         self.reset()
 
     def reset(self) -> None:
@@ -821,6 +835,7 @@ class AlignedTask:
     name = "aligned"
     headline = "mean_recall"  # the measure it judges by
     contract = "aligned"  # the form of data it takes (see counterpoint.data.load)
+    at_once = BATCH  # rows of an `evaluation_batch` at most
 
     def __init__(self, data: AlignedData, config: AlignedConfig) -> None:
         if not isinstance(data, AlignedData) or len(data.modalities) < 2:
@@ -853,7 +868,7 @@ class AlignedTask:
     def _cut(self, name: str) -> list[str]:
         """A note where texts are longer than what is read of them; data that keeps a report lists them there."""
         count, long, report = 0, list[str](), None
-        for called, split in (("training", self.data.train), ("test", self.data.test)):
+        for called, split in (("training", self.data.train), ("valid", self.data.valid), ("test", self.data.test)):
             texts = [str(text) for text in split.column(name, np.arange(len(split)))]
             at = self.tokenizers[name].too_long(texts, self.config.context)
             count += sum(map(bool, texts))
@@ -876,7 +891,8 @@ class AlignedTask:
         self.learned = list(trained.get("class_names", self.facts["class_names"]))
 
     def check_training(self) -> None:
-        """DataError where an epoch would have no step."""
+        """DataError where an epoch would have no step, or nothing to watch training on."""
+        check_watched(self.data.name, len(self.data.valid), "items")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
                 f"{self.data.name} has {len(self.data.train)} training items, fewer than a batch of "
@@ -886,15 +902,15 @@ class AlignedTask:
     def _batches(self, split: AlignedSplit) -> _Batches:
         return _Batches(self.data, split, self.tokenizers, self.config.context)
 
-    def split(self, name: str) -> AlignedSplit | None:
-        """Return a split by name: train, valid, test or unpaired, which not all data has."""
-        return getattr(self.data, "test" if name == "valid" else name)
+    def split(self, name: str) -> AlignedSplit:
+        """Return the split of this name: train, valid, test or, where there is one, unpaired. CounterpointError else."""
+        found: AlignedSplit = named_split(self.data, name)
+        return found
 
-    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """Return these items of a split as a learner's `predict` takes them."""
-        chosen = self.split(split)
-        assert chosen is not None
-        return _evaluated(self._batches(chosen), list(rows), "items")
+    def evaluation_batch(self, split: str | AlignedSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
+        """Return these items of a split as a learner's `predict` takes them: images normalised, nothing varied."""
+        found = self.split(split) if isinstance(split, str) else split
+        return _evaluated(self._batches(found), list(map(int, rows)), "survey")
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
@@ -908,19 +924,19 @@ class AlignedTask:
             persistent_workers=workers > 0,
         )
 
-    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
+    def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Batches for `evaluator(split)`, in order: items of the split valid or test, prompts of classes, training items."""
         prompts = None
         if self.data.classes and self.tokenizers:
             name, tokenizer = next(iter(self.tokenizers.items()))
             texts = [self.config.prompt.replace("{}", label) for label in self.data.classes]
             prompts = {name: tokenizer.encode(texts, self.config.context)}
-        splits = {"": self.data.test, **{f"{name}_": split for name, split in self.data.shifts.items()}}
-        parts = {prefix: self._batches(split) for prefix, split in splits.items()}
-        batches = _TestBatches(parts, prompts, self._batches(self.data.train))
+        parts = {prefix: self._batches(part) for prefix, part in measured_splits(self.data, split).items()}
+        batches = _AskedBatches(parts, prompts, self._batches(self.data.train))
         return DataLoader(batches, batch_size=None, shuffle=False)
 
-    def evaluator(self, split: str = "test") -> AlignedEvaluator:
-        return AlignedEvaluator(self.data, self.learned)
+    def evaluator(self, split: str) -> AlignedEvaluator:
+        return AlignedEvaluator(self.data, self.learned, split)
 
 
 TASK = AlignedTask

@@ -29,6 +29,7 @@ from counterpoint.core.distributed import world
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.splits import check_watched, named_split
 
 FEW = 0.1  # share of scores that must differ; with fewer a note is given
 
@@ -207,29 +208,29 @@ class _Collate:
 
 
 class _Videos(Dataset[dict[str, Any]]):
-    """Test videos, one to a batch: its crops are the batch, in full length and without padding."""
+    """Videos, one to a batch: its crops are the batch, in full length and without padding.
 
-    def __init__(self, data: BagData) -> None:
-        self.data = data
+    A training bag is a video of one crop. It has no truth per frame.
+    """
+
+    def __init__(self, data: BagData, videos: Sequence[Bag] | Sequence[TestVideo]) -> None:
+        self.data, self.videos = data, videos
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        video = self.data.test[index]
+        video = self.videos[index]
         checked(video, self.data)
         visual = torch.from_numpy(np.asarray(video.visual, np.float32))
         audio = torch.from_numpy(np.asarray(video.audio, np.float32))
-        return {
-            "visual": visual,
-            "audio": audio.expand(len(visual), -1, -1),
-            "truth": np.asarray(video.truth),
-            "name": video.name,
-        }
+        visual = visual if isinstance(video, TestVideo) else visual[None]
+        found = {"visual": visual, "audio": audio.expand(len(visual), -1, -1), "name": video.name}
+        return found | ({"truth": np.asarray(video.truth)} if isinstance(video, TestVideo) else {})
 
     def __len__(self) -> int:
-        return len(self.data.test)
+        return len(self.videos)
 
 
 class FrameAP:
-    """Evaluator: frame-level AP of every head of the learner, over all test videos.
+    """Evaluator: frame-level AP of every head of the learner, over all videos of a split.
 
     `<head>_ap` is the benchmark's trapezoid (`frame_ap`), `<head>_ap_step` the step sum, which ties do not raise. After
     `compute`, `notes` names the heads of which fewer than a tenth of the snippets' scores differ.
@@ -292,6 +293,7 @@ class BagsTask:
     name = "bags"
     headline = "av_ap"  # the measure it judges by
     contract = "bags"  # the form of data it takes (see counterpoint.data.load)
+    at_once = 1  # videos of an `evaluation_batch`: their lengths differ
 
     def __init__(self, data: BagData, config: BagsConfig) -> None:
         if len(data.train) == 0 or len(data.test) == 0:
@@ -306,6 +308,26 @@ class BagsTask:
             "backbones": data.backbones,
         }
 
+    def split(self, name: str) -> Sequence[Bag] | Sequence[TestVideo]:
+        """Return the split of this name: train, valid or test. CounterpointError for another."""
+        found: Sequence[Bag] | Sequence[TestVideo] = named_split(self.data, name)
+        return found
+
+    def check_training(self) -> None:
+        """DataError where there is nothing to watch training on."""
+        check_watched(self.data.name, len(self.data.valid), "videos")
+
+    def evaluation_batch(
+        self, split: str | Sequence[Bag] | Sequence[TestVideo], rows: Sequence[int] | NDArray[np.int64]
+    ) -> dict[str, Any]:
+        """Return one video of a split as a learner's `predict` takes it: its crops, in full length.
+
+        Raises ValueError for more or fewer than one row.
+        """
+        if len(rows) != 1:
+            raise ValueError(f"videos differ in length and are read one at a time, not {len(rows)}")
+        return _Videos(self.data, self.split(split) if isinstance(split, str) else split)[int(rows[0])]
+
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         """CounterpointError when a run trained on other data cannot be measured on this."""
         for name in ("visual_dim", "audio_dim"):
@@ -313,15 +335,6 @@ class BagsTask:
                 raise CounterpointError(
                     f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}"
                 )
-
-    def split(self, name: str) -> Any:
-        """Return a split by name: train, valid or test; None for unpaired bags, which there are none of."""
-        return None if name == "unpaired" else getattr(self.data, "test" if name == "valid" else name)
-
-    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """Return one video as a learner's `predict` takes it."""
-        (row,) = rows
-        return _Videos(self.data)[row]
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
@@ -335,10 +348,11 @@ class BagsTask:
             persistent_workers=workers > 0,
         )
 
-    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
-        return DataLoader(_Videos(self.data), batch_size=None, shuffle=False)
+    def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Videos of the split valid or test, in order, one to a batch."""
+        return DataLoader(_Videos(self.data, self.split(split)), batch_size=None, shuffle=False)
 
-    def evaluator(self, split: str = "test") -> FrameAP:
+    def evaluator(self, split: str) -> FrameAP:
         return FrameAP(self.data)
 
 

@@ -30,6 +30,7 @@ from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
 BATCH = 256  # of evaluation
@@ -191,6 +192,8 @@ class ImageTask:
     name: ClassVar[str]
     headline: ClassVar[str]  # the measure it judges by
     contract: ClassVar[str] = "views"  # the form of data it takes (see counterpoint.data.load)
+    at_once: ClassVar[int] = BATCH  # rows of an `evaluation_batch` at most
+    watched: ClassVar[str] = "images"  # what a valid split must hold
 
     def __init__(self, data: ImageData, config: ImagesConfig) -> None:
         if not isinstance(data, ImageData):
@@ -201,9 +204,23 @@ class ImageTask:
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
 
+    def split(self, name: str) -> ImageSplit:
+        """Return the split of this name: train, valid or test. CounterpointError for another."""
+        return named_split(self.data, name)
+
+    def asked(self, name: str) -> Indices:
+        """Positions of the images of the split valid or test that are measured."""
+        return np.arange(len(self.split(name)))
+
+    def evaluation_batch(self, split: str | ImageSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
+        """Return these images of a split as a learner's `predict` takes them: normalised, nothing varied."""
+        found = ImageBatches(self.split(split) if isinstance(split, str) else split)[list(map(int, rows))]
+        return found | {"image": normalise(found["image"]), "part": "survey"}
+
     def check_training(self) -> None:
-        """DataError where an epoch would have no step."""
+        """DataError where an epoch would have no step, or nothing to watch training on."""
         data, config = self.data, self.config
+        check_watched(data.name, len(self.asked("valid")), self.watched)
         # An epoch may see fewer than there are (see ImageData.epoch).
         seen = min(len(self.rows), data.epoch or len(self.rows))
         if seen < config.batch_size:
@@ -228,15 +245,6 @@ class ImageTask:
                 raise CounterpointError(
                     f"{self.data.name} has images of {name} {self.data.spec[name]}, the run was trained on {trained[name]}"
                 )
-
-    def split(self, name: str) -> ImageSplit | None:
-        """Return a split by name: train, valid or test; None for unpaired images, which there are none of."""
-        return None if name == "unpaired" else getattr(self.data, "test" if name == "valid" else name)
-
-    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
-        """Return these items of a split as a learner's `predict` takes them."""
-        batch = ImageBatches(self.split(split), None)[rows]
-        return batch | {"image": normalise(batch["image"]), "part": split}
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own, of `rows`."""

@@ -306,12 +306,15 @@ class LabelledTask(ImageTask):
 
     name = "labelled"
     headline = "accuracy"  # the measure it judges by
+    watched = "labelled images"
 
     def __init__(self, data: ImageData, config: LabelledConfig) -> None:
         super().__init__(data, config)
-        self.test_rows = _labelled(data.test.labels)
-        if len(self.test_rows) < 2:
-            raise DataError(f"{data.name}: needs at least 2 labelled test images, has {len(self.test_rows)}")
+        if len(self.asked("test")) < 2:
+            raise DataError(f"{data.name}: needs at least 2 labelled test images, has {len(self.asked('test'))}")
+
+    def asked(self, name: str) -> Indices:
+        return _labelled(self.split(name).labels)
 
     def training_rows(self) -> Indices:
         labelled, classes = _labelled(self.data.train.labels), self.data.classes
@@ -357,14 +360,15 @@ class LabelledTask(ImageTask):
         labels = self.data.train.labels[self.rows]
         return ClassBatches(labels, per_class, self.config.batch_size)
 
-    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
-        parts = [("test", self.data.test, self.test_rows)]
+    def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Batches for `evaluator(split)`, in order: the bank where there is no classifier, the images of the split."""
+        parts = [("test", self.split(split), self.asked(split))]
         if not self.config.classifies:
             bank = chosen_bank(_labelled(self.data.train.labels), self.config.bank)
             parts.insert(0, ("bank", self.data.train, bank))
         return DataLoader(EvaluationBatches(parts), batch_size=None, shuffle=False)
 
-    def evaluator(self, split: str = "test") -> LabelledEvaluator:
+    def evaluator(self, split: str) -> LabelledEvaluator:
         return LabelledEvaluator(self.config, self.data.classes)
 
 

@@ -54,6 +54,7 @@ from counterpoint.tasks.measures import (
     tolerance,
     uniformity,
 )
+from counterpoint.tasks.splits import named_split
 from counterpoint.views.images import ViewPipeline, normalise
 
 SHOWN = 6  # images of the gallery, and neighbours of each
@@ -189,14 +190,14 @@ class MultiCropLearner(ViewsLearner):
 # ------------------------------------------------------------------------------------------------------------- the task
 
 
-class _TestBatches(EvaluationBatches):
-    """First the bank (training images), then the test images, then pairs of views of test images."""
+class _AskedBatches(EvaluationBatches):
+    """First the bank (training images), then the images that are measured, then pairs of views of these."""
 
-    def __init__(self, data: ImageData, config: ViewsConfig) -> None:
-        test = np.arange(len(data.test))
+    def __init__(self, data: ImageData, config: ViewsConfig, split: ImageSplit) -> None:
+        asked = np.arange(len(split))
         known = data.bank or data.train
         bank = chosen_bank(np.arange(len(known)), config.bank)
-        super().__init__([("bank", known, bank), ("test", data.test, test), ("pair", data.test, test[:1024])])
+        super().__init__([("bank", known, bank), ("test", split, asked), ("pair", split, asked[:1024])])
         self.pipeline = ViewPipeline(data.size, crops=2, recipe=config.recipe)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -209,10 +210,17 @@ class _TestBatches(EvaluationBatches):
 
 
 class ViewsEvaluator:
-    """k-NN after every evaluation, the linear probe at the end; alignment and uniformity on test images."""
+    """k-NN after every evaluation, the linear probe at the end; alignment and uniformity on the images asked.
 
-    def __init__(self, config: ViewsConfig, data: ImageData) -> None:
+    Args:
+        config: k of the neighbours.
+        data: whose training images are the bank.
+        split: the split that is measured, valid or test. Its images come as the part "test".
+    """
+
+    def __init__(self, config: ViewsConfig, data: ImageData, split: str = "test") -> None:
         self.config, self.data, self.classes = config, data, data.classes
+        self.split = split
         self.reset()
 
     def reset(self) -> None:
@@ -282,8 +290,9 @@ class ViewsEvaluator:
         is."""
         at = {part: torch.cat(index) for part, index in self.index.items()}
         known: dict[str, tuple[Tensor, Tensor]] = {
-            name: (torch.from_numpy(train)[at["bank"]], torch.from_numpy(asked)[at["test"]])
-            for name, (train, asked) in self.data.attributes.items()
+            name: (torch.from_numpy(of["train"])[at["bank"]], torch.from_numpy(of[self.split])[at["test"]])
+            for name, classes in self.data.attributes.items()
+            for of in [dict(zip(("train", "valid", "test"), classes, strict=True))]
         }
         known = {name: pair for name, pair in known.items() if all(bool((side >= 0).any()) for side in pair)}
         found: dict[str, float] = {}
@@ -350,7 +359,7 @@ class ViewsEvaluator:
         labels = torch.where(labels < 0, -1 - index, labels)  # what is of no class is right for nobody
         found = gallery_rows(asked, torch.arange(len(rows)), similarity, labels, SHOWN)
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
-        pictures = self.data.test.images(index[sorted(wanted)].numpy())
+        pictures = named_split(self.data, self.split).images(index[sorted(wanted)].numpy())
         larger = -(-48 // self.data.size)  # pictures of a few pixels are shown larger
         pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
         items = {f"image/{n}": {"png": png(p)} for n, p in zip(sorted(wanted), pictures, strict=True)}
@@ -374,11 +383,12 @@ class ViewsTask(ImageTask):
         super().__init__(data, config)
         config.check_batch()
 
-    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
-        return DataLoader(_TestBatches(self.data, self.config), batch_size=None, shuffle=False)
+    def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Batches for `evaluator(split)`, in order: the bank, the images of the split valid or test, pairs of their views."""
+        return DataLoader(_AskedBatches(self.data, self.config, self.split(split)), batch_size=None, shuffle=False)
 
-    def evaluator(self, split: str = "test") -> ViewsEvaluator:
-        return ViewsEvaluator(self.config, self.data)
+    def evaluator(self, split: str) -> ViewsEvaluator:
+        return ViewsEvaluator(self.config, self.data, split)
 
 
 TASK = ViewsTask

@@ -129,13 +129,14 @@ class OwnItems(AlignedColumns):
         return self.reader.list_rows(self.name, modality, self.rows[positions], what, reason)
 
 
-def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> AlignedData:
+def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> AlignedData:
     """The rows as items of several modalities.
 
     Args:
         reader: that has read them.
         name: of the data.
         test: the fraction to test on, or the name of the split.
+        valid: the fraction of the training items to watch training on, or the name of the split.
         notes: on how the place was read.
 
     Raises DataError where a modality is nowhere, or a split would be empty.
@@ -157,7 +158,7 @@ def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> Alig
         )
     labels, classes = labels_of(reader)
     paired = np.sum([column.has for column in reader.columns], 0) > 1
-    parts = split_rows(reader, paired, labels, test)
+    parts = split_rows(reader, paired, labels, test, valid)
     train, held = parts.train, parts.test
     lacks = []
     for column in reader.columns:
@@ -167,14 +168,18 @@ def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> Alig
             )
         if not column.has[held].any():
             lacks.append(f"{place}: no test row has the modality '{column.name}'")
-        lacking = int((~column.has[np.concatenate([train, held])]).sum())
+        if len(parts.valid) and not column.has[parts.valid].any():
+            lacks.append(f"{place}: no valid row has the modality '{column.name}'")
+        every = np.concatenate([train, parts.valid, held])
+        lacking = int((~column.has[every]).sum())
         if lacking:
-            lacks.append(f"{place}: {lacking} of {len(train) + len(held)} items lack the modality '{column.name}'")
+            lacks.append(f"{place}: {lacking} of {len(every)} items lack the modality '{column.name}'")
     if len(parts.single):
         lacks.append(f"{place}: {len(parts.single)} rows have one modality only, and are kept apart as unpaired")
     return AlignedData(
         name=name,
         train=OwnItems(reader, "train", train, labels),
+        valid=OwnItems(reader, "valid", parts.valid, labels),
         test=OwnItems(reader, "test", held, labels),
         modalities={column.name: reader.modality(column) for column in reader.columns},
         classes=classes,
@@ -184,25 +189,24 @@ def aligned_data(reader: Reader, name: str, test: str, notes: list[str]) -> Alig
     )
 
 
-def image_data(reader: Reader, name: str, test: str, notes: list[str]) -> ImageData:
+def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> ImageData:
     """The rows as pictures with classes where there are some (arguments as of `aligned_data`)."""
     (column,) = reader.columns
     labels, classes = labels_of(reader)
-    parts = split_rows(reader, column.has, labels, test)
+    parts = split_rows(reader, column.has, labels, test, valid)
+    three = parts.train, parts.valid, parts.test
     if labels is not None:
-        without = int((labels[np.concatenate([parts.train, parts.test])] < 0).sum())
+        without = int((labels[np.concatenate(three)] < 0).sum())
         if without:
             notes = [
                 *notes,
                 f"{reader.place}: {without} pictures have no class in '{reader.roles.label}'; systems that need classes leave "
                 "them out",
             ]
-    splits = [
-        OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in (parts.train, parts.test)
-    ]
+    train, watched, held = (OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in three)
     notes = _notes(reader, [*notes, *reader.notes, *parts.notes])
     size = reader.wanted.size
-    return ImageData(name, splits[0], splits[1], classes or (), size, notes, accounts=reader.accounts)
+    return ImageData(name, train, watched, held, classes or (), size, notes, accounts=reader.accounts)
 
 
 def _notes(reader: Reader, notes: list[str]) -> list[str]:

@@ -1,4 +1,8 @@
-"""From the rows that were read to splits: classes, training and test, and what items of the two share."""
+"""From the rows that were read to splits: classes, training, valid and test, and what items of these share.
+
+Which rows are tested on is decided first, and does not depend on the valid split: the split named "test", else "validation",
+else a fifth. The valid split is then the one named "validation", where it is not tested on, else a tenth of the training items.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from counterpoint.data.images import Indices, split_positions
 from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.reader import Column, Reader
 from counterpoint.data.own.table import BadCell, factorise, shown
+from counterpoint.data.valid import FEWEST, SHARE
 from counterpoint.errors import CounterpointError, DataError
 
 FRACTION = 0.2
@@ -21,9 +26,10 @@ OFTEN = 1 / 256  # chance that two items are the same in a modality: from here o
 
 @dataclass
 class Parts:
-    """Rows of the training and test splits, and of neither."""
+    """Rows of the training, valid and test splits, and of none."""
 
     train: Indices
+    valid: Indices  # empty where there are too few training items to set any apart
     test: Indices
     single: Indices  # training rows of one modality
     notes: list[str]
@@ -124,20 +130,27 @@ def components(columns: list[Column], rows: Indices, *, but: tuple[str, ...] = (
     return np.asarray(connected_components(graph, directed=False)[1][: len(rows)], np.int64)
 
 
-def sharing_notes(reader: Reader, train: Indices, test: Indices, *, made: bool) -> list[str]:
-    """Notes on items that are the same in some modality: between the splits, and within training."""
+def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indices, str, Indices]]) -> list[str]:
+    """Notes on items that are the same in some modality: between splits that were given, and within training.
+
+    Args:
+        reader: of the rows.
+        train: rows.
+        across: pairs of splits, each with its name, which were not made here: the items of the second may be known from the
+            first.
+    """
     notes = []
-    if not made:
-        across = []
+    for called, rows, known, others in across:
+        shared = []
         for column in reader.columns:
-            trained = np.zeros(int(column.same.max(initial=0)) + 1, bool)
-            trained[column.same[train][column.has[train]]] = True
-            common = trained[column.same[test]] & column.has[test]
+            seen = np.zeros(int(column.same.max(initial=0)) + 1, bool)
+            seen[column.same[others][column.has[others]]] = True
+            common = seen[column.same[rows]] & column.has[rows]
             if common.any():
-                across.append(f"{int(common.sum())} the {column.name}")
-        if across:
+                shared.append(f"{int(common.sum())} the {column.name}")
+        if shared:
             notes.append(
-                f"{reader.place}: of {len(test)} test items {' and '.join(across)} is that of a training item too; figures on "
+                f"{reader.place}: of {len(rows)} {called} items {' and '.join(shared)} is that of a {known} item too; figures on "
                 "them are too good"
             )
     for column in reader.columns:
@@ -161,57 +174,66 @@ def sharing_notes(reader: Reader, train: Indices, test: Indices, *, made: bool) 
 # --------------------------------------------------------------------------------------------------------------- splits
 
 
-def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None, test: str) -> Parts:
-    """Cut the rows into training and test.
+def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None, test: str, valid: str = "") -> Parts:
+    """Cut the rows into training, valid and test.
 
     Args:
         reader: whose good rows are cut.
         needed: [rows] whether a row has what an item needs: two modalities, or a picture.
         labels: [rows] class numbers.
         test: the fraction to test on, or the name of a split; empty: the split "test", else "validation", else a fifth.
+        valid: the fraction of the training items to watch training on, or the name of a split; empty: the split "validation"
+            where it is not tested on, else a tenth.
 
-    Raises DataError where a split would be empty, CounterpointError where `test` makes no sense.
+    Raises DataError where a split would be empty, CounterpointError where `test` or `valid` makes no sense.
     """
     rows = np.flatnonzero(reader.good)
     of = reader.split
-    try:
-        fraction: float | None = float(test)
-    except ValueError:
-        fraction = None
     names = list(dict.fromkeys(of[rows].tolist()))
-    wanted = SPLITS.get(test.lower(), test) if test and fraction is None else ""
-    if wanted and wanted not in names:
-        raise CounterpointError(
-            f"{reader.place} has no split '{test}'; it has {', '.join(n or 'no named split' for n in names)}"
-        )
+    asked, fraction = _asked(reader, "test", test, names)
+    watched, share = _asked(reader, "valid", valid, names)
+    wanted = asked
     if not wanted and fraction is None:
-        wanted = next((name for name in ("test", "validation") if name in names), "")
-    inside = np.isin(of[rows], ["train", ""]) if {"train", ""} & set(names) else of[rows] != wanted
+        wanted = next((name for name in ("test", "validation") if name in names and name != watched), "")
     if wanted and (of[rows] == wanted).all():  # all there is is called "test", say because the folder is
-        wanted, inside = "", np.ones(len(rows), bool)
-    if wanted == "train":
-        raise CounterpointError(
-            f"{reader.place}: test={test} would leave nothing to train on; name another split or a fraction"
-        )
+        wanted = ""
+    # Rows named validation are trained on where nothing else is left for that.
+    if not watched and share is None and "validation" in names and set(names) - {"validation", "test", wanted}:
+        watched = "" if wanted == "validation" else "validation"
+    _checked_names(reader, wanted, watched, test, valid)
+    training = {"train", ""} & set(names)
+    inside = np.isin(of[rows], list(training)) if training else ~np.isin(of[rows], [*filter(None, (wanted, watched))])
     what = "a picture" if len(reader.columns) == 1 else "two modalities"
     notes: list[str] = []
+    mine = rows[inside]
     if wanted:
-        train, held = rows[inside & (of[rows] != wanted)], rows[of[rows] == wanted]
+        train, held = mine, rows[of[rows] == wanted]
         if not needed[held].any():
             raise DataError(f"{reader.place}: no row of its split '{wanted}' has {what}; there is nothing to test on")
         if not needed[train].any():
             raise DataError(
                 f"{reader.place}: no row outside its split '{wanted}' has {what}; there is nothing to train on"
             )
+        if wanted == "validation" and not asked:
+            notes.append(f"{reader.place}: there is no split 'test', so the split 'validation' is tested on")
     else:
-        mine = rows[inside]
         whole = mine[needed[mine]]
         if not len(whole):
             raise DataError(f"{reader.place}: no usable row has {what}; there is nothing to align")
-        share = FRACTION if fraction is None else fraction
-        kept, cut, notes = _cut(reader, whole, None if labels is None else labels[whole], share)
+        share_of_test = FRACTION if fraction is None else fraction
+        kept, cut, notes = _cut(reader, whole, None if labels is None else labels[whole], share_of_test, "test")
         train, held = np.sort(np.concatenate([whole[kept], mine[~needed[mine]]])), whole[cut]
-    taken = np.concatenate([train, held])
+    if watched:
+        kept_apart = rows[of[rows] == watched]
+        if not needed[kept_apart].any():
+            raise DataError(
+                f"{reader.place}: the valid split would be empty: no row of its split '{watched}' has {what}; mend it, or take "
+                f"a share of the training items (?valid={SHARE:g})"
+            )
+    else:
+        train, kept_apart, more = _carved(reader, train, needed, labels, share)
+        notes += more
+    taken = np.concatenate([train, kept_apart, held])
     left = np.zeros(len(reader.good), bool)
     left[rows] = True
     left[taken] = False
@@ -222,11 +244,83 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
     single = train[~needed[train]]
     reader.accounts.read(reader.table.unit, len(taken))
     train = train[needed[train]]
-    return Parts(train, held, single, notes + sharing_notes(reader, train, held, made=not wanted))
+    across = []
+    if wanted:
+        across.append(("test", held, "training", train))
+    if wanted or watched:
+        across.append(("test", held, "valid", kept_apart))
+    if watched:
+        across.append(("valid", kept_apart, "training", train))
+    return Parts(train, kept_apart, held, single, notes + sharing_notes(reader, train, across))
 
 
-def _cut(reader: Reader, rows: Indices, labels: Indices | None, share: float) -> tuple[Indices, Indices, list[str]]:
-    """Positions in `rows` of a training and a test split that is made here, and notes."""
+def _asked(reader: Reader, option: str, said: str, names: list[str]) -> tuple[str, float | None]:
+    """The name of the split that an option names, else the fraction that it is; both empty where nothing is said."""
+    if not said:
+        return "", None
+    try:
+        fraction = float(said)
+    except ValueError:
+        wanted = SPLITS.get(said.lower(), said)
+        if wanted not in names:
+            raise CounterpointError(
+                f"{reader.place} has no split '{said}'; it has {', '.join(n or 'no named split' for n in names)}"
+            ) from None
+        return wanted, None
+    if option == "valid" and not 0 < fraction < 1:
+        raise CounterpointError(
+            f"{reader.place}: valid={said}{' leaves a valid split that is empty' if fraction == 0 else ''}; the valid split is a "
+            f"fraction of the training items between 0 and 1 (?valid={SHARE:g}), or the name of a split"
+        )
+    return "", fraction
+
+
+def _checked_names(reader: Reader, wanted: str, watched: str, test: str, valid: str) -> None:
+    """CounterpointError where one split would be two."""
+    if wanted == "train":
+        raise CounterpointError(
+            f"{reader.place}: test={test} would leave nothing to train on; name another split or a fraction"
+        )
+    if watched == "train":
+        raise CounterpointError(
+            f"{reader.place}: valid={valid} would leave nothing to train on; name another split or a fraction"
+        )
+    if watched and watched == wanted:
+        raise CounterpointError(
+            f"{reader.place}: the split '{watched}' cannot be both tested on and watched; name another with ?valid= or ?test="
+        )
+
+
+def _carved(
+    reader: Reader, train: Indices, needed: NDArray[np.bool_], labels: Indices | None, share: float | None
+) -> tuple[Indices, Indices, list[str]]:
+    """Training rows, valid rows that are made here, and notes.
+
+    Of training items that are too few to set any apart the valid split is empty: such a set can be embedded, not trained on.
+    Raises DataError where a share that the user gave leaves it empty.
+    """
+    whole = train[needed[train]]
+    used = SHARE if share is None else share
+    few = max(used, min(0.5, FEWEST / max(1, len(whole))))
+    try:
+        kept, cut, notes = _cut(
+            reader, whole, None if labels is None else labels[whole], few if share is None else used, "valid"
+        )
+    except DataError as error:
+        if share is not None:
+            raise DataError(
+                f"{reader.place}: the valid split would be empty: {used:g} of {len(whole)} training items is none that can be "
+                "set apart; ask for a larger share (?valid=0.2), or name a split"
+            ) from error
+        note = f"{reader.place}: {len(whole)} training items are too few to set a valid split apart, which is empty"
+        return train, np.zeros(0, np.int64), [note]
+    return np.sort(np.concatenate([whole[kept], train[~needed[train]]])), whole[cut], notes
+
+
+def _cut(
+    reader: Reader, rows: Indices, labels: Indices | None, share: float, name: str
+) -> tuple[Indices, Indices, list[str]]:
+    """Positions in `rows` of a training split and of the split `name` that is made here, and notes."""
     if labels is not None:
         counts = np.unique(labels, return_counts=True)[1]
         # Of classes so small that most would give nothing, no proportions can be kept.
@@ -236,14 +330,15 @@ def _cut(reader: Reader, rows: Indices, labels: Indices | None, share: float) ->
     together = components(reader.columns, rows)
     # Where all is linked to all by captions that many items share, pictures and sounds are still kept together.
     for but in (("text",), ("text", "vector"), ("text", "vector", "audio", "image")):
-        if together.max() > 0 or len(rows) < 2:
+        if together.max(initial=0) > 0 or len(rows) < 2:
             break
         together = components(reader.columns, rows, but=but)
         if together.max() > 0:
             notes.append(
-                f"{reader.place}: all items are linked by what they share, so the test split that is made here separates "
+                f"{reader.place}: all items are linked by what they share, so the {name} split that is made here separates "
                 f"items of the same {' or '.join(but)}; name a split of your own where that matters"
             )
     kept, cut = split_positions(len(rows), share, labels, together)
-    notes.append(f"{reader.place}: the test split is made here, {len(cut)} of {len(rows)} items")
+    of = "items" if name == "test" else "training items"
+    notes.append(f"{reader.place}: the {name} split is made here, {len(cut)} of {len(rows)} {of}")
     return kept, cut, notes

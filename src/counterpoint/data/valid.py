@@ -1,0 +1,91 @@
+"""The valid split of built-in sources: training is watched on it, so that the test split is measured once.
+
+Generated sources draw it in addition to training and test. Finite sources cut a share off what they train on (`carve`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import Indices, split_positions
+from counterpoint.errors import CounterpointError, DataError
+
+SHARE = 0.1  # of the training items, where nothing else is asked for
+FEWEST = 2  # items of a valid split that is made here, where there are enough
+
+
+def checked_share(source: str, valid: float) -> float:
+    """Return the share of the training items that is set apart; CounterpointError where it is not between 0 and 1."""
+    if not 0 < valid < 1:
+        empty = " leaves a valid split that is empty;" if valid == 0 else ":"
+        raise CounterpointError(
+            f"{source}: valid={valid:g}{empty} valid is a share of the training items, between 0 and 1 (?valid={SHARE:g})"
+        )
+    return valid
+
+
+def checked_count(source: str, valid: int, test: int) -> int:
+    """Return how many items a generated source draws for its valid split: `valid`, or as many as `test` where it is -1.
+
+    Raises CounterpointError for 0 or less than -1.
+    """
+    if valid == -1:
+        return test
+    if valid < 1:
+        empty = " leaves a valid split that is empty" if valid == 0 else ""
+        raise CounterpointError(
+            f"{source}: valid={valid}{empty}; valid is a number of items of at least 1, or -1 for as many as test"
+        )
+    return valid
+
+
+def carve(
+    source: str, rows: Indices, share: float, labels: Indices | None = None, together: Indices | None = None
+) -> tuple[Indices, Indices]:
+    """Cut a share off the rows that a source trains on, the same on every machine, each class in proportion.
+
+    Args:
+        source: name of the source, for messages.
+        rows: [n] rows.
+        share: of them, between 0 and 1 (see `checked_share`). At least two rows are cut, or half of fewer than four.
+        labels: [n] class numbers; default: one class.
+        together: [n] numbers; rows of one number are never separated.
+
+    Returns the training rows and the valid rows, both in their order. Raises CounterpointError where a split would be empty.
+
+    >>> train, valid = carve("digits", np.arange(20), 0.1)
+    >>> len(train), len(valid)
+    (18, 2)
+    """
+    checked_share(source, share)
+    share = max(share, min(0.5, FEWEST / max(1, len(rows))))
+    if labels is not None:
+        counts = np.unique(labels, return_counts=True)[1]
+        # Of classes so small that most would give nothing, no proportions can be kept.
+        if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(labels):
+            labels = None
+    try:
+        kept, cut = split_positions(len(rows), share, labels, together)
+    except DataError as error:
+        raise CounterpointError(
+            f"{source}: the valid split would be empty: {len(rows)} training items cannot be divided with "
+            f"valid={share:g}; ask for more items, or another share (?valid={SHARE:g})"
+        ) from error
+    return rows[kept], rows[cut]
+
+
+def by_content(items: NDArray[np.generic]) -> Indices:
+    """[n] numbers that are equal where items, [n, ...], are the same to the bit.
+
+    >>> by_content(np.array([[1, 2], [3, 4], [1, 2]])).tolist()
+    [0, 1, 0]
+    """
+    number: dict[bytes, int] = {}
+    found = [
+        number.setdefault(hashlib.blake2b(np.ascontiguousarray(item).tobytes(), digest_size=16).digest(), len(number))
+        for item in items
+    ]
+    return np.array(found, np.int64)
