@@ -7,7 +7,7 @@ import mimetypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -17,11 +17,8 @@ from counterpoint.data.shown import NUMBERS, png
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.stored import Embeddings
+from counterpoint.search.stored import Embeddings, Hit
 from counterpoint.search.writing import shown_items
-
-if TYPE_CHECKING:
-    from counterpoint.search.asking import Hit
 
 EMBEDDED = 300_000  # bytes of a sound or video that goes into the page; a larger one is linked to
 ROOM = 8_000_000  # bytes of all of them together
