@@ -115,7 +115,7 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         before = Experiment.of_run(finished(parent, slug))
         source, config = source or before.data, before.config
     else:
-        experiment = Experiment.resolve(slug, source)
+        experiment = Experiment.resolve(slug, source, check=False)  # the options are checked
         source, config = experiment.data, experiment.config
     fields: list[Any] = [
         ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
