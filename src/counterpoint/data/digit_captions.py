@@ -23,7 +23,7 @@ DISTRACTORS = tuple(
 
 def load(argument: None = None, *, train: int = 300, seed: int = 0) -> AlignedData:
     """`train` pairs and 359 test pairs."""
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     found = load_digits()
     grey = np.rint(found.images * (255 / 16)).astype(np.uint8)

@@ -25,7 +25,7 @@ def load(
     argument: None = None, *, train: int = 1400, test: int = 397, labelled: int = 0, whole: int = 0, seed: int = 0
 ) -> AlignedData:
     """`train` pairs and `test` pairs drawn with `seed`, and `labelled` more digits that the tower learns from."""
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     found = load_digits()
     if min(train, test) < 1 or labelled < 0 or train + test + labelled > len(found.target):

@@ -26,7 +26,7 @@ def load(
     argument: None = None, *, train: int = 1024, swapped: float = 0.0, vectors: int = 0, seed: int = 0
 ) -> AlignedData:
     """`train` pairs and 500 test pairs; digits, noise and swaps are drawn with `seed`."""
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     if train < 2 or not 0 <= swapped <= 1:
         raise CounterpointError(
