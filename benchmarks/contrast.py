@@ -174,8 +174,9 @@ def training(whose: str, batch: int, steps: int, workers: int = 0) -> dict[str, 
     torch.set_num_threads(2)
     torch.manual_seed(0)
     from counterpoint import data
+    from counterpoint.experiment import task_class
     from counterpoint.systems.classics.simclr import SYSTEM
-    from counterpoint.training import default_config, task_class
+    from counterpoint.training import default_config
 
     source = data.load("cifar10")
     config = default_config("simclr", "cifar10")

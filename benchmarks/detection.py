@@ -75,8 +75,8 @@ def measure(what: str, path: str, run: str) -> None:
 
     torch.set_num_threads(2)
     if what == "detect":
-        from counterpoint.detect import Detector
         from counterpoint.engine.run import Run
+        from counterpoint.use.detect import Detector
 
         detector = Detector(Run.open(run))
         started = time.perf_counter()

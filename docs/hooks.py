@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 from docstrings import lists  # noqa: E402
 
 from counterpoint import catalog  # noqa: E402
-from counterpoint.cli import COMMANDS, main  # noqa: E402
+from counterpoint.commands import COMMANDS, main  # noqa: E402
 from counterpoint.data import SOURCES  # noqa: E402
 from counterpoint.report.figures import effects  # noqa: E402
 
@@ -38,7 +38,8 @@ WIDTH = 88  # of what the program prints, in characters
 DOCUMENTS = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 ROOMS = {
     "training": "Training, evaluating and resuming by name",
-    "detect": "A trained run on video files",
+    "experiment": "System, settings and data, resolved once",
+    "use": "A trained run on video files",
     "search": "Embeddings of a set, and search in them",
     "verify": "Claims",
     "claims": "All claims together",

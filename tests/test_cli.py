@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from counterpoint import catalog, cli
+from counterpoint.errors import CounterpointError
 
 
 def run(capsys, *words):
@@ -138,7 +139,7 @@ def test_errors_are_one_message_and_exit_code_2(capsys, monkeypatch, tmp_path, w
 
 def test_debug_adds_the_traceback(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(cli.CounterpointError):
+    with pytest.raises(CounterpointError):
         cli.main(["show", "macilsd", "--debug"])
 
 

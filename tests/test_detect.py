@@ -13,9 +13,10 @@ import yaml
 
 from counterpoint import cli, training
 from counterpoint.data.media import write_video
-from counterpoint.detect import Detector, Windows, detect_files, find_videos, intervals
 from counterpoint.engine.run import Run
 from counterpoint.errors import DataError, RunError
+from counterpoint.tasks.moments import intervals
+from counterpoint.use.detect import Detector, Windows, detect_files, find_videos
 
 SNIPPET = 16 / 24
 

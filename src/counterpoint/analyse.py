@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from counterpoint import catalog
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.files import replacing
 from counterpoint.verify import run_all, stamp_of, summarise
 
@@ -30,14 +31,11 @@ MEASURES = ("embedding_uniformity", "embedding_tolerance", "knn_accuracy", "line
 def _one(path: str, temperature: float, seed: int) -> dict[str, float]:
     import torch
 
-    from counterpoint.training import fit_alone, load_source, restore
-
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
-    run = Run.open(path)
-    system, config = restore(run)
-    config = replace(config, temperature=temperature, evaluate_every=config.epochs)
+    before = Experiment.of_run(path)
+    changes = {"temperature": temperature, "evaluate_every": before.config.epochs}
     started = time.perf_counter()
-    rows = fit_alone(system, config, load_source(system, run.config["data"]), seed)
+    rows = Experiment.resolve(before.system, before.data, config=before.config, overrides=changes).run(seed)
     return summarise(rows) | {"seconds": time.perf_counter() - started}
 
 
@@ -60,10 +58,9 @@ def temperature_sweep(
     Returns the record. What is done is kept, so an interrupted sweep goes on. The two ends of the grid come first.
     CounterpointError for a run without a temperature, or with one that changes nothing (as where every example has its own).
     """
-    from counterpoint.training import restore
-
     run = Run.open(path)
-    system, config = restore(run)
+    before = Experiment.of_run(run)
+    system, config = before.system, before.config
     if system.task != "views" or "temperature" not in {field.name for field in fields(config)}:
         raise CounterpointError(
             f"{run.path} is a run of {run.slug} (task {system.task}), which has no setting temperature to vary; the sweep is "

@@ -1,6 +1,6 @@
 """Which of several systems does best on one source of data: the same seeds, paired differences, intervals, a page.
 
-Every system runs with its own settings for the data (`training.default_config`); what must be equal for a fair answer, the
+Every system runs with its own settings for the data (`Experiment.resolve`); what must be equal for a fair answer, the
 number of epochs and the batch, can be set for all. The first system is the one the others are measured against.
 """
 
@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,19 @@ from rich.console import Console
 from counterpoint import catalog
 from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment, task_class
 from counterpoint.files import replacing
 from counterpoint.verify import MANY_SEEDS, paired, run_all, seeds_needed, stamp_of, summarise, verdict
 
 SAID = {"holds": "better", "reversed": "worse"}
 
 
-def settings_of(slug: str, data: str, overrides: dict[str, Any]) -> Any:
-    """A system's settings on this data, with those that are set for all; CounterpointError for one it does not have."""
-    from dataclasses import replace
-
-    from counterpoint.training import default_config
-
-    config = default_config(slug, data)
-    unknown_ones = set(overrides) - {field.name for field in fields(config)}
-    if unknown_ones:
-        raise CounterpointError(f"{slug} has no setting {', '.join(sorted(unknown_ones))}")
-    return replace(config, **overrides)
-
-
 def _one(slug: str, data: str, seed: int, overrides: dict[str, Any]) -> dict[str, float]:
     import torch
 
-    from counterpoint.training import fit_alone, load_source
-
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
-    system = catalog.load_system(slug)
     started = time.perf_counter()
-    rows = fit_alone(system, settings_of(slug, data, overrides), load_source(system, data), seed)
+    rows = Experiment.resolve(slug, data, overrides=overrides).run(seed)
     return summarise(rows) | {"seconds": time.perf_counter() - started}
 
 
@@ -66,8 +51,6 @@ def compare(
     `metric` is what the differences are taken in; by default what the task judges by. Finished runs are kept, so an
     interrupted comparison goes on. Raises CounterpointError for systems of tasks that cannot be compared.
     """
-    from counterpoint.training import task_class
-
     overrides = overrides or {}
     if len(slugs) < 2 or len(set(slugs)) < len(slugs):
         raise CounterpointError("name at least two different systems to compare")
@@ -79,7 +62,7 @@ def compare(
     if len(headlines) > 1 and metric is None:
         said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
         raise CounterpointError(f"these are judged by different measures ({said}); name one with --metric")
-    configs = {slug: settings_of(slug, data, overrides) for slug in slugs}
+    configs = {slug: Experiment.resolve(slug, data, overrides=overrides).config for slug in slugs}
     name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
     done = run_all(
         {f"{slug}-{seed}": (slug, data, seed, overrides) for seed in range(seeds) for slug in slugs},

@@ -33,10 +33,10 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     """
     from counterpoint import training
     from counterpoint.data import arcade
-    from counterpoint.detect import Detector, detect_files
     from counterpoint.engine.run import machine, versions
     from counterpoint.report.demo import write_demo_report
     from counterpoint.systems.alignment.macil_sd import SYSTEM
+    from counterpoint.use.detect import Detector, detect_files
     from counterpoint.verify import summarise
 
     started = time.monotonic()

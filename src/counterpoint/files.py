@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import tempfile
@@ -103,6 +104,19 @@ def walk(folder: Path | str) -> Walk:
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror or error})") from error
     return Walk(sorted(files), sorted(left_out))
+
+
+def fingerprint(path: Path, expected: str | None) -> str:
+    """Return the SHA-256 of a weights file; raise CounterpointError when it is missing or not the one expected."""
+    if not path.is_file():
+        raise CounterpointError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and found != expected:
+        raise CounterpointError(
+            f"{path} is not the file this run was trained with: its SHA-256 is {found[:12]}..., expected {expected[:12]}..."
+        )
+    return found
 
 
 def cache_folder() -> Path:

@@ -53,15 +53,15 @@ def experiment(system: System, claim: Claim, arm: str, seed: int, *, quick: bool
     """Train one arm with one seed and return its metrics."""
     import torch
 
-    from counterpoint.training import fit_alone, load_source
+    from counterpoint.experiment import Experiment
 
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
     options = dict(claim.data_options) | (claim.quick_data_options if quick else {})
     if claim.data_seeded:
         options["seed"] = seed
-    source = load_source(system, claim.data, **options)
-    config = system.config(**(claim.setting | (claim.quick if quick else {}) | claim.arms[arm]))
-    return summarise(fit_alone(system, config, source, seed))
+    settings = claim.setting | (claim.quick if quick else {}) | claim.arms[arm]
+    tried = Experiment.resolve(system, claim.data, overrides=settings, options=options, recipe=False)
+    return summarise(tried.run(seed))
 
 
 def paired(differences: Sequence[float]) -> tuple[float, float, float]:

@@ -12,6 +12,7 @@ from counterpoint import encoders
 from counterpoint.encoders.light import Light
 from counterpoint.encoders.sound import LogMel, VGGish
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.files import fingerprint
 
 RNG = np.random.default_rng(0)
 
@@ -71,7 +72,7 @@ def test_a_torchvision_network_with_weights_from_a_file(r3d):
     features = backbone(frames(2, backbone))
     assert features.shape == (2, 512)
     described = backbone.describe()
-    assert described["sha256"] == encoders.fingerprint(r3d, None)
+    assert described["sha256"] == fingerprint(r3d, None)
     again = encoders.build_visual(described)
     pictures = frames(1, backbone)
     np.testing.assert_array_equal(backbone(pictures), again(pictures))

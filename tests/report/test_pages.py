@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterpoint.detect import Detection, Interval, Thumbnail, jpeg
+from counterpoint.engine.run import Run
 from counterpoint.errors import RunError
 from counterpoint.report import figures
 from counterpoint.report.claim import write_claim_report
@@ -19,6 +19,8 @@ from counterpoint.report.demo import write_demo_report
 from counterpoint.report.detection import write_detection_report
 from counterpoint.report.page import clock, number
 from counterpoint.report.run import curve_sections, frames, reproduce, write_run_report
+from counterpoint.tasks.moments import Detection, Interval, Thumbnail
+from counterpoint.use.detect import jpeg
 
 NASTY = '<script>alert("x")</script>&"\''
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect", "circle", "line"}
@@ -110,7 +112,7 @@ def run(tmp_path):
 
 
 def test_the_page_of_a_run(run):
-    page = write_run_report(run)
+    page = write_run_report(Run.open(run))
     assert page == run / "report.html"
     source, text = checked(page)
     assert "macil-sd on arcade?train=3" in text
@@ -127,14 +129,14 @@ def test_the_page_of_a_run(run):
 def test_a_run_that_only_began(run):
     (run / "metrics.csv").unlink()
     (run / "environment.json").unlink()
-    _, text = checked(write_run_report(run))
+    _, text = checked(write_run_report(Run.open(run)))
     assert "is not there yet" in text
     assert "nothing recorded" in text
 
 
 def test_holes_and_infinities_in_the_metrics(run):
     (run / "metrics.csv").write_text("epoch,step,test/a,test/b,odd\n0,1,nan,,inf\n1,2,0.5,,-inf\n")
-    _, text = checked(write_run_report(run))
+    _, text = checked(write_run_report(Run.open(run)))
     assert "0.5000" in text
 
 
@@ -143,7 +145,7 @@ def test_holes_and_infinities_in_the_metrics(run):
     [
         ("config.yaml", None, "not a run directory"),
         ("config.yaml", "{", "not readable YAML"),
-        ("config.yaml", "[]", "holds no settings"),
+        ("config.yaml", "[]", "does not name a system"),
         ("metrics.csv", "epoch,a\n0,x\n", "is damaged"),
         ("environment.json", "{", "not readable JSON"),
         ("environment.json", "[]", "should hold names"),
@@ -155,7 +157,7 @@ def test_damaged_files_are_named(run, file, content, expected):
     else:
         (run / file).write_text(content)
     with pytest.raises(RunError, match=expected):
-        write_run_report(run)
+        write_run_report(Run.open(run))
     assert not (run / "report.html").exists()
 
 
@@ -392,11 +394,11 @@ def test_drawings_say_what_they_show_and_follow_the_page_s_colours():
 
 
 def test_an_older_page_stays_until_the_new_one_is_whole(run, monkeypatch):
-    page = write_run_report(run)
+    page = write_run_report(Run.open(run))
     before = page.read_text()
     monkeypatch.setattr("counterpoint.report.page.Page.html", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_run_report(run)
+        write_run_report(Run.open(run))
     assert page.read_text() == before
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
 

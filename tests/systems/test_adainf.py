@@ -20,6 +20,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "adainf.npz")
 
@@ -175,7 +176,7 @@ def test_copies_are_positives_on_small_sets():
     losses = {}
     for copies in ("auto", "positives", "negatives"):
         config = system.config(**small, generated_count=10, replication=30, copies=copies)
-        task = training.task_of(system, training.load_source(system, "digits?size=8&train=60"), config)
+        task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)
         assert len(task.data.train) == 30 * 60 + 10
         assert len(task.data.bank) == task.data.epoch == 60
@@ -252,7 +253,7 @@ def _made(slug: str, **settings):
     system = catalog.load_system(slug)
     small = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 4}
     config = system.config(**small, generated="mixture", generated_count=10, **settings)
-    task = training.task_of(system, training.load_source(system, "digits?size=8&train=60"), config)
+    task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task
 
 

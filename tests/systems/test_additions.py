@@ -13,11 +13,13 @@ from PIL import Image
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
+from counterpoint.commands.train import without_additions
 from counterpoint.core.compared import Compared, directions
 from counterpoint.core.memory import Queue
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.images.hard_contrastive import Below, nearest, thresholds
 from counterpoint.systems.images.mochi import mixed_losses
 
@@ -243,8 +245,8 @@ def _learner(slug: str, **settings: object) -> tuple[object, object, object]:
     if "moco" in slug or slug == "mochi":
         small |= {"queue": 64}
     config = system.config(**(small | settings))
-    source = training.load_source(system, "digits?size=8")
-    task = training.task_of(system, source, config)
+    source = Experiment.resolve(system, "digits?size=8").source()
+    task = Experiment.resolve(system, config=config).task(source)
     from types import SimpleNamespace
 
     return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
@@ -450,7 +452,7 @@ def test_what_a_system_changed_of_the_data_is_said(
     ],
 )
 def test_which_words_name_additions(words: str, rest: str, additions: list[str]) -> None:
-    assert cli._without_additions(words.split()) == (rest.split(), additions)
+    assert without_additions(words.split()) == (rest.split(), additions)
 
 
 def test_logits_and_the_hardest_refuse_what_does_not_fit() -> None:

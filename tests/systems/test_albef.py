@@ -21,6 +21,7 @@ from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.alignment import albef as room
 from counterpoint.systems.alignment.albef import (
     ALBEF,
@@ -530,7 +531,7 @@ def test_data_and_encoders_that_do_not_fit():
 def test_pictures_and_captions_train_and_are_ranked_again(tmp_path):
     data = digit_pairs.load(train=32)
     few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
-    rows = training.fit_alone(SYSTEM, ALBEFConfig(**TINY), few, 0)
+    rows = Experiment.resolve(SYSTEM, config=ALBEFConfig(**TINY)).run(0, source=few)
     last = rows[-1]
     for name in ("itc", "itm", "mlm", "loss"):
         assert math.isfinite(last[f"train/{name}"])
@@ -590,7 +591,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
 def test_vectors_train_without_fusion():
     system_data = digit_pairs.load(train=64, vectors=1, swapped=0.4)
-    last = training.fit_alone(SYSTEM, ALBEFConfig(**VECTORS), system_data, 0)[-1]
+    last = Experiment.resolve(SYSTEM, config=ALBEFConfig(**VECTORS)).run(0, source=system_data)[-1]
     assert {"test/image_to_text_r1", "test/teacher_image_to_text_r1"} <= set(last)
     assert "test/reranked_mean_recall" not in last
 
@@ -600,7 +601,7 @@ def test_the_claim_s_setting_learns():
     assert claim.setting["epochs"] == 12
     data = digit_pairs.load(vectors=1, swapped=0.4)
     config = ALBEFConfig(**(claim.setting | claim.arms["distilled"] | {"epochs": 4, "evaluate_every": 4}))
-    last = training.fit_alone(SYSTEM, config, data, 0)[-1]
+    last = Experiment.resolve(SYSTEM, config=config).run(0, source=data)[-1]
     assert last[f"test/{claim.metric.removesuffix('_last')}"] > 0.05  # chance is 0.01
 
 
@@ -959,5 +960,5 @@ def test_what_a_text_modality_of_another_name_and_order_needs():
 
     kinds = {"words": Modality("text"), "picture": Modality("image", size=16)}
     data = AlignedData("own", split(slice(20)), *[split(slice(20, 40))] * 2, kinds)
-    last = training.fit_alone(SYSTEM, ALBEFConfig(**TINY), data, 0)[-1]
+    last = Experiment.resolve(SYSTEM, config=ALBEFConfig(**TINY)).run(0, source=data)[-1]
     assert 0 <= last["test/reranked_picture_to_words_r1"] <= 1

@@ -10,7 +10,8 @@ import torch
 
 from counterpoint import catalog
 from counterpoint.engine.survey import Survey
-from counterpoint.training import default_config, load_source, task_of
+from counterpoint.experiment import Experiment
+from counterpoint.training import default_config
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_losses_under_autocast_are_float32_and_near_those_without(slug: str, dat
     system = catalog.load_system(slug)
     config = replace(default_config(slug, data), batch_size=32)
     config = replace(config, encoder="mlp-s") if hasattr(config, "encoder") else config
-    task = task_of(system, load_source(system, data), config)
+    task = Experiment.resolve(system, data, config=config).task()
     totals = []
     for enabled in (False, True):
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)

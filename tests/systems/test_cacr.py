@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from counterpoint import training
 from counterpoint.data import digits
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.classics.simclr import nt_xent
 from counterpoint.systems.images import cacr as room
 from counterpoint.systems.images.cacr import (
@@ -432,7 +432,7 @@ SMALL = {"encoder": "mlp-s", "recipe": "digits-shifted", "hidden": 16, "projecti
 )
 def test_every_form_trains(options):
     config = CACRConfig(**(SMALL | {"epochs": 2, "batch_size": 32, "evaluate_every": 2} | options))
-    last = training.fit_alone(SYSTEM, config, digits.load(size=8, train=128), 0)[-1]
+    last = Experiment.resolve(SYSTEM, config=config).run(0, source=digits.load(size=8, train=128))[-1]
     assert math.isfinite(last["train/loss"])
     assert 0.2 < last["test/knn_accuracy"] <= 1
     if config.form == "plain":

@@ -19,6 +19,7 @@ from counterpoint.core.teacher import sigmoid_ramp
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted, RunError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.classics.attention_transfer import AttentionTransfer, AttentionTransferConfig
 from counterpoint.systems.classics.crd import CRD, CRDConfig
 from counterpoint.systems.classics.fitnets import FitNets, FitNetsConfig
@@ -139,7 +140,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
 def fitted(slug, learner_class, **overrides):
     config = config_of(slug, **overrides)
     system = catalog.load_system(slug)
-    task = LabelledTask(training.load_source(system, DATA), config)
+    task = LabelledTask(Experiment.resolve(system, DATA).source(), config)
     learner = learner_class(config, SimpleNamespace(**task.facts), 0)
     return learner, fit(learner, task, epochs=config.epochs, evaluate_every=1, bar=False)
 

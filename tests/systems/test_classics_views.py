@@ -22,6 +22,7 @@ from counterpoint.encoders.images import build_image_encoder, need_size
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.experiment import Experiment, task_class
 from counterpoint.systems.classics.mae import patchify
 from counterpoint.tasks.images import ImageBatches
 
@@ -66,7 +67,7 @@ def built(slug, seed=0, **overrides):
     """A learner with its task and settings."""
     settings = config(slug, **overrides)
     system = load_system(slug)
-    task = training.task_class(system)(training.load_source(system, DATA), settings)
+    task = task_class(system)(Experiment.resolve(system, DATA).source(), settings)
     return system.learner(settings, SimpleNamespace(**task.facts), seed), task, settings
 
 

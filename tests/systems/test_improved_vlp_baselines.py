@@ -17,6 +17,7 @@ from counterpoint.core import contrast
 from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.alignment import improved_vlp_baselines
 from counterpoint.systems.alignment.improved_vlp_baselines import STOP_WORDS, SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
@@ -263,7 +264,7 @@ def test_each_companion_trains(extra):
         **SYSTEM.claim.setting
         | {"epochs": 4, "batch_size": 32, "evaluate_every": 4, "extra": extra, "label_smoothing": smoothing}
     )
-    rows = training.fit_alone(SYSTEM, config, load("digit-captions?train=128", task="aligned"), 0)
+    rows = Experiment.resolve(SYSTEM, config=config).run(0, source=load("digit-captions?train=128", task="aligned"))
     assert rows[-1]["train/contrast"] < rows[0]["train/contrast"]
     assert math.isfinite(rows[-1]["train/loss"])
     assert (f"train/{extra}" in rows[0]) == (extra != "none")

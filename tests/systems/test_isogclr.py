@@ -18,6 +18,7 @@ from counterpoint.data import clusters, load
 from counterpoint.data.images import long_tailed
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.images import isogclr
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "isogclr.npz")
@@ -124,11 +125,11 @@ def test_bad_input_is_named() -> None:
 )
 def test_temperatures_that_cannot_be(settings: dict[str, float], said: str) -> None:
     system = catalog.load_system("isogclr")
-    source = training.load_source(system, "digits?size=8")
+    source = Experiment.resolve(system, "digits?size=8").source()
 
     def made() -> None:
         config = system.config(**system.recipe_for("digits"), **settings)
-        system.learner(config, SimpleNamespace(**training.task_of(system, source, config).facts), 0)
+        system.learner(config, SimpleNamespace(**Experiment.resolve(system, config=config).task(source).facts), 0)
 
     with pytest.raises(CounterpointError, match=said):
         made()
@@ -195,9 +196,9 @@ def test_over_other_bases(slug: str, data: str, tmp_path: Path) -> None:
 
 def test_more_than_two_modalities_are_refused() -> None:
     system = catalog.load_system("clip+isogclr")
-    source = training.load_source(system, "xor")
+    source = Experiment.resolve(system, "xor").source()
     config = system.config(**system.recipe_for("xor"))
-    task = training.task_of(system, source, config)
+    task = Experiment.resolve(system, config=config).task(source)
     with pytest.raises(CounterpointError, match="two modalities"):
         system.learner(config, SimpleNamespace(**task.facts), 0)
 

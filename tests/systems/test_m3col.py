@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint import catalog, cli, training
+from counterpoint import cli
 from counterpoint import functional as fn
 from counterpoint.core import contrast
 from counterpoint.core.mixing import Mix, mixed_targets
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
 from counterpoint.systems.alignment.m3col import SYSTEM, M3CoL, M3CoLConfig
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "m3col.npz")
@@ -274,7 +275,7 @@ def test_what_lacks_a_modality_is_named():
 @pytest.mark.parametrize("arm", list(SYSTEM.claim.arms))
 def test_every_arm_of_the_claim_learns(arm):
     config = M3CoLConfig(**SYSTEM.claim.setting | {"epochs": 6, "evaluate_every": 3} | SYSTEM.claim.arms[arm])
-    rows = training.fit_alone(catalog.load_system("m3col"), config, training.load_source(SYSTEM, "latent-views"), 0)
+    rows = Experiment.resolve("m3col", "latent-views", config=config).run(0)
     assert rows[-1]["train/fused"] < rows[0]["train/fused"]
     assert rows[-1]["test/accuracy"] > 0.25  # of five classes
     assert ("train/contrast" in rows[0]) == (config.contrast != "none")

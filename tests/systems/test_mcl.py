@@ -16,6 +16,7 @@ from counterpoint.data import digit_patterns
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
 from counterpoint.views.images import RECIPES, ViewPipeline
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mcl.npz")
@@ -72,7 +73,7 @@ def _learner(restrict: str = "clusters", epochs: int = 1, stages: int = 1, slug:
         encoder="mlp-s", recipe="digit-patterns", hidden=8, projection=8, batch_size=32, epochs=epochs, stages=stages,
         clusters=4, restrict=restrict, optimizer="adam", lr=0.01, **more,
     )  # fmt: skip
-    task = training.task_of(system, training.load_source(system, "digit-patterns"), config)
+    task = Experiment.resolve(system, "digit-patterns", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
 
 
@@ -197,7 +198,7 @@ def test_over_a_base_that_compares_no_projections_features_are_clustered() -> No
         encoder="vit-s", recipe="digits-plain", batch_size=8, epochs=1, stages=1, clusters=2, decoder_width=16,
         decoder_depth=1, decoder_heads=2,
     )  # fmt: skip
-    task = training.task_of(system, training.load_source(system, "digits?size=16&train=32&held_out=0.02"), config)
+    task = Experiment.resolve(system, "digits?size=16&train=32&held_out=0.02", config=config).task()
     learner = system.learner(config, SimpleNamespace(**task.facts), 0)
     images = torch.randn(2, 3, 16, 16)
     plain = catalog.load_system("mae").learner.embed

@@ -16,6 +16,7 @@ from counterpoint import functional as fn
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
+from counterpoint.experiment import Experiment
 from counterpoint.systems.alignment import symile as room
 from counterpoint.systems.alignment.symile import SymileConfig, draw_permutations
 from counterpoint.verify import experiment
@@ -279,7 +280,7 @@ def test_pictures_words_and_numbers_with_some_missing_train(options):
         lr=1e-3,
         **options,
     )
-    last = training.fit_alone(catalog.load_system("symile"), config, data, 0)[-1]
+    last = Experiment.resolve("symile", config=config).run(0, source=data)[-1]
     assert math.isfinite(last["train/loss"])
     assert 0 <= last["test/image_and_text_to_vector_r1"] <= 1
     assert 0 <= last["test/joint_recall"] <= 1

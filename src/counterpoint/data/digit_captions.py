@@ -25,7 +25,7 @@ DISTRACTORS = tuple(
 
 def load(argument: None = None, *, train: int = 300, valid: float = SHARE, seed: int = 0) -> AlignedData:
     """`train` pairs, 359 test pairs, and a share `valid` of the other digits as valid pairs."""
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     found = load_digits()
     grey = np.rint(found.images * (255 / 16)).astype(np.uint8)

@@ -36,7 +36,7 @@ def load(
 
     Of the digits that are left, a share `valid` of each class is the valid split. 0 trains on all others.
     """
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     found = load_digits()
     checked_share("digit-halves", valid)

@@ -36,7 +36,7 @@ def load(
 
     `valid` is the share of the digits that are not tested on of which valid pairs are made.
     """
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     if train < 2 or not 0 <= swapped <= 1:
         raise CounterpointError(

@@ -25,7 +25,7 @@ def load(
         valid: share of the other digits in the valid split, the same for every class.
         seed: of the patterns and of who gets which.
     """
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     if patterns < 2 or not 0 < held_out < 1:
         raise DataError("digit-patterns: at least 2 patterns, and held_out a share between 0 and 1")

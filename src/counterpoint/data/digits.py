@@ -39,7 +39,7 @@ def load(
             it as it is.
         seed: of both draws.
     """
-    from sklearn.datasets import load_digits
+    from counterpoint.data.optical import load_digits
 
     checked_size(size)
     found = load_digits()

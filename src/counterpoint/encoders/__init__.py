@@ -12,7 +12,6 @@ detection rebuilds exactly those (`build_visual`, `build_audio`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,16 +103,3 @@ def build_audio(spec: Mapping[str, Any]) -> AudioBackbone:
     if not spec.get("weights"):
         raise CounterpointError("vggish needs its weights: name them as vggish@/path/to/vggish.pth")
     return VGGish(Path(str(spec["weights"])), spec.get("sha256"))
-
-
-def fingerprint(path: Path, expected: str | None) -> str:
-    """SHA-256 of a weights file; CounterpointError when it is missing or not the one expected."""
-    if not path.is_file():
-        raise CounterpointError(f"{path}: no such weights file")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected and found != expected:
-        raise CounterpointError(
-            f"{path} is not the file this run was trained with: its SHA-256 is {found[:12]}..., expected {expected[:12]}..."
-        )
-    return found

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.weights import read_weights
-from counterpoint.encoders import fingerprint
 from counterpoint.errors import RunError
+from counterpoint.files import fingerprint
 
 RATE, WINDOW, HOP, FFT, BANDS = 16000, 400, 160, 512, 64
 LOWEST, HIGHEST = 125.0, 7500.0

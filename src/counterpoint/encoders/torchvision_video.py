@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from counterpoint.core.weights import read_weights
-from counterpoint.encoders import fingerprint
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.files import fingerprint
 
 HEADS = ("fc", "head", "classifier")
 

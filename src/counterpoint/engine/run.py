@@ -149,6 +149,11 @@ class Run:
         return (self.path / WEIGHTS).is_file() and not self.checkpoint.is_file()
 
     @property
+    def begun(self) -> bool:
+        """Whether there is something to resume or to read: a checkpoint, metrics or weights."""
+        return self.checkpoint.is_file() or any((self.path / name).is_file() for name in (METRICS, WEIGHTS))
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / CHECKPOINT
 
@@ -201,15 +206,17 @@ class Run:
         with replacing(self.path / METRICS) as file:
             file.write(text.getvalue().encode())
 
-    def metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv; empty cells are left out."""
+    def metrics(self, *, required: bool = True) -> list[dict[str, float]]:
+        """Return the rows of metrics.csv without their empty cells; where there is none, raise RunError or return none."""
         path = self.path / METRICS
         if not path.is_file():
+            if not required:
+                return []
             raise RunError(f"{self.path}: no {METRICS}; the run stopped before its first epoch ended")
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        except (ValueError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise RunError(f"{path} is damaged: {error}") from error
 
     def save_chance(self, levels: Mapping[str, float]) -> None:
@@ -234,6 +241,27 @@ class Run:
         if figures:
             with replacing(self.path / FIGURES) as file:
                 file.write(json.dumps(figures, allow_nan=False).encode())
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the page shows besides numbers, by heading; RunError when the file is damaged."""
+        return self._read(FIGURES, "figures by heading")
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions and machine, by name; RunError when the file is damaged."""
+        return self._read(ENVIRONMENT, "names and values")
+
+    def _read(self, name: str, what: str) -> dict[str, Any]:
+        """Read a JSON file that holds an object; empty where there is no file."""
+        file = self.path / name
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
+        if not isinstance(found, dict):
+            raise RunError(f"{file} should hold {what}; remove it and write the report again")
+        return found
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
         write_weights(self.path / WEIGHTS, state, self.slug)

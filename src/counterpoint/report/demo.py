@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -14,9 +14,7 @@ from counterpoint.report import page as parts
 from counterpoint.report.detection import detection_sections
 from counterpoint.report.page import Page, number
 from counterpoint.report.run import columns, epochs, group, last_mean, values
-
-if TYPE_CHECKING:
-    from counterpoint.detect import Detection
+from counterpoint.tasks.moments import Detection
 
 WHAT = (
     "Game clips were rendered from real sprites and sound effects: explosions, hits, hurts and lasers are violent, "

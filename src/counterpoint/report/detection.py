@@ -6,7 +6,7 @@ import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, clock
-
-if TYPE_CHECKING:
-    from counterpoint.detect import Detection
+from counterpoint.tasks.moments import Detection
 
 EMBED_BYTES = 20 * 2**20  # a larger video is linked, not embedded
 PAGE_BYTES = 60 * 2**20  # what all embedded videos of a page may have together, so that browsers still open it

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
-from counterpoint.errors import RunError
+from counterpoint.engine.run import METRICS, REPORT, Run
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number, quoted
-
-if TYPE_CHECKING:
-    from counterpoint.detect import Detection
 
 AXES = ("epoch", "step")  # columns that say when, not what
 GROUPS = {"train": "Training", "test": "Test metrics", "val": "Validation metrics", "lr": "Learning rates"}
@@ -28,70 +22,25 @@ PER_FRAME = 6  # curves in one frame; more get another
 SMALLER_IS_BETTER = ("loss", "error", "err", "perplexity", "mae", "mse", "rmse", "nll", "eer", "fid")
 
 
-def write_run_report(run_dir: Path, *, detections: Sequence[Detection] = ()) -> Path:
-    """Write `report.html` into a run directory and return its path.
+def write_run_report(run: Run) -> Path:
+    """Write `report.html` into the directory of an open run and return its path.
 
-    Needs config.yaml; metrics.csv, figures.json and environment.json may be missing. Raises RunError, naming
-    the file, when one that is there cannot be read.
+    Metrics, figures and environment may be missing. Raises RunError that names the file when one cannot be read.
     """
-    run_dir = Path(run_dir)
-    config = _config(run_dir)
-    rows = _metrics(run_dir)
-    slug = str(config.get("slug", run_dir.name))
-    page = Page(f"{slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
-    page.section("Outcome", _outcome(rows, run_dir, _json(run_dir / "chance.json")), anchor="outcome")
-    for heading, html in found_sections(_json(run_dir / "figures.json", "figures by heading")):
+    config = run.config
+    rows = run.metrics(required=False)
+    page = Page(f"{run.slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
+    page.section("Outcome", _outcome(rows, run.path / METRICS, run.chance()), anchor="outcome")
+    for heading, html in found_sections(run.figures()):
         page.section(heading, html)
     for heading, html in curve_sections(rows):
         page.section(heading, html)
-    if detections:
-        from counterpoint.report.detection import detection_sections
-
-        detection_sections(page, detections, folder=run_dir)
     page.section(
-        "Do it again", parts.join(parts.command(reproduce(config)), parts.text(_where(run_dir))), anchor="again"
+        "Do it again", parts.join(parts.command(reproduce(config)), parts.text(_where(run.path))), anchor="again"
     )
     page.section("Settings", parts.pairs(config), anchor="settings")
-    page.section("Environment", parts.pairs(_json(run_dir / "environment.json")), anchor="environment")
-    return page.write(run_dir / "report.html")
-
-
-def _config(run_dir: Path) -> dict[str, Any]:
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise RunError(f"{run_dir} is not a run directory: it has no config.yaml")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{file} holds no settings (names and values); restore it or train again")
-    return config
-
-
-def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, without their empty cells."""
-    file = run_dir / "metrics.csv"
-    if not file.is_file():
-        return []
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
-    except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{file} is damaged ({error}); restore it or train again") from error
-
-
-def _json(file: Path, what: str = "names and values") -> dict[str, Any]:
-    """The content of a JSON file that holds an object; empty where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{file} should hold {what}; remove it and write the report again")
-    return found
+    page.section("Environment", parts.pairs(run.environment()), anchor="environment")
+    return page.write(run.path / REPORT)
 
 
 def _where(run_dir: Path) -> str:
@@ -105,15 +54,24 @@ def reproduce(config: Mapping[str, Any]) -> str:
     head = f"counterpoint train {start or quoted(str(config.get('slug', '')))}"
     lines = [f"--{name} {quoted(str(config[name]))}" for name in ("data", "seed") if config.get(name) is not None]
     settings = config.get("config")
-    for name, value in (settings if isinstance(settings, Mapping) else {}).items():
-        option = str(name).replace("_", "-")
-        if isinstance(value, bool):
-            lines.append(f"--{option}" if value else f"--no-{option}")
+    lines += _options(settings if isinstance(settings, Mapping) else {})
+    return " \\\n  ".join([head, *lines])
+
+
+def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Write settings as options; those of a part get its name in front: --mochi.hardest 64."""
+    lines: list[str] = []
+    for name, value in settings.items():
+        option = f"{prefix}{str(name).replace('_', '-')}"
+        if isinstance(value, Mapping):  # "parts" holds the parts by name
+            lines += _options(value, "" if name == "parts" and not prefix else f"{option}.")
+        elif isinstance(value, bool):
+            lines.append(f"--{option}" if value else f"--{prefix}no-{option.removeprefix(prefix)}")
         elif isinstance(value, list | tuple):
             lines.append(" ".join([f"--{option}", *(quoted(str(v)) for v in value)]))
         else:
             lines.append(f"--{option} {quoted(str(value))}")
-    return " \\\n  ".join([head, *lines])
+    return lines
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
@@ -156,9 +114,8 @@ def _last(column: np.ndarray) -> float:
     return float(there[-1]) if len(there) else math.nan
 
 
-def _outcome(rows: Sequence[Mapping[str, float]], run_dir: Path, chance: Mapping[str, float]) -> Markup:
+def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str, float]) -> Markup:
     if not rows:
-        file = run_dir / "metrics.csv"
         state = "holds no epoch yet" if file.is_file() else "is not there yet"
         return parts.text(f"{file.name} {state}: the run stopped before its first epoch ended, or is still in it.")
     names = columns(rows)

@@ -19,10 +19,10 @@ index is one file. Exact search of 100,000 rows of 128 takes milliseconds, so an
 
 from __future__ import annotations
 
-from counterpoint.search.asking import Hit, search
+from counterpoint.search.asking import search
 from counterpoint.search.encoder import Encoder, encode
 from counterpoint.search.nearest import GraphReport, _graph, _nearest, index
-from counterpoint.search.stored import Embeddings, read_embeddings
+from counterpoint.search.stored import Embeddings, Hit, read_embeddings
 from counterpoint.search.writing import SPLITS, embed
 
 __all__ = [

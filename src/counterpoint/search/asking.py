@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import check_writable
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.nearest import _nearest
-from counterpoint.search.stored import Embeddings, check_embeddings, check_local, read_embeddings
+from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_local, read_embeddings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
@@ -35,27 +34,6 @@ OTHERS = (
     ".parquet",
     ".csv",
 )
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One item found."""
-
-    rank: int  # from 1
-    similarity: float  # dot product of the embeddings; their cosine where these are unit rows
-    item: int  # position in its split
-    split: str
-    label: str | None
-    texts: dict[str, str]  # what the item says in its modalities of text
-    source: str | None = None  # the item's own file, or its row of a table
-    files: dict[str, str] = field(default_factory=dict)  # modality -> path of its picture, sound or video
-    count: int = 1  # items with this very text or file in the modality that is searched; they are one hit
-    others: list[str] = field(default_factory=list)  # names of the other items of the hit
-
-    @property
-    def name(self) -> str:
-        """What a person finds the item by."""
-        return self.source or f"{self.split} {self.item}"
 
 
 def search(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from counterpoint.core.contrast import EPS
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
-from counterpoint.training import load_learner, restore
 
 BATCH = 256  # items encoded at a time
 TASKS = ("aligned", "views", "labelled")  # whose runs embed
@@ -49,7 +49,8 @@ class Encoder:
         Raises RunError for a folder that is no finished run, CounterpointError for a run of a task without embeddings.
         """
         run = Run.open(path)
-        system, config = restore(run)
+        experiment = Experiment.of_run(run)
+        system, config = experiment.system, experiment.config
         if system.task not in TASKS:
             raise CounterpointError(
                 f"{run.path} is a run of the task {system.task}; only runs of {', '.join(TASKS)} embed and search"

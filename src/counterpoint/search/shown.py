@@ -7,7 +7,7 @@ import mimetypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -15,13 +15,10 @@ import numpy as np
 from counterpoint.data.images import decode
 from counterpoint.data.shown import NUMBERS, png
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.stored import Embeddings
+from counterpoint.search.stored import Embeddings, Hit
 from counterpoint.search.writing import shown_items
-from counterpoint.training import load_source, restore
-
-if TYPE_CHECKING:
-    from counterpoint.search.asking import Hit
 
 EMBEDDED = 300_000  # bytes of a sound or video that goes into the page; a larger one is linked to
 ROOM = 8_000_000  # bytes of all of them together
@@ -80,7 +77,7 @@ def write_page(
     lacking = {name for name, kind in found.modalities.items() if kind != "text"}
     if any(lacking - set(hit.files) for hit in hits):
         try:
-            source = load_source(restore(encoder.run)[0], found.data or encoder.run.config["data"])
+            source = Experiment.of_run(encoder.run).source(found.data)
         except CounterpointError as error:
             say(f"note: {page} has no thumbnails of items without files: {error}")
     things = [_things(hit, found, source, files, say) for hit in hits]

@@ -147,3 +147,24 @@ def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     values = np.zeros((len(column), dim), np.float32)
     values[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     return values, there
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item found."""
+
+    rank: int  # from 1
+    similarity: float  # dot product of the embeddings; their cosine where these are unit rows
+    item: int  # position in its split
+    split: str
+    label: str | None
+    texts: dict[str, str]  # what the item says in its modalities of text
+    source: str | None = None  # the item's own file, or its row of a table
+    files: dict[str, str] = field(default_factory=dict)  # modality -> path of its picture, sound or video
+    count: int = 1  # items with this very text or file in the modality that is searched; they are one hit
+    others: list[str] = field(default_factory=list)  # names of the other items of the hit
+
+    @property
+    def name(self) -> str:
+        """What a person finds the item by."""
+        return self.source or f"{self.split} {self.item}"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
 from counterpoint.errors import CounterpointError, unknown
+from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.search.stored import RESERVED, arrow, check_local, file_column, text_column
-from counterpoint.training import load_source, restore
 
 SPLITS = ("all", "train", "valid", "test", "unpaired")
 
@@ -124,9 +124,9 @@ def embed(
         raise CounterpointError(f"embeddings are written as Parquet; name a file that ends in .parquet, not {out}")
     check_writable(out)
     encoder = Encoder.load(path)
-    system, _ = restore(encoder.run)
-    spec = data or encoder.run.config["data"]
-    source = load_source(system, spec)
+    experiment = Experiment.of_run(encoder.run)
+    spec = data or experiment.data
+    source = experiment.source(data)
     for note in source.notes:
         say(f"note: {note}")
     items = Items.of(source, encoder, split)

@@ -68,6 +68,9 @@ class System:
     recipe: dict[str, Any] = field(default_factory=dict)
     # The data as the task learns from it, where it is not the source's own: source(data, config).
     source: Callable[[Any, Any], Any] | None = None
+    # A run of the system's own, where it is no training of a learner (a search, decoding, a federation):
+    # run(experiment, seed, *, run, say) returns the metrics, a row per round. `run` is the run directory or None.
+    run: Callable[..., Any] | None = None
 
     def recipe_for(self, source: str) -> dict[str, Any]:
         """What replaces the paper's settings on the source of this name."""

@@ -1,0 +1,107 @@
+"""The command line: one file a command.
+
+A file has `main`, a function whose signature and docstring make the command's options and help, and which returns the exit
+code. `train` has `prepare` too, because its options depend on the system. Everything heavy is imported by the function
+that needs it: help, `systems` and a misspelt name need no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from counterpoint import __version__
+from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.files import patient_threads
+
+COMMANDS = (
+    *("systems", "show", "data", "train", "evaluate", "verify", "claims", "analyse", "compare", "detect", "embed"),
+    *("index", "search", "report", "doctor"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0; 2 for an error the user can mend; 130 when interrupted."""
+    patient_threads()
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except CounterpointError as error:
+        if debug:
+            raise
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 130 if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of the output (head, less) left early. Keep Python from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in ("--version", "-V"):
+        print(f"counterpoint {__version__}")
+        return 0
+    if not words or words[0] in ("--help", "-h"):
+        print(overview())
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        raise unknown("option" if name.startswith("-") else "command", name, COMMANDS)
+    module = import_module(f"counterpoint.commands.{name}")
+    command, rest, prog = module.main, words[1:], f"counterpoint {name}"
+    if hasattr(module, "prepare"):
+        command, rest, prog = module.prepare(rest)
+    return parsed(command, rest, prog)
+
+
+def parsed(command: Any, words: Sequence[str], prog: str) -> int:
+    """Parse the words that follow a command's name, call the command and return its exit code."""
+    import tyro
+
+    result: Any = tyro.cli(command, args=list(words), prog=prog)
+    return int(result.run() if hasattr(result, "run") else result)
+
+
+def overview() -> str:
+    """Return the text of `counterpoint --help`: every command with the first sentence of its docstring."""
+    lines = [
+        "usage: counterpoint COMMAND [OPTION ...]",
+        "",
+        "Align, contrast and distil representations of any modality.",
+        "",
+        "commands:",
+        *(f"  {name:10s} {summary(name)}" for name in COMMANDS),
+        "",
+        "examples:",
+        "  counterpoint systems --state done                list what can be trained",
+        "  counterpoint train simclr --data digits          train; about a minute on 2 cores",
+        "  counterpoint evaluate runs/RUN                   measure a trained run on its test data",
+        "",
+        "options:",
+        "  COMMAND --help   show what a command takes, with units and defaults",
+        "  --debug          after any command: show the traceback of an error",
+        "  --version        show the version",
+    ]
+    return "\n".join(lines)
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a command's docstring, read from its file without importing it."""
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in ("main", "Train"):
+            with contextlib.suppress(TypeError):
+                return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
+    return ""

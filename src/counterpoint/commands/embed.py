@@ -1,0 +1,35 @@
+"""`counterpoint embed RUN`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import Text, say, unset
+
+
+def main(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    *,
+    data: Annotated[Text, unset(metavar="SOURCE")] = None,
+    out: Annotated[str, arg(aliases=["-o"], metavar="FILE")] = "embeddings.parquet",
+    split: Annotated[str, arg(metavar="all|train|test|unpaired")] = "all",
+) -> int:
+    """Write the embeddings of every item in every modality to a Parquet file, for `search` or your own tools.
+
+    Each item keeps the file, or the row of a table, that it comes from.
+
+    Example: counterpoint embed runs/first --data manifest:mine.csv -o mine.parquet
+
+    Args:
+        run: A finished run of the task aligned, views or labelled.
+        data: Another source with the same modalities. Default: the data the run was trained on.
+        out: The file to write, .parquet.
+        split: Embed only the items of this split.
+    """
+    from counterpoint import search as room
+
+    count = room.embed(run, out, data=data, split=split, say=say)
+    say(f"{count} items: {out}   Search it: counterpoint search {run} QUERY --in {out}")
+    return 0

@@ -1,0 +1,174 @@
+"""`counterpoint train SLUG`. The named system's settings become options, so this command prepares its own parser."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
+
+from counterpoint import catalog
+from counterpoint.commands.common import RUNS, Place, Text, say, unset
+from counterpoint.errors import CounterpointError
+
+
+@dataclass
+class Train:
+    """Train a system; writes a run directory with weights, metrics and a report.
+
+    `counterpoint train SLUG --help` lists the system's own settings with their defaults. An interrupted run continues with
+    `--resume RUN` and ends with the figures it would have had.
+
+    Example: counterpoint train simclr --data digits --epochs 20 --name first
+
+    On several processes: `torchrun --nproc_per_node N -m counterpoint train SLUG ...` shares every batch among them.
+    """
+
+    slug: Annotated[Positional[Text], unset(metavar="SLUG")] = None
+    """The system to train, as `counterpoint systems` lists it. Its own options follow it."""
+    data: Annotated[Text, unset(metavar="SOURCE")] = None
+    """The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`). Default: the system's own."""
+    seed: int = 0
+    """Seed of initialisation, order of the data and dropout."""
+    out: Annotated[Path, arg(metavar="DIR")] = RUNS
+    """The folder in which run directories are made."""
+    name: Annotated[Text, unset(metavar="NAME")] = None
+    """Name of the run directory. Default: the system and the time."""
+    resume: Annotated[Place, unset(metavar="RUN")] = None
+    """Continue this interrupted run. Everything but --checkpoint-minutes comes from the run itself."""
+    continue_: Annotated[Place, unset(name="continue", metavar="RUN")] = None
+    """Train this finished run further, as a new run that starts from its weights and names it as its parent. Data and
+    settings are the parent's unless given anew. The new run has its own schedule and optimiser."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two savings within an epoch. The end of every epoch is always saved."""
+    with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
+    """Additions to switch on over the system, such as mochi over moco-v2; the same as the name moco-v2+mochi. Their
+    settings become options too. `counterpoint systems --additions` lists them."""
+    max_bad: Annotated[Text, unset(metavar="N")] = None
+    """Maximum number of bad rows in a `manifest:` source, or their maximum fraction if below 1. The same as its option
+    max_bad."""
+
+    def run(self) -> int:
+        """Train, resume or continue, as the options say."""
+        if self.resume is not None and self.continue_ is not None:
+            raise CounterpointError(
+                "--resume finishes an interrupted run, --continue makes a new run of a finished one; give one of them"
+            )
+        if self.resume is None and self.slug is None:
+            raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems)")
+        data = self.data
+        if self.max_bad is not None:
+            if not (data or "").startswith("manifest:"):
+                raise CounterpointError("--max-bad is for --data manifest:FILE")
+            data = f"{data}{'&' if '?' in str(data) else '?'}max_bad={self.max_bad}"
+        from counterpoint import training
+
+        if self.resume is not None:
+            training.resume(self.resume, checkpoint_minutes=self.checkpoint_minutes, say=say)
+            return 0
+        training.train(
+            str(self.slug),
+            self.settings(),
+            data=data,
+            seed=self.seed,
+            out=self.out,
+            name=self.name,
+            parent=self.continue_,
+            checkpoint_minutes=self.checkpoint_minutes,
+            say=say,
+        )
+        return 0
+
+    def settings(self) -> Any:
+        """Return the system's settings from the options; None when no system was named."""
+        config = getattr(self, "config", None)
+        parts = dict(getattr(config, "parts", {}))
+        chosen = {name: getattr(self, f"part{number}") for number, name in enumerate(parts)}
+        return replace(config, parts=chosen) if config is not None and parts else config
+
+
+main = Train
+
+
+def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
+    """Return the command with the named system's settings as options, the words left to parse, and the program's name."""
+    argv, additions = without_additions(argv)
+    parent = value(argv, "--continue")
+    at = named(argv)
+    if at is None and parent:
+        from counterpoint.experiment import finished
+
+        argv, at = [finished(parent).slug, *argv], 0
+    if at is None:
+        if additions:
+            raise CounterpointError("--with goes with a system: counterpoint train SLUG --with ADDITION")
+        return Train, argv, "counterpoint train"
+    slug = "+".join([argv[at], *additions])
+    entry = catalog.get(slug)  # a misspelt name is found without torch
+    from counterpoint.experiment import Experiment, finished, parts_of
+
+    source = value(argv, "--data")
+    if parent:
+        before = Experiment.of_run(finished(parent, slug))
+        source, config = source or before.data, before.config
+    else:
+        experiment = Experiment.resolve(slug, source, check=False)  # the options are checked
+        source, config = experiment.data, experiment.config
+    fields: list[Any] = [
+        ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
+        ("config", OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),  # type: ignore[misc]
+    ]
+    for number, (name, settings) in enumerate(parts_of(config).items()):
+        kind = Annotated[type(settings), arg(name=name)]
+        fields.append((f"part{number}", kind, field(default_factory=lambda settings=settings: settings)))
+    command: type[Train] = make_dataclass("Train", fields, bases=(Train,))
+    command.__doc__ = (
+        f"Train {slug} ({entry.title}).\n\nDefaults are those for the data source {source}; another --data may have others. "
+        "Writes a run directory with weights, metrics and a report. After an interruption it continues with --resume RUN."
+    )
+    return command, [*argv[:at], *argv[at + 1 :]], f"counterpoint train {slug}"
+
+
+def named(argv: Sequence[str]) -> int | None:
+    """Find the word that names the system; raise CounterpointError when it names none that is built.
+
+    A word after an option is taken for its value.
+    """
+    built = {row.slug for row in catalog.entries().values() if row.built}
+    plain = [i for i, word in enumerate(argv) if not word.startswith("-") and not (i and argv[i - 1].startswith("-"))]
+    for at in plain:
+        if argv[at].split("+")[0] in built:
+            return at
+    if plain:
+        catalog.load_system(argv[plain[0]])
+    return None
+
+
+def value(argv: Sequence[str], option: str) -> str | None:
+    """Return the value of an option, `--option VALUE` or `--option=VALUE`; None when it is not given."""
+    found = next((after for word, after in itertools.pairwise(argv) if word == option), None)
+    return found or next((word.partition("=")[2] for word in argv if word.startswith(f"{option}=")), None)
+
+
+def without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate `--with ADDITION ...` from the other words: the word after it, and the additions that follow."""
+    rest, additions, first, more = list[str](), list[str](), False, False
+    for word, after in itertools.pairwise([*argv, "-"]):
+        if word in ("--with", "--with=") and (word == "--with=" or after.startswith("-")):
+            raise CounterpointError("--with wants the name of an addition: see counterpoint systems --additions")
+        if word == "--with":
+            first = True
+        elif word.startswith("--with="):
+            additions.append(word.removeprefix("--with="))
+        elif not word.startswith("-") and (
+            first or (more and word in catalog.entries() and catalog.get(word).addition)
+        ):
+            additions.append(word)
+            first, more = False, True
+        else:
+            first = more = False
+            rest.append(word)
+    return rest, additions

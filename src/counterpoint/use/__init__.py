@@ -1,0 +1,1 @@
+"""Use a trained run: `detect` finds the moments in video files."""

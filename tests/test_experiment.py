@@ -1,0 +1,134 @@
+"""One experiment: how settings are resolved, runs of a system's own, and starts that are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+
+from counterpoint import catalog, cli, training
+from counterpoint.data.optical import load_digits
+from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.experiment import Experiment, flat, load_learner, override
+
+
+@dataclass
+class PartConfig:
+    """Settings of a part."""
+
+    hardest: int = 64
+
+
+@dataclass
+class WholeConfig:
+    """Settings of a composed system."""
+
+    lr: float = 0.1
+    widths: tuple[int, ...] = (4, 2)
+    parts: dict[str, PartConfig] = field(default_factory=lambda: {"hard-part": PartConfig()})
+
+
+def test_settings_are_the_papers_then_the_recipes_then_the_overrides():
+    system = catalog.load_system("simclr")
+    paper = Experiment.resolve("simclr", "digits", recipe=False)
+    recipe = Experiment.resolve("simclr", "digits")
+    assert paper.config == system.config()
+    assert recipe.config == system.config(**system.recipe_for("digits"))
+    assert recipe.follows_recipe
+    mine = Experiment.resolve("simclr", "digits", overrides={"epochs": 3})
+    assert mine.config == replace(recipe.config, epochs=3)
+    assert mine.changed["epochs"] == 3
+    assert not mine.follows_recipe
+
+
+def test_a_dotted_name_and_a_mapping_set_the_settings_of_a_part():
+    for values in ({"hard-part.hardest": 8}, {"hard-part": {"hardest": 8}}, {"parts": {"hard-part": {"hardest": 8}}}):
+        assert flat(override(WholeConfig(), values, "x")) == {"lr": 0.1, "widths": (4, 2), "hard-part.hardest": 8}
+    assert override(WholeConfig(), {"widths": [3]}, "x").widths == (3,)
+
+
+@pytest.mark.parametrize("name", ["lrr", "hard-part.hardst", "soft-part.hardest", "lr.hardest"])
+def test_an_unknown_setting_is_refused_by_name(name):
+    with pytest.raises(CounterpointError, match=f"has no setting {name.removeprefix('hard-part.')}"):
+        override(WholeConfig(), {name: 1}, "x")
+
+
+def test_settings_are_checked_before_data_are_read():
+    with pytest.raises(CounterpointError, match="temperature must be > 0"):
+        Experiment.resolve("macil-sd", "xd-violence:/nowhere", overrides={"temperature": 0.0})
+
+
+def test_options_of_the_source_win_over_those_in_its_name():
+    made = Experiment.resolve("symile", "xor?train=64", options={"train": 32})
+    assert len(made.source().train) == 32
+
+
+@pytest.fixture
+def searching(monkeypatch):
+    """A system in the catalogue that searches in place of training."""
+    asked = []
+
+    def search(experiment, seed, *, run, say):
+        asked.append((experiment.config.epochs, experiment.data, seed))
+        if seed == 13:
+            raise CounterpointError("nothing can be searched with seed 13")
+        say("note: searched")
+        return [{"epoch": 0, "step": 1, "test/found": 0.25 * seed}]
+
+    system = replace(catalog.load_system("simclr"), run=search)
+    monkeypatch.setattr(catalog, "load_system", lambda slug: system)
+    return asked
+
+
+def test_a_systems_own_run_takes_the_place_of_training(searching, tmp_path):
+    experiment = Experiment.resolve("simclr", "digits", overrides={"epochs": 2})
+    assert experiment.run(2) == [{"epoch": 0, "step": 1, "test/found": 0.5}]
+    said = []
+    run = training.train("simclr", data="digits", seed=3, out=tmp_path, name="r", say=said.append)
+    assert searching[0] == (2, "digits", 2)
+    assert run.metrics() == [{"epoch": 0, "step": 1, "test/found": 0.75}]
+    assert run.complete
+    assert "found 0.7500" in " ".join(said)
+    with pytest.raises(RunError, match="trains no network"):
+        load_learner(Run.open(tmp_path / "r"))
+
+
+def test_a_start_that_its_system_refuses_leaves_nothing(searching, tmp_path):
+    with pytest.raises(CounterpointError, match="seed 13"):
+        training.train("simclr", data="digits", seed=13, out=tmp_path, name="r", say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_does_not_fit_the_data_leaves_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "simclr", "--data", "digits?size=8&train=60", "--batch-size", "100", "--encoder", "mlp-s"]
+    assert cli.main(words) == 2
+    assert "fewer than a batch" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits as theirs
+
+    ours, found = load_digits(), theirs()
+    for name in ("data", "images", "target"):
+        assert np.array_equal(getattr(ours, name), getattr(found, name))
+        assert getattr(ours, name).dtype == getattr(found, name).dtype
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sgd", "momentum"), ("nesterov", "nesterov"), ("adamw", "adamw")])
+def test_optimisers_of_torch_are_those_that_timm_makes(name, theirs):
+    from timm.optim import create_optimizer_v2
+
+    module = torch.nn.Linear(3, 2)
+    (ours,), _ = optimisers(OptimConfig(optimizer=name, beta2=0.95), [module], 2, 256)
+    options = {"betas": (0.9, 0.95)} if name == "adamw" else {}
+    made = create_optimizer_v2(
+        list(module.parameters()), opt=theirs, lr=0.03, momentum=0.9, weight_decay=1e-4, **options
+    )
+    assert type(ours) is type(made)
+    assert {**ours.defaults, "lr": 0} == {**made.defaults, "lr": 0}
