@@ -48,8 +48,9 @@ from counterpoint.encoders.audio import build_audio_encoder, check_audio_encoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.measures import (
     RECALL,
@@ -253,9 +254,19 @@ class AlignedLearner(Learner):
         """What an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
         return torch.stack(list(embeddings)).sum(0)
 
-    def configure_optimizers(self) -> Any:
-        constant = self.parameters() if self.config.constant_lr else ()
-        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size, constant)
+    def turns(self) -> list[Turn]:
+        config = self.config
+        constant = self.parameters() if config.constant_lr else ()
+        steps = self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [
+            (encoder, method)
+            for encoder in self.encoders.values()
+            for method in ("forward", "tokens")
+            if hasattr(encoder, method)
+        ]
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
@@ -901,11 +912,16 @@ class AlignedTask:
         found = self.split(split) if isinstance(split, str) else split
         return _evaluated(self._batches(found), list(map(int, rows)), "survey")
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        rank, size = world()
-        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size, drop_last=True)
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        workers = self.config.workers
+        chosen = batches or Batches(len(self.data.train), self.config.batch_size, drop_last=True)
         return DataLoader(
-            self._batches(self.data.train), batch_size=None, sampler=batches, num_workers=self.config.workers
+            self._batches(self.data.train),
+            batch_size=None,
+            sampler=chosen.bind(seed, position, *world()),
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:

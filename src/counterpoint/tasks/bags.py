@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.distributed import world
 from counterpoint.data.bags import Bag, BagData, TestVideo
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
 
@@ -336,14 +336,16 @@ class BagsTask:
                     f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}"
                 )
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        rank, size = world()
-        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size)
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        workers = self.config.workers
+        chosen = batches or Batches(len(self.data.train), self.config.batch_size)
         return DataLoader(
             _Padded(self.data, self.config.max_length),
-            batch_sampler=batches,
+            batch_sampler=chosen.bind(seed, position, *world()),
             collate_fn=_Collate(self.data, self.config.max_length),
-            num_workers=self.config.workers,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:

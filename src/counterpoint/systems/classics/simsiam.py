@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import negative_cosine
 from counterpoint.core.compared import Compared
 from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
 from counterpoint.systems.base import ContrastiveLearner, System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
@@ -63,9 +64,9 @@ class SimSiam(ContrastiveLearner, ViewsLearner):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         return {"loss": negative_cosine(p1, t2) / 2 + negative_cosine(p2, t1) / 2}
 
-    def configure_optimizers(self) -> Any:
-        config = self.config
-        return optimisers(config, [self], config.epochs, config.batch_size, constant=self.predictor.parameters())
+    def turns(self) -> list[Turn]:
+        config, constant, steps = self.config, self.predictor.parameters(), self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
 
 
 SYSTEM = System(

@@ -38,6 +38,7 @@ from counterpoint.core.distributed import gather_rows, global_mean, mean_of_tota
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
 
@@ -385,11 +386,9 @@ class ISogCLR:
         self.told: dict[str, Tensor] = {}
         self.every = max(1, data.examples // TOLD)
 
-    def begin(self, task: Any) -> None:
-        super().begin(task)  # type: ignore[misc]
-        labels = getattr(task.data.train, "labels", None)
-        # For the figures alone: training never sees them.
-        self.class_of = None if labels is None else torch.as_tensor(np.asarray(labels))
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)  # type: ignore[misc]
+        self.class_of = survey.labels  # for the figures alone: training never sees them
 
     def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
         index = compared.index
@@ -441,13 +440,13 @@ class ISogCLR:
             )
         return found
 
-    def figures(self, task: Any) -> dict[str, Any]:
-        found: dict[str, Any] = super().figures(task)  # type: ignore[misc]
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        found: dict[str, Any] = super().figures(survey)  # type: ignore[misc]
         told = self._by_class()
         if told is None:
             return found
         classes, sizes, mean = (part.tolist() for part in told)
-        names = getattr(task.data, "classes", ())
+        names = survey.classes
         return found | {
             "Temperatures by class": {
                 "kind": "points",

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -38,11 +38,11 @@ from counterpoint.core.checks import need_rows
 from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
-from counterpoint.engine.loading import EpochBatches
+from counterpoint.engine.loading import Batches
+from counterpoint.engine.stages import Stage
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
-from counterpoint.tasks.images import BATCH
-from counterpoint.views.images import normalise
 
 
 def compose(
@@ -119,29 +119,26 @@ def grouped_batches(
     return out
 
 
-class _Batches(EpochBatches):
-    """The batches of an epoch; within groups once there are any."""
+class GroupBatches(Batches):
+    """Batches within groups, as many as an epoch has otherwise.
 
-    def __init__(self, plain: EpochBatches, rows: NDArray[np.int64], learner: MCL) -> None:
-        p = plain
-        super().__init__(p.examples, p.batch_size, p.seed, p.position, p.rank, p.size, drop_last=True, items=p.counted)
-        self.rows, self.learner = rows, learner
+    Args:
+        groups: [examples] number of the group of each example.
+        batch_size: examples in a batch.
+    """
 
-    def __iter__(self) -> Iterator[list[int]]:
-        groups = self.learner.groups()
-        if groups is None:
-            yield from super().__iter__()
-            return
-        _, labels = np.unique(groups[self.rows], return_inverse=True)
-        rng = np.random.default_rng([self.seed, self.position.epoch])
-        done, given = self.position.batch, 0
+    def __init__(self, groups: NDArray[np.int64], batch_size: int) -> None:
+        super().__init__(len(groups), batch_size, drop_last=True)
+        self.labels = np.unique(groups, return_inverse=True)[1]
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[list[int]]:
+        given = 0
         while True:
-            orders = [rng.permutation(int(count)) for count in np.bincount(labels)]
-            # Of the whole batch, cut to this process's share as in any other epoch.
-            for batch in grouped_batches(labels, self.batch_size, orders):
+            orders = [generator.permutation(int(count)) for count in np.bincount(self.labels)]
+            for batch in grouped_batches(self.labels, self.batch_size, orders):
                 if given == len(self):
                     return
-                yield batch[self.rank :: self.size] if given >= done else []
+                yield batch
                 given += 1
 
 
@@ -185,7 +182,6 @@ class MCL:
         module.register_buffer("stage", torch.tensor(0))
         module.register_buffer("unseen", torch.tensor(0))
         module.register_buffer("assigned", torch.zeros(config.stages, data.examples, dtype=torch.long))
-        self.earlier_epochs = config.epochs * config.stages
 
     def _fresh(self, stage: int) -> Any:
         """The base learner as it begins a stage."""
@@ -195,10 +191,19 @@ class MCL:
         torch.random.set_rng_state(state)
         return found
 
-    def begin(self, task: Any) -> None:
-        super().begin(task)  # type: ignore[misc]
-        self.task = task
-        task.regroup = lambda plain: _Batches(plain, task.rows, self)
+    def stages(self) -> list[Stage]:
+        (plain,) = super().stages()  # type: ignore[misc]
+        batches = None if self.config.restrict == "none" else self._batches
+        later = [
+            replace(plain, name=f"stage {t}", enter=self._next_stage, batches=batches)
+            for t in range(1, self.config.stages + 1)
+        ]
+        return [replace(plain, name="stage 0"), *later]
+
+    def _batches(self, survey: Survey) -> GroupBatches:
+        groups = self.groups()
+        assert groups is not None
+        return GroupBatches(groups[survey.rows], self.config.batch_size)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return super().loss(batch) | {"never_drawn": self.unseen.float()}  # type: ignore[misc]
@@ -243,48 +248,33 @@ class MCL:
             found["pair"] = [self.embed(view) for view in batch["views"]]
         return found
 
-    def configure_optimizers(self) -> Any:
-        found: Any = super().configure_optimizers()  # type: ignore[misc]
-        epochs = self.config.epochs
-        for schedule in found[1]:
-            # The schedule of the stage at hand.
-            schedule.lr_lambdas = [lambda e, f=f: f(e % epochs) for f in schedule.lr_lambdas]
-        return found
-
-    def end_epoch(self, epoch: int) -> None:
-        super().end_epoch(epoch)  # type: ignore[misc]
-        if (epoch + 1) % self.config.epochs == 0 and int(self.stage) < self.config.stages:
-            self._next_stage()
-
     @torch.no_grad()
-    def _next_stage(self) -> None:
+    def _next_stage(self, survey: Survey) -> None:
+        """Cluster the embeddings, keep the encoder, and begin anew."""
         module: Any = self
         stage = int(self.stage)
         if self.config.restrict != "none":
-            self.assigned[stage] = self._clusters(stage)
+            self.assigned[stage] = self._clusters(survey, stage)
         module.earlier[stage].load_state_dict(module.encoder.state_dict())
         module.earlier[stage].eval()
         fresh = self._fresh(stage + 1)
         own = module.state_dict()
         for name, value in fresh.state_dict().items():
             own[name].copy_(value)
-        for optimizer in module.optimizers:
-            optimizer.state.clear()
         self.stage.add_(1)
 
-    def _clusters(self, stage: int) -> Tensor:
+    def _clusters(self, survey: Survey, stage: int) -> Tensor:
         """k-means on the normalised projections of all training images, without augmentation; on their features where the
         base compares no projections (MAE)."""
         module: Any = self
-        split, training, parts = self.task.data.train, module.training, []
-        module.eval()
-        for start in range(0, len(split), BATCH):
-            images = split.images(np.arange(start, min(start + BATCH, len(split))))
-            x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(module.device))
-            rows = super().embed(x)  # type: ignore[misc]
-            parts.append(unit(module.projector(rows) if module.compares else rows).cpu())
-        module.train(training)
-        labels = kmeans(torch.cat(parts), min(self.config.clusters, len(split)), seed=module.seed + stage).labels
+        plain = super().embed  # type: ignore[misc]
+
+        def rows(batch: dict[str, Any]) -> Tensor:
+            found = plain(batch["image"])
+            return unit(module.projector(found) if module.compares else found)
+
+        embedded = survey.over("train", rows)
+        labels = kmeans(embedded, min(self.config.clusters, len(embedded)), seed=module.seed + stage).labels
         groups = compose([*self.assigned[:stage].cpu(), labels], self.config.clusters)
         sizes = groups.unique(return_counts=True)[1]
         batch = self.config.batch_size
