@@ -78,7 +78,7 @@ def test_processes_share_the_same_global_batches(size):
 def test_resuming_in_mid_epoch_passes_over_what_is_done():
     whole = list(Batches(10, 3).bind(1, Position(epoch=4), 0, 1))
     rest = list(Batches(10, 3).bind(1, Position(epoch=4, batch=2), 0, 1))
-    assert rest == [*whole[2:]]
+    assert rest == whole[2:]
 
 
 def test_epochs_and_seeds_differ():
