@@ -52,11 +52,11 @@ def found(capsys, *words):
 def test_every_item_is_embedded(made):
     rows = search.read_embeddings(made / "emb.parquet")
     assert rows.modalities == {"image": "image", "text": "text"}
-    assert (rows.split.count("train"), rows.split.count("test")) == (96, 40)
+    assert [rows.split.count(name) for name in ("train", "valid", "test")] == [96, 42, 40]
     for vectors in rows.vectors.values():
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     data = load(SMALL, task="aligned")
-    assert rows.texts["text"][96:] == data.test.column("text", np.arange(40))
+    assert rows.texts["text"][138:] == data.test.column("text", np.arange(40))
     assert cli.main(["embed", str(made / "clip"), "-o", str(made / "test.parquet"), "--split", "test"]) == 0
     assert len(search.read_embeddings(made / "test.parquet").item) == 40
 
@@ -81,7 +81,7 @@ def test_an_item_s_own_picture_and_words_find_it(made, capsys, tmp_path):
         capsys, str(made / "clip"), caption, str(tmp_path / "seven.png"), "--in", file, "--modality", "image", "-k", "5"
     )
     rows = search.read_embeddings(file)
-    joint = rows.vectors["image"] @ (rows.vectors["image"][96 + 7] + rows.vectors["text"][96 + 7])
+    joint = rows.vectors["image"] @ (rows.vectors["image"][138 + 7] + rows.vectors["text"][138 + 7])
     best = int(joint.argmax())
     assert (both["hits"][0]["split"], both["hits"][0]["item"]) == (rows.split[best], int(rows.item[best]))
     assert both["hits"][0]["similarity"] == pytest.approx(float(joint[best]), abs=1e-4)
@@ -103,7 +103,7 @@ def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, cap
     exact = search.search(made / "clip", ["arrow"], file)
     assert cli.main(["index", str(file)]) == 0
     graph = search._graph(search.read_embeddings(file), "image")
-    assert graph.ntotal == 136
+    assert graph.ntotal == 178
     by_graph = search.search(made / "clip", ["arrow"], file)
     assert [hit.item for hit in by_graph[1]] == [hit.item for hit in exact[1]]
     assert cli.main(["embed", str(made / "clip"), "-o", str(file), "--split", "test"]) == 0
@@ -174,7 +174,7 @@ def test_a_vector_is_a_query_and_items_say_their_rows(vectors, tmp_path):
     file = vectors / "emb.parquet"
     assert search.embed(vectors / "run", file) == 41
     rows = search.read_embeddings(file)
-    assert sorted(set(rows.split)) == ["test", "train", "unpaired"]
+    assert sorted(set(rows.split)) == ["test", "train", "unpaired", "valid"]
     assert rows.source[-1] == "m.jsonl row 41 (alone)"
     assert rows.label == [None] * 41
     assert rows.texts["label"][0] == f"word {rows.source[0].split('(a')[1][:-1]}"
@@ -205,4 +205,4 @@ def test_a_run_that_re_ranks_embeds(tmp_path):
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     data = "glyphs?train=32&test=8&size=32&styles=codicon"
     assert cli.main(["train", "albef", "--data", data, *words, "--out", str(tmp_path), "--name", "a"]) == 0
-    assert search.embed(tmp_path / "a", tmp_path / "e.parquet") == 40
+    assert search.embed(tmp_path / "a", tmp_path / "e.parquet") == 32 + 45 + 8

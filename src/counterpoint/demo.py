@@ -50,7 +50,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     if seeds < 1:
         raise CounterpointError("--seeds must be at least 1")
     say("1. Drawing game clips from sprites and sound effects (kept for the next time).")
-    data = arcade.load(test=TEST)
+    data = arcade.load(test=TEST)  # with the valid clips that `train` watches
     violent = sum(bag.label for bag in data.train)
     say(
         f"   {len(data.train)} to learn from, {violent} labelled violent, none saying when; {len(data.test)} to measure on."

@@ -109,7 +109,9 @@ def test_rate_follows_the_same_curve_by_steps():
             assert seen[-1] == pytest.approx(by_epoch.optimizers[0].param_groups[0]["lr"])
         whole.step()
         if epoch >= 1:
-            assert by_step.optimizers[0].param_groups[0]["lr"] == pytest.approx(by_epoch.optimizers[0].param_groups[0]["lr"])
+            assert by_step.optimizers[0].param_groups[0]["lr"] == pytest.approx(
+                by_epoch.optimizers[0].param_groups[0]["lr"]
+            )
     assert seen[0] == pytest.approx(0.1 / 8)
     assert max(seen) == pytest.approx(0.1)
     assert len(set(seen)) > 30

@@ -238,7 +238,7 @@ def test_a_url_is_reported_whole(folder, words, capsys):
 
 def test_a_run_of_symile_is_asked_with_all_other_modalities(tmp_path, capsys):
     sizes = ["--epochs", "1", "--batch-size", "32", "--embedding", "4"]
-    data = "xor?train=64&test=16"
+    data = "xor?train=48&valid=16&test=16"
     assert cli.main(["train", "symile", "--data", data, *sizes, "--out", str(tmp_path), "--name", "s"]) == 0
     file = tmp_path / "e.parquet"
     search.embed(tmp_path / "s", file)

@@ -90,7 +90,7 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
     learner.loss = watched
     rows = fit(learner, task, epochs=config.epochs, evaluate_every=1, bar=False)
     assert len(rows) == 2
-    assert len(seen) == 1078 // 32
+    assert len(seen) == 969 // 32
     assert all(len(set(groups)) == 1 for groups in seen)
     assert len({int(groups[0]) for groups in seen}) > 1
     assert {"stage_0_class", "stage_1_class", "stage_0_pattern", "pattern_accuracy"} <= {
@@ -153,8 +153,9 @@ def test_it_trains_resumes_and_shows_what_was_learned(tmp_path: Path) -> None:
 
 def test_digit_patterns_and_their_views() -> None:
     data = digit_patterns.load(seed=3)
-    train, test = data.attributes["pattern"]
+    train, valid, test = data.attributes["pattern"]
     assert len(train) == len(data.train)
+    assert len(valid) == len(data.valid)
     assert len(test) == len(data.test)
     pixels = data.train.images(np.arange(len(data.train)))
     one = np.flatnonzero(train == train[0])

@@ -8,7 +8,7 @@ import torch
 
 import counterpoint.functional as fn
 from counterpoint.data.bags import Bag, BagData, TestVideo
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import DataError
 from counterpoint.tasks.bags import BagsConfig, BagsTask
 
@@ -69,20 +69,20 @@ def test_every_bag_is_seen_once_an_epoch_and_padded():
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_processes_share_the_same_global_batches(size):
-    alone = list(EpochBatches(11, 4, 7, Position(epoch=2), 0, 1))
-    shares = [list(EpochBatches(11, 4, 7, Position(epoch=2), rank, size)) for rank in range(size)]
+    alone = list(Batches(11, 4).bind(7, Position(epoch=2), 0, 1))
+    shares = [list(Batches(11, 4).bind(7, Position(epoch=2), rank, size)) for rank in range(size)]
     for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
         assert sorted(whole) == sorted(i for part in parts for i in part)
 
 
 def test_resuming_in_mid_epoch_passes_over_what_is_done():
-    whole = list(EpochBatches(10, 3, 1, Position(epoch=4), 0, 1))
-    rest = list(EpochBatches(10, 3, 1, Position(epoch=4, batch=2), 0, 1))
-    assert rest == [[], [], *whole[2:]]
+    whole = list(Batches(10, 3).bind(1, Position(epoch=4), 0, 1))
+    rest = list(Batches(10, 3).bind(1, Position(epoch=4, batch=2), 0, 1))
+    assert rest == whole[2:]
 
 
 def test_epochs_and_seeds_differ():
-    orders = {tuple(next(iter(EpochBatches(50, 50, s, Position(epoch=e), 0, 1)))) for s in (0, 1) for e in (0, 1)}
+    orders = {tuple(next(iter(Batches(50, 50).bind(s, Position(epoch=e), 0, 1)))) for s in (0, 1) for e in (0, 1)}
     assert len(orders) == 4
 
 

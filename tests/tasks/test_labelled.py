@@ -121,8 +121,7 @@ def test_batches_leave_out_what_has_no_class():
     asked = [batch["index"].tolist() for batch in task.evaluation_loader("test")]
     assert asked == [np.flatnonzero(labels >= 0).tolist()]
     later = batches(task, position=Position(epoch=1, batch=1))
-    assert len(later[0]["index"]) == 0
-    assert len(later[1]["index"]) == 3
+    assert [len(batch["index"]) for batch in later] == [3]  # what is done is not read again
     assert [b["index"].tolist() for b in batches(task)] == [b["index"].tolist() for b in found]
     assert [b["index"].tolist() for b in batches(task, seed=1)] != [b["index"].tolist() for b in found]
 

@@ -70,6 +70,10 @@ def carve(
     try:
         kept, cut = split_positions(len(rows), share, labels, together)
     except DataError as error:
+        if together is not None and len(set(together.tolist())) > 1:  # large groups alone: the smallest one is cut
+            names, sizes = np.unique(together, return_counts=True)
+            cut_group = together == names[sizes.argmin()]
+            return rows[~cut_group], rows[cut_group]
         raise CounterpointError(
             f"{source}: the valid split would be empty: {len(rows)} training items cannot be divided with "
             f"valid={share:g}; ask for more items, or another share (?valid={SHARE:g})"

@@ -11,7 +11,9 @@ WATCHED = 2  # items that a valid split needs at least
 
 
 def named_split(data: Any, name: str) -> Any:
-    """Return the split of data of this name; CounterpointError where it has none of it."""
+    """Return the split of data of this name, None where it has no unpaired items; CounterpointError for another name."""
+    if name == "unpaired" and getattr(data, name, None) is None:
+        return None
     names = [known for known in SPLITS if getattr(data, known, None) is not None]
     if name not in names:
         raise unknown("split", name, names)
