@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,6 +185,11 @@ class Train:
         if self.slug is None:
             raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems)")
         config = getattr(self, "config", None)  # there when a system was named
+        if getattr(config, "parts", None):
+            assert config is not None
+            config = replace(
+                config, parts={slug: getattr(self, f"part_{number}") for number, slug in enumerate(config.parts)}
+            )
         if self.max_bad is not None:
             if not (self.data or "").startswith("manifest:"):
                 raise CounterpointError("--max-bad is for --data manifest:FILE")
@@ -258,14 +263,17 @@ def _train_with_settings(argv: Sequence[str]) -> tuple[type[Train], list[str], s
         source, default = source or origin.config["data"], training.restore(origin)[1]
     else:
         default = training.default_config(slug, source)
-    kind: type[Train] = make_dataclass(
-        "Train",
-        [
-            ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
-            ("config", type(default), field(default_factory=lambda: default)),
-        ],
-        bases=(Train,),
-    )
+    # The base's settings are options without a prefix, those of a part come under its name.
+    parts: dict[str, Any] = getattr(default, "parts", {})
+    groups: list[tuple[str, Any, Any]] = [
+        ("slug", Suppress[str | None], field(default=slug)),
+        ("config", OmitArgPrefixes[type(default)], field(default_factory=lambda: default)),  # type: ignore[misc]
+    ]
+    groups += [
+        (f"part_{number}", Annotated[type(part), arg(name=name)], field(default_factory=lambda part=part: part))
+        for number, (name, part) in enumerate(parts.items())
+    ]
+    kind: type[Train] = make_dataclass("Train", groups, bases=(Train,))
     kind.__doc__ = (
         f"Train {slug} ({catalog.get(slug).title}).\n\nDefaults are those for the data source "
         f"{source or catalog.load_system(slug).data}; another --data may have others. Writes a run directory with "
@@ -749,7 +757,7 @@ def _run(argv: list[str]) -> int:
     command, words, prog = COMMANDS[argv[0]], argv[1:], f"counterpoint {argv[0]}"
     if command is Train:
         command, words, prog = _train_with_settings(words)
-    result: Any = tyro.cli(command, args=words, prog=prog, config=(OmitArgPrefixes,))
+    result: Any = tyro.cli(command, args=words, prog=prog)
     return result.run() if isinstance(result, Train) else int(result)
 
 

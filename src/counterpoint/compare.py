@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from counterpoint import catalog
 from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
+from counterpoint.systems.settings import flat, with_settings
 from counterpoint.verify import MANY_SEEDS, paired, run_all, seeds_needed, stamp_of, summarise, verdict
 
 SAID = {"holds": "better", "reversed": "worse"}
@@ -27,15 +27,9 @@ SAID = {"holds": "better", "reversed": "worse"}
 
 def settings_of(slug: str, data: str, overrides: dict[str, Any]) -> Any:
     """A system's settings on this data, with those that are set for all; CounterpointError for one it does not have."""
-    from dataclasses import replace
-
     from counterpoint.training import default_config
 
-    config = default_config(slug, data)
-    unknown_ones = set(overrides) - {field.name for field in fields(config)}
-    if unknown_ones:
-        raise CounterpointError(f"{slug} has no setting {', '.join(sorted(unknown_ones))}")
-    return replace(config, **overrides)
+    return with_settings(default_config(slug, data), overrides, slug)
 
 
 def _one(slug: str, data: str, seed: int, overrides: dict[str, Any]) -> dict[str, float]:
@@ -86,7 +80,7 @@ def compare(
         _one,
         cache=out / ".partial" / name,
         stamp=stamp_of(
-            [data, {slug: asdict(config) for slug, config in configs.items()}],
+            [data, {slug: flat(config) for slug, config in configs.items()}],
             [module for slug in slugs for module in catalog.modules(slug)],
         ),
         jobs=jobs,
@@ -121,7 +115,7 @@ def compare(
                 "verdict": SAID.get(said, said),
             }
         )
-    everything = {slug: asdict(config) for slug, config in configs.items()}
+    everything = {slug: flat(config) for slug, config in configs.items()}
     same = {
         key: value
         for key, value in everything[slugs[0]].items()

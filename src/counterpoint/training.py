@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +20,9 @@ from counterpoint import data as sources
 from counterpoint.data import source_name
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import Run, check_new
-from counterpoint.errors import RunError
+from counterpoint.errors import CounterpointError, RunError
 from counterpoint.systems.base import System
+from counterpoint.systems.settings import flat, stored, with_settings
 
 Say = Callable[[str], None]
 
@@ -152,9 +152,10 @@ def train(
         say(f"note: {note}")
     recipe = system.recipe_for(source_name(spec))
     paper = system.config()
-    changed = {k: v for k, v in asdict(config).items() if v != getattr(paper, k)}
+    usual = flat(paper)
+    changed = {k: v for k, v in flat(config).items() if v != usual[k]}
     if changed:
-        expected = {k: v for k, v in recipe.items() if v != getattr(paper, k)}
+        expected = {k: v for k, v in recipe.items() if v != usual[k]}
         said = "the recipe for this data" if changed == expected else "this run"
         say(f"{said} departs from the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
     record = {
@@ -163,7 +164,7 @@ def train(
         "task": system.task,
         "data": spec,
         "seed": seed,
-        "config": asdict(config),
+        "config": stored(config),
     }
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
@@ -212,18 +213,17 @@ def _parent(run: Run) -> Run | None:
 def restore(run: Run) -> tuple[System, Any]:
     """The system and settings a run was made with; RunError when its config.yaml does not hold them."""
     system = catalog.load_system(run.slug)
-    stored = run.config.get("config")
-    known = {field.name for field in fields(system.config)}
+    kept = run.config.get("config")
     missing = {"data", "seed"} - set(run.config)
-    if not isinstance(stored, dict) or missing or set(stored) - known:
-        odd = sorted(set(stored) - known) if isinstance(stored, dict) else []
+    if not isinstance(kept, dict) or missing:
         raise RunError(
             f"{run.path}/config.yaml is not one this version wrote"
             + (f"; it lacks {', '.join(sorted(missing))}" if missing else "")
-            + (f"; {run.slug} has no setting {', '.join(odd)}" if odd else "")
         )
     try:
-        return system, system.config(**stored)
+        return system, with_settings(system.config(), kept, run.slug)
+    except CounterpointError as error:
+        raise RunError(f"{run.path}/config.yaml is not one this version wrote; {error}") from error
     except TypeError as error:
         raise RunError(f"{run.path}/config.yaml: {error}") from error
 

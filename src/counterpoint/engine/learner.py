@@ -40,6 +40,7 @@ class Learner(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
+        self.parts = nn.ModuleDict()  # additions over a contrastive learner, by slug (see systems.parts)
         self.position = Position()
         self.evaluator: Any = None
         self.optimizers: list[torch.optim.Optimizer] = []  # there for the time of a fit
