@@ -23,10 +23,9 @@ an addition's first epochs. Not here: the MMVP evaluation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -38,9 +37,11 @@ from counterpoint.core.checks import need_rows
 from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import EpochBatches
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.settings import PartConfig
 from counterpoint.tasks.images import BATCH
 from counterpoint.views.images import normalise
 
@@ -146,8 +147,8 @@ class _Batches(EpochBatches):
 
 
 @dataclass
-class MCLConfig(AdditionConfig):
-    """What MCL adds to the settings of the system it goes over."""
+class MCLConfig(PartConfig):
+    """Settings of MCL."""
 
     stages: int = 2
     """Stages after the first, ordinary one."""
@@ -159,147 +160,161 @@ class MCLConfig(AdditionConfig):
     """Normalise each stage's features before they are put side by side."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.stages < 0 or self.clusters < 1:
             raise CounterpointError("stages must not be negative and clusters be at least 1")
         if self.restrict not in ("clusters", "shuffled", "none"):
             raise CounterpointError(f"restrict is 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
 
 
-class MCL:
-    """The base in stages. `encoder`, `projector` and whatever else it has are those of the stage at hand; `earlier` holds the
-    frozen encoders of the stages before."""
+class MCL(Learner):
+    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before."""
 
-    config: Any
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
     unseen: Int[Tensor, ""]  # images of groups too small for a batch, which this stage never draws
 
-    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)  # type: ignore[call-arg]
-        self.given: SimpleNamespace = data
-        module: Any = self
+    def __init__(self, settings: MCLConfig, make: Callable[[int], Learner], data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.settings, self.make = settings, make
+        self.base: Any = make(seed)
+        self.base.position = self.position
+        self.config = self.base.config
         # A place for each finished encoder's weights; nothing looks at one before they are there.
-        module.earlier = nn.ModuleList(copy.deepcopy(module.encoder) for _ in range(config.stages))
-        module.earlier.requires_grad_(False)
-        module.register_buffer("stage", torch.tensor(0))
-        module.register_buffer("unseen", torch.tensor(0))
-        module.register_buffer("assigned", torch.zeros(config.stages, data.examples, dtype=torch.long))
-        self.earlier_epochs = config.epochs * config.stages
+        self.earlier = nn.ModuleList(copy.deepcopy(self.base.encoder) for _ in range(settings.stages))
+        self.earlier.requires_grad_(False)
+        self.register_buffer("stage", torch.tensor(0))
+        self.register_buffer("unseen", torch.tensor(0))
+        self.register_buffer("assigned", torch.zeros(settings.stages, data.examples, dtype=torch.long))
+        self.earlier_epochs = self.config.epochs * settings.stages
 
-    def _fresh(self, stage: int) -> Any:
-        """The base learner as it begins a stage."""
-        base: Any = type(self).__mro__[type(self).__mro__.index(MCL) + 1]
-        state = torch.random.get_rng_state()
-        found = base(self.config, self.given, self.seed * 1009 + stage)  # type: ignore[attr-defined]
-        torch.random.set_rng_state(state)
+    # --- what is the base's
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        prepared: dict[str, Any] = self.base.prepare(batch, generator)
+        return prepared
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.base.loss(batch)
+        return losses | {"never_drawn": self.unseen.float()}
+
+    def before_step(self) -> None:
+        self.base.before_step()
+
+    def end_step(self) -> None:
+        super().end_step()
+        self.base.end_step()
+
+    def start(self) -> None:
+        self.base.optimizers = self.optimizers
+        self.base.start()
+
+    def figures(self, task: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self.base.figures(task)
         return found
 
+    # --- stages
+
     def begin(self, task: Any) -> None:
-        super().begin(task)  # type: ignore[misc]
+        self.base.begin(task)
         self.task = task
         task.regroup = lambda plain: _Batches(plain, task.rows, self)
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return super().loss(batch) | {"never_drawn": self.unseen.float()}  # type: ignore[misc]
-
     def groups(self) -> NDArray[np.int64] | None:
-        """The pseudo-label of every training example that batches of this stage keep to, or None."""
+        """Return the pseudo-label of every training example that batches of this stage keep to, or None."""
         stage = int(self.stage)
-        if stage == 0 or self.config.restrict == "none":
+        if stage == 0 or self.settings.restrict == "none":
             return None
-        groups = compose(list(self.assigned[:stage]), self.config.clusters).cpu().numpy()
-        if self.config.restrict == "shuffled":
-            groups = np.random.default_rng([self.seed, stage]).permutation(groups)  # type: ignore[attr-defined]
+        groups = compose(list(self.assigned[:stage]), self.settings.clusters).cpu().numpy()
+        if self.settings.restrict == "shuffled":
+            groups = np.random.default_rng([self.seed, stage]).permutation(groups)
         return groups
 
-    def features_by_stage(self, images: Tensor) -> list[Tensor]:
-        """[n, dim] of each stage so far, as the base's `embed` has them."""
-        module: Any = self
-        own, found = module.encoder, []
-        try:
-            for encoder in (*module.earlier[: int(self.stage)], own):
-                module.encoder = encoder
-                found.append(super().embed(images))  # type: ignore[misc]
-        finally:
-            module.encoder = own
-        return found
-
-    def _together(self, stages: list[Tensor]) -> Tensor:
-        return torch.cat([unit(x) for x in stages] if self.config.stage_norm else stages, 1)
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self._together(self.features_by_stage(images))
-
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        module: Any = self
-        stages = self.features_by_stage(batch["image"])
-        found: dict[str, Any] = {"feature": self._together(stages)}
-        if len(stages) > 1:
-            found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
-        if batch.get("part") == "test" and module.compares:
-            found["embedding"] = module.projector(stages[-1])
-        if "views" in batch:
-            found["pair"] = [self.embed(view) for view in batch["views"]]
-        return found
-
     def configure_optimizers(self) -> Any:
-        found: Any = super().configure_optimizers()  # type: ignore[misc]
+        found = self.base.configure_optimizers()
         epochs = self.config.epochs
         for schedule in found[1]:
             # The schedule of the stage at hand.
             schedule.lr_lambdas = [lambda e, f=f: f(e % epochs) for f in schedule.lr_lambdas]
+        self.base.total_steps = self.total_steps
         return found
 
     def end_epoch(self, epoch: int) -> None:
-        super().end_epoch(epoch)  # type: ignore[misc]
-        if (epoch + 1) % self.config.epochs == 0 and int(self.stage) < self.config.stages:
+        self.base.end_epoch(epoch)
+        if (epoch + 1) % self.config.epochs == 0 and int(self.stage) < self.settings.stages:
             self._next_stage()
 
     @torch.no_grad()
     def _next_stage(self) -> None:
-        module: Any = self
         stage = int(self.stage)
-        if self.config.restrict != "none":
+        if self.settings.restrict != "none":
             self.assigned[stage] = self._clusters(stage)
-        module.earlier[stage].load_state_dict(module.encoder.state_dict())
-        module.earlier[stage].eval()
-        fresh = self._fresh(stage + 1)
-        own = module.state_dict()
-        for name, value in fresh.state_dict().items():
-            own[name].copy_(value)
-        for optimizer in module.optimizers:
+        self.earlier[stage].load_state_dict(self.base.encoder.state_dict())
+        self.earlier[stage].eval()
+        state = torch.random.get_rng_state()
+        fresh = self.make(self.seed * 1009 + stage + 1)
+        torch.random.set_rng_state(state)
+        self.base.load_state_dict(fresh.state_dict())
+        for optimizer in self.optimizers:
             optimizer.state.clear()
         self.stage.add_(1)
 
     def _clusters(self, stage: int) -> Tensor:
-        """k-means on the normalised projections of all training images, without augmentation; on their features where the
+        """Cluster the normalised projections of all training images, without augmentation, by k-means; the features where the
         base compares no projections (MAE)."""
-        module: Any = self
-        split, training, parts = self.task.data.train, module.training, []
-        module.eval()
+        split, training, parts = self.task.data.train, self.training, []
+        self.eval()
         for start in range(0, len(split), BATCH):
             images = split.images(np.arange(start, min(start + BATCH, len(split))))
-            x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(module.device))
-            rows = super().embed(x)  # type: ignore[misc]
-            parts.append(unit(module.projector(rows) if module.compares else rows).cpu())
-        module.train(training)
-        labels = kmeans(torch.cat(parts), min(self.config.clusters, len(split)), seed=module.seed + stage).labels
-        groups = compose([*self.assigned[:stage].cpu(), labels], self.config.clusters)
+            x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
+            rows = self.base.embed(x)
+            parts.append(unit(self.base.projector(rows) if self.base.compares else rows).cpu())
+        self.train(training)
+        labels = kmeans(torch.cat(parts), min(self.settings.clusters, len(split)), seed=self.seed + stage).labels
+        groups = compose([*self.assigned[:stage].cpu(), labels], self.settings.clusters)
         sizes = groups.unique(return_counts=True)[1]
         batch = self.config.batch_size
         if int(sizes.max()) < batch:
             raise CounterpointError(
                 f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
-                f"{batch}: use fewer --clusters or --stages, or a smaller --batch-size"
+                f"{batch}: use fewer --mcl.clusters or --mcl.stages, or a smaller --batch-size"
             )
         self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
 
-    def train(self, mode: bool = True) -> Any:
-        found: Any = super().train(mode)  # type: ignore[misc]
-        for encoder in getattr(self, "earlier", ()):
-            encoder.eval()  # frozen, running statistics too
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.earlier.eval()  # frozen, running statistics too
+        return self
+
+    # --- the representation
+
+    def features_by_stage(self, images: Tensor) -> list[Tensor]:
+        """Return [n, dim] features of each stage so far, as the base's `embed` has them."""
+        own, found = self.base.encoder, []
+        try:
+            for encoder in (*self.earlier[: int(self.stage)], own):
+                self.base.encoder = encoder
+                found.append(self.base.embed(images))
+        finally:
+            self.base.encoder = own
+        return found
+
+    def _together(self, stages: list[Tensor]) -> Tensor:
+        return torch.cat([unit(x) for x in stages] if self.settings.stage_norm else stages, 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the features of all stages so far, side by side."""
+        return self._together(self.features_by_stage(images))
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        stages = self.features_by_stage(batch["image"])
+        found: dict[str, Any] = {"feature": self._together(stages)}
+        if len(stages) > 1:
+            found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
+        if batch.get("part") == "test" and self.base.compares:
+            found["embedding"] = self.base.projector(stages[-1])
+        if "views" in batch:
+            found["pair"] = [self.embed(view) for view in batch["views"]]
         return found
 
 
@@ -322,9 +337,9 @@ SYSTEM = Addition(
     slug="mcl",
     over="simclr",
     config=MCLConfig,
-    learner=MCL,
-    fits=("task:views",),
-    recipe={"stages": 1, "clusters": 5},
+    around=MCL,
+    task="views",
+    recipe={"mcl.stages": 1, "mcl.clusters": 5},
     claim=Claim(
         sentence="An easy shared feature suppresses a harder one; a second stage with negatives of one cluster recovers it, and "
         "neither a plain ensemble of the same size nor shuffled clusters do as well.",
@@ -342,13 +357,13 @@ SYSTEM = Addition(
             "batch_size": 64,
             "epochs": 25,
             "evaluate_every": 25,
-            "stages": 1,
+            "mcl.stages": 1,
         },
         arms={
-            "ensemble": {"restrict": "none"},
-            "shuffled": {"restrict": "shuffled"},
+            "ensemble": {"mcl.restrict": "none"},
+            "shuffled": {"mcl.restrict": "shuffled"},
             "mcl": {},
-            "one stage": {"stages": 0},
+            "one stage": {"mcl.stages": 0},
         },
         baseline="ensemble",
         metric="linear_accuracy_last",
