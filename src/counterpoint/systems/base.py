@@ -96,7 +96,9 @@ class Addition:
     loss: Literal["own", "over", ""] = ""
     data: str = ""  # "": the base's
     claim: Claim | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)  # the paper's settings of the base, where they differ from it
+    defaults: dict[str, Any] = field(
+        default_factory=dict
+    )  # the paper's settings of the base, where they differ from it
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     # The data as the composed task learns from it: source(data, settings of the addition).

@@ -55,7 +55,9 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
         elif name not in own:
             raise CounterpointError(f"{slug} has no setting {name}; {_hint(name, config)}")
         else:
-            plain[name] = tuple(value) if isinstance(getattr(config, name), tuple) and isinstance(value, list) else value
+            plain[name] = (
+                tuple(value) if isinstance(getattr(config, name), tuple) and isinstance(value, list) else value
+            )
     for part, more in below.items():
         known = {f.name for f in fields(there[part])}
         for name in more:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tyro.conf import Suppress
 
 from counterpoint.data.images import ImageData, ImageSplit
 from counterpoint.data.shown import png
@@ -73,9 +72,6 @@ class ViewsConfig(ImagesConfig):
     projection: int = 128
     """Width of what the projector gives to the loss."""
 
-    parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
-    """Settings of the parts over the system, by slug."""
-
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
 
     def __post_init__(self) -> None:
@@ -84,12 +80,6 @@ class ViewsConfig(ImagesConfig):
         temperature = getattr(self, "temperature", None)
         if temperature is not None and not 0 < temperature < math.inf:
             raise CounterpointError(f"temperature must be > 0 and finite, got {temperature}")
-
-    def facts(self, data: ImageData) -> dict[str, Any]:
-        found = super().facts(data)
-        for part in self.parts.values():
-            found |= part.facts(data)
-        return found
 
     def check_batch(self) -> None:
         """Raise CounterpointError for a batch in which nothing can be contrasted."""

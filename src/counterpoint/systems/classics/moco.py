@@ -142,5 +142,9 @@ class MoCoV2(MoCo):
 
 
 _LAPTOP = LAPTOP | {"queue": 4096, "momentum_teacher": 0.99, "temperature": 0.1}
-V1 = System(slug="moco-v1", task="views", config=MoCoConfig, learner=MoCo, data="cifar10", recipe=_LAPTOP, compares=Queued)
-V2 = System(slug="moco-v2", task="views", config=MoCoV2Config, learner=MoCoV2, data="cifar10", recipe=_LAPTOP, compares=Queued)
+V1 = System(
+    slug="moco-v1", task="views", config=MoCoConfig, learner=MoCo, data="cifar10", recipe=_LAPTOP, compares=Queued
+)
+V2 = System(
+    slug="moco-v2", task="views", config=MoCoV2Config, learner=MoCoV2, data="cifar10", recipe=_LAPTOP, compares=Queued
+)
