@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, task_class
 from counterpoint.files import replacing
+from counterpoint.systems.settings import flat
 from counterpoint.verify import MANY_SEEDS, paired, run_all, seeds_needed, stamp_of, summarise, verdict
 
 SAID = {"holds": "better", "reversed": "worse"}
@@ -69,7 +69,7 @@ def compare(
         _one,
         cache=out / ".partial" / name,
         stamp=stamp_of(
-            [data, {slug: asdict(config) for slug, config in configs.items()}],
+            [data, {slug: flat(config) for slug, config in configs.items()}],
             [module for slug in slugs for module in catalog.modules(slug)],
         ),
         jobs=jobs,
@@ -104,7 +104,7 @@ def compare(
                 "verdict": SAID.get(said, said),
             }
         )
-    everything = {slug: asdict(config) for slug, config in configs.items()}
+    everything = {slug: flat(config) for slug, config in configs.items()}
     same = {
         key: value
         for key, value in everything[slugs[0]].items()

@@ -12,20 +12,28 @@ then the settings' own check. Only then are data read, and only when the data fi
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl
+
+import yaml
+from filelock import FileLock
 
 from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.data import source_name
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.engine.run import Run, versions
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.files import cache_folder
 from counterpoint.systems.base import System
+from counterpoint.systems.settings import flat, stored, with_settings
 
 Say = Callable[[str], None]
 
@@ -75,8 +83,8 @@ class Experiment:
         if config is None:
             config = system.config()
             if recipe:
-                config = override(config, system.recipe_for(source_name(data)), system.slug)
-        config = override(config, overrides or {}, system.slug)
+                config = with_settings(config, system.recipe_for(source_name(data)), system.slug)
+        config = with_settings(config, overrides or {}, system.slug)
         if check and hasattr(config, "check"):
             config.check()
         return cls(system, config, data, dict(options or {}))
@@ -86,15 +94,15 @@ class Experiment:
         """Restore the experiment that a run directory records. RunError when its config.yaml does not hold one."""
         run = run if isinstance(run, Run) else Run.open(run)
         system = catalog.load_system(run.slug)
-        stored = run.config.get("config")
+        kept = run.config.get("config")
         missing = {"data", "seed"} - set(run.config)
-        if not isinstance(stored, dict) or missing:
+        if not isinstance(kept, dict) or missing:
             raise RunError(
                 f"{run.path}/config.yaml is not one this version wrote"
                 + (f"; it lacks {', '.join(sorted(missing))}" if missing else "")
             )
         try:
-            return cls(system, override(system.config(), stored, system.slug), run.config["data"])
+            return cls(system, with_settings(system.config(), kept, system.slug), run.config["data"])
         except (CounterpointError, TypeError, ValueError) as error:
             raise RunError(f"{run.path}/config.yaml is not one this version wrote; {error}") from error
 
@@ -108,7 +116,7 @@ class Experiment:
     def follows_recipe(self) -> bool:
         """Return whether the settings are the ones that the recipe for this data source gives."""
         paper = self.system.config()
-        return flat(override(paper, self.system.recipe_for(source_name(self.data)), self.system.slug)) == flat(
+        return flat(with_settings(paper, self.system.recipe_for(source_name(self.data)), self.system.slug)) == flat(
             self.config
         )
 
@@ -120,7 +128,7 @@ class Experiment:
             "task": self.system.task,
             "data": self.data,
             "seed": seed,
-            "config": asdict(self.config),
+            "config": stored(self.config),
         }
 
     def source(self, data: str | None = None) -> Any:
@@ -167,7 +175,7 @@ class Experiment:
             source: The data, where they are loaded already. Default: load them.
             parent: A finished run to start from: its weights and its facts.
             say: Receives notes about the data, a line each.
-            services: Further arguments of `engine.fit.fit`: bar, checkpoint_minutes, console, ...
+            services: Further arguments of `engine.fit.fit`: loop, callbacks, bar, console.
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
@@ -195,7 +203,6 @@ class Experiment:
         return fit(
             learner,
             task,
-            epochs=self.config.epochs,
             evaluate_every=getattr(self.config, "evaluate_every", 1),
             run=directory,
             title=self.system.slug if directory is None else directory.path.name,
@@ -217,51 +224,6 @@ class Experiment:
 def task_class(system: System) -> Any:
     """Return the class of a system's task."""
     return importlib.import_module(f"counterpoint.tasks.{system.task}").TASK
-
-
-def override(config: Any, values: Mapping[str, Any], slug: str) -> Any:
-    """Return settings with some of them replaced.
-
-    Args:
-        config: An instance of a dataclass. Its field `parts`, if it has one, holds the settings of each part by name.
-        values: New values by name. "PART.NAME", or a mapping under PART or under "parts", sets those of a part. A list stands
-            for a tuple.
-        slug: The system's name, for messages.
-
-    Raises CounterpointError that names the first setting which does not exist, with near matches.
-    """
-    plain: dict[str, Any] = {}
-    below: dict[str, dict[str, Any]] = {}
-    known, parts = {f.name for f in fields(config)} - {"parts"}, parts_of(config)
-    for name, value in values.items():
-        head, _, rest = name.partition(".")
-        if name == "parts" and isinstance(value, Mapping) and set(value) <= set(parts):
-            for part, more in value.items():
-                below.setdefault(part, {}).update(more)
-        elif head in parts and (rest or isinstance(value, Mapping)):
-            below.setdefault(head, {}).update({rest: value} if rest else value)
-        elif name in known:
-            old = getattr(config, name)
-            plain[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
-        else:
-            hint = str(unknown("setting", name, flat(config))).partition("; ")[2]
-            raise CounterpointError(f"{slug} has no setting {name}; {hint}")
-    if below:
-        plain["parts"] = parts | {name: override(parts[name], more, f"{slug}: {name}") for name, more in below.items()}
-    return replace(config, **plain) if plain else config
-
-
-def parts_of(config: Any) -> dict[str, Any]:
-    """Return the settings of each part of a composed system, by the part's name."""
-    return dict(getattr(config, "parts", {}))
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """Return all settings by name, those of parts as PART.NAME."""
-    found = {item.name: getattr(config, item.name) for item in fields(config) if item.name != "parts"}
-    for part, settings in parts_of(config).items():
-        found |= {f"{part}.{name}": value for name, value in flat(settings).items()}
-    return found
 
 
 def finished(path: Path | str, slug: str | None = None) -> Run:
@@ -288,6 +250,7 @@ def load_learner(run: Run | Path | str) -> Learner:
     if not weights and experiment.system.run is not None:
         raise RunError(f"{run.path}: {run.slug} trains no network; its figures are in metrics.csv")
     learner = experiment.learner(run.facts(), run.config["seed"])
+    learner.restructure(run.structure())
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
@@ -295,8 +258,31 @@ def load_learner(run: Run | Path | str) -> Learner:
     return learner.eval()
 
 
+def fitted(spec: str) -> Learner:
+    """Load a small learner that is trained once and kept in the cache: "SLUG?data=SOURCE&seed=0&OPTION=VALUE".
+
+    A question mark or an ampersand within the data's name is written %3F or %26. The run is found again by its settings, the
+    package's version and torch's. Raises CounterpointError as `Experiment.resolve` does.
+    """
+    slug, _, query = spec.partition("?")
+    given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+    data, seed = given.pop("data", None), int(given.pop("seed", 0))
+    experiment = Experiment.resolve(slug, data, overrides=given)
+    record = experiment.record(seed)
+    stamp = hashlib.sha256(json.dumps([record, versions()], sort_keys=True, default=str).encode()).hexdigest()[:24]
+    root = cache_folder() / "fitted"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{stamp}.lock"):
+        place = root / stamp
+        run = Run.open(place) if (place / "config.yaml").is_file() else None
+        if run is None or not run.complete:
+            experiment.run(seed, run=run or Run.create(root, record, stamp))
+    return load_learner(place)
+
+
 def _start_from(learner: Learner, parent: Run) -> None:
     """Give a learner the weights of a finished run."""
+    learner.restructure(parent.structure())
     try:
         learner.load_state_dict(parent.load_weights())
     except RuntimeError as error:

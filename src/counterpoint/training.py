@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, check_new
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 from counterpoint.experiment import Experiment, Say, finished, load_learner
+from counterpoint.systems.settings import stored
 
 __all__ = ["Measured", "default_config", "evaluate", "finished", "load_learner", "resume", "train"]
 
@@ -35,6 +38,7 @@ def train(
     out: Path = Path("runs"),
     name: str | None = None,
     parent: Path | str | None = None,
+    loop: Loop | None = None,
     say: Say = print,
     **services: Any,
 ) -> Run:
@@ -49,8 +53,9 @@ def train(
         name: The run directory's name. Default: the system and the time.
         parent: A finished run of the same system. Training starts from its weights, as a new run with its own schedule and
             optimiser, and the new run names its parent.
+        loop: Precision, device, large batches and other options of the loop.
         say: Receives messages, a line each.
-        services: Further arguments of `engine.fit.fit`, such as checkpoint_minutes (default 10).
+        services: Further arguments of `engine.fit.fit`, such as callbacks.
 
     Raises CounterpointError, and leaves nothing on disk, for unknown names, data that are missing or damaged, and settings
     that do not fit. Raises Interrupted after Ctrl-C; then the run can be resumed.
@@ -63,6 +68,8 @@ def train(
         experiment = Experiment.resolve(
             before.system, data or before.data, config=before.config if config is None else config
         )
+    loop = loop or Loop()
+    loop.check()
     check_new(Path(out), name)
     source = experiment.source()
     for note in source.notes:
@@ -70,7 +77,7 @@ def train(
     if changed := experiment.changed:
         said = "the recipe for this data" if experiment.follows_recipe else "this run"
         say(f"{said} departs from the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
-    record = experiment.record(seed)
+    record = experiment.record(seed) | {"loop": stored(loop)}
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
     made: list[Run] = []
@@ -80,7 +87,7 @@ def train(
         return made[0]
 
     try:
-        experiment.run(seed, run=create, source=source, parent=origin, say=say, **services)
+        experiment.run(seed, run=create, source=source, parent=origin, say=say, loop=loop, **services)
     except Interrupted:
         raise
     except CounterpointError:
@@ -90,13 +97,14 @@ def train(
     return _shown(made[0], say)
 
 
-def resume(path: Path | str, *, say: Say = print, **services: Any) -> Run:
+def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **services: Any) -> Run:
     """Continue an interrupted run. It ends with the metrics it would have had without the interruption.
 
     Args:
         path: The run directory.
+        loop: Its `device` and `checkpoint_minutes` are used. All else is the run's own.
         say: Receives messages, a line each.
-        services: Further arguments of `engine.fit.fit`, such as checkpoint_minutes (default 10).
+        services: Further arguments of `engine.fit.fit`, such as callbacks.
     """
     run = Run.open(path)
     if run.complete:
@@ -104,7 +112,14 @@ def resume(path: Path | str, *, say: Say = print, **services: Any) -> Run:
             f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
         )
     experiment = Experiment.of_run(run)
-    experiment.run(run.config["seed"], run=run, parent=_parent(run), say=say, **services)
+    asked = loop or Loop()
+    try:
+        own = Loop(**{k: tuple(v) if isinstance(v, list) else v for k, v in run.config.get("loop", {}).items()})
+    except TypeError as error:
+        raise RunError(f"{run.path}/config.yaml is not one this version wrote: its loop has other options") from error
+    own = replace(own, device=asked.device, checkpoint_minutes=asked.checkpoint_minutes)
+    own.check()
+    experiment.run(run.config["seed"], run=run, parent=_parent(run), say=say, loop=own, **services)
     return _shown(run, say)
 
 

@@ -18,6 +18,7 @@ from counterpoint.data import generated, load
 from counterpoint.data.images import ArrayImages
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Position
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
@@ -149,14 +150,14 @@ WORDS = [
     "20",
     "--epochs",
     "2",
-    "--generated",
+    "--adainf.generated",
     "mixture",
 ]
 
 
 @pytest.mark.parametrize("base", [["adainf"], ["simsiam", "--with", "adainf"]])
 def test_it_trains_as_many_steps_and_measures_real_images(base, tmp_path):
-    words = ["train", *base, *WORDS, "--generated-count", "100", "--recipe", "digits-s0", "--hidden", "16"]
+    words = ["train", *base, *WORDS, "--adainf.generated-count", "100", "--recipe", "digits-s0", "--hidden", "16"]
     assert cli.main([*words, "--out", str(tmp_path), "--name", "r"]) == 0
     run = Run.open(tmp_path / "r")
     assert run.metrics()[-1]["step"] == 2 * 3
@@ -171,11 +172,13 @@ def test_copies_are_positives_on_small_sets():
         "batch_size": 40,
         "hidden": 8,
         "projection": 4,
-        "generated": "mixture",
+        "adainf.generated": "mixture",
     }
     losses = {}
     for copies in ("auto", "positives", "negatives"):
-        config = system.config(**small, generated_count=10, replication=30, copies=copies)
+        config = system.config(
+            **small, **{"adainf.generated_count": 10, "adainf.replication": 30, "adainf.copies": copies}
+        )
         task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)
         assert len(task.data.train) == 30 * 60 + 10
@@ -209,7 +212,7 @@ def test_a_batch_of_nothing_is_read_as_nothing():
 
 def test_interrupted_in_mid_epoch_it_ends_the_same(tmp_path, monkeypatch):
     words = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 8, "epochs": 2}
-    config = catalog.load_system("adainf").config(**words, generated="mixture", generated_count=50)
+    config = catalog.load_system("adainf").config(**words, adainf={"generated": "mixture", "generated_count": 50})
     quiet = {"data": "digits?size=8&train=60", "out": tmp_path, "say": lambda _: None}
     whole = training.train("adainf", config, name="whole", **quiet).load_weights()
     steps = 0
@@ -223,7 +226,7 @@ def test_interrupted_in_mid_epoch_it_ends_the_same(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(Learner, "end_step", stop)
         with pytest.raises(RuntimeError, match="lights"):
-            training.train("adainf", config, name="halves", checkpoint_minutes=0.0, **quiet)
+            training.train("adainf", config, name="halves", loop=Loop(checkpoint_minutes=0.0), **quiet)
     halves = training.resume(tmp_path / "halves", say=lambda _: None).load_weights()
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
@@ -244,7 +247,17 @@ def test_a_folder_with_pipes_and_hidden_files_is_no_trap(tmp_path):
 
 
 def test_fewer_images_than_a_batch_is_said(tmp_path, capsys):
-    words = ["train", "adainf", *WORDS, "--generated-count", "200", "--batch-size", "100", "--out", str(tmp_path)]
+    words = [
+        "train",
+        "adainf",
+        *WORDS,
+        "--adainf.generated-count",
+        "200",
+        "--batch-size",
+        "100",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(words) == 2
     assert "60 training images an epoch, fewer than a batch of 100" in capsys.readouterr().err
 
@@ -252,7 +265,7 @@ def test_fewer_images_than_a_batch_is_said(tmp_path, capsys):
 def _made(slug: str, **settings):
     system = catalog.load_system(slug)
     small = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 4}
-    config = system.config(**small, generated="mixture", generated_count=10, **settings)
+    config = system.config(**small, adainf={"generated": "mixture", "generated_count": 10} | settings)
     task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task
 

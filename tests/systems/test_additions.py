@@ -14,14 +14,17 @@ from PIL import Image
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
 from counterpoint.commands.train import without_additions
-from counterpoint.core.compared import Compared, directions
+from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
 from counterpoint.core.memory import Queue
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images.hard_contrastive import Below, nearest, thresholds
 from counterpoint.systems.images.mochi import mixed_losses
+from counterpoint.systems.parts import Losses, Step
+from counterpoint.systems.settings import with_settings
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mochi.npz")
 SMALL = ["--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "64", "--epochs", "1", "--hidden", "16"]
@@ -89,7 +92,7 @@ def test_losses_without_vectors_are_those_of_the_vectors(held: bool, monkeypatch
     g = torch.Generator().manual_seed(0)
     query, key, queue = _rows(5, 6).requires_grad_(), _rows(5, 6, seed=1), _rows(40, 6, seed=2)
     random = torch.rand(5, 9, 3, generator=g, dtype=torch.float64)
-    (way,) = directions(Compared("queue", query, key, 0.2, None, queue))
+    (way,) = Compared(query, key, Queued(queue), 0.2).directions()
     found = mixed_losses(way, 0.2, random, 8, 6)
     hard = (query.detach() @ queue.T).topk(8, dim=1).indices
     at = (random[..., :2] * 8).long()
@@ -202,12 +205,10 @@ def test_tolerance() -> None:
         fn.tolerance(x, torch.arange(12))
 
 
-@pytest.mark.parametrize("form", ["views", "queue", "pairs"])
-def test_the_kept_are_the_nearest_in_every_form(form: str) -> None:
-    index = torch.arange(5)
-    queue = _rows(30, 4, seed=5)
-    made = Compared(form, _rows(5, 4), _rows(5, 4, seed=1), 0.2, index, queue, torch.arange(30) % 6)  # type: ignore[arg-type]
-    for way in directions(made):
+@pytest.mark.parametrize("ways", [views, pairs, Queued(_rows(30, 4, seed=5), torch.arange(30) % 6)])
+def test_the_kept_are_the_nearest_in_every_way_of_comparison(ways: Ways) -> None:
+    made = Compared(_rows(5, 4), _rows(5, 4, seed=1), ways, 0.2, torch.arange(5))
+    for way in made.directions(apart=True):
         found, parted = nearest(way, 0.5)
         for share in (0.1, 0.5, 1.0):
             torch.testing.assert_close(thresholds(way, share), nearest(way, share)[1])
@@ -244,7 +245,7 @@ def _learner(slug: str, **settings: object) -> tuple[object, object, object]:
     small = {"encoder": "mlp-s", "recipe": "digits-plain", "batch_size": 16, "hidden": 8, "projection": 8, "epochs": 1}
     if "moco" in slug or slug == "mochi":
         small |= {"queue": 64}
-    config = system.config(**(small | settings))
+    config = with_settings(system.config(), small | settings, slug)
     source = Experiment.resolve(system, "digits?size=8").source()
     task = Experiment.resolve(system, config=config).task(source)
     from types import SimpleNamespace
@@ -263,7 +264,7 @@ def _loss(slug: str, **settings: object) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("base", ["simclr", "moco-v2", "simsiam"])
 def test_neither_moved_nor_smoothed_it_is_the_base_twice(base: str) -> None:
-    found = _loss(f"{base}+hallucinator", reach=0.0, nonlinear=False)
+    found = _loss(f"{base}+hallucinator", hallucinator={"reach": 0.0, "nonlinear": False})
     torch.testing.assert_close(found["loss"], 2 * found["base"], rtol=1e-4, atol=1e-5)
 
 
@@ -271,7 +272,7 @@ def test_the_smoothing_is_trained() -> None:
     learner, _task, _ = _learner("hallucinator")
     optimizer = learner.configure_optimizers()[0][0]  # type: ignore[attr-defined]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert all(id(p) in held for p in learner.hallucinator.parameters())  # type: ignore[attr-defined]
+    assert all(id(p) in held for p in learner.parts["hallucinator"].parameters())  # type: ignore[attr-defined]
 
 
 def test_extrapolated_pairs_share_less() -> None:
@@ -284,7 +285,9 @@ def test_extrapolated_pairs_share_less() -> None:
 
 @pytest.mark.parametrize("slug", ["moco-v2+mochi", "simclr+mochi"])
 def test_mixing_makes_the_task_harder(slug: str) -> None:
-    off, on = (_loss(slug, mixing_from=start, hardest=8, mixed=8, mixed_query=8) for start in (5, 0))
+    off, on = (
+        _loss(slug, mochi={"mixing_from": start, "hardest": 8, "mixed": 8, "mixed_query": 8}) for start in (5, 0)
+    )
     assert on["loss"] > off["loss"]
     assert on["proxy_accuracy_mixed"] <= on["proxy_accuracy"] == off["proxy_accuracy"]
 
@@ -293,11 +296,11 @@ def test_mixing_makes_the_task_harder(slug: str) -> None:
 def test_switched_off_an_addition_is_the_base(base: str) -> None:
     plain = _loss(base)["loss"]
     for addition, off in (("hard-contrastive", {"keep_fraction": 1.0}), ("dcl", {"decoupled": False})):
-        assert torch.equal(_loss(f"{base}+{addition}", **off)["loss"], plain)
+        assert torch.equal(_loss(f"{base}+{addition}", **{addition: off})["loss"], plain)
 
 
 def test_additions_stack() -> None:
-    found = _loss("simclr+hard-contrastive+hallucinator", keep_fraction=0.5)
+    found = _loss("simclr+hard-contrastive+hallucinator", **{"hard-contrastive.keep_fraction": 0.5})
     assert found["loss"].isfinite()
     assert found["base"] < _loss("simclr+hallucinator")["base"]  # fewer negatives
 
@@ -307,8 +310,8 @@ def test_what_does_not_fit_is_said() -> None:
         ("byol+mochi", "does not go over byol"),
         ("simclr+moco-v2", "not an addition"),
         ("simclr+mochi+mochi", "already"),
-        ("simclr+mochi+dcl", "leave MoCHi of simclr.mochi without effect"),
-        ("simclr+hallucinator+isogclr", "leave Hallucinated"),
+        ("simclr+mochi+dcl", "leave mochi of simclr.mochi without effect"),
+        ("simclr+hallucinator+isogclr", "leave hallucinator"),
         ("simclr+mochl", "mochi"),
     ):
         with pytest.raises(CounterpointError, match=said):
@@ -318,7 +321,7 @@ def test_what_does_not_fit_is_said() -> None:
 @pytest.mark.parametrize(
     ("words", "slug"),
     [
-        (["moco-v2", "--with", "mochi", "--queue", "128", "--mixing-from", "0"], "moco-v2+mochi"),
+        (["moco-v2", "--with", "mochi", "--queue", "128", "--mochi.mixing-from", "0"], "moco-v2+mochi"),
         (["simclr", "--with", "dcl", "hallucinator"], "simclr+dcl+hallucinator"),
         (["mochi", "--queue", "128"], "mochi"),
     ],
@@ -369,8 +372,8 @@ def test_interrupted_and_resumed_it_ends_the_same(
     slug: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"encoder": "mlp-s", "recipe": "digits-plain", "batch_size": 40, "hidden": 8, "projection": 8, "epochs": 2}
-    small |= {"queue": 80, "mixing_from": 0} if slug == "mochi" else {}
-    small |= {"stages": 1, "clusters": 2} if slug == "mcl" else {}
+    small |= {"queue": 80, "mochi.mixing_from": 0} if slug == "mochi" else {}
+    small |= {"mcl.stages": 1, "mcl.clusters": 2} if slug == "mcl" else {}
     config = catalog.load_system(slug).config(**small)
     quiet = {"data": "digits?size=8&train=120", "out": tmp_path, "say": lambda _: None}
     whole = training.train(slug, config, name="whole", **quiet)
@@ -386,7 +389,7 @@ def test_interrupted_and_resumed_it_ends_the_same(
     with monkeypatch.context() as m:
         m.setattr(Learner, "end_step", stop)
         with pytest.raises(RuntimeError, match="lights"):
-            training.train(slug, config, name="halves", checkpoint_minutes=0.0, **quiet)
+            training.train(slug, config, name="halves", loop=Loop(checkpoint_minutes=0.0), **quiet)
     halves = training.resume(tmp_path / "halves", say=lambda _: None)
     one, two = whole.load_weights(), halves.load_weights()
     assert one.keys() == two.keys()
@@ -394,13 +397,18 @@ def test_interrupted_and_resumed_it_ends_the_same(
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=name)
 
 
+def _never(compared: Compared) -> Losses:
+    pytest.fail("the base's loss was asked for")
+
+
 def test_dcl_over_a_queue_and_over_pairs_leaves_the_positive_out() -> None:
     learner, _, _ = _learner("moco-v2+dcl")
+    part, none = learner.parts["dcl"], Step({})  # type: ignore[attr-defined]
     query, key, queue = _rows(5, 6), _rows(5, 6, seed=1), _rows(20, 6, seed=2)
-    found = learner.objective(Compared("queue", query, key, 0.2, None, queue), {})["loss"]  # type: ignore[attr-defined]
+    found = part.loss(Compared(query, key, Queued(queue), 0.2), none, below=_never)["loss"]
     positive = (query * key).sum(1) / 0.2
     torch.testing.assert_close(found, ((query @ queue.T / 0.2).logsumexp(1) - positive).mean())
-    found = learner.objective(Compared("pairs", query, key, 0.2), {})["loss"]  # type: ignore[attr-defined]
+    found = part.loss(Compared(query, key, pairs, 0.2), none, below=_never)["loss"]
     s = (query @ key.T / 0.2).masked_fill(torch.eye(5, dtype=torch.bool), -math.inf)
     torch.testing.assert_close(found, ((s.logsumexp(1) + s.logsumexp(0)) / 2 - positive).mean())
 
@@ -418,7 +426,16 @@ def test_a_collapse_is_said_loudly(tmp_path: Path) -> None:
 
 def test_evaluation_does_not_make_the_training_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "cache"))
-    words = ["adainf", "--generated", "mixture", "--generated-count", "80", "--data", "digits?size=8&train=100", *SMALL]
+    words = [
+        "adainf",
+        "--adainf.generated",
+        "mixture",
+        "--adainf.generated-count",
+        "80",
+        "--data",
+        "digits?size=8&train=100",
+        *SMALL,
+    ]
     assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
     monkeypatch.setattr("counterpoint.systems.images.adainf.generated_images", lambda *a: pytest.fail("made again"))
     run = Run.open(tmp_path / "r")
@@ -434,7 +451,7 @@ def test_what_a_system_changed_of_the_data_is_said(
     for n in range(3):
         Image.new("RGB", (8, 8), (80 * n, 0, 0)).save(folder / f"{n}.png")
     (folder / "bad.png").write_bytes(b"no picture")
-    words = ["adainf", "--generated", str(folder), "--data", "digits?size=8&train=100", *SMALL]
+    words = ["adainf", "--adainf.generated", str(folder), "--data", "digits?size=8&train=100", *SMALL]
     assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
     said = capsys.readouterr().out
     assert "bad.png" in said

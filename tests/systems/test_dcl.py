@@ -108,12 +108,12 @@ def test_a_temperature_is_positive(temperature: float, symmetric: bool) -> None:
 def test_a_setting_that_is_no_number_is_refused() -> None:
     config = catalog.load_system("dcl").config
     for setting, said in (
-        ({"weight_sigma": float("nan")}, "weight_sigma"),
+        ({"dcl.weight_sigma": float("nan")}, "weight_sigma"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"temperature": float("nan")}, "temperature must be > 0"),
         ({"workers": -1}, "workers"),
     ):
         with pytest.raises(CounterpointError, match=said):
             config(**setting)
-    with pytest.raises(CounterpointError, match="hallucinated_weight"):
-        catalog.load_system("hallucinator").config(hallucinated_weight=float("nan"))
+    with pytest.raises(CounterpointError, match=r"hallucinator\.weight"):
+        catalog.load_system("hallucinator").config(**{"hallucinator.weight": float("nan")})

@@ -20,7 +20,7 @@ def mine(whole: torch.Tensor) -> torch.Tensor:
 def of_two_sides():
     """name -> loss of two sides; the spawned processes import what they need here and nothing else."""
     from counterpoint import functional as fn
-    from counterpoint.core.compared import Compared, directions
+    from counterpoint.core.compared import Compared, Queued, pairs, views
     from counterpoint.core.distributed import global_mean
     from counterpoint.systems.images.hard_contrastive import hard_losses
     from counterpoint.systems.images.isogclr import Settings, _side, _views
@@ -34,8 +34,10 @@ def of_two_sides():
         values = {"s": 0.0, "u": 0.0, "b": 0.0, "tau": 0.3}
         return {k: torch.full((n,), v, dtype=torch.float64) for k, v in values.items()}
 
+    forms = {"views": views, "queue": Queued(queue), "pairs": pairs}
+
     def ways(form, x, y):
-        return directions(Compared(form, x, y, 0.3, None, queue))
+        return Compared(x, y, forms[form], 0.3).directions()
 
     def drawn(way, n, number):
         own = mine(random)

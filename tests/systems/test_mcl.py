@@ -67,11 +67,18 @@ def test_stages_side_by_side() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(5, dtype=torch.float64))
 
 
-def _learner(restrict: str = "clusters", epochs: int = 1, stages: int = 1, slug: str = "mcl", **more: object):
+def _learner(
+    restrict: str = "clusters",
+    epochs: int = 1,
+    stages: int = 1,
+    slug: str = "mcl",
+    base: dict | None = None,
+    **more: object,
+):
     system = catalog.load_system(slug)
     config = system.config(
-        encoder="mlp-s", recipe="digit-patterns", hidden=8, projection=8, batch_size=32, epochs=epochs, stages=stages,
-        clusters=4, restrict=restrict, optimizer="adam", lr=0.01, **more,
+        encoder="mlp-s", recipe="digit-patterns", hidden=8, projection=8, batch_size=32, epochs=epochs, optimizer="adam", lr=0.01,
+        mcl={"stages": stages, "clusters": 4, "restrict": restrict} | more, **(base or {}),
     )  # fmt: skip
     task = Experiment.resolve(system, "digit-patterns", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
@@ -99,7 +106,7 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
     sizes = np.bincount(learner.groups())
     assert rows[0]["train/never_drawn"] == 0
     assert rows[-1]["train/never_drawn"] == sizes[sizes < 32].sum()
-    first, second = learner.earlier[0], learner.encoder
+    first, second = learner.earlier[0], learner.base.encoder
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
     images = torch.randn(4, 3, 8, 8)
     assert learner.embed(images).shape == (4, 128)
@@ -118,7 +125,7 @@ def test_the_controls() -> None:
 
 
 def test_over_moco_the_queue_starts_anew() -> None:
-    learner, task, _ = _learner(slug="moco-v2+mcl", queue=64)
+    learner, task, _ = _learner(slug="moco-v2+mcl", base={"queue": 64})
     fit(learner, task, epochs=1, bar=False)
     assert int(learner.stage) == 1
 
@@ -126,7 +133,7 @@ def test_over_moco_the_queue_starts_anew() -> None:
 def test_groups_that_no_batch_fits_into_are_an_error() -> None:
     learner, task, _ = _learner(stages=3)
     learner.config.batch_size = 700
-    with pytest.raises(CounterpointError, match="fewer --clusters"):
+    with pytest.raises(CounterpointError, match=r"fewer --mcl\.clusters"):
         fit(learner, task, epochs=1, bar=False)
 
 
@@ -196,19 +203,19 @@ def test_over_a_base_that_compares_no_projections_features_are_clustered() -> No
     """MAE's projector is a decoder, and its features are not what its encoder gives when called."""
     system = catalog.load_system("mae+mcl")
     config = system.config(
-        encoder="vit-s", recipe="digits-plain", batch_size=8, epochs=1, stages=1, clusters=2, decoder_width=16,
-        decoder_depth=1, decoder_heads=2,
+        encoder="vit-s", recipe="digits-plain", batch_size=8, epochs=1, decoder_width=16, decoder_depth=1,
+        decoder_heads=2, mcl={"stages": 1, "clusters": 2},
     )  # fmt: skip
     task = Experiment.resolve(system, "digits?size=16&train=32&held_out=0.02", config=config).task()
     learner = system.learner(config, SimpleNamespace(**task.facts), 0)
     images = torch.randn(2, 3, 16, 16)
     plain = catalog.load_system("mae").learner.embed
     with torch.no_grad():
-        torch.testing.assert_close(learner.embed(images), plain(learner, images))
+        torch.testing.assert_close(learner.embed(images), plain(learner.base, images))
         rows = fit(learner, task, epochs=1, bar=False)
         now = learner.embed(images)
     assert int(learner.stage) == 1
-    torch.testing.assert_close(now[:, now.shape[1] // 2 :], plain(learner, images))
+    torch.testing.assert_close(now[:, now.shape[1] // 2 :], plain(learner.base, images))
     assert "test/embedding_uniformity" not in rows[-1]
 
 
@@ -218,7 +225,7 @@ def test_normalised_stages_leave_the_embedding_as_it_is() -> None:
     images = torch.randn(3, 3, 8, 8)
     found = learner.predict({"image": images, "part": "test"})
     torch.testing.assert_close(found["feature"].norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(found["embedding"], learner.projector(learner.encoder(images)))
+    torch.testing.assert_close(found["embedding"], learner.base.projector(learner.base.encoder(images)))
 
 
 def test_features_of_no_stage_are_refused():

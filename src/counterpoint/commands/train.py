@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from counterpoint import catalog
 from counterpoint.commands.common import RUNS, Place, Text, say, unset
+from counterpoint.engine.options import Loop
 from counterpoint.errors import CounterpointError
 
 
@@ -38,12 +39,12 @@ class Train:
     name: Annotated[Text, unset(metavar="NAME")] = None
     """Name of the run directory. Default: the system and the time."""
     resume: Annotated[Place, unset(metavar="RUN")] = None
-    """Continue this interrupted run. Everything but --checkpoint-minutes comes from the run itself."""
+    """Continue this interrupted run. Everything but --device and --checkpoint-minutes comes from the run itself."""
     continue_: Annotated[Place, unset(name="continue", metavar="RUN")] = None
     """Train this finished run further, as a new run that starts from its weights and names it as its parent. Data and
     settings are the parent's unless given anew. The new run has its own schedule and optimiser."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between two savings within an epoch. The end of every epoch is always saved."""
+    loop: OmitArgPrefixes[Loop] = field(default_factory=Loop)
+    """How the loop runs, whatever is trained."""
     with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
     """Additions to switch on over the system, such as mochi over moco-v2; the same as the name moco-v2+mochi. Their
     settings become options too. `counterpoint systems --additions` lists them."""
@@ -67,7 +68,7 @@ class Train:
         from counterpoint import training
 
         if self.resume is not None:
-            training.resume(self.resume, checkpoint_minutes=self.checkpoint_minutes, say=say)
+            training.resume(self.resume, loop=self.loop, say=say)
             return 0
         training.train(
             str(self.slug),
@@ -77,7 +78,7 @@ class Train:
             out=self.out,
             name=self.name,
             parent=self.continue_,
-            checkpoint_minutes=self.checkpoint_minutes,
+            loop=self.loop,
             say=say,
         )
         return 0
@@ -108,7 +109,7 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         return Train, argv, "counterpoint train"
     slug = "+".join([argv[at], *additions])
     entry = catalog.get(slug)  # a misspelt name is found without torch
-    from counterpoint.experiment import Experiment, finished, parts_of
+    from counterpoint.experiment import Experiment, finished
 
     source = value(argv, "--data")
     if parent:
@@ -121,7 +122,7 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
         ("config", OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),  # type: ignore[misc]
     ]
-    for number, (name, settings) in enumerate(parts_of(config).items()):
+    for number, (name, settings) in enumerate(getattr(config, "parts", {}).items()):
         kind = Annotated[type(settings), arg(name=name)]
         fields.append((f"part{number}", kind, field(default_factory=lambda settings=settings: settings)))
     command: type[Train] = make_dataclass("Train", fields, bases=(Train,))

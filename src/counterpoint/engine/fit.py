@@ -32,9 +32,10 @@ from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import average, share_weights
 from counterpoint.engine.large import check_row_wise, in_parts
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.options import Loop
 from counterpoint.engine.replay import keep_batch
 from counterpoint.engine.run import Run
-from counterpoint.engine.services import Average, Callback, Loop
+from counterpoint.engine.services import Average, Callback, Logged
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey, moved
 from counterpoint.engine.teachers import teachers_of
@@ -146,6 +147,10 @@ class Fit:
         resumed = self._resume()
         # Parameters that learn in some stage.
         self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
+        if self.run and self.first:
+            self.callbacks += [
+                Logged(n, self.run.path, title, self.run.config.get("config", {})) for n in self.loop.log
+            ]
         shown = _Bar(title, self.epochs, console) if bar and self.first else None
         try:
             with _graceful(self), shown or contextlib.nullcontext():

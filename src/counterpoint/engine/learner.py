@@ -35,6 +35,7 @@ class Learner(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
+        self.parts = nn.ModuleDict()  # additions over a contrastive learner, by slug (see systems.parts)
         self.position = Position()
         self.epochs = self.total_steps = self.steps_per_epoch = 0
         self.survey: Survey | None = None

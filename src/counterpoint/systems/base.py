@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from counterpoint.core.compared import Compared
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
+from counterpoint.systems.parts import Part
+from counterpoint.systems.settings import PartConfig, with_settings
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,9 @@ class System:
 
     slug: str
     task: str  # the name of a module in counterpoint.tasks
-    config: type[Any]
-    learner: Callable[
-        ..., Learner
-    ]  # learner(config, data, seed); data has what the task knows of its source as attributes
+    config: Callable[..., Any]  # config(**overrides): the paper's settings, changed by name
+    # learner(config, data, seed); data has what the task knows of its source as attributes
+    learner: Callable[..., Learner]
     data: str  # the source `train` uses when none is named
     claim: Claim | None = None  # None for the classic baselines, against which others' claims are tried
     # Settings that replace the paper's where a data source is far from the paper's scale, by source name. Named when used.
@@ -71,60 +69,34 @@ class System:
     # A run of the system's own, where it is no training of a learner (a search, decoding, a federation):
     # run(experiment, seed, *, run, say) returns the metrics, a row per round. `run` is the run directory or None.
     run: Callable[..., Any] | None = None
+    # How it contrasts its rows, for a `ContrastiveLearner`: additions that change comparisons go over it.
+    compares: Callable[..., Any] | None = None
+    additions: tuple[Addition, ...] = ()  # of a composition, in the order of its name
+    bare: System | None = None  # of a composition, the system without them
 
     def recipe_for(self, source: str) -> dict[str, Any]:
         """What replaces the paper's settings on the source of this name."""
         return self.recipes.get(source, self.recipe)
 
 
-class ContrastiveLearner(Learner):
-    """A learner whose loss falls into what it compares and what it makes of that, so that an addition can come between.
-
-    `compared` gives the rows of a step (several entries where a step has several comparisons, as of three modalities);
-    `objective` makes named scalars of one of them, of which "loss" is minimised. `loss` takes means over the entries.
-    """
-
-    def compared(self, batch: dict[str, Any]) -> list[Compared]:
-        raise CounterpointError(f"{type(self).__name__} does not say what it compares")
-
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
-        raise CounterpointError(f"{type(self).__name__} has no objective")
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        found = [self.objective(part, batch) for part in self.compared(batch)]
-        return {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
-
-
-@dataclass
-class AdditionConfig:
-    """Settings that an addition brings to those of the system it goes over. Fields of subclasses need names of their own."""
-
-    def __post_init__(self) -> None:
-        getattr(super(), "__post_init__", lambda: None)()
-
-    def facts(self, data: Any) -> dict[str, Any]:
-        """What the composed learner has to know of the data besides what the base's does."""
-        return dict(super().facts(data))  # type: ignore[misc]
-
-
 @dataclass(frozen=True)
 class Addition:
     """A method that changes part of another system: named alone it stands over `over`, as BASE+SLUG over any that fits.
 
-    A learner with `replaces = True` makes a loss of its own of what is compared, so it cannot go over an addition that does
-    something to the loss, unless that one does without (`yields = True`).
-
-    The composed system's settings are a class made of both settings' classes, its learner a class made of `learner` and the
-    base's learner, in this order: a method of `learner` calls super() for what the base does.
+    It is a `part` of a contrastive step, or (`around`) a learner around the base's learner.
     """
 
     slug: str
     over: str  # the system it stands over when named alone
-    config: type[AdditionConfig]
-    learner: type[Any]
-    fits: tuple[
-        str, ...
-    ]  # what it can go over: forms of comparison (`Compared.form`), or "task:NAME" for all of a task
+    config: type[PartConfig]
+    part: Callable[[Any, Learner, Any, Any], Part] | None = None  # part(settings, learner, data, base.compares)
+    # around(settings, make, data, seed), where make(seed) builds the base's learner with all parts
+    around: Callable[[Any, Callable[[int], Learner], Any, int], Learner] | None = None
+    fits: tuple[Callable[..., Any], ...] = ()  # the ways of comparison it goes over
+    task: str = ""  # or every system of this task
+    # "own": it makes a loss of its own and leaves an earlier part's without effect, so it refuses to go over one. "over": it
+    # builds on the loss below. "": it leaves the loss alone, or does so where another addition has one.
+    loss: Literal["own", "over", ""] = ""
     data: str = ""  # "": the base's
     claim: Claim | None = None
     defaults: dict[str, Any] = field(
@@ -132,64 +104,84 @@ class Addition:
     )  # the paper's settings of the base, where they differ from it
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
-    # The data as the composed task learns from it.
+    # The data as the composed task learns from it: source(data, settings of the addition).
     source: Callable[[Any, Any], Any] | None = None
 
     def onto(self, base: System, *, alone: bool = False) -> System:
-        """The composition: `base` with this switched on; `alone`: as the system of the addition's own name, with its claim.
-        CounterpointError where it does not fit."""
-        return _composed(base, self, alone)
+        """Return the composition of `base` and this; `alone`: as the system of the addition's own name, with its claim.
 
+        Raises CounterpointError where the two do not go together.
+        """
+        self._check(base)
+        slug = self.slug if alone else f"{base.slug}+{self.slug}"
+        defaults = self.defaults if alone else {}
 
-def _composed(base: System, addition: Addition, alone: bool) -> System:
-    form = getattr(base.learner, "form", None)
-    if form not in addition.fits and f"task:{base.task}" not in addition.fits:
-        known_as = f"compares by '{form}'" if form else "does not say what it compares"
-        raise CounterpointError(
-            f"{addition.slug} does not go over {base.slug}, which {known_as} (task {base.task}); it goes over "
-            f"{', '.join(addition.fits)}: see counterpoint.core.compared"
+        def config(**settings: Any) -> Any:
+            below = base.config()
+            found = replace(below, parts=below.parts | {self.slug: self.config()})
+            return with_settings(found, defaults | settings, slug)
+
+        def source(data: Any, config: Any) -> Any:
+            data = base.source(data, config) if base.source else data
+            return self.source(data, config.parts[self.slug]) if self.source else data
+
+        bare, additions = base.bare or base, (*base.additions, self)
+
+        def learner(config: Any, data: Any, seed: int = 0) -> Learner:
+            return _built(bare, additions, config, data, seed)
+
+        return replace(
+            base,
+            slug=slug,
+            config=config,
+            learner=learner,
+            data=(self.data or base.data) if alone else base.data,
+            claim=self.claim if alone else None,
+            recipes={
+                name: base.recipe_for(name) | self.recipes.get(name, self.recipe)
+                for name in {*base.recipes, *self.recipes}
+            },
+            recipe=base.recipe | self.recipe,
+            source=source if base.source or self.source else None,
+            additions=additions,
+            bare=bare,
         )
-    assert isinstance(base.learner, type)
-    known = {f.name: f for f in fields(base.config)}
-    clash = sorted({f.name for f in fields(addition.config)} & set(known))
-    if clash:
-        raise CounterpointError(f"{addition.slug} is in {base.slug} already (both have {', '.join(clash)})")
-    lost = [
-        part.__name__
-        for part in base.learner.__mro__
-        if "objective" in vars(part) and not issubclass(part, Learner) and not getattr(part, "yields", False)
-    ]
-    if getattr(addition.learner, "replaces", False) and lost:
-        raise CounterpointError(
-            f"{addition.slug} makes its own loss of what is compared and would leave {', '.join(lost)} of {base.slug} "
-            "without effect: name one of them, or an addition that builds on the loss (hallucinator) last"
-        )
-    changed: list[Any] = [
-        (name, known[name].type, field(default=value)) for name, value in addition.defaults.items() if alone
-    ]
-    name = f"{base.learner.__name__}With{addition.learner.__name__}"
-    config = make_dataclass(f"{name}Config", changed, bases=(addition.config, base.config))
-    config.__doc__ = base.config.__doc__
-    recipes = {
-        source: base.recipe_for(source) | addition.recipes.get(source, addition.recipe)
-        for source in {*base.recipes, *addition.recipes}
-    }
-    earlier = base.source
-    sources = [s for s in (earlier, addition.source) if s is not None]
 
-    def source(data: Any, config: Any) -> Any:
-        for change in sources:
-            data = change(data, config)
-        return data
+    def _check(self, base: System) -> None:
+        """Raise CounterpointError where this does not go over a system."""
+        if base.compares not in self.fits and base.task != self.task:
+            how = f"compares by '{_said(base.compares)}'" if base.compares else "does not say what it compares"
+            over = [*map(_said, self.fits), *([f"any system of the task {self.task}"] if self.task else [])]
+            raise CounterpointError(
+                f"{self.slug} does not go over {base.slug}, which {how} (task {base.task}); it goes over {', '.join(over)}: "
+                "see counterpoint.core.compared"
+            )
+        if self.slug in [addition.slug for addition in base.additions]:
+            raise CounterpointError(f"{self.slug} is in {base.slug} already")
+        lost = [addition.slug for addition in base.additions if addition.loss]
+        if self.loss == "own" and lost:
+            raise CounterpointError(
+                f"{self.slug} makes its own loss of what is compared and would leave {', '.join(lost)} of {base.slug} "
+                "without effect: name one of them, or an addition that builds on the loss (hallucinator) last"
+            )
 
-    return replace(
-        base,
-        slug=addition.slug if alone else f"{base.slug}+{addition.slug}",
-        config=config,
-        learner=type(name, (addition.learner, base.learner), {"__doc__": addition.learner.__doc__}),
-        data=(addition.data or base.data) if alone else base.data,
-        claim=addition.claim if alone else None,
-        recipes=recipes,
-        recipe=base.recipe | addition.recipe,
-        source=source if sources else None,
-    )
+
+def _said(ways: Any) -> str:
+    return str(ways.__name__).lower()
+
+
+def _built(base: System, additions: tuple[Addition, ...], config: Any, data: Any, seed: int) -> Learner:
+    """Build the base's learner, the parts over it in their order, and then the learners around it."""
+
+    def make(seed: int) -> Learner:
+        learner = base.learner(config, data, seed)
+        for addition in additions:
+            if addition.part is not None:
+                part = addition.part(config.parts[addition.slug], learner, data, base.compares)
+                learner.parts[addition.slug] = part
+        return learner
+
+    for addition in additions:
+        if addition.around is not None:
+            make = partial(addition.around, config.parts[addition.slug], make, data)
+    return make(seed)

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tyro.conf import Suppress
 
 from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place, world
@@ -123,6 +124,8 @@ class AlignedConfig(OptimConfig):
     """Processes that read items ahead; 0 reads in the main process."""
     constant_lr: bool = False
     """Keep the learning rate as it is from the first step to the last."""
+    parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Settings of the parts over the system, by slug."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

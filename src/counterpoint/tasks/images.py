@@ -11,15 +11,16 @@ A training batch, before and after the learner has drawn its views:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tyro.conf import Suppress
 
 from counterpoint.core.distributed import world
 from counterpoint.data.images import ImageData, ImageSplit, Indices
@@ -60,6 +61,8 @@ class ImagesConfig(OptimConfig):
     """Training images whose features evaluation may use at most."""
     workers: int = 0
     """Processes that read images ahead; 0 reads in the main process."""
+    parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Settings of the parts over the system, by slug."""
 
     counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "evaluate_every", "neighbours", "bank")
 
@@ -82,7 +85,10 @@ class ImagesConfig(OptimConfig):
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """What a learner of these settings has to know of the data, fit for JSON."""
-        return data.spec | {"class_names": list(data.classes), "examples": len(data.train)}
+        found = data.spec | {"class_names": list(data.classes), "examples": len(data.train)}
+        for part in self.parts.values():
+            found |= part.facts(data)
+        return found
 
 
 class ImageLearner(Learner):

@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, pairs
 from counterpoint.core.contrast import positive_similarity, scaled
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.precision import full_precision, scalar
-from counterpoint.systems.base import ContrastiveLearner, System
+from counterpoint.systems.base import System
+from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
@@ -70,24 +71,25 @@ class CLIPConfig(AlignedConfig):
 class CLIP(ContrastiveLearner, AlignedLearner):
     """Contrast of two modalities with a learnable temperature; of more, the mean over every two of them."""
 
-    form = "pairs"
-
     def __init__(self, config: CLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         temperature = (-self.log_scale).exp()
-        pairs = self.paired_rows(self.embed(batch), batch)
-        return [Compared("pairs", a, b, temperature, batch["index"].to(both.device)[both]) for a, b, both in pairs]
+        rows = self.paired_rows(self.embed(batch), batch)
+        return [Compared(a, b, pairs, temperature, batch["index"].to(both.device)[both]) for a, b, both in rows]
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def objective(self, compared: Compared) -> dict[str, Tensor]:
         loss = clip(compared.query, compared.key, self.log_scale, ring=self.config.ring)
         return {"loss": loss, "scale": self.log_scale.detach().exp()}
 
     def end_step(self) -> None:
+        super().end_step()
         with torch.no_grad():
             self.log_scale.clamp_(0, math.log(100))
 
 
-SYSTEM = System(slug="clip", task="aligned", config=CLIPConfig, learner=CLIP, data="glyphs", recipe=LAPTOP)
+SYSTEM = System(
+    slug="clip", task="aligned", config=CLIPConfig, learner=CLIP, data="glyphs", recipe=LAPTOP, compares=pairs
+)

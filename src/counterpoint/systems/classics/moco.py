@@ -11,21 +11,22 @@ own keys, which may leak which key is whose), and v1's steps of the learning rat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, Queued
 from counterpoint.core.contrast import pair_logsumexp, positive_similarity, scaled, softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import ContrastiveLearner, System
+from counterpoint.systems.base import System
+from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
@@ -104,14 +105,11 @@ class MoCoV2Config(MoCoConfig):
 class MoCo(ContrastiveLearner, ViewsLearner):
     """A query network that learns, a key network that follows, a queue of keys."""
 
-    form = "queue"
-    # Whether the queue remembers whose keys it holds, for additions that leave out an image's own older keys.
-    owned: ClassVar[bool] = False
-
     def __init__(self, config: MoCoConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.teacher = EMATeacher(self.network)
-        self.queue = Queue(config.queue, config.projection, seed=seed, owned=self.owned)
+        # It remembers whose keys it holds, for parts that leave out an image's own older keys.
+        self.queue = Queue(config.queue, config.projection, seed=seed, owned=True)
 
     def build_projector(self, dim: int) -> nn.Module:
         return nn.Linear(dim, self.config.projection)
@@ -122,17 +120,17 @@ class MoCo(ContrastiveLearner, ViewsLearner):
         self.teacher.update(self.network, self.config.momentum_teacher)
         key = self.teacher(two)
         (query,) = self.project([one])
-        queue, owners = self.queue.read(), self.queue.owner if self.owned else None
-        return [Compared("queue", query, key, self.config.temperature, batch["index"], queue, owners)]
+        queued = Queued(self.queue.read(), self.queue.owner.clone())
+        return [Compared(query, key, queued, self.config.temperature, batch["index"])]
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
-        assert compared.queue is not None
-        return {"loss": moco(compared.query, compared.key, compared.queue, compared.temperature).loss}
+    def objective(self, compared: Compared) -> dict[str, Tensor]:
+        assert isinstance(compared.ways, Queued)
+        return {"loss": moco(compared.query, compared.key, compared.ways.queue, compared.temperature).loss}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         (compared,) = self.compared(batch)
-        found = self.objective(compared, batch)
-        self.queue.write(compared.key, batch["index"] if self.owned else None)
+        found = self.contrast(compared, batch)
+        self.queue.write(compared.key, batch["index"])
         return found
 
 
@@ -144,5 +142,9 @@ class MoCoV2(MoCo):
 
 
 _LAPTOP = LAPTOP | {"queue": 4096, "momentum_teacher": 0.99, "temperature": 0.1}
-V1 = System(slug="moco-v1", task="views", config=MoCoConfig, learner=MoCo, data="cifar10", recipe=_LAPTOP)
-V2 = System(slug="moco-v2", task="views", config=MoCoV2Config, learner=MoCoV2, data="cifar10", recipe=_LAPTOP)
+V1 = System(
+    slug="moco-v1", task="views", config=MoCoConfig, learner=MoCo, data="cifar10", recipe=_LAPTOP, compares=Queued
+)
+V2 = System(
+    slug="moco-v2", task="views", config=MoCoV2Config, learner=MoCoV2, data="cifar10", recipe=_LAPTOP, compares=Queued
+)

@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, views
 from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.precision import full_precision
-from counterpoint.systems.base import ContrastiveLearner, System
+from counterpoint.systems.base import System
+from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 
 
@@ -68,13 +69,11 @@ class SimCLRConfig(ViewsConfig):
 class SimCLR(ContrastiveLearner, ViewsLearner):
     """Contrast of two views."""
 
-    form = "views"
-
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         z1, z2 = self.project(batch["views"])
-        return [Compared("views", z1, z2, self.config.temperature, batch["index"])]
+        return [Compared(z1, z2, views, self.config.temperature, batch["index"])]
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def objective(self, compared: Compared) -> dict[str, Tensor]:
         return {"loss": nt_xent(compared.query, compared.key, compared.temperature, ring=self.config.ring)}
 
 
@@ -84,5 +83,6 @@ SYSTEM = System(
     config=SimCLRConfig,
     learner=SimCLR,
     data="cifar10",
+    compares=views,
     recipe=LAPTOP | {"temperature": 0.5},
 )

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, predicted
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
-from counterpoint.systems.base import ContrastiveLearner, System
+from counterpoint.systems.base import System
+from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
@@ -44,8 +45,6 @@ class SimSiamConfig(ViewsConfig):
 class SimSiam(ContrastiveLearner, ViewsLearner):
     """Two views, one network, a predictor on either side in turn."""
 
-    form = "predicted"
-
     def __init__(self, config: SimSiamConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.predictor = mlp(config.projection, config.bottleneck, config.projection)
@@ -55,14 +54,11 @@ class SimSiam(ContrastiveLearner, ViewsLearner):
 
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         z1, z2 = (self.network(view) for view in batch["views"])
-        return [Compared("predicted", z1, z2, index=batch["index"])]
+        return [Compared(z1, z2, predicted, index=batch["index"])]
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
-        z1, z2 = compared.query, compared.key
-        t1 = z1 if compared.query_target is None else compared.query_target
-        t2 = z2 if compared.key_target is None else compared.key_target
-        p1, p2 = self.predictor(z1), self.predictor(z2)
-        return {"loss": negative_cosine(p1, t2) / 2 + negative_cosine(p2, t1) / 2}
+    def objective(self, compared: Compared) -> dict[str, Tensor]:
+        one, two = (negative_cosine(self.predictor(way.query), way.positive) for way in compared.directions())
+        return {"loss": one / 2 + two / 2}
 
     def turns(self) -> list[Turn]:
         config, constant, steps = self.config, self.predictor.parameters(), self.steps_per_epoch
@@ -75,6 +71,7 @@ SYSTEM = System(
     config=SimSiamConfig,
     learner=SimSiam,
     data="cifar10",
+    compares=predicted,
     # The paper's CIFAR settings (Appendix D: a projector of two layers, lr 0.03, weight decay 0.0005), narrower.
     recipe=LAPTOP
     | {"epochs": 20, "optimizer": "momentum", "lr": 0.03, "layers": 2, "projection": 512, "bottleneck": 128},

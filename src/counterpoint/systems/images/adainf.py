@@ -19,6 +19,7 @@ takes them for positives below 10,000 real images (`copies`), with the authors' 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, Ways, views
 from counterpoint.core.contrast import Diagonal, Labels, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision
@@ -35,7 +36,9 @@ from counterpoint.core.transforms import need_fixed
 from counterpoint.data.generated import InflatedImages, generated_images
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 FEW = 9  # views of an image up to which positives are listed instead of sought in the matrix
 SMALL = 10_000  # real images below which copies of one are positives
@@ -115,8 +118,8 @@ def inflate(real: Any, generated: Any, replication: int, real_label: Any = None)
 
 
 @dataclass
-class AdaInfConfig(AdditionConfig):
-    """What AdaInf adds to the settings of the system it goes over."""
+class AdaInfConfig(PartConfig):
+    """Settings of AdaInf."""
 
     generated: str = "diffusion"
     """Where generated images come from: diffusion, mixture, or a folder of images."""
@@ -133,45 +136,42 @@ class AdaInfConfig(AdditionConfig):
     """Of the generator and of what it draws."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.replication < 0 or self.generated_count < 0:
             raise CounterpointError("replication and generated_count must not be negative")
 
     def facts(self, data: Any) -> dict[str, Any]:
         train = data.train
         real = len(train.real) if isinstance(train, InflatedImages) else len(train)
-        return super().facts(data) | {"real": real}
+        return {"real": real}
 
 
-class AdaInf:
+class AdaInf(Part):
     """The base on an inflated set."""
 
-    config: Any
-    yields = True
+    config: AdaInfConfig
 
-    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)  # type: ignore[call-arg]
+    def __init__(self, config: AdaInfConfig, learner: Learner, data: Any, ways: Ways | None) -> None:
+        super().__init__(config, learner, data, ways)
         self.real = data.real
-        # The loss that takes copies for positives is one of its own: it would leave an addition below without effect.
-        below = type(self).__mro__[type(self).__mro__.index(AdaInf) + 1 :]
-        alone = not any("objective" in vars(part) and not issubclass(part, Learner) for part in below)
-        if config.inflated and config.copies == "positives" and not (alone and getattr(self, "form", None) == "views"):
+        # The loss that takes copies for positives is one of its own: it would leave an earlier part without effect.
+        alone = not learner.parts
+        if config.inflated and config.copies == "positives" and not (alone and ways is views):
             raise CounterpointError(
-                "copies are positives of each other over SimCLR alone; use --copies negatives or auto"
+                "copies are positives of each other over SimCLR alone; use --adainf.copies negatives or auto"
             )
         self.positives = alone and (config.copies == "positives" or (config.copies == "auto" and data.real < SMALL))
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         config, index = self.config, compared.index
-        if not (config.inflated and self.positives and compared.form == "views" and index is not None):
-            return super().objective(compared, batch)  # type: ignore[misc]
+        if not (config.inflated and self.positives and compared.ways is views and index is not None):
+            return below(compared)
         copied = self.real * config.replication
         origin = torch.where(index < copied, index % self.real, index)
         z = torch.cat([compared.query, compared.key])
         return {"loss": ntxent_by_index(z, torch.cat([origin, origin]).to(z.device), compared.temperature)}
 
 
-def _inflated(data: Any, config: Any) -> Any:
+def _inflated(data: Any, config: AdaInfConfig) -> Any:
     """The image data with the inflated training split; an epoch stays as long as it was."""
     if not config.inflated:
         return data
@@ -202,9 +202,9 @@ _SETTING: dict[str, Any] = {
     "epochs": 250,
     "evaluate_every": 250,
     "neighbours": 5,
-    "generated": "mixture",
-    "generated_count": 2000,
-    "replication": 1,
+    "adainf.generated": "mixture",
+    "adainf.generated_count": 2000,
+    "adainf.replication": 1,
 }
 _STRENGTHS = {"0": "digits-s0", "0.25": "digits-s25", "0.5": "digits-s50", "1": "digits-s100"}
 
@@ -220,9 +220,9 @@ def _claim(**more: Any) -> Claim:
         ),
         "data": _DATA,
         "setting": _SETTING,
-        "arms": {f"plain, {s}": {"inflated": False, "recipe": recipe} for s, recipe in _STRENGTHS.items()}
+        "arms": {f"plain, {s}": {"adainf.inflated": False, "recipe": recipe} for s, recipe in _STRENGTHS.items()}
         | {f"inflated, {s}": {"recipe": recipe} for s, recipe in _STRENGTHS.items()}
-        | {"replicated, 0": {"recipe": "digits-s0", "replication": 10}},
+        | {"replicated, 0": {"recipe": "digits-s0", "adainf.replication": 10}},
         "baseline": "plain, 0.25",
         "metric": "linear_accuracy_last",
         "data_seeded": True,
@@ -241,8 +241,8 @@ SYSTEM = Addition(
     slug="adainf",
     over="simclr",
     config=AdaInfConfig,
-    learner=AdaInf,
-    fits=("task:views",),
+    part=AdaInf,
+    task="views",
     defaults={"recipe": "adainf", "temperature": 0.2},
     recipe={"recipe": "adainf-cifar"},
     source=_inflated,
@@ -261,7 +261,7 @@ SYSTEM = Addition(
             ),
             "diffusion": _claim(
                 data=f"{_DATA}&labelled=200",
-                setting=_SETTING | {"generated": "diffusion"},
+                setting=_SETTING | {"adainf.generated": "diffusion"},
                 notes=("Generated by a diffusion model trained on the 60 digits; the probe on 200 labels.",),
             ),
         },

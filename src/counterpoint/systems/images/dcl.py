@@ -18,6 +18,7 @@ The paper gives no gradient for w: it is a constant here, as in lightly's code (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows
-from counterpoint.core.compared import Compared, directions
+from counterpoint.core.compared import Compared, Queued, pairs, views
 from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import once
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 
 @full_precision
@@ -97,8 +100,8 @@ def dcl(
 
 
 @dataclass
-class DCLConfig(AdditionConfig):
-    """What DCL adds to the settings of the system it goes over."""
+class DCLConfig(PartConfig):
+    """Settings of DCL."""
 
     weight_sigma: float = 0.0
     """Sigma of DCLW's weights on the positives (the paper's 0.5); 0 for DCL without weights."""
@@ -106,25 +109,23 @@ class DCLConfig(AdditionConfig):
     """False keeps the base's own loss: what a claim compares with."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.weight_sigma >= 0:
             raise CounterpointError(f"weight_sigma must not be negative, got {self.weight_sigma}")
 
 
-class Decoupled:
+class Decoupled(Part):
     """The base's comparison without its positives in the denominators."""
 
-    config: Any
-    replaces = True
+    config: DCLConfig
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         if not self.config.decoupled:
-            return super().objective(compared, batch)  # type: ignore[misc]
+            return below(compared)
         sigma = self.config.weight_sigma or None
-        if compared.form == "views":
+        if compared.ways is views:
             return {"loss": dcl(compared.query, compared.key, compared.temperature, sigma)}
         losses = []
-        for way in directions(compared):
+        for way in compared.directions():
             cosine = positive_similarity(way.query, way.positive)
             weight = 1.0 if sigma is None else dclw_weight(cosine, sigma)
             negative = way.negatives(compared.temperature)
@@ -153,7 +154,7 @@ def _claim(batch: int, epochs: int, variants: dict[str, Claim] | None = None) ->
         sentence=f"At a batch of {batch}, DCL spreads held-out embeddings more evenly than NT-Xent in as many steps.",
         data="digits?size=8&held_out=0.4",
         setting=_SETTING | {"batch_size": batch, "lr": 0.03 * 256 / batch, "epochs": epochs, "evaluate_every": epochs},
-        arms={"nt-xent": {"decoupled": False}, "dcl": {}, "dclw": {"weight_sigma": 0.5}},
+        arms={"nt-xent": {"dcl.decoupled": False}, "dcl": {}, "dclw": {"dcl.weight_sigma": 0.5}},
         baseline="nt-xent",
         metric="embedding_uniformity_last",
         comparisons=(
@@ -178,8 +179,9 @@ SYSTEM = Addition(
     slug="dcl",
     over="simclr",
     config=DCLConfig,
-    learner=Decoupled,
-    fits=("views", "queue", "pairs"),
+    part=Decoupled,
+    fits=(views, Queued, pairs),
+    loss="own",
     # 670, 396 and 304 steps: the paper has it that the gain shrinks as the batch grows.
     claim=_claim(8, 5, {f"batch of {b}": _claim(b, epochs) for b, epochs in ((32, 12), (128, 38))}),
 )

@@ -16,6 +16,7 @@ projector it is in the run's weights, and no feature passes through it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +26,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, Queued, Ways, pairs, predicted, views
 from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
+from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 
 @full_precision(keep=("lam",))
@@ -77,10 +81,10 @@ class Hallucinator(nn.Module):
 
 
 @dataclass
-class HallucinatorConfig(AdditionConfig):
-    """What the hallucinator adds to the settings of the system it goes over."""
+class HallucinatorConfig(PartConfig):
+    """Settings of the hallucinator."""
 
-    hallucinated_weight: float = 1.0
+    weight: float = 1.0
     """Weight of the contrast with hallucinated positives; 0 leaves the base alone."""
     reach: float = 1.0
     """The farthest extrapolation: lambda ~ reach Beta(2, 2)."""
@@ -88,61 +92,48 @@ class HallucinatorConfig(AdditionConfig):
     """Whether what is extrapolated is smoothed by a small network."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hallucinated_weight >= 0 or not 0 <= self.reach <= 1:
-            raise CounterpointError("hallucinated_weight must not be negative, and reach lie in 0..1")
+        if not self.weight >= 0 or not 0 <= self.reach <= 1:
+            raise CounterpointError("hallucinator.weight must not be negative, and reach lie in 0..1")
 
 
-class Hallucinated:
+class Hallucinated(Part):
     """The base's loss of its own rows, and once more of hallucinated ones."""
 
-    config: Any
+    config: HallucinatorConfig
 
-    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)  # type: ignore[call-arg]
-        width = config.projection if hasattr(config, "projection") else config.embedding
-        self.hallucinator = Hallucinator(width, nonlinear=config.nonlinear)
+    def __init__(self, config: HallucinatorConfig, learner: Learner, data: Any, ways: Ways | None) -> None:
+        super().__init__(config, learner, data, ways)
+        base = learner.config
+        width = base.projection if hasattr(base, "projection") else base.embedding
+        self.smooth = Hallucinator(width, nonlinear=config.nonlinear)
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        found: dict[str, Any] = super().prepare(batch, generator)  # type: ignore[misc]
-        if self.config.hallucinated_weight == 0:
-            return found
-        rows = len(found["index"])
-        total, mine = self.share(rows)  # type: ignore[attr-defined]
+    def draw(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.config.weight == 0:
+            return {}
         # Beta(2, 2) is the middle of three uniform numbers.
-        lam = torch.rand(total, 2, 3, generator=generator).median(2).values
-        return found | {"lam": self.config.reach * lam[mine]}
+        return {"lam": self.config.reach * torch.rand(rows, 2, 3, generator=generator).median(2).values}
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
-        base: dict[str, Tensor] = super().objective(compared, batch)  # type: ignore[misc]
-        weight = self.config.hallucinated_weight
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
+        base, weight = below(compared), self.config.weight
         if weight == 0:
             return base
         z1, z2 = unit(compared.query), unit(compared.key)
-        lam = batch["lam"][: len(z1)].to(z1)
-        predicted = compared.form == "predicted"
+        lam = step.drawn["lam"][: len(z1)].to(z1)
+        one_sided, by_prediction = isinstance(compared.ways, Queued), compared.ways is predicted
         # A key without gradient, or a target, sends none into what is hallucinated from it either.
-        e1 = extrapolate_positive(z1, z2.detach() if predicted or not compared.symmetric else z2, lam[:, 0])
-        h1 = unit(self.hallucinator(e1))
-        if not compared.symmetric:
-            extra = super().objective(replace(compared, query=h1), batch)["loss"]  # type: ignore[misc]
-        else:
-            e2 = extrapolate_positive(z2, z1.detach() if predicted else z1, lam[:, 1])
-            h2 = unit(self.hallucinator(e2))
-            if predicted:
+        e1 = extrapolate_positive(z1, z2.detach() if one_sided or by_prediction else z2, lam[:, 0])
+        moved = [replace(compared, query=unit(self.smooth(e1)))]
+        if not one_sided:
+            e2 = extrapolate_positive(z2, z1.detach() if by_prediction else z1, lam[:, 1])
+            (h1, h2) = moved[0].query, unit(self.smooth(e2))
+            if by_prediction:
                 # The predictor is fed rows as long as those it knows.
                 sizes = [x.detach().norm(dim=1, keepdim=True) for x in (compared.query, compared.key)]
-                moved = replace(
-                    compared,
-                    query=h1 * sizes[0],
-                    key=h2 * sizes[1],
-                    query_target=z1.detach(),
-                    key_target=z2.detach(),
-                )
-                extra = super().objective(moved, batch)["loss"]  # type: ignore[misc]
+                targets = z1.detach(), z2.detach()
+                moved = [replace(compared, query=h1 * sizes[0], key=h2 * sizes[1], targets=targets)]
             else:
-                sides = (replace(compared, query=h1, key=z2), replace(compared, query=z1, key=h2))
-                extra = torch.stack([super(Hallucinated, self).objective(s, batch)["loss"] for s in sides]).mean()  # type: ignore[misc]
+                moved = [replace(compared, query=h1, key=z2), replace(compared, query=z1, key=h2)]
+        extra = torch.stack([below(rows)["loss"] for rows in moved]).mean()
         with torch.no_grad():
             shared = global_mean((z1 * z2).sum(1))
             moved_away = global_mean((F.normalize(e1, dim=1) * z2).sum(1))
@@ -159,8 +150,9 @@ SYSTEM = Addition(
     slug="hallucinator",
     over="simclr",
     config=HallucinatorConfig,
-    learner=Hallucinated,
-    fits=("views", "queue", "pairs", "predicted"),
+    part=Hallucinated,
+    fits=(views, Queued, pairs, predicted),
+    loss="over",
     claim=Claim(
         sentence="With few images and views that are nearly alike, hallucinated positives raise k-NN accuracy a little.",
         data="digits?size=8&train=300&held_out=0.4",
@@ -180,9 +172,9 @@ SYSTEM = Addition(
             "neighbours": 5,
         },
         arms={
-            "simclr": {"hallucinated_weight": 0.0},
-            "twice": {"reach": 0.0, "nonlinear": False},
-            "extrapolated": {"nonlinear": False},
+            "simclr": {"hallucinator.weight": 0.0},
+            "twice": {"hallucinator.reach": 0.0, "hallucinator.nonlinear": False},
+            "extrapolated": {"hallucinator.nonlinear": False},
             "hallucinator": {},
         },
         baseline="twice",

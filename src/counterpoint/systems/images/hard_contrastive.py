@@ -19,6 +19,7 @@ the number of pairs of one class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -29,14 +30,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.compared import Compared, Direction, directions
+from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
 from counterpoint.core.contrast import softplus, unit
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.gap import uniformity
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 COLLAPSED = -0.05  # uniformity above this: all embeddings are nearly the same
 SEEN = 512  # embeddings that are looked at for it
@@ -119,8 +122,8 @@ def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float)
 
 
 @dataclass
-class HardContrastiveConfig(AdditionConfig):
-    """What hard contrastive learning adds to the settings of the system it goes over."""
+class HardContrastiveConfig(PartConfig):
+    """Settings of hard contrastive learning."""
 
     keep_fraction: float = 0.0819
     """Share of the negatives that is kept, the nearest; the paper's 4,095 of 50,000. 1 keeps all."""
@@ -128,7 +131,6 @@ class HardContrastiveConfig(AdditionConfig):
     """How negatives are weighed: by the softmax at the temperature, or all alike (the simple loss)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.keep_fraction <= 1:
             raise CounterpointError(f"keep_fraction must lie in 0..1, 0 not included, got {self.keep_fraction}")
         if self.push not in ("softmax", "linear"):
@@ -193,38 +195,29 @@ def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: floa
     return softplus(way.negatives(temperature, Below(least / temperature)) - positive)
 
 
-class HardContrastive:
+class HardContrastive(Part):
     """The base's comparison with the nearest negatives alone, weighed by the softmax or all alike."""
 
-    config: Any
-    replaces = True
-    owned = True
+    config: HardContrastiveConfig
     spread = -1.0  # uniformity of the last batch
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = super().loss(batch)  # type: ignore[misc]
-        self.spread = float(found["batch_uniformity"])
-        return found
-
     def end_epoch(self, epoch: int) -> None:
-        super().end_epoch(epoch)  # type: ignore[misc]
         if self.spread > COLLAPSED:
             raise CounterpointError(
                 f"all embeddings have become nearly the same (uniformity {self.spread:.3f} in the last batch): the nearest "
-                "negatives are nearer than the positives. Keep more of them (--keep-fraction), or make the views weaker"
+                "negatives are nearer than the positives. Keep more of them (--hard-contrastive.keep-fraction), or make the "
+                "views weaker"
             )
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         with torch.no_grad():
             spread = uniformity(gather_rows(unit(compared.query)[:SEEN]))
-        return self._contrast(compared, batch) | {"batch_uniformity": spread}
-
-    def _contrast(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+        self.spread = float(spread)
         config, t = self.config, compared.temperature
         if config.push == "softmax" and config.keep_fraction == 1:
-            return super().objective(compared, batch)  # type: ignore[misc]
+            return below(compared) | {"batch_uniformity": spread}
         losses = []
-        for way in directions(compared):
+        for way in compared.directions(apart=True):
             if config.push == "softmax":
                 found = hard_losses(way, t, config.keep_fraction)
             else:
@@ -235,7 +228,7 @@ class HardContrastive:
                 )
                 found = (way.query * mean).sum(1) - way.positives(1.0)
             losses.append(global_mean(found))
-        return {"loss": torch.stack(losses).mean()}
+        return {"loss": torch.stack(losses).mean(), "batch_uniformity": spread}
 
 
 # The card's setting (b): digits of 8 pixels, 254 negatives in a batch of 128.
@@ -258,23 +251,24 @@ SYSTEM = Addition(
     slug="hard-contrastive",
     over="simclr",
     config=HardContrastiveConfig,
-    learner=HardContrastive,
-    fits=("views", "queue", "pairs"),
-    recipe={"keep_fraction": 0.3},
+    part=HardContrastive,
+    fits=(views, Queued, pairs),
+    loss="own",
+    recipe={"hard-contrastive.keep_fraction": 0.3},
     claim=Claim(
         sentence="Hardness is what matters: without it (the linear loss) k-NN accuracy is worst, and with the nearest "
         "negatives alone the linear loss and a large temperature are as good as the best temperature.",
         data="digits?size=8&held_out=0.4",
         setting=_SETTING,
         arms={
-            "simple": {"push": "linear", "keep_fraction": 1.0},
-            "hard simple": {"push": "linear", "keep_fraction": 0.3},
-            "contrastive, 1": {"keep_fraction": 1.0, "temperature": 1.0},
-            "hard contrastive, 1": {"keep_fraction": 0.3, "temperature": 1.0},
-            "contrastive, 0.3": {"keep_fraction": 1.0, "temperature": 0.3},
-            "contrastive, 0.03": {"keep_fraction": 1.0, "temperature": 0.03},
-            "contrastive, 0.1": {"keep_fraction": 1.0, "temperature": 0.1},
-            "contrastive, 3": {"keep_fraction": 1.0, "temperature": 3.0},
+            "simple": {"hard-contrastive.push": "linear", "hard-contrastive.keep_fraction": 1.0},
+            "hard simple": {"hard-contrastive.push": "linear", "hard-contrastive.keep_fraction": 0.3},
+            "contrastive, 1": {"hard-contrastive.keep_fraction": 1.0, "temperature": 1.0},
+            "hard contrastive, 1": {"hard-contrastive.keep_fraction": 0.3, "temperature": 1.0},
+            "contrastive, 0.3": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.3},
+            "contrastive, 0.03": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.03},
+            "contrastive, 0.1": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.1},
+            "contrastive, 3": {"hard-contrastive.keep_fraction": 1.0, "temperature": 3.0},
         },
         baseline="simple",
         metric="knn_accuracy_last",

@@ -32,15 +32,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.compared import Compared
+from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
 from counterpoint.core.contrast import Rule, Views, unit
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 CHUNK = 512  # anchors whose similarities are held at a time
 WHOLE = 2**22  # similarities of a batch with itself that are held at once: 16 MiB in float32
@@ -316,8 +319,8 @@ def isogclr_step(
 
 
 @dataclass
-class ISogCLRConfig(AdditionConfig):
-    """What iSogCLR adds to the settings of the system it goes over. None takes the authors' value for the base's form."""
+class ISogCLRConfig(PartConfig):
+    """Settings of iSogCLR. None takes the authors' value for the base's form."""
 
     rho: float | None = None
     """The divergence at which a temperature rests: 0.4 over views and a queue, 6 over pairs."""
@@ -335,7 +338,6 @@ class ISogCLRConfig(AdditionConfig):
     """Learning rate of temperatures; 0 fixes them (SogCLR)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
             raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta not be negative")
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
@@ -346,18 +348,17 @@ class ISogCLRConfig(AdditionConfig):
             raise CounterpointError(f"rho must be a number, got {self.rho}")
 
 
-class ISogCLR:
+class ISogCLR(Part):
     """The base's comparison at every example's own temperature."""
 
-    config: Any
-    replaces = True
+    config: ISogCLRConfig
 
-    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)  # type: ignore[call-arg]
-        pairs = self.form == "pairs"  # type: ignore[attr-defined]
+    def __init__(self, config: ISogCLRConfig, learner: Learner, data: Any, ways: Ways | None) -> None:
+        super().__init__(config, learner, data, ways)
+        two_sided = ways is pairs
 
         def chosen(given: float | None, usual: float, of_pairs: float) -> float:
-            return (of_pairs if pairs else usual) if given is None else given
+            return (of_pairs if two_sided else usual) if given is None else given
 
         self.settings = Settings(
             chosen(config.rho, 0.4, 6.0),
@@ -366,19 +367,19 @@ class ISogCLR:
             config.beta_u,
             chosen(config.tau_min, 0.05, 0.005),
             config.tau_max,
-            5.0 if pairs else 3.0,
+            5.0 if two_sided else 3.0,
         )
         least = self.settings.tau_min
         if least > config.tau_max:
             raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here: name both")
-        if not pairs and least < LEAST:
+        if not two_sided and least < LEAST:
             raise CounterpointError(f"tau_min must be at least {LEAST} over views and a queue, got {least}")
         start = chosen(config.tau_init, 0.1, 0.01)
         if not least <= start <= config.tau_max:
             raise CounterpointError(f"tau_init {start} must lie between tau_min {least} and tau_max {config.tau_max}")
-        if pairs and len(data.modalities) > 2:
+        if two_sided and len(data.modalities) > 2:
             raise CounterpointError(f"isogclr goes over two modalities, the data has {', '.join(data.modalities)}")
-        names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if pairs else ["s", "u", "tau"]
+        names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if two_sided else ["s", "u", "tau"]
         initial = {name: start if name.startswith("tau") else 0.0 for name in names}
         self.sample_state = {k: SampleState(data.examples, initial=v) for k, v in initial.items()}
         self.sample_states = nn.ModuleDict(self.sample_state)  # so that it is saved
@@ -387,28 +388,25 @@ class ISogCLR:
         self.every = max(1, data.examples // TOLD)
 
     def begin(self, survey: Survey) -> None:
-        super().begin(survey)  # type: ignore[misc]
         self.class_of = survey.labels  # for the figures alone: training never sees them
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         index = compared.index
         assert index is not None
         query, key = unit(compared.query), unit(compared.key)
         rows = {name: state.lookup(index.to(state.values.device)) for name, state in self.sample_state.items()}
-        if compared.form == "pairs":
+        if compared.ways is pairs:
             loss, new = _pair(rows, query, key, self.settings, 1e-10, fresh=True)
-        elif compared.form == "queue":
-            assert compared.queue is not None
+        elif isinstance(compared.ways, Queued):
             positive = (query * key.detach()).sum(1, keepdim=True)
-            loss, new = _queue(
-                rows, torch.cat([positive, query @ compared.queue.to(query).T], 1), self.settings, fresh=True
-            )
+            similarity = torch.cat([positive, query @ compared.ways.queue.to(query).T], 1)
+            loss, new = _queue(rows, similarity, self.settings, fresh=True)
         else:
             loss, new = _views(rows, query, key, self.settings, first=False, fresh=True)
         for name, state in self.sample_state.items():
             state.update(index.to(state.values.device), new[name])
         # Of a large set not at every step: it takes as long as the loss.
-        if not self.told or self.position.step % self.every == 0:  # type: ignore[attr-defined]
+        if not self.told or step.number % self.every == 0:
             self.told = self._told()
         return {"loss": loss, **self.told}
 
@@ -441,13 +439,12 @@ class ISogCLR:
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        found: dict[str, Any] = super().figures(survey)  # type: ignore[misc]
         told = self._by_class()
         if told is None:
-            return found
+            return {}
         classes, sizes, mean = (part.tolist() for part in told)
         names = survey.classes
-        return found | {
+        return {
             "Temperatures by class": {
                 "kind": "points",
                 "points": {
@@ -473,8 +470,9 @@ SYSTEM = Addition(
     slug="isogclr",
     over="simclr",
     config=ISogCLRConfig,
-    learner=ISogCLR,
-    fits=("views", "pairs", "queue"),
+    part=ISogCLR,
+    fits=(views, pairs, Queued),
+    loss="own",
     claim=Claim(
         sentence="Learned temperatures are larger for examples of large clusters than for those of small ones, without labels, "
         "and accuracy is not worse than with the best fixed temperature.",
@@ -492,15 +490,15 @@ SYSTEM = Addition(
             "epochs": 80,
             "evaluate_every": 80,
             "neighbours": 5,
-            "rho": 0.3,
-            "beta_u": 0.5,
-            "tau_init": 0.2,
+            "isogclr.rho": 0.3,
+            "isogclr.beta_u": 0.5,
+            "isogclr.tau_init": 0.2,
         },
         arms={
             "isogclr": {},
-            "fixed 0.1": {"tau_init": 0.1, "eta": 0.0},
-            "fixed 0.2": {"eta": 0.0},
-            "fixed 0.5": {"tau_init": 0.5, "eta": 0.0},
+            "fixed 0.1": {"isogclr.tau_init": 0.1, "isogclr.eta": 0.0},
+            "fixed 0.2": {"isogclr.eta": 0.0},
+            "fixed 0.5": {"isogclr.tau_init": 0.5, "isogclr.eta": 0.0},
         },
         baseline="fixed 0.2",
         metric="train_temperature_rank_last",

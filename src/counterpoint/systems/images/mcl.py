@@ -23,10 +23,10 @@ an addition's first epochs. Not here: the MMVP evaluation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -38,11 +38,13 @@ from counterpoint.core.checks import need_rows
 from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches
-from counterpoint.engine.stages import Stage
+from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.settings import PartConfig
 
 
 def compose(
@@ -143,8 +145,8 @@ class GroupBatches(Batches):
 
 
 @dataclass
-class MCLConfig(AdditionConfig):
-    """What MCL adds to the settings of the system it goes over."""
+class MCLConfig(PartConfig):
+    """Settings of MCL."""
 
     stages: int = 2
     """Stages after the first, ordinary one."""
@@ -156,47 +158,81 @@ class MCLConfig(AdditionConfig):
     """Normalise each stage's features before they are put side by side."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.stages < 0 or self.clusters < 1:
             raise CounterpointError("stages must not be negative and clusters be at least 1")
         if self.restrict not in ("clusters", "shuffled", "none"):
             raise CounterpointError(f"restrict is 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
 
 
-class MCL:
-    """The base in stages. `encoder`, `projector` and whatever else it has are those of the stage at hand; `earlier` holds the
-    frozen encoders of the stages before."""
+class MCL(Learner):
+    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before."""
 
-    config: Any
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
     unseen: Int[Tensor, ""]  # images of groups too small for a batch, which this stage never draws
 
-    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)  # type: ignore[call-arg]
-        self.given: SimpleNamespace = data
-        module: Any = self
+    def __init__(self, settings: MCLConfig, make: Callable[[int], Learner], data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.settings, self.make = settings, make
+        self.base: Any = make(seed)
+        self.base.position = self.position
+        self.config = self.base.config
         # A place for each finished encoder's weights; nothing looks at one before they are there.
-        module.earlier = nn.ModuleList(copy.deepcopy(module.encoder) for _ in range(config.stages))
-        module.earlier.requires_grad_(False)
-        module.register_buffer("stage", torch.tensor(0))
-        module.register_buffer("unseen", torch.tensor(0))
-        module.register_buffer("assigned", torch.zeros(config.stages, data.examples, dtype=torch.long))
+        self.earlier = nn.ModuleList(copy.deepcopy(self.base.encoder) for _ in range(settings.stages))
+        self.earlier.requires_grad_(False)
+        self.register_buffer("stage", torch.tensor(0))
+        self.register_buffer("unseen", torch.tensor(0))
+        self.register_buffer("assigned", torch.zeros(settings.stages, data.examples, dtype=torch.long))
 
-    def _fresh(self, stage: int) -> Any:
-        """The base learner as it begins a stage."""
-        base: Any = type(self).__mro__[type(self).__mro__.index(MCL) + 1]
-        state = torch.random.get_rng_state()
-        found = base(self.config, self.given, self.seed * 1009 + stage)  # type: ignore[attr-defined]
-        torch.random.set_rng_state(state)
+    # --- what is the base's
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        prepared: dict[str, Any] = self.base.prepare(batch, generator)
+        return prepared
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self._loss(None, batch)
+
+    def _loss(self, turn: Callable[..., Any] | None, batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = (turn or self.base.loss)(batch)
+        return losses | {"never_drawn": self.unseen.float()}
+
+    def before_step(self) -> None:
+        self.base.before_step()
+
+    def end_step(self) -> None:
+        super().end_step()
+        self.base.end_step()
+
+    def end_epoch(self, epoch: int) -> None:
+        self.base.end_epoch(epoch)
+
+    def begin(self, survey: Survey) -> None:
+        self.base.begin(survey)
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        found: dict[str, Any] = self.base.figures(survey)
         return found
 
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        found: Sequence[tuple[nn.Module, str]] = self.base.row_wise()
+        return found
+
+    def turns(self) -> list[Turn]:
+        """Return the base's turns, of a base that begins: its schedules are those of the stage at hand."""
+        for name in ("epochs", "total_steps", "steps_per_epoch", "survey"):
+            setattr(self.base, name, getattr(self, name))
+        turns: list[Turn] = self.base.turns()
+        return [replace(turn, loss=partial(self._loss, turn.loss)) for turn in turns]
+
+    # --- stages
+
     def stages(self) -> list[Stage]:
-        (plain,) = super().stages()  # type: ignore[misc]
-        batches = None if self.config.restrict == "none" else self._batches
+        (plain,) = self.base.stages()
+        batches = None if self.settings.restrict == "none" else self._batches
         later = [
             replace(plain, name=f"stage {t}", enter=self._next_stage, batches=batches)
-            for t in range(1, self.config.stages + 1)
+            for t in range(1, self.settings.stages + 1)
         ]
         return [replace(plain, name="stage 0"), *later]
 
@@ -205,91 +241,85 @@ class MCL:
         assert groups is not None
         return GroupBatches(groups[survey.rows], self.config.batch_size)
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return super().loss(batch) | {"never_drawn": self.unseen.float()}  # type: ignore[misc]
-
     def groups(self) -> NDArray[np.int64] | None:
-        """The pseudo-label of every training example that batches of this stage keep to, or None."""
+        """Return the pseudo-label of every training example that batches of this stage keep to, or None."""
         stage = int(self.stage)
-        if stage == 0 or self.config.restrict == "none":
+        if stage == 0 or self.settings.restrict == "none":
             return None
-        groups = compose(list(self.assigned[:stage]), self.config.clusters).cpu().numpy()
-        if self.config.restrict == "shuffled":
-            groups = np.random.default_rng([self.seed, stage]).permutation(groups)  # type: ignore[attr-defined]
+        groups = compose(list(self.assigned[:stage]), self.settings.clusters).cpu().numpy()
+        if self.settings.restrict == "shuffled":
+            groups = np.random.default_rng([self.seed, stage]).permutation(groups)
         return groups
-
-    def features_by_stage(self, images: Tensor) -> list[Tensor]:
-        """[n, dim] of each stage so far, as the base's `embed` has them."""
-        module: Any = self
-        own, found = module.encoder, []
-        try:
-            for encoder in (*module.earlier[: int(self.stage)], own):
-                module.encoder = encoder
-                found.append(super().embed(images))  # type: ignore[misc]
-        finally:
-            module.encoder = own
-        return found
-
-    def _together(self, stages: list[Tensor]) -> Tensor:
-        return torch.cat([unit(x) for x in stages] if self.config.stage_norm else stages, 1)
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self._together(self.features_by_stage(images))
-
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        module: Any = self
-        stages = self.features_by_stage(batch["image"])
-        found: dict[str, Any] = {"feature": self._together(stages)}
-        if len(stages) > 1:
-            found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
-        if batch.get("part") == "test" and module.compares:
-            found["embedding"] = module.projector(stages[-1])
-        if "views" in batch:
-            found["pair"] = [self.embed(view) for view in batch["views"]]
-        return found
 
     @torch.no_grad()
     def _next_stage(self, survey: Survey) -> None:
         """Cluster the embeddings, keep the encoder, and begin anew."""
-        module: Any = self
         stage = int(self.stage)
-        if self.config.restrict != "none":
+        if self.settings.restrict != "none":
             self.assigned[stage] = self._clusters(survey, stage)
-        module.earlier[stage].load_state_dict(module.encoder.state_dict())
-        module.earlier[stage].eval()
-        fresh = self._fresh(stage + 1)
-        own = module.state_dict()
-        for name, value in fresh.state_dict().items():
-            own[name].copy_(value)
+        self.earlier[stage].load_state_dict(self.base.encoder.state_dict())
+        self.earlier[stage].eval()
+        state = torch.random.get_rng_state()
+        fresh = self.make(self.seed * 1009 + stage + 1)
+        torch.random.set_rng_state(state)
+        self.base.load_state_dict(fresh.state_dict())
         self.stage.add_(1)
 
     def _clusters(self, survey: Survey, stage: int) -> Tensor:
-        """k-means on the normalised projections of all training images, without augmentation; on their features where the
+        """Cluster the normalised projections of all training images, without augmentation, by k-means; the features where the
         base compares no projections (MAE)."""
-        module: Any = self
-        plain = super().embed  # type: ignore[misc]
 
         def rows(batch: dict[str, Any]) -> Tensor:
-            found = plain(batch["image"])
-            return unit(module.projector(found) if module.compares else found)
+            found: Tensor = self.base.embed(batch["image"])
+            return unit(self.base.projector(found) if self.base.compares else found)
 
         embedded = survey.over("train", rows)
-        labels = kmeans(embedded, min(self.config.clusters, len(embedded)), seed=module.seed + stage).labels
-        groups = compose([*self.assigned[:stage].cpu(), labels], self.config.clusters)
+        labels = kmeans(embedded, min(self.settings.clusters, len(embedded)), seed=self.seed + stage).labels
+        groups = compose([*self.assigned[:stage].cpu(), labels], self.settings.clusters)
         sizes = groups.unique(return_counts=True)[1]
         batch = self.config.batch_size
         if int(sizes.max()) < batch:
             raise CounterpointError(
                 f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
-                f"{batch}: use fewer --clusters or --stages, or a smaller --batch-size"
+                f"{batch}: use fewer --mcl.clusters or --mcl.stages, or a smaller --batch-size"
             )
         self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
 
-    def train(self, mode: bool = True) -> Any:
-        found: Any = super().train(mode)  # type: ignore[misc]
-        for encoder in getattr(self, "earlier", ()):
-            encoder.eval()  # frozen, running statistics too
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.earlier.eval()  # frozen, running statistics too
+        return self
+
+    # --- the representation
+
+    def features_by_stage(self, images: Tensor) -> list[Tensor]:
+        """Return [n, dim] features of each stage so far, as the base's `embed` has them."""
+        own, found = self.base.encoder, []
+        try:
+            for encoder in (*self.earlier[: int(self.stage)], own):
+                self.base.encoder = encoder
+                found.append(self.base.embed(images))
+        finally:
+            self.base.encoder = own
+        return found
+
+    def _together(self, stages: list[Tensor]) -> Tensor:
+        return torch.cat([unit(x) for x in stages] if self.settings.stage_norm else stages, 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the features of all stages so far, side by side."""
+        return self._together(self.features_by_stage(images))
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        stages = self.features_by_stage(batch["image"])
+        found: dict[str, Any] = {"feature": self._together(stages)}
+        if len(stages) > 1:
+            found["parts"] = {f"stage {t}": part for t, part in enumerate(stages)}
+        if batch.get("part") == "test" and self.base.compares:
+            found["embedding"] = self.base.projector(stages[-1])
+        if "views" in batch:
+            found["pair"] = [self.embed(view) for view in batch["views"]]
         return found
 
 
@@ -312,9 +342,9 @@ SYSTEM = Addition(
     slug="mcl",
     over="simclr",
     config=MCLConfig,
-    learner=MCL,
-    fits=("task:views",),
-    recipe={"stages": 1, "clusters": 5},
+    around=MCL,
+    task="views",
+    recipe={"mcl.stages": 1, "mcl.clusters": 5},
     claim=Claim(
         sentence="An easy shared feature suppresses a harder one; a second stage with negatives of one cluster recovers it, and "
         "neither a plain ensemble of the same size nor shuffled clusters do as well.",
@@ -332,13 +362,13 @@ SYSTEM = Addition(
             "batch_size": 64,
             "epochs": 25,
             "evaluate_every": 25,
-            "stages": 1,
+            "mcl.stages": 1,
         },
         arms={
-            "ensemble": {"restrict": "none"},
-            "shuffled": {"restrict": "shuffled"},
+            "ensemble": {"mcl.restrict": "none"},
+            "shuffled": {"mcl.restrict": "shuffled"},
             "mcl": {},
-            "one stage": {"stages": 0},
+            "one stage": {"mcl.stages": 0},
         },
         baseline="ensemble",
         metric="linear_accuracy_last",

@@ -17,21 +17,24 @@ hardest. The authors' training code was not found; numbers are checked against a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows
-from counterpoint.core.compared import Compared, Direction, directions
+from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
 from counterpoint.core.contrast import scaled, softplus, unit
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig
 
 GATHERED = 2**21  # numbers of parents that are there at a time
 
@@ -148,8 +151,8 @@ def mochi_logits(
 
 
 @dataclass
-class MoCHiConfig(AdditionConfig):
-    """What MoCHi adds to the settings of the system it goes over. Defaults are the paper's for ImageNet-1K."""
+class MoCHiConfig(PartConfig):
+    """Settings of MoCHi. Defaults are the paper's for ImageNet-1K."""
 
     hardest: int = 1024
     """N: how many of the hardest negatives are mixed; fewer where a query has fewer."""
@@ -161,7 +164,6 @@ class MoCHiConfig(AdditionConfig):
     """Epochs of the plain method before: the queue has to mean something first."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.hardest < 1 or min(self.mixed, self.mixed_query, self.mixing_from) < 0:
             raise CounterpointError("hardest must be at least 1; mixed, mixed_query and mixing_from not negative")
 
@@ -246,34 +248,27 @@ def _length(share: Tensor, cosine: Tensor) -> Tensor:
         return square.clamp(min=1e-24).sqrt()
 
 
-class MoCHi:
+class MoCHi(Part):
     """The base's comparison with synthetic negatives beside its own."""
 
-    config: Any
-    replaces = True
-    owned = True  # a queue remembers whose keys it holds
+    config: MoCHiConfig
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        found: dict[str, Any] = super().prepare(batch, generator)  # type: ignore[misc]
-        config = self.config
-        total, mine = self.share(len(found["index"]))  # type: ignore[attr-defined]
+    def draw(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         # For both sides of the batch: two places among the hardest and a share, for every synthetic negative.
-        drawn = torch.rand(total, 2, config.mixed + config.mixed_query, 3, generator=generator)
-        return found | {"drawn": drawn[mine]}
+        return {"random": torch.rand(rows, 2, self.config.mixed + self.config.mixed_query, 3, generator=generator)}
 
-    def objective(self, compared: Compared, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         config, n = self.config, len(compared.query)
-        mixing = self.position.epoch >= config.mixing_from  # type: ignore[attr-defined]
-        drawn = batch["drawn"][:n].to(compared.query.device)
-        drawn = drawn if mixing else drawn[:, :, :0]
-        parts = []
-        for number, way in enumerate(directions(compared)):
-            # Of "views" both sides are anchors of one direction, of "pairs" each of its own.
+        drawn = step.drawn["random"][:n].to(compared.query.device)
+        drawn = drawn if step.epoch >= config.mixing_from else drawn[:, :, :0]
+        found = []
+        for number, way in enumerate(compared.directions(apart=True)):
+            # Either both sides are anchors of one direction, or each of its own.
             random = drawn.transpose(0, 1).flatten(0, 1) if len(way.query) == 2 * n else drawn[:, number]
-            pairs = min(config.mixed, random.shape[1])
-            found = mixed_losses(way, compared.temperature, random, config.hardest, pairs)
-            parts.append([global_mean(found.losses), *(global_mean(x.float()) for x in found[1:])])
-        loss, first, first_of_all = torch.stack([torch.stack(part) for part in parts]).mean(0)
+            mixed = min(config.mixed, random.shape[1])
+            losses, *firsts = mixed_losses(way, compared.temperature, random, config.hardest, mixed)
+            found.append(torch.stack([global_mean(losses), *(global_mean(x.float()) for x in firsts)]))
+        loss, first, first_of_all = torch.stack(found).mean(0)
         return {"loss": loss, "proxy_accuracy": first.detach(), "proxy_accuracy_mixed": first_of_all.detach()}
 
 
@@ -281,9 +276,10 @@ SYSTEM = Addition(
     slug="mochi",
     over="moco-v2",
     config=MoCHiConfig,
-    learner=MoCHi,
-    fits=("queue", "views", "pairs"),
-    recipe={"hardest": 128, "mixed": 64, "mixed_query": 16, "mixing_from": 2},
+    part=MoCHi,
+    fits=(Queued, views, pairs),
+    loss="own",
+    recipe={"mochi.hardest": 128, "mochi.mixed": 64, "mochi.mixed_query": 16, "mochi.mixing_from": 2},
     claim=Claim(
         sentence="Mixing makes the instance task harder, the positive being less often the nearest, without hurting the "
         "representation.",
@@ -304,10 +300,13 @@ SYSTEM = Addition(
             "epochs": 25,
             "evaluate_every": 25,
             "neighbours": 5,
-            "mixing_from": 3,
-            "hardest": 32,
+            "mochi.mixing_from": 3,
+            "mochi.hardest": 32,
         },
-        arms={"moco-v2": {"mixed": 0, "mixed_query": 0}, "mochi": {"mixed": 64, "mixed_query": 32}},
+        arms={
+            "moco-v2": {"mochi.mixed": 0, "mochi.mixed_query": 0},
+            "mochi": {"mochi.mixed": 64, "mochi.mixed_query": 32},
+        },
         baseline="moco-v2",
         metric="train_proxy_accuracy_mixed_last",
         comparisons=(

@@ -1,0 +1,106 @@
+"""Options of the training loop: precision, device, large batches, averages, early stopping, loggers.
+
+The command line shows them, so this file imports no torch until a method needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from counterpoint.errors import CounterpointError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["32", "bf16", "16"]
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a learner is trained, apart from its own settings. The defaults change nothing."""
+
+    precision: Precision = "32"
+    """Numbers of the forward pass: 32 (float32), bf16 or 16 (mixed; 16 scales the loss). Weights stay float32."""
+    device: str = "auto"
+    """Where to train: auto (the GPU if there is one), cpu, cuda, cuda:1, mps."""
+    accumulate: int = 1
+    """Cut each batch into N parts to save memory. The loss still sees the whole batch: results equal those of N = 1, up to
+    dropout. Refused where a network has batch statistics."""
+    compile: bool = False
+    """Compile the networks with torch.compile: a slow first step, then faster ones."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999. It is what is evaluated and kept. 0: none."""
+    patience: int = 0
+    """Stop after so many evaluations on `valid` without a better headline measure, and keep the best weights. 0: never."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.csv: tensorboard, wandb, mlflow (each must be installed)."""
+    checkpoint_minutes: float = 10.0
+    """How often to save within an epoch. The end of an epoch is always saved."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("32", "bf16", "16"):
+            raise unknown("precision", self.precision, ["32", "bf16", "16"])
+        if self.accumulate < 1 or self.patience < 0:
+            raise CounterpointError("accumulate must be at least 1, patience must not be negative")
+        if not 0 <= self.ema < 1:
+            raise CounterpointError(f"ema must lie in 0..1, 1 not included, got {self.ema}")
+        for name in self.log:
+            if name not in LOGGERS:
+                raise unknown("logger", name, LOGGERS)
+
+    def check(self) -> None:
+        """Raise CounterpointError for a device, a precision or a logger that this machine lacks. Call it before data are read."""
+        import torch
+
+        device = self.on()
+        if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise CounterpointError("this GPU has no bf16; use --precision 16 or 32")
+        if self.precision != "32" and device.type == "mps":
+            raise CounterpointError("mps trains in float32 here; use --precision 32")
+        for name in self.log:
+            logger_module(name)
+
+    def on(self, local_rank: int = 0) -> torch.device:
+        """Return the device of this process; CounterpointError where there is none of that name."""
+        import torch
+
+        if self.device == "auto":
+            return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise unknown("device", self.device, ["auto", "cpu", "cuda", "mps"]) from error
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise unknown("device", self.device, ["auto", "cpu", "cuda", "mps"])
+        if device.type == "cuda":
+            count = torch.cuda.device_count()
+            number = local_rank if device.index is None else device.index
+            if number >= count:
+                raise CounterpointError(
+                    f"--device {self.device}: this machine has {count} CUDA devices; use --device cpu"
+                )
+            return torch.device("cuda", number)
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise CounterpointError("--device mps: this machine has none; use --device cpu")
+        return device
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass in this precision."""
+        import torch
+
+        if self.precision == "32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+
+def logger_module(name: str) -> Any:
+    """Import what a logger needs; CounterpointError that names the package where it is missing."""
+    needed = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}[name]
+    try:
+        return importlib.import_module(needed)
+    except ImportError as error:
+        raise CounterpointError(f"--log {name} needs the package {needed}: pip install {needed}") from error

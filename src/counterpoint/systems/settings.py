@@ -1,0 +1,106 @@
+"""Settings of a system and of the parts over it: read, change and store them by name.
+
+A composed system's settings are the base's own, with those of each part in `config.parts[SLUG]`. By name, a part's setting is
+"SLUG.NAME": "mochi.hardest" in overrides, recipes and claims, `--mochi.hardest` on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from counterpoint.errors import CounterpointError, unknown
+
+
+@dataclass
+class PartConfig:
+    """Settings of a part. Subclasses add fields."""
+
+    def facts(self, data: Any) -> dict[str, Any]:
+        """Return what the part has to know of the data besides what the base knows, fit for JSON."""
+        return {}
+
+
+def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the system") -> Any:
+    """Return settings with some of them replaced.
+
+    Args:
+        config: Settings of a system, with those of its parts.
+        values: New values by name. Settings of a part are "SLUG.NAME", or stand in a mapping under SLUG or under "parts". A list
+            stands for a tuple.
+        slug: The system's name, for messages.
+
+    Raises CounterpointError for a setting that does not exist and for settings of a part that is not there, by name.
+
+    >>> from counterpoint.catalog import load_system
+    >>> system = load_system("moco-v2+mochi")
+    >>> config = with_settings(system.config(), {"lr": 0.1, "mochi.hardest": 64}, system.slug)
+    >>> config.lr, config.parts["mochi"].hardest
+    (0.1, 64)
+    """
+    there: dict[str, Any] = getattr(config, "parts", {})
+    own = {f.name for f in fields(config)} - {"parts"}
+    plain: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in _spread(values, own).items():
+        part, dot, rest = name.partition(".")
+        if dot and part in there:
+            below.setdefault(part, {})[rest] = value
+        elif dot and part not in own:
+            raise CounterpointError(
+                f"{slug} has no part {part}, which {name} is a setting of; its parts: {', '.join(there) or 'none'}"
+            )
+        elif name not in own:
+            raise CounterpointError(f"{slug} has no setting {name}; {_hint(name, config)}")
+        else:
+            plain[name] = (
+                tuple(value) if isinstance(getattr(config, name), tuple) and isinstance(value, list) else value
+            )
+    for part, more in below.items():
+        known = {f.name for f in fields(there[part])}
+        for name in more:
+            if name not in known:
+                raise CounterpointError(f"{slug} has no setting {part}.{name}; {_hint(f'{part}.{name}', config)}")
+    if below:
+        plain["parts"] = there | {part: replace(there[part], **more) for part, more in below.items()}
+    return replace(config, **plain) if plain else config
+
+
+def _spread(values: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
+    """Return mappings of a part's settings as dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "parts" and isinstance(value, Mapping):
+            found |= _spread(value, own)
+        elif name not in own and isinstance(value, Mapping):
+            found |= {f"{name}.{below}": more for below, more in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _hint(name: str, config: Any) -> str:
+    """Return the settings that may have been meant."""
+    known = flat(config)
+    same = [full for full in known if full.rpartition(".")[2] == name]
+    if same:
+        return f"did you mean {' or '.join(same)}?"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return str(unknown("setting", name, known if near else sorted(known))).partition("; ")[2]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Return all settings by name, those of parts under dotted names."""
+    found = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "parts"}
+    for slug, part in getattr(config, "parts", {}).items():
+        found |= {f"{slug}.{name}": value for name, value in flat(part).items()}
+    return found
+
+
+def stored(config: Any) -> dict[str, Any]:
+    """Return settings as config.yaml keeps them: each part's in a mapping under its slug. `with_settings` reads them back."""
+    found = asdict(config)
+    parts = found.pop("parts", {})
+    return found | parts
