@@ -123,7 +123,7 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         ("config", OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),  # type: ignore[misc]
     ]
     for number, (name, settings) in enumerate(parts_of(config).items()):
-        kind: Any = Annotated[type(settings), arg(name=name)]  # type: ignore[valid-type]
+        kind: Any = Annotated[type(settings), arg(name=name)]
         fields.append((f"part{number}", kind, field(default_factory=partial(replace, settings))))
     command: type[Train] = make_dataclass("Train", fields, bases=(Train,))
     command.__doc__ = (
