@@ -35,7 +35,6 @@ from pathlib import Path
 from test_resume import DATA, config
 from counterpoint import training
 from counterpoint.engine.options import Loop
-from counterpoint.engine.options import Loop
 from counterpoint.systems.alignment.macil_sd import MacilSD
 
 folder, kill_at, minutes = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
@@ -52,7 +51,8 @@ MacilSD.loss = counted
 if folder.exists():
     training.resume(folder, loop=Loop(checkpoint_minutes=minutes))
 else:
-    training.train("macil-sd", config(), data=DATA, seed=5, out=folder.parent, name=folder.name, loop=Loop(checkpoint_minutes=minutes))
+    loop = Loop(checkpoint_minutes=minutes)
+    training.train("macil-sd", config(), data=DATA, seed=5, out=folder.parent, name=folder.name, loop=loop)
 """
 
 

@@ -62,8 +62,9 @@ def main(
     for name, reason in failures:
         complain(f"{name}: {reason}", "red")
     if found:
-        about = {"failures": failures, "left_out": listed.left_out, "warnings": detector.warnings}
-        page = write_detection_report(found, html, **about)
+        page = write_detection_report(
+            found, html, failures=failures, left_out=listed.left_out, warnings=detector.warnings
+        )
     if listed.left_out:
         where = f"listed in {page}" if found else ", ".join(f"{p}: {r}" for p, r in listed.left_out)
         complain(f"{len(listed.left_out)} files of the folders are no videos and were left out ({where})")
