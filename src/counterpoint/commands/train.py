@@ -123,15 +123,9 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
         ("config", OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),  # type: ignore[misc]
     ]
-<<<<<<< HEAD
     for number, (name, settings) in enumerate(getattr(config, "parts", {}).items()):
-        kind = Annotated[type(settings), arg(name=name)]
-        fields.append((f"part{number}", kind, field(default_factory=lambda settings=settings: settings)))
-=======
-    for number, (name, settings) in enumerate(parts_of(config).items()):
         kind: Any = Annotated[type(settings), arg(name=name)]
         fields.append((f"part{number}", kind, field(default_factory=partial(replace, settings))))
->>>>>>> commands
     command: type[Train] = make_dataclass("Train", fields, bases=(Train,))
     command.__doc__ = (
         f"Train {slug} ({entry.title}).\n\nDefaults are those for the data source {source}; another --data may have others. "
