@@ -72,7 +72,8 @@ def _fit(
     say: Say,
     parent: Run | None = None,
 ) -> Run:
-    from counterpoint.engine.fit import fit  # seconds to import: what trains nothing goes without it
+    from counterpoint.engine.fit import fit
+    from counterpoint.engine.services import Loop
 
     task = task_of(system, source, config)
     of_data = [
@@ -93,11 +94,11 @@ def _fit(
     fit(
         learner,
         task,
-        epochs=config.epochs,
+        loop=Loop(checkpoint_minutes=checkpoint_minutes),
         evaluate_every=getattr(config, "evaluate_every", 1),
         run=run,
         title=run.path.name,
-        checkpoint_minutes=checkpoint_minutes,
+        say=say,
     )
     if int(os.environ.get("RANK", "0")) == 0:
         from counterpoint.report.run import write_run_report
@@ -116,7 +117,7 @@ def fit_alone(system: System, config: Any, source: Any, seed: int) -> list[dict[
 
     task = task_of(system, source, config)
     learner = system.learner(config, SimpleNamespace(**task.facts), seed)
-    return fit(learner, task, epochs=config.epochs, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
+    return fit(learner, task, evaluate_every=getattr(config, "evaluate_every", 1), bar=False)
 
 
 def train(
@@ -265,12 +266,15 @@ def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> 
         say(f"note: {note}")
     task = task_class(system)(source, config)
     task.check_facts(run.facts())
-    evaluator = learner.evaluator = task.evaluator()
+    from functools import partial
+
     from rich.console import Console
     from rich.progress import track
 
-    for batch in track(task.test_loader(), "evaluating", console=Console(stderr=True), transient=True):
-        evaluator.update(batch, learner.predict(batch))
-    found = Measured(evaluator.compute(final=True))
+    from counterpoint.engine.evaluation import measure
+
+    shown = partial(track, description="evaluating", console=Console(stderr=True), transient=True)
+    figures, evaluator, _ = measure(learner, task, "test", final=True, track=shown)
+    found = Measured(figures)
     found.chance = dict(evaluator.chance()) if hasattr(evaluator, "chance") else {}
     return found

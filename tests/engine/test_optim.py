@@ -19,7 +19,8 @@ def network():
 def test_rate_and_decay_follow_their_cosines_and_what_is_saved_is_numbers(tmp_path):
     config = OptimConfig(lr=0.1, weight_decay=0.04, final_weight_decay=0.4, warmup_epochs=2)
     net = network()
-    (optimizer,), (schedule,) = optimisers(config, [net], 10, 512, constant=net[2].parameters())
+    turn = optimisers(config, [net], 10, 512, constant=net[2].parameters())
+    (optimizer,), (schedule,) = turn.optimizers, turn.schedules
     for epoch in range(10):
         share = (epoch + 1) / 2 if epoch < 2 else 0.5 * (1 + math.cos(math.pi * (epoch - 2) / 8))
         decay = 0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi * epoch / 10))
@@ -30,14 +31,15 @@ def test_rate_and_decay_follow_their_cosines_and_what_is_saved_is_numbers(tmp_pa
         schedule.step()
     torch.save(schedule.state_dict(), tmp_path / "schedule")
     state = torch.load(tmp_path / "schedule", weights_only=True)
-    (_,), (other,) = optimisers(config, [net], 10, 512)
+    (other,) = optimisers(config, [net], 10, 512).schedules
     other.load_state_dict(state)
     assert other.last_epoch == 10
 
 
 def test_decay_stays_and_biases_have_a_rate_of_their_own():
     config = OptimConfig(optimizer="adamw", lr=0.2, bias_lr=0.005, beta2=0.95)
-    (optimizer,), (schedule,) = optimisers(config, [network()], 10, 256)
+    turn = optimisers(config, [network()], 10, 256)
+    (optimizer,), (schedule,) = turn.optimizers, turn.schedules
     optimizer.step()
     schedule.step()
     for group in optimizer.param_groups:
@@ -51,9 +53,8 @@ def test_decay_stays_and_biases_have_a_rate_of_their_own():
 @pytest.mark.parametrize("norm", [None, 0.5, 1e6])
 def test_gradients_are_clipped_by_the_norm_of_all(norm):
     net = network()
-    (optimizer,), _ = optimisers(
-        OptimConfig(optimizer="momentum", lr=1.0, weight_decay=0, clip_norm=norm), [net], 1, 256
-    )
+    config = OptimConfig(optimizer="momentum", lr=1.0, weight_decay=0, clip_norm=norm)
+    (optimizer,) = optimisers(config, [net], 1, 256).optimizers
     before = [p.detach().clone() for p in net.parameters()]
     for p in net.parameters():
         p.grad = torch.ones_like(p)
@@ -73,7 +74,7 @@ def test_settings_out_of_range_are_named(wrong):
 
 def test_sgd_is_plain_momentum_and_nesterov_is_named():
     for name, nesterov in (("sgd", False), ("SGD", False), ("momentum", False), ("nesterov", True)):
-        (optimizer,), _ = optimisers(OptimConfig(optimizer=name), [network()], 10, 256)
+        (optimizer,) = optimisers(OptimConfig(optimizer=name), [network()], 10, 256).optimizers
         assert all(group["nesterov"] is nesterov and group["momentum"] == 0.9 for group in optimizer.param_groups)
 
 
@@ -81,9 +82,38 @@ def test_sgd_steps_as_the_papers_write_it():
     """Two steps on f(w) = w: v = 1, then v = 1 + 0.9; w = -lr (1 + 1.9)."""
     weight = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(weight.weight)
-    (optimizer,), _ = optimisers(OptimConfig(lr=1.0, weight_decay=0.0), [weight], 10, 256)
+    (optimizer,) = optimisers(OptimConfig(lr=1.0, weight_decay=0.0), [weight], 10, 256).optimizers
     for _ in range(2):
         optimizer.zero_grad()
         weight.weight.sum().backward()
         optimizer.step()
     assert weight.weight.item() == pytest.approx(-2.9)
+
+
+def test_rate_follows_the_same_curve_by_steps():
+    """Four steps an epoch: at the end of each epoch both schedules agree; within it the rate moves."""
+    by_epoch, by_step = (
+        optimisers(OptimConfig(lr=0.1, warmup_epochs=2, schedule=unit), [network()], 10, 256, steps_per_epoch=4)
+        for unit in ("epoch", "step")
+    )
+    (whole,), (fine,) = by_epoch.schedules, by_step.schedules
+    assert (whole.per_step, fine.per_step) == (False, True)
+    seen = []
+    for turn in (by_epoch, by_step):
+        turn.optimizers[0].step()
+    for epoch in range(10):
+        for _ in range(4):
+            seen.append(by_step.optimizers[0].param_groups[0]["lr"])
+            fine.step()
+        if epoch < 2:  # the warm-up ends its epoch at the rate that the whole epoch has
+            assert seen[-1] == pytest.approx(by_epoch.optimizers[0].param_groups[0]["lr"])
+        whole.step()
+        if epoch >= 1:
+            assert by_step.optimizers[0].param_groups[0]["lr"] == pytest.approx(
+                by_epoch.optimizers[0].param_groups[0]["lr"]
+            )
+    assert seen[0] == pytest.approx(0.1 / 8)
+    assert max(seen) == pytest.approx(0.1)
+    assert len(set(seen)) > 30
+    with pytest.raises(CounterpointError, match="schedule"):
+        OptimConfig(schedule="week")

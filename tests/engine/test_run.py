@@ -83,10 +83,10 @@ def test_weights_of_another_system_damaged_or_dangerous(run, capsys):
     with pytest.raises(RunError, match="not a readable safetensors file"):
         run.load_weights()
     run.checkpoint.write_bytes(pickle.dumps(Evil()))
-    from counterpoint.engine.fit import _check_checkpoint
+    from counterpoint.engine.fit import read_checkpoint
 
     with pytest.raises(RunError, match="cannot be resumed from"):
-        _check_checkpoint(run)
+        read_checkpoint(run)
     assert "must not run" not in capsys.readouterr().out
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from counterpoint import catalog
+from counterpoint.engine.survey import Survey
 from counterpoint.training import default_config, load_source, task_of
 
 
@@ -32,12 +33,15 @@ def test_losses_under_autocast_are_float32_and_near_those_without(slug: str, dat
     totals = []
     for enabled in (False, True):
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)
-        learner.begin(task)
+        learner.survey = Survey(task, learner)
+        learner.begin(learner.survey)
+        learner.epochs, learner.steps_per_epoch, learner.total_steps = 1, 1, 1
         batch = next(iter(task.train_loader(0, learner.position)))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             torch.manual_seed(0)
-            losses = learner.loss(learner.prepare(batch, torch.Generator().manual_seed(0)))
-        total = torch.stack([losses[name] for name in learner.minimised]).sum()
+            prepared = learner.prepare(batch, torch.Generator().manual_seed(0))
+            turns = [((turn.loss or learner.loss)(prepared), turn.minimise) for turn in learner.turns()]
+        total = torch.stack([losses[name] for losses, name in turns]).sum()
         assert total.dtype == torch.float32
         total.backward()
         gradients = [p.grad for p in learner.parameters() if p.grad is not None]

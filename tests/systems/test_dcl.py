@@ -115,5 +115,5 @@ def test_a_setting_that_is_no_number_is_refused() -> None:
     ):
         with pytest.raises(CounterpointError, match=said):
             config(**setting)
-    with pytest.raises(CounterpointError, match="hallucinator.weight"):
+    with pytest.raises(CounterpointError, match=r"hallucinator\.weight"):
         catalog.load_system("hallucinator").config(**{"hallucinator.weight": float("nan")})

@@ -127,7 +127,8 @@ def test_learner_computes_the_released_training_loss(case2_networks):
         "label": inputs["label"],
         "name": list("abc"),
     }
-    losses = learner.loss(batch)
+    batch = learner.prepare(batch, torch.Generator())
+    losses = learner.loss(batch) | learner.visual_loss(batch)
     names = {"loss": "total_loss", "mil": "mil_loss", "visual_loss": "visual_net_loss", **{t: t for t in TERMS}}
     assert set(losses) == set(names)
     for ours, theirs in names.items():
@@ -408,4 +409,4 @@ def test_a_bag_without_snippets_is_named():
     }
     batch["visual"][0] = 1
     with pytest.raises(DataError, match="empty"):
-        learner.loss(batch)
+        learner.prepare(batch, torch.Generator())

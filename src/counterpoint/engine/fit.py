@@ -1,184 +1,509 @@
-"""Fitting a learner: Lightning's Trainer, with what a run on disk needs added as callbacks.
+"""The loop: stages, epochs, steps and turns, with exact resumption, one process or many.
 
-Exact resumption rests on three things. The data order and all randomness of a step depend on (seed, epoch, step) alone
-(`loading.py`, `learner.py`). What else a step depends on (weights, optimisers, schedulers, the metrics so far) is in
-last.ckpt, which is written whole after each epoch, every few minutes within one, and at Ctrl-C. And the trainer's own
-loop counters are set on resumption from our `Position`, so that no half-finished state of theirs is carried over.
+It is plain PyTorch. Exact resumption rests on two things. Data order and all randomness of a step depend on (seed, epoch,
+step) alone (`loading.py`, `Fit.step`). What else a step depends on (weights, optimisers, schedules, averages, the figures so
+far) is in last.ckpt, which is written whole after each epoch, every few minutes within one, and at Ctrl-C.
+
+Processes share each batch; their gradients are averaged after the backward pass (`gradients.py`), whichever parameters a
+step reached, so stages and turns need no wrapper around the learner.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
 import os
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
+import numpy as np
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 from torch import Tensor
 
+from counterpoint.core.distributed import world
 from counterpoint.engine.batchnorm import synchronise
+from counterpoint.engine.evaluation import collapse, measure
+from counterpoint.engine.gradients import average, share_weights
+from counterpoint.engine.large import check_row_wise, in_parts
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.replay import keep_batch
 from counterpoint.engine.run import Run
-from counterpoint.errors import Interrupted, RunError
+from counterpoint.engine.services import Average, Callback, Loop
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey, moved
+from counterpoint.engine.teachers import teachers_of
+from counterpoint.errors import CounterpointError, Interrupted, RunError
 
-# Lightning reports its own set-up on every start; what a user needs to know, the command line says.
-for _name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-
-class _Fitted(pl.LightningModule):
-    """A learner as Lightning's Trainer wants it, for the time of a fit."""
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.learner = learner
-
-    def configure_optimizers(self) -> Any:
-        return self.learner.configure_optimizers()
-
-    def on_fit_start(self) -> None:
-        found: Any = self.optimizers()
-        self.learner.optimizers = found if isinstance(found, list) else [found]
-        self.learner.start()
-
-    def on_train_start(self) -> None:
-        epochs = self.trainer.max_epochs
-        assert epochs is not None  # `fit` always sets it
-        self.learner.total_steps = epochs * int(self.trainer.num_training_batches)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        if batch_idx < self.learner.position.batch:  # done before the interruption that this run resumes from
-            return None
-        return self.learner.step(batch, self.manual_backward)
-
-    def on_validation_epoch_start(self) -> None:
-        self.learner.begin_evaluation()
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.learner.evaluator.update(batch, self.learner.predict(batch))
+Rows = list[dict[str, float]]
 
 
-class _Keeper(pl.Callback):
-    """Keeps the books of a fit: position, metrics, checkpoints."""
+def seed_of(*parts: int) -> int:
+    """Mix numbers into a seed for torch."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
-    def __init__(self, run: Run | None, checkpoint_minutes: float, epochs: int, evaluate_every: int) -> None:
-        self.run = run
-        self.epochs, self.evaluate_every = epochs, evaluate_every
-        self.seconds = checkpoint_minutes * 60
-        self.saved_at = time.monotonic()
-        self.rows: list[dict[str, float]] = []
+
+def fit(
+    learner: Learner,
+    task: Any,
+    *,
+    loop: Loop | None = None,
+    evaluate_every: int = 1,
+    run: Run | None = None,
+    title: str = "training",
+    bar: bool = True,
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    say: Callable[[str], None] | None = None,
+) -> Rows:
+    """Train a learner through its stages; return the figures, a row per epoch.
+
+    `valid/...` is measured after every `evaluate_every`-th epoch of a stage and its last; `test/...` once, at the end, in the
+    last row. With a `run`, figures and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are
+    written at the end. Under torchrun (WORLD_SIZE set) processes share each batch, batch normalisation takes the statistics
+    of the whole batch, and every process measures the whole split, so all hold the same figures.
+
+    Args:
+        loop: precision, device, large batches and other services.
+        title: shown at the progress bar; `bar`: whether there is one.
+        callbacks: are told of steps and epochs.
+        say: gets warnings; default: they go to standard error.
+
+    Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read, CounterpointError for stages that cannot
+    be trained.
+    """
+    return Fit(learner, task, loop or Loop(), evaluate_every, run, callbacks, say).go(title, bar, console)
+
+
+class Fit:
+    """One fit under way."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Any,
+        loop: Loop,
+        evaluate_every: int,
+        run: Run | None,
+        callbacks: Sequence[Callback],
+        say: Callable[[str], None] | None,
+    ) -> None:
+        self.learner, self.task, self.loop, self.run = learner, task, loop, run
+        self.evaluate_every, self.callbacks = evaluate_every, list(callbacks)
+        self.say = say or Console(stderr=True, soft_wrap=True).print
+        self.stages = _checked(learner)
+        self.epochs = sum(stage.epochs for stage in self.stages)
+        self.turns: list[Turn] = []
+        self.rows: Rows = []
         self.sums: dict[str, Tensor] = {}
+        self.batches = 0  # summed in `sums`
         self.stop = False
-        self.partial_epoch = 0  # batches summed in `sums`
+        self.saved_at = time.monotonic()
+        self.average: Average | None = None
+        self.best: dict[str, Any] = {}  # of early stopping: value, weights, evaluations since
+        self.warned = False
 
-    # state: saved in the checkpoint beside the trainer's own
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "sums": self.sums, "partial_epoch": self.partial_epoch}
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return world()[0] == 0
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.sums, self.partial_epoch = state["rows"], state["sums"], state["partial_epoch"]
+    # --- from beginning to end
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        position = _learner(pl_module).position
-        checkpoint["position"] = {"epoch": position.epoch, "batch": position.batch, "step": position.step}
+    def go(self, title: str, bar: bool, console: Console | None) -> Rows:
+        """Train to the end."""
+        learner = self.learner
+        started_group = self._meet()
+        self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        learner.to(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "16")
+        for teacher in teachers_of(learner):
+            teacher.to(self.device)
+        self.survey = learner.survey = Survey(self.task, learner)
+        learner.begin(self.survey)
+        learner.train()
+        networks = learner.row_wise()
+        if self.loop.accumulate > 1:
+            check_row_wise(type(learner).__name__, networks)
+        if self.loop.compile:
+            if not networks:
+                raise CounterpointError(
+                    f"{type(learner).__name__} does not name its networks (row_wise); leave --compile out"
+                )
+            for module in dict.fromkeys(module for module, _ in networks):
+                module.compile()
+        if world()[1] > 1:
+            synchronise(learner, cuda=self.device.type == "cuda")
+        share_weights(learner)
+        self.average = Average(learner, self.loop.ema) if self.loop.ema else None
+        resumed = self._resume()
+        # Parameters that learn in some stage.
+        self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
+        shown = _Bar(title, self.epochs, console) if bar and self.first else None
+        try:
+            with _graceful(self), shown or contextlib.nullcontext():
+                for callback in self.callbacks:
+                    callback.on_start(learner, self.task)
+                for number, stage in list(enumerate(self.stages))[learner.position.stage :]:
+                    if resumed:
+                        self._take_up(number, resumed)
+                    else:
+                        self._enter(number)
+                    resumed = None
+                    if self._stage(stage, shown):
+                        break
+                self._finish()
+        finally:
+            learner.survey = None
+            if started_group:
+                dist.destroy_process_group()
+        for callback in self.callbacks:
+            callback.on_end(self.rows)
+        return self.rows
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        position = _learner(pl_module).position
-        position.__dict__.update(checkpoint["position"])
-        # The loops start afresh at the beginning of our epoch; the learner passes over the batches that are done.
-        loops = copy.deepcopy(checkpoint["loops"])
-        fit = loops["fit_loop"]
-        for scope in ("total", "current"):
-            fit["epoch_progress"][scope] = dict.fromkeys(fit["epoch_progress"][scope], checkpoint["position"]["epoch"])
-        batches = fit["epoch_loop.batch_progress"]
-        batches["is_last_batch"] = False
-        batches["current"] = dict.fromkeys(batches["current"], 0)
-        batches["total"] = dict.fromkeys(batches["total"], checkpoint["position"]["step"])
-        for progress in ("epoch_loop.val_loop.batch_progress",):
-            fit[progress]["total"] = dict.fromkeys(fit[progress]["total"], 0)
-            fit[progress]["current"] = dict.fromkeys(fit[progress]["current"], 0)
-        checkpoint["loops"] = loops
+    def _meet(self) -> bool:
+        """Make the group of processes where torchrun has started several; whether it was made here."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            return False
+        device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return True
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning has no "and after the last epoch".
-        trainer.check_val_every_n_epoch = 1 if self._evaluated(_learner(pl_module).position.epoch) else 2**31
+    def _enter(self, number: int) -> None:
+        """Begin a stage."""
+        stage = self.stages[number]
+        if stage.enter is not None:
+            before = {name for name, _ in self.learner.named_parameters()}
+            stage.enter(self.survey)
+            self.trainable |= {n for n, p in self.learner.named_parameters() if n not in before and p.requires_grad}
+        self._prepare(number)
 
-    def _evaluated(self, epoch: int) -> bool:
-        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
+    def _prepare(self, number: int) -> None:
+        """Choose parameters, batches and optimisers of a stage."""
+        learner, stage = self.learner, self.stages[number]
+        chosen = None if stage.trains is None else {id(p) for m in stage.trains() for p in m.parameters()}
+        for name, parameter in learner.named_parameters():
+            parameter.requires_grad_(name in self.trainable and (chosen is None or id(parameter) in chosen))
+        if not any(p.requires_grad for p in learner.parameters()):
+            raise CounterpointError(f"stage {stage.name} of {type(learner).__name__} trains no parameter")
+        batches = None if stage.batches is None else stage.batches(self.survey)
+        rank, size = world()
+        if batches is not None:
+            batches.bind(learner.seed, learner.position, rank, size)
+        self.loader = self.task.train_loader(learner.seed, learner.position, batches)
+        learner.steps_per_epoch = len(self.loader)
+        if learner.steps_per_epoch == 0:
+            raise CounterpointError(
+                f"stage {stage.name} of {type(learner).__name__} has no batch; use a smaller --batch-size"
+            )
+        learner.epochs, learner.total_steps = stage.epochs, stage.epochs * learner.steps_per_epoch
+        if not (stage.carry and self.turns):
+            made_in = stage
+            while made_in.carry and number:
+                number -= 1
+                made_in = self.stages[number]
+            self.turns = list((made_in.turns or learner.turns)())
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        learner = _learner(pl_module)
-        position = learner.position
-        if batch_idx < position.batch:
-            return
-        for name, value in (outputs or {}).items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-        self.partial_epoch += 1
-        position.batch += 1
-        position.step += 1
-        if trainer.is_last_batch:
-            schedulers = pl_module.lr_schedulers() or []
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                scheduler.step()  # type: ignore[call-arg]
+    def _stage(self, stage: Stage, shown: _Bar | None) -> bool:
+        """Train a stage to its end; whether the fit stops early."""
+        learner, position = self.learner, self.learner.position
+        last_stage = position.stage + 1 == len(self.stages)
+        while position.epoch < stage.epochs:
+            for batch in self.loader:
+                losses = self.step(moved(batch, self.device))
+                for name, value in losses.items():
+                    total = self.sums.get(name)
+                    value = value.detach().double()
+                    self.sums[name] = value if total is None else total + value
+                self.batches += 1
+                position.batch += 1
+                position.step += 1
+                for turn in self.turns:
+                    for schedule in turn.schedules:
+                        if getattr(schedule, "per_step", False):
+                            schedule.step()
+                if position.batch == learner.steps_per_epoch:
+                    break
+                if shown:
+                    shown.at(position.all_epochs + position.batch / learner.steps_per_epoch)
+                if self._due():
+                    self._save()
+                    self._leave_if_asked()
+            for turn in self.turns:
+                for schedule in turn.schedules:
+                    if not getattr(schedule, "per_step", False):
+                        schedule.step()
             learner.end_epoch(position.epoch)
-        elif self._due(trainer):
-            self._save(trainer)
+            row = self._epoch(stage, last=last_stage and position.epoch + 1 == stage.epochs)
+            if shown:
+                shown.epoch(position.all_epochs, row, stage.name if len(self.stages) > 1 else "")
+            # A stage that ended is saved as the beginning of the next, which is then entered anew.
+            stopped = self._stopped()
+            if not stopped or not last_stage:
+                self._save()
             self._leave_if_asked()
+            if stopped:
+                return True
+        position.next_stage()
+        return False
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        learner = _learner(pl_module)
-        position = learner.position
-        row: dict[str, float] = {"epoch": position.epoch, "step": position.step}
-        row |= {f"train/{name}": float(total / self.partial_epoch) for name, total in self.sums.items()}
-        if self._evaluated(position.epoch):
-            found = learner.evaluator.compute(final=position.epoch + 1 == self.epochs)
-            row |= {f"test/{name}": value for name, value in found.items()}
-            if self.run and trainer.is_global_zero and hasattr(learner.evaluator, "chance"):
-                self.run.save_chance(learner.evaluator.chance())
-        for number, optimizer in enumerate(trainer.optimizers):
+    # --- one step
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Take all turns of one step; return their losses."""
+        learner, position = self.learner, self.learner.position
+        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
+        torch.manual_seed(seed_of(learner.seed, position.all_steps, world()[0]))
+        generator = torch.Generator().manual_seed(seed_of(learner.seed, position.all_steps))
+        prepared = learner.prepare(batch, generator)
+        found: dict[str, Tensor] = {}
+        for turn in self.turns:
+            try:
+                found |= self._turn(turn, prepared)
+            except CounterpointError as error:
+                kept = keep_batch(self.run, learner, batch) if self.run and not isinstance(error, RunError) else None
+                if kept is not None:
+                    raise type(error)(f"{error}\nThe batch is kept: counterpoint replay {self.run.path}") from error  # type: ignore[union-attr]
+                raise
+        learner.end_step()
+        if self.average is not None:
+            self.average.update()
+        for callback in self.callbacks:
+            callback.on_step(learner, prepared, found)
+        return {name: value.detach() for name, value in found.items()}
+
+    def _turn(self, turn: Turn, batch: dict[str, Any]) -> dict[str, Tensor]:
+        learner, loop = self.learner, self.loop
+        function = turn.loss or learner.loss
+        parts = in_parts(learner.row_wise(), loop.accumulate) if loop.accumulate > 1 else contextlib.nullcontext()
+        with parts as finish:
+            with loop.autocast(self.device):
+                losses = function(batch)
+            loss = losses[turn.minimise]
+            if not bool(loss.isfinite()):
+                raise CounterpointError(
+                    f"the loss is {float(loss)} at step {learner.position.all_steps}: training diverged; lower --lr"
+                )
+            for optimizer in turn.optimizers:
+                optimizer.zero_grad()
+            self.scaler.scale(loss).backward()
+            if finish is not None:
+                with loop.autocast(self.device):
+                    finish()
+        average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
+        for optimizer in turn.optimizers:
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(optimizer)
+        learner.before_step()
+        for optimizer in turn.optimizers:
+            if self.scaler.is_enabled():
+                self.scaler.step(optimizer)
+            else:
+                optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return losses
+
+    # --- one epoch's figures
+
+    def _epoch(self, stage: Stage, *, last: bool) -> dict[str, float]:
+        learner, position = self.learner, self.learner.position
+        row: dict[str, float] = {"epoch": position.all_epochs, "step": position.all_steps}
+        if len(self.stages) > 1:
+            row["stage"] = position.stage
+        row |= {f"train/{name}": float(total) / self.batches for name, total in self.sums.items()}
+        ends = position.epoch + 1 == stage.epochs
+        if stage.evaluated and ((position.epoch + 1) % self.evaluate_every == 0 or ends):
+            with self._averaged():
+                learner.begin_evaluation(self.survey)
+                found, _, signs = measure(learner, self.task, "valid", final=False)
+            row |= {f"valid/{name}": value for name, value in found.items()}
+            row |= {f"watch/{name}": value for name, value in signs.items()}
+            warning = collapse(signs)
+            if warning and not self.warned and self.first:
+                self.say(f"warning: {warning}")
+                self.warned = True
+            if position.stage + 1 == len(self.stages):
+                self._judge(found)
+        for number, optimizer in enumerate(o for turn in self.turns for o in turn.optimizers):
             row["lr" if number == 0 else f"lr/{number}"] = optimizer.param_groups[0]["lr"]
         self.rows.append(row)
-        self.sums, self.partial_epoch = {}, 0
+        self.sums, self.batches = {}, 0
+        if last or self._stopped():
+            self._test(row)
+        for callback in self.callbacks:
+            callback.on_epoch(row)
         position.epoch, position.batch = position.epoch + 1, 0
-        if self.run and trainer.is_global_zero:
+        if self.run and self.first:
             self.run.write_metrics(self.rows)
-        self._save(trainer)
-        self._leave_if_asked()
+        return row
 
-    def _due(self, trainer: pl.Trainer) -> bool:
-        due = self.stop or time.monotonic() - self.saved_at > self.seconds
+    def _test(self, row: dict[str, float]) -> None:
+        """Measure the test split, once: with the best weights where a fit may stop early."""
+        if "weights" in self.best:
+            self.learner.load_state_dict(self.best["weights"])
+            self.average = None
+        elif self.average is not None:
+            self.learner.load_state_dict(self.average.values)
+            self.average = None
+        self.learner.begin_evaluation(self.survey)
+        found, self.evaluator, _ = measure(self.learner, self.task, "test", final=True)
+        row |= {f"test/{name}": value for name, value in found.items()}
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    # --- early stopping
+
+    def _judge(self, found: Mapping[str, float]) -> None:
+        if not self.loop.patience:
+            return
+        name = self.task.headline
+        if name not in found:
+            raise CounterpointError(f"--patience: this learner has no {name} on valid, which early stopping goes by")
+        if not self.best or found[name] > self.best["value"]:
+            with self._averaged():
+                weights = {key: value.detach().clone() for key, value in self.learner.state_dict().items()}
+            self.best = {"value": found[name], "weights": weights, "since": 0}
+        else:
+            self.best["since"] += 1
+
+    def _stopped(self) -> bool:
+        return bool(self.loop.patience and self.best and self.best["since"] >= self.loop.patience)
+
+    # --- saving and resuming
+
+    def _due(self) -> bool:
+        due = self.stop or time.monotonic() - self.saved_at > self.loop.checkpoint_minutes * 60
+        if world()[1] == 1:
+            return due
         # All processes save together or not at all.
-        return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
+        flag = torch.tensor(float(due), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self) -> None:
         if self.run is None:
             return
-        half = self.run.path / ".last.ckpt.half"
-        trainer.save_checkpoint(half)
-        if trainer.is_global_zero:
+        if self.first:
+            half = self.run.path / ".last.ckpt.half"
+            torch.save(self._state(), half)
             os.replace(half, self.run.checkpoint)
         self.saved_at = time.monotonic()
 
+    def _state(self) -> dict[str, Any]:
+        return {
+            "position": self.learner.position.state(),
+            "structure": self.learner.structure(),
+            "learner": self.learner.state_dict(),
+            "teachers": [teacher.state() for teacher in teachers_of(self.learner)],
+            "turns": [
+                {
+                    "optimizers": [o.state_dict() for o in turn.optimizers],
+                    "schedules": [s.state_dict() for s in turn.schedules],
+                }
+                for turn in self.turns
+            ],
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state(),
+            "best": self.best,
+            "rows": self.rows,
+            "sums": self.sums,
+            "batches": self.batches,
+        }
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Read the run's checkpoint, if there is one, up to the optimisers, which its stage makes first."""
+        if self.run is None or not self.run.checkpoint.is_file():
+            return None
+        state = read_checkpoint(self.run, self.device)
+        position = state["position"]
+        learner = self.learner
+        learner.restructure(state["structure"])
+        learner.load_state_dict(state["learner"])
+        for teacher, held in zip(teachers_of(learner), state["teachers"], strict=True):
+            teacher.resume(held)
+        learner.position.__dict__.update(position)
+        self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
+        self.best = state["best"]
+        if self.average is not None and state["average"]:
+            self.average.resume(state["average"])
+        self.scaler.load_state_dict(state["scaler"])
+        stage = self.stages[min(position["stage"], len(self.stages) - 1)]
+        if position["epoch"] < stage.epochs:
+            return state
+        learner.position.next_stage()  # the stage had ended: the next one begins
+        after = position["stage"] + 1
+        if after < len(self.stages) and self.stages[after].carry:
+            self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
+            self._take_up(position["stage"], state)
+        return None
+
+    def _take_up(self, number: int, state: Mapping[str, Any]) -> None:
+        """Make a stage's optimisers as they were when the checkpoint was written."""
+        self._prepare(number)
+        for turn, held in zip(self.turns, state["turns"], strict=True):
+            for optimizer, kept in zip(turn.optimizers, held["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            for schedule, kept in zip(turn.schedules, held["schedules"], strict=True):
+                schedule.load_state_dict(kept)
+
     def _leave_if_asked(self) -> None:
-        if self.stop:
+        stop = self.stop
+        if world()[1] > 1:
+            flag = torch.tensor(float(stop), device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            stop = bool(flag)
+        if stop:
             raise Interrupted(_resume_hint(self.run))
+
+    def _finish(self) -> None:
+        """Write what a run keeps."""
+        run, learner = self.run, self.learner
+        if run is None or not self.first:
+            return
+        evaluator = getattr(self, "evaluator", None)
+        if evaluator is None:  # interrupted between the last epoch and here: measured again for its figures
+            _, evaluator, _ = measure(learner, self.task, "test", final=True)
+        if hasattr(evaluator, "chance"):
+            run.save_chance(evaluator.chance())
+        training = learner.training
+        learner.eval()
+        run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.survey)})
+        learner.train(training)
+        run.save_structure(learner.structure())
+        run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
+        run.checkpoint.unlink(missing_ok=True)
+
+
+def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a run's last.ckpt; RunError that names the file where it cannot be resumed from."""
+    try:
+        state = dict(torch.load(run.checkpoint, map_location=device, weights_only=True))
+        state["position"] = dict(state["position"])
+    except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
+        raise RunError(
+            f"{run.checkpoint} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or restore it "
+            "from a copy"
+        ) from error
+    return state
+
+
+def _checked(learner: Learner) -> list[Stage]:
+    stages = learner.stages()
+    if not stages:
+        raise CounterpointError(f"{type(learner).__name__} has no stage: there is nothing to train")
+    for stage in stages:
+        if stage.epochs < 1:
+            raise CounterpointError(f"stage {stage.name} of {type(learner).__name__} has {stage.epochs} epochs")
+    return stages
 
 
 def _resume_hint(run: Run | None) -> str:
@@ -187,18 +512,31 @@ def _resume_hint(run: Run | None) -> str:
     return f"interrupted; nothing is lost. Go on with: counterpoint train --resume {run.path}"
 
 
-def _learner(module: pl.LightningModule) -> Learner:
-    assert isinstance(module, _Fitted)
-    return module.learner
+@contextlib.contextmanager
+def _graceful(fit: Fit) -> Iterator[None]:
+    """The first Ctrl-C lets the step in hand end and saves; the second stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_signal(number: int, frame: Any) -> None:
+        if fit.stop:
+            raise Interrupted(_resume_hint(fit.run))
+        fit.stop = True
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-class _Bar(pl.Callback):
-    """One progress bar for the whole fit, with the last epoch's figures beside it."""
+class _Bar:
+    """One progress bar for the whole fit, with the last evaluation's figures beside it."""
 
-    def __init__(self, keeper: _Keeper, title: str, epochs: int, console: Console | None) -> None:
-        self.keeper = keeper
-        self.title = title
-        self.epochs = epochs
+    def __init__(self, title: str, epochs: int, console: Console | None) -> None:
+        self.title, self.epochs = title, epochs
         self.progress = Progress(
             # On 80 columns the figures keep their room: the name gives way first, then the bar.
             TextColumn("{task.description}", table_column=Column(max_width=20, no_wrap=True, overflow="ellipsis")),
@@ -210,134 +548,20 @@ class _Bar(pl.Callback):
             console=console or Console(stderr=True),
             expand=True,
         )
+        self.task: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def __enter__(self) -> _Bar:
         self.progress.start()
-        done = _learner(pl_module).position.epoch
-        self.task = self.progress.add_task(self.title, total=self.epochs, completed=done, figures="")
+        self.task = self.progress.add_task(self.title, total=self.epochs, figures="")
+        return self
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        position = _learner(pl_module).position
-        self.progress.update(
-            self.task, completed=position.epoch + position.batch / max(1, trainer.num_training_batches)
-        )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.keeper.rows[-1]
-        figures = "  ".join(f"{k.removeprefix('test/')} {v:.3f}" for k, v in row.items() if k.startswith("test/"))
-        shown: dict[str, Any] = {"figures": figures} if figures else {}
-        self.progress.update(self.task, completed=_learner(pl_module).position.epoch, **shown)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def at(self, epochs: float) -> None:
+        self.progress.update(self.task, completed=epochs)
 
-@contextlib.contextmanager
-def _graceful(keeper: _Keeper) -> Iterator[None]:
-    """The first Ctrl-C lets the step in hand end and saves; the second stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_signal(number: int, frame: Any) -> None:
-        if keeper.stop:
-            raise KeyboardInterrupt
-        keeper.stop = True
-
-    signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def fit(
-    learner: Learner,
-    task: Any,
-    *,
-    epochs: int,
-    evaluate_every: int = 1,
-    run: Run | None = None,
-    title: str = "training",
-    bar: bool = True,
-    checkpoint_minutes: float = 10.0,
-    console: Console | None = None,
-) -> list[dict[str, float]]:
-    """Fit `learner` on `task` for `epochs` passes and return the metrics, a row per epoch, those of the test data after every
-    `evaluate_every`-th and the last. An earlier stage of the learner adds its passes to `epochs`.
-
-    Under torchrun, batch normalisation takes the statistics of the whole batch (see `engine.batchnorm`).
-
-    With a `run`, metrics and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are written
-    at the end. Under torchrun (WORLD_SIZE set) the processes share each batch; every process evaluates the whole test
-    set, so all hold the same figures. Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read.
-    """
-    epochs += learner.earlier_epochs
-    keeper = _Keeper(run, checkpoint_minutes, epochs, evaluate_every)
-    callbacks: list[pl.Callback] = [keeper]
-    rank = int(os.environ.get("RANK", "0"))
-    if bar and rank == 0:
-        callbacks.append(_Bar(keeper, title, epochs, console))
-    size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cuda = torch.cuda.is_available()
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="gpu" if cuda else "cpu",
-        devices=local if size > 1 else 1,
-        num_nodes=max(1, size // local),
-        strategy="auto"
-        if size == 1
-        else pl.strategies.DDPStrategy(
-            process_group_backend="nccl" if cuda else "gloo", find_unused_parameters=learner.partial_steps
-        ),
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        deterministic="warn",
-    )
-    learner.evaluator = task.evaluator()
-    learner.begin(task)
-    if size > 1:
-        synchronise(learner, cuda=cuda)
-
-    class Loaders(pl.LightningDataModule):
-        """Asked for once the processes have found each other, so that each takes its own share."""
-
-        def train_dataloader(self) -> Any:
-            return task.train_loader(learner.seed, learner.position)
-
-        def val_dataloader(self) -> Any:
-            return task.test_loader()
-
-    resume = str(run.checkpoint) if run and run.checkpoint.is_file() else None
-    if resume:
-        _check_checkpoint(run)  # type: ignore[arg-type]
-    with warnings.catch_warnings(), _graceful(keeper):
-        # About worker counts, log intervals and checkpoints in mid-epoch: settled above.
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric).*")
-        try:
-            trainer.fit(_Fitted(learner), datamodule=Loaders(), ckpt_path=resume, weights_only=True)
-        except SystemExit as error:  # Lightning turns a KeyboardInterrupt into an exit
-            raise Interrupted(_resume_hint(run)) from error
-    if run and trainer.is_global_zero:
-        run.save_figures({**getattr(learner.evaluator, "figures", {}), **learner.figures(task)})
-        run.save_weights(learner.exported())
-        run.checkpoint.unlink(missing_ok=True)
-    return keeper.rows
-
-
-def _check_checkpoint(run: Run) -> None:
-    try:
-        torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)["position"]
-    except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
-        raise RunError(
-            f"{run.checkpoint} cannot be resumed from ({type(error).__name__}); "
-            "delete it to start this run over, or restore it from a copy"
-        ) from error
+    def epoch(self, epochs: int, row: Mapping[str, float], stage: str) -> None:
+        figures = "  ".join(f"{k.partition('/')[2]} {v:.3f}" for k, v in row.items() if k.startswith("valid/"))
+        shown: dict[str, Any] = {"figures": f"{stage} {figures}".strip()} if figures or stage else {}
+        self.progress.update(self.task, completed=epochs, **shown)

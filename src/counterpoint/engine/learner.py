@@ -1,121 +1,131 @@
 """The base of every trained system: a module that names its losses and what it predicts.
 
-It is a plain torch module, so that a trained system is used without the trainer; `engine.fit` wraps it for Lightning.
+It is a plain torch module, so that a trained system is used without the engine. `engine.fit` trains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import place, world
 from counterpoint.engine.loading import Position
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 
 
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
-
-
 class Learner(nn.Module):
-    """Subclasses write `loss`, `predict` and `configure_optimizers`; networks, optimisers and hooks are theirs to choose.
+    """Subclasses write `loss`, `predict` and `turns`; networks, optimisers and hooks are theirs to choose.
 
-    Several optimisers need no loop of their own: each entry of `minimised` names a loss, all are summed, one backward
-    pass fills the gradients, and every optimiser steps. For networks that share no parameter this is exactly one
-    backward and step after another, and unlike that it is right under DistributedDataParallel.
+    Attributes:
+        config: the settings.
+        seed: of initialisation, data order, views and dropout.
+        position: where the fit stands; `position.epoch` and `position.step` count from the beginning of the stage.
+        epochs, total_steps: of the stage at hand.
+        steps_per_epoch: of the stage at hand.
+        survey: what the learner may know of its data; there for the time of a fit.
     """
 
-    minimised: ClassVar[tuple[str, ...]] = ("loss",)
-    # Epochs of an earlier stage of training, which `fit` adds to those it is asked for.
-    earlier_epochs: int = 0
-    # Whether a step's loss may leave parameters out, as stages do: several processes then look for what it reached.
-    partial_steps: ClassVar[bool] = False
-    # Steps of the whole fit, of which `position.step` are done; `fit` sets it.
-    total_steps: int = 0
+    config: Any
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
         self.parts = nn.ModuleDict()  # additions over a contrastive learner, by slug (see systems.parts)
         self.position = Position()
-        self.evaluator: Any = None
-        self.optimizers: list[torch.optim.Optimizer] = []  # there for the time of a fit
+        self.epochs = self.total_steps = self.steps_per_epoch = 0
+        self.survey: Survey | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    def configure_optimizers(self) -> Any:
-        """Optimisers and schedules, in any form that Lightning takes."""
+    # --- what is trained, in which order
+
+    def stages(self) -> list[Stage]:
+        """Return the stages of a fit, in order."""
+        return [Stage("train", self.config.epochs)]
+
+    def turns(self) -> list[Turn]:
+        """Return the turns of a step, with new optimisers. Called when a stage begins."""
         raise CounterpointError(f"{type(self).__name__} has no optimiser")
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named scalars; those in `minimised` are minimised, all are recorded."""
+        """Return named scalars of a batch; `loss` is minimised, all are recorded."""
         raise CounterpointError(f"{type(self).__name__} has no loss")
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What the task's evaluator wants of a test batch (see the task)."""
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what the task's evaluator wants of an evaluation batch (see the task)."""
         raise CounterpointError(f"{type(self).__name__} cannot predict")
 
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure what the task's evaluator does not; called after it, on `valid` or `test`, in evaluation mode."""
+        return {}
+
+    # --- batches
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """The batch as the loss wants it: views, mixtures, whatever is drawn anew each step. The generator's state depends
-        on seed and step alone, not on the process: what is drawn for the whole batch is the same everywhere."""
+        """Return the batch as the loss wants it: views, mixtures, whatever is drawn anew at each step.
+
+        The generator's state depends on seed and step alone, not on the process. Draw for the whole batch and take this
+        process's share (`share`), so that W processes see what one would.
+        """
         return batch
 
     def share(self, rows: int) -> tuple[int, slice]:
-        """How many rows the whole batch has, and which of them are this process's, who has `rows`.
-
-        What is random is drawn for the whole batch and cut to the share, so that W processes see what one would.
-        """
+        """Return how many rows the whole batch has, and which of them are this process's, which has `rows`."""
         rank, size = world()
         return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
 
-    def begin(self, task: Any) -> None:
-        """Called before a fit, new or resumed, with the task: what only training needs to know of the data. What is
-        resumed from a checkpoint comes after it."""
+    # --- hooks
 
-    def start(self) -> None:
-        """Called when a fit starts, after a checkpoint was read and the processes have met."""
+    def begin(self, survey: Survey) -> None:
+        """Called before a fit, new or resumed; a checkpoint is read after it."""
 
     def before_step(self) -> None:
-        """Called when the gradients are there, before the optimisers step: parameters whose gradient is None stay as they
-        are."""
+        """Called when a turn's gradients are there, before its optimisers step. A parameter without one stays as it is."""
 
     def end_step(self) -> None:
-        """Called once the optimisers have stepped: moving averages, bounds on parameters."""
+        """Called after all turns of a step: moving averages, bounds on parameters."""
+
+    def begin_evaluation(self, survey: Survey) -> None:
+        """Called before each evaluation of a fit: what must be fitted to the whole training set first."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Called once an epoch's steps and schedulers are done, before it is evaluated."""
+        """Called after an epoch's last step and before its evaluation; `epoch` counts from the beginning of the stage."""
 
-    def figures(self, task: Any) -> dict[str, Any]:
-        """What the page of a run shows besides numbers and what the task draws: heading -> {"kind": ...}, fit for JSON (see
-        counterpoint.report.found). Called once, after the fit, by the first process alone."""
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Return what a run's page shows besides numbers: heading -> {"kind": ...}, fit for JSON (counterpoint.report.found).
+
+        Called once, after the fit, by the first process alone.
+        """
         return {}
 
+    # --- large batches and compilation
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        """Name the networks that see each row of a batch by itself: (module, method), for `accumulate` and `compile`.
+
+        Their results must not depend on what else is in the batch. Empty: batches cannot be cut.
+        """
+        return ()
+
+    # --- saving
+
     def exported(self) -> dict[str, Tensor]:
-        """What a run keeps as model.safetensors: by default everything."""
+        """Return what a run keeps as model.safetensors; default: everything."""
         return dict(self.state_dict())
 
-    def step(self, batch: dict[str, Any], backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        """One step on a batch: losses, gradients by `backward`, and a step of every optimiser. Returns the losses."""
-        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
-        torch.manual_seed(_seed(self.seed, self.position.step, world()[0]))
-        generator = torch.Generator().manual_seed(_seed(self.seed, self.position.step))
-        losses = self.loss(self.prepare(batch, generator))
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        backward(torch.stack([losses[name] for name in self.minimised]).sum())
-        self.before_step()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.end_step()
-        return {name: value.detach() for name, value in losses.items()}
+    def structure(self) -> dict[str, Any]:
+        """Describe modules that a stage replaced, fit for JSON: kept beside the weights. {} where nothing was replaced."""
+        return {}
 
-    def begin_evaluation(self) -> None:
-        """Called before an evaluation's first batch."""
-        self.evaluator.reset()
+    def restructure(self, structure: Mapping[str, Any]) -> None:
+        """Give the modules the structure that `structure` described; called before weights of that structure are read."""
+        if structure:
+            raise CounterpointError(f"{type(self).__name__} has one form only, the weights have another: {structure}")

@@ -1,9 +1,9 @@
-"""Which examples a step sees: a function of (seed, epoch, step) alone, so that runs resume and spread exactly."""
+"""Which examples a step sees: a function of (seed, stage, epoch, step) alone, so that runs resume and spread exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,53 +12,96 @@ from torch.utils.data import Sampler
 
 @dataclass
 class Position:
-    """Where a fit stands: `batch` batches of epoch `epoch` are done, `step` steps in all."""
+    """Where a fit stands: `batch` batches of epoch `epoch` of stage `stage` are done.
 
+    `epoch` and `step` count from the beginning of the stage, `earlier_epochs` and `earlier_steps` the stages before it.
+    """
+
+    stage: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    earlier_epochs: int = 0
+    earlier_steps: int = 0
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs done since the fit began."""
+        return self.earlier_epochs + self.epoch
+
+    @property
+    def all_steps(self) -> int:
+        """Steps done since the fit began."""
+        return self.earlier_steps + self.step
+
+    def next_stage(self) -> None:
+        """Move to the beginning of the next stage."""
+        self.earlier_epochs, self.earlier_steps = self.all_epochs, self.all_steps
+        self.stage, self.epoch, self.batch, self.step = self.stage + 1, 0, 0, 0
+
+    def state(self) -> dict[str, int]:
+        """Return the fields as plain numbers."""
+        return asdict(self)
 
 
-class EpochBatches(Sampler[list[int]]):
-    """Shuffled batches of example indices; the last partial batch is kept unless `drop_last`.
+class Batches(Sampler[list[int]]):
+    """The batches of an epoch, as lists of positions. By default: all examples, shuffled, the last partial batch kept.
 
-    W processes with the same arguments but their rank see disjoint shares of the same global batches that one process
-    would see (`batch_size` counts the whole batch). Batches that `position` says are done come as empty lists, so that a
-    run resumed in mid-epoch counts batches as an uninterrupted one does, without reading them again.
+    Subclasses write `order` (one array that is cut into batches) or `epoch` (batch after batch). Both draw from a generator
+    whose state depends on seed and epoch alone. `bind` says where the fit stands; the batches that are done are skipped.
+    W processes see disjoint shares of the same batches that one process would see: `batch_size` counts the whole batch.
+
+    Args:
+        examples: how many there are to choose from.
+        batch_size: examples in a batch, over all processes together.
+        drop_last: leave the last, smaller batch out.
+        items: how many of the examples an epoch sees, others each time; default: all.
     """
 
-    def __init__(
-        self,
-        examples: int,
-        batch_size: int,
-        seed: int,
-        position: Position,
-        rank: int,
-        size: int,
-        *,
-        drop_last: bool = False,
-        items: int | None = None,
-    ) -> None:
+    def __init__(self, examples: int, batch_size: int, *, drop_last: bool = False, items: int | None = None) -> None:
         self.examples = examples
         self.batch_size = batch_size
-        self.seed = seed
-        self.position = position
-        self.rank = rank
-        self.size = size
-        # An epoch may see only so many of the examples, others each time.
         items = examples if items is None else min(items, examples)
         self.counted = items // batch_size * batch_size if drop_last else items
+        self.bind(0, Position(), 0, 1)
+
+    def bind(self, seed: int, position: Position, rank: int, size: int) -> Batches:
+        """Set seed and position of the fit, this process's number and how many there are; return the same object."""
+        self.seed, self.position, self.rank, self.size = seed, position, rank, size
+        return self
 
     def __len__(self) -> int:
         return -(-self.counted // self.batch_size)
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The examples of an epoch, batch after batch; the generator's state depends on seed and epoch alone."""
+        """Return the examples of an epoch, batch after batch."""
         return generator.permutation(self.examples)
 
+    def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
+        """Give the whole batches of an epoch, one after another."""
+        order = self.order(generator)
+        for start in range(0, self.counted, self.batch_size):
+            yield order[start : min(start + self.batch_size, self.counted)]
+
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.order(np.random.default_rng([self.seed, self.position.epoch]))
+        """Give this process's share of each batch that is not done."""
+        generator = np.random.default_rng([self.seed, self.position.all_epochs])
         done = self.position.batch
-        for batch, start in enumerate(range(0, self.counted, self.batch_size)):
-            share = order[start : min(start + self.batch_size, self.counted)][self.rank :: self.size].tolist()
-            yield share if batch >= done else []
+        for number, batch in enumerate(self.epoch(generator)):
+            if number >= done:
+                yield [int(row) for row in batch[self.rank :: self.size]]
+
+
+class Steps(Batches):
+    """Steps that read no example: of a stage that draws its own in `prepare`.
+
+    Args:
+        steps: in an epoch.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps, 1)
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
+        for _ in range(self.examples):
+            yield []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from counterpoint.errors import CounterpointError
+from counterpoint.engine.stages import Turn
+from counterpoint.errors import CounterpointError, unknown
 
 
 @dataclass
@@ -35,10 +36,14 @@ class OptimConfig:
     """Beta 2, for optimisers that have one; None: the optimiser's own."""
     clip_norm: float | None = None
     """Gradients are scaled down to this norm, taken over all parameters together; None: they are not."""
+    schedule: Literal["epoch", "step"] = "epoch"
+    """When the learning rate changes: after each epoch, or after each step."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise CounterpointError(f"lr must be > 0, got {self.lr}")
+        if self.schedule not in ("epoch", "step"):
+            raise unknown("schedule", self.schedule, ["epoch", "step"])
         if self.weight_decay < 0 or self.warmup_epochs < 0 or (self.final_weight_decay or 0) < 0:
             raise CounterpointError("weight_decay, final_weight_decay and warmup_epochs must not be negative")
         for name in ("bias_lr", "clip_norm"):
@@ -48,8 +53,8 @@ class OptimConfig:
             raise CounterpointError(f"beta2 must lie in 0..1, 1 not included, got {self.beta2}")
 
 
-def factor(epoch: int, epochs: int, warmup: int) -> float:
-    """What the learning rate is multiplied with in an epoch; 0 when the last one is over."""
+def factor(epoch: float, epochs: int, warmup: int) -> float:
+    """Return what the learning rate is multiplied with in an epoch; 0 when the last one is over."""
     if epoch < warmup:
         return (epoch + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
@@ -58,24 +63,31 @@ def factor(epoch: int, epochs: int, warmup: int) -> float:
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
     """Factors of the learning rate, and a weight decay that goes from `first` to `last` on half a cosine with them.
 
-    It takes `epochs` from epoch `start` on, and touches only groups that decay. (What `state_dict` saves is plain numbers.)
+    The decay changes in groups that decay only. (What `state_dict` saves is plain numbers.)
+
+    Args:
+        factors: one a parameter group; epoch -> factor. The epoch is a fraction where the schedule goes by steps.
+        first, last: weight decay at the beginning and after `epochs`.
+        steps: steps of an epoch, to step after each of them; None: step after each epoch.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        factors: list[Callable[[int], float]],
+        factors: Sequence[Callable[[float], float]],
         first: float,
         last: float,
-        start: int,
         epochs: int,
+        steps: int | None = None,
     ) -> None:
-        self.first, self.last, self.start, self.epochs = first, last, start, epochs
-        super().__init__(optimizer, factors)
+        self.first, self.last, self.epochs, self.steps = first, last, epochs, steps
+        self.per_step = steps is not None
+        unit = steps or 1
+        super().__init__(optimizer, [lambda count, f=f: f(count / unit) for f in factors])
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
-        share = factor(max(0, self.last_epoch - self.start), self.epochs, 0)
+        share = factor(self.last_epoch / (self.steps or 1), self.epochs, 0)
         for group in self.optimizer.param_groups:
             if not group["flat"]:
                 group["weight_decay"] = self.last + (self.first - self.last) * share
@@ -88,12 +100,15 @@ def optimisers(
     batch_size: int,
     constant: Iterable[nn.Parameter] = (),
     *,
-    start: int = 0,
-) -> tuple[list[torch.optim.Optimizer], list[Any]]:
-    """One optimiser over the modules' trainable parameters and its schedule, as `configure_optimizers` returns them.
+    steps_per_epoch: int = 1,
+) -> Turn:
+    """Return a turn of one optimiser over the modules' trainable parameters, with its schedule.
 
-    Parameters in `constant` keep the full learning rate throughout (SimSiam's predictor). The schedule begins in epoch
-    `start` of the fit and takes `epochs` of them; before, it stands at its beginning.
+    Args:
+        epochs: that the schedule takes.
+        batch_size: learning rates are those of a batch of 256, scaled to this one.
+        constant: parameters that keep the full learning rate throughout (SimSiam's predictor).
+        steps_per_epoch: for schedules that change after each step.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_info
 
@@ -120,17 +135,19 @@ def optimisers(
     except (ValueError, AssertionError, KeyError) as error:
         from timm.optim import list_optimizers
 
-        from counterpoint.errors import unknown
-
         raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
     if config.clip_norm is not None:
         optimizer.register_step_pre_hook(_clip(config.clip_norm))
     last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
-    factors: list[Callable[[int], float]] = [
-        (lambda _: 1.0) if group["still"] else (lambda e: factor(max(0, e - start), epochs, config.warmup_epochs))
-        for group in optimizer.param_groups
-    ]
-    return [optimizer], [Schedule(optimizer, factors, config.weight_decay, last, start, epochs)]
+    steps = steps_per_epoch if config.schedule == "step" else None
+    early = 1 - 1 / (steps or 1)  # `factor` warms up to the end of the epoch at hand; by steps, to the end of the step
+
+    def moving(epoch: float) -> float:
+        warm = epoch < config.warmup_epochs
+        return factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
+
+    factors = [(lambda _: 1.0) if group["still"] else moving for group in optimizer.param_groups]
+    return Turn([optimizer], [Schedule(optimizer, factors, config.weight_decay, last, epochs, steps)])
 
 
 def _clip(norm: float) -> Callable[..., None]:

@@ -4,7 +4,8 @@
       config.yaml         what was asked for: system, data, seed, every setting; written first
       environment.json    versions, machine, threads, devices
       facts.json          what the learner was built from besides its settings: widths, classes, a tokenizer
-      metrics.csv         a row per epoch
+      structure.json      which modules a stage replaced, where one did (see Learner.structure)
+      metrics.csv         a row per epoch; the last one also has the test figures
       chance.json         what guessing would score, by metric
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
@@ -39,10 +40,11 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
     "config.yaml",
     "environment.json",
     "facts.json",
+    "structure.json",
     "metrics.csv",
     "chance.json",
     "figures.json",
@@ -50,13 +52,13 @@ CONFIG, ENVIRONMENT, FACTS, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPOR
     "last.ckpt",
     "report.html",
 )
-FILES = (CONFIG, ENVIRONMENT, FACTS, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
+FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of what its numbers depend on; absent ones are left out."""
     found = {"counterpoint": counterpoint.__version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "pytorch-lightning", "numpy", "scikit-learn", "av", "arcade"):
+    for name in ("torch", "torchvision", "numpy", "scikit-learn", "av", "arcade"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -172,6 +174,22 @@ class Run:
         if not isinstance(facts, dict):
             raise RunError(f"{path} is damaged: it holds no facts by name")
         return facts
+
+    def save_structure(self, structure: Mapping[str, Any]) -> None:
+        """Keep the structure of the learner's modules; nothing is written of a learner that never changes its own."""
+        if structure:
+            with replacing(self.path / STRUCTURE) as file:
+                file.write(json.dumps(structure).encode())
+
+    def structure(self) -> dict[str, Any]:
+        """Return the structure of the learner's modules that the weights fit; {} for the one it is built with."""
+        path = self.path / STRUCTURE
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, UnicodeDecodeError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv whole; columns are the union of the rows' keys in order of appearance."""

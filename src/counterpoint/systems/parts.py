@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.compared import Compared
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 
 Losses = dict[str, Tensor]
@@ -66,16 +67,16 @@ class Part(nn.Module):
         """
         return below(compared)
 
-    def begin(self, task: Any) -> None:
+    def begin(self, survey: Survey) -> None:
         """Called before a fit, new or resumed."""
 
     def end_step(self) -> None:
-        """Called after the optimisers have stepped."""
+        """Called after all turns of a step."""
 
     def end_epoch(self, epoch: int) -> None:
         """Called after an epoch's last step."""
 
-    def figures(self, task: Any) -> dict[str, Any]:
+    def figures(self, survey: Survey) -> dict[str, Any]:
         """Return what a run's page shows of the part; see `Learner.figures`."""
         return {}
 
@@ -119,10 +120,10 @@ class ContrastiveLearner(Learner):
         }
         return batch | {"drawn": drawn}
 
-    def begin(self, task: Any) -> None:
-        super().begin(task)
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
         for _, part in self._parts():
-            part.begin(task)
+            part.begin(survey)
 
     def end_step(self) -> None:
         super().end_step()
@@ -134,10 +135,10 @@ class ContrastiveLearner(Learner):
         for _, part in self._parts():
             part.end_epoch(epoch)
 
-    def figures(self, task: Any) -> dict[str, Any]:
-        found = super().figures(task)
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        found = super().figures(survey)
         for _, part in self._parts():
-            found |= part.figures(task)
+            found |= part.figures(survey)
         return found
 
     def _parts(self) -> list[tuple[str, Part]]:

@@ -49,8 +49,9 @@ from counterpoint.encoders.audio import build_audio_encoder, check_audio_encoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.measures import (
     RECALL,
@@ -255,9 +256,19 @@ class AlignedLearner(Learner):
         """What an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
         return torch.stack(list(embeddings)).sum(0)
 
-    def configure_optimizers(self) -> Any:
-        constant = self.parameters() if self.config.constant_lr else ()
-        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size, constant)
+    def turns(self) -> list[Turn]:
+        config = self.config
+        constant = self.parameters() if config.constant_lr else ()
+        steps = self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [
+            (encoder, method)
+            for encoder in self.encoders.values()
+            for method in ("forward", "tokens")
+            if hasattr(encoder, method)
+        ]
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
@@ -878,18 +889,29 @@ class AlignedTask:
     def _batches(self, split: AlignedSplit) -> _Batches:
         return _Batches(self.data, split, self.tokenizers, self.config.context)
 
-    def evaluation_batch(self, split: AlignedSplit, rows: Sequence[int]) -> dict[str, Any]:
-        """These items as a learner's `predict` takes them."""
-        return _evaluated(self._batches(split), list(rows), "items")
+    def split(self, name: str) -> AlignedSplit | None:
+        """Return a split by name: train, valid, test or unpaired, which not all data has."""
+        return getattr(self.data, "test" if name == "valid" else name)
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        rank, size = world()
-        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size, drop_last=True)
+    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """Return these items of a split as a learner's `predict` takes them."""
+        chosen = self.split(split)
+        assert chosen is not None
+        return _evaluated(self._batches(chosen), list(rows), "items")
+
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        workers = self.config.workers
+        chosen = batches or Batches(len(self.data.train), self.config.batch_size, drop_last=True)
         return DataLoader(
-            self._batches(self.data.train), batch_size=None, sampler=batches, num_workers=self.config.workers
+            self._batches(self.data.train),
+            batch_size=None,
+            sampler=chosen.bind(seed, position, *world()),
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
 
-    def test_loader(self) -> DataLoader[dict[str, Any]]:
+    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
         prompts = None
         if self.data.classes and self.tokenizers:
             name, tokenizer = next(iter(self.tokenizers.items()))
@@ -900,7 +922,7 @@ class AlignedTask:
         batches = _TestBatches(parts, prompts, self._batches(self.data.train))
         return DataLoader(batches, batch_size=None, shuffle=False)
 
-    def evaluator(self) -> AlignedEvaluator:
+    def evaluator(self, split: str = "test") -> AlignedEvaluator:
         return AlignedEvaluator(self.data, self.learned)
 
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.distributed import world
 from counterpoint.data.bags import Bag, BagData, TestVideo
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 
 FEW = 0.1  # share of scores that must differ; with fewer a note is given
@@ -314,20 +314,31 @@ class BagsTask:
                     f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}"
                 )
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        rank, size = world()
-        batches = EpochBatches(len(self.data.train), self.config.batch_size, seed, position, rank, size)
+    def split(self, name: str) -> Any:
+        """Return a split by name: train, valid or test; None for unpaired bags, which there are none of."""
+        return None if name == "unpaired" else getattr(self.data, "test" if name == "valid" else name)
+
+    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """Return one video as a learner's `predict` takes it."""
+        (row,) = rows
+        return _Videos(self.data)[row]
+
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        workers = self.config.workers
+        chosen = batches or Batches(len(self.data.train), self.config.batch_size)
         return DataLoader(
             _Padded(self.data, self.config.max_length),
-            batch_sampler=batches,
+            batch_sampler=chosen.bind(seed, position, *world()),
             collate_fn=_Collate(self.data, self.config.max_length),
-            num_workers=self.config.workers,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
 
-    def test_loader(self) -> DataLoader[dict[str, Any]]:
+    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
         return DataLoader(_Videos(self.data), batch_size=None, shuffle=False)
 
-    def evaluator(self) -> FrameAP:
+    def evaluator(self, split: str = "test") -> FrameAP:
         return FrameAP(self.data)
 
 

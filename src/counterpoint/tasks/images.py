@@ -10,7 +10,7 @@ A training batch, before and after the learner has drawn its views:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress
 
@@ -26,8 +26,10 @@ from counterpoint.core.distributed import world
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
@@ -104,13 +106,13 @@ class ImageLearner(Learner):
         )
         self.views = self.build_views()
 
-    def begin(self, task: Any) -> None:
-        super().begin(task)
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
         # State kept by position, and the order of an epoch, would be of other images than before the interruption.
-        if self.examples not in (None, len(task.data.train)):
+        if self.examples not in (None, survey.examples):
             raise DataError(
-                f"{task.data.name} has {len(task.data.train)} training images now, this run was begun on {self.examples}: bring "
-                "back the set as it was, or start a new run"
+                f"the data has {survey.examples} training images now, this run was begun on {self.examples}: bring back the set "
+                "as it was, or start a new run"
             )
 
     def build_views(self) -> ViewPipeline:
@@ -130,8 +132,13 @@ class ImageLearner(Learner):
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"feature": self.embed(batch["image"])}
 
-    def configure_optimizers(self) -> Any:
-        return optimisers(self.config, [self], self.config.epochs, self.config.batch_size)
+    def turns(self) -> list[Turn]:
+        config = self.config
+        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        tokens = [(self.encoder, "tokens")] if hasattr(self.encoder, "tokens") else []
+        return [(self.encoder, "forward"), *tokens]
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
@@ -196,8 +203,6 @@ class ImageTask:
             raise CounterpointError(f"{data.name} gives no single images, which the task {self.name} learns from")
         self.data = data
         self.config: Any = config
-        # What makes other batches of the ordinary ones, where a learner asks for it in `begin`.
-        self.regroup: Callable[[EpochBatches], EpochBatches] | None = None
         self.rows = self.training_rows()
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
@@ -230,18 +235,26 @@ class ImageTask:
                     f"{self.data.name} has images of {name} {self.data.spec[name]}, the run was trained on {trained[name]}"
                 )
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        """Batches of a fit: the order depends on seed and epoch alone."""
-        return self.loader(ImageBatches(self.data.train, self.rows), self.batches(seed, position))
+    def split(self, name: str) -> ImageSplit | None:
+        """Return a split by name: train, valid or test; None for unpaired images, which there are none of."""
+        return None if name == "unpaired" else getattr(self.data, "test" if name == "valid" else name)
 
-    def loader(self, images: ImageBatches, batches: EpochBatches) -> DataLoader[dict[str, Any]]:
-        return DataLoader(images, batch_size=None, sampler=batches, num_workers=self.config.workers)
+    def evaluation_batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+        """Return these items of a split as a learner's `predict` takes them."""
+        batch = ImageBatches(self.split(split), None)[rows]
+        return batch | {"image": normalise(batch["image"]), "part": split}
 
-    def batches(self, seed: int, position: Position) -> EpochBatches:
-        """Which of `rows` a step sees."""
-        rank, size = world()
-        config = self.config
-        plain = EpochBatches(
-            len(self.rows), config.batch_size, seed, position, rank, size, drop_last=True, items=self.data.epoch
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own, of `rows`."""
+        return self.loader(
+            ImageBatches(self.data.train, self.rows), (batches or self.batches()).bind(seed, position, *world())
         )
-        return self.regroup(plain) if self.regroup else plain
+
+    def loader(self, images: ImageBatches, batches: Batches) -> DataLoader[dict[str, Any]]:
+        """Return a loader of these batches."""
+        workers = self.config.workers
+        return DataLoader(images, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+
+    def batches(self) -> Batches:
+        """Return which of `rows` a step sees."""
+        return Batches(len(self.rows), self.config.batch_size, drop_last=True, items=self.data.epoch)

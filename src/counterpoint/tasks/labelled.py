@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from counterpoint.core.distributed import global_mean, world
 from counterpoint.core.rows import Keys
 from counterpoint.data.images import ImageData, Indices
-from counterpoint.engine.loading import EpochBatches, Position
+from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.images import (
     EvaluationBatches,
@@ -189,14 +189,14 @@ def _endless(items: Indices, count: int, generator: np.random.Generator) -> Indi
     return np.concatenate([generator.permutation(items) for _ in range(turns)] or [items])[:count]
 
 
-class ClassBatches(EpochBatches):
+class ClassBatches(Batches):
     """Batches of `per_class` images of each of some classes (P classes x K images: Hermans et al. 2017, arXiv 1703.07737).
 
     Classes take turns and so do the images of a class, whose number does not matter: rare classes are seen as often.
     """
 
-    def __init__(self, labels: Indices, per_class: int, *arguments: Any) -> None:
-        super().__init__(len(labels), *arguments, drop_last=True)
+    def __init__(self, labels: Indices, per_class: int, batch_size: int) -> None:
+        super().__init__(len(labels), batch_size, drop_last=True)
         self.per_class = per_class
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
@@ -209,15 +209,15 @@ class ClassBatches(EpochBatches):
         return rows.ravel()
 
 
-class TwoStreams(EpochBatches):
+class TwoStreams(Batches):
     """Batches with `labelled` images of known class in front of those of unknown class; an epoch is a pass over the latter.
 
     As the authors of the mean teacher do (arXiv 1703.01780).
     """
 
-    def __init__(self, known: Indices, unknown: Indices, labelled: int, batch_size: int, *arguments: Any) -> None:
+    def __init__(self, known: Indices, unknown: Indices, labelled: int, batch_size: int) -> None:
         self.steps = len(unknown) // (batch_size - labelled)
-        super().__init__(self.steps * batch_size, batch_size, *arguments)
+        super().__init__(self.steps * batch_size, batch_size)
         self.known, self.unknown, self.labelled = known, unknown, labelled
 
     def order(self, generator: np.random.Generator) -> Indices:
@@ -331,12 +331,12 @@ class LabelledTask(ImageTask):
                 f"({_few(trained['class_names'])})"
             )
 
-    def train_loader(self, seed: int, position: Position) -> DataLoader[dict[str, Any]]:
-        if not isinstance(self.config, SemiSupervisedConfig):
-            return super().train_loader(seed, position)
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        if batches is not None or not isinstance(self.config, SemiSupervisedConfig):
+            return super().train_loader(seed, position, batches)
         assert self.data.train.labels is not None
         labels = known_labels(self.data.train.labels, self.config.labels_per_class, seed)
-        batches = self.batches(seed, position)
+        batches = self.batches()
         known, unknown = labels >= 0, labels < 0
         share, unknowns = self.config.labelled_batch, int(unknown.sum())
         if share and unknowns:
@@ -346,25 +346,25 @@ class LabelledTask(ImageTask):
                     f"{self.config.batch_size - share} of a batch; lower --batch-size or --labels-per-class"
                 )
             streams = np.flatnonzero(known), np.flatnonzero(unknown)
-            batches = TwoStreams(*streams, share, self.config.batch_size, seed, position, *world())
-        return self.loader(ImageBatches(self.data.train, labels=labels), batches)
+            batches = TwoStreams(*streams, share, self.config.batch_size)
+        return self.loader(ImageBatches(self.data.train, labels=labels), batches.bind(seed, position, *world()))
 
-    def batches(self, seed: int, position: Position) -> EpochBatches:
+    def batches(self) -> Batches:
         per_class = getattr(self.config, "images_per_class", 0)
         if not per_class:
-            return super().batches(seed, position)
+            return super().batches()
         assert self.data.train.labels is not None
         labels = self.data.train.labels[self.rows]
-        return ClassBatches(labels, per_class, self.config.batch_size, seed, position, *world())
+        return ClassBatches(labels, per_class, self.config.batch_size)
 
-    def test_loader(self) -> DataLoader[dict[str, Any]]:
+    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
         parts = [("test", self.data.test, self.test_rows)]
         if not self.config.classifies:
             bank = chosen_bank(_labelled(self.data.train.labels), self.config.bank)
             parts.insert(0, ("bank", self.data.train, bank))
         return DataLoader(EvaluationBatches(parts), batch_size=None, shuffle=False)
 
-    def evaluator(self) -> LabelledEvaluator:
+    def evaluator(self, split: str = "test") -> LabelledEvaluator:
         return LabelledEvaluator(self.config, self.data.classes)
 
 

@@ -2,11 +2,11 @@
 
 Where the teacher comes from:
 
-    --teacher RUN       the network that a finished run of a labelled system keeps
-    by default          it is trained first, in the same run, for `teacher_epochs` epochs before the student's
+    --teacher RUN       the network that a finished run of a labelled system keeps; the run must stay where it is until the
+                        student's is complete
+    by default          it is trained first, in the same run, for `teacher_epochs` epochs: a stage before the student's
 
-In the second case those epochs are the first of the fit: interrupted and resumed like all others, with an optimiser and a
-schedule of the teacher's own. From then on the teacher stands still, in eval mode. Both networks see the same view.
+The student is taught by a network in evaluation mode, without gradient. Both networks see the same view.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from counterpoint.data.images import ImageData
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError, RunError, unknown
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
@@ -169,7 +173,7 @@ def encoder_of_run(path: str, data: ImageData) -> str:
     return str(run.config["config"]["encoder"])
 
 
-def load_teacher(teacher: Classifier, path: str) -> None:
+def load_teacher(teacher: nn.Module, path: str) -> None:
     """Take over the network that a run keeps; RunError when the run has no classifier, or is not finished."""
     weights = Run.open(path).load_weights()
     parts = ("encoder.", "classifier.")
@@ -193,15 +197,13 @@ class TaughtLearner(LabelledLearner):
     The student's loss is ce_weight cross-entropy + kd_weight KD + whatever `lesson` returns.
     """
 
-    partial_steps: ClassVar[bool] = True
-    ready: Tensor
-
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.channels = data.channels
-        self.teacher = Classifier(data.teacher_encoder, data, config.teacher_pretrained)
-        self.earlier_epochs = 0 if config.teacher else config.teacher_epochs
-        self.register_buffer("ready", torch.tensor(self.earlier_epochs == 0))  # whether the teacher has learnt
+        teacher = Classifier(data.teacher_encoder, data, config.teacher_pretrained)
+        self.teacher: Classifier | None = None if config.teacher else teacher
+        # A run's network: its weights come with the fit and are no part of this run's.
+        self.instructor = Frozen(teacher, f"run:{config.teacher}", partial(look, teacher)) if config.teacher else None
 
     def layers(self) -> tuple[Sequence[str], Sequence[str]]:
         """Names of the layers of student and teacher that the lesson looks at."""
@@ -214,26 +216,63 @@ class TaughtLearner(LabelledLearner):
     def shapes(self) -> list[list[tuple[int, ...]]]:
         """Shapes, without the batch, of what the layers of student and teacher give; found by trying a black picture."""
         found = []
-        for network, names in zip((self, self.teacher), self.layers(), strict=True):
+        for network, names in zip((self, self.instructing), self.layers(), strict=True):
+            training = network.training
             network.eval()
             with torch.no_grad():
                 maps = look(network, torch.zeros(1, self.channels, self.size, self.size), names).maps
             found.append([tuple(x.shape[1:]) for x in maps])
-            network.train()
+            network.train(training)
         return found
 
-    def start(self) -> None:
-        if self.config.teacher and self.position.step == 0:  # a resumed run has the teacher in its checkpoint
-            load_teacher(self.teacher, self.config.teacher)
+    @property
+    def instructing(self) -> nn.Module:
+        """The teacher's network, wherever it comes from."""
+        network = self.teacher if self.instructor is None else self.instructor.module
+        assert network is not None
+        return network
+
+    def instruct(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
+        """Return the teacher's view of a batch, in evaluation mode and without gradient."""
+        if self.instructor is not None:
+            seen: Seen = self.instructor(images, layers)
+            return seen
+        with torch.no_grad():
+            return look(self.instructing.eval(), images, layers)
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if self.instructor is not None:
+            load_teacher(self.instructor.module, self.config.teacher)
+
+    def stages(self) -> list[Stage]:
+        student = Stage("student", self.config.epochs, trains=self.student_parts)
+        if self.teacher is None or not self.config.teacher_epochs:
+            return [student]
+        teacher = self.teacher
+        return [
+            Stage("teacher", self.config.teacher_epochs, trains=lambda: [teacher], turns=self.teacher_turns),
+            student,
+        ]
+
+    def student_parts(self) -> list[nn.Module]:
+        """Return the modules that the student's stage trains."""
+        return [module for name, module in self.named_children() if name != "teacher"]
+
+    @property
+    def at_teacher(self) -> bool:
+        """Whether the stage at hand trains the teacher."""
+        return self.survey is not None and self.position.stage + 1 < len(self.stages())
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return () if any(self.layers()) else super().row_wise()  # layers inside are seen once, whole
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         (view,) = batch["views"]
-        if not self.ready:
-            return {"loss": cross_entropy(self.teacher(view), batch["label"])}
+        if self.at_teacher:
+            return {"loss": cross_entropy(self.instructing(view), batch["label"])}
         of_student, of_teacher = self.layers()
-        student = look(self, view, of_student)
-        with torch.no_grad():
-            teacher = look(self.teacher.eval(), view, of_teacher)
+        student, teacher = look(self, view, of_student), self.instruct(view, of_teacher)
         config, terms = self.config, {}
         if config.ce_weight:
             terms["ce"] = config.ce_weight * cross_entropy(student.logits, batch["label"])
@@ -242,19 +281,21 @@ class TaughtLearner(LabelledLearner):
         terms |= self.lesson(student, teacher, batch)
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
-    def end_epoch(self, epoch: int) -> None:
-        self.ready.fill_(epoch + 1 >= self.earlier_epochs)
-
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         # While the teacher learns there is nothing to say of the student.
-        found = super().predict(batch) if self.ready else {}
-        return found | {"teacher_logits": self.teacher(batch["image"])}
+        found = {} if self.at_teacher else super().predict(batch)
+        # A run's network teaches in a fit; a trained student is used without it.
+        if self.instructor is None or self.survey is not None:
+            found["teacher_logits"] = self.instruct(batch["image"]).logits
+        return found
 
-    def configure_optimizers(self) -> Any:
+    def turns(self) -> list[Turn]:
+        return [self._turn(self.student_parts())]
+
+    def teacher_turns(self) -> list[Turn]:
+        """Return the turns of the teacher's stage."""
+        return [self._turn([self.instructing])]
+
+    def _turn(self, modules: list[nn.Module]) -> Turn:
         config = self.config
-        student = [module for name, module in self.named_children() if name != "teacher"]
-        chosen, schedules = optimisers(config, student, config.epochs, config.batch_size, start=self.earlier_epochs)
-        if self.earlier_epochs:
-            more = optimisers(config, [self.teacher], self.earlier_epochs, config.batch_size)
-            chosen, schedules = chosen + more[0], schedules + more[1]
-        return chosen, schedules
+        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)

@@ -374,10 +374,10 @@ class ViewsTask(ImageTask):
         super().__init__(data, config)
         config.check_batch()
 
-    def test_loader(self) -> DataLoader[dict[str, Any]]:
+    def evaluation_loader(self, split: str = "test") -> DataLoader[dict[str, Any]]:
         return DataLoader(_TestBatches(self.data, self.config), batch_size=None, shuffle=False)
 
-    def evaluator(self) -> ViewsEvaluator:
+    def evaluator(self, split: str = "test") -> ViewsEvaluator:
         return ViewsEvaluator(self.config, self.data)
 
 

@@ -39,9 +39,11 @@ from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import holds, need_fixed, once, traced
 from counterpoint.core.weights import read_weights
+from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.images import VisionTokens
 from counterpoint.encoders.text import PretrainedText, Tokenizer
+from counterpoint.engine.survey import BATCH, Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two, taken, there
@@ -737,8 +739,7 @@ class ALBEF(AlignedLearner):
 
     # --- training
 
-    def begin(self, task: Any) -> None:
-        self.steps_per_epoch = len(task.data.train) // self.config.batch_size
+    def begin(self, survey: Survey) -> None:
         if self.config.checkpoint:
             self.load_state_dict(load_albef_checkpoint(Path(self.config.checkpoint), self))
 
@@ -840,31 +841,26 @@ class ALBEF(AlignedLearner):
 
     # --- evaluation
 
-    def begin_evaluation(self) -> None:
-        super().begin_evaluation()
-        self.collected, self.passed = [], 0
-
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Embeddings of the student, those of the momentum copy, and what re-ranking by ITM finds (see `rerank`).
+        """Embeddings of the student and of the momentum copy."""
+        return {"embedding": self.embed(batch), "teacher_embedding": self.embedded(self.teacher.module, batch)}
 
-        Re-ranked are the first 1,000 test items, once all of them have come by. Where their number is not known, as
-        outside a fit, it is done for what has come so far, batch by batch, and the last figures are those of all.
-        """
-        found: dict[str, Any] = {
-            "embedding": self.embed(batch),
-            "teacher_embedding": self.embedded(self.teacher.module, batch),
-        }
-        if self.config.use_itm and self.config.rerank and batch.get("part") == "items" and not batch["split"]:
-            found["measures"] = self._reranked(batch)
-        return found
-
-    def _reranked(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        room = RERANKED - self.passed
-        if room <= 0:
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Retrieval re-ranked by ITM (see `rerank`), among the first 1,000 items."""
+        if not (self.config.use_itm and self.config.rerank):
             return {}
+        items = survey.split(split)
+        rows = np.arange(min(RERANKED, len(items)))
+        parts = [
+            self._fused_rows(survey.batch(split, rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)
+        ]
+        pictures = items.same(self.image) if hasattr(items, "same") else None
+        return self._reranked(parts, pictures)
+
+    def _fused_rows(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What ITM needs of each item that has both an image and a text."""
         both = batch["present"][self.image] & batch["present"][self.text]
-        self.passed += len(both)
-        rows = both[:room].nonzero().flatten()
+        rows = both.nonzero().flatten()
         v, w = (
             self.see(self.student, name, taken(batch["inputs"][name], rows), fused=True)
             for name in (self.image, self.text)
@@ -873,17 +869,11 @@ class ALBEF(AlignedLearner):
         assert v.tokens is not None
         assert w.tokens is not None
         f_v, f_t = (_unit(self.heads[name](s.vector)) for name, s in ((self.image, v), (self.text, w)))
-        self.collected.append(
-            {"v": v.tokens, "w": w.tokens, "mask": mask, "f_v": f_v, "f_t": f_t, "ids": _identities(ids, mask)}
-        )
-        self.collected[-1]["at"] = batch["index"][rows]
-        data = getattr(self.evaluator, "data", None)
-        if data is not None and self.passed < min(RERANKED, len(data.test)):
-            return {}
-        return self._measure_collected()
+        found = {"v": v.tokens, "w": w.tokens, "mask": mask, "f_v": f_v, "f_t": f_t, "ids": _identities(ids, mask)}
+        return found | {"at": batch["index"][rows]}
 
-    def _measure_collected(self) -> dict[str, float]:
-        parts = self.collected
+    def _reranked(self, parts: Sequence[Mapping[str, Tensor]], pictures: Indices | None) -> dict[str, float]:
+        """Recalls of both directions; `pictures`: numbers of all items, equal where they show one picture."""
         most = max(part["mask"].shape[1] for part in parts)
         v, f_v, f_t, ids = (torch.cat([part[name] for part in parts]) for name in ("v", "f_v", "f_t", "ids"))
         mask = torch.cat([F.pad(part["mask"], (0, most - part["mask"].shape[1])) for part in parts])
@@ -902,8 +892,6 @@ class ALBEF(AlignedLearner):
         everyone = torch.eye(len(v), device=v.device)
         groups = ids[:, None].cpu()
         # A picture may stand in several rows, with other words in each: all of them are right for it.
-        split = getattr(getattr(self.evaluator, "data", None), "test", None)
-        pictures = split.same(self.image) if split is not None and hasattr(split, "same") else None
         if pictures is not None:
             at = torch.cat([part["at"] for part in parts]).cpu()
             groups = torch.cat([groups, torch.from_numpy(pictures)[at][:, None]], 1)
@@ -913,10 +901,10 @@ class ALBEF(AlignedLearner):
             found |= {f"reranked_{a}_to_{b}_{name}": measured[name] for name in ("r1", "r5", "r10")}
         return found | {"reranked_mean_recall": float(np.mean(list(found.values())))}
 
-    def figures(self, task: Any) -> dict[str, Any]:
+    def figures(self, survey: Survey) -> dict[str, Any]:
         if not self.config.use_itm or self.config.fusion_layers < 2:
             return {}
-        split, rows = task.data.test, []
+        split, rows = survey.split("test"), []
         at = np.linspace(0, len(split) - 1, min(len(split), 4 * DRAWN)).astype(np.int64)
         texts = [str(text) for text in split.column(self.text, at)]
         shown = split.present(self.image, at) & np.array([bool(text.strip()) for text in texts])

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -44,7 +44,10 @@ from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, un
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.transforms import holds, refuse_graph, traced
+from counterpoint.engine.loading import Steps
 from counterpoint.engine.optim import Schedule, factor, optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import BATCH, LAPTOP, AlignedConfig, AlignedLearner, taken, there
@@ -483,8 +486,6 @@ class AudioSheet(AlignedLearner):
     """A pathway for scores and one for sounds: first each by itself, then both together."""
 
     config: AudioSheetConfig
-    # Stage 1 leaves out the heads, and a pathway that it does not train.
-    partial_steps: ClassVar[bool] = True
 
     def __init__(self, config: AudioSheetConfig, data: Any, seed: int = 0) -> None:
         kinds = {spec["kind"]: name for name, spec in data.modalities.items()}
@@ -514,9 +515,7 @@ class AudioSheet(AlignedLearner):
         self.cca = CCALayer(config.embedding, config.regulariser) if config.cca else None
         only = {"none": (), "audio": (self.audio,), "sheet": (self.sheet,)}
         self.pretrained: tuple[str, ...] = only.get(config.pretrain, (self.sheet, self.audio))
-        self.earlier_epochs = config.pretrain_epochs if self.pretrained else 0
         self.pools: dict[str, _Pool] = {}
-        self.task: Any = None
         # Last, so that what comes before starts alike with and without them.
         self.projections = nn.ModuleDict()
         for name in self.pretrained:
@@ -559,25 +558,35 @@ class AudioSheet(AlignedLearner):
 
     # --- training
 
-    def begin(self, task: Any) -> None:
-        self.task = task
-        data = task.data
+    def begin(self, survey: Survey) -> None:
+        unpaired = survey.split("unpaired")
         for name in self.pretrained:
-            split = data.train
-            if data.unpaired is not None and data.unpaired.present(name, np.arange(len(data.unpaired))).any():
-                split = data.unpaired
+            split = survey.split("train")
+            if unpaired is not None and unpaired.present(name, np.arange(len(unpaired))).any():
+                split = unpaired
             rows = np.flatnonzero(split.present(name, np.arange(len(split))))
             if len(rows) < 2:
-                raise DataError(f"{data.name} has {len(rows)} items of {name} to pre-train on, at least 2 are needed")
+                raise DataError(f"the data has {len(rows)} items of {name} to pre-train on, at least 2 are needed")
             self.pools[name] = _Pool(split, rows)
 
+    def stages(self) -> list[Stage]:
+        aligned = Stage("pairs", self.config.epochs)
+        if not self.pretrained:
+            return [aligned]
+
+        def steps(survey: Survey) -> Steps:
+            return Steps(survey.examples // survey.batch_size)
+
+        # Its items are drawn in `prepare`, a batch of each modality.
+        return [Stage("pathways", self.config.pretrain_epochs, turns=self._first_turns, batches=steps), aligned]
+
     @property
-    def stage(self) -> int:
-        """1 while pathways learn by themselves, then 2."""
-        return 1 if self.position.epoch < self.earlier_epochs else 2
+    def by_itself(self) -> bool:
+        """Whether each pathway learns by itself (stage 1 of the paper)."""
+        return self.survey is not None and self.position.stage + 1 < len(self.stages())
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        if self.stage == 1:
+        if self.by_itself:
             return {"views": {name: self._two_views(name, generator) for name in self.pretrained}}
         inputs = {}
         total, mine = self.share(len(batch["index"]))
@@ -604,7 +613,7 @@ class AudioSheet(AlignedLearner):
         return [self.first_views[name].apply(items, view.take(mine)) for view in drawn]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self._first_loss(batch["views"]) if self.stage == 1 else self._second_loss(batch)
+        return self._first_loss(batch["views"]) if "views" in batch else self._second_loss(batch)
 
     def _first_loss(self, views: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         found: dict[str, tuple[Tensor, ...]] = {}
@@ -641,29 +650,24 @@ class AudioSheet(AlignedLearner):
         _finite(h, name)
         return h
 
-    def end_epoch(self, epoch: int) -> None:
-        if epoch + 1 == self.earlier_epochs:
-            # Stage 2 starts with an optimiser of its own; only the encoders' weights are carried over.
-            for optimizer in self.optimizers:
-                optimizer.state.clear()
-        done = epoch + 1 - self.earlier_epochs
-        if done > 0 and (done == self.config.epochs or (epoch + 1) % self.config.evaluate_every == 0):
-            self.refine()
+    def begin_evaluation(self, survey: Survey) -> None:
+        if not self.by_itself:
+            self.refine(survey)
 
     @torch.no_grad()
-    def refine(self) -> None:
+    def refine(self, survey: Survey) -> None:
         """Fit CCA on many training pairs, as the networks see them in evaluation. The next step overwrites it."""
         if self.cca is None:
             return
         rank, size = world()
-        train = self.task.data.train
+        train = survey.split("train")
         everything = np.arange(len(train))
         whole = everything[train.present(self.sheet, everything) & train.present(self.audio, everything)]
         order = np.random.RandomState(0).permutation(whole)[: self.config.refine_pairs][rank::size]
         self.eval()
         found: dict[str, list[Tensor]] = {self.sheet: [], self.audio: []}
         for start in range(0, len(order), BATCH):
-            inputs = self.task.evaluation_batch(train, order[start : start + BATCH].tolist())["inputs"]
+            inputs = survey.batch("train", order[start : start + BATCH])["inputs"]
             for name, parts in found.items():
                 parts.append(self.projected(name, self.seen(name, inputs[name].to(self.device))))
         empty = torch.empty(0, self.config.embedding, device=self.device)
@@ -686,26 +690,30 @@ class AudioSheet(AlignedLearner):
         inputs = {name: self.seen(name, values) for name, values in batch["inputs"].items()}
         return {"embedding": self.embed(batch | {"inputs": inputs})}
 
-    def configure_optimizers(self) -> Any:
-        config, chosen, schedules = self.config, [], []
-        for name in (self.sheet, self.audio):
+    def turns(self) -> list[Turn]:
+        return self._turns(dict.fromkeys((self.sheet, self.audio), 1.0), self.config.warmup_epochs)
+
+    def _first_turns(self) -> list[Turn]:
+        """Stage 1's learning rates are multiples of stage 2's, which optimisers are made with."""
+        config = self.config
+        own = {name: config.first(self.kinds[name])[1] / (config.lr * config.batch_size / 256) for name in self.kinds}
+        return self._turns({name: own[name] for name in (self.sheet, self.audio)}, 0)
+
+    def _turns(self, rates: Mapping[str, float], warmup: int) -> list[Turn]:
+        config, epochs, decay = self.config, self.epochs, self.config.weight_decay
+        chosen, schedules = [], []
+        for name, rate in rates.items():
             modules = [self.encoders[name], self.heads[name]]
             modules += [self.projections[name]] if name in self.projections else []
-            (optimizer,), _ = optimisers(config, modules, config.epochs, config.batch_size)
-            # Stage 1's learning rate as a multiple of stage 2's, which the optimiser is made with.
-            first = config.first(self.kinds[name])[1] / (config.lr * config.batch_size / 256)
+            (optimizer,) = optimisers(config, modules, epochs, config.batch_size).optimizers
 
-            def rate(epoch: int, first: float = first) -> float:
-                own = epoch - self.earlier_epochs
-                shape = 1.0 if config.constant_lr else None
-                if own < 0:
-                    return first * (shape or factor(epoch, self.earlier_epochs, 0))
-                return shape or factor(own, config.epochs, config.warmup_epochs)
+            def moving(epoch: float, rate: float = rate) -> float:
+                return rate * (1.0 if config.constant_lr else factor(epoch, epochs, warmup))
 
-            decay, total = config.weight_decay, self.earlier_epochs + config.epochs
+            steps = self.steps_per_epoch if config.schedule == "step" else None
             chosen.append(optimizer)
-            schedules.append(Schedule(optimizer, [rate] * len(optimizer.param_groups), decay, decay, 0, total))
-        return chosen, schedules
+            schedules.append(Schedule(optimizer, [moving] * len(optimizer.param_groups), decay, decay, epochs, steps))
+        return [Turn(chosen, schedules)]
 
     # --- the projection heads of stage 1 are thrown away
 

@@ -37,6 +37,7 @@ from counterpoint.core.contrast import EPS, Where, positive_similarity
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import need_fixed
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -355,12 +356,11 @@ class Harmonization(AlignedLearner):
     def build_head(self, dim: int) -> nn.Module:
         return nn.Linear(dim, self.config.tokens)
 
-    def begin(self, task: Any) -> None:
-        """Data that says which of its training items do not belong together, as domains after one named "aligned", lets the
-        measure of conflict be measured."""
-        domains = task.data.train.domains
-        if domains is not None and task.data.domains[:1] == ("aligned",):
-            self.misaligned = torch.from_numpy(domains > 0)
+    def begin(self, survey: Survey) -> None:
+        """Measure conflicts where the data says which training items do not belong together, by domains after "aligned"."""
+        domains = survey.domains
+        if domains is not None and survey.domain_names[:1] == ("aligned",):
+            self.misaligned = domains > 0
 
     # --- the two losses
 

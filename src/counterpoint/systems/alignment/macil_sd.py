@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import Claim, Comparison, System
 from counterpoint.tasks.bags import BagsConfig
@@ -436,8 +437,6 @@ class MacilSDConfig(BagsConfig):
 class MacilSD(Learner):
     """Trains the audio-visual network, and beside it the visual one whose weights are blended in after every epoch."""
 
-    minimised: ClassVar[tuple[str, ...]] = ("loss", "visual_loss")
-
     def __init__(self, config: MacilSDConfig, data: BagData, seed: int = 0) -> None:
         super().__init__(seed)
         self.config = config
@@ -453,26 +452,27 @@ class MacilSD(Learner):
         self.visual: VisualNet | None = None
         if config.distillation:
             self.visual = VisualNet(data.visual_dim, **shape)  # type: ignore[arg-type]
-        else:
-            self.minimised = ("loss",)  # type: ignore[misc]
 
     def contrast_weight(self, epoch: int) -> float:
         """lambda(e): the weight of all four terms in epoch e (the paper's lambda_a2b and lambda_a2n are equal)."""
         config = self.config
         return min(config.contrast_max, config.contrast_step * max(0, epoch - config.contrast_delay))
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        config = self.config
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """The bags cut to the longest of the whole batch, with their lengths, and the labels of all processes' bags."""
         seq_len = sequence_lengths(batch["visual"])
         if bool((seq_len == 0).any()):
             names = [name for name, n in zip(batch["name"], seq_len.tolist(), strict=True) if n == 0]
             raise DataError(f"no snippet in {', '.join(names[:5])}: all visual features are zero")
         longest = global_max(int(seq_len.max()) if len(seq_len) else 0, seq_len.device)
-        visual, audio = batch["visual"][:, :longest], batch["audio"][:, :longest]
-        label = gather_rows(batch["label"])
+        cut = {name: batch[name][:, :longest] for name in ("visual", "audio")}
+        return batch | cut | {"seq_len": seq_len, "labels": gather_rows(batch["label"])}
 
-        out = self.av(audio, visual, seq_len)
-        mil = F.binary_cross_entropy(gather_rows(out.mmil_prob), label)
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss of the audio-visual network: MIL and, weighted, the contrast of semi-bags (Eq. 9)."""
+        config, seq_len = self.config, batch["seq_len"]
+        out = self.av(batch["audio"], batch["visual"], seq_len)
+        mil = F.binary_cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
         losses = {"loss": mil, "mil": mil}
         if config.contrast:
             # The contrast is computed even while its weight is 0, so that the curves show where it starts from.
@@ -488,9 +488,13 @@ class MacilSD(Learner):
             weight = self.contrast_weight(self.position.epoch)
             losses["loss"] = mil + weight * torch.stack(terms).sum()
             losses |= dict(zip(("a2v_a2b", "a2v_a2n", "v2a_a2b", "v2a_a2n"), terms, strict=True))
-        if self.visual is not None:
-            losses["visual_loss"] = F.binary_cross_entropy(gather_rows(self.visual(visual, seq_len).mil_prob), label)
         return losses
+
+    def visual_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss of the visual network: MIL alone."""
+        assert self.visual is not None
+        prob = gather_rows(self.visual(batch["visual"], batch["seq_len"]).mil_prob)
+        return {"visual_loss": F.binary_cross_entropy(prob, batch["labels"])}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         logits = {"av": self.av(batch["audio"], batch["visual"]).av_logit}
@@ -511,14 +515,21 @@ class MacilSD(Learner):
             source = {_av_name(name): value for name, value in self.visual.named_parameters()}
             blend(dict(self.av.named_parameters()), source, momentum)
 
-    def configure_optimizers(self) -> Any:
+    def turns(self) -> list[Turn]:
         config = self.config
-        optimizers = [torch.optim.Adam(self.av.parameters(), lr=config.lr)]
+        first = torch.optim.Adam(self.av.parameters(), lr=config.lr)
+        turns = [Turn([first], self._schedules(first))]
         if self.visual is not None:
-            optimizers.append(torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr))
-        if config.cosine_epochs == 0:
-            return optimizers
-        return optimizers, [torch.optim.lr_scheduler.CosineAnnealingLR(o, config.cosine_epochs) for o in optimizers]
+            second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr)
+            turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
+        return turns
+
+    def _schedules(self, optimizer: torch.optim.Optimizer) -> list[Any]:
+        epochs = self.config.cosine_epochs
+        return [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)] if epochs else []
+
+    def row_wise(self) -> list[tuple[nn.Module, str]]:
+        return [(network, "forward") for network in (self.av, self.visual) if network is not None]
 
 
 # -------------------------------------------------------------------------------------------------------------- the claim

@@ -9,13 +9,14 @@ both embeddings are learnt with the student. Left out: drawing the one positive 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from counterpoint.core import distil
 from counterpoint.core.distributed import gather_rows, row_counts
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
@@ -57,7 +58,7 @@ class CRD(TaughtLearner):
         super().__init__(config, data, seed)
         self.contrast = distil.CRD(
             self.encoder.dim,
-            self.teacher.encoder.dim,
+            cast(Any, self.instructing).encoder.dim,
             data.examples,
             dim=config.dim,
             K=config.negatives,
@@ -66,13 +67,15 @@ class CRD(TaughtLearner):
             seed=seed,
         )
 
-    def begin(self, task: Any) -> None:
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
         if self.config.other_classes:
-            self.contrast.draw_by_class(torch.from_numpy(task.data.train.labels))
+            assert survey.labels is not None
+            self.contrast.draw_by_class(survey.labels)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         batch = super().prepare(batch, generator)
-        if not self.ready:
+        if self.at_teacher:
             return batch
         # Drawn for the whole batch and cut, as the views are; the processes took its images in turn.
         _, mine = self.share(len(batch["index"]))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import negative_cosine
 from counterpoint.core.compared import Compared, predicted
 from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
@@ -59,9 +60,9 @@ class SimSiam(ContrastiveLearner, ViewsLearner):
         one, two = (negative_cosine(self.predictor(way.query), way.positive) for way in compared.directions())
         return {"loss": one / 2 + two / 2}
 
-    def configure_optimizers(self) -> Any:
-        config = self.config
-        return optimisers(config, [self], config.epochs, config.batch_size, constant=self.predictor.parameters())
+    def turns(self) -> list[Turn]:
+        config, constant, steps = self.config, self.predictor.parameters(), self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
 
 
 SYSTEM = System(

@@ -39,6 +39,7 @@ from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, Claim, Comparison
 from counterpoint.systems.parts import Losses, Part, Step
@@ -386,10 +387,8 @@ class ISogCLR(Part):
         self.told: dict[str, Tensor] = {}
         self.every = max(1, data.examples // TOLD)
 
-    def begin(self, task: Any) -> None:
-        labels = getattr(task.data.train, "labels", None)
-        # For the figures alone: training never sees them.
-        self.class_of = None if labels is None else torch.as_tensor(np.asarray(labels))
+    def begin(self, survey: Survey) -> None:
+        self.class_of = survey.labels  # for the figures alone: training never sees them
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         index = compared.index
@@ -439,12 +438,12 @@ class ISogCLR(Part):
             )
         return found
 
-    def figures(self, task: Any) -> dict[str, Any]:
+    def figures(self, survey: Survey) -> dict[str, Any]:
         told = self._by_class()
         if told is None:
             return {}
         classes, sizes, mean = (part.tolist() for part in told)
-        names = getattr(task.data, "classes", ())
+        names = survey.classes
         return {
             "Temperatures by class": {
                 "kind": "points",

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -38,12 +39,12 @@ from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import EpochBatches
+from counterpoint.engine.loading import Batches
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition, Claim, Comparison
 from counterpoint.systems.settings import PartConfig
-from counterpoint.tasks.images import BATCH
-from counterpoint.views.images import normalise
 
 
 def compose(
@@ -120,29 +121,26 @@ def grouped_batches(
     return out
 
 
-class _Batches(EpochBatches):
-    """The batches of an epoch; within groups once there are any."""
+class GroupBatches(Batches):
+    """Batches within groups, as many as an epoch has otherwise.
 
-    def __init__(self, plain: EpochBatches, rows: NDArray[np.int64], learner: MCL) -> None:
-        p = plain
-        super().__init__(p.examples, p.batch_size, p.seed, p.position, p.rank, p.size, drop_last=True, items=p.counted)
-        self.rows, self.learner = rows, learner
+    Args:
+        groups: [examples] number of the group of each example.
+        batch_size: examples in a batch.
+    """
 
-    def __iter__(self) -> Iterator[list[int]]:
-        groups = self.learner.groups()
-        if groups is None:
-            yield from super().__iter__()
-            return
-        _, labels = np.unique(groups[self.rows], return_inverse=True)
-        rng = np.random.default_rng([self.seed, self.position.epoch])
-        done, given = self.position.batch, 0
+    def __init__(self, groups: NDArray[np.int64], batch_size: int) -> None:
+        super().__init__(len(groups), batch_size, drop_last=True)
+        self.labels = np.unique(groups, return_inverse=True)[1]
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[list[int]]:
+        given = 0
         while True:
-            orders = [rng.permutation(int(count)) for count in np.bincount(labels)]
-            # Of the whole batch, cut to this process's share as in any other epoch.
-            for batch in grouped_batches(labels, self.batch_size, orders):
+            orders = [generator.permutation(int(count)) for count in np.bincount(self.labels)]
+            for batch in grouped_batches(self.labels, self.batch_size, orders):
                 if given == len(self):
                     return
-                yield batch[self.rank :: self.size] if given >= done else []
+                yield batch
                 given += 1
 
 
@@ -167,7 +165,14 @@ class MCLConfig(PartConfig):
 
 
 class MCL(Learner):
-    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before."""
+    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before.
+
+    Args:
+        settings: of MCL.
+        make: builds the base learner from a seed.
+        data: what the task knows of the data.
+        seed: of the first stage.
+    """
 
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
@@ -185,17 +190,28 @@ class MCL(Learner):
         self.register_buffer("stage", torch.tensor(0))
         self.register_buffer("unseen", torch.tensor(0))
         self.register_buffer("assigned", torch.zeros(settings.stages, data.examples, dtype=torch.long))
-        self.earlier_epochs = self.config.epochs * settings.stages
 
-    # --- what is the base's
+    # --- the base's
+
+    def turns(self) -> list[Turn]:
+        base = self.base
+        base.epochs, base.total_steps, base.steps_per_epoch = self.epochs, self.total_steps, self.steps_per_epoch
+        turns: list[Turn] = base.turns()
+        return [replace(turn, loss=partial(self._losses, turn.loss or base.loss)) for turn in turns]
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self._losses(self.base.loss, batch)
+
+    def _losses(self, loss: Callable[[dict[str, Any]], dict[str, Tensor]], batch: dict[str, Any]) -> dict[str, Tensor]:
+        return loss(batch) | {"never_drawn": self.unseen.float()}
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         prepared: dict[str, Any] = self.base.prepare(batch, generator)
         return prepared
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.base.loss(batch)
-        return losses | {"never_drawn": self.unseen.float()}
+    def begin(self, survey: Survey) -> None:
+        self.base.survey = survey
+        self.base.begin(survey)
 
     def before_step(self) -> None:
         self.base.before_step()
@@ -204,20 +220,31 @@ class MCL(Learner):
         super().end_step()
         self.base.end_step()
 
-    def start(self) -> None:
-        self.base.optimizers = self.optimizers
-        self.base.start()
+    def end_epoch(self, epoch: int) -> None:
+        self.base.end_epoch(epoch)
 
-    def figures(self, task: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self.base.figures(task)
+    def begin_evaluation(self, survey: Survey) -> None:
+        self.base.begin_evaluation(survey)
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        found: dict[str, Any] = self.base.figures(survey)
         return found
 
     # --- stages
 
-    def begin(self, task: Any) -> None:
-        self.base.begin(task)
-        self.task = task
-        task.regroup = lambda plain: _Batches(plain, task.rows, self)
+    def stages(self) -> list[Stage]:
+        (plain,) = self.base.stages()
+        batches = None if self.settings.restrict == "none" else self._batches
+        later = [
+            replace(plain, name=f"stage {t}", enter=self._next_stage, batches=batches)
+            for t in range(1, self.settings.stages + 1)
+        ]
+        return [replace(plain, name="stage 0"), *later]
+
+    def _batches(self, survey: Survey) -> GroupBatches:
+        groups = self.groups()
+        assert groups is not None
+        return GroupBatches(groups[survey.rows], self.config.batch_size)
 
     def groups(self) -> NDArray[np.int64] | None:
         """Return the pseudo-label of every training example that batches of this stage keep to, or None."""
@@ -229,47 +256,31 @@ class MCL(Learner):
             groups = np.random.default_rng([self.seed, stage]).permutation(groups)
         return groups
 
-    def configure_optimizers(self) -> Any:
-        found = self.base.configure_optimizers()
-        epochs = self.config.epochs
-        for schedule in found[1]:
-            # The schedule of the stage at hand.
-            schedule.lr_lambdas = [lambda e, f=f: f(e % epochs) for f in schedule.lr_lambdas]
-        self.base.total_steps = self.total_steps
-        return found
-
-    def end_epoch(self, epoch: int) -> None:
-        self.base.end_epoch(epoch)
-        if (epoch + 1) % self.config.epochs == 0 and int(self.stage) < self.settings.stages:
-            self._next_stage()
-
     @torch.no_grad()
-    def _next_stage(self) -> None:
+    def _next_stage(self, survey: Survey) -> None:
+        """Cluster the embeddings, keep the encoder, and begin anew."""
         stage = int(self.stage)
         if self.settings.restrict != "none":
-            self.assigned[stage] = self._clusters(stage)
+            self.assigned[stage] = self._clusters(survey, stage)
         self.earlier[stage].load_state_dict(self.base.encoder.state_dict())
         self.earlier[stage].eval()
         state = torch.random.get_rng_state()
         fresh = self.make(self.seed * 1009 + stage + 1)
         torch.random.set_rng_state(state)
         self.base.load_state_dict(fresh.state_dict())
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
         self.stage.add_(1)
 
-    def _clusters(self, stage: int) -> Tensor:
+    def _clusters(self, survey: Survey, stage: int) -> Tensor:
         """Cluster the normalised projections of all training images, without augmentation, by k-means; the features where the
         base compares no projections (MAE)."""
-        split, training, parts = self.task.data.train, self.training, []
-        self.eval()
-        for start in range(0, len(split), BATCH):
-            images = split.images(np.arange(start, min(start + BATCH, len(split))))
-            x = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
-            rows = self.base.embed(x)
-            parts.append(unit(self.base.projector(rows) if self.base.compares else rows).cpu())
-        self.train(training)
-        labels = kmeans(torch.cat(parts), min(self.settings.clusters, len(split)), seed=self.seed + stage).labels
+        base = self.base
+
+        def rows(batch: dict[str, Any]) -> Tensor:
+            found = base.embed(batch["image"])
+            return unit(base.projector(found) if base.compares else found)
+
+        embedded = survey.over("train", rows)
+        labels = kmeans(embedded, min(self.settings.clusters, len(embedded)), seed=self.seed + stage).labels
         groups = compose([*self.assigned[:stage].cpu(), labels], self.settings.clusters)
         sizes = groups.unique(return_counts=True)[1]
         batch = self.config.batch_size

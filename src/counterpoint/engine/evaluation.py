@@ -1,0 +1,93 @@
+"""Measuring a learner on a split: during a fit, at its end, and of a finished run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.survey import Survey, moved
+
+WATCHED = 512  # rows of an evaluation that a collapse is looked for in
+RANK = 1.5  # an effective rank below this is a collapse
+UNIFORMITY = -1e-4  # so is a uniformity above this: unit rows nearer to each other than 0.01
+
+Track = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def measure(
+    learner: Learner, task: Any, split: str, *, final: bool, track: Track | None = None
+) -> tuple[dict[str, float], Any, dict[str, float]]:
+    """Measure a learner on a split of a task, without gradient and in float32.
+
+    Args:
+        learner: its mode is left as it was.
+        task: gives `evaluation_loader` and `evaluator`.
+        split: "valid" or "test".
+        final: also take the measures that are taken once, such as linear probes, and draw figures.
+        track: wraps the batches, for a progress bar.
+
+    Returns the figures, the task's evaluator (with `figures`, `chance()`, `notes` where it has them), and signs of a
+    collapse: `rank`, the effective rank of the embeddings (RankMe: Garrido et al., arXiv 2210.02885), and `uniformity`.
+    """
+    evaluator = task.evaluator(split)
+    seen: list[Tensor] = []
+    training = learner.training
+    learner.eval()
+    try:
+        with torch.no_grad():
+            loader = task.evaluation_loader(split)
+            for batch in track(loader) if track else loader:
+                batch = moved(batch, learner.device)
+                found = learner.predict(batch)
+                evaluator.update(batch, found)
+                if sum(map(len, seen)) < WATCHED:
+                    seen += _embeddings(found)
+            figures = dict(evaluator.compute(final=final))
+            figures |= learner.measures(Survey(task, learner), split)
+    finally:
+        learner.train(training)
+    return figures, evaluator, signs_of_collapse(seen)
+
+
+def _embeddings(found: dict[str, Any]) -> list[Tensor]:
+    """The first rows of what a loss compares, or of the features; none of a learner that gives scores."""
+    value = found.get("embedding", found.get("feature"))
+    parts = list(value.values())[:1] if isinstance(value, dict) else [] if value is None else [value]
+    return [part.detach().float().cpu()[:WATCHED] for part in parts if part.ndim == 2]
+
+
+def signs_of_collapse(parts: list[Tensor]) -> dict[str, float]:
+    """Compute the effective rank and the uniformity of embeddings; {} of fewer than two rows.
+
+    The rank is exp of the entropy of the singular values of the centred unit rows, between 1 and the width; 1 where all
+    rows are the same. The uniformity is log mean exp(-2 d^2) over pairs of rows (Wang and Isola, arXiv 2005.10242).
+    """
+    parts = [part for part in parts if part.shape[1] == parts[0].shape[1]] if parts else []
+    if sum(map(len, parts)) < 2:
+        return {}
+    rows = nn.functional.normalize(torch.cat(parts)[:WATCHED], dim=1)
+    rows = rows[rows.isfinite().all(1)]
+    if len(rows) < 2:
+        return {}
+    spectrum = torch.linalg.svdvals((rows - rows.mean(0)).double())
+    total = float(spectrum.sum())
+    rank = 1.0
+    if total > 1e-6 * math.sqrt(len(rows)):
+        share = spectrum[spectrum > 0] / total
+        rank = float((-(share * share.log()).sum()).exp())
+    return {"rank": rank, "uniformity": float(torch.pdist(rows).square().mul(-2).exp().mean().log())}
+
+
+def collapse(signs: dict[str, float]) -> str:
+    """Return a warning where embeddings have collapsed, else ""."""
+    if not signs or (signs["rank"] >= RANK and signs["uniformity"] <= UNIFORMITY):
+        return ""
+    return (
+        f"the embeddings are collapsing: effective rank {signs['rank']:.2f}, uniformity {signs['uniformity']:.3f} (0: all the "
+        "same). Lower --lr, raise the temperature, or check that views differ"
+    )

@@ -1,0 +1,165 @@
+"""Teachers: networks that do not learn. `frozen` makes one, `cached` keeps what it says of a split.
+
+A frozen network is no submodule of the learner: it is in no optimiser, in no gradient and not among the weights a run keeps.
+Checkpoints name it by the digest of its weights, and hold the weights where they come from nowhere else (a snapshot).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.files import cache_folder, replacing
+
+
+class Frozen:
+    """A network in evaluation mode whose outputs carry no gradient.
+
+    Args:
+        module: the network; its parameters no longer require gradients.
+        source: where it can be had again, such as "run:runs/x"; "" for a snapshot, whose weights checkpoints keep.
+        call: what `frozen(...)` computes; default: the module's forward.
+    """
+
+    def __init__(self, module: nn.Module, source: str = "", call: Callable[..., Any] | None = None) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.source, self._call = source, call or module
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with torch.no_grad():
+            return self._call(*arguments, **named)
+
+    def to(self, device: torch.device) -> Frozen:
+        """Move the network to a device; return the same object."""
+        self.module.to(device)
+        return self
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the network's weights."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            found.update(name.encode())
+            found.update(
+                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+            )
+        return found.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the teacher."""
+        weights = {} if self.source else self.module.state_dict()
+        return {"source": self.source, "digest": self.digest(), "weights": weights}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint; RunError where the teacher has changed since."""
+        if not self.source:
+            self.module.load_state_dict(state["weights"])
+        if self.digest() != state["digest"]:
+            raise RunError(
+                f"the teacher {self.source} has other weights than when this run began; bring them back, or train anew"
+            )
+
+
+def snapshot(module: nn.Module) -> Frozen:
+    """Return a frozen copy of a network as it is now."""
+    return Frozen(copy.deepcopy(module))
+
+
+def frozen(teacher: str | nn.Module, call: Callable[[nn.Module], Callable[..., Any]] | None = None) -> Frozen:
+    """Make a teacher.
+
+    Args:
+        teacher: a network, of which a copy is taken, or where to find one:
+            "run:RUN"            the learner of a finished run;
+            "fit:SLUG?data=SOURCE&OPTION=VALUE"   a small teacher that is trained once and kept in the cache, by its settings
+                                 and the package's version (`seed=N` among the options; default 0);
+            "hf:NAME" or another name of an image encoder, with its published weights, as `encoders.images` takes it.
+        call: from the network to the function that is called; default: the network's forward, of a learner its `predict`.
+
+    Raises CounterpointError for a name of none of these kinds, RunError for a run that is missing or not finished.
+    """
+    if isinstance(teacher, nn.Module):
+        found = snapshot(teacher)
+        return found if call is None else Frozen(found.module, "", call(found.module))
+    kind, _, rest = teacher.partition(":")
+    if kind in ("run", "fit"):
+        # By name, as the catalogue loads systems: loading and training a learner are above this room.
+        room = importlib.import_module("counterpoint.experiment")
+        module: nn.Module = room.load_learner(rest) if kind == "run" else room.fitted(rest)
+        return Frozen(module, teacher, call(module) if call else module.predict)
+    if kind in ("hf", "timm", "torchvision"):
+        encoders = importlib.import_module("counterpoint.encoders.images")
+        module = encoders.build_image_encoder(teacher, 224, pretrained=True)
+        return Frozen(module, teacher, call(module) if call else None)
+    raise CounterpointError(
+        f"unknown teacher '{teacher}': give run:RUN, fit:SLUG?data=SOURCE, hf:NAME, timm:NAME or torchvision:NAME"
+    )
+
+
+def teachers_of(module: nn.Module) -> list[Frozen]:
+    """Return the frozen networks that a learner or its parts hold, in a fixed order."""
+    return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Frozen)]
+
+
+class Cached:
+    """What a teacher says of the items of a split, by position: `cached[index]` -> [n, dim] on the index's device."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows = np.asarray(self.values[index.detach().cpu().numpy()])
+        return torch.from_numpy(rows).to(index.device)
+
+
+def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature") -> Cached:
+    """Compute a teacher's outputs for every item of a split, once, and keep them on disk.
+
+    Args:
+        teacher: is given evaluation batches.
+        survey: of the learner that is taught.
+        split: "train", "valid" or "test".
+        output: which of the teacher's outputs, where it gives several by name.
+
+    The file is found again by the teacher's weights, the split's length and a digest of 64 of its items.
+    """
+
+    def row(batch: dict[str, Any]) -> Tensor:
+        found = teacher(batch)
+        value = found[output] if isinstance(found, Mapping) else found
+        return value.detach().float().reshape(len(value), -1)
+
+    count = len(survey.split(split))
+    stamp = hashlib.sha256(f"{teacher.digest()} {split} {count} {output}".encode())
+    for value in _tensors(survey.batch(split, np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64)))):
+        stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
+    path = cache_folder() / "teachers" / f"{stamp.hexdigest()[:32]}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        values = survey.over(split, row)  # every process takes its share
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                with replacing(path) as file:
+                    np.save(file, values.numpy())
+    return Cached(np.load(path, mmap_mode="r"))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for key in sorted(value) for t in _tensors(value[key])]
+    return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []
