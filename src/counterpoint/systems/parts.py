@@ -71,7 +71,7 @@ class Part(nn.Module):
         """Called before a fit, new or resumed."""
 
     def end_step(self) -> None:
-        """Called after the optimisers have stepped."""
+        """Called after all turns of a step."""
 
     def end_epoch(self, epoch: int) -> None:
         """Called after an epoch's last step."""

@@ -165,7 +165,14 @@ class MCLConfig(PartConfig):
 
 
 class MCL(Learner):
-    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before."""
+    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before.
+
+    Args:
+        settings: of MCL.
+        make: builds the base learner from a seed.
+        data: what the task knows of the data.
+        seed: of the first stage.
+    """
 
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
@@ -184,18 +191,27 @@ class MCL(Learner):
         self.register_buffer("unseen", torch.tensor(0))
         self.register_buffer("assigned", torch.zeros(settings.stages, data.examples, dtype=torch.long))
 
-    # --- what is the base's
+    # --- the base's
+
+    def turns(self) -> list[Turn]:
+        base = self.base
+        base.epochs, base.total_steps, base.steps_per_epoch = self.epochs, self.total_steps, self.steps_per_epoch
+        turns: list[Turn] = base.turns()
+        return [replace(turn, loss=partial(self._losses, turn.loss or base.loss)) for turn in turns]
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self._losses(self.base.loss, batch)
+
+    def _losses(self, loss: Callable[[dict[str, Any]], dict[str, Tensor]], batch: dict[str, Any]) -> dict[str, Tensor]:
+        return loss(batch) | {"never_drawn": self.unseen.float()}
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         prepared: dict[str, Any] = self.base.prepare(batch, generator)
         return prepared
 
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self._loss(None, batch)
-
-    def _loss(self, turn: Callable[..., Any] | None, batch: dict[str, Any]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = (turn or self.base.loss)(batch)
-        return losses | {"never_drawn": self.unseen.float()}
+    def begin(self, survey: Survey) -> None:
+        self.base.survey = survey
+        self.base.begin(survey)
 
     def before_step(self) -> None:
         self.base.before_step()
@@ -207,8 +223,8 @@ class MCL(Learner):
     def end_epoch(self, epoch: int) -> None:
         self.base.end_epoch(epoch)
 
-    def begin(self, survey: Survey) -> None:
-        self.base.begin(survey)
+    def begin_evaluation(self, survey: Survey) -> None:
+        self.base.begin_evaluation(survey)
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         found: dict[str, Any] = self.base.figures(survey)
@@ -217,13 +233,6 @@ class MCL(Learner):
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         found: Sequence[tuple[nn.Module, str]] = self.base.row_wise()
         return found
-
-    def turns(self) -> list[Turn]:
-        """Return the base's turns, of a base that begins: its schedules are those of the stage at hand."""
-        for name in ("epochs", "total_steps", "steps_per_epoch", "survey"):
-            setattr(self.base, name, getattr(self, name))
-        turns: list[Turn] = self.base.turns()
-        return [replace(turn, loss=partial(self._loss, turn.loss)) for turn in turns]
 
     # --- stages
 
@@ -268,10 +277,11 @@ class MCL(Learner):
     def _clusters(self, survey: Survey, stage: int) -> Tensor:
         """Cluster the normalised projections of all training images, without augmentation, by k-means; the features where the
         base compares no projections (MAE)."""
+        base = self.base
 
         def rows(batch: dict[str, Any]) -> Tensor:
-            found: Tensor = self.base.embed(batch["image"])
-            return unit(self.base.projector(found) if self.base.compares else found)
+            found = base.embed(batch["image"])
+            return unit(base.projector(found) if base.compares else found)
 
         embedded = survey.over("train", rows)
         labels = kmeans(embedded, min(self.settings.clusters, len(embedded)), seed=self.seed + stage).labels
