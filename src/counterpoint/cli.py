@@ -302,36 +302,43 @@ def evaluate(
 def verify(
     slug: Annotated[Positional[str], arg(metavar="SLUG")],
     *,
-    seeds: int = 5,
+    seeds: Annotated[int | None, arg(metavar="INT")] = None,
     quick: bool = False,
     jobs: int = 2,
     out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
     variants: bool = True,
+    rejudge: bool = False,
 ) -> int:
-    """Try a paper's central claim: baseline and method on the same seeds, with a 95 % paired interval and a verdict.
+    """Try a paper's central claim by its protocol: all arms on the same seeds, an interval and a verdict for each part.
 
     Writes OUT/SLUG.json and OUT/SLUG.html. Runs that are done are kept, so an interrupted verification goes on.
 
     Args:
         slug: The system whose claim to try.
-        seeds: How many seeds, from 0.
+        seeds: How many seeds, from 0, at least 5. Default: the protocol's.
         quick: Rehearse on a smaller setting in a minute or two; not evidence, and written to SLUG-quick.json.
         jobs: Runs at a time, one thread each.
         out: Where records are written.
         variants: Also run the claim's variants, which are reported beside it.
+        rejudge: Train nothing; judge the recorded figures anew by the protocol.
     """
-    from counterpoint import verify as room
+    from counterpoint.lab import claims as room
+    from counterpoint.lab.verify import verify as run_claim
     from counterpoint.report.claim import write_claim_report
 
-    record = room.verify(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
+    if rejudge:
+        record = room.rejudge(slug, out)
+    else:
+        record = run_claim(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
     for title, part in (("claim", record), *record.get("variants", {}).items()):
-        table = Table(title=f"{slug}, {title}: {part['metric']}", title_justify="left", box=None, header_style="bold")
-        for column in ("arm", "against", "mean difference", "95 % interval", "verdict"):
+        table = Table(title=f"{slug}, {title}: {part['verdict']}", title_justify="left", box=None, header_style="bold")
+        for column in room.COLUMNS:
             table.add_column(column)
-        for pair in part["comparisons"]:
-            interval = "-" if pair["low"] is None else f"{pair['low']:+.4f} .. {pair['high']:+.4f}"
-            table.add_row(pair["arm"], pair["baseline"], f"{pair['mean']:+.4f}", interval, pair["verdict"])
+        for row in part["conjuncts"]:
+            table.add_row(*room.cells(row))
         _console().print(table)
+    for said in record["missing"]:
+        _say(f"lacks: {said}")
     name = f"{slug}-quick" if quick else slug
     _say(
         f"Verdict: {record['verdict']}. Record: {out / name}.json  Page: {write_claim_report(record, out / f'{name}.html')}"
@@ -364,7 +371,7 @@ def compare(
         jobs: Runs at a time, one thread each.
         out: Where the record and the page are written.
     """
-    from counterpoint import compare as room
+    from counterpoint.lab import compare as room
     from counterpoint.report.claim import write_comparison_report
 
     overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
@@ -412,7 +419,7 @@ def analyse(
         seeds: How many at each, from the run's own on.
         jobs: Runs at a time, one thread each.
     """
-    from counterpoint import analyse as room
+    from counterpoint.lab import sweep as room
     from counterpoint.report.analysis import write_sweep_report
 
     if not temperature_sweep:
@@ -441,20 +448,16 @@ def claims(
         out: Where the records are.
         into: Markdown files whose table of claims, between its two markers, is written anew.
     """
-    from counterpoint import claims as room
-    from counterpoint.report.analysis import first_of
+    from counterpoint.lab import claims as room
 
     found = room.write(out, into)
     table = Table(box=None, header_style="bold")
-    for column in ("system", "arm", "against", "mean gain", "95 % interval", "seeds", "verdict"):
+    for column in ("system", "kind", "claim", *room.COLUMNS):
         table.add_column(column)
     for record in found:
-        pair = first_of(record)
-        interval = "-" if pair["low"] is None else f"{pair['low']:+.3f} .. {pair['high']:+.3f}"
-        said = f"{pair['mean']:+.3f}"
-        table.add_row(
-            record["slug"], pair["arm"], pair["baseline"], said, interval, str(len(record["seeds"])), record["verdict"]
-        )
+        for number, row in enumerate(record["conjuncts"]):
+            first = (record["slug"], record["kind"], record["verdict"]) if number == 0 else ("", "", "")
+            table.add_row(*first, *room.cells(row))
     _console().print(table)
     _say(f"Drawing: {out / 'claims.svg'}")
     return 0
@@ -662,8 +665,8 @@ def report(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
 
         _say(str(write_run_report(Run.open(path).path)))
         return 0
+    from counterpoint.lab.verify import read_record
     from counterpoint.report.claim import write_claim_report
-    from counterpoint.verify import read_record
 
     _say(str(write_claim_report(read_record(target, CLAIMS), CLAIMS / f"{target}.html")))
     return 0

@@ -1,4 +1,4 @@
-"""What a system's file declares so that the command line, `verify` and the reports can run it."""
+"""What a system's file declares so that the command line and the lab can run it."""
 
 from __future__ import annotations
 
@@ -15,42 +15,6 @@ from counterpoint.errors import CounterpointError
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One sentence of a claim: `arm` beats `baseline` in the claim's metric, or in one of its own."""
-
-    arm: str
-    baseline: str
-    at_least: float = 0.0  # the mean difference the card expects; judged beside the interval
-    metric: str = ""  # where it is not the claim's
-    lower: bool = False  # less of it is better: differences are counted as gains, baseline - arm
-    # Two arms whose difference is taken off: an interaction, (arm - baseline) - (beyond[0] - beyond[1]).
-    beyond: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A paper's central claim at laptop scale. The setting is written here before any seed is run.
-
-    All arms of a seed see the same data and start from the same random state; every arm gets `setting`, plus its own
-    overrides. `metric` is what the verdict is about, higher is better.
-    """
-
-    sentence: str
-    data: str  # the data source, which is given the seed when `data_seeded`
-    setting: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
-    baseline: str
-    metric: str
-    comparisons: tuple[Comparison, ...]
-    data_seeded: bool = False
-    data_options: dict[str, Any] = field(default_factory=dict)
-    quick: dict[str, Any] = field(default_factory=dict)  # overrides that make a rehearsal of it take seconds
-    quick_data_options: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    variants: dict[str, Claim] = field(default_factory=dict)  # reported beside the claim, never asserted
-
-
-@dataclass(frozen=True)
 class System:
     """A system as the rest of the house sees it."""
 
@@ -61,7 +25,6 @@ class System:
         ..., Learner
     ]  # learner(config, data, seed); data has what the task knows of its source as attributes
     data: str  # the source `train` uses when none is named
-    claim: Claim | None = None  # None for the classic baselines, against which others' claims are tried
     # Settings that replace the paper's where a data source is far from the paper's scale, by source name. Named when used.
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     # The same for every other source than those; the user's own data, most often.
@@ -123,7 +86,6 @@ class Addition:
         str, ...
     ]  # what it can go over: forms of comparison (`Compared.form`), or "task:NAME" for all of a task
     data: str = ""  # "": the base's
-    claim: Claim | None = None
     defaults: dict[str, Any] = field(
         default_factory=dict
     )  # the paper's settings of the base, where they differ from it
@@ -133,7 +95,7 @@ class Addition:
     source: Callable[[Any, Any], Any] | None = None
 
     def onto(self, base: System, *, alone: bool = False) -> System:
-        """The composition: `base` with this switched on; `alone`: as the system of the addition's own name, with its claim.
+        """The composition: `base` with this switched on; `alone`: as the system of the addition's own name.
         CounterpointError where it does not fit."""
         return _composed(base, self, alone)
 
@@ -185,7 +147,6 @@ def _composed(base: System, addition: Addition, alone: bool) -> System:
         config=config,
         learner=type(name, (addition.learner, base.learner), {"__doc__": addition.learner.__doc__}),
         data=(addition.data or base.data) if alone else base.data,
-        claim=addition.claim if alone else None,
         recipes=recipes,
         recipe=base.recipe | addition.recipe,
         source=source if sources else None,

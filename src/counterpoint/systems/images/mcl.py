@@ -40,7 +40,7 @@ from counterpoint.core.memory import kmeans
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.loading import EpochBatches
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, AdditionConfig
 from counterpoint.tasks.images import BATCH
 from counterpoint.views.images import normalise
 
@@ -325,43 +325,4 @@ SYSTEM = Addition(
     learner=MCL,
     fits=("task:views",),
     recipe={"stages": 1, "clusters": 5},
-    claim=Claim(
-        sentence="An easy shared feature suppresses a harder one; a second stage with negatives of one cluster recovers it, and "
-        "neither a plain ensemble of the same size nor shuffled clusters do as well.",
-        data="digit-patterns",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "digit-patterns",
-            "hidden": 64,
-            "projection": 32,
-            "temperature": 0.1,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 25,
-            "evaluate_every": 25,
-            "stages": 1,
-        },
-        arms={
-            "ensemble": {"restrict": "none"},
-            "shuffled": {"restrict": "shuffled"},
-            "mcl": {},
-            "one stage": {"stages": 0},
-        },
-        baseline="ensemble",
-        metric="linear_accuracy_last",
-        data_seeded=True,
-        comparisons=(
-            Comparison("mcl", "ensemble", at_least=0.05),
-            Comparison("mcl", "shuffled", at_least=0.05),
-            Comparison("ensemble", "one stage"),
-        ),
-        quick={"epochs": 2},
-        notes=(
-            "The figure is the linear probe for the digit, the harder feature; chance is 0.1. The pattern's is pattern_accuracy.",
-            "The probe is fitted on all training digits; the card's pilot had 600 labels, and margins of 9 to 15 points.",
-        ),
-    ),
 )

@@ -31,7 +31,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, AdditionConfig, Claim, Comparison
+from counterpoint.systems.base import Addition, AdditionConfig
 
 GATHERED = 2**21  # numbers of parents that are there at a time
 
@@ -284,43 +284,4 @@ SYSTEM = Addition(
     learner=MoCHi,
     fits=("queue", "views", "pairs"),
     recipe={"hardest": 128, "mixed": 64, "mixed_query": 16, "mixing_from": 2},
-    claim=Claim(
-        sentence="Mixing makes the instance task harder, the positive being less often the nearest, without hurting the "
-        "representation.",
-        data="digits?size=8&held_out=0.4",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "digits-plain",
-            "hidden": 64,
-            "projection": 32,
-            "temperature": 0.1,
-            "momentum_teacher": 0.99,
-            "queue": 256,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 25,
-            "evaluate_every": 25,
-            "neighbours": 5,
-            "mixing_from": 3,
-            "hardest": 32,
-        },
-        arms={"moco-v2": {"mixed": 0, "mixed_query": 0}, "mochi": {"mixed": 64, "mixed_query": 32}},
-        baseline="moco-v2",
-        metric="train_proxy_accuracy_mixed_last",
-        comparisons=(
-            Comparison("mochi", "moco-v2", at_least=0.2, lower=True),
-            Comparison("mochi", "moco-v2", at_least=-0.03, metric="train_proxy_accuracy_last"),
-            Comparison("mochi", "moco-v2", at_least=-0.015, metric="knn_accuracy_last"),
-            Comparison("mochi", "moco-v2", at_least=-0.015, metric="linear_accuracy_last"),
-        ),
-        quick={"epochs": 4},
-        notes=(
-            "Proxy accuracy: the share of queries whose positive is nearer than every negative, the synthetic included, over the "
-            "last epoch of training. The baseline has no synthetic ones.",
-            "The paper's gain in transfer needs large data and is not tried here.",
-        ),
-    ),
 )

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from counterpoint import catalog
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
-from counterpoint.verify import run_all, stamp_of, summarise
+from counterpoint.lab.runner import figures, run_all, stamp_of
 
 GRID = (0.03, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 MEASURES = ("embedding_uniformity", "embedding_tolerance", "knn_accuracy", "linear_accuracy")
@@ -38,7 +37,7 @@ def _one(path: str, temperature: float, seed: int) -> dict[str, float]:
     config = replace(config, temperature=temperature, evaluate_every=config.epochs)
     started = time.perf_counter()
     rows = fit_alone(system, config, load_source(system, run.config["data"]), seed)
-    return summarise(rows) | {"seconds": time.perf_counter() - started}
+    return figures(rows) | {"seconds": time.perf_counter() - started}
 
 
 def temperature_sweep(
@@ -81,7 +80,7 @@ def temperature_sweep(
             {key: todo[key] for key in keys},
             _one,
             cache=run.path / ".sweep",
-            stamp=stamp_of(settings, catalog.modules(run.slug)),
+            stamp=stamp_of(settings),
             jobs=jobs,
             title=title,
             console=console,
@@ -95,7 +94,7 @@ def temperature_sweep(
             "figures to the last digit, so there is nothing to draw"
         )
     done = measured(list(todo), f"{len(grid)} temperatures")
-    names = [name for name in MEASURES if all(f"{name}_last" in found for found in done.values())]
+    names = [name for name in MEASURES if all(name in found for found in done.values())]
     record = {
         "run": run.path.name,
         "path": str(run.path),
@@ -104,8 +103,7 @@ def temperature_sweep(
         "temperatures": grid,
         "seeds": list(range(first, first + seeds)),
         "measures": {
-            name: [[done[f"{t!r}-{s}"][f"{name}_last"] for s in range(first, first + seeds)] for t in grid]
-            for name in names
+            name: [[done[f"{t!r}-{s}"][name] for s in range(first, first + seeds)] for t in grid] for name in names
         },
         "versions": versions(),
         "machine": machine(),
