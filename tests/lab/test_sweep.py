@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint import analyse, claims, cli
+from counterpoint import cli
+from counterpoint.lab import claims
+from counterpoint.lab import sweep as analyse
 
 WORDS = ["--data", "digits?size=8&train=80", "--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "40"]
 

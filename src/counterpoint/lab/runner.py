@@ -71,6 +71,20 @@ def _rows(
     slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
 ) -> tuple[list[dict[str, float]], str | None]:
     """Rows of a run and a digest of its data. The one place where this package reaches a system's training."""
+    try:
+        from counterpoint.experiment import Experiment
+    except ImportError:
+        return _alone(slug, data, options, settings, seed, recipe)
+    experiment = Experiment.resolve(slug, data, overrides=settings, options=options, recipe=recipe)
+    source = experiment.source()
+    digest = digest_of(source)  # before training: a split may keep things it has read
+    return experiment.run(seed, source=source), digest
+
+
+def _alone(
+    slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
+) -> tuple[list[dict[str, float]], str | None]:
+    """As `_rows`, on `training.fit_alone`; goes with it."""
     from dataclasses import fields, replace
 
     from counterpoint import catalog
@@ -84,7 +98,7 @@ def _rows(
             raise unknown(f"setting of {slug}", name, known)
     config = replace(default_config(slug, data) if recipe else system.config(), **settings)
     source = load_source(system, data, **options)
-    digest = digest_of(source)  # before training: a split may keep things it has read
+    digest = digest_of(source)
     return fit_alone(system, config, source, seed), digest
 
 
