@@ -109,9 +109,7 @@ def test_comparisons_are_judged_as_a_family(tmp_path, monkeypatch):
 
 
 def test_the_page_repeats_every_option(fake, tmp_path):
-    words = (
-        "compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --epochs 1 --batch-size 64 --metric knn_accuracy"
-    )
+    words = "compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --epochs 1 --batch-size 64 --metric knn_accuracy"
     assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
     (page,) = tmp_path.glob("*.html")
     assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy" in page.read_text()

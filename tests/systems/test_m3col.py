@@ -21,6 +21,7 @@ from counterpoint.core.mixing import Mix, mixed_targets
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment.m3col import SYSTEM, M3CoL, M3CoLConfig
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "m3col.npz")
@@ -271,9 +272,10 @@ def test_what_lacks_a_modality_is_named():
         learner.loss(batch | {"mixes": {}})
 
 
-@pytest.mark.parametrize("arm", list(SYSTEM.claim.arms))
+@pytest.mark.parametrize("arm", list(of_system("m3col").arms))
 def test_every_arm_of_the_claim_learns(arm):
-    config = M3CoLConfig(**SYSTEM.claim.setting | {"epochs": 6, "evaluate_every": 3} | SYSTEM.claim.arms[arm])
+    claim = of_system("m3col")
+    config = M3CoLConfig(**claim.setting | {"epochs": 6, "evaluate_every": 3} | claim.arms[arm])
     rows = training.fit_alone(catalog.load_system("m3col"), config, training.load_source(SYSTEM, "latent-views"), 0)
     assert rows[-1]["train/fused"] < rows[0]["train/fused"]
     assert rows[-1]["test/accuracy"] > 0.25  # of five classes

@@ -325,6 +325,12 @@ def _tuned(
     return chosen, said
 
 
+def rehearse(slug: str, part: Protocol, arm: str, seed: int = 0) -> dict[str, Any]:
+    """Run one arm of a claim or variant in its smaller setting and return its figures."""
+    settings = part.settings(arm, quick=True)
+    return runner.run_one(slug, part.data, part.options(seed, quick=True), settings, seed, False)
+
+
 def missing(record: Mapping[str, Any]) -> list[str]:
     """What a record lacks to be fully sound: its protocol's rules that its figures do not meet."""
     found = []
