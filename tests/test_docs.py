@@ -23,6 +23,7 @@ from counterpoint import cli, data
 from counterpoint.catalog import Entry, entries
 from counterpoint.commands import COMMANDS
 from counterpoint.commands.train import Train
+from counterpoint.experiment import Experiment
 from counterpoint.lab import claims
 from counterpoint.lab.protocol import read
 from counterpoint.report.analysis import claims_table
@@ -70,7 +71,6 @@ def test_the_readme_s_example_runs(monkeypatch, tmp_path, capsys, one_thread):
 
 
 def test_the_example_system_of_the_architecture_trains_and_has_a_row(monkeypatch, tmp_path, one_thread):
-    from counterpoint import training
     from counterpoint.lab.runner import figures
 
     (code,) = blocks(ROOT / "ARCHITECTURE.md", "python")
@@ -89,8 +89,8 @@ def test_the_example_system_of_the_architecture_trains_and_has_a_row(monkeypatch
     assert all(callable(getattr(module, place.partition(":")[2])) for place in entry.functions)
     for arm in claim.arms:
         config = system.config(**claim.settings(arm, quick=True))
-        source = training.load_source(system, claim.data, **claim.options(0, quick=True))
-        assert 0 < figures(training.fit_alone(system, config, source, 0))[claim.conjuncts[0].metric] < 1
+        experiment = Experiment.resolve(system, claim.data, config=config, options=claim.options(0, quick=True))
+        assert 0 < figures(experiment.run(0))[claim.conjuncts[0].metric] < 1
 
 
 @pytest.mark.parametrize("path", EVERY)

@@ -185,7 +185,7 @@ class MCL(Learner):
         self.base.position = self.position
         self.config = self.base.config
         # A place for each finished encoder's weights; nothing looks at one before they are there.
-        self.earlier = nn.ModuleList(copy.deepcopy(self.base.encoder) for _ in range(settings.stages))
+        self.earlier = nn.ModuleList(self._copy() for _ in range(settings.stages))
         self.earlier.requires_grad_(False)
         self.register_buffer("stage", torch.tensor(0))
         self.register_buffer("unseen", torch.tensor(0))
@@ -295,6 +295,10 @@ class MCL(Learner):
             )
         self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
+
+    def _copy(self) -> nn.Module:
+        encoder: nn.Module = copy.deepcopy(self.base.encoder)
+        return encoder
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
