@@ -31,6 +31,7 @@ from docstrings import lists  # noqa: E402
 from counterpoint import catalog  # noqa: E402
 from counterpoint.commands import COMMANDS, main  # noqa: E402
 from counterpoint.data import SOURCES  # noqa: E402
+from counterpoint.report.claim import by_unit, label, rule_said  # noqa: E402
 from counterpoint.report.figures import effects  # noqa: E402
 
 WIDTH = 88  # of what the program prints, in characters
@@ -41,10 +42,7 @@ ROOMS = {
     "experiment": "System, settings and data, resolved once",
     "use": "A trained run on video files",
     "search": "Embeddings of a set, and search in them",
-    "verify": "Claims",
-    "claims": "All claims together",
-    "analyse": "What a run's temperature does",
-    "compare": "Several systems on one source of data",
+    "lab": "Claims, comparisons and sweeps",
     "functional": "Every function in one namespace",
     "systems": "What a system's file declares",
     "tasks": "Task contracts",
@@ -298,7 +296,10 @@ def claim(entry: catalog.Entry) -> str:
         return f"{entry.claim}\n\nNot verified yet: `counterpoint verify {entry.slug}`."
     record = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    parts = [f"> {record['claim']}", f"Verdict: **{record['verdict']}**, on {len(record['seeds'])} seeds."]
+    parts = [
+        f"> {record['claim']}",
+        f"Verdict: **{record['verdict']}** ({record['kind']}), on {len(record['seeds'])} seeds.",
+    ]
     parts += outcome(record)
     for name, variant in record.get("variants", {}).items():
         parts += [f"### Variant: {name}", variant["claim"], *outcome(variant)]
@@ -310,25 +311,40 @@ def claim(entry: catalog.Entry) -> str:
 
 
 def outcome(record: dict[str, Any]) -> list[str]:
-    metric = record["metric"]
-    rows = ["| arm | against | mean difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
-    for pair in record["comparisons"]:
-        interval = "none" if pair["low"] is None else f"{pair['low']:+.4f} .. {pair['high']:+.4f}"
-        cells = (pair["arm"], pair["baseline"], f"{pair['mean']:+.4f}", interval, pair["verdict"])
-        rows.append(f"| {' | '.join(str(text).replace(' ', '&nbsp;') for text in cells)} |")
-    means = ["| arm | mean |", "|---|---|"]
+    """The conjuncts of a claim or a variant: table, drawings by unit, means, setting, what is missing."""
+    heads = ("part", "comparison", "measure", "test", "mean gain", "interval", "detectable", "verdict")
+    rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in (*record["conjuncts"], *record["reported"]):
+        shown = ["none", "none", "none"]
+        if row.get("mean") is not None:
+            interval = "none" if row["low"] is None else f"{row['low']:+.4f} .. {row['high']:+.4f}"
+            shown = [
+                f"{row['mean']:+.4f}",
+                interval,
+                "none" if row["detectable"] is None else f"{row['detectable']:.4f}",
+            ]
+        cells = [label(row), f"`{row['metric']}`", rule_said(row), *shown, row.get("verdict", "reported")]
+        rows.append(f"| {row['says']} | {' | '.join(str(text).replace(' ', '&nbsp;') for text in cells)} |")
+    drawn = [
+        f'<figure class="effects">{effects([{**row, "label": label(row)} for row in found], metric=unit)}</figure>'
+        for unit, found in by_unit(record["conjuncts"]).items()
+    ]
+    metrics = list(dict.fromkeys(row["metric"] for row in record["conjuncts"]))
+    means = [f"| arm | {' | '.join(f'`{name}`' for name in metrics)} |", f"|{'---|' * (len(metrics) + 1)}"]
     for arm, seeds in record["results"].items():
-        values = [metrics[metric] for metrics in seeds.values()]
-        means.append(f"| {arm} | {sum(values) / len(values):.4f} |")
+        found = [[run[name] for run in seeds.values() if run.get(name) is not None] for name in metrics]
+        means.append(f"| {arm} | {' | '.join(f'{sum(v) / len(v):.4f}' if v else 'none' for v in found)} |")
     setting = ", ".join(f"{name} {value}" for name, value in record["setting"].items())
+    missing = [f"- {html.escape(said)}" for said in record.get("missing", ())]
     return [
-        f"Data `{record['data']}`, metric `{metric}`; {record['comparisons'][0]['interval']}.",
+        f"Data `{record['data']}`. Intervals are paired t intervals at the levels of Holm's procedure.",
         "\n".join(rows),
-        f'<figure class="effects">{effects(record["comparisons"], metric=metric)}</figure>',
-        f"Mean of `{metric}` over the seeds:",
+        *drawn,
+        "Means over the seeds:",
         "\n".join(means),
         f"Setting, where it is not the paper's: {setting}.",
         "\n".join(f"- {html.escape(note)}" for note in record["notes"]),
+        *(["What this record lacks to be sound:", "\n".join(missing)] if missing else []),
     ]
 
 

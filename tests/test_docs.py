@@ -19,10 +19,13 @@ import pytest
 import torch
 import yaml
 
-from counterpoint import claims, cli, data
+from counterpoint import cli, data
 from counterpoint.catalog import Entry, entries
 from counterpoint.commands import COMMANDS
 from counterpoint.commands.train import Train
+from counterpoint.experiment import Experiment
+from counterpoint.lab import claims
+from counterpoint.lab.protocol import read
 from counterpoint.report.analysis import claims_table
 
 ROOT = Path(__file__).parents[1]
@@ -68,10 +71,12 @@ def test_the_readme_s_example_runs(monkeypatch, tmp_path, capsys, one_thread):
 
 
 def test_the_example_system_of_the_architecture_trains_and_has_a_row(monkeypatch, tmp_path, one_thread):
-    from counterpoint.verify import experiment
+    from counterpoint.lab.runner import figures
 
     (code,) = blocks(ROOT / "ARCHITECTURE.md", "python")
-    (row,) = tomllib.loads(blocks(ROOT / "ARCHITECTURE.md", "toml")[0])["system"]
+    protocol, row = blocks(ROOT / "ARCHITECTURE.md", "toml")
+    claim = read(protocol, "linear-mil")
+    (row,) = tomllib.loads(row)["system"]
     file = tmp_path / "linear_mil.py"
     file.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("linear_mil", file)
@@ -80,10 +85,12 @@ def test_the_example_system_of_the_architecture_trains_and_has_a_row(monkeypatch
     spec.loader.exec_module(module)
     system = module.SYSTEM
     entry = Entry(**row)
-    assert (entry.slug, entry.task, entry.claim) == (system.slug, system.task, system.claim.sentence)
+    assert (entry.slug, entry.task, entry.claim) == (system.slug, system.task, claim.sentence)
     assert all(callable(getattr(module, place.partition(":")[2])) for place in entry.functions)
-    for arm in system.claim.arms:
-        assert 0 < experiment(system, system.claim, arm, 0, quick=True)[system.claim.metric] < 1
+    for arm in claim.arms:
+        config = system.config(**claim.settings(arm, quick=True))
+        experiment = Experiment.resolve(system, claim.data, config=config, options=claim.options(0, quick=True))
+        assert 0 < figures(experiment.run(0))[claim.conjuncts[0].metric] < 1
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -235,10 +242,10 @@ def test_the_readme_s_claims_are_the_record_s():
     record = json.loads((ROOT / "results" / "claims" / "macil-sd.json").read_text(encoding="utf-8"))
     rows = []
     for part in (record, *record["variants"].values()):
-        for pair in part["comparisons"]:
+        for row in (*part["conjuncts"], *part["reported"]):
             rows.append(
-                f"| `{part['data']}` | {pair['arm']} | {pair['baseline']} | {pair['mean']:+.3f} "
-                f"| {pair['low']:+.3f} .. {pair['high']:+.3f} | {pair['verdict']} |"
+                f"| `{part['data']}` | {row['says']} | {row['arm']} | {row['baseline']} | {row['mean']:+.3f} "
+                f"| {row['low']:+.3f} .. {row['high']:+.3f} | {row.get('verdict', 'reported')} |"
             )
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.partition("<!-- claims:begin -->")[2].partition("<!-- claims:end -->")[0].strip().splitlines()

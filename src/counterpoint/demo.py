@@ -34,14 +34,13 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     from counterpoint import training
     from counterpoint.data import arcade
     from counterpoint.engine.run import machine, versions
+    from counterpoint.lab.protocol import of_system
+    from counterpoint.lab.runner import figures
     from counterpoint.report.demo import write_demo_report
-    from counterpoint.systems.alignment.macil_sd import SYSTEM
     from counterpoint.use.detect import Detector, detect_files
-    from counterpoint.verify import summarise
 
     started = time.monotonic()
-    assert SYSTEM.claim is not None
-    arms = SYSTEM.claim.arms
+    arms = of_system("macil-sd").arms
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -73,7 +72,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
                 say=lambda _: None,
             )
             rows = run.metrics()
-            results.append({"arm": arm, "seed": seed, "av_ap": summarise(rows)["av_ap_last3"]})
+            results.append({"arm": arm, "seed": seed, "av_ap": figures(rows)["av_ap"]})
             histories[f"{arm}, seed {seed}"] = rows
             runs[arm, seed] = run
     table = Table(box=None, pad_edge=False, header_style="bold")

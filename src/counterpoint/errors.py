@@ -18,6 +18,10 @@ class RunError(CounterpointError):
     """A run directory or checkpoint is not what it should be; the message names it."""
 
 
+class ProtocolError(CounterpointError):
+    """A claim's protocol is not sound, or its figures cannot answer it; the message names the claim and the fault."""
+
+
 class Interrupted(CounterpointError):
     """The user stopped a run; it can be resumed. The command line exits with code 130."""
 

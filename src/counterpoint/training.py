@@ -19,7 +19,7 @@ from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, check_new
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 from counterpoint.experiment import Experiment, Say, finished, load_learner
-from counterpoint.systems.settings import stored
+from counterpoint.systems.settings import stored, with_settings
 
 __all__ = ["Measured", "default_config", "evaluate", "finished", "load_learner", "resume", "train"]
 
@@ -114,8 +114,8 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
     experiment = Experiment.of_run(run)
     asked = loop or Loop()
     try:
-        own = Loop(**{k: tuple(v) if isinstance(v, list) else v for k, v in run.config.get("loop", {}).items()})
-    except TypeError as error:
+        own: Loop = with_settings(Loop(), run.config.get("loop", {}), "the loop")
+    except (CounterpointError, TypeError) as error:
         raise RunError(f"{run.path}/config.yaml is not one this version wrote: its loop has other options") from error
     own = replace(own, device=asked.device, checkpoint_minutes=asked.checkpoint_minutes)
     own.check()

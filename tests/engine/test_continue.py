@@ -14,6 +14,7 @@ from counterpoint import cli, training
 from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.engine.run import Run
 from counterpoint.errors import RunError
+from counterpoint.experiment import Experiment
 from counterpoint.report.run import reproduce
 
 SMALL = ["--data", "digits", "--epochs", "1", "--encoder", "mlp-s", "--hidden", "16", "--batch-size", "512"]
@@ -102,7 +103,7 @@ def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked_before_data_are_read(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(training, "load_source", lambda *a, **k: pytest.fail("read"))
+    monkeypatch.setattr(Experiment, "source", lambda *a, **k: pytest.fail("read"))
     for option, value, said in (
         ("--encoder", "resnet-z", "did you mean resnet-s"),
         ("--encoder", "timm:resnet1", "did you mean resnet18"),

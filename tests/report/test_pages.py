@@ -268,17 +268,22 @@ def test_nothing_watched_and_only_failures(tmp_path):
 
 def record():
     pair = {
+        "says": "It gains.",
         "arm": "new",
         "baseline": "old",
         "metric": "ap",
+        "unit": "precision",
+        "direction": "higher",
+        "test": "superiority",
+        "margin": 0.02,
+        "p_holm": 0.31,
+        "detectable": 0.4,
         "differences": [0.05, 0.01],
         "mean": 0.03,
         "low": -0.22,
         "high": 0.28,
         "interval": "95 % paired t interval, 1 degrees of freedom",
         "verdict": "no difference",
-        "expected": 0.02,
-        "reaches_expected": True,
     }
     part = {
         "claim": NASTY,
@@ -293,7 +298,10 @@ def record():
             "old": {"0": {"ap": 0.5, "other": 1.0}, "1": {"ap": 0.6, "other": 1.0}},
             "new": {"0": {"ap": 0.55, "other": 1.0}, "1": {"ap": 0.61, "other": 1.0}},
         },
-        "comparisons": [pair],
+        "kind": "outcome",
+        "conjuncts": [pair],
+        "reported": [{**pair, "says": "Beside it."}],
+        "missing": ["data were not redrawn"],
         "verdict": "no difference",
         "notes": ["a note"],
     }
@@ -313,7 +321,12 @@ def test_the_page_of_a_claim(tmp_path):
         "no difference",
         "+0.0300",
         "−0.2200 to +0.2800",
-        "(reached)",
+        "It gains.",
+        "better: low &gt; 0.02",
+        "Kind: outcome",
+        "Beside it.",
+        "data were not redrawn",
+        "Dotted: the margin",
         "0.5500",
         "Variant: elsewhere",
         "a note",
@@ -322,18 +335,27 @@ def test_the_page_of_a_claim(tmp_path):
     assert "counterpoint verify x --seeds 2" in text
 
 
-def test_comparisons_in_several_metrics_are_each_named(tmp_path):
-    made = record() | {"variants": {}}
-    made["comparisons"] = [*made["comparisons"], made["comparisons"][0] | {"metric": "gap", "lower": True}]
+def test_every_unit_has_a_drawing_of_its_own(tmp_path):
+    made = record() | {"variants": {}, "reported": []}
+    (pair,) = made["conjuncts"]
+    refused = {name: pair[name] for name in ("arm", "baseline", "metric", "unit", "test", "margin", "direction")}
+    made["conjuncts"] = [
+        pair,
+        pair | {"metric": "gap", "unit": "distance", "direction": "lower", "verdict": "reversed"},
+        refused | {"says": "It costs nothing.", "verdict": "not judged", "refused": "ceiling"},
+    ]
     _, text = checked(write_claim_report(made, tmp_path / "claim.html"))
-    assert "new − old, ap" in text
-    assert "old − new, gap" in text
-    assert "Paired differences in the metric named" in text
+    assert text.count("Paired differences in") == 2
+    assert "new − old" in text
+    assert "old − new" in text
+    assert "difference in gap" in text
+    assert "It costs nothing." in text
+    assert "not judged" in text
 
 
 def test_a_claim_on_one_seed_has_no_interval(tmp_path):
     made = record()
-    made["comparisons"][0] |= {"low": None, "high": None, "differences": [0.05], "verdict": "undecided: one seed"}
+    made["conjuncts"][0] |= {"low": None, "high": None, "differences": [0.05], "verdict": "undecided: one seed"}
     made["variants"] = {}
     _, text = checked(write_claim_report(made, tmp_path / "claim.html"))
     assert "it takes at least two seeds" in text

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from counterpoint.data import digits
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
+from counterpoint.lab.protocol import of_system
+from counterpoint.lab.verify import rehearse
 from counterpoint.systems.classics.simclr import nt_xent
 from counterpoint.systems.images import cacr as room
 from counterpoint.systems.images.cacr import (
@@ -28,7 +30,6 @@ from counterpoint.systems.images.cacr import (
     expected_distance,
     pairwise_nt_xent,
 )
-from counterpoint.verify import experiment
 
 PARITY = Path(__file__).parents[1] / "parity" / "cacr.npz"
 BOTH = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
@@ -468,9 +469,9 @@ def test_each_key_s_own_view_asks_nothing_of_it(monkeypatch):
 
 
 def test_the_claim_s_arms_differ_where_it_says():
-    metrics = {arm: experiment(SYSTEM, SYSTEM.claim, arm, 0, quick=True) for arm in SYSTEM.claim.arms}
+    claim = of_system("cacr")
+    metrics = {arm: rehearse("cacr", claim, arm) for arm in claim.arms}
     assert set(metrics) == {"none", "full", "no_pos", "no_neg", "nt_xent"}
-    assert len({found["train_loss_last"] for found in metrics.values()}) == 5
-    assert all(0 <= found[SYSTEM.claim.metric] <= 1 for found in metrics.values())
-    for pair in SYSTEM.claim.comparisons:
-        assert {pair.arm, pair.baseline} <= set(metrics)
+    assert len({found["train_loss"] for found in metrics.values()}) == 5
+    for conjunct in claim.compared:
+        assert all(0 <= metrics[arm][conjunct.metric] <= 1 for arm in conjunct.arms)

@@ -14,8 +14,9 @@ from counterpoint import catalog, cli
 from counterpoint import functional as fn
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
+from counterpoint.lab.protocol import of_system
+from counterpoint.lab.verify import rehearse
 from counterpoint.systems.alignment.contrastive_gap import ContrastiveGapConfig
-from counterpoint.verify import experiment
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "contrastive-gap.npz")
 MODES = {0: (False, False, False), 1: (True, True, False), 2: (True, True, True)}
@@ -187,11 +188,10 @@ def test_the_cross_term_comes_in_slowly():
 
 
 def test_the_claim_s_arms():
-    system = catalog.load_system("contrastive-gap")
-    claim = system.claim
-    metrics = {arm: experiment(system, claim, arm, 0, quick=True) for arm in claim.arms}
-    for comparison in claim.comparisons:
-        assert all((comparison.metric or claim.metric) in found for found in metrics.values())
+    claim = of_system("contrastive-gap")
+    metrics = {arm: rehearse("contrastive-gap", claim, arm) for arm in claim.arms}
+    for conjunct in claim.compared:
+        assert all(conjunct.metric in found for found in metrics.values())
     variant = claim.variants["same-modality"]
-    found = experiment(system, variant, "cua", 0, quick=True)
-    assert all(comparison.metric in found for comparison in variant.comparisons)
+    found = rehearse("contrastive-gap", variant, "cua")
+    assert all(conjunct.metric in found for conjunct in variant.compared)

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from counterpoint import catalog, cli, training
+from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.engine.run import Run
+from counterpoint.lab.protocol import of_system
+from counterpoint.lab.verify import rehearse
 from counterpoint.systems.alignment import cwcl as room
-from counterpoint.verify import experiment
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "cwcl.npz")
 
@@ -169,9 +170,9 @@ def test_it_trains_against_a_tower_that_stays(tmp_path):
 
 
 def test_the_claim_s_arms():
-    system = catalog.load_system("cwcl")
-    metrics = {arm: experiment(system, system.claim, arm, 0, quick=True) for arm in system.claim.arms}
-    assert all(0 <= found[system.claim.metric] <= 1 for found in metrics.values())
+    claim = of_system("cwcl")
+    metrics = {arm: rehearse("cwcl", claim, arm) for arm in claim.arms}
+    assert all(0 <= found[claim.conjuncts[0].metric] <= 1 for found in metrics.values())
     assert metrics["cwcl"] != metrics["ordinary"]
 
 

@@ -22,7 +22,8 @@ from counterpoint import functional as fn
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.alignment.gradient_harmonization import BINS, SYSTEM, Harmonization, HarmonizationConfig, _auc
+from counterpoint.lab.protocol import of_system
+from counterpoint.systems.alignment.gradient_harmonization import BINS, Harmonization, HarmonizationConfig, _auc
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "gradient-harmonization.npz")
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
@@ -411,8 +412,9 @@ def test_conflict_marks_what_does_not_belong_together(tmp_path, capsys):
 
 
 def test_arms_are_settings():
-    for arm in SYSTEM.claim.arms.values():
-        HarmonizationConfig(**SYSTEM.claim.setting | arm)
+    claim = of_system("gradient-harmonization")
+    for arm in claim.arms:
+        HarmonizationConfig(**claim.settings(arm))
 
 
 # ------------------------------------------------------------------------------------------------------- several processes

@@ -18,6 +18,7 @@ from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
+from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment import improved_vlp_baselines
 from counterpoint.systems.alignment.improved_vlp_baselines import STOP_WORDS, SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
@@ -214,7 +215,7 @@ def test_texts_that_leave_little_to_change():
 
 
 def learner(data: str = "digit-captions?train=64", **options) -> tuple[Rocket, TASK]:
-    config = RocketConfig(**SYSTEM.claim.setting | {"batch_size": 32} | options)
+    config = RocketConfig(**of_system("improved-vlp-baselines").setting | {"batch_size": 32} | options)
     task = TASK(load(data, task="aligned"), config)
     return Rocket(config, SimpleNamespace(**task.facts)), task
 
@@ -261,7 +262,7 @@ def test_an_empty_caption_stays_empty():
 def test_each_companion_trains(extra):
     smoothing = 0.0 if extra == "swalip" else 0.1
     config = RocketConfig(
-        **SYSTEM.claim.setting
+        **of_system("improved-vlp-baselines").setting
         | {"epochs": 4, "batch_size": 32, "evaluate_every": 4, "extra": extra, "label_smoothing": smoothing}
     )
     rows = Experiment.resolve(SYSTEM, config=config).run(0, source=load("digit-captions?train=128", task="aligned"))

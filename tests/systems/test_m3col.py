@@ -22,7 +22,8 @@ from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
-from counterpoint.systems.alignment.m3col import SYSTEM, M3CoL, M3CoLConfig
+from counterpoint.lab.protocol import of_system
+from counterpoint.systems.alignment.m3col import M3CoL, M3CoLConfig
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "m3col.npz")
 DTYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
@@ -272,9 +273,10 @@ def test_what_lacks_a_modality_is_named():
         learner.loss(batch | {"mixes": {}})
 
 
-@pytest.mark.parametrize("arm", list(SYSTEM.claim.arms))
+@pytest.mark.parametrize("arm", list(of_system("m3col").arms))
 def test_every_arm_of_the_claim_learns(arm):
-    config = M3CoLConfig(**SYSTEM.claim.setting | {"epochs": 6, "evaluate_every": 3} | SYSTEM.claim.arms[arm])
+    claim = of_system("m3col")
+    config = M3CoLConfig(**claim.setting | {"epochs": 6, "evaluate_every": 3} | claim.arms[arm])
     rows = Experiment.resolve("m3col", "latent-views", config=config).run(0)
     assert rows[-1]["train/fused"] < rows[0]["train/fused"]
     assert rows[-1]["test/accuracy"] > 0.25  # of five classes

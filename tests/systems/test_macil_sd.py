@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import counterpoint.functional as fn
 from counterpoint.data import load
 from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment.macil_sd import (
-    SYSTEM,
     MacilSD,
     MacilSDConfig,
     MacilSDNet,
@@ -385,7 +385,7 @@ def test_contrast_weight_waits_then_ramps():
     data = load("async-bags", train=2, test=1)
     paper = MacilSD(MacilSDConfig(), data)
     assert [round(paper.contrast_weight(e), 6) for e in (0, 1, 5, 15, 40)] == [0, 0.1, 0.5, 1.5, 1.5]
-    laptop = MacilSD(MacilSDConfig(**SYSTEM.claim.setting), data)
+    laptop = MacilSD(MacilSDConfig(**of_system("macil-sd").setting), data)
     assert [round(laptop.contrast_weight(e), 6) for e in (0, 7, 8, 9, 39)] == [0, 0, 0.02, 0.04, 0.3]
 
 

@@ -17,9 +17,10 @@ from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
 from counterpoint.experiment import Experiment
+from counterpoint.lab.protocol import of_system
+from counterpoint.lab.verify import rehearse
 from counterpoint.systems.alignment import symile as room
 from counterpoint.systems.alignment.symile import SymileConfig, draw_permutations
-from counterpoint.verify import experiment
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "symile.npz")
 
@@ -251,10 +252,10 @@ def test_the_third_is_found_from_the_other_two(tmp_path):
 
 
 def test_the_claim_s_arms_differ_where_it_says():
-    system = catalog.load_system("symile")
-    metrics = {arm: experiment(system, system.claim, arm, 0, quick=True) for arm in system.claim.arms}
+    claim = of_system("symile")
+    metrics = {arm: rehearse("symile", claim, arm) for arm in claim.arms}
     assert set(metrics) == {"clip", "symile"}
-    assert all(0 <= found[system.claim.metric] <= 1 for found in metrics.values())
+    assert all(0 <= found[claim.conjuncts[0].metric] <= 1 for found in metrics.values())
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": False}, {"negatives": "n_squared"}, {"objective": "clip"}])

@@ -35,7 +35,7 @@ def main(
     """
     if not temperature_sweep:
         raise CounterpointError("what should be analysed? --temperature-sweep")
-    from counterpoint import analyse as room
+    from counterpoint.lab import sweep as room
     from counterpoint.report.analysis import write_sweep_report
 
     record = room.temperature_sweep(run, temperatures=temperatures or room.GRID, seeds=seeds, jobs=jobs)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from counterpoint.commands.common import CLAIMS, console, say, signed, table
+from counterpoint.commands.common import CLAIMS, console, say, table
 
 
 def main(
@@ -23,16 +23,14 @@ def main(
         out: The folder of records.
         into: Markdown files. The table of claims between its two markers is written anew in each.
     """
-    from counterpoint import claims as room
-    from counterpoint.report.analysis import first_of
+    from counterpoint.lab import claims as room
 
     found = room.write(out, into)
-    shown = table("system", "arm", "against", "mean gain", "95 % interval", "seeds", "verdict")
+    shown = table("system", "kind", "claim", *room.COLUMNS)
     for record in found:
-        pair = first_of(record)
-        interval, gain = signed(pair["low"], pair["high"], 3), f"{pair['mean']:+.3f}"
-        seeds = str(len(record["seeds"]))
-        shown.add_row(record["slug"], pair["arm"], pair["baseline"], gain, interval, seeds, record["verdict"])
+        for number, row in enumerate(record["conjuncts"]):
+            first = (record["slug"], record["kind"], record["verdict"]) if number == 0 else ("", "", "")
+            shown.add_row(*first, *room.cells(row))
     console().print(shown)
     say(f"Drawing: {out / 'claims.svg'}")
     return 0

@@ -38,7 +38,7 @@ def main(
         jobs: Number of runs at a time, one thread each.
         out: The folder of the record and the page.
     """
-    from counterpoint import compare as room
+    from counterpoint.lab import compare as room
     from counterpoint.report.claim import write_comparison_report
 
     overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}

@@ -25,8 +25,8 @@ def main(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
 
         say(str(write_run_report(Run.open(path))))
         return 0
+    from counterpoint.lab.verify import read_record
     from counterpoint.report.claim import write_claim_report
-    from counterpoint.verify import read_record
 
     say(str(write_claim_report(read_record(target, CLAIMS), CLAIMS / f"{target}.html")))
     return 0

@@ -7,19 +7,20 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import CLAIMS, console, say, signed, table
+from counterpoint.commands.common import CLAIMS, Count, console, say, table, unset
 
 
 def main(
     slug: Annotated[Positional[str], arg(metavar="SLUG")],
     *,
-    seeds: int = 5,
+    seeds: Annotated[Count, unset(metavar="INT")] = None,
     quick: bool = False,
     jobs: int = 2,
     out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
     variants: bool = True,
+    rejudge: bool = False,
 ) -> int:
-    """Test a paper's central claim: method and baseline on the same seeds, with 95 % paired intervals and a verdict.
+    """Test a paper's central claim by its protocol: all arms on the same seeds, an interval and a verdict for each part.
 
     Writes OUT/SLUG.json and OUT/SLUG.html. Finished runs are kept, so an interrupted verification continues.
 
@@ -27,23 +28,28 @@ def main(
 
     Args:
         slug: The system whose claim is tested.
-        seeds: Number of seeds, from 0 on; at least 1.
+        seeds: Number of seeds, from 0 on; at least 5. Default: the protocol's.
         quick: Rehearse on a smaller setting in a minute or two. This is no evidence; it is written to SLUG-quick.json.
         jobs: Number of runs at a time, one thread each.
         out: The folder of records.
         variants: Also run the claim's variants, which are reported beside it.
+        rejudge: Train nothing. Judge the recorded figures anew by the protocol.
     """
-    from counterpoint import verify as room
+    from counterpoint.lab import claims as room
+    from counterpoint.lab import verify as lab
     from counterpoint.report.claim import write_claim_report
 
-    record = room.verify(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
+    if rejudge:
+        record = room.rejudge(slug, out)
+    else:
+        record = lab.verify(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
     for title, part in (("claim", record), *record.get("variants", {}).items()):
-        columns = ("arm", "against", "mean difference", "95 % interval", "verdict")
-        shown = table(*columns, title=f"{slug}, {title}: {part['metric']}")
-        for pair in part["comparisons"]:
-            interval = signed(pair["low"], pair["high"])
-            shown.add_row(pair["arm"], pair["baseline"], f"{pair['mean']:+.4f}", interval, pair["verdict"])
+        shown = table(*room.COLUMNS, title=f"{slug}, {title}: {part['verdict']}")
+        for row in part["conjuncts"]:
+            shown.add_row(*room.cells(row))
         console().print(shown)
+    for lack in record["missing"]:
+        say(f"lacks: {lack}")
     name = f"{slug}-quick" if quick else slug
     page = write_claim_report(record, out / f"{name}.html")
     say(f"Verdict: {record['verdict']}. Record: {out / name}.json  Page: {page}")

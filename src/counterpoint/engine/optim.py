@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -83,7 +84,11 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         self.first, self.last, self.epochs, self.steps = first, last, epochs, steps
         self.per_step = steps is not None
         unit = steps or 1
-        super().__init__(optimizer, [lambda count, f=f: f(count / unit) for f in factors])
+
+        def at(count: int, curve: Callable[[float], float]) -> float:
+            return curve(count / unit)
+
+        super().__init__(optimizer, [partial(at, curve=curve) for curve in factors])
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)

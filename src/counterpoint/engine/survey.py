@@ -103,8 +103,8 @@ class Survey:
         training = self._learner.training
         self._learner.eval()
         try:
-            rows = getattr(self._task, "at_once", BATCH)
-            parts = [function(self.batch(split, mine[s : s + rows])) for s in range(0, len(mine), rows)]
+            most = int(getattr(self._task, "at_once", BATCH))
+            parts = [function(self.batch(split, mine[s : s + most])) for s in range(0, len(mine), most)]
             if not parts:  # more processes than items: the shape is that of an item of another's share
                 parts = [function(self.batch(split, chosen[:1]))[:0]]
         finally:

@@ -95,7 +95,7 @@ def frozen(teacher: str | nn.Module, call: Callable[[nn.Module], Callable[..., A
     if kind in ("run", "fit"):
         # By name, as the catalogue loads systems: loading and training a learner are above this room.
         room = importlib.import_module("counterpoint.experiment")
-        module: nn.Module = room.load_learner(rest) if kind == "run" else room.fitted(rest)
+        module: Any = room.load_learner(rest) if kind == "run" else room.fitted(rest)
         return Frozen(module, teacher, call(module) if call else module.predict)
     if kind in ("hf", "timm", "torchvision"):
         encoders = importlib.import_module("counterpoint.encoders.images")

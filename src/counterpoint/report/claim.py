@@ -1,9 +1,9 @@
-"""The page of a claim: the effect with its interval, every seed, the setting, and the variants beside it."""
+"""The page of a claim: the effect of every conjunct with its interval, every seed, the setting, and the variants beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, number
 
-_CLASSES = {"holds": "holds", "reversed": "reversed"}
+_CLASSES = {"holds": "holds", "reversed": "reversed", "better": "holds", "worse": "reversed"}
 
 
 def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a claim's record (see `counterpoint.verify`). Returns `path`."""
+    """Write the page of a claim's record (see `counterpoint.lab.verify`). Returns `path`."""
     slug = str(record.get("slug", "claim"))
     page = Page(f"Does the claim of {slug} hold?", str(record.get("title") or ""))
     claim_section(page, record)
@@ -27,6 +27,7 @@ def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
         "Do it again",
         parts.join(
             parts.command(again + (" --quick" if record.get("quick") else "")),
+            parts.pairs(_origin(record), caption="Origin"),
             parts.pairs(record.get("versions") or {}, caption="Versions"),
             parts.pairs(record.get("machine") or {}, caption="Machine"),
         ),
@@ -35,8 +36,20 @@ def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
     return page.write(path)
 
 
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol and the commit of a record."""
+    protocol, commit = record.get("protocol") or {}, record.get("commit")
+    found = {"protocol, SHA-256": protocol.get("sha256") or parts.DASH}
+    if protocol and protocol.get("ran") != protocol.get("sha256"):
+        found["protocol of the runs, SHA-256"] = protocol.get("ran") or "none: older than all protocols"
+    found["commit"] = parts.DASH if not commit else commit["id"] + (" and changes" if commit["dirty"] else "")
+    if record.get("minutes") is not None:
+        found["processor minutes"] = f"{record['minutes']:.1f}"
+    return found
+
+
 def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a comparison's record (see `counterpoint.compare`). Returns `path`."""
+    """Write the page of a comparison's record (see `counterpoint.lab.compare`). Returns `path`."""
     arms = list(record["results"])
     page = Page(f"{', '.join(arms)} on {record['data']}", f"{len(record['seeds'])} seeds each, by {record['metric']}")
     page.section("Outcome", _claim(record), anchor="outcome")
@@ -88,39 +101,107 @@ def _interval(comparison: Mapping[str, Any]) -> str:
     return f"{number(low, sign=True)} to {number(high, sign=True)}"
 
 
+def label(row: Mapping[str, Any]) -> str:
+    """What is subtracted from what, so that a positive difference is a gain."""
+    names = (row["baseline"], row["arm"]) if row.get("direction") == "lower" else (row["arm"], row["baseline"])
+    return " − ".join(f"({name})" if " - " in name else name for name in names)
+
+
+def rule_said(row: Mapping[str, Any]) -> str:
+    """The test of a conjunct in signs: the bound that its interval must pass."""
+    margin = row.get("margin") or 0
+    if row.get("test") == "non-inferiority":
+        return f"not worse: low > −{margin:g}"
+    if row.get("test") == "equivalence":
+        return f"equal: within ±{margin:g}"
+    return f"better: low > {margin:g}"
+
+
 def _claim(record: Mapping[str, Any]) -> Markup:
-    comparisons = [_cleaned(c) for c in record.get("comparisons") or ()]
-    several = len({c.get("metric") for c in comparisons}) > 1
-    for c in comparisons:
-        names = (c["baseline"], c["arm"]) if c.get("lower") else (c["arm"], c["baseline"])
-        c["label"] = " − ".join(names) + (f", {c['metric']}" if several else "")
     html = [Markup("<blockquote>{}</blockquote>").format(record.get("claim", ""))]
     if record.get("verdict"):
-        html.append(Markup("<p>Verdict: {}</p>").format(_verdict(str(record["verdict"]))))
+        kind = f" Kind: {record['kind']}." if record.get("kind") else ""
+        html.append(Markup("<p>Verdict: {}{}</p>").format(_verdict(str(record["verdict"])), kind))
     if record.get("quick"):
         html.append(parts.notes([f"Quick: {record['quick']}"]))
-    if comparisons:
-        metric = "the metric named" if several else str(comparisons[0].get("metric") or record.get("metric", ""))
-        kinds = dict.fromkeys(str(c["interval"]) for c in comparisons if c.get("interval") and c["low"] is not None)
+    conjuncts = [_cleaned(c) for c in record.get("conjuncts") or ()]
+    compared = [_cleaned(c) for c in record.get("comparisons") or ()]
+    reported = [_cleaned(c) for c in record.get("reported") or ()]
+    if not conjuncts and not compared:
+        html.append(parts.text("The record holds no comparison."))
+    html += _effects([*conjuncts, *compared])
+    if conjuncts:
+        html.append(_conjuncts(conjuncts))
+    if compared:
+        rows = [
+            [label(c), number(c["mean"], sign=True), _interval(c), _verdict(str(c.get("verdict")))] for c in compared
+        ]
+        caption = f"Paired differences in {record.get('metric', '')}"
+        html.append(parts.table(["comparison", "mean difference", "interval", "verdict"], rows, caption=caption))
+    if reported:
+        shown = parts.join(*_effects(reported), _reported(reported))
+        html.append(parts.details("Reported beside the claim, without a verdict", shown))
+    if record.get("missing"):
+        html.append(parts.text("What this record lacks to be sound:"))
+        html.append(parts.notes([str(one) for one in record["missing"]]))
+    html.append(parts.notes([str(note) for note in record.get("notes") or ()]))
+    return parts.join(*html)
+
+
+def by_unit(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows that have an effect, by the unit of their measure: figures of different units share no axis."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("mean") is not None:
+            found.setdefault(str(row.get("unit") or row.get("metric")), []).append(row)
+    return found
+
+
+def _effects(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """A drawing of the effects for each unit."""
+    html = []
+    for unit, of_unit in by_unit(rows).items():
+        several = len({row["metric"] for row in of_unit}) > 1
+        drawn = [{**row, "label": label(row) + (f", {row['metric']}" if several else "")} for row in of_unit]
+        kinds = dict.fromkeys(str(row["interval"]) for row in of_unit if row.get("interval") and row["low"] is not None)
         caption = "Diamonds: mean over the seeds; small dots: one seed each." + (
             f" Bars: {'; '.join(kinds)}." if kinds else " No interval: it takes at least two seeds."
         )
-        html.append(parts.figure(figures.effects(comparisons, metric=metric), caption))
-        expected = any(c.get("expected") is not None for c in comparisons)
-        heads = ["comparison", "mean difference", "interval", *(["expected at least"] if expected else []), "verdict"]
-        rows = []
-        for c in comparisons:
-            row = [c["label"], number(c["mean"], sign=True), _interval(c)]
-            if expected:
-                aim = c.get("expected")
-                reached = "" if not aim else " (reached)" if c.get("reaches_expected") else " (not reached)"
-                row.append(number(aim, sign=True) + reached if aim else parts.DASH)
-            rows.append([*row, _verdict(str(c.get("verdict", "")))])
-        html.append(parts.table(heads, rows, caption=f"Paired differences in {metric}"))
-    else:
-        html.append(parts.text("The record holds no comparison."))
-    html.append(parts.notes([str(note) for note in record.get("notes") or ()]))
-    return parts.join(*html)
+        if any(row.get("margin") for row in of_unit):
+            caption += " Dotted: the margin that the bar must pass."
+        html.append(
+            parts.figure(figures.effects(drawn, metric=unit if several else str(of_unit[0]["metric"])), caption)
+        )
+    return html
+
+
+def _conjuncts(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    heads = ["part of the claim", "comparison", "measure", "test", "mean gain", "interval", "p (Holm)", "detectable"]
+    body = []
+    for row in rows:
+        cells: list[Any] = [row.get("says", ""), label(row), row["metric"], rule_said(row)]
+        if row.get("refused"):
+            cells += [parts.DASH, parts.DASH, parts.DASH, parts.DASH]
+        else:
+            p, found = row.get("p_holm"), row.get("detectable")
+            cells += [
+                number(row["mean"], sign=True),
+                _interval(row),
+                parts.DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+            ]
+            cells.append(parts.DASH if found is None else number(found))
+        body.append([*cells, _verdict(str(row.get("verdict", "")))])
+    return parts.table(
+        [*heads, "verdict"], body, caption="Every part of the sentence. A positive difference is a gain. Detectable: the "
+        "smallest difference that this many seeds find four times in five."
+    )  # fmt: skip
+
+
+def _reported(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    body = [
+        [row.get("says", ""), label(row), row["metric"], number(row["mean"], sign=True), _interval(row)] for row in rows
+    ]
+    return parts.table(["", "comparison", "measure", "mean gain", "interval"], body)
 
 
 def _cleaned(comparison: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,9 +219,10 @@ def _cleaned(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seeds(record: Mapping[str, Any]) -> Markup:
-    metric = str(record.get("metric", ""))
-    others = [m for m in record.get("metrics") or () if m != metric]
-    html = [_per_seed(record, metric)]
+    rows = record.get("conjuncts") or record.get("comparisons") or ()
+    judged = list(dict.fromkeys([str(record.get("metric", "")), *(str(row["metric"]) for row in rows)]))
+    others = [m for m in record.get("metrics") or () if m not in judged]
+    html = [_per_seed(record, metric) for metric in judged]
     if others:
         html.append(parts.details("Other metrics", parts.join(*(_per_seed(record, m) for m in others))))
     return parts.join(*html)
@@ -158,16 +240,29 @@ def _per_seed(record: Mapping[str, Any], metric: str) -> Markup:
     for arm in results:
         there = [v for v in (value(arm, seed) for seed in seeds) if v is not None and not math.isnan(v)]
         mean.append(float(np.mean(there)) if there else None)
-    return parts.table(["", *results], rows, caption=metric, foot=mean if len(seeds) > 1 else None)
+    said = ((record.get("meanings") or {}).get(metric) or {}).get("says")
+    caption = f"{metric}: {said}" if said else metric
+    return parts.table(["", *results], rows, caption=caption, foot=mean if len(seeds) > 1 else None)
 
 
 def _setting(record: Mapping[str, Any]) -> Markup:
     shared = {"data": record["data"]} if record.get("data") else {}
+    shared |= {f"data, {name}": value for name, value in (record.get("data_options") or {}).items()}
     arms = {
         arm: ", ".join(f"{k} {parts.plain(v)}" for k, v in overrides.items()) or parts.DASH
         for arm, overrides in (record.get("arms") or {}).items()
     }
-    return parts.join(
+    html = [
         parts.pairs(shared | dict(record.get("setting") or {}), caption="The same for all arms"),
         parts.pairs(arms, caption=f"What the arms differ in; the baseline is {record.get('baseline', parts.DASH)}"),
-    )
+    ]
+    if tuned := record.get("tuned"):
+        chosen = {
+            arm: ", ".join(f"{k} {parts.plain(v)}" for k, v in point.items()) for arm, point in tuned["chosen"].items()
+        }
+        html.append(
+            parts.pairs(
+                chosen, caption=f"Chosen by {tuned['metric']} on valid, seeds {', '.join(map(str, tuned['seeds']))}"
+            )
+        )
+    return parts.join(*html)

@@ -161,7 +161,7 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
 
     Args:
         comparisons: mappings with arm, baseline, differences [seeds], mean, low, high (None: no interval), and
-            optionally label, what is subtracted from what.
+            optionally label (what is subtracted from what), test and margin (see `counterpoint.lab.statistics`).
     """
     import matplotlib as mpl
 
@@ -183,6 +183,8 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
                 axes.plot([low, high], [row, row], color=colour, linewidth=2.6, solid_capstyle="butt")
                 axes.plot([low, high], [row, row], "|", color=colour, markersize=9, markeredgewidth=1.6)
                 said += f", interval {low:+.4f} to {high:+.4f}"
+            for margin in margins(comparison):
+                axes.plot([margin, margin], [row - 0.36, row + 0.36], color=SOFT, linestyle=":", linewidth=1.4)
             axes.plot([mean], [row], "D", color=colour, markersize=7)
             told.append(said)
         axes.axvline(0, color=INK, linewidth=1.1)
@@ -198,6 +200,14 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         return svg(figure, f"Paired differences in {metric}. " + "; ".join(told))
+
+
+def margins(comparison: Mapping[str, Any]) -> list[float]:
+    """The bounds that a comparison's interval has to pass, besides zero."""
+    margin = float(comparison.get("margin") or 0.0)
+    if not margin:
+        return []
+    return {"non-inferiority": [-margin], "equivalence": [-margin, margin]}.get(comparison.get("test", ""), [margin])
 
 
 def look(number: int) -> tuple[str, str]:

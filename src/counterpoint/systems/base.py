@@ -1,4 +1,4 @@
-"""What a system's file declares so that the command line, `verify` and the reports can run it."""
+"""What a system's file declares so that the command line and the lab can run it."""
 
 from __future__ import annotations
 
@@ -14,42 +14,6 @@ from counterpoint.systems.settings import PartConfig, with_settings
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One sentence of a claim: `arm` beats `baseline` in the claim's metric, or in one of its own."""
-
-    arm: str
-    baseline: str
-    at_least: float = 0.0  # the mean difference the card expects; judged beside the interval
-    metric: str = ""  # where it is not the claim's
-    lower: bool = False  # less of it is better: differences are counted as gains, baseline - arm
-    # Two arms whose difference is taken off: an interaction, (arm - baseline) - (beyond[0] - beyond[1]).
-    beyond: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A paper's central claim at laptop scale. The setting is written here before any seed is run.
-
-    All arms of a seed see the same data and start from the same random state; every arm gets `setting`, plus its own
-    overrides. `metric` is what the verdict is about, higher is better.
-    """
-
-    sentence: str
-    data: str  # the data source, which is given the seed when `data_seeded`
-    setting: dict[str, Any]
-    arms: dict[str, dict[str, Any]]
-    baseline: str
-    metric: str
-    comparisons: tuple[Comparison, ...]
-    data_seeded: bool = False
-    data_options: dict[str, Any] = field(default_factory=dict)
-    quick: dict[str, Any] = field(default_factory=dict)  # overrides that make a rehearsal of it take seconds
-    quick_data_options: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    variants: dict[str, Claim] = field(default_factory=dict)  # reported beside the claim, never asserted
-
-
-@dataclass(frozen=True)
 class System:
     """A system as the rest of the house sees it."""
 
@@ -59,7 +23,6 @@ class System:
     # learner(config, data, seed); data has what the task knows of its source as attributes
     learner: Callable[..., Learner]
     data: str  # the source `train` uses when none is named
-    claim: Claim | None = None  # None for the classic baselines, against which others' claims are tried
     # Settings that replace the paper's where a data source is far from the paper's scale, by source name. Named when used.
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     # The same for every other source than those; the user's own data, most often.
@@ -98,7 +61,6 @@ class Addition:
     # builds on the loss below. "": it leaves the loss alone, or does so where another addition has one.
     loss: Literal["own", "over", ""] = ""
     data: str = ""  # "": the base's
-    claim: Claim | None = None
     defaults: dict[str, Any] = field(
         default_factory=dict
     )  # the paper's settings of the base, where they differ from it
@@ -108,7 +70,7 @@ class Addition:
     source: Callable[[Any, Any], Any] | None = None
 
     def onto(self, base: System, *, alone: bool = False) -> System:
-        """Return the composition of `base` and this; `alone`: as the system of the addition's own name, with its claim.
+        """Return the composition of `base` and this; `alone`: as the system of the addition's own name.
 
         Raises CounterpointError where the two do not go together.
         """
@@ -136,7 +98,6 @@ class Addition:
             config=config,
             learner=learner,
             data=(self.data or base.data) if alone else base.data,
-            claim=self.claim if alone else None,
             recipes={
                 name: base.recipe_for(name) | self.recipes.get(name, self.recipe)
                 for name in {*base.recipes, *self.recipes}

@@ -40,7 +40,7 @@ from counterpoint.core.distributed import (
 )
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.errors import CounterpointError, unknown
-from counterpoint.systems.base import Claim, Comparison, System
+from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
@@ -303,7 +303,7 @@ def _frozen(config: CWCLConfig, kinds: Mapping[str, str]) -> str:
     return config.frozen or able[0]
 
 
-# -------------------------------------------------------------------------------------------------------------- the claim
+# -------------------------------------------------------------------------------------------------------------- settings
 
 # The card's setting: a student of 32-128-128-32, AdamW at 1e-3 with a batch of 128, no schedule.
 _HALVES = {
@@ -313,27 +313,6 @@ _HALVES = {
     "lr": 1e-3 * 256 / 128,
     "constant_lr": True,
 }
-_DATA = {"labelled": 700, "train": 400}
-_ARMS: dict[str, dict[str, Any]] = {"ordinary": {"objective": "ordinary"}, "cwcl": {"objective": "cwcl"}}
-
-
-def _claim(sentence: str, epochs: int, at_least: float, notes: tuple[str, ...] = (), **variants: Claim) -> Claim:
-    return Claim(
-        sentence=sentence,
-        data="digit-halves",
-        data_seeded=True,
-        data_options=_DATA,
-        # One evaluation, at the last step.
-        setting=_HALVES | {"epochs": epochs, "evaluate_every": epochs},
-        arms=_ARMS,
-        baseline="ordinary",
-        metric="bottom_from_top_zero_shot_last",
-        comparisons=(Comparison("cwcl", "ordinary", at_least=at_least),),
-        quick={"epochs": 10, "evaluate_every": 10},
-        quick_data_options={"test": 100},
-        notes=notes,
-        variants=variants,
-    )
 
 
 SYSTEM = System(
@@ -345,17 +324,4 @@ SYSTEM = System(
     recipes={"digit-halves": _HALVES | {"pretrained": False, "evaluate_every": 50}},
     # Without a download the one trained tower is MiniLM's: texts are frozen, pictures are trained.
     recipe=LAPTOP | {"pretrained": False, "text_encoder": "minilm"},
-    claim=_claim(
-        "Against a frozen, well-structured tower, with few pairs and long training, continuous weights transfer classes "
-        "better than the ordinary contrastive loss.",
-        400,
-        0.05,
-        (
-            "Frozen: the top half of a digit as a network trained on 700 labels sees it. Trained: the bottom half, 400 pairs. "
-            "Classes are told by the mean features of the top halves of training pairs, at the last step.",
-            "The claim is one of long training: after 100 epochs, when the ordinary loss has not overfitted the pairs yet, the "
-            "card saw it level or ahead. That row is the variant.",
-        ),
-        short=_claim("The same after a quarter of the training; reported, not asserted.", 100, 0.0),
-    ),
 )

@@ -39,7 +39,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import need_fixed
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Claim, Comparison, System
+from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 Objective = Literal["mil-nce", "info-nce"]
@@ -555,7 +555,7 @@ def _summed(gradients: Tensor) -> Tensor:
     return gradients
 
 
-# --------------------------------------------------------------------------------------------------------------- the claim
+# --------------------------------------------------------------------------------------------------------------- settings
 
 # The card's: private linear layers 24 -> 48, a shared MLP 48-64-16, 250 steps.
 _CLAIM: dict[str, Any] = {
@@ -583,35 +583,4 @@ SYSTEM = System(
     data="noisy-triplets",
     recipes={"noisy-triplets": _CLAIM},
     recipe=LAPTOP | {"tokens": 128, "hidden": 256, "optimizer": "adam", "weight_decay": 0.0},
-    claim=Claim(
-        sentence=(
-            "Where most training triplets do not belong together, leaving out those whose two gradients conflict, by a rising "
-            "threshold, retrieves better than the plain sum of both losses."
-        ),
-        data="noisy-triplets",
-        data_seeded=True,
-        setting=_CLAIM,
-        arms={
-            "plain sum": {"realign": False, "curriculum": False},
-            "realignment": {"curriculum": False},
-            "curriculum": {"realign": False},
-            "both": {},
-        },
-        baseline="plain sum",
-        metric="to_video_r10_last",
-        comparisons=(
-            Comparison("curriculum", "plain sum", at_least=0.02),
-            Comparison("both", "plain sum"),
-            Comparison("realignment", "plain sum"),
-        ),
-        quick={"epochs": 2},
-        quick_data_options={"train": 320, "test": 100},
-        notes=(
-            "The metric is the mean of recall at 10 from text to video and from audio to video.",
-            "misaligned_auc is how well a low cosine marks triplets that do not belong together, over the last epoch of training; "
-            "the card expects 0.7 and more, late in training, in every arm.",
-            "The data's spread was changed once after a seed of all arms had been seen, by the plain arm alone (see the data).",
-            "That realignment alone helps is not asserted: it cost a little where the setting was found.",
-        ),
-    ),
 )

@@ -36,7 +36,7 @@ from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_l
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Claim, Comparison, System
+from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 # Products of embeddings made at a time, in numbers: 64 MiB in float32.
@@ -391,29 +391,10 @@ class Symile(AlignedLearner):
         return {"loss": loss, "scale": scale.detach()}
 
 
-# -------------------------------------------------------------------------------------------------------------- the claim
+# -------------------------------------------------------------------------------------------------------------- settings
 
 # The card's setting: linear encoders to 16 dimensions, AdamW at 0.1 with a batch of 256, no schedule.
 _XOR = {"epochs": 25, "batch_size": 256, "lr": 0.1}
-_ARMS: dict[str, dict[str, Any]] = {"clip": {"objective": "clip"}, "symile": {"objective": "symile"}}
-
-
-def _claim(sentence: str, p: float, at_least: float, notes: tuple[str, ...] = (), **variants: Claim) -> Claim:
-    return Claim(
-        sentence=sentence,
-        data="xor",
-        data_seeded=True,
-        data_options={"p": p},
-        setting=_XOR | {"evaluate_every": 25},
-        arms=_ARMS,
-        baseline="clip",
-        metric="a_and_c_to_b_r1_last",
-        comparisons=(Comparison("symile", "clip", at_least=at_least),),
-        quick={"epochs": 3, "evaluate_every": 3},
-        quick_data_options={"train": 1024, "test": 256},
-        notes=notes,
-        variants=variants,
-    )
 
 
 SYSTEM = System(
@@ -425,15 +406,4 @@ SYSTEM = System(
     recipes={"xor": _XOR},
     # CLIP's start of the scale: at LAPTOP's learning rate it does not get from e^-0.3 to where it is needed.
     recipe=LAPTOP | {"vector_encoder": "mlp", "constant_lr": False, "log_scale": math.log(1 / 0.07)},
-    claim=_claim(
-        "Where a modality is known only from two others together, Symile retrieves it and pairwise CLIP is at chance.",
-        1.0,
-        0.7,
-        (
-            "The figure is how often b is found among its 8 values from a and c; chance is 0.125.",
-            "The card expects at least 0.95 of Symile and at most 0.25 of CLIP.",
-        ),
-        half=_claim("The same where half of the items say nothing of b: about 0.56 can be had.", 0.5, 0.3),
-        none=_claim("The same where b has to do with nothing: both must be at chance.", 0.0, 0.0),
-    ),
 )

@@ -40,7 +40,7 @@ from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Claim, Comparison, System
+from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 from counterpoint.views.images import ViewPipeline
 
@@ -503,25 +503,6 @@ class CACR(ViewsLearner):
         ).mean()
 
 
-# The card's setting: digits of 8 pixels, 304 steps of 64 images with 4 views each, 200 labels to judge by.
-_SETTING: dict[str, Any] = {
-    "encoder": "mlp-s",
-    "recipe": "digits-hard",
-    "hidden": 64,
-    "projection": 32,
-    "optimizer": "adam",
-    "lr": 2e-3 * 256 / 64,
-    "weight_decay": 0.0,
-    "warmup_epochs": 0,
-    "batch_size": 64,
-    "epochs": 19,
-    "evaluate_every": 19,
-    "neighbours": 5,
-    "bank": 200,
-    "positives": 3,
-    "temperature": 0.2,
-}
-
 SYSTEM = System(
     slug="cacr",
     task="views",
@@ -530,31 +511,4 @@ SYSTEM = System(
     data="cifar10",
     # Views cost as much as images: 5 of each for half as many epochs.
     recipe=LAPTOP | {"epochs": 10, "recipe": "moco-v1"},
-    claim=Claim(
-        sentence="Weighing negatives by closeness and positives by distance, each within its own group, beats weighing them "
-        "uniformly by a wide margin, and is at least as good as NT-Xent of all pairs of views.",
-        data="digits?size=8&held_out=0.4",
-        setting=_SETTING,
-        arms={
-            "none": {"weight_pos": False, "weight_neg": False},
-            "full": {},
-            "no_pos": {"weight_pos": False},
-            "no_neg": {"weight_neg": False},
-            "nt_xent": {"form": "nt_xent"},
-        },
-        baseline="none",
-        metric="knn_accuracy_last",
-        comparisons=(
-            Comparison("full", "none", at_least=0.03),
-            Comparison("full", "nt_xent", at_least=-0.01),
-            Comparison("full", "no_neg", at_least=0.03),
-            Comparison("full", "no_pos", at_least=-0.01),
-        ),
-        quick={"epochs": 2, "evaluate_every": 2},
-        notes=(
-            "The card expects at least 3 points over uniform weights, all of it from the negatives' weights: the positives' do not "
-            "show on digits.",
-            "Nearest neighbours and the linear probe have the labels of 200 training digits. The temperature is NT-Xent's alone.",
-        ),
-    ),
 )

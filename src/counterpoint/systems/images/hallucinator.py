@@ -32,7 +32,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
@@ -153,41 +153,4 @@ SYSTEM = Addition(
     part=Hallucinated,
     fits=(views, Queued, pairs, predicted),
     loss="over",
-    claim=Claim(
-        sentence="With few images and views that are nearly alike, hallucinated positives raise k-NN accuracy a little.",
-        data="digits?size=8&train=300&held_out=0.4",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "digits-plain",
-            "hidden": 64,
-            "projection": 32,
-            "temperature": 0.2,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 75,
-            "evaluate_every": 75,
-            "neighbours": 5,
-        },
-        arms={
-            "simclr": {"hallucinator.weight": 0.0},
-            "twice": {"hallucinator.reach": 0.0, "hallucinator.nonlinear": False},
-            "extrapolated": {"hallucinator.nonlinear": False},
-            "hallucinator": {},
-        },
-        baseline="twice",
-        metric="knn_accuracy_last",
-        comparisons=(
-            Comparison("hallucinator", "twice", at_least=0.003),
-            Comparison("extrapolated", "twice"),
-            Comparison("hallucinator", "simclr"),
-        ),
-        quick={"epochs": 2},
-        notes=(
-            "`twice` is the base loss with weight 2: the extra term with neither extrapolation nor smoothing.",
-            "The card's pilot found +0.8 to +1.3 points in this regime and none or less in others.",
-        ),
-    ),
 )

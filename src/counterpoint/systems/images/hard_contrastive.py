@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ from counterpoint.core.gap import uniformity
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
@@ -231,22 +231,6 @@ class HardContrastive(Part):
         return {"loss": torch.stack(losses).mean(), "batch_uniformity": spread}
 
 
-# The card's setting (b): digits of 8 pixels, 254 negatives in a batch of 128.
-_SETTING: dict[str, Any] = {
-    "encoder": "mlp-s",
-    "recipe": "digits-shifted",
-    "hidden": 64,
-    "projection": 32,
-    "optimizer": "adam",
-    "lr": 2e-3 * 256 / 128,
-    "weight_decay": 0.0,
-    "warmup_epochs": 0,
-    "batch_size": 128,
-    "epochs": 48,
-    "evaluate_every": 48,
-    "neighbours": 5,
-}
-
 SYSTEM = Addition(
     slug="hard-contrastive",
     over="simclr",
@@ -255,33 +239,4 @@ SYSTEM = Addition(
     fits=(views, Queued, pairs),
     loss="own",
     recipe={"hard-contrastive.keep_fraction": 0.3},
-    claim=Claim(
-        sentence="Hardness is what matters: without it (the linear loss) k-NN accuracy is worst, and with the nearest "
-        "negatives alone the linear loss and a large temperature are as good as the best temperature.",
-        data="digits?size=8&held_out=0.4",
-        setting=_SETTING,
-        arms={
-            "simple": {"hard-contrastive.push": "linear", "hard-contrastive.keep_fraction": 1.0},
-            "hard simple": {"hard-contrastive.push": "linear", "hard-contrastive.keep_fraction": 0.3},
-            "contrastive, 1": {"hard-contrastive.keep_fraction": 1.0, "temperature": 1.0},
-            "hard contrastive, 1": {"hard-contrastive.keep_fraction": 0.3, "temperature": 1.0},
-            "contrastive, 0.3": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.3},
-            "contrastive, 0.03": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.03},
-            "contrastive, 0.1": {"hard-contrastive.keep_fraction": 1.0, "temperature": 0.1},
-            "contrastive, 3": {"hard-contrastive.keep_fraction": 1.0, "temperature": 3.0},
-        },
-        baseline="simple",
-        metric="knn_accuracy_last",
-        comparisons=(
-            Comparison("hard simple", "simple", at_least=0.03),
-            Comparison("hard contrastive, 1", "contrastive, 1", at_least=0.015),
-            Comparison("hard simple", "simple", at_least=0.5, metric="embedding_uniformity_last", lower=True),
-            Comparison("contrastive, 0.3", "contrastive, 0.03"),
-            Comparison("contrastive, 0.3", "contrastive, 3"),
-        ),
-        quick={"epochs": 2},
-        notes=(
-            "In-batch negatives instead of the paper's memory bank. 30 % kept: the card's pilot collapsed at 15 % and less.",
-        ),
-    ),
 )

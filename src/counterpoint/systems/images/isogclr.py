@@ -41,7 +41,7 @@ from counterpoint.core.transforms import holds, once, traced
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
@@ -473,47 +473,4 @@ SYSTEM = Addition(
     part=ISogCLR,
     fits=(views, pairs, Queued),
     loss="own",
-    claim=Claim(
-        sentence="Learned temperatures are larger for examples of large clusters than for those of small ones, without labels, "
-        "and accuracy is not worse than with the best fixed temperature.",
-        data="clusters",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "clusters",
-            "hidden": 64,
-            "projection": 32,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 80,
-            "evaluate_every": 80,
-            "neighbours": 5,
-            "isogclr.rho": 0.3,
-            "isogclr.beta_u": 0.5,
-            "isogclr.tau_init": 0.2,
-        },
-        arms={
-            "isogclr": {},
-            "fixed 0.1": {"isogclr.tau_init": 0.1, "isogclr.eta": 0.0},
-            "fixed 0.2": {"isogclr.eta": 0.0},
-            "fixed 0.5": {"isogclr.tau_init": 0.5, "isogclr.eta": 0.0},
-        },
-        baseline="fixed 0.2",
-        metric="train_temperature_rank_last",
-        data_seeded=True,
-        comparisons=(
-            Comparison("isogclr", "fixed 0.2", at_least=0.5),
-            Comparison("isogclr", "fixed 0.1", at_least=-0.01, metric="knn_accuracy_last"),
-            Comparison("isogclr", "fixed 0.2", at_least=-0.01, metric="knn_accuracy_last"),
-            Comparison("isogclr", "fixed 0.5", at_least=-0.01, metric="knn_accuracy_last"),
-        ),
-        quick={"epochs": 4},
-        notes=(
-            "The metric is the rank correlation over clusters of size and mean temperature (card: 0.68 to 0.73); of temperatures "
-            "that are all alike it is 0 by definition.",
-            "Accuracy is that of k-NN on held-out examples of the same clusters.",
-        ),
-    ),
 )

@@ -42,7 +42,7 @@ from counterpoint.engine.loading import Batches
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.base import Addition
 from counterpoint.systems.settings import PartConfig
 
 
@@ -185,7 +185,7 @@ class MCL(Learner):
         self.base, self.config = base, base.config
         base.position = self.position
         # A place for each finished encoder's weights; nothing looks at one before they are there.
-        self.earlier = nn.ModuleList([copy.deepcopy(base.encoder) for _ in range(settings.stages)])
+        self.earlier = nn.ModuleList(self._copy() for _ in range(settings.stages))
         self.earlier.requires_grad_(False)
         self.register_buffer("stage", torch.tensor(0))
         self.register_buffer("unseen", torch.tensor(0))
@@ -294,6 +294,10 @@ class MCL(Learner):
         self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
 
+    def _copy(self) -> nn.Module:
+        encoder: nn.Module = copy.deepcopy(self.base.encoder)
+        return encoder
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.earlier.eval()  # frozen, running statistics too
@@ -353,43 +357,4 @@ SYSTEM = Addition(
     around=MCL,
     task="views",
     recipe={"mcl.stages": 1, "mcl.clusters": 5},
-    claim=Claim(
-        sentence="An easy shared feature suppresses a harder one; a second stage with negatives of one cluster recovers it, and "
-        "neither a plain ensemble of the same size nor shuffled clusters do as well.",
-        data="digit-patterns",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "digit-patterns",
-            "hidden": 64,
-            "projection": 32,
-            "temperature": 0.1,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 25,
-            "evaluate_every": 25,
-            "mcl.stages": 1,
-        },
-        arms={
-            "ensemble": {"mcl.restrict": "none"},
-            "shuffled": {"mcl.restrict": "shuffled"},
-            "mcl": {},
-            "one stage": {"mcl.stages": 0},
-        },
-        baseline="ensemble",
-        metric="linear_accuracy_last",
-        data_seeded=True,
-        comparisons=(
-            Comparison("mcl", "ensemble", at_least=0.05),
-            Comparison("mcl", "shuffled", at_least=0.05),
-            Comparison("ensemble", "one stage"),
-        ),
-        quick={"epochs": 2},
-        notes=(
-            "The figure is the linear probe for the digit, the harder feature; chance is 0.1. The pattern's is pattern_accuracy.",
-            "The probe is fitted on all training digits; the card's pilot had 600 labels, and margins of 9 to 15 points.",
-        ),
-    ),
 )

@@ -32,7 +32,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.errors import CounterpointError
-from counterpoint.systems.base import Addition, Claim, Comparison
+from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
@@ -280,46 +280,4 @@ SYSTEM = Addition(
     fits=(Queued, views, pairs),
     loss="own",
     recipe={"mochi.hardest": 128, "mochi.mixed": 64, "mochi.mixed_query": 16, "mochi.mixing_from": 2},
-    claim=Claim(
-        sentence="Mixing makes the instance task harder, the positive being less often the nearest, without hurting the "
-        "representation.",
-        data="digits?size=8&held_out=0.4",
-        setting={
-            "encoder": "mlp-s",
-            "recipe": "digits-plain",
-            "hidden": 64,
-            "projection": 32,
-            "temperature": 0.1,
-            "momentum_teacher": 0.99,
-            "queue": 256,
-            "optimizer": "adam",
-            "lr": 2e-3 * 256 / 64,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0,
-            "batch_size": 64,
-            "epochs": 25,
-            "evaluate_every": 25,
-            "neighbours": 5,
-            "mochi.mixing_from": 3,
-            "mochi.hardest": 32,
-        },
-        arms={
-            "moco-v2": {"mochi.mixed": 0, "mochi.mixed_query": 0},
-            "mochi": {"mochi.mixed": 64, "mochi.mixed_query": 32},
-        },
-        baseline="moco-v2",
-        metric="train_proxy_accuracy_mixed_last",
-        comparisons=(
-            Comparison("mochi", "moco-v2", at_least=0.2, lower=True),
-            Comparison("mochi", "moco-v2", at_least=-0.03, metric="train_proxy_accuracy_last"),
-            Comparison("mochi", "moco-v2", at_least=-0.015, metric="knn_accuracy_last"),
-            Comparison("mochi", "moco-v2", at_least=-0.015, metric="linear_accuracy_last"),
-        ),
-        quick={"epochs": 4},
-        notes=(
-            "Proxy accuracy: the share of queries whose positive is nearer than every negative, the synthetic included, over the "
-            "last epoch of training. The baseline has no synthetic ones.",
-            "The paper's gain in transfer needs large data and is not tried here.",
-        ),
-    ),
 )

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from counterpoint import catalog
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.files import replacing
-from counterpoint.verify import run_all, stamp_of, summarise
+from counterpoint.lab.runner import figures, run_all, stamp_of
 
 GRID = (0.03, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 MEASURES = ("embedding_uniformity", "embedding_tolerance", "knn_accuracy", "linear_accuracy")
@@ -36,7 +35,7 @@ def _one(path: str, temperature: float, seed: int) -> dict[str, float]:
     changes = {"temperature": temperature, "evaluate_every": before.config.epochs}
     started = time.perf_counter()
     rows = Experiment.resolve(before.system, before.data, config=before.config, overrides=changes).run(seed)
-    return summarise(rows) | {"seconds": time.perf_counter() - started}
+    return figures(rows) | {"seconds": time.perf_counter() - started}
 
 
 def temperature_sweep(
@@ -78,7 +77,7 @@ def temperature_sweep(
             {key: todo[key] for key in keys},
             _one,
             cache=run.path / ".sweep",
-            stamp=stamp_of(settings, catalog.modules(run.slug)),
+            stamp=stamp_of(settings),
             jobs=jobs,
             title=title,
             console=console,
@@ -92,7 +91,7 @@ def temperature_sweep(
             "figures to the last digit, so there is nothing to draw"
         )
     done = measured(list(todo), f"{len(grid)} temperatures")
-    names = [name for name in MEASURES if all(f"{name}_last" in found for found in done.values())]
+    names = [name for name in MEASURES if all(name in found for found in done.values())]
     record = {
         "run": run.path.name,
         "path": str(run.path),
@@ -101,8 +100,7 @@ def temperature_sweep(
         "temperatures": grid,
         "seeds": list(range(first, first + seeds)),
         "measures": {
-            name: [[done[f"{t!r}-{s}"][f"{name}_last"] for s in range(first, first + seeds)] for t in grid]
-            for name in names
+            name: [[done[f"{t!r}-{s}"][name] for s in range(first, first + seeds)] for t in grid] for name in names
         },
         "versions": versions(),
         "machine": machine(),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint import analyse, claims, cli
+from counterpoint import cli
+from counterpoint.lab import claims
+from counterpoint.lab import sweep as analyse
 
 WORDS = ["--data", "digits?size=8&train=80", "--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "40"]
 
@@ -52,16 +54,23 @@ def test_what_cannot_be_swept_is_said(run: Path, capsys: pytest.CaptureFixture[s
         assert said in capsys.readouterr().err
 
 
-def _record(slug: str, mean: float, verdict: str) -> dict[str, object]:
-    pair = {
+def _record(slug: str, mean: float, verdict: str, unit: str = "accuracy") -> dict[str, object]:
+    row = {
+        "says": "It gains.",
         "arm": "method",
         "baseline": "plain",
-        "metric": "m_last",
+        "metric": "m",
+        "unit": unit,
+        "direction": "higher",
+        "test": "superiority",
+        "margin": 0.0,
         "mean": mean,
         "low": mean - 0.1,
         "high": mean + 0.1,
+        "detectable": 0.2,
+        "verdict": verdict,
     }
-    return {"slug": slug, "metric": "m_last", "comparisons": [pair], "seeds": [0, 1], "verdict": verdict}
+    return {"slug": slug, "kind": "outcome", "metric": "m", "conjuncts": [row], "seeds": [0, 1], "verdict": verdict}
 
 
 def test_all_claims_are_drawn_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +83,10 @@ def test_all_claims_are_drawn_and_tabled(tmp_path: Path, capsys: pytest.CaptureF
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
-    assert "| `mochi` | method | plain | m | +0.400 | +0.300 .. +0.500 | 2 | holds |" in text
+    assert (
+        "| `mochi` | outcome | **holds**, 2 seeds | It gains. | m | better: low > 0 | +0.400 | +0.300 .. +0.500 | 0.200 | holds |"
+        in text
+    )
     assert "dcl-quick" not in text
     assert "reversed" in capsys.readouterr().out
     drawn = (tmp_path / "claims.svg").read_text()
@@ -127,10 +139,29 @@ def test_temperatures_are_told_apart_and_the_page_says_how(run: Path) -> None:
 
 def test_a_claim_of_one_seed_has_no_interval(tmp_path: Path) -> None:
     record = _record("mochi", 0.4, "undecided")
-    record["comparisons"][0] |= {"low": None, "high": None}  # type: ignore[index]
+    record["conjuncts"][0] |= {"low": None, "high": None}  # type: ignore[index]
     (tmp_path / "mochi.json").write_text(json.dumps(record | {"seeds": [0]}))
     document = tmp_path / "page.md"
     document.write_text(f"{claims.BEGIN}\n{claims.END}\n")
     assert cli.main(["claims", "--out", str(tmp_path), "--into", str(document)]) == 0
-    assert "| +0.400 | - | 1 | undecided |" in document.read_text()
+    assert "| +0.400 | - | 0.200 | undecided |" in document.read_text()
     assert (tmp_path / "claims.svg").read_text().startswith("<?xml")
+
+
+def test_every_part_of_a_claim_has_a_row_and_every_unit_a_panel(tmp_path: Path) -> None:
+    record = _record("mochi", 0.4, "partly")
+    other = {**record["conjuncts"][0], "says": "It is even.", "unit": "uniformity", "verdict": "reversed"}  # type: ignore[index]
+    refused = {**record["conjuncts"][0], "says": "It costs nothing.", "verdict": "not judged", "refused": "ceiling"}  # type: ignore[index]
+    for name in ("mean", "low", "high", "detectable"):
+        del refused[name]
+    record["conjuncts"] += [other, refused]  # type: ignore[operator]
+    (tmp_path / "mochi.json").write_text(json.dumps(record))
+    document = tmp_path / "page.md"
+    document.write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    claims.write(tmp_path, [document])
+    text = document.read_text()
+    assert "|  |  |  | It is even. | m | better: low > 0 | +0.400 | +0.300 .. +0.500 | 0.200 | reversed |" in text
+    assert "|  |  |  | It costs nothing. | m | better: low > 0 | - | - | - | not judged |" in text
+    drawn = (tmp_path / "claims.svg").read_text()
+    assert "gain in accuracy" in drawn
+    assert "gain in uniformity" in drawn

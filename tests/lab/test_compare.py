@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
-from counterpoint import cli, compare
+from counterpoint import cli
 from counterpoint.errors import CounterpointError
-from counterpoint.verify import seeds_needed
+from counterpoint.lab import compare, runner
 
 
 @pytest.fixture
 def fake(monkeypatch):
     calls = []
 
-    def one(slug, data, seed, overrides):
+    def one(slug, data, options, settings, seed, recipe):
         calls.append((slug, seed))
-        return {"knn_accuracy_last": 0.5 + 0.01 * seed + 0.1 * (slug == "moco-v2"), "seconds": 60.0}
+        return {"knn_accuracy": 0.5 + 0.01 * seed + 0.1 * (slug == "moco-v2"), "seconds": 60.0}
 
-    monkeypatch.setattr(compare, "_one", one)
+    monkeypatch.setattr(runner, "run_one", one)
     return calls
 
 
@@ -71,7 +70,7 @@ def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
         (["simclr", "clip"], {}, "different measures"),
         (["simclr", "moco-v3"], {}, "did you mean"),
         (["simclr", "moco-v2"], {"seeds": 0}, "at least 1"),
-        (["simclr", "moco-v2"], {"metric": "accuracy"}, "all have: knn_accuracy_last"),
+        (["simclr", "moco-v2"], {"metric": "accuracy"}, "all have: knn_accuracy"),
         (["simclr", "moco-v2"], {"overrides": {"depth": 3}}, "no setting depth"),
     ],
 )
@@ -83,29 +82,34 @@ def test_refusals(fake, tmp_path, slugs, options, said):
 def test_an_effect_that_few_more_seeds_would_show_is_undecided(tmp_path, monkeypatch):
     gains = {"moco-v2": [0.1, -0.02, 0.09], "byol": [0.1, -0.1, 0.001]}
 
-    def one(slug, data, seed, overrides):
-        return {"knn_accuracy_last": 0.5 + gains.get(slug, [0, 0, 0])[seed], "seconds": 60.0}
+    def one(slug, data, options, settings, seed, recipe):
+        return {"knn_accuracy": 0.5 + gains.get(slug, [0, 0, 0])[seed], "seconds": 60.0}
 
-    monkeypatch.setattr(compare, "_one", one)
+    monkeypatch.setattr(runner, "run_one", one)
     record = compare.compare(["simclr", "moco-v2", "byol"], "digits", seeds=3, jobs=1, out=tmp_path)
     clear, none = (pair["verdict"] for pair in record["comparisons"])
     assert clear.startswith("undecided: an effect of this size needs about ")
     assert none == "no difference"
 
 
-def test_seeds_needed_are_those_of_the_paired_t_test():
-    """Differences with a mean of one standard deviation need 10 pairs, of half of it 34 (Cohen 1988; G*Power 3.1)."""
-    for mean, seeds in ((1.0, 10), (0.5, 34)):
-        spread = np.array([-1.0, 1.0] * 50)
-        assert seeds_needed(mean * spread.std(ddof=1) + spread) == seeds
-    assert seeds_needed([0.1, 0.1, 0.1]) == 2
-    assert seeds_needed([0.0, 0.0]) is None
+def test_comparisons_are_judged_as_a_family(tmp_path, monkeypatch):
+    """A difference that one comparison alone would show is not shown beside another."""
+    gains = {"moco-v2": [0.05, 0.02, 0.06], "byol": [0.001, -0.002, 0.001]}
+
+    def one(slug, data, options, settings, seed, recipe):
+        return {"knn_accuracy": 0.5 + gains.get(slug, [0, 0, 0])[seed]}
+
+    monkeypatch.setattr(runner, "run_one", one)
+    alone = compare.compare(["simclr", "moco-v2"], "digits", seeds=3, jobs=1, out=tmp_path)
+    both = compare.compare(["simclr", "moco-v2", "byol"], "digits", seeds=3, jobs=1, out=tmp_path)
+    single, paired = alone["comparisons"][0], both["comparisons"][0]
+    assert single["low"] > paired["low"]
+    assert "97.5 %" in paired["interval"]
+    assert paired["detectable"] > single["detectable"] > 0
 
 
 def test_the_page_repeats_every_option(fake, tmp_path):
-    words = (
-        "compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --epochs 1 --batch-size 64 --metric knn_accuracy_last"
-    )
+    words = "compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --epochs 1 --batch-size 64 --metric knn_accuracy"
     assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
     (page,) = tmp_path.glob("*.html")
-    assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy_last" in page.read_text()
+    assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy" in page.read_text()

@@ -1,0 +1,158 @@
+"""Which of several systems does best on one source of data: the same seeds, paired differences, intervals, a page.
+
+Every system runs with its own settings for the data (`Experiment.resolve`); what must be equal for a fair answer, the
+number of epochs and the batch, can be set for all. The first system is the one the others are measured against.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from counterpoint import catalog
+from counterpoint.engine.run import machine, versions
+from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment, task_class
+from counterpoint.lab import runner, statistics
+from counterpoint.lab.verify import RunOne, interval_said, write
+from counterpoint.systems.settings import flat
+
+SAID = {statistics.HOLDS: "better", statistics.REVERSED: "worse"}
+FOLDER = Path("results/compare")
+
+
+def compare(
+    slugs: Sequence[str],
+    data: str,
+    *,
+    seeds: int = 3,
+    jobs: int = 2,
+    out: Path = FOLDER,
+    metric: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    console: Console | None = None,
+    run_one: RunOne | None = None,
+) -> dict[str, Any]:
+    """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`; returns the record.
+
+    Args:
+        slugs: the systems; the first is the one that others are measured against.
+        data: the data source, the same for all seeds.
+        seeds: how many.
+        jobs: runs at a time, one thread each.
+        out: folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison goes on.
+        metric: figure that differences are taken in. Default: the task's headline.
+        overrides: settings for all systems.
+        run_one: what runs a system. Default: `lab.runner.run_one`.
+
+    Raises CounterpointError for systems of tasks that cannot be compared.
+    """
+    overrides = overrides or {}
+    if len(slugs) < 2 or len(set(slugs)) < len(slugs):
+        raise CounterpointError("name at least two different systems to compare")
+    if seeds < 1 or jobs < 1:
+        raise CounterpointError("--seeds and --jobs must be at least 1")
+    systems = {slug: catalog.load_system(slug) for slug in slugs}
+    tasks = {slug: task_class(system) for slug, system in systems.items()}
+    headlines = {task.headline for task in tasks.values()}
+    if len(headlines) > 1 and metric is None:
+        said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
+        raise CounterpointError(f"these are judged by different measures ({said}); name one with --metric")
+    configs = {slug: Experiment.resolve(slug, data, overrides=overrides).config for slug in slugs}
+    everything = {slug: flat(config) for slug, config in configs.items()}
+    name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
+    done = runner.run_all(
+        {f"{slug}-{seed}": (slug, data, {}, overrides, seed, True) for seed in range(seeds) for slug in slugs},
+        run_one or runner.run_one,
+        cache=out / ".partial" / name,
+        stamp=runner.stamp_of([data, everything]),
+        jobs=jobs,
+        title=f"compare {len(slugs)} systems on {data}",
+        console=console,
+    )
+    results = {slug: {str(seed): dict(done[f"{slug}-{seed}"]) for seed in range(seeds)} for slug in slugs}
+    for runs in results.values():
+        for found in runs.values():
+            found.pop(runner.DATA, None)
+    shared = sorted(set.intersection(*(set(found) for runs in results.values() for found in runs.values())))
+    named = metric is not None
+    metric = metric or headlines.pop()
+    if metric not in shared:
+        raise CounterpointError(f"not every system has the measure '{metric}'; all have: {', '.join(shared)}")
+    same = {
+        key: value
+        for key, value in everything[slugs[0]].items()
+        if all(key in config and config[key] == value for config in everything.values())
+    }
+    record = {
+        "name": name,
+        "claim": f"Which of {', '.join(slugs)} does best on {data}?",
+        "data": data,
+        "setting": same,
+        "metric": metric,
+        "metrics": shared,
+        "baseline": slugs[0],
+        "arms": {slug: {k: v for k, v in config.items() if k not in same} for slug, config in everything.items()},
+        "seeds": list(range(seeds)),
+        "results": {
+            slug: {seed: {k: runner.plain(v) for k, v in found.items()} for seed, found in runs.items()}
+            for slug, runs in results.items()
+        },
+        "comparisons": comparisons(results, slugs, metric, seeds),
+        "notes": _notes(everything),
+        "options": {**overrides, **({"metric": metric} if named else {})},
+        "commit": runner.commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write(record, out / f"{name}.json")
+    return record
+
+
+def comparisons(
+    results: Mapping[str, Mapping[str, Mapping[str, float]]], slugs: Sequence[str], metric: str, seeds: int
+) -> list[dict[str, Any]]:
+    """Judge every system but the first against the first, as one family."""
+    contrasts = [
+        statistics.Contrast([results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric] for s in range(seeds)])
+        for slug in slugs[1:]
+    ]
+    found = []
+    for slug, contrast, finding in zip(slugs[1:], contrasts, statistics.judge(contrasts, two_sided=True), strict=True):
+        said = finding.verdict
+        if said == statistics.NONE:
+            needed = statistics.seeds_needed(contrast.differences, statistics.MANY_SEEDS, level=finding.level)
+            if needed is not None:
+                said = f"undecided: an effect of this size needs about {needed} seeds"
+        found.append(
+            {
+                "arm": slug,
+                "baseline": slugs[0],
+                "metric": metric,
+                "differences": list(contrast.differences),
+                "mean": finding.mean,
+                "low": finding.low,
+                "high": finding.high,
+                "p_holm": finding.p_holm,
+                "detectable": finding.detectable,
+                "interval": interval_said(finding.level, seeds),
+                "verdict": SAID.get(said, said),
+            }
+        )
+    return found
+
+
+def _notes(configs: dict[str, dict[str, Any]]) -> list[str]:
+    """Name what makes a comparison less than fair."""
+    notes = []
+    for setting in ("epochs", "batch_size"):
+        values = {slug: config.get(setting) for slug, config in configs.items()}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{slug} {value}" for slug, value in values.items())
+            notes.append(f"Not the same {setting} for all: {said}. Set it with --{setting.replace('_', '-')}.")
+    notes.append("Each system runs with its own settings for this data; none were tuned on it.")
+    return notes

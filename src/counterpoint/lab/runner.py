@@ -1,0 +1,195 @@
+"""Run many small experiments, keep what is done, and say what code made it.
+
+Claims, comparisons and sweeps all run through `run_all`. A finished run is kept under a stamp that covers its settings, the
+libraries' versions and every source file of the package, so no figure outlives the code that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import counterpoint
+from counterpoint.engine.run import versions
+from counterpoint.experiment import Experiment
+from counterpoint.files import replacing
+
+PACKAGE = Path(counterpoint.__file__).parent
+SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time, and a digest of its training data
+
+
+def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Reduce a run's rows to its figures: `test/NAME` after the last epoch as NAME, the last `valid/NAME` as valid_NAME, the
+    last epoch's `train/NAME` as train_NAME.
+
+    Nothing is chosen: no best epoch, no mean over several.
+    """
+    last = rows[-1]
+    found: dict[str, float] = {}
+    for key, value in last.items():
+        part, _, name = key.partition("/")
+        if part == "test":
+            found[name] = value
+        elif part in ("train", "valid"):
+            found[f"{part}_{name}"] = value
+    return found
+
+
+def run_one(
+    slug: str, data: str, options: Mapping[str, Any], settings: Mapping[str, Any], seed: int, recipe: bool
+) -> dict[str, Any]:
+    """Train one system on one thread and return its figures, its processor time and a digest of its training data.
+
+    Args:
+        slug: the system.
+        data: the data source.
+        options: keyword arguments of the source.
+        settings: what replaces the paper's settings, or the recipe's.
+        seed: of the start and the order of examples.
+        recipe: whether settings start from the system's recipe for this data.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
+    started = time.process_time()
+    rows, digest = _rows(slug, data, dict(options), dict(settings), seed, recipe)
+    return {**figures(rows), SECONDS: time.process_time() - started, DATA: digest}
+
+
+def _rows(
+    slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
+) -> tuple[list[dict[str, float]], str | None]:
+    """Rows of a run and a digest of its data. The one place where this package reaches a system's training."""
+    experiment = Experiment.resolve(slug, data, overrides=settings, options=options, recipe=recipe)
+    source = experiment.source()
+    digest = digest_of(source)  # before training: a split may keep things it has read
+    return experiment.run(seed, source=source), digest
+
+
+def digest_of(source: Any) -> str | None:
+    """Return a digest of a source's training split; None for one that cannot be hashed (as open files)."""
+    import joblib
+
+    try:
+        return str(joblib.hash(source.train))
+    except Exception:  # a split of any class: pickling may raise anything
+        return None
+
+
+def run_all(
+    todo: Mapping[str, tuple[Any, ...]],
+    run_one: Callable[..., dict[str, Any]],
+    *,
+    cache: Path,
+    stamp: str,
+    jobs: int,
+    title: str,
+    console: Console | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Call `run_one(*arguments)` for everything in `todo`, `jobs` at a time in processes of their own.
+
+    Args:
+        todo: name -> arguments. A name is a file name.
+        run_one: a function of a module, so that other processes can import it.
+        cache: folder of finished runs; those with the same `stamp` are not run again.
+        stamp: see `stamp_of`.
+        jobs: processes at a time.
+        title: what the progress bar says.
+    """
+    done: dict[str, dict[str, Any]] = {}
+    for key in todo:
+        file = cache / f"{key}.json"
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if kept["stamp"] == stamp:
+                done[key] = kept["metrics"]
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+    with progress:
+        bar = progress.add_task(title, total=len(todo), completed=len(done))
+
+        def finish(key: str, metrics: dict[str, Any]) -> None:
+            done[key] = metrics
+            with replacing(cache / f"{key}.json") as file:
+                file.write(json.dumps({"stamp": stamp, "metrics": metrics}).encode())
+            progress.advance(bar)
+
+        rest = [key for key in todo if key not in done]
+        if jobs == 1 or len(rest) <= 1:
+            for key in rest:
+                finish(key, run_one(*todo[key]))
+        else:
+            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+                futures = {pool.submit(run_one, *todo[key]): key for key in rest}
+                try:
+                    for future in as_completed(futures):
+                        finish(futures[future], future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    return done
+
+
+def stamp_of(settings: Any) -> str:
+    """Return a short hash of settings, the libraries' versions, and every source file of the package."""
+    found = hashlib.sha256(json.dumps([settings, versions()], sort_keys=True).encode())
+    found.update(sources().encode())
+    return found.hexdigest()[:16]
+
+
+@cache
+def sources(package: Path = PACKAGE) -> str:
+    """Return the SHA-256 of all Python files of the package, names included."""
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        found.update(content)
+    return found.hexdigest()
+
+
+def commit() -> dict[str, Any] | None:
+    """Return the commit of the package's git checkout and whether its tree differs, results apart; None outside of one."""
+    top = _git("rev-parse", "--show-toplevel")
+    ours = _git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
+    if top is None or ours is None:
+        return None
+    changed = _git("-C", top, "status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"id": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def uncommitted(path: str) -> bool:
+    """Whether a file in the package's checkout differs from the last commit, or is not part of it."""
+    return commit() is not None and bool(_git("status", "--porcelain", "--", path))
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=PACKAGE, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def plain(value: Any) -> Any:
+    """Return a value fit for JSON: a figure that is not finite becomes None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
