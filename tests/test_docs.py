@@ -319,7 +319,11 @@ def test_imports_run_downward_only():
         if room in height and other in height and height[other] > height[room]
     ]
     assert not wrong
-    rooms = {path.stem for path in (ROOT / "src" / "counterpoint").iterdir() if path.suffix == ".py" or path.is_dir()}
+    rooms = {
+        path.stem
+        for path in (ROOT / "src" / "counterpoint").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert {room for room in rooms if not room.startswith("__")} <= set(ROOMS)
 
 

@@ -36,6 +36,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     from counterpoint.detect import Detector, detect_files
     from counterpoint.engine.run import machine, versions
     from counterpoint.lab.protocol import of_system
+    from counterpoint.lab.runner import figures
     from counterpoint.report.demo import write_demo_report
 
     started = time.monotonic()

@@ -154,7 +154,7 @@ def verify(
     made_by = runner.commit()
     parts: dict[str | None, Protocol] = {None: protocol}
     if variants:
-        parts |= protocol.variants
+        parts.update(protocol.variants.items())
     name = f"{slug}-quick" if quick else slug
     record: dict[str, Any] = {"slug": slug, "title": catalog.get(slug).title}
     if quick:
@@ -202,7 +202,8 @@ def _part(
     """Run and judge a claim or one of its variants."""
     fixed = asdict(replace(part, variants={}, notes=(), sentence="", conjuncts=(), reported=(), metrics={}, path=""))
     stamp = runner.stamp_of([fixed, quick])
-    points, tuned = {arm: {} for arm in part.arms}, None
+    points: dict[str, dict[str, Any]] = {arm: {} for arm in part.arms}
+    tuned = None
     if part.tuning is not None and not quick:
         points, tuned = _tuned(slug, part, jobs, where / "tuning", stamp, title, console, run_one)
     seeds = list(range(count))
@@ -315,10 +316,10 @@ def _tuned(
     for arm in part.arms:
         means = []
         for number in range(len(grid)):
-            values = [done[f"{re_named(arm)}-{number}-{seed}"].get(name) for seed in tuning.seeds]
-            if any(value is None for value in values):
+            runs = [done[f"{re_named(arm)}-{number}-{seed}"] for seed in tuning.seeds]
+            if any(run.get(name) is None for run in runs):
                 raise ProtocolError(f"claim of {slug}: tuning needs 'valid/{tuning.metric}', which arm '{arm}' lacks")
-            means.append(sum(values) / len(values))
+            means.append(sum(run[name] for run in runs) / len(runs))
         best = max(zip(means, range(len(grid)), strict=True), key=lambda pair: sign * pair[0])[1]
         chosen[arm], scores[arm] = grid[best], means
     said = {"metric": tuning.metric, "seeds": list(tuning.seeds), "grid": grid, "valid": scores, "chosen": chosen}
