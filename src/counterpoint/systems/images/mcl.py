@@ -197,7 +197,7 @@ class MCL(Learner):
         base = self.base
         base.epochs, base.total_steps, base.steps_per_epoch = self.epochs, self.total_steps, self.steps_per_epoch
         turns: list[Turn] = base.turns()
-        return [replace(turn, loss=partial(self._losses, turn.loss or base.loss)) for turn in turns]
+        return [replace(turn, loss=partial(self._losses, turn.loss)) if turn.loss else turn for turn in turns]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self._losses(self.base.loss, batch)
