@@ -20,6 +20,7 @@ from counterpoint.data import digit_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
@@ -412,6 +413,7 @@ def test_itm_draws_by_similarity_or_all_alike(monkeypatch):
 
 def test_alpha_rises_over_the_first_epoch():
     learner, _ = built()
+    learner.steps_per_epoch = 4
     found = []
     for step in (0, 1, 2, 4, 9):  # four steps an epoch
         learner.position.step = step
@@ -547,21 +549,28 @@ def _first(split, n: int) -> AlignedColumns:
     return AlignedColumns({"image": ArrayImages(split.column("image", rows)), "text": split.column("text", rows)})
 
 
-def test_ranking_again_is_of_all_items_whether_their_number_is_known_or_not():
+def test_ranking_again_is_of_all_items_however_they_are_cut_or_of_the_first(monkeypatch):
     data = digit_pairs.load(train=32)
-    few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
-    learner, task = built(data=few)
+    learner, _ = built(data=data)
     learner.eval()
-    with torch.no_grad():
-        unknown = [learner.predict(batch).get("measures", {}) for batch in task.evaluation_loader("test")]
-        learner.evaluator = task.evaluator("test")
-        learner.begin_evaluation()
-        known = [learner.predict(batch).get("measures", {}) for batch in task.evaluation_loader("test")]
-    assert [bool(found) for found in known] == [False, True]
-    assert unknown[-1] == known[-1]
-    # A perfect ITM head would find all; one that is upside down, none of the four nearest first.
-    plain = {name: value for name, value in known[-1].items() if name.endswith("r1")}
-    assert set(plain) == {"reranked_image_to_text_r1", "reranked_text_to_image_r1"}
+
+    def measured(count: int) -> dict[str, float]:
+        few = AlignedData("few", data.train, data.valid, _first(data.test, count), data.modalities)
+        _, task = built(data=few)
+        with torch.no_grad():
+            return learner.measures(Survey(task, learner), "test")
+
+    apart = measured(300)  # in two parts
+    assert set(apart) == {
+        "reranked_mean_recall",
+        *(f"reranked_{way}_{name}" for way in ("image_to_text", "text_to_image") for name in ("r1", "r5", "r10")),
+    }
+    monkeypatch.setattr(room, "BATCH", 300)
+    assert measured(300) == apart
+    first = measured(100)
+    assert first != apart
+    monkeypatch.setattr(room, "RERANKED", 100)
+    assert measured(300) == first
 
 
 def test_ranking_again_follows_the_fusion_encoder():
@@ -586,7 +595,7 @@ def test_ranking_again_follows_the_fusion_encoder():
     )
     learner.fusion = Told()
     learner.itm_head = nn.Identity()
-    found = learner._reranked(batch)
+    found = learner._reranked([learner._fused_rows(batch)], None)
     assert found["reranked_image_to_text_r1"] == found["reranked_text_to_image_r1"] == 1
 
 

@@ -24,6 +24,7 @@ from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, Interrupted
 from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment import audio_sheet_retrieval as room
@@ -445,9 +446,15 @@ def learner_of(config: AudioSheetConfig, data: AlignedData, seed: int = 0) -> tu
     return AudioSheet(config, SimpleNamespace(**task.facts), seed), task
 
 
+def begun(learner: AudioSheet, task: AlignedTask) -> None:
+    """Bring a learner to where a fit's first step would find it."""
+    learner.survey = Survey(task, learner)
+    learner.begin(learner.survey)
+
+
 def trained(config: AudioSheetConfig, data: AlignedData, **options):
     learner, task = learner_of(config, data)
-    rows = fit(learner, task, epochs=config.epochs, evaluate_every=config.evaluate_every, bar=False, **options)
+    rows = fit(learner, task, evaluate_every=config.evaluate_every, bar=False, **options)
     return learner, rows
 
 
@@ -481,21 +488,31 @@ def test_stage_one_moves_only_the_pathways_it_trains_and_stage_two_starts_its_op
     learner, task = learner_of(config, made())
     before = {key: value.clone() for key, value in learner.state_dict().items()}
     seen: dict[str, object] = {}
-    end = AudioSheet.end_epoch
+    made_in: list[list[torch.optim.Optimizer]] = []
 
     class Watched(AudioSheet):
+        def _turns(self, *arguments):
+            turns = super()._turns(*arguments)
+            made_in.append([o for turn in turns for o in turn.optimizers])
+            return turns
+
+        def before_step(self) -> None:
+            super().before_step()
+            if self.position.stage == 1 and self.position.step == 0:
+                seen["anew"] = [len(o.state) for o in made_in[-1]]
+
         def end_epoch(self, epoch: int) -> None:
-            if epoch == 0:
-                seen["moments"] = [len(o.state) for o in self.optimizers]
-            end(self, epoch)
-            if epoch == 0:
-                seen["cleared"] = [len(o.state) for o in self.optimizers]
+            super().end_epoch(epoch)
+            if self.position.stage == 0:
+                seen["moments"] = [len(o.state) for o in made_in[-1]]
                 seen["state"] = {key: value.clone() for key, value in self.state_dict().items()}
 
     learner.__class__ = Watched
-    rows = fit(learner, task, epochs=1, bar=False)
+    rows = fit(learner, task, bar=False)
+    assert len(made_in) == 2
     assert seen["moments"][0] == 0 < seen["moments"][1]
-    assert seen["cleared"] == [0, 0]
+    assert seen["anew"] == [0, 0]
+    assert [len(o.state) > 0 for o in made_in[1]] == [True, True]
     for key, value in seen["state"].items():
         if value.is_floating_point() and "running" not in key:
             still = key.startswith(("encoders.sheet", "heads.", "cca."))
@@ -507,26 +524,34 @@ def test_stage_one_moves_only_the_pathways_it_trains_and_stage_two_starts_its_op
 def test_learning_rates_follow_their_stage():
     config = replace(TINY, audio_lr=2e-3, sheet_lr=1e-3, lr=4e-3, epochs=4, pretrain_epochs=4)
     learner, _ = learner_of(config, made())
-    optimizers, schedules = learner.configure_optimizers()
     rates = []
-    for _ in range(9):
-        rates.append([o.param_groups[0]["lr"] for o in optimizers])
-        for o, s in zip(optimizers, schedules, strict=True):
-            o.step()
-            s.step()
+    for stage in learner.stages():
+        learner.epochs = stage.epochs
+        (turn,) = (stage.turns or learner.turns)()
+        for _ in range(4):
+            rates.append([o.param_groups[0]["lr"] for o in turn.optimizers])
+            for o, s in zip(turn.optimizers, turn.schedules, strict=True):
+                o.step()
+                s.step()
+    rates.append([o.param_groups[0]["lr"] for o in turn.optimizers])
     assert rates[0] == pytest.approx([1e-3 * 4 / 256, 2e-3 * 6 / 256])
     assert rates[2] == pytest.approx([0.5 * r for r in rates[0]])
     assert rates[4] == pytest.approx([4e-3 * 8 / 256] * 2)
     assert rates[6] == pytest.approx([2e-3 * 8 / 256] * 2)
     assert rates[8] == pytest.approx([0, 0])
-    constant = learner_of(replace(config, constant_lr=True), made())[0].configure_optimizers()[0]
-    assert [o.param_groups[0]["lr"] for o in constant] == pytest.approx(rates[0])
+    steady, _ = learner_of(replace(config, constant_lr=True), made())
+    steady.epochs = 4
+    (turn,) = steady.stages()[0].turns()
+    for o, s in zip(turn.optimizers, turn.schedules, strict=True):
+        o.step()
+        s.step()
+    assert [o.param_groups[0]["lr"] for o in turn.optimizers] == pytest.approx(rates[0])
 
 
 def test_stage_one_takes_unpaired_items_and_training_items_where_there_are_none():
     data = made()
     learner, task = learner_of(TINY, data)
-    learner.begin(task)
+    begun(learner, task)
     assert learner.pools["sheet"].rows.tolist() == list(range(0, 20, 2))
     assert learner.pools["audio"].rows.tolist() == list(range(1, 20, 2))
     views = learner.prepare({}, torch.Generator().manual_seed(0))["views"]
@@ -535,7 +560,7 @@ def test_stage_one_takes_unpaired_items_and_training_items_where_there_are_none(
     again = learner.prepare({}, torch.Generator().manual_seed(0))["views"]
     torch.testing.assert_close(views, again)
     learner, task = learner_of(TINY, made(unpaired=False))
-    learner.begin(task)
+    begun(learner, task)
     assert learner.pools["audio"].split is task.data.train
     assert len(learner.pools["sheet"].rows) == 24
 
@@ -556,7 +581,8 @@ def test_cca_is_fitted_on_training_pairs_before_it_is_measured():
     expected = F.normalize((h[0].double() - found.mean1) @ found.u, dim=1)
     torch.testing.assert_close(z["sheet"].double(), expected, rtol=1e-4, atol=1e-5)
     assert learner_of(replace(TINY, cca=False), made())[0].cca is None
-    assert "test/audio_to_sheet_mrr" in rows[0]
+    assert "valid/audio_to_sheet_mrr" in rows[0]
+    assert "test/audio_to_sheet_mrr" in rows[-1]
 
 
 # Two epochs of three steps, then one.
@@ -680,9 +706,9 @@ def test_what_does_not_fit_is_said():
     only = replace(data, unpaired=AlignedColumns(data.unpaired.columns, presence={"sheet": np.arange(20) < 1}))
     learner, task = learner_of(TINY, only)
     with pytest.raises(DataError, match="has 1 items of sheet to pre-train on"):
-        learner.begin(task)
+        begun(learner, task)
     learner, task = learner_of(TINY, data)
-    learner.begin(task)
+    begun(learner, task)
     with torch.no_grad():
         learner.projections["sheet"][0].weight.fill_(math.nan)
     with pytest.raises(CounterpointError, match="embeddings of sheet hold NaN"):

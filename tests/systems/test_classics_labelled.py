@@ -18,6 +18,8 @@ from counterpoint import catalog, cli, training
 from counterpoint.core.teacher import sigmoid_ramp
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
+from counterpoint.engine.services import Callback
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.classics.attention_transfer import AttentionTransfer, AttentionTransferConfig
@@ -142,7 +144,7 @@ def fitted(slug, learner_class, **overrides):
     system = catalog.load_system(slug)
     task = LabelledTask(Experiment.resolve(system, DATA).source(), config)
     learner = learner_class(config, SimpleNamespace(**task.facts), 0)
-    return learner, fit(learner, task, epochs=config.epochs, evaluate_every=1, bar=False)
+    return learner, fit(learner, task, evaluate_every=1, bar=False)
 
 
 def copied(module):
@@ -173,12 +175,13 @@ def test_the_teacher_learns_first_and_then_stands_still():
         assert same(start[name], seen[1][name])
         assert not same(seen[1][name], seen[2][name])
         assert not same(seen[2][name], seen[3][name])
-    assert bool(learner.ready)
-    assert "test/accuracy" not in rows[0]
-    assert rows[1]["test/teacher_accuracy"] == rows[3]["test/teacher_accuracy"]
+    assert not any(p.requires_grad for p in learner.teacher.parameters())
+    assert all("valid/accuracy" not in row for row in rows[:2])
+    assert all("valid/accuracy" in row for row in rows[2:])
+    assert rows[1]["valid/teacher_accuracy"] == rows[2]["valid/teacher_accuracy"] == rows[3]["valid/teacher_accuracy"]
     # Each network's learning rate falls to 0 over its own epochs.
-    assert rows[0]["lr"] == rows[1]["lr"] > 0
-    assert rows[1]["lr/1"] == rows[3]["lr/1"] == rows[3]["lr"] == 0
+    assert rows[0]["lr"] == rows[2]["lr"] > 0
+    assert rows[1]["lr"] == rows[3]["lr"] == 0
 
 
 def batch_of(n=24, views=1, seed=0):
@@ -203,8 +206,9 @@ def test_gradients_reach_the_student_only():
             learner.loss(batch_of())["loss"].backward()
             return {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
+        learner.survey = Survey(None, learner)  # as in a fit, which begins with the teacher's stage
         assert reached() == of_teacher, slug
-        learner.end_epoch(0)
+        learner.position.next_stage()
         # A bias before a batch normalisation changes nothing; its gradient is 0 or rounding.
         expected = {name for name, _ in learner.named_parameters()} - of_teacher
         assert expected - reached() <= {"regressor.0.bias"}, slug
@@ -212,7 +216,14 @@ def test_gradients_reach_the_student_only():
 
 
 def test_a_run_may_teach(runs, tmp_path):
-    run = quiet("kd", config_of("kd", teacher=str(runs / "rkd"), epochs=1), data=DATA, out=tmp_path, name="run", seed=1)
+    taught: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_step(self, learner, batch, losses):
+            taught.append(copied(learner.instructor.module))
+
+    config = config_of("kd", teacher=str(runs / "rkd"), epochs=1)
+    run = quiet("kd", config, data=DATA, out=tmp_path, name="run", seed=1, callbacks=[Watch()])
     assert run.facts()["teacher_encoder"] == "conv-s"
     (row,) = run.metrics()
     assert row["test/teacher_accuracy"] == pytest.approx(Run.open(runs / "rkd").metrics()[-1]["test/accuracy"])
@@ -220,7 +231,12 @@ def test_a_run_may_teach(runs, tmp_path):
     for part in ("encoder.", "classifier."):
         names = [name for name in theirs if name.startswith(part)]
         assert names
-        assert all(torch.equal(mine[f"teacher.{name}"], theirs[name]) for name in names)
+        assert len(taught) == 5
+        for step in taught:
+            assert all(torch.equal(step[name], theirs[name]) for name in names)
+    # The run keeps what it trained, and names the teacher.
+    assert not [name for name in mine if "teacher" in name or "instructor" in name]
+    assert run.config["config"]["teacher"] == str(runs / "rkd")
 
 
 def test_runs_that_cannot_teach(runs, tmp_path):
@@ -274,7 +290,7 @@ def test_stopped_in_either_stage_it_ends_the_same(tmp_path, monkeypatch):
     assert same(mine, theirs)
 
 
-def test_a_resumed_run_no_longer_needs_its_teacher_s(runs, tmp_path, monkeypatch):
+def test_a_resumed_run_needs_its_teacher_and_a_finished_one_does_not(runs, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher"
     shutil.copytree(runs / "rkd", teacher)
     config = config_of("kd", teacher=str(teacher))
@@ -290,18 +306,22 @@ def test_a_resumed_run_no_longer_needs_its_teacher_s(runs, tmp_path, monkeypatch
     with pytest.raises(Interrupted):
         quiet("kd", config, data=DATA, out=tmp_path, name="run")
     monkeypatch.undo()
+    shutil.move(teacher, tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=f"{teacher}: no such run directory"):
+        training.resume(tmp_path / "run", say=lambda _: None)
+    shutil.copytree(runs / "crd", teacher)  # another network under the name
+    with pytest.raises(RunError, match=f"teacher run:{teacher} has other weights than when this run began"):
+        training.resume(tmp_path / "run", say=lambda _: None)
     shutil.rmtree(teacher)
+    shutil.move(tmp_path / "elsewhere", teacher)
     run = training.resume(tmp_path / "run", say=lambda _: None)
     assert run.metrics() == whole.metrics()
+    assert same(run.load_weights(), whole.load_weights())
+    shutil.rmtree(teacher)
     assert training.evaluate(run.path, say=lambda _: None)["accuracy"] == whole.metrics()[-1]["test/accuracy"]
 
 
 # ------------------------------------------------------------------------------------------------------ what is taught
-
-
-def ready(learner):
-    learner.end_epoch(10**6)
-    return learner
 
 
 def test_the_terms_are_the_functions_of_the_two_networks():
@@ -318,7 +338,6 @@ def test_the_terms_are_the_functions_of_the_two_networks():
         ),
         CRD(CRDConfig(**common, negatives=64, dim=16), facts),
     ):
-        ready(learner)
         contrast = (
             [bank.rows.clone() for bank in (learner.contrast.memory_student, learner.contrast.memory_teacher)]
             if (isinstance(learner, CRD))
@@ -384,8 +403,8 @@ def test_layers_that_do_not_fit():
 
 def test_negatives_are_those_of_other_classes_and_the_same_for_every_process(monkeypatch):
     labels = np.arange(50) % 10
-    learner = ready(CRD(config_of("crd"), SimpleNamespace(**FACTS), 0))
-    learner.begin(SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(labels=labels))))
+    learner = CRD(config_of("crd"), SimpleNamespace(**FACTS), 0)
+    learner.begin(SimpleNamespace(labels=torch.from_numpy(labels), examples=50))
     index = torch.randperm(50, generator=torch.Generator().manual_seed(0))[:11]
     image = torch.zeros(11, 3, 16, 16, dtype=torch.uint8)
 

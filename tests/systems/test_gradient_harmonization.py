@@ -204,16 +204,11 @@ SMALL = {"tokens": 6, "hidden": 7, "embedding": 5, "batch_size": 8, "chunk": 3, 
 PLAIN = {"heads": "none", "objective": "info-nce", "vector_encoder": "as-is"}
 
 
-class Halfway(Harmonization):
-    """As if in the middle of a training."""
-
-    total_steps = 5
-
-
-def learner(**options) -> Halfway:
+def learner(**options) -> Harmonization:
+    """A learner as if in the middle of a training."""
     facts = SimpleNamespace(modalities={n: {"kind": "vector", "dim": 4} for n in NAMES}, tokenizers={}, classes=0)
-    found = Halfway(HarmonizationConfig(**SMALL | {"vector_encoder": "as-is"} | options), facts).double()
-    found.position = Position(step=2)
+    found = Harmonization(HarmonizationConfig(**SMALL | {"vector_encoder": "as-is"} | options), facts).double()
+    found.position, found.total_steps = Position(step=2), 5
     return found
 
 
@@ -460,6 +455,6 @@ def test_processes_together_take_the_step_of_one(tmp_path):
         for part in parts:
             torch.testing.assert_close(part[number_][0], losses, rtol=1e-9, atol=1e-12)
             assert torch.equal(part[number_][2], counts)
-        # DistributedDataParallel averages.
+        # The engine averages.
         mean = [(a + b) / 2 for a, b in zip(*(part[number_][1] for part in parts), strict=True)]
         torch.testing.assert_close(mean, gradients, rtol=1e-9, atol=1e-12)
