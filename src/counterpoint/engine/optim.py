@@ -146,10 +146,8 @@ def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> t
     """Make one of the optimisers that timm takes from PyTorch too; None for the others. Importing timm takes 2 seconds."""
     name, decay = config.optimizer.lower(), config.weight_decay
     if name in ("sgd", "momentum", "nesterov"):
-        nesterov = name == "nesterov"
-        return torch.optim.SGD(
-            groups, lr=lr, momentum=config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
-        )
+        # Not fused: PyTorch 2.14's fused step fails where a parameter gets its first gradient later than another.
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=decay, nesterov=name == "nesterov")
     betas = (0.9, 0.999 if config.beta2 is None else config.beta2)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
