@@ -18,7 +18,7 @@ from alignment import rows, run
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.core.compared import Compared, directions
+from counterpoint.core.compared import Compared, Queued, views
 from counterpoint.systems.images.hard_contrastive import hard_losses
 from counterpoint.systems.images.mochi import mixed_losses
 
@@ -75,7 +75,7 @@ def hard(n: int) -> Case:
     z1, z2 = rows(2, n)
 
     def ours() -> Tensor:
-        (way,) = directions(Compared("views", z1, z2))
+        (way,) = Compared(z1, z2, views).directions()
         return hard_losses(way, T, 0.3).mean()
 
     def plain() -> Tensor:
@@ -112,7 +112,7 @@ def mochi(n: int) -> Case:
     split, hardest = 64, 128
 
     def ours() -> Tensor:
-        (way,) = directions(Compared("queue", query, key, T, None, queue))
+        (way,) = Compared(query, key, Queued(queue), T).directions()
         return mixed_losses(way, T, random, hardest, split).losses.mean()
 
     def plain() -> Tensor:

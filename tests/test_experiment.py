@@ -13,7 +13,8 @@ from counterpoint.data.optical import load_digits
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.experiment import Experiment, flat, load_learner, override
+from counterpoint.experiment import Experiment, load_learner
+from counterpoint.systems.settings import flat, with_settings
 
 
 @dataclass
@@ -47,14 +48,22 @@ def test_settings_are_the_papers_then_the_recipes_then_the_overrides():
 
 def test_a_dotted_name_and_a_mapping_set_the_settings_of_a_part():
     for values in ({"hard-part.hardest": 8}, {"hard-part": {"hardest": 8}}, {"parts": {"hard-part": {"hardest": 8}}}):
-        assert flat(override(WholeConfig(), values, "x")) == {"lr": 0.1, "widths": (4, 2), "hard-part.hardest": 8}
-    assert override(WholeConfig(), {"widths": [3]}, "x").widths == (3,)
+        assert flat(with_settings(WholeConfig(), values, "x")) == {"lr": 0.1, "widths": (4, 2), "hard-part.hardest": 8}
+    assert with_settings(WholeConfig(), {"widths": [3]}, "x").widths == (3,)
 
 
-@pytest.mark.parametrize("name", ["lrr", "hard-part.hardst", "soft-part.hardest", "lr.hardest"])
-def test_an_unknown_setting_is_refused_by_name(name):
-    with pytest.raises(CounterpointError, match=f"has no setting {name.removeprefix('hard-part.')}"):
-        override(WholeConfig(), {name: 1}, "x")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lrr", "x has no setting lrr"),
+        ("hard-part.hardst", r"x has no setting hard-part\.hardst; did you mean hard-part\.hardest"),
+        ("soft-part.hardest", "x has no part soft-part"),
+        ("lr.hardest", r"x has no setting lr\.hardest"),
+    ],
+)
+def test_an_unknown_setting_is_refused_by_name(name, said):
+    with pytest.raises(CounterpointError, match=said):
+        with_settings(WholeConfig(), {name: 1}, "x")
 
 
 def test_settings_are_checked_before_data_are_read():

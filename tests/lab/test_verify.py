@@ -60,6 +60,14 @@ def test_a_record_holds_all_it_takes_to_judge_it(tmp_path):
         room.read_record("simile", tmp_path)
 
 
+def test_a_sound_record_lacks_nothing_and_names_its_commit(tmp_path, monkeypatch):
+    for dirty, lacks in ((False, 0), (True, 1)):
+        monkeypatch.setattr(runner, "commit", lambda dirty=dirty: {"id": "a" * 40, "dirty": dirty})
+        record = room.verify("macil-sd", jobs=1, out=tmp_path, run_one=fake, protocol=claim())
+        assert record["commit"]["id"] == "a" * 40
+        assert len(record["missing"]) == lacks
+
+
 def test_an_interrupted_verification_goes_on(tmp_path):
     calls = []
 

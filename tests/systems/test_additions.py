@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,17 +19,18 @@ from PIL import Image
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
 from counterpoint.commands.train import without_additions
-from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
+from counterpoint.core.compared import Compared, Queued, Ways, pairs, predicted, views
 from counterpoint.core.memory import Queue
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
+from counterpoint.systems.base import Addition
 from counterpoint.systems.images.hard_contrastive import Below, nearest, thresholds
 from counterpoint.systems.images.mochi import mixed_losses
-from counterpoint.systems.parts import Losses, Step
-from counterpoint.systems.settings import with_settings
+from counterpoint.systems.parts import Losses, Part, Step
+from counterpoint.systems.settings import PartConfig, flat, stored, with_settings
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mochi.npz")
 SMALL = ["--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "64", "--epochs", "1", "--hidden", "16"]
@@ -248,8 +254,6 @@ def _learner(slug: str, **settings: object) -> tuple[object, object, object]:
     config = with_settings(system.config(), small | settings, slug)
     source = Experiment.resolve(system, "digits?size=8").source()
     task = Experiment.resolve(system, config=config).task(source)
-    from types import SimpleNamespace
-
     return system.learner(config, SimpleNamespace(**task.facts), 0), task, config
 
 
@@ -270,7 +274,8 @@ def test_neither_moved_nor_smoothed_it_is_the_base_twice(base: str) -> None:
 
 def test_the_smoothing_is_trained() -> None:
     learner, _task, _ = _learner("hallucinator")
-    optimizer = learner.configure_optimizers()[0][0]  # type: ignore[attr-defined]
+    learner.epochs = learner.steps_per_epoch = 1  # type: ignore[attr-defined]
+    optimizer = learner.turns()[0].optimizers[0]  # type: ignore[attr-defined]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert all(id(p) in held for p in learner.parts["hallucinator"].parameters())  # type: ignore[attr-defined]
 
@@ -421,7 +426,7 @@ def test_a_collapse_is_said_loudly(tmp_path: Path) -> None:
     from counterpoint.engine.fit import fit
 
     with pytest.raises(CounterpointError, match="nearly the same"):
-        fit(learner, task, epochs=1, bar=False)  # type: ignore[arg-type]
+        fit(learner, task, bar=False)  # type: ignore[arg-type]
 
 
 def test_evaluation_does_not_make_the_training_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,3 +510,116 @@ def test_a_reach_is_one_for_each_row() -> None:
     assert torch.equal(fn.extrapolate_positive(z, z.flip(0), lam), fn.extrapolate_positive(z, z.flip(0), lam[:, None]))
     with pytest.raises(ValueError, match="one for each of 3 rows"):
         fn.extrapolate_positive(z, z.flip(0), torch.ones(2))
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_parts_are_read_changed_and_stored_by_name() -> None:
+    system = catalog.load_system("moco-v2+mochi")
+    config = with_settings(system.config(), {"lr": 0.1, "mochi.hardest": 64, "mochi": {"mixed": 3}}, system.slug)
+    assert (config.lr, config.parts["mochi"].hardest, config.parts["mochi"].mixed) == (0.1, 64, 3)
+    assert flat(config)["mochi.hardest"] == 64
+    assert stored(config)["mochi"]["hardest"] == 64
+    assert with_settings(system.config(), stored(config), system.slug) == config
+    assert replace(config, lr=0.2).parts == config.parts
+    assert system.config().parts["mochi"].hardest == 1024  # the paper's stay
+
+
+def test_a_setting_that_is_not_there_is_refused_by_name() -> None:
+    config = catalog.load_system("moco-v2+mochi").config()
+    for name, said in (
+        ("dcl.decoupled", r"no part dcl, which dcl\.decoupled is a setting of; its parts: mochi"),
+        ("hardest", r"no setting hardest; did you mean mochi\.hardest"),
+        ("mochi.hardst", r"no setting mochi\.hardst; did you mean mochi\.hardest"),
+        ("tmperature", "no setting tmperature; did you mean temperature"),
+    ):
+        with pytest.raises(CounterpointError, match=said):
+            with_settings(config, {name: 1}, "moco-v2+mochi")
+    with pytest.raises(CounterpointError, match=r"no part mochi.*its parts: none"):
+        with_settings(catalog.load_system("moco-v2").config(), {"mochi.hardest": 1}, "moco-v2")
+    with pytest.raises(CounterpointError, match="hardest must be at least 1"):
+        with_settings(config, {"mochi.hardest": 0}, "moco-v2+mochi")
+
+
+class _Recorded(Part):
+    """Adds 1 to the loss below and writes down when it is asked."""
+
+    asked: ClassVar[list[tuple[str, object]]] = []
+
+    def draw(self, rows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"number": torch.rand(rows, generator=generator)}
+
+    def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
+        self.asked.append((type(self.config).__name__, step.drawn["number"]))
+        found = below(compared)
+        return found | {"loss": found["loss"] + 1}
+
+
+@dataclass
+class _FirstConfig(PartConfig):
+    """Settings of nothing."""
+
+
+@dataclass
+class _SecondConfig(PartConfig):
+    """Settings of nothing."""
+
+
+def test_parts_stand_over_each_other_in_the_order_of_the_name() -> None:
+    first = Addition("first", "simclr", _FirstConfig, part=_Recorded, fits=(views,), loss="over")
+    second = Addition("second", "simclr", _SecondConfig, part=_Recorded, fits=(views,), loss="over")
+    system = second.onto(first.onto(catalog.load_system("simclr")))
+    assert system.slug == "simclr+first+second"
+    config = system.config(encoder="mlp-s", hidden=8, projection=8)
+    learner = system.learner(config, SimpleNamespace(size=8, channels=3, examples=50), 0)
+    assert list(learner.parts) == ["first", "second"]
+    plain = catalog.load_system("simclr").learner(config, SimpleNamespace(size=8, channels=3, examples=50), 0)
+    image = torch.randint(256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batch = {"image": image, "index": torch.arange(6)}
+    _Recorded.asked.clear()
+    losses = [one.loss(one.prepare(batch, torch.Generator().manual_seed(1)))["loss"] for one in (learner, plain)]
+    assert losses[0] == losses[1] + 2
+    (outer, later), (inner, earlier) = _Recorded.asked
+    assert (outer, inner) == ("_SecondConfig", "_FirstConfig")
+    assert not torch.equal(earlier, later)  # each draws numbers of its own
+
+
+@pytest.mark.parametrize(
+    ("slug", "name"),
+    [
+        ("dcl", "dcl.dcl"),
+        ("mochi", "mochi.mixed_losses"),
+        ("hard-contrastive", "hard_contrastive.hard_losses"),
+        ("hallucinator", "hallucinator.extrapolate_positive"),
+        ("isogclr", "isogclr._views"),
+    ],
+)
+def test_the_function_that_is_checked_is_the_one_that_trains(
+    slug: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, function = f"counterpoint.systems.images.{name}".rsplit(".", 1)
+    real, calls = getattr(importlib.import_module(module), function), []
+    monkeypatch.setattr(f"{module}.{function}", lambda *args, **named: calls.append(1) or real(*args, **named))
+    assert _loss(slug)["loss"].requires_grad
+    assert calls
+
+
+def test_a_comparison_without_negatives_has_empty_banks() -> None:
+    query, key = _rows(5, 4), 3 * _rows(5, 4, seed=1)
+    one, two = Compared(query, key, predicted).directions()
+    assert len(one.bank) == len(two.bank) == 0
+    assert one.positive is key
+    assert two.query is key  # as long as it was
+    moved = Compared(query, key, predicted, targets=(query + 1, key + 1)).directions()
+    assert torch.equal(moved[0].positive, key + 1)
+    assert torch.equal(moved[1].positive, query + 1)
+
+
+def test_own_older_keys_are_left_out_where_a_part_asks_for_it() -> None:
+    query, queue, owner = _rows(2, 4), _rows(3, 4, seed=1), torch.tensor([7, -1, 9])
+    compared = Compared(query, query, Queued(queue, owner), index=torch.tensor([9, 3]))
+    ((_, whole),) = compared.directions()[0].parts()
+    ((_, apart),) = compared.directions(apart=True)[0].parts()
+    assert bool(whole.isfinite().all())
+    assert apart.isinf().tolist() == [[False, False, True], [False, False, False]]

@@ -86,7 +86,7 @@ def _learner(
 
 
 def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
-    learner, task, config = _learner()
+    learner, task, _ = _learner()
     seen: list[np.ndarray] = []
     loss = learner.loss
 
@@ -96,7 +96,7 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
         return loss(batch)
 
     learner.loss = watched
-    rows = fit(learner, task, bar=False)
+    rows = fit(learner, task, evaluate_every=1, bar=False)
     assert len(rows) == 2
     assert len(seen) == 969 // 32
     assert all(len(set(groups)) == 1 for groups in seen)

@@ -175,7 +175,7 @@ def verify(
             "ran": protocol.sha256,
         },
         "commit": made_by,
-        "missing": missing(record),
+        "missing": missing(record | {"commit": made_by}),
         "versions": versions(),
         "machine": machine(),
     }

@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -174,6 +173,7 @@ class MCL(Learner):
         seed: of the first stage.
     """
 
+    base: Any
     assigned: Int[Tensor, "stages n"]
     stage: Int[Tensor, ""]
     unseen: Int[Tensor, ""]  # images of groups too small for a batch, which this stage never draws
@@ -181,9 +181,9 @@ class MCL(Learner):
     def __init__(self, settings: MCLConfig, make: Callable[[int], Learner], data: Any, seed: int = 0) -> None:
         super().__init__(seed)
         self.settings, self.make = settings, make
-        self.base: Any = make(seed)
-        self.base.position = self.position
-        self.config = self.base.config
+        base: Any = make(seed)
+        self.base, self.config = base, base.config
+        base.position = self.position
         # A place for each finished encoder's weights; nothing looks at one before they are there.
         self.earlier = nn.ModuleList(self._copy() for _ in range(settings.stages))
         self.earlier.requires_grad_(False)
@@ -197,13 +197,11 @@ class MCL(Learner):
         base = self.base
         base.epochs, base.total_steps, base.steps_per_epoch = self.epochs, self.total_steps, self.steps_per_epoch
         turns: list[Turn] = base.turns()
-        return [replace(turn, loss=partial(self._losses, turn.loss)) if turn.loss else turn for turn in turns]
+        return turns
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self._losses(self.base.loss, batch)
-
-    def _losses(self, loss: Callable[[dict[str, Any]], dict[str, Tensor]], batch: dict[str, Any]) -> dict[str, Tensor]:
-        return loss(batch) | {"never_drawn": self.unseen.float()}
+        losses: dict[str, Tensor] = self.base.loss(batch)
+        return losses | {"never_drawn": self.unseen.float()}
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         prepared: dict[str, Any] = self.base.prepare(batch, generator)
