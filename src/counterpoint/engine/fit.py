@@ -15,7 +15,9 @@ import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from torch import Tensor
 from counterpoint.core.distributed import world
 from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.evaluation import collapse, measure
-from counterpoint.engine.gradients import average, share_weights
+from counterpoint.engine.gradients import average, share_buffers, share_weights
 from counterpoint.engine.large import check_row_wise, in_parts
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
@@ -42,6 +44,7 @@ from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 
 Rows = list[dict[str, float]]
+ENTER = 1  # tells the numbers drawn as a stage begins from those of its steps
 
 
 def seed_of(*parts: int) -> int:
@@ -125,7 +128,7 @@ class Fit:
             torch.cuda.set_device(self.device)
         learner.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "16")
-        for teacher in teachers_of(learner):
+        for teacher in teachers_of(learner).values():
             teacher.to(self.device)
         self.survey = learner.survey = Survey(self.task, learner)
         learner.begin(self.survey)
@@ -144,9 +147,10 @@ class Fit:
             synchronise(learner, cuda=self.device.type == "cuda")
         share_weights(learner)
         self.average = Average(learner, self.loop.ema) if self.loop.ema else None
-        resumed = self._resume()
         # Parameters that learn in some stage.
         self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
+        self._check_trained()
+        resumed = self._resume()
         if self.run and self.first:
             self.callbacks += [
                 Logged(n, self.run.path, title, self.run.config.get("config", {})) for n in self.loop.log
@@ -183,21 +187,56 @@ class Fit:
 
     def _enter(self, number: int) -> None:
         """Begin a stage."""
-        stage = self.stages[number]
+        stage, learner = self.stages[number], self.learner
         if stage.enter is not None:
-            before = {name for name, _ in self.learner.named_parameters()}
+            before = {name for name, _ in learner.named_parameters()}
+            places = set(teachers_of(learner))
+            # As in a step: a fit that is resumed at the boundary draws what it would have drawn. All processes draw alike.
+            torch.manual_seed(seed_of(learner.seed, learner.position.all_steps, number, ENTER))
             stage.enter(self.survey)
-            self.trainable |= {n for n, p in self.learner.named_parameters() if n not in before and p.requires_grad}
+            self.trainable |= {n for n, p in learner.named_parameters() if n not in before and p.requires_grad}
+            if (new := set(teachers_of(learner)) - places) and not learner.structure():
+                raise CounterpointError(
+                    f"stage {stage.name} of {type(learner).__name__} makes a teacher ({min(new)}) that a resumed run would not "
+                    "have: make a snapshot in its place from the beginning, and a new one when the stage begins"
+                )
+            self._at_home()
+            learner.train()
         self._prepare(number)
+
+    def _at_home(self) -> None:
+        """Bring networks and teachers to the device, alike on all processes."""
+        self.learner.to(self.device)
+        for teacher in teachers_of(self.learner).values():
+            teacher.to(self.device)
+        if world()[1] > 1:
+            synchronise(self.learner, cuda=self.device.type == "cuda")
+        share_weights(self.learner)
+
+    def _check_trained(self) -> None:
+        """Raise CounterpointError, before the first step, for a stage whose modules have nothing to train."""
+        names = {id(p): name for name, p in self.learner.named_parameters()}
+        later = False  # whether a stage's beginning may make other modules
+        for stage in self.stages:
+            later = later or stage.enter is not None
+            if stage.trains is not None and not later:
+                chosen = (names.get(id(p)) for module in stage.trains() for p in module.parameters())
+                if not self.trainable.intersection(chosen):
+                    raise self._untrained(stage)
+
+    def _untrained(self, stage: Stage) -> CounterpointError:
+        return CounterpointError(f"stage {stage.name} of {type(self.learner).__name__} trains no parameter")
 
     def _prepare(self, number: int) -> None:
         """Choose parameters, batches and optimisers of a stage."""
         learner, stage = self.learner, self.stages[number]
+        if stage.carry and not self.turns and number:
+            self._prepare(number - 1)  # makes the optimisers as they were made
         chosen = None if stage.trains is None else {id(p) for m in stage.trains() for p in m.parameters()}
         for name, parameter in learner.named_parameters():
             parameter.requires_grad_(name in self.trainable and (chosen is None or id(parameter) in chosen))
         if not any(p.requires_grad for p in learner.parameters()):
-            raise CounterpointError(f"stage {stage.name} of {type(learner).__name__} trains no parameter")
+            raise self._untrained(stage)
         batches = None if stage.batches is None else stage.batches(self.survey)
         rank, size = world()
         if batches is not None:
@@ -210,11 +249,10 @@ class Fit:
             )
         learner.epochs, learner.total_steps = stage.epochs, stage.epochs * learner.steps_per_epoch
         if not (stage.carry and self.turns):
-            made_in = stage
-            while made_in.carry and number:
-                number -= 1
-                made_in = self.stages[number]
-            self.turns = list((made_in.turns or learner.turns)())
+            self.turns = list((stage.turns or learner.turns)())
+        held = {id(p) for turn in self.turns for o in turn.optimizers for g in o.param_groups for p in g["params"]}
+        if not any(p.requires_grad and id(p) in held for p in learner.parameters()):
+            raise self._untrained(stage)
 
     def _stage(self, stage: Stage, shown: _Bar | None) -> bool:
         """Train a stage to its end; whether the fit stops early."""
@@ -225,7 +263,7 @@ class Fit:
                 losses = self.step(moved(batch, self.device))
                 for name, value in losses.items():
                     total = self.sums.get(name)
-                    value = value.detach().double()
+                    value = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
                     self.sums[name] = value if total is None else total + value
                 self.batches += 1
                 position.batch += 1
@@ -245,6 +283,7 @@ class Fit:
                 for schedule in turn.schedules:
                     if not getattr(schedule, "per_step", False):
                         schedule.step()
+            share_buffers(learner)
             learner.end_epoch(position.epoch)
             row = self._epoch(stage, last=last_stage and position.epoch + 1 == stage.epochs)
             if shown:
@@ -303,16 +342,16 @@ class Fit:
                 with loop.autocast(self.device):
                     finish()
         average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
-        for optimizer in turn.optimizers:
-            if self.scaler.is_enabled():
-                self.scaler.unscale_(optimizer)
+        scaled = [o for o in turn.optimizers if self.scaler.is_enabled() and _reached(o)]
+        for optimizer in scaled:
+            self.scaler.unscale_(optimizer)
         learner.before_step()
         for optimizer in turn.optimizers:
-            if self.scaler.is_enabled():
+            if optimizer in scaled:
                 self.scaler.step(optimizer)
             else:
                 optimizer.step()
-        if self.scaler.is_enabled():
+        if scaled:
             self.scaler.update()
         return losses
 
@@ -406,9 +445,11 @@ class Fit:
     def _state(self) -> dict[str, Any]:
         return {
             "position": self.learner.position.state(),
+            "examples": self.survey.examples,
+            "trainable": sorted(self.trainable),
             "structure": self.learner.structure(),
             "learner": self.learner.state_dict(),
-            "teachers": [teacher.state() for teacher in teachers_of(self.learner)],
+            "teachers": {place: teacher.state() for place, teacher in teachers_of(self.learner).items()},
             "turns": [
                 {
                     "optimizers": [o.state_dict() for o in turn.optimizers],
@@ -419,7 +460,7 @@ class Fit:
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
             "best": self.best,
-            "rows": self.rows,
+            "rows": [{name: float(value) for name, value in row.items()} for row in self.rows],
             "sums": self.sums,
             "batches": self.batches,
         }
@@ -431,10 +472,23 @@ class Fit:
         state = read_checkpoint(self.run, self.device)
         position = state["position"]
         learner = self.learner
+        if state["examples"] != self.survey.examples:
+            raise RunError(
+                f"the data has {self.survey.examples} training items now, this run was begun on {state['examples']}: bring "
+                "back the set as it was, or start a new run"
+            )
         learner.restructure(state["structure"])
         learner.load_state_dict(state["learner"])
-        for teacher, held in zip(teachers_of(learner), state["teachers"], strict=True):
-            teacher.resume(held)
+        self._at_home()
+        self.trainable = set(state["trainable"])
+        teachers = teachers_of(learner)
+        if teachers.keys() != state["teachers"].keys():
+            raise RunError(
+                f"{self.run.checkpoint} was written with other teachers ({', '.join(state['teachers']) or 'none'}) than this "
+                f"learner has ({', '.join(teachers) or 'none'}); start a new run"
+            )
+        for place, held in state["teachers"].items():
+            teachers[place].resume(held)
         learner.position.__dict__.update(position)
         self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
         self.best = state["best"]
@@ -447,7 +501,6 @@ class Fit:
         learner.position.next_stage()  # the stage had ended: the next one begins
         after = position["stage"] + 1
         if after < len(self.stages) and self.stages[after].carry:
-            self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
             self._take_up(position["stage"], state)
         return None
 
@@ -476,6 +529,7 @@ class Fit:
             return
         evaluator = getattr(self, "evaluator", None)
         if evaluator is None:  # interrupted between the last epoch and here: measured again for its figures
+            learner.begin_evaluation(self.survey)
             _, evaluator, _ = measure(learner, self.task, "test", final=True)
         if hasattr(evaluator, "chance"):
             run.save_chance(evaluator.chance())
@@ -490,15 +544,37 @@ class Fit:
 
 def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a run's last.ckpt; RunError that names the file where it cannot be resumed from."""
+    if _of_lightning(run.checkpoint):
+        raise RunError(
+            f"{run.checkpoint} is from an older version of counterpoint, which this one does not resume: end the run with the "
+            "version that began it, or delete the file to start this run over"
+        )
     try:
         state = dict(torch.load(run.checkpoint, map_location=device, weights_only=True))
         state["position"] = dict(state["position"])
+        missing = {"examples", "trainable", "teachers", "turns", "rows"} - state.keys()
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
     except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
         raise RunError(
             f"{run.checkpoint} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or restore it "
             "from a copy"
         ) from error
     return state
+
+
+def _of_lightning(path: Path) -> bool:
+    """Whether a checkpoint is of the time when PyTorch Lightning trained."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(b"pytorch-lightning_version" in archive.read(name) for name in names)
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _reached(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _checked(learner: Learner) -> list[Stage]:

@@ -56,3 +56,10 @@ def share_weights(module: nn.Module) -> None:
     if world()[1] > 1:
         for value in [*module.parameters(), *module.buffers()]:
             dist.broadcast(value.detach(), 0)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Send the first process's buffers to all others, so that everybody evaluates alike."""
+    if world()[1] > 1:
+        for value in module.buffers():
+            dist.broadcast(value.detach(), 0)

@@ -127,6 +127,8 @@ def optimisers(
                 groups.append(
                     {"params": chosen, "lr": own * scale, "weight_decay": decay, "flat": flat, "still": still}
                 )
+    if not groups:
+        raise CounterpointError("an optimiser has nothing to train: none of its parameters learns in this stage")
     optimizer = _of_torch(config, groups, config.lr * scale) or _of_timm(config, groups, config.lr * scale)
     if config.clip_norm is not None:
         optimizer.register_step_pre_hook(_clip(config.clip_norm))

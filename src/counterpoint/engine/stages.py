@@ -46,7 +46,8 @@ class Stage:
         turns: optimisers of the stage; default: the learner's `turns()`.
         batches: which examples an epoch sees; default: the task's own batches.
         enter: called when the stage begins, before its optimisers are made: cluster, take a snapshot, start anew, cut. It
-            may replace modules (see `Learner.structure`). A fit resumed within the stage does not call it again.
+            may replace modules (see `Learner.structure`). A teacher has its place from the beginning and is taken anew here, so
+            that a resumed fit has it. A fit resumed within the stage does not call this again.
         carry: keep the optimisers and schedules of the stage before, with their state.
         evaluated: measure the learner on `valid` in this stage.
     """

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoint.core.distributed import global_max
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import cache_folder, replacing
@@ -44,6 +46,17 @@ class Frozen:
         """Move the network to a device; return the same object."""
         self.module.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next((t.device for t in [*self.module.parameters(), *self.module.buffers()]), torch.device("cpu"))
+
+    @property
+    def function(self) -> str:
+        """Name what is computed, beside the weights it is computed with."""
+        call = self._call.func if isinstance(self._call, partial) else self._call
+        return str(getattr(call, "__qualname__", type(call).__qualname__))
 
     def digest(self) -> str:
         """Return the SHA-256 of the network's weights."""
@@ -106,9 +119,22 @@ def frozen(teacher: str | nn.Module, call: Callable[[nn.Module], Callable[..., A
     )
 
 
-def teachers_of(module: nn.Module) -> list[Frozen]:
-    """Return the frozen networks that a learner or its parts hold, in a fixed order."""
-    return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Frozen)]
+def teachers_of(module: nn.Module) -> dict[str, Frozen]:
+    """Return the frozen networks that a learner or its parts hold, by their place: as attributes, or in lists or dicts."""
+    found: dict[str, Frozen] = {}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            held = (
+                value.items()
+                if isinstance(value, dict)
+                else enumerate(value)
+                if isinstance(value, list | tuple)
+                else ()
+            )
+            for place, each in [(name, value), *((f"{name}.{key}", one) for key, one in held)]:
+                if isinstance(each, Frozen):
+                    found[f"{prefix}.{place}".lstrip(".")] = each
+    return found
 
 
 class Cached:
@@ -134,7 +160,7 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         split: "train", "valid" or "test".
         output: which of the teacher's outputs, where it gives several by name.
 
-    The file is found again by the teacher's weights, the split's length and a digest of 64 of its items.
+    The file is found again by the teacher's weights and function, the split's length and a digest of 64 of its items.
     """
 
     def row(batch: dict[str, Any]) -> Tensor:
@@ -143,12 +169,13 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         return value.detach().float().reshape(len(value), -1)
 
     count = len(survey.split(split))
-    stamp = hashlib.sha256(f"{teacher.digest()} {split} {count} {output}".encode())
+    stamp = hashlib.sha256(f"{teacher.digest()} {teacher.function} {split} {count} {output}".encode())
     for value in _tensors(survey.batch(split, np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64)))):
         stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
     path = cache_folder() / "teachers" / f"{stamp.hexdigest()[:32]}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
+    # One process may find the file that another has just written: all compute, or none.
+    if global_max(int(not path.is_file()), teacher.device):
         values = survey.over(split, row)  # every process takes its share
         with FileLock(f"{path}.lock"):
             if not path.is_file():

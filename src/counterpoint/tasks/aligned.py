@@ -918,7 +918,8 @@ class AlignedTask:
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
         workers = self.config.workers
-        chosen = batches or Batches(len(self.data.train), self.config.batch_size, drop_last=True)
+        own = Batches(len(self.data.train), self.config.batch_size, drop_last=True)
+        chosen = own if batches is None else batches
         return DataLoader(
             self._batches(self.data.train),
             batch_size=None,

@@ -339,7 +339,7 @@ class BagsTask:
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
         workers = self.config.workers
-        chosen = batches or Batches(len(self.data.train), self.config.batch_size)
+        chosen = Batches(len(self.data.train), self.config.batch_size) if batches is None else batches
         return DataLoader(
             _Padded(self.data, self.config.max_length),
             batch_sampler=chosen.bind(seed, position, *world()),

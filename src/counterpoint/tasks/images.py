@@ -254,9 +254,8 @@ class ImageTask:
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own, of `rows`."""
-        return self.loader(
-            ImageBatches(self.data.train, self.rows), (batches or self.batches()).bind(seed, position, *world())
-        )
+        batches = self.batches() if batches is None else batches
+        return self.loader(ImageBatches(self.data.train, self.rows), batches.bind(seed, position, *world()))
 
     def loader(self, images: ImageBatches, batches: Batches) -> DataLoader[dict[str, Any]]:
         """Return a loader of these batches."""
