@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoint import cli, training
+from counterpoint import cli, experiment, training
 from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.engine.run import Run
 from counterpoint.errors import RunError
@@ -29,13 +29,13 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_continues_from_its_parents_weights_with_more_epochs(first: Run, monkeypatch, capsys) -> None:
     seen = {}
-    start = training._start_from
+    start = experiment._start_from
 
     def watched(learner, parent):
         start(learner, parent)
         seen.update({name: value.clone() for name, value in learner.state_dict().items()})
 
-    monkeypatch.setattr(training, "_start_from", watched)
+    monkeypatch.setattr(experiment, "_start_from", watched)
     out = first.path.parent
     words = ["train", "--continue", str(first.path), "--epochs", "+2", "--out", str(out), "--name", "second"]
     assert cli.main(words) == 0

@@ -456,7 +456,7 @@ def test_an_image_has_one_view_more_than_positives():
 
 def test_each_key_s_own_view_asks_nothing_of_it(monkeypatch):
     found = learner(form="momentum", positives=2, keys=2, cost="rbf")
-    monkeypatch.setattr(type(found), "total_steps", 10)
+    found.total_steps = 10
     views = [torch.rand(5, 3, 8, 8) for _ in range(3)]
     seen = []
     monkeypatch.setattr(room, "cacr_momentum", lambda q, k, *_: seen.append((len(q), k)) or q[0].sum())

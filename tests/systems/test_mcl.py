@@ -96,7 +96,7 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
         return loss(batch)
 
     learner.loss = watched
-    rows = fit(learner, task, evaluate_every=1, bar=False)
+    rows = fit(learner, task, bar=False)
     assert len(rows) == 2
     assert len(seen) == 969 // 32
     assert all(len(set(groups)) == 1 for groups in seen)

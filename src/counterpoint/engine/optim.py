@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -85,10 +84,10 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         self.per_step = steps is not None
         unit = steps or 1
 
-        def at(count: int, curve: Callable[[float], float]) -> float:
-            return curve(count / unit)
+        def by_count(curve: Callable[[float], float]) -> Callable[[int], float]:
+            return lambda count: curve(count / unit)
 
-        super().__init__(optimizer, [partial(at, curve=curve) for curve in factors])
+        super().__init__(optimizer, [by_count(curve) for curve in factors])
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
@@ -147,14 +146,15 @@ def optimisers(
 
 def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer | None:
     """Make one of the optimisers that timm takes from PyTorch too; None for the others. Importing timm takes 2 seconds."""
-    name = config.optimizer.lower()
+    name, decay = config.optimizer.lower(), config.weight_decay
     if name in ("sgd", "momentum", "nesterov"):
-        return torch.optim.SGD(
-            groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=name == "nesterov"
-        )
+        # Not fused: PyTorch 2.14's fused step fails where a parameter gets its first gradient later than another.
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=decay, nesterov=name == "nesterov")
+    betas = (0.9, 0.999 if config.beta2 is None else config.beta2)
     if name == "adamw":
-        betas = (0.9, 0.999 if config.beta2 is None else config.beta2)
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
     return None
 
 

@@ -517,10 +517,10 @@ class MacilSD(Learner):
 
     def turns(self) -> list[Turn]:
         config = self.config
-        first = torch.optim.Adam(self.av.parameters(), lr=config.lr)
+        first = torch.optim.Adam(self.av.parameters(), lr=config.lr, fused=True)
         turns = [Turn([first], self._schedules(first))]
         if self.visual is not None:
-            second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr)
+            second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr, fused=True)
             turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
         return turns
 
