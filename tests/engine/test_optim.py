@@ -31,7 +31,7 @@ def test_rate_and_decay_follow_their_cosines_and_what_is_saved_is_numbers(tmp_pa
         schedule.step()
     torch.save(schedule.state_dict(), tmp_path / "schedule")
     state = torch.load(tmp_path / "schedule", weights_only=True)
-    (other,) = optimisers(config, [net], 10, 512).schedules
+    (other,) = optimisers(config, [net], 10, 512, constant=net[2].parameters()).schedules
     other.load_state_dict(state)
     assert other.last_epoch == 10
 

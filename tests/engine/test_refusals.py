@@ -31,7 +31,7 @@ def of(*stages):
         ([Stage("idle", 0)], "stage idle of Odd has 0 epochs"),
         ([Stage("fine", 1), Stage("idle", -1)], "stage idle of Odd has -1 epochs"),
         ([Stage("still", 1, trains=lambda: [nn.Tanh()])], "stage still of Odd trains no parameter"),
-        ([Stage("fine", 1), Stage("still", 1, trains=lambda: [])], "stage still of Odd trains no parameter"),
+        ([Stage("fine", 1), Stage("still", 1, trains=list)], "stage still of Odd trains no parameter"),
         ([Stage("still", 1, turns=list)], "stage still of Odd trains no parameter"),
         (
             [lambda self: Stage("still", 1, trains=lambda: [self.head], turns=lambda: [_all(self.encoder)])],

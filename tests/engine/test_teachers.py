@@ -81,7 +81,7 @@ def experiment(**more):
 def test_a_run_teaches(tmp_path):
     made = experiment()
     run = Run.create(tmp_path, made.record(0), "run")
-    with pytest.raises(RunError, match="run it further|train it first|has no"):
+    with pytest.raises(RunError, match=r"has no model\.safetensors; train it first"):
         frozen(f"run:{run.path}")
     made.run(0, run=run)
     teacher = frozen(f"run:{run.path}")
@@ -140,7 +140,7 @@ def test_what_is_no_teacher(name, tmp_path):
         frozen(name)
     with pytest.raises(RunError, match="no such run directory"):
         frozen(f"run:{tmp_path / 'none'}")
-    with pytest.raises(CounterpointError, match="unknown system|no system"):
+    with pytest.raises(CounterpointError, match="unknown system"):
         frozen("fit:none?data=digits")
 
 
@@ -152,8 +152,8 @@ def test_a_teacher_that_changed_since_is_refused(tmp_path):
 
     teacher = torch.nn.Linear(6, 1)
     run = Run.create(tmp_path, {"slug": "simclr"}, "run")
+    loop = Loop(checkpoint_minutes=0)
     with pytest.raises(Killed):
-        loop = Loop(checkpoint_minutes=0)
         fit(Taught(teacher), Task(), run=run, bar=False, loop=loop, callbacks=[Kill(step=4)])
     with torch.no_grad():
         teacher.bias += 1

@@ -345,7 +345,7 @@ def built(options=TINY, data=None, seed: int = 0, **more) -> tuple[ALBEF, Aligne
     config = ALBEFConfig(**(options | more))
     task = AlignedTask(data or digit_pairs.load(train=32), config)
     learner = ALBEF(config, SimpleNamespace(**task.facts), seed)
-    learner.begin(task)
+    learner.begin(Survey(task, learner))
     return learner, task
 
 

@@ -1,7 +1,7 @@
 """What a loss over the whole batch needs when the batch is spread over processes. Without a process group: nothing.
 
 One convention: every process returns the loss of the *whole* batch as its value, and gradients whose mean over the
-processes (which DistributedDataParallel takes) is the gradient one process with the whole batch would have. Two ways there:
+processes (which the engine takes) is the gradient one process with the whole batch would have. Two ways there:
 
     gather_rows, then a loss of the gathered rows on every process: simple, right for whatever can be written down, and
         every process does all of the work;
@@ -86,7 +86,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """[n, ...] of every process -> [sum of n, ...] on all of them, in rank order, with gradients; n may differ.
 
     A mean loss computed on the gathered rows is the loss of the whole batch. Its gradient arrives summed over the
-    processes, which DistributedDataParallel then divides by their number: the same gradients as one process would have.
+    processes, which the engine then divides by their number: the same gradients as one process would have.
     """
     if world()[1] == 1:
         return rows

@@ -429,7 +429,7 @@ class Harmonization(AlignedLearner):
         loss = torch.stack(parts).mean()
         if correction is not None:
             # The loss has the plain sum of the gradients; the backbone gets what realignment changes on top. The term is
-            # zero and has that gradient: one backward pass fills all, also for DistributedDataParallel.
+            # zero and has that gradient: one backward pass fills all, also over processes.
             flat = torch.cat([parameter.flatten() for parameter in self.backbone.parameters()])
             extra = (flat * correction.to(flat.dtype)).sum()
             loss = loss + extra - extra.detach()
