@@ -34,6 +34,7 @@ from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import average, share_buffers, share_weights
 from counterpoint.engine.large import check_row_wise, in_parts
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.memory import keep_freed_memory
 from counterpoint.engine.options import Loop
 from counterpoint.engine.replay import keep_batch
 from counterpoint.engine.run import Run
@@ -126,6 +127,8 @@ class Fit:
         self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        elif self.device.type == "cpu":
+            keep_freed_memory()
         learner.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "16")
         for teacher in teachers_of(learner).values():
