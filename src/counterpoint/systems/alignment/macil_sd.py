@@ -35,6 +35,7 @@ from counterpoint.core.attention import MultiHeadAttention
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.dropout import Dropout
 from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count, topk_mil_pool
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import blend, cosine_momentum
@@ -56,7 +57,7 @@ class _FeedForward(nn.Module):
         super().__init__()
         self.w_1 = nn.Linear(dim, inner)
         self.w_2 = nn.Linear(inner, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_2(self.dropout(F.relu(self.w_1(x))))
@@ -66,7 +67,7 @@ class _Sublayer(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
 
 class _AttentionLayer(nn.Module):

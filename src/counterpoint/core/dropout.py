@@ -1,0 +1,42 @@
+"""Dropout whose mask is drawn 16 bits at a time on a CPU, where PyTorch draws a double for every entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+STEPS = 1 << 16  # probabilities are multiples of 1 / STEPS
+
+
+def dropout(x: Tensor, p: float, *, training: bool = True) -> Tensor:
+    """Set entries to zero with probability `p` and scale the others by 1 / (1 - p), so that the mean stays.
+
+    Args:
+        x: any shape.
+        p: 0 to below 1; on a CPU it is rounded to a multiple of 1 / 65,536, and the scale is that of the rounded one.
+        training: False returns `x`.
+
+    The mask follows from torch's global generator. Raises ValueError for `p` out of range.
+
+    >>> dropout(torch.ones(3), 0.0)
+    tensor([1., 1., 1.])
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"p must lie in 0..1, 1 not included, got {p}")
+    dropped = round(p * STEPS)
+    if not training or not p or (x.device.type == "cpu" and not 0 < dropped < STEPS):
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return nn.functional.dropout(x, p)
+    source = np.random.SFC64(int(torch.randint(2**62, ())))
+    raw = source.random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+    keep = torch.from_numpy(raw >= dropped).view(x.shape)
+    return x * keep.to(x.dtype).mul_(STEPS / (STEPS - dropped))
+
+
+class Dropout(nn.Dropout):
+    """`dropout` as a module, in place of `nn.Dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, training=self.training)
