@@ -42,6 +42,7 @@ from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import clip
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import System
@@ -522,6 +523,8 @@ class MacilSD(Learner):
         if self.visual is not None:
             second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr)
             turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
+        for turn in turns:
+            clip(turn.optimizers, config.clip_norm)
         return turns
 
     def _schedules(self, optimizer: torch.optim.Optimizer) -> list[Any]:
