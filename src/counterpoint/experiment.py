@@ -213,6 +213,7 @@ class Experiment:
             evaluate_every=getattr(self.config, "evaluate_every", 1),
             run=directory,
             title=self.system.slug if directory is None else directory.path.name,
+            say=None if say is silent else say,
             **({"bar": False} if directory is None else {}) | services,
         )
 
