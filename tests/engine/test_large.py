@@ -77,7 +77,9 @@ def compared(slug: str, data: str | None, settings: dict[str, Any], batch_change
         assert one.keys() == other.keys()
         assert one
         for name, value in one.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                other[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 # Every system that is built stands in one of these lists: compared with N = 1, or refused for a reason.
@@ -99,7 +101,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED = {
-    "attention-transfer": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"}),
+    "attention-transfer": (
+        PICTURES,
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},
+    ),
     "fitnets": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"}),
     "audio-sheet-retrieval": ("scores", {"batch_size": 12, "epochs": 1}),
 }
@@ -134,7 +139,9 @@ def test_a_learner_that_looks_at_layers_inside_is_refused(slug: str) -> None:
 
 
 def test_batch_statistics_are_refused_by_name() -> None:
-    with pytest.raises(CounterpointError, match=r"--accumulate: the network has batch statistics \(BatchNorm2d .*vit-s"):
+    with pytest.raises(
+        CounterpointError, match=r"--accumulate: the network has batch statistics \(BatchNorm2d .*vit-s"
+    ):
         started("simclr", PICTURES, IMAGES | {"encoder": "resnet-s"}, 2)
     layer = nn.BatchNorm1d(2)
     with pytest.raises(CounterpointError, match="batch statistics"):
@@ -189,7 +196,9 @@ def test_dropout_is_replayed_and_a_network_that_changes_is_refused() -> None:
 
 
 def test_two_processes_in_parts_are_as_good_as_one(tmp_path: Any) -> None:
-    options = "--data async-bags?train=18&test=4 --epochs 1 --dropout 0 --contrast-delay 0 --batch-size 9 --accumulate 2"
+    options = (
+        "--data async-bags?train=18&test=4 --epochs 1 --dropout 0 --contrast-delay 0 --batch-size 9 --accumulate 2"
+    )
     words = f"train macil-sd {options} --out {tmp_path}".split()
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for name, head in (("one", []), ("two", torchrun)):

@@ -25,7 +25,6 @@ from counterpoint.systems.classics.simclr import SimCLR
 from counterpoint.tasks.online import OnlineKnn, OnlineProbe
 
 
-
 def config(**changes: Any) -> Any:
     base = training.default_config("simclr", "digits")
     return replace(base, encoder="mlp-s", epochs=3, batch_size=128, evaluate_every=1, **changes)
@@ -33,7 +32,15 @@ def config(**changes: Any) -> Any:
 
 def train(folder: Any, name: str, *, loop: Loop | None = None, **more: Any) -> Run:
     return training.train(
-        "simclr", config(), data="digits", out=folder, name=name, loop=loop or Loop(), say=lambda _: None, bar=False, **more
+        "simclr",
+        config(),
+        data="digits",
+        out=folder,
+        name=name,
+        loop=loop or Loop(),
+        say=lambda _: None,
+        bar=False,
+        **more,
     )
 
 
@@ -367,9 +374,15 @@ def test_a_learner_that_collapses_is_warned_about_once(tmp_path: Any, monkeypatc
 
     said: list[str] = []
     monkeypatch.setattr(SimCLR, "loss", collapsing)
-    monkeypatch.setattr(
-        SimCLR, "predict", lambda self, batch: {"feature": self.encoder(batch["image"]) * 0 + 1.0}
-    )
+    predict = SimCLR.predict
+
+    def alike(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        found = predict(self, batch)
+        return {name: value for name, value in found.items() if name != "embedding"} | {
+            "feature": torch.ones_like(found["feature"])
+        }
+
+    monkeypatch.setattr(SimCLR, "predict", alike)
     run = training.train(
         "simclr", config(), data="digits", out=tmp_path, name="run", say=said.append, bar=False
     )  # fmt: skip
@@ -379,7 +392,8 @@ def test_a_learner_that_collapses_is_warned_about_once(tmp_path: Any, monkeypatc
 
 @pytest.mark.parametrize("slug", ["simclr", "mae"])
 def test_a_learner_that_does_not_collapse_is_not_warned_about(tmp_path: Any, slug: str) -> None:
-    settings = replace(training.default_config(slug, "digits"), epochs=1, batch_size=128, encoder="vit-s")
+    encoder = {"simclr": "mlp-s", "mae": "vit-s"}[slug]
+    settings = replace(training.default_config(slug, "digits"), epochs=1, batch_size=256, encoder=encoder)
     said: list[str] = []
     run = training.train(slug, settings, data="digits", out=tmp_path, name="run", say=said.append, bar=False)
     assert not any("collapsing" in text for text in said)

@@ -37,7 +37,9 @@ def main(
     said = "not finite before the step" if found.weights else "all finite before the step"
     say(f"weights: {said}{': ' if found.weights else ''}{', '.join(found.weights)}")
     say(f"first modules whose output is not finite: {', '.join(found.modules) or 'none; look at the loss'}")
-    shown = table("batch", "shape", "lowest", "highest", "mean", "not finite", right=("lowest", "highest", "mean", "not finite"))
+    shown = table(
+        "batch", "shape", "lowest", "highest", "mean", "not finite", right=("lowest", "highest", "mean", "not finite")
+    )
     for name, row in found.statistics.items():
         numbers = (f"{row[key]:.4g}" if key in row else "-" for key in ("lowest", "highest", "mean"))
         shown.add_row(name, " x ".join(map(str, row["shape"])) or "1", *numbers, f"{row['not_finite']:.2%}")

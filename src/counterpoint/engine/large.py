@@ -168,7 +168,9 @@ class _Call:
         for values in zip(*found, strict=True):
             if not isinstance(values[0], Tensor):
                 continue
-            if any(v.ndim == 0 or len(v) != piece.stop - piece.start for v, piece in zip(values, self.pieces, strict=True)):
+            if any(
+                v.ndim == 0 or len(v) != piece.stop - piece.start for v, piece in zip(values, self.pieces, strict=True)
+            ):
                 raise CounterpointError(
                     "--accumulate: a network gives something else than a row for each row it is given; leave it out"
                 )

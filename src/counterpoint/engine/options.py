@@ -70,7 +70,9 @@ class Loop:
         if self.precision != "32" and device.type == "mps":
             raise CounterpointError(f"--precision {self.precision}: mps trains in float32 here; use --precision 32")
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _compilers())):
-            raise CounterpointError("--compile needs a C++ compiler (g++ or clang++) on the PATH; install one, or leave it out")
+            raise CounterpointError(
+                "--compile needs a C++ compiler (g++ or clang++) on the PATH; install one, or leave it out"
+            )
         for name in self.log:
             logger_module(name)
 
@@ -89,7 +91,9 @@ class Loop:
         if device.type == "cuda":
             count = torch.cuda.device_count()
             if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                raise CounterpointError(f"--device {self.device}: several processes cannot share a GPU; use --device cuda")
+                raise CounterpointError(
+                    f"--device {self.device}: several processes cannot share a GPU; use --device cuda"
+                )
             number = local_rank if device.index is None else device.index
             if number >= count:
                 raise CounterpointError(

@@ -113,7 +113,9 @@ def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> 
     """
     position = kept["position"]
     if not 0 <= position["stage"] < len(learner.stages()):
-        raise RunError(f"the kept batch is of stage {position['stage'] + 1}, the learner has {len(learner.stages())} stages")
+        raise RunError(
+            f"the kept batch is of stage {position['stage'] + 1}, the learner has {len(learner.stages())} stages"
+        )
     survey = learner.survey = Survey(task, learner)
     learner.begin(survey)
     learner.restructure(kept["structure"])
