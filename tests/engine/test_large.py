@@ -59,10 +59,6 @@ def compared(slug: str, data: str | None, settings: dict[str, Any], batch_change
         fit, batch = started(slug, data, settings, parts)
         if batch_changed is not None:
             batch = batch_changed(batch)
-        calls: list[int] = []
-        if parts > 1:
-            for module, _ in fit.learner.row_wise():
-                module.register_forward_hook(lambda *_: calls.append(1))
         gradients: dict[str, Tensor] = {}
         before_step = fit.learner.before_step
 
