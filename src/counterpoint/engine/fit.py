@@ -109,6 +109,7 @@ class Fit:
         self.average: Average | None = None
         self.best: dict[str, Any] = {}  # of early stopping: value, weights, evaluations since
         self.warned = False
+        self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
         self.measured = False  # whether the test split is
         self.compiled: dict[tuple[int, str], Callable[..., Any]] = {}
 
@@ -382,7 +383,6 @@ class Fit:
 
     def stand_at(self, position: Mapping[str, int]) -> None:
         """Make ready for a step at a position, without training up to it; the learner has its weights already."""
-        self.held = {}
         self.device = self.loop.on()
         self.learner.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -470,7 +470,6 @@ class Fit:
 
     def _resume(self) -> dict[str, Any] | None:
         """Read the run's checkpoint, if there is one, up to the optimisers, which its stage makes first."""
-        self.held: dict[str, Any] = {}
         if self.run is None or not self.run.checkpoint.is_file():
             return None
         state = read_checkpoint(self.run, self.device)

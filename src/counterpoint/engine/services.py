@@ -178,7 +178,7 @@ class Average:
             self.values = {name: value.detach().clone() for name, value in state.items()}  # modules were replaced
             return
         learning = {name for name, p in self.module.named_parameters() if p.requires_grad}
-        averaged, copied = [], []
+        averaged, copied = list[str](), list[str]()
         for name, value in state.items():
             statistic = name.endswith(("running_mean", "running_var"))
             (averaged if value.is_floating_point() and (name in learning or statistic) else copied).append(name)
