@@ -160,6 +160,39 @@ def test_compiling_without_a_compiler_is_refused(
     assert "--compile needs a C++ compiler" in refused(tmp_path, capsys, "--compile", "--device", "cpu")
 
 
+# --- clipping
+
+
+@pytest.mark.parametrize(
+    ("slug", "data", "settings"),
+    [
+        ("simclr", "digits", {"encoder": "mlp-s"}),
+        ("macil-sd", "async-bags?train=20&test=4", {}),
+        ("symile", "xor", {}),
+    ],
+)
+def test_every_optimiser_clips_its_gradients(slug: str, data: str | None, settings: dict[str, Any]) -> None:
+    from counterpoint.experiment import Experiment
+
+    experiment = Experiment.resolve(slug, data, overrides={"clip_norm": 0.5, **settings})
+    learner = experiment.learner(experiment.task().facts, 0)
+    learner.epochs = learner.total_steps = learner.steps_per_epoch = 1
+    optimizers = [optimizer for turn in learner.turns() for optimizer in turn.optimizers]
+    assert optimizers
+    for optimizer in optimizers:
+        chosen = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in chosen:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        norm = torch.stack([p.grad.norm() for p in chosen if p.grad is not None]).norm()
+        assert float(norm) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_norm_that_is_not_positive_is_refused(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "macil-sd", "--clip-norm", "0", "--out", str(tmp_path)]) == 2
+    assert "clip_norm must be > 0" in capsys.readouterr().err
+
+
 # --- averages
 
 

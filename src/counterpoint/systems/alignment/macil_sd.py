@@ -435,6 +435,12 @@ class MacilSDConfig(BagsConfig):
             raise CounterpointError(f"base_momentum must lie in 0..1, got {self.base_momentum}")
 
 
+@full_precision
+def _cross_entropy(prob: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of probabilities, in float32: autocast on a GPU refuses it."""
+    return F.binary_cross_entropy(prob, labels)
+
+
 class MacilSD(Learner):
     """Trains the audio-visual network, and beside it the visual one whose weights are blended in after every epoch."""
 
@@ -473,7 +479,7 @@ class MacilSD(Learner):
         """Loss of the audio-visual network: MIL and, weighted, the contrast of semi-bags (Eq. 9)."""
         config, seq_len = self.config, batch["seq_len"]
         out = self.av(batch["audio"], batch["visual"], seq_len)
-        mil = F.binary_cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
+        mil = _cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
         losses = {"loss": mil, "mil": mil}
         if config.contrast:
             # The contrast is computed even while its weight is 0, so that the curves show where it starts from.
@@ -495,7 +501,7 @@ class MacilSD(Learner):
         """Loss of the visual network: MIL alone."""
         assert self.visual is not None
         prob = gather_rows(self.visual(batch["visual"], batch["seq_len"]).mil_prob)
-        return {"visual_loss": F.binary_cross_entropy(prob, batch["labels"])}
+        return {"visual_loss": _cross_entropy(prob, batch["labels"])}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         logits = {"av": self.av(batch["audio"], batch["visual"]).av_logit}
