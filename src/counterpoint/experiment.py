@@ -16,7 +16,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.data import source_name
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import cache_folder
@@ -180,6 +181,12 @@ class Experiment:
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
         if self.system.run is not None:
+            loop = services.get("loop") or Loop()
+            if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
+                raise CounterpointError(
+                    f"{self.system.slug} is no training of a network, so options of the loop do not go with it: leave out "
+                    "--precision, --accumulate, --compile, --ema, --patience and --log"
+                )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop
 
@@ -206,6 +213,7 @@ class Experiment:
             evaluate_every=getattr(self.config, "evaluate_every", 1),
             run=directory,
             title=self.system.slug if directory is None else directory.path.name,
+            say=None if say is silent else say,
             **({"bar": False} if directory is None else {}) | services,
         )
 

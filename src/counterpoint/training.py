@@ -11,17 +11,20 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from counterpoint.engine.options import Loop
-from counterpoint.engine.run import Run, check_new
+from counterpoint.engine.run import BAD_BATCH, Run, check_new
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 from counterpoint.experiment import Experiment, Say, finished, load_learner
 from counterpoint.systems.settings import stored, with_settings
 
-__all__ = ["Measured", "default_config", "evaluate", "finished", "load_learner", "resume", "train"]
+if TYPE_CHECKING:
+    from counterpoint.engine.replay import Replay
+
+__all__ = ["Measured", "default_config", "evaluate", "finished", "load_learner", "replay", "resume", "train"]
 
 
 def default_config(slug: str, data: str | None = None) -> Any:
@@ -91,7 +94,7 @@ def train(
     except Interrupted:
         raise
     except CounterpointError:
-        if made and not made[0].begun:
+        if made and not made[0].begun and not (made[0].path / BAD_BATCH).is_file():
             shutil.rmtree(made[0].path, ignore_errors=True)  # refused before its first step
         raise
     return _shown(made[0], say)
@@ -113,14 +116,41 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
         )
     experiment = Experiment.of_run(run)
     asked = loop or Loop()
-    try:
-        own: Loop = with_settings(Loop(), run.config.get("loop", {}), "the loop")
-    except (CounterpointError, TypeError) as error:
-        raise RunError(f"{run.path}/config.yaml is not one this version wrote: its loop has other options") from error
+    own = _loop_of(run)
     own = replace(own, device=asked.device, checkpoint_minutes=asked.checkpoint_minutes)
     own.check()
     experiment.run(run.config["seed"], run=run, parent=_parent(run), say=say, loop=own, **services)
     return _shown(run, say)
+
+
+def replay(path: Path | str, *, device: str = "cpu") -> Replay:
+    """Run again the step of the batch that a run keeps because its loss was not finite.
+
+    Args:
+        path: The run directory.
+        device: Where to run the step.
+
+    Raises RunError where the run keeps no batch, or one that does not fit it.
+    """
+    from counterpoint.engine.kept import read_batch
+    from counterpoint.engine.replay import replay as again
+
+    run = Run.open(path)
+    kept = read_batch(run)
+    experiment = Experiment.of_run(run)
+    loop = replace(_loop_of(run), device=device, log=())
+    loop.check()
+    task = experiment.task()
+    return again(experiment.learner(run.facts(), run.config["seed"]), task, kept, loop)
+
+
+def _loop_of(run: Run) -> Loop:
+    """Return the options of the loop that a run records."""
+    try:
+        own: Loop = with_settings(Loop(), run.config.get("loop", {}), "the loop")
+    except (CounterpointError, TypeError) as error:
+        raise RunError(f"{run.path}/config.yaml is not one this version wrote: its loop has other options") from error
+    return own
 
 
 def _create(out: Path, record: dict[str, Any], name: str | None) -> Run:

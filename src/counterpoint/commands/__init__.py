@@ -21,8 +21,8 @@ from counterpoint.errors import CounterpointError, Interrupted, unknown
 from counterpoint.files import patient_threads
 
 COMMANDS = (
-    *("systems", "show", "data", "train", "evaluate", "verify", "claims", "analyse", "compare", "detect", "embed"),
-    *("index", "search", "report", "doctor"),
+    *("systems", "show", "data", "train", "replay", "evaluate", "verify", "claims", "analyse", "compare", "detect"),
+    *("embed", "index", "search", "report", "doctor"),
 )
 
 

@@ -72,12 +72,16 @@ def signs_of_collapse(parts: list[Tensor]) -> dict[str, float]:
         return {}
     rows = nn.functional.normalize(torch.cat(parts)[:WATCHED], dim=1)
     rows = rows[rows.isfinite().all(1)]
+    there = rows.any(1)  # a modality that an item lacks is a row of zeros
+    rows = rows[there] if bool(there.any()) else rows
     if len(rows) < 2:
         return {}
-    spectrum = torch.linalg.svdvals((rows - rows.mean(0)).double())
+    centred = (rows - rows.mean(0)).double()
+    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    spectrum = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = float(spectrum.sum())
     rank = 1.0
-    if total > 1e-6 * math.sqrt(len(rows)):
+    if total > 1e-5 * math.sqrt(len(rows)):
         share = spectrum[spectrum > 0] / total
         rank = float((-(share * share.log()).sum()).exp())
     return {"rank": rank, "uniformity": float(torch.pdist(rows).square().mul(-2).exp().mean().log())}

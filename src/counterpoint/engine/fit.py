@@ -11,6 +11,7 @@ step reached, so stages and turns need no wrapper around the learner.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -32,13 +33,13 @@ from counterpoint.core.distributed import world
 from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import average, share_buffers, share_weights
-from counterpoint.engine.large import check_row_wise, in_parts
+from counterpoint.engine.kept import keep_batch, random_state
+from counterpoint.engine.large import check_row_wise, running
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.memory import keep_freed_memory
 from counterpoint.engine.options import Loop
-from counterpoint.engine.replay import keep_batch
 from counterpoint.engine.run import Run
-from counterpoint.engine.services import Average, Callback, Logged
+from counterpoint.engine.services import Average, Callback, Logged, states, take_up_states
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey, moved
 from counterpoint.engine.teachers import teachers_of
@@ -112,6 +113,9 @@ class Fit:
         self.average: Average | None = None
         self.best: dict[str, Any] = {}  # of early stopping: value, weights, evaluations since
         self.warned = False
+        self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
+        self.measured = False  # whether the test split is
+        self.compiled: dict[tuple[int, str], Callable[..., Any]] = {}
 
     @property
     def first(self) -> bool:
@@ -123,6 +127,8 @@ class Fit:
     def go(self, title: str, bar: bool, console: Console | None) -> Rows:
         """Train to the end."""
         learner = self.learner
+        if self.loop.log and self.run is None:
+            raise CounterpointError(f"--log {' '.join(self.loop.log)} needs a run directory to write to")
         started_group = self._meet()
         self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
@@ -136,16 +142,7 @@ class Fit:
         self.survey = learner.survey = Survey(self.task, learner)
         learner.begin(self.survey)
         learner.train()
-        networks = learner.row_wise()
-        if self.loop.accumulate > 1:
-            check_row_wise(type(learner).__name__, networks)
-        if self.loop.compile:
-            if not networks:
-                raise CounterpointError(
-                    f"{type(learner).__name__} does not name its networks (row_wise); leave --compile out"
-                )
-            for module in dict.fromkeys(module for module, _ in networks):
-                module.compile()
+        self._check_networks()
         if world()[1] > 1:
             synchronise(learner, cuda=self.device.type == "cuda")
         share_weights(learner)
@@ -154,15 +151,16 @@ class Fit:
         self.trainable = {name for name, p in learner.named_parameters() if p.requires_grad}
         self._check_trained()
         resumed = self._resume()
+        logged = []
         if self.run and self.first:
-            self.callbacks += [
-                Logged(n, self.run.path, title, self.run.config.get("config", {})) for n in self.loop.log
-            ]
+            logged = [Logged(n, self.run.path, title, self.run.config.get("config", {})) for n in self.loop.log]
+        self.callbacks += logged  # last, so that they see what the others add to a row
         shown = _Bar(title, self.epochs, console) if bar and self.first else None
         try:
             with _graceful(self), shown or contextlib.nullcontext():
                 for callback in self.callbacks:
                     callback.on_start(learner, self.task)
+                take_up_states(self.callbacks, self.held)
                 for number, stage in list(enumerate(self.stages))[learner.position.stage :]:
                     if resumed:
                         self._take_up(number, resumed)
@@ -172,12 +170,14 @@ class Fit:
                     if self._stage(stage, shown):
                         break
                 self._finish()
+                for callback in self.callbacks:
+                    callback.on_end(self.rows)
         finally:
+            for logger in logged:
+                logger.close()
             learner.survey = None
             if started_group:
                 dist.destroy_process_group()
-        for callback in self.callbacks:
-            callback.on_end(self.rows)
         return self.rows
 
     def _meet(self) -> bool:
@@ -206,6 +206,18 @@ class Fit:
             self._at_home()
             learner.train()
         self._prepare(number)
+        if self.loop.ema and not stage.carry:
+            self.average = Average(self.learner, self.loop.ema)  # of other weights than those of the stage before
+
+    def _check_networks(self) -> None:
+        """Refuse large batches and compilation where the learner's networks are not made for them."""
+        learner, networks = self.learner, self.learner.row_wise()
+        if self.loop.accumulate > 1:
+            check_row_wise(type(learner).__name__, networks)
+        if self.loop.compile and not networks:
+            raise CounterpointError(
+                f"--compile: {type(learner).__name__} names no network that can be compiled; leave it out"
+            )
 
     def _at_home(self) -> None:
         """Bring networks and teachers to the device, alike on all processes."""
@@ -244,6 +256,10 @@ class Fit:
         rank, size = world()
         if batches is not None:
             batches.bind(learner.seed, learner.position, rank, size)
+        if self.loop.accumulate > 1 or self.loop.compile:
+            self._check_networks()
+        if self.loop.compile:
+            self.compiled = {(id(m), name): torch.compile(getattr(m, name)) for m, name in learner.row_wise()}
         self.loader = self.task.train_loader(learner.seed, learner.position, batches)
         learner.steps_per_epoch = len(self.loader)
         if learner.steps_per_epoch == 0:
@@ -292,11 +308,9 @@ class Fit:
             if shown:
                 shown.epoch(position.all_epochs, row, stage.name if len(self.stages) > 1 else "")
             # A stage that ended is saved as the beginning of the next, which is then entered anew.
-            stopped = self._stopped()
-            if not stopped or not last_stage:
-                self._save()
+            self._save()
             self._leave_if_asked()
-            if stopped:
+            if self.measured:
                 return True
         position.next_stage()
         return False
@@ -305,20 +319,20 @@ class Fit:
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Take all turns of one step; return their losses."""
-        learner, position = self.learner, self.learner.position
-        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
-        torch.manual_seed(seed_of(learner.seed, position.all_steps, world()[0]))
-        generator = torch.Generator().manual_seed(seed_of(learner.seed, position.all_steps))
-        prepared = learner.prepare(batch, generator)
+        learner = self.learner
+        prepared = self.prepared(batch)
         found: dict[str, Tensor] = {}
-        for turn in self.turns:
+        for number, turn in enumerate(self.turns):
+            state = random_state() if number else None
             try:
                 found |= self._turn(turn, prepared)
-            except CounterpointError as error:
-                kept = keep_batch(self.run, learner, batch) if self.run and not isinstance(error, RunError) else None
-                if kept is not None:
-                    raise type(error)(f"{error}\nThe batch is kept: counterpoint replay {self.run.path}") from error  # type: ignore[union-attr]
-                raise
+            except (CounterpointError, ValueError, torch.linalg.LinAlgError) as error:
+                if self.run is None or isinstance(error, RunError | Interrupted):
+                    raise
+                keep_batch(self.run, learner, batch, number, state)
+                said = f"{error}\nThe batch is kept. Look at it with: counterpoint replay {self.run.path}"
+                kind = type(error) if isinstance(error, CounterpointError) else CounterpointError
+                raise kind(said) from error
         learner.end_step()
         if self.average is not None:
             self.average.update()
@@ -327,12 +341,9 @@ class Fit:
         return {name: value.detach() for name, value in found.items()}
 
     def _turn(self, turn: Turn, batch: dict[str, Any]) -> dict[str, Tensor]:
-        learner, loop = self.learner, self.loop
-        function = turn.loss or learner.loss
-        parts = in_parts(learner.row_wise(), loop.accumulate) if loop.accumulate > 1 else contextlib.nullcontext()
-        with parts as finish:
-            with loop.autocast(self.device):
-                losses = function(batch)
+        learner = self.learner
+        with self.networks():
+            losses = self.losses(turn, batch)
             loss = losses[turn.minimise]
             if not bool(loss.isfinite()):
                 raise CounterpointError(
@@ -341,22 +352,31 @@ class Fit:
             for optimizer in turn.optimizers:
                 optimizer.zero_grad()
             self.scaler.scale(loss).backward()
-            if finish is not None:
-                with loop.autocast(self.device):
-                    finish()
         average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
+        # A scaler refuses an optimiser none of whose parameters was reached.
         scaled = [o for o in turn.optimizers if self.scaler.is_enabled() and _reached(o)]
         for optimizer in scaled:
             self.scaler.unscale_(optimizer)
         learner.before_step()
         for optimizer in turn.optimizers:
-            if optimizer in scaled:
-                self.scaler.step(optimizer)
-            else:
+            if not self.scaler.is_enabled():
                 optimizer.step()
+            elif optimizer in scaled:
+                self.scaler.step(optimizer)
         if scaled:
             self.scaler.update()
         return losses
+
+    def networks(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context of a turn: networks run in parts, or compiled, where the options say so."""
+        if self.loop.accumulate == 1 and not self.compiled:
+            return contextlib.nullcontext()
+        return running(self.learner.row_wise(), self.loop.accumulate, self.compiled)
+
+    def losses(self, turn: Turn, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return a turn's losses of a prepared batch."""
+        with self.loop.autocast(self.device):
+            return (turn.loss or self.learner.loss)(batch)
 
     # --- one epoch's figures
 
@@ -395,14 +415,32 @@ class Fit:
     def _test(self, row: dict[str, float]) -> None:
         """Measure the test split, once: with the best weights where a fit may stop early."""
         if "weights" in self.best:
-            self.learner.load_state_dict(self.best["weights"])
-            self.average = None
+            self.learner.load_state_dict(self.best.pop("weights"))
         elif self.average is not None:
             self.learner.load_state_dict(self.average.values)
-            self.average = None
+        self.average, self.measured = None, True
         self.learner.begin_evaluation(self.survey)
         found, self.evaluator, _ = measure(self.learner, self.task, "test", final=True)
         row |= {f"test/{name}": value for name, value in found.items()}
+
+    def stand_at(self, position: Mapping[str, int]) -> None:
+        """Make ready for a step at a position, without training up to it; the learner has its weights already."""
+        self.device = self.loop.on()
+        self.learner.to(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        for teacher in teachers_of(self.learner):
+            teacher.to(self.device)
+        self.learner.train()
+        self.learner.position.__dict__.update(position)
+        self.trainable = {name for name, p in self.learner.named_parameters() if p.requires_grad}
+        self._prepare(position["stage"])
+
+    def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch as the losses of the step at hand want it."""
+        learner, steps = self.learner, self.learner.position.all_steps
+        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
+        torch.manual_seed(seed_of(learner.seed, steps, world()[0]))
+        return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
@@ -415,10 +453,13 @@ class Fit:
         name = self.task.headline
         if name not in found:
             raise CounterpointError(f"--patience: this learner has no {name} on valid, which early stopping goes by")
-        if not self.best or found[name] > self.best["value"]:
+        value = torch.tensor(found[name], dtype=torch.float64, device=self.device)
+        if world()[1] > 1:
+            dist.broadcast(value, 0)  # all processes stop together
+        if not self.best or float(value) > self.best["value"] or math.isnan(self.best["value"]):
             with self._averaged():
-                weights = {key: value.detach().clone() for key, value in self.learner.state_dict().items()}
-            self.best = {"value": found[name], "weights": weights, "since": 0}
+                weights = {key: tensor.detach().clone() for key, tensor in self.learner.state_dict().items()}
+            self.best = {"value": float(value), "weights": weights, "since": 0}
         else:
             self.best["since"] += 1
 
@@ -463,6 +504,9 @@ class Fit:
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
             "best": self.best,
+            "measured": self.measured,
+            "warned": self.warned,
+            "callbacks": states(self.callbacks),
             "rows": [{name: float(value) for name, value in row.items()} for row in self.rows],
             "sums": self.sums,
             "batches": self.batches,
@@ -494,10 +538,15 @@ class Fit:
             teachers[place].resume(held)
         learner.position.__dict__.update(position)
         self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
-        self.best = state["best"]
+        self.best, self.measured, self.warned = state["best"], state["measured"], state["warned"]
+        self.held = state["callbacks"]
         if self.average is not None and state["average"]:
             self.average.resume(state["average"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.measured:
+            self.average = None
+            learner.position.stage = len(self.stages)
+            return None
         stage = self.stages[min(position["stage"], len(self.stages) - 1)]
         if position["epoch"] < stage.epochs:
             return state

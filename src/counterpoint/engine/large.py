@@ -1,25 +1,33 @@
 """Large batches in little memory, with the loss of the whole batch: the method of GradCache.
 
 Gao, Zhang, Han, Callan: "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021,
-arXiv 2101.06983. The networks first run without gradient, part by part; the loss is taken once, of all embeddings, and gives
-their gradients; then the networks run once more, part by part, and carry those gradients to the weights. The sum over the
-parts is the gradient of the whole batch, for any loss. What is held at once is one part's activations and all embeddings.
+arXiv 2101.06983. The networks first run without gradient, part by part. The loss is taken once, of all embeddings, and its
+backward pass gives their gradients. Then the networks run once more, part by part, and carry those gradients to the weights.
+The sum over the parts is the gradient of the whole batch, for any loss. Memory holds the activations of one part, and all
+embeddings.
+
+Each call of a network is one node of autograd's graph, so a loss may call networks in any order, feed one with another's
+output, and ask for gradients by itself (`torch.autograd.grad`). Second derivatives through a network are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from counterpoint.errors import CounterpointError
 
+Networks = Sequence[tuple[nn.Module, str]]
+ALIKE = 1e-2  # how far the second run of a part may be from the first, as a share of the largest value
 
-def check_row_wise(name: str, networks: Sequence[tuple[nn.Module, str]]) -> None:
+
+def check_row_wise(name: str, networks: Networks) -> None:
     """Raise CounterpointError, with the reason, where a batch cannot be cut into parts.
 
     Args:
@@ -28,11 +36,12 @@ def check_row_wise(name: str, networks: Sequence[tuple[nn.Module, str]]) -> None
     """
     if not networks:
         raise CounterpointError(
-            f"{name} cannot cut its batches: its networks see the batch as a whole; leave --accumulate out"
+            f"--accumulate: {name} cannot cut its batches, because it looks at layers inside its networks or at the batch as a "
+            "whole; leave it out, or use a smaller --batch-size"
         )
     for network, _ in networks:
         for at, layer in network.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.track_running_stats or layer.training):
+            if _mixes_rows(layer):
                 raise CounterpointError(
                     f"--accumulate: the network has batch statistics ({type(layer).__name__} {at or 'itself'}), which the parts "
                     "of a batch would change; use an encoder without batch normalisation (vit-s, timm:vit_..., a ConvNeXt), or "
@@ -40,134 +49,221 @@ def check_row_wise(name: str, networks: Sequence[tuple[nn.Module, str]]) -> None
                 )
 
 
-class _Call:
-    """One call of a network: what went in, what came out as leaves, and how to run it again."""
-
-    def __init__(self, run: Callable[..., Any], arguments: Any, pieces: list[slice]) -> None:
-        self.run, self.pieces = run, pieces
-        self.inputs, self.layout = tree_flatten(arguments)
-        self.states: list[Any] = []
-        self.outputs: list[Tensor] = []
-
-    def part(self, piece: slice, rows: int, *, leaves: bool) -> tuple[Any, list[tuple[int, Tensor]]]:
-        """Arguments of a part, and those of them that need a gradient, as leaves, with their places."""
-        taken, wanted = [], []
-        for number, value in enumerate(self.inputs):
-            if isinstance(value, Tensor) and value.ndim and len(value) == rows:
-                cut = value[piece]
-                if leaves and value.requires_grad:
-                    cut = cut.detach().requires_grad_()
-                    wanted.append((number, cut))
-                taken.append(cut)
-            else:
-                taken.append(value)
-        return tree_unflatten(taken, self.layout), wanted
-
-
-def _rows(inputs: Sequence[Any]) -> int:
-    return next((len(value) for value in inputs if isinstance(value, Tensor) and value.ndim), 0)
+def _mixes_rows(layer: nn.Module) -> bool:
+    """Whether a layer's output or state depends on which rows are in a batch together."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return layer.training or layer.running_mean is None
+    return isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.training and layer.track_running_stats
 
 
 @contextlib.contextmanager
-def in_parts(networks: Sequence[tuple[nn.Module, str]], parts: int) -> Iterator[Callable[[], None]]:
-    """Run the networks part by part inside; yields what must be called after the loss's backward pass, still inside.
+def running(
+    networks: Networks, parts: int = 1, compiled: Mapping[tuple[int, str], Callable[..., Any]] | None = None
+) -> Iterator[None]:
+    """Inside, the networks run part by part, compiled where a compiled form is given. A backward pass belongs inside.
 
     Args:
         networks: (module, method) of networks that see each row by itself.
         parts: into how many parts a batch is cut.
+        compiled: compiled methods by (id of the module, method).
     """
-    calls: list[_Call] = []
-    inside = [False]  # whether a part is running: what it calls runs as it is
-    undo: list[Callable[[], None]] = []
-
-    def wrap(module: nn.Module, method: str) -> None:
-        compiled = getattr(module, "_compiled_call_impl", None) if method == "forward" else None
-        run: Callable[..., Any] = compiled or getattr(module, method)
-
-        def cut(*arguments: Any, **named: Any) -> Any:
-            inputs, _ = tree_flatten((arguments, named))
-            rows = _rows(inputs)
-            length = -(-rows // parts)
-            if inside[0] or length >= rows:
-                return run(*arguments, **named)
-            pieces = [slice(s, min(s + length, rows)) for s in range(0, rows, length)]
-            call = _Call(run, (arguments, named), pieces)
-            recording = torch.is_grad_enabled()
-            found: list[list[Any]] = []
-            layout: Any = None
-            with torch.no_grad(), _set(inside):
-                for piece in pieces:
-                    (some, more), _ = call.part(piece, rows, leaves=False)
-                    if recording:
-                        call.states.append(_random_state())
-                    out, layout = tree_flatten(run(*some, **more))
-                    found.append(out)
-            whole = [
-                torch.cat(values) if isinstance(values[0], Tensor) else values[0] for values in zip(*found, strict=True)
-            ]
-            if recording:
-                call.outputs = [v.requires_grad_() for v in whole if isinstance(v, Tensor) and v.is_floating_point()]
-                calls.append(call)
-            return tree_unflatten(whole, layout)
-
-        if compiled is not None:
-            object.__setattr__(module, "_compiled_call_impl", cut)
-            undo.append(lambda: object.__setattr__(module, "_compiled_call_impl", compiled))
-        else:
-            object.__setattr__(module, method, cut)
-            undo.append(lambda: object.__delattr__(module, method))
-
-    def finish() -> None:
-        with _set(inside):
-            while calls:
-                _again(calls.pop())
-
-    try:
-        for module, method in networks:
-            wrap(module, method)
-        yield finish
-    finally:
-        for back in undo:
-            back()
-
-
-@contextlib.contextmanager
-def _set(flag: list[bool]) -> Iterator[None]:
-    flag[0] = True
-    try:
+    patches = _Patches()
+    for module, method in networks:
+        run = (compiled or {}).get((id(module), method), getattr(module, method))
+        patches.add(module, method, _cut(module, run, parts, patches) if parts > 1 else run)
+    with patches:
         yield
-    finally:
-        flag[0] = False
 
 
-def _again(call: _Call) -> None:
-    """Run a call once more, part by part, with gradients, and send them on."""
-    gradients = [out.grad for out in call.outputs]
-    if all(g is None for g in gradients):
-        return
-    rows = _rows(call.inputs)
-    onward: dict[int, list[Tensor]] = {}
-    for piece, state in zip(call.pieces, call.states, strict=True):
-        (some, more), wanted = call.part(piece, rows, leaves=True)
-        with _random_state_of(state):
-            out, _ = tree_flatten(call.run(*some, **more))
-        floats = [v for v in out if isinstance(v, Tensor) and v.is_floating_point()]
-        pairs = [(v, g[piece]) for v, g in zip(floats, gradients, strict=True) if g is not None and v.requires_grad]
-        torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
-        for number, leaf in wanted:
-            onward.setdefault(number, []).append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-    for number, cut in onward.items():
-        torch.autograd.backward(call.inputs[number], torch.cat(cut))
+class _Patches:
+    """Methods that stand in for modules' own, and can be taken away for a while."""
+
+    def __init__(self) -> None:
+        self.methods: list[tuple[nn.Module, str, Callable[..., Any]]] = []
+
+    def add(self, module: nn.Module, method: str, run: Callable[..., Any]) -> None:
+        self.methods.append((module, method, run))
+
+    def __enter__(self) -> None:
+        for module, method, run in self.methods:
+            object.__setattr__(module, method, run)
+
+    def __exit__(self, *_: object) -> None:
+        for module, method, _run in self.methods:
+            module.__dict__.pop(method, None)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Inside, the modules have their own methods: what runs a part calls other networks as they are."""
+        there = [module for module, method, _ in self.methods if method in module.__dict__]
+        self.__exit__()
+        try:
+            yield
+        finally:
+            if there:
+                self.__enter__()
 
 
-def _random_state() -> Any:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+def _cut(module: nn.Module, run: Callable[..., Any], parts: int, patches: _Patches) -> Callable[..., Any]:
+    """Return a method that runs another part by part."""
+
+    def cut(*arguments: Any, **named: Any) -> Any:
+        inputs, layout = tree_flatten((arguments, named))
+        rows = next((len(value) for value in inputs if isinstance(value, Tensor) and value.ndim), 0)
+        length = -(-rows // parts)
+        if length >= rows:
+            with patches.away():
+                return run(*arguments, **named)
+        call = _Call(run, patches, inputs, layout, rows, length)
+        weights = [p for p in module.parameters() if p.requires_grad]
+        out = _InParts.apply(call, *[value for value in inputs if isinstance(value, Tensor)], *weights)
+        return call.result(out)
+
+    return cut
+
+
+class _Call:
+    """One call of a network: its arguments, and how to run a part of it once more."""
+
+    def __init__(
+        self, run: Callable[..., Any], patches: _Patches, inputs: list[Any], layout: TreeSpec, rows: int, length: int
+    ) -> None:
+        self.run, self.patches, self.layout, self.rows = run, patches, layout, rows
+        self.pieces = [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
+        self.at = [number for number, value in enumerate(inputs) if isinstance(value, Tensor)]  # places of the tensors
+        self.inputs = [None if isinstance(value, Tensor) else value for value in inputs]
+        self.states: list[Any] = []
+        self.kind = next(value.device.type for value in inputs if isinstance(value, Tensor))
+        self.half = torch.get_autocast_dtype(self.kind) if torch.is_autocast_enabled(self.kind) else None
+        self.out: TreeSpec | None = None
+        self.rest: list[Any] = []  # the output, without its tensors
+
+    def part(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """Run one part, and return its output as a flat list."""
+        inputs = list(self.inputs)
+        for number, value in zip(self.at, tensors, strict=True):
+            inputs[number] = value
+        arguments, named = tree_unflatten(inputs, self.layout)
+        with self.patches.away(), self._autocast():
+            found, self.out = tree_flatten(self.run(*arguments, **named))
+        return found
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast as where the network was called. Without its cache, which would hold weights without their gradient."""
+        if self.half is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, self.half, cache_enabled=False)
+
+    def piece(self, value: Tensor, piece: slice) -> Tensor:
+        """Return a part's rows of an argument; one that does not go by rows is the same for all."""
+        return value[piece] if self.by_rows(value) else value
+
+    def by_rows(self, value: Tensor) -> bool:
+        return value.ndim > 0 and len(value) == self.rows
+
+    def joined(self, found: Sequence[Sequence[Any]]) -> tuple[Tensor, ...]:
+        """Join the parts' outputs; CounterpointError for one that does not go by rows."""
+        self.rest = [None if isinstance(value, Tensor) else value for value in found[0]]
+        whole = []
+        for values in zip(*found, strict=True):
+            if not isinstance(values[0], Tensor):
+                continue
+            if any(
+                v.ndim == 0 or len(v) != piece.stop - piece.start for v, piece in zip(values, self.pieces, strict=True)
+            ):
+                raise CounterpointError(
+                    "--accumulate: a network gives something else than a row for each row it is given; leave it out"
+                )
+            whole.append(torch.cat(values))
+        return tuple(whole)
+
+    def result(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the output in the form that the network gives it."""
+        left = iter(tensors)
+        assert self.out is not None
+        return tree_unflatten([next(left) if value is None else value for value in self.rest], self.out)
+
+
+class _InParts(torch.autograd.Function):
+    """Runs a network part by part, and once more in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.call, ctx.count = call, len(call.at)
+        inputs, found = tensors[: ctx.count], []
+        for piece in call.pieces:
+            call.states.append(_random_state(call.kind))
+            found.append(call.part([call.piece(value, piece) for value in inputs]))
+        out = call.joined(found)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[value for value in out if not value.is_floating_point()])
+        ctx.save_for_backward(*tensors, *out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        needed = ctx.needs_input_grad[1:]
+        tensors, out = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
+        inputs, weights = tensors[: ctx.count], tensors[ctx.count :]
+        parts: list[list[Tensor]] = [[] for _ in inputs]
+        sums: list[Tensor | None] = [None] * len(weights)
+        for piece, state in zip(call.pieces, call.states, strict=True):
+            leaves = [
+                call.piece(value, piece).detach().requires_grad_(need)
+                for value, need in zip(inputs, needed[: ctx.count], strict=True)
+            ]
+            with torch.enable_grad(), _random_state_of(state):
+                again = [value for value in call.part(leaves) if isinstance(value, Tensor)]
+            _check_alike(again, [value[piece] for value in out])
+            pairs = [
+                (value, gradient[piece])
+                for value, gradient in zip(again, gradients, strict=True)
+                if gradient is not None and value.requires_grad
+            ]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            if not pairs or not [*wanted, *weights]:
+                continue
+            found = torch.autograd.grad(
+                [value for value, _ in pairs], [*wanted, *weights], [g for _, g in pairs], allow_unused=True
+            )
+            arrived = iter(found)
+            for number, leaf in enumerate(leaves):
+                if leaf.requires_grad:
+                    gradient = next(arrived)
+                    parts[number].append(torch.zeros_like(leaf) if gradient is None else gradient)
+            for number, gradient in enumerate(arrived):
+                held = sums[number]
+                if gradient is not None:
+                    sums[number] = gradient if held is None else held + gradient
+        of_inputs = [
+            None if not found else torch.cat(found) if call.by_rows(value) else torch.stack(found).sum(0)
+            for value, found in zip(inputs, parts, strict=True)
+        ]
+        return None, *of_inputs, *sums
+
+
+def _check_alike(again: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Raise CounterpointError where a network gave something else the second time: its gradient would be a wrong one."""
+    for one, other in zip(again, before, strict=True):
+        if one.is_floating_point() and one.numel():
+            apart, size = (one.detach() - other).abs().max(), other.abs().max()
+            if bool(apart > ALIKE * size):  # NaN counts as alike: the loss has been refused, or is about to be
+                raise CounterpointError(
+                    "--accumulate: a network gives another output when it runs once more on the same rows, so it keeps a state "
+                    "or is changed from outside; leave it out"
+                )
+
+
+def _random_state(kind: str) -> Any:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if kind == "cuda" else None
 
 
 @contextlib.contextmanager
 def _random_state_of(state: Any) -> Iterator[None]:
     """Draw inside what was drawn from this state on: the same dropout."""
-    here = _random_state()
+    here = torch.get_rng_state(), None if state[1] is None else torch.cuda.get_rng_state()
     try:
         _set_random_state(state)
         yield

@@ -130,8 +130,7 @@ def optimisers(
     if not groups:
         raise CounterpointError("an optimiser has nothing to train: none of its parameters learns in this stage")
     optimizer = _of_torch(config, groups, config.lr * scale) or _of_timm(config, groups, config.lr * scale)
-    if config.clip_norm is not None:
-        optimizer.register_step_pre_hook(_clip(config.clip_norm))
+    clip([optimizer], config.clip_norm)
     last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     steps = steps_per_epoch if config.schedule == "step" else None
     early = 1 - 1 / (steps or 1)  # `factor` warms up to the end of the epoch at hand; by steps, to the end of the step
@@ -171,10 +170,13 @@ def _of_timm(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> to
         raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
 
 
-def _clip(norm: float) -> Callable[..., None]:
-    """What an optimiser does before each step."""
+def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float | None) -> None:
+    """Have each optimiser scale its gradients down to a norm, over all its parameters, before each step; None: do nothing."""
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        assert norm is not None
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
 
-    return hook
+    if norm is not None:
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(hook)

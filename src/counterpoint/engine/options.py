@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,18 +26,19 @@ class Loop:
     """How a learner is trained, apart from its own settings. The defaults change nothing."""
 
     precision: Precision = "32"
-    """Numbers of the forward pass: 32 (float32), bf16 or 16 (mixed; 16 scales the loss). Weights stay float32."""
+    """Numbers of the forward pass: 32 (float32), bf16 or 16 (mixed; 16 scales the loss). Weights, losses and evaluation stay
+    in float32."""
     device: str = "auto"
-    """Where to train: auto (the GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """Where to train: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Several processes take a GPU each: cuda."""
     accumulate: int = 1
-    """Cut each batch into N parts to save memory. The loss still sees the whole batch: results equal those of N = 1, up to
-    dropout. Refused where a network has batch statistics."""
+    """Run the networks on N parts of each batch, one after another, to save memory. The loss sees the whole batch, so results
+    equal those of N = 1, up to dropout. Refused where a network has batch statistics."""
     compile: bool = False
-    """Compile the networks with torch.compile: a slow first step, then faster ones."""
+    """Compile the networks with torch.compile for training: a slow first step, then faster ones."""
     ema: float = 0.0
     """Decay of a moving average of the weights, such as 0.999. It is what is evaluated and kept. 0: none."""
     patience: int = 0
-    """Stop after so many evaluations on `valid` without a better headline measure, and keep the best weights. 0: never."""
+    """Stop after this many evaluations on `valid` without a better headline measure, and keep the best weights. 0: never."""
     log: tuple[str, ...] = ()
     """Loggers besides metrics.csv: tensorboard, wandb, mlflow (each must be installed)."""
     checkpoint_minutes: float = 10.0
@@ -44,10 +47,15 @@ class Loop:
     def __post_init__(self) -> None:
         if self.precision not in ("32", "bf16", "16"):
             raise unknown("precision", self.precision, ["32", "bf16", "16"])
-        if self.accumulate < 1 or self.patience < 0:
-            raise CounterpointError("accumulate must be at least 1, patience must not be negative")
+        if self.accumulate < 1:
+            raise CounterpointError(f"accumulate must be at least 1, got {self.accumulate}")
+        if self.patience < 0:
+            raise CounterpointError(f"patience must not be negative, got {self.patience}")
+        if not self.checkpoint_minutes >= 0:
+            raise CounterpointError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
         if not 0 <= self.ema < 1:
             raise CounterpointError(f"ema must lie in 0..1, 1 not included, got {self.ema}")
+        object.__setattr__(self, "log", tuple(dict.fromkeys(self.log)))
         for name in self.log:
             if name not in LOGGERS:
                 raise unknown("logger", name, LOGGERS)
@@ -58,9 +66,13 @@ class Loop:
 
         device = self.on()
         if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise CounterpointError("this GPU has no bf16; use --precision 16 or 32")
+            raise CounterpointError("--precision bf16: this GPU has no bf16; use --precision 16 or 32")
         if self.precision != "32" and device.type == "mps":
-            raise CounterpointError("mps trains in float32 here; use --precision 32")
+            raise CounterpointError(f"--precision {self.precision}: mps trains in float32 here; use --precision 32")
+        if self.compile and device.type == "cpu" and not any(map(shutil.which, _compilers())):
+            raise CounterpointError(
+                "--compile needs a C++ compiler (g++ or clang++) on the PATH; install one, or leave it out"
+            )
         for name in self.log:
             logger_module(name)
 
@@ -78,12 +90,18 @@ class Loop:
             raise unknown("device", self.device, ["auto", "cpu", "cuda", "mps"])
         if device.type == "cuda":
             count = torch.cuda.device_count()
+            if device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise CounterpointError(
+                    f"--device {self.device}: several processes cannot share a GPU; use --device cuda"
+                )
             number = local_rank if device.index is None else device.index
             if number >= count:
                 raise CounterpointError(
                     f"--device {self.device}: this machine has {count} CUDA devices; use --device cpu"
                 )
             return torch.device("cuda", number)
+        if device.type == "cpu":
+            return torch.device("cpu")
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise CounterpointError("--device mps: this machine has none; use --device cpu")
         return device
@@ -95,6 +113,10 @@ class Loop:
         if self.precision == "32":
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+
+def _compilers() -> tuple[str, ...]:
+    return os.environ.get("CXX", "g++"), "g++", "clang++", "cl"
 
 
 def logger_module(name: str) -> Any:

@@ -11,6 +11,9 @@
       last.ckpt           everything needed to resume; removed when the run is complete
       figures.json        what the last evaluation has to show besides numbers (see counterpoint.report.found)
       report.html         curves and figures
+  bad-batch.ckpt      a batch whose loss was not finite, for `counterpoint replay`; there only after such a batch
+  tensorboard/        curves for TensorBoard, with --log tensorboard
+  loggers.json        the run's names at W&B and MLflow, with --log wandb or mlflow
 
 Files are written under a temporary name and renamed, so that a reader never sees half a file.
 """
@@ -40,7 +43,7 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT = (
+CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH = (
     "config.yaml",
     "environment.json",
     "facts.json",
@@ -51,8 +54,9 @@ CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKP
     "model.safetensors",
     "last.ckpt",
     "report.html",
+    "bad-batch.ckpt",
 )
-FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT)
+FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH)
 
 
 def versions() -> dict[str, str]:

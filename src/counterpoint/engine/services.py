@@ -3,67 +3,108 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import logger_module
+from counterpoint.files import replacing
+
+STATES = "loggers.json"  # in a run directory: under which names W&B and MLflow know the run
 
 
 class Callback:
-    """What a fit tells a Python caller. Subclasses write the methods they need.
+    """Base of what a Python caller hands to a fit. Subclasses override the methods they need.
+
+    Callbacks run in every process. They must leave the learner, and torch's global random state between steps, as they are.
 
     >>> class Printer(Callback):
     ...     def on_epoch(self, row):
     ...         print(row["epoch"], row["train/loss"])
     """
 
-    def on_start(self, learner: nn.Module, task: Any) -> None:
-        """Called once, before the first step of a fit, new or resumed."""
+    def on_start(self, learner: Learner, task: Any) -> None:
+        """Called once, before the first step of a fit, new or resumed. `learner.survey` is there until the fit ends."""
 
-    def on_step(self, learner: nn.Module, batch: dict[str, Any], losses: Mapping[str, Tensor]) -> None:
+    def on_step(self, learner: Learner, batch: dict[str, Any], losses: Mapping[str, Tensor]) -> None:
         """Called after each step, with the prepared batch and its losses."""
 
     def on_epoch(self, row: dict[str, float]) -> None:
-        """Called after each epoch with its row of figures. What it adds to the row is recorded."""
+        """Called after each epoch with its row of figures. Figures that it adds to the row are recorded."""
 
     def on_end(self, rows: list[dict[str, float]]) -> None:
-        """Called once, after the last epoch."""
+        """Called once, after the last epoch, when the run's files are written."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: tensors, numbers, strings, and lists and dictionaries of them."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint; called after `on_start`."""
+
+
+def states(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Return the states of those callbacks that have one, by number and class."""
+    found = {f"{number} {type(one).__name__}": one.state() for number, one in enumerate(callbacks)}
+    return {name: state for name, state in found.items() if state}
+
+
+def take_up_states(callbacks: Sequence[Callback], held: Mapping[str, Any]) -> None:
+    """Give callbacks their states of a checkpoint. A callback that was not there then begins anew."""
+    for number, one in enumerate(callbacks):
+        state = held.get(f"{number} {type(one).__name__}")
+        if state is not None:
+            one.resume(state)
 
 
 class Logged(Callback):
-    """Sends each epoch's figures to TensorBoard, W&B or MLflow.
+    """Sends the figures of each epoch to TensorBoard, W&B or MLflow. A resumed run goes on with the same curves.
 
     Args:
         name: one of `LOGGERS`.
-        folder: of the run; TensorBoard writes below it.
+        folder: of the run; TensorBoard writes below it, and `loggers.json` names the run for the others.
         title: name of the run.
         settings: shown beside the curves.
     """
 
-    def __init__(self, name: str, folder: Any, title: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, title: str, settings: Mapping[str, Any]) -> None:
         self.name, self.module = name, logger_module(name)
-        self.folder, self.title, self.settings = folder, title, dict(settings)
+        self.folder, self.title, self.settings = folder, title, _flat(settings)
         self.writer: Any = None
 
-    def on_start(self, learner: nn.Module, task: Any) -> None:
+    def on_start(self, learner: Learner, task: Any) -> None:
+        known = self._known()
         if self.name == "tensorboard":
-            self.writer = self.module.SummaryWriter(str(self.folder / "tensorboard"))
+            # What was written after the checkpoint that the run goes on from is hidden.
+            self.writer = self.module.SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=learner.position.all_steps + 1
+            )
         elif self.name == "wandb":
+            if known is None:
+                known = secrets.token_hex(8)
+                self._keep(known)
             self.writer = self.module.init(
                 project="counterpoint",
                 name=self.title,
                 dir=str(self.folder),
                 config=self.settings,
-                id=self.title,
+                id=known,
                 resume="allow",
             )
-        else:
+        elif known is None:
             self.module.set_experiment("counterpoint")
             self.writer = self.module.start_run(run_name=self.title)
+            self._keep(self.writer.info.run_id)
             self.module.log_params({key: str(value)[:250] for key, value in self.settings.items()})
+        else:
+            self.module.set_experiment("counterpoint")
+            self.writer = self.module.start_run(run_id=known)
 
     def on_epoch(self, row: dict[str, float]) -> None:
         step = int(row["step"])
@@ -77,19 +118,49 @@ class Logged(Callback):
         else:
             self.module.log_metrics({key.replace("/", "."): value for key, value in figures.items()}, step=step)
 
-    def on_end(self, rows: list[dict[str, float]]) -> None:
+    def close(self) -> None:
+        """Close the logger, at the end of the fit or where it was interrupted."""
+        if self.writer is None:
+            return
         if self.name == "tensorboard":
             self.writer.close()
         elif self.name == "wandb":
             self.writer.finish()
         else:
             self.module.end_run()
+        self.writer = None
+
+    def _all(self) -> dict[str, str]:
+        path = self.folder / STATES
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except (ValueError, TypeError):
+            return {}  # its curves begin anew, the run does not suffer
+
+    def _known(self) -> str | None:
+        return self._all().get(self.name)
+
+    def _keep(self, known: str) -> None:
+        with replacing(self.folder / STATES) as file:
+            file.write(json.dumps(self._all() | {self.name: known}).encode())
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings of parts get dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found
 
 
 class Average:
-    """A moving average of a module's weights, to be evaluated and kept in their place.
+    """A moving average of a learner's weights, evaluated and kept in their place.
 
-    Parameters and floating-point buffers are averaged, counters are copied. In the first steps the decay is smaller,
+    Parameters that train and the running statistics of batch normalisation are averaged. All else is copied: frozen networks,
+    moving averages that the learner makes itself, queues, counters. In the first steps the decay is smaller,
     (1 + step) / (10 + step), so that the random start is soon forgotten.
     """
 
@@ -103,14 +174,17 @@ class Average:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         state = self.module.state_dict()
-        if any(name not in self.values or self.values[name].shape != value.shape for name, value in state.items()):
-            self.values = {name: value.detach().clone() for name, value in state.items()}  # a stage replaced modules
+        if self.values.keys() != state.keys() or any(self.values[n].shape != v.shape for n, v in state.items()):
+            self.values = {name: value.detach().clone() for name, value in state.items()}  # modules were replaced
             return
-        floats = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.values[name] for name in floats], [state[name] for name in floats], 1 - decay)
+        learning = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        averaged, copied = list[str](), list[str]()
         for name, value in state.items():
-            if not value.is_floating_point():
-                self.values[name].copy_(value)
+            statistic = name.endswith(("running_mean", "running_var"))
+            (averaged if value.is_floating_point() and (name in learning or statistic) else copied).append(name)
+        torch._foreach_lerp_([self.values[n] for n in averaged], [state[n] for n in averaged], 1 - decay)
+        for name in copied:
+            self.values[name].copy_(state[name])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

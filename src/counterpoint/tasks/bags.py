@@ -46,8 +46,12 @@ class BagsConfig:
     """Training bags longer than this many snippets are subsampled evenly, shorter ones padded with zeros."""
     workers: int = 0
     """Processes that read training bags ahead; 0 reads in the main process."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm, taken over all parameters of a network together; None: they are not."""
 
     def __post_init__(self) -> None:
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise CounterpointError(f"clip_norm must be > 0 or left out, got {self.clip_norm}")
         for name in ("epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")

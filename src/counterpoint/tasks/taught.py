@@ -265,6 +265,8 @@ class TaughtLearner(LabelledLearner):
         return self.survey is not None and self.position.stage + 1 < len(self.stages())
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        if self.at_teacher and self.teacher is not None:
+            return [(self.teacher.encoder, "forward")]
         return () if any(self.layers()) else super().row_wise()  # layers inside are seen once, whole
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -596,6 +596,11 @@ class Rocket(AlignedLearner):
             for hook in hooks:
                 hook.remove()
 
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        # `_dropped` changes a text encoder for the time of a call, so it must run once, whole.
+        whole = [self.encoders[name] for name in self.pair if self.kinds[name] == "text" and self.config.text_dropout]
+        return [(encoder, method) for encoder, method in super().row_wise() if encoder not in whole]
+
     # --- the loss
 
     @property

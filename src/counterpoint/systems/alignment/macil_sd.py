@@ -43,6 +43,7 @@ from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import clip
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import System
@@ -435,6 +436,12 @@ class MacilSDConfig(BagsConfig):
             raise CounterpointError(f"base_momentum must lie in 0..1, got {self.base_momentum}")
 
 
+@full_precision
+def _cross_entropy(prob: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of probabilities, in float32: autocast on a GPU refuses it."""
+    return F.binary_cross_entropy(prob, labels)
+
+
 class MacilSD(Learner):
     """Trains the audio-visual network, and beside it the visual one whose weights are blended in after every epoch."""
 
@@ -473,7 +480,7 @@ class MacilSD(Learner):
         """Loss of the audio-visual network: MIL and, weighted, the contrast of semi-bags (Eq. 9)."""
         config, seq_len = self.config, batch["seq_len"]
         out = self.av(batch["audio"], batch["visual"], seq_len)
-        mil = F.binary_cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
+        mil = _cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
         losses = {"loss": mil, "mil": mil}
         if config.contrast:
             # The contrast is computed even while its weight is 0, so that the curves show where it starts from.
@@ -495,7 +502,7 @@ class MacilSD(Learner):
         """Loss of the visual network: MIL alone."""
         assert self.visual is not None
         prob = gather_rows(self.visual(batch["visual"], batch["seq_len"]).mil_prob)
-        return {"visual_loss": F.binary_cross_entropy(prob, batch["labels"])}
+        return {"visual_loss": _cross_entropy(prob, batch["labels"])}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         logits = {"av": self.av(batch["audio"], batch["visual"]).av_logit}
@@ -523,6 +530,8 @@ class MacilSD(Learner):
         if self.visual is not None:
             second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr, fused=True)
             turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
+        for turn in turns:
+            clip(turn.optimizers, config.clip_norm)
         return turns
 
     def _schedules(self, optimizer: torch.optim.Optimizer) -> list[Any]:

@@ -1,0 +1,49 @@
+"""`counterpoint replay RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import console, say, table
+
+
+def main(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
+) -> int:
+    """Run again the step of a batch whose loss was not finite, and show where numbers stopped being finite.
+
+    Training keeps such a batch in the run directory, with the weights and the position of the step.
+
+    Example: counterpoint replay runs/first
+
+    Args:
+        run: A run directory that keeps a batch.
+        device: Where to run the step: cpu, cuda, cuda:1, mps.
+    """
+    from counterpoint import training
+
+    found = training.replay(run, device=device)
+    turn = f", turn {found.turn + 1}" if found.turn else ""
+    say(f"stage {found.stage}, epoch {found.epoch}, step {found.step}{turn}")
+    if found.error:
+        say(f"error: {found.error}")
+    for name, value in found.losses.items():
+        say(f"{name:20s} {value:.6g}")
+    said = "not finite before the step" if found.weights else "all finite before the step"
+    say(f"weights: {said}{': ' if found.weights else ''}{', '.join(found.weights)}")
+    say(f"first modules whose output is not finite: {', '.join(found.modules) or 'none; look at the loss'}")
+    shown = table(
+        "batch", "shape", "lowest", "highest", "mean", "not finite", right=("lowest", "highest", "mean", "not finite")
+    )
+    for name, row in found.statistics.items():
+        numbers = (f"{row[key]:.4g}" if key in row else "-" for key in ("lowest", "highest", "mean"))
+        shown.add_row(name, " x ".join(map(str, row["shape"])) or "1", *numbers, f"{row['not_finite']:.2%}")
+    console().print(shown)
+    if found.finite:
+        say("the step went well this time: the run had other versions, another device, or another precision")
+    return 0

@@ -1,0 +1,206 @@
+"""`--accumulate N`: the gradients of the whole batch, for every learner whose networks see each row by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from counterpoint import catalog
+from counterpoint.engine.fit import Fit
+from counterpoint.engine.large import check_row_wise, running
+from counterpoint.engine.options import Loop
+from counterpoint.engine.run import Run
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
+
+IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
+ALIGNED = {"image_encoder": "vit-s", "batch_size": 12, "epochs": 1}
+PICTURES = "digits"
+
+
+def doubled(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: doubled(part) for key, part in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(doubled(part) for part in value)
+    if hasattr(value, "_fields"):
+        return type(value)(*(doubled(part) for part in value))
+    return value
+
+
+def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Fit, dict[str, Any]]:
+    """A fit at its first step, in float64, and that step's batch."""
+    experiment = Experiment.resolve(slug, data, overrides=settings)
+    task = experiment.task()
+    learner = experiment.learner(task.facts, 0)
+    learner.survey = Survey(task, learner)
+    learner.begin(learner.survey)
+    learner.double()
+    prepare = learner.prepare
+    learner.prepare = lambda batch, generator: doubled(prepare(batch, generator))  # type: ignore[method-assign]
+    fit = Fit(learner, task, Loop(accumulate=parts), 1, None, (), None)
+    fit.stand_at(learner.position.state())
+    return fit, next(iter(fit.loader))
+
+
+def compared(slug: str, data: str | None, settings: dict[str, Any], batch_changed: Any = None) -> None:
+    """One step in three parts is one step of the whole batch: losses, gradients, weights, buffers."""
+    found = []
+    for parts in (1, 3):
+        fit, batch = started(slug, data, settings, parts)
+        if batch_changed is not None:
+            batch = batch_changed(batch)
+        gradients: dict[str, Tensor] = {}
+        before_step = fit.learner.before_step
+
+        def noted(fit: Fit = fit, gradients: dict[str, Tensor] = gradients, then: Any = before_step) -> None:
+            then()
+            gradients |= {n: p.grad.clone() for n, p in fit.learner.named_parameters() if p.grad is not None}
+
+        fit.learner.before_step = noted  # type: ignore[method-assign]
+        losses = fit.step(batch)
+        found.append((losses, gradients, dict(fit.learner.state_dict())))
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys()
+        assert one
+        for name, value in one.items():
+            torch.testing.assert_close(
+                other[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+# Every system that is built stands in one of these lists: compared with N = 1, or refused for a reason.
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys(
+        ("simclr", "simsiam", "byol", "moco-v1", "moco-v2", "barlow-twins", "vicreg", "cacr", "swav", "dino"),
+        (PICTURES, IMAGES),
+    ),
+    **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
+    "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
+    **dict.fromkeys(("supcon", "triplet"), (PICTURES, IMAGES)),
+    "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
+    **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), ("digit-captions", ALIGNED)),
+    "albef": ("digit-captions", ALIGNED | {"queue": 48, "dropout": 0.0}),
+    "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),
+    "symile": ("xor", {"batch_size": 12, "epochs": 1}),
+    "gradient-harmonization": ("noisy-triplets", {"batch_size": 12, "epochs": 1, "realign": True}),
+    "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
+}
+REFUSED = {
+    "attention-transfer": (
+        PICTURES,
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},
+    ),
+    "fitnets": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"}),
+    "audio-sheet-retrieval": ("scores", {"batch_size": 12, "epochs": 1}),
+}
+# Their networks are another system's: adainf's data take minutes to make, cwcl's text tower is a package of 90 MB.
+LIKE_ANOTHER = {"adainf": "simclr", "cwcl": "clip"}
+
+
+def test_every_system_is_compared_or_refused() -> None:
+    built = {row.slug for row in catalog.entries().values() if row.built}
+    assert built == set(EXACT) | set(REFUSED) | set(LIKE_ANOTHER)
+
+
+@pytest.mark.parametrize("slug", sorted(EXACT))
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(slug: str) -> None:
+    compared(slug, *EXACT[slug])
+
+
+def test_items_that_lack_a_modality_change_nothing() -> None:
+    def holed(batch: dict[str, Any]) -> dict[str, Any]:
+        present = {name: there.clone() for name, there in batch["present"].items()}
+        for number, there in enumerate(present.values()):
+            there[number::4] = False
+        return batch | {"present": present}
+
+    compared("clip", *EXACT["clip"], holed)
+
+
+@pytest.mark.parametrize("slug", ["attention-transfer", "fitnets"])
+def test_a_learner_that_looks_at_layers_inside_is_refused(slug: str) -> None:
+    with pytest.raises(CounterpointError, match=r"--accumulate: .* cannot cut its batches, because it looks at layers"):
+        started(slug, *REFUSED[slug], 2)
+
+
+def test_batch_statistics_are_refused_by_name() -> None:
+    with pytest.raises(
+        CounterpointError, match=r"--accumulate: the network has batch statistics \(BatchNorm2d .*vit-s"
+    ):
+        started("simclr", PICTURES, IMAGES | {"encoder": "resnet-s"}, 2)
+    layer = nn.BatchNorm1d(2)
+    with pytest.raises(CounterpointError, match="batch statistics"):
+        check_row_wise("it", [(layer, "forward")])
+    check_row_wise("it", [(layer.eval(), "forward")])  # its statistics are fixed
+
+
+def held(network: nn.Module, x: Tensor, parts: int) -> int:
+    """Bytes that autograd keeps for the backward pass, besides weights and inputs."""
+    seen: dict[int, int] = {}
+    known = {value.data_ptr() for value in [*network.parameters(), x]}
+
+    def keep(value: Tensor) -> Tensor:
+        if value.data_ptr() not in known:
+            seen[value.data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), running([(network, "forward")], parts):
+        out = network(x)
+        kept = sum(seen.values())
+        out.square().mean().backward()
+    return kept
+
+
+def test_parts_hold_less_for_the_backward_pass() -> None:
+    network = nn.Sequential(*[layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.GELU())])
+    x = torch.randn(96, 64)
+    assert held(network, x, 4) * 8 < held(network, x, 1)
+
+
+def test_dropout_is_replayed_and_a_network_that_changes_is_refused() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    x = torch.ones(6, 4, requires_grad=True)
+    with running([(network, "forward")], 3):
+        out = network(x)
+        out.sum().backward()
+    masks = (out != 0).float() * 2
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, masks @ network[0].weight)
+
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    counting = Counting(4, 4)
+    with running([(counting, "forward")], 3), pytest.raises(CounterpointError, match="another output"):
+        counting(x).sum().backward()
+
+
+def test_two_processes_in_parts_are_as_good_as_one(tmp_path: Any) -> None:
+    options = (
+        "--data async-bags?train=18&test=4 --epochs 1 --dropout 0 --contrast-delay 0 --batch-size 9 --accumulate 2"
+    )
+    words = f"train macil-sd {options} --out {tmp_path}".split()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for name, head in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *head, "-m", "counterpoint", *words, "--name", name]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (Run.open(tmp_path / name).metrics() for name in ("one", "two"))
+    assert one[0] == pytest.approx(two[0], rel=1e-4, abs=1e-5)
