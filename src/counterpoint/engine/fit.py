@@ -428,7 +428,7 @@ class Fit:
         self.device = self.loop.on()
         self.learner.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        for teacher in teachers_of(self.learner):
+        for teacher in teachers_of(self.learner).values():
             teacher.to(self.device)
         self.learner.train()
         self.learner.position.__dict__.update(position)

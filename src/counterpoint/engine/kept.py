@@ -52,7 +52,7 @@ def keep_batch(
             "batch": _plain(batch),
             "learner": learner.state_dict(),
             "structure": learner.structure(),
-            "teachers": [teacher.state() for teacher in teachers_of(learner)],
+            "teachers": {place: teacher.state() for place, teacher in teachers_of(learner).items()},
             "position": learner.position.state(),
             "turn": turn,
             "random": dict(state or {}),

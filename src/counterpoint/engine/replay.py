@@ -123,8 +123,8 @@ def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> 
         learner.load_state_dict(kept["learner"])
     except RuntimeError as error:
         raise RunError("the kept weights do not fit the run's config") from error
-    for teacher, state in zip(teachers_of(learner), kept["teachers"], strict=True):
-        teacher.resume(state)
+    for place, teacher in teachers_of(learner).items():
+        teacher.resume(kept["teachers"][place])
     fit = Fit(learner, task, replace(loop, compile=False, ema=0.0, patience=0, log=()), 1, None, (), None)
     fit.stand_at(position)
     stage = fit.stages[position["stage"]]
