@@ -33,7 +33,7 @@ def test_a_step_asks_the_system_for_fewer_pages():
     if platform.libc_ver()[0] != "glibc":
         assert not memory.keep_freed_memory()
         return
-    assert faults("keep") < faults("plain") / 10
+    assert faults("keep") < faults("plain") / 2
 
 
 def test_other_libraries_are_left_alone(monkeypatch):
