@@ -95,7 +95,7 @@ print(json.dumps({"steps": [b - a for a, b in zip(ends, ends[1:])][3:],
 
 def measured(code: str, argument: object, source: Path) -> tuple[list[float], int]:
     """Run code against a build; return seconds of its steps, and its peak memory in KiB."""
-    environment = os.environ | {"PYTHONPATH": str(source / "src")}
+    environment = os.environ | {"PYTHONPATH": f"{source / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     found = subprocess.run(
         [sys.executable, "-c", code, json.dumps(argument)], capture_output=True, text=True, env=environment, check=False
     )

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 OWN = ("text-s", "minilm")
+REMEMBERED = 1 << 17  # texts whose tokens a tokenizer keeps
 PAD, START, END, UNKNOWN = "[PAD]", "[START]", "[END]", "[UNK]"
 Pooling = Literal["mean", "end", "first"]
 
@@ -55,6 +58,8 @@ class Tokenizer:
         self.vocabulary = model.get_vocab_size()
         found = (model.token_to_id(name) for name in (PAD, "<pad>", "<|endoftext|>"))
         self.pad = next((number for number in found if number is not None), 0)
+        self._seen: dict[str, list[int]] = {}
+        self._seen_length = 0
 
     def encode(
         self, texts: Sequence[str], length: int
@@ -69,18 +74,25 @@ class Tokenizer:
         room = length - self.model.num_special_tokens_to_add(False)
         if room < 1:
             raise CounterpointError(f"a length of {length} tokens leaves none for the text beside the special ones")
-        self.model.enable_truncation(length)
-        try:
-            found = [encoding.ids for encoding in self.model.encode_batch(list(texts))]
-        finally:
-            self.model.no_truncation()
-        longest = max(1, *(len(ids) for ids in found))
-        ids = torch.full((len(found), longest), self.pad, dtype=torch.int64)
-        mask = torch.zeros(len(found), longest, dtype=torch.bool)
-        for row, tokens in enumerate(found):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
-            mask[row, : len(tokens)] = True
-        return ids, mask
+        found = self._tokens(list(texts), length)
+        lengths = np.array([len(tokens) for tokens in found])
+        mask = np.arange(max(1, int(lengths.max()))) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad, np.int64)
+        ids[mask] = list(itertools.chain.from_iterable(found))
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def _tokens(self, texts: list[str], length: int) -> list[list[int]]:
+        """Token numbers of each text, cut to `length`. What was seen before is remembered: an epoch asks for it again."""
+        if self._seen_length != length or len(self._seen) > REMEMBERED:
+            self._seen, self._seen_length = {}, length
+        new = list(dict.fromkeys(text for text in texts if text not in self._seen))
+        if new:
+            self.model.enable_truncation(length)
+            try:
+                self._seen |= {t: e.ids for t, e in zip(new, self.model.encode_batch(new), strict=True)}
+            finally:
+                self.model.no_truncation()
+        return [self._seen[text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token numbers, without special tokens."""
