@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 OWN = ("text-s", "minilm")
+SHORT = 64  # tokens up to which plain products are faster than PyTorch's fused attention on a CPU
 REMEMBERED = 1 << 17  # texts whose tokens a tokenizer keeps
 PAD, START, END, UNKNOWN = "[PAD]", "[START]", "[END]", "[UNK]"
 Pooling = Literal["mean", "end", "first"]
@@ -174,6 +176,35 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 
+class _Block(nn.TransformerEncoderLayer):
+    """A pre-norm layer that computes real tokens alone: padding takes part in nothing but the shape of the attention."""
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "real width"], at: Int[Tensor, " real"], hidden: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "real width"]:
+        """Return the layer's output for the real tokens.
+
+        Args:
+            x: the real tokens of all texts, one after another.
+            at: their places among all batch * tokens.
+            hidden: True where a token must not be attended to.
+        """
+        attention, (batch, length) = self.self_attn, hidden.shape
+        inside = F.linear(self.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
+        padded = inside.new_zeros(batch * length, inside.shape[1]).index_copy(0, at, inside)
+        q, k, v = padded.view(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        rate = attention.dropout if self.training else 0.0
+        if x.device.type == "cpu" and length <= SHORT:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
+            mixed = F.dropout(weights, rate) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden[:, None, None], dropout_p=rate)
+        mixed = mixed.transpose(1, 2).reshape(batch * length, -1)[at]
+        x = x + self.dropout1(attention.out_proj(mixed))
+        return x + self.dropout2(self.linear2(self.dropout(F.gelu(self.linear1(self.norm2(x))))))
+
+
 class TextTransformer(nn.Module):
     """A transformer encoder over tokens (pre-norm, GELU, learned positions), pooled to one vector.
 
@@ -200,9 +231,7 @@ class TextTransformer(nn.Module):
         self.embed = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.empty(length, width))
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
-            )
+            _Block(width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True)
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
@@ -217,9 +246,11 @@ class TextTransformer(nn.Module):
         x = self.embed(ids) + self.position[: ids.shape[1]]
         # A row without any token attends to its first padding, so that nothing becomes NaN; it is zeroed below.
         hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
+        at = mask.flatten().nonzero().squeeze(1)
+        shape, x = x.shape, x.flatten(0, 1)[at]
         for block in self.blocks:
-            x = block(x, src_key_padding_mask=hidden)
-        return self.norm(x) * mask[..., None]
+            x = block(x, at, hidden)
+        return x.new_zeros(shape.numel() // shape[2], shape[2]).index_copy(0, at, self.norm(x)).view(shape)
 
     def forward(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
