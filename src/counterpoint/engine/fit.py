@@ -347,7 +347,7 @@ class Fit:
             loss = losses[turn.minimise]
             if not bool(loss.isfinite()):
                 raise CounterpointError(
-                    f"the loss is {float(loss)} at step {learner.position.all_steps}: training diverged; lower --lr"
+                    f"the loss is {float(loss.detach())} at step {learner.position.all_steps}: training diverged; lower --lr"
                 )
             for optimizer in turn.optimizers:
                 optimizer.zero_grad()
