@@ -161,7 +161,6 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -171,15 +170,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out += self._shortcut(x)
+        out += self.downsample(x)
         return F.relu_(out)
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        """The 1 x 1 convolution of the pixels that its stride keeps: a matrix product, faster than a strided convolution."""
-        conv: Any = self.downsample[0]
-        kept = x[..., :: self.stride, :: self.stride].contiguous(memory_format=torch.channels_last)
-        shortcut: Tensor = self.downsample[1](F.conv2d(kept, conv.weight))
-        return shortcut
 
 
 class ResNetS(_ChannelsLast):
