@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import replace
@@ -84,6 +85,7 @@ def train(
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
     made: list[Run] = []
+    fresh = not Path(out).exists()
 
     def create() -> Run:
         made.append(_create(Path(out), record, name))
@@ -96,6 +98,9 @@ def train(
     except CounterpointError:
         if made and not made[0].begun and not (made[0].path / BAD_BATCH).is_file():
             shutil.rmtree(made[0].path, ignore_errors=True)  # refused before its first step
+            if fresh:
+                with contextlib.suppress(OSError):
+                    Path(out).rmdir()
         raise
     return _shown(made[0], say)
 
