@@ -237,7 +237,7 @@ def test_a_committed_record_is_what_its_protocol_says_of_its_figures(slug, tmp_p
     record = room.read_record(slug, ROOT / "results/claims")
     protocol = of_system(slug)
     assert record["protocol"]["sha256"] == protocol.sha256
-    for part, made in [(record, protocol), *((record["variants"][n], v) for n, v in protocol.variants.items())]:
+    for part, made in [(record, protocol), *_variants(record, protocol)]:
         strict = not any("refused" in row for row in part["conjuncts"])
         judged = room.judge(made, part["results"], part["seeds"], strict=strict)
         assert json.loads(json.dumps(judged)) == {key: part[key] for key in judged}
@@ -248,15 +248,27 @@ def test_a_committed_record_is_what_its_protocol_says_of_its_figures(slug, tmp_p
     assert all(row["says"].partition(":")[0] in page for row in record["conjuncts"])
 
 
+def _variants(record, protocol):
+    """The variants of a protocol that were run."""
+    return [
+        (record["variants"][name], made)
+        for name, made in protocol.variants.items()
+        if name in record.get("variants", {})
+    ]
+
+
 def test_judging_anew_changes_nothing_that_was_measured(tmp_path):
-    for name in ("isogclr", "dcl"):
+    names = ("isogclr", "cacr", "dcl", "m3col")
+    for name in names:
         (tmp_path / f"{name}.json").write_bytes((ROOT / "results/claims" / f"{name}.json").read_bytes())
-    before = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("isogclr", "dcl")}
+    before = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
     for record in claims.rejudge_all(tmp_path):
         old = before[record["slug"]]
         assert record == old
         assert record["verdict"] == "partly"
-    assert any("not redrawn" in said for said in before["dcl"]["missing"])
+    assert any("not redrawn" in said for said in before["cacr"]["missing"])
+    assert before["dcl"]["missing"] == before["m3col"]["missing"] == []
+    assert before["m3col"]["tuned"]
     assert "ceiling" in before["isogclr"]["conjuncts"][1]["refused"]
 
 

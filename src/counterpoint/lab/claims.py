@@ -91,6 +91,7 @@ def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
         "commit": record.get("commit"),
         "versions": record["versions"],
         "machine": record["machine"],
+        **{name: record[name] for name in ("minutes",) if name in record},
     }
     write_record(made, folder / f"{slug}.json")
     return made
@@ -119,6 +120,7 @@ def _part(part: Protocol, old: Mapping[str, Any]) -> dict[str, Any]:
         "results": results,
         **judge(part, results, seeds, strict=False),
         "notes": list(part.notes),
+        **{name: old[name] for name in ("tuned",) if name in old},
     }
 
 
