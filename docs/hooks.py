@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import html
 import importlib
 import inspect
@@ -33,6 +32,7 @@ from counterpoint.commands import COMMANDS, main  # noqa: E402
 from counterpoint.data import SOURCES  # noqa: E402
 from counterpoint.report.claim import by_unit, label, rule_said  # noqa: E402
 from counterpoint.report.figures import effects  # noqa: E402
+from counterpoint.systems.settings import flat  # noqa: E402
 
 WIDTH = 88  # of what the program prints, in characters
 # Documents of the root and the pages they become.
@@ -220,9 +220,9 @@ def system_page(entry: catalog.Entry) -> str:
     module = importlib.import_module(entry.module.partition(":")[0])
     said = inspect.getdoc(module) or ""
     title, _, rest = said.partition("\n")
-    # Of an addition the classes are made on the spot: what it brings is shown.
-    shown = module.SYSTEM if entry.addition else system
-    config, learner = shown.config, shown.learner
+    # Of an addition what it brings is shown: its own settings, and its part or the learner it puts around the base's.
+    config: Any = module.SYSTEM.config if entry.addition else system.config
+    learner: Any = (module.SYSTEM.part or module.SYSTEM.around) if entry.addition else system.learner
     parts = [
         f"# {entry.slug}",
         f"**{paper(entry)}**",
@@ -259,15 +259,16 @@ def directive(name: str, *, shared: bool = False, members: bool = True) -> str:
 
 def settings(system: Any) -> str:
     """The fields of the Config with their defaults, and what each recipe makes of them."""
-    said = field_docs(system.config)
+    plain = system.config()
+    said = field_docs(type(plain))
+    for slug, part in getattr(plain, "parts", {}).items():
+        said |= {f"{slug}.{name}": text for name, text in field_docs(type(part)).items()}
     recipes = system.recipes
     head = ["setting", "paper", *(f"`{name}`" for name in recipes), "what it is"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    plain = system.config()
-    for field in dataclasses.fields(system.config):
-        default = getattr(plain, field.name)
-        values = [str(recipe[field.name]) if field.name in recipe else "" for recipe in recipes.values()]
-        rows.append(f"| `{field.name}` | {default} | {' | '.join([*values, cell(said.get(field.name, ''))])} |")
+    for name, default in flat(plain).items():
+        values = [str(recipe[name]) if name in recipe else "" for recipe in recipes.values()]
+        rows.append(f"| `{name}` | {default} | {' | '.join([*values, cell(said.get(name, ''))])} |")
     return "\n\n".join(
         [
             "Defaults are the paper's. Where a data source is far from the paper's scale, the recipe under its name replaces "
@@ -281,8 +282,6 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
-        if base.__module__ == "types":  # made on the spot by a composition: no source
-            continue
         body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
