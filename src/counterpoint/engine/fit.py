@@ -77,7 +77,7 @@ def fit(
     Args:
         loop: precision, device, large batches and other services.
         title: shown at the progress bar; `bar`: whether there is one.
-        callbacks: are told of steps and epochs.
+        callbacks: get each step and each epoch.
         say: gets warnings; default: they go to standard error.
 
     Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read, CounterpointError for stages that cannot
@@ -387,7 +387,7 @@ class Fit:
             row["stage"] = position.stage
         row |= {f"train/{name}": float(total) / self.batches for name, total in self.sums.items()}
         ends = position.epoch + 1 == stage.epochs
-        if stage.evaluated and ((position.epoch + 1) % self.evaluate_every == 0 or ends):
+        if (position.epoch + 1) % self.evaluate_every == 0 or ends:
             with self._averaged():
                 learner.begin_evaluation(self.survey)
                 found, _, signs = measure(learner, self.task, "valid", final=False)

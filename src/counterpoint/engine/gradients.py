@@ -1,4 +1,4 @@
-"""Gradients over processes: the mean of everybody's, parameter by parameter, whichever parameters a step reached."""
+"""Average gradients over processes, parameter by parameter, whichever parameters a step reached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUCKET = 25 << 20  # bytes that travel at once
 def average(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each parameter's gradient by its mean over the processes; do nothing with one process.
 
-    A parameter that some process reached and another did not counts as zero there. One that nobody reached keeps no
+    Where only some processes reached a parameter, its gradient is zero on the others. Where no process reached it, it keeps no
     gradient, so that its optimiser passes over it.
     """
     if world()[1] == 1:
@@ -52,14 +52,14 @@ def _average(gradients: list[Tensor]) -> None:
 
 
 def share_weights(module: nn.Module) -> None:
-    """Send the first process's parameters and buffers to all others, so that everybody begins alike."""
+    """Send the first process's parameters and buffers to all others, so that all processes begin alike."""
     if world()[1] > 1:
         for value in [*module.parameters(), *module.buffers()]:
             dist.broadcast(value.detach(), 0)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Send the first process's buffers to all others, so that everybody evaluates alike."""
+    """Send the first process's buffers to all others, so that all processes evaluate alike."""
     if world()[1] > 1:
         for value in module.buffers():
             dist.broadcast(value.detach(), 0)

@@ -255,7 +255,7 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
 
 
 def _asked(reader: Reader, option: str, said: str, names: list[str]) -> tuple[str, float | None]:
-    """The name of the split that an option names, else the fraction that it is; both empty where nothing is said."""
+    """Return the split that an option names, else the fraction that it is; both empty where the option is not given."""
     if not said:
         return "", None
     try:
