@@ -387,7 +387,7 @@ class Fit:
             row["stage"] = position.stage
         row |= {f"train/{name}": float(total) / self.batches for name, total in self.sums.items()}
         ends = position.epoch + 1 == stage.epochs
-        if (position.epoch + 1) % self.evaluate_every == 0 or ends:
+        if stage.evaluated and ((position.epoch + 1) % self.evaluate_every == 0 or ends):
             with self._averaged():
                 learner.begin_evaluation(self.survey)
                 found, _, signs = measure(learner, self.task, "valid", final=False)

@@ -49,6 +49,7 @@ class Stage:
             may replace modules (see `Learner.structure`). A teacher has its place from the beginning and is taken anew here, so
             that a resumed fit has it. A fit resumed within the stage does not call this again.
         carry: keep the optimisers and schedules of the stage before, with their state.
+        evaluated: measure the learner on `valid` in this stage.
     """
 
     name: str
@@ -58,3 +59,4 @@ class Stage:
     batches: Callable[[Survey], Batches] | None = None
     enter: Callable[[Survey], None] | None = None
     carry: bool = False
+    evaluated: bool = True
