@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from counterpoint.engine import optim
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.errors import CounterpointError
 
@@ -117,3 +120,47 @@ def test_rate_follows_the_same_curve_by_steps():
     assert len(set(seen)) > 30
     with pytest.raises(CounterpointError, match="schedule"):
         OptimConfig(schedule="week")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
+        (torch.optim.AdamW, {"weight_decay": 1e-2, "fused": True}),
+        (torch.optim.LBFGS, {"history_size": 4, "line_search_fn": "strong_wolfe"}),
+    ],
+)
+def test_a_light_optimiser_takes_the_same_steps(kind, options):
+    def trained(made):
+        network = nn.Linear(5, 3)
+        with torch.no_grad():
+            for p in network.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+        optimizer, hooked = made(network.parameters(), lr=0.1, **options), []
+        optimizer.register_step_pre_hook(lambda *_: hooked.append(1))
+        x, y = torch.sin(torch.arange(40.0)).view(8, 5), torch.arange(8) % 3
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            optimizer.step(closure)
+        return [p.detach() for p in network.parameters()], optimizer.state_dict()["state"], len(hooked)
+
+    plain, light = trained(kind), trained(optim.light(kind))
+    assert light[2] == plain[2] == 4
+    for a, b in zip(light[0], plain[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(light[1], plain[1], rtol=0, atol=0)
+
+
+def test_training_does_not_import_the_compiler(tmp_path):
+    code = (
+        "import sys; from counterpoint.cli import main; "
+        f"main(['train', 'simclr', '--data', 'digits', '--epochs', '1', '--out', {str(tmp_path / 'run')!r}]); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -36,6 +36,7 @@ from counterpoint.core.checks import need_alike
 from counterpoint.core.contrast import EPS
 from counterpoint.core.gap import gap_metrics
 from counterpoint.core.rows import Keys
+from counterpoint.engine.optim import light
 
 RECALL = (1, 5, 10)
 CHUNK = 1024  # queries compared with all keys at a time
@@ -404,7 +405,7 @@ def linear_probe(
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     weight = torch.zeros(classes, train.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = light(torch.optim.LBFGS)([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from counterpoint.core.world import world
 from counterpoint.engine.gradients import average, share_weights
 from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import light
 from counterpoint.engine.services import Callback
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.images import chosen_bank
@@ -114,7 +115,7 @@ class OnlineProbe(_Online):
         nn.init.zeros_(self.network.weight)
         nn.init.zeros_(self.network.bias)
         share_weights(self.network)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr)
+        self.optimizer = light(torch.optim.Adam)(self.network.parameters(), lr=self.lr)
 
     def on_step(self, learner: Learner, batch: dict[str, Any], losses: Mapping[str, Tensor]) -> None:
         labels = batch.get("label")

@@ -43,7 +43,7 @@ from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.weights import read_weights
 from counterpoint.data.bags import BagData
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.optim import clip
+from counterpoint.engine.optim import clip, light
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.systems.base import System
@@ -525,10 +525,10 @@ class MacilSD(Learner):
 
     def turns(self) -> list[Turn]:
         config = self.config
-        first = torch.optim.Adam(self.av.parameters(), lr=config.lr, fused=True)
+        first = light(torch.optim.Adam)(self.av.parameters(), lr=config.lr, fused=True)
         turns = [Turn([first], self._schedules(first))]
         if self.visual is not None:
-            second = torch.optim.Adam(self.visual.parameters(), lr=config.visual_lr, fused=True)
+            second = light(torch.optim.Adam)(self.visual.parameters(), lr=config.visual_lr, fused=True)
             turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
         for turn in turns:
             clip(turn.optimizers, config.clip_norm)
