@@ -36,7 +36,7 @@ A file, in short:
     lr = [0.001, 0.003]
 
 `[[reported]]` has the form of `[[conjuncts]]` and is shown without a verdict. `[variants.NAME]` replaces keys of the claim
-and is reported beside it.
+and is reported beside it; `tuning = {}` in it leaves the tuning out.
 """
 
 from __future__ import annotations
@@ -248,6 +248,8 @@ def read(text: str, slug: str) -> Protocol:
         merged = dict(raw)
         for key, value in changes.items():
             merged[key] = raw.get(key, {}) | value if key in ("setting", "data_options", "metrics") else value
+        if merged.get("tuning") == {}:
+            del merged["tuning"]
         found[name] = _protocol(merged, slug, f"variant '{name}'")
     return replace(main, variants=found)
 
