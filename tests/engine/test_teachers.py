@@ -203,3 +203,35 @@ def test_names_of_functions():
     assert Frozen(linear, "", linear.extra_repr).function == "Linear.extra_repr"
     assert frozen(linear, call=lambda module: module.extra_repr).function == "Linear.extra_repr"
     assert teachers.partial(Frozen, linear)().function == "Linear"
+
+
+def test_a_teacher_of_another_width_is_refused():
+    survey = Survey(Task(), Toy())
+    with pytest.raises(CounterpointError, match="rows 3 wide, and this student compares rows 4 wide: choose a teacher"):
+        frozen(torch.nn.Linear(6, 3), width=4)(torch.zeros(2, 6))
+    assert frozen(torch.nn.Linear(6, 3), width=3)(torch.zeros(2, 6)).shape == (2, 3)
+    for _ in range(2):  # computed, then from the cache
+
+        def taught(width=None):
+            teacher = frozen(network, lambda net: lambda batch: {"feature": net(batch["x"])}, width=width)
+            return cached(teacher, survey, "train")
+
+        network = torch.nn.Linear(6, 3)
+        assert taught().values.shape[1] == 3
+        with pytest.raises(CounterpointError, match="set the student's width to 3"):
+            taught(4)
+
+
+def test_a_model_of_transformers_from_a_folder_teaches(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
+    )
+    model = transformers.ViTModel(config).eval()
+    model.save_pretrained(tmp_path / "vit")
+    teacher = frozen(f"hf:{tmp_path / 'vit'}", width=12, size=16)
+    x = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(x), model(pixel_values=x).pooler_output)
+    assert not any(p.requires_grad for p in teacher.module.parameters())
+    assert teacher.state()["weights"] == {}  # had again by its name

@@ -32,15 +32,21 @@ class Frozen:
         module: the network; its parameters no longer require gradients.
         source: where it can be had again, such as "run:runs/x"; "" for a snapshot, whose weights checkpoints keep.
         call: what `frozen(...)` computes; default: the module's forward.
+        width: of the rows that the learner can use, where it is fixed.
     """
 
-    def __init__(self, module: nn.Module, source: str = "", call: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, source: str = "", call: Callable[..., Any] | None = None, width: int | None = None
+    ) -> None:
         self.module = module.eval().requires_grad_(False)
-        self.source, self._call = source, call or module
+        self.source, self.width, self._call = source, width, call or module
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         with torch.no_grad():
-            return self._call(*arguments, **named)
+            found = self._call(*arguments, **named)
+        if isinstance(found, Tensor):
+            need_width(self, found.shape[-1] if found.ndim else 0)
+        return found
 
     def to(self, device: torch.device) -> Frozen:
         """Move the network to a device; return the same object."""
@@ -83,12 +89,27 @@ class Frozen:
             )
 
 
+def need_width(teacher: Frozen, found: int) -> None:
+    """Raise CounterpointError where a teacher's rows are not as wide as the learner needs them."""
+    if teacher.width not in (None, found):
+        raise CounterpointError(
+            f"the teacher {teacher.source or type(teacher.module).__name__} gives rows {found} wide, and this student "
+            f"compares rows {teacher.width} wide: choose a teacher of that width, or set the student's width to {found}"
+        )
+
+
 def snapshot(module: nn.Module) -> Frozen:
     """Return a frozen copy of a network as it is now."""
     return Frozen(copy.deepcopy(module))
 
 
-def frozen(teacher: str | nn.Module, call: Callable[[nn.Module], Callable[..., Any]] | None = None) -> Frozen:
+def frozen(
+    teacher: str | nn.Module,
+    call: Callable[[nn.Module], Callable[..., Any]] | None = None,
+    *,
+    width: int | None = None,
+    size: int = 224,
+) -> Frozen:
     """Make a teacher.
 
     Args:
@@ -98,22 +119,24 @@ def frozen(teacher: str | nn.Module, call: Callable[[nn.Module], Callable[..., A
                                  and the package's version (`seed=N` among the options; default 0);
             "hf:NAME" or another name of an image encoder, with its published weights, as `encoders.images` takes it.
         call: from the network to the function that is called; default: the network's forward, of a learner its `predict`.
+        width: of the rows that the student compares; other rows are refused at the first call.
+        size: of the pictures, in pixels, for an image encoder.
 
     Raises CounterpointError for a name of none of these kinds, RunError for a run that is missing or not finished.
     """
     if isinstance(teacher, nn.Module):
-        found = snapshot(teacher)
-        return found if call is None else Frozen(found.module, "", call(found.module))
+        copied = copy.deepcopy(teacher)
+        return Frozen(copied, "", call(copied) if call else None, width)
     kind, _, rest = teacher.partition(":")
     if kind in ("run", "fit"):
         # By name, as the catalogue loads systems: loading and training a learner are above this room.
         room = importlib.import_module("counterpoint.experiment")
         module: Any = room.load_learner(rest) if kind == "run" else room.fitted(rest)
-        return Frozen(module, teacher, call(module) if call else module.predict)
+        return Frozen(module, teacher, call(module) if call else module.predict, width)
     if kind in ("hf", "timm", "torchvision"):
         encoders = importlib.import_module("counterpoint.encoders.images")
-        module = encoders.build_image_encoder(teacher, 224, pretrained=True)
-        return Frozen(module, teacher, call(module) if call else None)
+        module = encoders.build_image_encoder(teacher, size, pretrained=True)
+        return Frozen(module, teacher, call(module) if call else None, width)
     raise CounterpointError(
         f"unknown teacher '{teacher}': give run:RUN, fit:SLUG?data=SOURCE, hf:NAME, timm:NAME or torchvision:NAME"
     )
@@ -166,7 +189,9 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     def row(batch: dict[str, Any]) -> Tensor:
         found = teacher(batch)
         value = found[output] if isinstance(found, Mapping) else found
-        return value.detach().float().reshape(len(value), -1)
+        rows = value.detach().float().reshape(len(value), -1)
+        need_width(teacher, rows.shape[1])
+        return rows
 
     count = len(survey.split(split))
     stamp = hashlib.sha256(f"{teacher.digest()} {teacher.function} {split} {count} {output}".encode())
@@ -181,7 +206,9 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
             if not path.is_file():
                 with replacing(path) as file:
                     np.save(file, values.numpy())
-    return Cached(np.load(path, mmap_mode="r"))
+    values = np.load(path, mmap_mode="r")
+    need_width(teacher, values.shape[1])
+    return Cached(values)
 
 
 def _tensors(value: Any) -> list[Tensor]:
