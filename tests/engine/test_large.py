@@ -48,6 +48,7 @@ def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -
     prepare = learner.prepare
     learner.prepare = lambda batch, generator: doubled(prepare(batch, generator))  # type: ignore[method-assign]
     fit = Fit(learner, task, Loop(accumulate=parts), 1, None, (), None)
+    fit.survey = learner.survey
     fit.stand_at(learner.position.state())
     return fit, next(iter(fit.loader))
 
@@ -118,6 +119,28 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(slug: str) -> None:
     compared(slug, *EXACT[slug])
 
 
+@pytest.mark.parametrize("slug", sorted(EXACT | REFUSED))
+def test_a_step_in_bfloat16_is_near_the_step_in_float32(slug: str) -> None:
+    data, settings = (EXACT | REFUSED)[slug]
+    found = []
+    for precision in ("32", "bf16"):
+        experiment = Experiment.resolve(slug, data, overrides=settings)
+        task = experiment.task()
+        learner = experiment.learner(task.facts, 0)
+        learner.survey = Survey(task, learner)
+        learner.begin(learner.survey)
+        fit = Fit(learner, task, Loop(precision=precision), 1, None, (), None)
+        fit.survey = learner.survey
+        fit.stand_at(learner.position.state())
+        found.append(fit.step(next(iter(fit.loader))))
+        assert all(p.isfinite().all() for p in learner.parameters())
+        assert {p.dtype for p in learner.parameters()} == {torch.float32}
+    exact, near = found
+    assert exact.keys() == near.keys()
+    for name, value in exact.items():
+        torch.testing.assert_close(near[name].double(), value.double(), rtol=0.05, atol=0.05)
+
+
 def test_items_that_lack_a_modality_change_nothing() -> None:
     def holed(batch: dict[str, Any]) -> dict[str, Any]:
         present = {name: there.clone() for name, there in batch["present"].items()}
@@ -132,6 +155,11 @@ def test_items_that_lack_a_modality_change_nothing() -> None:
 def test_a_learner_that_looks_at_layers_inside_is_refused(slug: str) -> None:
     with pytest.raises(CounterpointError, match=r"--accumulate: .* cannot cut its batches, because it looks at layers"):
         started(slug, *REFUSED[slug], 2)
+
+
+def test_a_learner_whose_networks_have_batch_statistics_is_refused() -> None:
+    with pytest.raises(CounterpointError, match="--accumulate: "):
+        started("audio-sheet-retrieval", *REFUSED["audio-sheet-retrieval"], 2)
 
 
 def test_batch_statistics_are_refused_by_name() -> None:
