@@ -49,8 +49,14 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/cacr.py
 	$(BIN)/python benchmarks/images.py
 
+bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
+	$(BIN)/python benchmarks/check.py
+
 catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 	$(BIN)/python -m counterpoint.catalog README.md
+
+lock: $(STAMP)  ## constraints.txt: every version that is installed here
+	$(BIN)/python tools/lock.py
 
 clean:  ## the environment and what was built
 	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
