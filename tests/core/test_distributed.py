@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoint.core import contrast
-from counterpoint.core.contrast import Diagonal, Labels, pair_logsumexp
+from counterpoint.core import kernel
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.rules import Diagonal, Labels
 
 
 def losses(q, k, x, labels, ring):
@@ -60,7 +61,7 @@ def of_functions(a, b, labels):
 
 
 def work(rank, counts, port):
-    contrast.TILE, contrast.SMALL = (3, 4), 0
+    kernel.TILE, kernel.SMALL = (3, 4), 0
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
     g = torch.Generator().manual_seed(0)

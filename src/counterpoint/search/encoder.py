@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from counterpoint.core.contrast import EPS
+from counterpoint.core.operands import EPS
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.experiment import Experiment, load_learner

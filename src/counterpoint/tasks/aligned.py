@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress
 
-from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place, world
 from counterpoint.core.gap import gap_metrics
+from counterpoint.core.operands import EPS
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown

@@ -40,9 +40,10 @@ from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds, refuse_graph, traced
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.optim import Schedule, factor, optimisers

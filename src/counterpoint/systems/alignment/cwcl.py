@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import (
     Place,
     batch_logsumexp,
@@ -38,6 +37,7 @@ from counterpoint.core.distributed import (
     global_mean,
     place,
 )
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System

@@ -29,11 +29,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
 from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_cross_entropy, pair_logsumexp_towards, positive_similarity, unit, with_bias
+from counterpoint.core.contrast import pair_logsumexp_towards
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import positive_similarity, unit, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows
-from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches
