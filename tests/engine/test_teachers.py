@@ -238,3 +238,16 @@ def test_a_model_of_transformers_from_a_folder_teaches(tmp_path):
         torch.testing.assert_close(teacher(x), model(pixel_values=x).pooler_output)
     assert not any(p.requires_grad for p in teacher.module.parameters())
     assert teacher.state()["weights"] == {}  # had again by its name
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None])
+def test_a_damaged_file_of_a_teachers_rows_is_made_again(cache, damage):
+    task, toy = Task(Config()), Toy()
+    survey, teacher = Survey(task, toy), Frozen(toy.encoder, "x", lambda batch: toy.encoder(batch["x"]))
+    expected = cached(teacher, survey, "train").values.copy()
+    (file,) = (cache / "teachers").glob("*.npy")
+    whole = file.read_bytes()
+    file.unlink()  # a mapped file must not be cut while it is mapped
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert np.array_equal(cached(teacher, survey, "train").values, expected)
+    assert file.read_bytes() == whole
