@@ -43,7 +43,7 @@ def alone(q, k, x, labels):
 
 def of_functions(a, b, labels):
     """The classics that contrast over the batch."""
-    from counterpoint.functional import clip, moco, nt_xent, siglip, supcon, supcon_single_view
+    from counterpoint.functional import clip, moco, of, siglip, supcon, supcon_single_view
 
     scale = torch.tensor(1.0, dtype=torch.float64)
     queue = torch.nn.functional.normalize(torch.arange(1.0, 21).view(4, 5).double().sin(), dim=1)
@@ -52,7 +52,7 @@ def of_functions(a, b, labels):
         clip(a, b, scale)
         + clip(a, b, scale, ring=True)
         + siglip(a, b, scale, -scale)
-        + nt_xent(a, b)
+        + of("simclr").nt_xent(a, b)
         + moco(a, b, queue).loss
         + supcon(views, labels)
         + supcon(views, labels, all_views=False)
