@@ -25,6 +25,7 @@ from counterpoint.core.distil import (
     rkd_angle,
     rkd_distance,
 )
+from counterpoint.core.world import over
 
 
 def draw(*shape, seed=0):
@@ -312,7 +313,8 @@ def _crd_step(share):
 def _process(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import global_max
+from counterpoint.core.distributed import global_max, over
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import cache_folder, replacing
@@ -200,7 +200,9 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     path = cache_folder() / "teachers" / f"{stamp.hexdigest()[:32]}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     # One process may find the file that another has just written: all compute, or none.
-    if global_max(int(not path.is_file()), teacher.device):
+    with over("world"):
+        missing = global_max(int(not path.is_file()), teacher.device)
+    if missing:
         values = survey.over(split, row)  # every process takes its share
         with FileLock(f"{path}.lock"):
             if not path.is_file():
