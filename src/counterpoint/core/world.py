@@ -71,10 +71,27 @@ def over(group: Group) -> Iterator[None]:
         _group.reset(token)
 
 
+GROUP_HELP = (
+    "group: processes whose batches together are the batch: a ProcessGroup, or 'world' for all; see `core.distributed`.\n"
+    "    None (default): this process's batch alone."
+)
+
+
+def _explained(doc: str) -> str:
+    """Add a line on `group` to the arguments of a docstring, or after its first paragraph where none are listed."""
+    before, listed, after = doc.partition("    Args:\n")
+    arguments, blank, rest = (after if listed else before).partition("\n\n")
+    indent = " " * (8 if listed else 4)
+    text = GROUP_HELP.replace("\n", "\n" + indent)
+    if listed:
+        return f"{before}{listed}{arguments}\n{indent}{text}{blank}{rest}"
+    return f"{arguments}\n\n{indent}{text}{blank}{rest}"
+
+
 def over_group(function: F) -> F:
     """Give a function the keyword `group`: the processes whose batches together are its batch (see `over`).
 
-    Without it the batch is this process's, or that of an enclosing `over`.
+    Without it the batch is this process's, or that of an enclosing `over`. The docstring gets a line on it.
     """
     own = inspect.signature(function)
 
@@ -86,5 +103,6 @@ def over_group(function: F) -> F:
             return function(*args, **kwargs)
 
     parameter = inspect.Parameter("group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Group")
+    run.__doc__ = _explained(function.__doc__ or "")
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), parameter])  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]

@@ -44,6 +44,7 @@ from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, un
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.transforms import holds, refuse_graph, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.optim import Schedule, factor, optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -75,6 +76,7 @@ TILE = 2**20
 # ----------------------------------------------------------------------------------------------------------- the losses
 
 
+@over_group
 @full_precision
 def nt_xent(
     z0: Float[Tensor, "n dim"], z1: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
@@ -110,6 +112,7 @@ def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -
     return loss
 
 
+@over_group
 @full_precision
 def mixed_nt_xent(
     sheet0: Float[Tensor, "n dim"],
@@ -174,6 +177,7 @@ class _Hinges(torch.autograd.Function):
         return gradients[0] * to_x, gradients[0] * to_y, None, None
 
 
+@over_group
 @full_precision
 def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
     r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = x y'.

@@ -35,6 +35,7 @@ from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_s
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -56,6 +57,7 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
 
+@over_group
 @full_precision
 def symile(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -92,6 +94,7 @@ def symile(
     return symile_per_anchor(reps, logit_scale, negatives, permutations, generator=generator).mean()
 
 
+@over_group
 @full_precision
 def symile_per_anchor(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -232,6 +235,7 @@ def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------- scores and the baseline
 
 
+@over_group
 @full_precision
 def clip_pairwise_loss(
     reps: Sequence[Float[Tensor, "n dim"]], logit_scale: float | Float[Tensor, ""]

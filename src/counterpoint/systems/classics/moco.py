@@ -24,6 +24,7 @@ from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
@@ -35,6 +36,7 @@ class MoCoOutput(NamedTuple):
     queue_after: Float[Tensor, "keys dim"]
 
 
+@over_group
 @full_precision(keep=("queue",))
 def moco(
     query: Float[Tensor, "n dim"],

@@ -38,6 +38,7 @@ from counterpoint.core.distributed import gather_rows, global_mean, mean_of_tota
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -247,6 +248,7 @@ def _queue(
     return loss, {"s": _stored(log_s)} | _moved(rows, gradient, settings)
 
 
+@over_group
 @full_precision
 def isogclr_step(
     state: Mapping[str, Tensor],
