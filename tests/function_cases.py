@@ -115,14 +115,16 @@ CASES: dict[str, Case] = {
     CORE + "contrast:info_nce": Case(
         lambda n, d: [*pair(n, d), d(2, n, DIM)], (0, 1, 2), (0, 0, None), kernel=True, kwargs=(("temperature", 0.05),)
     ),
-    CORE + "distil:attention_transfer": Case(lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70),
-    CORE + "distil:crd": Case(crd, (0, 1), (0, 0, None, None, 0, 0), memory=(2, 3)),
-    CORE + "distil:feature_mse": Case(pair, (0,), (0, 0)),
+    CLASSICS + "attention_transfer:attention_transfer": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
+    ),
+    CLASSICS + "crd:crd": Case(crd, (0, 1), (0, 0, None, None, 0, 0), memory=(2, 3)),
+    CLASSICS + "fitnets:feature_mse": Case(pair, (0,), (0, 0)),
     CORE + "distil:kd": Case(pair, (0,), (0, 0)),
-    CORE + "distil:mean_teacher": Case(pair, (0,), (0, 0)),
-    CORE + "distil:rkd": Case(pair, (0,), (0, 0), most=70),
-    CORE + "distil:rkd_angle": Case(pair, (0,), (0, 0), most=70),
-    CORE + "distil:rkd_distance": Case(pair, (0,), (0, 0)),
+    CLASSICS + "mean_teacher:mean_teacher": Case(pair, (0,), (0, 0)),
+    CLASSICS + "rkd:rkd": Case(pair, (0,), (0, 0), most=70),
+    CLASSICS + "rkd:rkd_angle": Case(pair, (0,), (0, 0), most=70),
+    CLASSICS + "rkd:rkd_distance": Case(pair, (0,), (0, 0)),
     CORE + "gap:cross_uniformity": Case(pair, (0, 1), (0, 0), kernel=True),
     CORE + "gap:uniformity": Case(lambda n, d: [d(0, n, DIM)], (0,), (0,), kernel=True),
     CORE + "mil:topk_mil_pool": Case(lambda n, d: [d(0, n, 20), torch.full((n,), 20)], (0,), (0, 0), permutes=False),
@@ -268,7 +270,7 @@ CASES: dict[str, Case] = {
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
     "cca:CCALayer": "a layer over canonical_projections",
-    "distil:hint_regressor": "makes a layer",
+    "fitnets:hint_regressor": "makes a layer",
     "gap:explained_variance_ratios": "a figure, in float64",
     "gap:gap_metrics": "figures, in float64",
     "gap:linear_separability": "a figure, in float64",
