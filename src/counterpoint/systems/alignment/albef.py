@@ -39,7 +39,6 @@ from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import holds, need_fixed, once, traced
 from counterpoint.core.weights import read_weights
-from counterpoint.core.world import over_group
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.images import VisionTokens
@@ -96,7 +95,6 @@ class _TaughtRows(torch.autograd.Function):
         return gradients[0][:, None] * ctx.saved_tensors[0], None, None, None
 
 
-@over_group
 @full_precision(keep=("image_queue", "text_queue"))
 def momentum_contrast_soft(
     image_emb: Float[Tensor, "n dim"],
@@ -299,7 +297,6 @@ def mask_tokens(
     return MaskedTokens(new, torch.where(chosen, ids, IGNORED))
 
 
-@over_group
 @full_precision
 def mlm_distill(
     logits: Float[Tensor, "*places vocabulary"],
