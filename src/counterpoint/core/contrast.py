@@ -117,6 +117,7 @@ def pair_logsumexp_towards(
     rest, errors too, as there.
 
     >>> x = torch.eye(3)
+    >>> from counterpoint.core.rules import Targets
     >>> pair_logsumexp_towards(x, x, Targets(torch.tensor([[0], [1], [0]]), torch.ones(3, 1), 0, 3)).towards
     tensor([1., 1., 0.])
     """

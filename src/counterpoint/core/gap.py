@@ -23,6 +23,7 @@ from counterpoint.core.operands import scaled, unit, with_bias
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import traced
+from counterpoint.core.world import over_group
 
 
 def _log_mean(u: Tensor, v: Tensor | None, total: int, t: float) -> Tensor:
@@ -48,6 +49,7 @@ def row_is_zero(u: Float[Tensor, "n dim"]) -> Bool[Tensor, " n"]:
     return (u.detach() == 0).all(1)
 
 
+@over_group
 @full_precision
 def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """Measure how evenly rows fill the sphere: log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length.
@@ -74,6 +76,7 @@ def unit_uniformity(u: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, 
     return u.sum() * 0 if total < 2 else _log_mean(u, None, total, t)
 
 
+@over_group
 @full_precision
 def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """Measure how far what does not belong together lies apart: log mean over i != j of exp(-t |x~_i - y~_j|^2).

@@ -45,6 +45,7 @@ from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds, refuse_graph, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.optim import Schedule, factor, optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -76,6 +77,7 @@ TILE = 2**20
 # ----------------------------------------------------------------------------------------------------------- the losses
 
 
+@over_group
 @full_precision
 def nt_xent(
     z0: Float[Tensor, "n dim"], z1: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
@@ -111,6 +113,7 @@ def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -
     return loss
 
 
+@over_group
 @full_precision
 def mixed_nt_xent(
     sheet0: Float[Tensor, "n dim"],
@@ -175,6 +178,7 @@ class _Hinges(torch.autograd.Function):
         return gradients[0] * to_x, gradients[0] * to_y, None, None
 
 
+@over_group
 @full_precision
 def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
     r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = x y'.

@@ -39,6 +39,7 @@ from counterpoint.core.operands import positive_similarity, unit, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -88,6 +89,7 @@ class CL2LTerms(NamedTuple):
     text_local: Float[Tensor, ""]
 
 
+@over_group
 @full_precision
 def cl2l_terms(
     z_img: Float[Tensor, "n dim"],
@@ -118,6 +120,7 @@ def cl2l_terms(
     return CL2LTerms(*glob, image, text)
 
 
+@over_group
 @full_precision
 def cl2l_loss(
     z_img: Float[Tensor, "n dim"],
@@ -160,6 +163,7 @@ def cl2l_loss(
 # ----------------------------------------------------------------------------------------------- the non-contrastive terms
 
 
+@over_group
 @full_precision
 def barlow_cross(
     y1: Float[Tensor, "n dim"], y2: Float[Tensor, "n dim"], lamb: float = 5e-3, scale: float = 0.025
@@ -183,6 +187,7 @@ def barlow_cross(
     return scale * (on + lamb / n**2 * off_diagonal_squares(a, b))
 
 
+@over_group
 @full_precision
 def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """n(p, v) = 2 - 2 mean_i cos(p_i, v_i): one modality's prediction of the other's projection, which gets no gradient.
@@ -196,6 +201,7 @@ def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Te
     return 2 + 2 * negative_cosine(p, v)
 
 
+@over_group
 @full_precision
 def barlip_loss(
     v_img: Float[Tensor, "n dim"], v_txt: Float[Tensor, "n dim"], v_imgs: Views = (), v_txts: Views = ()
@@ -205,6 +211,7 @@ def barlip_loss(
     return torch.stack([barlow_cross(a, b) for a, b in pairs]).mean()
 
 
+@over_group
 @full_precision
 def siamlip_loss(
     p_img: Float[Tensor, "n dim"],
@@ -225,6 +232,7 @@ def siamlip_loss(
     return torch.stack([byol_cross(p, v) for p, v in pairs]).mean()
 
 
+@over_group
 @full_precision
 def swalip_loss(
     h_imgs: Views, h_txts: Views, h_scale: float | Float[Tensor, ""], eps: float = 0.05, iters: int = 3

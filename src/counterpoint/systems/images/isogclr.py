@@ -39,6 +39,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Rule, Views
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -248,6 +249,7 @@ def _queue(
     return loss, {"s": _stored(log_s)} | _moved(rows, gradient, settings)
 
 
+@over_group
 @full_precision
 def isogclr_step(
     state: Mapping[str, Tensor],
