@@ -88,6 +88,7 @@ def pair_logsumexp(
     Raises ValueError for shapes or types that do not fit. Differentiating twice through "blocks" raises RuntimeError.
 
     >>> x = torch.eye(3)
+    >>> from counterpoint.core.rules import Diagonal
     >>> pair_logsumexp(x, exclude=Diagonal()).rows
     tensor([0.6931, 0.6931, 0.6931])
     """
