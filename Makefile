@@ -35,6 +35,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/audio_sheet_retrieval.py
 	$(BIN)/python benchmarks/cacr.py
+	$(BIN)/python benchmarks/fixed_keys.py
 	$(BIN)/python benchmarks/images.py
 
 catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
