@@ -17,6 +17,8 @@ from torch import nn
 from counterpoint import catalog, cli, training
 from counterpoint.core import affinities, kernel
 from counterpoint.core.affinities import pair_cross_entropy
+from counterpoint.core.masking import mask_tokens
+from counterpoint.core.rows import token_numbers
 from counterpoint.data import digit_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
@@ -33,12 +35,11 @@ from counterpoint.systems.alignment.albef import (
     grounding_maps,
     hard_negative_weights,
     load_albef_checkpoint,
-    mask_tokens,
     mlm_distill,
     momentum_contrast_soft,
-    rerank,
 )
 from counterpoint.tasks.aligned import AlignedTask
+from counterpoint.tasks.reranking import rerank
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "albef.npz")
 TINY = {
@@ -445,12 +446,12 @@ def test_items_of_the_same_words_count_as_one():
     learner, task = built(same_text=True)
     ids, mask = learner.tokenizer.encode(["one two", "two one", "one two"], 8)
     wider = F.pad(ids, (0, 3)), F.pad(mask, (0, 3))
-    found = room._identities(ids, mask)
+    found = token_numbers(ids, mask)
     assert found[0] == found[2] != found[1]
-    torch.testing.assert_close(room._identities(*wider), found)
+    torch.testing.assert_close(token_numbers(*wider), found)
     batch = batch_of(learner, task)
     learner.loss(batch)
-    torch.testing.assert_close(learner.queue_ids[:8], room._identities(*batch["inputs"]["text"]))
+    torch.testing.assert_close(learner.queue_ids[:8], token_numbers(*batch["inputs"]["text"]))
     assert bool((learner.queue_ids[8:] == -100).all())
     batch["inputs"]["text"] = tuple(part[:1].expand(8, -1) for part in batch["inputs"]["text"])
     with pytest.raises(CounterpointError, match="ITM finds no negatives: idx holds one identity only"):
