@@ -22,23 +22,24 @@ from counterpoint.core.rows import token_numbers
 from counterpoint.data import digit_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
-from counterpoint.systems.alignment import albef as room
 from counterpoint.systems.alignment.albef import (
     ALBEF,
     SYSTEM,
     ALBEFConfig,
-    grounding_maps,
     hard_negative_weights,
-    load_albef_checkpoint,
     mlm_distill,
     momentum_contrast_soft,
 )
+from counterpoint.tasks import fused
 from counterpoint.tasks.aligned import AlignedTask
+from counterpoint.tasks.fused import Seen
+from counterpoint.tasks.grounding import grounding_maps
 from counterpoint.tasks.reranking import rerank
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "albef.npz")
@@ -569,11 +570,11 @@ def test_ranking_again_is_of_all_items_however_they_are_cut_or_of_the_first(monk
         "reranked_mean_recall",
         *(f"reranked_{way}_{name}" for way in ("image_to_text", "text_to_image") for name in ("r1", "r5", "r10")),
     }
-    monkeypatch.setattr(room, "BATCH", 300)
+    monkeypatch.setattr(fused, "BATCH", 300)
     assert measured(300) == apart
     first = measured(100)
     assert first != apart
-    monkeypatch.setattr(room, "RERANKED", 100)
+    monkeypatch.setattr(fused, "RERANKED", 100)
     assert measured(300) == first
 
 
@@ -594,7 +595,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
     n = len(batch["present"]["image"])
     number = torch.arange(float(n))[:, None, None]
-    learner.see = lambda networks, name, values, fused=False: room.Seen(  # type: ignore[method-assign]
+    learner.see = lambda networks, name, values, fused=False: Seen(  # type: ignore[method-assign]
         torch.randn(n, 16 if name == "text" else 128), number.expand(-1, 8, 1) if fused else None
     )
     learner.fusion = Told()
@@ -753,7 +754,7 @@ def test_the_authors_checkpoint_computes_what_its_layout_says(tmp_path):
     from transformers import BertConfig, BertModel
 
     learner, task = built()
-    vocabulary = learner._size.vocabulary
+    vocabulary = learner.size.vocabulary
     state = authors_state(vocabulary)
     save_file({name: value.contiguous().clone() for name, value in state.items()}, tmp_path / "ALBEF.safetensors")
     learner.load_state_dict(load_albef_checkpoint(tmp_path / "ALBEF.safetensors", learner))
@@ -812,7 +813,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     from timm.layers import resample_abs_pos_embed
 
     learner, _ = built()
-    state = authors_state(learner._size.vocabulary, grid=6)
+    state = authors_state(learner.size.vocabulary, grid=6)
     copies = {
         f"{name.partition('.')[0]}_m.{name.partition('.')[2]}": value + 1
         for name, value in state.items()
@@ -845,7 +846,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     with pytest.raises(CounterpointError, match=r"of another shape: temperature \[2\], wanted \[\]"):
         load_albef_checkpoint(state | {"temp": torch.zeros(2)}, learner)
     with pytest.raises(CounterpointError, match=r"queues.image.rows \[32, 6\], wanted \[16, 6\]"):
-        load_albef_checkpoint(authors_state(learner._size.vocabulary, queue=32), learner)
+        load_albef_checkpoint(authors_state(learner.size.vocabulary, queue=32), learner)
     with pytest.raises(CounterpointError, match="no such weights file"):
         built(checkpoint="/nowhere/ALBEF.pth")
 

@@ -148,3 +148,27 @@ def _fitted(name: str, value: Tensor, own: Tensor, wanted: Wanted) -> Tensor:
     grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid.float(), wanted.grid, mode="bicubic", align_corners=False)
     return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2).to(value.dtype)], 1)
+
+
+def load_albef_checkpoint(source: Path | str | Mapping[str, Any], learner: Any) -> dict[str, Tensor]:
+    """The authors' weights as a state dict of `learner`, for its `load_state_dict`.
+
+    Args:
+        source: a file (.pth with tensors only, .safetensors), or what it holds: names to tensors, or that under "model".
+        learner: a `tasks.fused.FusedLearner`; it says which parts are wanted, and how many patches.
+
+    See `converted` for what happens to each weight, and for the errors.
+
+    >>> learner.load_state_dict(load_albef_checkpoint("ALBEF.pth", learner))   # doctest: +SKIP
+    """
+    encoder = learner.encoders[learner.image]
+    wanted = Wanted(
+        learner.state_dict(),
+        image=learner.image,
+        text=learner.text,
+        lower=learner.lower,
+        prefix=getattr(encoder, "prefix", 0),
+        grid=getattr(encoder, "grid", (0, 0)),
+        queues=learner.config.use_itc,
+    )
+    return converted(source, wanted)

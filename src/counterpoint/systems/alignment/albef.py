@@ -9,8 +9,8 @@ of the momentum copy; ITM asks the fusion encoder whether image and text belong 
 similarity; MLM predicts masked words from text and image. Captions of the web are noisy, so targets of ITC and MLM are
 mixed with what the momentum copy of the networks says (`alpha`).
 
-Here are pre-training, fine-tuning for retrieval as far as its loss goes (`same_text`), re-ranking by ITM, Grad-CAM of words
-in the picture, and reading of the authors' checkpoints. Departures: a clean warm-up and cosine in place of the code's
+Here are pre-training and the loss of fine-tuning for retrieval (`same_text`). Below it: the networks, re-ranking by ITM and
+maps of words in the picture (`tasks/fused.py`), and the authors' checkpoints (`encoders/albef_weights.py`). Departures: a clean warm-up and cosine in place of the code's
 schedule, which jumps; ITC's in-batch keys are those of all processes, so that its value does not depend on their number
 (ITM's negatives come from the own process, as in the code); the temperature is bounded in retrieval too.
 
@@ -19,12 +19,10 @@ Not here: the heads of VQA, SNLI-VE and NLVR2, RandAugment (of the paper's views
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -34,7 +32,6 @@ from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.gradcam import attention_maps
 from counterpoint.core.masking import IGNORED, mask_tokens
 from counterpoint.core.memory import Queue
 from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
@@ -42,27 +39,15 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rows import token_numbers
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import holds, need_fixed, once
-from counterpoint.data.images import Indices
-from counterpoint.encoders.albef_weights import Wanted, converted
-from counterpoint.encoders.fusion import Fusion, TextEncoder, TextSize, build_halves
-from counterpoint.encoders.images import VisionTokens
-from counterpoint.encoders.text import Tokenizer
-from counterpoint.encoders.words import tokens_of_words
-from counterpoint.engine.survey import BATCH, Survey
+from counterpoint.encoders.albef_weights import load_albef_checkpoint
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two, taken, there
-from counterpoint.tasks.grounding import maps_of_words
-from counterpoint.tasks.reranking import reranked_retrieval
-from counterpoint.views.images import normalise
+from counterpoint.tasks.aligned import LAPTOP, taken
+from counterpoint.tasks.fused import FusedConfig, FusedLearner
 
 NOBODY = -100  # the identity of a queue's slot that nothing was written to
 TEMPERATURES = (0.001, 0.5)  # what the temperature is kept within
-RERANKED = 1000  # test items that are re-ranked, at most
-
-
-def _unit(x: Tensor) -> Tensor:
-    return unit(x)
 
 
 # ---------------------------------------------------------------------------------------------------- momentum contrast
@@ -123,8 +108,8 @@ def momentum_contrast_soft(
         if holds((idx == NOBODY).any()):
             raise ValueError(f"idx holds {NOBODY}, which marks a slot that is nobody's")
         ids = idx, torch.cat([gather_rows(idx), idx_queue])
-    f_v, f_t = _unit(image_emb), _unit(text_emb)
-    g_v, g_t = _unit(image_emb_m.detach()).to(f_v.dtype), _unit(text_emb_m.detach()).to(f_v.dtype)
+    f_v, f_t = unit(image_emb), unit(text_emb)
+    g_v, g_t = unit(image_emb_m.detach()).to(f_v.dtype), unit(text_emb_m.detach()).to(f_v.dtype)
     to_text = _direction(f_v, g_v, g_t, text_queue, temp, alpha, ids)
     to_image = _direction(f_t, g_t, g_v, image_queue, temp, alpha, ids)
     return (global_mean(to_text) + global_mean(to_image)) / 2
@@ -204,7 +189,7 @@ def hard_negative_weights(
         raise ValueError("idx holds one identity only: there is no negative in the batch")
 
     def weights(names: str, query: Tensor, key: Tensor) -> Tensor:
-        logits = scaled(_unit(query), temp) @ _unit(key).to(wide(query).dtype).T
+        logits = scaled(unit(query), temp) @ unit(key).to(wide(query).dtype).T
         if holds(~logits.isfinite().all()):
             raise ValueError(f"{names} hold numbers that are not finite")
         found = logits.softmax(1).masked_fill(forbidden, 0.0)
@@ -266,7 +251,7 @@ def mlm_distill(
 
 
 @dataclass
-class ALBEFConfig(AlignedConfig):
+class ALBEFConfig(FusedConfig):
     """Settings of ALBEF. Defaults are the paper's for pre-training; its rate falls to a tenth, ours to 0."""
 
     epochs: int = 30
@@ -293,16 +278,6 @@ class ALBEFConfig(AlignedConfig):
     """Where the learnt temperature starts; it stays within 0.001 and 0.5."""
     mlm_probability: float = 0.15
     """Share of a text's tokens that are masked."""
-    fusion_layers: int = 6
-    """How many of the text transformer's layers, the upper ones, read the image."""
-    depth: int = 12
-    """Layers of the text transformer, fusion included, where it is trained from scratch (text-s)."""
-    width: int = 768
-    """Its width."""
-    heads: int = 12
-    """Its heads of attention."""
-    dropout: float = 0.1
-    """Dropout in text transformer and fusion."""
     use_itc: bool = True
     """Contrast embeddings of image and text."""
     use_itm: bool = True
@@ -313,8 +288,6 @@ class ALBEFConfig(AlignedConfig):
     """Draw ITM's negatives by ITC's similarity; off, or without ITC, all are as likely."""
     same_text: bool = False
     """Items with the very same words count as one, in ITC's targets and ITM's negatives (the paper's retrieval loss)."""
-    rerank: int = 128
-    """Candidates of each query that ITM's score re-ranks when retrieval is measured; 0: none."""
     checkpoint: str = ""
     """Weights to start from: a file of the authors' code."""
 
@@ -323,12 +296,8 @@ class ALBEFConfig(AlignedConfig):
         for name in ("alpha", "momentum_teacher", "mlm_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise CounterpointError(f"dropout must lie in 0..1, 1 not included, got {self.dropout}")
-        if self.alpha_ramp < 0 or self.rerank < 0:
-            raise CounterpointError(
-                f"alpha_ramp and rerank must not be negative, got {self.alpha_ramp} and {self.rerank}"
-            )
+        if self.alpha_ramp < 0:
+            raise CounterpointError(f"alpha_ramp must not be negative, got {self.alpha_ramp}")
         low, high = TEMPERATURES
         if not low <= self.temperature <= high:
             raise CounterpointError(f"temperature must lie in {low}..{high}, got {self.temperature}")
@@ -339,61 +308,35 @@ class ALBEFConfig(AlignedConfig):
             raise CounterpointError(
                 f"the queue ({self.queue}) must be a multiple of the batch ({self.batch_size}); --queue {near} is one"
             )
-        if self.heads < 1 or self.width < 1 or self.width % self.heads:
-            raise CounterpointError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
-        if not self.fusion_layers >= 1:
-            raise CounterpointError(f"fusion_layers must be at least 1, got {self.fusion_layers}")
 
     @property
-    def fuses(self) -> bool:
-        return self.use_itm or self.use_mlm
+    def scores_pairs(self) -> bool:
+        return self.use_itm
+
+    @property
+    def predicts_words(self) -> bool:
+        return self.use_mlm
 
 
-class Seen(NamedTuple):
-    """What an encoder makes of a modality: the vector, and the tokens where something is to be fused."""
-
-    vector: Float[Tensor, "n dim"]
-    tokens: Float[Tensor, "n tokens dim"] | None = None
-
-
-class ALBEF(AlignedLearner):
+class ALBEF(FusedLearner):
     """Image encoder, text encoder, fusion encoder, their momentum copy and two queues of its keys.
 
     Without ITM and MLM nothing is fused, and any two modalities will do, vectors for instance.
     """
 
+    slug: ClassVar[str] = "albef"
     queue_ids: Int[Tensor, " queue"]
     student: nn.ModuleDict
-    _size: TextSize
-    _lower: int  # layers of the text transformer that do not read the image
-    _upper: Mapping[str, Tensor]  # a BERT's weights, between making its lower and its upper layers
 
     def __init__(self, config: ALBEFConfig, data: Any, seed: int = 0) -> None:
-        kinds = {name: spec["kind"] for name, spec in data.modalities.items()}
-        image, text = _sides(config, kinds)
         super().__init__(config, data, seed)
-        self.image, self.text = image, text
-        encoder: Any = self.encoders[self.image]
-        networks: dict[str, nn.Module] = {"encoders": self.encoders, "heads": self.heads}
-        if config.fuses:
-            if not isinstance(encoder, VisionTokens) or encoder.prefix < 1:
-                raise CounterpointError(
-                    f"image_encoder {config.image_encoder} has no tokens that a fusion encoder could read, with a class "
-                    "token before them: use vit-s or a vision transformer of timm (timm:deit_tiny_patch16_224), or switch "
-                    "use_itm and use_mlm off"
-                )
-            self.fusion = Fusion(self._size, config.fusion_layers, encoder.dim, config.use_mlm)
-            self.fusion.load_state_dict(self._upper, strict=False)
-            networks["fusion"] = self.fusion
-            if config.use_itm:
-                self.itm_head = nn.Linear(self._size.width, 2)
-        self._upper = {}
-        self.tokenizer = Tokenizer.from_json(data.tokenizers[self.text]) if kinds[self.text] == "text" else None
+        if config.same_text and self.kinds[self.text] != "text":
+            raise CounterpointError("same_text compares the words of items, of which the data has none")
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature)), requires_grad=config.use_itc)
         if not config.use_itc:
             self.heads.requires_grad_(False)
         # A view of what is registered already, not a module of its own.
-        self.__dict__["student"] = nn.ModuleDict(networks)
+        self.__dict__["student"] = nn.ModuleDict(self.networks())
         self.teacher = EMATeacher(self.student)
         generator = torch.Generator().manual_seed(seed)
         self.queues = nn.ModuleDict(
@@ -401,50 +344,11 @@ class ALBEF(AlignedLearner):
         )
         self.register_buffer("queue_ids", torch.full((config.queue if config.same_text else 0,), NOBODY))
         self.steps_per_epoch = 0
-        self.collected: list[dict[str, Tensor]] = []
-        self.passed = 0
 
     # --- networks
 
     def build_head(self, dim: int) -> nn.Module:
         return nn.Linear(dim, self.config.embedding)
-
-    def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        if spec["kind"] != "text":
-            return super().build_encoder(spec, tokenizer)
-        assert tokenizer is not None
-        config = self.config
-        published: Any = None if config.text_encoder == "text-s" else super().build_encoder(spec, tokenizer)
-        size = TextSize(0, config.context, config.width, config.depth, config.heads, 4 * config.width, config.dropout)
-        upper = config.fusion_layers if config.fuses else 0
-        found = build_halves(
-            config.text_encoder, Tokenizer.from_json(tokenizer), published, size, context=config.context, upper=upper
-        )
-        self.mask_token, self._size, self._lower, self._upper = found.mask_token, found.size, found.lower, found.upper
-        return found.text
-
-    def see(self, networks: Any, name: str, values: Any, *, fused: bool = False) -> Seen:
-        """One modality's encoder of the student's or the copy's networks; `fused`: with tokens, whose first is the vector."""
-        encoder = networks["encoders"][name]
-        arguments = values if isinstance(values, tuple | list) else (values,)
-        if isinstance(encoder, TextEncoder) or (fused and name == self.image):
-            tokens = encoder.tokens(*arguments)
-            return Seen(tokens[:, 0], tokens if fused else None)
-        if isinstance(encoder, VisionTokens) and encoder.prefix:
-            return Seen(encoder.tokens(*arguments)[:, 0])  # what `fused` would give, whatever the model pools
-        return Seen(encoder(*arguments))
-
-    def embedded(self, networks: Any, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Unit embeddings of every modality by the student's or the copy's networks; zeros where an item lacks it."""
-        present, found = batch.get("present", {}), {}
-        for name, values in batch["inputs"].items():
-            rows = there(present.get(name))
-            z = _unit(networks["heads"][name](self.see(networks, name, taken(values, rows)).vector))
-            found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
-        return found
-
-    def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        return self.embedded(self.student, batch)
 
     # --- training
 
@@ -477,7 +381,7 @@ class ALBEF(AlignedLearner):
         copy: Any = self.teacher.module
         with torch.no_grad():
             v_m, w_m = (self.see(copy, name, inputs[name], fused=config.fuses) for name in (image, text))
-            g_v, g_t = _unit(copy["heads"][image](v_m.vector)), _unit(copy["heads"][text](w_m.vector))
+            g_v, g_t = unit(copy["heads"][image](v_m.vector)), unit(copy["heads"][text](w_m.vector))
         ids = token_numbers(*inputs[text]) if config.same_text else None
 
         terms: dict[str, Tensor] = {}
@@ -535,7 +439,7 @@ class ALBEF(AlignedLearner):
         ids, mask = text
         first = torch.arange(ids.shape[1], device=ids.device) == 0
         new, labels = mask_tokens(
-            ids, mask & ~first, self.mask_token, self._size.vocabulary, self.config.mlm_probability
+            ids, mask & ~first, self.mask_token, self.size.vocabulary, self.config.mlm_probability
         )
         where = labels != IGNORED
 
@@ -553,175 +457,6 @@ class ALBEF(AlignedLearner):
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embeddings of the student and of the momentum copy."""
         return {"embedding": self.embed(batch), "teacher_embedding": self.embedded(self.teacher.module, batch)}
-
-    def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Retrieval re-ranked by ITM (see `rerank`), among the first 1,000 items."""
-        if not (self.config.use_itm and self.config.rerank):
-            return {}
-        items = survey.split(split)
-        rows = np.arange(min(RERANKED, len(items)))
-        parts = [
-            self._fused_rows(survey.batch(split, rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)
-        ]
-        pictures = items.same(self.image) if hasattr(items, "same") else None
-        return self._reranked(parts, pictures)
-
-    def _fused_rows(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What ITM needs of each item that has both an image and a text."""
-        both = batch["present"][self.image] & batch["present"][self.text]
-        rows = both.nonzero().flatten()
-        v, w = (
-            self.see(self.student, name, taken(batch["inputs"][name], rows), fused=True)
-            for name in (self.image, self.text)
-        )
-        ids, mask = taken(batch["inputs"][self.text], rows)
-        assert v.tokens is not None
-        assert w.tokens is not None
-        f_v, f_t = (_unit(self.heads[name](s.vector)) for name, s in ((self.image, v), (self.text, w)))
-        found = {"v": v.tokens, "w": w.tokens, "mask": mask, "f_v": f_v, "f_t": f_t, "ids": token_numbers(ids, mask)}
-        return found | {"at": batch["index"][rows]}
-
-    def _reranked(self, parts: Sequence[Mapping[str, Tensor]], pictures: Indices | None) -> dict[str, float]:
-        """Recalls of both directions; `pictures`: numbers of all items, equal where they show one picture."""
-        most = max(part["mask"].shape[1] for part in parts)
-        v, f_v, f_t, ids = (torch.cat([part[name] for part in parts]) for name in ("v", "f_v", "f_t", "ids"))
-        mask = torch.cat([F.pad(part["mask"], (0, most - part["mask"].shape[1])) for part in parts])
-        w = torch.cat([F.pad(part["w"], (0, 0, 0, most - part["w"].shape[1])) for part in parts])
-        if len(v) < 2:
-            return {}
-
-        def score(images: Tensor, texts: Tensor) -> Tensor:
-            return self.itm_head(self.fusion(w[texts], mask[texts], v[images])[:, 0])[:, 1]
-
-        groups = ids[:, None].cpu()
-        # A picture may stand in several rows, with other words in each: all of them are right for it.
-        if pictures is not None:
-            at = torch.cat([part["at"] for part in parts]).cpu()
-            groups = torch.cat([groups, torch.from_numpy(pictures)[at][:, None]], 1)
-        return reranked_retrieval((self.image, f_v), (self.text, f_t), score, self.config.rerank, groups)
-
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        if not self.config.use_itm or self.config.fusion_layers < 2:
-            return {}
-
-        def ground(images: Tensor, text: str) -> tuple[list[str], Tensor]:
-            maps, words = grounding_maps(self, images, [text])
-            return words[0], maps[0]
-
-        rows = maps_of_words(survey, self.image, self.text, ground)
-        return {"Where words are found": {"kind": "maps", "rows": rows}} if rows else {}
-
-
-def _sides(config: ALBEFConfig, kinds: Mapping[str, str]) -> tuple[str, str]:
-    """The modalities that are image and text; the first and the second where nothing is fused."""
-    first, second = first_two(kinds)
-    if set(kinds.values()) == {"image", "text"}:
-        return (first, second) if kinds[first] == "image" else (second, first)
-    if config.fuses:
-        raise CounterpointError(
-            "albef fuses images and texts, the data has "
-            + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-            + "; switch use_itm and use_mlm off to align other modalities"
-        )
-    if config.same_text:
-        raise CounterpointError("same_text compares the words of items, of which the data has none")
-    return first, second
-
-
-# ----------------------------------------------------------------------------------------------- words found in pictures
-
-
-class Grounding(NamedTuple):
-    """Maps of the words of each text over the patches of its image; zeros beyond a text's words."""
-
-    maps: Float[Tensor, "n words rows columns"]
-    words: list[list[str]]
-
-
-def grounding_maps(learner: ALBEF, images: Tensor, texts: Sequence[str], layer: int | None = None) -> Grounding:
-    """Where in an image each word of its text is found: Grad-CAM of ITM's logit on cross-attention (Sec. 6.4 and Appendix).
-
-    A map is the mean over heads of attention times the positive part of its gradient, and over the tokens of a word.
-
-    Args:
-        learner: with ITM; its mode and gradients are left as they are.
-        images: [n, 3, size, size], uint8 or normalised already.
-        texts: a text for each image.
-        layer: which fusion layer, from 0; default: the third, the paper's, or the last but one if there are fewer. Not the
-            last: the logit is read off the first token, so what words attend to there does not reach it.
-
-    Maps are not negative, in units of the logit. Raises ValueError for a learner without ITM, numbers that differ, a
-    layer that is not there or the last, and a text without words.
-
-    >>> grounding_maps(learner, images, ["a dog on the grass"]).maps.shape   # doctest: +SKIP
-    torch.Size([1, 5, 16, 16])
-    """
-    if not learner.config.use_itm or learner.tokenizer is None:
-        raise ValueError("learner has no ITM, whose logit the maps explain")
-    if len(images) != len(texts) or not len(texts):
-        raise ValueError(f"texts must be one for each image, got {len(texts)} for {len(images)}")
-    last = learner.config.fusion_layers - 1
-    if last == 0:
-        raise ValueError("learner has one fusion layer, in which only the first token's attention reaches the logit")
-    layer = min(2, last - 1) if layer is None else layer
-    if not 0 <= layer < last:
-        raise ValueError(f"layer must lie in 0..{last - 1}, before the last, got {layer}")
-    ids, mask, owners, words = tokens_of_words(learner.tokenizer, texts, learner.config.context)
-    ids, mask, owners = (x.to(learner.device) for x in (ids, mask, owners))
-    encoder = cast(VisionTokens, learner.encoders[learner.image])
-    training = learner.training
-    learner.eval()
-    try:
-        with torch.enable_grad():
-            pixels = normalise(images) if images.dtype == torch.uint8 else images
-            with torch.no_grad():
-                v = learner.see(learner.student, learner.image, pixels.to(learner.device), fused=True).tokens
-                w = learner.see(learner.student, learner.text, (ids, mask), fused=True).tokens
-            assert v is not None
-            assert w is not None
-            kept: list[Tensor] = []
-            # Nothing before the fusion encoder needs a gradient; attention does, whether or not weights are frozen.
-            states = learner.fusion(w.requires_grad_(), mask, v, kept)
-            logit = learner.itm_head(states[:, 0])[:, 1].sum()
-            (gradient,) = torch.autograd.grad(logit, kept[layer])
-    finally:
-        learner.train(training)
-    rows, columns = pixels.shape[2] // encoder.patch, pixels.shape[3] // encoder.patch
-    maps = attention_maps(kept[layer], gradient, owners)[..., encoder.prefix :]
-    return Grounding(maps.unflatten(2, (rows, columns)), words)
-
-
-# ------------------------------------------------------------------------------------------- the authors' checkpoints
-
-
-def load_albef_checkpoint(source: Path | str | Mapping[str, Any], learner: ALBEF) -> dict[str, Tensor]:
-    """The authors' weights as a state dict of `learner`, for its `load_state_dict`.
-
-    Args:
-        source: a file (.pth with tensors only, .safetensors), or what it holds: names to tensors, or that under "model".
-        learner: says what is wanted: which parts, and how many patches.
-
-    Their names are those of timm's vision transformer (`visual_encoder.`), transformers' BERT with cross-attention
-    (`text_encoder.bert.`, `text_encoder.cls.predictions.`), `vision_proj`, `text_proj`, `itm_head`, `temp`, the copies'
-    with `_m`, and the queues. Position embeddings of the image are interpolated (bicubic) to the learner's patches; a text's
-    are cut where the learner reads less. What fine-tuning may have dropped is made good: a copy that is not there is the
-    student again, queues that are not there stay the learner's. Parts the learner was built without are left out.
-    Raises CounterpointError that lists what is missing, what is not known and what has another shape; RunError for a file
-    that cannot be read.
-
-    >>> learner.load_state_dict(load_albef_checkpoint("ALBEF.pth", learner))   # doctest: +SKIP
-    """
-    encoder: Any = learner.encoders[learner.image]
-    wanted = Wanted(
-        learner.state_dict(),
-        image=learner.image,
-        text=learner.text,
-        lower=learner._lower,
-        prefix=getattr(encoder, "prefix", 0),
-        grid=getattr(encoder, "grid", (0, 0)),
-        queues=learner.config.use_itc,
-    )
-    return converted(source, wanted)
 
 
 # -------------------------------------------------------------------------------------------------------------- settings
