@@ -10,9 +10,10 @@ similarity; MLM predicts masked words from text and image. Captions of the web a
 mixed with what the momentum copy of the networks says (`alpha`).
 
 Here are pre-training and the loss of fine-tuning for retrieval (`same_text`). Below it: the networks, re-ranking by ITM and
-maps of words in the picture (`tasks/fused.py`), and the authors' checkpoints (`encoders/albef_weights.py`). Departures: a clean warm-up and cosine in place of the code's
-schedule, which jumps; ITC's in-batch keys are those of all processes, so that its value does not depend on their number
-(ITM's negatives come from the own process, as in the code); the temperature is bounded in retrieval too.
+maps of words in the picture (`tasks/fused.py`), and the authors' checkpoints (`encoders/albef_weights.py`). Departures: a
+clean warm-up and cosine in place of the code's schedule, which jumps; ITC's in-batch keys are those of all processes, so that
+its value does not depend on their number (ITM's negatives come from the own process, as in the code); the temperature is
+bounded in retrieval too.
 
 Not here: the heads of VQA, SNLI-VE and NLVR2, RandAugment (of the paper's views the crops and flips are here), RefCOCO+.
 """
