@@ -54,6 +54,17 @@ SOURCES: dict[str, Source] = {
             also=("aligned",),
         ),
         Source(
+            "sprites",
+            "aligned",
+            "counterpoint.data.sprites",
+            "pictures of game sprites with captions of what is seen; ?sound=1 adds what is heard; for `views` the event is the "
+            "label",
+            "CC0 (sprites and sounds of the arcade package)",
+            "1,600 + 200 + 400 pictures, drawn once (half a minute) into 27 MB",
+            needs="demo",
+            also=("views",),
+        ),
+        Source(
             "async-bags",
             "bags",
             "counterpoint.data.async_bags",
