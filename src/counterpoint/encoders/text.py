@@ -294,7 +294,12 @@ def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:
         raise CounterpointError(
             f"texts of {ids.shape[1]} tokens are longer than the encoder's {length}; encode them shorter"
         )
-    if not exporting() and ids.device.type == "cpu" and ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+    if (
+        not exporting()
+        and ids.device.type == "cpu"
+        and ids.numel()
+        and (int(ids.max()) >= vocabulary or int(ids.min()) < 0)
+    ):
         raise CounterpointError(
             f"token numbers go from 0 to {vocabulary - 1}, got {int(ids.min())} to {int(ids.max())}"
         )

@@ -158,7 +158,7 @@ def resume(
         return Trained(training.resume(run, loop=loop, say=say, **({"bar": False} if quiet else {})), own)
 
 
-def load(source: Path | str, *, data: Any = None, revision: str | None = None) -> Trained:
+def load(source: Path | str | Trained, *, data: Any = None, revision: str | None = None) -> Trained:
     """Load a finished run.
 
     Args:

@@ -107,7 +107,7 @@ def export(
         encoder.learner.to(device).train(training)
         for part in parts.values():
             part.unlink(missing_ok=True)
-    facts = {"run": encoder.run.slug, "context": encoder.transform.context, "modalities": {}}
+    facts: dict[str, Any] = {"run": encoder.run.slug, "context": encoder.transform.context, "modalities": {}}
     for name in names:
         spec = dict(encoder.transform.modalities[name]) | {"inputs": INPUTS[encoder.kinds[name]]}
         if name in encoder.transform.tokenizers:
@@ -209,7 +209,9 @@ def _difference(encoder: Encoder, name: str, tower: Tower, path: Path, format: F
         wanted = tower(*inputs).double()
         try:
             found = _run(path, inputs, format).double()
-        except Exception as error:  # torch and onnxruntime raise kinds of their own, such as for a size that tracing fixed
+        except (
+            Exception
+        ) as error:  # torch and onnxruntime raise kinds of their own, such as for a size that tracing fixed
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CounterpointError(
                 f"the exported encoder of {name} fails on {count} items: {said[:300]}; nothing was written"
