@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -138,7 +138,8 @@ def _export(encoder: Encoder, name: str, path: Path, format: Format) -> float:
             torch.export.save(program, path)
         else:
             _to_onnx(program, inputs, encoder.kinds[name], path)
-    difference = max(_difference(encoder, name, tower, path, format, count) for count in (1, 3, 5))
+    program = opened(path, format)
+    difference = max(_difference(encoder, name, tower, program, count) for count in (1, 3, 5))
     if not difference <= LARGEST:
         raise CounterpointError(
             f"the exported encoder of {name} gives other embeddings than the run: they differ by {difference:.1e} of the largest "
@@ -202,13 +203,13 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
     return tokens, mask
 
 
-def _difference(encoder: Encoder, name: str, tower: Tower, path: Path, format: Format, count: int) -> float:
-    """Return the largest difference between the file's embeddings and the run's own, relative to the largest value."""
+def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[..., Tensor], count: int) -> float:
+    """Return the largest difference of a file's embeddings from the run's own, relative to the largest value."""
     inputs = random_inputs(encoder, name, count)
     with _quietly(), torch.no_grad():
         wanted = tower(*inputs).double()
         try:
-            found = _run(path, inputs, format).double()
+            found = program(*inputs).double()
         except (
             Exception
         ) as error:  # torch and onnxruntime raise kinds of their own, such as for a size that tracing fixed
@@ -221,16 +222,18 @@ def _difference(encoder: Encoder, name: str, tower: Tower, path: Path, format: F
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-def _run(path: Path, inputs: Sequence[Tensor], format: Format) -> Tensor:
-    """Return what a file computes of inputs."""
+def opened(path: Path, format: Format) -> Callable[..., Tensor]:
+    """Read a file again; return what it computes of inputs."""
     if format == "torch":
-        found: Tensor = torch.export.load(path).module()(*inputs)
-        return found
+        program: Callable[..., Tensor] = torch.export.load(path).module()
+        return program
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = {one.name: value.numpy() for one, value in zip(session.get_inputs(), inputs, strict=True)}
-    return torch.from_numpy(session.run(None, given)[0])
+    names = [one.name for one in session.get_inputs()]
+    return lambda *inputs: torch.from_numpy(
+        session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
+    )
 
 
 @contextmanager
