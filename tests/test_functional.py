@@ -257,8 +257,15 @@ def test_a_temperature_must_be_positive_and_finite(place):
     names = list(inspect.signature(function).parameters)
     args = arguments(CASES[place], 8, torch.float32)
     given = {**dict(zip(names, args, strict=False)), **dict(CASES[place].kwargs)}
-    for wanted in ("temperature", "temp", "student_temperature", "teacher_temperature", "base_temperature", "scale"):
-        if wanted not in names or place.endswith(":barlow_cross"):
+    for wanted in (
+        "temperature",
+        "student_temperature",
+        "teacher_temperature",
+        "base_temperature",
+        "logit_scale",
+        "local_logit_scale",
+    ):
+        if wanted not in names:
             continue
         for bad in (0.0, -0.1, math.inf, math.nan):
             with pytest.raises(ValueError, match=wanted):

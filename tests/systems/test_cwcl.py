@@ -63,9 +63,9 @@ def test_parity(case, dtype):
     tensors = {k: of(f"in/{k}").to(dtype).requires_grad_() for k in ("row_embed", "col_embed", "frozen_feat")}
     log_scale = (-of("param/temperature").log()).to(dtype).requires_grad_()
     rtol = 1e-6 if dtype == torch.float64 else 1e-5
-    loss = fn.cwcl(**tensors, log_inv_temperature=log_scale)
+    loss = fn.cwcl(**tensors, log_scale=log_scale)
     loss.backward()
-    terms = fn.cwcl_terms(**tensors, log_inv_temperature=log_scale)
+    terms = fn.cwcl_terms(**tensors, log_scale=log_scale)
     for found, name in ((loss, "loss"), *((getattr(terms, field), field) for field in terms._fields)):
         torch.testing.assert_close(found.detach(), of(f"out/{name}").to(dtype), rtol=rtol, atol=0)
     for name in ("row_embed", "col_embed"):
@@ -141,9 +141,9 @@ def test_edges():
     f[1] = 0
     torch.testing.assert_close(fn.cwcl(p, q, f, number(1.0)), written_out(p, q, f, number(1.0)))
     assert fn.cwcl(p, q, f * math.nan, number(1.0)).isnan()
-    with pytest.raises(ValueError, match="row_embed and col_embed must be"):
+    with pytest.raises(ValueError, match="query and key must be"):
         fn.cwcl(p, q[:3], f, number(1.0))
-    with pytest.raises(ValueError, match="frozen_feat must be a row of features for each of row_embed"):
+    with pytest.raises(ValueError, match="frozen_feat must be a row of features for each of query"):
         fn.cwcl(p, q, f[:3], number(1.0))
     with pytest.raises(ValueError, match="row_feat must be"):
         fn.cwcl(p, q, f, number(1.0), row_feat=f[:2])

@@ -181,7 +181,7 @@ class CRD(Loss):
             teacher_dim,
             examples,
             dim=dim,
-            K=negatives,
+            negatives=negatives,
             temperature=temperature,
             momentum=momentum,
             labels=labels,
