@@ -177,7 +177,7 @@ def test_edges_of_the_losses():
         batch_hinge(x[:1], y[:1])
     with pytest.raises(ValueError, match="query and key must be"):
         batch_hinge(x, y[:4])
-    with pytest.raises(ValueError, match="x is an empty batch"):
+    with pytest.raises(ValueError, match="query is an empty batch"):
         batch_hinge(x[:0], y[:0])
     with pytest.raises(ValueError, match="margin must be a number, got nan"):
         batch_hinge(x, y, math.nan)
@@ -191,7 +191,7 @@ def test_edges_of_the_losses():
         batch_hinge(x, y.float())
     with pytest.raises(ValueError, match="z1 or z2 holds NaN or infinite"):
         nt_xent(x * torch.tensor([1.0, math.nan, 1, 1]), y)
-    with pytest.raises(ValueError, match="sheet0, sheet1, audio0 or audio1 holds NaN or infinite"):
+    with pytest.raises(ValueError, match="sheet1, sheet2, audio1 or audio2 holds NaN or infinite"):
         mixed_nt_xent(x, y, x * torch.tensor([1.0, math.nan, 1, 1]), y)
     with pytest.raises(ValueError, match="need two snippets"):
         nt_xent(x[:1], y[:1])

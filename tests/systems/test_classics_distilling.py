@@ -81,7 +81,7 @@ def test_nan_is_never_a_number_again(name, side):
         (lambda: mean_teacher(draw(2, 3), draw(2, 4)), "student and teacher"),
         (lambda: hint_regressor((3, 4, 4), (3, 5, 4)), "no regressor"),
         (lambda: hint_regressor((3, 4, 4), (3,)), "student"),
-        (lambda: CRDLoss(2, 2, 4, negatives=0), "negatives"),
+        (lambda: CRDLoss(2, 2, 4, K=0), "K"),
         (lambda: CRDLoss(2, 2, 4, labels=torch.zeros(3)), "labels"),
         (lambda: CRDLoss(2, 2, 4, labels=torch.zeros(4)), "one class"),
     ],
@@ -243,15 +243,15 @@ def test_crd_names_what_does_not_fit():
         ((student, teacher, *memories, index + 11, contrast + 11), {}, "must lie in 0..10"),
         ((student, teacher, *memories, index, contrast), {"temperature": 0}, "temperature"),
         ((student, teacher, *memories, index, contrast), {"momentum": 2}, "momentum"),
-        ((student, teacher, *memories, index, contrast), {"examples": 12}, "examples"),
-        ((student, teacher, *memories, index, contrast), {"negatives": 4}, "negatives 4"),
+        ((student, teacher, *memories, index, contrast), {"n_data": 12}, "n_data"),
+        ((student, teacher, *memories, index, contrast), {"K": 4}, "K 4"),
     ):
         with pytest.raises(ValueError, match=message):
             crd(*arguments, **options)
 
 
 def test_the_module_does_what_the_function_does_and_remembers():
-    module = CRDLoss(6, 7, examples=9, dim=4, negatives=5, seed=3).double()
+    module = CRDLoss(6, 7, n_data=9, dim=4, K=5, seed=3).double()
     features = draw(3, 6), draw(3, 7, seed=1).requires_grad_()
     index = torch.tensor([4, 0, 8])
     constants = {}
@@ -272,7 +272,7 @@ def test_the_module_does_what_the_function_does_and_remembers():
         found, right = (torch.autograd.grad(x, list(module.parameters())) for x in (loss, expected.loss))
         torch.testing.assert_close(found, right)
     assert features[1].grad is None
-    resumed = CRDLoss(6, 7, examples=9, dim=4, negatives=5).double()
+    resumed = CRDLoss(6, 7, n_data=9, dim=4, K=5).double()
     resumed.load_state_dict(module.state_dict())
     others = module.draw(index, torch.Generator().manual_seed(9))
     assert torch.equal(module.eval()(*features, index, others), resumed(*features, index, others))
@@ -281,11 +281,11 @@ def test_the_module_does_what_the_function_does_and_remembers():
 
 def test_draws_are_uniform_over_all_or_over_other_classes():
     generator = torch.Generator().manual_seed(0)
-    anywhere = CRDLoss(2, 2, examples=10, dim=2, negatives=5000).draw(torch.tensor([3, 3]), generator)
+    anywhere = CRDLoss(2, 2, n_data=10, dim=2, K=5000).draw(torch.tensor([3, 3]), generator)
     assert anywhere[:, 0].tolist() == [3, 3]
     assert (anywhere[:, 1:].flatten().bincount(minlength=10) / 10_000 - 0.1).abs().max() < 0.02
     labels = torch.tensor([7, 2, 7, 2, 5, 7, 2, 7, 5, 5])
-    module = CRDLoss(2, 2, examples=10, dim=2, negatives=5000, labels=labels)
+    module = CRDLoss(2, 2, n_data=10, dim=2, K=5000, labels=labels)
     index = torch.arange(10)
     drawn = module.draw(index, generator)
     for i in range(10):

@@ -143,15 +143,15 @@ def test_nan_is_never_a_number_again(name):
         (lambda: negative_cosine(draw(2, 3), draw(2, 4)), "prediction and target"),
         (lambda: negative_cosine(draw(0, 3), draw(0, 3)), "prediction is an empty batch"),
         (lambda: barlow(draw(3), draw(3)), "z1 and z2"),
-        (lambda: barlow(draw(3, 2), draw(3, 2), eps=0.0), "bn_eps"),
+        (lambda: barlow(draw(3, 2), draw(3, 2), bn_eps=0.0), "bn_eps"),
         (lambda: vicreg(draw(2, 3), draw(3, 3)), "z1 and z2"),
         (lambda: vicreg(draw(1, 3), draw(1, 3)), "two rows"),
         (lambda: swav(draw(1, 3, 2)), "two to predict"),
         (lambda: swav(draw(2, 3, 2), draw(2, 3, 4)), "high and low"),
         (lambda: swav(draw(2, 3, 2), queue=draw(1, 3, 2)), "queue"),
         (lambda: swav(draw(2, 3, 2), temperature=0.0), "temperature"),
-        (lambda: sinkhorn(draw(3, 2), epsilon=0.0), "eps"),
-        (lambda: sinkhorn(draw(3, 2), iterations=0), "iters"),
+        (lambda: sinkhorn(draw(3, 2), epsilon=0.0), "epsilon"),
+        (lambda: sinkhorn(draw(3, 2), iterations=0), "iterations"),
         (lambda: sinkhorn(draw(0, 2)), "scores"),
         (lambda: dino(draw(2, 3, 4), draw(2, 3, 4), draw(5)), "center"),
         (lambda: dino(draw(2, 3, 4), draw(2, 2, 4), draw(4)), "teacher"),
@@ -202,13 +202,13 @@ def test_equal_embeddings_decorrelate_to_nothing(n, dim):
     assert loss.item() == pytest.approx(dim)
     assert same.grad.isfinite().all()
     if n > 1:
-        assert vicreg(same, same, invariance=0, covariance=0, variance=1).item() == pytest.approx(1 - 0.01)
+        assert vicreg(same, same, sim=0, cov=0, std=1).item() == pytest.approx(1 - 0.01)
 
 
 def test_decorrelated_views_cost_nothing():
     # Columns of a Hadamard matrix without the constant one: centred, of variance 1, orthogonal.
     z = torch.tensor([[1.0, 1, 1], [-1, 1, -1], [1, -1, -1], [-1, -1, 1]], dtype=torch.float64)
-    assert barlow(z, z, eps=1e-30).item() == pytest.approx(0, abs=1e-20)
+    assert barlow(z, z, bn_eps=1e-30).item() == pytest.approx(0, abs=1e-20)
     assert vicreg(z, z).item() == pytest.approx(0, abs=1e-20)
 
 

@@ -43,7 +43,7 @@ def test_equals_the_authors_over_several_steps(case: int, dtype: torch.dtype, rt
         name: torch.full((n,), float(at["param/tau_init"]) if name.startswith("tau") else 0.0, dtype=torch.float64)
         for name in names
     }
-    options = {name: float(at[f"param/{name}"]) for name in NAMES}
+    options = {name.replace("tau_", "temperature_"): float(at[f"param/{name}"]) for name in NAMES}
     inputs = [k for k in at if k.startswith("in/") and k not in ("in/index", "in/epoch")]
     for step, index in enumerate(at["in/index"]):
         given = [at[k][step].to(dtype).requires_grad_() for k in inputs]

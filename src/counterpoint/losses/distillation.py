@@ -181,7 +181,7 @@ class CRD(Loss):
             teacher_dim,
             examples,
             dim=dim,
-            negatives=negatives,
+            K=negatives,
             temperature=temperature,
             momentum=momentum,
             labels=labels,

@@ -35,14 +35,14 @@ def _standardised(z: Tensor, eps: float) -> Tensor:
 @over_group
 @full_precision
 def barlow(
-    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 0.0051, eps: float = 1e-5
+    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lambda_: float = 0.0051, bn_eps: float = 1e-5
 ) -> Float[Tensor, ""]:
     r"""sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2 (Eq. 1), C = z1^T z2 / n of embeddings standardised over the batch (Eq. 2).
 
     Args:
         z1, z2: embeddings of the two views, row by row; standardised here by the biased variance.
-        redundancy: weight of redundancy reduction.
-        eps: added to the variance inside the root, as batch normalisation does.
+        lambda_: weight of redundancy reduction.
+        bn_eps: added to the variance inside the root, as batch normalisation does.
 
     C is made only where dim < 2n; wider embeddings need [n, n] products alone (see `off_diagonal_squares`). A batch of one
     or of equal rows is standardised to zeros: C = 0 and the loss is dim. Raises ValueError for shapes that differ.
@@ -52,11 +52,11 @@ def barlow(
     tensor(3.)
     """
     need_alike("n dim", z1=z1, z2=z2)
-    need_positive(eps=eps)
-    a, b = (_standardised(gather_rows(wide(z)), eps) for z in (z1, z2))
+    need_positive(bn_eps=bn_eps)
+    a, b = (_standardised(gather_rows(wide(z)), bn_eps) for z in (z1, z2))
     n = len(a)
     diagonal = (a * b).sum(0) / n
-    return (1 - diagonal).square().sum() + redundancy / n**2 * off_diagonal_squares(a, b)
+    return (1 - diagonal).square().sum() + lambda_ / n**2 * off_diagonal_squares(a, b)
 
 
 @dataclass

@@ -131,35 +131,35 @@ class CRDOutput(NamedTuple):
 
 
 @over_group
-@full_precision(keep=("bank_student", "bank_teacher", "Z_student", "Z_teacher"))
+@full_precision(keep=("memory_student", "memory_teacher", "Z_student", "Z_teacher"))
 def crd(
     student: Float[Tensor, "n dim"],
     teacher: Float[Tensor, "n dim"],
-    bank_student: Float[Tensor, "samples dim"],
-    bank_teacher: Float[Tensor, "samples dim"],
+    memory_student: Float[Tensor, "samples dim"],
+    memory_teacher: Float[Tensor, "samples dim"],
     index: Int[Tensor, " n"],
     contrast_index: Int[Tensor, "n listed"],
     temperature: float = 0.07,
     momentum: float = 0.5,
-    examples: int | None = None,
-    negatives: int | None = None,
+    n_data: int | None = None,
+    K: int | None = None,
     *,
     Z_student: Float[Tensor, ""] | None = None,
     Z_teacher: Float[Tensor, ""] | None = None,
 ) -> CRDOutput:
-    r"""Contrast each side's embedding with the other side's bank: its own sample against K others (the paper's NCE form, Sec. 3).
+    r"""Each side's embedding is to find the other side's memory of the same sample among K others (the paper's NCE form, Sec. 3).
 
     With h_s = exp(v_s . M_t / temperature) / Z_s (and h_t with M_s), c = K/N + 1e-7, each side loses
     -(1/n) sum_b [ log h_0/(h_0 + c) + sum_k log (K/N)/(h_k + c) ].
 
     Args:
         student, teacher: embeddings, unit rows (not normalised here); both get gradients, as both embeddings are learnt.
-        bank_student, bank_teacher: one unit row per training sample; no gradient, and left as they are.
+        memory_student, memory_teacher: one unit row per training sample; no gradient, and left as they are.
         index: position of each sample in the data set.
         contrast_index: [index, K others] in each row.
         temperature: > 0.
         momentum: how much of a memory's row stays.
-        examples, negatives: N and K, which the shapes say already; checked if given.
+        n_data, K: what the shapes say already; checked if given.
         Z_student, Z_teacher: normalising constants; None (the first batch) takes N times the mean of exp over this batch.
 
     Returns the loss, its two parts, the constants to give next time, and the memories afterwards (new tensors, with
@@ -171,25 +171,24 @@ def crd(
     >>> torch.equal(out.loss, out.loss_student + out.loss_teacher)
     True
     """
-    need_alike("samples dim", bank_student=bank_student, bank_teacher=bank_teacher)
+    need_alike("samples dim", memory_student=memory_student, memory_teacher=memory_teacher)
     _need_crd_shapes(student, teacher, index, contrast_index)
-    if bank_student.shape[1] != student.shape[1]:
-        raise ValueError(f"dim differs: {shapes(student=student, bank_student=bank_student)}")
-    need_positions(contrast_index.flatten(), len(bank_student))
+    if memory_student.shape[1] != student.shape[1]:
+        raise ValueError(f"dim differs: {shapes(student=student, memory_student=memory_student)}")
+    need_positions(contrast_index.flatten(), len(memory_student))
     need_positive(temperature=temperature)
     need_within(0, 1, momentum=momentum)
-    if examples not in (None, len(bank_student)) or negatives not in (None, contrast_index.shape[1] - 1):
+    if n_data not in (None, len(memory_student)) or K not in (None, contrast_index.shape[1] - 1):
         raise ValueError(
-            f"examples {examples} and negatives {negatives} contradict "
-            + shapes(bank_student=bank_student, contrast_index=contrast_index)
+            f"n_data {n_data} and K {K} contradict {shapes(memory_student=memory_student, contrast_index=contrast_index)}"
         )
     v_student, v_teacher = wide(student), wide(teacher)
-    loss_student, z_student = _crd_side(v_student, bank_teacher, contrast_index, temperature, Z_student)
-    loss_teacher, z_teacher = _crd_side(v_teacher, bank_student, contrast_index, temperature, Z_teacher)
+    loss_student, z_student = _crd_side(v_student, memory_teacher, contrast_index, temperature, Z_student)
+    loss_teacher, z_teacher = _crd_side(v_teacher, memory_student, contrast_index, temperature, Z_teacher)
     whole = gather_rows(index)
     last = latest(whole)
     after = []
-    for memory, v in ((bank_student, student), (bank_teacher, teacher)):
+    for memory, v in ((memory_student, student), (memory_teacher, teacher)):
         rows = moved(memory.detach()[whole[last]], gather_rows(v.detach())[last], momentum)
         after.append(memory.detach().index_copy(0, whole[last], rows))
     return CRDOutput(loss_student + loss_teacher, loss_student, loss_teacher, z_student, z_teacher, *after)
@@ -200,9 +199,9 @@ class CRDLoss(nn.Module):
 
     Args:
         student_dim, teacher_dim: widths of the features given.
-        examples: number of training samples.
+        n_data: number of training samples.
         dim: width of the embeddings.
-        negatives: K, how many others each sample is contrasted with.
+        K: how many others each sample is contrasted with.
         temperature, momentum: see `crd`.
         labels: class of every training sample; then others are drawn from other classes only, as the authors' CIFAR
             scripts do. None: from all samples.
@@ -211,7 +210,7 @@ class CRDLoss(nn.Module):
     Memories start as normalised Gaussian rows (the authors' are uniform, of nearly unit length). Writing them is part of
     the forward pass in training mode.
 
-    >>> crd = CRDLoss(8, 16, examples=100, negatives=10)
+    >>> crd = CRDLoss(8, 16, n_data=100, K=10)
     >>> index = torch.tensor([3, 5])
     >>> others = crd.draw(index, torch.Generator().manual_seed(0))
     >>> crd(torch.randn(2, 8), torch.randn(2, 16), index, others).shape
@@ -227,23 +226,23 @@ class CRDLoss(nn.Module):
         self,
         student_dim: int,
         teacher_dim: int,
-        examples: int,
+        n_data: int,
         *,
         dim: int = 128,
-        negatives: int = 16384,
+        K: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
         labels: Int[Tensor, " samples"] | None = None,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
-        need_positive(negatives=negatives, temperature=temperature)
-        self.K, self.temperature = negatives, temperature
+        need_positive(K=K, temperature=temperature)
+        self.K, self.temperature = K, temperature
         self.embed_student = nn.Linear(student_dim, dim)
         self.embed_teacher = nn.Linear(teacher_dim, dim)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        self.memory_student = Bank(examples, dim, momentum=momentum, seed=generator)
-        self.memory_teacher = Bank(examples, dim, momentum=momentum, seed=generator)
+        self.memory_student = Bank(n_data, dim, momentum=momentum, seed=generator)
+        self.memory_teacher = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.register_buffer("z", torch.zeros(2))  # of student and teacher; 0 until the first batch has set them
         self.by_other_class = False
         if labels is not None:
@@ -254,9 +253,9 @@ class CRDLoss(nn.Module):
 
         Not part of the state dict. Raises ValueError for labels of another length, or of one class.
         """
-        examples = len(self.memory_student.rows)
-        if labels.shape != (examples,):
-            raise ValueError(f"labels must be [{examples}], got {list(labels.shape)}")
+        n_data = len(self.memory_student.rows)
+        if labels.shape != (n_data,):
+            raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
         # Samples in the order of their classes, and for each sample where its class begins in it and how long it is.
         inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
         if len(counts) < 2:
@@ -271,14 +270,14 @@ class CRDLoss(nn.Module):
 
         Without labels a sample may be among its own others, as in the authors' draws from all samples.
         """
-        examples = len(self.memory_student.rows)
-        need_positions(index, examples)
+        n_data = len(self.memory_student.rows)
+        need_positions(index, n_data)
         shape = (len(index), self.K)
         if not self.by_other_class:
-            others = torch.randint(examples, shape, generator=generator, device=generator.device).to(index.device)
+            others = torch.randint(n_data, shape, generator=generator, device=generator.device).to(index.device)
             return torch.cat([index[:, None], others], 1)
         # Positions in the order of classes with the own class cut out, the later ones moved up over the gap.
-        free = examples - self.count[index][:, None]
+        free = n_data - self.count[index][:, None]
         uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
         places = (uniform.to(index.device) * free).long().clamp_(max=free - 1)
         places += (places >= self.first[index][:, None]) * self.count[index][:, None]
@@ -351,7 +350,7 @@ class CRD(TaughtLearner):
             cast(Any, self.instructing).encoder.dim,
             data.examples,
             dim=config.dim,
-            negatives=config.negatives,
+            K=config.negatives,
             temperature=config.temperature,
             momentum=config.memory_momentum,
             seed=seed,

@@ -143,16 +143,16 @@ class RKDOutput(NamedTuple):
 def rkd(
     student: Float[Tensor, "n dim"],
     teacher: Float[Tensor, "n teacher_dim"],
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    w_distance: float = 25.0,
+    w_angle: float = 50.0,
 ) -> RKDOutput:
-    """distance_weight rkd_distance + angle_weight rkd_angle, and the two; the widths of student and teacher may differ.
+    """w_distance rkd_distance + w_angle rkd_angle, and the two; the widths of student and teacher may differ.
 
     >>> rkd(torch.eye(3), 2 * torch.eye(3)).loss.item() < 1e-6
     True
     """
     distance, angle = rkd_distance(student, teacher), rkd_angle(student, teacher)
-    return RKDOutput(distance_weight * distance + angle_weight * angle, distance, angle)
+    return RKDOutput(w_distance * distance + w_angle * angle, distance, angle)
 
 
 # ------------------------------------------------------------------------------------------------------------ the learner

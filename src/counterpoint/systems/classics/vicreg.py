@@ -40,19 +40,19 @@ def _variance_and_covariance(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def vicreg(
     z1: Float[Tensor, "n dim"],
     z2: Float[Tensor, "n dim"],
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
+    sim: float = 25.0,
+    std: float = 25.0,
+    cov: float = 1.0,
     eps: float = 1e-4,
 ) -> Float[Tensor, ""]:
-    r"""invariance * mean (z1 - z2)^2 + variance * (v(z1) + v(z2)) / 2 + covariance * (c(z1) + c(z2))   (Eq. 6).
+    r"""sim * mean (z1 - z2)^2 + std * (v(z1) + v(z2)) / 2 + cov * (c(z1) + c(z2))   (Eq. 6).
 
     v is the mean over dimensions of relu(1 - sqrt(variance + eps)), c the sum of squared covariances of different
     dimensions divided by dim; both with the unbiased 1/(n - 1).
 
     Args:
         z1, z2: embeddings of the two views, row by row; not normalised.
-        invariance, variance, covariance: weights of the three terms.
+        sim, std, cov: weights of invariance, variance and covariance.
         eps: added to the variance inside the root.
 
     Equal rows give v = 1 - sqrt(eps). Raises ValueError for shapes that differ and for a batch of one, which has no variance.
@@ -67,7 +67,7 @@ def vicreg(
     if len(z1) < 2:
         raise ValueError("z1 and z2 must have two rows at least: one embedding has no variance")
     (v1, c1), (v2, c2) = _variance_and_covariance(z1, eps), _variance_and_covariance(z2, eps)
-    return invariance * F.mse_loss(z1, z2) + variance * (v1 + v2) / 2 + covariance * (c1 + c2)
+    return sim * F.mse_loss(z1, z2) + std * (v1 + v2) / 2 + cov * (c1 + c2)
 
 
 @dataclass
