@@ -205,7 +205,7 @@ def test_edges_of_the_losses():
         nt_xent(x, y[:4])
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         nt_xent(x, y, 0)
-    with pytest.raises(ValueError, match="sheet0 and audio0 must be of one width"):
+    with pytest.raises(ValueError, match="sheet1 and audio1 must be of one width"):
         mixed_nt_xent(x, y, x[:, :2], y[:, :2])
     loss = batch_hinge(x.clone().requires_grad_(), y)
     with pytest.raises(RuntimeError, match="no second derivative"):

@@ -353,7 +353,7 @@ def test_bad_input_is_named():
         expected_distance(z[0], z[:, :1], 1.0)
     with pytest.raises(ValueError, match="for each of 5 rows, one of the 4 keys"):
         expected_distance(z[0], z[:, :4], 1.0)
-    with pytest.raises(ValueError, match="tau must lie"):
+    with pytest.raises(ValueError, match="sharpness must lie"):
         expected_distance(z[0], z, -1.0)
     with pytest.raises(ValueError, match="views must be at least 2"):
         pairwise_nt_xent(z[:1])

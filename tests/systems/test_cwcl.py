@@ -141,9 +141,9 @@ def test_edges():
     f[1] = 0
     torch.testing.assert_close(fn.cwcl(p, q, f, number(1.0)), written_out(p, q, f, number(1.0)))
     assert fn.cwcl(p, q, f * math.nan, number(1.0)).isnan()
-    with pytest.raises(ValueError, match="query and key must be"):
+    with pytest.raises(ValueError, match="row_embed and col_embed must be"):
         fn.cwcl(p, q[:3], f, number(1.0))
-    with pytest.raises(ValueError, match="frozen_feat must be a row of features for each of query"):
+    with pytest.raises(ValueError, match="frozen_feat must be a row of features for each of row_embed"):
         fn.cwcl(p, q, f[:3], number(1.0))
     with pytest.raises(ValueError, match="row_feat must be"):
         fn.cwcl(p, q, f, number(1.0), row_feat=f[:2])

@@ -59,8 +59,8 @@ class CWCLTerms(NamedTuple):
 @over_group
 @full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl(
-    query: Float[Tensor, "n dim"],
-    key: Float[Tensor, "n dim"],
+    row_embed: Float[Tensor, "n dim"],
+    col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
     log_scale: float | Float[Tensor, ""],
     *,
@@ -75,8 +75,8 @@ def cwcl(
         L_CL   = -mean_j log softmax_i(S_.j) at i = j
 
     Args:
-        query: p, of the trained tower; unit rows (not normalised here).
-        key: q, of the frozen tower; unit rows. Row i belongs to row i of `query`.
+        row_embed: p, of the trained tower; unit rows (not normalised here).
+        col_embed: q, of the frozen tower; unit rows. Row i belongs to row i of `row_embed`.
         frozen_feat: f, the frozen tower's features; normalised here, no gradient.
         log_scale: log(1 / temperature), a learnable scalar or a number.
         row_feat: features for weights in the other direction too, where the row tower was trained before. Default: none.
@@ -89,15 +89,15 @@ def cwcl(
     >>> cwcl(x, x, torch.tensor([[1.0], [-1.0]]), torch.tensor(0.0))   # weights 0 and 1: both cross-entropies
     tensor(0.6265)
     """
-    terms = cwcl_terms(query, key, frozen_feat, log_scale, row_feat=row_feat, sharpness=sharpness)
+    terms = cwcl_terms(row_embed, col_embed, frozen_feat, log_scale, row_feat=row_feat, sharpness=sharpness)
     return terms.cwcl_term + terms.column_to_row_ce
 
 
 @over_group
 @full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl_terms(
-    query: Float[Tensor, "n dim"],
-    key: Float[Tensor, "n dim"],
+    row_embed: Float[Tensor, "n dim"],
+    col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
     log_scale: float | Float[Tensor, ""],
     *,
@@ -105,16 +105,16 @@ def cwcl_terms(
     sharpness: float = 1.0,
 ) -> CWCLTerms:
     """Both directions of `cwcl`, one by one. Arguments as there."""
-    need_alike("n dim", query=query, key=key)
+    need_alike("n dim", row_embed=row_embed, col_embed=col_embed)
     need_within(0, 100, sharpness=sharpness)  # beyond it weights of 1/2 vanish in float32
     need_positive(sharpness=sharpness)
     for name, features in (("frozen_feat", frozen_feat), ("row_feat", row_feat)):
-        if features is not None and (features.ndim != 2 or len(features) != len(query)):
+        if features is not None and (features.ndim != 2 or len(features) != len(row_embed)):
             raise ValueError(
-                f"{name} must be a row of features for each of query, got {shapes(query=query, **{name: features})}"
+                f"{name} must be a row of features for each of row_embed, got {shapes(row_embed=row_embed, **{name: features})}"
             )
-    scale = torch.as_tensor(log_scale, dtype=wide(query).dtype, device=query.device).exp()
-    p, q = wide(query) * scale, wide(key)
+    scale = torch.as_tensor(log_scale, dtype=wide(row_embed).dtype, device=row_embed.device).exp()
+    p, q = wide(row_embed) * scale, wide(col_embed)
     here = place(len(p), p.device)
     # Targets of a row sum to 1, so what is left of the cross-entropy is log Z less the mean similarity under them.
     if sharpness != 1 or here.total <= DENSE * frozen_feat.shape[1]:
