@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoint.core import contrast
-from counterpoint.core.contrast import Diagonal, Labels, pair_logsumexp
+from counterpoint.core import kernel
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, over, place
+from counterpoint.core.rules import Diagonal, Labels
 
 
 def losses(q, k, x, labels, ring):
@@ -42,7 +43,7 @@ def alone(q, k, x, labels):
 
 def of_functions(a, b, labels):
     """The classics that contrast over the batch."""
-    from counterpoint.functional import clip, moco, nt_xent, siglip, supcon, supcon_single_view
+    from counterpoint.functional import clip, moco, of, siglip, supcon, supcon_single_view
 
     scale = torch.tensor(1.0, dtype=torch.float64)
     queue = torch.nn.functional.normalize(torch.arange(1.0, 21).view(4, 5).double().sin(), dim=1)
@@ -51,7 +52,7 @@ def of_functions(a, b, labels):
         clip(a, b, scale)
         + clip(a, b, scale, ring=True)
         + siglip(a, b, scale, -scale)
-        + nt_xent(a, b)
+        + of("simclr").nt_xent(a, b)
         + moco(a, b, queue).loss
         + supcon(views, labels)
         + supcon(views, labels, all_views=False)
@@ -60,7 +61,7 @@ def of_functions(a, b, labels):
 
 
 def work(rank, counts, port):
-    contrast.TILE, contrast.SMALL = (3, 4), 0
+    kernel.TILE, kernel.SMALL = (3, 4), 0
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
     with over("world"):

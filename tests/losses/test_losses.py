@@ -93,7 +93,7 @@ def swav_by(m: Any, high: Tensor, low: Tensor) -> Tensor:
 
 
 CASES: dict[str, Case] = {
-    "NTXent": Case(lambda: losses.NTXent(0.2), pair, lambda m, a, b: fn.nt_xent(a, b, 0.2)),
+    "NTXent": Case(lambda: losses.NTXent(0.2), pair, lambda m, a, b: fn.of("simclr").nt_xent(a, b, 0.2)),
     "InfoNCE": Case(
         lambda: losses.InfoNCE(0.2), lambda: [*pair(), draw(2, 9, DIM)], lambda m, q, p, b: fn.info_nce(q, p, b, 0.2)
     ),

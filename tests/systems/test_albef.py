@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterpoint import catalog, cli, training
-from counterpoint.core.contrast import pair_cross_entropy
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.data import digit_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality

@@ -24,21 +24,12 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.contrast import (
-    Block,
-    PairLogSumExp,
-    PairLogSumExpTowards,
-    Rule,
-    _backward,
-    _forward,
-    _pair_logsumexp,
-    _Pass,
-    _Side,
-    pair_logsumexp,
-    pair_logsumexp_towards,
-    positive_similarity,
-)
+from counterpoint.core import kernel
+from counterpoint.core.contrast import PairLogSumExp, PairLogSumExpTowards, pair_logsumexp, pair_logsumexp_towards
+from counterpoint.core.kernel import Operands, Side
+from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import once, traced
 from counterpoint.core.world import Group, over, over_group, process_group, world
 
@@ -226,8 +217,8 @@ class _Ring(torch.autograd.Function):
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = _Pass(query, held, rules, origin=_origin(ctx, owner))
-                part, across, _, _ = _forward(work, columns=columns)
+                work = Operands(query, held, rules, origin=_origin(ctx, owner))
+                part, across, _, _ = kernel.forward(work, columns=columns)
                 row = torch.logaddexp(row, part)
                 column = column if across is None else torch.logaddexp(column, across)
             coming = ctx.keys[(owner - 1) % size]
@@ -249,9 +240,9 @@ class _Ring(torch.autograd.Function):
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = _Pass(query, held, ctx.rules, origin=_origin(ctx, owner))
-                across = _Side(logs, arriving) if ctx.columns else None
-                here, there = _backward(work, _Side(row, gradients[0]), across)
+                work = Operands(query, held, ctx.rules, origin=_origin(ctx, owner))
+                across = Side(logs, arriving) if ctx.columns else None
+                here, there = kernel.backward(work, Side(row, gradients[0]), across)
                 to_query += here
                 to_held += there
             coming = ctx.keys[(owner - 1) % size]
@@ -325,8 +316,8 @@ def _against_all(
         towards = None if target is None else rows
     else:
         origin = (here.offset, 0)
-        rows, found, towards = _pair_logsumexp(
-            query, everything, rules, None, columns, origin, target, keep=None, method="auto"
+        rows, found, towards = kernel.logsumexp(
+            query, everything, rules=rules, columns=columns, origin=origin, target=target
         )
         across = everything.new_empty(0) if found is None else found
     if not columns:

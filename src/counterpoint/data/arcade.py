@@ -15,12 +15,10 @@ and sounds, not clips: a model that does well here has learned these sprites.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from counterpoint.data import cached
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
-from counterpoint.files import cache_folder, replacing
 
 VERSION = 1  # of the scripts and the drawing: a change to either must change it, or stale caches are read
 FPS = 24
@@ -796,27 +794,9 @@ def load(
 
 def _stored(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any], notes: list[str]) -> list[Row]:
     """Clips by split and number, from the cache or built into it."""
-    from filelock import FileLock
-
     counts = Counter(split for split, _ in jobs)
-    key = {
-        "version": VERSION,
-        "arcade": importlib.metadata.version("arcade"),
-        **counts,
-        "seed": seed,
-        "backbones": backbones,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_folder() / "arcade" / f"{digest}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes that want the same set (torchrun), one builds it.
-    with FileLock(file.with_suffix(".lock")):
-        stored = _read(file, notes)
-        if stored is None:
-            stored = _pack(_build(jobs, seed, backbones))
-            with replacing(file) as out:
-                np.savez(out, **stored)  # type: ignore[arg-type]
-    return _unpack(stored)
+    key = (VERSION, importlib.metadata.version("arcade"), counts, seed, backbones)
+    return cached.build_once("arcade", key, lambda: _pack(_build(jobs, seed, backbones)), _unpack, notes=notes)
 
 
 def _aligned(train: list[Row], valid: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
@@ -878,15 +858,3 @@ def _unpack(stored: dict[str, NDArray[Any]]) -> list[Row]:
             strict=True,
         )
     ]
-
-
-def _read(file: Path, notes: list[str]) -> dict[str, NDArray[Any]] | None:
-    """What the cache holds, or None when it must be built."""
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file) as stored:
-            return {name: stored[name] for name in ("names", "labels", "lengths", "visual", "audio", "truth")}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        notes.append(f"the cached features in {file} were damaged ({error}) and have been built again")
-        return None

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_within
-from counterpoint.core.contrast import scaled
 from counterpoint.core.memory import Queue
+from counterpoint.core.operands import scaled
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, ScaledLoss, unit_rows
 

@@ -47,7 +47,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.contrast import wide
+from counterpoint.core.precision import wide
 from counterpoint.errors import CounterpointError
 from counterpoint.views.images import gaussian_blur
 

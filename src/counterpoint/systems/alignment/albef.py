@@ -32,9 +32,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import class_similarity, pair_logsumexp, positive_similarity, scaled, unit
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
+from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import holds, need_fixed, once, traced

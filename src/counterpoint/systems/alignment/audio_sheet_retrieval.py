@@ -10,8 +10,8 @@ the ranking in the batch, on embeddings turned by a layer of canonical correlati
 fitted again on many training pairs before anything is measured. The augmentations and the spectrogram are in
 views/music.py. Pieces are identified by the votes of their snippets' neighbours.
 
-`counterpoint.functional.nt_xent` is SimCLR's, which normalises its rows; this paper's, of rows that are unit already, is
-`counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
+Two systems have a function `nt_xent`. `counterpoint.functional.of("simclr").nt_xent` normalises its rows. This paper's takes unit
+rows: `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
 
 The data is any of the task `aligned` with one image and one audio modality. Stage 1 takes its `unpaired` items, which
 have one of the two; data without any gives the snippets of its training pairs, one modality at a time.
@@ -40,9 +40,10 @@ from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds, refuse_graph, traced
 from counterpoint.core.world import over_group
 from counterpoint.engine.loading import Steps
@@ -85,7 +86,7 @@ def nt_xent(
 
     Args:
         z1, z2: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
-            does it, which is `counterpoint.functional.nt_xent`: the gradients differ. This one is
+            does (`counterpoint.functional.of("simclr").nt_xent`): the gradients differ. This one is
             `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
 

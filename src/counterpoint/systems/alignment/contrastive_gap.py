@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.gap import unit_cross_uniformity, unit_uniformity
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError

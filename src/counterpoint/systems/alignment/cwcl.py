@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import (
     Place,
     batch_logsumexp,
@@ -38,11 +37,13 @@ from counterpoint.core.distributed import (
     global_mean,
     place,
 )
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
+from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
 # Up to this many rows to a dimension of the frozen features, their weights are less work than the matrix of moments.

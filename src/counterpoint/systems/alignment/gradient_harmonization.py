@@ -33,9 +33,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, Where, positive_similarity
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Where
 from counterpoint.core.transforms import need_fixed
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey

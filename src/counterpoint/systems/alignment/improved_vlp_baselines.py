@@ -29,11 +29,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
 from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_cross_entropy, pair_logsumexp_towards, positive_similarity, unit, with_bias
+from counterpoint.core.contrast import pair_logsumexp_towards
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import positive_similarity, unit, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
@@ -179,8 +181,8 @@ def barlow_cross(
 
     C is that of the whole batch across processes. Raises ValueError for shapes that differ.
 
-    >>> barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)
-    tensor(0.)
+    >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
+    0.0
     """
     need_alike("n dim", z1=z1, z2=z2)
     a, b = gather_rows(wide(z1)), gather_rows(wide(z2))

@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_scale
-from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_similarity, softplus
+from counterpoint.core.contrast import pair_logsumexp, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
+from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError

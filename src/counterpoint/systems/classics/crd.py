@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import softplus, unit
+from counterpoint.core.contrast import softplus
 from counterpoint.core.distributed import gather_rows, global_mean, row_counts
 from counterpoint.core.memory import Bank, latest, moved, need_positions
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.core.world import over_group

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.world import over_group

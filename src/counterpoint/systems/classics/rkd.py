@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.contrast import EPS, unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import EPS, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import once, traced
 from counterpoint.core.world import over_group

@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.contrast import Diagonal, class_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.operands import class_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive
 from counterpoint.core.compared import Compared, Ways, views
-from counterpoint.core.contrast import Diagonal, Labels, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal, Labels
 from counterpoint.core.transforms import need_fixed
 from counterpoint.core.world import over_group
 from counterpoint.data.generated import InflatedImages, generated_images

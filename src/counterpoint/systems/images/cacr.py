@@ -34,9 +34,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, need_within
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.core.world import over_group

@@ -27,9 +27,11 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued, pairs, views
-from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Labels
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError

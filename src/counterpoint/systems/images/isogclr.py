@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
-from counterpoint.core.contrast import Rule, Views, unit
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.memory import SampleState, need_positions
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Rule, Views
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
