@@ -47,6 +47,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/audio_sheet_retrieval.py
 	$(BIN)/python benchmarks/cacr.py
+	$(BIN)/python benchmarks/fixed_keys.py
 	$(BIN)/python benchmarks/images.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit

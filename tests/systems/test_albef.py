@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterpoint import catalog, cli, training
+from counterpoint.core import affinities, kernel
 from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.data import digit_pairs
 from counterpoint.data.images import ArrayImages
@@ -164,14 +165,16 @@ def test_identities():
 @pytest.mark.parametrize("layout", ["columns", "rows"])
 @pytest.mark.parametrize("block", [1, 30, 2**22])
 def test_blocks_of_any_size_and_either_layout_of_the_queue_are_one_loss(block, layout, monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", block)
+    monkeypatch.setattr(kernel, "SMALL", 0)
+    monkeypatch.setattr(affinities, "STRIPE", block)
     f_v, f_t, g_v, g_t, *queues = inputs()
     if layout == "rows":
         queues = [queue.T.contiguous().T for queue in queues]
     temp = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     loss = momentum_contrast_soft(f_v.requires_grad_(), f_t, g_v, g_t, *queues, temp, 0.3)
     found = torch.autograd.grad(loss, [f_v, temp])
-    # The same of the shared kernels: soft and hard cross-entropy, mixed.
+    # The same in the plain way: soft and hard cross-entropy, mixed.
+    monkeypatch.setattr(kernel, "SMALL", 10**6)
     rows = []
     for f, g, own, queue in ((f_v, g_v, g_t, queues[1]), (f_t, g_t, g_v, queues[0])):
         key = torch.cat([F.normalize(own, dim=1), queue.T])

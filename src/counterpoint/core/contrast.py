@@ -136,33 +136,45 @@ def softplus(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
 
 
 class _PairSoftplus(torch.autograd.Function):
+    """The sum of each row in tiles. Where the keys have no gradient, the query's is made in the forward pass."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, keep: int) -> Tensor:
         work = Operands(query, key)
         rows = query.new_zeros(len(query))
+        # d rows_i / d q_i = sum_j sigmoid(s_ij) k_j, up to the one factor that arrives for the row.
+        pull = torch.zeros_like(query) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
         ctx.kept = []
         with exact(query.device.type):
             for tile in tiles(len(query), len(key)):
                 s = work.similarities(tile)
                 rows[tile.rows] += softplus(s).sum(1)
+                if pull is not None:
+                    pull[tile.rows].addmm_(s.sigmoid_(), key[tile.columns])
+                    continue
                 size = s.numel() * s.element_size()
                 fits = size <= keep
                 keep -= size if fits else 0
                 ctx.kept.append(s.sigmoid() if fits else None)
-        ctx.save_for_backward(query, key)
+        ctx.save_for_backward(query, key, pull)
         return rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        query, key = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, pull = ctx.saved_tensors
+        if pull is not None:
+            to_query = gradients[0][:, None] * pull
+            return refused((to_query,), (query,))[0] if torch.is_grad_enabled() else to_query, None, None
         work = Operands(query, key)
         to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
         with torch.no_grad(), exact(query.device.type):
             for tile, kept in zip(tiles(len(query), len(key)), ctx.kept, strict=True):
                 g = work.similarities(tile).sigmoid_() if kept is None else kept
                 g = g * gradients[0][tile.rows][:, None]
-                to_query[tile.rows].addmm_(g, key[tile.columns])
-                to_key[tile.columns].addmm_(g.T, query[tile.rows])
+                if ctx.needs_input_grad[0]:
+                    to_query[tile.rows].addmm_(g, key[tile.columns])
+                if ctx.needs_input_grad[1]:
+                    to_key[tile.columns].addmm_(g.T, query[tile.rows])
         if torch.is_grad_enabled():
             to_query, to_key = refused((to_query, to_key), (query, key))
         return to_query, to_key, None

@@ -31,14 +31,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
 from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
-from counterpoint.core.transforms import holds, need_fixed, once, traced
+from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.core.weights import read_weights
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
@@ -54,7 +55,6 @@ from counterpoint.views.images import normalise
 NOBODY = -100  # the identity of a queue's slot that nothing was written to
 IGNORED = -100  # the label of a token that is not to be predicted
 TEMPERATURES = (0.001, 0.5)  # what the temperature is kept within
-BLOCK = 2**23  # numbers in a block of similarities
 PAIRS = 256  # pairs that re-ranking fuses at a time
 RERANKED = 1000  # test items that are re-ranked, at most
 DRAWN = 4  # test pairs whose words are shown in the picture
@@ -65,35 +65,6 @@ def _unit(x: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- momentum contrast
-
-
-class _TaughtRows(torch.autograd.Function):
-    """Of each row log Z - alpha E_p[s], p the softmax of the teacher's similarities, s the student's with the same keys.
-
-    Keys get no gradient, so the gradient of a row's similarities is pulled back to the query while they are at hand: six
-    products with the keys for both directions, as many as a transcription needs, and blocks of rows are all that is held.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, teacher: Tensor, key: Tensor, alpha: float) -> Tensor:
-        rows, pull = query.new_empty(len(query)), torch.empty_like(query)
-        blocks = min(len(query), -(-len(query) * len(key) // BLOCK))
-        with exact(query.device.type):
-            for number in range(blocks):  # of equal size: a row by itself takes nearly as long as many
-                part = slice(len(query) * number // blocks, len(query) * (number + 1) // blocks)
-                log_q = (query[part] @ key.T).log_softmax(1)
-                p = (teacher[part] @ key.T).softmax(1)
-                # log q = s - log Z: of the two terms, what alpha does not weigh is log Z itself.
-                mean = torch.linalg.vecdot(p, log_q)
-                log_z = query[part] @ key[0] - log_q[:, 0]
-                rows[part] = (1 - alpha) * log_z - alpha * mean
-                torch.mm(log_q.exp_().sub_(p, alpha=alpha), key, out=pull[part])
-        ctx.save_for_backward(pull)
-        return rows
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradients[0][:, None] * ctx.saved_tensors[0], None, None, None
 
 
 @full_precision(keep=("image_queue", "text_queue"))
@@ -180,11 +151,8 @@ def _direction(
     if alpha == 0:
         return pair_logsumexp(q, key).rows - positive
     taught = scaled(teacher, temp.detach() if isinstance(temp, Tensor) else temp)
-    if traced():
-        logits = q @ key.T
-        soft = (taught @ key.T).softmax(1)
-        return logits.logsumexp(1) - alpha * (soft * logits).sum(1) - (1 - alpha) * positive
-    return _TaughtRows.apply(once(q, "momentum_contrast_soft"), taught, key, alpha) - (1 - alpha) * positive
+    soft = pair_cross_entropy(once(q, "momentum_contrast_soft"), key, taught, key, share=alpha, entropy=False).rows
+    return soft - (1 - alpha) * positive
 
 
 class HardNegativeWeights(NamedTuple):
