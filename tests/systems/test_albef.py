@@ -102,7 +102,7 @@ def test_parity_of_the_momentum_contrast(case, dtype, rtol):
     ids = {}
     if case == "case1":
         ids = {"idx": of("case1/in/idx"), "idx_queue": of("case1/in/idx_queue")}
-    loss = momentum_contrast_soft(**given, temp=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
+    loss = momentum_contrast_soft(**given, temperature=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
     loss.backward()
     close(loss.detach(), of(f"{case}/out/loss_ita"), rtol)
     for name in names[:2]:
