@@ -233,7 +233,7 @@ def test_edges_of_the_momentum_contrast():
         momentum_contrast_soft(*(x[:0] for x in given[:4]), images, texts, 0.07, 0.4)
     with pytest.raises(ValueError, match=r"alpha must lie in 0..1, got 1.5"):
         momentum_contrast_soft(*given, 0.07, 1.5)
-    with pytest.raises(ValueError, match="temp must be positive"):
+    with pytest.raises(ValueError, match="temperature must be positive"):
         momentum_contrast_soft(*given, 0.0, 0.4)
     with pytest.raises(ValueError, match="go together"):
         momentum_contrast_soft(*given, 0.07, 0.4, torch.arange(5))

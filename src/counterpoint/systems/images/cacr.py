@@ -428,15 +428,15 @@ class CACRConfig(ViewsConfig):
     """Weight of the attraction."""
     beta: float = 1.0
     """Weight of the repulsion."""
-    tau_pos: float = 1.0
+    positive_sharpness: float = 1.0
     """Factor of distances in the weights of positives: 0 weighs all alike, larger prefers the farthest more."""
-    tau_neg: float = 0.9
+    negative_sharpness: float = 0.9
     """The same of negatives, larger prefers the closest more; the paper has 2 on CIFAR-100, STL-10 and ImageNet."""
     weight_pos: bool = True
     """Whether positives are weighed by their distance."""
     weight_neg: bool = True
     """Whether negatives are weighed by their closeness."""
-    tau_plus: float | None = None
+    positive_prior: float | None = None
     """Share of negatives that are of the query's own kind, corrected for; the authors' code suggests 0.1. None: not corrected."""
     cost: Literal["rbf", "euclidean"] = "rbf"
     """The momentum form's cost; a mean over the batch in either case."""
@@ -455,13 +455,13 @@ class CACRConfig(ViewsConfig):
             raise CounterpointError(f"form is 'plain', 'momentum' or 'nt_xent', got {self.form!r}")
         if self.cost not in ("rbf", "euclidean"):
             raise CounterpointError(f"cost is 'rbf' or 'euclidean', got {self.cost!r}")
-        for name in ("alpha", "beta", "tau_pos", "tau_neg"):
+        for name in ("alpha", "beta", "positive_sharpness", "negative_sharpness"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
         if not 0 <= self.momentum_teacher <= 1:
             raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
-        if self.tau_plus is not None and not (0 <= self.tau_plus < 1 and self.weight_neg):
-            raise CounterpointError("tau_plus lies in 0..1, 1 not included, and goes with weight_neg")
+        if self.positive_prior is not None and not (0 <= self.positive_prior < 1 and self.weight_neg):
+            raise CounterpointError("positive_prior lies in 0..1, 1 not included, and goes with weight_neg")
         if self.form == "momentum" and self.keys > self.positives + 1:
             raise CounterpointError(f"keys ({self.keys}) must not be more than the views ({self.positives + 1})")
 
@@ -489,11 +489,11 @@ class CACR(ViewsLearner):
             unit(z),
             config.alpha,
             config.beta,
-            config.tau_pos,
-            config.tau_neg,
+            config.positive_sharpness,
+            config.negative_sharpness,
             config.weight_pos,
             config.weight_neg,
-            config.tau_plus,
+            config.positive_prior,
         )
         return {"loss": attraction + repulsion, "attraction": attraction.detach(), "repulsion": repulsion.detach()}
 
