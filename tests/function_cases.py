@@ -285,7 +285,7 @@ OTHERS = {
     "pieces:identify_pieces": "a measure",
     "pieces:retrieval_metrics": "a measure",
     "gradient_harmonization:curriculum_threshold": "numbers only",
-    "improved_vlp_baselines:augment_text": "texts",
+    "text:augment_text": "texts",
     "macil_sd:MacilSDNet": "a network",
     "macil_sd:VisualNet": "a network",
     "macil_sd:distillation_momentum": "numbers only",
