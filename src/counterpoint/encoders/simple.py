@@ -53,3 +53,20 @@ def mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Se
         layers += [nn.Linear(a, b, bias=bias), nn.BatchNorm1d(b), nn.ReLU()]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=bias))
     return nn.Sequential(*layers, *([] if last is None else [last]))
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Stack(nn.Sequential):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        pairs = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        super().__init__(*[layer for pair in pairs for layer in (pair, nn.ReLU())][:-1])
+        self.dim = widths[-1]
+        self.apply(_xavier)
