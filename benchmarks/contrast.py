@@ -50,7 +50,7 @@ def functions(name: str) -> Callable[[Any, Any], Any]:
 
         return lambda a, b: clip(a, b, scale)
     if name == "nt_xent":
-        from counterpoint.functional import nt_xent
+        from counterpoint.systems.classics.simclr import nt_xent
 
         return nt_xent
     if name == "dcl":  # NT-Xent whose denominators leave the positive out

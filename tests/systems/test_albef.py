@@ -19,9 +19,10 @@ from counterpoint.core import affinities, kernel
 from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.masking import mask_tokens
 from counterpoint.core.rows import token_numbers
-from counterpoint.data import digit_pairs
+from counterpoint.data.digits import load_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.worlds.digits import NAMES
 from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
@@ -104,7 +105,7 @@ def test_parity_of_the_momentum_contrast(case, dtype, rtol):
     ids = {}
     if case == "case1":
         ids = {"idx": of("case1/in/idx"), "idx_queue": of("case1/in/idx_queue")}
-    loss = momentum_contrast_soft(**given, temp=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
+    loss = momentum_contrast_soft(**given, temperature=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
     loss.backward()
     close(loss.detach(), of(f"{case}/out/loss_ita"), rtol)
     for name in names[:2]:
@@ -235,7 +236,7 @@ def test_edges_of_the_momentum_contrast():
         momentum_contrast_soft(*(x[:0] for x in given[:4]), images, texts, 0.07, 0.4)
     with pytest.raises(ValueError, match=r"alpha must lie in 0..1, got 1.5"):
         momentum_contrast_soft(*given, 0.07, 1.5)
-    with pytest.raises(ValueError, match="temp must be positive"):
+    with pytest.raises(ValueError, match="temperature must be positive"):
         momentum_contrast_soft(*given, 0.0, 0.4)
     with pytest.raises(ValueError, match="go together"):
         momentum_contrast_soft(*given, 0.07, 0.4, torch.arange(5))
@@ -320,27 +321,27 @@ def test_rerank_scores_the_nearest_alone():
 
 
 def test_digit_pairs():
-    data = digit_pairs.load(train=40, swapped=0.5, seed=1)
+    data = load_pairs(train=40, swapped=0.5, seed=1)
     assert (len(data.train), len(data.test)) == (40, 500)
     rows = np.arange(500)
     captions = data.test.column("text", rows)
     assert len(set(captions)) == 100
     assert data.test.column("image", rows).shape == (500, 16, 16, 3)
-    clean = digit_pairs.load(train=40, seed=1).train.column("text", np.arange(40))
+    clean = load_pairs(train=40, seed=1).train.column("text", np.arange(40))
     other = [a != b for a, b in zip(clean, data.train.column("text", np.arange(40)), strict=True)]
     assert 15 <= sum(other) <= 20
     assert "20 of 40" in data.notes[0]
-    flat = digit_pairs.load(train=40, swapped=0.5, vectors=1, seed=1)
+    flat = load_pairs(train=40, swapped=0.5, vectors=1, seed=1)
     words = flat.train.column("text", np.arange(40))
     assert words.shape == (40, 20)
-    assert [f"{digit_pairs.WORDS[w[:10].argmax()]} {digit_pairs.WORDS[w[10:].argmax()]}" for w in words] == list(
+    assert [f"{NAMES[w[:10].argmax()]} {NAMES[w[10:].argmax()]}" for w in words] == list(
         data.train.column("text", np.arange(40))
     )
-    again = digit_pairs.load(train=40, swapped=0.5, vectors=1, seed=1)
+    again = load_pairs(train=40, swapped=0.5, vectors=1, seed=1)
     np.testing.assert_array_equal(flat.train.column("image", np.arange(40)), again.train.column("image", np.arange(40)))
     for options in ({"train": 1}, {"swapped": 1.5}):
         with pytest.raises(CounterpointError, match="train of at least 2 and swapped in"):
-            digit_pairs.load(**options)
+            load_pairs(**options)
 
 
 # ---------------------------------------------------------------------------------------------------------------- a step
@@ -348,7 +349,7 @@ def test_digit_pairs():
 
 def built(options=TINY, data=None, seed: int = 0, **more) -> tuple[ALBEF, AlignedTask]:
     config = ALBEFConfig(**(options | more))
-    task = AlignedTask(data or digit_pairs.load(train=32), config)
+    task = AlignedTask(data or load_pairs(train=32), config)
     learner = ALBEF(config, SimpleNamespace(**task.facts), seed)
     learner.begin(Survey(task, learner))
     return learner, task
@@ -512,13 +513,13 @@ def test_data_and_encoders_that_do_not_fit():
     with pytest.raises(
         CounterpointError, match=r"albef fuses images and texts, the data has image \(vector\), text \(vec"
     ):
-        built(data=digit_pairs.load(train=32, vectors=1))
+        built(data=load_pairs(train=32, vectors=1))
     with pytest.raises(CounterpointError, match=r"image_encoder conv-s has no tokens .* use vit-s"):
         built(image_encoder="conv-s")
     with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* of 4 altogether"):
         built(fusion_layers=4)
     with pytest.raises(CounterpointError, match="same_text compares the words"):
-        built(VECTORS, digit_pairs.load(train=32, vectors=1), same_text=True)
+        built(VECTORS, load_pairs(train=32, vectors=1), same_text=True)
     three = SimpleNamespace(modalities={name: {"kind": "vector", "dim": 2} for name in "abc"}, tokenizers={})
     with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):
         ALBEF(ALBEFConfig(**VECTORS), three, 0)
@@ -537,7 +538,7 @@ def test_data_and_encoders_that_do_not_fit():
 
 
 def test_pictures_and_captions_train_and_are_ranked_again(tmp_path):
-    data = digit_pairs.load(train=32)
+    data = load_pairs(train=32)
     few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
     rows = Experiment.resolve(SYSTEM, config=ALBEFConfig(**TINY)).run(0, source=few)
     last = rows[-1]
@@ -555,7 +556,7 @@ def _first(split, n: int) -> AlignedColumns:
 
 
 def test_ranking_again_is_of_all_items_however_they_are_cut_or_of_the_first(monkeypatch):
-    data = digit_pairs.load(train=32)
+    data = load_pairs(train=32)
     learner, _ = built(data=data)
     learner.eval()
 
@@ -605,7 +606,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
 
 def test_vectors_train_without_fusion():
-    system_data = digit_pairs.load(train=64, vectors=1, swapped=0.4)
+    system_data = load_pairs(train=64, vectors=1, swapped=0.4)
     last = Experiment.resolve(SYSTEM, config=ALBEFConfig(**VECTORS)).run(0, source=system_data)[-1]
     assert {"test/image_to_text_r1", "test/teacher_image_to_text_r1"} <= set(last)
     assert "test/reranked_mean_recall" not in last
@@ -614,7 +615,7 @@ def test_vectors_train_without_fusion():
 def test_the_claim_s_setting_learns():
     claim = of_system("albef")
     assert claim.setting["epochs"] == 12
-    data = digit_pairs.load(vectors=1, swapped=0.4)
+    data = load_pairs(vectors=1, swapped=0.4)
     config = ALBEFConfig(**(claim.setting | claim.arms["distilled"] | {"epochs": 4, "evaluate_every": 4}))
     last = Experiment.resolve(SYSTEM, config=config).run(0, source=data)[-1]
     assert last[f"test/{claim.conjuncts[0].metric}"] > 0.05  # chance is 0.01

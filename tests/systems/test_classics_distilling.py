@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.distil import kd
+from counterpoint.core.world import over
 from counterpoint.systems.classics import crd as crd_room
 from counterpoint.systems.classics import rkd as rkd_room
 from counterpoint.systems.classics.attention_transfer import attention_transfer
@@ -307,7 +308,8 @@ def _crd_step(share):
 def _process(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

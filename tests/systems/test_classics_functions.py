@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares, swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.distil import kd
+from counterpoint.core.world import over
 from counterpoint.systems.classics.attention_transfer import attention_transfer
 from counterpoint.systems.classics.barlow_twins import barlow
 from counterpoint.systems.classics.crd import crd
@@ -149,8 +150,8 @@ def test_nan_is_never_a_number_again(name):
         (lambda: swav(draw(2, 3, 2), draw(2, 3, 4)), "high and low"),
         (lambda: swav(draw(2, 3, 2), queue=draw(1, 3, 2)), "queue"),
         (lambda: swav(draw(2, 3, 2), temperature=0.0), "temperature"),
-        (lambda: sinkhorn(draw(3, 2), eps=0.0), "eps"),
-        (lambda: sinkhorn(draw(3, 2), iters=0), "iters"),
+        (lambda: sinkhorn(draw(3, 2), epsilon=0.0), "epsilon"),
+        (lambda: sinkhorn(draw(3, 2), iterations=0), "iterations"),
         (lambda: sinkhorn(draw(0, 2)), "scores"),
         (lambda: dino(draw(2, 3, 4), draw(2, 3, 4), draw(5)), "center"),
         (lambda: dino(draw(2, 3, 4), draw(2, 2, 4), draw(4)), "teacher"),
@@ -359,7 +360,8 @@ def _run(name, rows, share=slice(None)):
 def _process(rank, size, folder, rows):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save({name: _run(name, rows, slice(rank, None, size)) for name in WHOLE}, f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save({name: _run(name, rows, slice(rank, None, size)) for name in WHOLE}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 
 
+@over_group
 @full_precision
 def kd(
     student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"], temperature: float = 4.0

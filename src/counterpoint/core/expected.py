@@ -1,14 +1,15 @@
 r"""Expected squared distance of rows to keys under a softmax of the distances themselves, block by block.
 
-    sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -tau d2(q_i, k_sj) )
+    sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -sharpness d2(q_i, k_sj) )
 
 Legend.
 
-    q      rows [N, D]; k: sets of keys [S, n, D], each set with a softmax of its own
-    d2     squared Euclidean distance
-    tau    factor of the distances, 0 to 1e30; 0 weighs all keys alike
-    own_i  the key of each set that row i does not see
-    w_i    weight of a row
+    q          rows [N, D]
+    k          sets of keys [S, n, D], each set with a softmax of its own
+    d2         squared Euclidean distance
+    sharpness  factor of the distances, 0 to 1e30; 0 weighs all keys alike
+    own_i      the key of each set that row i does not see
+    w_i        weight of a row
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SMALLEST, LARGEST = 1e-20, 1e30
 
 
 class _Expected(torch.autograd.Function):
-    """sum_i w_i sum_y E_iy[d2] for tau > 0.
+    """sum_i w_i sum_y E_iy[d2] for sharpness > 0.
 
     The result is one number, so its gradients are known up to a factor while a block's distances are there: they are made in
     the forward pass, and nothing is computed twice.
@@ -42,7 +43,7 @@ class _Expected(torch.autograd.Function):
         ctx: Any,
         query: Tensor,
         key: Tensor,
-        tau: float,
+        sharpness: float,
         own: Tensor,
         weight: Tensor | None,
         through: bool,
@@ -50,7 +51,7 @@ class _Expected(torch.autograd.Function):
     ) -> Tensor:
         sets, n, dim = key.shape
         keys = key.reshape(sets * n, dim)
-        bias = keys.square().sum(1).mul_(-tau)
+        bias = keys.square().sum(1).mul_(-sharpness)
         to_query = torch.empty_like(query) if wanted and ctx.needs_input_grad[0] else None
         to_key = torch.zeros_like(keys) if wanted and ctx.needs_input_grad[1] else None
         pulls = keys.new_zeros(sets * n)  # of each key, summed over the queries
@@ -59,14 +60,14 @@ class _Expected(torch.autograd.Function):
         with exact(query.device.type):
             for start in range(0, len(query), step):
                 rows = query[start : start + step]
-                # -tau d2, but for what is one and the same in a row
-                logits = torch.addmm(bias, rows, keys.T, alpha=2 * tau).view(len(rows), sets, n)
+                # -sharpness d2, but for what is one and the same in a row
+                logits = torch.addmm(bias, rows, keys.T, alpha=2 * sharpness).view(len(rows), sets, n)
                 unseen = own[start : start + step, None, None].expand(-1, sets, 1)
                 p = logits.scatter_(2, unseen, -math.inf).softmax(2)
                 logits.scatter_(2, unseen, 0.0)  # 0 times -inf is not 0
                 expected = logits.mul_(p).sum(2, keepdim=True)
                 w = None if weight is None else weight[start : start + step]
-                costs = rows.square().sum(1).mul_(sets).sub_(expected.sum((1, 2)), alpha=1 / tau)
+                costs = rows.square().sum(1).mul_(sets).sub_(expected.sum((1, 2)), alpha=1 / sharpness)
                 total += costs.sum() if w is None else w @ costs
                 if to_query is None and to_key is None:
                     continue
@@ -93,13 +94,13 @@ class _Expected(torch.autograd.Function):
 
 
 def expected_costs(
-    query: Tensor, key: Tensor, tau: float, own: Tensor, weight: Tensor | None, through: bool
+    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
 ) -> Float[Tensor, ""]:
     """Return the sum above, a number, of arguments that fit; `through`: whether the gradient flows through p.
 
     The gradients are made in the forward pass, so memory grows with rows and keys, not with their product.
     """
-    if tau < SMALLEST:
+    if sharpness < SMALLEST:
         # The plain mean, without a matrix at all; the weights do not move.
         n = key.shape[1]
         sums = n * query.square().sum(1) + key.square().sum((1, 2))[:, None] - 2 * (key.sum(1) @ query.T)
@@ -107,21 +108,21 @@ def expected_costs(
         return (rows if weight is None else rows * weight).sum()
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     if traced() and through:
-        return _composed(query, key, tau, own, weight, through)
+        return _composed(query, key, sharpness, own, weight, through)
     what = "the expected distance"
     query, key = once(query, what), once(key, what)
     if traced():
-        return _composed(query, key, tau, own, weight, through)
-    return _Expected.apply(query, key, tau, own, weight, through, wanted)
+        return _composed(query, key, sharpness, own, weight, through)
+    return _Expected.apply(query, key, sharpness, own, weight, through, wanted)
 
 
 def _composed(
-    query: Tensor, key: Tensor, tau: float, own: Tensor, weight: Tensor | None, through: bool
+    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
 ) -> Float[Tensor, ""]:
     """Return the same by PyTorch's own operations, in memory rows x keys."""
     distance = query.square().sum(1)[:, None, None] + key.square().sum(2) - 2 * torch.einsum("rd,snd->rsn", query, key)
     apart = torch.arange(key.shape[1], device=own.device) == own[:, None]
-    p = (-tau * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
+    p = (-sharpness * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
     rows = ((p if through else p.detach()) * distance).sum((1, 2))
     return (rows if weight is None else rows * weight).sum()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import check_writable
 from counterpoint.search.encoder import Encoder
@@ -37,7 +38,7 @@ OTHERS = (
 
 
 def search(
-    path: Path | str,
+    path: Run | Path | str,
     queries: Sequence[str],
     embeddings: Path | str,
     *,
@@ -65,7 +66,8 @@ def search(
     """
     if not queries or k < 1:
         raise CounterpointError("search needs a query, and -k of at least 1")
-    check_local(path, "a run is a folder")
+    if not isinstance(path, Run):
+        check_local(path, "a run is a folder")
     check_embeddings(embeddings)
     page = None if html is None else check_writable(html)
     encoder = Encoder.load(path)

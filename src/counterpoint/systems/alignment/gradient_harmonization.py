@@ -38,6 +38,7 @@ from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Where
 from counterpoint.core.transforms import need_fixed
+from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -48,6 +49,7 @@ Objective = Literal["mil-nce", "info-nce"]
 # ------------------------------------------------------------------------------------------------------------ the losses
 
 
+@over_group
 @full_precision
 def mil_nce(
     video: Float[Tensor, "n dim"],

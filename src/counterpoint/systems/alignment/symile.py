@@ -37,6 +37,7 @@ from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -58,6 +59,7 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
 
+@over_group
 @full_precision
 def symile(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -78,7 +80,7 @@ def symile(
     Args:
         reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments give unit rows, the
             others the output of a LayerNorm.
-        logit_scale: already exponentiated, finite, at least 0 (where all logits are equal).
+        logit_scale: 1 / temperature, not its logarithm; finite, at least 0 (where all logits are equal).
         negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^floor(M/2) dim and n^ceil(M/2).
         permutations: for "n", per anchor and other modality in their order; over processes those of the whole batch.
             None: drawn, with `generator` (over processes, the first one's draw).
@@ -94,6 +96,7 @@ def symile(
     return symile_per_anchor(reps, logit_scale, negatives, permutations, generator=generator).mean()
 
 
+@over_group
 @full_precision
 def symile_per_anchor(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -234,6 +237,7 @@ def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------- scores and the baseline
 
 
+@over_group
 @full_precision
 def clip_pairwise_loss(
     reps: Sequence[Float[Tensor, "n dim"]], logit_scale: float | Float[Tensor, ""]

@@ -21,11 +21,13 @@ from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
 
+@over_group
 @full_precision
 def attention_transfer(
     student: Float[Tensor, "n channels height width"],

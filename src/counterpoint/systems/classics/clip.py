@@ -20,11 +20,13 @@ from counterpoint.core.compared import Compared, pairs
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.operands import positive_similarity, scaled
 from counterpoint.core.precision import full_precision, scalar
+from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
+@over_group
 @full_precision
 def clip(
     image: Float[Tensor, "n dim"],
@@ -37,7 +39,7 @@ def clip(
 
     Args:
         image, text: unit rows (they are not normalised here, as in open_clip); row i of one belongs to row i of the other.
-        log_scale: learnable log of the inverse temperature, a scalar or a number; the paper starts at ln(1/0.07)
+        log_scale: log(1 / temperature), a learnable scalar or a number; the paper starts at ln(1/0.07)
             and keeps it below ln 100.
         ring: across processes, pass keys round instead of gathering them.
 

@@ -24,6 +24,7 @@ from counterpoint.core.memory import Bank, latest, moved, need_positions
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -130,6 +131,7 @@ class CRDOutput(NamedTuple):
     memory_teacher: Float[Tensor, "samples dim"]
 
 
+@over_group
 @full_precision(keep=("memory_student", "memory_teacher", "Z_student", "Z_teacher"))
 def crd(
     student: Float[Tensor, "n dim"],

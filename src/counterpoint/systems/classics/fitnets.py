@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
 
+@over_group
 @full_precision
 def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
     """Mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).

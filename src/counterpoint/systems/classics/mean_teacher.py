@@ -20,6 +20,7 @@ from counterpoint.core.checks import need_alike
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, ramped_momentum, sigmoid_ramp
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.labelled import LAPTOP, LabelledLearner, SemiSupervisedConfig, cross_entropy
@@ -31,6 +32,7 @@ class MeanTeacherOutput(NamedTuple):
     ramp: Float[Tensor, " epochs"]
 
 
+@over_group
 @full_precision
 def mean_teacher(
     student: Float[Tensor, "n classes"],

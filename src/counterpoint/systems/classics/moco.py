@@ -25,6 +25,7 @@ from counterpoint.core.memory import Queue
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
@@ -36,6 +37,7 @@ class MoCoOutput(NamedTuple):
     queue_after: Float[Tensor, "keys dim"]
 
 
+@over_group
 @full_precision(keep=("queue",))
 def moco(
     query: Float[Tensor, "n dim"],

@@ -21,6 +21,7 @@ from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import EPS, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import once, traced
+from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
@@ -28,6 +29,7 @@ from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 BLOCK = 2**20
 
 
+@over_group
 @full_precision
 def rkd_distance(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
     """Mean over the n^2 pairs of Huber(d^s - d^t), d the Euclidean distance over the mean distance (Sec. 3.2.1).
@@ -103,6 +105,7 @@ def _directions(x: Tensor, anchors: slice) -> tuple[Tensor, Tensor]:
     return towards.div_(length), length
 
 
+@over_group
 @full_precision
 def rkd_angle(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
     """Mean over the n^3 triplets of Huber(A^s - A^t), A_ijk = cos of the angle at i between j and k (Sec. 3.2.2).
@@ -135,6 +138,7 @@ class RKDOutput(NamedTuple):
     angle: Float[Tensor, ""]
 
 
+@over_group
 @full_precision
 def rkd(
     student: Float[Tensor, "n dim"],

@@ -27,6 +27,7 @@ from counterpoint.core.memory import Queue
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
@@ -37,6 +38,7 @@ class SwAVOutput(NamedTuple):
     codes_first_crop: Float[Tensor, "n prototypes"]
 
 
+@over_group
 @full_precision(keep=("queue",))
 def swav(
     high: Float[Tensor, "full n prototypes"],

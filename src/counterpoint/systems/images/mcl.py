@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -227,7 +227,7 @@ class MCL(Learner):
         encoder: nn.Module = copy.deepcopy(self.base.encoder)
         return encoder
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> MCL:
         super().train(mode)
         self.earlier.eval()  # frozen, running statistics too
         return self
