@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.core.mil import topk_mil_pool
+from counterpoint.encoders.bags import MacilSDNet, VisualNet
 from counterpoint.engine.run import machine, versions
 from counterpoint.files import replacing
-from counterpoint.systems.alignment.macil_sd import MacilSDNet, VisualNet, semi_bag_contrast
+from counterpoint.systems.alignment.macil_sd import semi_bag_contrast
 
 BATCH, TIME, VISUAL, AUDIO = 128, 200, 1024, 128
 

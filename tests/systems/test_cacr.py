@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from counterpoint.core import expected as kernel
 from counterpoint.data import digits
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
@@ -122,13 +123,13 @@ def written_out(z, alpha, beta, tau_pos, tau_neg, weight_pos, weight_neg, tau_pl
     return torch.stack(attraction).mean() + torch.stack(repulsion).mean()
 
 
-@pytest.mark.parametrize("block", [room.BLOCK, 40, 1])
+@pytest.mark.parametrize("block", [kernel.BLOCK, 40, 1])
 @pytest.mark.parametrize(
     ("weight_pos", "weight_neg", "tau_plus"),
     [(True, True, None), (False, True, None), (True, False, None), (False, False, None), (True, True, 0.3)],
 )
 def test_every_switch_in_blocks_is_the_formula(weight_pos, weight_neg, tau_plus, block, monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     options = (1.5, 0.7, 0.8, 1.3, weight_pos, weight_neg, tau_plus)
     for unit in (True, False):
         z = draw(3, 5, 4, unit=unit)
@@ -138,10 +139,10 @@ def test_every_switch_in_blocks_is_the_formula(weight_pos, weight_neg, tau_plus,
             close(a, b)
 
 
-@pytest.mark.parametrize("block", [room.BLOCK, 12])
+@pytest.mark.parametrize("block", [kernel.BLOCK, 12])
 @pytest.mark.parametrize("tau", [0.0, 0.7, 8.0])
 def test_expected_distance(tau, block, monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     query, key = draw(4, 3, unit=False).requires_grad_(), draw(2, 5, 3, seed=1, unit=False).requires_grad_()
     own, weight = torch.tensor([4, 0, 0, 2]), torch.tensor([0.3, 0.0, 2.0, 1.0], dtype=torch.float64)
 
@@ -242,7 +243,7 @@ def test_pairwise_nt_xent():
 
 
 def test_no_matrix_is_kept(monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", 2**12)
+    monkeypatch.setattr(kernel, "BLOCK", 2**12)
     largest = 0
 
     def keep(x):

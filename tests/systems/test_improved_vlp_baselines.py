@@ -20,8 +20,9 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment import improved_vlp_baselines
-from counterpoint.systems.alignment.improved_vlp_baselines import STOP_WORDS, SYSTEM, Rocket, RocketConfig
+from counterpoint.systems.alignment.improved_vlp_baselines import SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
+from counterpoint.views.text import STOP_WORDS
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "improved-vlp-baselines.npz")
 

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 import counterpoint.functional as fn
 from counterpoint.data import load
+from counterpoint.encoders.bags import MacilSDNet, VisualNet
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.lab.protocol import of_system
 from counterpoint.systems.alignment.macil_sd import (
     MacilSD,
     MacilSDConfig,
-    MacilSDNet,
-    VisualNet,
     semi_bag_contrast,
 )
 

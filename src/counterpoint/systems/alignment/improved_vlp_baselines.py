@@ -8,7 +8,8 @@ basic CLIP, but that a better recipe for CLIP itself helps more and leaves them 
 strong views of image and text, the strong ones compared in a space of their own, behind an MLP, with label smoothing.
 Symbols: z the global projections of the weak views, h^a the local ones of the strong, e the smoothing.
 
-All losses, heads and scales are here, and the views of text. Where the released code differs, or something is not here:
+All losses, heads and scales are here; the views of text are in views/text.py. Where the released code differs, or what is
+not here:
   - Across processes the code's gathered columns carry no gradient. Here they do, unless `local_gradients` is set.
   - The code clamps the local scale after each step even where there is none; here only what is there.
   - Synonyms need WordNet. `augment_text` takes a dictionary of them; without one the other two changes share their weight.
@@ -18,7 +19,6 @@ All losses, heads and scales are here, and the views of text. Where the released
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +40,13 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
+from counterpoint.encoders.simple import BagOfTokens, PixelMLP, Tower, mlp
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
-from counterpoint.views.images import Recipe, ViewPipeline, normalise, zero_to_one
+from counterpoint.views.images import Handled, Recipe, ViewPipeline, normalise
+from counterpoint.views.text import augment_text
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
@@ -295,75 +297,6 @@ def swalip_loss(
     return torch.stack(total).mean()
 
 
-# ------------------------------------------------------------------------------------------------------------ views of text
-
-_STOP = """
-    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its
-    itself they them their theirs themselves what which who whom this that these those am is are was were be been being have
-    has had having do does did doing a an the and but if or because as until while of at by for with about against between
-    into through during before after above below to from up down in out on off over under again further then once here there
-    when where why how all any both each few more most other some such no nor not only own same so than too very can will just
-    should now
-"""
-STOP_WORDS = frozenset(_STOP.split())
-
-
-def augment_text(
-    text: str,
-    generator: torch.Generator,
-    *,
-    strong: bool = True,
-    drop_stop_words: float = 0.8,
-    synonyms: Mapping[str, Sequence[str]] | None = None,
-    share: float = 0.1,
-) -> str:
-    """A changed copy of a caption: stop words removed (weak), then one change of words as well (strong).
-
-    Args:
-        text: words between spaces. An empty text stays as it is.
-        generator: the one source of randomness.
-        drop_stop_words: with which probability all English stop words go; a text of nothing else keeps them.
-        synonyms: of lower-case words. One change is then replacement of a share of the words that have any (weight 0.4),
-            exchange of two words (0.4) or deletion (0.2); without synonyms one of the other two.
-        share: of the words that are changed, at least one; of deletion the probability for each.
-
-    Source: the released code, after EDA (Wei and Zou, EMNLP 2019, arXiv 1901.11196).
-
-    >>> augment_text("a picture of the sea", torch.Generator().manual_seed(0), strong=False, drop_stop_words=1.0)
-    'picture sea'
-    """
-    words = text.split()
-    if not words:
-        return text
-
-    def chance() -> float:
-        return float(torch.rand((), generator=generator))
-
-    def order(n: int) -> list[int]:
-        return torch.randperm(n, generator=generator).tolist()
-
-    if chance() < drop_stop_words:
-        words = [word for word in words if word.lower() not in STOP_WORDS] or words
-    if not strong:
-        return " ".join(words)
-    count = max(1, int(share * len(words)))
-    draw = chance() * (1.0 if synonyms is not None else 0.6)
-    if draw < 0.2:
-        kept = [word for word in words if chance() >= share]
-        words = kept or [words[order(len(words))[0]]]
-    elif draw < 0.6:
-        for _ in range(count if len(words) > 1 else 0):
-            a, b = order(len(words))[:2]
-            words[a], words[b] = words[b], words[a]
-    else:
-        assert synonyms is not None
-        known = [n for n, word in enumerate(words) if synonyms.get(word.lower())]
-        for n in (known[m] for m in order(len(known))[:count]):
-            choices = synonyms[words[n].lower()]
-            words[n] = choices[order(len(choices))[0]]
-    return " ".join(words)
-
-
 # ----------------------------------------------------------------------------------------------------------- views of images
 
 # The paper's; kinds of views of images by name: (weak, strong).
@@ -372,57 +305,6 @@ IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe]] = {
     # Icons and digits are no longer themselves when mirrored, turned grey or cut to a twelfth.
     "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
 }
-
-
-class _Handled:
-    """The claim's views of tiny pictures: weak ones as they are, strong ones turned, zoomed, moved, lit and with noise, a
-    little each."""
-
-    DEGREES, ZOOM, SHIFT, LIGHT, NOISE = 15.0, 0.1, 0.125, 0.2, 0.1
-
-    def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What is done to each of `count` pictures: turn, zoom, two shifts and light [count, 5], and noise."""
-        return (
-            2 * torch.rand(count, 5, generator=generator) - 1,
-            self.NOISE * torch.randn(count, 1, size, size, generator=generator),
-        )
-
-    def apply(self, images: Tensor, drawn: tuple[Tensor, Tensor]) -> Tensor:
-        amount, noise = (part.to(images.device) for part in drawn)
-        angle = math.radians(self.DEGREES) * amount[:, 0]
-        zoom = 1 / (1 + self.ZOOM * amount[:, 1])
-        cos, sin = zoom * angle.cos(), zoom * angle.sin()
-        shift = 2 * self.SHIFT * amount[:, 2:4]
-        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], 1).view(-1, 2, 3)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        moved = F.grid_sample(zero_to_one(images), grid, align_corners=False)
-        return normalise((moved * (1 + self.LIGHT * amount[:, 4])[:, None, None, None] + noise).clamp_(0, 1))
-
-
-class _PixelMLP(nn.Module):
-    """Grey pixels through one hidden layer."""
-
-    def __init__(self, size: int, hidden: int = 128, dim: int = 64) -> None:
-        super().__init__()
-        self.dim = dim
-        self.layers = nn.Sequential(nn.Linear(size * size, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-
-    def forward(self, images: Float[Tensor, "n channels size size"]) -> Float[Tensor, "n dim"]:
-        return self.layers(images.mean(1).flatten(1))
-
-
-class _BagOfTokens(nn.Module):
-    """The mean of the tokens' vectors through one hidden layer."""
-
-    def __init__(self, vocabulary: int, hidden: int = 128, dim: int = 64) -> None:
-        super().__init__()
-        self.dim = dim
-        self.embed = nn.Embedding(vocabulary, hidden)
-        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "n dim"]:
-        mean = (self.embed(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return self.layers(mean)
 
 
 # --------------------------------------------------------------------------------------------------------------- the learner
@@ -491,26 +373,6 @@ class RocketConfig(AlignedConfig):
             raise CounterpointError("swalip needs two strong views and no label smoothing: --label-smoothing 0")
 
 
-class _Tower(nn.Module):
-    """An encoder and a head, as one network that can be copied."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, values: Any) -> Tensor:
-        return self.head(self.encoder(*values) if isinstance(values, tuple | list) else self.encoder(values))
-
-
-def _mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Sequential:
-    """Linear layers, batch normalisation and ReLU between them, `last` at the end."""
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths[:-1]):
-        layers += [nn.Linear(a, b, bias=bias), nn.BatchNorm1d(b), nn.ReLU()]
-    layers.append(nn.Linear(widths[-2], widths[-1], bias=bias))
-    return nn.Sequential(*layers, *([] if last is None else [last]))
-
-
 class Rocket(AlignedLearner):
     """CLIP on a weak and some strong views of image and text."""
 
@@ -526,20 +388,20 @@ class Rocket(AlignedLearner):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.local_log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.1))) if separate else None
         self.local_heads = nn.ModuleDict(
-            {n: _mlp(dims[n], *[config.local_hidden] * 2, config.embedding) for n in self.pair if separate}
+            {n: mlp(dims[n], *[config.local_hidden] * 2, config.embedding) for n in self.pair if separate}
         )
         self.extra_heads, self.predictors, self.teachers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         barlip = config.extra == "barlip"
         hidden, width = config.extra_hidden or (3000 if barlip else 2048), config.extra_dim or (8192 if barlip else 128)
         for name in self.pair:
             if barlip:
-                self.extra_heads[name] = _mlp(dims[name], hidden, hidden, width, last=nn.BatchNorm1d(width))
+                self.extra_heads[name] = mlp(dims[name], hidden, hidden, width, last=nn.BatchNorm1d(width))
             elif config.extra in ("siamlip", "byolip"):
                 last = nn.BatchNorm1d(width, affine=False)
-                self.extra_heads[name] = _mlp(dims[name], hidden, width, bias=False, last=last)
-                self.predictors[name] = _mlp(width, hidden, width)
+                self.extra_heads[name] = mlp(dims[name], hidden, width, bias=False, last=last)
+                self.predictors[name] = mlp(width, hidden, width)
             if config.extra == "byolip":
-                self.teachers[name] = EMATeacher(_Tower(self.encoders[name], self.extra_heads[name]))
+                self.teachers[name] = EMATeacher(Tower(self.encoders[name], self.extra_heads[name]))
         if config.text_dropout and any(
             kind == "text" and not hasattr(self.encoders[name], "blocks") for name, kind in self.kinds.items()
         ):
@@ -547,10 +409,10 @@ class Rocket(AlignedLearner):
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
         if self.config.towers == "simple" and spec["kind"] == "image":
-            return _PixelMLP(spec["size"])
+            return PixelMLP(spec["size"])
         if self.config.towers == "simple" and spec["kind"] == "text":
             assert tokenizer is not None
-            return _BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
+            return BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
         return super().build_encoder(spec, tokenizer)
 
     # --- views
@@ -577,7 +439,7 @@ class Rocket(AlignedLearner):
     def _images(self, images: Tensor, total: int, mine: slice, strong: int, generator: torch.Generator) -> list[Tensor]:
         size = images.shape[2]
         if self.config.image_views == "handled":
-            handled = _Handled()
+            handled = Handled()
             drawn = [handled.draw(total, size, generator) for _ in range(strong)]
             return [normalise(images), *(handled.apply(images, (a[mine], n[mine])) for a, n in drawn)]
         weak, strongly = IMAGE_VIEWS[self.config.image_views]
@@ -679,7 +541,7 @@ class Rocket(AlignedLearner):
                     scale.clamp_(0, math.log(100))
         for name, teacher in self.teachers.items():
             assert isinstance(teacher, EMATeacher)
-            teacher.update(_Tower(self.encoders[name], self.extra_heads[name]), self.config.momentum_teacher)
+            teacher.update(Tower(self.encoders[name], self.extra_heads[name]), self.config.momentum_teacher)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         features = {name: self.features(name, values) for name, values in batch["inputs"].items()}

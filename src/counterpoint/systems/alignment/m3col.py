@@ -20,7 +20,6 @@ released code differ, or something is not here:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Targets
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
+from counterpoint.encoders.simple import Stack
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -147,24 +147,7 @@ def _cycle(names: list[str]) -> list[tuple[str, str]]:
     return list(zip(names, names[1:] + names[:1], strict=True))
 
 
-# ----------------------------------------------------------------------------------------------------------- the networks
-
-
-def _xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-class _Stack(nn.Sequential):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, *widths: int) -> None:
-        pairs = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        super().__init__(*[layer for pair in pairs for layer in (pair, nn.ReLU())][:-1])
-        self.dim = widths[-1]
-        self.apply(_xavier)
+# ------------------------------------------------------------------------------------------------------------ the learner
 
 
 @dataclass
@@ -233,14 +216,14 @@ class M3CoL(AlignedLearner):
         if not data.classes:
             raise CounterpointError("m3col learns to classify, but this data has no classes")
         inner = [config.hidden] * config.hidden_layers
-        self.fused = _Stack(config.embedding * len(self.kinds), *inner, data.classes)
+        self.fused = Stack(config.embedding * len(self.kinds), *inner, data.classes)
         self.single = nn.ModuleDict(
-            {name: _Stack(config.embedding, *inner, data.classes) for name in self.kinds if config.unimodal}
+            {name: Stack(config.embedding, *inner, data.classes) for name in self.kinds if config.unimodal}
         )
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
         if spec["kind"] == "vector" and self.config.vector_encoder == "paper":
-            return _Stack(spec["dim"], self.config.embedding, self.config.embedding)
+            return Stack(spec["dim"], self.config.embedding, self.config.embedding)
         return super().build_encoder(spec, tokenizer)
 
     def build_head(self, dim: int) -> nn.Module:

@@ -24,7 +24,6 @@ and predictor have no batch normalisation at their ends, and views go through th
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -35,86 +34,19 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, need_within
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
+from counterpoint.core.expected import LARGEST, expected_costs, mean_key
 from counterpoint.core.operands import positive_similarity, scaled, unit
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
-from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.transforms import holds, once
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 from counterpoint.views.images import ViewPipeline
 
-# Distances that are there at a time: in float32 a block and what is made of it stay in the cache.
-BLOCK = 2**19
-# Factors beyond these overflow in float32, or weigh all alike to the last digit.
-SMALLEST, LARGEST = 1e-20, 1e30
-
-
 # --------------------------------------------------------------------------------------------------- the expected distance
-
-
-class _Expected(torch.autograd.Function):
-    """sum_i w_i sum_y E_iy[d2] for sharpness > 0.
-
-    The result is one number, so its gradients are known up to a factor while a block's distances are there: they are made in
-    the forward pass, and nothing is computed twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        sharpness: float,
-        own: Tensor,
-        weight: Tensor | None,
-        through: bool,
-        wanted: bool,
-    ) -> Tensor:
-        sets, n, dim = key.shape
-        keys = key.reshape(sets * n, dim)
-        bias = keys.square().sum(1).mul_(-sharpness)
-        to_query = torch.empty_like(query) if wanted and ctx.needs_input_grad[0] else None
-        to_key = torch.zeros_like(keys) if wanted and ctx.needs_input_grad[1] else None
-        pulls = keys.new_zeros(sets * n)  # of each key, summed over the queries
-        total = query.new_zeros(())
-        step = max(1, BLOCK // (sets * n))
-        with exact(query.device.type):
-            for start in range(0, len(query), step):
-                rows = query[start : start + step]
-                # -sharpness d2, but for what is one and the same in a row
-                logits = torch.addmm(bias, rows, keys.T, alpha=2 * sharpness).view(len(rows), sets, n)
-                unseen = own[start : start + step, None, None].expand(-1, sets, 1)
-                p = logits.scatter_(2, unseen, -math.inf).softmax(2)
-                logits.scatter_(2, unseen, 0.0)  # 0 times -inf is not 0
-                expected = logits.mul_(p).sum(2, keepdim=True)
-                w = None if weight is None else weight[start : start + step]
-                costs = rows.square().sum(1).mul_(sets).sub_(expected.sum((1, 2)), alpha=1 / sharpness)
-                total += costs.sum() if w is None else w @ costs
-                if to_query is None and to_key is None:
-                    continue
-                # An expectation under p moves with a logit by p (1 + logit - expectation), or by p if p stands still.
-                g = logits.addcmul_(p, expected.sub_(1), value=-1) if through else p
-                g = g.view(len(rows), sets * n)
-                if to_query is not None:
-                    # Rows of g sum to 1 in each set. Both gradients lack a factor of 2, which comes with the one from above.
-                    part = torch.addmm(rows, g, keys, beta=sets, alpha=-1, out=to_query[start : start + step])
-                    if w is not None:
-                        part.mul_(w[:, None])
-                if to_key is not None:
-                    to_key.addmm_(g.T, rows if w is None else rows * w[:, None])
-                    pulls += g.sum(0) if w is None else w @ g
-        if to_key is not None:
-            to_key = torch.addcmul(to_key.neg_(), pulls[:, None], keys, out=to_key).view_as(key)
-        ctx.save_for_backward(to_query, to_key)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if g is None else (2 * gradients[0]) * g for g in ctx.saved_tensors]
-        return *found, None, None, None, None, None
 
 
 @full_precision
@@ -161,38 +93,7 @@ def expected_distance(
         raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
     need_within(0, LARGEST, sharpness=sharpness)
     weight = None if weight is None else weight.detach()
-    return _expected_distance(wide(query), wide(key), sharpness, own, weight, through)
-
-
-def _expected_distance(
-    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
-) -> Float[Tensor, ""]:
-    """The same of what is known to fit."""
-    if sharpness < SMALLEST:
-        # The plain mean, without a matrix at all; the weights do not move.
-        n = key.shape[1]
-        sums = n * query.square().sum(1) + key.square().sum((1, 2))[:, None] - 2 * (key.sum(1) @ query.T)
-        rows = ((sums - (query - key[:, own]).square().sum(2)) / (n - 1)).sum(0)
-        return (rows if weight is None else rows * weight).sum()
-    wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    if traced() and through:
-        return _composed(query, key, sharpness, own, weight, through)
-    what = "the expected distance"
-    query, key = once(query, what), once(key, what)
-    if traced():
-        return _composed(query, key, sharpness, own, weight, through)
-    return _Expected.apply(query, key, sharpness, own, weight, through, wanted)
-
-
-def _composed(
-    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
-) -> Float[Tensor, ""]:
-    """The same of PyTorch's own operations, in memory rows x keys."""
-    distance = query.square().sum(1)[:, None, None] + key.square().sum(2) - 2 * torch.einsum("rd,snd->rsn", query, key)
-    apart = torch.arange(key.shape[1], device=own.device) == own[:, None]
-    p = (-sharpness * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
-    rows = ((p if through else p.detach()) * distance).sum((1, 2))
-    return (rows if weight is None else rows * weight).sum()
+    return expected_costs(wide(query), wide(key), sharpness, own, weight, through)
 
 
 # --------------------------------------------------------------------------------------------------------------- the losses
@@ -288,7 +189,7 @@ def cacr(
         negative_sharpness if weight_negatives else 0.0,
         here.offset + torch.arange(here.rows, device=z.device),
     )
-    sums = [_expected_distance(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
+    sums = [expected_costs(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
     repulsion = -beta * mean_of_total(torch.stack(sums).sum() / len(pairs), here.total)
     if positive_prior is not None:
         repulsion = (repulsion - positive_prior * global_mean(pairs.mean(0))) / (1 - positive_prior)
@@ -352,28 +253,11 @@ def cacr_momentum(
         mean = global_mean((2 * temperature * p * (logs - cosine / temperature)).sum(0))
     else:
         # The weights stand still and sum to 1, so what is left is linear in q: towards its own key, away from their mean.
-        away = _mean_key(q.detach(), gather_rows(k), temperature, here.offset)
+        away = mean_key(q.detach(), gather_rows(k), temperature, here.offset)
         mean = global_mean((p * positive_similarity(flat, (away - k).flatten(0, 1)).view_as(p)).sum(0))
     if reduction is None:
         reduction = "mean" if cost == "rbf" else "sum"
     return mean if reduction == "mean" else mean * here.total
-
-
-def _mean_key(
-    queries: Float[Tensor, "views n dim"], keys: Float[Tensor, "all dim"], temperature: float, offset: int
-) -> Float[Tensor, "views n dim"]:
-    """sum_{j != i} w_vij k_j with w_vi = softmax_{j != i}(q_vi . k_j / T), some rows at a time; row i's own key is offset + i."""
-    out = torch.empty_like(queries)
-    step = max(1, BLOCK // len(keys))
-    apart = Diagonal((offset,))
-    with torch.no_grad(), exact(queries.device.type):
-        for view, into in zip(queries, out, strict=True):
-            for start in range(0, len(view), step):
-                part = slice(start, min(start + step, len(view)))
-                s = torch.mm(view[part] / temperature, keys.T)
-                apart.exclude(s, part, slice(0, len(keys)))
-                torch.mm(s.softmax(1), keys, out=into[part])
-    return out
 
 
 @over_group

@@ -1,0 +1,72 @@
+"""Networks of one or two hidden layers: towers of small claims, and heads."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PixelMLP(nn.Module):
+    """Grey pixels through one hidden layer."""
+
+    def __init__(self, size: int, hidden: int = 128, dim: int = 64) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(nn.Linear(size * size, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+
+    def forward(self, images: Float[Tensor, "n channels size size"]) -> Float[Tensor, "n dim"]:
+        return self.layers(images.mean(1).flatten(1))
+
+
+class BagOfTokens(nn.Module):
+    """The mean of the tokens' vectors through one hidden layer."""
+
+    def __init__(self, vocabulary: int, hidden: int = 128, dim: int = 64) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embed = nn.Embedding(vocabulary, hidden)
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(hidden, dim))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "n dim"]:
+        mean = (self.embed(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return self.layers(mean)
+
+
+class Tower(nn.Module):
+    """An encoder and a head, as one network that can be copied."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, values: Any) -> Tensor:
+        return self.head(self.encoder(*values) if isinstance(values, tuple | list) else self.encoder(values))
+
+
+def mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Sequential:
+    """Linear layers, batch normalisation and ReLU between them, `last` at the end."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(a, b, bias=bias), nn.BatchNorm1d(b), nn.ReLU()]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=bias))
+    return nn.Sequential(*layers, *([] if last is None else [last]))
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Stack(nn.Sequential):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        pairs = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        super().__init__(*[layer for pair in pairs for layer in (pair, nn.ReLU())][:-1])
+        self.dim = widths[-1]
+        self.apply(_xavier)
