@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ assert "info_nce" in dir(fn)
 assert "of" in dir(fn)
 for name in dir(fn):
     assert callable(getattr(fn, name)), name
-assert fn.nt_xent.__module__.endswith("simclr")
+assert fn.of("simclr").nt_xent.__module__.endswith("simclr")
 assert fn.of("audio-sheet-retrieval").nt_xent.__module__.endswith("audio_sheet_retrieval")
 try:
     fn.info_nec
@@ -88,3 +89,25 @@ else:
     raise SystemExit("no error")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_name_that_two_systems_give_to_different_functions_is_refused():
+    import counterpoint.functional as fn
+
+    said = r'two systems give the name nt_xent .* functional\.of\("audio-sheet-retrieval"\)\.nt_xent or functional\.of\("simclr"\)'
+    with pytest.raises(CounterpointError, match=said):
+        _ = fn.nt_xent
+    with pytest.raises(CounterpointError, match=said):
+        from counterpoint.functional import nt_xent  # noqa: F401
+    assert "nt_xent" not in dir(fn)
+
+
+def test_a_name_that_several_systems_give_to_one_function_is_no_clash(monkeypatch):
+    import counterpoint.functional as fn
+
+    first = catalog.get("clip")
+    both = {"clip": first, "other": replace(first, slug="other")}
+    monkeypatch.setattr(catalog, "entries", lambda: both)
+    monkeypatch.delitem(vars(fn), "clip", raising=False)
+    assert fn.clip is fn.of("other").clip
+    assert "clip" in dir(fn)

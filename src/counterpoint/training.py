@@ -196,9 +196,9 @@ class Measured(dict[str, float]):
 
 
 @torch.no_grad()
-def evaluate(path: Path | str, *, data: str | None = None, say: Say = print) -> Measured:
+def evaluate(path: Run | Path | str, *, data: str | None = None, say: Say = print) -> Measured:
     """Measure a trained run on its test data, or on another source's that gives the same kind of items."""
-    run = Run.open(path)
+    run = path if isinstance(path, Run) else Run.open(path)
     learner = load_learner(run)
     experiment = Experiment.of_run(run)
     source = experiment.source(data)

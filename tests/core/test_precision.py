@@ -86,7 +86,7 @@ def test_second_derivatives_of_a_row_of_zeros_are_numbers():
     x = draw(4, 3).double()
     x[0] = 0
     x.requires_grad_()
-    (slope,) = torch.autograd.grad(fn.nt_xent(x, draw(4, 3, seed=1).double()), x, create_graph=True)
+    (slope,) = torch.autograd.grad(fn.of("simclr").nt_xent(x, draw(4, 3, seed=1).double()), x, create_graph=True)
     (second,) = torch.autograd.grad(slope[1:].square().sum(), x)
     assert second.isfinite().all()
 
@@ -114,7 +114,7 @@ def test_patches_of_one_value_have_no_variance():
 
 def test_gradients_come_back_in_the_type_of_the_input():
     x, y = draw(6, 4).bfloat16().requires_grad_(), draw(6, 4, seed=1).bfloat16()
-    loss = fn.nt_xent(x, y)
+    loss = fn.of("simclr").nt_xent(x, y)
     assert loss.dtype == torch.float32
     loss.backward()
     assert x.grad is not None
@@ -157,4 +157,4 @@ def test_infinite_and_nan_temperatures_are_refused():
     a, b = draw(4, 3), draw(4, 3, seed=1)
     for bad in (math.inf, math.nan, -1.0, 0.0, torch.tensor(0.0)):
         with pytest.raises(ValueError, match="temperature must be"):
-            fn.nt_xent(a, b, bad)
+            fn.of("simclr").nt_xent(a, b, bad)

@@ -106,7 +106,7 @@ def encoder_gradients(part: slice, synced: bool) -> tuple[float, dict[str, torch
         synchronise(net, cuda=False)
     draw = torch.Generator().manual_seed(1)
     x, y = (torch.randn(16, 3, 16, 16, generator=draw, dtype=torch.float64)[part] for _ in range(2))
-    loss = fn.nt_xent(net(x), net(y), 0.5)
+    loss = fn.of("simclr").nt_xent(net(x), net(y), 0.5)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in net.named_parameters()}
 
@@ -114,7 +114,10 @@ def encoder_gradients(part: slice, synced: bool) -> tuple[float, dict[str, torch
 def encoder_work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
+    from counterpoint.core.distributed import over
+
+    with over("world"):
+        torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -22,7 +22,7 @@ from counterpoint.files import patient_threads
 
 COMMANDS = (
     *("systems", "show", "data", "train", "replay", "evaluate", "verify", "claims", "analyse", "compare", "detect"),
-    *("embed", "index", "search", "report", "doctor"),
+    *("embed", "index", "search", "export", "report", "doctor"),
 )
 
 

@@ -275,12 +275,16 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
 
     Brackets, asterisks and question marks of a path that exists are part of it. `options` go to the source and win over those
     in `spec`. With `task` the source hands over that task's contract (`BagData` for bags, `ImageData` for views,
-    `AlignedData` for aligned), else that of its first task.
+    `AlignedData` for aligned), else that of its first task. `memory:...` names an object that this process holds (memory.py).
 
     Raises CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
     the task; DataError for what is on disk.
     """
     name = source_name(spec)
+    if name == "memory":
+        from counterpoint.data.memory import load_memory
+
+        return load_memory(spec, task)
     place, query = _place_and_query(spec)
     argument = place.partition(":")[2]
     if name not in SOURCES:

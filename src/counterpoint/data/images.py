@@ -198,18 +198,23 @@ def decode(source: Path | bytes, size: int) -> Pixels:
         try:
             # A JPEG can be decoded at a half, quarter or eighth of its size at a fraction of the time.
             image.draft(None, (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(image) or image
-            rgb = _rgb(upright)
-            side = min(rgb.size)
-            left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
-            square = rgb.resize(
-                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=None
-            )
-            return np.asarray(square)
+            return square(image, size)
         except DataError:
             raise
         except Exception as error:  # as above: codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error
             raise DataError(f"damaged or cut short ({_reason(error)})") from error
+
+
+def square(image: Image.Image, size: int) -> Pixels:
+    """Return a Pillow image as a [size, size, 3] square (see the module). DataError for values that are no pixels."""
+    upright = ImageOps.exif_transpose(image) or image
+    rgb = _rgb(upright)
+    side = min(rgb.size)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    cut = rgb.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side), reducing_gap=None
+    )
+    return np.asarray(cut)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import global_max
+from counterpoint.core.distributed import global_max, over
 from counterpoint.data import cached as cache
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, RunError
@@ -200,7 +200,9 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     key = (teacher.digest(), teacher.function, split, count, output, *items)
     path = cache.place("teachers", *key, suffix=".npy")
     # One process may find the file that another has just written: all compute, or none.
-    if global_max(int(_rows(path, count) is None), teacher.device):
+    with over("world"):
+        missing = global_max(int(_rows(path, count) is None), teacher.device)
+    if missing:
         computed = survey.over(split, row)  # every process takes its share
         with cache.locked(path):
             if _rows(path, count) is None:

@@ -11,6 +11,7 @@ from counterpoint import catalog
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
 from counterpoint.lab.protocol import Protocol, of_system, slugs
+from counterpoint.lab.runner import PACKAGE
 from counterpoint.lab.verify import FOLDER, judge, missing, read_record
 from counterpoint.lab.verify import write as write_record
 
@@ -48,12 +49,18 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def write(folder: Path = FOLDER, documents: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """Write `<folder>/claims.svg` and the table between the markers of each document; returns the records."""
+    """Write `<folder>/claims.svg` and the table between the markers of each document; returns the records.
+
+    Of the records of the package's own checkout, the verdicts are written beside the protocols, too: they are shipped.
+    """
     from counterpoint.report.analysis import claims_drawing, claims_table
 
     found = records(folder)
     with replacing(folder / "claims.svg") as file:
         file.write(claims_drawing(found).encode())
+    if folder.resolve() == PACKAGE.parents[1] / FOLDER:
+        with replacing(PACKAGE / "claims" / "verdicts.json") as file:
+            file.write(verdicts_text(found).encode())
     for path in documents:
         text = path.read_text(encoding="utf-8")
         before, begin, rest = text.partition(BEGIN)
@@ -62,6 +69,11 @@ def write(folder: Path = FOLDER, documents: Sequence[Path] = ()) -> list[dict[st
             raise CounterpointError(f"{path} has no {BEGIN} ... {END} block")
         path.write_text(f"{before}{BEGIN}\n{claims_table(found)}\n{END}{after}", encoding="utf-8")
     return found
+
+
+def verdicts_text(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the shipped file of verdicts, a line for each recorded claim."""
+    return json.dumps({record["slug"]: record["verdict"] for record in found}, indent=1) + "\n"
 
 
 def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:

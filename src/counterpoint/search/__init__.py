@@ -19,6 +19,9 @@ index is one file. Exact search of 100,000 rows of 128 takes milliseconds, so an
 
 from __future__ import annotations
 
+import sys
+
+import counterpoint
 from counterpoint.search.asking import search
 from counterpoint.search.encoder import Encoder, encode
 from counterpoint.search.nearest import GraphReport, _graph, _nearest, index
@@ -39,3 +42,5 @@ __all__ = [
     "read_embeddings",
     "search",
 ]
+
+sys.modules[__name__].__class__ = counterpoint.Room  # `counterpoint.search(...)` is a function, too

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import check_writable
 from counterpoint.search.encoder import Encoder
@@ -37,7 +38,7 @@ OTHERS = (
 
 
 def search(
-    path: Path | str,
+    path: Run | Path | str,
     queries: Sequence[str],
     embeddings: Path | str,
     *,

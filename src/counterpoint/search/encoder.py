@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from counterpoint.core.contrast import EPS
+from counterpoint.core.operands import EPS
 from counterpoint.engine.run import Run
+from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
@@ -41,21 +44,28 @@ class Encoder:
     config: Any
     transform: Transform
     task: str
+    batch_size: int = BATCH  # items encoded at a time
+    progress: bool = False  # show a bar on standard error once encoding has taken two seconds
 
     @classmethod
-    def load(cls, path: Path | str) -> Encoder:
+    def load(cls, path: Run | Path | str, learner: Any = None) -> Encoder:
         """Load a finished run.
+
+        Args:
+            path: An open run, or the path of its directory.
+            learner: Its trained learner, where it is loaded already. Default: load it.
 
         Raises RunError for a folder that is no finished run, CounterpointError for a run of a task without embeddings.
         """
-        run = Run.open(path)
+        run = path if isinstance(path, Run) else Run.open(path)
         experiment = Experiment.of_run(run)
         system, config = experiment.system, experiment.config
         if system.task not in TASKS:
             raise CounterpointError(
                 f"{run.path} is a run of the task {system.task}; only runs of {', '.join(TASKS)} embed and search"
             )
-        return cls(run, load_learner(run), config, Transform.of_facts(run.facts(), config), system.task)
+        learner = load_learner(run) if learner is None else learner
+        return cls(run, learner, config, Transform.of_facts(run.facts(), config), system.task)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -82,7 +92,7 @@ class Encoder:
         """Return embeddings [n, dim] of n items.
 
         Args:
-            images: paths or uint8 arrays [H, W, 3] or [H, W].
+            images: paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
             texts: strings.
             sounds: paths, or float arrays [samples] at the run's rate.
             vectors: .npy paths or float arrays [dim].
@@ -91,9 +101,27 @@ class Encoder:
         Items given in several modalities must be equally many. They are joined row by row, as the run's system joins them.
         Raises CounterpointError for a modality that the run lacks, DataError for an item that cannot be read.
         """
+        given = self.given(images=images, texts=texts, sounds=sounds, vectors=vectors, inputs=inputs)
+        if len({len(values) for values in given.values()}) > 1:
+            counts = ", ".join(f"{name} {len(values)}" for name, values in given.items())
+            raise CounterpointError(f"modalities that are joined need equally many items, got {counts}")
+        return self.joined({name: self.rows(name, values) for name, values in given.items()})
+
+    def given(
+        self,
+        *,
+        images: Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        sounds: Sequence[Any] | None = None,
+        vectors: Sequence[Any] | None = None,
+        inputs: Mapping[str, Sequence[Any]] | None = None,
+    ) -> dict[str, list[Any]]:
+        """Return the items by the name of their modality (arguments as of `encode`).
+
+        Raises CounterpointError for a modality that the run lacks, for no items at all, and for one item without a list.
+        """
         given = dict(inputs or {})
-        by_kind = {"image": images, "text": texts, "audio": sounds, "vector": vectors}
-        for kind, values in by_kind.items():
+        for kind, values in {"image": images, "text": texts, "audio": sounds, "vector": vectors}.items():
             if values is None:
                 continue
             names = [name for name in self.transform.of_kind(kind) if name not in given]
@@ -102,17 +130,22 @@ class Encoder:
             given[names[0]] = values
         if not given:
             raise CounterpointError("nothing to encode: give images, texts, sounds, vectors or inputs")
-        if len({len(values) for values in given.values()}) > 1:
-            counts = ", ".join(f"{name} {len(values)}" for name, values in given.items())
-            raise CounterpointError(f"modalities that are joined need equally many items, got {counts}")
-        return self.joined({name: self.rows(name, values) for name, values in given.items()})
+        for name, values in given.items():
+            if isinstance(values, str | bytes | Path) or not hasattr(values, "__len__"):
+                raise CounterpointError(
+                    f"{name}: give a list of items, also of one item; got a {type(values).__name__}"
+                )
+        return {name: list(values) for name, values in given.items()}
 
     def rows(self, name: str, values: Sequence[Any] | np.ndarray) -> NDArray[np.float32]:
         """Return embeddings [n, dim] of n items of one modality (see `Transform` for what an item is).
 
         Raises RunError when an embedding is not finite.
         """
-        parts = [self._batch(name, values[at : at + BATCH]) for at in range(0, len(values), BATCH)]
+        starts: Iterable[int] = range(0, len(values), self.batch_size)
+        if self.progress:
+            starts = patient_track(starts, f"encoding {name}")
+        parts = [self._batch(name, values[at : at + self.batch_size]) for at in starts]
         found = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
         if not np.isfinite(found).all():
             raise RunError(f"{self.run.path}: its embeddings of {name} hold NaN or infinite values; training diverged")
@@ -120,23 +153,54 @@ class Encoder:
 
     @torch.no_grad()
     def _batch(self, name: str, values: Sequence[Any] | np.ndarray) -> NDArray[np.float32]:
-        inputs = self.transform(name, values)
+        inputs = moved(self.transform(name, values), self.learner.device)
+        return np.ascontiguousarray(self.embedded(name, inputs).cpu().numpy())
+
+    def embedded(self, name: str, inputs: Any) -> Tensor:
+        """Return embeddings [n, dim] of inputs that the run's transform made: a tensor, or token numbers and mask."""
         if self.task == "aligned":
-            rows = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name].float()
-        else:
-            feature = self.learner.predict({"image": inputs, "part": "bank"})["feature"]
-            rows = F.normalize(feature.float(), dim=1, eps=EPS)
-        return np.ascontiguousarray(rows.cpu().numpy())
+            found: Tensor = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name]
+            return found.float()
+        feature = self.learner.predict({"image": inputs, "part": "bank"})["feature"]
+        return F.normalize(feature.float(), dim=1, eps=EPS)
 
     @torch.no_grad()
     def joined(self, embeddings: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Join embeddings of the same items in several modalities into what a further modality is searched by."""
-        made = [torch.from_numpy(rows) for rows in embeddings.values()]
-        return np.ascontiguousarray((made[0] if len(made) == 1 else self.learner.joint(made)).float().numpy())
+        made = [torch.from_numpy(rows).to(self.learner.device) for rows in embeddings.values()]
+        return np.ascontiguousarray((made[0] if len(made) == 1 else self.learner.joint(made)).float().cpu().numpy())
 
     def listed(self) -> str:
         """Name the modalities with their kinds, for messages."""
         return ", ".join(f"{name} ({kind})" for name, kind in self.kinds.items())
+
+
+def patient_track(steps: Iterable[int], what: str, patience: float = 2.0) -> Iterator[int]:
+    """Go through steps; show a bar on standard error once they have taken longer than `patience` seconds.
+
+    Args:
+        steps: A sequence of known length.
+        what: The words beside the bar.
+        patience: Seconds, >= 0.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    whole = list(steps)
+    started = time.monotonic()
+    shown: tuple[Progress, Any] | None = None
+    try:
+        for done, step in enumerate(whole):
+            if shown is None and time.monotonic() - started >= patience:
+                bar = Progress(console=Console(stderr=True), transient=True)
+                bar.start()
+                shown = bar, bar.add_task(what, total=len(whole))
+            if shown is not None:
+                shown[0].update(shown[1], completed=done)
+            yield step
+    finally:
+        if shown is not None:
+            shown[0].stop()
 
 
 def encode(

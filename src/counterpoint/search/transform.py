@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from counterpoint.data.images import decode
+from counterpoint.data.images import decode, square
+from counterpoint.data.pictures import as_picture
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import DataError, unknown
 from counterpoint.views.images import normalise
@@ -45,8 +44,9 @@ class Transform:
 
         Args:
             name: of the modality.
-            values: n items. An image is a path or a uint8 array [H, W, 3] or [H, W]. A text is a string. A sound is a path
-                or a float array [samples], mono in [-1, 1] at the run's rate. A vector is a .npy path or a float array.
+            values: n items. An image is a path, the bytes of a file, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a
+                torch tensor [C, H, W], uint8 or float in 0..1. A text is a string. A sound is a path or a float array
+                [samples], mono in [-1, 1] at the run's rate. A vector is a .npy path or a float array [dim].
 
         Raises DataError that names an item which cannot be read, CounterpointError for an unknown modality.
         """
@@ -66,14 +66,10 @@ class Transform:
         size = spec["size"]
         if isinstance(value, str | Path):
             return np.array(decode(Path(value), size))
-        pixels = np.asarray(value)
-        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-            raise DataError(f"an image is uint8 [H, W, 3] or [H, W], got {pixels.dtype} {list(pixels.shape)}")
-        if pixels.shape == (size, size, 3):
-            return pixels
-        file = io.BytesIO()  # cut and scaled by the very code that reads files
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
-        return np.array(decode(file.getvalue(), size))
+        if isinstance(value, bytes):
+            return np.array(decode(value, size))
+        # Cut and scaled by the very code that reads files.
+        return np.array(square(as_picture(value), size))
 
     def _sound(self, value: Any, name: str, spec: Mapping[str, Any]) -> np.ndarray:
         from counterpoint.data.sounds import decode_sound

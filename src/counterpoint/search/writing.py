@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, replacing
@@ -91,7 +92,7 @@ class Items:
 
 
 def embed(
-    path: Path | str,
+    path: Run | Path | str,
     out: Path | str,
     *,
     data: str | None = None,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Column:
 
     role: Role
     name: str
-    gives: Kind
+    gives: Kind | Literal["group"]
     has: NDArray[np.bool_]  # [rows]
     same: Indices  # [rows] equal where rows are one thing in this modality, -1 where they lack it
     sources: Sources | None = None  # of pictures, sounds and videos
@@ -68,6 +68,7 @@ class Reader:
         self.table, self.roles, self.wanted, self.accounts = table, roles, wanted, accounts
         self.place = table.place
         self.columns: list[Column] = []
+        self.linked: list[Column] = []  # no modalities: what else keeps rows together, such as groups
         self.good = np.ones(len(table), bool)
         self.wrong: dict[int, list[tuple[str, Any, str]]] = {}  # by row: column, value, reason
         self.notes: list[str] = []

@@ -142,7 +142,7 @@ def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indice
     notes = []
     for called, rows, known, others in across:
         shared = []
-        for column in reader.columns:
+        for column in [*reader.columns, *reader.linked]:
             seen = np.zeros(int(column.same.max(initial=0)) + 1, bool)
             seen[column.same[others][column.has[others]]] = True
             common = seen[column.same[rows]] & column.has[rows]
@@ -327,12 +327,13 @@ def _cut(
         if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(labels):
             labels = None
     notes = []
-    together = components(reader.columns, rows)
+    columns = [*reader.columns, *reader.linked]
+    together = components(columns, rows)
     # Where all is linked to all by captions that many items share, pictures and sounds are still kept together.
     for but in (("text",), ("text", "vector"), ("text", "vector", "audio", "image")):
         if together.max(initial=0) > 0 or len(rows) < 2:
             break
-        together = components(reader.columns, rows, but=but)
+        together = components(columns, rows, but=but)
         if together.max() > 0:
             notes.append(
                 f"{reader.place}: all items are linked by what they share, so the {name} split that is made here separates "

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.contrast import EPS
 from counterpoint.core.distributed import place
+from counterpoint.core.operands import EPS
 from counterpoint.encoders.audio import build_audio_encoder
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder

@@ -1,0 +1,35 @@
+"""`counterpoint export RUN --out FILE`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import Text, say, unset
+
+
+def main(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    *,
+    out: Annotated[str, arg(aliases=["-o"], metavar="FILE")],
+    format: Annotated[Text, unset(metavar="onnx|torch")] = None,
+    modality: Annotated[Text, unset(metavar="NAME")] = None,
+) -> int:
+    """Write the encoder of each modality as ONNX or with torch.export, and check that its embeddings are the run's own.
+
+    The number of items may differ from call to call. FILE.json has sizes, rates and tokenizers.
+
+    Example: counterpoint export runs/first --format onnx --out encoder.onnx
+
+    Args:
+        run: A finished run of the task aligned, views or labelled; a folder in the layout of a hub, or hf:USER/NAME.
+        out: The file to write. Of a run with several modalities the name of each stands before the ending.
+        format: Default: by the ending of FILE: .onnx is onnx, .pt2 is torch.
+        modality: Export this one alone. Default: all.
+    """
+    from counterpoint.face.functions import load
+
+    for made in load(run).export(out, format=format, modality=modality):  # type: ignore[arg-type]
+        say(f"{made.modality}: {made.path}   inputs {', '.join(made.inputs)}; largest difference {made.difference:.1e}")
+    return 0

@@ -1,0 +1,441 @@
+"""Own data that is an object in memory, under a name that a run can keep: `memory:KIND?rows=N&digest=D`.
+
+A data source is named by a string everywhere: in config.yaml, in a file of embeddings, between functions. An object gets
+such a name from its kind, its length, a digest of its contents and its options. Within this process the name leads to the
+object for as long as somebody holds its `Own`. In another process the name leads to an error that says what to give.
+
+    own = Own.of(frame, size=32)     # reads the object once
+    own.spec                         # "memory:pandas.DataFrame?rows=600&digest=0f3a...&size=32"
+    data.load(own.spec)              # what a task takes: ImageData, AlignedData or BagData
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.accounts import Accounts
+from counterpoint.data.bags import Bag, BagData, TestVideo
+from counterpoint.data.images import ImageData, Indices, checked_size, split_positions
+from counterpoint.data.own.contracts import aligned_data, image_data
+from counterpoint.data.own.objects import GROUP, Digest, kind_of, table_of
+from counterpoint.data.own.places import SPLITS
+from counterpoint.data.own.reader import Column, Reader
+from counterpoint.data.own.roles import Role, image_roles, manifest_roles
+from counterpoint.data.own.sources import Wanted
+from counterpoint.data.own.splits import FRACTION
+from counterpoint.data.own.table import Table, factorise
+from counterpoint.data.pairs import AlignedData
+from counterpoint.data.sounds import checked_rate
+from counterpoint.data.valid import SHARE, by_content, carve
+from counterpoint.errors import CounterpointError, DataError, unknown
+
+NAME = "memory"
+SIZE = 64  # pixels, where the object does not show a size of its own
+_GIVEN: WeakValueDictionary[str, Own] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an object is read. The defaults are those of `manifest:`."""
+
+    size: int = 0
+    """Pixels of pictures, height and width, 8 to 4096. 0: the pictures' own, where an array shows it, else 64."""
+    rate: int = 16000
+    """Samples per second of sounds, 1000 to 192000."""
+    seconds: float = 2.0
+    """Length of sounds, 0.01 to 600."""
+    columns: str = ""
+    """NAME:KIND separated by commas (kinds: image, text, audio, video, vector, label, split, id). Empty: by names and types."""
+    groups: str = ""
+    """The column of groups: rows of one group are never separated. Empty: none."""
+    test: str = ""
+    """The fraction to test on, or the name of the split. Empty: the split "test", else "validation", else a fifth."""
+    valid: str = ""
+    """The fraction of the training rows to watch training on, or the name of the split. Empty: the split "validation" where
+    it is not tested on, else a tenth."""
+    max_bad: float = 0.1
+    """Maximum number of rows that cannot be read, as a fraction of all below 1 or as a count."""
+
+
+class Own:
+    """An object in memory as data. Make one with `Own.of`.
+
+    Attributes:
+        value: The object.
+        kind: What it is, such as "pandas.DataFrame".
+        rows: Its length, over all splits.
+        digest: Of its contents, 16 hexadecimal digits.
+        options: How it is read.
+        table: Its rows; None of bags, and of data that are in the form of a task already.
+    """
+
+    def __init__(
+        self, value: Any, kind: str, rows: int, digest: str, options: Options, table: Table | None = None
+    ) -> None:
+        self.value, self.kind, self.rows, self.digest, self.options, self.table = (
+            value,
+            kind,
+            rows,
+            digest,
+            options,
+            table,
+        )
+        self.made: dict[str, Any] = {}  # by form
+
+    @classmethod
+    def of(cls, value: Any, *, groups: Any = None, columns: Any = "", **options: Any) -> Own:
+        """Read an object once, and give it a name in this process.
+
+        Args:
+            value: See `counterpoint.data.own.objects`. Also an ImageData, AlignedData or BagData.
+            groups: The column of groups, or an array of one value for each row. Default: none.
+            columns: As in `Options`, or a dictionary {name: kind}.
+            options: Fields of `Options`.
+
+        Raises DataError for an object of another kind, CounterpointError for options that do not exist.
+        """
+        if isinstance(value, cls):
+            return value
+        known = [f.name for f in fields(Options)]
+        for name in options:
+            if name not in known:
+                raise unknown("option of data in memory", name, known)
+        if isinstance(columns, Mapping):
+            columns = ",".join(f"{name}:{kind}" for name, kind in columns.items())
+        given = groups is not None and not isinstance(groups, str)
+        named = GROUP if given else (groups or "")
+        chosen = Options(**options, columns=columns, groups=named)
+        chosen = Options(**{f.name: type(f.default)(getattr(chosen, f.name)) for f in fields(Options)})
+        if isinstance(value, ImageData | AlignedData | BagData):
+            rows = len(value.train) + len(value.valid) + len(value.test)
+            found = cls(value, type(value).__name__, rows, _contract_digest(value), chosen)
+        elif is_bags(value):
+            found = cls(value, "bags", len(value["label"]), _bags_digest(value), chosen)
+        else:
+            kind = kind_of(value)
+            table, digest = table_of(value, kind, chosen.rate, groups if given else None)
+            found = cls(value, kind, len(table), digest, chosen, table)
+        _GIVEN[found.spec] = found
+        return found
+
+    @property
+    def spec(self) -> str:
+        """Return the name under which a run keeps it."""
+        changed = {f.name: v for f in fields(Options) if (v := getattr(self.options, f.name)) != f.default}
+        query = urlencode({"rows": self.rows, "digest": self.digest} | changed)
+        return f"{NAME}:{quote(self.kind)}?{query}"
+
+    def __repr__(self) -> str:
+        return f"<own data: {said(self.spec)}>"
+
+    def load(self, form: str) -> Any:
+        """Return the data in the form that a task takes.
+
+        Args:
+            form: views, aligned or bags.
+
+        Raises DataError where the object has no such form.
+        """
+        if form not in self.made:
+            with plainly():
+                self.made[form] = self._load(form)
+        return self.made[form]
+
+    def _load(self, form: str) -> Any:
+        forms = {"views": ImageData, "aligned": AlignedData, "bags": BagData}
+        if isinstance(self.value, tuple(forms.values())):
+            if not isinstance(self.value, forms[form]):
+                raise DataError(
+                    f"{self.kind} is not for this system, which learns from {forms[form].__name__}: see counterpoint.data"
+                )
+            return self.value
+        if self.table is None:
+            if form != "bags":
+                raise DataError(
+                    "bags of feature rows are for systems of the task bags: see counterpoint.systems(task='bags')"
+                )
+            return bag_data(self.value, self.options)
+        if form == "bags":
+            raise DataError(
+                f"{self.kind} is not for a system of the task bags; give a dictionary: visual, a list of arrays [T, dim]; "
+                "audio, likewise; label, [N] of 0 and 1"
+            )
+        return self._rows(form)
+
+    def _rows(self, form: str) -> ImageData | AlignedData:
+        table, options = self.table, self.options
+        assert table is not None
+        size = checked_size(options.size or self._shown_size())
+        samples = checked_rate(options.rate, options.seconds)
+        if not options.max_bad >= 0:
+            raise CounterpointError(
+                f"max_bad is a number of rows, or a fraction of them below 1; got {options.max_bad}"
+            )
+        names = [name for name in table.columns if name not in (GROUP, options.groups)]
+        usual = {name: role for name, role in table.usual.items() if name in names}
+        if form == "aligned":
+            roles = manifest_roles(self.kind, names, usual, options.columns)
+        else:
+            asked = _named(options.columns)
+            roles = image_roles(
+                self.kind, names, usual, asked.get("image", ""), asked.get("label", ""), "", pairs=False
+            )
+            roles.split, roles.id = asked.get("split", roles.split), asked.get("id", roles.id)
+        reader = Reader(table, roles, Wanted(size, options.rate, samples), Accounts(self.kind, self.spec))
+        reader.judge(options.max_bad)
+        if options.groups:
+            if options.groups not in table.columns:
+                raise unknown("column of groups", options.groups, names)
+            codes = factorise(table.cells(options.groups))[0]
+            role = Role("group", [options.groups], "group")
+            reader.linked.append(Column(role, "group", "group", codes >= 0, codes))
+        make = aligned_data if form == "aligned" else image_data
+        found = make(reader, said(self.spec), options.test, options.valid, [])
+        found.notes[:] = [plain(note) for note in found.notes]
+        return found
+
+    def _shown_size(self) -> int:
+        """Return the smaller side of pictures that are one array; `SIZE` where there is none."""
+        from counterpoint.data.own.objects import HeldCells
+
+        assert self.table is not None
+        for segment in self.table.segments:
+            for cells in segment.columns.values():
+                if isinstance(cells, HeldCells):
+                    return min(4096, max(8, min(cells.pictures.shape[1:3])))
+        return SIZE
+
+
+def _named(columns: str) -> dict[str, str]:
+    """Return the option `columns` as kind -> column."""
+    return {kind: name for part in filter(None, columns.split(",")) for name, _, kind in [part.rpartition(":")]}
+
+
+def is_memory(spec: str | None) -> bool:
+    """Return whether a source's name is that of an object in memory."""
+    return bool(spec) and str(spec).partition(":")[0] == NAME
+
+
+def parsed(spec: str) -> tuple[str, dict[str, str]]:
+    """Return the kind of object that a name is of, and its rows, digest and options."""
+    place, _, query = spec.partition("?")
+    return unquote(place.partition(":")[2]), dict(parse_qsl(query, keep_blank_values=True))
+
+
+def said(spec: str) -> str:
+    """Return a name in words: "pandas.DataFrame of 600 rows (digest 0f3a...)"."""
+    kind, given = parsed(spec)
+    return f"{kind} of {given.get('rows', '?')} rows (digest {given.get('digest', '?')})"
+
+
+def load_memory(spec: str, task: str | None) -> Any:
+    """Return the data that a name leads to. CounterpointError where this process does not hold the object."""
+    found = _GIVEN.get(spec)
+    if found is None:
+        raise CounterpointError(
+            f"the data was an object in memory: {said(spec)}. Give the same object again, in Python: "
+            "counterpoint.resume(RUN, data=OBJECT), or counterpoint.load(RUN).evaluate(data=OBJECT)"
+        )
+    return found.load(task or "views")
+
+
+def same_again(spec: str, value: Any) -> Own:
+    """Return an object that is given again, under the name that a run keeps.
+
+    Args:
+        spec: The name that the run keeps.
+        value: The object, or its `Own`. Options are those of the run.
+
+    Raises DataError where its contents are others.
+    """
+    _, given = parsed(spec)
+    options: dict[str, Any] = {
+        f.name: type(f.default)(given[f.name]) for f in fields(Options) if f.name in given and f.name != "groups"
+    }
+    groups = given.get("groups", "")
+    if groups == GROUP and not isinstance(value, Own):
+        raise CounterpointError(
+            f"the run's data, {said(spec)}, was given with groups; give it as counterpoint.own(OBJECT, groups=...)"
+        )
+    found = Own.of(value) if isinstance(value, Own) else Own.of(value, groups=groups or None, **options)
+    if found.spec != spec:
+        raise DataError(
+            f"this is other data than the run's: {said(found.spec)}, where the run was trained on {said(spec)}. A digest differs "
+            "also where a dataset draws anew at each reading, as with random transforms: take these out"
+        )
+    return found
+
+
+def plain(text: str) -> str:
+    """Write a message for a reader who passes keyword arguments: without question marks and dashes of the command line.
+
+    >>> plain("use --batch-size 64 or less, or ?valid=0.2; go on: counterpoint train --resume runs/x")
+    'use batch_size 64 or less, or valid=0.2; go on: counterpoint train --resume runs/x'
+    """
+    words = r"(counterpoint [a-z]+ [^;,()]*)|(?<![\w-])--([a-z][a-z0-9.-]*)"
+    found = re.sub(words, lambda m: m[1] or m[2].replace("-", "_"), text)
+    return re.sub(r"\?(?=\w+=)", "", found)
+
+
+@contextmanager
+def plainly() -> Any:
+    """Raise the errors of a block with their messages in the words of Python (see `plain`)."""
+    try:
+        yield
+    except CounterpointError as error:
+        if error.args and isinstance(error.args[0], str):
+            error.args = (plain(error.args[0]), *error.args[1:])
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------------- bags
+
+
+def is_bags(value: Any) -> bool:
+    """Return whether an object is bags of feature rows: a dictionary with visual, audio and label, arrays [T, dim] in lists."""
+    if not isinstance(value, Mapping) or not {"visual", "audio", "label"} <= set(value):
+        return False
+    first = value["visual"][0] if len(value["visual"]) else None
+    return isinstance(first, np.ndarray) and first.ndim == 2 and first.dtype.kind == "f"
+
+
+def bag_data(value: Mapping[str, Any], options: Options, frames: int = 16) -> BagData:
+    """Return bags as the task takes them, with splits made here where none are given.
+
+    Args:
+        value: visual: N arrays [T, visual_dim]. audio: N arrays [T, audio_dim]. label: [N] of 0 and 1. Optional: truth, N arrays
+            [T] of 0 and 1 for each snippet; split, [N] names; group, [N] values; name, [N] names.
+        options: test and valid count as in `Options`.
+        frames: of the truth, for each snippet.
+
+    Raises DataError for columns that differ in length, for rows of other widths and for labels other than 0 and 1.
+    """
+    count = len(value["label"])
+    for key in value:
+        if key not in ("visual", "audio", "label", "truth", "split", "group", "name"):
+            raise unknown("column of bags", key, ["visual", "audio", "label", "truth", "split", "group", "name"])
+        if len(value[key]) != count:
+            raise DataError(f"bags: {count} labels and {len(value[key])} of {key}; give one for each bag")
+    labels = np.asarray(value["label"], np.int64)
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError("bags: labels are 0 (the event is nowhere) and 1 (somewhere)")
+    rows = {key: [np.asarray(part, np.float32) for part in value[key]] for key in ("visual", "audio")}
+    for key, parts in rows.items():
+        for number, part in enumerate(parts):
+            if part.ndim != 2 or not len(part) or part.shape[1] != parts[0].shape[1] or not np.isfinite(part).all():
+                raise DataError(
+                    f"bags: {key} of bag {number} should be finite numbers [T, {parts[0].shape[1]}], T at least 1, got "
+                    f"{list(part.shape)}"
+                )
+    for number, (visual, audio) in enumerate(zip(rows["visual"], rows["audio"], strict=True)):
+        if len(visual) != len(audio):
+            raise DataError(
+                f"bags: bag {number} has {len(visual)} visual and {len(audio)} audio snippets; give as many"
+            )
+    names = [str(name) for name in value.get("name", range(count))]
+    train, valid, test, notes = _bag_splits(value, rows, labels, options)
+
+    def truth(n: int) -> NDArray[np.int8]:
+        length = len(rows["visual"][n])
+        known = np.asarray(value["truth"][n]) if "truth" in value else np.full(length, labels[n])
+        if known.shape != (length,) or not np.isin(known, (0, 1)).all():
+            raise DataError(f"bags: the truth of bag {n} should be {length} values of 0 and 1")
+        return np.repeat(known.astype(np.int8), frames)
+
+    def video(n: int) -> TestVideo:
+        return TestVideo(names[n], rows["visual"][n][None], rows["audio"][n], int(labels[n]), truth(n))
+
+    if "truth" not in value:
+        notes.append(
+            "bags: there is no truth for each snippet, so every snippet of a bag with the event counts as the event"
+        )
+    return BagData(
+        "bags",
+        [Bag(names[n], rows["visual"][n], rows["audio"][n], int(labels[n])) for n in train.tolist()],
+        [video(n) for n in valid.tolist()],
+        [video(n) for n in test.tolist()],
+        rows["visual"][0].shape[1],
+        rows["audio"][0].shape[1],
+        frames_per_snippet=frames,
+        notes=notes,
+    )
+
+
+def _bag_splits(
+    value: Mapping[str, Any], rows: Mapping[str, Sequence[Any]], labels: Indices, options: Options
+) -> tuple[Indices, Indices, Indices, list[str]]:
+    """Return positions of training, valid and test bags, and notes. Equal bags and bags of a group stay together."""
+    every = np.arange(len(labels))
+    flat = np.empty(len(labels), object)
+    flat[:] = [np.concatenate([a.ravel(), b.ravel()]) for a, b in zip(rows["visual"], rows["audio"], strict=True)]
+    together = by_content(flat)
+    if "group" in value:
+        numbers = np.unique([str(group) for group in value["group"]], return_inverse=True)[1]
+        together = _linked(together, numbers)
+    named = np.array([SPLITS.get(str(s).lower(), str(s)) for s in value.get("split", [""] * len(labels))], object)
+    notes: list[str] = []
+    test = every[named == "test"]
+    left = every[named != "test"]
+    if not len(test):
+        share = float(options.test or FRACTION)
+        kept, cut = split_positions(len(left), share, labels[left], together[left])
+        test, left = left[cut], left[kept]
+        notes.append(f"bags: the test split is made here, {len(test)} of {len(every)} bags")
+    valid = left[named[left] == "validation"]
+    train = left[named[left] != "validation"]
+    if not len(valid):
+        train, valid = carve("bags", train, float(options.valid or SHARE), labels[train], together[train])
+        notes.append(f"bags: the valid split is made here, {len(valid)} of {len(train) + len(valid)} training bags")
+    return train, valid, test, notes
+
+
+def _linked(one: Indices, other: Indices) -> Indices:
+    """Return numbers that are equal where rows are linked by either of two numberings."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count, at = len(one), np.arange(len(one))
+    links = np.concatenate([count + one, count + int(one.max()) + 1 + other])
+    size = int(links.max()) + 1
+    graph = coo_matrix((np.ones(2 * count, bool), (np.concatenate([at, at]), links)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][:count], np.int64)
+
+
+def _bags_digest(value: Mapping[str, Any]) -> str:
+    digest = Digest("bags")
+    for key in sorted(value):
+        digest.name(key)
+        for cell in value[key]:
+            digest.cell(cell)
+    return digest.text()
+
+
+def _contract_digest(value: ImageData | AlignedData | BagData) -> str:
+    """Return a digest of everything that a task reads of data in its own form."""
+    digest = Digest(type(value).__name__)
+    for name in ("train", "valid", "test"):
+        part: Any = getattr(value, name)
+        digest.name(name)
+        if isinstance(value, BagData):
+            for bag in part:
+                for cell in (bag.visual, bag.audio, np.asarray(bag.label), getattr(bag, "truth", np.zeros(0))):
+                    digest.array(cell)
+            continue
+        for start in range(0, len(part), 256):
+            at = np.arange(start, min(start + 256, len(part)))
+            columns = (
+                [part.images(at)] if isinstance(value, ImageData) else [part.column(m, at) for m in value.modalities]
+            )
+            for column in columns:
+                digest.cell(column)
+        digest.cell(part.labels)
+    return digest.text()

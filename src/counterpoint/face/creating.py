@@ -1,0 +1,157 @@
+"""An untrained learner for somebody's own loop, from a system's settings and a few facts of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.errors import CounterpointError
+
+if TYPE_CHECKING:
+    from counterpoint.engine.learner import Learner
+
+# By task, what a learner cannot be built without, with an example.
+NEEDED: dict[str, dict[str, str]] = {
+    "views": {"size": "size=224 (pixels, height and width)"},
+    "labelled": {
+        "size": "size=224 (pixels, height and width)",
+        "classes": "classes=10 (number of classes, or their names)",
+    },
+    "aligned": {
+        "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
+        "or rate and samples of each)"
+    },
+    "bags": {
+        "visual_dim": "visual_dim=1024 (width of visual rows)",
+        "audio_dim": "audio_dim=128 (width of audio rows)",
+    },
+}
+FACTS = (
+    *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
+    *("visual_dim", "audio_dim", "snippet_seconds"),
+)
+
+
+class Missing(AttributeError):
+    """A fact that a learner asks for and that is not given."""
+
+
+class Facts(SimpleNamespace):
+    """What a learner knows of its data, as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Missing(name)
+
+
+def create(
+    system: str, *, data: Any = None, seed: int = 0, recipe: bool | None = None, steps: int = 0, **settings: Any
+) -> Learner:
+    """Build an untrained learner, an nn.Module with its networks and its loss, for your own loop.
+
+    Args:
+        system: A name of `counterpoint.systems()`, or a composition such as "moco-v2+mochi".
+        data: A source, or an object (see `counterpoint.own`), that shows the facts of the data. Default: none; then give them.
+        seed: Seed of initialisation.
+        recipe: Start from the system's settings for small data. Default: with data, as `train` does; without, the paper's.
+        steps: Number of steps that your loop will take, for systems whose momentum or weights follow a schedule. Default: an
+            epoch's steps times the epochs where the number of examples is known; else such schedules stay at their start.
+        settings: Settings of the system (encoder="timm:resnet18", temperature=0.1), and these facts, where there is no data:
+            size: pixels of pictures; channels: of pictures, default 3; classes: their number, or their names; examples: number
+            of training examples, for systems that keep state for each; modalities: {name: {"kind": ...}} of aligned data;
+            texts: {name: training texts}, from which a tokenizer is learnt; visual_dim, audio_dim: widths of feature rows.
+
+    Returns the learner in training mode. `learner.loss(batch)["loss"]` is what you minimise, over `learner.parameters()`:
+
+        views, labelled   batch = {"views": [x1, x2], "index": positions, "label": classes}, x float [n, 3, size, size]; or
+                          learner.prepare({"image": uint8 [n, 3, size, size], ...}, generator), which draws the views
+        aligned           batch = {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": positions, "label": None}
+        bags              batch = {"visual": [n, T, dim], "audio": [n, T, dim], "label": [n]}
+
+    Call `learner.end_step()` after each optimiser step: momentum networks move there. Raises CounterpointError that names the
+    facts which are missing, and unknown settings with near matches.
+
+    >>> import counterpoint as cp, torch
+    >>> learner = cp.create("simclr", encoder="conv-s", size=16)
+    >>> x = torch.randn(8, 3, 16, 16)
+    >>> bool(learner.loss({"views": [x, x + 0.1]})["loss"] > 0)
+    True
+    """
+    from counterpoint.data.memory import plainly
+    from counterpoint.experiment import Experiment
+    from counterpoint.face.finding import source_of
+    from counterpoint.face.functions import divided
+
+    given = {name: settings.pop(name) for name in FACTS if name in settings}
+    with plainly():
+        spec, _held = source_of(data)
+        based = data is not None if recipe is None else recipe
+        start = Experiment.resolve(system, spec, recipe=based, check=False)
+        chosen = divided(system, start.config, settings, ("data", "seed", "recipe", "steps", *FACTS))[1]
+        experiment = Experiment.resolve(start.system, spec, config=start.config, overrides=chosen)
+        config, task = experiment.config, experiment.system.task
+        if data is not None:
+            facts = Facts(**(dict(experiment.task().facts) | given))
+        else:
+            facts = _facts(system, task, config, given)
+        try:
+            learner = experiment.system.learner(config, facts, seed)
+        except Missing as error:
+            raise CounterpointError(
+                f"{system} needs to know {error} of the data; give counterpoint.create({system!r}, {error}=...), or data="
+            ) from error
+    examples = getattr(facts, "examples", None)
+    learner.epochs = int(getattr(config, "epochs", 1))
+    learner.steps_per_epoch = max(1, examples // config.batch_size) if examples else 0
+    learner.total_steps = steps or learner.steps_per_epoch * learner.epochs
+    return learner.train()
+
+
+def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Facts:
+    """Return the facts of data that are given by keyword. CounterpointError that names all that are missing."""
+    facts = dict(given)
+    missing = [name for name in NEEDED.get(task, {}) if name not in facts]
+    if task == "labelled" and "class_names" in facts:
+        missing = [name for name in missing if name != "classes"]
+        facts.setdefault("classes", len(facts["class_names"]))
+    texts = facts.pop("texts", {})
+    if task == "aligned" and "modalities" in facts:
+        worded = [name for name, spec in facts["modalities"].items() if spec.get("kind") == "text"]
+        if isinstance(texts, Sequence) and not isinstance(texts, str) and len(worded) == 1:
+            texts = {worded[0]: texts}
+        facts["tokenizers"] = dict(facts.get("tokenizers", {})) | _tokenizers(config, worded, texts)
+        if any(name not in facts["tokenizers"] for name in worded):
+            missing.append("texts")
+    if missing:
+        said = NEEDED.get(task, {}) | {
+            "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}"
+        }
+        raise CounterpointError(
+            f"{system} is built from facts of the data, and these are missing: {'; '.join(said[name] for name in missing)}. Give "
+            "them by keyword, or give data="
+        )
+    if not isinstance(facts.get("classes", 0), int):
+        facts["class_names"] = [str(name) for name in facts["classes"]]
+        facts["classes"] = len(facts["class_names"])
+    if task in ("views", "labelled"):
+        facts = {"channels": 3, "classes": 0} | facts
+    facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
+    if task == "aligned":
+        facts.setdefault("classes", len(facts["class_names"]))
+    if task == "bags":
+        facts = {"snippet_seconds": 16 / 24, "backbones": None} | facts
+    for name in ("teacher_encoder",):  # of a system that brings its teacher's network
+        if hasattr(config, name):
+            facts.setdefault(name, getattr(config, name))
+    return Facts(**facts)
+
+
+def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Learn the tokenizer of each modality of text that training texts are given for."""
+    from counterpoint.encoders.text import build_tokenizer
+
+    return {
+        name: build_tokenizer(config.text_encoder, list(texts[name]), vocabulary=config.vocabulary).to_json()
+        for name in worded
+        if name in texts
+    }

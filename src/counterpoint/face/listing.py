@@ -1,0 +1,101 @@
+"""The catalogue for a person: systems by pattern, each with the verdict on its claim."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from typing import Any
+
+from counterpoint import catalog
+from counterpoint.errors import unknown
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One system of the catalogue."""
+
+    slug: str
+    title: str
+    """The paper's title."""
+    verdict: str
+    """What the recorded claim came to: holds, partly, no difference, reversed; empty where none is recorded."""
+    state: str
+    """"done"; "built": it trains, and its claim or its speed is not measured yet; "planned"."""
+    area: str
+    task: str
+    """The form of data it learns from: views, labelled, aligned, bags."""
+    arxiv: str
+    claim: str
+    """The paper's claim, in a sentence."""
+
+    def __repr__(self) -> str:
+        return f"{self.slug}: {self.title}{f' [claim: {self.verdict}]' if self.verdict else ''}"
+
+
+class Listing(list[Listed]):
+    """Systems, shown as a table."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no systems"
+        wide = max(len(row.slug) for row in self)
+        lines = [f"{row.slug:{wide}}  {row.task:8}  {_claim(row):13}  {_cut(row.title)}" for row in self]
+        return "\n".join([f"{'system':{wide}}  {'task':8}  {'claim':13}  title", *lines])
+
+    @property
+    def slugs(self) -> list[str]:
+        """Return the names alone."""
+        return [row.slug for row in self]
+
+
+def _claim(row: Listed) -> str:
+    return row.verdict or ("planned" if row.state == "planned" else "-")
+
+
+def _cut(text: str, width: int = 72) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = "", planned: bool = False) -> Listing:
+    """List the systems whose name or title fits a pattern.
+
+    Args:
+        pattern: A name or a title with wildcards, such as "*clip*"; capitals do not matter. Default: all.
+        task: Only systems of this form of data: views, labelled, aligned, bags. Default: all.
+        area: Only systems of this area, such as "classics". Default: all.
+        state: Only systems of this state: done, built, planned. Default: those that train, done and built.
+        planned: List systems that are planned only, too.
+
+    Returns the systems in the order of the catalogue; an empty list where none fits. Raises CounterpointError for a task, an
+    area or a state that does not exist.
+
+    >>> import counterpoint as cp
+    >>> cp.systems("*sim*lr").slugs
+    ['simclr']
+    """
+    rows = list(catalog.entries().values())
+    for name, wanted in (("task", task), ("area", area), ("state", state)):
+        known = sorted({getattr(row, name) for row in rows})
+        if wanted and wanted not in known:
+            raise unknown(name, wanted, known)
+    told = verdicts()
+    found = Listing()
+    for row in rows:
+        if not any(fnmatchcase(text.lower(), pattern.lower()) for text in (row.slug, row.title)):
+            continue
+        if (task and row.task != task) or (area and row.area != area) or (state and row.state != state):
+            continue
+        if row.state == "planned" and not planned and state != "planned":
+            continue
+        verdict = told.get(row.slug, "")
+        found.append(Listed(row.slug, row.title, verdict, row.state, row.area, row.task, row.arxiv, row.claim))
+    return found
+
+
+def verdicts() -> dict[str, str]:
+    """Return the verdict of each recorded claim, by system. `counterpoint claims` writes the file from the records."""
+    file = resources.files("counterpoint").joinpath("claims/verdicts.json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {slug: str(verdict) for slug, verdict in found.items()}

@@ -1,0 +1,229 @@
+"""A finished run as an object: what `counterpoint.train` and `counterpoint.load` return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from numpy.typing import NDArray
+
+from counterpoint.data.memory import Own, is_memory, plainly, said
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.options import Loop
+from counterpoint.engine.run import REPORT, Run
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.experiment import Experiment, load_learner
+from counterpoint.face import finding
+from counterpoint.search.encoder import BATCH, Encoder
+from counterpoint.training import Measured
+from counterpoint.use import hub
+from counterpoint.use.export import Exported, export
+
+Rows = NDArray[np.float32] | torch.Tensor
+
+
+class Trained(ModelHubMixin):
+    """A finished run: its figures, its page, and its networks as functions.
+
+    >>> import counterpoint as cp
+    >>> run = cp.load("runs/first")                       # doctest: +SKIP
+    >>> run.metrics["knn_accuracy"]                       # doctest: +SKIP
+    0.95
+    >>> run.encode(images=["a.png", "b.png"]).shape       # doctest: +SKIP
+    (2, 512)
+
+    Attributes:
+        path: The run directory, or the folder in the layout of a hub.
+        slug: The name of the system.
+        own: The object in memory that it was trained on, where it was given; else None.
+    """
+
+    def __init__(self, run: Run, own: Own | None = None) -> None:
+        self.run, self.own = run, own
+        self.path, self.slug = run.path, run.slug
+
+    def __repr__(self) -> str:
+        shown = [f"{name} {value:.4f}" for name, value in list(self.metrics.items())[:3]]
+        return f"<{self.slug} trained on {self.data}, {self.path}{': ' if shown else ''}{', '.join(shown)}>"
+
+    # --- what it is
+
+    @property
+    def data(self) -> str:
+        """Return the name of the data that it was trained on."""
+        spec = str(self.run.config.get("data", "unknown data"))
+        return said(spec) if is_memory(spec) else spec
+
+    @cached_property
+    def config(self) -> Any:
+        """Return the settings that it was trained with."""
+        return Experiment.of_run(self.run).config
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Return all figures, a row for each epoch."""
+        return self.run.metrics(required=False)
+
+    @cached_property
+    def metrics(self) -> Measured:
+        """Return the figures on the test split by name; `metrics.chance` has the chance level of those that have one."""
+        last = (self.history or [{}])[-1]
+        found = Measured({k.removeprefix("test/"): v for k, v in last.items() if k.startswith("test/")})
+        found.chance = self.run.chance()
+        return found
+
+    @property
+    def page(self) -> Path:
+        """Return the path of its HTML page: curves, figures, settings. It is written where there is none yet."""
+        from counterpoint.report.run import write_run_report
+
+        file = self.path / REPORT
+        return file if file.is_file() else write_run_report(self.run)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Return the trained learner, an nn.Module in evaluation mode, on the CPU until it is moved."""
+        return load_learner(self.run)
+
+    # --- embeddings
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Return the learner with its pre-processing. CounterpointError for a system that gives no embeddings."""
+        return Encoder.load(self.run, self.learner)
+
+    @property
+    def modalities(self) -> dict[str, str]:
+        """Return what `encode` takes: the name of each modality and its kind (image, text, audio, vector)."""
+        return self.encoder.kinds
+
+    def encode(
+        self,
+        *,
+        images: Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+        sounds: Sequence[Any] | None = None,
+        vectors: Sequence[Any] | None = None,
+        inputs: Mapping[str, Sequence[Any]] | None = None,
+        joined: bool = False,
+        output: Literal["numpy", "torch"] = "numpy",
+        batch_size: int = BATCH,
+        device: str | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """Return embeddings, float32 [n, dim] of n items of one modality; of several modalities a dictionary by name.
+
+        Args:
+            images: Paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
+            texts: Strings.
+            sounds: Paths, or float arrays [samples] at the run's rate.
+            vectors: Paths of .npy files, or float arrays [dim].
+            inputs: The same by the name of the modality, where a run has several of one kind (see `modalities`).
+            joined: Join the modalities row by row, as the system joins them, into one array [n, dim]. Default: keep them apart.
+            output: "numpy", or "torch" for tensors on the CPU.
+            batch_size: Items that are encoded together, at least 1.
+            device: Where to compute: cpu, cuda, cuda:1, mps, or auto, the GPU if there is one. Default: where the learner is.
+            progress: Show a bar on standard error when encoding takes longer than two seconds.
+
+        Raises CounterpointError for a modality that the run lacks, DataError for an item that cannot be read.
+        """
+        with plainly():
+            encoder = self.encoder
+            if batch_size < 1:
+                raise CounterpointError(f"batch_size must be at least 1, got {batch_size}")
+            if output not in ("numpy", "torch"):
+                raise unknown("output", output, ["numpy", "torch"])
+            if device is not None:
+                self.to(device)
+            encoder.batch_size, encoder.progress = batch_size, progress
+            given = {"images": images, "texts": texts, "sounds": sounds, "vectors": vectors, "inputs": inputs}
+            if joined:
+                return _as(encoder.encode(**given), output)  # type: ignore[arg-type]
+            asked = encoder.given(**given)  # type: ignore[arg-type]
+            found = {name: _as(encoder.rows(name, values), output) for name, values in asked.items()}
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def to(self, device: str) -> Trained:
+        """Move the learner to a device (as of `encode`) and return the run."""
+        self.learner.to(Loop(device=device).on())
+        return self
+
+    def embed(self, out: Path | str, *, data: Any = None, split: str = "all") -> Any:
+        """Write the embeddings of a whole set to a Parquet file (see `counterpoint.embed`)."""
+        return finding.embed(self.run, out, data=data, split=split)
+
+    def search(self, query: Any, embeddings: Path | str, **options: Any) -> Any:
+        """Return the items that are most like a query (see `counterpoint.search`)."""
+        return finding.search(self.run, query, embeddings, **options)
+
+    # --- measured again, and taken away
+
+    def evaluate(self, data: Any = None) -> Measured:
+        """Measure it on the test split.
+
+        Args:
+            data: Another source of the same kind of items: a name or an object. Default: the data that it was trained on.
+
+        Returns the figures by name, with `chance`. Raises CounterpointError where the data do not fit, or were an object that
+        is not given.
+        """
+        from counterpoint import training
+
+        with plainly():
+            spec, _held = finding.source_of(data)
+            return training.evaluate(self.run, data=spec, say=lambda _: None)
+
+    def export(
+        self,
+        out: Path | str,
+        *,
+        format: Literal["onnx", "torch"] | None = None,
+        modality: str | None = None,
+    ) -> list[Exported]:
+        """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
+
+        Args:
+            out: The file, such as "encoder.onnx" or "encoder.pt2". Of several modalities each has its name in it.
+            format: onnx, or torch for torch.export. Default: by the ending of `out`.
+            modality: Export this one alone. Default: all.
+
+        Returns a record for each file: path, inputs, and the largest difference that the check found.
+        """
+        with plainly():
+            return export(self.encoder, out, format=format, modality=modality)
+
+    # --- the hub (ModelHubMixin: save_pretrained, from_pretrained, push_to_hub)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        hub.write(self.run, save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **model_kwargs: Any,
+    ) -> Trained:
+        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = hub.downloaded(model_id, local_files_only=local_files_only, **options)
+        return cls(hub.Published.open(folder))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the model card: system, claim, data, figures."""
+        return ModelCard(hub.card(self.run))
+
+
+def _as(rows: NDArray[np.float32], output: str) -> Rows:
+    return torch.from_numpy(rows) if output == "torch" else rows

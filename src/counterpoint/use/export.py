@@ -1,0 +1,237 @@
+"""Write the encoders of a run for other programs, as ONNX or with torch.export, and check that they compute the same.
+
+    encoder.onnx         pixels uint8 [n, 3, size, size] -> embedding float32 [n, dim]; normalisation is part of it
+    clip.image.onnx      of a run with several modalities, each in a file of its own
+    clip.text.onnx       tokens int64 [n, length], mask bool [n, length] -> embedding
+    clip.json            what a program needs besides: kinds, sizes, rates, tokenizers (the JSON of the library `tokenizers`)
+
+    image    pixels   uint8    [n, 3, size, size]
+    text     tokens   int64    [n, length], length at most the run's context; mask bool [n, length]
+    audio    wave     float32  [n, samples], mono in [-1, 1] at the run's rate
+    vector   vector   float32  [n, dim]
+
+The number of items n may differ from call to call; so may the length of texts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.files import check_writable, replacing
+from counterpoint.search.encoder import Encoder
+from counterpoint.views.images import normalise
+
+Format = Literal["onnx", "torch"]
+ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
+LARGEST = 1e-4  # difference from the run's own embedding, relative to the largest value in it
+INPUTS = {"image": ("pixels",), "text": ("tokens", "mask"), "audio": ("wave",), "vector": ("vector",)}
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file that was written."""
+
+    path: Path
+    modality: str
+    inputs: tuple[str, ...]
+    """Names of the inputs, in order."""
+    difference: float
+    """The largest difference from the run's own embeddings that the check found, relative to their largest value."""
+
+
+class Tower(nn.Module):
+    """The encoder of one modality, with what stands before and after it: from raw inputs to an embedding."""
+
+    def __init__(self, encoder: Encoder, name: str) -> None:
+        super().__init__()
+        self.learner = encoder.learner
+        self.encoder, self.name, self.kind = encoder, name, encoder.kinds[name]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return embeddings [n, dim]."""
+        if self.kind == "image":
+            return self.encoder.embedded(self.name, normalise(inputs[0]))
+        return self.encoder.embedded(self.name, tuple(inputs) if self.kind == "text" else inputs[0])
+
+
+def export(
+    encoder: Encoder, out: Path | str, *, format: Format | None = None, modality: str | None = None
+) -> list[Exported]:
+    """Write the encoder of each modality of a run, and check each file on random inputs of several sizes in float32.
+
+    Args:
+        encoder: A loaded run.
+        out: The file. Of a run with several modalities the name of each stands before the ending.
+        format: onnx or torch. Default: by the ending of `out`, .onnx or .pt2.
+        modality: The only modality to export. Default: all.
+
+    Returns a record for each file. Raises CounterpointError where the packages of the extra `export` are missing, a network cannot
+    be traced, or the outputs differ by more than 1e-4; then no file is left.
+    """
+    out = Path(out)
+    if format is None:
+        if out.suffix not in ENDINGS:
+            raise CounterpointError(f"{out} shows no format; name a file that ends in .onnx or .pt2, or give format=")
+        format = "onnx" if ENDINGS[out.suffix] == "onnx" else "torch"
+    if format not in ("onnx", "torch"):
+        raise unknown("format", format, ["onnx", "torch"])
+    if modality is not None and modality not in encoder.kinds:
+        raise unknown("modality", modality, encoder.kinds)
+    if format == "onnx":
+        check_packages()
+    check_writable(out)
+    names = [modality] if modality is not None else list(encoder.kinds)
+    several = len(encoder.kinds) > 1
+    device, training = encoder.learner.device, encoder.learner.training
+    encoder.learner.cpu().eval()
+    try:
+        made = [
+            _export(encoder, name, out.with_suffix(f".{name}{out.suffix}") if several else out, format)
+            for name in names
+        ]
+    finally:
+        encoder.learner.to(device).train(training)
+    facts = {"run": encoder.run.slug, "context": encoder.transform.context, "modalities": {}}
+    for name in names:
+        spec = dict(encoder.transform.modalities[name]) | {"inputs": INPUTS[encoder.kinds[name]]}
+        if name in encoder.transform.tokenizers:
+            spec["tokenizer"] = json.loads(encoder.transform.tokenizers[name].to_json())
+        facts["modalities"][name] = spec
+    with replacing(out.with_suffix(".json")) as file:
+        file.write(json.dumps(facts, ensure_ascii=False).encode())
+    return made
+
+
+def check_packages() -> None:
+    """Raise CounterpointError that names the extra where a package for ONNX is missing."""
+    missing = [name for name in NEEDS if find_spec(name) is None]
+    if missing:
+        raise CounterpointError(
+            f"ONNX needs the package {' and '.join(missing)}: pip install 'counterpoint[export]'. torch.export needs none: name a "
+            "file that ends in .pt2"
+        )
+
+
+def _export(encoder: Encoder, name: str, path: Path, format: Format) -> Exported:
+    """Write one modality, read it again, and compare."""
+    tower = Tower(encoder, name).eval()
+    inputs = random_inputs(encoder, name, 3)
+    shapes = [_dynamic(encoder.kinds[name]) for _ in inputs]
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        with _quietly(), torch.no_grad():
+            program = _traced(tower, inputs, shapes, name)
+            if format == "torch":
+                torch.export.save(program, part)
+            else:
+                _to_onnx(program, inputs, encoder.kinds[name], part)
+        difference = max(_difference(encoder, name, tower, part, format, n) for n in (1, 3, 5))
+        if not difference <= LARGEST:
+            raise CounterpointError(
+                f"{path}: its embeddings of {name} differ from the run's own by {difference:.1e} of the largest value, more than "
+                f"{LARGEST:g}; nothing was written"
+            )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return Exported(path, name, INPUTS[encoder.kinds[name]], difference)
+
+
+def _dynamic(kind: str) -> dict[int, Any]:
+    auto = torch.export.Dim.DYNAMIC
+    return {0: auto, 1: auto} if kind == "text" else {0: auto}
+
+
+def _traced(tower: Tower, inputs: Sequence[Tensor], shapes: Sequence[dict[int, Any]], name: str) -> Any:
+    """Trace a tower. CounterpointError where its code depends on the values in a batch."""
+    try:
+        return torch.export.export(tower, tuple(inputs), dynamic_shapes=(tuple(shapes),))
+    except Exception as error:  # torch raises many kinds of its own
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"the encoder of {name} cannot be exported by torch.export: {said[:300]}. Its learner is a plain nn.Module all the "
+            "same: counterpoint.load(RUN).learner"
+        ) from error
+
+
+def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> None:
+    torch.onnx.export(
+        program,
+        tuple(inputs),
+        str(path),
+        input_names=list(INPUTS[kind]),
+        output_names=["embedding"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return random inputs of a modality, as the file takes them.
+
+    Args:
+        encoder: A loaded run.
+        name: Of the modality.
+        count: Items, at least 1. Texts of more items are longer.
+        seed: Of the generator.
+    """
+    spec, draw = encoder.transform.modalities[name], torch.Generator().manual_seed(seed + count)
+    if spec["kind"] == "image":
+        return (torch.randint(256, (count, 3, spec["size"], spec["size"]), generator=draw, dtype=torch.uint8),)
+    if spec["kind"] == "audio":
+        return (torch.rand(count, spec["samples"], generator=draw) * 2 - 1,)
+    if spec["kind"] == "vector":
+        return (torch.randn(count, spec["dim"], generator=draw),)
+    length = min(encoder.transform.context, 4 + count)
+    tokens = torch.randint(encoder.transform.tokenizers[name].vocabulary, (count, length), generator=draw)
+    mask = torch.arange(length) < torch.randint(2, length + 1, (count, 1), generator=draw)
+    mask[0] = True
+    return tokens, mask
+
+
+def _difference(encoder: Encoder, name: str, tower: Tower, path: Path, format: Format, count: int) -> float:
+    """Return the largest difference between the file's embeddings and the run's own, relative to the largest value."""
+    inputs = random_inputs(encoder, name, count)
+    with _quietly(), torch.no_grad():
+        wanted = tower(*inputs).double()
+        if format == "torch":
+            found = torch.export.load(path).module()(*inputs).double()
+        else:
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            given = {one.name: value.numpy() for one, value in zip(session.get_inputs(), inputs, strict=True)}
+            found = torch.from_numpy(session.run(None, given)[0]).double()
+    if found.shape != wanted.shape:
+        return float("inf")
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the warnings and the progress of the exporters to themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,211 @@
+"""A finished run in the layout of a model hub: config.json, model.safetensors, README.md.
+
+`config.json` holds what a run directory keeps in several files, so a folder of three files rebuilds the learner. Places on the
+disk of whoever trained are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from counterpoint import catalog
+from counterpoint.data.memory import is_memory, said
+from counterpoint.engine.run import WEIGHTS, Run
+from counterpoint.errors import RunError
+from counterpoint.files import replacing
+
+CONFIG, CARD = "config.json", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+LIBRARY = "counterpoint"
+
+
+class Published(Run):
+    """A run in the layout of a hub. It is complete, and nothing is written to its folder."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        super().__init__(path, dict(content["run"]))
+        self.content = content
+
+    @staticmethod
+    def open(path: Path | str) -> Published:
+        """Open a folder in the layout of a hub.
+
+        Raises RunError where a file is missing or damaged, or is another library's.
+        """
+        path = Path(path)
+        file = path / CONFIG
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(f"{path} has no {CONFIG}; it is no run that was saved with save_pretrained") from error
+        except ValueError as error:
+            raise RunError(f"{file} is damaged: {error}") from error
+        if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
+            raise RunError(f"{path} is not a run of counterpoint: {CONFIG} names the library {_library(content)}")
+        run = content.get("run")
+        if (
+            not isinstance(run, dict)
+            or not isinstance(run.get("slug"), str)
+            or not isinstance(content.get("facts"), dict)
+        ):
+            raise RunError(f"{file} is damaged: it names no system or holds no facts")
+        if not (path / WEIGHTS).is_file():
+            raise RunError(f"{path} has no {WEIGHTS}; download the whole folder")
+        return Published(path, content)
+
+    @property
+    def complete(self) -> bool:
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        return dict(self.content["facts"])
+
+    def structure(self) -> dict[str, Any]:
+        return dict(self.content.get("structure", {}))
+
+    def metrics(self, *, required: bool = True) -> list[dict[str, float]]:
+        return [dict(self.content.get("metrics", {}))]
+
+    def chance(self) -> dict[str, float]:
+        return dict(self.content.get("chance", {}))
+
+    def environment(self) -> dict[str, Any]:
+        return dict(self.content.get("environment", {}))
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
+
+def _library(content: Any) -> str:
+    return str(content.get("library_name", "of nobody")) if isinstance(content, dict) else "of nobody"
+
+
+def is_published(path: Path) -> bool:
+    """Return whether a folder is in the layout of a hub, and no run directory."""
+    return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
+
+
+def write(run: Run, folder: Path) -> None:
+    """Write config.json and model.safetensors of a complete run.
+
+    Raises RunError where the run has no weights, OSError where the folder cannot be written.
+    """
+    weights = run.path / WEIGHTS
+    if not run.complete or not weights.is_file():
+        raise RunError(f"{run.path} is not finished; go on with it first: counterpoint.resume({str(run.path)!r})")
+    rows = run.metrics(required=False)
+    content = {
+        "library_name": LIBRARY,
+        "run": public(run.config),
+        "facts": run.facts(),
+        "structure": run.structure(),
+        "metrics": rows[-1] if rows else {},
+        "chance": run.chance(),
+        "environment": run.environment(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CONFIG) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
+    if weights.resolve() != (folder / WEIGHTS).resolve():
+        with replacing(folder / WEIGHTS) as file, weights.open("rb") as kept:
+            while block := kept.read(1 << 20):
+                file.write(block)
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run without places on this disk: of paths the last part stays.
+
+    >>> public({"slug": "clip", "data": "manifest:/home/me/items.csv?size=32", "parent": {"run": "runs/a", "weights": "0f"}})
+    {'slug': 'clip', 'data': 'manifest:items.csv?size=32', 'parent': {'run': 'a', 'weights': '0f'}}
+    """
+    found = dict(config)
+    if isinstance(found.get("data"), str):
+        found["data"] = _nameless(found["data"])
+    if isinstance(found.get("parent"), Mapping) and "run" in found["parent"]:
+        found["parent"] = {**found["parent"], "run": Path(str(found["parent"]["run"])).name}
+    return found
+
+
+def _nameless(spec: str) -> str:
+    """Name a data source without the folders of its place."""
+    head, mark, options = spec.partition("?")
+    name, colon, place = head.partition(":")
+    return f"{name}{colon}{Path(place).name if colon else ''}{mark}{options}"
+
+
+def _data(spec: str) -> str:
+    if is_memory(spec):
+        return f"An object in memory: {said(spec)}"
+    return f"`{spec}`{' (without its folder)' if ':' in spec else ''}"
+
+
+def card(run: Run) -> str:
+    """Return the model card: what the system is, its claim, the data, the figures with their chance level, and how to load it."""
+    config = public(run.config)
+    entry = catalog.get(run.slug)
+    rows, levels = run.metrics(required=False), run.chance()
+    found = {k.removeprefix("test/"): v for k, v in (rows[-1] if rows else {}).items() if k.startswith("test/")}
+    tags = [LIBRARY, run.slug, entry.task, "contrastive-learning", "model_hub_mixin"]
+    lines = [
+        "---",
+        f"library_name: {LIBRARY}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+        "",
+        f"# {run.slug}",
+        "",
+        f"{entry.title}{f' (arXiv {entry.arxiv})' if entry.arxiv else ''}, trained with Counterpoint.",
+    ]
+    if entry.claim:
+        lines += ["", f"The paper's claim, as Counterpoint tests it: {entry.claim}"]
+    lines += [
+        "",
+        "## Data",
+        "",
+        f"{_data(str(config.get('data', 'unknown')))}, seed {config.get('seed', 'unknown')}.",
+        "",
+        "## Figures on the test split",
+        "",
+    ]
+    if found:
+        lines += ["| measure | value | chance level |", "|---|---|---|"]
+        lines += [f"| {k} | {v:.4f} | {f'{levels[k]:.4f}' if k in levels else ''} |" for k, v in found.items()]
+    else:
+        lines.append("None are recorded.")
+    use = {"bags": "scores = run.learner.timeline(audio, visual)"}
+    encode = {"aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on"}
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import counterpoint as cp",
+        "",
+        'run = cp.load("hf:USER/NAME")  # or the path of this folder',
+        use.get(entry.task) or encode.get(entry.task, "z = run.encode(images=['picture.png'])"),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def downloaded(model: str, **options: Any) -> Path:
+    """Download the files of a model from the hub, or find them in its cache; return their folder.
+
+    Args:
+        model: "user/name".
+        options: of `huggingface_hub.snapshot_download`: revision, cache_dir, token and others.
+
+    Raises RunError where the hub cannot be reached or has no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(FILES), **options))
+    except (OSError, ValueError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"hf:{model} cannot be downloaded: {said[:200]}") from error
