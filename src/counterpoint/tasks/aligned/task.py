@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch.utils.data import DataLoader
 
-from counterpoint.core.distributed import world
+from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.encoders.text import build_tokenizer
@@ -125,7 +125,7 @@ class AlignedTask:
         return DataLoader(
             self._batches(self.data.train),
             batch_size=None,
-            sampler=chosen.bind(seed, position, *world()),
+            sampler=chosen.bind(seed, position, *processes()),
             num_workers=workers,
             persistent_workers=workers > 0,
         )
