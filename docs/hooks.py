@@ -43,6 +43,7 @@ ROOMS = {
     "use": "A trained run on video files",
     "search": "Embeddings of a set, and search in them",
     "lab": "Claims, comparisons and sweeps",
+    "losses": "Every loss as a module",
     "functional": "Every function in one namespace",
     "systems": "What a system's file declares",
     "tasks": "Task contracts",

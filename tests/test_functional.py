@@ -257,10 +257,18 @@ def test_a_temperature_must_be_positive_and_finite(place):
     names = list(inspect.signature(function).parameters)
     args = arguments(CASES[place], 8, torch.float32)
     given = {**dict(zip(names, args, strict=False)), **dict(CASES[place].kwargs)}
-    for wanted in ("temperature", "temp", "student_temperature", "teacher_temperature", "base_temperature", "scale"):
-        if wanted not in names or place.endswith(":barlow_cross"):
+    for wanted in (
+        "temperature",
+        "student_temperature",
+        "teacher_temperature",
+        "base_temperature",
+        "logit_scale",
+        "local_logit_scale",
+    ):
+        if wanted not in names:
             continue
-        for bad in (0.0, -0.1, math.inf, math.nan):
+        # A logit scale of 0 makes all logits equal, which Symile allows.
+        for bad in (-0.1, math.inf, math.nan) if wanted.endswith("logit_scale") else (0.0, -0.1, math.inf, math.nan):
             with pytest.raises(ValueError, match=wanted):
                 function(**(given | {wanted: bad}))
 
@@ -279,3 +287,97 @@ def test_permuting_the_batch_changes_no_loss(place):
         found = [x for x in floats(function(*turned)) if x.ndim == 0]
         for ours, theirs in zip(found, scalars, strict=True):
             close(ours, theirs, 1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------- one vocabulary
+
+# Old spellings, and the word that a public signature has in their place.
+OLD = {
+    **dict.fromkeys(("tau", "temp", "T", "tau_min", "tau_max", "tau_init"), "temperature"),
+    **dict.fromkeys(("log_inv_temperature", "log_inv_temp", "inv_temperature", "log_temperature"), "log_scale"),
+    **dict.fromkeys(("scale", "h_scale", "h_logit_scale", "inverse_temperature"), "logit_scale"),
+    **dict.fromkeys(("t", "tau_pos", "tau_neg"), "sharpness"),
+    "tau_plus": "positive_prior",
+    "positive_key": "positive",
+    "pos": "positive",
+    "negative_keys": "negatives",
+    "neg": "negatives",
+    "eps_sinkhorn": "epsilon",
+    "iters": "iterations",
+    "perm": "permutation",
+    "normalise": "normalize",
+    "normalized": "normalize",
+}
+
+
+def signatures() -> dict[str, inspect.Signature]:
+    """Of every public function and class of the catalogue and every loss."""
+    from counterpoint import losses
+
+    places = {place for entry in catalog.entries().values() for place in entry.functions}
+    public = {
+        place: getattr(importlib.import_module(place.partition(":")[0]), place.partition(":")[2]) for place in places
+    }
+    public |= {f"losses.{name}": getattr(losses, name) for name in dir(losses)}
+    public |= {f"losses.{name}.forward": getattr(losses, name).forward for name in dir(losses)}
+    return {name: inspect.signature(thing) for name, thing in public.items()}
+
+
+def test_no_public_signature_has_an_old_spelling():
+    found = {
+        f"{name}({parameter}): write {OLD[parameter]}"
+        for name, signature in signatures().items()
+        for parameter in signature.parameters
+        if parameter in OLD
+    }
+    assert not found
+
+
+def test_normalize_has_one_default():
+    defaults = {
+        name: signature.parameters["normalize"].default
+        for name, signature in signatures().items()
+        if "normalize" in signature.parameters
+    }
+    assert len(defaults) > 5
+    assert set(defaults.values()) == {True}, defaults
+
+
+def test_a_log_scale_and_a_logit_scale_say_what_they_are():
+    for place in EVERY:
+        module, _, name = place.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        parameters = inspect.signature(function).parameters
+        doc = " ".join((function.__doc__ or "").split())
+        if "log_scale" in parameters and "rguments as" not in doc:
+            assert "log(1 / temperature)" in doc, place
+        if any(p.endswith("logit_scale") for p in parameters) and ":cl2l_terms" not in place and "Args:" in doc:
+            assert "1 / temperature" in doc, place
+
+
+# Functions that take no group, and why.
+WITHOUT_GROUP = {
+    "macil-sd:info_nce": "of the rows that are given; the module gathers them",
+    "macil-sd:topk_mil_pool": "bag by bag",
+    "macil-sd:semi_bag_contrast": "of the bags that are given; the module gathers them",
+    "hard-contrastive:contrastive": "of the similarities that are given; the module gathers them",
+    "hard-contrastive:simple_contrastive": "of the similarities that are given; the module gathers them",
+    "mochi:mixed_losses": "row by row",
+    "crd:CRDLoss": "a module",
+}
+
+
+def test_every_loss_takes_a_group():
+    from counterpoint import losses
+    from counterpoint.losses.base import function_of
+
+    calls = {getattr(losses, name).calls for name in dir(losses)}
+    without = {call for call in calls if "group" not in inspect.signature(function_of(call)).parameters}
+    assert without == set(WITHOUT_GROUP)
+    for name in dir(losses):
+        assert inspect.signature(getattr(losses, name)).parameters["group"].default is None
+    for place in EVERY:
+        module, _, name = place.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        if "group" in inspect.signature(function).parameters:
+            assert "'world' for all" in function.__doc__, place

@@ -24,7 +24,7 @@ def test_isogclr_with_a_queue_stays_finite_at_every_temperature(tau):
     for step in range(6):
         similarity = draw(4, 9, seed=step).tanh()
         similarity[0] = torch.tensor([-1.0, *[1.0] * 8])  # the largest exponent there is: 2 / tau
-        loss, state = fn.isogclr_step(state, torch.arange(4), similarity, tau_min=tau)
+        loss, state = fn.isogclr_step(state, torch.arange(4), similarity, temperature_min=tau)
         assert loss.isfinite()
         assert all(bool(value.isfinite().all()) for value in state.values())
 

@@ -105,7 +105,7 @@ def test_parity_of_the_momentum_contrast(case, dtype, rtol):
     ids = {}
     if case == "case1":
         ids = {"idx": of("case1/in/idx"), "idx_queue": of("case1/in/idx_queue")}
-    loss = momentum_contrast_soft(**given, temp=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
+    loss = momentum_contrast_soft(**given, temperature=temp, alpha=float(of(f"{case}/param/alpha")), **ids)
     loss.backward()
     close(loss.detach(), of(f"{case}/out/loss_ita"), rtol)
     for name in names[:2]:
@@ -236,7 +236,7 @@ def test_edges_of_the_momentum_contrast():
         momentum_contrast_soft(*(x[:0] for x in given[:4]), images, texts, 0.07, 0.4)
     with pytest.raises(ValueError, match=r"alpha must lie in 0..1, got 1.5"):
         momentum_contrast_soft(*given, 0.07, 1.5)
-    with pytest.raises(ValueError, match="temp must be positive"):
+    with pytest.raises(ValueError, match="temperature must be positive"):
         momentum_contrast_soft(*given, 0.0, 0.4)
     with pytest.raises(ValueError, match="go together"):
         momentum_contrast_soft(*given, 0.07, 0.4, torch.arange(5))

@@ -173,11 +173,11 @@ def test_the_hinge_looks_one_way_and_stops_where_the_match_leads():
 
 def test_edges_of_the_losses():
     x, y = draw(2, 5)
-    with pytest.raises(ValueError, match="x and y need two pairs"):
+    with pytest.raises(ValueError, match="query and key need two pairs"):
         batch_hinge(x[:1], y[:1])
-    with pytest.raises(ValueError, match="x and y must be"):
+    with pytest.raises(ValueError, match="query and key must be"):
         batch_hinge(x, y[:4])
-    with pytest.raises(ValueError, match="x is an empty batch"):
+    with pytest.raises(ValueError, match="query is an empty batch"):
         batch_hinge(x[:0], y[:0])
     with pytest.raises(ValueError, match="margin must be a number, got nan"):
         batch_hinge(x, y, math.nan)
@@ -189,9 +189,9 @@ def test_edges_of_the_losses():
         batch_hinge(far, near)
     with pytest.raises(ValueError, match=r"of one floating type, got torch\.float64 and torch\.float32"):
         batch_hinge(x, y.float())
-    with pytest.raises(ValueError, match="z0 or z1 holds NaN or infinite"):
+    with pytest.raises(ValueError, match="z1 or z2 holds NaN or infinite"):
         nt_xent(x * torch.tensor([1.0, math.nan, 1, 1]), y)
-    with pytest.raises(ValueError, match="sheet0, sheet1, audio0 or audio1 holds NaN or infinite"):
+    with pytest.raises(ValueError, match="sheet1, sheet2, audio1 or audio2 holds NaN or infinite"):
         mixed_nt_xent(x, y, x * torch.tensor([1.0, math.nan, 1, 1]), y)
     with pytest.raises(ValueError, match="need two snippets"):
         nt_xent(x[:1], y[:1])
@@ -201,11 +201,11 @@ def test_edges_of_the_losses():
         patch.setattr(room, "world", lambda: (0, 2))
         with pytest.raises(ValueError, match="need two snippets"):
             nt_xent(x[:1], y[:1])
-    with pytest.raises(ValueError, match="z0 and z1 must be"):
+    with pytest.raises(ValueError, match="z1 and z2 must be"):
         nt_xent(x, y[:4])
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         nt_xent(x, y, 0)
-    with pytest.raises(ValueError, match="sheet0 and audio0 must be of one width"):
+    with pytest.raises(ValueError, match="sheet1 and audio1 must be of one width"):
         mixed_nt_xent(x, y, x[:, :2], y[:, :2])
     loss = batch_hinge(x.clone().requires_grad_(), y)
     with pytest.raises(RuntimeError, match="no second derivative"):

@@ -73,11 +73,11 @@ def both(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("dtype", "rtol"), BOTH)
 @pytest.mark.parametrize("case", ["case0", "case1"])
 def test_parity(case, dtype, rtol):
-    given = {n: float(numbers(f"{case}/param/{n}")) for n in ("alpha", "beta", "tau_pos", "tau_neg")}
-    switches = {n: bool(numbers(f"{case}/param/{n}")) for n in ("weight_pos", "weight_neg")}
+    given = [float(numbers(f"{case}/param/{n}")) for n in ("alpha", "beta", "tau_pos", "tau_neg")]
+    switches = [bool(numbers(f"{case}/param/{n}")) for n in ("weight_pos", "weight_neg")]
     debiased = float(numbers(f"{case}/param/tau_plus")) if numbers(f"{case}/param/debiased") else None
     views = numbers(f"{case}/in/views", dtype).requires_grad_()
-    found = cacr(list(views), **given, **switches, debiased_tau_plus=debiased)
+    found = cacr(list(views), *given, *switches, debiased)
     sum(found).backward()
     close(found.attraction.detach(), numbers(f"{case}/out/attraction"), rtol)
     close(found.repulsion.detach(), numbers(f"{case}/out/repulsion"), rtol)
@@ -203,25 +203,25 @@ def test_identities():
     z = draw(4, 7, 5)
     # Factors of 0 weigh uniformly.
     for a, b in zip(
-        both(lambda x: sum(cacr(x, tau_pos=0, tau_neg=0)), z),
-        both(lambda x: sum(cacr(x, weight_pos=False, weight_neg=False)), z),
+        both(lambda x: sum(cacr(x, positive_sharpness=0, negative_sharpness=0)), z),
+        both(lambda x: sum(cacr(x, weight_positives=False, weight_negatives=False)), z),
         strict=True,
     ):
         close(a, b)
     # Nearly 0 is nearly that: the two ways to get there agree.
-    close(cacr(z, tau_neg=1e-7).repulsion, cacr(z, tau_neg=0).repulsion, 1e-6)
+    close(cacr(z, negative_sharpness=1e-7).repulsion, cacr(z, negative_sharpness=0).repulsion, 1e-6)
     # Of two views the attraction is plain alignment.
-    close(cacr(z[:2], tau_pos=5.0).attraction, (z[0] - z[1]).square().sum(1).mean())
+    close(cacr(z[:2], positive_sharpness=5.0).attraction, (z[0] - z[1]).square().sum(1).mean())
     # Sharp: the farthest positive and the nearest negative.
     away = torch.stack([distances(x, y).fill_diagonal_(math.inf).amin(1) for x, y in itertools.combinations(z, 2)])
     far = torch.stack([torch.stack([(x - y).square().sum(1) for y in z]).amax(0) for x in z])
-    close(cacr(z, beta=2, tau_neg=1e5).repulsion, -2 * away.mean())
-    close(cacr(z, tau_pos=1e5).attraction, far.mean())
+    close(cacr(z, beta=2, negative_sharpness=1e5).repulsion, -2 * away.mean())
+    close(cacr(z, positive_sharpness=1e5).attraction, far.mean())
     # Samples in another order, the sphere turned.
     turned = z[:, torch.randperm(7)] @ torch.linalg.qr(draw(5, 5, unit=False))[0]
     close(torch.stack(cacr(turned)), torch.stack(cacr(z)))
     # Weighing by closeness lessens the distance of negatives, by distance raises that of positives.
-    weighed, plain = cacr(z), cacr(z, weight_pos=False, weight_neg=False)
+    weighed, plain = cacr(z), cacr(z, weight_positives=False, weight_negatives=False)
     assert weighed.repulsion > plain.repulsion
     assert weighed.attraction > plain.attraction
 
@@ -262,7 +262,7 @@ def test_no_matrix_is_kept(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_where_all_are_equal_nothing_moves(dtype):
     same = F.normalize(torch.ones(3, 5, 7, dtype=dtype), dim=2)
-    for options in ({}, {"weight_neg": False}, {"debiased_tau_plus": 0.2}, {"tau_neg": 100.0}):
+    for options in ({}, {"weight_negatives": False}, {"positive_prior": 0.2}, {"negative_sharpness": 100.0}):
         value, gradient = both(lambda x, o=options: sum(cacr(x, **o)), same)
         assert value.abs() < 1e-6
         assert gradient.abs().max() < 1e-6
@@ -281,7 +281,9 @@ def test_weights_of_zero():
 
 @pytest.mark.parametrize("tau", [1e-320, 1e-30, 1e-19, 50.0, 1e4, 1e30])
 def test_weights_at_either_end_stay_finite(tau):
-    value, gradient = both(lambda x: sum(cacr(x, tau_pos=tau, tau_neg=tau)), draw(3, 6, 4).float())
+    value, gradient = both(
+        lambda x: sum(cacr(x, positive_sharpness=tau, negative_sharpness=tau)), draw(3, 6, 4).float()
+    )
     assert value.isfinite()
     assert gradient.isfinite().all()
 
@@ -325,15 +327,15 @@ def test_bad_input_is_named():
         cacr([])
     with pytest.raises(ValueError, match=r"\[views, n, dim\], got \[5, 4\]"):
         cacr(z[0])
-    for name in ("alpha", "beta", "tau_pos", "tau_neg"):
+    for name in ("alpha", "beta", "positive_sharpness", "negative_sharpness"):
         with pytest.raises(ValueError, match=f"{name} must lie in 0..1e"):
             cacr(z, **{name: -1.0})
         with pytest.raises(ValueError, match=f"{name} must lie in 0..1e"):
             cacr(z, **{name: math.inf})
-    with pytest.raises(ValueError, match="debiased_tau_plus must lie in"):
-        cacr(z, debiased_tau_plus=1.0)
-    with pytest.raises(ValueError, match="weight_neg is False"):
-        cacr(z, weight_neg=False, debiased_tau_plus=0.1)
+    with pytest.raises(ValueError, match="positive_prior must lie in"):
+        cacr(z, positive_prior=1.0)
+    with pytest.raises(ValueError, match="weight_negatives is False"):
+        cacr(z, weight_negatives=False, positive_prior=0.1)
     with pytest.raises(ValueError, match="temperature must lie in"):
         cacr_momentum(z, z[0], 0.0)
     with pytest.raises(ValueError, match=r"alike, got \[5, 4\] and \[4, 4\]"):
@@ -351,7 +353,7 @@ def test_bad_input_is_named():
         expected_distance(z[0], z[:, :1], 1.0)
     with pytest.raises(ValueError, match="for each of 5 rows, one of the 4 keys"):
         expected_distance(z[0], z[:, :4], 1.0)
-    with pytest.raises(ValueError, match="tau must lie"):
+    with pytest.raises(ValueError, match="sharpness must lie"):
         expected_distance(z[0], z, -1.0)
     with pytest.raises(ValueError, match="views must be at least 2"):
         pairwise_nt_xent(z[:1])
@@ -363,12 +365,12 @@ def test_bad_input_is_named():
         ({"form": "queue"}, "form is"),
         ({"cost": "cosine"}, "cost is"),
         ({"positives": 0}, "positives must be at least 1"),
-        ({"tau_neg": -1.0}, "tau_neg must lie in 0..1e"),
+        ({"negative_sharpness": -1.0}, "negative_sharpness must lie in 0..1e"),
         ({"alpha": math.nan}, "alpha must lie in 0..1e"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"momentum_teacher": 1.5}, "momentum_teacher must lie"),
-        ({"tau_plus": 1.0}, "tau_plus lies"),
-        ({"tau_plus": 0.1, "weight_neg": False}, "goes with weight_neg"),
+        ({"positive_prior": 1.0}, "positive_prior lies"),
+        ({"positive_prior": 0.1, "weight_neg": False}, "goes with weight_neg"),
         ({"form": "momentum", "positives": 1, "keys": 3}, r"keys \(3\) must not be more than the views \(2\)"),
     ],
 )
@@ -385,8 +387,8 @@ COUNTS = [4, 0, 3]
 def losses():
     return {
         "plain": lambda z: sum(cacr(z, 1.5, 0.7)),
-        "uniform": lambda z: sum(cacr(z, weight_pos=False, weight_neg=False)),
-        "debiased": lambda z: sum(cacr(z, debiased_tau_plus=0.2)),
+        "uniform": lambda z: sum(cacr(z, weight_positives=False, weight_negatives=False)),
+        "debiased": lambda z: sum(cacr(z, positive_prior=0.2)),
         "rbf": lambda z: cacr_momentum(z[1:], z[0], 0.4),
         "euclidean": lambda z: cacr_momentum(z[1:], z[0], 0.4, "euclidean"),
         "euclidean mean": lambda z: cacr_momentum(z[1:], z[0], 0.4, "euclidean", "mean"),
@@ -428,7 +430,7 @@ SMALL = {"encoder": "mlp-s", "recipe": "digits-shifted", "hidden": 16, "projecti
     [
         {},
         {"weight_pos": False, "weight_neg": False, "positives": 1},
-        {"tau_plus": 0.1, "positives": 2},
+        {"positive_prior": 0.1, "positives": 2},
         {"form": "momentum", "positives": 2},
         {"form": "momentum", "cost": "euclidean", "keys": 3, "positives": 2, "momentum_teacher": 0.9},
         {"form": "nt_xent", "positives": 2, "temperature": 0.2},

@@ -63,9 +63,9 @@ def test_parity(case, dtype):
     tensors = {k: of(f"in/{k}").to(dtype).requires_grad_() for k in ("row_embed", "col_embed", "frozen_feat")}
     log_scale = (-of("param/temperature").log()).to(dtype).requires_grad_()
     rtol = 1e-6 if dtype == torch.float64 else 1e-5
-    loss = fn.cwcl(**tensors, log_inv_temperature=log_scale)
+    loss = fn.cwcl(**tensors, log_scale=log_scale)
     loss.backward()
-    terms = fn.cwcl_terms(**tensors, log_inv_temperature=log_scale)
+    terms = fn.cwcl_terms(**tensors, log_scale=log_scale)
     for found, name in ((loss, "loss"), *((getattr(terms, field), field) for field in terms._fields)):
         torch.testing.assert_close(found.detach(), of(f"out/{name}").to(dtype), rtol=rtol, atol=0)
     for name in ("row_embed", "col_embed"):

@@ -101,8 +101,8 @@ def test_parity(case, extra, dtype, rtol, whole, monkeypatch):
 def test_without_strong_views_it_is_clip():
     a, b = draw(5, 4), draw(5, 4, seed=1)
     expected = fn.clip(F.normalize(a), F.normalize(b), torch.tensor(7.0, dtype=torch.float64).log())
-    torch.testing.assert_close(fn.cl2l_loss(a, b, scale=7.0), expected)
-    torch.testing.assert_close(fn.cl2l_loss(a, b, scale=7.0, reduction="sum"), 2 * expected)
+    torch.testing.assert_close(fn.cl2l_loss(a, b, logit_scale=7.0), expected)
+    torch.testing.assert_close(fn.cl2l_loss(a, b, logit_scale=7.0, reduction="sum"), 2 * expected)
     assert fn.cl2l_terms(a, b).image_local == 0
 
 
@@ -170,9 +170,9 @@ def test_gradients_are_right_and_stop_where_they_should():
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), [draw(2, 3)], [draw(3, 3)]), "h_imgs and h_txts must be"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), reduction="none"), "reduction"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), label_smoothing=1.5), "label_smoothing"),
-        (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), scale=0.0), "scale"),
-        (lambda: fn.barlow_cross(draw(2, 3), draw(3, 3)), "y1 and y2"),
-        (lambda: fn.byol_cross(draw(2, 3), draw(3, 3)), "p and v"),
+        (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), logit_scale=0.0), "scale"),
+        (lambda: fn.barlow_cross(draw(2, 3), draw(3, 3)), "z1 and z2"),
+        (lambda: fn.byol_cross(draw(2, 3), draw(3, 3)), "prediction and target"),
         (lambda: fn.swalip_loss([draw(2, 3)], [draw(2, 3)], 1.0), "two views each"),
         (lambda: fn.swalip_loss([draw(2, 3)] * 2, [draw(3, 3)] * 2, 1.0), "h_imgs"),
         (lambda: fn.sinkhorn_bias(draw(2, 3), draw(2, 3), 0.0), "eps"),

@@ -43,7 +43,7 @@ def test_equals_the_authors_over_several_steps(case: int, dtype: torch.dtype, rt
         name: torch.full((n,), float(at["param/tau_init"]) if name.startswith("tau") else 0.0, dtype=torch.float64)
         for name in names
     }
-    options = {name: float(at[f"param/{name}"]) for name in NAMES}
+    options = {name.replace("tau_", "temperature_"): float(at[f"param/{name}"]) for name in NAMES}
     inputs = [k for k in at if k.startswith("in/") and k not in ("in/index", "in/epoch")]
     for step, index in enumerate(at["in/index"]):
         given = [at[k][step].to(dtype).requires_grad_() for k in inputs]
@@ -63,7 +63,7 @@ def test_at_rest_the_divergence_is_rho() -> None:
     state = {name: torch.full((40,), v, dtype=torch.float64) for name, v in (("s", 0.0), ("u", 0.0), ("tau", 0.3))}
     for _ in range(4000):
         _, state = fn.isogclr_step(
-            state, torch.arange(40), features, rho=0.3, gamma=1.0, eta=0.02, beta_u=0.5, tau_min=0.01
+            state, torch.arange(40), features, rho=0.3, gamma=1.0, eta=0.02, beta_u=0.5, temperature_min=0.01
         )
     x = features.transpose(0, 1).flatten(0, 1)
     s = x @ x.T

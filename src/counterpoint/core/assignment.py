@@ -19,37 +19,37 @@ from counterpoint.core.transforms import holds
 @full_precision
 @torch.no_grad()
 def sinkhorn(
-    scores: Float[Tensor, "*crops n prototypes"], eps: float = 0.05, iters: int = 3
+    scores: Float[Tensor, "*crops n prototypes"], epsilon: float = 0.05, iterations: int = 3
 ) -> Float[Tensor, "*crops n prototypes"]:
-    r"""Codes: a row of exp(scores / eps) for each sample, scaled so that the prototypes share the samples evenly.
+    r"""Codes: a row of exp(scores / epsilon) for each sample, scaled so that the prototypes share the samples evenly.
 
-    Prototypes, then samples, are brought to equal sums, `iters` times; so rows sum to 1 and columns nearly to
+    Prototypes, then samples, are brought to equal sums, `iterations` times; so rows sum to 1 and columns nearly to
     n / prototypes. No gradient. Source: SwAV (arXiv 2006.09882, Eq. 5), SwALIP (arXiv 2305.08675).
 
     Args:
         scores: similarity of each sample with each prototype; each crop on its own.
-        eps: > 0, the smaller the closer to a hard assignment.
-        iters: >= 1.
+        epsilon: > 0, the smaller the closer to a hard assignment.
+        iterations: >= 1.
 
-    Nothing overflows, whatever the scores: where their spread over eps exceeds what the exponential can hold, the
-    scaling is done on logarithms. Raises ValueError for empty scores, an eps or a number of iterations out of range.
+    Nothing overflows, whatever the scores: where their spread over epsilon exceeds what the exponential can hold, the
+    scaling is done on logarithms. Raises ValueError for empty scores, an epsilon or a number of iterations out of range.
 
     >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    need_positive(eps=eps, iters=iters)
+    need_positive(epsilon=epsilon, iterations=iterations)
     if scores.ndim < 2 or not scores.numel():
         raise ValueError(f"scores must be [..., n, prototypes] and not empty, got {list(scores.shape)}")
     # The prototypes are scaled first: whatever factor one of them had on all its scores is gone after that.
-    logs = wide(scores).contiguous() / eps
+    logs = wide(scores).contiguous() / epsilon
     logs = logs - logs.amax(-2, keepdim=True)
     if _holds(logs):
         for q in logs.exp_().view(-1, *logs.shape[-2:]):
-            per_prototype, per_sample = _scalings(q, iters)
+            per_prototype, per_sample = _scalings(q, iterations)
             q.mul_(per_prototype).mul_(per_sample[:, None])
         return logs
-    for _ in range(iters):
+    for _ in range(iterations):
         logs = logs - logs.logsumexp(-2, keepdim=True)
         logs = logs - logs.logsumexp(-1, keepdim=True)
     return logs.exp_()
@@ -63,10 +63,10 @@ def _holds(logs: Tensor) -> bool:
     return holds(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny))
 
 
-def _scalings(q: Tensor, iters: int) -> tuple[Tensor, Tensor]:
+def _scalings(q: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Factors of the columns and of the rows; only they change, so a scaling is a product with a vector."""
     per_sample = q.new_ones(len(q))
-    for _ in range(iters):
+    for _ in range(iterations):
         per_prototype = q.T.mv(per_sample).reciprocal_()
         per_sample = q.mv(per_prototype).reciprocal_()
     return per_prototype, per_sample
@@ -75,29 +75,29 @@ def _scalings(q: Tensor, iters: int) -> tuple[Tensor, Tensor]:
 @full_precision
 @torch.no_grad()
 def sinkhorn_bias(
-    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], eps: float = 0.05, iters: int = 3
+    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], epsilon: float = 0.05, iterations: int = 3
 ) -> Float[Tensor, " columns"]:
-    r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`.
+    r"""The b for which softmax_j(q_i . k_j / epsilon + b_j) is row i of `sinkhorn(query @ key.T)`.
 
     Where the matrix is larger than the kernel's budget (`core.kernel.KEEP`), it is not made. Rows of the codes sum to 1, so
     their own scaling is the softmax's. With the bias as one more column of the operands (`with_bias`) the codes are the
-    teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
+    teacher of `pair_cross_entropy`. Raises ValueError for an epsilon or iterations out of range.
 
     >>> sinkhorn_bias(torch.eye(2), torch.eye(2)).softmax(0)
     tensor([0.5000, 0.5000])
     """
-    need_positive(eps=eps, iters=iters)
+    need_positive(epsilon=epsilon, iterations=iterations)
     need_rows(query=query, key=key)
-    query, key = scaled(query, eps), wide(key)
+    query, key = scaled(query, epsilon), wide(key)
     if len(query) * len(key) * query.element_size() <= kernel.KEEP:
         logs = query @ key.T
         largest = logs.amax(0)
         logs -= largest
         if _holds(logs):
-            return _scalings(logs.exp_(), iters)[0].log_() - largest
+            return _scalings(logs.exp_(), iterations)[0].log_() - largest
     row = query.new_zeros(len(query))
-    for turn in range(iters):
+    for turn in range(iterations):
         column = -pair_logsumexp(*with_bias(key, query, column=row)).rows
-        if turn + 1 < iters:
+        if turn + 1 < iterations:
             row = -pair_logsumexp(*with_bias(query, key, column=column)).rows
     return column

@@ -210,8 +210,8 @@ def pair_softplus(
 @full_precision
 def info_nce(
     query: Float[Tensor, "rows dim"],
-    positive_key: Float[Tensor, "rows dim"],
-    negative_keys: Float[Tensor, "negatives dim"],
+    positive: Float[Tensor, "rows dim"],
+    negatives: Float[Tensor, "negatives dim"],
     temperature: float = 0.1,
     *,
     weight: Float[Tensor, " rows"] | None = None,
@@ -226,8 +226,8 @@ def info_nce(
 
     Args:
         query: one row per anchor.
-        positive_key: row r is the positive of query r.
-        negative_keys: the bank.
+        positive: row r is the positive of query r.
+        negatives: the bank.
         temperature: > 0.
         weight: how often each row counts in the mean (k equal rows are one row of weight k). Default: once each.
 
@@ -242,21 +242,21 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), torch.zeros(1, 2), temperature=1.0)
     tensor(0.3133)
     """
-    if query.ndim != 2 or query.shape != positive_key.shape:
+    if query.ndim != 2 or query.shape != positive.shape:
         raise ValueError(
-            f"query and positive_key must be [rows, dim] alike, got {tuple(query.shape)} and {tuple(positive_key.shape)}"
+            f"query and positive must be [rows, dim] alike, got {tuple(query.shape)} and {tuple(positive.shape)}"
         )
-    if negative_keys.ndim != 2 or negative_keys.shape[1] != query.shape[1]:
-        raise ValueError(f"negative_keys must be [negatives, {query.shape[1]}], got {tuple(negative_keys.shape)}")
+    if negatives.ndim != 2 or negatives.shape[1] != query.shape[1]:
+        raise ValueError(f"negatives must be [negatives, {query.shape[1]}], got {tuple(negatives.shape)}")
     need_positive(temperature=temperature)
     need_rows(query=query)
     if not len(query):
         return query.sum()  # one process's empty share of a batch
     q = unit(query)
-    positive = (q * unit(positive_key)).sum(1) / temperature
-    negative = pair_logsumexp(q / temperature, unit(negative_keys)).rows
+    own = (q * unit(positive)).sum(1) / temperature
+    negative = pair_logsumexp(q / temperature, unit(negatives)).rows
     # log(e^p + sum e^n) - p = softplus(logsumexp(n) - p): never exponentiates a large number.
-    loss = softplus(negative - positive)
+    loss = softplus(negative - own)
     if weight is None:
         return loss.mean()
     return (loss * weight).sum() / weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)

@@ -26,22 +26,25 @@ from counterpoint.core.transforms import traced
 from counterpoint.core.world import over_group
 
 
-def _log_mean(u: Tensor, v: Tensor | None, total: int, t: float) -> Tensor:
-    """Log of the mean over pairs i != j of exp(-t |a - b|^2), of rows of length 1 or 0; v None: pairs of u with itself."""
+def _log_mean(u: Tensor, v: Tensor | None, total: int, sharpness: float) -> Tensor:
+    """Log of the mean over pairs i != j of exp(-sharpness |a - b|^2), of rows of length 1 or 0; v None: pairs of u with itself."""
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: no distance, whose gradient at zero is NaN, is ever taken.
     empty = [row_is_zero(x) for x in (u, u if v is None else v)]
     if traced() or bool(torch.cat(empty).any()) or world()[1] > 1:
         # A row of zeros lies at the distance 1 from a unit row and 0 from another: its lengths make up for what 2t takes.
         query, key = with_bias(
-            scaled(u, 1 / (2 * t)), u if v is None else v, row=t * empty[0].to(u.dtype), column=t * empty[1].to(u.dtype)
+            scaled(u, 1 / (2 * sharpness)),
+            u if v is None else v,
+            row=sharpness * empty[0].to(u.dtype),
+            column=sharpness * empty[1].to(u.dtype),
         )
         rows = batch_logsumexp(query, key, exclude=Diagonal()).rows
     elif v is None:
-        rows = batch_logsumexp(scaled(u, 1 / math.sqrt(2 * t)), exclude=Diagonal()).rows
+        rows = batch_logsumexp(scaled(u, 1 / math.sqrt(2 * sharpness)), exclude=Diagonal()).rows
     else:
-        rows = batch_logsumexp(scaled(u, 1 / (2 * t)), v, exclude=Diagonal()).rows
+        rows = batch_logsumexp(scaled(u, 1 / (2 * sharpness)), v, exclude=Diagonal()).rows
     own = rows.logsumexp(0) if len(rows) else rows.sum() - math.inf
-    return global_logsumexp(own) - 2 * t - math.log(total * (total - 1))
+    return global_logsumexp(own) - 2 * sharpness - math.log(total * (total - 1))
 
 
 def row_is_zero(u: Float[Tensor, "n dim"]) -> Bool[Tensor, " n"]:
@@ -51,12 +54,12 @@ def row_is_zero(u: Float[Tensor, "n dim"]) -> Bool[Tensor, " n"]:
 
 @over_group
 @full_precision
-def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
-    """Measure how evenly rows fill the sphere: log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length.
+def uniformity(x: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tensor, ""]:
+    """Measure how evenly rows fill the sphere: log mean over pairs i != j of exp(-sharpness |x~_i - x~_j|^2), x~ of unit length.
 
     Args:
         x: rows, normalised here; for a row of zeros see `core.operands.unit`.
-        t: > 0, sharpness.
+        sharpness: > 0, factor of the squared distances.
 
     0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. One row has no pair: 0.
     Raises ValueError for an empty batch. Source: Wang and Isola 2020.
@@ -65,25 +68,25 @@ def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     tensor(-4.)
     """
     need_alike("n dim", x=x)
-    return unit_uniformity(unit(x), t)
+    return unit_uniformity(unit(x), sharpness)
 
 
 @full_precision
-def unit_uniformity(u: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
+def unit_uniformity(u: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tensor, ""]:
     """`uniformity` of rows that are unit already (or zero)."""
-    need_positive(t=t)
+    need_positive(sharpness=sharpness)
     total = place(len(u), u.device).total
-    return u.sum() * 0 if total < 2 else _log_mean(u, None, total, t)
+    return u.sum() * 0 if total < 2 else _log_mean(u, None, total, sharpness)
 
 
 @over_group
 @full_precision
-def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
-    """Measure how far what does not belong together lies apart: log mean over i != j of exp(-t |x~_i - y~_j|^2).
+def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tensor, ""]:
+    """Measure how far what does not belong together lies apart: log mean over i != j of exp(-sharpness |x~_i - y~_j|^2).
 
     Args:
         x, y: rows, normalised here; row i of x belongs to row i of y. For a row of zeros see `core.operands.unit`.
-        t: > 0, sharpness.
+        sharpness: > 0, factor of the squared distances.
 
     One row: 0. Raises ValueError for shapes that differ and for an empty batch.
     Source: Fahim et al., arXiv 2405.18570 (L_XUniform).
@@ -92,15 +95,17 @@ def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: fl
     tensor(-4.)
     """
     need_alike("n dim", x=x, y=y)
-    return unit_cross_uniformity(unit(x), unit(y), t)
+    return unit_cross_uniformity(unit(x), unit(y), sharpness)
 
 
 @full_precision
-def unit_cross_uniformity(u: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
+def unit_cross_uniformity(
+    u: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"], sharpness: float = 2.0
+) -> Float[Tensor, ""]:
     """`cross_uniformity` of rows that are unit already (or zero)."""
-    need_positive(t=t)
+    need_positive(sharpness=sharpness)
     total = place(len(u), u.device).total
-    return (u.sum() + v.sum()) * 0 if total < 2 else _log_mean(u, v, total, t)
+    return (u.sum() + v.sum()) * 0 if total < 2 else _log_mean(u, v, total, sharpness)
 
 
 # ------------------------------------------------------------------------------------------------- figures of plain arrays

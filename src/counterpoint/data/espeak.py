@@ -1,4 +1,4 @@
-"""Speech by espeak NG: what is said becomes sound, once, and is kept in the cache.
+"""Speech by espeak NG: texts become sound, once, and are kept in the cache.
 
 espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the
 user's process speaks, and what it says depends a little on what it said before. So speech is made in order by a
@@ -36,7 +36,7 @@ Job = tuple[str, int, int, str]  # voice, words a minute, pitch of 0 to 99, text
 
 
 def library() -> tuple[str, str]:
-    """Where espeak NG's library and its data are; CounterpointError when the package is not installed."""
+    """Find espeak NG's library and its data are; CounterpointError when the package is not installed."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise CounterpointError(
             "the data source 'speech' speaks with espeak NG, which is not installed: pip install 'counterpoint[speech]'"
@@ -47,7 +47,7 @@ def library() -> tuple[str, str]:
 
 
 def sounds_of(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.int16], list[str]]:
-    """int16 [n, samples] of what is said, from the cache or spoken into it, and what the user should know of it."""
+    """Return int16 [n, samples] of each job, from the cache or spoken into it, and what the user should know of it."""
     notes = list[str]()
 
     def build() -> cached.Arrays:
@@ -75,7 +75,7 @@ def sounds_of(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.
 
 
 def trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
-    """From espeak NG's rate to this one, without the silence before and after."""
+    """Resample from espeak NG's rate to this one, without the silence before and after."""
     loud = np.flatnonzero(np.abs(wave.astype(np.int32)) > LOUD)
     if not len(loud):
         return wave[:0]
@@ -84,7 +84,7 @@ def trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
 
 
 def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
-    """What espeak NG makes of each job, int16 at ESPEAK_RATE, in a process of its own; DataError names what fails."""
+    """Yield the sound of each job, int16 at ESPEAK_RATE, in a process of its own; DataError names what fails."""
     from rich.console import Console
     from rich.progress import track
 
@@ -131,7 +131,7 @@ def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
 
 
 def serve() -> None:
-    """The speaking process: a job as a line of JSON in, the number of samples (-1: it failed) and the samples out."""
+    """Run the speaking process: a job as a line of JSON in, the number of samples (-1: it failed) and the samples out."""
     path, data = library()
     espeak = ctypes.CDLL(path)
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from counterpoint import catalog
 from counterpoint.core.checks import need_positive
-from counterpoint.core.contrast import unit
+from counterpoint.core.operands import unit
 from counterpoint.core.world import Group
 
 

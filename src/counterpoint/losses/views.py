@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_within
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import place
 from counterpoint.core.memory import Queue
+from counterpoint.core.operands import unit
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rows import token_numbers
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import holds, need_fixed, once
+from counterpoint.core.world import over_group
 from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -54,6 +55,7 @@ TEMPERATURES = (0.001, 0.5)  # what the temperature is kept within
 # ---------------------------------------------------------------------------------------------------- momentum contrast
 
 
+@over_group
 @full_precision(keep=("image_queue", "text_queue"))
 def momentum_contrast_soft(
     image_emb: Float[Tensor, "n dim"],
@@ -62,14 +64,14 @@ def momentum_contrast_soft(
     text_emb_m: Float[Tensor, "n dim"],
     image_queue: Float[Tensor, "dim queue"],
     text_queue: Float[Tensor, "dim queue"],
-    temp: float | Float[Tensor, ""],
+    temperature: float | Float[Tensor, ""],
     alpha: float,
     idx: Int[Tensor, " n"] | None = None,
     idx_queue: Int[Tensor, " queue"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""ITC with momentum distillation (Eq. 6): the mean of image-to-text and text-to-image.
 
-    With A_t = [g_t ; text queue], the student's s = f_v A_t^T / temp and the teacher's q = g_v A_t^T / temp, image to text
+    With A_t = [g_t ; text queue], the student's s = f_v A_t^T / tau and the teacher's q = g_v A_t^T / tau, image to text
     is mean_b -sum_j y_bj log softmax(s)_bj, y = alpha softmax(q) + (1 - alpha) Y; Y has a 1 at the row's own pair or, with
     `idx`, equal shares at all keys of the row's identity. Text to image likewise.
 
@@ -77,7 +79,7 @@ def momentum_contrast_soft(
         image_emb, text_emb: the student's, row by row pairs; normalised here.
         image_emb_m, text_emb_m: the momentum copy's (g); normalised here, no gradient.
         image_queue, text_queue: older keys of the copy in unit columns, as the authors store them; may be empty.
-        temp: divisor, > 0, a number or a learnable scalar (the teacher's similarities give it no gradient).
+        temperature: tau, a divisor > 0, a number or a learnable scalar (the teacher's similarities give it no gradient).
         alpha: 0 (hard targets, the copy makes keys only) to 1.
         idx, idx_queue: identities of the pairs and of the queue's slots, for several captions of an image; -100 marks a slot
             that is nobody's. Both or neither.
@@ -96,7 +98,7 @@ def momentum_contrast_soft(
         if queue.ndim != 2 or len(queue) != image_emb.shape[1]:
             raise ValueError(f"{name} must be [dim, queue], got {shapes(image_emb=image_emb, **{name: queue})}")
     need_within(0, 1, alpha=alpha)
-    need_positive(temp=temp)
+    need_positive(temperature=temperature)
     if (idx is None) != (idx_queue is None):
         raise ValueError("idx and idx_queue go together: give both or neither")
     ids = None
@@ -111,8 +113,8 @@ def momentum_contrast_soft(
         ids = idx, torch.cat([gather_rows(idx), idx_queue])
     f_v, f_t = unit(image_emb), unit(text_emb)
     g_v, g_t = unit(image_emb_m.detach()).to(f_v.dtype), unit(text_emb_m.detach()).to(f_v.dtype)
-    to_text = _direction(f_v, g_v, g_t, text_queue, temp, alpha, ids)
-    to_image = _direction(f_t, g_t, g_v, image_queue, temp, alpha, ids)
+    to_text = _direction(f_v, g_v, g_t, text_queue, temperature, alpha, ids)
+    to_image = _direction(f_t, g_t, g_v, image_queue, temperature, alpha, ids)
     return (global_mean(to_text) + global_mean(to_image)) / 2
 
 
@@ -121,7 +123,7 @@ def _direction(
     teacher: Tensor,
     own: Tensor,
     queue: Tensor,
-    temp: float | Tensor,
+    temperature: float | Tensor,
     alpha: float,
     ids: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
@@ -129,7 +131,7 @@ def _direction(
     mine, older = gather_rows(own), queue.detach().to(own.dtype)
     # Copied as the queue lies in memory, in columns or in rows: turning it round takes as long as a product with it.
     key = torch.cat([mine.T, older], 1).T if older.is_contiguous() else torch.cat([mine, older.T])
-    q = scaled(query, temp)
+    q = scaled(query, temperature)
     if ids is None:
         positive = positive_similarity(q, own)
     else:
@@ -137,7 +139,7 @@ def _direction(
         positive = total / count  # the row's own pair is among them
     if alpha == 0:
         return pair_logsumexp(q, key).rows - positive
-    taught = scaled(teacher, temp.detach() if isinstance(temp, Tensor) else temp)
+    taught = scaled(teacher, temperature.detach() if isinstance(temperature, Tensor) else temperature)
     soft = pair_cross_entropy(once(q, "momentum_contrast_soft"), key, taught, key, share=alpha, entropy=False).rows
     return soft - (1 - alpha) * positive
 
@@ -156,7 +158,7 @@ def hard_negative_weights(
     text_emb: Float[Tensor, "n dim"],
     text_key: Float[Tensor, "n dim"],
     image_key: Float[Tensor, "n dim"],
-    temp: float | Float[Tensor, ""],
+    temperature: float | Float[Tensor, ""],
     idx: Int[Tensor, " n"] | None = None,
 ) -> HardNegativeWeights:
     """How likely ITM draws each in-batch negative (Sec. 3.2): the softmax of ITC's similarities, 0 for what is no negative.
@@ -164,7 +166,7 @@ def hard_negative_weights(
     Args:
         image_emb, text_emb: the student's; normalised here.
         text_key, image_key: the momentum copy's of the same pairs; normalised here.
-        temp: divisor, > 0.
+        temperature: divisor, > 0.
         idx: identities; pairs of one identity are no negatives of each other. None: every pair is its own.
 
     Rows do not sum to 1, as what is no negative is set to 0 after the softmax. A row that underflows there (a peaked softmax
@@ -179,7 +181,7 @@ def hard_negative_weights(
             [0.2689, 0.0000]])
     """
     need_alike("n dim", image_emb=image_emb, text_emb=text_emb, text_key=text_key, image_key=image_key)
-    need_positive(temp=temp)
+    need_positive(temperature=temperature)
     n = len(image_emb)
     if idx is not None and idx.shape != (n,):
         raise ValueError(f"idx must be a number for each row, got {shapes(image_emb=image_emb, idx=idx)}")
@@ -190,7 +192,7 @@ def hard_negative_weights(
         raise ValueError("idx holds one identity only: there is no negative in the batch")
 
     def weights(names: str, query: Tensor, key: Tensor) -> Tensor:
-        logits = scaled(unit(query), temp) @ unit(key).to(wide(query).dtype).T
+        logits = scaled(unit(query), temperature) @ unit(key).to(wide(query).dtype).T
         if holds(~logits.isfinite().all()):
             raise ValueError(f"{names} hold numbers that are not finite")
         found = logits.softmax(1).masked_fill(forbidden, 0.0)
@@ -207,6 +209,7 @@ def hard_negative_weights(
 # --------------------------------------------------------------------------------------------------------- masked words
 
 
+@over_group
 @full_precision
 def mlm_distill(
     logits: Float[Tensor, "*places vocabulary"],
@@ -391,7 +394,7 @@ class ALBEF(FusedLearner):
             # The loss reads the queues as they are; nothing it keeps for its backward pass is a view of them.
             terms["itc"] = momentum_contrast_soft(
                 *(f_v, f_t, g_v, g_t, of_v.rows.T, of_t.rows.T),
-                temp=self.temperature,
+                temperature=self.temperature,
                 alpha=alpha,
                 idx=ids,
                 idx_queue=None if ids is None else self.queue_ids,
@@ -423,7 +426,7 @@ class ALBEF(FusedLearner):
         n, hard = len(v), self.config.hard_negatives and self.config.use_itc
         try:
             # Where all negatives are to be as likely, no temperature may let the softmax underflow.
-            weights = hard_negative_weights(*embeddings, temp=self.temperature if hard else 1.0, idx=ids)
+            weights = hard_negative_weights(*embeddings, temperature=self.temperature if hard else 1.0, idx=ids)
         except ValueError as error:
             raise CounterpointError(f"ITM finds no negatives: {error}") from error
         if not hard:

@@ -81,12 +81,12 @@ HIDDEN = 512  # of a projection head
 @over_group
 @full_precision
 def nt_xent(
-    z0: Float[Tensor, "n dim"], z1: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
+    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
 ) -> Float[Tensor, ""]:
     r"""Stage 1: the mean over the 2n views i of -log( exp(z_i . z_pos(i) / t) / sum_{k != i} exp(z_i . z_k / t) ).
 
     Args:
-        z0, z1: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
+        z1, z2: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
             does (`counterpoint.functional.of("simclr").nt_xent`): the gradients differ. This one is
             `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
@@ -98,10 +98,10 @@ def nt_xent(
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)
     """
-    need_alike("n dim", z0=z0, z1=z1)
-    if place(len(z0), z0.device).total < 2:
-        raise ValueError(f"z0 and z1 need two snippets, so that there is a negative, got {shapes(z0=z0, z1=z1)}")
-    return _contrast(z0, z1, temperature, "z0 or z1")
+    need_alike("n dim", z1=z1, z2=z2)
+    if place(len(z1), z1.device).total < 2:
+        raise ValueError(f"z1 and z2 need two snippets, so that there is a negative, got {shapes(z1=z1, z2=z2)}")
+    return _contrast(z1, z2, temperature, "z1 or z2")
 
 
 def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -> Tensor:
@@ -117,10 +117,10 @@ def _contrast(z0: Tensor, z1: Tensor, temperature: float | Tensor, names: str) -
 @over_group
 @full_precision
 def mixed_nt_xent(
-    sheet0: Float[Tensor, "n dim"],
     sheet1: Float[Tensor, "n dim"],
-    audio0: Float[Tensor, "m dim"],
+    sheet2: Float[Tensor, "n dim"],
     audio1: Float[Tensor, "m dim"],
+    audio2: Float[Tensor, "m dim"],
     temperature: float | Tensor = 0.6,
 ) -> Float[Tensor, ""]:
     """Stage 1 of both pathways at once: NT-Xent of all 2(n + m) views, so that each modality's are the other's
@@ -131,23 +131,23 @@ def mixed_nt_xent(
     >>> mixed_nt_xent(torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:], torch.eye(4)[2:], 1.0)
     tensor(1.1654)
     """
-    need_alike("n dim", sheet0=sheet0, sheet1=sheet1)
-    need_alike("m dim", audio0=audio0, audio1=audio1)
-    if sheet0.shape[1] != audio0.shape[1]:
-        raise ValueError(f"sheet0 and audio0 must be of one width, got {shapes(sheet0=sheet0, audio0=audio0)}")
-    views = torch.cat([sheet0, audio0]), torch.cat([sheet1, audio1])
-    return _contrast(*views, temperature, "sheet0, sheet1, audio0 or audio1")
+    need_alike("n dim", sheet1=sheet1, sheet2=sheet2)
+    need_alike("m dim", audio1=audio1, audio2=audio2)
+    if sheet1.shape[1] != audio1.shape[1]:
+        raise ValueError(f"sheet1 and audio1 must be of one width, got {shapes(sheet1=sheet1, audio1=audio1)}")
+    views = torch.cat([sheet1, audio1]), torch.cat([sheet2, audio2])
+    return _contrast(*views, temperature, "sheet1, sheet2, audio1 or audio2")
 
 
 @over_group
 @full_precision
-def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
-    r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = x y'.
+def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
+    r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = query key'.
 
-    One direction only: sheet anchors (x) against the audio of the batch (y). Zeros count in the mean.
+    One direction only: sheet anchors (query) against the audio of the batch (key). Zeros count in the mean.
 
     Args:
-        x, y: unit rows, not normalised here; row i of both is one pair.
+        query, key: unit rows, not normalised here; row i of both is one pair.
         margin: m; the paper's runs have 0.6, its function 0.7.
 
     Memory O(n dim), forward and backward. Across processes the batch is everybody's. Where all rows are equal it is m.
@@ -157,25 +157,27 @@ def batch_hinge(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], margin: fl
     >>> batch_hinge(torch.eye(2), torch.eye(2).flip(0), margin=0.5)
     tensor(1.5000)
     """
-    need_alike("n dim", x=x, y=y)
-    if x.dtype != y.dtype or not x.is_floating_point():
-        raise ValueError(f"x and y must be of one floating type, got {x.dtype} and {y.dtype}")
+    need_alike("n dim", query=query, key=key)
+    if query.dtype != key.dtype or not query.is_floating_point():
+        raise ValueError(f"query and key must be of one floating type, got {query.dtype} and {key.dtype}")
     if not math.isfinite(margin):
         raise ValueError(f"margin must be a number, got {margin}")
-    x, y = wide(x), wide(y)
-    here = place(len(x), x.device)
+    query, key = wide(query), wide(key)
+    here = place(len(query), query.device)
     if here.total < 2:
-        raise ValueError(f"x and y need two pairs, so that there is another to rank, got {shapes(x=x, y=y)}")
+        raise ValueError(
+            f"query and key need two pairs, so that there is another to rank, got {shapes(query=query, key=key)}"
+        )
     if traced():
-        s = x @ y.T
-        own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        s = query @ key.T
+        own = torch.eye(len(query), dtype=torch.bool, device=query.device)
         # Not relu(...) * 0: where a similarity is infinite NaN must stay.
         total = torch.where(own, s.diagonal()[:, None] * 0, F.relu(margin - s.diagonal()[:, None] + s)).sum()
     else:
-        total = Hinges.apply(x, gather_rows(y), margin, here.offset)
+        total = Hinges.apply(query, gather_rows(key), margin, here.offset)
     loss = (total if world()[1] == 1 else gather_rows(total[None]).sum()) / (here.total * (here.total - 1))
     if holds(~loss.isfinite()):
-        raise ValueError("x or y holds NaN or infinite values")
+        raise ValueError("query or key holds NaN or infinite values")
     return loss
 
 

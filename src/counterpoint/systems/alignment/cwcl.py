@@ -63,14 +63,14 @@ def cwcl(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
-    log_inv_temperature: float | Float[Tensor, ""],
+    log_scale: float | Float[Tensor, ""],
     *,
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
 ) -> Float[Tensor, ""]:
     r"""L_CWCL (U to V) + L_CL (V to U): weighted where the trained tower is the anchor, ordinary the other way.
 
-    With S_ij = exp(log_inv_temperature) p_i . q_j and w_ij = (1 + cos(f_i, f_j)) / 2,
+    With S_ij = exp(log_scale) p_i . q_j and w_ij = (1 + cos(f_i, f_j)) / 2,
 
         L_CWCL = -mean_i (1 / sum_j w_ij) sum_j w_ij log softmax_j(S_i.)
         L_CL   = -mean_j log softmax_i(S_.j) at i = j
@@ -79,7 +79,7 @@ def cwcl(
         row_embed: p, of the trained tower; unit rows (not normalised here).
         col_embed: q, of the frozen tower; unit rows. Row i belongs to row i of `row_embed`.
         frozen_feat: f, the frozen tower's features; normalised here, no gradient.
-        log_inv_temperature: learnable scalar.
+        log_scale: log(1 / temperature), a learnable scalar or a number.
         row_feat: features for weights in the other direction too, where the row tower was trained before. Default: none.
         sharpness: weights are raised to this power, 100 at most; 1 is the paper's.
 
@@ -90,7 +90,7 @@ def cwcl(
     >>> cwcl(x, x, torch.tensor([[1.0], [-1.0]]), torch.tensor(0.0))   # weights 0 and 1: both cross-entropies
     tensor(0.6265)
     """
-    terms = cwcl_terms(row_embed, col_embed, frozen_feat, log_inv_temperature, row_feat=row_feat, sharpness=sharpness)
+    terms = cwcl_terms(row_embed, col_embed, frozen_feat, log_scale, row_feat=row_feat, sharpness=sharpness)
     return terms.cwcl_term + terms.column_to_row_ce
 
 
@@ -100,7 +100,7 @@ def cwcl_terms(
     row_embed: Float[Tensor, "n dim"],
     col_embed: Float[Tensor, "n dim"],
     frozen_feat: Float[Tensor, "n frozen_dim"],
-    log_inv_temperature: float | Float[Tensor, ""],
+    log_scale: float | Float[Tensor, ""],
     *,
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
@@ -112,10 +112,9 @@ def cwcl_terms(
     for name, features in (("frozen_feat", frozen_feat), ("row_feat", row_feat)):
         if features is not None and (features.ndim != 2 or len(features) != len(row_embed)):
             raise ValueError(
-                f"{name} must be a row of features for each of row_embed, got "
-                f"{shapes(row_embed=row_embed, **{name: features})}"
+                f"{name} must be a row of features for each of row_embed, got {shapes(row_embed=row_embed, **{name: features})}"
             )
-    scale = torch.as_tensor(log_inv_temperature, dtype=wide(row_embed).dtype, device=row_embed.device).exp()
+    scale = torch.as_tensor(log_scale, dtype=wide(row_embed).dtype, device=row_embed.device).exp()
     p, q = wide(row_embed) * scale, wide(col_embed)
     here = place(len(p), p.device)
     # Targets of a row sum to 1, so what is left of the cross-entropy is log Z less the mean similarity under them.
@@ -239,7 +238,7 @@ class CWCL(AlignedLearner):
             self.heads[self.frozen] = nn.Identity()
             for name in self.trained:
                 self.heads[name] = nn.Linear(width[name], width[self.frozen], bias=False)
-        self.log_inv_temperature = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
     def train(self, mode: bool = True) -> CWCL:
         super().train(mode)
@@ -265,19 +264,19 @@ class CWCL(AlignedLearner):
             p, q = (unit(head(rows)) for head, rows in heads)
             if self.config.objective == "ordinary":
                 # The same sum of two cross-entropies, every weight but a row's own at 0.
-                terms.append(CWCLTerms(*_cross_entropies(p, q, self.log_inv_temperature)))
+                terms.append(CWCLTerms(*_cross_entropies(p, q, self.log_scale)))
             else:
-                scale, sharpness = self.log_inv_temperature, self.config.sharpness
+                scale, sharpness = self.log_scale, self.config.sharpness
                 terms.append(cwcl_terms(p, q, teacher[both], scale, sharpness=sharpness))
         if not terms:
             raise CounterpointError(f"no item of a batch has {self.frozen} and another modality")
         mean = {field: torch.stack([getattr(part, field) for part in terms]).mean() for field in CWCLTerms._fields}
         loss = mean["cwcl_term"] + mean["column_to_row_ce"]
-        return {"loss": loss, **mean, "scale": self.log_inv_temperature.detach().exp()}
+        return {"loss": loss, **mean, "scale": self.log_scale.detach().exp()}
 
     def end_step(self) -> None:
         with torch.no_grad():
-            self.log_inv_temperature.clamp_(max=math.log(100))
+            self.log_scale.clamp_(max=math.log(100))
 
 
 @full_precision

@@ -54,15 +54,17 @@ WHOLE = 1024
 # ---------------------------------------------------------------------------------------------------- the contrastive loss
 
 
-def _smoothed(a: Tensor, b: Tensor, scale: float | Tensor, smoothing: float, local: bool) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of rows and columns of scale * norm(a) norm(b)^T, the diagonal as targets, smoothed.
+def _smoothed(
+    a: Tensor, b: Tensor, logit_scale: float | Tensor, smoothing: float, local: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropies of rows and columns of logit_scale * norm(a) norm(b)^T, the diagonal as targets, smoothed.
 
     The smoothed target's term, the mean of a row's similarities, is the similarity with the mean key: no matrix here either.
     """
     x, y = (unit(v) for v in (a, b))
     if local and world()[1] > 1:
-        return tuple(_one_way(q * scale, k.detach(), smoothing) for q, k in ((x, y), (y, x)))  # type: ignore[return-value]
-    x = x * scale
+        return tuple(_one_way(q * logit_scale, k.detach(), smoothing) for q, k in ((x, y), (y, x)))  # type: ignore[return-value]
+    x = x * logit_scale
     out = batch_logsumexp(x, y, columns=True)
     assert out.columns is not None
     positive = (1 - smoothing) * positive_similarity(x, y)
@@ -96,8 +98,8 @@ def cl2l_terms(
     z_txt: Float[Tensor, "n dim"],
     h_imgs: Views = (),
     h_txts: Views = (),
-    scale: float | Float[Tensor, ""] = 1 / 0.07,
-    h_scale: float | Float[Tensor, ""] = 10.0,
+    logit_scale: float | Float[Tensor, ""] = 1 / 0.07,
+    local_logit_scale: float | Float[Tensor, ""] = 10.0,
     label_smoothing: float = 0.1,
     *,
     local_gradients: bool = False,
@@ -105,16 +107,16 @@ def cl2l_terms(
     """The terms of `cl2l_loss` one by one: global ones unsmoothed, local ones the mean over the A^2 pairs of views."""
     need_alike("n dim", z_img=z_img, z_txt=z_txt)
     need_within(0, 1, label_smoothing=label_smoothing)
-    for name, value in (("scale", scale), ("h_scale", h_scale)):
+    for name, value in (("logit_scale", logit_scale), ("local_logit_scale", local_logit_scale)):
         need_positive(**{name: value})
     if len(h_imgs) != len(h_txts):
         raise ValueError(f"h_imgs and h_txts must be as many, got {len(h_imgs)} and {len(h_txts)}")
-    glob = _smoothed(z_img, z_txt, scale, 0.0, local_gradients)
+    glob = _smoothed(z_img, z_txt, logit_scale, 0.0, local_gradients)
     local: list[tuple[Tensor, Tensor]] = []
     for h_img in h_imgs:
         for h_txt in h_txts:
             need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
-            local.append(_smoothed(h_img, h_txt, h_scale, label_smoothing, local_gradients))
+            local.append(_smoothed(h_img, h_txt, local_logit_scale, label_smoothing, local_gradients))
     zero = glob[0].new_zeros(())
     image, text = (torch.stack(side).mean() for side in zip(*local, strict=True)) if local else (zero, zero)
     return CL2LTerms(*glob, image, text)
@@ -127,8 +129,8 @@ def cl2l_loss(
     z_txt: Float[Tensor, "n dim"],
     h_imgs: Views = (),
     h_txts: Views = (),
-    scale: float | Float[Tensor, ""] = 1 / 0.07,
-    h_scale: float | Float[Tensor, ""] = 10.0,
+    logit_scale: float | Float[Tensor, ""] = 1 / 0.07,
+    local_logit_scale: float | Float[Tensor, ""] = 10.0,
     label_smoothing: float = 0.1,
     reduction: Literal["mean", "sum"] = "mean",
     *,
@@ -141,7 +143,7 @@ def cl2l_loss(
     Args:
         z_img, z_txt: global projections of the weak views; normalised here, as all are.
         h_imgs, h_txts: local projections of the A strong views of each. None: CLIP.
-        scale, h_scale: inverse temperatures, not their logarithms.
+        logit_scale, local_logit_scale: 1 / temperature of either, not its logarithm.
         label_smoothing: e of the local terms: targets are 1 - e on the match plus e / n everywhere.
         reduction: "sum" doubles the loss, as the recipe does.
         local_gradients: across processes, only a process's own rows carry gradient, as in the released code.
@@ -149,12 +151,14 @@ def cl2l_loss(
     Every pair of views is one pass of the kernel for both directions. A batch of one: 0. Raises ValueError for shapes and
     numbers that do not fit.
 
-    >>> cl2l_loss(torch.eye(2), torch.eye(2), scale=1.0)
+    >>> cl2l_loss(torch.eye(2), torch.eye(2), logit_scale=1.0)
     tensor(0.3133)
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    terms = cl2l_terms(z_img, z_txt, h_imgs, h_txts, scale, h_scale, label_smoothing, local_gradients=local_gradients)
+    terms = cl2l_terms(
+        z_img, z_txt, h_imgs, h_txts, logit_scale, local_logit_scale, label_smoothing, local_gradients=local_gradients
+    )
     views = len(h_imgs)
     loss = (terms.image_global + terms.text_global + views * (terms.image_local + terms.text_local)) / (1 + views)
     return loss if reduction == "sum" else loss / 2
@@ -166,39 +170,39 @@ def cl2l_loss(
 @over_group
 @full_precision
 def barlow_cross(
-    y1: Float[Tensor, "n dim"], y2: Float[Tensor, "n dim"], lamb: float = 5e-3, scale: float = 0.025
+    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 5e-3, weight: float = 0.025
 ) -> Float[Tensor, ""]:
-    """BarLIP's term of one pair: scale (sum_i (C_ii - 1)^2 + lamb sum_{i != j} C_ij^2), C = y1^T y2 / n.
+    """BarLIP's term of one pair: weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2), C = z1^T z2 / n.
 
     Args:
-        y1, y2: image and text projections, row by row. They are taken as they are: the projector ends in a normalisation
+        z1, z2: image and text projections, row by row. They are taken as they are: the projector ends in a normalisation
             over the batch.
-        lamb: weight of what lies off the diagonal.
+        redundancy: weight of what lies off the diagonal.
 
     C is that of the whole batch across processes. Raises ValueError for shapes that differ.
 
     >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
     0.0
     """
-    need_alike("n dim", y1=y1, y2=y2)
-    a, b = gather_rows(wide(y1)), gather_rows(wide(y2))
+    need_alike("n dim", z1=z1, z2=z2)
+    a, b = gather_rows(wide(z1)), gather_rows(wide(z2))
     n = len(a)
     on = ((a * b).sum(0) / n - 1).square().sum()
-    return scale * (on + lamb / n**2 * off_diagonal_squares(a, b))
+    return weight * (on + redundancy / n**2 * off_diagonal_squares(a, b))
 
 
 @over_group
 @full_precision
-def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """n(p, v) = 2 - 2 mean_i cos(p_i, v_i): one modality's prediction of the other's projection, which gets no gradient.
+def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+    """2 - 2 mean_i cos(p_i, v_i): one modality's prediction p of the other's projection v, which gets no gradient.
 
     Both are normalised here. Raises ValueError for shapes that differ.
 
     >>> byol_cross(torch.eye(2), torch.eye(2))
     tensor(0.)
     """
-    need_alike("n dim", p=p, v=v)
-    return 2 + 2 * negative_cosine(p, v)
+    need_alike("n dim", prediction=prediction, target=target)
+    return 2 + 2 * negative_cosine(prediction, target)
 
 
 @over_group
@@ -235,7 +239,11 @@ def siamlip_loss(
 @over_group
 @full_precision
 def swalip_loss(
-    h_imgs: Views, h_txts: Views, h_scale: float | Float[Tensor, ""], eps: float = 0.05, iters: int = 3
+    h_imgs: Views,
+    h_txts: Views,
+    local_logit_scale: float | Float[Tensor, ""],
+    epsilon: float = 0.05,
+    iterations: int = 3,
 ) -> Float[Tensor, ""]:
     r"""SwALIP without prototypes: the other modality's batch is what one is assigned to.
 
@@ -246,8 +254,8 @@ def swalip_loss(
 
     Args:
         h_imgs, h_txts: local projections of exactly two views each; normalised here.
-        h_scale: s, the local inverse temperature.
-        eps, iters: of `sinkhorn`.
+        local_logit_scale: s = 1 / temperature of the local views, not its logarithm.
+        epsilon, iterations: of `sinkhorn`.
 
     Up to a batch of `WHOLE` the assignments are made as matrices. Of larger ones an assignment is a softmax with a bias for each
     column (`sinkhorn_bias`), that of the transposed matrix one with a bias for each row, and neither softmax sees the other's
@@ -260,7 +268,7 @@ def swalip_loss(
         **{f"h_imgs[{n}]": h for n, h in enumerate(h_imgs)},
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
-    need_positive(h_scale=h_scale)
+    need_positive(local_logit_scale=local_logit_scale)
     # The codes count as constants.
     image, text = ([unit(gather_rows(once(h, "swalip_loss"))) for h in views] for views in (h_imgs, h_txts))
     total = []
@@ -269,17 +277,19 @@ def swalip_loss(
         if len(q) <= WHOLE:
             scores = q @ k.T
             # Both directions' targets weigh the same similarities.
-            codes = sinkhorn(scores, eps, iters) + sinkhorn(scores.T, eps, iters).T
+            codes = sinkhorn(scores, epsilon, iterations) + sinkhorn(scores.T, epsilon, iterations).T
 
             def both(rows: slice, columns: slice, codes: Tensor = codes) -> Tensor:
                 return codes[rows, columns]
 
-            found = pair_logsumexp_towards(image[a] * h_scale, text[b], both, columns=True)
+            found = pair_logsumexp_towards(image[a] * local_logit_scale, text[b], both, columns=True)
             assert found.columns is not None
             total.append((found.rows + found.columns - found.towards).mean() / 2)
             continue
-        biases = {"row": sinkhorn_bias(k, q, eps, iters), "column": sinkhorn_bias(q, k, eps, iters)}
-        out = pair_cross_entropy(image[a] * h_scale, text[b], *with_bias(q / eps, k, **biases), columns=True)
+        biases = {"row": sinkhorn_bias(k, q, epsilon, iterations), "column": sinkhorn_bias(q, k, epsilon, iterations)}
+        out = pair_cross_entropy(
+            image[a] * local_logit_scale, text[b], *with_bias(q / epsilon, k, **biases), columns=True
+        )
         assert out.columns is not None
         total.append((out.rows.mean() + out.columns.mean()) / 2)
     return torch.stack(total).mean()
@@ -633,22 +643,22 @@ class Rocket(AlignedLearner):
             features[name] = [self.features(name, weak), *local]
         z_img, z_txt = (self.heads[name](features[name][0]) for name in self.pair)
         h_imgs, h_txts = ([self.local_project(name, part) for part in features[name][1:]] for name in self.pair)
-        scale, h_scale = self.scales
+        scale, local_scale = self.scales
         contrast = cl2l_loss(
             z_img,
             z_txt,
             h_imgs,
             h_txts,
             scale,
-            h_scale,
+            local_scale,
             config.label_smoothing,
             config.reduction,
             local_gradients=config.local_gradients,
         )
-        losses = {"loss": contrast, "contrast": contrast, "scale": scale.detach(), "local_scale": h_scale.detach()}
+        losses = {"loss": contrast, "contrast": contrast, "scale": scale.detach(), "local_scale": local_scale.detach()}
         if config.extra != "none":
             swalip = config.extra == "swalip"
-            added = swalip_loss(h_imgs, h_txts, h_scale) if swalip else self.added(batch["views"], features)
+            added = swalip_loss(h_imgs, h_txts, local_scale) if swalip else self.added(batch["views"], features)
             losses |= {config.extra: added, "loss": contrast + (config.swalip_weight if swalip else 1.0) * added}
         return losses
 

@@ -51,25 +51,25 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 def m3co_loss(
     mixed: Float[Tensor, "n dim"],
     fixed: Float[Tensor, "n dim"],
-    perm: Int[Tensor, " n"],
+    permutation: Int[Tensor, " n"],
     lam: Float[Tensor, " n"],
     temperature: float = 0.1,
     bidirectional: bool = True,
     *,
     accumulate_targets: bool = False,
 ) -> Float[Tensor, ""]:
-    r"""M3Co: cross-entropy of S = u v^T / t with targets P_ii = lam_i and P_i,perm(i) = 1 - lam_i, over rows and over columns.
+    r"""M3Co: cross-entropy of S = u v^T / t with targets P_ii = lam_i and P_i,pi(i) = 1 - lam_i, over rows and columns.
 
         L = -1/2 mean_i sum_j P_ij log softmax_j(S_ij) - 1/2 mean_j sum_i P_ij log softmax_i(S_ij)
 
     Args:
-        mixed: row i is a mixture of samples i and perm(i) of one modality, with shares lam_i and 1 - lam_i.
+        mixed: row i is a mixture of samples i and pi(i) of one modality, with shares lam_i and 1 - lam_i.
         fixed: the samples in another modality, unmixed. Both are normalised here.
-        perm: across processes it counts over the whole batch in rank order.
+        permutation: pi, the partner of each sample; across processes it counts over the whole batch in rank order.
         lam: drawn, so without a gradient.
         temperature: > 0.
         bidirectional: False leaves the first term alone, not halved.
-        accumulate_targets: where perm(i) = i, both shares add up to 1; False lets the second replace the first, as the
+        accumulate_targets: where pi(i) = i, both shares add up to 1; False lets the second replace the first, as the
             released code does: a sample that is not mixed (lam_i = 1) then drops out.
 
     P has two entries a row and is made tile by tile, with the similarities. A batch of one has nothing to tell apart: 0.
@@ -80,28 +80,29 @@ def m3co_loss(
     """
     need_alike("n dim", mixed=mixed, fixed=fixed)
     need_positive(temperature=temperature)
-    if perm.is_floating_point() or perm.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
+    if permutation.is_floating_point() or permutation.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
         raise ValueError(
-            "perm and lam must have an entry for each row, perm a whole number, got "
-            f"{shapes(perm=perm, lam=lam, mixed=mixed)}, perm of {perm.dtype}"
+            "permutation and lam must have an entry for each row, permutation a whole number, got "
+            f"{shapes(permutation=permutation, lam=lam, mixed=mixed)}, permutation of {permutation.dtype}"
         )
     u = unit(mixed, 1 / temperature)
     v = unit(fixed)
     here = place(len(u), u.device)
-    if holds(((perm < 0) | (perm >= here.total)).any()):
-        raise ValueError(f"perm must lie in 0..{here.total - 1}, got {int(perm.min())}..{int(perm.max())}")
+    if holds(((permutation < 0) | (permutation >= here.total)).any()):
+        found = f"{int(permutation.min())}..{int(permutation.max())}"
+        raise ValueError(f"permutation must lie in 0..{here.total - 1}, got {found}")
 
     lam = lam.detach().to(u.dtype)
-    itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
-    own = lam if accumulate_targets else lam.masked_fill(perm == itself, 0.0)
+    itself = torch.arange(here.offset, here.offset + here.rows, device=permutation.device)
+    own = lam if accumulate_targets else lam.masked_fill(permutation == itself, 0.0)
     other = 1 - lam
-    target = Targets(torch.stack([itself, perm], 1), torch.stack([own, other], 1), here.offset, here.total)
+    target = Targets(torch.stack([itself, permutation], 1), torch.stack([own, other], 1), here.offset, here.total)
     log_z = batch_logsumexp_towards(u, v, target, columns=bidirectional)
     row = (own + other) * log_z.rows - log_z.towards
     if log_z.columns is None:
         return global_mean(row)
     # What a column's targets sum to: its own share, and what others took from it.
-    mass = gather_rows(own).index_add(0, gather_rows(perm), gather_rows(other))
+    mass = gather_rows(own).index_add(0, gather_rows(permutation), gather_rows(other))
     column = mass[here.offset : here.offset + here.rows] * log_z.columns - log_z.towards
     return (global_mean(row) + global_mean(column)) / 2
 
@@ -109,14 +110,14 @@ def m3co_loss(
 @over_group
 @full_precision
 def multisclip_loss(
-    preds: Float[Tensor, "n dim"], targs: Float[Tensor, "n dim"], temperature: float = 0.125
+    prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"], temperature: float = 0.125
 ) -> Float[Tensor, ""]:
     r"""MultiSClip: cross-entropy of S = p g^T / t and of its transpose with the soft targets Q = softmax_row(g g^T / t).
 
         L = -1/2 mean_i sum_j Q_ij log softmax_j(S_ij) - 1/2 mean_i sum_j Q_ij log softmax_j(S_ji)
 
     Args:
-        preds, targs: p and g, embeddings of one item in a row of each; normalised here. Q has a gradient too.
+        prediction, target: p and g, embeddings of one item in a row of each; normalised here. Q has a gradient too.
         temperature: > 0.
 
     g g^T is symmetric, so the second term is the first down the columns, and one pass gives both without either matrix.
@@ -125,9 +126,9 @@ def multisclip_loss(
     >>> multisclip_loss(torch.eye(2), torch.eye(2), temperature=1.0)
     tensor(0.5822)
     """
-    need_alike("n dim", preds=preds, targs=targs)
+    need_alike("n dim", prediction=prediction, target=target)
     need_positive(temperature=temperature)
-    p, g = gather_rows(wide(preds)), unit(gather_rows(wide(targs)))
+    p, g = gather_rows(wide(prediction)), unit(gather_rows(wide(target)))
     out = pair_cross_entropy(
         unit(p, 1 / temperature), g, scaled(g, temperature**0.5), columns=True, teacher_gradient=True
     )

@@ -80,7 +80,7 @@ def symile(
     Args:
         reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments give unit rows, the
             others the output of a LayerNorm.
-        logit_scale: already exponentiated, finite, at least 0 (where all logits are equal).
+        logit_scale: 1 / temperature, not its logarithm; finite, at least 0 (where all logits are equal).
         negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^floor(M/2) dim and n^ceil(M/2).
         permutations: for "n", per anchor and other modality in their order; over processes those of the whole batch.
             None: drawn, with `generator` (over processes, the first one's draw).

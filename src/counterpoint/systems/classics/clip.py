@@ -39,7 +39,7 @@ def clip(
 
     Args:
         image, text: unit rows (they are not normalised here, as in open_clip); row i of one belongs to row i of the other.
-        log_scale: learnable log of the inverse temperature, a scalar or a number; the paper starts at ln(1/0.07)
+        log_scale: log(1 / temperature), a learnable scalar or a number; the paper starts at ln(1/0.07)
             and keeps it below ln 100.
         ring: across processes, pass keys round instead of gathering them.
 

@@ -35,7 +35,8 @@ def siglip(
 
     Args:
         image, text: unit rows (not normalised here); row i of one belongs to row i of the other.
-        log_scale, bias: learnable scalars, or numbers; the paper starts at ln 10 and -10.
+        log_scale: log(1 / temperature), a learnable scalar or a number; the paper starts at ln 10.
+        bias: a learnable scalar or a number; the paper starts at -10.
 
     The sum over all pairs is divided by n, not n^2. Across processes the negatives are everybody's.
     Raises ValueError for shapes or types that differ and for an empty batch.

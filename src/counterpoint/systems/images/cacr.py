@@ -2,7 +2,7 @@
 
 Zheng, Chen, Yao, Yang, Li, Zhang, Zhang, Tsang, Zhou, Zhou: "Contrastive Attraction and Contrastive Repulsion for
 Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: z_i^v the unit embedding of view v of image i, d2 the squared
-Euclidean distance, t+ and t- (tau_pos, tau_neg) factors of distances, alpha and beta the weights of the two terms.
+Euclidean distance, t+ and t- (positive and negative sharpness) factors of distances, alpha and beta the weights of the two terms.
 
     attraction    alpha  mean over x, i of  sum_{v != x} pi+_v d2(z_i^x, z_i^v),     pi+ = softmax_v(  t+ d2 )   the farthest most
     repulsion    -beta   mean over x < y, i of  sum_{j != i} pi-_j d2(z_i^x, z_j^y),  pi- = softmax_j( -t- d2 )   the closest most
@@ -56,7 +56,7 @@ SMALLEST, LARGEST = 1e-20, 1e30
 
 
 class _Expected(torch.autograd.Function):
-    """sum_i w_i sum_y E_iy[d2] for tau > 0.
+    """sum_i w_i sum_y E_iy[d2] for sharpness > 0.
 
     The result is one number, so its gradients are known up to a factor while a block's distances are there: they are made in
     the forward pass, and nothing is computed twice.
@@ -67,7 +67,7 @@ class _Expected(torch.autograd.Function):
         ctx: Any,
         query: Tensor,
         key: Tensor,
-        tau: float,
+        sharpness: float,
         own: Tensor,
         weight: Tensor | None,
         through: bool,
@@ -75,7 +75,7 @@ class _Expected(torch.autograd.Function):
     ) -> Tensor:
         sets, n, dim = key.shape
         keys = key.reshape(sets * n, dim)
-        bias = keys.square().sum(1).mul_(-tau)
+        bias = keys.square().sum(1).mul_(-sharpness)
         to_query = torch.empty_like(query) if wanted and ctx.needs_input_grad[0] else None
         to_key = torch.zeros_like(keys) if wanted and ctx.needs_input_grad[1] else None
         pulls = keys.new_zeros(sets * n)  # of each key, summed over the queries
@@ -84,14 +84,14 @@ class _Expected(torch.autograd.Function):
         with exact(query.device.type):
             for start in range(0, len(query), step):
                 rows = query[start : start + step]
-                # -tau d2, but for what is one and the same in a row
-                logits = torch.addmm(bias, rows, keys.T, alpha=2 * tau).view(len(rows), sets, n)
+                # -sharpness d2, but for what is one and the same in a row
+                logits = torch.addmm(bias, rows, keys.T, alpha=2 * sharpness).view(len(rows), sets, n)
                 unseen = own[start : start + step, None, None].expand(-1, sets, 1)
                 p = logits.scatter_(2, unseen, -math.inf).softmax(2)
                 logits.scatter_(2, unseen, 0.0)  # 0 times -inf is not 0
                 expected = logits.mul_(p).sum(2, keepdim=True)
                 w = None if weight is None else weight[start : start + step]
-                costs = rows.square().sum(1).mul_(sets).sub_(expected.sum((1, 2)), alpha=1 / tau)
+                costs = rows.square().sum(1).mul_(sets).sub_(expected.sum((1, 2)), alpha=1 / sharpness)
                 total += costs.sum() if w is None else w @ costs
                 if to_query is None and to_key is None:
                     continue
@@ -121,7 +121,7 @@ class _Expected(torch.autograd.Function):
 def expected_distance(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "sets n dim"],
-    tau: float,
+    sharpness: float,
     *,
     own: Int[Tensor, " rows"] | None = None,
     weight: Float[Tensor, " rows"] | None = None,
@@ -129,12 +129,12 @@ def expected_distance(
 ) -> Float[Tensor, ""]:
     r"""Expected squared distance of rows to keys, of which the closest count most: what the repulsion pushes up.
 
-        sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -tau d2(q_i, k_sj) )
+        sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -sharpness d2(q_i, k_sj) )
 
     Args:
         query: any rows; nothing is normalised here.
         key: sets of keys, each with a softmax of its own.
-        tau: in 0..1e30; 0 weighs all keys alike.
+        sharpness: in 0..1e30; 0 weighs all keys alike.
         own: the key of each set that a row does not see; default: row i's is i.
         weight: w_i, without gradient; default: 1.
         through: whether the gradient flows through the weights p.
@@ -142,12 +142,12 @@ def expected_distance(
     Returns the sum, a number: of no rows 0. The gradients are made in the forward pass, so memory grows with rows and keys, not
     with their product; it cannot be differentiated twice.
 
-    Raises ValueError for shapes that do not fit, for rows without keys, or a tau out of its range.
+    Raises ValueError for shapes that do not fit, for rows without keys, or a sharpness out of its range.
 
     Source: arXiv 2105.03746, the cost of the negatives under their conditional distribution.
 
     >>> x = torch.eye(3)
-    >>> expected_distance(x, x[None], tau=1.0)
+    >>> expected_distance(x, x[None], sharpness=1.0)
     tensor(6.)
     """
     if query.ndim != 2 or key.ndim != 3 or query.shape[1] != key.shape[2]:
@@ -159,16 +159,16 @@ def expected_distance(
     own = torch.arange(len(query), device=query.device) if own is None else own
     if own.shape != query.shape[:1] or holds(((own < 0) | (own >= key.shape[1])).any()):
         raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
-    need_within(0, LARGEST, tau=tau)
+    need_within(0, LARGEST, sharpness=sharpness)
     weight = None if weight is None else weight.detach()
-    return _expected_distance(wide(query), wide(key), tau, own, weight, through)
+    return _expected_distance(wide(query), wide(key), sharpness, own, weight, through)
 
 
 def _expected_distance(
-    query: Tensor, key: Tensor, tau: float, own: Tensor, weight: Tensor | None, through: bool
+    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
 ) -> Float[Tensor, ""]:
     """The same of what is known to fit."""
-    if tau < SMALLEST:
+    if sharpness < SMALLEST:
         # The plain mean, without a matrix at all; the weights do not move.
         n = key.shape[1]
         sums = n * query.square().sum(1) + key.square().sum((1, 2))[:, None] - 2 * (key.sum(1) @ query.T)
@@ -176,21 +176,21 @@ def _expected_distance(
         return (rows if weight is None else rows * weight).sum()
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     if traced() and through:
-        return _composed(query, key, tau, own, weight, through)
+        return _composed(query, key, sharpness, own, weight, through)
     what = "the expected distance"
     query, key = once(query, what), once(key, what)
     if traced():
-        return _composed(query, key, tau, own, weight, through)
-    return _Expected.apply(query, key, tau, own, weight, through, wanted)
+        return _composed(query, key, sharpness, own, weight, through)
+    return _Expected.apply(query, key, sharpness, own, weight, through, wanted)
 
 
 def _composed(
-    query: Tensor, key: Tensor, tau: float, own: Tensor, weight: Tensor | None, through: bool
+    query: Tensor, key: Tensor, sharpness: float, own: Tensor, weight: Tensor | None, through: bool
 ) -> Float[Tensor, ""]:
     """The same of PyTorch's own operations, in memory rows x keys."""
     distance = query.square().sum(1)[:, None, None] + key.square().sum(2) - 2 * torch.einsum("rd,snd->rsn", query, key)
     apart = torch.arange(key.shape[1], device=own.device) == own[:, None]
-    p = (-tau * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
+    p = (-sharpness * distance).masked_fill(apart[:, None], -math.inf).softmax(2)
     rows = ((p if through else p.detach()) * distance).sum((1, 2))
     return (rows if weight is None else rows * weight).sum()
 
@@ -233,27 +233,27 @@ def cacr(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
     alpha: float = 1.0,
     beta: float = 1.0,
-    tau_pos: float = 1.0,
-    tau_neg: float = 0.9,
-    weight_pos: bool = True,
-    weight_neg: bool = True,
-    debiased_tau_plus: float | None = None,
+    positive_sharpness: float = 1.0,
+    negative_sharpness: float = 0.9,
+    weight_positives: bool = True,
+    weight_negatives: bool = True,
+    positive_prior: float | None = None,
 ) -> CACROutput:
     r"""Contrastive attraction and contrastive repulsion of V = K + 1 views, with the squared Euclidean cost.
 
-        attraction   mean over x, i of sum_{v != x} pi+_v alpha d2(z_i^x, z_i^v),    pi+ = softmax_v( tau_pos d2 )
+        attraction   mean over x, i of sum_{v != x} pi+_v alpha d2(z_i^x, z_i^v),    pi+ = softmax_v(  t+ d2 )
         repulsion    mean over x < y, i of r_i
-        r_i          -sum_{j != i} pi-_j beta d2(z_i^x, z_j^y),                      pi- = softmax_j( -tau_neg d2 )
+        r_i          -sum_{j != i} pi-_j beta d2(z_i^x, z_j^y),                      pi- = softmax_j( -t- d2 )
 
     Args:
         views: V >= 2 views, each [n, dim] with unit rows (the authors' encoder normalises; nothing is normalised here).
         alpha, beta: in 0..1e30, weights of the terms.
-        tau_pos, tau_neg: in 0..1e30; they multiply distances, so larger is sharper, and 0 weighs all alike.
-        weight_pos, weight_neg: False weighs positives, negatives, uniformly (the paper's ablations).
-        debiased_tau_plus: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
-            the mean of (r_i - tau_plus d2(z_i^x, z_i^y)) / (1 - tau_plus), as in the authors' code. None: not corrected.
+        positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 weighs all alike.
+        weight_positives, weight_negatives: False weighs positives, negatives, uniformly (the paper's ablations).
+        positive_prior: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
+            the mean of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: not corrected.
 
-    With two views the positive's weight is 1 and the attraction is plain alignment. With a large tau_neg the repulsion is minus
+    With two views the positive's weight is 1 and the attraction is plain alignment. With a large t- the repulsion is minus
     beta times the distance of the nearest negative. Where all rows are equal both terms and the gradient are 0: a network must
     not start there. Across processes the negatives are everybody's, in rank order; each works on its own rows.
 
@@ -265,12 +265,14 @@ def cacr(
     CACROutput(attraction=tensor(0.), repulsion=tensor(-2.))
     """
     z = _stacked(views, 2, "views", "a query has no positives")
-    need_within(0, LARGEST, alpha=alpha, beta=beta, tau_pos=tau_pos, tau_neg=tau_neg)
-    if debiased_tau_plus is not None:
-        if not 0 <= debiased_tau_plus < 1:
-            raise ValueError(f"debiased_tau_plus must lie in 0..1, 1 not included, got {debiased_tau_plus}")
-        if not weight_neg:
-            raise ValueError("debiased_tau_plus goes with weighted negatives: weight_neg is False")
+    need_within(
+        0, LARGEST, alpha=alpha, beta=beta, positive_sharpness=positive_sharpness, negative_sharpness=negative_sharpness
+    )
+    if positive_prior is not None:
+        if not 0 <= positive_prior < 1:
+            raise ValueError(f"positive_prior must lie in 0..1, 1 not included, got {positive_prior}")
+        if not weight_negatives:
+            raise ValueError("positive_prior goes with weighted negatives: weight_negatives is False")
     here = place(z.shape[1], z.device)
     if here.total < 2:
         raise ValueError(f"views must hold at least 2 rows, got {here.total}: a query has no negatives")
@@ -279,14 +281,17 @@ def cacr(
     # Distances within a sample, of every pair of views: differences are exact where views are equal.
     pairs = torch.cat([(z[x] - z[x + 1 :]).square().sum(2) for x in range(len(z) - 1)])
     positives = pairs[_others(len(z), z.device)]
-    weights = (tau_pos * positives).softmax(1) if weight_pos else 1 / positives.shape[1]
+    weights = (positive_sharpness * positives).softmax(1) if weight_positives else 1 / positives.shape[1]
     attraction = alpha * global_mean((weights * positives).sum(1).mean(0))
 
-    tau, own = tau_neg if weight_neg else 0.0, here.offset + torch.arange(here.rows, device=z.device)
-    sums = [_expected_distance(z[x], keys[x + 1 :], tau, own, None, True) for x in range(len(z) - 1)]
+    sharpness, own = (
+        negative_sharpness if weight_negatives else 0.0,
+        here.offset + torch.arange(here.rows, device=z.device),
+    )
+    sums = [_expected_distance(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
     repulsion = -beta * mean_of_total(torch.stack(sums).sum() / len(pairs), here.total)
-    if debiased_tau_plus is not None:
-        repulsion = (repulsion - debiased_tau_plus * global_mean(pairs.mean(0))) / (1 - debiased_tau_plus)
+    if positive_prior is not None:
+        repulsion = (repulsion - positive_prior * global_mean(pairs.mean(0))) / (1 - positive_prior)
     return CACROutput(attraction, repulsion)
 
 
@@ -423,15 +428,15 @@ class CACRConfig(ViewsConfig):
     """Weight of the attraction."""
     beta: float = 1.0
     """Weight of the repulsion."""
-    tau_pos: float = 1.0
+    positive_sharpness: float = 1.0
     """Factor of distances in the weights of positives: 0 weighs all alike, larger prefers the farthest more."""
-    tau_neg: float = 0.9
+    negative_sharpness: float = 0.9
     """The same of negatives, larger prefers the closest more; the paper has 2 on CIFAR-100, STL-10 and ImageNet."""
     weight_pos: bool = True
     """Whether positives are weighed by their distance."""
     weight_neg: bool = True
     """Whether negatives are weighed by their closeness."""
-    tau_plus: float | None = None
+    positive_prior: float | None = None
     """Share of negatives that are of the query's own kind, corrected for; the authors' code suggests 0.1. None: not corrected."""
     cost: Literal["rbf", "euclidean"] = "rbf"
     """The momentum form's cost; a mean over the batch in either case."""
@@ -450,13 +455,13 @@ class CACRConfig(ViewsConfig):
             raise CounterpointError(f"form is 'plain', 'momentum' or 'nt_xent', got {self.form!r}")
         if self.cost not in ("rbf", "euclidean"):
             raise CounterpointError(f"cost is 'rbf' or 'euclidean', got {self.cost!r}")
-        for name in ("alpha", "beta", "tau_pos", "tau_neg"):
+        for name in ("alpha", "beta", "positive_sharpness", "negative_sharpness"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
         if not 0 <= self.momentum_teacher <= 1:
             raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
-        if self.tau_plus is not None and not (0 <= self.tau_plus < 1 and self.weight_neg):
-            raise CounterpointError("tau_plus lies in 0..1, 1 not included, and goes with weight_neg")
+        if self.positive_prior is not None and not (0 <= self.positive_prior < 1 and self.weight_neg):
+            raise CounterpointError("positive_prior lies in 0..1, 1 not included, and goes with weight_neg")
         if self.form == "momentum" and self.keys > self.positives + 1:
             raise CounterpointError(f"keys ({self.keys}) must not be more than the views ({self.positives + 1})")
 
@@ -484,11 +489,11 @@ class CACR(ViewsLearner):
             unit(z),
             config.alpha,
             config.beta,
-            config.tau_pos,
-            config.tau_neg,
+            config.positive_sharpness,
+            config.negative_sharpness,
             config.weight_pos,
             config.weight_neg,
-            config.tau_plus,
+            config.positive_prior,
         )
         return {"loss": attraction + repulsion, "attraction": attraction.detach(), "repulsion": repulsion.detach()}
 

@@ -46,17 +46,19 @@ COLLAPSED = -0.05  # uniformity above this: all embeddings are nearly the same
 SEEN = 512  # embeddings that are looked at for it
 
 
-def _checked(pos: Tensor, neg: Tensor, keep_fraction: float) -> int:
+def _checked(positive: Tensor, negatives: Tensor, keep_fraction: float) -> int:
     """How many negatives are kept."""
-    if pos.ndim != 1 or neg.ndim != 2 or len(neg) != len(pos) or neg.shape[1] < 1:
+    fits = positive.ndim == 1 and negatives.ndim == 2 and len(negatives) == len(positive)
+    if not fits or negatives.shape[1] < 1:
         raise ValueError(
-            f"pos must be [n] and neg [n, negatives] with at least one, got {list(pos.shape)} and {list(neg.shape)}"
+            "positive must be [n] and negatives [n, negatives] with at least one, got "
+            f"{list(positive.shape)} and {list(negatives.shape)}"
         )
     if not 0 < keep_fraction <= 1:
         raise ValueError(f"keep_fraction must lie in 0..1, 0 not included, got {keep_fraction}")
-    if not len(neg) or holds((neg == -torch.inf).all(1).any()):
-        raise ValueError("neg: an anchor has no negative that counts, or there are no anchors")
-    return kept_of(neg.shape[1], keep_fraction)
+    if not len(negatives) or holds((negatives == -torch.inf).all(1).any()):
+        raise ValueError("negatives: an anchor has no negative that counts, or there are no anchors")
+    return kept_of(negatives.shape[1], keep_fraction)
 
 
 def kept_of(count: int, keep_fraction: float) -> int:
@@ -69,13 +71,16 @@ def kept_of(count: int, keep_fraction: float) -> int:
 
 @full_precision
 def contrastive(
-    pos: Float[Tensor, " n"], neg: Float[Tensor, "n negatives"], temperature: float, keep_fraction: float = 1.0
+    positive: Float[Tensor, " n"],
+    negatives: Float[Tensor, "n negatives"],
+    temperature: float,
+    keep_fraction: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Contrastive loss of given similarities (Eq. 1), over the nearest negatives alone where `keep_fraction` < 1 (Eq. 8).
 
     Args:
-        pos: similarity of each anchor with its positive.
-        neg: with its negatives; -inf for one that does not count.
+        positive: similarity of each anchor with its positive.
+        negatives: with its negatives; -inf for one that does not count.
         temperature: > 0.
         keep_fraction: alpha, the share of negatives kept, the largest; at least one.
 
@@ -85,16 +90,16 @@ def contrastive(
     tensor(0.1269)
     """
     need_positive(temperature=temperature)
-    kept = _checked(pos, neg, keep_fraction)
-    if kept < neg.shape[1]:
-        neg = neg.topk(kept, dim=1).values
-    return softplus((neg / temperature).logsumexp(1) - pos / temperature).mean()
+    kept = _checked(positive, negatives, keep_fraction)
+    if kept < negatives.shape[1]:
+        negatives = negatives.topk(kept, dim=1).values
+    return softplus((negatives / temperature).logsumexp(1) - positive / temperature).mean()
 
 
 @full_precision
 def simple_contrastive(
-    pos: Float[Tensor, " n"],
-    neg: Float[Tensor, "n negatives"],
+    positive: Float[Tensor, " n"],
+    negatives: Float[Tensor, "n negatives"],
     weight: float | None = None,
     keep_fraction: float = 1.0,
 ) -> Float[Tensor, ""]:
@@ -102,24 +107,24 @@ def simple_contrastive(
 
     `weight` is lambda; None: 1 / (how many are kept and count). See `contrastive` for the rest.
     """
-    kept = _checked(pos, neg, keep_fraction)
-    if kept < neg.shape[1]:
-        neg = neg.topk(kept, dim=1).values
-    counts = neg != -torch.inf  # NaN counts
-    total = neg.masked_fill(~counts, 0.0).sum(1)
-    return ((total / counts.sum(1) if weight is None else weight * total) - pos).mean()
+    kept = _checked(positive, negatives, keep_fraction)
+    if kept < negatives.shape[1]:
+        negatives = negatives.topk(kept, dim=1).values
+    counts = negatives != -torch.inf  # NaN counts
+    total = negatives.masked_fill(~counts, 0.0).sum(1)
+    return ((total / counts.sum(1) if weight is None else weight * total) - positive).mean()
 
 
 @full_precision
-def penalty_distribution(neg: Float[Tensor, "*n negatives"], temperature: float) -> Float[Tensor, "*n negatives"]:
+def penalty_distribution(negatives: Float[Tensor, "*n negatives"], temperature: float) -> Float[Tensor, "*n negatives"]:
     """Each negative's share of the push (Eq. 5): exp(s_ik/tau) / sum_k exp(s_ik/tau). Its entropy rises with tau.
 
     >>> penalty_distribution(torch.tensor([0.0, 0.0]), 0.1)
     tensor([0.5000, 0.5000])
     """
     need_positive(temperature=temperature)
-    need_rows(neg=neg)
-    return (neg / temperature).softmax(-1)
+    need_rows(negatives=negatives)
+    return (negatives / temperature).softmax(-1)
 
 
 @dataclass

@@ -61,8 +61,8 @@ class Settings(NamedTuple):
     gamma: float
     eta: float
     beta_u: float
-    tau_min: float
-    tau_max: float
+    temperature_min: float
+    temperature_max: float
     grad_clip: float
 
 
@@ -119,7 +119,7 @@ def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dic
     """u and tau after a step along tau's gradient."""
     gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
     u = (1 - settings.beta_u) * rows["u"] + settings.beta_u * gradient
-    return {"u": u, "tau": (rows["tau"] - settings.eta * u).clamp(settings.tau_min, settings.tau_max)}
+    return {"u": u, "tau": (rows["tau"] - settings.eta * u).clamp(settings.temperature_min, settings.temperature_max)}
 
 
 def _pushed(
@@ -259,8 +259,8 @@ def isogclr_step(
     gamma: float = 0.8,
     eta: float = 0.03,
     beta_u: float = 0.9,
-    tau_min: float = 0.05,
-    tau_max: float = 1.0,
+    temperature_min: float = 0.05,
+    temperature_max: float = 1.0,
     grad_clip: float = 3.0,
     first_epoch: bool = False,
     *,
@@ -275,7 +275,7 @@ def isogclr_step(
         index: positions of the batch's examples, all different.
         features_or_pair: unit rows [n, 2, dim] of two views (form A); (image, text), unit rows [n, dim] each (B); cosines
             [n, 1 + keys] of a query with its key, first, and a queue (C).
-        rho, gamma, eta, beta_u, tau_min, tau_max: see `Settings`.
+        rho, gamma, eta, beta_u, temperature_min, temperature_max: see `Settings`.
         grad_clip: bound on tau's gradient: 3 in the authors' code for A and C, 5 for B.
         first_epoch: averages are not yet taken (A alone).
         eps: under B's weights, as in the authors' code.
@@ -290,8 +290,8 @@ def isogclr_step(
     >>> loss
     tensor(-2.)
     """
-    need_positive(tau_min=tau_min, tau_max=tau_max)
-    settings = Settings(rho, gamma, eta, beta_u, tau_min, tau_max, grad_clip)
+    need_positive(temperature_min=temperature_min, temperature_max=temperature_max)
+    settings = Settings(rho, gamma, eta, beta_u, temperature_min, temperature_max, grad_clip)
     length = len(next(iter(state.values())))
     need_positions(index, length)
     need_rows(index=index)
@@ -372,7 +372,7 @@ class ISogCLR(Part):
             config.tau_max,
             5.0 if two_sided else 3.0,
         )
-        least = self.settings.tau_min
+        least = self.settings.temperature_min
         if least > config.tau_max:
             raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here: name both")
         if not two_sided and least < LEAST:

@@ -26,10 +26,13 @@ def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: fl
     return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(power).mean())
 
 
-def uniformity(x: Float[Tensor, "n dim"], *, t: float = 2.0) -> float:
-    """`core.gap.uniformity` as a number: log of the mean of exp(-t |x~_i - x~_j|^2) over pairs; nan for fewer than two rows."""
+def uniformity(x: Float[Tensor, "n dim"], *, sharpness: float = 2.0) -> float:
+    """Return `core.gap.uniformity` as a number; nan for fewer than two rows.
+
+    It is the log of the mean of exp(-sharpness |x~_i - x~_j|^2) over pairs.
+    """
     x = rows_of("x", x)
-    return float(gap.uniformity(x, t=t)) if len(x) > 1 else math.nan
+    return float(gap.uniformity(x, sharpness=sharpness)) if len(x) > 1 else math.nan
 
 
 def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:

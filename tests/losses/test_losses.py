@@ -1,0 +1,510 @@
+"""Every module of `counterpoint.losses`: the function's value and gradient, its state, its text, its table."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterpoint import catalog, losses
+from counterpoint import functional as fn
+from counterpoint.losses.base import Loss, function_of
+
+N, DIM = 6, 5
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(seed: int, *shape: int) -> Tensor:
+    return F.normalize(draw(seed, *shape), dim=-1)
+
+
+def pair() -> list[Tensor]:
+    return [draw(0, N, DIM), draw(1, N, DIM)]
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+INDEX = torch.tensor([7, 2, 5, 0, 9, 3])
+PERMUTATION = torch.tensor([3, 0, 1, 5, 2, 4])
+NEGATIVES = torch.cat([INDEX[:, None], torch.arange(18).view(6, 3) % 10], 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A module, arguments, and the same loss by the function: `by(module, *arguments)`, called before the module."""
+
+    make: Callable[[], Loss]
+    arguments: Callable[[], list[Any]]
+    by: Callable[..., Tensor]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
+def bags() -> list[Tensor]:
+    probability = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.7, 0.3], dtype=torch.float64)
+    scores = [draw(2, N, 20).sigmoid(), draw(3, N, 20).sigmoid()]
+    return [probability, *scores, torch.full((N,), 20), draw(4, N, 20, DIM), draw(5, N, 20, DIM)]
+
+
+def mixed_by(m: Any, query: Tensor, key: Tensor, _: Any) -> Tensor:
+    """MoCHi's logits, with the rows that the module draws found by hand."""
+    random = torch.rand(N, m.mixed + m.mixed_query, 3, generator=generator())
+    queue = m.memory.rows
+    order = (F.normalize(query, dim=1) @ queue.T).topk(m.hardest, dim=1).indices
+    at = order.gather(1, (random[:, :, :2] * m.hardest).long().flatten(1)).view(N, -1, 2)
+    share, s = random[:, :, 2].double(), m.mixed
+    logits = fn.mochi_logits(
+        query, key, queue, at[:, :s, 0], at[:, :s, 1], share[:, :s], at[:, s:, 0], share[:, s:] / 2, m.temperature
+    )
+    return F.cross_entropy(logits, torch.zeros(N, dtype=torch.long))
+
+
+def crd_by(m: Any, student: Tensor, teacher: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+    bank = m.bank
+    embedded = (F.normalize(bank.embed_student(student)), F.normalize(bank.embed_teacher(teacher.detach())))
+    memories = bank.memory_student.rows.clone(), bank.memory_teacher.rows.clone()
+    return fn.crd(*embedded, *memories, index, contrast, m.temperature, m.momentum).loss
+
+
+def isogclr_by(m: Any, z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
+    state = {name: kept.values.clone() for name, kept in m.states.items()}
+    sides = F.normalize(z1), F.normalize(z2)
+    features = sides if m.pairs else torch.stack(sides, 1)
+    bounds = (0.005, 1.0, 5.0) if m.pairs else (0.05, 1.0, 3.0)
+    return fn.isogclr_step(state, index, features, 6.0 if m.pairs else 0.4, 0.8, 0.03, 0.9, *bounds, fresh=True)[0]
+
+
+def swav_by(m: Any, high: Tensor, low: Tensor) -> Tensor:
+    scores = [m.prototypes(F.normalize(z, dim=2)) for z in (high, low)]
+    return fn.swav(*scores, m.temperature, m.epsilon, m.iterations).loss
+
+
+CASES: dict[str, Case] = {
+    "NTXent": Case(lambda: losses.NTXent(0.2), pair, lambda m, a, b: fn.of("simclr").nt_xent(a, b, 0.2)),
+    "InfoNCE": Case(
+        lambda: losses.InfoNCE(0.2), lambda: [*pair(), draw(2, 9, DIM)], lambda m, q, p, b: fn.info_nce(q, p, b, 0.2)
+    ),
+    "MoCo": Case(
+        lambda: losses.MoCo(DIM, 9, 0.2), pair, lambda m, q, k: fn.moco(q, k, m.memory.rows.clone(), 0.2).loss
+    ),
+    "MoCHi": Case(lambda: losses.MoCHi(DIM, 9, 4, 3, 2), lambda: [*pair(), generator()], mixed_by),
+    "DCL": Case(lambda: losses.DCL(0.2, 0.5), pair, lambda m, a, b: fn.dcl(a, b, 0.2, 0.5)),
+    "NTXentByIndex": Case(
+        lambda: losses.NTXentByIndex(0.3),
+        lambda: [draw(0, N, DIM), LABELS],
+        lambda m, z, i: fn.ntxent_by_index(z, i, 0.3),
+    ),
+    "PairwiseNTXent": Case(
+        lambda: losses.PairwiseNTXent(0.3), lambda: [draw(0, 3, N, DIM)], lambda m, z: fn.pairwise_nt_xent(z, 0.3)
+    ),
+    "SnippetNTXent": Case(
+        lambda: losses.SnippetNTXent(0.3, normalize=False),
+        lambda: [unit(0, N, DIM), unit(1, N, DIM)],
+        lambda m, a, b: fn.of("audio-sheet-retrieval").nt_xent(a, b, 0.3),
+    ),
+    "MixedNTXent": Case(
+        lambda: losses.MixedNTXent(0.3, normalize=False),
+        lambda: [unit(0, N, DIM), unit(1, N, DIM), unit(2, 4, DIM), unit(3, 4, DIM)],
+        lambda m, *x: fn.mixed_nt_xent(*x, 0.3),
+    ),
+    "HardContrastive": Case(
+        lambda: losses.HardContrastive(0.3, 0.5),
+        lambda: [draw(0, N).tanh(), draw(1, N, 8).tanh()],
+        lambda m, p, n: fn.contrastive(p, n, 0.3, 0.5),
+    ),
+    "SimpleContrastive": Case(
+        lambda: losses.SimpleContrastive(0.3, 0.5),
+        lambda: [draw(0, N).tanh(), draw(1, N, 8).tanh()],
+        lambda m, p, n: fn.simple_contrastive(p, n, 0.3, 0.5),
+    ),
+    "CACR": Case(
+        lambda: losses.CACR(1.5, 0.7, 0.8, 1.3, positive_prior=0.1, normalize=False),
+        lambda: [unit(0, 3, N, DIM)],
+        lambda m, z: sum(fn.cacr(z, 1.5, 0.7, 0.8, 1.3, True, True, 0.1)),
+    ),
+    "CACRMomentum": Case(
+        lambda: losses.CACRMomentum(0.4, "euclidean", "mean"),
+        lambda: [draw(0, 2, N, DIM), draw(1, N, DIM)],
+        lambda m, q, k: fn.cacr_momentum(q, k, 0.4, "euclidean", "mean"),
+    ),
+    "IsoGCLR": Case(lambda: losses.IsoGCLR(10), lambda: [*pair(), INDEX], isogclr_by),
+    "IsoGCLR of pairs": Case(lambda: losses.IsoGCLR(10, pairs=True), lambda: [*pair(), INDEX], isogclr_by),
+    "NegativeCosine": Case(losses.NegativeCosine, pair, lambda m, p, z: fn.negative_cosine(p, z)),
+    "SimSiam": Case(
+        losses.SimSiam,
+        lambda: [draw(n, N, DIM) for n in range(4)],
+        lambda m, a, b, c, d: (fn.negative_cosine(a, d) + fn.negative_cosine(b, c)) / 2,
+    ),
+    "BYOL": Case(
+        losses.BYOL,
+        lambda: [draw(n, N, DIM) for n in range(4)],
+        lambda m, a, b, c, d: 4 + 2 * (fn.negative_cosine(a, d) + fn.negative_cosine(b, c)),
+    ),
+    "BarlowTwins": Case(lambda: losses.BarlowTwins(0.01), pair, lambda m, a, b: fn.barlow(a, b, 0.01)),
+    "VICReg": Case(lambda: losses.VICReg(2.0, 3.0, 4.0), pair, lambda m, a, b: fn.vicreg(a, b, 2.0, 3.0, 4.0)),
+    "SwAV": Case(lambda: losses.SwAV(DIM, 7, 0.2, queue=9), lambda: [draw(0, 2, N, DIM), draw(1, 3, N, DIM)], swav_by),
+    "DINO": Case(
+        lambda: losses.DINO(DIM, 0.2, 0.05, 0.8),
+        lambda: [draw(0, 4, N, DIM), draw(1, 2, N, DIM)],
+        lambda m, s, t: fn.dino(s, t, m.center.clone(), 0.2, 0.05, 0.8).loss,
+    ),
+    "MAE": Case(
+        lambda: losses.MAE(2),
+        lambda: [draw(0, N, 3, 4, 4), draw(1, N, 4, 12), torch.tensor([[1.0, 0, 1, 0]]).expand(N, 4).double()],
+        lambda m, i, p, k: fn.reconstruction(i, p, k, 2),
+    ),
+    "SupCon": Case(
+        lambda: losses.SupCon(0.2, 0.1, False, normalize=False),
+        lambda: [unit(0, N, 2, DIM), LABELS],
+        lambda m, x, y: fn.supcon(x, y, 0.2, 0.1, False),
+    ),
+    "SupConSingleView": Case(
+        lambda: losses.SupConSingleView(0.2),
+        lambda: [draw(0, N, DIM), LABELS],
+        lambda m, x, y: fn.supcon_single_view(x, y, 0.2),
+    ),
+    "Triplet": Case(
+        lambda: losses.Triplet(0.4), lambda: [draw(0, N, DIM), LABELS], lambda m, x, y: fn.triplet_hard(x, y, 0.4).loss
+    ),
+    "CLIP": Case(lambda: losses.CLIP(0.2, normalize=False), pair, lambda m, a, b: fn.clip(a, b, m.log_scale)),
+    "SigLIP": Case(
+        lambda: losses.SigLIP(0.2, -3.0, normalize=False), pair, lambda m, a, b: fn.siglip(a, b, m.log_scale, m.bias)
+    ),
+    "CWCL": Case(
+        lambda: losses.CWCL(0.2, 2.0, normalize=False),
+        lambda: [*pair(), draw(2, N, 4)],
+        lambda m, a, b, f: fn.cwcl(a, b, f, m.log_scale, sharpness=2.0),
+    ),
+    "Symile": Case(
+        lambda: losses.Symile(0.2, normalize=False),
+        lambda: [[*pair(), draw(2, N, DIM)], generator()],
+        lambda m, x, _: fn.symile(x, m.log_scale.exp(), "n", generator=generator()),
+    ),
+    "PairwiseCLIP": Case(
+        lambda: losses.PairwiseCLIP(0.2, normalize=False),
+        lambda: [[*pair(), draw(2, N, DIM)]],
+        lambda m, x: fn.clip_pairwise_loss(x, m.log_scale.exp()),
+    ),
+    "M3Co": Case(
+        lambda: losses.M3Co(0.2, accumulate_targets=True),
+        lambda: [*pair(), PERMUTATION, draw(2, N).sigmoid()],
+        lambda m, a, b, p, s: fn.m3co_loss(a, b, p, s, 0.2, accumulate_targets=True),
+    ),
+    "MultiSClip": Case(lambda: losses.MultiSClip(0.2), pair, lambda m, a, b: fn.multisclip_loss(a, b, 0.2)),
+    "Uniformity": Case(lambda: losses.Uniformity(3.0), lambda: [draw(0, N, DIM)], lambda m, x: fn.uniformity(x, 3.0)),
+    "CrossUniformity": Case(lambda: losses.CrossUniformity(3.0), pair, lambda m, a, b: fn.cross_uniformity(a, b, 3.0)),
+    "ContrastiveGap": Case(
+        lambda: losses.ContrastiveGap(0.2, cross_uniformity=0.5),
+        pair,
+        lambda m, a, b: fn.contrastive_gap_loss(a, b, 0.2, True, True, 0.5).loss,
+    ),
+    "MILNCE": Case(
+        lambda: losses.MILNCE(1.0, normalize=False),
+        lambda: [draw(0, N, DIM), draw(1, 2 * N, DIM), LABELS > 0],
+        lambda m, v, t, k: fn.mil_nce(v, t, k),
+    ),
+    "CLIPRocket": Case(
+        lambda: losses.CLIPRocket(0.2, 0.3, 0.2, "sum"),
+        lambda: [*pair(), [draw(2, N, DIM)], [draw(3, N, DIM)]],
+        lambda m, a, b, c, d: fn.cl2l_loss(a, b, c, d, m.log_scale.exp(), m.local_log_scale.exp(), 0.2, "sum"),
+    ),
+    "BarLIP": Case(
+        losses.BarLIP,
+        lambda: [*pair(), [draw(2, N, DIM)], [draw(3, N, DIM)]],
+        lambda m, *x: fn.barlip_loss(*x),
+    ),
+    "SiamLIP": Case(losses.SiamLIP, lambda: [draw(n, N, DIM) for n in range(4)], lambda m, *x: fn.siamlip_loss(*x)),
+    "SwALIP": Case(
+        lambda: losses.SwALIP(0.2),
+        lambda: [[draw(0, N, DIM), draw(1, N, DIM)], [draw(2, N, DIM), draw(3, N, DIM)]],
+        lambda m, a, b: fn.swalip_loss(a, b, m.log_scale.exp()),
+    ),
+    "BatchHinge": Case(
+        lambda: losses.BatchHinge(0.4, normalize=False), pair, lambda m, a, b: fn.batch_hinge(a, b, 0.4)
+    ),
+    "ALBEF": Case(
+        lambda: losses.ALBEF(DIM, 9, 0.2, 0.3),
+        lambda: [draw(n, N, DIM) for n in range(4)],
+        lambda m, *x: fn.momentum_contrast_soft(
+            *x, m.image_queue.rows.T.clone(), m.text_queue.rows.T.clone(), m.temperature, 0.3
+        ),
+    ),
+    "MLMDistill": Case(
+        lambda: losses.MLMDistill(0.3),
+        lambda: [draw(0, N, 2, 4), draw(1, N, 2, 4), torch.arange(2 * N).view(N, 2) % 4],
+        lambda m, *x: fn.mlm_distill(*x, 0.3),
+    ),
+    "MIL": Case(
+        lambda: losses.MIL(8),
+        lambda: [draw(0, N, 20), torch.full((N,), 20), (LABELS > 0).double()],
+        lambda m, x, n, y: F.binary_cross_entropy(fn.topk_mil_pool(x, n, divisor=8), y),
+    ),
+    "MACILSD": Case(lambda: losses.MACILSD(0.2), bags, lambda m, *x: sum(fn.semi_bag_contrast(*x, 0.2))),
+    "KD": Case(lambda: losses.KD(3.0), pair, lambda m, s, t: fn.kd(s, t, 3.0)),
+    "FitNets": Case(
+        lambda: losses.FitNets((DIM,), (4,)),
+        lambda: [draw(0, N, DIM), draw(1, N, 4)],
+        lambda m, s, t: fn.feature_mse(m.regressor(s), t),
+    ),
+    "RKD": Case(lambda: losses.RKD(2.0, 3.0), pair, lambda m, s, t: fn.rkd(s, t, 2.0, 3.0).loss),
+    "CRD": Case(
+        lambda: losses.CRD(DIM, DIM, 10, 4, 3),
+        lambda: [*pair(), INDEX, NEGATIVES],
+        crd_by,
+    ),
+    "AttentionTransfer": Case(
+        lambda: losses.AttentionTransfer(2.0),
+        lambda: [draw(0, N, 3, 4, 4), draw(1, N, 2, 2, 2)],
+        lambda m, s, t: fn.attention_transfer(s, t, 2.0),
+    ),
+    "MeanTeacher": Case(lambda: losses.MeanTeacher("kl"), pair, lambda m, s, t: fn.mean_teacher(s, t).kl),
+}
+
+# Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
+WITHOUT = {
+    "cacr:expected_distance": "CACR's repulsion; CACR has it",
+    "cwcl:cwcl_terms": "the two terms of CWCL",
+    "improved-vlp-baselines:barlow_cross": "the term of one pair of BarLIP, which is BarLIP without strong views",
+    "improved-vlp-baselines:byol_cross": "the term of one pair of SiamLIP",
+    "improved-vlp-baselines:cl2l_terms": "the four terms of CLIPRocket",
+    "symile:symile_per_anchor": "the terms of Symile",
+    "rkd:rkd_distance": "RKD with angle_weight=0",
+    "rkd:rkd_angle": "RKD with distance_weight=0",
+    "crd:crd": "CRD keeps banks and writes in place, as the system: CRDLoss",
+    "mae:mae": "masking and MAE's loss in one call; the system calls reconstruction, as MAE does",
+    "mochi:mochi_logits": "logits; MoCHi's loss of them is made block by block, as the system does",
+    "hallucinator:extrapolate_positive": "makes rows, of which another loss is taken",
+    "audio-sheet-retrieval:canonical_projections": "a layer, CCALayer",
+    "hard-contrastive:penalty_distribution": "shares of the negatives, no loss",
+    "gradient-harmonization:gradient_cosine": "of gradients, no loss",
+    "gradient-harmonization:realign": "of gradients, no loss",
+    "gradient-harmonization:realigned": "of gradients, no loss",
+    "cwcl:weighted_mean": "rows, no loss",
+    "symile:mip_similarity": "scores",
+    "symile:zeroshot_symile": "scores",
+    "symile:zeroshot_clip": "scores",
+    "mcl:integrated": "embeddings of several stages side by side",
+    "m3col:mix": "mixes rows, no loss",
+}
+
+
+def prepared(case: Case) -> tuple[Loss, list[Any], list[Tensor]]:
+    """Module in float64, arguments, and those with a gradient."""
+    torch.manual_seed(0)
+    module = case.make().double()
+    for key, value in module.state_dict().items():
+        if key.endswith(".rows") or key == "prototypes.weight":  # unit rows in float64 too
+            value.copy_(F.normalize(value, dim=1))
+    through: list[Tensor] = []
+
+    def wanted(x: Any) -> Any:
+        if isinstance(x, list):
+            return [wanted(part) for part in x]
+        if isinstance(x, Tensor) and x.is_floating_point():
+            through.append(x := x.clone().requires_grad_())
+        return x
+
+    return module, [wanted(x) for x in case.arguments()], through
+
+
+def slopes(loss: Tensor, through: list[Tensor]) -> list[Tensor]:
+    return [
+        torch.zeros_like(x) if g is None else g
+        for x, g in zip(through, torch.autograd.grad(loss, through, allow_unused=True), strict=True)
+    ]
+
+
+def test_every_loss_has_a_case():
+    assert {name.partition(" ")[0] for name in CASES} == set(dir(losses))
+
+
+def test_every_function_of_the_catalogue_that_is_a_loss_has_a_module_or_a_reason():
+    from function_cases import CASES as FUNCTIONS
+
+    called = {function_of(getattr(losses, name).calls) for name in dir(losses)}
+    missing = set()
+    for slug, entry in catalog.entries().items():
+        for place in entry.functions:
+            name = place.partition(":")[2]
+            case = FUNCTIONS.get(place)
+            # A list of tensors counts as an argument with a gradient.
+            lists = case is not None and any(isinstance(x, list) for x in case.make(8, draw))
+            differentiable = case is not None and (case.through or lists)
+            if differentiable and function_of(f"{slug}:{name}") not in called:
+                missing.add(f"{slug}:{name}")
+    assert missing == set(WITHOUT)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_those_of_the_function(name):
+    case = CASES[name]
+    module, arguments, through = prepared(case)
+    through += list(module.parameters())
+    wanted = case.by(module, *arguments)
+    expected = slopes(wanted, through)
+    found = module(*arguments)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert found.ndim == 0
+    for ours, theirs in zip(slopes(found, through), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_state_moves_in_training_mode_alone_and_is_restored(name):
+    case = CASES[name]
+    module, arguments, _ = prepared(case)
+    with torch.no_grad():
+        module.eval()
+        before = copy.deepcopy(module.state_dict())
+        module(*arguments)
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        module.train()
+        module(*arguments)
+        after = copy.deepcopy(module.state_dict())
+    memory = ("queue", "queues", "memory", "bank", "center", "states", "written")
+    stateful = any(key.partition(".")[0].endswith(memory) for key in before)
+    assert stateful == any(not torch.equal(value, before[key]) for key, value in after.items())
+    again = prepared(case)[0]
+    again.load_state_dict(after)
+    arguments = prepared(case)[1]  # a fresh generator
+    torch.testing.assert_close(again(*arguments), module(*prepared(case)[1]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_forward_passes_before_one_backward_pass(name):
+    module, arguments, through = prepared(CASES[name])
+    total = module(*arguments) + module(*prepared(CASES[name])[1])
+    assert all(bool(g.isfinite().all()) for g in slopes(total, [*through, *module.parameters()]))
+
+
+@pytest.mark.parametrize("name", sorted(dir(losses)))
+def test_docstring_has_inputs_relations_source_and_example(name):
+    doc = getattr(losses, name).__doc__
+    for part in ("Inputs:", "| argument | shape | holds |", "Relations:", "Source:", ">>>", "group: None"):
+        assert part in doc, part
+    arguments = {
+        word.strip()
+        for line in doc.splitlines()
+        if line.strip().startswith("| ") and "---" not in line and "argument" not in line
+        for word in line.split("|")[1].split(",")
+    }
+    assert arguments == set(list(inspect.signature(getattr(losses, name).forward).parameters)[1:])
+
+
+@pytest.mark.parametrize("name", sorted(dir(losses)))
+def test_constructor_arguments_are_documented(name):
+    kind = getattr(losses, name)
+    listed = kind.__doc__.partition("Args:")[2].partition("Inputs:")[0]
+    for parameter in list(inspect.signature(kind.__init__).parameters)[1:]:
+        assert parameter in listed.replace(",", " ").replace(":", " ").split(), parameter
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if " " not in name])
+def test_repr_names_the_settings(name):
+    module = CASES[name].make()
+    text = repr(module)
+    assert text.startswith(f"{name}(")
+    for parameter in list(inspect.signature(type(module).__init__).parameters)[1:]:
+        if parameter not in ("group", "seed", "labels", "prototypes", "bias"):
+            assert f"{parameter}=" in text, parameter
+
+
+def test_repr_shows_a_learnt_temperature_as_it_stands():
+    loss = losses.CLIP(temperature=0.5)
+    assert "temperature=0.5" in repr(loss)
+    loss.log_scale.data.fill_(-torch.tensor(0.25).log().item())
+    assert "temperature=0.25" in repr(loss)
+    assert "bias=-10" in repr(losses.SigLIP())
+    assert "group" not in repr(loss)
+    assert "group='world'" in repr(losses.CLIP(group="world"))
+
+
+def test_a_learnt_temperature_stays_within_its_bounds():
+    loss = losses.CLIP(temperature=0.02)
+    loss.log_scale.data.fill_(10.0)
+    loss.eval()(*pair())
+    assert loss.log_scale.item() == 10
+    loss.train()(*pair())
+    assert loss.temperature == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="temperature must lie in"):
+        losses.CLIP(temperature=2.0)
+    with pytest.raises(ValueError, match="temperature"):
+        losses.Symile(temperature=0.0)
+    albef = losses.ALBEF(DIM, 9)
+    albef.temperature.data.fill_(2.0)
+    albef(*[draw(n, N, DIM).float() for n in range(4)])
+    assert albef.temperature.item() == 0.5
+
+
+def test_what_is_not_learnt_is_a_buffer():
+    for loss in (losses.CLIP(learnable=False), losses.SigLIP(learnable=False), losses.ALBEF(4, 8, learnable=False)):
+        assert not list(loss.parameters())
+    assert set(losses.SigLIP(learnable=False).state_dict()) == set(losses.SigLIP().state_dict())
+
+
+def test_rows_are_normalised_unless_told_otherwise():
+    a, b = pair()
+    unit_rows = F.normalize(a), F.normalize(b)
+    for make in (losses.CLIP, losses.SigLIP, losses.BatchHinge, losses.SnippetNTXent, losses.MILNCE):
+        torch.testing.assert_close(make()(a, b), make(normalize=False)(*unit_rows), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(make()(a, b), make(normalize=False)(a, b))
+
+
+def test_swav_uses_its_queue_once_it_is_full():
+    torch.manual_seed(0)
+    loss = losses.SwAV(DIM, 7, queue=2 * N).double()
+    crops = [draw(n, 2, N, DIM) for n in range(3)]
+    for step, high in enumerate(crops):
+        scores = loss.prototypes(F.normalize(high, dim=2))
+        stored = torch.stack([loss.prototypes(queue.rows) for queue in loss.queues]) if step == 2 else None
+        torch.testing.assert_close(loss(high), fn.swav(scores, queue=stored).loss)
+    assert int(loss.written) == 2 * N
+
+
+def test_prototypes_are_unit_before_every_step():
+    loss = losses.SwAV(DIM, 7)
+    with torch.no_grad():
+        loss.prototypes.weight.mul_(3)
+    loss(draw(0, 2, N, DIM).float())
+    torch.testing.assert_close(loss.prototypes.weight.norm(dim=1), torch.ones(7))
+
+
+def test_modules_move_with_to():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = losses.DINO(outcomes=4)
+
+    net = Net().to(torch.float64)
+    assert net.loss.center.dtype == torch.float64
+    assert net.to("meta").loss.center.is_meta
+
+
+def test_unknown_losses_are_named_with_near_matches():
+    with pytest.raises(AttributeError, match=r"unknown loss 'NTXnt'; did you mean NTXent"):
+        losses.NTXnt  # noqa: B018
+    assert "CLIP" in dir(losses)
+
+
+def test_a_system_is_imported_when_its_loss_is_first_made():
+    code = (
+        "import sys; from counterpoint import losses; made = lambda: [m for m in sys.modules if '.systems.' in m]; "
+        "dir(losses); losses.CLIP; losses.MoCo; assert not made(), made(); losses.KD(); "
+        "assert not any('classics' in m for m in made()), made(); losses.NTXent(); "
+        "assert 'counterpoint.systems.classics.simclr' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
