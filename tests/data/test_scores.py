@@ -10,16 +10,16 @@ import zipfile
 import numpy as np
 import pytest
 
-from counterpoint.data import scores
 from counterpoint.data.images import ImageSplit
 from counterpoint.data.pairs import AlignedData, WaveSplit
+from counterpoint.data.scores import engraving, notes, pairs, renditions, synthesis, windows
 from counterpoint.errors import CounterpointError, DataError
 
 pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in scores.PACKAGES),
+    any(importlib.util.find_spec(name) is None for name in notes.PACKAGES),
     reason="needs pip install 'counterpoint[music]' and pip install --no-deps tinysoundfont pretty_midi",
 )
-RATE = scores.RATE
+RATE = synthesis.RATE
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(cache):
-    return scores.load(pieces=6)
+    return pairs.load(pieces=6)
 
 
 @pytest.fixture(scope="module")
 def made(small):
     """The small set's renditions, with the scores they were made from."""
-    renditions = scores._stored(6, 0, [])
-    return renditions, {r.name: scores.read(scores.packages()[0] / f"{r.name}.mxl") for r in renditions}
+    found = renditions.stored(6, 0, [])
+    return found, {r.name: notes.read(notes.packages()[0] / f"{r.name}.mxl") for r in found}
 
 
 def every(split):
@@ -114,13 +114,13 @@ def test_domains_differ_in_print_and_sound_but_not_in_content(small):
     assert np.median(sheets[0]) == 255
     assert np.median(sheets[1]) < 245
     # The strict tempo repeats; the expressive one does not.
-    at = {r.domain: r.at for r in scores._stored(6, 0, []) if r.number == 2}
+    at = {r.domain: r.at for r in renditions.stored(6, 0, []) if r.number == 2}
     strict, free = (np.diff(at[domain]) for domain in (0, 1))
     assert len(np.unique(strict.round(3))) < len(np.unique(free.round(3))) / 3
 
 
 def test_hop_and_seconds(small):
-    fewer = scores.load(pieces=6, hop=5, seconds=1.0)
+    fewer = pairs.load(pieces=6, hop=5, seconds=1.0)
     assert fewer.modalities["audio"].samples == 44100
     for name, split in splits(fewer).items():
         whole = splits(small)[name]
@@ -150,7 +150,7 @@ def test_the_pitch_of_an_onset_rises_at_the_middle_of_its_sound(made):
         lowest = [min(n.pitch for n in score.notes if n.onset == onset) for onset in score.onsets]
         share = {}
         for shift in (-0.25, 0.0, 0.25):
-            waves = scores.SoundWindows([rendition.wave], [rendition.at + np.float32(shift)], RATE)
+            waves = windows.SoundWindows([rendition.wave], [rendition.at + np.float32(shift)], RATE)
             found = waves.waves(np.arange(len(lowest)))
             share[shift] = np.mean([rise(wave, pitch) > 3 for wave, pitch in zip(found, lowest, strict=True)])
         assert share[0.0] >= 0.95, rendition.name
@@ -164,7 +164,7 @@ def test_a_head_stands_in_the_middle_of_a_window_as_high_as_it_sounds(made):
     renditions, read = made
     for rendition in (r for r in renditions if r.strip.size and r.domain == 0):
         score = read[rendition.name]
-        sheets = scores.SheetWindows([rendition.strip], [rendition.x]).images(np.arange(len(score.onsets)))[..., 0]
+        sheets = windows.SheetWindows([rendition.strip], [rendition.x]).images(np.arange(len(score.onsets)))[..., 0]
         height, pitch = [], []
         for onset, sheet in zip(score.onsets, sheets, strict=True):
             # Black in all of 3 x 3 pixels: a head, not a line or a stem. Stems of the soprano go up from its heads.
@@ -196,8 +196,8 @@ def test_onsets_go_on_along_strip_and_sound(made):
             assert rendition.x[-1] <= rendition.strip.shape[1] - 60
         if rendition.wave.size:
             assert (np.diff(rendition.at) > 0.05).all()
-            assert rendition.at[0] == scores.LEAD
-            assert rendition.at[-1] < len(rendition.wave) / RATE - scores.TAIL
+            assert rendition.at[0] == synthesis.LEAD
+            assert rendition.at[-1] < len(rendition.wave) / RATE - synthesis.TAIL
 
 
 # --- windows
@@ -205,7 +205,9 @@ def test_onsets_go_on_along_strip_and_sound(made):
 
 def test_windows_end_in_white_and_silence():
     strip = np.arange(300, dtype=np.uint8)[None].repeat(120, 0) // 2
-    sheets = scores.SheetWindows([strip, strip[:, :0]], [np.array([10, 150, 295], np.float32), np.zeros(1, np.float32)])
+    sheets = windows.SheetWindows(
+        [strip, strip[:, :0]], [np.array([10, 150, 295], np.float32), np.zeros(1, np.float32)]
+    )
     found = sheets.images(np.array([2, 0, 1, 3]))[:, 7, :, 0]
     assert (found[1][:50] == 255).all()
     np.testing.assert_array_equal(found[1][50:], strip[0, :70])
@@ -216,7 +218,7 @@ def test_windows_end_in_white_and_silence():
 
     wave = np.arange(1, 1001, dtype=np.int16)
     times = np.array([0, 500 / RATE, 1000 / RATE, 9.0], np.float32)
-    sounds = scores.SoundWindows([wave, wave[:0]], [times, times[:1]], 200)
+    sounds = windows.SoundWindows([wave, wave[:0]], [times, times[:1]], 200)
     found = sounds.waves(np.arange(5)) * 32767
     np.testing.assert_allclose(found[0], [0] * 100 + list(range(1, 101)), rtol=1e-6)
     np.testing.assert_allclose(found[1], range(401, 601), rtol=1e-6)
@@ -259,7 +261,7 @@ def musicxml(parts, between="</measure><measure>"):
 def test_what_is_read_from_a_file(tmp_path):
     file = tmp_path / "tune.xml"
     file.write_text(musicxml(PARTS))
-    score = scores.read(file)
+    score = notes.read(file)
     found = [(n.onset, n.length, n.pitch, n.voice) for n in score.notes]
     assert found == [
         (0, 1, 72, 0),
@@ -281,21 +283,21 @@ def test_what_is_read_from_a_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "tune.mxl", "w") as packed:
         packed.writestr("META-INF/container.xml", "<container/>")
         packed.writestr("tune.musicxml", file.read_text())
-    assert scores.read(tmp_path / "tune.mxl") == score
+    assert notes.read(tmp_path / "tune.mxl") == score
 
-    strip, x = scores.engrave(score)
-    assert strip.shape[0] == scores.FINE * scores.HEIGHT
+    strip, x = engraving.engrave(score)
+    assert strip.shape[0] == engraving.FINE * engraving.HEIGHT
     assert (np.diff(x) > 10).all()
 
 
 def test_what_is_not_four_single_voices_is_passed_over(tmp_path):
     file = tmp_path / "trio.xml"
     file.write_text(musicxml(PARTS[:3]))
-    assert scores.read(file) is None
+    assert notes.read(file) is None
     file.write_text(musicxml([*PARTS[:3], (4, PARTS[3][1] + "<backup><duration>8</duration></backup>", PARTS[3][2])]))
-    assert scores.read(file) is None
+    assert notes.read(file) is None
     file.write_text(musicxml([*PARTS[:3], (2, REST + REST, REST + REST)]))
-    assert scores.read(file) is None
+    assert notes.read(file) is None
 
 
 @pytest.mark.parametrize(
@@ -316,15 +318,15 @@ def test_a_damaged_file_is_named_with_the_reason(tmp_path, text, message):
     file = tmp_path / "torn.xml"
     file.write_text(text)
     with pytest.raises(DataError, match=rf"torn\.xml.*{message}"):
-        scores.read(file)
+        notes.read(file)
 
 
 def test_a_broken_archive_is_named(tmp_path):
     (tmp_path / "torn.mxl").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match=r"torn\.mxl.*BadZipFile"):
-        scores.read(tmp_path / "torn.mxl")
+        notes.read(tmp_path / "torn.mxl")
     with pytest.raises(DataError, match=r"gone\.mxl.*FileNotFoundError"):
-        scores.read(tmp_path / "gone.mxl")
+        notes.read(tmp_path / "gone.mxl")
 
 
 def melody(*steps):
@@ -345,12 +347,12 @@ def test_pieces_with_one_tune_or_of_another_length_are_passed_over(tmp_path, mon
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(scores, "packages", lambda: (tmp_path, tmp_path))
-    monkeypatch.setattr(scores, "QUARTERS", (4, 4))
+    monkeypatch.setattr(notes, "packages", lambda: (tmp_path, tmp_path))
+    monkeypatch.setattr(notes, "QUARTERS", (4, 4))
     orders = set()
     for seed in range(9):
         left_out = []
-        found = [score.name for score in scores._candidates(seed, left_out)]
+        found = [score.name for score in notes.candidates(seed, left_out)]
         assert len(found) == 2
         assert len({"bwv1", "bwv3"} & set(found)) == 1
         assert "bwv2" in found
@@ -358,18 +360,18 @@ def test_pieces_with_one_tune_or_of_another_length_are_passed_over(tmp_path, mon
         assert "bwv4.xml" in left_out[0]
         orders.add(tuple(found))
     assert len(orders) > 2
-    monkeypatch.setattr(scores, "QUARTERS", (5, 9))
-    assert [score.name for score in scores._candidates(0, [])] == ["bwv5"]
+    monkeypatch.setattr(notes, "QUARTERS", (5, 9))
+    assert [score.name for score in notes.candidates(0, [])] == ["bwv5"]
 
 
 def test_an_engraving_without_the_notes_is_refused(made):
     score = next(iter(made[1].values()))
-    ghost = scores.Note(0.0, 1.0, 60, 0, "no-such-head")
-    altered = scores.Score(score.name, score.xml, (*score.notes, ghost), score.holds, score.quarters)
+    ghost = notes.Note(0.0, 1.0, 60, 0, "no-such-head")
+    altered = notes.Score(score.name, score.xml, (*score.notes, ghost), score.holds, score.quarters)
     with pytest.raises(DataError, match=r"1 of .* notes are not in the engraving"):
-        scores.engrave(altered)
+        engraving.engrave(altered)
     with pytest.raises(DataError, match=r"verovio cannot read it|not an engraving"):
-        scores.engrave(scores.Score("nothing", "", score.notes, (), score.quarters))
+        engraving.engrave(notes.Score("nothing", "", score.notes, (), score.quarters))
 
 
 # --- playing and printing
@@ -381,21 +383,21 @@ def peak_hertz(wave):
 
 
 def test_a_key_sounds_at_its_pitch_from_its_start():
-    strike = scores.Strike(0.25, 1.25, 69, 90, 0)
-    wave = scores.play([strike])
-    assert len(wave) == round(1.25 * RATE) + round(scores.TAIL * RATE)
+    strike = synthesis.Strike(0.25, 1.25, 69, 90, 0)
+    wave = synthesis.play([strike])
+    assert len(wave) == round(1.25 * RATE) + round(synthesis.TAIL * RATE)
     assert np.abs(wave[: round(0.25 * RATE)]).max() < 1e-4
     assert np.abs(wave[round(0.25 * RATE) : round(0.3 * RATE)]).max() > 1e-2
     body = slice(round(0.3 * RATE), round(1.2 * RATE))
-    plain, sharp = peak_hertz(wave[body]), peak_hertz(scores.play([strike], cents=50)[body])
+    plain, sharp = peak_hertz(wave[body]), peak_hertz(synthesis.play([strike], cents=50)[body])
     assert 1200 * math.log2(sharp / plain) == pytest.approx(50, abs=5)
     assert 1200 * math.log2(plain / 440) == pytest.approx(0, abs=15)
-    assert not np.array_equal(scores.play([strike], program=6), wave)
+    assert not np.array_equal(synthesis.play([strike], program=6), wave)
 
 
 def test_a_repeated_key_is_struck_again_though_the_first_stops_late():
-    twice = [scores.Strike(0.1, 0.65, 60, 90, 0), scores.Strike(0.6, 1.1, 60, 90, 0)]
-    wave = scores.play(twice)
+    twice = [synthesis.Strike(0.1, 0.65, 60, 90, 0), synthesis.Strike(0.6, 1.1, 60, 90, 0)]
+    wave = synthesis.play(twice)
     level = [np.sqrt((wave[round(t * RATE) : round((t + 0.1) * RATE)] ** 2).mean()) for t in (0.45, 0.7)]
     assert level[1] > level[0]
 
@@ -404,7 +406,7 @@ def test_paper_is_turned_not_sheared_and_its_middle_stays():
     grid = np.zeros((240, 3000), np.float32)
     grid[:, 200::200] = 1
     grid[118:122] = 1
-    turned = scores._turned(grid, np.random.default_rng(1))
+    turned = engraving._turned(grid, np.random.default_rng(1))
     down = np.arange(240)
 
     def slope_across(x):  # of the horizontal line, near x
@@ -428,7 +430,7 @@ def test_paper_is_turned_not_sheared_and_its_middle_stays():
 
 def test_a_rendition_is_the_same_each_time_and_another_with_another_seed(made):
     score = next(iter(made[1].values()))
-    one, two, other = (scores.render(score, 0, 1, seed) for seed in (3, 3, 4))
+    one, two, other = (renditions.render(score, 0, 1, seed) for seed in (3, 3, 4))
     for part in ("strip", "x", "wave", "at"):
         np.testing.assert_array_equal(getattr(one, part), getattr(two, part))
     assert not np.array_equal(one.wave[:9999], other.wave[:9999])
@@ -443,7 +445,7 @@ def test_a_damaged_cache_is_built_again_to_the_same_bytes(cache, small):
     whole = file.read_bytes()
     digest = hashlib.sha256(whole).digest()
     file.write_bytes(whole[: len(whole) // 2])
-    again = scores.load(pieces=6)
+    again = pairs.load(pieces=6)
     assert len(again.notes) == 1
     assert f"{file} was damaged" in again.notes[0]
     assert hashlib.sha256(file.read_bytes()).digest() == digest
@@ -455,33 +457,35 @@ def rendition(score, number, domain, seed=0, *, sheet=True, sound=True):
     if score.name == "b":
         raise DataError("b: verovio cannot read it")
     strip, wave = np.zeros((120, 200 * sheet), np.uint8), np.zeros(99 * sound, np.int16)
-    return scores.Rendition(score.name, number, domain, strip, np.zeros(2, np.float32), wave, np.ones(2, np.float32))
+    return renditions.Rendition(
+        score.name, number, domain, strip, np.zeros(2, np.float32), wave, np.ones(2, np.float32)
+    )
 
 
 def candidates(names):
-    return lambda seed, left_out: (scores.Score(n, "", (), (), 1.0) for n in names)
+    return lambda seed, left_out: (notes.Score(n, "", (), (), 1.0) for n in names)
 
 
 def test_what_cannot_be_drawn_is_named_and_another_takes_its_place(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
-    monkeypatch.setattr(scores, "render", rendition)
-    monkeypatch.setattr(scores, "_candidates", candidates("abcdefgh"))
+    monkeypatch.setattr(renditions, "render", rendition)
+    monkeypatch.setattr(renditions, "candidates", candidates("abcdefgh"))
     for _ in range(2):  # built, then from the cache
-        notes = []
-        found = scores._stored(6, 0, notes)
+        said = []
+        found = renditions.stored(6, 0, said)
         assert [r.name for r in found] == list("acddefg")
-        assert notes == ["pieces left out (1): b: verovio cannot read it"]
+        assert said == ["pieces left out (1): b: verovio cannot read it"]
 
 
 def test_more_pieces_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
-    monkeypatch.setattr(scores, "render", rendition)
-    monkeypatch.setattr(scores, "_candidates", candidates("acdefg"))
+    monkeypatch.setattr(renditions, "render", rendition)
+    monkeypatch.setattr(renditions, "candidates", candidates("acdefg"))
     with pytest.raises(CounterpointError, match=r"scores has 6 pieces that fit.*asked for pieces=7"):
-        scores.load(pieces=7)
-    monkeypatch.setattr(scores, "_candidates", candidates("abdefg"))
+        pairs.load(pieces=7)
+    monkeypatch.setattr(renditions, "candidates", candidates("abdefg"))
     with pytest.raises(CounterpointError, match=r"scores has 5 pieces that fit.*asked for pieces=6"):
-        scores.load(pieces=6)
+        pairs.load(pieces=6)
     assert not list((tmp_path / "scores").glob("*.npz"))
 
 
@@ -499,14 +503,14 @@ def test_more_pieces_than_there_are(tmp_path, monkeypatch):
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(CounterpointError, match=message):
-        scores.load(**options)
+        pairs.load(**options)
 
 
 @pytest.fixture
 def fresh():
-    scores.packages.cache_clear()
+    notes.packages.cache_clear()
     yield
-    scores.packages.cache_clear()
+    notes.packages.cache_clear()
 
 
 def test_a_missing_package_is_named(monkeypatch, fresh):
@@ -514,7 +518,7 @@ def test_a_missing_package_is_named(monkeypatch, fresh):
     gone = ("tinysoundfont", "verovio")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in gone else find(name, *a))
     with pytest.raises(CounterpointError) as caught:
-        scores.load(pieces=6)
+        pairs.load(pieces=6)
     assert "needs verovio, tinysoundfont, not installed" in str(caught.value)
     assert "pip install 'counterpoint[music]'" in str(caught.value)
     assert "pip install --no-deps tinysoundfont pretty_midi" in str(caught.value)
@@ -529,8 +533,8 @@ def test_packages_without_their_files_are_named(monkeypatch, fresh, tmp_path):
     bare = {"music21"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: Bare if name in bare else find(name, *a))
     with pytest.raises(CounterpointError, match="this copy of music21 has no chorales"):
-        scores.packages()
+        notes.packages()
     bare.clear()
     bare.add("pretty_midi")
     with pytest.raises(CounterpointError, match=r"TimGM6mb\.sf2: no such file"):
-        scores.packages()
+        notes.packages()

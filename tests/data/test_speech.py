@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from counterpoint.data import load, speech
+from counterpoint.data import espeak, load, speech
 from counterpoint.errors import CounterpointError, DataError
 
 pytest.importorskip("espeakng_loader", reason="the extra [speech] is not installed")
@@ -60,11 +60,11 @@ def test_named_items_are_pictures_names_and_their_sounds():
 
 def test_another_process_without_a_cache_says_the_same(tmp_path):
     said = [("en-us", 170, 50, "arrow left"), ("fr+f2", 160, 60, "clé"), ("en-us", 170, 50, "arrow left")]
-    one, _ = speech._sounds(said, 8000, 8000)
+    one, _ = espeak.sounds_of(said, 8000, 8000)
     code = (
         "import os, sys, numpy as np; os.environ['COUNTERPOINT_CACHE'] = sys.argv[1]\n"
-        "from counterpoint.data import speech\n"
-        f"sys.stdout.buffer.write(speech._sounds({said!r}, 8000, 8000)[0].tobytes())"
+        "from counterpoint.data import espeak\n"
+        f"sys.stdout.buffer.write(espeak.sounds_of({said!r}, 8000, 8000)[0].tobytes())"
     )
     out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], capture_output=True, check=True)
     assert out.stdout == one.tobytes()
@@ -74,7 +74,7 @@ def test_it_is_read_from_the_cache_and_a_damaged_one_is_made_again(monkeypatch, 
     first = every(load(SMALL, task="aligned"))
     (file,) = (tmp_path / "cache" / "speech").glob("*.npz")
     with monkeypatch.context() as m:
-        m.setattr(speech, "_speak", lambda said: pytest.fail("spoken again"))
+        m.setattr(espeak, "speak", lambda said: pytest.fail("spoken again"))
         assert np.array_equal(every(load(SMALL, task="aligned")), first)
     for damage in (b"damaged", file.read_bytes()[:5000]):
         file.write_bytes(damage)
@@ -87,7 +87,7 @@ def test_it_is_read_from_the_cache_and_a_damaged_one_is_made_again(monkeypatch, 
 def test_the_same_word_in_two_voices_is_nearer_than_another_word():
     words = ("banana", "telephone", "umbrella")
     said = [(voice, 170, 50, word) for word in words for voice in ("en-us", "en-us+f2")]
-    sounds, notes = speech._sounds(said, 8000, 8000)
+    sounds, notes = espeak.sounds_of(said, 8000, 8000)
     assert notes == []
     spectra = np.abs(np.fft.rfft(sounds.reshape(6, 40, 200) * np.hanning(200), axis=2))[..., :60]
     shape = np.log1p(spectra.reshape(6, 40, 12, 5).sum(3)).reshape(6, -1)
@@ -108,7 +108,7 @@ def in_m3(monkeypatch, options):
         jobs.extend(said)
         return np.zeros((len(said), samples), np.int16), []
 
-    monkeypatch.setattr(speech, "_sounds", silent)
+    monkeypatch.setattr(speech, "sounds_of", silent)
     data = load(f"speech?pairing=m3&seconds=0.1&rate=4000&{options}", task="aligned")
     names = list(speech.CONCEPTS)
     meaning = {w: (c, n) for c, name in enumerate(names) for n, w in enumerate(speech.CONCEPTS[name])}
@@ -235,11 +235,11 @@ def test_a_speaking_process_that_dies_is_an_error(monkeypatch):
     said = [("en-us", 170, 50, "word")]
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DataError, match="stopped at 'word'"):
-        speech._sounds(said, 100, 8000)
+        espeak.sounds_of(said, 100, 8000)
 
 
 def test_what_cannot_be_spoken_is_silent_and_counted():
-    sounds, notes = speech._sounds([("en-us", 170, 50, " ")], 100, 8000)
+    sounds, notes = espeak.sounds_of([("en-us", 170, 50, " ")], 100, 8000)
     assert not sounds.any()
     assert notes == ["speech: 1 of 1 sounds are silent"]
 
@@ -251,10 +251,10 @@ def test_long_names_are_cut_and_counted():
 
 def test_a_voice_there_is_not_is_an_error():
     with pytest.raises(CounterpointError, match="no-such-voice"):
-        speech._sounds([("no-such-voice", 170, 50, "word")], 100, 8000)
+        espeak.sounds_of([("no-such-voice", 170, 50, "word")], 100, 8000)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(speech.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(espeak.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CounterpointError, match=r"counterpoint\[speech\]"):
         load(SMALL, task="aligned")

@@ -149,7 +149,7 @@ SOURCES: dict[str, Source] = {
         Source(
             "scores",
             "aligned",
-            "counterpoint.data.scores",
+            "counterpoint.data.scores.pairs",
             "snippets of engraved chorales and of their sound, aligned by onset; test and unpaired also as if scanned and recorded",
             "music in the public domain; its encodings (music21's corpus) by permission, no licence stated; soundfont GPL-2",
             "2,055 + 277 + 1,202 pairs, 3,808 unpaired, drawn and played once (about 35 s) into 143 MB",

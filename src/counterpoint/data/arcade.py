@@ -1,8 +1,8 @@
 """`arcade`: audio-visual game clips, violent or not, with the truth of every frame known and sound that often lags.
 
-A clip is a scene of the world of sprites (`data/worlds/sprites/`), whose `scenes.py` says what happens in one: of its events
-explosions, hits, hurts and lasers are violent, and of the violent ones half sound late, some are off-screen (heard only) or
-silent (seen only), as in Figure 1a of MACIL-SD. A frame is violent while a violent event is seen or heard.
+A clip is a scene of the world of sprites (`data/worlds/sprites/`), whose `scenes.py` says what happens in one. Of its
+events explosions, hits, hurts and lasers are violent. Half of the events sound late; some are off-screen (heard only) or silent
+(seen only), as in Figure 1a of MACIL-SD. A frame is violent while a violent event is seen or heard.
 
 Pictures and sounds come from the PyPI package `arcade` (see `artwork.py` there); the music heard here is synthesised. The
 splits share sprites and sounds, not clips: a model that does well here has learned these sprites.
@@ -94,7 +94,7 @@ Row = tuple[str, int, NDArray[np.float32], NDArray[np.float32], NDArray[np.int8]
 
 
 def features(split: str, index: int, seed: int, visual: dict[str, Any], audio: dict[str, Any]) -> Row:
-    """A clip's feature rows, computed from the pictures and the sound that its video file would hold."""
+    """Return a clip's feature rows, computed from the pictures and the sound that its video file would hold."""
     import torch
 
     torch.set_num_threads(1)
@@ -164,7 +164,7 @@ def load(
     visual: str = "light",
     audio: str = "logmel",
 ) -> BagData | AlignedData:
-    """Snippet features of the clips; built once (about a minute on 2 cores), then read from the cache.
+    """Return snippet features of the clips; built once (about a minute on 2 cores), then read from the cache.
 
     Args:
         argument: not used; sources share a signature.
@@ -206,14 +206,14 @@ def load(
 
 
 def _stored(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any], notes: list[str]) -> list[Row]:
-    """Clips by split and number, from the cache or built into it."""
+    """Return clips by split and number, from the cache or built into it."""
     counts = Counter(split for split, _ in jobs)
     key = (VERSION, importlib.metadata.version("arcade"), counts, seed, backbones)
     return cached.build_once("arcade", key, lambda: _pack(_build(jobs, seed, backbones)), _unpack, notes=notes)
 
 
 def _aligned(train: list[Row], valid: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
-    """Clips as items, each modality one vector."""
+    """Return clips as items, each modality one vector."""
 
     def pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([features.mean(0), features.max(0)]).astype(np.float32)

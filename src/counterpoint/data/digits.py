@@ -223,7 +223,7 @@ def load_pairs(
 
 
 def _stand_ins(pool: Indices, watched: Indices, labels: Indices) -> Indices:
-    """[digits] the digit itself, or one of the pool of the same class in place of each of the valid split."""
+    """Return [digits]: the digit itself; for one of the valid split, one of the pool of the same class."""
     found = np.arange(len(labels))
     for digit in range(10):
         mine, others = watched[labels[watched] == digit], pool[labels[pool] == digit]

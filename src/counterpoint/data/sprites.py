@@ -6,7 +6,7 @@ caption names what stands in the square, with numbers and ground: "two bees and 
 task `aligned` pictures stand beside captions, and with `?sound=1` beside a second of sound, too. For `views` a picture's label
 is its class.
 
-With sound, the second begins at the moment of the event's own sound that goes with the picture, however late it is heard.
+With sound, the second is the part of the event's own sound that goes with the picture, however late it is heard.
 An event that is silent, or is heard no longer, has no sound: the item lacks the modality.
 """
 
@@ -169,7 +169,7 @@ def _item(split: str, index: int, seed: int, size: int, sound: bool) -> tuple[An
 
 
 def _stored(split: str, count: int, seed: int, size: int, sound: bool, notes: list[str]) -> cached.Arrays:
-    """A split, from the cache or drawn into it."""
+    """Return a split, from the cache or drawn into it."""
 
     def build() -> cached.Arrays:
         jobs = [(split, index, seed, size, sound) for index in range(count)]

@@ -13,7 +13,7 @@ from counterpoint.errors import unknown
 
 
 def build_vector_encoder(name: str, inputs: int) -> nn.Module:
-    """An encoder, [n, inputs] -> [n, dim], by name (see `AlignedConfig.vector_encoder`). CounterpointError for another."""
+    """Build an encoder, [n, inputs] -> [n, dim], by name (see `AlignedConfig.vector_encoder`). CounterpointError for another."""
     if name == "mlp":
         return VectorEncoder(inputs)
     widths = name.split("-")[1:]

@@ -9,7 +9,7 @@ A training batch, before and after the learner has drawn its views:
 
 A learner's `predict` gives "feature" [n, dim] for a test batch, and "embedding" where its loss compares rows of another space;
 for a batch that also holds "views" (pairs, for the alignment) it gives "pair", a list of two. Measured are k-nearest
-neighbours and a linear probe on frozen features, and alignment, uniformity and tolerance (tasks/measures.py, functions of
+neighbours and a linear probe on frozen features, and alignment, uniformity and tolerance (tasks/measures/, functions of
 plain arrays).
 """
 

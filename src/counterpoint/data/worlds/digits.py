@@ -1,6 +1,6 @@
 """The world of digits: handwritten digits, alone or side by side, with what they are and where each stands known.
 
-The digits are the 1,797 of UCI's optical recognition set, 8 x 8 pixels in 17 shades, which ride in scikit-learn (CC BY 4.0).
+The digits are the 1,797 of UCI's optical recognition set, 8 x 8 pixels in 17 shades. They ride in scikit-learn (CC BY 4.0).
 
     parts      which digits are for training, valid and test; the same for every source of the world
     scene      the truth of n pictures: which digits stand side by side, and what they are

@@ -5,7 +5,7 @@
     batch["index"]    [B] positions in the training set
     batch["label"]    [B] int64, -1 where there is none, or None
 
-A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures.py) are retrieval from
+A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures/) are retrieval from
 every modality to every other (recall at 1, 5 and 10, mean reciprocal rank), how far two modalities lie apart (core/gap.py),
 and, where items have classes, zero-shot classification: by prompts if a modality is text, else by the mean embedding of each
 class in another modality over training items. At the end a linear probe is fitted.

@@ -84,7 +84,7 @@ class EvaluationBatches(Dataset[dict[str, Any]]):
 
 
 def evaluated(batches: SplitBatches, rows: list[int], part: str) -> dict[str, Any]:
-    """Items as `predict` takes them: images normalised, nothing varied."""
+    """Return items as `predict` takes them: images normalised, nothing varied."""
     batch = batches[rows]
     kinds = batches.data.modalities
     batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
@@ -92,7 +92,7 @@ def evaluated(batches: SplitBatches, rows: list[int], part: str) -> dict[str, An
 
 
 def as_trained(data: AlignedData, trained: Mapping[str, Any]) -> tuple[AlignedData, dict[str, Tokenizer]]:
-    """Data with its modalities in the order that a run was trained on, and that run's tokenizers.
+    """Return data with its modalities in the order that a run was trained on, and that run's tokenizers.
 
     CounterpointError when its modalities are others.
     """

@@ -21,7 +21,7 @@ DRAWN = 400  # items of each modality in the picture of the space
 
 
 def measured_splits(data: AlignedData, split: str) -> dict[str, AlignedSplit]:
-    """The splits that are measured together, by the prefix of their figures: "" for valid or test, then the shifts of test."""
+    """Return the splits that are measured together, by the prefix of their figures: "" for valid or test; then test's shifts."""
     shifts = {f"{name}_": part for name, part in data.shifts.items()} if split == "test" else {}
     return {"": named_split(data, split), **shifts}
 
@@ -102,7 +102,7 @@ class AlignedEvaluator:
         }
 
     def _space(self) -> dict[str, Any]:
-        """The first two principal axes of some test items' embeddings, all modalities together: where the gap is to be seen."""
+        """Draw the first two principal axes of some test items' embeddings, all modalities together: they show the gap."""
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
         rows = {name: value[there[name]][:DRAWN] for name, value in all_of.items()}
@@ -121,7 +121,7 @@ class AlignedEvaluator:
         }
 
     def _gallery(self) -> dict[str, Any]:
-        """For each two modalities a few queries and what they find in the test split."""
+        """Show for each two modalities a few queries and what they find in the test split."""
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
         found: list[dict[str, Any]] = []

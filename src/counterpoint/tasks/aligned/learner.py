@@ -43,7 +43,7 @@ class AlignedLearner(Learner):
                 self.views[name] = ViewPipeline(spec["size"], crops=1, recipe=config.recipe)
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        """The network for one modality, by its kind."""
+        """Build the network for one modality, by its kind."""
         if spec["kind"] == "image":
             return build_image_encoder(self.config.image_encoder, spec["size"], pretrained=self.config.pretrained)
         if spec["kind"] == "text":
@@ -57,11 +57,11 @@ class AlignedLearner(Learner):
         raise unknown("kind of modality", spec["kind"], ["image", "text", "audio", "vector"])
 
     def build_head(self, dim: int) -> nn.Module:
-        """What brings an encoder's output, `dim` wide, into the shared space."""
+        """Build the layer that brings an encoder's output, `dim` wide, into the shared space."""
         return nn.Linear(dim, self.config.embedding, bias=False)
 
     def features(self, name: str, values: Any) -> Float[Tensor, "n dim"]:
-        """One modality's encoder on its inputs, which are a tensor or, for text, numbers and mask."""
+        """Apply one modality's encoder on its inputs, which are a tensor or, for text, numbers and mask."""
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class AlignedLearner(Learner):
         return batch | {"inputs": inputs}
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Unit embeddings of every modality; zeros where an item lacks it."""
+        """Return unit embeddings of every modality; zeros where an item lacks it."""
         present = batch.get("present", {})
         found = {}
         for name, values in batch["inputs"].items():
@@ -91,7 +91,7 @@ class AlignedLearner(Learner):
     def paired_rows(
         self, embeddings: Mapping[str, Tensor], batch: Mapping[str, Any]
     ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"], Bool[Tensor, " n"]]]:
-        """What a method for two modalities contrasts: for every two, the rows of the items that have both, and which items
+        """Return what a method for two modalities contrasts: for every two, the rows of the items that have both, and which items
         those are. Two modalities that no item of the batch has together are left out, in all processes alike."""
         found = []
         for a, b in itertools.combinations(embeddings, 2):
@@ -109,7 +109,7 @@ class AlignedLearner(Learner):
         return {"embedding": found, "joint": {name: self.joint(rest) for name, rest in each_without(found)}}
 
     def joint(self, embeddings: Sequence[Float[Tensor, "n dim"]]) -> Float[Tensor, "n dim"]:
-        """What an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
+        """Join what an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
         return torch.stack(list(embeddings)).sum(0)
 
     def turns(self) -> list[Turn]:
@@ -128,7 +128,7 @@ class AlignedLearner(Learner):
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
-    """Positions of the items that have a modality; None when all do, or so few that an encoder had better see all."""
+    """Return the positions of the items that have a modality; None when all do, or so few that an encoder had better see all."""
     if present is None or bool(present.all()):
         return None
     rows = present.nonzero().flatten()
@@ -137,14 +137,14 @@ def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
 
 
 def taken(values: Any, rows: Tensor | None) -> Any:
-    """These rows of a modality's inputs, which are a tensor or, for text, numbers and mask."""
+    """Take these rows of a modality's inputs, which are a tensor or, for text, numbers and mask."""
     if rows is None:
         return values
     return tuple(part[rows] for part in values) if isinstance(values, tuple | list) else values[rows]
 
 
 def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
-    """The two modalities of a pairwise method: the only two, or an error that names them all."""
+    """Return the two modalities of a pairwise method: the only two, or an error that names them all."""
     if len(modalities) != 2:
         raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
     a, b = modalities
@@ -152,5 +152,5 @@ def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:
-    """Each name with the values of all others."""
+    """Pair each name with the values of all others."""
     return [(name, [value for other, value in values.items() if other != name]) for name in values]

@@ -17,7 +17,7 @@ from counterpoint.views.images import check_recipe
 
 @dataclass
 class AlignedConfig(OptimConfig):
-    """What every learner of this task can be told."""
+    """Settings that every learner of this task has."""
 
     epochs: int = 32
     """Passes over the training items."""

@@ -26,7 +26,7 @@ class ListedSplit(Protocol):
     """A split of the user's own items, which are listed by their rows where there is something to say of them."""
 
     def row_names(self, positions: Indices) -> list[str]:
-        """Where each of these items comes from, such as "items.csv row 3 (a17)"."""
+        """Name where each of these items comes from, such as "items.csv row 3 (a17)"."""
         ...
 
     def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
@@ -71,7 +71,7 @@ class AlignedTask:
         self.learned: list[str] = self.facts["class_names"]  # what the numbers of a learner's logits mean
 
     def _cut(self, name: str) -> list[str]:
-        """A note where texts are longer than what is read of them; data that keeps a report lists them there."""
+        """Note where texts are longer than what is read of them; data that keeps a report lists them there."""
         count, long, report = 0, list[str](), None
         for called, split in (("training", self.data.train), ("valid", self.data.valid), ("test", self.data.test)):
             texts = [str(text) for text in split.column(name, np.arange(len(split)))]
@@ -90,13 +90,13 @@ class AlignedTask:
         ]
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers, and its
+        """Raise CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers, and its
         order of modalities."""
         self.data, self.tokenizers = as_trained(self.data, trained)
         self.learned = list(trained.get("class_names", self.facts["class_names"]))
 
     def check_training(self) -> None:
-        """DataError where an epoch would have no step, or nothing to watch training on."""
+        """Raise DataError where an epoch would have no step, or nothing to watch training on."""
         check_watched(self.data.name, len(self.data.valid), "items")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
@@ -131,7 +131,7 @@ class AlignedTask:
         )
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches for `evaluator(split)`, in order: items of the split valid or test, prompts of classes, training items."""
+        """Return batches for `evaluator(split)`, in order: items of the split valid or test, prompts of classes, training items."""
         prompts = None
         if self.data.classes and self.tokenizers:
             name, tokenizer = next(iter(self.tokenizers.items()))

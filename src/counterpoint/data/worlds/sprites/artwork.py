@@ -1,7 +1,7 @@
 """Pictures and sounds of the PyPI package `arcade`, by Kenney (kenney.nl), which its licence files put under CC0.
 
-The package is found, never imported, and need not be complete: `pip install --no-deps arcade`. Its music and its backgrounds
-by others are left alone.
+The package is found, never imported, and need not be complete: `pip install --no-deps arcade`. Its music and its
+backgrounds, by others, are not used.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sprite(NamedTuple):
 
 @lru_cache
 def assets() -> Path:
-    """Where the arcade package keeps its pictures and sounds; CounterpointError when it is not installed."""
+    """Find the pictures and sounds of the arcade package; CounterpointError when it is not installed."""
     found = importlib.util.find_spec("arcade")  # not imported: it wants a window system
     for place in (found.submodule_search_locations or []) if found else []:
         folder = Path(place) / "resources" / "assets"
@@ -67,7 +67,7 @@ def picture(name: str) -> Image.Image:
 
 @lru_cache
 def blast() -> list[Image.Image]:
-    """The explosion as 24 pictures: the sheet's frames where fire is seen, of 16 x 14 in all."""
+    """Return the explosion as 24 pictures: the sheet's frames where fire is seen, of 16 x 14 in all."""
     sheet = Image.open(assets() / "images/spritesheets/explosion.png")
     places = [(256 * (n % 16), 256 * (n // 16)) for n in np.linspace(24, 160, 24).astype(int)]
     return [sheet.crop((x, y, x + 256, y + 256)).convert("RGBA").resize((160, 160)) for x, y in places]
@@ -75,7 +75,7 @@ def blast() -> list[Image.Image]:
 
 @lru_cache(maxsize=4096)
 def sprite_image(name: str, height: int, angle: int, flip: bool, tint: str, alpha: int) -> Image.Image:
-    """A picture scaled to `height` pixels, mirrored, tinted, turned, made transparent (alpha of 8)."""
+    """Return a picture scaled to `height` pixels, mirrored, tinted, turned, made transparent (alpha of 8)."""
     image = blast()[int(name.partition("#")[2])] if name.startswith("blast#") else picture(name)
     image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BILINEAR)
     if flip:
@@ -95,7 +95,7 @@ def sprite_image(name: str, height: int, angle: int, flip: bool, tint: str, alph
 
 @lru_cache(maxsize=512)
 def sound(name: str, pitch: int) -> NDArray[np.float32]:
-    """A sound effect at 16 kHz, played `pitch` per cent faster."""
+    """Return a sound effect at 16 kHz, played `pitch` per cent faster."""
     from scipy.io import wavfile
     from scipy.signal import resample
 
@@ -107,6 +107,6 @@ def sound(name: str, pitch: int) -> NDArray[np.float32]:
 
 
 def person(name: str, pose: str, frame: int | str = "") -> str:
-    """The picture of a character in a pose: walk 0..7, jump, fall, idle."""
+    """Name the picture of a character in a pose: walk 0..7, jump, fall, idle."""
     first, *rest = name.split("_")
     return f"animated_characters/{name}/{first}{''.join(word.title() for word in rest)}_{pose}{frame}"

@@ -28,11 +28,11 @@ class Cast:
         """Choose sprites."""
 
     def past(self, t: float) -> Iterator[tuple[int, float]]:
-        """(beat, seconds since it) for the beats that have fallen."""
+        """Yield (beat, seconds since it) for the beats that have fallen."""
         return ((n, t - b) for n, b in enumerate(self.beats) if t >= b)
 
     def since(self, t: float) -> float:
-        """Seconds since the last beat."""
+        """Return the seconds since the last beat."""
         return t - float(self.beats[self.beats <= t].max())
 
     def sprites(self, t: float) -> Iterator[Sprite]:

@@ -95,7 +95,7 @@ class Drawing:
         return image
 
     def _roamer(self, rng: np.random.Generator) -> tuple[str, float, float, float, float, float]:
-        """Kind, height, place, speed (units a second), bobbing and its phase."""
+        """Draw a roamer: its kind, height, place, speed (units a second), bobbing and its phase."""
         pool = (SHIPS, TANKS, CREATURES, PEOPLE)[rng.choice(4, p=[0.25, 0.15, 0.35, 0.25])]
         name = str(rng.choice(pool))
         speed = rng.uniform(8, 45) * (1 if rng.random() < 0.5 else -1)
@@ -194,6 +194,6 @@ class Drawing:
 def render_frames(
     scene: Scene, times: Sequence[float] | NDArray[np.floating], size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> NDArray[np.uint8]:
-    """The pictures at the given times (seconds, any order): [n, H, W, 3] RGB for size = (W, H), 16:9 to look right."""
+    """Draw the pictures at the given times (seconds, any order): [n, H, W, 3] RGB for size = (W, H), 16:9 to look right."""
     drawing = Drawing(scene, size)
     return np.stack([drawing.draw(float(time)) for time in times])

@@ -1,10 +1,10 @@
 """Scenes: what happens when, and when it is seen and heard. Drawn from a seed alone, the same on any machine.
 
-A scene (16 to 32 s, 24 frames a second) is a landscape, things that roam it, and one to five *events*, each a burst of 2 to
-5 s. Explosions, hits, hurts and lasers are violent; coins, jumps, upgrades and music are not. Sight and sound disagree in
-part: of the events half sound 1 to 5 snippets after they are seen, some are heard only or seen only, though every violent
-scene has one violent event that is both seen and heard. Every scene also holds confusers, Poisson(0.5) of them: sounds or
-sights alone that resemble violence and are not.
+A scene lasts 16 to 32 s, at 24 frames a second. It is a landscape, sprites that roam it, and *events*, each a burst of 2 to 5 s.
+Explosions, hits, hurts and lasers are violent; coins, jumps, upgrades and music are not. Sight and sound disagree in part. Half
+of the events sound 1 to 5 snippets after they are seen; some are heard only or seen only. Every violent scene has one violent
+event that is both seen and heard. Every scene also holds confusers, Poisson(0.5) of them: sounds or sights alone that resemble
+violence and are not.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _confuser(rng: np.random.Generator, length: float) -> Event:
 
 
 def _beats(rng: np.random.Generator, kind: str, span: float) -> tuple[float, ...]:
-    """Times of the beats; the last leaves room for what it starts."""
+    """Draw the times of the beats; the last leaves room for what it starts."""
     beats: list[float] = []
     at = 0.0
     while not beats or at < span - 0.7:
@@ -143,7 +143,7 @@ def _beats(rng: np.random.Generator, kind: str, span: float) -> tuple[float, ...
 
 
 def spans(scene: Scene) -> list[tuple[float, float]]:
-    """When violence is seen or heard, in seconds: the union of the windows, in order."""
+    """Return when violence is seen or heard, in seconds: the union of the windows, in order."""
     windows = sorted(w for e in scene.events if e.violent for w in (e.visible, e.audible) if w is not None)
     merged: list[tuple[float, float]] = []
     for start, end in windows:
@@ -155,7 +155,7 @@ def spans(scene: Scene) -> list[tuple[float, float]]:
 
 
 def truth(scene: Scene) -> NDArray[np.int8]:
-    """[snippets * 16] 1 for frames whose middle lies in one of the `spans`."""
+    """Mark frames: [snippets * 16], 1 for those whose middle lies in one of the `spans`."""
     middle = (np.arange(scene.snippets * FRAMES) + 0.5) / FPS
     out = np.zeros(len(middle), np.int8)
     for start, end in spans(scene):

@@ -25,7 +25,7 @@ _SCALE = (0, 2, 4, 7, 9, 12)
 
 
 def render_audio(scene: Scene) -> NDArray[np.float32]:
-    """The scene's sound, mono at 16 kHz in (-1, 1): [snippets * 16 / 24 * 16000]."""
+    """Render the scene's sound, mono at 16 kHz in (-1, 1): [snippets * 16 / 24 * 16000]."""
     wave = np.zeros(round(scene.duration * RATE), np.float32)
     for event in scene.events:
         if event.audible is None:
@@ -51,7 +51,7 @@ def render_audio(scene: Scene) -> NDArray[np.float32]:
 
 
 def _note(hertz: float, seconds: float) -> NDArray[np.float32]:
-    """A plucked tone."""
+    """Synthesise a plucked tone."""
     t = np.arange(round(seconds * RATE)) / RATE
     tone = np.sin(2 * np.pi * hertz * t) + 0.4 * np.sin(4 * np.pi * hertz * t) + 0.2 * np.sin(6 * np.pi * hertz * t)
     return (0.5 * tone * np.exp(-6 * t) * np.minimum(1, t / 0.01)).astype(np.float32)

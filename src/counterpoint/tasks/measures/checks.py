@@ -1,0 +1,52 @@
+"""Checks of what the measures are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rows_of(name: str, values: Any) -> Tensor:
+    """Plain rows as a tensor [n, dim] of at least float32."""
+    rows = torch.as_tensor(values).detach().cpu()
+    if rows.ndim != 2:
+        raise ValueError(f"{name} must be [n, dim], got {list(rows.shape)}")
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def compared(**both: Any) -> list[Tensor]:
+    """Rows that are compared with each other: of one width, and of the wider of their types."""
+    rows = [rows_of(name, values) for name, values in both.items()]
+    if len({found.shape[1] for found in rows}) > 1:
+        raise ValueError(
+            f"{' and '.join(both)} must be of one width, got {' and '.join(str(r.shape[1]) for r in rows)}"
+        )
+    dtype = torch.float64 if any(found.dtype == torch.float64 for found in rows) else torch.float32
+    return [found.to(dtype) for found in rows]
+
+
+def finite(**both: Any) -> list[Tensor]:
+    """`_compared`, without NaN: that is the largest of all where torch sorts, and would be found by everybody."""
+    found = compared(**both)
+    for name, rows in zip(both, found, strict=True):
+        if not bool(torch.isfinite(rows).all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    return found
+
+
+def group_columns(name: str, values: Any, count: int) -> Tensor:
+    """Groups as a tensor [count, columns]; by default every row is a group of its own."""
+    found = torch.arange(count) if values is None else torch.as_tensor(values).cpu()
+    if found.ndim == 2 and len(found) == count and found.shape[1] and not found.is_floating_point():
+        return found.long()
+    return item_numbers(name, found, count)[:, None]
+
+
+def item_numbers(name: str, values: Any, count: int) -> Tensor:
+    """Plain whole numbers as a tensor [count]."""
+    found = torch.as_tensor(values).cpu()
+    if found.shape != (count,) or found.is_floating_point():
+        raise ValueError(f"{name} must be {count} whole numbers, got {list(found.shape)} of {found.dtype}")
+    return found.long()

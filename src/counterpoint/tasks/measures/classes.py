@@ -1,0 +1,223 @@
+"""Classes: by neighbours, means, prompts and probes; ties and confusions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.operands import EPS
+from counterpoint.core.rows import Keys
+from counterpoint.engine.optim import light
+from counterpoint.tasks.measures.checks import finite, item_numbers, rows_of
+from counterpoint.tasks.measures.retrieval import CHUNK, SLACK, nearest_weights
+
+LOGIT_SLACK = 1e-6  # difference below which two logits of a fitted classifier are equal
+
+
+def _tied(logits: Float[Tensor, "n classes"], slack: float = 0.0) -> Tensor:
+    """Mark the classes whose logit is the row's largest, to `slack`."""
+    return logits >= logits.amax(1, keepdim=True) - slack
+
+
+def decided_shares(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0
+) -> Float[Tensor, " n"]:
+    """Return how far each item is classified right: 1, 0, or one part in t where t classes tie for the largest logit.
+
+    Args:
+        logits: a number for each class, the largest decides.
+        labels: classes, 0 to classes - 1.
+        slack: >= 0; logits that differ by no more are equal.
+
+    >>> decided_shares(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    tied = _tied(logits, slack)
+    return tied.gather(1, labels[:, None]).squeeze(1).double() / tied.sum(1)
+
+
+def decided(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0) -> Int[Tensor, " n"]:
+    """Return the class with the largest logit; where the true class ties with others, the first of the others.
+
+    Arguments as for `decided_shares`, but labels may be -1 where they are not known.
+    """
+    tied = _tied(logits, slack)
+    known = labels >= 0
+    others = tied.clone()
+    others[known.nonzero().flatten(), labels[known]] = False
+    chosen = torch.where(others.any(1, keepdim=True), others, tied)
+    # argmax of numbers that tie is any of them: the first is asked for.
+    return (chosen.long() * torch.arange(chosen.shape[1], 0, -1)).argmax(1)
+
+
+def zero_shot_accuracy(
+    items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
+) -> float:
+    """Return the share of labelled items whose class's prompt is the most similar.
+
+    An item for which t prompts tie counts one part in t, if its own is among them.
+
+    Args:
+        items, prompts: rows that are compared by their dot product.
+        labels: class numbers; items of label -1 are left out, nan if that is all.
+
+    Raises ValueError for shapes that do not fit, classes without a prompt and NaN.
+    """
+    items, prompts = finite(items=items, prompts=prompts)
+    labels = item_numbers("labels", labels, len(items))
+    known = labels >= 0
+    if not bool(known.any()):
+        return math.nan
+    if int(labels.max()) >= len(prompts):
+        raise ValueError(f"prompts must be one for each class, got {len(prompts)} and the label {int(labels.max())}")
+    return float(decided_shares(Keys(prompts).products(items[known]), labels[known]).mean())
+
+
+def class_means(
+    rows: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "classes dim"], Int[Tensor, " classes"]]:
+    """The normalised mean of each class's rows, and which classes they are of; rows of label -1 are left out."""
+    rows = rows_of("rows", rows)
+    labels = item_numbers("labels", labels, len(rows))
+    known = labels >= 0
+    numbers, at = labels[known].unique(return_inverse=True)
+    sums = rows.new_zeros(len(numbers), rows.shape[1]).index_add_(0, at, rows[known])
+    return F.normalize(sums, dim=1, eps=EPS), numbers
+
+
+def knn_accuracy(
+    features: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    test_features: Float[Tensor, "m dim"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Return the share of test items whose class their k nearest neighbours vote for, weighted by exp(cosine / temperature).
+
+    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. Neighbours that tie for the last places share these. An item
+    for which t classes tie counts one part in t, if its own is among them.
+
+    Args:
+        features, labels: rows and classes that vote; rows of label -1 do not.
+        test_features, test_labels: rows and classes that are asked; rows of label -1 are not.
+        k: > 0, cut to what there is.
+        temperature: > 0; any, however low: weights are relative to the nearest neighbour's.
+
+    Returns nan where no row votes or is asked. Raises ValueError for shapes that do not fit, NaN, and numbers out of range.
+    """
+    if k < 1 or not 0 < temperature < math.inf:
+        raise ValueError(f"k must be at least 1 and temperature > 0 and finite, got {k} and {temperature}")
+    features, test_features = finite(features=features, test_features=test_features)
+    labels = item_numbers("labels", labels, len(features))
+    test_labels = item_numbers("test_labels", test_labels, len(test_features))
+    votes_too, asked = labels >= 0, test_labels >= 0
+    labels, test_labels = labels[votes_too], test_labels[asked]
+    if not len(labels) or not len(test_labels):
+        return math.nan
+    bank, queries = (F.normalize(rows.float(), dim=1, eps=EPS) for rows in (features[votes_too], test_features[asked]))
+    classes = int(torch.cat([labels, test_labels]).max()) + 1
+    keys, k, right = Keys(bank), min(k, len(bank)), 0.0
+    for start in range(0, len(queries), CHUNK):
+        similarity = keys.products(queries[start : start + CHUNK])
+        nearest, index = similarity.topk(k, dim=1)
+        weight = ((nearest.double() - nearest[:, :1]) / temperature).exp()
+        votes = weight.new_zeros(len(weight), classes)
+        votes.scatter_add_(1, labels[index], weight)
+        # The last places, where more neighbours tie than there are places for.
+        last = nearest[:, -1:]
+        unsure = ((similarity == last).sum(1) > (nearest == last).sum(1)).nonzero().flatten()
+        for rows in unsure.split(max(1, CHUNK // 8)):
+            shared = nearest_weights(similarity[rows], k)
+            shared *= ((similarity[rows].double() - nearest[rows, :1]) / temperature).clamp(max=0).exp()
+            votes[rows] = weight.new_zeros(len(rows), classes).index_add_(1, labels, shared)
+        best = votes.amax(1, keepdim=True) * (1 - SLACK)
+        right += float(decided_shares(torch.where(votes >= best, 1.0, 0.0), test_labels[start : start + CHUNK]).sum())
+    return right / len(queries)
+
+
+def linear_probe(
+    features: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    test_features: Float[Tensor, "m dim"],
+    test_labels: Int[Tensor, " m"],
+    *,
+    regularisation: float = 1e-3,
+    steps: int = 100,
+) -> tuple[float, Int[Tensor, " m"]]:
+    """Return accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
+
+    Deterministic. A test item for which t classes tie counts one part in t, if its own is among them; its prediction is
+    another of them.
+
+    Args:
+        features, labels: rows and classes to learn; rows of label -1 are left out.
+        test_features, test_labels: rows and classes to predict; rows of label -1 are predicted, but not counted.
+        regularisation: weight of the summed squared coefficients beside the mean cross-entropy.
+        steps: > 0, iterations of L-BFGS at most.
+
+    Raises ValueError for shapes that do not fit, NaN, and where no example has a class.
+    """
+    features, test_features = finite(features=features, test_features=test_features)
+    labels = item_numbers("labels", labels, len(features))
+    test_labels = item_numbers("test_labels", test_labels, len(test_features))
+    features, labels = features[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        raise ValueError("labels: no example has a class to learn")
+    mean = features.float().mean(0)
+    # One example has no spread, which is not one of nan.
+    spread = features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
+    train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
+    classes = int(torch.cat([labels, test_labels]).max()) + 1
+    weight = torch.zeros(classes, train.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = light(torch.optim.LBFGS)([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(train, weight, bias), labels) + regularisation * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    logits, known = F.linear(test, weight, bias).detach(), test_labels >= 0
+    shares = decided_shares(logits[known], test_labels[known], slack=LOGIT_SLACK)
+    return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)
+
+
+def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:
+    """Count how many items of each class (row) were taken for each class (column)."""
+    labels = item_numbers("labels", labels, len(labels))
+    predicted = item_numbers("predicted", predicted, len(labels))
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def confusion_of(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> Tensor:
+    """Count how many items of each class (row) a classifier takes for each class (column).
+
+    An item for which t classes tie counts one part in t for each of them.
+
+    Returns [classes, classes] of int64, or of float64 where classes tie.
+    """
+    tied = _tied(logits)
+    many = tied.sum(1)
+    if bool((many == 1).all()):
+        return confusion(labels, logits.argmax(1), logits.shape[1])
+    table = torch.zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
+    return table.index_add_(0, labels, tied.double() / many[:, None])
+
+
+def confusion_figure(
+    table: Int[Tensor, "classes classes"], classes: Sequence[str], head: str = ""
+) -> dict[str, dict[str, Any]]:
+    """A table of confusion as a run's page draws it (see counterpoint.report.found)."""
+    title = "Confusion" + (f" ({head.strip('_')})" if head else "")
+    return {title: {"kind": "matrix", "values": table.tolist(), "names": list(classes)}}

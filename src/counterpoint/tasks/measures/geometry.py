@@ -1,0 +1,103 @@
+"""The geometry of embeddings, and pictures of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core import gap
+from counterpoint.core.checks import need_alike
+from counterpoint.core.operands import EPS
+from counterpoint.tasks.measures.checks import compared, item_numbers, rows_of
+
+
+def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: float = 2.0) -> float:
+    """Mean of |x~ - y~|^power over positive pairs, x~ of unit length (Wang and Isola 2020, arXiv 2005.10242). 0 is best.
+
+    Raises ValueError for shapes that differ.
+    """
+    x, y = compared(x=x, y=y)
+    need_alike("n dim", x=x, y=y)
+    return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).norm(dim=1).pow(power).mean())
+
+
+def uniformity(x: Float[Tensor, "n dim"], *, sharpness: float = 2.0) -> float:
+    """Return `core.gap.uniformity` as a number; nan for fewer than two rows.
+
+    It is the log of the mean of exp(-sharpness |x~_i - x~_j|^2) over pairs.
+    """
+    x = rows_of("x", x)
+    return float(gap.uniformity(x, sharpness=sharpness)) if len(x) > 1 else math.nan
+
+
+def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
+    """Mean cosine of two different examples of one class: 1 where every class is a point (Wang and Liu 2021, arXiv 2012.09740,
+    Sec. 4.2, over the pairs of one class).
+
+    Args:
+        x: rows, normalised here.
+        labels: their classes.
+
+    In linear memory: of each class only the sum of its rows is needed. Raises ValueError where no class has two examples.
+    """
+    x = rows_of("x", x)
+    labels = item_numbers("labels", labels, len(x))
+    _, place, counts = labels.unique(return_inverse=True, return_counts=True)
+    pairs = (counts * (counts - 1)).sum()
+    if pairs == 0:
+        raise ValueError("labels: no class has two examples")
+    x = F.normalize(x.double(), dim=1)
+    sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, place, x)
+    return float(((sums * sums).sum() - (x * x).sum()) / pairs)
+
+
+def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], list[str]]:
+    """Where rows lie on their first two principal axes, and what to call these: with the share of the variance they have.
+
+    Raises ValueError for fewer than two rows or columns.
+    """
+    x = rows_of("x", x)
+    if min(x.shape) < 2:
+        raise ValueError(f"x needs two rows and two columns to have two axes, got {list(x.shape)}")
+    centred = x - x.mean(0)
+    _, size, axes = torch.linalg.svd(centred, full_matrices=False)
+    share = size.square() / size.square().sum().clamp(min=EPS)
+    names = [f"principal axis {n + 1}, {float(value):.0%} of the variance" for n, value in enumerate(share[:2])]
+    return centred @ axes[:2].T, names
+
+
+def gallery_rows(
+    asked: Int[Tensor, " q"],
+    keys: Int[Tensor, " m"],
+    similarity: Float[Tensor, "q m"],
+    right: Int[Tensor, "items ..."],
+    shown: int,
+) -> list[dict[str, Any]]:
+    """What a few queries find, as a gallery shows it: each item, how similar it is and whether it is right.
+
+    Args:
+        asked, keys: items that ask and that can be found.
+        similarity: of each query with each key; -inf for one that is not to be shown.
+        right: of every item a number, or several; found items that have one of the query's in its place are right.
+        shown: how many of each query's are shown.
+    """
+    values, best = similarity.topk(min(shown, int((similarity > -math.inf).sum(1).min())), dim=1)
+    return [
+        {
+            "query": int(query),
+            "found": [
+                {
+                    "item": int(keys[place]),
+                    "similarity": round(float(value), 3),
+                    "right": bool((right[keys[place]] == right[query]).any()),
+                }
+                for value, place in zip(of_query, places, strict=True)
+            ],
+        }
+        for query, of_query, places in zip(asked, values, best, strict=True)
+    ]
