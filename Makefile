@@ -3,13 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test claims lint types docs bench catalogue clean
+.PHONY: demo test check new try claims lint types prose docs bench bench-check catalogue lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
 
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests
+	bash .ci/run
+
+new: $(STAMP)  ## start a system: SLUG=, and for one that is not planned TITLE=, AREA=, FORM=
+	$(BIN)/python tools/new.py $(SLUG) --title "$(TITLE)" --arxiv "$(ARXIV)" --area "$(AREA)" --form "$(FORM)"
+
+try: $(STAMP)  ## the tests of one system and of the catalogue: SLUG=
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/systems/test_$(subst -,_,$(SLUG)).py tests/test_catalog.py tests/lab/test_protocol.py
 
 claims: $(STAMP)  ## every claim that is due, one after another; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m counterpoint.lab.rerun --into README.md
@@ -20,6 +29,9 @@ lint: $(STAMP)  ## linter and formatter
 
 types: $(STAMP)  ## type checker
 	$(BIN)/mypy
+
+prose: $(STAMP)  ## the English of docstrings, messages and pages
+	$(BIN)/python tools/prose.py
 
 docs: $(STAMP)  ## the documentation, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
@@ -35,10 +47,17 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/audio_sheet_retrieval.py
 	$(BIN)/python benchmarks/cacr.py
+	$(BIN)/python benchmarks/fixed_keys.py
 	$(BIN)/python benchmarks/images.py
+
+bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
+	$(BIN)/python benchmarks/check.py
 
 catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
 	$(BIN)/python -m counterpoint.catalog README.md
+
+lock: $(STAMP)  ## constraints.txt: every version that is installed here
+	$(BIN)/python tools/lock.py
 
 clean:  ## the environment and what was built
 	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache

@@ -56,7 +56,9 @@ def functions(name: str) -> Callable[[Any, Any], Any]:
     if name == "dcl":  # NT-Xent whose denominators leave the positive out
         from torch.nn.functional import normalize
 
-        from counterpoint.core.contrast import Diagonal, pair_logsumexp, positive_similarity
+        from counterpoint.core.contrast import pair_logsumexp
+        from counterpoint.core.operands import positive_similarity
+        from counterpoint.core.rules import Diagonal
 
         def dcl(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
             x = normalize(torch.cat([a, b]), dim=1) / temperature**0.5
@@ -124,7 +126,8 @@ def products(n: int, dim: int, repeats: int) -> dict[str, float]:
     from torch.nn.functional import normalize
 
     torch.set_num_threads(2)
-    from counterpoint.core.contrast import Diagonal, pair_logsumexp
+    from counterpoint.core.contrast import pair_logsumexp
+    from counterpoint.core.rules import Diagonal
 
     q, k = (normalize(torch.randn(n, dim), dim=1) * 3 for _ in range(2))
     grad = torch.randn(n, n)

@@ -12,9 +12,7 @@ then the settings' own check. Only then are data read, and only when the data fi
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,16 +21,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import yaml
-from filelock import FileLock
 
 from counterpoint import catalog
 from counterpoint import data as sources
-from counterpoint.data import source_name
+from counterpoint.data import cached, source_name
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.files import cache_folder
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
 
@@ -277,14 +273,11 @@ def fitted(spec: str) -> Learner:
     data, seed = given.pop("data", None), int(given.pop("seed", 0))
     experiment = Experiment.resolve(slug, data, overrides=given)
     record = experiment.record(seed)
-    stamp = hashlib.sha256(json.dumps([record, versions()], sort_keys=True, default=str).encode()).hexdigest()[:24]
-    root = cache_folder() / "fitted"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{stamp}.lock"):
-        place = root / stamp
+    place = cached.place("fitted", record, versions(), suffix="")
+    with cached.locked(place):
         run = Run.open(place) if (place / "config.yaml").is_file() else None
         if run is None or not run.complete:
-            experiment.run(seed, run=run or Run.create(root, record, stamp))
+            experiment.run(seed, run=run or Run.create(place.parent, record, place.name))
     return load_learner(place)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.cca import CCALayer, _Axes, canonical_projections
+from counterpoint.core.world import over
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "audio-sheet-retrieval.npz")
 COUNTS = [9, 0, 6]
@@ -233,7 +234,8 @@ def run(share=slice(None)):
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
-    torch.save(run(slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(run(slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

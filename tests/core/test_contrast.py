@@ -9,29 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.core import contrast
-from counterpoint.core.contrast import (
-    Diagonal,
-    Labels,
-    Listed,
-    Targets,
-    Views,
-    Where,
-    class_similarity,
-    pair_cross_entropy,
-    pair_logsumexp,
-    pair_logsumexp_towards,
-    pair_softplus,
-    positive_similarity,
-    scaled,
-    unit,
-    with_bias,
-)
+from counterpoint.core import kernel
+from counterpoint.core.affinities import pair_cross_entropy
+from counterpoint.core.contrast import pair_logsumexp, pair_logsumexp_towards, pair_softplus
+from counterpoint.core.operands import EPS, class_similarity, positive_similarity, scaled, unit, with_bias
+from counterpoint.core.rules import Diagonal, Labels, Listed, Targets, Views, Where
 
 
 @pytest.fixture(autouse=True)
 def no_shortcut(monkeypatch):
-    monkeypatch.setattr(contrast, "SMALL", 0)
+    monkeypatch.setattr(kernel, "SMALL", 0)
 
 
 def draw(*shapes, scale=1.0, dtype=torch.float64, seed=0):
@@ -67,11 +54,11 @@ def same(found, expected, inputs, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
-@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, 2000, kernel.KEEP])
 @pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
 @pytest.mark.parametrize("columns", [False, True])
 def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
-    monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(kernel, "TILE", tile)
     q, k = draw((31, 6), (23, 6), scale=scale)
     everything = torch.ones(31, 23, dtype=torch.bool)
     found = pair_logsumexp(q, k, columns=columns, keep=keep)
@@ -80,13 +67,13 @@ def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
 
 
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
-@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, 2000, kernel.KEEP])
 @pytest.mark.parametrize("scale", [0.3, 60.0])
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("small", [0, 64 * 64])
 def test_similarity_under_soft_targets(monkeypatch, tile, keep, scale, columns, small):
-    monkeypatch.setattr(contrast, "TILE", tile)
-    monkeypatch.setattr(contrast, "SMALL", small)
+    monkeypatch.setattr(kernel, "TILE", tile)
+    monkeypatch.setattr(kernel, "SMALL", small)
     q, k = draw((31, 6), (23, 6), scale=scale)
     p = torch.rand(31, 23, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     found = pair_logsumexp_towards(q, k, lambda r, c: p[r, c], columns=columns, keep=keep)
@@ -120,7 +107,7 @@ def test_unit_rows(shape, scale):
     with torch.no_grad():
         x[..., 0, :] = 0  # no direction: stays, and its gradient is that of a division by the floor
         x[..., 1, :] *= 1e-9
-    ours, theirs = (unit(x, scale), torch.nn.functional.normalize(x, dim=-1, eps=contrast.EPS) * scale)
+    ours, theirs = (unit(x, scale), torch.nn.functional.normalize(x, dim=-1, eps=EPS) * scale)
     torch.testing.assert_close(ours, theirs)
     weight = torch.arange(x.numel(), dtype=x.dtype).view(shape)
     a, b = (torch.autograd.grad((y * weight).sin().sum(), x, create_graph=True)[0] for y in (ours, theirs))
@@ -137,7 +124,7 @@ PAIRS = torch.arange(150).roll(75)
 
 
 @pytest.mark.parametrize("tile", [(512, 2048), (64, 40)])
-@pytest.mark.parametrize("keep", [0, 40000, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, 40000, kernel.KEEP])
 @pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
 @pytest.mark.parametrize(
     ("rules", "excluded"),
@@ -156,7 +143,7 @@ PAIRS = torch.arange(150).roll(75)
     ],
 )
 def test_rules_and_the_half_that_symmetry_spares(monkeypatch, tile, keep, scale, rules, excluded):
-    monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(kernel, "TILE", tile)
     (x,) = draw((150, 6), scale=scale)
     same(pair_logsumexp(x, exclude=rules, keep=keep)[:1], direct(x, x, ~excluded)[:1], [x])
 
@@ -174,9 +161,9 @@ def test_symmetric_similarities_are_computed_once(monkeypatch):
     assert seen.sum() < 0.65 * 1200**2
 
 
-@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, kernel.KEEP])
 def test_weights(monkeypatch, keep):
-    monkeypatch.setattr(contrast, "TILE", (7, 5))
+    monkeypatch.setattr(kernel, "TILE", (7, 5))
     q, k = draw((31, 6), (23, 6), scale=2.0)
     weight = torch.rand(31, 23, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     weight[4] = 0  # a row with nothing in its denominator
@@ -325,13 +312,13 @@ def test_positives_of_every_kind():
 # --- soft targets and pairs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [0, 2000, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, 2000, kernel.KEEP])
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
 @pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
-@pytest.mark.parametrize("small", [0, contrast.SMALL])
+@pytest.mark.parametrize("small", [0, kernel.SMALL])
 def test_soft_targets(monkeypatch, tile, scale, keep, small):
-    monkeypatch.setattr(contrast, "TILE", tile)
-    monkeypatch.setattr(contrast, "SMALL", small)
+    monkeypatch.setattr(kernel, "TILE", tile)
+    monkeypatch.setattr(kernel, "SMALL", small)
     q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
     found = pair_cross_entropy(q, k, tq, tk, columns=True, keep=keep)
     s, t = q @ k.T, (tq @ tk.T).detach()
@@ -345,13 +332,13 @@ def test_soft_targets(monkeypatch, tile, scale, keep, small):
     assert torch.autograd.grad(found.rows.sum(), tq, allow_unused=True)[0] is None
 
 
-@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, kernel.KEEP])
 @pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
 @pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize("small", [0, contrast.SMALL])
+@pytest.mark.parametrize("small", [0, kernel.SMALL])
 def test_soft_targets_that_learn_too(monkeypatch, scale, columns, keep, small):
-    monkeypatch.setattr(contrast, "TILE", (7, 5))
-    monkeypatch.setattr(contrast, "SMALL", small)
+    monkeypatch.setattr(kernel, "TILE", (7, 5))
+    monkeypatch.setattr(kernel, "SMALL", small)
     q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
     found = pair_cross_entropy(q, k, tq, tk, columns=columns, teacher_gradient=True, keep=keep)
     s, t = q @ k.T, tq @ tk.T
@@ -360,11 +347,11 @@ def test_soft_targets_that_learn_too(monkeypatch, scale, columns, keep, small):
 
 
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
-@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, kernel.KEEP])
 @pytest.mark.parametrize("small", [0, 64 * 64])
 def test_soft_targets_of_one_set_with_itself(monkeypatch, tile, keep, small):
-    monkeypatch.setattr(contrast, "TILE", tile)
-    monkeypatch.setattr(contrast, "SMALL", small)
+    monkeypatch.setattr(kernel, "TILE", tile)
+    monkeypatch.setattr(kernel, "SMALL", small)
     q, k, x = draw((31, 6), (31, 6), (31, 4))
     found = pair_cross_entropy(q, k, x, columns=True, teacher_gradient=True, keep=keep)
     s, t = q @ k.T, x @ x.T
@@ -372,9 +359,9 @@ def test_soft_targets_of_one_set_with_itself(monkeypatch, tile, keep, small):
     same([found.rows, found.columns], expected, [q, k, x], 1e-8)
 
 
-@pytest.mark.parametrize("keep", [0, 500, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, 500, kernel.KEEP])
 def test_softplus_of_pairs(monkeypatch, keep):
-    monkeypatch.setattr(contrast, "TILE", (7, 5))
+    monkeypatch.setattr(kernel, "TILE", (7, 5))
     q, k = draw((31, 6), (23, 6), scale=3.0)
     same([pair_softplus(q, k, keep=keep)], [torch.nn.functional.softplus(q @ k.T, threshold=40).sum(1)], [q, k])
 
@@ -400,4 +387,4 @@ def test_no_tensor_is_nearly_as_large_as_the_matrix(columns):
         (out.rows.sum() + (out.columns.sum() if columns else 0)).backward()
         found = pair_logsumexp(q, exclude=Diagonal(), keep=0).rows.sum()
         found.backward()
-    assert n * 16 <= seen.entries <= max(math.prod(contrast.TILE), n * 16) < n * n / 30
+    assert n * 16 <= seen.entries <= max(math.prod(kernel.TILE), n * 16) < n * n / 30

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.contrast import info_nce
-from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.distributed import gather_rows, global_max, over
 from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_mil_pool
 from counterpoint.core.teacher import blend, cosine_momentum
 
@@ -125,16 +125,17 @@ def _loss(rows):
 def _process(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    own = WHOLE[rank::size].clone().requires_grad_()  # 7 rows over 3 processes: uneven shares
-    gathered = gather_rows(own)
-    order = torch.cat([torch.arange(7)[r::size] for r in range(size)])
-    assert torch.equal(gathered.detach(), WHOLE[order])
-    loss = _loss(gathered)
-    loss.backward()
-    labels = gather_rows(torch.arange(7)[rank::size])
-    assert labels.tolist() == order.tolist()
-    assert global_max(rank) == size - 1
-    torch.save((loss.detach(), own.grad), f"{folder}/{rank}.pt")
+    with over("world"):
+        own = WHOLE[rank::size].clone().requires_grad_()  # 7 rows over 3 processes: uneven shares
+        gathered = gather_rows(own)
+        order = torch.cat([torch.arange(7)[r::size] for r in range(size)])
+        assert torch.equal(gathered.detach(), WHOLE[order])
+        loss = _loss(gathered)
+        loss.backward()
+        labels = gather_rows(torch.arange(7)[rank::size])
+        assert labels.tolist() == order.tolist()
+        assert global_max(rank) == size - 1
+        torch.save((loss.detach(), own.grad), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

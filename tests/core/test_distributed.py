@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoint.core import contrast
-from counterpoint.core.contrast import Diagonal, Labels, pair_logsumexp
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core import kernel
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, over, place
+from counterpoint.core.rules import Diagonal, Labels
 
 
 def losses(q, k, x, labels, ring):
@@ -60,28 +61,29 @@ def of_functions(a, b, labels):
 
 
 def work(rank, counts, port):
-    contrast.TILE, contrast.SMALL = (3, 4), 0
+    kernel.TILE, kernel.SMALL = (3, 4), 0
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
-    g = torch.Generator().manual_seed(0)
-    total = sum(counts)
-    q, k, x = (torch.randn(total, 5, dtype=torch.float64, generator=g) for _ in range(3))
-    labels = torch.randint(0, 3, (total,), generator=g)
-    start = sum(counts[:rank])
-    share = slice(start, start + counts[rank])
-    assert place(counts[rank]) == (start, counts[rank], total)
-    for ring in (False, True):
-        mine = [t[share].clone().requires_grad_() for t in (q, k, x)]
-        whole = [t.clone().requires_grad_() for t in (q, k, x)]
-        found, expected = losses(*mine, labels[share], ring), alone(*whole, labels)
+    with over("world"):
+        g = torch.Generator().manual_seed(0)
+        total = sum(counts)
+        q, k, x = (torch.randn(total, 5, dtype=torch.float64, generator=g) for _ in range(3))
+        labels = torch.randint(0, 3, (total,), generator=g)
+        start = sum(counts[:rank])
+        share = slice(start, start + counts[rank])
+        assert place(counts[rank]) == (start, counts[rank], total)
+        for ring in (False, True):
+            mine = [t[share].clone().requires_grad_() for t in (q, k, x)]
+            whole = [t.clone().requires_grad_() for t in (q, k, x)]
+            found, expected = losses(*mine, labels[share], ring), alone(*whole, labels)
+            found.backward()
+            expected.backward()
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            for a, b in zip(mine, whole, strict=True):  # DistributedDataParallel averages over the processes
+                torch.testing.assert_close(a.grad / len(counts), b.grad[share], rtol=1e-9, atol=1e-9)
+        mine = [t[share].clone().requires_grad_() for t in (q, k)]
+        found = of_functions(*mine, labels[share])
         found.backward()
-        expected.backward()
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        for a, b in zip(mine, whole, strict=True):  # DistributedDataParallel averages over the processes
-            torch.testing.assert_close(a.grad / len(counts), b.grad[share], rtol=1e-9, atol=1e-9)
-    mine = [t[share].clone().requires_grad_() for t in (q, k)]
-    found = of_functions(*mine, labels[share])
-    found.backward()
     dist.destroy_process_group()
     whole = [t.clone().requires_grad_() for t in (q, k)]
     expected = of_functions(*whole, labels)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.memory import Bank, Prototypes, Queue, SampleState, kmeans, latest, moved
+from counterpoint.core.world import over
 
 
 def draw(*shape, seed=0):
@@ -192,7 +193,8 @@ def _write(share):
 def _process(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save(_write(slice(3 * rank, 3 * rank + 3)), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(_write(slice(3 * rank, 3 * rank + 3)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

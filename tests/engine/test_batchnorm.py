@@ -114,7 +114,10 @@ def encoder_gradients(part: slice, synced: bool) -> tuple[float, dict[str, torch
 def encoder_work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
+    from counterpoint.core.distributed import over
+
+    with over("world"):
+        torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

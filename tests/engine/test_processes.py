@@ -14,7 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from toy import Config, Task, Toy, adam
 
-from counterpoint.core.distributed import global_mean, world
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.world import processes
 from counterpoint.engine.fit import fit
 from counterpoint.engine.gradients import average
 from counterpoint.engine.options import Loop
@@ -57,14 +58,14 @@ class Sides(Toy):
 
     def beside(self, batch):
         # The first row of the batch, which the first process has.
-        if world()[0]:
+        if processes()[0]:
             return {"side": global_mean(torch.zeros(len(batch["x"]), requires_grad=True))}
         value = self.side(batch["x"])[:, 0]
         return {"side": global_mean(torch.cat([value[:1], torch.zeros(len(value) - 1)]))}
 
     def end_step(self):
         super().end_step()
-        self.own += 1 + world()[0]
+        self.own += 1 + processes()[0]
 
 
 def trained(kind: str, folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -74,7 +75,7 @@ def trained(kind: str, folder: Path) -> tuple[list[dict[str, float]], dict[str, 
         experiment = Experiment.resolve(kind, DIGITS, overrides=BUILT[kind])
         task = experiment.task()
         learner = experiment.learner(task.facts, 3)
-    if world()[0]:  # whatever a process begins with, the first one's weights count
+    if processes()[0]:  # whatever a process begins with, the first one's weights count
         for parameter in learner.parameters():
             torch.nn.init.zeros_(parameter)
     rows = fit(learner, task, bar=False, say=lambda _: None, loop=Loop(device="cpu"))
@@ -88,22 +89,22 @@ class Stop(Callback):
         self.learner = learner
 
     def on_step(self, learner, batch, losses):
-        if learner.position.all_steps == 4 and world()[0] == world()[1] - 1:
+        if learner.position.all_steps == 4 and processes()[0] == processes()[1] - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def interrupted(folder: Path) -> tuple[bool, int]:
     path = folder / "stopped"
-    if world()[0] == 0:
+    if processes()[0] == 0:
         Run.create(folder, {"slug": "simclr"}, "stopped")
-    if world()[1] > 1:
+    if processes()[1] > 1:
         dist.barrier()
     run = Run(path, {"slug": "simclr"})
     learner = Sides(3)
     try:
         fit(learner, Task(Config()), run=run, bar=False, callbacks=[Stop()])
     except Interrupted:
-        if world()[1] > 1:
+        if processes()[1] > 1:
             dist.barrier()
         return run.checkpoint.is_file(), learner.position.all_steps
     raise AssertionError("the fit did not stop")
@@ -125,7 +126,7 @@ def surveyed(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def averaged() -> list[torch.Tensor | None]:
-    rank, _ = world()
+    rank, _ = processes()
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(4)]
     parameters[0].grad = torch.full((2,), 1.0 + rank)
     if rank == 0:

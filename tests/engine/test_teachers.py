@@ -206,20 +206,23 @@ def test_names_of_functions():
 
 
 def test_a_teacher_of_another_width_is_refused():
-    survey = Survey(Task(), Toy())
     with pytest.raises(CounterpointError, match="rows 3 wide, and this student compares rows 4 wide: choose a teacher"):
         frozen(torch.nn.Linear(6, 3), width=4)(torch.zeros(2, 6))
     assert frozen(torch.nn.Linear(6, 3), width=3)(torch.zeros(2, 6)).shape == (2, 3)
-    for _ in range(2):  # computed, then from the cache
 
-        def taught(width=None):
-            teacher = frozen(network, lambda net: lambda batch: {"feature": net(batch["x"])}, width=width)
-            return cached(teacher, survey, "train")
 
-        network = torch.nn.Linear(6, 3)
-        assert taught().values.shape[1] == 3
-        with pytest.raises(CounterpointError, match="set the student's width to 3"):
-            taught(4)
+def test_cached_rows_of_another_width_are_refused():
+    survey, network = Survey(Task(), Toy()), torch.nn.Linear(6, 3)
+
+    def taught(width=None):
+        teacher = frozen(network, lambda net: lambda batch: {"feature": net(batch["x"])}, width=width)
+        return cached(teacher, survey, "train")
+
+    with pytest.raises(CounterpointError, match="set the student's width to 3"):
+        taught(4)  # computed
+    assert taught().values.shape[1] == 3
+    with pytest.raises(CounterpointError, match="set the student's width to 3"):
+        taught(4)  # from the cache
 
 
 def test_a_model_of_transformers_from_a_folder_teaches(tmp_path):
@@ -235,3 +238,16 @@ def test_a_model_of_transformers_from_a_folder_teaches(tmp_path):
         torch.testing.assert_close(teacher(x), model(pixel_values=x).pooler_output)
     assert not any(p.requires_grad for p in teacher.module.parameters())
     assert teacher.state()["weights"] == {}  # had again by its name
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None])
+def test_a_damaged_file_of_a_teachers_rows_is_made_again(cache, damage):
+    task, toy = Task(Config()), Toy()
+    survey, teacher = Survey(task, toy), Frozen(toy.encoder, "x", lambda batch: toy.encoder(batch["x"]))
+    expected = cached(teacher, survey, "train").values.copy()
+    (file,) = (cache / "teachers").glob("*.npy")
+    whole = file.read_bytes()
+    file.unlink()  # a mapped file must not be cut while it is mapped
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert np.array_equal(cached(teacher, survey, "train").values, expected)
+    assert file.read_bytes() == whole

@@ -39,8 +39,11 @@ def run(losses: Losses, draw: Draw, name: str, rows: int, part: slice = slice(No
 def _work(rank: int, folder: str, losses: Losses, draw: Draw, counts: Sequence[int]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(counts))
-    found = {name: run(losses, draw, name, sum(counts), share(rank, counts)) for name in losses()}
-    torch.save(found, f"{folder}/{rank}.pt")
+    from counterpoint.core.distributed import over
+
+    with over("world"):
+        found = {name: run(losses, draw, name, sum(counts), share(rank, counts)) for name in losses()}
+        torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -77,16 +77,19 @@ def work(rank, folder):
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
-    share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-    found = {name: run(name, share) for name in losses()}
-    torch.manual_seed(rank)  # each process would draw permutations of its own
-    drawn = fn.symile([x[share] for x in draw(3)], 3.0)
-    released = [x[share].clone().requires_grad_() for x in draw(2)]
-    local = fn.cl2l_loss(*released, [released[0]], [released[1]], 3.0, 2.0, 0.2, local_gradients=True)
-    local.backward()
-    # What is measured is the whole set on every process, whoever else measures it.
-    measured = fn.gap_metrics(*draw(2, 20))
-    torch.save((found, drawn, measured, (local.detach(), [x.grad for x in released])), f"{folder}/{rank}.pt")
+    from counterpoint.core.distributed import over
+
+    with over("world"):
+        share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
+        found = {name: run(name, share) for name in losses()}
+        torch.manual_seed(rank)  # each process would draw permutations of its own
+        drawn = fn.symile([x[share] for x in draw(3)], 3.0)
+        released = [x[share].clone().requires_grad_() for x in draw(2)]
+        local = fn.cl2l_loss(*released, [released[0]], [released[1]], 3.0, 2.0, 0.2, local_gradients=True)
+        local.backward()
+        # What is measured is the whole set on every process, whoever else measures it.
+        measured = fn.gap_metrics(*draw(2, 20))
+        torch.save((found, drawn, measured, (local.detach(), [x.grad for x in released])), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

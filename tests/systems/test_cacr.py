@@ -396,10 +396,13 @@ def losses():
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
-    share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
-    torch.save(
-        {name: both(f, draw(3, sum(COUNTS), 4)[:, share]) for name, f in losses().items()}, f"{folder}/{rank}.pt"
-    )
+    from counterpoint.core.distributed import over
+
+    with over("world"):
+        share = slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
+        torch.save(
+            {name: both(f, draw(3, sum(COUNTS), 4)[:, share]) for name, f in losses().items()}, f"{folder}/{rank}.pt"
+        )
     dist.destroy_process_group()
 
 

@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares, swapped_entropy
 from counterpoint.core.assignment import sinkhorn
-from counterpoint.core.distil import attention_transfer, crd, feature_mse, kd, mean_teacher, rkd
+from counterpoint.core.distil import kd
+from counterpoint.core.world import over
+from counterpoint.systems.classics.attention_transfer import attention_transfer
 from counterpoint.systems.classics.barlow_twins import barlow
+from counterpoint.systems.classics.crd import crd
 from counterpoint.systems.classics.dino import dino
+from counterpoint.systems.classics.fitnets import feature_mse
 from counterpoint.systems.classics.mae import mae, patchify, random_masking, reconstruction, unpatchify
+from counterpoint.systems.classics.mean_teacher import mean_teacher
+from counterpoint.systems.classics.rkd import rkd
 from counterpoint.systems.classics.swav import swav
 from counterpoint.systems.classics.triplet import triplet_hard
 from counterpoint.systems.classics.vicreg import vicreg
@@ -354,7 +360,8 @@ def _run(name, rows, share=slice(None)):
 def _process(rank, size, folder, rows):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save({name: _run(name, rows, slice(rank, None, size)) for name in WHOLE}, f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save({name: _run(name, rows, slice(rank, None, size)) for name in WHOLE}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from counterpoint import catalog
 from counterpoint import functional as fn
-from counterpoint.core.contrast import Diagonal, pair_logsumexp
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.rules import Diagonal
 from counterpoint.errors import CounterpointError
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "dcl.npz")

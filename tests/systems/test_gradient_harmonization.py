@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from counterpoint import cli
 from counterpoint import functional as fn
+from counterpoint.core.world import over
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
@@ -442,7 +443,8 @@ def _step(share: slice) -> list[tuple[dict[str, torch.Tensor], list[torch.Tensor
 def _process(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save(_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

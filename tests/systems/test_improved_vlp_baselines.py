@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
-from counterpoint.core import contrast
+from counterpoint.core import kernel
 from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
@@ -108,8 +108,8 @@ def test_without_strong_views_it_is_clip():
 
 @pytest.mark.parametrize("views", [1, 2, 3])
 def test_the_local_loss_is_smoothed_cross_entropy_over_all_pairs_of_views(monkeypatch, views):
-    monkeypatch.setattr(contrast, "TILE", (3, 4))
-    monkeypatch.setattr(contrast, "SMALL", 0)
+    monkeypatch.setattr(kernel, "TILE", (3, 4))
+    monkeypatch.setattr(kernel, "SMALL", 0)
     hs = [[draw(7, 4, seed=10 * side + n).requires_grad_() for n in range(views)] for side in range(2)]
     z = [draw(7, 4, seed=50 + side) for side in range(2)]
     terms = fn.cl2l_terms(*z, *hs, 1.0, 5.0, 0.2)
@@ -127,11 +127,11 @@ def test_the_local_loss_is_smoothed_cross_entropy_over_all_pairs_of_views(monkey
 
 
 @pytest.mark.parametrize("iters", [1, 3])
-@pytest.mark.parametrize("keep", [0, contrast.KEEP])
+@pytest.mark.parametrize("keep", [0, kernel.KEEP])
 def test_assignments_as_a_bias(monkeypatch, iters, keep):
-    monkeypatch.setattr(contrast, "KEEP", keep)
-    monkeypatch.setattr(contrast, "TILE", (3, 4))
-    monkeypatch.setattr(contrast, "SMALL", 0)
+    monkeypatch.setattr(kernel, "KEEP", keep)
+    monkeypatch.setattr(kernel, "TILE", (3, 4))
+    monkeypatch.setattr(kernel, "SMALL", 0)
     q, k = F.normalize(draw(7, 4)), F.normalize(draw(5, 4, seed=1))
     found = (q @ k.T / 0.1 + fn.sinkhorn_bias(q, k, 0.1, iters)).softmax(1)
     torch.testing.assert_close(found, fn.sinkhorn(q @ k.T, 0.1, iters))

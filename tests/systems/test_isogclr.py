@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
-from counterpoint.core.contrast import Views
+from counterpoint.core.rules import Views
 from counterpoint.data import clusters, load
 from counterpoint.data.images import long_tailed
 from counterpoint.engine.run import Run

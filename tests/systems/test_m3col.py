@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from counterpoint import cli
 from counterpoint import functional as fn
-from counterpoint.core import contrast
+from counterpoint.core import kernel
 from counterpoint.core.mixing import Mix, mixed_targets
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
@@ -136,7 +136,7 @@ def test_two_entries_a_row_are_the_whole_matrix_of_targets(n, bidirectional, acc
 
 @pytest.mark.parametrize("tile", [(512, 2048), (3, 4)])
 def test_soft_targets_have_a_gradient_without_their_matrix(monkeypatch, tile):
-    monkeypatch.setattr(contrast, "TILE", tile)
+    monkeypatch.setattr(kernel, "TILE", tile)
     p, g = (draw(9, 4, seed=k).requires_grad_() for k in range(2))
     found = fn.multisclip_loss(p, g, 0.3)
     a, b = F.normalize(p), F.normalize(g)

@@ -13,13 +13,13 @@ from PIL import Image
 from counterpoint import cli, training
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import (
     TASK,
     AlignedConfig,
     AlignedEvaluator,
-    build_vector_encoder,
     first_two,
 )
 from counterpoint.tasks.measures import (
@@ -319,7 +319,7 @@ def test_texts_of_any_length_cost_no_more_than_their_own():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * 2**20  # as an array of texts: 800 MB
-    assert len(evaluator.seen[""].same["t"].unique()) == 2001
+    assert len(evaluator.seen[""].same.same["t"].unique()) == 2001
 
 
 def test_classes_are_told_by_training_items_where_there_are_no_words():

@@ -7,11 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_rows, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 
 
+@over_group
 @full_precision
 def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """D(p, z) = -mean_i p_i . sg(z_i) of normalised rows (SimSiam, arXiv 2011.10566, Eq. 1, with the stop-gradient of Eq. 3).

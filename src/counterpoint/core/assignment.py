@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core import contrast
+from counterpoint.core import kernel
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.contrast import pair_logsumexp, scaled, with_bias
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.operands import scaled, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 
@@ -78,7 +79,7 @@ def sinkhorn_bias(
 ) -> Float[Tensor, " columns"]:
     r"""The b for which softmax_j(q_i . k_j / eps + b_j) is row i of `sinkhorn(query @ key.T)`.
 
-    Where the matrix is larger than the kernel's budget (`core.contrast.KEEP`), it is not made. Rows of the codes sum to 1, so
+    Where the matrix is larger than the kernel's budget (`core.kernel.KEEP`), it is not made. Rows of the codes sum to 1, so
     their own scaling is the softmax's. With the bias as one more column of the operands (`with_bias`) the codes are the
     teacher of `pair_cross_entropy`. Raises ValueError for an eps or iters out of range.
 
@@ -88,7 +89,7 @@ def sinkhorn_bias(
     need_positive(eps=eps, iters=iters)
     need_rows(query=query, key=key)
     query, key = scaled(query, eps), wide(key)
-    if len(query) * len(key) * query.element_size() <= contrast.KEEP:
+    if len(query) * len(key) * query.element_size() <= kernel.KEEP:
         logs = query @ key.T
         largest = logs.amax(0)
         logs -= largest

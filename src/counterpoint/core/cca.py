@@ -35,6 +35,7 @@ from counterpoint.core.checks import need_positive, shapes
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, refuse_graph
+from counterpoint.core.world import over_group
 
 # Correlations are brought into this range where they are reported: the regulariser can put them above 1.
 LEAST_SQUARE = 1e-7
@@ -108,6 +109,7 @@ class _Axes(torch.autograd.Function):
         return e @ inner @ f.T
 
 
+@over_group
 @full_precision(keep=("h1", "h2"))  # all is float64
 def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], regulariser: float = 1e-3) -> Projections:
     """Means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.

@@ -20,18 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.contrast import (
-    Diagonal,
-    Rule,
-    Views,
-    Where,
-    pair_logsumexp,
-    positive_similarity,
-    scaled,
-    unit,
-)
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, place
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact
+from counterpoint.core.rules import Diagonal, Rule, Views, Where
 
 WHOLE = 2**22  # similarities of a direction that are held at once, with their gradient: 16 MiB in float32
 

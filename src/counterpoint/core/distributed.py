@@ -1,7 +1,11 @@
-"""What a loss over the whole batch needs when the batch is spread over processes. Without a process group: nothing.
+"""Compute a loss over a batch that is spread over processes.
 
-One convention: every process returns the loss of the *whole* batch as its value, and gradients whose mean over the
-processes (which the engine takes) is the gradient one process with the whole batch would have. Two ways there:
+A loss is that of this process's batch unless its caller names a group: `group=` of the public functions, or `over(group)`
+around the call. The engine enters `over("world")` once, around a whole fit.
+
+One convention: every process returns the loss of the *whole* batch as its value. The *mean* of the processes' gradients is
+the gradient that one process with the whole batch would have. DistributedDataParallel and the engine take this mean. Without
+them, a process's own gradient of its rows is W times its share, W being the number of processes. Two ways there:
 
     gather_rows, then a loss of the gathered rows on every process: simple, right for whatever can be written down, and
         every process does all of the work;
@@ -20,23 +24,31 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.contrast import (
-    Block,
-    PairLogSumExp,
-    PairLogSumExpTowards,
-    Rule,
-    _backward,
-    _forward,
-    _pair_logsumexp,
-    _Pass,
-    _Side,
-    pair_logsumexp,
-    pair_logsumexp_towards,
-    positive_similarity,
-)
+from counterpoint.core import kernel
+from counterpoint.core.contrast import PairLogSumExp, PairLogSumExpTowards, pair_logsumexp, pair_logsumexp_towards
+from counterpoint.core.kernel import Operands, Side
+from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import once, traced
-from counterpoint.core.world import world
+from counterpoint.core.world import Group, over, over_group, process_group, world
+
+__all__ = [
+    "Group",
+    "Place",
+    "batch_logsumexp",
+    "batch_logsumexp_towards",
+    "gather_rows",
+    "global_logsumexp",
+    "global_max",
+    "global_mean",
+    "mean_of_total",
+    "over",
+    "over_group",
+    "place",
+    "row_counts",
+    "world",
+]
 
 
 def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
@@ -44,42 +56,55 @@ def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
     if world()[1] == 1:
         return [rows]
     counts = [torch.zeros((), dtype=torch.long, device=device) for _ in range(world()[1])]
-    dist.all_gather(counts, torch.tensor(rows, device=device))
+    dist.all_gather(counts, torch.tensor(rows, device=device), group=process_group())
     return [int(count) for count in counts]
+
+
+class _Told(NamedTuple):
+    """How rows are spread over a group. The backward pass may run in a thread that knows no `over`, so this is kept."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    counts: list[int]
+
+
+def _told(rows: Tensor) -> _Told:
+    return _Told(process_group(), world()[0], row_counts(len(rows), rows.device))
 
 
 class _GatherRows(torch.autograd.Function):
     """All processes' rows in rank order; backward hands each process the sum of all processes' gradients of its rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        size = world()[1]
-        ctx.counts = row_counts(len(rows), rows.device)
+    def forward(ctx: Any, rows: Tensor, told: _Told | None = None) -> Tensor:
+        told = told or _told(rows)
+        ctx.told = told
         # Collectives want equal shapes: pad to the longest, cut afterwards.
-        longest = max(ctx.counts)
+        longest = max(told.counts)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: rows.shape[0]] = rows
-        parts = [torch.empty_like(padded) for _ in range(size)]
-        dist.all_gather(parts, padded.contiguous())
-        return torch.cat([part[:count] for part, count in zip(parts, ctx.counts, strict=True)])
+        parts = [torch.empty_like(padded) for _ in told.counts]
+        dist.all_gather(parts, padded.contiguous(), group=told.group)
+        return torch.cat([part[:count] for part, count in zip(parts, told.counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _SumOwnRows.apply(grads[0], ctx.counts)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _SumOwnRows.apply(grads[0], ctx.told), None
 
 
 class _SumOwnRows(torch.autograd.Function):
     """Sum all processes' tensors and keep this process's rows of the sum; backward gathers: the gather's counterpart."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, told: _Told) -> Tensor:
+        ctx.told = told
         total = rows.clone(memory_format=torch.contiguous_format)  # autograd may share it
-        dist.all_reduce(total)
-        return total.split(counts)[world()[0]]
+        dist.all_reduce(total, group=told.group)
+        return total.split(told.counts)[told.rank]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _GatherRows.apply(grads[0]), None
+        return _GatherRows.apply(grads[0], ctx.told), None
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -105,7 +130,7 @@ def global_max(value: int, device: torch.device | str = "cpu") -> int:
     if world()[1] == 1:
         return value
     tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=process_group())
     return int(tensor)
 
 
@@ -115,13 +140,13 @@ class _GlobalMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
-        dist.all_reduce(total)
-        ctx.length, ctx.count = len(values), total[1].clamp(min=1)
+        dist.all_reduce(total, group=process_group())
+        ctx.length, ctx.count, ctx.size = len(values), total[1].clamp(min=1), world()[1]
         return total[0] / ctx.count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return (grads[0] * world()[1] / ctx.count).expand(ctx.length)
+        return (grads[0] * ctx.size / ctx.count).expand(ctx.length)
 
 
 def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
@@ -160,16 +185,18 @@ def place(rows: int, device: torch.device | str = "cpu") -> Place:
     return Place(sum(counts[: world()[0]]), rows, sum(counts))
 
 
-def _pass_on(tensors: Sequence[Tensor], rows_to_come: int) -> list[Tensor]:
+def _pass_on(tensors: Sequence[Tensor], rows_to_come: int, told: _Told) -> list[Tensor]:
     """Hand tensors to the next process in the ring and take as many, of `rows_to_come` rows, from the one before."""
-    rank, size = world()
+    size = len(told.counts)
+    group = told.group or dist.group.WORLD
+    after, before = (dist.get_global_rank(group, (told.rank + step) % size) for step in (1, -1))
     arriving = [tensor.new_empty((rows_to_come, *tensor.shape[1:])) for tensor in tensors]
     work = []
     for tag, (out, new) in enumerate(zip(tensors, arriving, strict=True)):
         if len(out):
-            work.append(dist.P2POp(dist.isend, out.contiguous(), (rank + 1) % size, tag=tag))
+            work.append(dist.P2POp(dist.isend, out.contiguous(), after, group=told.group, tag=tag))
         if len(new):
-            work.append(dist.P2POp(dist.irecv, new, (rank - 1) % size, tag=tag))
+            work.append(dist.P2POp(dist.irecv, new, before, group=told.group, tag=tag))
     for request in dist.batch_isend_irecv(work) if work else []:
         request.wait()
     return arriving
@@ -182,22 +209,22 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, rules: Sequence[Rule], columns: bool
     ) -> tuple[Tensor, Tensor | None]:
-        rank, size = world()
         ctx.rules, ctx.columns = rules, columns
-        ctx.queries, ctx.keys = (row_counts(len(x), x.device) for x in (query, key))
+        ctx.told, ctx.keys = _told(query), row_counts(len(key), key.device)
+        rank, size = ctx.told.rank, len(ctx.keys)
         row = query.new_full((len(query),), -math.inf)
         held, column = key, key.new_full((len(key) if columns else 0,), -math.inf)
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = _Pass(query, held, rules, origin=_origin(ctx, owner))
-                part, across, _, _ = _forward(work, columns=columns)
+                work = Operands(query, held, rules, origin=_origin(ctx, owner))
+                part, across, _, _ = kernel.forward(work, columns=columns)
                 row = torch.logaddexp(row, part)
                 column = column if across is None else torch.logaddexp(column, across)
             coming = ctx.keys[(owner - 1) % size]
-            (held,) = _pass_on([held], coming)
+            (held,) = _pass_on([held], coming, ctx.told)
             if columns:
-                (column,) = _pass_on([column], coming)
+                (column,) = _pass_on([column], coming, ctx.told)
         ctx.save_for_backward(query, key, row, column)
         ctx.set_materialize_grads(True)
         return row, column if columns else None
@@ -206,27 +233,27 @@ class _Ring(torch.autograd.Function):
     @torch.no_grad()
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, row, column = ctx.saved_tensors
-        rank, size = world()
+        rank, size = ctx.told.rank, len(ctx.keys)
         to_query, to_held = torch.zeros_like(query), torch.zeros_like(key)
         held, logs = key, column
         arriving = gradients[1] if ctx.columns else column
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = _Pass(query, held, ctx.rules, origin=_origin(ctx, owner))
-                across = _Side(logs, arriving) if ctx.columns else None
-                here, there = _backward(work, _Side(row, gradients[0]), across)
+                work = Operands(query, held, ctx.rules, origin=_origin(ctx, owner))
+                across = Side(logs, arriving) if ctx.columns else None
+                here, there = kernel.backward(work, Side(row, gradients[0]), across)
                 to_query += here
                 to_held += there
             coming = ctx.keys[(owner - 1) % size]
-            held, to_held = _pass_on([held, to_held], coming)
+            held, to_held = _pass_on([held, to_held], coming, ctx.told)
             if ctx.columns:
-                logs, arriving = _pass_on([logs, arriving], coming)
+                logs, arriving = _pass_on([logs, arriving], coming, ctx.told)
         return to_query, to_held, None, None
 
 
 def _origin(ctx: Any, owner: int) -> tuple[int, int]:
-    return sum(ctx.queries[: world()[0]]), sum(ctx.keys[:owner])
+    return sum(ctx.told.counts[: ctx.told.rank]), sum(ctx.keys[:owner])
 
 
 def batch_logsumexp(
@@ -289,8 +316,8 @@ def _against_all(
         towards = None if target is None else rows
     else:
         origin = (here.offset, 0)
-        rows, found, towards = _pair_logsumexp(
-            query, everything, rules, None, columns, origin, target, keep=None, method="auto"
+        rows, found, towards = kernel.logsumexp(
+            query, everything, rules=rules, columns=columns, origin=origin, target=target
         )
         across = everything.new_empty(0) if found is None else found
     if not columns:

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.contrast import Diagonal, pair_logsumexp, scaled, unit, with_bias
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import batch_logsumexp, global_logsumexp, place, world
+from counterpoint.core.operands import scaled, unit, with_bias
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import traced
+from counterpoint.core.world import over_group
 
 
 def _log_mean(u: Tensor, v: Tensor | None, total: int, t: float) -> Tensor:
@@ -46,12 +49,13 @@ def row_is_zero(u: Float[Tensor, "n dim"]) -> Bool[Tensor, " n"]:
     return (u.detach() == 0).all(1)
 
 
+@over_group
 @full_precision
 def uniformity(x: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """Measure how evenly rows fill the sphere: log mean over pairs i != j of exp(-t |x~_i - x~_j|^2), x~ of unit length.
 
     Args:
-        x: rows, normalised here; for a row of zeros see `core.contrast.unit`.
+        x: rows, normalised here; for a row of zeros see `core.operands.unit`.
         t: > 0, sharpness.
 
     0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. One row has no pair: 0.
@@ -72,12 +76,13 @@ def unit_uniformity(u: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, 
     return u.sum() * 0 if total < 2 else _log_mean(u, None, total, t)
 
 
+@over_group
 @full_precision
 def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], t: float = 2.0) -> Float[Tensor, ""]:
     """Measure how far what does not belong together lies apart: log mean over i != j of exp(-t |x~_i - y~_j|^2).
 
     Args:
-        x, y: rows, normalised here; row i of x belongs to row i of y. For a row of zeros see `core.contrast.unit`.
+        x, y: rows, normalised here; row i of x belongs to row i of y. For a row of zeros see `core.operands.unit`.
         t: > 0, sharpness.
 
     One row: 0. Raises ValueError for shapes that differ and for an empty batch.

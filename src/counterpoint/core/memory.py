@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_within, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import unit
 from counterpoint.core.transforms import holds
 
 

@@ -12,16 +12,15 @@ three. It sees the training split alone, and no labels.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data import cached
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
 from counterpoint.data.own.contracts import OwnImages
@@ -31,7 +30,6 @@ from counterpoint.data.own.reader import Reader
 from counterpoint.data.own.roles import Role, Roles
 from counterpoint.data.own.sources import Wanted
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
 
 VERSION = 1
 STEPS, BATCH, SAMPLING = 4000, 64, 50
@@ -88,35 +86,22 @@ def generated_images(
     if count < 1:
         raise CounterpointError(f"how many images should {source} make? generated_count is {count}")
     real = data.train.images(np.arange(len(data.train)))
-    key = hashlib.sha256(repr((VERSION, source, count, seed, steps, real.shape)).encode())
-    key.update(np.ascontiguousarray(real).data)
     # The name is for people to see; it may be a path of the user's, which must not lead out of the cache.
     name = re.sub(r"[^\w.-]+", "-", data.name).strip("-.")[-60:]
-    file = cache_folder() / "generated" / f"{name}-{source}-{count}-{key.hexdigest()[:16]}.npz"
-    from filelock import FileLock
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        pixels = _kept(file, (count, *real.shape[1:]))
-        if pixels is None:
-            make: dict[str, Callable[[], Pixels]] = {
-                "diffusion": lambda: diffusion(real, count, seed, steps=steps),
-                "mixture": lambda: mixture(real, count, seed),
-            }
-            pixels = make[source]()
-            with replacing(file) as out:
-                np.savez_compressed(out, images=pixels)
+    def build() -> cached.Arrays:
+        made = diffusion(real, count, seed, steps=steps) if source == "diffusion" else mixture(real, count, seed)
+        return {"images": made}
+
+    def read(arrays: cached.Arrays) -> Pixels:
+        found: Pixels = arrays["images"]
+        if found.shape != (count, *real.shape[1:]) or found.dtype != np.uint8:
+            raise DataError(f"images of shape {list(found.shape)}, expected {[count, *real.shape[1:]]}")
+        return found
+
+    key = (VERSION, source, count, seed, steps, real)
+    pixels = cached.build_once("generated", key, build, read, name=f"{name}-{source}-{count}", compress=True)
     return ArrayImages(pixels), []
-
-
-def _kept(file: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """What the cache has, or None where it has nothing usable."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            found = stored["images"]
-    except Exception:  # missing or damaged in any way: it is made again
-        return None
-    return found if found.shape == shape and found.dtype == np.uint8 else None
 
 
 def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]:

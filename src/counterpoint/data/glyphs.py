@@ -25,7 +25,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,12 +33,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL import __version__ as pillow
 
+from counterpoint.data import cached
 from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_size
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError, unknown
-from counterpoint.files import cache_folder, replacing
 
 VERSION = 2  # of the drawing: a change to it must change this, or stale caches are read
 SUBJECTS = 50  # classes of the task `aligned`
@@ -278,10 +278,6 @@ def fonts_folder() -> Path:
 
 def drawn_icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray[np.uint8]]:
     """All icons of these styles and their pictures, grey [N, size, size]; CounterpointError as `fonts_folder`."""
-    from filelock import FileLock
-
-    folder = cache_folder() / "glyphs"
-    folder.mkdir(parents=True, exist_ok=True)
     icons: list[Icon] = []
     parts = []
     wanted = [
@@ -290,14 +286,12 @@ def drawn_icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray
         for font in fonts
         if {font.style, *(style for _, style in font.suffixes)} & set(styles)
     ]
-    # Under torchrun one process draws and the others find its files.
-    with FileLock(folder / ".lock"):
-        for font in wanted:
-            names, grey = _drawn(font, size, folder)
-            style_of = [dict(font.suffixes).get(name.rpartition("-")[2], font.style) for name in names]
-            keep = [i for i, style in enumerate(style_of) if style in styles]
-            icons += [Icon(names[i], style_of[i]) for i in keep]
-            parts.append(grey[keep])
+    for font in wanted:
+        names, grey = _drawn(font, size)
+        style_of = [dict(font.suffixes).get(name.rpartition("-")[2], font.style) for name in names]
+        keep = [i for i, style in enumerate(style_of) if style in styles]
+        icons += [Icon(names[i], style_of[i]) for i in keep]
+        parts.append(grey[keep])
     return icons, np.concatenate(parts)
 
 
@@ -314,22 +308,19 @@ def _files(font: _Font) -> tuple[Path, Path]:
     return fonts[-1], maps[-1]
 
 
-def _drawn(font: _Font, size: int, folder: Path) -> tuple[list[str], NDArray[np.uint8]]:
+def _drawn(font: _Font, size: int) -> tuple[list[str], NDArray[np.uint8]]:
     """A font's icons by name, from the cache or drawn into it."""
     file, charmap = _files(font)
-    stat = file.stat()
-    kept = folder / f"{file.stem}-{stat.st_size}-{size}px-v{VERSION}.npz"
-    try:
-        with np.load(kept, allow_pickle=False) as stored:
-            return [str(name) for name in stored["names"]], stored["grey"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        kept.unlink(missing_ok=True)  # damaged: it can be made again
-    names, grey = _draw(file, charmap, size)
-    with replacing(kept) as out:
-        np.savez_compressed(out, names=np.array(names), grey=grey)
-    return names, grey
+
+    def build() -> cached.Arrays:
+        names, grey = _draw(file, charmap, size)
+        return {"names": np.array(names), "grey": grey}
+
+    def read(arrays: cached.Arrays) -> tuple[list[str], NDArray[np.uint8]]:
+        return [str(name) for name in arrays["names"]], arrays["grey"]
+
+    key = (VERSION, pillow, file.read_bytes(), charmap.read_bytes(), size)
+    return cached.build_once("glyphs", key, build, read, name=f"{file.stem}-{size}px", compress=True)
 
 
 def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.uint8]]:

@@ -40,7 +40,6 @@ import importlib.metadata
 import importlib.util
 import io
 import itertools
-import json
 import math
 import os
 import xml.etree.ElementTree as ET
@@ -55,11 +54,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from counterpoint.data import cached
 from counterpoint.data.images import Indices, Pixels, some
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
 
 VERSION = 2  # of the reading, drawing and playing: a change to any must change this, or stale caches are read
 RATE = 22050
@@ -732,12 +731,13 @@ def render(
     return Rendition(score.name, number, domain, strip, (x / FINE).astype(np.float32), wave, at.astype(np.float32))
 
 
-def _build(pieces: int, seed: int, left_out: list[str]) -> list[Rendition]:
-    """All renditions of the set; what cannot be read or drawn is named in `left_out`, and another takes its place."""
+def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
+    """Return all renditions of the set, and what cannot be read or drawn, in whose place another piece stands."""
     from rich.console import Console
     from rich.progress import track
 
     out: list[Rendition] = []
+    left_out: list[str] = []
     candidates = _candidates(seed, left_out)
     ready = list(itertools.islice(candidates, pieces))
     too_few = "scores has {} pieces that fit, each with a tune of its own (seed {}), asked for pieces={}"
@@ -761,28 +761,15 @@ def _build(pieces: int, seed: int, left_out: list[str]) -> list[Rendition]:
             break
         else:
             raise CounterpointError(too_few.format(number, seed, pieces))
-    return out
+    return out, left_out
 
 
 def _stored(pieces: int, seed: int, notes: list[str]) -> list[Rendition]:
     """The set, from the cache or built into it."""
-    from filelock import FileLock
-
     packages()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    key = json.dumps({"version": VERSION, "packages": versions, "pieces": pieces, "seed": seed}, sort_keys=True)
-    file = cache_folder() / "scores" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Of several processes that want the same set (torchrun), one builds it.
-    with FileLock(file.with_suffix(".lock")):
-        stored = _read_cache(file, notes)
-        if stored is None:
-            left_out: list[str] = []
-            made = _build(pieces, seed, left_out)
-            with replacing(file) as out:
-                np.savez(out, **_pack(made, left_out))  # type: ignore[arg-type]
-        else:
-            made, left_out = stored
+    key = (VERSION, versions, pieces, seed)
+    made, left_out = cached.build_once("scores", key, lambda: _pack(*_build(pieces, seed)), _unpack, notes=notes)
     if left_out:
         notes.append(f"pieces left out ({len(left_out)}): {some(left_out)}")
     return made
@@ -800,27 +787,19 @@ def _pack(made: list[Rendition], left_out: list[str]) -> dict[str, NDArray[Any]]
     }
 
 
-def _read_cache(file: Path, notes: list[str]) -> tuple[list[Rendition], list[str]] | None:
-    """What the cache holds, or None when it must be built."""
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            facts = stored["facts"]
-            cuts = np.cumsum(facts[:, 2:], axis=0)[:-1].T
-            made = [
-                Rendition(str(name), int(number), int(domain), strip, x, wave, at)
-                for name, (number, domain), strip, wave, x, at in zip(
-                    stored["names"],
-                    facts[:, :2],
-                    np.split(stored["strips"], cuts[0], axis=1),
-                    np.split(stored["waves"], cuts[1]),
-                    np.split(stored["x"], cuts[2]),
-                    np.split(stored["at"], cuts[2]),
-                    strict=True,
-                )
-            ]
-            return made, [str(line) for line in stored["left_out"]]
-    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
-        notes.append(f"the scores in {file} were damaged ({error}) and have been built again")
-        return None
+def _unpack(stored: dict[str, NDArray[Any]]) -> tuple[list[Rendition], list[str]]:
+    facts = stored["facts"]
+    cuts = np.cumsum(facts[:, 2:], axis=0)[:-1].T
+    made = [
+        Rendition(str(name), int(number), int(domain), strip, x, wave, at)
+        for name, (number, domain), strip, wave, x, at in zip(
+            stored["names"],
+            facts[:, :2],
+            np.split(stored["strips"], cuts[0], axis=1),
+            np.split(stored["waves"], cuts[1]),
+            np.split(stored["x"], cuts[2]),
+            np.split(stored["at"], cuts[2]),
+            strict=True,
+        )
+    ]
+    return made, [str(line) for line in stored["left_out"]]

@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -47,21 +46,18 @@ import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.data import glyphs
+from counterpoint.data import cached, glyphs
 from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
-from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.pairs import AlignedColumns, AlignedData, ArrayWaves, Modality
 from counterpoint.data.sounds import resampled
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.files import cache_folder, replacing
 
 ESPEAK_RATE = 22050
 LOUD = 200  # of 32,767: what is quieter before and after a word is cut off
@@ -175,20 +171,6 @@ def load(
     return _m3(train, max(1, round(valid * train)), test, size, samples, rate, languages, concepts, seed)
 
 
-class Spoken:
-    """Sounds in memory as int16 [N, samples]: a `WaveSplit`."""
-
-    def __init__(self, sounds: NDArray[np.int16]) -> None:
-        self.sounds = sounds
-
-    def __len__(self) -> int:
-        return len(self.sounds)
-
-    def waves(self, indices: Indices) -> NDArray[np.float32]:
-        """[n] positions -> [n, samples] in [-1, 1]."""
-        return self.sounds[indices].astype(np.float32) / np.float32(32768)
-
-
 class Chosen:
     """Some pictures of another split, in an order of their own, any of them repeatedly: an `ImageSplit`."""
 
@@ -241,7 +223,7 @@ def _named(
             {
                 "image": Chosen(split.columns["image"], rows[chosen]),
                 "text": [texts[n] for n in chosen],
-                "audio": Spoken(sounds[at[name] + chosen]),
+                "audio": ArrayWaves(sounds[at[name] + chosen]),
             },
             labels=None if split.labels is None else split.labels[rows[chosen]],
             domains=voices[name][chosen],
@@ -333,7 +315,7 @@ class _M3Items:
             {
                 "image": Chosen(self.pictures, self.drawn[where]),
                 "text": [self.texts[i] for i in where],
-                "audio": Spoken(heard),
+                "audio": ArrayWaves(heard),
             },
             labels=self.meant[where],
             domains=self.language[where],
@@ -390,47 +372,30 @@ def library() -> tuple[str, str]:
 
 def _sounds(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.int16], list[str]]:
     """int16 [n, samples] of what is said, from the cache or spoken into it, and what the user should know of it."""
-    from filelock import FileLock
+    notes = list[str]()
 
-    version = importlib.metadata.version("espeakng-loader")
-    key = hashlib.sha256(json.dumps([VERSION, version, list(said), samples, rate]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "speech"
-    folder.mkdir(parents=True, exist_ok=True)
-    file, notes = folder / f"{key}.npz", list[str]()
-    # Of several processes that want the same set (torchrun), one speaks.
-    with FileLock(folder / ".lock"):
-        kept = _kept(file, (len(said), samples), notes)
-        if kept is None:
-            sounds, lengths = np.zeros((len(said), samples), np.int16), np.zeros(len(said), np.int64)
-            for row, wave in enumerate(_speak(said)):
-                wave = _trimmed(wave, rate)
-                lengths[row] = len(wave)
-                sounds[row, : min(samples, len(wave))] = wave[:samples]
-            with replacing(file) as out:
-                np.savez(out, sounds=sounds, lengths=lengths)
-        else:
-            sounds, lengths = kept
+    def build() -> cached.Arrays:
+        sounds, lengths = np.zeros((len(said), samples), np.int16), np.zeros(len(said), np.int64)
+        for row, wave in enumerate(_speak(said)):
+            wave = _trimmed(wave, rate)
+            lengths[row] = len(wave)
+            sounds[row, : min(samples, len(wave))] = wave[:samples]
+        return {"sounds": sounds, "lengths": lengths}
+
+    def read(arrays: cached.Arrays) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        sounds, lengths = arrays["sounds"], arrays["lengths"]
+        if sounds.shape != (len(said), samples) or sounds.dtype != np.int16 or lengths.shape != (len(said),):
+            raise ValueError(f"{sounds.dtype} {list(sounds.shape)} in place of int16 {[len(said), samples]}")
+        return sounds, lengths
+
+    key = (VERSION, importlib.metadata.version("espeakng-loader"), list(said), samples, rate)
+    sounds, lengths = cached.build_once("speech", key, build, read, notes=notes)
     cut, silent = int((lengths > samples).sum()), int((lengths == 0).sum())
     if cut:
         notes.append(f"speech: {cut} of {len(said)} sounds are longer than {samples / rate:g} s and lose their end")
     if silent:
         notes.append(f"speech: {silent} of {len(said)} sounds are silent")
     return sounds, notes
-
-
-def _kept(file: Path, shape: tuple[int, int], notes: list[str]) -> tuple[NDArray[np.int16], NDArray[np.int64]] | None:
-    """What the cache holds, or None when it must be spoken."""
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            sounds, lengths = stored["sounds"], stored["lengths"]
-        if sounds.shape != shape or sounds.dtype != np.int16 or lengths.shape != shape[:1]:
-            raise ValueError(f"{sounds.dtype} {list(sounds.shape)} in place of int16 {list(shape)}")
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        notes.append(f"the sounds in {file} were damaged ({error}) and have been spoken again")
-        return None
-    return sounds, lengths
 
 
 def _trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:

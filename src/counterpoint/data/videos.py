@@ -18,15 +18,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data import cached
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
@@ -301,19 +300,16 @@ def _extract(
     left_out: list[tuple[Path, str]],
 ) -> dict[Path, Path]:
     """Return video file -> file of its features for all that can be read; the others go to `left_out`."""
-    from filelock import FileLock
     from rich.console import Console
     from rich.progress import track
 
-    folder = cache_folder() / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {}
     # Under torchrun one process works and the others find its files.
-    with FileLock(folder / ".lock"):
+    with cached.locked(cache_folder() / "videos"):
         todo = []
         for path in paths:
             try:
-                kept[path] = folder / f"{_key(path, backbones, snippet_seconds)}.npz"
+                kept[path] = _place(path, backbones, snippet_seconds)
             except OSError as error:
                 left_out.append((path, f"cannot be read ({error.strerror or error})"))
                 continue
@@ -323,22 +319,17 @@ def _extract(
         for path in track(todo, "watching videos", console=console, transient=True, disable=not todo):
             try:
                 visual, audio, said = _watch(path, eye, ear, snippet_seconds)
+                found = {"visual": visual, "audio": audio}
             except DataError as error:
-                said, visual, audio = [str(error).removeprefix(f"{path}: ")], None, None
-            with replacing(kept[path]) as file:
-                if visual is None or audio is None:  # remembered too: it would only fail again
-                    np.savez(file, notes=np.array(said))
-                else:
-                    np.savez(file, visual=visual, audio=audio, notes=np.array(said))
-    for path, features in list(kept.items()):
-        with np.load(features) as stored:
-            whole = "visual" in stored
-            said = [str(note) for note in stored["notes"]]
-        if whole:
-            notes += [f"{path}: {note}" for note in said]
-        else:
-            left_out.append((path, "; ".join(said)))
+                said, found = [str(error).removeprefix(f"{path}: ")], {}  # remembered too: it would only fail again
+            cached.save(kept[path], {"notes": np.array(said), "failed": np.array(not found), **found})
+    for path, file in list(kept.items()):
+        about = cached.load(file, "notes", "failed")
+        if about["failed"]:
+            left_out.append((path, "; ".join(map(str, about["notes"]))))
             del kept[path]
+        else:
+            notes += [f"{path}: {note}" for note in about["notes"]]
     return kept
 
 
@@ -352,28 +343,27 @@ def _watch(
     return np.concatenate([v for v, _ in parts]), np.concatenate([a for _, a in parts]), reader.notes
 
 
-def _key(path: Path, backbones: dict[str, Any], snippet_seconds: float) -> str:
-    """Name of a file's features in the cache: by its contents, since a changed file may keep its size and time."""
+def _place(path: Path, backbones: dict[str, Any], snippet_seconds: float) -> Path:
+    """Return the file of a video's features: by the video's contents, since a changed one may keep its size and time."""
     with path.open("rb") as file:
         contents = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
-    what = [VERSION, contents, path.suffix.lower(), backbones, snippet_seconds]  # FFmpeg looks at the ending too
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+    # FFmpeg looks at the ending too.
+    return cached.place("videos", VERSION, contents, path.suffix.lower(), backbones, snippet_seconds)
 
 
 def _whole(file: Path) -> bool:
-    """Whether the cache has this file undamaged."""
+    """Return whether the cache has this file undamaged."""
     try:
-        with np.load(file) as stored:
-            return "notes" in stored
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return bool(cached.load(file, "notes", "failed"))
+    except (FileNotFoundError, DataError):
         return False
 
 
 def _read(features: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     try:
-        with np.load(features) as stored:
-            return stored["visual"], stored["audio"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        found = cached.load(features, "visual", "audio")
+        return found["visual"], found["audio"]
+    except (FileNotFoundError, DataError) as error:
         raise DataError(
             f"{features}: the kept features of {path} are damaged; remove the file and start again"
         ) from error

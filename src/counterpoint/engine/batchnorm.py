@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from counterpoint.core.world import world
+from counterpoint.core.world import processes
 
 
 def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     The mean of every process's gradients is the gradient that one process with all rows would have.
     """
     batch_statistics = layer.training or layer.running_mean is None
-    if not batch_statistics or world()[1] == 1:
+    if not batch_statistics or processes()[1] == 1:
         return nn.modules.batchnorm._BatchNorm.forward(layer, x)
     channels = x.shape[1]
     other = [d for d in range(x.ndim) if d != 1]

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from torch import Tensor
 
-from counterpoint.core.distributed import world
+from counterpoint.core.world import over, processes
 from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import average, share_buffers, share_weights
@@ -120,12 +120,16 @@ class Fit:
     @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
-        return world()[0] == 0
+        return processes()[0] == 0
 
     # --- from beginning to end
 
     def go(self, title: str, bar: bool, console: Console | None) -> Rows:
-        """Train to the end."""
+        """Train to the end, with losses over the batch of all processes."""
+        with over("world"):
+            return self._go(title, bar, console)
+
+    def _go(self, title: str, bar: bool, console: Console | None) -> Rows:
         learner = self.learner
         if self.loop.log and self.run is None:
             raise CounterpointError(f"--log {' '.join(self.loop.log)} needs a run directory to write to")
@@ -143,7 +147,7 @@ class Fit:
         learner.begin(self.survey)
         learner.train()
         self._check_networks()
-        if world()[1] > 1:
+        if processes()[1] > 1:
             synchronise(learner, cuda=self.device.type == "cuda")
         share_weights(learner)
         self.average = Average(learner, self.loop.ema) if self.loop.ema else None
@@ -224,7 +228,7 @@ class Fit:
         self.learner.to(self.device)
         for teacher in teachers_of(self.learner).values():
             teacher.to(self.device)
-        if world()[1] > 1:
+        if processes()[1] > 1:
             synchronise(self.learner, cuda=self.device.type == "cuda")
         share_weights(self.learner)
 
@@ -253,7 +257,7 @@ class Fit:
         if not any(p.requires_grad for p in learner.parameters()):
             raise self._untrained(stage)
         batches = None if stage.batches is None else stage.batches(self.survey)
-        rank, size = world()
+        rank, size = processes()
         if batches is not None:
             batches.bind(learner.seed, learner.position, rank, size)
         if self.loop.accumulate > 1 or self.loop.compile:
@@ -439,7 +443,7 @@ class Fit:
         """Return a batch as the losses of the step at hand want it."""
         learner, steps = self.learner, self.learner.position.all_steps
         # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
-        torch.manual_seed(seed_of(learner.seed, steps, world()[0]))
+        torch.manual_seed(seed_of(learner.seed, steps, processes()[0]))
         return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -454,7 +458,7 @@ class Fit:
         if name not in found:
             raise CounterpointError(f"--patience: this learner has no {name} on valid, which early stopping goes by")
         value = torch.tensor(found[name], dtype=torch.float64, device=self.device)
-        if world()[1] > 1:
+        if processes()[1] > 1:
             dist.broadcast(value, 0)  # all processes stop together
         if not self.best or float(value) > self.best["value"] or math.isnan(self.best["value"]):
             with self._averaged():
@@ -470,7 +474,7 @@ class Fit:
 
     def _due(self) -> bool:
         due = self.stop or time.monotonic() - self.saved_at > self.loop.checkpoint_minutes * 60
-        if world()[1] == 1:
+        if processes()[1] == 1:
             return due
         # All processes save together or not at all.
         flag = torch.tensor(float(due), device=self.device)
@@ -567,7 +571,7 @@ class Fit:
 
     def _leave_if_asked(self) -> None:
         stop = self.stop
-        if world()[1] > 1:
+        if processes()[1] > 1:
             flag = torch.tensor(float(stop), device=self.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             stop = bool(flag)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from counterpoint.core.world import world
+from counterpoint.core.world import processes
 
 BUCKET = 25 << 20  # bytes that travel at once
 
@@ -19,7 +19,7 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
     Where only some processes reached a parameter, its gradient is zero on the others. Where no process reached it, it keeps no
     gradient, so that its optimiser passes over it.
     """
-    if world()[1] == 1:
+    if processes()[1] == 1:
         return
     wanted = [p for p in parameters if p.requires_grad]
     if not wanted:
@@ -46,20 +46,20 @@ def _average(gradients: list[Tensor]) -> None:
         return
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
-    flat /= world()[1]
+    flat /= processes()[1]
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def share_weights(module: nn.Module) -> None:
     """Send the first process's parameters and buffers to all others, so that all processes begin alike."""
-    if world()[1] > 1:
+    if processes()[1] > 1:
         for value in [*module.parameters(), *module.buffers()]:
             dist.broadcast(value.detach(), 0)
 
 
 def share_buffers(module: nn.Module) -> None:
     """Send the first process's buffers to all others, so that all processes evaluate alike."""
-    if world()[1] > 1:
+    if processes()[1] > 1:
         for value in module.buffers():
             dist.broadcast(value.detach(), 0)

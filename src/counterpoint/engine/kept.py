@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.core.distributed import world
+from counterpoint.core.world import processes
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.run import BAD_BATCH, Run
 from counterpoint.engine.teachers import teachers_of
@@ -44,7 +44,7 @@ def keep_batch(
 
     Returns the file, or None in the other processes.
     """
-    if world()[0] != 0:
+    if processes()[0] != 0:
         return None
     half = run.path / f".{BAD_BATCH}.half"
     torch.save(
@@ -56,7 +56,7 @@ def keep_batch(
             "position": learner.position.state(),
             "turn": turn,
             "random": dict(state or {}),
-            "processes": world()[1],
+            "processes": processes()[1],
         },
         half,
     )

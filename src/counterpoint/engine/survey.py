@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import gather_rows, world
+from counterpoint.core.distributed import gather_rows, over
+from counterpoint.core.world import processes
 
 Indices = NDArray[np.int64]
 BATCH = 256  # of a pass
@@ -96,7 +97,7 @@ class Survey:
 
         Returns [rows, ...] on the CPU, in the order of `rows`. Processes share the work; all of them get the whole.
         """
-        rank, size = world()
+        rank, size = processes()
         chosen = np.arange(len(self.split(split))) if rows is None else np.asarray(rows, np.int64)
         length = -(-len(chosen) // size)
         mine = chosen[rank * length : (rank + 1) * length]
@@ -109,7 +110,8 @@ class Survey:
                 parts = [function(self.batch(split, chosen[:1]))[:0]]
         finally:
             self._learner.train(training)
-        return gather_rows(torch.cat(parts)).cpu()
+        with over("world"):
+            return gather_rows(torch.cat(parts)).cpu()
 
 
 def moved(value: Any, device: torch.device) -> Any:

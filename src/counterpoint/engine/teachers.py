@@ -11,18 +11,19 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import global_max
+from counterpoint.core.distributed import global_max, over
+from counterpoint.data import cached as cache
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.files import cache_folder, replacing
+from counterpoint.files import replacing
 
 
 class Frozen:
@@ -194,21 +195,33 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         return rows
 
     count = len(survey.split(split))
-    stamp = hashlib.sha256(f"{teacher.digest()} {teacher.function} {split} {count} {output}".encode())
-    for value in _tensors(survey.batch(split, np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64)))):
-        stamp.update(value.detach().cpu().contiguous().numpy().tobytes())
-    path = cache_folder() / "teachers" / f"{stamp.hexdigest()[:32]}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    some = survey.batch(split, np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64)))
+    items = [value.detach().cpu().contiguous().numpy() for value in _tensors(some)]
+    key = (teacher.digest(), teacher.function, split, count, output, *items)
+    path = cache.place("teachers", *key, suffix=".npy")
     # One process may find the file that another has just written: all compute, or none.
-    if global_max(int(not path.is_file()), teacher.device):
-        values = survey.over(split, row)  # every process takes its share
-        with FileLock(f"{path}.lock"):
-            if not path.is_file():
+    with over("world"):
+        missing = global_max(int(_rows(path, count) is None), teacher.device)
+    if missing:
+        computed = survey.over(split, row)  # every process takes its share
+        with cache.locked(path):
+            if _rows(path, count) is None:
                 with replacing(path) as file:
-                    np.save(file, values.numpy())
-    values = np.load(path, mmap_mode="r")
+                    np.save(file, computed.numpy())
+    values = _rows(path, count)
+    if values is None:
+        raise RunError(f"{path} was written and cannot be read; is the disk full, or the cache cleared meanwhile?")
     need_width(teacher, values.shape[1])
     return Cached(values)
+
+
+def _rows(path: Path, count: int) -> NDArray[np.float32] | None:
+    """Map a teacher's rows into memory. None where the file is missing, damaged or of another length."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # damaged in any way
+        return None
+    return found if found.ndim == 2 and len(found) == count else None
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from counterpoint.core.contrast import EPS
+from counterpoint.core.operands import EPS
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, RunError

@@ -40,8 +40,9 @@ from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress
 
 from counterpoint.core.contrast import EPS
-from counterpoint.core.distributed import place, world
+from counterpoint.core.distributed import place
 from counterpoint.core.gap import gap_metrics
+from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown
@@ -923,7 +924,7 @@ class AlignedTask:
         return DataLoader(
             self._batches(self.data.train),
             batch_size=None,
-            sampler=chosen.bind(seed, position, *world()),
+            sampler=chosen.bind(seed, position, *processes()),
             num_workers=workers,
             persistent_workers=workers > 0,
         )

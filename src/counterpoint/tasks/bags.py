@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from counterpoint.core.distributed import world
+from counterpoint.core.world import processes
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
@@ -346,7 +346,7 @@ class BagsTask:
         chosen = Batches(len(self.data.train), self.config.batch_size) if batches is None else batches
         return DataLoader(
             _Padded(self.data, self.config.max_length),
-            batch_sampler=chosen.bind(seed, position, *world()),
+            batch_sampler=chosen.bind(seed, position, *processes()),
             collate_fn=_Collate(self.data, self.config.max_length),
             num_workers=workers,
             persistent_workers=workers > 0,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress
 
-from counterpoint.core.distributed import world
+from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
@@ -255,7 +255,7 @@ class ImageTask:
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own, of `rows`."""
         batches = self.batches() if batches is None else batches
-        return self.loader(ImageBatches(self.data.train, self.rows), batches.bind(seed, position, *world()))
+        return self.loader(ImageBatches(self.data.train, self.rows), batches.bind(seed, position, *processes()))
 
     def loader(self, images: ImageBatches, batches: Batches) -> DataLoader[dict[str, Any]]:
         """Return a loader of these batches."""

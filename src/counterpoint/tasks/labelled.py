@@ -29,8 +29,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from counterpoint.core.distributed import global_mean, world
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.rows import Keys
+from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
@@ -350,7 +351,7 @@ class LabelledTask(ImageTask):
                 )
             streams = np.flatnonzero(known), np.flatnonzero(unknown)
             batches = TwoStreams(*streams, share, self.config.batch_size)
-        return self.loader(ImageBatches(self.data.train, labels=labels), batches.bind(seed, position, *world()))
+        return self.loader(ImageBatches(self.data.train, labels=labels), batches.bind(seed, position, *processes()))
 
     def batches(self) -> Batches:
         per_class = getattr(self.config, "images_per_class", 0)

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from counterpoint.core import gap
 from counterpoint.core.checks import need_alike
-from counterpoint.core.contrast import EPS
 from counterpoint.core.gap import gap_metrics
+from counterpoint.core.operands import EPS
 from counterpoint.core.rows import Keys
 from counterpoint.engine.optim import light
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoint.core.world import world
+from counterpoint.core.world import processes
 from counterpoint.engine.gradients import average, share_weights
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import light
@@ -139,7 +139,7 @@ class OnlineProbe(_Online):
 
     def on_epoch(self, row: dict[str, float]) -> None:
         counted = torch.tensor([self.right, float(self.count)], dtype=torch.float64, device=self.learner.device)
-        if world()[1] > 1:
+        if processes()[1] > 1:
             torch.distributed.all_reduce(counted)
         row["probe/train_accuracy"] = float(counted[0] / counted[1].clamp(min=1))
         self.right, self.count, self.epochs = 0.0, 0, self.epochs + 1

@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.gap import unit_cross_uniformity, unit_uniformity
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -39,6 +40,7 @@ class ContrastiveGapLoss(NamedTuple):
     terms: dict[str, Float[Tensor, ""]]
 
 
+@over_group
 @full_precision
 def contrastive_gap_loss(
     x: Float[Tensor, "n dim"],

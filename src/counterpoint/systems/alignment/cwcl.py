@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.contrast import positive_similarity, scaled, unit
 from counterpoint.core.distributed import (
     Place,
     batch_logsumexp,
@@ -38,10 +37,13 @@ from counterpoint.core.distributed import (
     global_mean,
     place,
 )
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
+from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, build_vector_encoder
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
 # Up to this many rows to a dimension of the frozen features, their weights are less work than the matrix of moments.
@@ -55,6 +57,7 @@ class CWCLTerms(NamedTuple):
     column_to_row_ce: Float[Tensor, ""]
 
 
+@over_group
 @full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl(
     row_embed: Float[Tensor, "n dim"],
@@ -91,6 +94,7 @@ def cwcl(
     return terms.cwcl_term + terms.column_to_row_ce
 
 
+@over_group
 @full_precision(keep=("frozen_feat", "row_feat"))
 def cwcl_terms(
     row_embed: Float[Tensor, "n dim"],
@@ -163,6 +167,7 @@ class Weights:
         return self(rows, slice(0, len(self.features))) @ values
 
 
+@over_group
 @full_precision(keep=("features",))
 def weighted_mean(
     values: Float[Tensor, "n dim"], features: Float[Tensor, "n frozen_dim"], sharpness: float = 1.0

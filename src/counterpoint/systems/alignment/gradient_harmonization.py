@@ -33,10 +33,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows, need_within, shapes
-from counterpoint.core.contrast import EPS, Where, positive_similarity
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Where
 from counterpoint.core.transforms import need_fixed
+from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -47,6 +49,7 @@ Objective = Literal["mil-nce", "info-nce"]
 # ------------------------------------------------------------------------------------------------------------ the losses
 
 
+@over_group
 @full_precision
 def mil_nce(
     video: Float[Tensor, "n dim"],

@@ -29,14 +29,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
 from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_cross_entropy, pair_logsumexp_towards, positive_similarity, unit, with_bias
+from counterpoint.core.contrast import pair_logsumexp_towards
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.operands import positive_similarity, unit, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -86,6 +89,7 @@ class CL2LTerms(NamedTuple):
     text_local: Float[Tensor, ""]
 
 
+@over_group
 @full_precision
 def cl2l_terms(
     z_img: Float[Tensor, "n dim"],
@@ -116,6 +120,7 @@ def cl2l_terms(
     return CL2LTerms(*glob, image, text)
 
 
+@over_group
 @full_precision
 def cl2l_loss(
     z_img: Float[Tensor, "n dim"],
@@ -158,6 +163,7 @@ def cl2l_loss(
 # ----------------------------------------------------------------------------------------------- the non-contrastive terms
 
 
+@over_group
 @full_precision
 def barlow_cross(
     y1: Float[Tensor, "n dim"], y2: Float[Tensor, "n dim"], lamb: float = 5e-3, scale: float = 0.025
@@ -171,8 +177,8 @@ def barlow_cross(
 
     C is that of the whole batch across processes. Raises ValueError for shapes that differ.
 
-    >>> barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)
-    tensor(0.)
+    >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
+    0.0
     """
     need_alike("n dim", y1=y1, y2=y2)
     a, b = gather_rows(wide(y1)), gather_rows(wide(y2))
@@ -181,6 +187,7 @@ def barlow_cross(
     return scale * (on + lamb / n**2 * off_diagonal_squares(a, b))
 
 
+@over_group
 @full_precision
 def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """n(p, v) = 2 - 2 mean_i cos(p_i, v_i): one modality's prediction of the other's projection, which gets no gradient.
@@ -194,6 +201,7 @@ def byol_cross(p: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]) -> Float[Te
     return 2 + 2 * negative_cosine(p, v)
 
 
+@over_group
 @full_precision
 def barlip_loss(
     v_img: Float[Tensor, "n dim"], v_txt: Float[Tensor, "n dim"], v_imgs: Views = (), v_txts: Views = ()
@@ -203,6 +211,7 @@ def barlip_loss(
     return torch.stack([barlow_cross(a, b) for a, b in pairs]).mean()
 
 
+@over_group
 @full_precision
 def siamlip_loss(
     p_img: Float[Tensor, "n dim"],
@@ -223,6 +232,7 @@ def siamlip_loss(
     return torch.stack([byol_cross(p, v) for p, v in pairs]).mean()
 
 
+@over_group
 @full_precision
 def swalip_loss(
     h_imgs: Views, h_txts: Views, h_scale: float | Float[Tensor, ""], eps: float = 0.05, iters: int = 3

@@ -30,12 +30,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.contrast import Targets, pair_cross_entropy, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp_towards, gather_rows, global_mean, place, world
 from counterpoint.core.mixing import Mix, draw_mix
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Targets
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -43,6 +46,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 # ----------------------------------------------------------------------------------------------------------- the contrasts
 
 
+@over_group
 @full_precision(keep=("lam",))
 def m3co_loss(
     mixed: Float[Tensor, "n dim"],
@@ -102,6 +106,7 @@ def m3co_loss(
     return (global_mean(row) + global_mean(column)) / 2
 
 
+@over_group
 @full_precision
 def multisclip_loss(
     preds: Float[Tensor, "n dim"], targs: Float[Tensor, "n dim"], temperature: float = 0.125

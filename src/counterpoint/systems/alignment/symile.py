@@ -31,10 +31,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.checks import need_alike, need_scale
-from counterpoint.core.contrast import EPS, Diagonal, pair_logsumexp, positive_similarity, softplus
+from counterpoint.core.contrast import pair_logsumexp, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
+from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -56,6 +59,7 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
 
+@over_group
 @full_precision
 def symile(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -92,6 +96,7 @@ def symile(
     return symile_per_anchor(reps, logit_scale, negatives, permutations, generator=generator).mean()
 
 
+@over_group
 @full_precision
 def symile_per_anchor(
     reps: Sequence[Float[Tensor, "n dim"]],
@@ -232,6 +237,7 @@ def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------- scores and the baseline
 
 
+@over_group
 @full_precision
 def clip_pairwise_loss(
     reps: Sequence[Float[Tensor, "n dim"]], logit_scale: float | Float[Tensor, ""]

@@ -4,7 +4,7 @@ Zagoruyko, Komodakis: "Paying More Attention to Attention: Improving the Perform
 Attention Transfer", ICLR 2017, arXiv 1612.03928.
 
 The loss of one pair of layers (Eq. 2, activation-based, p = 2, in the mean over places of published code) is
-`counterpoint.core.distil.attention_transfer`. The gradient-based form (Sec. 3.2) is not here.
+`attention_transfer`. The gradient-based form (Sec. 3.2) is not here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,58 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.distil import attention_transfer
+from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
+
+
+@over_group
+@full_precision
+def attention_transfer(
+    student: Float[Tensor, "n channels height width"],
+    teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
+    power: float = 2,
+) -> Float[Tensor, ""]:
+    """Mean over batch and places of (Q_s - Q_t)^2, Q the normalised map of mean over channels of |F|^power (Sec. 3.1).
+
+    Args:
+        student, teacher: feature maps of one layer each; the teacher's get no gradient. The larger is average-pooled to
+            the smaller size first; channels may differ.
+        power: > 0.
+
+    A map of zeros has no attention anywhere: Q = 0. Raises ValueError for shapes that do not fit.
+
+    >>> attention_transfer(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2, 2))
+    tensor(0.)
+    """
+    if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
+        raise ValueError(
+            f"student and teacher must be [n, c, h, w] of one n, got {shapes(student=student, teacher=teacher)}"
+        )
+    need_rows(student=student)
+    need_positive(power=power)
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return global_mean((_attention(student, size, power) - _attention(teacher.detach(), size, power)).square().mean(1))
+
+
+def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
+    maps = wide(maps)
+    if maps.shape[2:] != size:
+        maps = F.adaptive_avg_pool2d(maps, size)
+    maps = maps if power % 2 == 0 else maps.abs()
+    return unit(maps.pow(power).mean(1).flatten(1))
+
+
+# ------------------------------------------------------------------------------------------------------------ the learner
 
 
 @dataclass
@@ -48,8 +94,8 @@ class AttentionTransfer(TaughtLearner):
 
     def __init__(self, config: AttentionTransferConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        for names, shapes in zip(self.layers(), self.shapes(), strict=True):
-            for name, shape in zip(names, shapes, strict=True):
+        for names, sizes in zip(self.layers(), self.shapes(), strict=True):
+            for name, shape in zip(names, sizes, strict=True):
                 if len(shape) != 3:
                     raise CounterpointError(f"layer {name} gives no maps [channels, height, width] but {list(shape)}")
 

@@ -20,6 +20,7 @@ from counterpoint.core.alignment import off_diagonal_squares
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
@@ -31,6 +32,7 @@ def _standardised(z: Tensor, eps: float) -> Tensor:
     return F.batch_norm(z, None, None, training=True, eps=eps)
 
 
+@over_group
 @full_precision
 def barlow(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lambda_: float = 0.0051, bn_eps: float = 1e-5

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
 from counterpoint.core.compared import Compared, pairs
-from counterpoint.core.contrast import positive_similarity, scaled
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.operands import positive_similarity, scaled
 from counterpoint.core.precision import full_precision, scalar
+from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
+@over_group
 @full_precision
 def clip(
     image: Float[Tensor, "n dim"],

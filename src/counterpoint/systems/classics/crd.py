@@ -2,24 +2,314 @@
 
 Tian, Krishnan, Isola: "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699.
 
-The loss (Eqs. 10 to 19) with its memories, one row of each side per training image, is `counterpoint.core.distil.CRD`;
-both embeddings are learnt with the student. Left out: drawing the one positive from the whole class.
+The loss (Eqs. 10 to 19) is `crd`. `CRDLoss` adds its memories, one row of each side per training image, and both embeddings,
+which learn with the student. Not here: drawing the one positive from the whole class.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from counterpoint.core import distil
-from counterpoint.core.distributed import gather_rows, row_counts
+from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
+from counterpoint.core.contrast import softplus
+from counterpoint.core.distributed import gather_rows, global_mean, row_counts
+from counterpoint.core.memory import Bank, latest, moved, need_positions
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
+
+# Numbers that a block of an intermediate result may hold: it stays in the cache between the steps made of it.
+BLOCK = 2**20
+
+
+# --------------------------------------------------------------------------------------------------------------- the loss
+
+
+def _listed(memory: Tensor, index: Tensor) -> bool:
+    """Whether to fetch the listed rows of each sample rather than multiply with the whole memory, whose rows come in order."""
+    return len(memory) > 16 * index.shape[1]
+
+
+def _blocks(v: Tensor, index: Tensor) -> list[slice]:
+    step = max(1, BLOCK // (index.shape[1] * v.shape[1]))
+    return [slice(start, start + step) for start in range(0, len(v), step)]
+
+
+def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
+    """v_b . memory[index_bk], [n, K + 1]."""
+    if not _listed(memory, index):
+        return (v @ memory.T).gather(1, index)
+    return torch.cat(
+        [torch.bmm(memory[index[part]], v[part, :, None]).squeeze(2) for part in _blocks(v, index)]
+        or [v.new_empty(index.shape)]
+    )
+
+
+class _CRDRows(torch.autograd.Function):
+    """One side's loss of each sample and, in the same pass, its gradient: the bank may be written before backward runs.
+
+    With h = exp(v . m / t) / Z and c = K/N + 1e-7, log h/(h + c) = -softplus(-a) and log c/(h + c) = -softplus(a),
+    a = v . m / t - log Z - log c: no exponential that could overflow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, memory: Tensor, index: Tensor, temperature: float, shift: Tensor) -> Tensor:
+        a = _dots(v, memory, index) / temperature - shift
+        rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
+        slope = torch.sigmoid(a)
+        slope[:, 0] -= 1
+        if not ctx.needs_input_grad[0]:
+            gradient = torch.zeros_like(v)
+        elif _listed(memory, index):
+            gradient = F.embedding_bag(index, memory, mode="sum", per_sample_weights=slope)
+        else:
+            gradient = v.new_zeros(len(v), len(memory)).scatter_add_(1, index, slope) @ memory
+        ctx.save_for_backward(gradient / temperature)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0][:, None] * ctx.saved_tensors[0], None, None, None, None
+
+
+@torch.no_grad()
+def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tensor:
+    """log of N times the mean of exp(v . m / t) over the batch of all processes."""
+    logs = _dots(v, memory, index) / temperature
+    total = gather_rows(logs.flatten().logsumexp(0)[None]).logsumexp(0)
+    count = gather_rows(torch.tensor([logs.numel()], device=v.device)).sum().to(v.dtype)
+    return total - count.log() + math.log(len(memory))
+
+
+@full_precision(keep=("memory", "z"))
+def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss of one side and its Z, which is taken from this batch if there is none yet."""
+    memory = memory.detach().to(v.dtype)
+    v = once(v, "crd")
+    log_z = _log_z(v.detach(), memory, index, temperature) if z is None else z.detach().to(v.dtype).log()
+    negatives = index.shape[1] - 1
+    noise = negatives / len(memory)
+    shift = log_z + math.log(noise + 1e-7)
+    if traced():
+        a = _dots(v, memory, index) / temperature - shift
+        rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
+    else:
+        rows = _CRDRows.apply(v, memory, index, temperature, shift)
+    # What is left of sum_k log (K/N)/(h + c) when c = K/N + 1e-7 has been put in the numerator's place.
+    return global_mean(rows) + negatives * (math.log(noise + 1e-7) - math.log(noise)), log_z.exp()
+
+
+def _need_crd_shapes(student: Tensor, teacher: Tensor, index: Tensor, contrast_index: Tensor) -> None:
+    need_alike("n dim", student=student, teacher=teacher)
+    if index.shape != student.shape[:1]:
+        raise ValueError(f"index must be [n], got {shapes(index=index, student=student)}")
+    if contrast_index.ndim != 2 or len(contrast_index) != len(index) or contrast_index.shape[1] < 2:
+        raise ValueError(f"contrast_index must be [n, K + 1] with K >= 1, got {shapes(contrast_index=contrast_index)}")
+    if holds((contrast_index[:, 0] != index).any()):
+        raise ValueError("contrast_index must start with the sample itself: its first column is not index")
+
+
+class CRDOutput(NamedTuple):
+    loss: Float[Tensor, ""]
+    loss_student: Float[Tensor, ""]
+    loss_teacher: Float[Tensor, ""]
+    Z_student: Float[Tensor, ""]
+    Z_teacher: Float[Tensor, ""]
+    memory_student: Float[Tensor, "samples dim"]
+    memory_teacher: Float[Tensor, "samples dim"]
+
+
+@over_group
+@full_precision(keep=("memory_student", "memory_teacher", "Z_student", "Z_teacher"))
+def crd(
+    student: Float[Tensor, "n dim"],
+    teacher: Float[Tensor, "n dim"],
+    memory_student: Float[Tensor, "samples dim"],
+    memory_teacher: Float[Tensor, "samples dim"],
+    index: Int[Tensor, " n"],
+    contrast_index: Int[Tensor, "n listed"],
+    temperature: float = 0.07,
+    momentum: float = 0.5,
+    n_data: int | None = None,
+    K: int | None = None,
+    *,
+    Z_student: Float[Tensor, ""] | None = None,
+    Z_teacher: Float[Tensor, ""] | None = None,
+) -> CRDOutput:
+    r"""Each side's embedding is to find the other side's memory of the same sample among K others (the paper's NCE form, Sec. 3).
+
+    With h_s = exp(v_s . M_t / temperature) / Z_s (and h_t with M_s), c = K/N + 1e-7, each side loses
+    -(1/n) sum_b [ log h_0/(h_0 + c) + sum_k log (K/N)/(h_k + c) ].
+
+    Args:
+        student, teacher: embeddings, unit rows (not normalised here); both get gradients, as both embeddings are learnt.
+        memory_student, memory_teacher: one unit row per training sample; no gradient, and left as they are.
+        index: position of each sample in the data set.
+        contrast_index: [index, K others] in each row.
+        temperature: > 0.
+        momentum: how much of a memory's row stays.
+        n_data, K: what the shapes say already; checked if given.
+        Z_student, Z_teacher: normalising constants; None (the first batch) takes N times the mean of exp over this batch.
+
+    Returns the loss, its two parts, the constants to give next time, and the memories afterwards (new tensors, with
+    rows[index] <- unit(momentum rows + (1 - momentum) v); of a sample that comes twice the last counts). `CRDLoss` keeps all
+    that, and writes in place. No second derivative. Raises ValueError for shapes that do not fit and positions outside.
+
+    >>> x, memory = torch.eye(2), torch.eye(4, 2)
+    >>> out = crd(x, x, memory, memory, torch.tensor([0, 1]), torch.tensor([[0, 1, 2], [1, 0, 3]]))
+    >>> torch.equal(out.loss, out.loss_student + out.loss_teacher)
+    True
+    """
+    need_alike("samples dim", memory_student=memory_student, memory_teacher=memory_teacher)
+    _need_crd_shapes(student, teacher, index, contrast_index)
+    if memory_student.shape[1] != student.shape[1]:
+        raise ValueError(f"dim differs: {shapes(student=student, memory_student=memory_student)}")
+    need_positions(contrast_index.flatten(), len(memory_student))
+    need_positive(temperature=temperature)
+    need_within(0, 1, momentum=momentum)
+    if n_data not in (None, len(memory_student)) or K not in (None, contrast_index.shape[1] - 1):
+        raise ValueError(
+            f"n_data {n_data} and K {K} contradict {shapes(memory_student=memory_student, contrast_index=contrast_index)}"
+        )
+    v_student, v_teacher = wide(student), wide(teacher)
+    loss_student, z_student = _crd_side(v_student, memory_teacher, contrast_index, temperature, Z_student)
+    loss_teacher, z_teacher = _crd_side(v_teacher, memory_student, contrast_index, temperature, Z_teacher)
+    whole = gather_rows(index)
+    last = latest(whole)
+    after = []
+    for memory, v in ((memory_student, student), (memory_teacher, teacher)):
+        rows = moved(memory.detach()[whole[last]], gather_rows(v.detach())[last], momentum)
+        after.append(memory.detach().index_copy(0, whole[last], rows))
+    return CRDOutput(loss_student + loss_teacher, loss_student, loss_teacher, z_student, z_teacher, *after)
+
+
+class CRDLoss(nn.Module):
+    """Keep what `crd` needs from step to step: two learnt embeddings, two memories, the constants.
+
+    Args:
+        student_dim, teacher_dim: widths of the features given.
+        n_data: number of training samples.
+        dim: width of the embeddings.
+        K: how many others each sample is contrasted with.
+        temperature, momentum: see `crd`.
+        labels: class of every training sample; then others are drawn from other classes only, as the authors' CIFAR
+            scripts do. None: from all samples.
+        seed: of the memories' noise, a number or a generator; the same on every process.
+
+    Memories start as normalised Gaussian rows (the authors' are uniform, of nearly unit length). Writing them is part of
+    the forward pass in training mode.
+
+    >>> crd = CRDLoss(8, 16, n_data=100, K=10)
+    >>> index = torch.tensor([3, 5])
+    >>> others = crd.draw(index, torch.Generator().manual_seed(0))
+    >>> crd(torch.randn(2, 8), torch.randn(2, 16), index, others).shape
+    torch.Size([])
+    """
+
+    z: Float[Tensor, " 2"]
+    by_class: Int[Tensor, " samples"]
+    first: Int[Tensor, " samples"]
+    count: Int[Tensor, " samples"]
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        n_data: int,
+        *,
+        dim: int = 128,
+        K: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        labels: Int[Tensor, " samples"] | None = None,
+        seed: int | torch.Generator = 0,
+    ) -> None:
+        super().__init__()
+        need_positive(K=K, temperature=temperature)
+        self.K, self.temperature = K, temperature
+        self.embed_student = nn.Linear(student_dim, dim)
+        self.embed_teacher = nn.Linear(teacher_dim, dim)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        self.memory_student = Bank(n_data, dim, momentum=momentum, seed=generator)
+        self.memory_teacher = Bank(n_data, dim, momentum=momentum, seed=generator)
+        self.register_buffer("z", torch.zeros(2))  # of student and teacher; 0 until the first batch has set them
+        self.by_other_class = False
+        if labels is not None:
+            self.draw_by_class(labels)
+
+    def draw_by_class(self, labels: Int[Tensor, " samples"]) -> None:
+        """From now on draw the others of a sample from other classes only; `labels` is the class of every training sample.
+
+        Not part of the state dict. Raises ValueError for labels of another length, or of one class.
+        """
+        n_data = len(self.memory_student.rows)
+        if labels.shape != (n_data,):
+            raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
+        # Samples in the order of their classes, and for each sample where its class begins in it and how long it is.
+        inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
+        if len(counts) < 2:
+            raise ValueError("labels holds one class: there are no samples of another to draw")
+        self.by_other_class = True
+        self.register_buffer("by_class", inverse.argsort(stable=True), persistent=False)
+        self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
+        self.register_buffer("count", counts[inverse], persistent=False)
+
+    def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n listed"]:
+        """[index, K samples drawn uniformly, with replacement] in each row; costs n K, whatever the size of the data set.
+
+        Without labels a sample may be among its own others, as in the authors' draws from all samples.
+        """
+        n_data = len(self.memory_student.rows)
+        need_positions(index, n_data)
+        shape = (len(index), self.K)
+        if not self.by_other_class:
+            others = torch.randint(n_data, shape, generator=generator, device=generator.device).to(index.device)
+            return torch.cat([index[:, None], others], 1)
+        # Positions in the order of classes with the own class cut out, the later ones moved up over the gap.
+        free = n_data - self.count[index][:, None]
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+        places = (uniform.to(index.device) * free).long().clamp_(max=free - 1)
+        places += (places >= self.first[index][:, None]) * self.count[index][:, None]
+        return torch.cat([index[:, None], self.by_class[places]], 1)
+
+    def forward(
+        self,
+        student: Float[Tensor, "n student_dim"],
+        teacher: Float[Tensor, "n teacher_dim"],
+        index: Int[Tensor, " n"],
+        contrast_index: Int[Tensor, "n listed"],
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch of features (no gradient to the teacher's), whose embeddings then enter the memories."""
+        v_student = unit(self.embed_student(student))
+        v_teacher = unit(self.embed_teacher(teacher.detach()))
+        _need_crd_shapes(v_student, v_teacher, index, contrast_index)
+        need_positions(contrast_index.flatten(), len(self.memory_student.rows))
+        z_student, z_teacher = (None, None) if bool(self.z[0] == 0) else self.z
+        sides = (
+            _crd_side(v_student, self.memory_teacher.rows, contrast_index, self.temperature, z_student),
+            _crd_side(v_teacher, self.memory_student.rows, contrast_index, self.temperature, z_teacher),
+        )
+        if self.training:
+            if z_student is None:
+                self.z.copy_(torch.stack([z for _, z in sides]))
+            self.memory_student.update(index, v_student)
+            self.memory_teacher.update(index, v_teacher)
+        return sides[0][0] + sides[1][0]
+
+
+# ------------------------------------------------------------------------------------------------------------ the learner
 
 
 @dataclass
@@ -56,7 +346,7 @@ class CRD(TaughtLearner):
 
     def __init__(self, config: CRDConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.contrast = distil.CRD(
+        self.contrast = CRDLoss(
             self.encoder.dim,
             cast(Any, self.instructing).encoder.dim,
             data.examples,

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
@@ -35,6 +36,7 @@ class DINOOutput(NamedTuple):
     center_after: Float[Tensor, " outcomes"]
 
 
+@over_group
 @full_precision(keep=("center",))
 def dino(
     student: Float[Tensor, "crops n outcomes"],

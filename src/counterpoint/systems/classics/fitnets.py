@@ -2,7 +2,7 @@
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
 
-The hint loss (Eq. 3) is `counterpoint.core.distil.feature_mse`, the regressor `hint_regressor`. Hint and cross-entropy are
+The hint loss (Eq. 3) is `feature_mse`, the regressor `hint_regressor`. Hint and cross-entropy are
 minimised together, as later comparisons do; the paper's two stages (the hint alone for the student's lower layers, then KD)
 are not here. `--kd-weight` adds the paper's second stage to the sum.
 """
@@ -12,12 +12,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from counterpoint.core.distil import feature_mse, hint_regressor
+from counterpoint.core.checks import need_alike
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
+
+
+@over_group
+@full_precision
+def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
+    """Mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).
+
+    Args:
+        student: the guided layer, already regressed to the teacher's shape (see `hint_regressor`).
+        teacher: the hint layer; no gradient.
+
+    Raises ValueError for shapes that differ and for an empty batch.
+
+    >>> feature_mse(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(1.)
+    """
+    need_alike("n " + "rest " * (student.ndim - 1), student=student, teacher=teacher)
+    return global_mean((wide(student) - wide(teacher.detach())).square().flatten(1).mean(1))
+
+
+def hint_regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, kernel: int = 3) -> nn.Module:
+    """A layer that brings the student's features to the shape of the teacher's.
+
+    Args:
+        student, teacher: shapes without the batch: (channels, height, width) of maps, (dim,) of vectors.
+        kernel: of the convolution between maps of equal size, 1 or 3.
+
+    Maps: a convolution of stride 2 where the student's is twice the size, a transposed one where it is half, otherwise one
+    without padding that is as large as the difference (the paper's, Sec. 2.2); batch normalisation and ReLU follow, as the
+    teacher's maps are rectified. Vectors: a linear map. Raises ValueError for shapes that nothing of this connects.
+
+    >>> hint_regressor((16, 8, 8), (32, 4, 4))(torch.zeros(2, 16, 8, 8)).shape
+    torch.Size([2, 32, 4, 4])
+    """
+    if len(student) == len(teacher) == 1:
+        return nn.Linear(student[0], teacher[0])
+    if not len(student) == len(teacher) == 3 or kernel not in (1, 3):
+        raise ValueError(
+            f"student {student} and teacher {teacher} must both be (channels, height, width) or (dim,), kernel 1 or 3"
+        )
+    channels, (high, wide_), (to_high, to_wide) = (student[0], teacher[0]), student[1:], teacher[1:]
+    layer: nn.Module
+    if (high, wide_) == (to_high, to_wide):
+        layer = nn.Conv2d(*channels, kernel, padding=kernel // 2)
+    elif (high, wide_) == (2 * to_high, 2 * to_wide):
+        layer = nn.Conv2d(*channels, 3, stride=2, padding=1)
+    elif (2 * high, 2 * wide_) == (to_high, to_wide):
+        layer = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
+    elif high >= to_high and wide_ >= to_wide:
+        layer = nn.Conv2d(*channels, (1 + high - to_high, 1 + wide_ - to_wide))
+    else:
+        raise ValueError(f"no regressor makes maps of {to_high} x {to_wide} of the student's {high} x {wide_}")
+    return nn.Sequential(layer, nn.BatchNorm2d(teacher[0]), nn.ReLU())
+
+
+# ------------------------------------------------------------------------------------------------------------ the learner
 
 
 @dataclass

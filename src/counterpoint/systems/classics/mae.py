@@ -20,6 +20,7 @@ from counterpoint.core.checks import need_alike, need_positive, need_rows, shape
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 from counterpoint.encoders.images import VisionTokens
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -128,6 +129,7 @@ class MAEOutput(NamedTuple):
     visible: Float[Tensor, "n kept dim"]
 
 
+@over_group
 @full_precision(keep=("mask",))
 def reconstruction(
     images: Float[Tensor, "n channels height width"],
@@ -167,6 +169,7 @@ def reconstruction(
     return global_mean((error * mask).sum(1) / removed)
 
 
+@over_group
 @full_precision(keep=("tokens", "noise"))
 def mae(
     images: Float[Tensor, "n channels height width"],

@@ -3,22 +3,67 @@
 Tarvainen, Valpola: "Mean teachers are better role models: Weight-averaged consistency targets improve semi-supervised deep
 learning results", NIPS 2017, arXiv 1703.01780.
 
-The consistency (Sec. 2) is `counterpoint.core.distil.mean_teacher`; what is judged is the teacher, the student's figures
-stand beside it. Left out: the authors' second output that decouples consistency from classification, and input noise.
+The consistency (Sec. 2) is `mean_teacher`. The task judges the teacher; the student's figures stand beside it. Not here: the
+authors' second output, which decouples consistency from classification, and input noise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.distil import mean_teacher
+from counterpoint.core.checks import need_alike
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, ramped_momentum, sigmoid_ramp
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.labelled import LAPTOP, LabelledLearner, SemiSupervisedConfig, cross_entropy
+
+
+class MeanTeacherOutput(NamedTuple):
+    mse: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    ramp: Float[Tensor, " epochs"]
+
+
+@over_group
+@full_precision
+def mean_teacher(
+    student: Float[Tensor, "n classes"],
+    teacher: Float[Tensor, "n classes"],
+    rampup_length: float = 5.0,
+    *,
+    epochs: int = 8,
+) -> MeanTeacherOutput:
+    """Consistency of two sets of logits, either as mean squared difference of the softmaxes or as KL(teacher || student).
+
+    Args:
+        student, teacher: logits; the teacher's get no gradient.
+        rampup_length: epochs until the consistency counts fully.
+        epochs: how many weights of `ramp` to give.
+
+    Returns mse (mean over batch and classes), kl (mean over the batch) and ramp, the weight of the consistency in each of
+    the first `epochs` epochs (see `core.teacher.sigmoid_ramp`). Raises ValueError for shapes that differ.
+
+    >>> mean_teacher(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]), epochs=1)
+    MeanTeacherOutput(mse=tensor(0.), kl=tensor(0.), ramp=tensor([0.0067]))
+    """
+    need_alike("n classes", student=student, teacher=teacher)
+    own, target = F.log_softmax(wide(student), dim=1), F.softmax(wide(teacher.detach()), dim=1)
+    return MeanTeacherOutput(
+        global_mean((own.exp() - target).square().mean(1)),
+        global_mean(F.kl_div(own, target, reduction="none").sum(1)),
+        own.new_tensor([sigmoid_ramp(epoch, rampup_length) for epoch in range(epochs)]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the learner
 
 
 @dataclass

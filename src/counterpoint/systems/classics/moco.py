@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued
-from counterpoint.core.contrast import pair_logsumexp, positive_similarity, scaled, softplus, unit
+from counterpoint.core.contrast import pair_logsumexp, softplus
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.memory import Queue
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
@@ -35,6 +37,7 @@ class MoCoOutput(NamedTuple):
     queue_after: Float[Tensor, "keys dim"]
 
 
+@over_group
 @full_precision(keep=("queue",))
 def moco(
     query: Float[Tensor, "n dim"],

@@ -14,13 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
-from counterpoint.core.contrast import pair_softplus, positive_similarity, scaled, with_bias
+from counterpoint.core.contrast import pair_softplus
 from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.operands import positive_similarity, scaled, with_bias
 from counterpoint.core.precision import full_precision, scalar
+from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
+@over_group
 @full_precision
 def siglip(
     image: Float[Tensor, "n dim"],

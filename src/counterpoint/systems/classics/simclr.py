@@ -18,14 +18,17 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.compared import Compared, views
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal
+from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 
 
+@over_group
 @full_precision
 def nt_xent(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5, *, ring: bool = False

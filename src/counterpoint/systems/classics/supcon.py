@@ -18,9 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.contrast import Diagonal, class_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.operands import class_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
@@ -36,6 +38,7 @@ def _per_anchor(x: Tensor, labels: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
     return torch.where(count > 0, logs - mean, 0.0), count
 
 
+@over_group
 @full_precision
 def supcon(
     features: Float[Tensor, "n views dim"],
@@ -76,6 +79,7 @@ def supcon(
     return temperature / base_temperature * global_mean(losses if all_views else losses[: len(labels)])
 
 
+@over_group
 @full_precision
 def supcon_single_view(
     embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], temperature: float = 0.1, *, ring: bool = False

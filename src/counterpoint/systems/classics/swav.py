@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows, place
 from counterpoint.core.memory import Queue
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
@@ -37,6 +38,7 @@ class SwAVOutput(NamedTuple):
     codes_first_crop: Float[Tensor, "n prototypes"]
 
 
+@over_group
 @full_precision(keep=("queue",))
 def swav(
     high: Float[Tensor, "full n prototypes"],

@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import need_fixed
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
@@ -37,12 +38,13 @@ class TripletOutput(NamedTuple):
     negatives: Int[Tensor, " triplets"]
 
 
+@over_group
 @full_precision
 def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], margin: float = 0.2) -> TripletOutput:
     r"""Mean over violating anchors of relu( max over positives of D - min over negatives of D + margin ) (Eq. 5).
 
     Args:
-        embeddings: normalised here; D is the Euclidean distance of the unit vectors. For a row of zeros see `core.contrast.unit`.
+        embeddings: normalised here; D is the Euclidean distance of the unit vectors. For a row of zeros see `core.operands.unit`.
         labels: class of each row.
         margin: by how much a negative is to be further away.
 

@@ -21,6 +21,7 @@ from counterpoint.core.alignment import off_diagonal_squares
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
@@ -34,6 +35,7 @@ def _variance_and_covariance(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return F.relu(1 - (variance + eps).sqrt()).mean(), off_diagonal_squares(z, z) / ((n - 1) ** 2 * dim)
 
 
+@over_group
 @full_precision
 def vicreg(
     z1: Float[Tensor, "n dim"],

@@ -29,10 +29,12 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive
 from counterpoint.core.compared import Compared, Ways, views
-from counterpoint.core.contrast import Diagonal, Labels, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal, Labels
 from counterpoint.core.transforms import need_fixed
+from counterpoint.core.world import over_group
 from counterpoint.data.generated import InflatedImages, generated_images
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
@@ -44,6 +46,7 @@ FEW = 9  # views of an image up to which positives are listed instead of sought 
 SMALL = 10_000  # real images below which copies of one are positives
 
 
+@over_group
 @full_precision
 def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
     """NT-Xent with any number of views: -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ), the mean over rows.

@@ -34,11 +34,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, need_within
-from counterpoint.core.contrast import Diagonal, positive_similarity, scaled, unit
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
@@ -225,6 +227,7 @@ def _others(views: int, device: torch.device) -> Int[Tensor, "views others"]:
     return table[~torch.eye(views, dtype=torch.bool)].view(views, views - 1).to(device)
 
 
+@over_group
 @full_precision
 def cacr(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
@@ -287,6 +290,7 @@ def cacr(
     return CACROutput(attraction, repulsion)
 
 
+@over_group
 @full_precision
 def cacr_momentum(
     queries: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
@@ -367,6 +371,7 @@ def _mean_key(
     return out
 
 
+@over_group
 @full_precision
 def pairwise_nt_xent(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"], temperature: float = 0.2

@@ -27,16 +27,20 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued, pairs, views
-from counterpoint.core.contrast import Labels, pair_logsumexp, positive_similarity, scaled, unit
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place
+from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Labels
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
 
+@over_group
 @full_precision
 def dclw_weight(cosine: Float[Tensor, " n"], sigma: float = 0.5, *, detach: bool = True) -> Float[Tensor, " n"]:
     """Weights of the positives (Eq. 7): 2 - exp(c_i / sigma) / mean_j exp(c_j / sigma), their mean exactly 1.
@@ -50,6 +54,7 @@ def dclw_weight(cosine: Float[Tensor, " n"], sigma: float = 0.5, *, detach: bool
     return 2 - place(len(cosine), cosine.device).total * (scores - total).exp()
 
 
+@over_group
 @full_precision
 def dcl(
     z1: Float[Tensor, "n dim"],

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
 from counterpoint.core.compared import Compared, Queued, Ways, pairs, predicted, views
-from counterpoint.core.contrast import unit
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError

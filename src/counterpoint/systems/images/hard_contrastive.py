@@ -31,9 +31,10 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
-from counterpoint.core.contrast import softplus, unit
+from counterpoint.core.contrast import softplus
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.gap import uniformity
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.errors import CounterpointError

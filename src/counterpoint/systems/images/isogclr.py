@@ -33,11 +33,13 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
-from counterpoint.core.contrast import Rule, Views, unit
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.memory import SampleState, need_positions
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.rules import Rule, Views
 from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -247,6 +249,7 @@ def _queue(
     return loss, {"s": _stored(log_s)} | _moved(rows, gradient, settings)
 
 
+@over_group
 @full_precision
 def isogclr_step(
     state: Mapping[str, Tensor],

@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows
-from counterpoint.core.contrast import unit
 from counterpoint.core.memory import kmeans
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches
@@ -298,7 +298,7 @@ class MCL(Learner):
         encoder: nn.Module = copy.deepcopy(self.base.encoder)
         return encoder
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> MCL:
         super().train(mode)
         self.earlier.eval()  # frozen, running statistics too
         return self

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
-from counterpoint.core.contrast import scaled, softplus, unit
+from counterpoint.core.contrast import softplus
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.errors import CounterpointError

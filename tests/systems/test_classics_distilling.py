@@ -1,4 +1,4 @@
-"""Distillation losses against their direct forms; their parity is in tests/systems/test_classics_functions.py."""
+"""The losses of taught classics against their direct forms; their parity is in test_classics_functions.py."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.core import distil
-from counterpoint.core.distil import (
-    CRD,
-    attention_transfer,
-    crd,
-    feature_mse,
-    hint_regressor,
-    kd,
-    mean_teacher,
-    rkd,
-    rkd_angle,
-    rkd_distance,
-)
+from counterpoint.core.distil import kd
+from counterpoint.core.world import over
+from counterpoint.systems.classics import crd as crd_room
+from counterpoint.systems.classics import rkd as rkd_room
+from counterpoint.systems.classics.attention_transfer import attention_transfer
+from counterpoint.systems.classics.crd import CRDLoss, crd
+from counterpoint.systems.classics.fitnets import feature_mse, hint_regressor
+from counterpoint.systems.classics.mean_teacher import mean_teacher
+from counterpoint.systems.classics.rkd import rkd, rkd_angle, rkd_distance
 
 
 def draw(*shape, seed=0):
@@ -85,9 +81,9 @@ def test_nan_is_never_a_number_again(name, side):
         (lambda: mean_teacher(draw(2, 3), draw(2, 4)), "student and teacher"),
         (lambda: hint_regressor((3, 4, 4), (3, 5, 4)), "no regressor"),
         (lambda: hint_regressor((3, 4, 4), (3,)), "student"),
-        (lambda: CRD(2, 2, 4, K=0), "K"),
-        (lambda: CRD(2, 2, 4, labels=torch.zeros(3)), "labels"),
-        (lambda: CRD(2, 2, 4, labels=torch.zeros(4)), "one class"),
+        (lambda: CRDLoss(2, 2, 4, K=0), "K"),
+        (lambda: CRDLoss(2, 2, 4, labels=torch.zeros(3)), "labels"),
+        (lambda: CRDLoss(2, 2, 4, labels=torch.zeros(4)), "one class"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):
@@ -150,7 +146,7 @@ def direct_angle(student, teacher):
 @given(st.integers(2, 9), st.integers(1, 5), st.integers(1, 400))
 def test_relations_in_blocks_are_the_direct_form(n, dim, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distil, "BLOCK", block)
+        patch.setattr(rkd_room, "BLOCK", block)
         student, teacher = draw(n, dim, seed=n).requires_grad_(), draw(n, 3, seed=block)
         for function, direct in ((rkd_angle, direct_angle), (rkd_distance, direct_distance)):
             found, expected = function(student, teacher), direct(student, teacher)
@@ -202,9 +198,9 @@ def crd_inputs(n=3, samples=11, dim=4, k=5):
 @pytest.mark.parametrize("samples", [11, 300])  # with the whole memory at once, or with the rows that are listed
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_crd_is_its_formula(samples, block, monkeypatch):
-    monkeypatch.setattr(distil, "BLOCK", block)
+    monkeypatch.setattr(rkd_room, "BLOCK", block)
     student, teacher, memory_student, memory_teacher, index, contrast = inputs = crd_inputs(samples=samples)
-    assert distil._listed(memory_student, contrast) == (samples == 300)
+    assert crd_room._listed(memory_student, contrast) == (samples == 300)
     z = (torch.tensor(50.0).double(), torch.tensor(80.0).double())
     out = crd(*inputs, Z_student=z[0], Z_teacher=z[1])
     expected = direct_crd(student, teacher, memory_student, memory_teacher, contrast, 0.07, z)
@@ -255,7 +251,7 @@ def test_crd_names_what_does_not_fit():
 
 
 def test_the_module_does_what_the_function_does_and_remembers():
-    module = CRD(6, 7, n_data=9, dim=4, K=5, seed=3).double()
+    module = CRDLoss(6, 7, n_data=9, dim=4, K=5, seed=3).double()
     features = draw(3, 6), draw(3, 7, seed=1).requires_grad_()
     index = torch.tensor([4, 0, 8])
     constants = {}
@@ -276,7 +272,7 @@ def test_the_module_does_what_the_function_does_and_remembers():
         found, right = (torch.autograd.grad(x, list(module.parameters())) for x in (loss, expected.loss))
         torch.testing.assert_close(found, right)
     assert features[1].grad is None
-    resumed = CRD(6, 7, n_data=9, dim=4, K=5).double()
+    resumed = CRDLoss(6, 7, n_data=9, dim=4, K=5).double()
     resumed.load_state_dict(module.state_dict())
     others = module.draw(index, torch.Generator().manual_seed(9))
     assert torch.equal(module.eval()(*features, index, others), resumed(*features, index, others))
@@ -285,11 +281,11 @@ def test_the_module_does_what_the_function_does_and_remembers():
 
 def test_draws_are_uniform_over_all_or_over_other_classes():
     generator = torch.Generator().manual_seed(0)
-    anywhere = CRD(2, 2, n_data=10, dim=2, K=5000).draw(torch.tensor([3, 3]), generator)
+    anywhere = CRDLoss(2, 2, n_data=10, dim=2, K=5000).draw(torch.tensor([3, 3]), generator)
     assert anywhere[:, 0].tolist() == [3, 3]
     assert (anywhere[:, 1:].flatten().bincount(minlength=10) / 10_000 - 0.1).abs().max() < 0.02
     labels = torch.tensor([7, 2, 7, 2, 5, 7, 2, 7, 5, 5])
-    module = CRD(2, 2, n_data=10, dim=2, K=5000, labels=labels)
+    module = CRDLoss(2, 2, n_data=10, dim=2, K=5000, labels=labels)
     index = torch.arange(10)
     drawn = module.draw(index, generator)
     for i in range(10):
@@ -312,7 +308,8 @@ def _crd_step(share):
 def _process(rank, size, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
+    with over("world"):
+        torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,0 +1,161 @@
+"""Operands of a comparison: length of their rows, temperature and biases, and their similarity with their positives.
+
+What the kernel does not do because it composes outside, with autograd's own gradients:
+
+    temperature      scale the query (`scaled`): a number, a learnable scalar or one per row
+    additive bias    one more column on both sides (`with_bias`): per row, per key, or both; log w_j weighs key j
+    positives        linear in the query: a row of targets times the keys, so no matrix of similarities is needed
+                     (`positive_similarity` for one positive, soft targets or lists; `class_similarity` for labels)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.transforms import need_fixed, traced
+
+# The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
+EPS = 1e-12
+
+
+class _Unit(torch.autograd.Function):
+    """scale x / |x|: one pass forward and three backward, where normalize's division takes eight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        unit, length = _stretched(x, scale)
+        ctx.scale = scale
+        ctx.save_for_backward(x, unit, length)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        x, unit, length = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more: in terms of x
+            again = _composed_unit(x, ctx.scale)
+            return torch.autograd.grad(again, x, gradient, create_graph=True)[0], None
+        with exact(x.device.type):
+            along = torch.linalg.vecdot(unit, gradient).unsqueeze_(-1)
+        # Below the floor the length is a constant, and nothing is taken away.
+        along.masked_fill_(length == EPS, 0.0)
+        return torch.addcmul(gradient, unit, along, value=-(ctx.scale**-2)).div_(length / ctx.scale), None
+
+
+def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*rows dim"]:
+    """Divide every row by its Euclidean length, as torch.nn.functional.normalize does, in float32 at least.
+
+    A row of zeros, and in all functions that normalise, has this one meaning: it stays a row of zeros. Its cosine with
+    every row is 0, its distance from a unit row is 1, and its gradient is that which arrives divided by `EPS` (1e-12),
+    once. Rows shorter than `EPS` are divided by `EPS`.
+
+    Args:
+        x: rows of any number, of any floating type.
+        scale: > 0, the length that rows get. unit(x, 1 / t) is `scaled(unit(x), t)` in one pass.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    x = wide(x)
+    if traced():
+        return _composed_unit(x, scale)
+    return _Unit.apply(x, scale) if x.requires_grad and torch.is_grad_enabled() else _stretched(x, scale)[0]
+
+
+def _composed_unit(x: Tensor, scale: float) -> Tensor:
+    """`unit` of PyTorch's own operations, with derivatives of any order; those of a row of zeros are finite too."""
+    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) <= EPS
+    length = torch.linalg.vector_norm(torch.where(short, 1.0, x), dim=-1, keepdim=True)
+    return x / (torch.where(short, EPS, length) / scale)
+
+
+def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """x at its new length, and its old one."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPS)
+    return x / (length / scale), length
+
+
+def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:
+    """query / temperature for a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
+
+    With `key=None` both sides are the query: divide by the square root of the temperature instead.
+    """
+    query = wide(query)
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        return query / temperature[:, None]
+    return query / temperature
+
+
+def with_bias(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    *,
+    row: Float[Tensor, " rows"] | None = None,
+    column: Float[Tensor, " columns"] | None = None,
+) -> tuple[Float[Tensor, "rows wider"], Float[Tensor, "columns wider"]]:
+    """Operands whose similarities are q_i . k_j + row_i + column_j, with gradients to the biases.
+
+    column = log w weighs key j by w_j in every row's denominator (w_j = 0: use a rule, log 0 is not a number to multiply).
+    """
+    left, right = [wide(query)], [wide(key)]
+    one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)
+    if row is not None:
+        left, right = [*left, row.to(left[0].dtype)[:, None]], [*right, other]
+    if column is not None:
+        left, right = [*left, one], [*right, column.to(right[0].dtype)[:, None]]
+    return torch.cat(left, 1), torch.cat(right, 1)
+
+
+# --------------------------------------------------------------------------------------------------------- the positives
+
+
+def positive_similarity(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    positives: Float[Tensor, "rows columns"] | Int[Tensor, "rows most"] | None = None,
+) -> Float[Tensor, " rows"]:
+    """sum_j p_ij q_i . k_j, linear in q and so without a matrix of similarities.
+
+    Args:
+        positives: None: key i is query i's one positive. A floating matrix [rows, columns]: soft targets p. Integers
+            [rows, most]: a list of positive keys for each row, entries below 0 are padding, each counts 1.
+
+    For positives by class label see `class_similarity`.
+    """
+    query, key = wide(query), wide(key)
+    if positives is None:
+        if query.shape != key.shape:
+            raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
+        return (query * key).sum(1)
+    if positives.is_floating_point():
+        with exact(query.device.type):
+            return (query * (positives.to(key.dtype) @ key)).sum(1)
+    there = positives >= 0
+    chosen = key[positives.clamp(min=0)] * there.unsqueeze(-1)
+    return (query * chosen.sum(1)).sum(1)
+
+
+@full_precision
+def class_similarity(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    query_labels: Int[Tensor, " rows"],
+    key_labels: Int[Tensor, " columns"],
+) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """sum over the keys of a row's own class of q_i . k_j, and how many they are: by class sums, O((rows + columns) dim).
+
+    A row that is itself among the keys counts too; take q_i . q_i and 1 away. Labels may be any integers.
+    """
+    need_fixed("a sum over classes", labels=query_labels, key_labels=key_labels)
+    query, key = wide(query), wide(key)
+    classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
+    rows, columns = index[: len(query)], index[len(query) :]
+    sums = key.new_zeros(len(classes), key.shape[1]).index_add(0, columns, key)
+    count = torch.bincount(columns, minlength=len(classes))
+    return (query * sums[rows]).sum(1), count[rows]

@@ -1,0 +1,150 @@
+"""Keep in the cache what is slow to make: build it once, find it again by everything it depends on.
+
+An entry is one file below the cache folder (`counterpoint doctor` prints it; `COUNTERPOINT_CACHE` moves it):
+
+    ROOM/NAME-KEY.npz    ROOM names the maker, NAME helps people to find it and may be empty, KEY is `digest(...)`
+
+Five rules hold for every entry:
+
+    key      The key names everything the content depends on: the version of the code, options, packages, inputs.
+    lock     One process builds; others that want the same entry wait, then read it.
+    once     An entry is built only where it is missing or unreadable.
+    whole    A file is written under another name and renamed, so nobody reads half of it.
+    damage   A file that cannot be read, or that does not hold what it should, is built again.
+
+`build_once` does it all for arrays. Makers of other content (a run, a memory map) compose it from the small functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from counterpoint.errors import DataError
+from counterpoint.files import cache_folder, replacing
+
+Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
+
+
+def digest(*parts: Any) -> str:
+    """Return 24 hexadecimal digits that stand for the parts of a key, in order.
+
+    Args:
+        parts: arrays (their type, shape and numbers count), bytes, and values that JSON can write. The order of a dict's
+            keys does not matter.
+
+    Raises TypeError for any other value: how it prints might differ between two runs.
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+            found.update(f"array {part.dtype} {part.shape}:".encode())
+        elif isinstance(part, bytes):
+            content = memoryview(part)
+            found.update(f"bytes {len(part)}:".encode())
+        else:
+            content = memoryview(json.dumps(part, sort_keys=True).encode())
+            found.update(f"json {len(content)}:".encode())
+        found.update(content)
+    return found.hexdigest()[:24]
+
+
+def place(room: str, *key: Any, name: str = "", suffix: str = ".npz") -> Path:
+    """Return the path of an entry. Its folder need not exist yet.
+
+    Args:
+        room: folder of the maker, such as "arcade".
+        key: see `digest`.
+        name: precedes the key in the file's name.
+        suffix: ends the file's name.
+    """
+    return cache_folder() / room / f"{name}{'-' if name else ''}{digest(*key)}{suffix}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of an entry, or of a whole room where `path` is its folder. Other processes wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def save(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = False) -> None:
+    """Write arrays by name into one file, whole or not at all.
+
+    Args:
+        path: of the entry.
+        arrays: what to write.
+        compress: write a smaller file in more time.
+    """
+    write: Any = np.savez_compressed if compress else np.savez
+    with replacing(path) as out:
+        write(out, **arrays)
+
+
+def load(path: Path, *names: str) -> Arrays:
+    """Read arrays by name.
+
+    Args:
+        path: of the entry.
+        names: which to read. Default: all.
+
+    Raises FileNotFoundError where there is no file; DataError, which names file and reason, where it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names or stored.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged in any way: numpy, zipfile and zlib each have errors of their own
+        raise DataError(f"{path} was damaged ({error})") from error
+
+
+def build_once(
+    room: str,
+    key: tuple[Any, ...],
+    build: Callable[[], Arrays],
+    read: Callable[[Arrays], T],
+    *,
+    name: str = "",
+    compress: bool = False,
+    notes: list[str] | None = None,
+) -> T:
+    """Return what `read` makes of the entry's arrays, which `build` makes where the cache has none that are usable.
+
+    Args:
+        room, key, name: of the entry, as for `place`.
+        build: makes the arrays. Called by one process, with the entry's lock held.
+        read: turns the arrays into the result. An exception means that they do not hold what they should: they are then
+            built again. It must accept whatever `build` makes.
+        compress: write a smaller file in more time.
+        notes: receives a line where a damaged file was replaced. Default: the file is replaced silently.
+
+    >>> def squares():
+    ...     return {"squares": np.arange(4) ** 2}
+    >>> build_once("example", (1, "squares", 4), squares, lambda arrays: arrays["squares"].tolist())  # doctest: +SKIP
+    [0, 1, 4, 9]
+    """
+    path = place(room, *key, name=name)
+    with locked(path):
+        try:
+            return read(load(path))
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            if notes is not None:
+                reason = str(error) if isinstance(error, DataError) else f"{path} was damaged ({error})"
+                notes.append(f"{reason} and has been built again")
+        arrays = build()
+        save(path, arrays, compress=compress)
+    return read(arrays)

@@ -1,0 +1,50 @@
+"""Every loss of the catalogue as an `nn.Module`, with its queue, bank, centre or temperatures where it has them.
+
+>>> import torch
+>>> from counterpoint import losses
+>>> loss = losses.NTXent(temperature=0.5)
+>>> loss(torch.eye(3), torch.eye(3))
+tensor(0.4327)
+
+Each module calls the function that its system trains with. State lives in buffers and parameters: `state_dict` saves it, `.to`
+moves it, and a forward pass in training mode updates it. A loss is that of this process's batch; `group="world"` makes it
+that of all processes' batches (see `counterpoint.core.distributed`). A class is imported when it is first used, and its
+system when it is first made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from counterpoint.errors import unknown
+
+_FILES = {
+    "contrastive": (
+        "CACR CACRMomentum DCL HardContrastive InfoNCE IsoGCLR MixedNTXent MoCHi MoCo NTXent NTXentByIndex PairwiseNTXent "
+        "SimpleContrastive SnippetNTXent"
+    ),
+    "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
+    "labelled": "SupCon SupConSingleView Triplet",
+    "modalities": (
+        "ALBEF BarLIP BatchHinge CLIP CLIPRocket CWCL ContrastiveGap CrossUniformity M3Co MILNCE MLMDistill MultiSClip "
+        "PairwiseCLIP SiamLIP SigLIP SwALIP Symile Uniformity"
+    ),
+    "bags": "MACILSD MIL",
+    "distillation": "AttentionTransfer CRD FitNets KD MeanTeacher RKD",
+}
+_PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name not in _PLACES:
+        raise AttributeError(f"counterpoint.losses: {unknown('loss', name, _PLACES)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_PLACES)

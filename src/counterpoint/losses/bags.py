@@ -1,0 +1,108 @@
+"""Losses of bags of instances that have one label a bag."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_positive
+from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.world import Group, over
+from counterpoint.losses.base import Loss
+
+
+class MIL(Loss):
+    """Multiple-instance learning: binary cross-entropy of a bag's probability, the sigmoid of its mean top-k logit.
+
+    Args:
+        divisor: k = floor(length / divisor) + 1 logits of a bag count, > 0.
+        group: None, a ProcessGroup or "world": whose bags are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | logits | [bags, time] | one for each instance; those beyond a bag's length are ignored |
+        | seq_len | [bags] | number of instances of each bag, at least 1 |
+        | labels | [bags] | 1 where the bag holds a positive instance, else 0 |
+
+    Relations: MACILSD is the contrast that is added to this loss.
+
+    Source: MACIL-SD, arXiv 2207.05500, Sec. 3.2.
+
+    >>> import torch
+    >>> MIL()(torch.zeros(2, 20), torch.tensor([20, 5]), torch.tensor([1.0, 0.0]))
+    tensor(0.6931)
+    """
+
+    calls = "macil-sd:topk_mil_pool"
+
+    def __init__(self, divisor: int = 16, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(divisor=divisor)
+        self.divisor = divisor
+
+    def forward(
+        self, logits: Float[Tensor, "bags time"], seq_len: Int[Tensor, " bags"], labels: Float[Tensor, " bags"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean over bags."""
+        probability = self.function(logits, seq_len, divisor=self.divisor)
+        with over(self.group):
+            return F.binary_cross_entropy(gather_rows(probability), gather_rows(labels.to(probability.dtype)))
+
+
+class MACILSD(Loss):
+    """MACIL-SD's contrast of semi-bags: the violent mean of one modality is told from the other's background and normal rows.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        group: None, a ProcessGroup or "world": whose bags together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | bag_prob | [bags] | the network's probability of each bag |
+        | audio_prob, visual_prob | [bags, time] | each modality's probability of each instance |
+        | seq_len | [bags] | number of instances of each bag, at least 1 |
+        | audio_rep, visual_rep | [bags, time, hidden] | features of each instance, from which the probabilities choose |
+
+    Relations: four InfoNCE losses, added: audio to visual against background and normal rows, and visual to audio.
+
+    Source: Yu et al., arXiv 2207.05500, Eqs. 5 to 8.
+
+    >>> import torch
+    >>> p, rep = torch.rand(4, 20), torch.randn(4, 20, 8)
+    >>> MACILSD()(torch.tensor([0.9, 0.1, 0.8, 0.2]), p, p, torch.full((4,), 20), rep, rep).shape
+    torch.Size([])
+    """
+
+    calls = "macil-sd:semi_bag_contrast"
+
+    def __init__(self, temperature: float = 0.1, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        bag_prob: Float[Tensor, " bags"],
+        audio_prob: Float[Tensor, "bags time"],
+        visual_prob: Float[Tensor, "bags time"],
+        seq_len: Int[Tensor, " bags"],
+        audio_rep: Float[Tensor, "bags time hidden"],
+        visual_rep: Float[Tensor, "bags time hidden"],
+    ) -> Float[Tensor, ""]:
+        """Return the sum of the four terms; 0 where no bag is predicted positive, or none negative."""
+        with over(self.group):
+            longest = global_max(audio_prob.shape[1], audio_prob.device)
+
+            def whole(x: Tensor) -> Tensor:
+                missing = longest - x.shape[1] if x.ndim > 1 else 0
+                return gather_rows(F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else x)
+
+            terms = self.function(
+                *(whole(x) for x in (bag_prob, audio_prob, visual_prob, seq_len, audio_rep, visual_rep)),
+                self.temperature,
+            )
+        first, *others = terms
+        return sum(others, first)

@@ -1,0 +1,687 @@
+"""Losses that tell a row's positive from negatives: of the batch, of a queue, of similarities that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_positive
+from counterpoint.core.compared import Compared, Queued
+from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.memory import Queue, SampleState
+from counterpoint.core.world import Group, over
+from counterpoint.losses.base import Loss, unit_rows
+
+
+class NTXent(Loss):
+    """NT-Xent (SimCLR): two views of an example are each other's positive, all other rows of the batch negatives.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        ring: with a group, pass keys round instead of gathering them: less memory, more time.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim] | projections of the first views, of any length |
+        | z2 | [n, dim] | projections of the second views, row by row |
+
+    Relations: DCL is this loss without the positive in its denominator. SupCon is this loss with the whole class as
+    positives. CLIP contrasts the two sides with each other alone. MoCo takes its negatives from a queue.
+
+    Source: Chen et al., arXiv 2002.05709, Eq. 1.
+
+    >>> NTXent(temperature=1.0)(torch.eye(3), torch.eye(3))
+    tensor(0.9048)
+    """
+
+    calls = "simclr:nt_xent"
+
+    def __init__(self, temperature: float = 0.5, *, ring: bool = False, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.ring = temperature, ring
+
+    def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all 2n rows."""
+        with over(self.group):
+            return self.function(z1, z2, self.temperature, ring=self.ring)
+
+
+class InfoNCE(Loss):
+    """InfoNCE with a bank of negatives that all queries share.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        group: None, a ProcessGroup or "world": whose queries and negatives together are compared.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | query | [n, dim] | anchors |
+        | positive | [n, dim] | the positive of each query |
+        | negatives | [negatives, dim] | rows that are no query's positive; none of them: the loss is 0 |
+
+    All rows are normalised. Relations: MoCo is this loss with a queue as the bank. NTXent makes the other rows of the batch
+    negatives. MACILSD is four of these losses between semi-bags.
+
+    Source: van den Oord et al., arXiv 1807.03748.
+
+    >>> InfoNCE(temperature=1.0)(torch.eye(2), torch.eye(2), torch.zeros(1, 2))
+    tensor(0.3133)
+    """
+
+    calls = "macil-sd:info_nce"
+
+    def __init__(self, temperature: float = 0.1, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(
+        self, query: Float[Tensor, "n dim"], positive: Float[Tensor, "n dim"], negatives: Float[Tensor, "negatives dim"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of all queries."""
+        with over(self.group):
+            rows = (gather_rows(x) for x in (query, positive, negatives))
+            return self.function(*rows, self.temperature)
+
+
+class MoCo(Loss):
+    """MoCo's InfoNCE: a query is told its key from a queue of older keys, which this module keeps.
+
+    Args:
+        dim: width of the keys.
+        queue: how many older keys are kept.
+        temperature: > 0; similarities are cosines divided by it. MoCo v1 has 0.07, v2 0.2.
+        seed: of the noise that the queue starts with; the same on every process.
+        group: None, a ProcessGroup or "world": whose keys enter the queue, and whose queries are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | query | [n, dim] | of the network that learns |
+        | key | [n, dim] | of the momentum network; no gradient |
+
+    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is taken.
+
+    Relations: InfoNCE with a queue as its bank. MoCHi adds negatives that it mixes of the hardest ones.
+
+    Source: He et al., arXiv 1911.05722, Eq. 1.
+
+    >>> loss = MoCo(dim=2, queue=4)
+    >>> value = loss(torch.eye(2), torch.eye(2))
+    >>> loss.memory.read()[:2]
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    calls = "moco-v1:moco"
+
+    def __init__(
+        self, dim: int, queue: int = 65536, temperature: float = 0.07, *, seed: int = 0, group: Group = None
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.dim, self.queue, self.temperature = dim, queue, temperature
+        self.memory = Queue(queue, dim, seed=seed)
+
+    def forward(self, query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the mean loss of the queries, then write the keys."""
+        with over(self.group):
+            loss: Tensor = self.function(query, key, self.memory.read(), self.temperature).loss
+            if self.training:
+                self.memory.write(key)
+        return loss
+
+
+class MoCHi(Loss):
+    """MoCo with synthetic negatives, mixed of the hardest ones of the queue and of the query.
+
+    Args:
+        dim: width of the keys.
+        queue: how many older keys are kept.
+        hardest: how many of the hardest negatives of a query are mixed.
+        mixed: negatives made of two of them.
+        mixed_query: negatives made of one of them and the query.
+        temperature: > 0; similarities are cosines divided by it.
+        seed: of the noise that the queue starts with; the same on every process.
+        group: None, a ProcessGroup or "world": whose keys enter the queue, and whose queries are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | query | [n, dim] | of the network that learns |
+        | key | [n, dim] | of the momentum network; no gradient |
+        | generator | | a torch.Generator on the CPU for the mixtures; None: torch's default one |
+
+    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is taken.
+
+    Relations: with mixed=0 and mixed_query=0 this is MoCo.
+
+    Source: Kalantidis et al., arXiv 2010.01028.
+
+    >>> loss = MoCHi(dim=4, queue=16, hardest=4, mixed=2, mixed_query=1)
+    >>> loss(torch.eye(4), torch.eye(4), torch.Generator().manual_seed(0)).shape
+    torch.Size([])
+    """
+
+    calls = "mochi:mixed_losses"
+
+    def __init__(
+        self,
+        dim: int,
+        queue: int = 65536,
+        hardest: int = 1024,
+        mixed: int = 1024,
+        mixed_query: int = 128,
+        temperature: float = 0.2,
+        *,
+        seed: int = 0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature, hardest=hardest)
+        self.dim, self.queue, self.temperature = dim, queue, temperature
+        self.hardest, self.mixed, self.mixed_query = hardest, mixed, mixed_query
+        self.memory = Queue(queue, dim, seed=seed)
+
+    def forward(
+        self, query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of the queries, then write the keys."""
+        with over(self.group):
+            random = torch.rand(len(query), self.mixed + self.mixed_query, 3, generator=generator).to(query.device)
+            (way,) = Compared(query, key, Queued(self.memory.read()), self.temperature).directions()
+            loss = global_mean(self.function(way, self.temperature, random, self.hardest, self.mixed).losses)
+            if self.training:
+                self.memory.write(key)
+        return loss
+
+
+class DCL(Loss):
+    """Decoupled contrastive loss: NT-Xent without the positive in the denominator. With `weight_sigma` it is DCLW.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        weight_sigma: sigma of DCLW's weights on the positives (the paper's 0.5); None: no weights.
+        normalize: bring rows to length 1; False takes them as they are.
+        detach_weight: whether the weights are constants.
+        symmetric: False: only the rows of z1 are anchors.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim], n >= 2 | projections of the first views |
+        | z2 | [n, dim] | projections of the second views, row by row |
+
+    Relations: NTXent has the positive in its denominator too. The loss has no lower bound.
+
+    Source: Yeh et al., arXiv 2110.06848, Eqs. 6 and 7.
+
+    >>> DCL(temperature=1.0)(torch.eye(3), torch.eye(3))
+    tensor(0.3863)
+    """
+
+    calls = "dcl:dcl"
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        weight_sigma: float | None = None,
+        *,
+        normalize: bool = True,
+        detach_weight: bool = True,
+        symmetric: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.weight_sigma, self.normalize = temperature, weight_sigma, normalize
+        self.detach_weight, self.symmetric = detach_weight, symmetric
+
+    def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all anchors."""
+        with over(self.group):
+            return self.function(
+                z1, z2, self.temperature, self.weight_sigma, self.normalize, self.detach_weight, self.symmetric
+            )
+
+
+class NTXentByIndex(Loss):
+    """NT-Xent with any number of views of an example: its positives are summed inside the logarithm (AdaInf).
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z | [n, dim] | projections of all views |
+        | index | [n] | number of the example that each row is a view of; every number stands there twice at least |
+
+    Relations: with two views of each example this is NTXent. SupCon has the sum over positives outside the logarithm.
+
+    Source: Wang, Zhang and Wang, arXiv 2403.12448, as in the authors' code.
+
+    >>> NTXentByIndex(temperature=1.0)(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]))
+    tensor(0.5514)
+    """
+
+    calls = "adainf:ntxent_by_index"
+
+    def __init__(self, temperature: float = 0.2, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(self, z: Float[Tensor, "n dim"], index: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all rows."""
+        with over(self.group):
+            return self.function(z, index, self.temperature)
+
+
+class PairwiseNTXent(Loss):
+    """NT-Xent of every pair of views, their mean: what CACR is compared with.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | views | [views, n, dim], or a list of [n, dim] | projections of two views or more |
+
+    Relations: with two views this is NTXent.
+
+    Source: Zheng et al., arXiv 2105.03746 (the baseline).
+
+    >>> PairwiseNTXent(temperature=1.0)(torch.eye(3).expand(2, 3, 3))
+    tensor(0.9048)
+    """
+
+    calls = "cacr:pairwise_nt_xent"
+
+    def __init__(self, temperature: float = 0.2, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(self, views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"]) -> Float[Tensor, ""]:
+        """Return the mean over all pairs of views."""
+        with over(self.group):
+            return self.function(views, self.temperature)
+
+
+class SnippetNTXent(Loss):
+    """NT-Xent as the audio-sheet retrieval trains with it: at least two rows, values that are finite.
+
+    Args:
+        temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
+        normalize: bring rows to length 1; False takes them as they are, for encoders that end in unit rows.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim], n >= 2 | embeddings of the first views |
+        | z2 | [n, dim] | embeddings of the second views, row by row |
+
+    Relations: equals NTXent, which takes one row alone too. MixedNTXent is this loss of two modalities at once.
+
+    Source: Carvalho, Washuettl and Widmer, arXiv 2309.12134.
+
+    >>> SnippetNTXent(temperature=1.0)(torch.eye(3), torch.eye(3))
+    tensor(0.9048)
+    """
+
+    calls = "audio-sheet-retrieval:nt_xent"
+
+    def __init__(self, temperature: float = 0.5, *, normalize: bool = True, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.normalize = temperature, normalize
+
+    def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all 2n rows."""
+        with over(self.group):
+            rows = (unit_rows(z, normalize=self.normalize) for z in (z1, z2))
+            return self.function(*rows, self.temperature)
+
+
+class MixedNTXent(Loss):
+    """NT-Xent of two modalities at once: each modality's views are the other's negatives too.
+
+    Args:
+        temperature: > 0; similarities are cosines divided by it.
+        normalize: bring rows to length 1; False takes them as they are.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | sheet1, sheet2 | [n, dim] | two views of n items of one modality, row by row |
+        | audio1, audio2 | [m, dim] | two views of m items of the other; they need not be the same items |
+
+    Relations: SnippetNTXent of all 2(n + m) rows.
+
+    Source: Carvalho, Washuettl and Widmer, arXiv 2309.12134.
+
+    >>> MixedNTXent(temperature=1.0)(torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:], torch.eye(4)[2:])
+    tensor(1.1654)
+    """
+
+    calls = "audio-sheet-retrieval:mixed_nt_xent"
+
+    def __init__(self, temperature: float = 0.6, *, normalize: bool = True, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.normalize = temperature, normalize
+
+    def forward(
+        self,
+        sheet1: Float[Tensor, "n dim"],
+        sheet2: Float[Tensor, "n dim"],
+        audio1: Float[Tensor, "m dim"],
+        audio2: Float[Tensor, "m dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of all rows."""
+        with over(self.group):
+            rows = (unit_rows(z, normalize=self.normalize) for z in (sheet1, sheet2, audio1, audio2))
+            return self.function(*rows, self.temperature)
+
+
+class HardContrastive(Loss):
+    """Contrastive loss of given similarities, over the nearest negatives alone.
+
+    Args:
+        temperature: > 0; similarities are divided by it.
+        keep_fraction: share of the negatives that is kept, the nearest, in 0..1, 0 not included; 1 keeps all.
+        group: None, a ProcessGroup or "world": whose anchors are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | positive | [n] | similarity of each anchor with its positive |
+        | negatives | [n, negatives] | similarities with its negatives; -inf for one that does not count |
+
+    Relations: InfoNCE, of similarities instead of rows, cut to the nearest. The system trains with the same loss of rows,
+    block by block. SimpleContrastive has no exponentials.
+
+    Source: Wang and Liu, arXiv 2012.09740, Eqs. 1 and 8.
+
+    >>> HardContrastive(temperature=0.5)(torch.tensor([1.0]), torch.tensor([[0.0]]))
+    tensor(0.1269)
+    """
+
+    calls = "hard-contrastive:contrastive"
+
+    def __init__(self, temperature: float = 0.3, keep_fraction: float = 0.0819, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature, keep_fraction=keep_fraction)
+        self.temperature, self.keep_fraction = temperature, keep_fraction
+
+    def forward(self, positive: Float[Tensor, " n"], negatives: Float[Tensor, "n negatives"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all anchors."""
+        with over(self.group):
+            return self.function(gather_rows(positive), gather_rows(negatives), self.temperature, self.keep_fraction)
+
+
+class SimpleContrastive(Loss):
+    """Linear contrastive loss of given similarities: mean of -s+ plus weighted negatives, the nearest alone.
+
+    Args:
+        weight: lambda, weight of the summed negatives; None: 1 / (how many are kept and count).
+        keep_fraction: share of the negatives that is kept, the nearest, in 0..1, 0 not included; 1 keeps all.
+        group: None, a ProcessGroup or "world": whose anchors are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | positive | [n] | similarity of each anchor with its positive |
+        | negatives | [n, negatives] | similarities with its negatives; -inf for one that does not count |
+
+    Relations: the limit of HardContrastive for a large temperature.
+
+    Source: Wang and Liu, arXiv 2012.09740, Eqs. 6 and 9.
+
+    >>> SimpleContrastive(keep_fraction=1.0)(torch.tensor([1.0]), torch.tensor([[0.5, 0.0]]))
+    tensor(-0.7500)
+    """
+
+    calls = "hard-contrastive:simple_contrastive"
+
+    def __init__(self, weight: float | None = None, keep_fraction: float = 0.0819, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(keep_fraction=keep_fraction)
+        self.weight, self.keep_fraction = weight, keep_fraction
+
+    def forward(self, positive: Float[Tensor, " n"], negatives: Float[Tensor, "n negatives"]) -> Float[Tensor, ""]:
+        """Return the mean loss of all anchors."""
+        with over(self.group):
+            return self.function(gather_rows(positive), gather_rows(negatives), self.weight, self.keep_fraction)
+
+
+class CACR(Loss):
+    """Contrastive attraction and contrastive repulsion: far positives and near negatives weigh most, no logarithm.
+
+    Args:
+        alpha, beta: weights of attraction and repulsion, in 0..1e30.
+        positive_sharpness, negative_sharpness: factors of distances in the weights, in 0..1e30; 0 weighs all alike.
+        weight_positives, weight_negatives: False weighs positives, negatives, uniformly.
+        positive_prior: share in 0..1 of supposed negatives that are positives, which is corrected for; None: not.
+        normalize: bring rows to length 1; False takes them as they are.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | views | [views, n, dim], or a list of [n, dim] | embeddings of two views or more, n >= 2 |
+
+    Relations: with two views the attraction is plain alignment. CACRMomentum is the form with a momentum encoder.
+
+    Source: Zheng et al., arXiv 2105.03746.
+
+    >>> CACR()(torch.eye(2).expand(2, 2, 2))
+    tensor(-2.)
+    """
+
+    calls = "cacr:cacr"
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        positive_sharpness: float = 1.0,
+        negative_sharpness: float = 0.9,
+        *,
+        weight_positives: bool = True,
+        weight_negatives: bool = True,
+        positive_prior: float | None = None,
+        normalize: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        self.alpha, self.beta = alpha, beta
+        self.positive_sharpness, self.negative_sharpness = positive_sharpness, negative_sharpness
+        self.weight_positives, self.weight_negatives = weight_positives, weight_negatives
+        self.positive_prior, self.normalize = positive_prior, normalize
+
+    def forward(self, views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"]) -> Float[Tensor, ""]:
+        """Return attraction plus repulsion."""
+        with over(self.group):
+            terms = self.function(
+                [unit_rows(view, normalize=self.normalize) for view in views],
+                self.alpha,
+                self.beta,
+                self.positive_sharpness,
+                self.negative_sharpness,
+                self.weight_positives,
+                self.weight_negatives,
+                self.positive_prior,
+            )
+        return terms.attraction + terms.repulsion
+
+
+class CACRMomentum(Loss):
+    """CACR of several views' predictions with the keys that a momentum encoder makes of another view.
+
+    Args:
+        temperature: > 0.
+        cost: "rbf" (cross-entropy) or "euclidean" (expected costs).
+        reduction: over examples, "mean" or "sum"; None: as the authors, the mean for "rbf", the sum for "euclidean".
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | queries | [views, n, dim], or a list of [n, dim] | predictions of one view or more |
+        | key | [n, dim] | of the momentum encoder; no gradient |
+
+    Relations: CACR is the form without a momentum encoder. With one view and "rbf", MoCo v3's loss without its symmetry.
+
+    Source: Zheng et al., arXiv 2105.03746.
+
+    >>> CACRMomentum()(torch.eye(2)[None], torch.eye(2))
+    tensor(0.6265)
+    """
+
+    calls = "cacr:cacr_momentum"
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        cost: Literal["rbf", "euclidean"] = "rbf",
+        reduction: Literal["mean", "sum"] | None = None,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.cost, self.reduction = temperature, cost, reduction
+
+    def forward(
+        self,
+        queries: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"],
+        key: Float[Tensor, "n dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the loss of all views."""
+        with over(self.group):
+            return self.function(queries, key, self.temperature, self.cost, self.reduction)
+
+
+class IsoGCLR(Loss):
+    """iSogCLR: a global contrastive loss in which every training example learns a temperature of its own.
+
+    Args:
+        examples: number of training examples.
+        temperature: of every example in the beginning; None: 0.1, or 0.01 of pairs.
+        pairs: whether the two sides are two modalities (form B of the authors' code), which keep temperatures of their own,
+            instead of two views (form A).
+        rho: the divergence at which a temperature rests; None: 0.4, or 6 of pairs.
+        gamma: share of a new value in an example's moving average, in 0..1.
+        eta: learning rate of the temperatures; 0 fixes them (SogCLR).
+        beta_u: share of a new gradient in a temperature's momentum, in 0..1.
+        temperature_min: the smallest temperature; None: 0.05, or 0.005 of pairs.
+        temperature_max: the largest temperature.
+        normalize: bring rows to length 1; False takes them as they are.
+        group: None, a ProcessGroup or "world": whose batches together are the batch; each process keeps all states.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim], n >= 2 | embeddings of the first views, or of the first modality |
+        | z2 | [n, dim] | embeddings of the second, row by row |
+        | index | [n] | positions of the examples in the training set, all different |
+
+    State: `states`, a number for each example: the moving average s, the momentum u, the temperature tau (and b of pairs).
+    `temperatures()` gives the temperatures. In training mode a forward pass moves those of its batch.
+
+    The gradient is the wanted one; the value is that of a surrogate and may be negative.
+
+    Relations: with eta=0 it is SogCLR; with gamma=1 besides, its gradient is NTXent's without the positive in the
+    denominator (DCL's).
+
+    Source: Qiu et al., arXiv 2305.11965, Algorithm 1.
+
+    >>> loss = IsoGCLR(examples=10)
+    >>> value = loss(torch.eye(2), torch.eye(2), torch.tensor([4, 2]))
+    >>> loss.temperatures().shape
+    torch.Size([10])
+    """
+
+    calls = "isogclr:isogclr_step"
+
+    def __init__(
+        self,
+        examples: int,
+        temperature: float | None = None,
+        *,
+        pairs: bool = False,
+        rho: float | None = None,
+        gamma: float = 0.8,
+        eta: float = 0.03,
+        beta_u: float = 0.9,
+        temperature_min: float | None = None,
+        temperature_max: float = 1.0,
+        normalize: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        self.examples, self.pairs, self.normalize = examples, pairs, normalize
+        self.rho = (6.0 if pairs else 0.4) if rho is None else rho
+        self.gamma, self.eta, self.beta_u = gamma, eta, beta_u
+        self.temperature_min = (0.005 if pairs else 0.05) if temperature_min is None else temperature_min
+        self.temperature_max = temperature_max
+        self.temperature = (0.01 if pairs else 0.1) if temperature is None else temperature
+        need_positive(temperature=self.temperature, temperature_min=self.temperature_min)
+        if not self.temperature_min <= self.temperature <= temperature_max:
+            raise ValueError(
+                f"temperature must lie in {self.temperature_min}..{temperature_max}, got {self.temperature}"
+            )
+        names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if pairs else ["s", "u", "tau"]
+        self.states = nn.ModuleDict(
+            {n: SampleState(examples, initial=self.temperature if n.startswith("tau") else 0.0) for n in names}
+        )
+
+    def temperatures(self) -> Float[Tensor, " examples"]:
+        """Return the temperature of every example; of pairs the mean of its two."""
+        values = [state.values for name, state in self._states().items() if name.startswith("tau")]
+        return torch.stack(values).mean(0)
+
+    def _states(self) -> dict[str, SampleState]:
+        return {name: state for name, state in self.states.items() if isinstance(state, SampleState)}
+
+    def forward(
+        self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], index: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """Return the surrogate loss, then move the states of these examples."""
+        sides = [unit_rows(z, normalize=self.normalize) for z in (z1, z2)]
+        state = {name: kept.values for name, kept in self._states().items()}
+        with over(self.group):
+            loss, after = self.function(
+                state,
+                index,
+                tuple(sides) if self.pairs else torch.stack(sides, 1),
+                self.rho,
+                self.gamma,
+                self.eta,
+                self.beta_u,
+                self.temperature_min,
+                self.temperature_max,
+                5.0 if self.pairs else 3.0,
+                fresh=True,
+            )
+            if self.training:
+                for name, kept in self._states().items():
+                    kept.update(index, after[name][index])
+        found: Tensor = loss
+        return found

@@ -1,0 +1,281 @@
+"""Losses by which a student learns from a teacher. The teacher gets no gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_positive
+from counterpoint.core.world import Group, over
+from counterpoint.losses.base import Loss, function_of
+
+
+class KD(Loss):
+    """Knowledge distillation: the student's softened outputs follow the teacher's.
+
+    Args:
+        temperature: > 0; logits are divided by it, and the loss is multiplied with its square.
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, classes] | logits |
+        | teacher | [n, classes] | logits; no gradient |
+
+    Relations: MeanTeacher(kind="kl") is this loss with temperature 1.
+
+    Source: Hinton, Vinyals and Dean, arXiv 1503.02531.
+
+    >>> KD(temperature=1.0)(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    tensor(0.6031)
+    """
+
+    calls = "kd:kd"
+
+    def __init__(self, temperature: float = 4.0, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(self, student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+        """Return the mean over rows."""
+        with over(self.group):
+            return self.function(student, teacher, self.temperature)
+
+
+class FitNets(Loss):
+    """FitNets' hint: after a regressor, which is this module's, a layer of the student equals a layer of the teacher.
+
+    Args:
+        student: shape of the student's layer without the batch: (channels, height, width) of maps, (dim,) of vectors.
+        teacher: shape of the teacher's layer.
+        kernel: of the convolution between maps of equal size, 1 or 3.
+        group: None, a ProcessGroup or "world": whose rows are averaged. The regressor's batch normalisation stays local.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, *student] | the guided layer |
+        | teacher | [n, *teacher] | the hint layer; no gradient |
+
+    State: `regressor`, whose parameters the optimiser must get.
+
+    Relations: AttentionTransfer compares where maps are large, not their values.
+
+    Source: Romero et al., arXiv 1412.6550, Eq. 3 without its factor 1/2.
+
+    >>> FitNets((16, 8, 8), (32, 4, 4))(torch.zeros(2, 16, 8, 8), torch.zeros(2, 32, 4, 4)).shape
+    torch.Size([])
+    """
+
+    calls = "fitnets:feature_mse"
+
+    def __init__(
+        self, student: tuple[int, ...], teacher: tuple[int, ...], *, kernel: int = 3, group: Group = None
+    ) -> None:
+        super().__init__(group)
+        self.student, self.teacher, self.kernel = tuple(student), tuple(teacher), kernel
+        self.regressor = function_of("fitnets:hint_regressor")(self.student, self.teacher, kernel=kernel)
+
+    def forward(self, student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
+        """Return the mean over all entries."""
+        with over(self.group):
+            return self.function(self.regressor(student), teacher)
+
+
+class RKD(Loss):
+    """Relational distillation: distances and angles between the student's rows follow those between the teacher's.
+
+    Args:
+        distance_weight: weight of the distances, >= 0.
+        angle_weight: weight of the angles, >= 0.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, dim] | embeddings |
+        | teacher | [n, teacher_dim] | embeddings of the same examples, of any width; no gradient |
+
+    Relations: `functional.rkd_distance` and `functional.rkd_angle` are its two terms.
+
+    Source: Park et al., arXiv 1904.05068, Eqs. 5 to 8.
+
+    >>> RKD()(torch.eye(3), 2 * torch.eye(3)).item() < 1e-6
+    True
+    """
+
+    calls = "rkd:rkd"
+
+    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, *, group: Group = None) -> None:
+        super().__init__(group)
+        self.distance_weight, self.angle_weight = distance_weight, angle_weight
+
+    def forward(self, student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
+        """Return the weighted sum of both terms."""
+        with over(self.group):
+            loss: Tensor = self.function(student, teacher, self.distance_weight, self.angle_weight).loss
+        return loss
+
+
+class CRD(Loss):
+    """Contrastive representation distillation: student and teacher of one example are told from other examples.
+
+    Args:
+        student_dim, teacher_dim: widths of the features given.
+        examples: number of training examples.
+        dim: width of the two learnt embeddings.
+        negatives: number of other examples that each one is contrasted with.
+        temperature: > 0; similarities are divided by it.
+        momentum: share of a bank's row that stays when its example comes, in 0..1.
+        labels: class of every training example; then negatives are drawn from other classes only. None: from all.
+        seed: of the banks' noise; the same on every process.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, student_dim] | features |
+        | teacher | [n, teacher_dim] | features of the same examples; no gradient |
+        | index | [n] | positions of the examples in the training set |
+        | contrast_index | [n, negatives + 1] or None | index, then the negatives' positions; None draws them |
+        | generator | | a torch.Generator for the draw; None: torch's default one |
+
+    State: `bank`, with both embeddings (parameters for the optimiser), both banks of unit rows and the normalising constants.
+    A forward pass in training mode writes the banks.
+
+    Relations: a contrast of two networks by NCE, where CLIP contrasts two modalities by a softmax over the batch.
+
+    Source: Tian, Krishnan and Isola, arXiv 1910.10699, Eqs. 10 to 19.
+
+    >>> loss = CRD(student_dim=8, teacher_dim=16, examples=100, negatives=10)
+    >>> loss(torch.randn(2, 8), torch.randn(2, 16), torch.tensor([3, 5])).shape
+    torch.Size([])
+    """
+
+    calls = "crd:CRDLoss"
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        examples: int,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        *,
+        labels: Int[Tensor, " examples"] | None = None,
+        seed: int = 0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        self.student_dim, self.teacher_dim, self.examples, self.dim = student_dim, teacher_dim, examples, dim
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        self.bank = self.function(
+            student_dim,
+            teacher_dim,
+            examples,
+            dim=dim,
+            K=negatives,
+            temperature=temperature,
+            momentum=momentum,
+            labels=labels,
+            seed=seed,
+        )
+
+    def forward(
+        self,
+        student: Float[Tensor, "n student_dim"],
+        teacher: Float[Tensor, "n teacher_dim"],
+        index: Int[Tensor, " n"],
+        contrast_index: Int[Tensor, "n listed"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of both sides, then write the banks."""
+        if contrast_index is None:
+            contrast_index = self.bank.draw(index, torch.default_generator if generator is None else generator)
+        with over(self.group):
+            loss: Tensor = self.bank(student, teacher, index, contrast_index)
+        return loss
+
+
+class AttentionTransfer(Loss):
+    """Attention transfer of one pair of layers: the student's maps are large where the teacher's are.
+
+    Args:
+        power: exponent of the maps' absolute values, > 0.
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, channels, height, width] | feature maps |
+        | teacher | [n, teacher channels, height, width] | of any size and number of channels; no gradient |
+
+    Relations: FitNets compares the values of maps.
+
+    Source: Zagoruyko and Komodakis, arXiv 1612.03928, Eq. 2.
+
+    >>> AttentionTransfer()(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2, 2))
+    tensor(0.)
+    """
+
+    calls = "attention-transfer:attention_transfer"
+
+    def __init__(self, power: float = 2.0, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(power=power)
+        self.power = power
+
+    def forward(
+        self,
+        student: Float[Tensor, "n channels height width"],
+        teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over rows and places."""
+        with over(self.group):
+            return self.function(student, teacher, self.power)
+
+
+class MeanTeacher(Loss):
+    """Mean teacher's consistency: two networks agree on the class of an example.
+
+    Args:
+        kind: "mse", mean squared difference of the probabilities, or "kl", KL(teacher || student).
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, classes] | logits |
+        | teacher | [n, classes] | logits of the moving average on another view; no gradient |
+
+    `counterpoint.core.teacher.sigmoid_ramp` gives the weight that rises in the first epochs.
+
+    Relations: with kind="kl" it is KD with temperature 1.
+
+    Source: Tarvainen and Valpola, arXiv 1703.01780.
+
+    >>> MeanTeacher()(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor(0.)
+    """
+
+    calls = "mean-teacher:mean_teacher"
+
+    def __init__(self, kind: Literal["mse", "kl"] = "mse", *, group: Group = None) -> None:
+        super().__init__(group)
+        if kind not in ("mse", "kl"):
+            raise ValueError(f"kind must be 'mse' or 'kl', got {kind!r}")
+        self.kind = kind
+
+    def forward(self, student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+        """Return the mean over rows."""
+        with over(self.group):
+            both = self.function(student, teacher)
+        loss: Tensor = both.mse if self.kind == "mse" else both.kl
+        return loss

@@ -1,0 +1,410 @@
+"""Losses of views that have no negatives: agreement, redundancy, assignments, moving teachers, reconstruction."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_positive, need_within
+from counterpoint.core.contrast import unit
+from counterpoint.core.distributed import place
+from counterpoint.core.memory import Queue
+from counterpoint.core.world import Group, over
+from counterpoint.losses.base import Loss
+
+
+class NegativeCosine(Loss):
+    """Minus the mean cosine of predictions with targets, which get no gradient.
+
+    Args:
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | prediction | [n, dim] | what a predictor makes of one view |
+        | target | [n, dim] | projections of the other view; no gradient |
+
+    Relations: SimSiam and BYOL are this loss in both directions, halved and doubled.
+
+    Source: Chen and He, arXiv 2011.10566, Eq. 1.
+
+    >>> NegativeCosine()(torch.eye(2), torch.eye(2))
+    tensor(-1.)
+    """
+
+    calls = "simsiam:negative_cosine"
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__(group)
+
+    def forward(self, prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the loss, from -1 (alike) to 1."""
+        with over(self.group):
+            return self.function(prediction, target)
+
+
+class SimSiam(Loss):
+    """SimSiam's symmetric loss: each view's prediction of the other view's projection.
+
+    Args:
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | p1, p2 | [n, dim] | predictions made of the first and of the second views |
+        | z1, z2 | [n, dim] | projections of the first and of the second views; no gradient |
+
+    Relations: BYOL takes z1 and z2 from a momentum network, and is 4 + 4 times this loss.
+
+    Source: Chen and He, arXiv 2011.10566, Eq. 4.
+
+    >>> SimSiam()(*[torch.eye(2)] * 4)
+    tensor(-1.)
+    """
+
+    calls = "simsiam:negative_cosine"
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__(group)
+
+    def forward(
+        self,
+        p1: Float[Tensor, "n dim"],
+        p2: Float[Tensor, "n dim"],
+        z1: Float[Tensor, "n dim"],
+        z2: Float[Tensor, "n dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the loss, from -1 (alike) to 1."""
+        with over(self.group):
+            loss: Tensor = self.function(p1, z2) / 2 + self.function(p2, z1) / 2
+        return loss
+
+
+class BYOL(Loss):
+    """BYOL's symmetric loss: squared distances of unit vectors, predictions to a momentum network's projections.
+
+    Args:
+        group: None, a ProcessGroup or "world": whose rows are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | p1, p2 | [n, dim] | the online network's predictions made of the first and of the second views |
+        | z1, z2 | [n, dim] | the momentum network's projections of the first and of the second views; no gradient |
+
+    The momentum network is the caller's: `counterpoint.core.teacher.EMATeacher`.
+
+    Relations: 4 + 4 times SimSiam's loss.
+
+    Source: Grill et al., arXiv 2006.07733, Eq. 2.
+
+    >>> BYOL()(*[torch.eye(2)] * 4)
+    tensor(0.)
+    """
+
+    calls = "byol:negative_cosine"
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__(group)
+
+    def forward(
+        self,
+        p1: Float[Tensor, "n dim"],
+        p2: Float[Tensor, "n dim"],
+        z1: Float[Tensor, "n dim"],
+        z2: Float[Tensor, "n dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the loss, from 0 (alike) to 8."""
+        with over(self.group):
+            loss: Tensor = 4 + 2 * self.function(p1, z2) + 2 * self.function(p2, z1)
+        return loss
+
+
+class BarlowTwins(Loss):
+    """Barlow Twins: the cross-correlation of two views' embeddings is brought to the identity matrix.
+
+    Args:
+        redundancy: lambda, weight of what lies off the diagonal, >= 0.
+        eps: added to the variance inside the root, > 0.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim] | embeddings of the first views; standardised over the batch here |
+        | z2 | [n, dim] | embeddings of the second views, row by row |
+
+    Relations: BarLIP is this loss of two modalities, without the standardisation. VICReg bounds variances instead.
+
+    Source: Zbontar et al., arXiv 2103.03230, Eq. 1.
+
+    >>> BarlowTwins()(torch.ones(4, 3), torch.ones(4, 3))
+    tensor(3.)
+    """
+
+    calls = "barlow-twins:barlow"
+
+    def __init__(self, redundancy: float = 0.0051, eps: float = 1e-5, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(eps=eps)
+        self.redundancy, self.eps = redundancy, eps
+
+    def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the loss."""
+        with over(self.group):
+            return self.function(z1, z2, self.redundancy, self.eps)
+
+
+class VICReg(Loss):
+    """VICReg: views agree (invariance), every dimension varies (variance), no two say the same (covariance).
+
+    Args:
+        invariance, variance, covariance: weights of the three terms, >= 0.
+        eps: added to the variance inside the root, > 0.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z1 | [n, dim], n >= 2 | embeddings of the first views; not normalised |
+        | z2 | [n, dim] | embeddings of the second views, row by row |
+
+    Relations: BarlowTwins decorrelates two views with each other, VICReg each view by itself.
+
+    Source: Bardes, Ponce and LeCun, arXiv 2105.04906, Eq. 6.
+
+    >>> VICReg()(torch.ones(4, 3), torch.ones(4, 3))
+    tensor(24.7500)
+    """
+
+    calls = "vicreg:vicreg"
+
+    def __init__(
+        self,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        eps: float = 1e-4,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(eps=eps)
+        self.invariance, self.variance, self.covariance, self.eps = invariance, variance, covariance, eps
+
+    def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the weighted sum of the three terms."""
+        with over(self.group):
+            return self.function(z1, z2, self.invariance, self.variance, self.covariance, self.eps)
+
+
+class SwAV(Loss):
+    """SwAV: predict one crop's assignment to prototypes from another crop. The prototypes are this module's parameter.
+
+    Args:
+        dim: width of the projections.
+        prototypes: number of clusters.
+        temperature: of the prediction, > 0.
+        epsilon: softness of the assignments, > 0.
+        iterations: of Sinkhorn's algorithm, >= 1.
+        queue: earlier projections of each full-size crop that take part in the assignment; 0: none. They do once the queue
+            is full.
+        crops: number of full-size crops, whose queues are kept.
+        seed: of the queues' noise; the same on every process.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | high | [crops, n, dim] | projections of the full-size crops, of any length |
+        | low | [small crops, n, dim] or None | projections of the small crops, which only predict |
+
+    State: `prototypes.weight`, a parameter for the optimiser; a forward pass in training mode brings its rows to length 1
+    first. `queues` and `written` (how many rows have entered them) are buffers, updated in training mode. The paper keeps
+    the prototypes fixed in the first epoch: set `prototypes.weight.grad = None` before the optimiser's step.
+
+    Relations: SwALIP has the other modality's batch in place of prototypes.
+
+    Source: Caron et al., arXiv 2006.09882, Eqs. 2 and 6.
+
+    >>> SwAV(dim=4, prototypes=8)(torch.randn(2, 6, 4)).shape
+    torch.Size([])
+    """
+
+    calls = "swav:swav"
+    written: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        *,
+        queue: int = 0,
+        crops: int = 2,
+        seed: int = 0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature, epsilon=epsilon, iterations=iterations)
+        self.dim, self.temperature, self.epsilon, self.iterations = dim, temperature, epsilon, iterations
+        self.queue, self.crops = queue, crops
+        self.prototypes = nn.Linear(dim, prototypes, bias=False)
+        self.queues = nn.ModuleList(Queue(queue, dim, seed=seed + n) for n in range(crops if queue else 0))
+        self.register_buffer("written", torch.tensor(0))
+        self._to_unit()
+
+    @torch.no_grad()
+    def _to_unit(self) -> None:
+        # .data: prototypes that are unit already must not spoil a forward pass that waits for its backward pass.
+        self.prototypes.weight.data.copy_(unit(self.prototypes.weight))
+
+    @torch.no_grad()
+    def _stored(self) -> Tensor | None:
+        """Scores of earlier projections with the present prototypes, [crops, queue, prototypes]; None before the queue is full."""
+        if not self.queues or int(self.written) < self.queue:
+            return None
+        return torch.stack([self.prototypes(queue.rows) for queue in self.queues])
+
+    def forward(
+        self, high: Float[Tensor, "crops n dim"], low: Float[Tensor, "small n dim"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return the mean over full-size crops and all other crops, then write the queues."""
+        if self.queue and len(high) != self.crops:
+            raise ValueError(f"high must hold {self.crops} crops, of which there are queues, got {len(high)}")
+        if self.training:
+            self._to_unit()
+        z = unit(high)
+        scores = self.prototypes(z)
+        small = None if low is None else self.prototypes(unit(low))
+        with over(self.group):
+            loss: Tensor = self.function(
+                scores, small, self.temperature, self.epsilon, self.iterations, queue=self._stored()
+            ).loss
+            if self.training and self.queue:
+                for queue, crop in zip(self.queues, z, strict=True):
+                    assert isinstance(queue, Queue)
+                    queue.write(crop)
+                self.written.add_(place(z.shape[1], z.device).total).clamp_(max=self.queue)
+        return loss
+
+    def extra_repr(self) -> str:
+        """Settings by name; the prototypes are shown as a layer."""
+        return f"dim={self.dim}, temperature={self.temperature:.4g}, epsilon={self.epsilon:.4g}, " + (
+            f"iterations={self.iterations}, queue={self.queue}, crops={self.crops}"
+        )
+
+
+class DINO(Loss):
+    """DINO: a student's crops predict the centred, sharpened outputs of a teacher. The centre is this module's buffer.
+
+    Args:
+        outcomes: width of the heads' outputs.
+        student_temperature: > 0.
+        teacher_temperature: > 0. The paper raises it in the first epochs: set the attribute.
+        center_momentum: share of the centre that stays at each step, in 0..1.
+        group: None, a ProcessGroup or "world": whose batches together are the batch.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [crops, n, outcomes] | head outputs of all crops, the global ones first |
+        | teacher | [global crops, n, outcomes] | the moving average's head outputs of the global crops; no gradient |
+
+    State: `center`, a buffer that a forward pass in training mode moves after the loss is taken.
+
+    Relations: KD with a moving target, a centre, and crops in place of one view.
+
+    Source: Caron et al., arXiv 2104.14294, Eqs. 3 and 4.
+
+    >>> DINO(outcomes=4)(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))
+    tensor(1.3863)
+    """
+
+    calls = "dino:dino"
+    center: Float[Tensor, " outcomes"]
+
+    def __init__(
+        self,
+        outcomes: int,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        center_momentum: float = 0.9,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(
+            outcomes=outcomes, student_temperature=student_temperature, teacher_temperature=teacher_temperature
+        )
+        need_within(0, 1, center_momentum=center_momentum)
+        self.outcomes, self.center_momentum = outcomes, center_momentum
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.register_buffer("center", torch.zeros(outcomes))
+
+    def forward(
+        self, student: Float[Tensor, "crops n outcomes"], teacher: Float[Tensor, "global_crops n outcomes"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean over global crops and all other crops, then move the centre."""
+        with over(self.group):
+            found = self.function(
+                student,
+                teacher,
+                self.center,
+                self.student_temperature,
+                self.teacher_temperature,
+                self.center_momentum,
+            )
+        if self.training:
+            with torch.no_grad():
+                self.center.copy_(found.center_after)
+        loss: Tensor = found.loss
+        return loss
+
+
+class MAE(Loss):
+    """MAE's reconstruction: mean squared error of the pixels of the patches that were removed.
+
+    Args:
+        patch: side of a patch, in pixels.
+        norm_pix: whether a patch's target is standardised by its own mean and variance.
+        group: None, a ProcessGroup or "world": whose images are averaged.
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | images | [n, channels, height, width] | the whole images; no gradient |
+        | prediction | [n, patches, patch^2 * channels] | pixels of every patch, in the order of `functional.patchify` |
+        | mask | [n, patches] | 1 where a patch was removed, else 0 |
+
+    `counterpoint.functional.random_masking` draws a mask.
+
+    Relations: the one loss here that compares pixels, not embeddings.
+
+    Source: He et al., arXiv 2111.06377, Sec. 3.
+
+    >>> MAE(patch=1, norm_pix=False)(torch.ones(1, 1, 2, 2), torch.zeros(1, 4, 1), torch.ones(1, 4))
+    tensor(1.)
+    """
+
+    calls = "mae:reconstruction"
+
+    def __init__(self, patch: int = 16, norm_pix: bool = True, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(patch=patch)
+        self.patch, self.norm_pix = patch, norm_pix
+
+    def forward(
+        self,
+        images: Float[Tensor, "n channels height width"],
+        prediction: Float[Tensor, "n patches values"],
+        mask: Float[Tensor, "n patches"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over images and removed patches."""
+        with over(self.group):
+            return self.function(images, prediction, mask, self.patch, self.norm_pix)

@@ -1,0 +1,73 @@
+"""Classes of items, told by prompts, by training items in another modality, and by a linear probe.
+
+all_of     {modality: [items, dim]} embeddings
+there      {modality: [items] bool}: which items have it
+labels     [items] classes, -1 for none
+prompts    {text modality: [classes, dim]} embeddings of the classes' prompts
+examples   {modality: ([n, dim], [n])} embeddings and classes of training items that have it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from counterpoint.tasks.measures import class_chance, class_means, linear_probe, zero_shot_accuracy
+
+Examples = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def by_prompts(
+    all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, prompts: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Measure how often the nearest prompt names an item's class, in every modality but the text's."""
+    ((text, of_classes),) = prompts.items()
+    return {
+        f"{name}_zero_shot": zero_shot_accuracy(value[there[name]], of_classes, labels[there[name]])
+        for name, value in all_of.items()
+        if name != text
+    }
+
+
+def by_examples(
+    all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, examples: Examples
+) -> dict[str, float]:
+    """Measure how often the nearest mean embedding of training items in another modality names an item's class."""
+    found: dict[str, float] = {}
+    for other, (rows, classes) in examples.items():
+        if not len(rows):  # no training item of a class has this modality
+            continue
+        means, numbers = class_means(rows, classes)
+        # A class without an example cannot be named: its items are left out.
+        at = torch.full((int(max(labels.max(), classes.max())) + 2,), -1)  # the last for label -1
+        at[numbers] = torch.arange(len(numbers))
+        for name in (name for name in all_of if name != other):
+            known = there[name]
+            found[f"{name}_from_{other}_zero_shot"] = zero_shot_accuracy(all_of[name][known], means, at[labels[known]])
+    return found
+
+
+def by_probe(
+    all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, examples: Examples
+) -> dict[str, float]:
+    """Measure how often logistic regression on training items of the same modality names an item's class."""
+    found: dict[str, float] = {}
+    for name, (rows, classes) in examples.items():
+        known = there[name] & (labels >= 0)
+        if len(classes.unique()) > 1 and bool(known.any()):
+            found[f"{name}_linear_accuracy"] = linear_probe(rows, classes, all_of[name][known], labels[known])[0]
+    return found
+
+
+def chance(modalities: Sequence[str], prompts: Mapping[str, Tensor], examples: Examples) -> dict[str, float]:
+    """Return the chance level of each accuracy above: 1 / classes."""
+    made: dict[str, float] = {}
+    for name in modalities:
+        for of_classes in prompts.values():
+            made[f"{name}_zero_shot"] = class_chance(len(of_classes))
+        for other, (_, classes) in examples.items():
+            level = class_chance(len(classes.unique()))
+            made[f"{name}_from_{other}_zero_shot"] = made[f"{other}_linear_accuracy"] = level
+    return made

@@ -1,0 +1,156 @@
+"""What every learner of the task `aligned` has: an encoder and a head for each modality, views, an optimiser."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.distributed import place
+from counterpoint.core.operands import EPS
+from counterpoint.encoders.audio import build_audio_encoder
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.text import Tokenizer, build_text_encoder
+from counterpoint.encoders.vectors import build_vector_encoder
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.views.images import ViewPipeline
+
+
+class AlignedLearner(Learner):
+    """An encoder and a linear projection for each modality. Subclasses write `loss(batch)`, usually on `embed(batch)`."""
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.config = config
+        self.kinds: dict[str, str] = {name: spec["kind"] for name, spec in data.modalities.items()}
+        torch.manual_seed(seed)
+        self.encoders = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.views: dict[str, ViewPipeline] = {}
+        for name, spec in data.modalities.items():
+            encoder: Any = self.build_encoder(spec, data.tokenizers.get(name))
+            self.encoders[name] = encoder
+            self.heads[name] = self.build_head(encoder.dim)
+            if spec["kind"] == "image":
+                self.views[name] = ViewPipeline(spec["size"], crops=1, recipe=config.recipe)
+
+    def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
+        """The network for one modality, by its kind."""
+        if spec["kind"] == "image":
+            return build_image_encoder(self.config.image_encoder, spec["size"], pretrained=self.config.pretrained)
+        if spec["kind"] == "text":
+            assert tokenizer is not None
+            vocabulary = Tokenizer.from_json(tokenizer).vocabulary
+            return build_text_encoder(self.config.text_encoder, vocabulary=vocabulary, length=self.config.context)
+        if spec["kind"] == "vector":
+            return build_vector_encoder(self.config.vector_encoder, spec["dim"])
+        if spec["kind"] == "audio":
+            return build_audio_encoder(self.config.audio_encoder, spec["rate"], spec["samples"])
+        raise unknown("kind of modality", spec["kind"], ["image", "text", "audio", "vector"])
+
+    def build_head(self, dim: int) -> nn.Module:
+        """What brings an encoder's output, `dim` wide, into the shared space."""
+        return nn.Linear(dim, self.config.embedding, bias=False)
+
+    def features(self, name: str, values: Any) -> Float[Tensor, "n dim"]:
+        """One modality's encoder on its inputs, which are a tensor or, for text, numbers and mask."""
+        return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        inputs = dict(batch["inputs"])
+        if self.config.vector_noise:
+            for name in (name for name, kind in self.kinds.items() if kind == "vector"):
+                total, mine = self.share(len(inputs[name]))
+                noise = torch.randn(total, *inputs[name].shape[1:], generator=generator)[mine]
+                inputs[name] = inputs[name] + self.config.vector_noise * noise.to(inputs[name].device)
+        for name, pipeline in self.views.items():
+            images = inputs[name]
+            total, mine = self.share(len(images))
+            drawn = pipeline.draw((total, *images.shape[1:]), generator)
+            inputs[name] = pipeline.apply(images, [view.take(mine) for view in drawn])[0]
+        return batch | {"inputs": inputs}
+
+    def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
+        """Unit embeddings of every modality; zeros where an item lacks it."""
+        present = batch.get("present", {})
+        found = {}
+        for name, values in batch["inputs"].items():
+            rows = there(present.get(name))
+            z = F.normalize(self.heads[name](self.features(name, taken(values, rows))), dim=1, eps=EPS)
+            found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
+        return found
+
+    def paired_rows(
+        self, embeddings: Mapping[str, Tensor], batch: Mapping[str, Any]
+    ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"], Bool[Tensor, " n"]]]:
+        """What a method for two modalities contrasts: for every two, the rows of the items that have both, and which items
+        those are. Two modalities that no item of the batch has together are left out, in all processes alike."""
+        found = []
+        for a, b in itertools.combinations(embeddings, 2):
+            both = batch["present"][a] & batch["present"][b]
+            if place(int(both.sum()), self.device).total > 0:
+                found.append((embeddings[a][both], embeddings[b][both], both))
+        if not found:
+            raise CounterpointError("no item of a batch has two modalities: there is nothing to contrast")
+        return found
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = self.embed(batch)
+        if len(found) < 3:
+            return {"embedding": found}
+        return {"embedding": found, "joint": {name: self.joint(rest) for name, rest in each_without(found)}}
+
+    def joint(self, embeddings: Sequence[Float[Tensor, "n dim"]]) -> Float[Tensor, "n dim"]:
+        """What an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
+        return torch.stack(list(embeddings)).sum(0)
+
+    def turns(self) -> list[Turn]:
+        config = self.config
+        constant = self.parameters() if config.constant_lr else ()
+        steps = self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [
+            (encoder, method)
+            for encoder in self.encoders.values()
+            for method in ("forward", "tokens")
+            if hasattr(encoder, method)
+        ]
+
+
+def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
+    """Positions of the items that have a modality; None when all do, or so few that an encoder had better see all."""
+    if present is None or bool(present.all()):
+        return None
+    rows = present.nonzero().flatten()
+    # Batch normalisation needs two; and every process must reach every parameter.
+    return rows if len(rows) > 1 else None
+
+
+def taken(values: Any, rows: Tensor | None) -> Any:
+    """These rows of a modality's inputs, which are a tensor or, for text, numbers and mask."""
+    if rows is None:
+        return values
+    return tuple(part[rows] for part in values) if isinstance(values, tuple | list) else values[rows]
+
+
+def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
+    """The two modalities of a pairwise method: the only two, or an error that names them all."""
+    if len(modalities) != 2:
+        raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
+    a, b = modalities
+    return a, b
+
+
+def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:
+    """Each name with the values of all others."""
+    return [(name, [value for other, value in values.items() if other != name]) for name in values]

@@ -1,0 +1,95 @@
+"""Settings that every learner of the task `aligned` has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from tyro.conf import Suppress
+
+from counterpoint.encoders.audio import check_audio_encoder
+from counterpoint.encoders.images import check_image_encoder
+from counterpoint.encoders.text import check_text_encoder
+from counterpoint.engine.optim import OptimConfig
+from counterpoint.errors import CounterpointError
+from counterpoint.views.images import check_recipe
+
+
+@dataclass
+class AlignedConfig(OptimConfig):
+    """What every learner of this task can be told."""
+
+    epochs: int = 32
+    """Passes over the training items."""
+    batch_size: int = 256
+    """Items in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
+    image_encoder: str = "torchvision:resnet50"
+    """The network for images: resnet-s, conv-s, mlp-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    text_encoder: str = "text-s"
+    """The network for text: text-s, minilm, hf:NAME."""
+    audio_encoder: str = "sound-s"
+    """The network for sounds: sound-s, hf:NAME."""
+    vector_encoder: str = "mlp"
+    """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is: features already."""
+    vector_noise: float = 0.0
+    """Standard deviation of the noise that is added to training vectors."""
+    pretrained: bool = False
+    """Start from published weights where the image encoder has them."""
+    embedding: int = 512
+    """Width of the shared space."""
+    context: int = 77
+    """Tokens of a text that are read at most."""
+    vocabulary: int = 2000
+    """Tokens that text-s learns from the training captions."""
+    recipe: str = "weak"
+    """How training images are varied: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
+    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
+    prompt: str = "{}"
+    """A class's prompt in zero-shot classification; {} is the class's name."""
+    evaluate_every: int = 5
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    workers: int = 0
+    """Processes that read items ahead; 0 reads in the main process."""
+    constant_lr: bool = False
+    """Keep the learning rate as it is from the first step to the last."""
+    parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Settings of the parts over the system, by slug."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.vector_noise < 0:
+            raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
+        if "{}" not in self.prompt:
+            raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
+
+    def check_batch(self) -> None:
+        """Raise CounterpointError for a batch in which nothing can be contrasted."""
+        if self.batch_size < 2:
+            raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
+
+    def check(self) -> None:
+        """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
+        check_image_encoder(self.image_encoder)
+        check_text_encoder(self.text_encoder)
+        check_audio_encoder(self.audio_encoder)
+        check_recipe(self.recipe)
+        self.check_batch()
+
+
+# What a small set on a few cores asks for instead of the papers' settings; systems add what is theirs.
+LAPTOP: dict[str, Any] = {
+    "epochs": 15,
+    "batch_size": 256,
+    "image_encoder": "resnet-s",
+    "text_encoder": "text-s",
+    "embedding": 128,
+    "context": 16,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 1,
+}
