@@ -206,6 +206,7 @@ def own(data: Any, **options: Any) -> Own:
             - an array of pictures, uint8 [N, H, W, 3] or [N, H, W], or a tuple (pictures, labels)
             - a dictionary of arrays or lists, a modality each: {"image": [N, H, W, 3], "text": N strings, "vector": [N, dim],
               "audio": [N, samples], "label": [N], "split": N names}
+            - a list of pictures, as paths or Pillow images, or of records, a dictionary for each row
             - for systems of the task bags: {"visual": N arrays [T, dim], "audio": N arrays [T, dim], "label": [N]}
             - a dictionary by split: {"train": ..., "test": ...}, each one of the above but bags
         options: size (pixels), rate, seconds (of sounds), columns ("photo:image,title:text", or a dictionary), groups (a column, or
