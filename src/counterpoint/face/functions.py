@@ -218,7 +218,7 @@ def own(data: Any, **options: Any) -> Own:
     >>> import counterpoint as cp, numpy as np
     >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
     >>> cp.own((pictures, [0, 1] * 20), size=32)
-    <own data: arrays of 40 rows (digest 6a17b7a1e0a8e4a8)>
+    <own data: arrays of 40 rows (digest 7f9ab34e1bdc2274)>
     """
     from counterpoint.data.memory import Own, plainly
 
