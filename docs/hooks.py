@@ -38,9 +38,10 @@ WIDTH = 88  # of what the program prints, in characters
 # Documents of the root and the pages they become.
 DOCUMENTS = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 ROOMS = {
+    "face": "What `import counterpoint` offers",
     "training": "Training, evaluating and resuming by name",
     "experiment": "System, settings and data, resolved once",
-    "use": "A trained run on video files",
+    "use": "A trained run on video files, as a file for other programs, on a hub",
     "search": "Embeddings of a set, and search in them",
     "lab": "Claims, comparisons and sweeps",
     "losses": "Every loss as a module",
@@ -239,7 +240,8 @@ def system_page(entry: catalog.Entry) -> str:
         "## Settings",
         settings(system),
         "## Functions",
-        "All of these are in `counterpoint.functional`.",
+        f'`counterpoint.functional.of("{entry.slug}")` has all of these, and so has `counterpoint.functional`, but for names that '
+        "another system gives to another function.",
         # What stands in a room of its own has its anchor there; here it is only shown.
         *(directive(p.replace(":", "."), shared=not p.startswith(module.__name__)) for p in entry.functions),
         "## Configuration and learner",
@@ -378,5 +380,5 @@ def functional_page() -> str:
             module, _, name = place.partition(":")
             rows.append(f"| [`{name}`][{module}.{name}] | `{module}` | [{entry.slug}](../systems/{entry.slug}.md) |")
     text = inspect.getdoc(importlib.import_module("counterpoint.functional")) or ""
-    first, _, example = text.partition("\n\n")
-    return "\n\n".join(["# counterpoint.functional", first, f"```pycon\n{example}\n```", "\n".join(rows)])
+    told = [f"```pycon\n{part}\n```" if part.startswith(">>>") else part for part in text.split("\n\n")]
+    return "\n\n".join(["# counterpoint.functional", *told, "\n".join(rows)])

@@ -3,6 +3,7 @@
     import counterpoint as cp
 
     cp.systems("*clip*")                                        the systems, by pattern: name, title, verdict of the claim
+    cp.settings("simclr")                                       what a system can be told, with its defaults
     run = cp.train("simclr", data="digits", epochs=5)           train; a run with .metrics, .page, .encode(...)
     run = cp.load("runs/first")                                 a finished run, also "hf:user/name" or a folder of a hub
     z = run.encode(images=["a.png", "b.png"])                   embeddings [2, dim], numpy or torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from counterpoint.errors import CounterpointError
     from counterpoint.face.creating import create
     from counterpoint.face.functions import compare, embed, load, own, resume, train
+    from counterpoint.face.listing import settings
     from counterpoint.face.trained import Trained
 
 __version__ = "0.1.0"
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 _PLACES = {
     **dict.fromkeys(("train", "resume", "load", "own", "compare", "embed"), "counterpoint.face.functions"),
     "create": "counterpoint.face.creating",
+    "settings": "counterpoint.face.listing",
     "Trained": "counterpoint.face.trained",
     "CounterpointError": "counterpoint.errors",
 }
@@ -56,6 +59,7 @@ __all__ = [
     "own",
     "resume",
     "search",
+    "settings",
     "systems",
     "train",
 ]

@@ -86,6 +86,9 @@ OBJECTS = {
     "tuple of arrays": lambda: (PICTURES, KINDS),
     "dictionary of arrays": lambda: {"image": PICTURES, "label": [WORDS[k] for k in KINDS]},
     "list of pictures": lambda: {"image": [Image.fromarray(p) for p in PICTURES], "label": KINDS},
+    "list of records": lambda: [
+        {"image": Image.fromarray(p), "label": WORDS[k]} for p, k in zip(PICTURES, KINDS, strict=True)
+    ],
     "DataFrame": frame,
     "datasets.Dataset": hugging,
     "torch Dataset of floats": Labelled,
@@ -224,6 +227,15 @@ def test_files_that_a_frame_names_are_read_from_the_working_folder(tmp_path, mon
     table.loc[3, "path"] = "gone.png"
     found = cp.own(table, size=16, columns="path:image,label:label").load("views")
     assert any("no such file" in note and "pandas.DataFrame row 4" in note for note in found.notes)
+
+
+def test_a_list_of_files_is_pictures(tmp_path):
+    files = [tmp_path / f"{n}.png" for n in range(30)]
+    for file, picture in zip(files, PICTURES, strict=False):
+        Image.fromarray(picture).save(file)
+    found = cp.own(files, size=16).load("views")
+    assert set(read(found.train)) < {picture.tobytes() for picture in PICTURES[:30]}
+    assert found.train.labels is None
 
 
 # --- names and digests
@@ -368,6 +380,7 @@ class Normalised(Dataset):
     [
         (lambda: 5, r"data is a int; give the name of a source.* see help\(counterpoint\.own\)"),
         (lambda: [1, 2], "data is a list"),
+        (list, "data is a list"),
         (Stream, "Stream is a torch dataset without length"),
         (Odd, "item 0: holds a object, which shows no role"),
         (Normalised, "item 0: a tensor of floats is a picture with values in 0..1.*take Normalize out"),

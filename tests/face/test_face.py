@@ -73,7 +73,7 @@ assert taken < 0.1, taken
 
 def test_names_are_listed_and_documented():
     assert set(cp.__all__) <= set(dir(cp))
-    for name in set(cp.__all__) - {"losses"}:
+    for name in cp.__all__:
         assert (getattr(cp, name).__doc__ or "").strip(), name
     shown = cp.__doc__ or ""
     for name in ("train", "load", "encode", "embed", "search", "create", "compare", "systems", "losses", "functional"):
@@ -106,6 +106,29 @@ def test_systems_are_listed_by_pattern_with_the_verdict_on_the_claim():
     assert told["macil-sd"] in repr(cp.systems("macil-sd"))
     with pytest.raises(CounterpointError, match="unknown task 'view'; did you mean views"):
         cp.systems(task="view")
+
+
+def test_settings_are_shown_with_their_defaults_and_meanings():
+    own_source, recipe = cp.settings("simclr"), cp.settings("moco-v2+mochi", "own")
+    system = catalog.load_system("simclr")
+    assert own_source["temperature"] == system.recipe_for(system.data)["temperature"] != system.config().temperature
+    assert recipe["batch_size"] == catalog.load_system("moco-v2").recipe["batch_size"]
+    assert "mochi.hardest" in recipe
+    for found in (own_source, recipe):
+        assert [name for name in found if not found.said.get(name)] == []
+    assert "Passes over the training images" in repr(own_source)
+    with pytest.raises(CounterpointError, match="did you mean simclr"):
+        cp.settings("simclrr")
+
+
+def test_packages_that_are_functions_show_their_arguments():
+    import inspect
+
+    from counterpoint.face import functions, listing
+
+    for package, function in ((cp.systems, listing.systems), (cp.search, functions.search)):
+        for name in inspect.signature(function).parameters:
+            assert f"    {name} " in package.__doc__, name
 
 
 # --- training
@@ -221,6 +244,20 @@ def test_encode_gives_each_modality_by_name_or_joins_them(aligned):
     np.testing.assert_allclose(joined, found["image"][:2] * found["text"], atol=1e-6)  # as Symile joins
     one = aligned.encode(inputs={"imu": data["imu"][:3]})
     np.testing.assert_array_equal(one, found["imu"])
+
+
+def test_encode_takes_the_items_alone_where_a_run_has_one_modality(views, aligned):
+    np.testing.assert_array_equal(views.encode(pictures()[:2]), views.encode(images=pictures()[:2]))
+    with pytest.raises(CounterpointError, match=r"takes several modalities, image \(image\), .*encode\(images="):
+        aligned.encode(pictures()[:2])
+
+
+def test_a_place_without_the_name_of_a_source_is_refused_with_the_ways_to_read_it(tmp_path):
+    for place in (tmp_path, str(tmp_path)):
+        with pytest.raises(
+            CounterpointError, match=f"is a place, and no data source; name how to read it: imagefolder:{tmp_path}"
+        ):
+            cp.train("simclr", data=place, out=tmp_path / "runs", quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,16 @@ SOURCES: dict[str, Source] = {
 }
 
 
+# Sources of a place, and what they take it for.
+PLACES = {
+    "imagefolder": "pictures, a folder for each class",
+    "manifest": "items in several modalities, a row each",
+    "csv": "pictures with labels or captions",
+    "parquet": "the same in Parquet files",
+    "videos": "video files",
+}
+
+
 def source_name(spec: str) -> str:
     """The name in `NAME:ARGUMENT?OPTIONS`."""
     return spec.partition("?")[0].partition(":")[0]
@@ -288,6 +298,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     place, query = _place_and_query(spec)
     argument = place.partition(":")[2]
     if name not in SOURCES:
+        if os.path.lexists(spec):
+            ways = (f"{way}:{spec} ({what})" for way, what in PLACES.items())
+            raise CounterpointError(f"'{spec}' is a place, and no data source; name how to read it: {', '.join(ways)}")
         raise unknown("data source", name, SOURCES)
     source = SOURCES[name]
     if source.argument and not argument:

@@ -16,8 +16,8 @@ from counterpoint.search.writing import embed as write
 
 def source_of(data: Any) -> tuple[str | None, Own | None]:
     """Return the name of data, and what holds the object in memory that it leads to: keep it as long as the name is used."""
-    if data is None or isinstance(data, str):
-        return data, None
+    if data is None or isinstance(data, str | Path):
+        return data if data is None else str(data), None
     own = Own.of(data)
     return own.spec, own
 

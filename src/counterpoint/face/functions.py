@@ -206,6 +206,7 @@ def own(data: Any, **options: Any) -> Own:
             - an array of pictures, uint8 [N, H, W, 3] or [N, H, W], or a tuple (pictures, labels)
             - a dictionary of arrays or lists, a modality each: {"image": [N, H, W, 3], "text": N strings, "vector": [N, dim],
               "audio": [N, samples], "label": [N], "split": N names}
+            - a list of pictures, as paths or Pillow images, or of records, a dictionary for each row
             - for systems of the task bags: {"visual": N arrays [T, dim], "audio": N arrays [T, dim], "label": [N]}
             - a dictionary by split: {"train": ..., "test": ...}, each one of the above but bags
         options: size (pixels), rate, seconds (of sounds), columns ("photo:image,title:text", or a dictionary), groups (a column, or
@@ -217,7 +218,7 @@ def own(data: Any, **options: Any) -> Own:
     >>> import counterpoint as cp, numpy as np
     >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
     >>> cp.own((pictures, [0, 1] * 20), size=32)
-    <own data: arrays of 40 rows (digest 6a17b7a1e0a8e4a8)>
+    <own data: arrays of 40 rows (digest 7f9ab34e1bdc2274)>
     """
     from counterpoint.data.memory import Own, plainly
 

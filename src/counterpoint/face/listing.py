@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
+import textwrap
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -99,3 +103,53 @@ def verdicts() -> dict[str, str]:
     file = resources.files("counterpoint").joinpath("claims/verdicts.json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {slug: str(verdict) for slug, verdict in found.items()}
+
+
+class Settings(dict[str, Any]):
+    """Settings by name, shown with what they mean."""
+
+    said: dict[str, str]
+
+    def __repr__(self) -> str:
+        wide = max((len(name) for name in self), default=0)
+        lines = []
+        for name, value in self.items():
+            words = textwrap.fill(self.said.get(name, ""), 116, initial_indent="    ", subsequent_indent="    ")
+            lines.append(f"{name:{wide}}  {value!r}\n{words}")
+        return "\n".join(lines)
+
+
+def settings(system: str, data: str | None = None) -> Settings:
+    """Return the settings that `train` starts from: the paper's, changed by the system's recipe for the data.
+
+    Args:
+        system: A name of `counterpoint.systems()`, or a composition such as "moco-v2+mochi".
+        data: The name of a source; "own" for objects and files of your own. Default: the system's own source.
+
+    Returns a dictionary by name, shown with what each setting means. A setting of a part has its name in front: "mochi.hardest".
+    Raises CounterpointError for an unknown system.
+
+    >>> import counterpoint as cp
+    >>> cp.settings("simclr")["temperature"]
+    0.5
+    """
+    from counterpoint.experiment import Experiment
+    from counterpoint.systems.settings import flat
+
+    config = Experiment.resolve(system, data, check=False).config
+    found = Settings(flat(config))
+    found.said = _meanings(type(config))
+    for slug, part in getattr(config, "parts", {}).items():
+        found.said |= {f"{slug}.{name}": text for name, text in _meanings(type(part)).items()}
+    return found
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return the docstrings under the fields of a dataclass and of its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        for field, text in itertools.pairwise(getattr(tree, "body", [])):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found

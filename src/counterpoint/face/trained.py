@@ -104,6 +104,7 @@ class Trained(ModelHubMixin):
 
     def encode(
         self,
+        items: Sequence[Any] | None = None,
         *,
         images: Sequence[Any] | None = None,
         texts: Sequence[str] | None = None,
@@ -119,6 +120,7 @@ class Trained(ModelHubMixin):
         """Return embeddings, float32 [n, dim] of n items of one modality; of several modalities a dictionary by name.
 
         Args:
+            items: Items of the only modality of a run that has one. Others name theirs:
             images: Paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
             texts: Strings.
             sounds: Paths, or float arrays [samples] at the run's rate.
@@ -141,6 +143,13 @@ class Trained(ModelHubMixin):
             if device is not None:
                 self.to(device)
             encoder.batch_size, encoder.progress = batch_size, progress
+            if items is not None:
+                if len(encoder.kinds) > 1:
+                    raise CounterpointError(
+                        f"{self.path} takes several modalities, {encoder.listed()}; name the one of these items, as in "
+                        "encode(images=[...]) or encode(inputs={NAME: [...]})"
+                    )
+                inputs = {next(iter(encoder.kinds)): items} | dict(inputs or {})
             given = {"images": images, "texts": texts, "sounds": sounds, "vectors": vectors, "inputs": inputs}
             if joined:
                 return _as(encoder.encode(**given), output)  # type: ignore[arg-type]

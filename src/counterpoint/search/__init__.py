@@ -1,5 +1,16 @@
 """Embeddings of a whole set in one file, and search in them by a text, a picture, a sound, or several together.
 
+The package is a function, too (see `counterpoint.face.functions.search`):
+
+    counterpoint.search(run, query, embeddings, *, k=10, modality=None, html=None)
+
+    run          the run that made the embeddings, or its path
+    query        words, or the path of a picture, a sound or a vector (.npy); several in a list are sought together
+    embeddings   the file that `counterpoint.embed` wrote
+    k            number of items
+    modality     to search in; default: the first that no query has
+    html         a page to write
+
     rows = embed("runs/first", "emb.parquet")                   # every item in every modality, a Parquet file
     index("emb.parquet")                                        # for large sets: a graph for each modality, beside it
     hits = search("runs/first", ["red arrow"], "emb.parquet")   # a text, an image, sound or vector file, several together

@@ -1,6 +1,16 @@
 """One paper, one file: `systems/<area>/<slug>.py`, each with a `SYSTEM` record (`systems.base.System`).
 
-`counterpoint.systems("*clip*")` lists what there is: see `counterpoint.face.listing.systems`.
+The package is a function, too, that lists what there is:
+
+    counterpoint.systems(pattern="*", *, task="", area="", state="", planned=False)
+
+    pattern   a name or a title with wildcards, such as "*clip*"
+    task      only systems of this form of data: views, labelled, aligned, bags
+    area      only systems of this area, such as "classics"
+    state     only systems of this state: done, built, planned
+    planned   list systems that are planned only, too
+
+It returns records with slug, title, verdict, state, area, task, arxiv and claim (see `counterpoint.face.listing.systems`).
 """
 
 import sys

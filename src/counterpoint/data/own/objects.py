@@ -4,6 +4,7 @@
     datasets.Dataset      columns; its features Image, Audio and ClassLabel are known
     torch Dataset         one pass over its items: a picture, a tuple (picture, label), or a dictionary of modalities
     arrays                pictures uint8 [N, H, W, 3] or [N, H, W]; (pictures, labels); a dictionary of arrays or lists
+    list                  pictures, as paths or Pillow images; or records, a dictionary for each row
     {"train": ..., ...}   one of these for each split, also a `datasets.DatasetDict`
 
 Libraries are imported only where an object comes from them.
@@ -178,6 +179,8 @@ def kind_of(value: Any) -> str:
         return "splits of " + kind_of(next(iter(value.values())))
     if isinstance(value, (np.ndarray, tuple, Mapping)) or is_tensor(value):
         return "arrays"
+    if isinstance(value, list) and value and (isinstance(value[0], (str, bytes, Path, Mapping)) or is_image(value[0])):
+        return "list"
     raise DataError(
         f"data is a {type(value).__name__}; give the name of a source, a pandas DataFrame, a datasets.Dataset, a torch Dataset, "
         "an array of pictures, a tuple (pictures, labels), or a dictionary of arrays: see help(counterpoint.own)"
@@ -246,6 +249,9 @@ def _segment(value: Any, name: str, rate: int, spool: Spool) -> Segment:
         if len(value) != 2:
             raise DataError(f"{name}: a tuple is (pictures, labels), got {len(value)} parts; name more in a dictionary")
         value = {"image": value[0], "label": value[1]}
+    elif isinstance(value, list) and isinstance(value[0], Mapping):
+        names = dict.fromkeys(key for row in value for key in row)
+        value = {key: [row.get(key) for row in value] for key in names}
     elif not isinstance(value, Mapping):
         value = {"image": value}
     return _of_columns(value, name, rate)
