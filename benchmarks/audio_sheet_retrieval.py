@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from alignment import run, timed
 from torch import Tensor
 
-from counterpoint.systems.alignment.audio_sheet_retrieval import _ELU, batch_hinge
+from counterpoint.encoders.snippets import ELU
+from counterpoint.systems.alignment.audio_sheet_retrieval import batch_hinge
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "audio_sheet_retrieval.json"
 DIM = 32  # of the paper's embeddings
@@ -42,7 +43,7 @@ def hinge(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tens
 def elu(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
     """Of the first block's maps of n sheet snippets, F = 8."""
     x = torch.randn(n, 8, 80, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    return [x], lambda: _ELU.apply(x).square().mean(), lambda: F.elu(x).square().mean()
+    return [x], lambda: ELU.apply(x).square().mean(), lambda: F.elu(x).square().mean()
 
 
 CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {

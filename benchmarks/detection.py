@@ -38,6 +38,9 @@ def draw() -> tuple[list[Any], Any]:
     import numpy as np
 
     from counterpoint.data import arcade
+    from counterpoint.data.worlds.sprites.drawing import Drawing
+    from counterpoint.data.worlds.sprites.scenes import FPS, FRAMES, RATE
+    from counterpoint.data.worlds.sprites.sounds import render_audio
 
     rng = np.random.default_rng(0)
     grain = [rng.normal(0, 6, (720, 1280, 1)).astype(np.int16) for _ in range(16)]
@@ -45,12 +48,12 @@ def draw() -> tuple[list[Any], Any]:
     sound: list[Any] = []
     for number in itertools.count(300):
         clip = arcade.script("test", number)
-        scene = arcade._Scene(clip, (1280, 720))
-        sound.append(arcade.render_audio(clip))
-        for n in range(clip.snippets * arcade.FRAMES):
-            if len(frames) == DRAWN * arcade.FPS:
-                return frames, np.concatenate(sound)[: DRAWN * arcade.RATE]
-            picture = scene.draw(n / arcade.FPS).astype(np.int16) + grain[len(frames) % 16]
+        drawing = Drawing(clip, (1280, 720))
+        sound.append(render_audio(clip))
+        for n in range(clip.snippets * FRAMES):
+            if len(frames) == DRAWN * FPS:
+                return frames, np.concatenate(sound)[: DRAWN * RATE]
+            picture = drawing.draw(n / FPS).astype(np.int16) + grain[len(frames) % 16]
             frames.append(picture.clip(0, 255).astype(np.uint8))
     raise AssertionError
 
@@ -59,13 +62,13 @@ def write(path: Path, drawn: tuple[list[Any], Any], seconds: int, bit_rate: int 
     """What was drawn, over and over for `seconds`."""
     import numpy as np
 
-    from counterpoint.data import arcade
     from counterpoint.data.media import write_video
+    from counterpoint.data.worlds.sprites.scenes import FPS, RATE
 
     frames, sound = drawn
-    pictures = itertools.islice(itertools.cycle(frames), seconds * arcade.FPS)
+    pictures = itertools.islice(itertools.cycle(frames), seconds * FPS)
     wave = np.tile(sound, seconds // DRAWN)
-    write_video(path, pictures, wave, fps=arcade.FPS, sample_rate=arcade.RATE, bit_rate=bit_rate)
+    write_video(path, pictures, wave, fps=FPS, sample_rate=RATE, bit_rate=bit_rate)
 
 
 def measure(what: str, path: str, run: str) -> None:

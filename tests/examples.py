@@ -46,7 +46,7 @@ def main(names: list[str]) -> int:
     """Run the examples; print how many there were, and return the number that failed."""
     failed = tried = 0
     for name in modules(names):
-        result = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
+        result = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS, extraglobs={"torch": torch})
         failed, tried = failed + result.failed, tried + result.attempted
     print(f"{tried} examples, {cases(names)} functions called")
     return failed

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 # Rooms, how many examples stand there at least, and how many functions of the table are called.
 ROOMS = [
-    (["counterpoint.core"], 70, 15),
+    (["counterpoint.core"], 55, 8),
     (["counterpoint.systems", "counterpoint.views.images"], 80, 40),
     (
         [

@@ -8,7 +8,7 @@ Rules, by the names that a finding starts with:
 
     first-word   the docstring of a function starts with a verb in the imperative
     phrase       no idiom of the list PHRASES
-    long         no sentence over 20 words
+    long         no sentence over 20 words; a semicolon or a colon ends one
 
 Text between backquotes or in an indented block of two lines and more is code. It counts as one word.
 """
@@ -74,7 +74,7 @@ VERBS = frozenset(
     walk warm warn watch weigh weight widen wrap write yield zero
     """.split()  # noqa: SIM905
 )
-SENTENCE = re.compile(r"(?<=[.!?:;])[\"')]*\s+(?=[A-Z`\[(\"'])|\n\s*\n|\n\s*(?:[-*]|\d+\.)\s")
+SENTENCE = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[A-Z`\[(\"'])|(?<=[;:])\s|\n\s*\n|\n\s*(?:[-*]|\d+\.)\s")
 
 
 @dataclass(frozen=True)

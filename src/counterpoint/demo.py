@@ -33,6 +33,7 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     """
     from counterpoint import training
     from counterpoint.data import arcade
+    from counterpoint.data.worlds.sprites.scenes import spans
     from counterpoint.engine.run import machine, versions
     from counterpoint.lab.protocol import of_system
     from counterpoint.lab.runner import figures
@@ -91,13 +92,13 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     say("3. Watching two video files that neither model has seen.")
     clips = [arcade.script("test", number) for number in range(TEST, TEST + 100)]
     # The first with two violent moments, and the first without any.
-    chosen = [next(c for c in clips if len(arcade.spans(c)) == 2), next(c for c in clips if not c.label)]
+    chosen = [next(c for c in clips if len(spans(c)) == 2), next(c for c in clips if not c.label)]
     truths = {}
     for clip in chosen:
         path = out / "videos" / f"{clip.name}-{'violent' if clip.label else 'normal'}.mp4"
         if not path.is_file():
             arcade.write_clip(clip, path, size=size)
-        truths[path] = arcade.spans(clip)
+        truths[path] = spans(clip)
     detector = Detector(runs["macil-sd", 0])
     detections, failures = detect_files(detector, list(truths), truths=truths)
     for detection in detections:

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from counterpoint.data import arcade
+from counterpoint.data.worlds.sprites import scenes
+from counterpoint.data.worlds.sprites.artwork import assets
+from counterpoint.data.worlds.sprites.drawing import render_frames
+from counterpoint.data.worlds.sprites.sounds import render_audio
 from counterpoint.errors import CounterpointError
 
 SCRIPTS = [arcade.script("train", i) for i in range(300)]
@@ -46,18 +50,18 @@ def test_sound_lags_up_to_five_snippets_and_some_events_are_half():
     violent = [e for c in SCRIPTS for e in c.events if e.violent]
     lags = np.array([e.audible[0] - e.visible[0] for e in violent if e.audible and e.visible])
     assert (lags >= 0).all()
-    assert lags.max() < 5 * arcade.SNIPPET
+    assert lags.max() < 5 * scenes.SNIPPET
     assert 0.35 < (lags > 0).mean() < 0.65
     assert any(e.visible is None for e in violent)
     assert any(e.audible is None for e in violent)
-    assert {e.kind for e in violent} == set(arcade.VIOLENT)
-    confusers = [sum(e.kind in (*arcade.LOUD, *arcade.BRIGHT) for e in c.events) for c in SCRIPTS]
+    assert {e.kind for e in violent} == set(scenes.VIOLENT)
+    confusers = [sum(e.kind in (*scenes.LOUD, *scenes.BRIGHT) for e in c.events) for c in SCRIPTS]
     assert 0.35 < np.mean(confusers) < 0.65
 
 
 def test_truth_is_the_union_of_the_violent_windows():
     for clip in SCRIPTS[:60]:
-        truth = arcade.truth(clip)
+        truth = scenes.truth(clip)
         assert truth.shape == (16 * clip.snippets,)
         assert truth.any() == bool(clip.label)
         for n in range(0, len(truth), 7):
@@ -71,30 +75,30 @@ def test_truth_is_the_union_of_the_violent_windows():
 @needs_package
 def test_frames_at_any_time_and_size():
     clip = SCRIPTS[0]
-    one = arcade.render_frames(clip, [3.0, 1.0], (160, 90))
+    one = render_frames(clip, [3.0, 1.0], (160, 90))
     assert one.shape == (2, 90, 160, 3)
     assert one.dtype == np.uint8
-    np.testing.assert_array_equal(one[::-1], arcade.render_frames(clip, [1.0, 3.0], (160, 90)))
+    np.testing.assert_array_equal(one[::-1], render_frames(clip, [1.0, 3.0], (160, 90)))
     assert (one[0] != one[1]).any()
 
 
 @needs_package
-@pytest.mark.parametrize("kind", [*arcade.VIOLENT, "coin", "jump", "upgrade", *arcade.BRIGHT])
+@pytest.mark.parametrize("kind", [*scenes.VIOLENT, "coin", "jump", "upgrade", *scenes.BRIGHT])
 def test_an_event_is_seen_while_it_is_visible_and_not_outside(kind):
     clip, event = next((c, e) for c in SCRIPTS for e in c.events if e.kind == kind and e.visible)
-    without = arcade.Clip(**(vars(clip) | {"events": tuple(e for e in clip.events if e is not event)}))
+    without = scenes.Scene(**(vars(clip) | {"events": tuple(e for e in clip.events if e is not event)}))
     start, end = event.visible
     # A flash is dark between its beats; a meteor takes a moment to come into the picture.
     inside = 0.6 if kind == "meteors" else 0.05
     times = [start + inside, start + event.beats[-1] + inside, start - 0.01, end + 0.01]
-    changed = (arcade.render_frames(clip, times) != arcade.render_frames(without, times)).any((1, 2, 3))
+    changed = (render_frames(clip, times) != render_frames(without, times)).any((1, 2, 3))
     assert changed.tolist() == [True, True, False, False]
 
 
 @needs_package
 def test_sound_is_heard_in_its_window_and_never_clips():
     for clip in SCRIPTS[:30]:
-        wave = arcade.render_audio(clip)
+        wave = render_audio(clip)
         assert wave.shape == (round(clip.duration * 16000),)
         assert np.abs(wave).max() < 1
         quiet = np.ones(len(wave), bool)
@@ -122,21 +126,21 @@ def test_a_clip_becomes_a_real_video_file(tmp_path):
     info = probe(tmp_path / "clip.mp4")
     assert (info.width, info.height, info.has_audio) == (320, 180, True)
     assert info.duration == pytest.approx(clip.duration, abs=0.1)
-    with SnippetReader(tmp_path / "clip.mp4", Eye(), Ear(), snippet_seconds=arcade.SNIPPET) as reader:
+    with SnippetReader(tmp_path / "clip.mp4", Eye(), Ear(), snippet_seconds=scenes.SNIPPET) as reader:
         snippets = list(reader.snippets())
         assert reader.notes == []
     assert len(snippets) == clip.snippets
     # Training features come from the script, detection's from the file: both must see and hear the same.
     from counterpoint.data.media import sample_times
 
-    shown = np.floor(sample_times(clip.snippets, 4, arcade.SNIPPET) * 24) / 24
-    drawn = arcade.render_frames(clip, shown)
+    shown = np.floor(sample_times(clip.snippets, 4, scenes.SNIPPET) * 24) / 24
+    drawn = render_frames(clip, shown)
     for snippet in snippets[::5]:
         for frame, original in zip(snippet.frames, drawn[4 * snippet.number :], strict=False):
             small = arcade._scaled(original, (96, 54))
             assert np.abs(frame.astype(float) - small).mean() < 6
-    played = arcade.render_audio(clip)
-    ends = [round((s.number + 1) * arcade.SNIPPET * 16000) for s in snippets]
+    played = render_audio(clip)
+    ends = [round((s.number + 1) * scenes.SNIPPET * 16000) for s in snippets]
     windows = [played[end - len(s.wave) : end] for s, end in zip(snippets, ends, strict=True)]
     pairs = [(s.wave[-len(w) :], w) for s, w in zip(snippets, windows, strict=True) if w.std() > 0.02]
     assert len(pairs) > 3
@@ -156,7 +160,7 @@ def test_export_is_what_the_videos_source_reads(tmp_path, monkeypatch):
     assert (len(found.train) + len(found.valid), len(found.test)) == (3, 3)
     for video in found.test:
         number = int(video.name.rpartition("-")[2].removesuffix(".mp4"))
-        np.testing.assert_array_equal(video.truth, arcade.truth(arcade.script("test", number)))
+        np.testing.assert_array_equal(video.truth, scenes.truth(arcade.script("test", number)))
 
 
 @needs_package
@@ -186,10 +190,10 @@ def test_features_are_built_once_and_rebuilt_when_damaged(tmp_path, monkeypatch)
 def test_the_package_missing_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    arcade.assets.cache_clear()
+    assets.cache_clear()
     with pytest.raises(CounterpointError, match="pip install --no-deps arcade"):
         arcade.load(train=1, test=1)
-    arcade.assets.cache_clear()
+    assets.cache_clear()
     assert not list((tmp_path).rglob("*.npz"))
 
 

@@ -17,28 +17,31 @@ from torch import nn
 from counterpoint import catalog, cli, training
 from counterpoint.core import affinities, kernel
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.data import digit_pairs
+from counterpoint.core.masking import mask_tokens
+from counterpoint.core.rows import token_numbers
+from counterpoint.data.digits import load_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.worlds.digits import NAMES
+from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
-from counterpoint.systems.alignment import albef as room
 from counterpoint.systems.alignment.albef import (
     ALBEF,
     SYSTEM,
     ALBEFConfig,
-    grounding_maps,
     hard_negative_weights,
-    load_albef_checkpoint,
-    mask_tokens,
     mlm_distill,
     momentum_contrast_soft,
-    rerank,
 )
+from counterpoint.tasks import fused
 from counterpoint.tasks.aligned import AlignedTask
+from counterpoint.tasks.fused import Seen
+from counterpoint.tasks.grounding import grounding_maps
+from counterpoint.tasks.reranking import rerank
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "albef.npz")
 TINY = {
@@ -318,27 +321,27 @@ def test_rerank_scores_the_nearest_alone():
 
 
 def test_digit_pairs():
-    data = digit_pairs.load(train=40, swapped=0.5, seed=1)
+    data = load_pairs(train=40, swapped=0.5, seed=1)
     assert (len(data.train), len(data.test)) == (40, 500)
     rows = np.arange(500)
     captions = data.test.column("text", rows)
     assert len(set(captions)) == 100
     assert data.test.column("image", rows).shape == (500, 16, 16, 3)
-    clean = digit_pairs.load(train=40, seed=1).train.column("text", np.arange(40))
+    clean = load_pairs(train=40, seed=1).train.column("text", np.arange(40))
     other = [a != b for a, b in zip(clean, data.train.column("text", np.arange(40)), strict=True)]
     assert 15 <= sum(other) <= 20
     assert "20 of 40" in data.notes[0]
-    flat = digit_pairs.load(train=40, swapped=0.5, vectors=1, seed=1)
+    flat = load_pairs(train=40, swapped=0.5, vectors=1, seed=1)
     words = flat.train.column("text", np.arange(40))
     assert words.shape == (40, 20)
-    assert [f"{digit_pairs.WORDS[w[:10].argmax()]} {digit_pairs.WORDS[w[10:].argmax()]}" for w in words] == list(
+    assert [f"{NAMES[w[:10].argmax()]} {NAMES[w[10:].argmax()]}" for w in words] == list(
         data.train.column("text", np.arange(40))
     )
-    again = digit_pairs.load(train=40, swapped=0.5, vectors=1, seed=1)
+    again = load_pairs(train=40, swapped=0.5, vectors=1, seed=1)
     np.testing.assert_array_equal(flat.train.column("image", np.arange(40)), again.train.column("image", np.arange(40)))
     for options in ({"train": 1}, {"swapped": 1.5}):
         with pytest.raises(CounterpointError, match="train of at least 2 and swapped in"):
-            digit_pairs.load(**options)
+            load_pairs(**options)
 
 
 # ---------------------------------------------------------------------------------------------------------------- a step
@@ -346,7 +349,7 @@ def test_digit_pairs():
 
 def built(options=TINY, data=None, seed: int = 0, **more) -> tuple[ALBEF, AlignedTask]:
     config = ALBEFConfig(**(options | more))
-    task = AlignedTask(data or digit_pairs.load(train=32), config)
+    task = AlignedTask(data or load_pairs(train=32), config)
     learner = ALBEF(config, SimpleNamespace(**task.facts), seed)
     learner.begin(Survey(task, learner))
     return learner, task
@@ -445,12 +448,12 @@ def test_items_of_the_same_words_count_as_one():
     learner, task = built(same_text=True)
     ids, mask = learner.tokenizer.encode(["one two", "two one", "one two"], 8)
     wider = F.pad(ids, (0, 3)), F.pad(mask, (0, 3))
-    found = room._identities(ids, mask)
+    found = token_numbers(ids, mask)
     assert found[0] == found[2] != found[1]
-    torch.testing.assert_close(room._identities(*wider), found)
+    torch.testing.assert_close(token_numbers(*wider), found)
     batch = batch_of(learner, task)
     learner.loss(batch)
-    torch.testing.assert_close(learner.queue_ids[:8], room._identities(*batch["inputs"]["text"]))
+    torch.testing.assert_close(learner.queue_ids[:8], token_numbers(*batch["inputs"]["text"]))
     assert bool((learner.queue_ids[8:] == -100).all())
     batch["inputs"]["text"] = tuple(part[:1].expand(8, -1) for part in batch["inputs"]["text"])
     with pytest.raises(CounterpointError, match="ITM finds no negatives: idx holds one identity only"):
@@ -510,13 +513,13 @@ def test_data_and_encoders_that_do_not_fit():
     with pytest.raises(
         CounterpointError, match=r"albef fuses images and texts, the data has image \(vector\), text \(vec"
     ):
-        built(data=digit_pairs.load(train=32, vectors=1))
+        built(data=load_pairs(train=32, vectors=1))
     with pytest.raises(CounterpointError, match=r"image_encoder conv-s has no tokens .* use vit-s"):
         built(image_encoder="conv-s")
     with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* of 4 altogether"):
         built(fusion_layers=4)
     with pytest.raises(CounterpointError, match="same_text compares the words"):
-        built(VECTORS, digit_pairs.load(train=32, vectors=1), same_text=True)
+        built(VECTORS, load_pairs(train=32, vectors=1), same_text=True)
     three = SimpleNamespace(modalities={name: {"kind": "vector", "dim": 2} for name in "abc"}, tokenizers={})
     with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):
         ALBEF(ALBEFConfig(**VECTORS), three, 0)
@@ -535,7 +538,7 @@ def test_data_and_encoders_that_do_not_fit():
 
 
 def test_pictures_and_captions_train_and_are_ranked_again(tmp_path):
-    data = digit_pairs.load(train=32)
+    data = load_pairs(train=32)
     few = AlignedData("few", data.train, data.valid, _first(data.test, 300), data.modalities)
     rows = Experiment.resolve(SYSTEM, config=ALBEFConfig(**TINY)).run(0, source=few)
     last = rows[-1]
@@ -553,7 +556,7 @@ def _first(split, n: int) -> AlignedColumns:
 
 
 def test_ranking_again_is_of_all_items_however_they_are_cut_or_of_the_first(monkeypatch):
-    data = digit_pairs.load(train=32)
+    data = load_pairs(train=32)
     learner, _ = built(data=data)
     learner.eval()
 
@@ -568,11 +571,11 @@ def test_ranking_again_is_of_all_items_however_they_are_cut_or_of_the_first(monk
         "reranked_mean_recall",
         *(f"reranked_{way}_{name}" for way in ("image_to_text", "text_to_image") for name in ("r1", "r5", "r10")),
     }
-    monkeypatch.setattr(room, "BATCH", 300)
+    monkeypatch.setattr(fused, "BATCH", 300)
     assert measured(300) == apart
     first = measured(100)
     assert first != apart
-    monkeypatch.setattr(room, "RERANKED", 100)
+    monkeypatch.setattr(fused, "RERANKED", 100)
     assert measured(300) == first
 
 
@@ -593,7 +596,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
     n = len(batch["present"]["image"])
     number = torch.arange(float(n))[:, None, None]
-    learner.see = lambda networks, name, values, fused=False: room.Seen(  # type: ignore[method-assign]
+    learner.see = lambda networks, name, values, fused=False: Seen(  # type: ignore[method-assign]
         torch.randn(n, 16 if name == "text" else 128), number.expand(-1, 8, 1) if fused else None
     )
     learner.fusion = Told()
@@ -603,7 +606,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
 
 def test_vectors_train_without_fusion():
-    system_data = digit_pairs.load(train=64, vectors=1, swapped=0.4)
+    system_data = load_pairs(train=64, vectors=1, swapped=0.4)
     last = Experiment.resolve(SYSTEM, config=ALBEFConfig(**VECTORS)).run(0, source=system_data)[-1]
     assert {"test/image_to_text_r1", "test/teacher_image_to_text_r1"} <= set(last)
     assert "test/reranked_mean_recall" not in last
@@ -612,7 +615,7 @@ def test_vectors_train_without_fusion():
 def test_the_claim_s_setting_learns():
     claim = of_system("albef")
     assert claim.setting["epochs"] == 12
-    data = digit_pairs.load(vectors=1, swapped=0.4)
+    data = load_pairs(vectors=1, swapped=0.4)
     config = ALBEFConfig(**(claim.setting | claim.arms["distilled"] | {"epochs": 4, "evaluate_every": 4}))
     last = Experiment.resolve(SYSTEM, config=config).run(0, source=data)[-1]
     assert last[f"test/{claim.conjuncts[0].metric}"] > 0.05  # chance is 0.01
@@ -752,7 +755,7 @@ def test_the_authors_checkpoint_computes_what_its_layout_says(tmp_path):
     from transformers import BertConfig, BertModel
 
     learner, task = built()
-    vocabulary = learner._size.vocabulary
+    vocabulary = learner.size.vocabulary
     state = authors_state(vocabulary)
     save_file({name: value.contiguous().clone() for name, value in state.items()}, tmp_path / "ALBEF.safetensors")
     learner.load_state_dict(load_albef_checkpoint(tmp_path / "ALBEF.safetensors", learner))
@@ -811,7 +814,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     from timm.layers import resample_abs_pos_embed
 
     learner, _ = built()
-    state = authors_state(learner._size.vocabulary, grid=6)
+    state = authors_state(learner.size.vocabulary, grid=6)
     copies = {
         f"{name.partition('.')[0]}_m.{name.partition('.')[2]}": value + 1
         for name, value in state.items()
@@ -844,7 +847,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     with pytest.raises(CounterpointError, match=r"of another shape: temperature \[2\], wanted \[\]"):
         load_albef_checkpoint(state | {"temp": torch.zeros(2)}, learner)
     with pytest.raises(CounterpointError, match=r"queues.image.rows \[32, 6\], wanted \[16, 6\]"):
-        load_albef_checkpoint(authors_state(learner._size.vocabulary, queue=32), learner)
+        load_albef_checkpoint(authors_state(learner.size.vocabulary, queue=32), learner)
     with pytest.raises(CounterpointError, match="no such weights file"):
         built(checkpoint="/nowhere/ALBEF.pth")
 

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from counterpoint.core import hinge
 from counterpoint.core.distributed import Place
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.encoders.snippets import ELU, SnippetEncoder
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
@@ -32,17 +34,15 @@ from counterpoint.systems.alignment.audio_sheet_retrieval import (
     SYSTEM,
     AudioSheet,
     AudioSheetConfig,
-    SnippetEncoder,
     batch_hinge,
-    identify_pieces,
     mixed_nt_xent,
     nt_xent,
-    retrieval_metrics,
 )
 from counterpoint.tasks.aligned import AlignedTask
 from counterpoint.tasks.measures import identification
+from counterpoint.tasks.pieces import identify_pieces, retrieval_metrics
 from counterpoint.views.images import normalise
-from counterpoint.views.music import HOP, RATE
+from counterpoint.views.music import HOP, RATE, resampled
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "audio-sheet-retrieval.npz")
 COUNTS = [4, 0, 3]
@@ -133,12 +133,12 @@ def test_parity_of_the_metrics(dtype, rtol):
 @given(n=st.integers(2, 20), margin=st.floats(0.05, 1.5), seed=st.integers(0, 9999), tile=st.integers(1, 60))
 def test_tiles_change_neither_the_hinge_nor_its_gradient(n, margin, seed, tile):
     x, y = (z.requires_grad_() for z in draw(2, n, 3, seed))
-    kept, room.TILE = room.TILE, tile
+    kept, hinge.TILE = hinge.TILE, tile
     try:
         (2 * batch_hinge(x, y, margin)).backward()
         value = batch_hinge(x, y, margin)
     finally:
-        room.TILE = kept
+        hinge.TILE = kept
     a, b = (z.detach().requires_grad_() for z in (x, y))
     (2 * written(a, b, margin)).backward()
     torch.testing.assert_close(value, written(a, b, margin))
@@ -355,7 +355,7 @@ def test_the_encoder_is_its_layers_one_by_one(height, width, filters, training):
 def test_the_elu_is_torch_s():
     x = torch.linspace(-20, 5, 301, dtype=torch.float64)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours, torchs = room._ELU.apply(a), F.elu(b)
+    ours, torchs = ELU.apply(a), F.elu(b)
     (ours**2).sum().backward()
     (torchs**2).sum().backward()
     torch.testing.assert_close(ours, torchs)
@@ -658,11 +658,11 @@ def test_data_of_the_user_s_own_of_any_size_and_rate(vary):
 def test_resampling_keeps_a_tone():
     at = torch.arange(16000, dtype=torch.float64) / 16000
     tone = torch.sin(2 * math.pi * 440 * at)[None]
-    found = room._resampled(tone, 16000)
+    found = resampled(tone, 16000)
     expected = torch.sin(2 * math.pi * 440 * torch.arange(RATE, dtype=torch.float64) / RATE)[None]
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
     high = torch.sin(2 * math.pi * 15000 * torch.arange(44100, dtype=torch.float64) / 44100)[None]
-    assert float(room._resampled(high, 44100).abs().max()) < 1e-3
+    assert float(resampled(high, 44100).abs().max()) < 1e-3
 
 
 def test_missing_modalities_leave_the_pair_out():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
-from counterpoint.data import digit_patterns
+from counterpoint.data.digits import load_patterns
 from counterpoint.engine.evaluation import measure
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
@@ -161,7 +161,7 @@ def test_it_trains_resumes_and_shows_what_was_learned(tmp_path: Path) -> None:
 
 
 def test_digit_patterns_and_their_views() -> None:
-    data = digit_patterns.load(seed=3)
+    data = load_patterns(seed=3)
     train, valid, test = data.attributes["pattern"]
     assert len(train) == len(data.train)
     assert len(valid) == len(data.valid)
@@ -171,7 +171,7 @@ def test_digit_patterns_and_their_views() -> None:
     assert all(np.array_equal(pixels[one[0], ..., 1], pixels[n, ..., 1]) for n in one)
     assert abs(np.corrcoef(data.train.labels, train)[0, 1]) < 0.1
     with pytest.raises(DataError, match="patterns"):
-        digit_patterns.load(patterns=1)
+        load_patterns(patterns=1)
     images = torch.from_numpy(pixels[:50]).permute(0, 3, 1, 2)
     views = ViewPipeline(8, 2, "digit-patterns", mean=None, std=None)(images, torch.Generator().manual_seed(0))
     assert (views[0][:, 1] - images[:, 1] / 255).std() == pytest.approx(0.05, rel=0.05)

@@ -199,7 +199,7 @@ def test_processes_share_the_batch_of_one(config, monkeypatch):
     shares = []
     for rank in range(2):
         for module in ("images", "labelled"):
-            monkeypatch.setattr(f"counterpoint.tasks.{module}.world", lambda rank=rank: (rank, 2))
+            monkeypatch.setattr(f"counterpoint.tasks.{module}.processes", lambda rank=rank: (rank, 2))
         shares.append(batches(LabelledTask(images(labels), config)))
     for batch, one, two in zip(whole, *shares, strict=True):
         assert batch["index"][0::2].tolist() == one["index"].tolist()

@@ -318,5 +318,6 @@ def pair_cross_entropy(
         return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
     if not columns and kernel.fixed(query, key, *[x for x in teacher if x is not None]):
         against = teacher[0] if teacher[1] is None else teacher[1]
-        return PairCrossEntropy(*_FixedKeys.apply(query, key, teacher[0], against, share, entropy), None, None)
+        rows, row_entropy = _FixedKeys.apply(query, key, teacher[0], against, share, entropy)
+        return PairCrossEntropy(rows, row_entropy, None, None)
     return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep, share))

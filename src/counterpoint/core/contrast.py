@@ -88,6 +88,7 @@ def pair_logsumexp(
     Raises ValueError for shapes or types that do not fit. Differentiating twice through "blocks" raises RuntimeError.
 
     >>> x = torch.eye(3)
+    >>> from counterpoint.core.rules import Diagonal
     >>> pair_logsumexp(x, exclude=Diagonal()).rows
     tensor([0.6931, 0.6931, 0.6931])
     """
@@ -117,6 +118,7 @@ def pair_logsumexp_towards(
     rest, errors too, as there.
 
     >>> x = torch.eye(3)
+    >>> from counterpoint.core.rules import Targets
     >>> pair_logsumexp_towards(x, x, Targets(torch.tensor([[0], [1], [0]]), torch.ones(3, 1), 0, 3)).towards
     tensor([1., 1., 0.])
     """

@@ -189,7 +189,7 @@ def _pass_on(tensors: Sequence[Tensor], rows_to_come: int, told: _Told) -> list[
     """Hand tensors to the next process in the ring and take as many, of `rows_to_come` rows, from the one before."""
     size = len(told.counts)
     group = told.group or dist.group.WORLD
-    assert group is not None
+    assert group is not None  # the ring is there only where the processes are
     after, before = (dist.get_global_rank(group, (told.rank + step) % size) for step in (1, -1))
     arriving = [tensor.new_empty((rows_to_come, *tensor.shape[1:])) for tensor in tensors]
     work = []

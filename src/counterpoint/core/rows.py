@@ -7,7 +7,7 @@ rounded in another order. Measures that count ties therefore multiply each disti
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK = 1 << 16  # rows whose bits are summed at a time
@@ -66,3 +66,19 @@ class Keys:
         """Dot products of queries with all rows."""
         found = query @ self.rows.T
         return found if self.number is None else found[:, self.number]
+
+
+def token_numbers(ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"]) -> Int[Tensor, " n"]:
+    """Number texts so that equal tokens get equal numbers, whatever the padding: a hash of 62 bits, not negative.
+
+    Args:
+        ids: token numbers.
+        mask: False where a token is padding.
+
+    Of a million texts, two share a number by chance in one set of ten million.
+    """
+    total = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    for column in range(ids.shape[1]):
+        step = (total * 6364136223846793005 + ids[:, column] + 1442695040888963407) ^ (total >> 29)
+        total = torch.where(mask[:, column], step, total)
+    return total & (2**62 - 1)

@@ -54,6 +54,17 @@ SOURCES: dict[str, Source] = {
             also=("aligned",),
         ),
         Source(
+            "sprites",
+            "aligned",
+            "counterpoint.data.sprites",
+            "pictures of game sprites with captions of what is seen; ?sound=1 adds what is heard; for `views` the event is the "
+            "label",
+            "CC0 (sprites and sounds of the arcade package)",
+            "1,600 + 200 + 400 pictures, drawn once (half a minute) into 27 MB",
+            needs="demo",
+            also=("views",),
+        ),
+        Source(
             "async-bags",
             "bags",
             "counterpoint.data.async_bags",
@@ -101,10 +112,11 @@ SOURCES: dict[str, Source] = {
         Source(
             "digit-patterns",
             "views",
-            "counterpoint.data.digit_patterns",
+            "counterpoint.data.digits",
             "handwritten digits under random patterns, an easy feature that hides a harder one: MCL's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "969 + 109 + 719 images, at hand",
+            function="load_patterns",
         ),
         Source(
             "clusters",
@@ -154,10 +166,11 @@ SOURCES: dict[str, Source] = {
         Source(
             "digit-halves",
             "aligned",
-            "counterpoint.data.digit_halves",
+            "counterpoint.data.digits",
             "upper and lower halves of handwritten digits, or the upper as a frozen network sees it",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "1,260 + 140 + 397 pairs, at hand",
+            function="load_halves",
         ),
         Source(
             "noisy-triplets",
@@ -178,18 +191,20 @@ SOURCES: dict[str, Source] = {
         Source(
             "digit-captions",
             "aligned",
-            "counterpoint.data.digit_captions",
+            "counterpoint.data.digits",
             "handwritten digits, 8 x 8, with captions of mostly other words: the improved baselines' claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "300 + 143 + 359 pairs, at hand",
+            function="load_captions",
         ),
         Source(
             "digit-pairs",
             "aligned",
-            "counterpoint.data.digit_pairs",
+            "counterpoint.data.digits",
             "two handwritten digits side by side and the words that name them, some swapped: ALBEF's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "1,024 + 500 + 500 pairs, at hand",
+            function="load_pairs",
         ),
         Source(
             "manifest",

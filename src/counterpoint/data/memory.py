@@ -66,6 +66,9 @@ class Options:
     """Maximum number of rows that cannot be read, as a fraction of all below 1 or as a count."""
 
 
+TYPES: dict[str, type] = {name: type(value) for name, value in vars(Options()).items()}
+
+
 class Own:
     """An object in memory as data. Make one with `Own.of`.
 
@@ -114,7 +117,7 @@ class Own:
         given = groups is not None and not isinstance(groups, str)
         named = GROUP if given else (groups or "")
         chosen = Options(**options, columns=columns, groups=named)
-        chosen = Options(**{f.name: type(f.default)(getattr(chosen, f.name)) for f in fields(Options)})
+        chosen = Options(**{name: kind(getattr(chosen, name)) for name, kind in TYPES.items()})
         if isinstance(value, ImageData | AlignedData | BagData):
             rows = len(value.train) + len(value.valid) + len(value.test)
             found = cls(value, type(value).__name__, rows, _contract_digest(value), chosen)
@@ -258,9 +261,7 @@ def same_again(spec: str, value: Any) -> Own:
     Raises DataError where its contents are others.
     """
     _, given = parsed(spec)
-    options: dict[str, Any] = {
-        f.name: type(f.default)(given[f.name]) for f in fields(Options) if f.name in given and f.name != "groups"
-    }
+    options = {name: kind(given[name]) for name, kind in TYPES.items() if name in given and name != "groups"}
     groups = given.get("groups", "")
     if groups == GROUP and not isinstance(value, Own):
         raise CounterpointError(

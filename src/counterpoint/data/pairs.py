@@ -125,6 +125,24 @@ class AlignedData:
         }
 
 
+class ArrayWaves:
+    """Sounds in memory: a `WaveSplit`.
+
+    Args:
+        sounds: int16 [N, samples].
+    """
+
+    def __init__(self, sounds: NDArray[np.int16]) -> None:
+        self.sounds = sounds
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def waves(self, indices: Indices) -> NDArray[np.float32]:
+        """[n] positions -> [n, samples] in [-1, 1]."""
+        return self.sounds[indices].astype(np.float32) / np.float32(32768)
+
+
 class AlignedColumns:
     """A split made of columns of one length.
 

@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data import cached, glyphs
 from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
-from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
+from counterpoint.data.pairs import AlignedColumns, AlignedData, ArrayWaves, Modality
 from counterpoint.data.sounds import resampled
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
@@ -171,20 +171,6 @@ def load(
     return _m3(train, max(1, round(valid * train)), test, size, samples, rate, languages, concepts, seed)
 
 
-class Spoken:
-    """Sounds in memory as int16 [N, samples]: a `WaveSplit`."""
-
-    def __init__(self, sounds: NDArray[np.int16]) -> None:
-        self.sounds = sounds
-
-    def __len__(self) -> int:
-        return len(self.sounds)
-
-    def waves(self, indices: Indices) -> NDArray[np.float32]:
-        """[n] positions -> [n, samples] in [-1, 1]."""
-        return self.sounds[indices].astype(np.float32) / np.float32(32768)
-
-
 class Chosen:
     """Some pictures of another split, in an order of their own, any of them repeatedly: an `ImageSplit`."""
 
@@ -237,7 +223,7 @@ def _named(
             {
                 "image": Chosen(split.columns["image"], rows[chosen]),
                 "text": [texts[n] for n in chosen],
-                "audio": Spoken(sounds[at[name] + chosen]),
+                "audio": ArrayWaves(sounds[at[name] + chosen]),
             },
             labels=None if split.labels is None else split.labels[rows[chosen]],
             domains=voices[name][chosen],
@@ -329,7 +315,7 @@ class _M3Items:
             {
                 "image": Chosen(self.pictures, self.drawn[where]),
                 "text": [self.texts[i] for i in where],
-                "audio": Spoken(heard),
+                "audio": ArrayWaves(heard),
             },
             labels=self.meant[where],
             domains=self.language[where],

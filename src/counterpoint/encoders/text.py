@@ -194,7 +194,7 @@ class _Block(nn.TransformerEncoderLayer):
         padded = inside.new_zeros(batch * length, inside.shape[1]).index_copy(0, at, inside)
         q, k, v = padded.view(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
         rate = attention.dropout if self.training else 0.0
-        if x.device.type == "cpu" and length <= SHORT:
+        if x.device.type == "cpu" and not exporting() and length <= SHORT:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
             mixed = F.dropout(weights, rate) @ v
@@ -246,17 +246,24 @@ class TextTransformer(nn.Module):
         x = self.embed(ids) + self.position[: ids.shape[1]]
         # A row without any token attends to its first padding, so that nothing becomes NaN; it is zeroed below.
         hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
-        at = mask.flatten().nonzero().squeeze(1)
+        # Of an exported program the shapes must not depend on the mask: it computes padding, too.
+        at = torch.arange(mask.numel(), device=ids.device) if exporting() else mask.flatten().nonzero().squeeze(1)
         shape, x = x.shape, x.flatten(0, 1)[at]
         for block in self.blocks:
             x = block(x, at, hidden)
-        return x.new_zeros(shape.numel() // shape[2], shape[2]).index_copy(0, at, self.norm(x)).view(shape)
+        found = x.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, at, self.norm(x)).view(shape)
+        return found * mask[..., None] if exporting() else found
 
     def forward(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch dim"]:
         """One vector for each text; zeros for one without tokens."""
         return pool(self.tokens(ids, mask), mask, self.pooling)
+
+
+def exporting() -> bool:
+    """Return whether torch.export traces the call at this moment."""
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
 
 
 def pool(
@@ -287,7 +294,12 @@ def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:
         raise CounterpointError(
             f"texts of {ids.shape[1]} tokens are longer than the encoder's {length}; encode them shorter"
         )
-    if ids.device.type == "cpu" and ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+    if (
+        not exporting()
+        and ids.device.type == "cpu"
+        and ids.numel()
+        and (int(ids.max()) >= vocabulary or int(ids.min()) < 0)
+    ):
         raise CounterpointError(
             f"token numbers go from 0 to {vocabulary - 1}, got {int(ids.min())} to {int(ids.max())}"
         )

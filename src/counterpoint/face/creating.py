@@ -63,18 +63,20 @@ def create(
 
     Returns the learner in training mode. `learner.loss(batch)["loss"]` is what you minimise, over `learner.parameters()`:
 
-        views, labelled   batch = {"views": [x1, x2], "index": positions, "label": classes}, x float [n, 3, size, size]; or
-                          learner.prepare({"image": uint8 [n, 3, size, size], ...}, generator), which draws the views
-        aligned           batch = {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": positions, "label": None}
-        bags              batch = {"visual": [n, T, dim], "audio": [n, T, dim], "label": [n]}
+        views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
+        aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
+        bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
 
-    Call `learner.end_step()` after each optimiser step: momentum networks move there. Raises CounterpointError that names the
+    "index" has the positions of the n items in your data. Instead of views of your own, let the system draw them:
+    `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`; a composition such as
+    "moco-v2+mochi" needs that. After each optimiser step call `learner.end_step()`, which moves momentum networks, and count
+    `learner.position.step += 1`. Raises CounterpointError that names the
     facts which are missing, and unknown settings with near matches.
 
     >>> import counterpoint as cp, torch
     >>> learner = cp.create("simclr", encoder="conv-s", size=16)
     >>> x = torch.randn(8, 3, 16, 16)
-    >>> bool(learner.loss({"views": [x, x + 0.1]})["loss"] > 0)
+    >>> bool(learner.loss({"views": [x, x + 0.1], "index": torch.arange(8)})["loss"] > 0)
     True
     """
     from counterpoint.data.memory import plainly

@@ -158,7 +158,7 @@ def resume(
         return Trained(training.resume(run, loop=loop, say=say, **({"bar": False} if quiet else {})), own)
 
 
-def load(source: Path | str, *, data: Any = None, revision: str | None = None) -> Trained:
+def load(source: Path | str | Trained, *, data: Any = None, revision: str | None = None) -> Trained:
     """Load a finished run.
 
     Args:
@@ -185,7 +185,7 @@ def load(source: Path | str, *, data: Any = None, revision: str | None = None) -
         if str(source).startswith("hf:"):
             found = Trained.from_pretrained(str(source).removeprefix("hf:"), revision=revision)
         elif hub.is_published(Path(source)):
-            found = Trained.from_pretrained(source)
+            found = Trained(hub.Published.open(source))
         else:
             found = Trained(finished(source))
         if data is not None:

@@ -49,6 +49,8 @@ def _where(run_dir: Path) -> str:
 
 def reproduce(config: Mapping[str, Any]) -> str:
     """The command that trains this run again, every setting spelled out so that later defaults do not matter."""
+    if str(config.get("data", "")).startswith("memory:"):
+        return _in_python(config)
     parent = config.get("parent")
     start = f"--continue {quoted(str(parent['run']))}" if isinstance(parent, Mapping) and parent.get("run") else None
     head = f"counterpoint train {start or quoted(str(config.get('slug', '')))}"
@@ -56,6 +58,21 @@ def reproduce(config: Mapping[str, Any]) -> str:
     settings = config.get("config")
     lines += _options(settings if isinstance(settings, Mapping) else {})
     return " \\\n  ".join([head, *lines])
+
+
+def _in_python(config: Mapping[str, Any]) -> str:
+    """Write the call that trains this run again on the object in memory that it was trained on."""
+    settings = config.get("config")
+    flat: dict[str, Any] = {}
+    for name, value in (settings if isinstance(settings, Mapping) else {}).items():
+        flat |= {f"{name}.{below}": v for below, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    lines = [f"    {name}={value!r}," for name, value in flat.items() if "." not in name]
+    parts = {name: value for name, value in flat.items() if "." in name}
+    if parts:
+        lines.append(f"    **{parts!r},")
+    head = [f"# OBJECT is the data: {config['data']}", "import counterpoint as cp", ""]
+    call = [f"cp.train(\n    {config.get('slug', '')!r},", f"    data=OBJECT,\n    seed={config.get('seed', 0)!r},"]
+    return "\n".join([*head, *call, *lines, ")"])
 
 
 def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -66,7 +66,8 @@ def search(
     """
     if not queries or k < 1:
         raise CounterpointError("search needs a query, and -k of at least 1")
-    check_local(path, "a run is a folder")
+    if not isinstance(path, Run):
+        check_local(path, "a run is a folder")
     check_embeddings(embeddings)
     page = None if html is None else check_writable(html)
     encoder = Encoder.load(path)

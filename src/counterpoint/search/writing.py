@@ -117,7 +117,8 @@ def embed(
     """
     pa, pq = arrow()
     check_local(out, "embeddings are written to a file")
-    check_local(path, "a run is a folder")
+    if not isinstance(path, Run):
+        check_local(path, "a run is a folder")
     out = Path(out)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)

@@ -464,7 +464,10 @@ def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: fl
 
 
 def uniformity(x: Float[Tensor, "n dim"], *, sharpness: float = 2.0) -> float:
-    """Return `core.gap.uniformity` as a number: log mean over pairs of exp(-sharpness d^2); nan for fewer than two rows."""
+    """Return `core.gap.uniformity` as a number; nan for fewer than two rows.
+
+    It is the log of the mean of exp(-sharpness |x~_i - x~_j|^2) over pairs.
+    """
     x = _rows("x", x)
     return float(gap.uniformity(x, sharpness=sharpness)) if len(x) > 1 else math.nan
 

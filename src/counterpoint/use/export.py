@@ -1,8 +1,8 @@
 """Write the encoders of a run for other programs, as ONNX or with torch.export, and check that they compute the same.
 
-    encoder.onnx         pixels uint8 [n, 3, size, size] -> embedding float32 [n, dim]; normalisation is part of it
+    encoder.onnx         pixels uint8 [n, 3, size, size] -> embeddings float32 [n, dim]; normalisation is part of it
     clip.image.onnx      of a run with several modalities, each in a file of its own
-    clip.text.onnx       tokens int64 [n, length], mask bool [n, length] -> embedding
+    clip.text.onnx       tokens int64 [n, length], mask bool [n, length] -> embeddings
     clip.json            what a program needs besides: kinds, sizes, rates, tokenizers (the JSON of the library `tokenizers`)
 
     image    pixels   uint8    [n, 3, size, size]
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -95,16 +95,19 @@ def export(
     check_writable(out)
     names = [modality] if modality is not None else list(encoder.kinds)
     several = len(encoder.kinds) > 1
+    paths = {name: out.with_suffix(f".{name}{out.suffix}") if several else out for name in names}
+    parts = {name: path.with_name(f".{path.name}.part{path.suffix}") for name, path in paths.items()}
     device, training = encoder.learner.device, encoder.learner.training
     encoder.learner.cpu().eval()
     try:
-        made = [
-            _export(encoder, name, out.with_suffix(f".{name}{out.suffix}") if several else out, format)
-            for name in names
-        ]
+        found = {name: _export(encoder, name, part, format) for name, part in parts.items()}
+        for name, part in parts.items():
+            part.replace(paths[name])
     finally:
         encoder.learner.to(device).train(training)
-    facts = {"run": encoder.run.slug, "context": encoder.transform.context, "modalities": {}}
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    facts: dict[str, Any] = {"run": encoder.run.slug, "context": encoder.transform.context, "modalities": {}}
     for name in names:
         spec = dict(encoder.transform.modalities[name]) | {"inputs": INPUTS[encoder.kinds[name]]}
         if name in encoder.transform.tokenizers:
@@ -112,7 +115,7 @@ def export(
         facts["modalities"][name] = spec
     with replacing(out.with_suffix(".json")) as file:
         file.write(json.dumps(facts, ensure_ascii=False).encode())
-    return made
+    return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
 
 
 def check_packages() -> None:
@@ -125,40 +128,37 @@ def check_packages() -> None:
         )
 
 
-def _export(encoder: Encoder, name: str, path: Path, format: Format) -> Exported:
-    """Write one modality, read it again, and compare."""
+def _export(encoder: Encoder, name: str, path: Path, format: Format) -> float:
+    """Write one modality, read it again and compare; return the largest difference. CounterpointError where it is too large."""
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
-    shapes = [_dynamic(encoder.kinds[name]) for _ in inputs]
-    part = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
-        with _quietly(), torch.no_grad():
-            program = _traced(tower, inputs, shapes, name)
-            if format == "torch":
-                torch.export.save(program, part)
-            else:
-                _to_onnx(program, inputs, encoder.kinds[name], part)
-        difference = max(_difference(encoder, name, tower, part, format, n) for n in (1, 3, 5))
-        if not difference <= LARGEST:
-            raise CounterpointError(
-                f"{path}: its embeddings of {name} differ from the run's own by {difference:.1e} of the largest value, more than "
-                f"{LARGEST:g}; nothing was written"
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return Exported(path, name, INPUTS[encoder.kinds[name]], difference)
+    with _quietly(), torch.no_grad():
+        program = _traced(tower, inputs, name)
+        if format == "torch":
+            torch.export.save(program, path)
+        else:
+            _to_onnx(program, inputs, encoder.kinds[name], path)
+    program = opened(path, format)
+    difference = max(_difference(encoder, name, tower, program, count) for count in (1, 3, 5))
+    if not difference <= LARGEST:
+        raise CounterpointError(
+            f"the exported encoder of {name} gives other embeddings than the run: they differ by {difference:.1e} of the largest "
+            f"value, more than {LARGEST:g}; nothing was written"
+        )
+    return difference
 
 
 def _dynamic(kind: str) -> dict[int, Any]:
-    auto = torch.export.Dim.DYNAMIC
-    return {0: auto, 1: auto} if kind == "text" else {0: auto}
+    """Name the axes that may differ from call to call. A network that fixes one of them fails the check."""
+    free = torch.export.Dim.AUTO
+    return {0: free, 1: free} if kind == "text" else {0: free}
 
 
-def _traced(tower: Tower, inputs: Sequence[Tensor], shapes: Sequence[dict[int, Any]], name: str) -> Any:
+def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
     """Trace a tower. CounterpointError where its code depends on the values in a batch."""
     try:
-        return torch.export.export(tower, tuple(inputs), dynamic_shapes=(tuple(shapes),))
+        shapes = tuple(_dynamic(tower.kind) for _ in inputs)
+        return torch.export.export(tower, tuple(inputs), dynamic_shapes=(shapes,))
     except Exception as error:  # torch raises many kinds of its own
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
@@ -173,7 +173,7 @@ def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> N
         tuple(inputs),
         str(path),
         input_names=list(INPUTS[kind]),
-        output_names=["embedding"],
+        output_names=["embeddings"],
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -203,28 +203,43 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
     return tokens, mask
 
 
-def _difference(encoder: Encoder, name: str, tower: Tower, path: Path, format: Format, count: int) -> float:
-    """Return the largest difference between the file's embeddings and the run's own, relative to the largest value."""
+def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[..., Tensor], count: int) -> float:
+    """Return the largest difference of a file's embeddings from the run's own, relative to the largest value."""
     inputs = random_inputs(encoder, name, count)
     with _quietly(), torch.no_grad():
         wanted = tower(*inputs).double()
-        if format == "torch":
-            found = torch.export.load(path).module()(*inputs).double()
-        else:
-            import onnxruntime
-
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            given = {one.name: value.numpy() for one, value in zip(session.get_inputs(), inputs, strict=True)}
-            found = torch.from_numpy(session.run(None, given)[0]).double()
+        try:
+            found = program(*inputs).double()
+        except (
+            Exception
+        ) as error:  # torch and onnxruntime raise kinds of their own, such as for a size that tracing fixed
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CounterpointError(
+                f"the exported encoder of {name} fails on {count} items: {said[:300]}; nothing was written"
+            ) from error
     if found.shape != wanted.shape:
         return float("inf")
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
+def opened(path: Path, format: Format) -> Callable[..., Tensor]:
+    """Read a file again; return what it computes of inputs."""
+    if format == "torch":
+        program: Callable[..., Tensor] = torch.export.load(path).module()
+        return program
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    return lambda *inputs: torch.from_numpy(
+        session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
+    )
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the warnings and the progress of the exporters to themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

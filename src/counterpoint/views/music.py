@@ -623,3 +623,19 @@ def _equaliser(decibels: Tensor, generator: torch.Generator, bins: int) -> Tenso
         value = [(p[:, number, None] + q[:, number, None] * z + r[:, number, None] * z**2) for p, q, r in (over, under)]
         total = total * (value[0] / value[1]).abs()
     return total
+
+
+# --------------------------------------------------------------------------------------------- other sizes and other rates
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images [n, 1, height, width] in [0, 1] to (height, width), bilinear with antialiasing."""
+    return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def resampled(wave: Tensor, rate: int) -> Tensor:
+    """Resample waves [n, samples] of this rate to 22,050 Hz by the frequencies that both have; the ends are taken to meet."""
+    from scipy.signal import resample
+
+    found = resample(wave.cpu().numpy(), max(1, round(wave.shape[1] * RATE / rate)), axis=1)
+    return torch.from_numpy(found).to(wave)

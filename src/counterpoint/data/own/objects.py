@@ -176,7 +176,7 @@ def kind_of(value: Any) -> str:
         return f"torch Dataset {name}"
     if isinstance(value, Mapping) and by_split(value):
         return "splits of " + kind_of(next(iter(value.values())))
-    if isinstance(value, (np.ndarray, tuple, Mapping)):
+    if isinstance(value, (np.ndarray, tuple, Mapping)) or is_tensor(value):
         return "arrays"
     raise DataError(
         f"data is a {type(value).__name__}; give the name of a source, a pandas DataFrame, a datasets.Dataset, a torch Dataset, "
@@ -292,14 +292,13 @@ def _of_items(data: Any, name: str, spool: Spool) -> Segment:
     usual: dict[str, str] = {}
     for row in range(count):
         try:
-            fields = dict(_fields(data[row]))
+            for column, (value, role) in _fields(data[row]):
+                cells = columns.setdefault(column, [None] * row)
+                cells.append(spool.keep(file_of(value)) if role == "image" else plain(value))
+                if role:
+                    usual.setdefault(column, role)
         except DataError as error:
             raise DataError(f"{name}: item {row}: {error}") from error
-        for column, (value, role) in fields.items():
-            cells = columns.setdefault(column, [None] * row)
-            cells.append(spool.keep(file_of(value)) if role == "image" and value is not None else plain(value))
-            if role:
-                usual.setdefault(column, role)
         for cells in columns.values():
             cells += [None] * (row + 1 - len(cells))
     source = data

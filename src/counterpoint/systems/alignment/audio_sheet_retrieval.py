@@ -8,7 +8,8 @@ only, so models fail on scans and performances. Stage 1 trains each pathway on u
 augmented views of a snippet are each other's positive (NT-Xent). Stage 2 trains both on the aligned pairs: a hinge on
 the ranking in the batch, on embeddings turned by a layer of canonical correlation analysis (core/cca.py), which is
 fitted again on many training pairs before anything is measured. The augmentations and the spectrogram are in
-views/music.py. Pieces are identified by the votes of their snippets' neighbours.
+views/music.py, the encoder in encoders/snippets.py. Pieces are identified by the votes of their snippets' neighbours
+(tasks/pieces.py).
 
 Two systems have a function `nt_xent`. `counterpoint.functional.of("simclr").nt_xent` normalises its rows. This paper's takes unit
 rows: `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
@@ -35,17 +36,19 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.hinge import Hinges
 from counterpoint.core.operands import positive_similarity, scaled, unit
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.transforms import holds, refuse_graph, traced
+from counterpoint.core.transforms import holds, traced
 from counterpoint.core.world import over_group
+from counterpoint.encoders.snippets import SnippetEncoder, linear_start
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.optim import Schedule, factor, optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -53,7 +56,6 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import BATCH, LAPTOP, AlignedConfig, AlignedLearner, taken, there
-from counterpoint.tasks.measures import retrieval_ranks
 from counterpoint.views.images import MEAN, STD, grey, zero_to_one
 from counterpoint.views.music import (
     AUDIO_PAIRED,
@@ -65,13 +67,12 @@ from counterpoint.views.music import (
     AudioViews,
     LogSpectrogram,
     SheetViews,
+    resampled,
+    resized,
     snippet,
 )
 
-MAPS = 32  # channels of an encoder's output
 HIDDEN = 512  # of a projection head
-# Hinges computed at a time: 4 MiB in float32, which stays in a core's cache.
-TILE = 2**20
 
 
 # ----------------------------------------------------------------------------------------------------------- the losses
@@ -138,46 +139,6 @@ def mixed_nt_xent(
     return _contrast(*views, temperature, "sheet1, sheet2, audio1 or audio2")
 
 
-class _Hinges(torch.autograd.Function):
-    """sum over i and j != i of max(0, margin - x_i . y_i + x_i . y_j), where row i of x belongs to row i + offset of y.
-
-    A hinge is linear but for where it bends, so its gradient is known as soon as it is computed: each tile of
-    similarities gives its share of value and gradients and is forgotten.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, margin: float, offset: int) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        sums: list[Tensor] = []
-        to_x: list[Tensor] = []
-        to_y: Tensor | None = None
-        high, device = max(1, TILE // len(y)), x.device.type
-        with exact(device):
-            for start in range(0, max(1, len(x)), high):
-                part = x[start : start + high]
-                # In place, so that a tile stays in the cache: similarities, hinges, slopes.
-                tile = torch.mm(part, y.T)
-                own = tile.diagonal(offset + start)
-                tile.sub_((own - margin).unsqueeze(1))
-                # Not zero_: an infinite similarity, which would close the hinge, has become NaN and is to stay it.
-                own.mul_(0)
-                sums.append(tile.relu_().sum())
-                if wanted:
-                    # The slope by x_i . y_j: 1 where the hinge is open, and less all of these for the row's own pair.
-                    own.sub_(tile.sign_().sum(1))
-                    to_x.append(tile @ y)
-                    to_y = tile.T @ part if to_y is None else to_y.addmm_(tile.T, part)
-        if wanted:
-            ctx.save_for_backward(to_x[0] if len(to_x) == 1 else torch.cat(to_x), to_y)
-        return sum(sums[1:], sums[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_graph("batch_hinge")
-        to_x, to_y = ctx.saved_tensors
-        return gradients[0] * to_x, gradients[0] * to_y, None, None
-
-
 @over_group
 @full_precision
 def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
@@ -213,195 +174,11 @@ def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], marg
         # Not relu(...) * 0: where a similarity is infinite NaN must stay.
         total = torch.where(own, s.diagonal()[:, None] * 0, F.relu(margin - s.diagonal()[:, None] + s)).sum()
     else:
-        total = _Hinges.apply(query, gather_rows(key), margin, here.offset)
+        total = Hinges.apply(query, gather_rows(key), margin, here.offset)
     loss = (total if world()[1] == 1 else gather_rows(total[None]).sum()) / (here.total * (here.total - 1))
     if holds(~loss.isfinite()):
         raise ValueError("query or key holds NaN or infinite values")
     return loss
-
-
-# ----------------------------------------------------------------------------------------- retrieval and identification
-
-
-class RetrievalMetrics(NamedTuple):
-    """How the right snippets rank. `hits[k]` counts queries with theirs among the first k."""
-
-    ranks: Int[Tensor, " n"]
-    mean_rank: float
-    med_rank: float
-    map: float  # mean reciprocal rank, which mean average precision is with one right answer
-    mean_dist: float  # mean cosine distance between queries and their matches
-    hits: dict[int, int]
-
-
-@full_precision
-def retrieval_metrics(
-    query: Float[Tensor, "n dim"], database: Float[Tensor, "n dim"], at: Sequence[int] = (1, 5, 10, 25)
-) -> RetrievalMetrics:
-    """Rank, from 1, of row i of the database by cosine similarity to row i of the query, and what follows.
-
-    Rows are normalised here. What ties with the match counts before it, so that embeddings which are all alike find
-    nothing (the authors' code breaks ties by position). Raises ValueError for shapes that differ, no rows and values
-    that are not finite. Source: the authors' code, utils/train_utils.py.
-
-    >>> retrieval_metrics(torch.eye(3), torch.eye(3).roll(1, 0)).map  # each match ties with a wrong one
-    0.3333333333333333
-    """
-    need_alike("n dim", query=query, database=database)
-    q, d = _directions(query=query, database=database)
-    ranks = retrieval_ranks(q, d)
-    exact = ranks.double()
-    return RetrievalMetrics(
-        ranks,
-        float(exact.mean()),
-        float(exact.quantile(0.5)),
-        float((1 / exact).mean()),
-        float((1 - (q * d).sum(1)).mean()),
-        {k: int((ranks <= k).sum()) for k in at},
-    )
-
-
-def _directions(**rows: Tensor) -> list[Tensor]:
-    """Unit rows; ValueError where they have no direction."""
-    for name, value in rows.items():
-        if holds(~value.isfinite().all()):
-            raise ValueError(f"{name} holds NaN or infinite values")
-    return [unit(value) for value in rows.values()]
-
-
-class PieceVotes(NamedTuple):
-    """Candidate pieces, best first. A piece without a vote has the rank of the last one that has some."""
-
-    pieces: Int[Tensor, " p"]
-    votes: Int[Tensor, " p"]
-    ranks: Int[Tensor, " p"]
-
-
-@full_precision
-def identify_pieces(
-    query: Float[Tensor, "n dim"],
-    database: Float[Tensor, "m dim"],
-    pieces: Int[Tensor, " m"],
-    *,
-    neighbours: int = 25,
-    snippets: int = 100,
-) -> PieceVotes:
-    """Which piece the snippets of one query come from: each votes for the pieces of its nearest ones.
-
-    Args:
-        query: snippets of one piece in their order, in one modality.
-        database: snippets of all candidate pieces in the other.
-        pieces: the piece of each of the database's.
-        neighbours: how many a snippet retrieves, each of which is a vote.
-        snippets: of the query, equally spaced; all when there are fewer.
-
-    Rows are normalised here; of pieces with equally many votes the nearer is first. Raises ValueError for shapes that
-    do not fit, nothing to compare, numbers below 1 and values that are not finite. The task `aligned` measures the same
-    of every test split whose items have groups, with all snippets of each piece (`<a>_to_<b>_group_accuracy`,
-    `..._group_mrr`). Source: the authors' code, audio_sheet_server.py.
-
-    >>> identify_pieces(torch.eye(3)[:2], torch.eye(3), torch.tensor([7, 7, 4]), neighbours=1).pieces
-    tensor([7, 4])
-    """
-    if query.ndim != 2 or database.ndim != 2 or query.shape[1] != database.shape[1]:
-        raise ValueError(
-            f"query and database must be [n, dim] and [m, dim], got {shapes(query=query, database=database)}"
-        )
-    if not len(query) or pieces.shape != (len(database),) or not len(database):
-        raise ValueError(f"there must be a query and a piece for each row of the database, got {shapes(pieces=pieces)}")
-    if neighbours < 1 or snippets < 1:
-        raise ValueError(f"neighbours and snippets must be at least 1, got {neighbours} and {snippets}")
-    if len(query) > snippets:
-        query = query[torch.linspace(0, len(query) - 1, snippets, dtype=torch.float64).round().long()]
-    q, d = _directions(query=query, database=database)
-    similarity, found = (q @ d.T).topk(min(neighbours, len(d)), dim=1)
-    names, column = pieces.unique(return_inverse=True)
-    voted = column[found.flatten()]
-    votes = torch.bincount(voted, minlength=len(names))
-    nearness = similarity.new_zeros(len(names), dtype=torch.float64)
-    nearness.index_add_(0, voted, similarity.flatten().double())
-    # The nearer first, then, keeping that order among equals, those with more votes.
-    order = nearness.argsort(descending=True, stable=True)
-    order = order[votes[order].argsort(descending=True, stable=True)]
-    ranks = torch.arange(1, len(names) + 1, device=order.device).clamp(max=int((votes > 0).sum()))
-    return PieceVotes(names[order], votes[order], ranks)
-
-
-# ---------------------------------------------------------------------------------------------------------- the encoder
-
-
-class _ELU(torch.autograd.Function):
-    """max(x, exp(min(x, 0)) - 1), which the ELU is, by the vectorised exponential: torch's own takes 40 % of an
-    encoder's time on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.clamp(max=0).exp_().sub_(1)
-        torch.maximum(x, out, out=out)
-        ctx.save_for_backward(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(gradients[0], 1.0, 1.0, 1.0, True, out)
-
-
-class Block(nn.Module):
-    """[convolution 3x3, batch normalisation, ELU] twice, then a maximum over 2 x 2."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h2 w2"]:
-        # Channels last: a third faster on a CPU with channels as few as these.
-        x = _ELU.apply(self.bn1(self.conv1(x).contiguous(memory_format=torch.channels_last)))
-        # The maximum commutes with the ELU, which rises throughout, and leaves it a quarter of the work.
-        return _ELU.apply(F.max_pool2d(self.bn2(self.conv2(x)), 2))
-
-
-class SnippetEncoder(nn.Module):
-    """One pathway, [n, 1, height, width] -> [n, dim]: four blocks of F, 2F, 4F, 4F channels, 1x1 to 32 maps.
-
-    Args:
-        height, width: of a snippet, at least 16: 92 x T_s for audio, 80 x 100 for sheet music.
-        filters: F.
-
-    `dim` is 32 (height // 16) (width // 16): 800 for 84 frames of audio, 960 for sheet music. Raises ValueError for
-    snippets of another size.
-
-    >>> SnippetEncoder(92, 84, filters=3)(torch.zeros(2, 1, 92, 84)).shape
-    torch.Size([2, 800])
-    """
-
-    def __init__(self, height: int, width: int, filters: int = 24) -> None:
-        super().__init__()
-        if min(height, width) < 16 or filters < 1:
-            raise ValueError(f"an encoder needs 16 x 16 and a filter at least, got {height} x {width} and {filters}")
-        widths = [1, filters, 2 * filters, 4 * filters, 4 * filters]
-        self.block1, self.block2, self.block3, self.block4 = (Block(widths[n], widths[n + 1]) for n in range(4))
-        self.conv = nn.Conv2d(widths[-1], MAPS, 1, bias=False)
-        self.bn = nn.BatchNorm2d(MAPS)
-        self.size = (1, height, width)
-        self.dim = MAPS * (height // 16) * (width // 16)
-        _initialise(self)
-
-    def forward(self, x: Float[Tensor, "n 1 height width"]) -> Float[Tensor, "n dim"]:
-        if x.shape[1:] != self.size:
-            raise ValueError(f"x must be [n, {', '.join(map(str, self.size))}], got {list(x.shape)}")
-        x = self.block4(self.block3(self.block2(self.block1(x))))
-        return self.bn(self.conv(x)).flatten(1)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Kaiming-uniform with a linear unit's gain for weights of convolutions and linear layers, as the authors do."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(part.weight, nonlinearity="linear")
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -530,7 +307,7 @@ class AudioSheet(AlignedLearner):
             self.projections[name] = nn.Sequential(
                 nn.Linear(dim, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, config.embedding)
             )
-            _initialise(self.projections[name])
+            linear_start(self.projections[name])
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
         height, width = SHEET if spec["kind"] == "image" else (92, self.frames)
@@ -538,7 +315,7 @@ class AudioSheet(AlignedLearner):
 
     def build_head(self, dim: int) -> nn.Module:
         head = nn.Linear(dim, self.config.embedding)
-        _initialise(head)
+        linear_start(head)
         return head
 
     # --- items, as the augmentations and the networks take them
@@ -547,14 +324,14 @@ class AudioSheet(AlignedLearner):
         """Images [n, 3, size, size], uint8 or in [0, 1], as grey windows with margins."""
         x = grey(zero_to_one(images))
         if self.config.margins:
-            return x if x.shape[2:] == (WINDOW, WINDOW) else _resized(x, (WINDOW, WINDOW))
+            return x if x.shape[2:] == (WINDOW, WINDOW) else resized(x, (WINDOW, WINDOW))
         top, left = ((WINDOW - extent) // 2 for extent in SHEET)
-        return F.pad(_resized(x, SHEET), (left, left, top, top), value=1.0)
+        return F.pad(resized(x, SHEET), (left, left, top, top), value=1.0)
 
     def waves(self, values: Tensor) -> Float[Tensor, "n samples"]:
         """Waves at 22,050 Hz."""
         rate = self.sizes[self.audio]["rate"]
-        return values.float() if rate == RATE else _resampled(values.float(), rate)
+        return values.float() if rate == RATE else resampled(values.float(), rate)
 
     def seen(self, name: str, values: Tensor) -> Tensor:
         """What a pathway sees of items of the test data, whose images come normalised."""
@@ -738,18 +515,6 @@ def _finite(values: Tensor, name: str) -> None:
         raise CounterpointError(
             f"the embeddings of {name} hold NaN or infinite values: training diverged; lower the lr"
         )
-
-
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-
-
-def _resampled(wave: Tensor, rate: int) -> Tensor:
-    """Another rate's samples at 22,050 Hz, through the frequencies that both have; the ends are taken to meet."""
-    from scipy.signal import resample
-
-    found = resample(wave.cpu().numpy(), max(1, round(wave.shape[1] * RATE / rate)), axis=1)
-    return torch.from_numpy(found).to(wave)
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

@@ -1,0 +1,190 @@
+"""The world of digits: handwritten digits, alone or side by side, with what they are and where each stands known.
+
+The digits are the 1,797 of UCI's optical recognition set, 8 x 8 pixels in 17 shades, which ride in scikit-learn (CC BY 4.0).
+
+    parts      which digits are for training, valid and test; the same for every source of the world
+    scene      the truth of n pictures: which digits stand side by side, and what they are
+    grey, intensity, enlarged, noisy, over_patterns, halves, tower     styles that a scene is rendered in
+    words, wordy                                                       captions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from counterpoint.data.images import Indices, Pixels, split_positions
+from counterpoint.data.optical import load_digits
+from counterpoint.data.valid import by_content, carve
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SIDE = 8  # pixels of a digit
+SHADES = 16  # the darkest; 0 is paper
+STOP = ("a", "the", "this", "is", "of", "in", "and", "with", "on", "it", "that", "here")
+# Made-up words that mean nothing.
+DISTRACTORS = tuple(
+    f"{a}{b}{c}" for a in ("ba", "de", "ki", "mo", "zu") for b in ("la", "re", "ti") for c in ("p", "g", "nu", "sho")
+)
+TOWER_WIDTH = 32  # of the tower's features
+TOWER_STEPS = 150  # of its training, on all of its digits at once
+
+Intensity = NDArray[np.float32]  # 0..1
+
+
+@lru_cache(maxsize=1)
+def inventory() -> tuple[NDArray[np.float64], Indices]:
+    """Return the shades [1797, 8, 8], 0 to SHADES, and the labels [1797] of all digits."""
+    found = load_digits()
+    found.images.flags.writeable = False
+    return found.images, found.target.astype(np.int64)
+
+
+class Parts(NamedTuple):
+    """Which digits are for what: sorted numbers."""
+
+    train: Indices
+    valid: Indices
+    test: Indices
+
+
+def parts(source: str, held_out: float, valid: float) -> Parts:
+    """Divide the digits, each class in proportion, the same on every machine.
+
+    Args:
+        source: name of the source, for messages.
+        held_out: share of the digits for the test split, between 0 and 1.
+        valid: share of the others for the valid split, between 0 and 1.
+    """
+    shades, labels = inventory()
+    rest, test = split_positions(len(labels), held_out, labels)
+    train, watched = carve(source, rest, valid, labels[rest], by_content(shades[rest]))
+    return Parts(train, watched, test)
+
+
+# --- the truth --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The truth of n pictures, each of k digits side by side."""
+
+    numbers: Indices  # [n, k] of the inventory, from left to right
+    labels: Indices  # [n, k] what they are, 0 to 9
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def scene(numbers: Indices) -> Scene:
+    """Put digits side by side.
+
+    Args:
+        numbers: [n, k], or [n] for one digit in a picture; of the inventory.
+    """
+    chosen = np.asarray(numbers, np.int64).reshape(len(numbers), -1)
+    return Scene(chosen, inventory()[1][chosen])
+
+
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+def _canvas(truth: Scene) -> NDArray[np.float64]:
+    """Return the shades [n, 8, 8 k]."""
+    return np.concatenate([inventory()[0][column] for column in truth.numbers.T], 2)
+
+
+def grey(truth: Scene) -> Pixels:
+    """Render as it is: [n, 8, 8 k], white on black."""
+    return np.rint(_canvas(truth) * (255 / SHADES)).astype(np.uint8)
+
+
+def intensity(truth: Scene) -> Intensity:
+    """Render as numbers: [n, 8, 8 k] in 0..1."""
+    return (_canvas(truth) / SHADES).astype(np.float32)
+
+
+def enlarged(truth: Scene, size: int) -> Pixels:
+    """Render one digit a picture, enlarged by bicubic interpolation: [n, size, size]."""
+    return np.stack(
+        [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in grey(truth)]
+    )
+
+
+def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity:
+    """Render as numbers with Gaussian noise on them: [n, 8, 8 k] in about 0..1, not clipped.
+
+    Args:
+        truth: the digits.
+        deviation: standard deviation of the noise, in intensities of 0..1.
+        rng: draws the noise.
+    """
+    clean = intensity(truth)
+    return clean + deviation * rng.standard_normal(clean.shape, np.float32)
+
+
+def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:
+    """Render in colour: the digit in the first channel, a pattern in the second, nothing in the third: [n, 8, 8, 3].
+
+    Args:
+        truth: one digit a picture.
+        patterns: [n, 8, 8], one for each picture.
+    """
+    return np.stack([grey(truth), patterns, np.zeros_like(patterns)], 3)
+
+
+def halves(truth: Scene) -> tuple[Intensity, Intensity]:
+    """Render one digit as the intensities of its upper and of its lower half: [n, 32] each."""
+    flat = intensity(truth).reshape(len(truth), SIDE * SIDE)
+    return flat[:, : SIDE * SIDE // 2], flat[:, SIDE * SIDE // 2 :]
+
+
+def tower(truth: Scene, learned: Indices, tested: Indices, seed: int) -> tuple[Intensity, float]:
+    """Render upper halves as a frozen network sees them: [n, TOWER_WIDTH], its last layer before the names.
+
+    Args:
+        truth: one digit a picture.
+        learned: [m] the pictures from whose upper halves the network, 32-128-128-32, learns to name the digit.
+        tested: [t] the pictures of which it is measured how many it names.
+        seed: of its initialisation.
+
+    Returns the features, and the share of `tested` that the network names.
+    """
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):  # the run's own draws do not depend on the tower's
+        torch.manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        body = nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, TOWER_WIDTH))
+        names = nn.Linear(TOWER_WIDTH, len(NAMES))
+    optimizer = torch.optim.AdamW([*body.parameters(), *names.parameters()], lr=3e-3)
+    everything, known = torch.from_numpy(halves(truth)[0]), torch.from_numpy(truth.labels[:, 0])
+    for _ in range(TOWER_STEPS):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(names(body(everything[learned])), known[learned]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        features = body(everything)
+        right = (names(features[tested]).argmax(1) == known[tested]).float().mean()
+    return features.numpy(), float(right)
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+def words(labels: Indices) -> list[str]:
+    """Name digits from left to right: [n, k] -> "three seven"."""
+    return [" ".join(NAMES[label] for label in row) for row in labels]
+
+
+def wordy(truth: Scene, rng: np.random.Generator) -> list[str]:
+    """Name one digit among three stop words and three words that mean nothing: "is the kemu four of dari wopo"."""
+    found = []
+    for name in words(truth.labels):
+        said = [name, *rng.choice(STOP, 3, replace=False), *rng.choice(DISTRACTORS, 3, replace=False)]
+        found.append(" ".join(rng.permutation(said)))
+    return found

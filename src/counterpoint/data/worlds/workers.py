@@ -1,0 +1,29 @@
+"""Render many scenes at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def in_processes(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], title: str) -> list[T]:
+    """Call a function for each job, in several processes where there are many; return the results in the jobs' order.
+
+    Args:
+        function: at the top level of a module, so that other processes find it.
+        jobs: the arguments of each call.
+        title: stands before the progress bar.
+    """
+    from joblib import Parallel, delayed
+    from rich.console import Console
+    from rich.progress import track
+
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Starting workers costs more than a few scenes do.
+    parallel = Parallel(n_jobs=min(workers, 8) if len(jobs) > 40 else 1, return_as="generator", batch_size=4)
+    made = parallel(delayed(function)(*job) for job in jobs)
+    quiet = os.environ.get("RANK", "0") != "0"
+    return list(track(made, title, len(jobs), console=Console(stderr=True), transient=True, disable=quiet))

@@ -1,0 +1,110 @@
+"""The world of digits: its truth and styles, and the sources made from it, whose contents claims and runs rely on."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from counterpoint import data
+from counterpoint.data.worlds import digits as world
+
+ALL = np.arange(1797)
+
+
+# --- the world
+
+
+def test_parts_divide_all_digits_and_keep_the_test_split_whatever_is_valid():
+    few, many = world.parts("digits", 0.2, 0.1), world.parts("digits", 0.2, 0.5)
+    for parts in (few, many):
+        assert np.array_equal(np.sort(np.concatenate(parts)), ALL)
+        assert all(np.array_equal(part, np.sort(part)) for part in parts)
+        labels = world.inventory()[1]
+        shares = np.bincount(labels[parts.test]) / np.bincount(labels)
+        assert np.abs(shares - 0.2).max() < 0.01
+    assert np.array_equal(few.test, many.test)
+    assert len(few.valid) < len(many.valid)
+
+
+def test_a_scene_knows_its_digits_from_left_to_right():
+    shades, labels = world.inventory()
+    truth = world.scene(np.array([[3, 14], [15, 92]]))
+    assert np.array_equal(truth.labels, labels[[[3, 14], [15, 92]]])
+    pixels = world.intensity(truth)
+    assert pixels.shape == (2, 8, 16)
+    np.testing.assert_array_equal(pixels[1, :, :8], (shades[15] / 16).astype(np.float32))
+    np.testing.assert_array_equal(pixels[1, :, 8:], (shades[92] / 16).astype(np.float32))
+    assert world.words(np.array([[3, 7], [0, 9]])) == ["three seven", "zero nine"]
+
+
+def test_styles_render_one_truth():
+    truth = world.scene(np.arange(5))
+    grey, flat = world.grey(truth), world.intensity(truth)
+    assert (grey.dtype, grey.min(), grey.max()) == (np.uint8, 0, 255)
+    np.testing.assert_allclose(grey / 255, flat, atol=0.5 / 255)
+    np.testing.assert_array_equal(world.enlarged(truth, 8), grey)
+    assert world.enlarged(truth, 32).shape == (5, 32, 32)
+    np.testing.assert_array_equal(np.concatenate(world.halves(truth), 1), flat.reshape(5, 64))
+    patterns = np.random.default_rng(0).integers(0, 256, (5, 8, 8)).astype(np.uint8)
+    coloured = world.over_patterns(truth, patterns)
+    np.testing.assert_array_equal(coloured[..., 0], grey)
+    np.testing.assert_array_equal(coloured[..., 1], patterns)
+    assert not coloured[..., 2].any()
+    noise = world.noisy(world.scene(ALL), 0.15, np.random.default_rng(0)) - world.intensity(world.scene(ALL))
+    assert noise.std() == pytest.approx(0.15, rel=0.01)
+    assert abs(noise.mean()) < 0.002
+
+
+def test_the_inventory_cannot_be_changed_by_who_reads_it():
+    with pytest.raises(ValueError, match="read-only"):
+        world.inventory()[0][0] = 0
+
+
+def test_captions_name_the_digit_among_six_other_words():
+    truth = world.scene(np.arange(50))
+    for caption, label in zip(world.wordy(truth, np.random.default_rng(0)), truth.labels[:, 0], strict=True):
+        words = caption.split()
+        assert len(words) == len(set(words)) == 7
+        assert [word for word in words if word in world.NAMES] == [world.NAMES[label]]
+        assert sum(word in world.STOP for word in words) == sum(word in world.DISTRACTORS for word in words) == 3
+
+
+# --- contents that are recorded in claims and runs
+
+
+def contents(found):
+    """The SHA-256 of all that the three splits hold."""
+    digest = hashlib.sha256()
+    for split in (found.train, found.valid, found.test):
+        rows = np.arange(len(split))
+        columns = (
+            [split.column(name, rows) for name in found.modalities]
+            if hasattr(found, "modalities")
+            else [split.images(rows)]
+        )
+        for column in [*columns, np.zeros(0) if split.labels is None else split.labels]:
+            digest.update(
+                "\n".join(column).encode() if isinstance(column, list) else np.ascontiguousarray(column).tobytes()
+            )
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("spec", "task", "expected"),
+    [
+        ("digits", "views", "b3313e42d181f489"),
+        ("digits?size=8&imbalance=10&seed=3", "views", "526a902df881ec6f"),
+        ("digit-patterns?seed=4", "views", "f5f45e16dd4169b8"),
+        ("digit-captions", "aligned", "1d272a0320a774a8"),
+        ("digit-captions?train=100&seed=3&valid=0.2", "aligned", "25388a2d2b37b911"),
+        ("digit-pairs", "aligned", "0a35e40db30dee9c"),
+        ("digit-pairs?seed=5&swapped=0.4&train=300", "aligned", "88c2b5445e916643"),
+        ("digit-pairs?vectors=1&seed=2", "aligned", "3613256f2a98b165"),
+        ("digit-halves", "aligned", "d34353a216ae2d88"),
+        ("digit-halves?whole=1&seed=1&train=500", "aligned", "63df39e007f2898c"),
+    ],
+)
+def test_contents_are_those_that_records_were_made_with(spec, task, expected):
+    assert contents(data.load(spec, task=task)) == expected

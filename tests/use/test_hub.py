@@ -1,0 +1,172 @@
+"""Runs in the layout of a hub: saved to a folder, loaded from it, uploaded and downloaded by huggingface_hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import counterpoint as cp
+from counterpoint import cli
+from counterpoint.errors import RunError
+from counterpoint.use import hub
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("hub")
+    from PIL import Image
+
+    for n, picture in enumerate(PICTURES):
+        place = folder / "secret" / "photos" / f"kind{n % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{n}.png")
+    data = f"imagefolder:{folder / 'secret' / 'photos'}?size=12"
+    small = {"epochs": 1, "batch_size": 16, "encoder": "conv-s", "quiet": True}
+    yield cp.train("simclr", data=data, out=folder / "runs", name="one", **small)
+    torch.set_num_threads(threads)
+
+
+def test_a_saved_folder_has_the_hub_s_files_and_no_place_of_this_disk(run, tmp_path):
+    run.save_pretrained(tmp_path / "model")
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == sorted(hub.FILES)
+    for name in ("config.json", "README.md"):
+        text = (tmp_path / "model" / name).read_text(encoding="utf-8")
+        assert "secret" not in text
+        assert "imagefolder:photos" in text
+    content = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert content["library_name"] == "counterpoint"
+    assert content["run"]["slug"] == "simclr"
+
+
+def test_the_model_card_has_claim_data_and_figures(run):
+    card = str(run.generate_model_card())
+    assert card.startswith("---\nlibrary_name: counterpoint\n")
+    assert f"| knn_accuracy | {run.metrics['knn_accuracy']:.4f} | {run.metrics.chance['knn_accuracy']:.4f} |" in card
+    assert "arXiv 2002.05709" in card
+    from types import SimpleNamespace
+
+    claimed = SimpleNamespace(slug="symile", config={"data": "xor"}, metrics=lambda required: [], chance=dict)
+    assert "The paper's claim, as Counterpoint tests it: Where a modality" in hub.card(claimed)
+    assert "None are recorded." in hub.card(claimed)
+
+
+def test_a_saved_folder_is_loaded_and_encodes_the_same(run, tmp_path):
+    run.save_pretrained(tmp_path / "model")
+    wanted = run.encode(images=PICTURES[:5])
+    for again in (cp.load(tmp_path / "model"), cp.Trained.from_pretrained(tmp_path / "model")):
+        np.testing.assert_array_equal(again.encode(images=PICTURES[:5]), wanted)
+        assert again.metrics == run.metrics
+        assert again.metrics.chance == run.metrics.chance
+    again.save_pretrained(tmp_path / "twice")
+    for name in hub.FILES:
+        assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_a_loaded_folder_is_measured_on_the_data_that_is_given(run, tmp_path):
+    run.save_pretrained(tmp_path / "model")
+    again = cp.load(tmp_path / "model")
+    found = again.evaluate(data=(PICTURES, np.arange(48) % 2))
+    assert set(found) == set(run.metrics)
+
+
+def test_push_to_hub_uploads_a_folder_in_the_layout(run, monkeypatch):
+    import huggingface_hub.hub_mixin as mixin
+
+    sent = {}
+
+    class Api:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            from types import SimpleNamespace
+
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            sent["repo"] = repo_id
+            sent["files"] = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+            return "address of the commit"
+
+    monkeypatch.setattr(mixin, "HfApi", Api)
+    assert run.push_to_hub("user/name") == "address of the commit"
+    assert sent["repo"] == "user/name"
+    assert set(sent["files"]) == set(hub.FILES)
+    assert sent["files"]["model.safetensors"] == (run.path / "model.safetensors").read_bytes()
+
+
+def test_a_model_of_the_hub_is_downloaded_into_the_cache_and_loaded(run, tmp_path, monkeypatch):
+    """The cache of the library holds links to files elsewhere."""
+    import huggingface_hub
+
+    run.save_pretrained(tmp_path / "blobs")
+    asked = []
+
+    def snapshot_download(model, *, allow_patterns, revision, **options):
+        asked.append((model, revision, tuple(allow_patterns)))
+        place = tmp_path / "snapshot"
+        place.mkdir(exist_ok=True)
+        for name in allow_patterns:
+            if not (place / name).exists():
+                os.symlink(tmp_path / "blobs" / name, place / name)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download", lambda **given: str(tmp_path / "blobs" / "config.json")
+    )
+    again = cp.load("hf:user/name", revision="v1")
+    assert asked == [("user/name", "v1", hub.FILES)]
+    np.testing.assert_array_equal(again.encode(images=PICTURES[:3]), run.encode(images=PICTURES[:3]))
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def offline(*words, **options):
+        raise OSError("no connection to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(RunError, match="hf:user/name cannot be downloaded: no connection"):
+        hub.downloaded("user/name")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"library_name": "other"}'), "names the library other"),
+        (lambda folder: (folder / "config.json").write_text('{"library_name": "counterpoint"}'), "names no system"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 20), "model.safetensors"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(run, tmp_path, spoil, said):
+    run.save_pretrained(tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(RunError, match=said):
+        _ = cp.load(tmp_path / "model").learner
+
+
+def test_a_run_without_weights_is_not_published(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="is not finished"):
+        hub.write(hub.Run.open(tmp_path / "run"), tmp_path / "model")
+
+
+def test_the_command_line_exports_a_published_folder(run, tmp_path, capsys):
+    run.save_pretrained(tmp_path / "model")
+    assert cli.main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "encoder.pt2")]) == 0
+    assert "image: " in capsys.readouterr().out
+    assert (tmp_path / "encoder.pt2").is_file()
