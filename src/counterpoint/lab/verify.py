@@ -137,7 +137,7 @@ def verify(
         quick: rehearse on the protocol's smaller setting; not evidence, written to `<slug>-quick.json`.
         jobs: runs at a time, one thread each.
         out: folder of the records. Finished runs are kept in its `.partial/`, so an interrupted verification goes on.
-        variants: also run the protocol's variants.
+        variants: also run the protocol's variants. Without them the record keeps those that it had, and what they lack.
         protocol: another one than the package's.
         run_one: what runs an arm. Default: `lab.runner.run_one`.
 
@@ -167,6 +167,8 @@ def verify(
             record |= found
         else:
             record.setdefault("variants", {})[variant] = found
+    if not variants and not quick and (kept := earlier_variants(protocol, out)):
+        record["variants"] = kept
     record |= {
         "protocol": {
             "sha256": protocol.sha256,
@@ -181,6 +183,17 @@ def verify(
     }
     write(record, out / f"{name}.json")
     return record
+
+
+def earlier_variants(protocol: Protocol, folder: Path) -> dict[str, Any]:
+    """Return the variants of the record in a folder that the protocol still has; each says what it lacks."""
+    file = folder / f"{protocol.slug}.json"
+    had = json.loads(file.read_text()).get("variants", {}) if file.is_file() else {}
+    return {
+        name: {"missing": ["the figures are of an earlier run than the claim's"]} | part
+        for name, part in had.items()
+        if name in protocol.variants
+    }
 
 
 def re_named(name: str) -> str:
