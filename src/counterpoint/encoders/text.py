@@ -20,7 +20,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -281,7 +281,7 @@ def pool(
 def _known_pooling(pooling: str) -> Pooling:
     if pooling not in ("mean", "end", "first"):
         raise unknown("pooling", pooling, ["mean", "end", "first"])
-    return pooling  # type: ignore[return-value]
+    return cast("Pooling", pooling)
 
 
 def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:

@@ -150,10 +150,16 @@ class Trained(ModelHubMixin):
                         "encode(images=[...]) or encode(inputs={NAME: [...]})"
                     )
                 inputs = {next(iter(encoder.kinds)): items} | dict(inputs or {})
-            given = {"images": images, "texts": texts, "sounds": sounds, "vectors": vectors, "inputs": inputs}
+            given: dict[str, Any] = {
+                "images": images,
+                "texts": texts,
+                "sounds": sounds,
+                "vectors": vectors,
+                "inputs": inputs,
+            }
             if joined:
-                return _as(encoder.encode(**given), output)  # type: ignore[arg-type]
-            asked = encoder.given(**given)  # type: ignore[arg-type]
+                return _as(encoder.encode(**given), output)
+            asked = encoder.given(**given)
             found = {name: _as(encoder.rows(name, values), output) for name, values in asked.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 

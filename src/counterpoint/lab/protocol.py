@@ -50,7 +50,7 @@ from functools import cache
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from counterpoint import catalog
 from counterpoint.errors import CounterpointError, ProtocolError
@@ -392,7 +392,7 @@ def _conjunct(
         value=None if value is None else reader.number(value, "value", where),
         beyond=None if beyond is None else (beyond[0], beyond[1]),
         direction=reader.one_of(row.get("direction", "higher"), DIRECTIONS, "direction", where),
-        test=test,  # type: ignore[arg-type]
+        test=cast("statistics.Test", test),
         margin=margin,
         expected=None if expected is None else reader.number(expected, "expected", where),
     )

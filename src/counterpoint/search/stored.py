@@ -70,8 +70,8 @@ def file_column(name: str) -> str:
 
 def arrow() -> tuple[Any, Any]:
     """Import pyarrow, which takes a moment, when a file is read or written."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     return pa, pq
 

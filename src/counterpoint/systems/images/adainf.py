@@ -48,7 +48,9 @@ SMALL = 10_000  # real images below which copies of one are positives
 
 @over_group
 @full_precision
-def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
+def ntxent_by_index(
+    z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float | Tensor = 0.2
+) -> Float[Tensor, ""]:
     """NT-Xent with any number of views: -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ), the mean over rows.
 
     Args:
