@@ -169,7 +169,7 @@ def test_train_evaluate_and_report_from_one_run(capsys, monkeypatch, tmp_path):
     words = ["train", "macil-sd", "--data", "async-bags?train=24&test=6", "--epochs", "2", "--batch-size", "8"]
     code, out, _ = run(capsys, *words, "--name", "mine", "--seed", "4")
     assert code == 0
-    assert "departs from the paper's settings" in out
+    assert "changes the paper's settings" in out
     assert "Run: runs/mine" in out
     files = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
     assert {"config.yaml", "metrics.csv", "environment.json", "report.html"} <= files

@@ -153,7 +153,7 @@ def test_refusals(made, capsys, tmp_path):
     assert cli.main(["search", str(run), "gone.png", "--in", str(file)]) == 2
     assert "no such file" in capsys.readouterr().err
     assert cli.main(["train", "clip", "--data", SMALL, "--max-bad", "3", "--out", str(tmp_path)]) == 2
-    assert "--max-bad is for --data manifest:FILE" in capsys.readouterr().err
+    assert "--max-bad needs --data manifest:FILE" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -357,10 +357,10 @@ def test_clip_with_an_addition_trains(addition: str, tmp_path: Path) -> None:
 
 def test_with_alone_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--with", "mochi"]) == 2
-    assert "goes with a system" in capsys.readouterr().err
+    assert "needs a system" in capsys.readouterr().err
     for words in (["simclr", "--with"], ["simclr", "--with", "--epochs", "1"], ["simclr", "--with="]):
         assert cli.main(["train", *words]) == 2
-        assert "wants the name of an addition" in capsys.readouterr().err
+        assert "needs the name of an addition" in capsys.readouterr().err
 
 
 def test_an_owned_queue_knows_whose_its_keys_are() -> None:

@@ -95,7 +95,7 @@ def write(run: Run, folder: Path) -> None:
     """
     weights = run.path / WEIGHTS
     if not run.complete or not weights.is_file():
-        raise RunError(f"{run.path} is not finished; go on with it first: counterpoint.resume({str(run.path)!r})")
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint.resume({str(run.path)!r})")
     rows = run.metrics(required=False)
     content = {
         "library_name": LIBRARY,
