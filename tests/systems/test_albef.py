@@ -516,7 +516,7 @@ def test_data_and_encoders_that_do_not_fit():
         built(data=load_pairs(train=32, vectors=1))
     with pytest.raises(CounterpointError, match=r"image_encoder conv-s has no tokens .* use vit-s"):
         built(image_encoder="conv-s")
-    with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* of 4 altogether"):
+    with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* out of 4"):
         built(fusion_layers=4)
     with pytest.raises(CounterpointError, match="same_text compares the words"):
         built(VECTORS, load_pairs(train=32, vectors=1), same_text=True)
@@ -842,7 +842,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     lacking = {name: value for name, value in state.items() if name != "itm_head.weight"}
     with pytest.raises(CounterpointError, match=r"does not fit this model; it lacks: itm_head.weight$"):
         load_albef_checkpoint(lacking, learner)
-    with pytest.raises(CounterpointError, match=r"it has, and nobody knows: text_decoder\.bert\.embeddings"):
+    with pytest.raises(CounterpointError, match=r"it has unknown weights: text_decoder\.bert\.embeddings"):
         load_albef_checkpoint(state | {"text_decoder.bert.embeddings": torch.zeros(1)}, learner)
     with pytest.raises(CounterpointError, match=r"of another shape: temperature \[2\], wanted \[\]"):
         load_albef_checkpoint(state | {"temp": torch.zeros(2)}, learner)
