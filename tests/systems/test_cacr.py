@@ -205,7 +205,7 @@ def test_identities():
     # Factors of 0 weigh uniformly.
     for a, b in zip(
         both(lambda x: sum(cacr(x, positive_sharpness=0, negative_sharpness=0)), z),
-        both(lambda x: sum(cacr(x, weight_positives=False, weight_negatives=False)), z),
+        both(lambda x: sum(cacr(x, weight_pos=False, weight_neg=False)), z),
         strict=True,
     ):
         close(a, b)
@@ -222,7 +222,7 @@ def test_identities():
     turned = z[:, torch.randperm(7)] @ torch.linalg.qr(draw(5, 5, unit=False))[0]
     close(torch.stack(cacr(turned)), torch.stack(cacr(z)))
     # Weighing by closeness lessens the distance of negatives, by distance raises that of positives.
-    weighed, plain = cacr(z), cacr(z, weight_positives=False, weight_negatives=False)
+    weighed, plain = cacr(z), cacr(z, weight_pos=False, weight_neg=False)
     assert weighed.repulsion > plain.repulsion
     assert weighed.attraction > plain.attraction
 
@@ -263,7 +263,7 @@ def test_no_matrix_is_kept(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_where_all_are_equal_nothing_moves(dtype):
     same = F.normalize(torch.ones(3, 5, 7, dtype=dtype), dim=2)
-    for options in ({}, {"weight_negatives": False}, {"positive_prior": 0.2}, {"negative_sharpness": 100.0}):
+    for options in ({}, {"weight_neg": False}, {"positive_prior": 0.2}, {"negative_sharpness": 100.0}):
         value, gradient = both(lambda x, o=options: sum(cacr(x, **o)), same)
         assert value.abs() < 1e-6
         assert gradient.abs().max() < 1e-6
@@ -335,8 +335,8 @@ def test_bad_input_is_named():
             cacr(z, **{name: math.inf})
     with pytest.raises(ValueError, match="positive_prior must lie in"):
         cacr(z, positive_prior=1.0)
-    with pytest.raises(ValueError, match="weight_negatives is False"):
-        cacr(z, weight_negatives=False, positive_prior=0.1)
+    with pytest.raises(ValueError, match="weight_neg is False"):
+        cacr(z, weight_neg=False, positive_prior=0.1)
     with pytest.raises(ValueError, match="temperature must lie in"):
         cacr_momentum(z, z[0], 0.0)
     with pytest.raises(ValueError, match=r"alike, got \[5, 4\] and \[4, 4\]"):
@@ -388,7 +388,7 @@ COUNTS = [4, 0, 3]
 def losses():
     return {
         "plain": lambda z: sum(cacr(z, 1.5, 0.7)),
-        "uniform": lambda z: sum(cacr(z, weight_positives=False, weight_negatives=False)),
+        "uniform": lambda z: sum(cacr(z, weight_pos=False, weight_neg=False)),
         "debiased": lambda z: sum(cacr(z, positive_prior=0.2)),
         "rbf": lambda z: cacr_momentum(z[1:], z[0], 0.4),
         "euclidean": lambda z: cacr_momentum(z[1:], z[0], 0.4, "euclidean"),

@@ -476,7 +476,7 @@ class CACR(Loss):
     Args:
         alpha, beta: weights of attraction and repulsion, in 0..1e30.
         positive_sharpness, negative_sharpness: factors of distances in the weights, in 0..1e30; 0 weighs all alike.
-        weight_positives, weight_negatives: False weighs positives, negatives, uniformly.
+        weight_pos, weight_neg: False weighs positives, negatives, uniformly.
         positive_prior: share in 0..1 of supposed negatives that are positives, which is corrected for; None: not.
         normalize: bring rows to length 1; False takes them as they are.
         group: None, a ProcessGroup or "world": whose batches together are the batch.
@@ -503,8 +503,8 @@ class CACR(Loss):
         positive_sharpness: float = 1.0,
         negative_sharpness: float = 0.9,
         *,
-        weight_positives: bool = True,
-        weight_negatives: bool = True,
+        weight_pos: bool = True,
+        weight_neg: bool = True,
         positive_prior: float | None = None,
         normalize: bool = True,
         group: Group = None,
@@ -512,7 +512,7 @@ class CACR(Loss):
         super().__init__(group)
         self.alpha, self.beta = alpha, beta
         self.positive_sharpness, self.negative_sharpness = positive_sharpness, negative_sharpness
-        self.weight_positives, self.weight_negatives = weight_positives, weight_negatives
+        self.weight_pos, self.weight_neg = weight_pos, weight_neg
         self.positive_prior, self.normalize = positive_prior, normalize
 
     def forward(self, views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"]) -> Float[Tensor, ""]:
@@ -524,8 +524,8 @@ class CACR(Loss):
                 self.beta,
                 self.positive_sharpness,
                 self.negative_sharpness,
-                self.weight_positives,
-                self.weight_negatives,
+                self.weight_pos,
+                self.weight_neg,
                 self.positive_prior,
             )
         return terms.attraction + terms.repulsion

@@ -136,8 +136,8 @@ def cacr(
     beta: float = 1.0,
     positive_sharpness: float = 1.0,
     negative_sharpness: float = 0.9,
-    weight_positives: bool = True,
-    weight_negatives: bool = True,
+    weight_pos: bool = True,
+    weight_neg: bool = True,
     positive_prior: float | None = None,
 ) -> CACROutput:
     r"""Contrastive attraction and contrastive repulsion of V = K + 1 views, with the squared Euclidean cost.
@@ -150,7 +150,7 @@ def cacr(
         views: V >= 2 views, each [n, dim] with unit rows (the authors' encoder normalises; nothing is normalised here).
         alpha, beta: in 0..1e30, weights of the terms.
         positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 weighs all alike.
-        weight_positives, weight_negatives: False weighs positives, negatives, uniformly (the paper's ablations).
+        weight_pos, weight_neg: False weighs positives, negatives, uniformly (the paper's ablations).
         positive_prior: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
             the mean of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: not corrected.
 
@@ -172,8 +172,8 @@ def cacr(
     if positive_prior is not None:
         if not 0 <= positive_prior < 1:
             raise ValueError(f"positive_prior must lie in 0..1, 1 not included, got {positive_prior}")
-        if not weight_negatives:
-            raise ValueError("positive_prior goes with weighted negatives: weight_negatives is False")
+        if not weight_neg:
+            raise ValueError("positive_prior goes with weighted negatives: weight_neg is False")
     here = place(z.shape[1], z.device)
     if here.total < 2:
         raise ValueError(f"views must hold at least 2 rows, got {here.total}: a query has no negatives")
@@ -182,11 +182,11 @@ def cacr(
     # Distances within a sample, of every pair of views: differences are exact where views are equal.
     pairs = torch.cat([(z[x] - z[x + 1 :]).square().sum(2) for x in range(len(z) - 1)])
     positives = pairs[_others(len(z), z.device)]
-    weights = (positive_sharpness * positives).softmax(1) if weight_positives else 1 / positives.shape[1]
+    weights = (positive_sharpness * positives).softmax(1) if weight_pos else 1 / positives.shape[1]
     attraction = alpha * global_mean((weights * positives).sum(1).mean(0))
 
     sharpness, own = (
-        negative_sharpness if weight_negatives else 0.0,
+        negative_sharpness if weight_neg else 0.0,
         here.offset + torch.arange(here.rows, device=z.device),
     )
     sums = [expected_costs(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
