@@ -92,11 +92,13 @@ def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
         if old is None:
             continue
         found = _part(part, old)
-        found["missing"] = [*_differences(part, found), *missing(found | {"commit": record.get("commit")})]
+        made_by = old["commit"] if "commit" in old else record.get("commit")  # a variant may be of an earlier run
+        found["missing"] = [*_differences(part, found), *missing(found | {"commit": made_by})]
         if name is None:
             made |= found
         else:
-            made.setdefault("variants", {})[name] = found
+            kept = {key: old[key] for key in ("minutes", "commit") if key in old}
+            made.setdefault("variants", {})[name] = found | kept
     ran_by = record.get("protocol", {}).get("ran", record.get("protocol", {}).get("sha256"))
     made |= {
         "protocol": {"sha256": protocol.sha256, "seeds": protocol.seeds, "minutes": protocol.minutes, "ran": ran_by},

@@ -166,7 +166,10 @@ def verify(
         if variant is None:
             record |= found
         else:
-            record.setdefault("variants", {})[variant] = found
+            record.setdefault("variants", {})[variant] = found | {
+                "missing": missing(found | {"commit": made_by}),
+                "commit": made_by,
+            }
     if not variants and not quick and (kept := earlier_variants(protocol, out)):
         record["variants"] = kept
     record |= {
@@ -186,12 +189,12 @@ def verify(
 
 
 def earlier_variants(protocol: Protocol, folder: Path) -> dict[str, Any]:
-    """Return the variants of the record in a folder that the protocol still has; each says what it lacks."""
+    """Return the variants of the record in a folder that the protocol still has, with the commit of their own figures."""
     file = folder / f"{protocol.slug}.json"
-    had = json.loads(file.read_text()).get("variants", {}) if file.is_file() else {}
+    record = json.loads(file.read_text()) if file.is_file() else {}
     return {
-        name: {"missing": ["the figures are of an earlier run than the claim's"]} | part
-        for name, part in had.items()
+        name: {"commit": record.get("commit")} | part
+        for name, part in record.get("variants", {}).items()
         if name in protocol.variants
     }
 
