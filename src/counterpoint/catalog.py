@@ -97,7 +97,9 @@ def load_system(slug: str) -> System:
     system: System = found.onto(load_system(found.over), alone=True) if get(base).addition else found
     for name in additions:
         if not get(name).addition:
-            raise CounterpointError(f"'{name}' cannot be added to another system: it is no addition; {additions_said()}")
+            raise CounterpointError(
+                f"'{name}' cannot be added to another system: it is no addition; {additions_said()}"
+            )
         system = _record(name).onto(system)
     return system
 
