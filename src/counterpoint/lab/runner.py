@@ -33,8 +33,11 @@ SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time
 def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Reduce a run's rows to its figures.
 
-    These are `test/NAME` after the last epoch as NAME, the last `valid/NAME` as valid_NAME, and the last epoch's `train/NAME`
-    as train_NAME. No best epoch is chosen, and no mean over epochs is taken.
+    - `test/NAME` after the last epoch, as NAME;
+    - the last `valid/NAME`, as valid_NAME;
+    - the last epoch's `train/NAME`, as train_NAME.
+
+    No best epoch is chosen, and no mean over epochs is taken.
     """
     last = rows[-1]
     found: dict[str, float] = {}

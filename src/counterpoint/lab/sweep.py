@@ -57,8 +57,7 @@ def temperature_sweep(
 
     Returns the record. Finished runs are kept, so an interrupted sweep continues. The two ends of the grid run first.
 
-    Raises CounterpointError for a run without a temperature, or whose temperature has no effect (as where every example has
-    its own).
+    Raises CounterpointError for a run without a temperature, or with one that has no effect (every example has its own).
     """
     run = Run.open(path)
     before = Experiment.of_run(run)
