@@ -123,7 +123,7 @@ def test_train_help_lists_the_system_s_settings(capsys):
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),
         (["detect", "--run", "/nowhere", "a.mp4"], "no such run directory"),
         (["detect"], "name at least one video file"),
-        (["detect", "a.mp4", "--threshold", "2"], "a probability between 0 and 1"),
+        (["detect", "a.mp4", "--threshold", "2"], "a probability above 0 and below 1"),
         (["report", "macil"], "did you mean macil-sd"),
         (["report", "clip"], "make one: counterpoint verify clip"),
     ],

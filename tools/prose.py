@@ -65,7 +65,7 @@ VERBS = frozenset(
     permute pick place plan play plot point pool post predict prefer prepare preserve press prevent print process produce
     project prove provide pull push put quote raise randomise rank rate read rebuild recall receive recognise recommend
     recompute record reduce refer refine refresh refuse register reject relate release remember remind remove rename render
-    repeat replace replay report represent request require rescale reset reshape resize resolve respect restore restrict
+    repeat replace replay report represent request require rerun rescale reset reshape resize resolve respect restore restrict
     resume retain retrieve return reuse reverse rewrite roll rotate round run sample save say scale scan schedule score
     search seed select send separate serve set share shift shorten show shrink shuffle sign simulate skip slice smooth solve
     sort spawn speak split spread stack stamp stand start state stay step stop store stream strip subtract suggest sum

@@ -199,7 +199,7 @@ class Measured(dict[str, float]):
 
 @torch.no_grad()
 def evaluate(path: Run | Path | str, *, data: str | None = None, say: Say = print) -> Measured:
-    """Measure a trained run on its test data, or on the test data of another source with the same kind of items.
+    """Measure a trained run on its test data, or on those of another source with the same kind of items.
 
     Args:
         path: The run, or the path of its directory.

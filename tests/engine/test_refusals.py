@@ -113,7 +113,7 @@ def refused(run, message, learner=None, task=None):
 
 
 def test_other_data(halted):
-    refused(halted, "the data has 12 training items now, this run was begun on 10: bring back", task=Task(examples=12))
+    refused(halted, "the data has 12 training items now, this run was begun on 10: restore", task=Task(examples=12))
 
 
 def test_other_teachers(halted):

@@ -67,7 +67,7 @@ def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
     [
         (["simclr"], {}, "at least two different"),
         (["simclr", "simclr"], {}, "at least two different"),
-        (["simclr", "clip"], {}, "different measures"),
+        (["simclr", "clip"], {}, "different headline metrics"),
         (["simclr", "moco-v3"], {}, "did you mean"),
         (["simclr", "moco-v2"], {"seeds": 0}, "at least 1"),
         (["simclr", "moco-v2"], {"metric": "accuracy"}, "all have: knn_accuracy"),

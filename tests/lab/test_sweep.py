@@ -120,7 +120,7 @@ def test_a_temperature_that_changes_nothing_is_said(tmp_path: Path, capsys: pyte
         "1",
     ]
     assert cli.main(words) == 2
-    assert "changes nothing" in capsys.readouterr().err
+    assert "has no effect" in capsys.readouterr().err
     assert len(list((tmp_path / "r" / ".sweep").glob("*.json"))) == 2  # nor is the third tried
 
 

@@ -155,7 +155,7 @@ def test_unsound_verifications_are_refused(tmp_path):
         run(seeds=3)
     with pytest.raises(ProtocolError, match="is the same for different seeds"):
         run(run_one=lambda *words: fake(*words) | {"data": "same"})
-    with pytest.raises(ProtocolError, match="learnt from other data"):
+    with pytest.raises(ProtocolError, match="trained on other data"):
         run(run_one=lambda *words: fake(*words) | {"data": f"{words[4]} {words[3]}"}, protocol=claim(seeds=6))
     with pytest.raises(ProtocolError, match="is missing in arm"):
         run(run_one=lambda *words: {"data": words[4], "seconds": 0.0}, protocol=claim(seeds=7))
