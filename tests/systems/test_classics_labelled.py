@@ -128,7 +128,7 @@ def test_it_is_in_the_catalogue(slug):
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     for said, message in (
         (["fitnets", "--hint", "layer9"], "unknown layer 'layer9'"),
-        (["kd", "--ce-weight", "0", "--kd-weight", "0"], "weights must not be negative, nor all be 0"),
+        (["kd", "--ce-weight", "0", "--kd-weight", "0"], "weights must not be negative and not all be 0"),
         (["kd", "--teacher", str(tmp_path / "none")], "no such run directory"),
         (["triplet", "--images-per-class", "7"], "images_per_class must be 0 or divide"),
     ):
@@ -252,7 +252,7 @@ def test_runs_that_cannot_teach(runs, tmp_path):
     refused("has no model.safetensors; train it first", other)
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("task: labelled", "task: views"))
-    refused("classifies no pictures", other)
+    refused("does not classify pictures", other)
 
 
 # ---------------------------------------------------------------------------------------------------------- resumption

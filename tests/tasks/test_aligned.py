@@ -208,7 +208,7 @@ def test_refusals(tmp_path, capsys):
     )
     with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
         TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s")).check_training()
-    with pytest.raises(CounterpointError, match="a prompt needs"):
+    with pytest.raises(CounterpointError, match="prompt must contain"):
         AlignedConfig(prompt="a picture")
     with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):
         first_two({"a": 0, "b": 0, "c": 0})
@@ -399,7 +399,7 @@ def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
         said = capsys.readouterr().out
         assert "gone.png" in said
         said = " ".join(said.split())
-        assert "1 of 47 texts of caption are longer than the 16 tokens that are read" in said
+        assert "1 of 47 texts of caption are longer than the context of 16 tokens" in said
         last = Run.open(tmp_path / slug).metrics()[-1]
         assert {"test/image_to_sound_r1", "test/sound_to_caption_r1", "test/caption_to_image_mrr"} <= set(last)
         assert math.isfinite(last["train/loss"])

@@ -218,7 +218,7 @@ def test_refusals():
         LabelledTask(images([0, 1, 2, 0, -1]), LabelledConfig(batch_size=8)).check_training()
     with pytest.raises(DataError, match="at least 2 labelled test images, has 1"):
         LabelledTask(images([0, 1, 2], [0, -1]), LabelledConfig(batch_size=2))
-    with pytest.raises(CounterpointError, match="gives no single images, which the task labelled learns from"):
+    with pytest.raises(CounterpointError, match="has no single images, which the task labelled needs"):
         LabelledTask(sources.load("async-bags?train=4&test=2"), LabelledConfig())
     with pytest.raises(CounterpointError, match=r"images_per_class must be 0 or divide batch_size \(10\), got 4"):
         EmbeddingConfig(batch_size=10, images_per_class=4)
