@@ -115,7 +115,7 @@ def test_train_help_lists_the_system_s_settings(capsys):
         (["train"], "which system? counterpoint train SLUG"),
         (["train", "switchgpt"], "not built yet"),
         (["train", "macil-sd", "--data", "arkade"], "did you mean arcade?"),
-        (["train", "macil-sd", "--data", "videos"], "needs a place: --data videos:DIR"),
+        (["train", "macil-sd", "--data", "videos"], "needs a path: --data videos:DIR"),
         (["train", "macil-sd", "--data", "xd-violence:/nowhere"], "/nowhere: no such directory"),
         (["train", "macil-sd", "--temperature", "0"], "temperature must be > 0"),
         (["train", "--resume", "/nowhere"], "/nowhere: no such run directory"),

@@ -120,14 +120,14 @@ def test_captions_name_their_digit_among_other_words():
         ("digit-halves?labelled=-1", "at least 0"),
         ("digit-halves?train=1300", "140 digits for the valid split"),
         ("digit-halves?valid=0", "valid=0 leaves a valid split that is empty"),
-        ("digit-pairs?valid=0.001", "leaves a digit without a picture"),
+        ("digit-pairs?valid=0.001", "with valid=0.001 a digit has no picture"),
         ("xor?valid=0", "valid=0 leaves a valid split that is empty"),
         ("xor?valid=-2", "at least 1, or -1"),
-        ("digit-halves?whole=1&labelled=10&train=20", "leave whole=1 away"),
+        ("digit-halves?whole=1&labelled=10&train=20", "remove whole=1 or labelled"),
         ("noisy-triplets?misaligned=1.5", "misaligned must lie in 0..1"),
         ("noisy-triplets?train=1", "at least 2"),
         ("latent-views?test=0", "at least 2"),
-        ("digit-captions?train=2000", "1295 digits to train on, asked for 2000"),
+        ("digit-captions?train=2000", "train must be 2 to 1295 digits, got 2000"),
     ],
 )
 def test_refusals(spec, said):

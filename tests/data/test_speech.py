@@ -246,7 +246,7 @@ def test_what_cannot_be_spoken_is_silent_and_counted():
 
 def test_long_names_are_cut_and_counted():
     data = load("speech?train=60&test=30&seconds=0.3", task="aligned")
-    assert "lose their end" in data.notes[0]
+    assert "are cut at the end" in data.notes[0]
 
 
 def test_a_voice_there_is_not_is_an_error():

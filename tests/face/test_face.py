@@ -255,7 +255,7 @@ def test_encode_takes_the_items_alone_where_a_run_has_one_modality(views, aligne
 def test_a_place_without_the_name_of_a_source_is_refused_with_the_ways_to_read_it(tmp_path):
     for place in (tmp_path, str(tmp_path)):
         with pytest.raises(
-            CounterpointError, match=f"is a place, and no data source; name how to read it: imagefolder:{tmp_path}"
+            CounterpointError, match=f"is a path, not a data source; say how to read it: imagefolder:{tmp_path}"
         ):
             cp.train("simclr", data=place, out=tmp_path / "runs", quiet=True)
 

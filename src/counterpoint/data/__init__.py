@@ -1,9 +1,9 @@
-"""Data sources: what is built in, and adapters for the user's own. Listing them imports neither torch nor numpy.
+"""Data sources: built-in sets, and adapters for the user's own data. Listing them imports neither torch nor numpy.
 
-A source is named on the command line as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`), with options after
-a question mark (`arcade?train=100&seed=1`, `videos:/data/mine?visual=r3d_18`). Each lives in one file of this package
-that has `load(argument: str | None, *, ...)`; those that read the same files through the same library share one. A source
-that serves several tasks hands each the contract it wants.
+The command line names a source as `NAME` or `NAME:ARGUMENT` (`arcade`, `xd-violence:/data/xd`). Options follow a question
+mark (`arcade?train=100&seed=1`, `videos:/data/mine?visual=r3d_18`). Each source is one file of this package with a function
+`load(argument: str | None, *, ...)`. Sources that read the same files through the same library share a file. A source that
+serves several tasks returns the contract of the task that is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Source:
     """One row of `counterpoint data`."""
 
     name: str
-    task: str  # the one it serves when nothing is said
+    task: str  # the one it serves by default
     module: str
     gives: str
     licence: str
@@ -68,7 +68,7 @@ SOURCES: dict[str, Source] = {
             "async-bags",
             "bags",
             "counterpoint.data.async_bags",
-            "synthetic bags of feature rows with audio-visual asynchrony and known truth: the setting of MACIL-SD's claim",
+            "synthetic bags of feature rows with audio-visual asynchrony and known truth: data of MACIL-SD's claim",
             "made on the spot",
             "320 + 200 + 200 bags, made in a second",
         ),
@@ -96,7 +96,7 @@ SOURCES: dict[str, Source] = {
             "cifar10",
             "views",
             "counterpoint.data.cifar10",
-            "photographs of ten kinds of things, 32 x 32 (cifar10:DIR: from a folder)",
+            "photographs of ten kinds of objects, 32 x 32 pixels (cifar10:DIR: from a folder)",
             "no licence stated by its authors (Krizhevsky 2009)",
             "45,000 + 5,000 + 10,000 images, a download of 170 MB; or a subset of 9,000 + 1,000 + 2,000 in $COUNTERPOINT_DATA",
             may="DIR",
@@ -113,7 +113,7 @@ SOURCES: dict[str, Source] = {
             "digit-patterns",
             "views",
             "counterpoint.data.digits",
-            "handwritten digits under random patterns, an easy feature that hides a harder one: MCL's claim",
+            "handwritten digits under random patterns, an easy feature that hides a harder one: data of MCL's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "969 + 109 + 719 images, at hand",
             function="load_patterns",
@@ -122,7 +122,7 @@ SOURCES: dict[str, Source] = {
             "clusters",
             "views",
             "counterpoint.data.clusters",
-            "synthetic grey pictures of Gaussian clusters of very different sizes: iSogCLR's claim",
+            "synthetic grey pictures of Gaussian clusters of very different sizes: data of iSogCLR's claim",
             "made on the spot",
             "440 + 480 + 480 images, made in a moment",
         ),
@@ -140,8 +140,8 @@ SOURCES: dict[str, Source] = {
             "speech",
             "aligned",
             "counterpoint.data.speech",
-            "icons, their names and the names spoken in many voices; ?pairing=m3: a picture known from a text in five "
-            "languages and a spoken word together, from neither alone",
+            "icons, their names and the names spoken in many voices; with ?pairing=m3 a text in five languages and a spoken "
+            "word determine the picture together, neither alone",
             "icons as of glyphs; espeak NG, which speaks, is GPL-3.0-or-later, run as a process of its own",
             "3,600 + 400 + 1,000 triplets and 1,000 in unheard voices, spoken once (seconds) into 115 MB",
             needs="speech",
@@ -150,7 +150,8 @@ SOURCES: dict[str, Source] = {
             "scores",
             "aligned",
             "counterpoint.data.scores.pairs",
-            "snippets of engraved chorales and of their sound, aligned by onset; test and unpaired also as if scanned and recorded",
+            "snippets of engraved chorales and of their sound, aligned by onset; test and unpaired also in a simulated scan and "
+            "recording",
             "music in the public domain; its encodings (music21's corpus) by permission, no licence stated; soundfont GPL-2",
             "2,055 + 277 + 1,202 pairs, 3,808 unpaired, drawn and played once (about 35 s) into 143 MB",
             needs="music",
@@ -159,7 +160,7 @@ SOURCES: dict[str, Source] = {
             "xor",
             "aligned",
             "counterpoint.data.xor",
-            "synthetic bits in three modalities, the third known from the other two together only: Symile's claim",
+            "synthetic bits in three modalities; only the first two together determine the third: data of Symile's claim",
             "made on the spot",
             "4,096 + 1,000 + 1,000 items, made in a moment",
         ),
@@ -176,7 +177,7 @@ SOURCES: dict[str, Source] = {
             "noisy-triplets",
             "aligned",
             "counterpoint.data.noisy_triplets",
-            "synthetic triplets of which many do not belong together: the setting of gradient harmonization's claim",
+            "synthetic triplets, many of them mismatched: data of gradient harmonization's claim",
             "made on the spot",
             "1,600 + 1,000 + 1,000 triplets, made in a moment",
         ),
@@ -184,7 +185,7 @@ SOURCES: dict[str, Source] = {
             "latent-views",
             "aligned",
             "counterpoint.data.latent_views",
-            "synthetic items of five classes in three modalities that share few hidden causes: M3CoL's claim",
+            "synthetic items of five classes in three modalities that share few hidden causes: data of M3CoL's claim",
             "made on the spot",
             "240 + 800 + 800 items, made in a moment",
         ),
@@ -192,7 +193,7 @@ SOURCES: dict[str, Source] = {
             "digit-captions",
             "aligned",
             "counterpoint.data.digits",
-            "handwritten digits, 8 x 8, with captions of mostly other words: the improved baselines' claim",
+            "handwritten digits, 8 x 8 pixels, with captions of mostly other words: data of the improved baselines' claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "300 + 143 + 359 pairs, at hand",
             function="load_captions",
@@ -201,7 +202,7 @@ SOURCES: dict[str, Source] = {
             "digit-pairs",
             "aligned",
             "counterpoint.data.digits",
-            "two handwritten digits side by side and the words that name them, some swapped: ALBEF's claim",
+            "two handwritten digits side by side and the words that name them, some swapped: data of ALBEF's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "1,024 + 500 + 500 pairs, at hand",
             function="load_pairs",
@@ -265,7 +266,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-# Sources of a place, and what they take it for.
+# Sources that read a place on disk, and the content they expect there.
 PLACES = {
     "imagefolder": "pictures, a folder for each class",
     "manifest": "items in several modalities, a row each",
@@ -276,19 +277,22 @@ PLACES = {
 
 
 def source_name(spec: str) -> str:
-    """The name in `NAME:ARGUMENT?OPTIONS`."""
+    """Return the name in `NAME:ARGUMENT?OPTIONS`."""
     return spec.partition("?")[0].partition(":")[0]
 
 
 def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
-    """Load the source named `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted.
+    """Load the data of a source.
 
-    Brackets, asterisks and question marks of a path that exists are part of it. `options` go to the source and win over those
-    in `spec`. With `task` the source hands over that task's contract (`BagData` for bags, `ImageData` for views,
-    `AlignedData` for aligned), else that of its first task. `memory:...` names an object that this process holds (memory.py).
+    Args:
+        spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
+            marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
+        task: bags, views or aligned; the result is that task's contract (`BagData`, `ImageData`, `AlignedData`). Default: the
+            source's first task.
+        options: options of the source; they override those in `spec`.
 
-    Raises CounterpointError for an unknown name or option, an argument missing or not wanted, or a source that does not serve
-    the task; DataError for what is on disk.
+    Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a
+    source that does not serve the task. Raises DataError for files that are missing or damaged.
     """
     name = source_name(spec)
     if name == "memory":
@@ -300,16 +304,16 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     if name not in SOURCES:
         if os.path.lexists(spec):
             ways = (f"{way}:{spec} ({what})" for way, what in PLACES.items())
-            raise CounterpointError(f"'{spec}' is a place, and no data source; name how to read it: {', '.join(ways)}")
+            raise CounterpointError(f"'{spec}' is a path, not a data source; say how to read it: {', '.join(ways)}")
         raise unknown("data source", name, SOURCES)
     source = SOURCES[name]
     if source.argument and not argument:
-        raise CounterpointError(f"data source '{name}' needs a place: --data {name}:{source.argument}")
+        raise CounterpointError(f"data source '{name}' needs a path: --data {name}:{source.argument}")
     if task is not None and task not in source.tasks:
         fit = ", ".join(other.name for other in SOURCES.values() if task in other.tasks)
         raise CounterpointError(
             f"data source '{name}' is for the task {' or '.join(source.tasks)}, not for {task}; "
-            + (f"sources for that: {fit}" if fit else "no source serves that yet")
+            + (f"sources for that task: {fit}" if fit else "no source serves that task yet")
         )
     if argument and not source.argument and not source.may:
         raise CounterpointError(f"data source '{name}' takes no argument, got '{argument}'")
@@ -320,9 +324,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
 
 
 def _place_and_query(spec: str) -> tuple[str, str]:
-    """`NAME:ARGUMENT` and the options behind it.
+    """Split a spec into `NAME:ARGUMENT` and the options that follow it.
 
-    A question mark belongs to the path where one of that name exists, or where no option (`word=`) follows it.
+    A question mark is part of the path where a path of that name exists, or where no `word=` follows it.
     """
     marks = [match.start() for match in re.finditer(r"\?", spec)]
     name, _, argument = spec.partition(":")
@@ -341,7 +345,7 @@ def _place_and_query(spec: str) -> tuple[str, str]:
 
 
 def _options(name: str, query: str, loader: Any) -> dict[str, Any]:
-    """`key=value&...` as keyword arguments of `loader`, read as the types of their defaults."""
+    """Parse `key=value&...` as keyword arguments of `loader`, each as the type of its default."""
     known = {
         k: p.default
         for k, p in inspect.signature(loader).parameters.items()

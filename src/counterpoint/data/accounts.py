@@ -1,4 +1,4 @@
-"""Accounts of the user's files and rows: what a source found equals what it read and what it left out, by reason."""
+"""Accounts of the user's files and rows: the number found equals the number read plus the number left out, by reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from counterpoint.files import cache_folder, replacing
 
-BAD = "left out"  # in the column `what` of a list: the others are of rows that are used all the same
+BAD = "left out"  # in the column `what` of a list; other values there mark rows that are used with a change
 _KINDS = 6  # reasons that a note names
 _EXAMPLES = 10  # lines that an error message shows
 
 
 class Line(NamedTuple):
-    """One line of the list: a file, a row or a member of an archive, and what there is to report of it."""
+    """One line of the list: a file, a row or a member of an archive, and the report on it."""
 
     file: str
     row: int | None  # from 1; None for a whole file
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, for a message: "items.csv row 3 image (a.png)", "items.tar x/1.xyz"."""
+        """Return the location for a message: "items.csv row 3 image (a.png)", "items.tar x/1.xyz"."""
         name = self.file if self.row is None else f"{Path(self.file).name} row {self.row}"
         if self.row is None and self.key:
             name = f"{Path(self.file).name} {self.key}"
@@ -41,13 +41,13 @@ class Line(NamedTuple):
 
 
 class Accounts:
-    """Count what a source finds, reads and leaves out; list on request everything that it leaves out.
+    """Count the units that a source finds, reads and leaves out; list on request all that it leaves out.
 
-    Units are counted apart: "files" on disk, "rows" of tables and samples of archives, "members" of archives.
+    Each unit has a separate count: "files" on disk, "rows" of tables and samples of archives, "members" of archives.
 
     Args:
-        place: what the source reads, for its notes.
-        key: what tells this set from others of the same place, such as its options; it names the list's file.
+        place: path that the source reads, for its notes.
+        key: distinguishes this set from others of the same path, such as by its options. It is part of the list's file name.
 
     >>> accounts = Accounts("items.csv")
     >>> accounts.find("rows", 3)
@@ -79,25 +79,25 @@ class Accounts:
         self.used[unit] += count
 
     def leave(self, line: Line) -> None:
-        """List one thing that is left out, or that is used with a change (`Line.what`)."""
+        """List one unit that is left out, or that is used with a change (`Line.what`)."""
         self.lines.append(line)
 
     def left(self, unit: str) -> list[Line]:
-        """Everything of a unit that is left out, one line each."""
+        """Return the lines of a unit that are left out."""
         return [line for line in self.lines if line.unit == unit and line.what == BAD]
 
     def counts(self, unit: str) -> tuple[int, int, int]:
-        """How many of a unit were found, read and left out."""
+        """Return the numbers of a unit that were found, read and left out."""
         return self.found[unit], self.used[unit], len(self.left(unit))
 
     def missing(self) -> dict[str, int]:
-        """By unit, how many were found and neither read nor left out: empty where the accounts balance."""
+        """Return, by unit, how many were found but neither read nor left out. Empty where the accounts balance."""
         units = sorted(self.found | self.used)
         gaps = {unit: found - read - left for unit in units for found, read, left in [self.counts(unit)]}
         return {unit: gap for unit, gap in gaps.items() if gap}
 
     def check(self) -> None:
-        """Raise RuntimeError where the accounts do not balance: a fault of this program, never of the data."""
+        """Raise RuntimeError where the accounts do not balance: a bug of this program, never of the data."""
         if self.missing():
             raise RuntimeError(f"{self.place}: found, read and left out do not add up: {self.missing()}")
 
@@ -105,18 +105,18 @@ class Accounts:
 
     @property
     def file(self) -> Path:
-        """Where the list is written: in the cache folder, under `reports`."""
+        """Return the list's file, in the cache folder under `reports`."""
         return cache_folder() / "reports" / self.name
 
     def replace(self, key: tuple[str, ...], lines: list[Line]) -> Path | None:
-        """List these lines in place of the last ones under the same key; return the list's file, None if it is empty."""
+        """Replace the lines last listed under the same key; return the list's file, None if the list is empty."""
         if self.later.get(key, []) != lines:
             self.later[key] = lines
             self.write()
         return self.file if self.lines or any(self.later.values()) else None
 
     def write(self) -> Path | None:
-        """Write the list, one line for each thing, and return its file; remove it and return None if there is nothing."""
+        """Write the list, one line for each unit, and return its file. If the list is empty, remove the file and return None."""
         lines = [*self.lines, *(line for part in self.later.values() for line in part)]
         if not lines:
             self.file.unlink(missing_ok=True)
@@ -128,12 +128,12 @@ class Accounts:
             row = "" if line.row is None else line.row
             out.writerow([line.file, row, line.key, line.column, line.what, line.value, line.reason])
         with replacing(self.file) as file:
-            # Names of files need not be valid text.
+            # File names may be invalid text.
             file.write(text.getvalue().encode("utf-8", "backslashreplace"))
         return self.file
 
     def notes(self) -> list[str]:
-        """One note for each unit of which something is left out: how many of how many, by reason, and where all are listed."""
+        """Return one note for each unit of which some are left out: numbers, reasons, and the file that lists all."""
         notes = []
         for unit in sorted(self.found | self.used):
             left = self.left(unit)
@@ -152,7 +152,7 @@ class Accounts:
         return notes
 
     def examples(self) -> str:
-        """The first few things that are left out with their reasons, for an error message, and the list's file."""
+        """Return the first few lines left out with their reasons and the list's file, for an error message."""
         left = [line for line in self.lines if line.what == BAD]
         shown = "; ".join(f"{line.place}: {line.reason}" for line in left[:_EXAMPLES])
         more = f"; and {len(left) - _EXAMPLES} more" if len(left) > _EXAMPLES else ""
@@ -160,7 +160,7 @@ class Accounts:
 
 
 def by_reason(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
-    """Reasons with their lines, the most frequent first; reasons that differ in names and numbers alone are one.
+    """Group lines by reason, the most frequent first; reasons that differ only in names and numbers count as one.
 
     >>> found = by_reason([Line("a", 1, "has 3 fields"), Line("a", 2, "has 4 fields"), Line("a", 3, "no such file")])
     >>> [(reason, len(lines)) for reason, lines in found]
@@ -168,7 +168,7 @@ def by_reason(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
     """
     kinds: dict[str, list[Line]] = {}
     for line in lines:
-        first = line.reason.partition("; and ")[0]  # of several things that are wrong with a row
+        first = line.reason.partition("; and ")[0]  # of several errors in a row
         kind = re.sub(r"\d+", "N", re.sub(r" \(.*\)| of \S+ row \d+", "", first))
         kinds.setdefault(kind, []).append(line)
     found = sorted(kinds.items(), key=lambda item: -len(item[1]))

@@ -1,11 +1,11 @@
 """`arcade`: audio-visual game clips, violent or not, with the truth of every frame known and sound that often lags.
 
-A clip is a scene of the world of sprites (`data/worlds/sprites/`), whose `scenes.py` says what happens in one. Of its
-events explosions, hits, hurts and lasers are violent. Half of the events sound late; some are off-screen (heard only) or silent
-(seen only), as in Figure 1a of MACIL-SD. A frame is violent while a violent event is seen or heard.
+A clip is a scene of the world of sprites (`data/worlds/sprites/`); its `scenes.py` describes the events of a scene.
+Explosions, hits, hurts and lasers are violent. Half of the events sound late. Some are off-screen (heard only) or silent (seen
+only), as in Figure 1a of MACIL-SD. A frame is violent while a violent event is seen or heard.
 
-Pictures and sounds come from the PyPI package `arcade` (see `artwork.py` there); the music heard here is synthesised. The
-splits share sprites and sounds, not clips: a model that does well here has learned these sprites.
+Pictures and sounds come from the PyPI package `arcade` (see `data/worlds/sprites/artwork.py`); the music is synthesised. The
+splits share sprites and sounds, but no clips: a model with high scores here has learned these sprites.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from counterpoint.data.worlds.sprites.scenes import (
 from counterpoint.data.worlds.sprites.sounds import render_audio
 from counterpoint.data.worlds.workers import in_processes
 
-SPLITS = ("train", "test", "valid")  # a clip's scene depends on the place of its split here
+SPLITS = ("train", "test", "valid")  # a clip's scene depends on the position of its split here
 
 
 def script(split: str, index: int, seed: int = 0) -> Scene:
-    """Draw the scene of the clip number `index` of a split; `seed` is the set's."""
+    """Draw the scene of clip number `index` of a split; `seed` is the seed of the set."""
     return scene((VERSION, seed, SPLITS.index(split), index), f"{split}-{index:04d}")
 
 
@@ -63,10 +63,18 @@ def write_clip(clip: Scene, path: Path | str, *, size: tuple[int, int] = (WIDTH,
 def export(
     directory: Path | str, *, split: str = "test", count: int, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> list[Path]:
-    """Write the first `count` clips of a split as .mp4, laid out as the source `videos:DIR` reads them.
+    """Write the first `count` clips of a split as .mp4, in the layout that the source `videos:DIR` reads.
 
-    DIR/SPLIT/{violent,normal}/NAME.mp4 and, for the test split, DIR/truth.csv (video, start, end; seconds).
-    Returns the files in order.
+    Files are DIR/SPLIT/{violent,normal}/NAME.mp4 and, for the test split, DIR/truth.csv (video, start, end; seconds).
+
+    Args:
+        directory: DIR; it is made where it is missing.
+        split: train, valid or test.
+        count: number of clips.
+        seed: seed of the set.
+        size: width and height in pixels.
+
+    Returns the video files in order.
     """
     import csv
 
@@ -94,7 +102,7 @@ Row = tuple[str, int, NDArray[np.float32], NDArray[np.float32], NDArray[np.int8]
 
 
 def features(split: str, index: int, seed: int, visual: dict[str, Any], audio: dict[str, Any]) -> Row:
-    """Return a clip's feature rows, computed from the pictures and the sound that its video file would hold."""
+    """Return a clip's feature rows, computed from the pictures and the sound of its video file (which is not written)."""
     import torch
 
     torch.set_num_threads(1)
@@ -104,7 +112,7 @@ def features(split: str, index: int, seed: int, visual: dict[str, Any], audio: d
     clip = script(split, index, seed)
     drawing = Drawing(clip, (WIDTH, HEIGHT))
     times = sample_times(clip.snippets, eye.frames_per_snippet, SNIPPET)
-    shown = np.floor(times * FPS) / FPS  # the frame of the file that is on at that time
+    shown = np.floor(times * FPS) / FPS  # the frame of the file that is shown at that time
     frames = np.stack([_scaled(drawing.draw(float(time)), eye.frame_size) for time in shown])
     frames = frames.reshape(clip.snippets, eye.frames_per_snippet, *frames.shape[1:])
     length = round(ear.window_seconds * RATE)
@@ -168,14 +176,15 @@ def load(
 
     Args:
         argument: not used; sources share a signature.
-        task: "bags" for snippets with a label for each clip; "aligned" for clips as items of two modalities, `video` and
-            `audio`, a vector each: the mean and the largest of their snippets' features. The classes are normal and violent.
+        task: "bags" for snippets with one label for each clip; "aligned" for clips as items of two modalities, `video` and
+            `audio`. Each is a vector: the mean and the maximum over the snippets' features. The classes are normal and
+            violent.
         train: number of training clips.
         valid: number of valid clips; -1 for half as many as test clips, at least 2.
         test: number of test clips.
-        seed: of the scripts; another seed is another set.
-        visual: backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
-        audio: backbone, likewise.
+        seed: seed of the scenes; another seed gives another set.
+        visual: visual backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
+        audio: audio backbone, in the same form.
     """
     from counterpoint import encoders
 
@@ -186,7 +195,7 @@ def load(
     assets()
     valid = checked_count("arcade", valid, max(2, test // 2))
     notes: list[str] = []
-    # The valid clips are kept apart: what is kept of the others does not depend on their number.
+    # The valid clips have a separate cache entry: the entry of the others must not depend on their number.
     rows = _stored([("train", n) for n in range(train)] + [("test", n) for n in range(test)], seed, backbones, notes)
     watched = _stored([("valid", n) for n in range(valid)], seed, backbones, notes)
     if task == "aligned":
@@ -206,14 +215,14 @@ def load(
 
 
 def _stored(jobs: list[tuple[str, int]], seed: int, backbones: dict[str, Any], notes: list[str]) -> list[Row]:
-    """Return clips by split and number, from the cache or built into it."""
+    """Return clips by split and number, from the cache; build them where it lacks them."""
     counts = Counter(split for split, _ in jobs)
     key = (VERSION, importlib.metadata.version("arcade"), counts, seed, backbones)
     return cached.build_once("arcade", key, lambda: _pack(_build(jobs, seed, backbones)), _unpack, notes=notes)
 
 
 def _aligned(train: list[Row], valid: list[Row], test: list[Row], notes: list[str]) -> AlignedData:
-    """Return clips as items, each modality one vector."""
+    """Return clips as items, one vector for each modality."""
 
     def pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([features.mean(0), features.max(0)]).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Synthetic bags with audio-visual asynchrony and known truth: the setting of MACIL-SD's claim.
+"""`async-bags`: synthetic bags with audio-visual asynchrony and known truth: data of MACIL-SD's claim.
 
-A bag is a scene: Gaussian noise around one of six scene prototypes that change every eight snippets. Violent bags hold
-one or two events; an event is one of three kinds, each with a visual and an audio prototype, and its sound lags its
-sight by up to five snippets. Every bag also holds confusers, sights or sounds alone that resemble violence (cosine 0.6)
-and are not. A snippet is violent while an event is seen or heard.
+A bag is a scene: Gaussian noise around one of six scene prototypes, which change every eight snippets. Violent bags hold one
+or two events. An event is one of three kinds, each with a visual and an audio prototype. Its sound lags its sight by up to five
+snippets. Every bag also holds confusers, Poisson(0.5) of them: a sight alone or a sound alone that resembles violence
+(cosine 0.6) but is not violent. A snippet is violent while an event is seen or heard.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ FRAMES = 16
 
 
 def _prototypes(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.float64]:
-    """`count` random directions of length 0.35 sqrt(dim)."""
+    """Draw `count` random directions of length 0.35 sqrt(dim): [count, dim]."""
     rows = rng.standard_normal((count, dim))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True) * 0.35 * np.sqrt(dim)
 
 
 def _near(rng: np.random.Generator, prototypes: NDArray[np.float64], cosine: float) -> NDArray[np.float64]:
-    """One vector of equal length per prototype at the given cosine to it."""
+    """Draw, for each prototype, one vector of equal length at the given cosine to it."""
     length = np.linalg.norm(prototypes, axis=1, keepdims=True)
     unit = prototypes / length
     other = rng.standard_normal(prototypes.shape)
@@ -64,9 +64,14 @@ class _World:
 
 
 def load(argument: str | None = None, *, train: int = 320, valid: int = -1, test: int = 200, seed: int = 0) -> BagData:
-    """`train` labelled bags, `valid` and `test` bags with truth, from one world of prototypes drawn with `seed`.
+    """Draw labelled training bags, and valid and test bags with truth, from one set of prototypes.
 
-    -1 draws as many valid bags as test bags.
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training bags.
+        valid: number of valid bags; -1 for as many as test bags.
+        test: number of test bags.
+        seed: seed of the prototypes and of all bags.
     """
     valid = checked_count("async-bags", valid, test)
     rng = np.random.default_rng([2207_05500, seed])
@@ -84,5 +89,5 @@ def load(argument: str | None = None, *, train: int = 320, valid: int = -1, test
             found.append(TestVideo(f"{split}-{number}", rows["visual"][None], rows["audio"], label, truth))
         return found
 
-    tested = videos("test", test)  # before the valid ones: it is the same whatever their number
+    tested = videos("test", test)  # drawn before the valid bags, so that it does not depend on their number
     return BagData("async-bags", bags, videos("valid", valid), tested, VISUAL, AUDIO, frames_per_snippet=FRAMES)

@@ -1,7 +1,7 @@
-"""The contract of bag data: what every source for the task `bags` hands over (numpy only, no torch).
+"""The contract of bag data: the form that every source for the task `bags` returns (numpy only, no torch).
 
-A *bag* is a video cut into T snippets; each snippet has one visual and one audio feature row. Training bags carry a
-video-level label only; test videos, and valid videos where it is known, also carry a frame-level truth.
+A *bag* is a video cut into T snippets; each snippet has one visual and one audio feature row. Training bags carry only a
+video-level label. Test videos also carry a frame-level truth, and so do valid videos where it is known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bag:
-    """One training item: one video (or one spatial crop of it) with its video-level label."""
+    """One training item: a video, or one spatial crop of it, with its video-level label."""
 
     name: str
     visual: FloatArray  # [T, visual_dim]
@@ -29,9 +29,9 @@ class Bag:
 
 @dataclass(frozen=True)
 class TestVideo:
-    """One video that is measured on: C spatial crops of its visual features, one audio track, and the truth per frame.
+    """One video for evaluation: C spatial crops of its visual features, one audio track, and the truth per frame.
 
-    A valid video may have a video-level label only. Then every frame of a video with the event counts as the event.
+    A valid video may have only a video-level label. Then every frame of a video with the event counts as the event.
     """
 
     __test__ = False  # not a pytest class
@@ -45,27 +45,32 @@ class TestVideo:
 
 @dataclass(frozen=True)
 class BagData:
-    """A source's three splits and what is needed to read them.
+    """A source's three splits, and the facts needed to read them.
 
-    `train[i]` may read from disk when asked for (so a large set is never held in memory); so may `valid[i]` and `test[i]`.
+    `train[i]`, `valid[i]` and `test[i]` may read from disk on access, so that a large set need not fit in memory.
     """
 
     name: str
     train: Sequence[Bag]
-    valid: Sequence[TestVideo]  # training is watched on it, and settings are chosen on it
-    test: Sequence[TestVideo]  # measured once, at the end
+    valid: Sequence[TestVideo]  # to monitor training and to choose settings
+    test: Sequence[TestVideo]  # evaluated once, at the end
     visual_dim: int
     audio_dim: int
     frames_per_snippet: int = 16
     snippet_seconds: float = 16 / 24
-    # How the features were made, as `encoders.describe` writes it; None when they came ready-made from elsewhere.
+    # The encoders that made the features, as `encoders.describe` writes them; None for features made elsewhere.
     backbones: dict[str, Any] | None = None
-    # What the user should know about this data: repairs made, files left out.
+    # Remarks for the user on this data: repairs made, files left out.
     notes: list[str] = field(default_factory=list)
 
 
 class LazyItems(Sequence[T]):
-    """A sequence whose items are made when asked for, and not kept."""
+    """A sequence that makes an item on each access and does not keep it.
+
+    Args:
+        count: number of items.
+        make: position -> item.
+    """
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
         self.size, self.make = count, make

@@ -1,18 +1,18 @@
-"""Keep in the cache what is slow to make: build it once, find it again by everything it depends on.
+"""Keep slow results in the cache: build an entry once, find it again by a key of everything that it depends on.
 
 An entry is one file below the cache folder (`counterpoint doctor` prints it; `COUNTERPOINT_CACHE` moves it):
 
-    ROOM/NAME-KEY.npz    ROOM names the maker, NAME helps people to find it and may be empty, KEY is `digest(...)`
+    ROOM/NAME-KEY.npz    ROOM names the maker; NAME is for people and may be empty; KEY is `digest(...)`
 
 Five rules hold for every entry:
 
-    key      The key names everything the content depends on: the version of the code, options, packages, inputs.
-    lock     One process builds; others that want the same entry wait, then read it.
+    key      The key covers everything that the content depends on: version of the code, options, packages, inputs.
+    lock     One process builds; other processes that want the same entry wait, then read it.
     once     An entry is built only where it is missing or unreadable.
-    whole    A file is written under another name and renamed, so nobody reads half of it.
-    damage   A file that cannot be read, or that does not hold what it should, is built again.
+    whole    A file is written under another name and then renamed, so that no process reads half of it.
+    damage   A file that cannot be read, or that does not hold the expected content, is built again.
 
-`build_once` does it all for arrays. Makers of other content (a run, a memory map) compose it from the small functions.
+`build_once` follows all five for arrays. Makers of other content (a run, a memory map) combine the small functions.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ T = TypeVar("T")
 
 
 def digest(*parts: Any) -> str:
-    """Return 24 hexadecimal digits that stand for the parts of a key, in order.
+    """Return 24 hexadecimal digits that identify the parts of a key, in order.
 
     Args:
-        parts: arrays (their type, shape and numbers count), bytes, and values that JSON can write. The order of a dict's
-            keys does not matter.
+        parts: arrays (type, shape and numbers count), bytes, and values that JSON can write. The order of a dict's keys
+            does not matter.
 
-    Raises TypeError for any other value: how it prints might differ between two runs.
+    Raises TypeError for any other value, because its text might differ between two runs.
     """
     found = hashlib.sha256()
     for part in parts:
@@ -64,16 +64,16 @@ def place(room: str, *key: Any, name: str = "", suffix: str = ".npz") -> Path:
 
     Args:
         room: folder of the maker, such as "arcade".
-        key: see `digest`.
-        name: precedes the key in the file's name.
-        suffix: ends the file's name.
+        key: parts of the key (see `digest`).
+        name: precedes the key in the file's name. Default: no name.
+        suffix: end of the file's name.
     """
     return cache_folder() / room / f"{name}{'-' if name else ''}{digest(*key)}{suffix}"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of an entry, or of a whole room where `path` is its folder. Other processes wait for it."""
+    """Hold the lock of an entry, or of a whole room where `path` is the room's folder. Other processes wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         yield
@@ -83,8 +83,8 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = Fal
     """Write arrays by name into one file, whole or not at all.
 
     Args:
-        path: of the entry.
-        arrays: what to write.
+        path: path of the entry.
+        arrays: name -> array.
         compress: write a smaller file in more time.
     """
     write: Any = np.savez_compressed if compress else np.savez
@@ -96,10 +96,10 @@ def load(path: Path, *names: str) -> Arrays:
     """Read arrays by name.
 
     Args:
-        path: of the entry.
-        names: which to read. Default: all.
+        path: path of the entry.
+        names: names of the arrays to read. Default: all.
 
-    Raises FileNotFoundError where there is no file; DataError, which names file and reason, where it cannot be read.
+    Raises FileNotFoundError where there is no file. Raises DataError with file and reason where the file cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -120,15 +120,15 @@ def build_once(
     compress: bool = False,
     notes: list[str] | None = None,
 ) -> T:
-    """Return what `read` makes of the entry's arrays, which `build` makes where the cache has none that are usable.
+    """Return `read(arrays)` of an entry's arrays; `build` makes the arrays where the cache has no usable ones.
 
     Args:
-        room, key, name: of the entry, as for `place`.
-        build: makes the arrays. Called by one process, with the entry's lock held.
-        read: turns the arrays into the result. An exception means that they do not hold what they should: they are then
-            built again. It must accept whatever `build` makes.
+        room, key, name: identify the entry, as for `place`.
+        build: makes the arrays. Called by one process, which holds the entry's lock.
+        read: turns the arrays into the result. If it raises, the arrays are not as expected and are built again. It must
+            accept everything that `build` makes.
         compress: write a smaller file in more time.
-        notes: receives a line where a damaged file was replaced. Default: the file is replaced silently.
+        notes: receives a line where a damaged file was replaced. Default: the file is replaced without a note.
 
     >>> def squares():
     ...     return {"squares": np.arange(4) ** 2}

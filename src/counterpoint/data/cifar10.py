@@ -1,13 +1,13 @@
 """`cifar10`: the CIFAR-10 photographs, 32 x 32 pixels, ten classes.
 
-Looked for in this order:
+The source looks for the set in this order:
 
     cifar10:DIR                a folder with the standard download, unpacked (cifar-10-batches-py) or not
     $COUNTERPOINT_DATA         cifar10-12k.npz in it: a subset of 10,000 + 2,000 (arrays train_images [N, 32, 32, 3],
                                train_labels [N], test_images, test_labels, classes)
     the cache folder           the standard download, fetched by torchvision on first use: 50,000 + 10,000
 
-The valid split is a tenth of the training pictures, each class in proportion.
+The valid split is a tenth of the training pictures, with the same proportion of each class.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def load(directory: str | None = None, *, valid: float = SHARE, imbalance: float = 0.0, seed: int = 0) -> ImageData:
-    """Open the set; DataError when it is nowhere and cannot be fetched, or is damaged.
+    """Open the set.
 
     Args:
-        directory: where it lies; default: $COUNTERPOINT_DATA, else the cache, downloaded on first use.
+        directory: folder of the set. Default: $COUNTERPOINT_DATA, else the cache, downloaded on first use.
         valid: share of the training pictures in the valid split, the same for every class. Equal pictures stay together.
-        imbalance: make the training split long-tailed, so many times more aeroplanes than trucks (see `images.long_tailed`);
-            0 leaves it as it is. 100 is the usual long-tailed CIFAR.
-        seed: of which pictures stay.
+        imbalance: ratio of aeroplanes to trucks of a long-tailed training split (see `images.long_tailed`). 0 keeps all
+            pictures. 100 is the usual long-tailed CIFAR.
+        seed: chooses the pictures that a long-tailed split keeps.
+
+    Raises DataError when the set is damaged, or is neither found nor downloaded.
     """
     checked_share("cifar10", valid)
     whole, test, classes, notes = _load(directory)
@@ -76,13 +78,15 @@ def _subset(file: Path) -> Found:
             }
             classes = tuple(str(name) for name in stored["classes"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
-        raise DataError(f"{file}: not the arrays it should hold ({error}); see counterpoint/data/cifar10.py") from error
+        raise DataError(
+            f"{file}: does not hold the expected arrays ({error}); counterpoint/data/cifar10.py lists them"
+        ) from error
     notes = [f"{file}: a subset of {len(splits['train'])} + {len(splits['test'])} images of CIFAR-10's 50000 + 10000"]
     return splits["train"], splits["test"], classes, notes
 
 
 def _standard(root: Path, *, download: bool) -> Found:
-    """The standard download under `root`, which torchvision checks by its MD5 sums."""
+    """Read the standard download under `root`; torchvision checks its MD5 sums."""
     from torchvision.datasets import CIFAR10
 
     try:
@@ -92,7 +96,7 @@ def _standard(root: Path, *, download: bool) -> Found:
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{root}: no CIFAR-10 there, and it could not be fetched ({said}). Get cifar-10-python.tar.gz from "
+            f"{root}: holds no CIFAR-10, and the download failed ({said}). Get cifar-10-python.tar.gz from "
             "https://www.cs.toronto.edu/~kriz/cifar.html and name its folder: --data cifar10:DIR"
         ) from error
     splits = {

@@ -1,9 +1,8 @@
-"""`clusters`: grey pictures of 8 x 8 pixels drawn from Gaussian clusters of very different sizes: the setting of iSogCLR's
-claim.
+"""`clusters`: grey pictures of 8 x 8 pixels drawn from Gaussian clusters of very different sizes: data of iSogCLR's claim.
 
-A cluster's centre is Gaussian in 24 dimensions, its examples are spread around it by 0.5; a rotation with orthonormal columns
-makes pixels of them, 0.12 of the grey scale for one unit around middle grey. Sizes fall geometrically from `largest` to
-`smallest`. The label is the cluster. The views recipe `clusters` adds noise of 0.4 in those units.
+A cluster's centre is a standard normal vector of 24 dimensions. Its examples have a standard deviation of 0.5 around it. A
+matrix with orthonormal columns maps them to pixels: one unit is 0.12 of the grey scale, and zero is middle grey. Sizes fall
+geometrically from `largest` to `smallest`. The label is the cluster. The views recipe `clusters` adds noise of 0.4 units.
 """
 
 from __future__ import annotations
@@ -27,17 +26,24 @@ def load(
     test: int = 40,
     seed: int = 0,
 ) -> ImageData:
-    """The set.
+    """Draw the set.
 
     Args:
-        clusters: how many.
-        largest, smallest: training examples of the largest and the smallest; those between fall geometrically.
-        valid: examples of each cluster to watch training on; -1 for as many as `test`.
-        test: held-out examples of each cluster.
-        seed: of everything drawn.
+        argument: not used; sources share a signature.
+        clusters: number of clusters, at least 2.
+        largest, smallest: numbers of training examples of the largest and the smallest cluster, at least 1. The sizes
+            between fall geometrically.
+        valid: number of valid examples of each cluster; -1 for as many as `test`.
+        test: number of test examples of each cluster, at least 1.
+        seed: seed of all draws.
+
+    Raises DataError for numbers out of range.
     """
     if clusters < 2 or not 1 <= smallest <= largest or test < 1:
-        raise DataError("clusters: at least 2 clusters, 1 <= smallest <= largest, at least one test example each")
+        raise DataError(
+            "clusters: needs clusters >= 2, 1 <= smallest <= largest and test >= 1; "
+            f"got {clusters=}, {smallest=}, {largest=}, {test=}"
+        )
     valid = checked_count("clusters", valid, test)
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((clusters, DIMENSIONS))

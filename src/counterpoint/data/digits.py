@@ -1,12 +1,12 @@
-"""Sources made from the world of digits (`data/worlds/digits.py`): each chooses digits, renders them and hands over a form.
+"""Sources made from the world of digits (`data/worlds/digits.py`): each chooses digits and renders them in one form.
 
     digits           pictures with labels, scaled up; splits, cuts and long tails
-    digit-patterns   pictures of a digit and a pattern, of which plain contrast learns the easy one: MCL's claim
-    digit-captions   pictures with captions of mostly other words: the improved baselines' claim
-    digit-pairs      two digits and the words that name them, some captions swapped: ALBEF's claim
+    digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
+    digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
+    digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
 
-The test split holds the same digits whatever the seed, but for digit-halves.
+Except in digit-halves, the test split holds the same digits for every seed.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ def load(
     imbalance: float = 0.0,
     seed: int = 0,
 ) -> ImageData:
-    """Return `digits`, at `size` pixels; the test split is the same at every size.
+    """Return `digits` at `size` pixels; the test split holds the same digits at every size.
 
     Args:
         argument: not used; sources share a signature.
-        size: height and width.
-        held_out: share of the digits in the test split, the same for every class.
-        valid: share of the other digits in the valid split, the same for every class.
-        train: only so many training digits, drawn with `seed`; 0 for all.
-        labelled: how many of those that could be drawn have a label for evaluators (neighbours, linear probe), the ones
-            that are trained on first; 0 for the training digits.
-        imbalance: make the training split long-tailed, so many times more zeros than nines (see `images.long_tailed`); 0 leaves
-            it as it is.
-        seed: of both draws.
+        size: height and width in pixels, 8 to 4096.
+        held_out: share of the digits in the test split, between 0 and 1, the same for every class.
+        valid: share of the other digits in the valid split, between 0 and 1, the same for every class.
+        train: number of training digits, at least 2, drawn with `seed`; 0 for all.
+        labelled: number of digits, at least 2, whose labels evaluators may use (neighbours, linear probe). They are drawn
+            from the same pool as the training digits, those first. 0 for exactly the training digits.
+        imbalance: ratio of zeros to nines of a long-tailed training split (see `images.long_tailed`). 0 keeps all digits.
+        seed: seed of the draws.
+
+    Raises DataError for a number or share out of range.
     """
     checked_size(size)
     if not 0 < held_out < 1:
-        raise DataError(f"digits: held_out is a share between 0 and 1, got {held_out}")
+        raise DataError(f"digits: held_out must be a share between 0 and 1, got {held_out}")
     chosen, watched, test = world.parts("digits", held_out, valid)
     if imbalance:
         chosen = chosen[long_tailed(world.scene(chosen).labels[:, 0], imbalance, seed)]
     for name, number in (("train", train), ("labelled", labelled)):
         if number and not 2 <= number <= len(chosen):
-            raise DataError(f"digits: {name} is 2 to {len(chosen)} digits, got {number}")
+            raise DataError(f"digits: {name} must be 2 to {len(chosen)} digits, got {number}")
     drawn = np.random.default_rng(seed).permutation(chosen)
     known = np.sort(drawn[:labelled])
     if train:
@@ -80,21 +81,26 @@ def load(
 def load_patterns(
     argument: None = None, *, patterns: int = 200, held_out: float = 0.4, valid: float = SHARE, seed: int = 0
 ) -> ImageData:
-    """Return `digit-patterns`: two features in one picture, of which plain contrast learns the easy one.
+    """Return `digit-patterns`: pictures with two features, of which plain contrast learns the easier one.
 
-    The first channel is a digit, the second one of `patterns` random black-and-white patterns, drawn independently of the digit;
-    the third is empty. The recipe of views `digit-patterns` shifts, cuts and blurs the first alone: the pattern is the same in
-    both views, easy and shared. The label is the digit; the pattern is the attribute `pattern`.
+    The first channel is a digit. The second is one of `patterns` random black-and-white patterns, independent of the digit. The
+    third is empty. The views recipe `digit-patterns` shifts, cuts and blurs only the first channel. So the pattern is the
+    same in both views, and is the easier feature. The label is the digit; the attribute `pattern` is the pattern.
 
     Args:
         argument: not used; sources share a signature.
-        patterns: how many there are; each digit gets one at random, in the test split anew.
-        held_out: share of the digits in the test split, the same for every class.
-        valid: share of the other digits in the valid split, the same for every class.
-        seed: of the patterns and of who gets which.
+        patterns: number of patterns, at least 2. Each digit of each split gets one at random.
+        held_out: share of the digits in the test split, between 0 and 1, the same for every class.
+        valid: share of the other digits in the valid split, between 0 and 1, the same for every class.
+        seed: seed of the patterns and of their assignment to digits.
+
+    Raises DataError for a number or share out of range.
     """
     if patterns < 2 or not 0 < held_out < 1:
-        raise DataError("digit-patterns: at least 2 patterns, and held_out a share between 0 and 1")
+        raise DataError(
+            "digit-patterns: patterns must be at least 2 and held_out a share between 0 and 1; "
+            f"got {patterns=}, {held_out=}"
+        )
     parts = world.parts("digit-patterns", held_out, valid)
     rng = np.random.default_rng(seed)
     shapes = (rng.random((patterns, world.SIDE, world.SIDE)) < 0.5).astype(np.uint8) * 255
@@ -116,17 +122,21 @@ def load_patterns(
 
 
 def load_captions(argument: None = None, *, train: int = 300, valid: float = SHARE, seed: int = 0) -> AlignedData:
-    """Return `digit-captions`: digits, 8 x 8, whose captions are the digit's name among six other words.
+    """Return `digit-captions`: digits of 8 x 8 pixels, whose captions are the digit's name among six other words.
+
+    The test split holds 359 pairs.
 
     Args:
         argument: not used; sources share a signature.
-        train: how many training pairs, chosen with `seed` of those that are neither in the valid nor in the test split, 359.
-        valid: share of the digits outside the test split in the valid split.
-        seed: of the choice, and of all captions.
+        train: number of training pairs, at least 2, chosen with `seed` from the digits in no other split.
+        valid: share of the digits outside the test split that form the valid split, between 0 and 1.
+        seed: seed of the choice and of all captions.
+
+    Raises CounterpointError when `train` is out of range.
     """
     pool, watched, test = world.parts("digit-captions", 0.2, valid)
     if not 2 <= train <= len(pool):
-        raise CounterpointError(f"digit-captions has {len(pool)} digits to train on, asked for {train}")
+        raise CounterpointError(f"digit-captions: train must be 2 to {len(pool)} digits, got {train}")
     rng = np.random.default_rng([2305_08675, seed])
     order = rng.permutation(np.union1d(pool, watched))
     chosen = np.sort(order[np.isin(order, pool)][:train])
@@ -159,17 +169,19 @@ def load_pairs(
 ) -> AlignedData:
     """Return `digit-pairs`: two noisy digits side by side and the two words that name them, 500 valid and 500 test pairs.
 
-    Valid and test pairs are clean, each made of digits that no other split has. Pictures are 16 x 16, the digits in their middle
-    rows.
+    Valid and test pairs have correct captions. The digits of a split are in no other split. Pictures are 16 x 16 pixels, with
+    the digits in the middle rows.
 
     Args:
         argument: not used; sources share a signature.
-        train: how many training pairs, at least 2.
-        valid: share of the digits that are not tested on of which valid pairs are made.
-        swapped: share of training pairs whose captions are handed on among themselves, so that nearly all of them are wrong.
-        vectors: 1 gives both sides as vectors, for encoders of vectors: 128 intensities in about 0..1 (not clipped), and 20
-            numbers that are 1 for the left and the right word. 0 gives pictures and texts.
-        seed: of digits, noise and swaps.
+        train: number of training pairs, at least 2.
+        valid: share of the digits outside the test split that valid pairs are made of, between 0 and 1.
+        swapped: share of training pairs, 0 to 1, that take each other's captions in a ring. Nearly all of these are wrong.
+        vectors: 1 gives vectors for both modalities, for encoders of vectors: 128 intensities in about 0..1 (not clipped), and
+            20 numbers, one-hot for the left and for the right word. 0 gives pictures and texts.
+        seed: seed of digits, noise and swaps.
+
+    Raises CounterpointError for a number or share out of range.
     """
     if train < 2 or not 0 <= swapped <= 1:
         raise CounterpointError(
@@ -179,11 +191,11 @@ def load_pairs(
     labels = world.inventory()[1]
     rng = np.random.default_rng([2107_07651, seed])
 
-    # Drawn from all, so that the test pairs do not depend on the valid ones; a digit of the pool stands in for each of these.
+    # Drawn from both parts, so that the test pairs do not depend on `valid`. A digit of the pool replaces each valid digit.
     drawn = rng.choice(np.union1d(pool, watched), (train, 2))
     chosen = _stand_ins(pool, watched, labels)[drawn]
     captions = labels[chosen]
-    # A ring of the chosen ones: each takes the next one's caption.
+    # The swapped pairs form a ring: each takes the next one's caption.
     ring = rng.permutation(train)[: round(swapped * train)]
     captions[ring] = captions[np.roll(ring, -1)]
 
@@ -193,7 +205,7 @@ def load_pairs(
         of_digit = [numbers[labels[numbers] == digit] for digit in range(10)]
         if not all(map(len, of_digit)):
             raise CounterpointError(
-                f"digit-pairs: valid={valid:g} leaves a digit without a picture in the valid split; ask for more (?valid=0.1)"
+                f"digit-pairs: with valid={valid:g} a digit has no picture in the valid split; set a larger share (?valid=0.1)"
             )
         return np.array([[rng.choice(of_digit[digit]) for digit in pair] for pair in wanted])
 
@@ -223,7 +235,7 @@ def load_pairs(
 
 
 def _stand_ins(pool: Indices, watched: Indices, labels: Indices) -> Indices:
-    """Return [digits]: the digit itself; for one of the valid split, one of the pool of the same class."""
+    """Return [digits] numbers: each digit itself, but for a digit of the valid split one of the pool of the same class."""
     found = np.arange(len(labels))
     for digit in range(10):
         mine, others = watched[labels[watched] == digit], pool[labels[pool] == digit]
@@ -241,18 +253,20 @@ def load_halves(
     whole: int = 0,
     seed: int = 0,
 ) -> AlignedData:
-    """Return `digit-halves`: `top` and `bottom` of a digit, two views that share what the digit is, 32 intensities each.
+    """Return `digit-halves`: `top` and `bottom` of a digit, two views that share the digit's class, 32 intensities each.
 
     Args:
         argument: not used; sources share a signature.
-        train: how many pairs to train on; 0 for all that are left.
-        valid: share of each class, of the digits that are left, in the valid split.
-        test: how many test pairs.
-        labelled: where not 0, the top halves come as a frozen tower sees them: a small network learns to name the digit from so
-            many top halves, which are not among the pairs, and `top` is its last layer before the names, 32 numbers. That is the
-            setting of a model that exists and is to be copied into another modality.
-        whole: 1 gives the whole digit in both modalities, `first` and `second`: two encoders of one and the same thing.
-        seed: of who is in which split, and of the tower.
+        train: number of training pairs; 0 for all that remain.
+        valid: share, between 0 and 1, of the remaining digits of each class that form the valid split.
+        test: number of test pairs, at least 1.
+        labelled: number of top halves that train a frozen tower; 0 for none. The tower is a small network that classifies the
+            digit. Its training halves are not among the pairs. Then `top` is the tower's last layer before the classes, 32
+            numbers. So an existing model can be distilled into another modality.
+        whole: 1 gives the whole digit in both modalities, `first` and `second`, for two encoders of equal input. 0 gives halves.
+        seed: seed of the splits and of the tower.
+
+    Raises CounterpointError for numbers that ask for more digits than there are, and for `whole` with `labelled`.
     """
     everything = world.scene(np.arange(len(world.inventory()[1])))
     labels = everything.labels[:, 0]
@@ -260,21 +274,21 @@ def load_halves(
     if test < 1 or min(train, labelled) < 0 or train + test + labelled > len(labels):
         raise CounterpointError(
             f"digit-halves has {len(labels)} digits; train {train} + test {test} + labelled {labelled} must be at "
-            "least 0 + 1 + 0 and no more than that"
+            "least 0 + 1 + 0 and at most that number"
         )
     if whole and labelled:
-        raise CounterpointError("digit-halves: the tower of labelled=N sees top halves; leave whole=1 away")
+        raise CounterpointError("digit-halves: the tower of labelled=N encodes top halves; remove whole=1 or labelled")
     order = np.random.default_rng([2405_18570, seed]).permutation(len(labels))
     test_rows, rest = np.split(order, [test])
     tower_rows, rest = np.split(rest, [labelled])
-    # The last ones of each class: training digits come from the front.
+    # The last ones of each class are valid; training digits come from the front.
     of_class = [np.flatnonzero(labels[rest] == digit) for digit in range(len(world.NAMES))]
     last = np.sort(np.concatenate([rows[len(rows) - round(valid * len(rows)) :] for rows in of_class]))
     watched, rest = rest[last], np.delete(rest, last)
     if not len(watched) or not len(rest) or train > len(rest):
         raise CounterpointError(
-            f"digit-halves has {len(watched)} digits for the valid split (?valid={valid:g}) and {len(rest)} more to train "
-            f"on, asked for {train or 'at least 1'}; ask for fewer training, test or labelled digits or another share"
+            f"digit-halves has {len(watched)} digits for the valid split (?valid={valid:g}) and {len(rest)} for training; "
+            f"train is {train or 'at least 1'}. Ask for fewer training, test or labelled digits, or set another share"
         )
     notes = []
     if whole:
@@ -284,7 +298,7 @@ def load_halves(
         columns = dict(zip(("top", "bottom"), world.halves(everything), strict=True))
     if labelled:
         columns["top"], right = world.tower(everything, tower_rows, test_rows, seed)
-        notes.append(f"the tower names {right:.0%} of the test digits from their top halves")
+        notes.append(f"the tower classifies {right:.0%} of the test digits correctly from their top halves")
 
     def split(rows: Indices) -> AlignedColumns:
         return AlignedColumns({name: values[rows] for name, values in columns.items()}, labels[rows])

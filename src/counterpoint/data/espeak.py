@@ -1,9 +1,8 @@
-"""Speech by espeak NG: texts become sound, once, and are kept in the cache.
+"""Speech by espeak NG: synthesise texts once, and keep the sounds in the cache.
 
-espeak NG is one library with one state for a process: setting a voice or a seed would reach into whatever else in the
-user's process speaks, and what it says depends a little on what it said before. So speech is made in order by a
-process of its own, once, and kept in the cache: the same bytes on every run. The same word in a set of another size
-may differ in its samples.
+espeak NG is a library with one state for each process. Setting a voice or a seed would change other speech in the user's
+process. Its output also depends slightly on its earlier output. So a separate process synthesises all texts in order, once, and
+the cache keeps the sounds: the same bytes on every run. In a set of another size, the samples of the same word may differ.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from counterpoint.data.sounds import resampled
 from counterpoint.errors import CounterpointError, DataError
 
 ESPEAK_RATE = 22050
-LOUD = 200  # of 32,767: what is quieter before and after a word is cut off
-VERSION = 2  # of what is spoken and how: a change must change this, or stale caches are read
+LOUD = 200  # of 32,767: quieter samples before and after a word are cut off
+VERSION = 2  # of the texts and the synthesis: increase it with every change, or stale caches are read
 
 Job = tuple[str, int, int, str]  # voice, words a minute, pitch of 0 to 99, text
 
 
 def library() -> tuple[str, str]:
-    """Find espeak NG's library and its data are; CounterpointError when the package is not installed."""
+    """Return the paths of espeak NG's library and of its data. CounterpointError when the package is not installed."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise CounterpointError(
             "the data source 'speech' speaks with espeak NG, which is not installed: pip install 'counterpoint[speech]'"
@@ -47,7 +46,15 @@ def library() -> tuple[str, str]:
 
 
 def sounds_of(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.int16], list[str]]:
-    """Return int16 [n, samples] of each job, from the cache or spoken into it, and what the user should know of it."""
+    """Return the sounds of jobs, from the cache or synthesised into it, and notes for the user.
+
+    Args:
+        said: n jobs.
+        samples: length of every sound; longer ones lose their end, zeros follow shorter ones.
+        rate: samples per second.
+
+    Returns int16 [n, samples] and the notes.
+    """
     notes = list[str]()
 
     def build() -> cached.Arrays:
@@ -68,14 +75,14 @@ def sounds_of(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.
     sounds, lengths = cached.build_once("speech", key, build, read, notes=notes)
     cut, silent = int((lengths > samples).sum()), int((lengths == 0).sum())
     if cut:
-        notes.append(f"speech: {cut} of {len(said)} sounds are longer than {samples / rate:g} s and lose their end")
+        notes.append(f"speech: {cut} of {len(said)} sounds are longer than {samples / rate:g} s and are cut at the end")
     if silent:
         notes.append(f"speech: {silent} of {len(said)} sounds are silent")
     return sounds, notes
 
 
 def trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
-    """Resample from espeak NG's rate to this one, without the silence before and after."""
+    """Cut the silence before and after a wave of espeak NG, and resample it to `rate` samples per second."""
     loud = np.flatnonzero(np.abs(wave.astype(np.int32)) > LOUD)
     if not len(loud):
         return wave[:0]
@@ -84,14 +91,14 @@ def trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
 
 
 def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
-    """Yield the sound of each job, int16 at ESPEAK_RATE, in a process of its own; DataError names what fails."""
+    """Yield the sound of each job, int16 at ESPEAK_RATE, from a separate process. DataError names the text that fails."""
     from rich.console import Console
     from rich.progress import track
 
     quiet = len(said) < 500 or os.environ.get("RANK", "0") != "0"
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            # -P: not what happens to stand in the folder the user is in.
+            # -P: import nothing from the user's current folder.
             [sys.executable, "-P", "-c", "from counterpoint.data.espeak import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -105,7 +112,7 @@ def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
                 said, "speaking", console=Console(stderr=True), transient=True, disable=quiet
             ):
                 head = b""
-                with contextlib.suppress(OSError):  # it has died; what it wrote says why
+                with contextlib.suppress(OSError):  # the process has ended; its standard error holds the reason
                     process.stdin.write((json.dumps([voice, speed, pitch, text]) + "\n").encode())
                     process.stdin.flush()
                     head = process.stdout.read(4)
@@ -113,11 +120,13 @@ def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
                     process.kill()
                     process.wait()
                     errors.seek(0)
-                    last = errors.read().decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
+                    last = errors.read().decode(errors="replace").strip().rpartition("\n")[2] or "no message"
                     raise DataError(f"espeak NG stopped at {text!r} with the voice {voice}: {last}")
                 (size,) = struct.unpack("<i", head)
                 if size < 0:
-                    raise DataError(f"espeak NG could not say {text!r} with the voice {voice}: is there such a voice?")
+                    raise DataError(
+                        f"espeak NG could not speak {text!r} with the voice {voice}; check that the voice exists"
+                    )
                 yield np.frombuffer(process.stdout.read(2 * size), np.int16)
         finally:
             with contextlib.suppress(OSError):
@@ -131,7 +140,7 @@ def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
 
 
 def serve() -> None:
-    """Run the speaking process: a job as a line of JSON in, the number of samples (-1: it failed) and the samples out."""
+    """Run the speaking process: read a job as a line of JSON, write the number of samples (-1: failure) and the samples."""
     path, data = library()
     espeak = ctypes.CDLL(path)
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -142,20 +151,20 @@ def serve() -> None:
             parts.append(np.ctypeslib.as_array(wave, (count,)).astype(np.int16))
         return 0
 
-    held = callback(take)  # as long as the library calls it
-    synchronous, stay = 2, 0x8000  # it would end the process itself
+    held = callback(take)  # keeps the callback alive while the library calls it
+    synchronous, stay = 2, 0x8000  # without `stay` the library would end the process on an error
     if (rate := espeak.espeak_Initialize(synchronous, 0, data.encode(), stay)) != ESPEAK_RATE:
-        raise SystemExit(f"it should speak at {ESPEAK_RATE} Hz with the data in {data}, and answers {rate}")
+        raise SystemExit(f"expected a rate of {ESPEAK_RATE} Hz with the data in {data}, got {rate}")
     espeak.espeak_SetSynthCallback(held)
     speed, volume, pitch, utf8 = 1, 2, 3, 1
     for line in sys.stdin:
         voice, minute, height, text = json.loads(line)
         parts.clear()
-        espeak.espeak_ng_SetRandSeed(ctypes.c_long(0))  # it begins from the time of day
+        espeak.espeak_ng_SetRandSeed(ctypes.c_long(0))  # the default seed is the time of day
         wrong = espeak.espeak_SetVoiceByName(voice.encode())
         espeak.espeak_SetParameter(speed, minute, 0)
         espeak.espeak_SetParameter(pitch, height, 0)
-        espeak.espeak_SetParameter(volume, 70, 0)  # of 100 some voices are clipped
+        espeak.espeak_SetParameter(volume, 70, 0)  # at 100 some voices clip
         spoken = text.encode() + b"\0"
         wrong = wrong or espeak.espeak_Synth(spoken, len(spoken), 0, 1, 0, utf8, None, None)
         espeak.espeak_Synchronize()

@@ -1,13 +1,13 @@
 """Generated images beside real ones: a diffusion model or a mixture fitted to a training split, or a folder made elsewhere.
 
-What a generator makes depends on the real images, its settings and a seed, and is kept in the cache under a key of all
-three. It sees the training split alone, and no labels.
+A generator's images depend on the real images, its settings and a seed. The cache keeps them under a key of all three. A
+generator sees only the training split, without labels.
 
-    diffusion   a denoising diffusion model (DDPM, Ho et al. 2020) of the library diffusers, a U-Net of 1 to 3 million weights
-                trained here for `STEPS` steps of 64 images, sampled by DDIM in 50 steps: minutes for pictures of 8 pixels,
-                an hour for some thousands of 32 on a few cores
-    mixture     ten Gaussians of one covariance over the first 15 principal components, for a few small pictures: a moment
-    a folder    every image under it, links followed, in the order of paths
+    diffusion   a denoising diffusion model (DDPM, Ho et al. 2020) of the library diffusers: a U-Net of 1 to 3 million weights,
+                trained here for `STEPS` steps of 64 images, sampled by DDIM in 50 steps. On a few cores it takes minutes for
+                images of 8 pixels, and an hour for some thousands of images of 32 pixels
+    mixture     ten Gaussians with one covariance over the first 15 principal components, for a few small images: seconds
+    a folder    every image in it and below, links followed, in the order of paths
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ STEPS, BATCH, SAMPLING = 4000, 64, 50
 
 
 class InflatedImages:
-    """`replication` copies of the real images and then the generated ones, read from where they are."""
+    """`replication` copies of the real images, then the generated ones; each is read from its own split.
+
+    Args:
+        real: N real images.
+        generated: M generated images; their label is -1.
+        replication: number of copies, at least 0.
+    """
 
     def __init__(self, real: ImageSplit, generated: ImageSplit, replication: int) -> None:
         self.real, self.generated, self.replication = real, generated, replication
@@ -54,7 +60,7 @@ class InflatedImages:
     def images(self, indices: Indices) -> Pixels:
         indices = np.asarray(indices, np.int64)
         copied = indices < self.copied
-        if not len(indices):  # a batch that was done before an interruption
+        if not len(indices):  # a batch that was finished before an interruption
             return self.real.images(indices) if len(self.real) else self.generated.images(indices)
         found: Pixels | None = None
         for split, chosen, at in (
@@ -72,21 +78,23 @@ class InflatedImages:
 def generated_images(
     data: ImageData, source: str, count: int, seed: int = 0, *, steps: int = STEPS
 ) -> tuple[ImageSplit, list[str]]:
-    """Images of the training split's kind and what to say of them; `count` 0 takes all of a folder's.
+    """Return generated images like those of a training split, and notes for the user.
 
     Args:
-        data: whose training split is learned from.
-        source: diffusion, mixture, or a folder.
-        count: how many.
-        seed: of the generator's training and draws.
-        steps: of the diffusion model's training.
+        data: the generator learns from its training split.
+        source: diffusion, mixture, or the path of a folder.
+        count: number of images, at least 1; for a folder 0 takes all.
+        seed: seed of the generator's training and draws.
+        steps: training steps of the diffusion model.
+
+    Raises CounterpointError for a count below 1 without a folder, and DataError for a folder that does not exist.
     """
     if source not in ("diffusion", "mixture"):
         return _folder(Path(source), data.size, count)
     if count < 1:
-        raise CounterpointError(f"how many images should {source} make? generated_count is {count}")
+        raise CounterpointError(f"generated_count must be at least 1 for {source}, got {count}")
     real = data.train.images(np.arange(len(data.train)))
-    # The name is for people to see; it may be a path of the user's, which must not lead out of the cache.
+    # The name is for people; it may contain a path of the user's, which must not lead out of the cache.
     name = re.sub(r"[^\w.-]+", "-", data.name).strip("-.")[-60:]
 
     def build() -> cached.Arrays:
@@ -105,9 +113,9 @@ def generated_images(
 
 
 def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]:
-    """The folder's first `count` images, 0 for all; what is left out is counted in a note and listed."""
+    """Read the folder's first `count` images, 0 for all; a note counts the files left out, and a file lists them."""
     if not is_folder(folder):
-        raise DataError(f"{folder}: no such folder; `generated` is diffusion, mixture or a folder of images")
+        raise DataError(f"{folder}: no such folder; `generated` must be diffusion, mixture or a folder of images")
     accounts = Accounts(str(folder), f"generated {count}")
     table = plain_folder(folder, count, accounts)
     reader = Reader(table, Roles([Role("image", [PICTURE], "image")]), Wanted(size, 16000, 1), accounts)
@@ -120,15 +128,22 @@ def _folder(folder: Path, size: int, count: int) -> tuple[ImageSplit, list[str]]
 
 
 def mixture(real: Pixels, count: int, seed: int = 0, *, components: int = 10, kept: int = 15) -> Pixels:
-    """[count, H, W, 3] drawn from a Gaussian mixture with one covariance over principal components of [n, H, W, 3].
+    """Draw images from a Gaussian mixture with one covariance over principal components of the real images.
 
-    Raises DataError for fewer than two images.
+    Args:
+        real: [n, H, W, 3] images, n >= 2.
+        count: number of images to draw.
+        seed: seed of the fit and the draws.
+        components: maximum number of Gaussians.
+        kept: maximum number of principal components.
+
+    Returns [count, H, W, 3]. Raises DataError for fewer than two real images.
     """
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
 
     if len(real) < 2:
-        raise DataError("a mixture is fitted to at least two images")
+        raise DataError(f"mixture needs at least two images to fit, got {len(real)}; add images")
     rows = real.reshape(len(real), -1).astype(np.float64) / 255
     pca = PCA(min(kept, len(rows) - 1, rows.shape[1]), random_state=seed).fit(rows)
     model = GaussianMixture(min(components, len(rows)), covariance_type="tied", reg_covar=1e-4, random_state=seed)
@@ -139,7 +154,7 @@ def mixture(real: Pixels, count: int, seed: int = 0, *, components: int = 10, ke
 
 
 def _moving(average: Any, new: Any, count: Any) -> Any:
-    """The weights that are sampled from: a moving average, of few steps in the beginning."""
+    """Update the moving average of the weights that images are sampled with; it spans few steps at the start."""
     return average + (1 - min(0.995, float((1 + count) / (10 + count)))) * (new - average)
 
 
@@ -153,16 +168,17 @@ def diffusion(
     rate: float = 1e-3,
     bar: bool = True,
 ) -> Pixels:
-    """[count, H, W, 3] from a diffusion model trained on [n, H, W, 3] (n >= 1, sides a multiple of 4).
+    """Train a diffusion model on real images and sample from it.
 
     Args:
-        real: what it learns from.
+        real: [n, H, W, 3] training images, n >= 1, H = W a multiple of 4.
         count, seed, steps: see `generated_images`.
-        width: channels of the U-Net's first level, a multiple of 8; twice as many below.
-        rate: the learning rate at its height.
-        bar: whether progress is shown.
+        width: channels of the U-Net's first level, a multiple of 8; the levels below have twice as many.
+        rate: maximum of the learning rate.
+        bar: show a progress bar.
 
-    CounterpointError when the library diffusers is not there, or when training diverges.
+    Returns [count, H, W, 3]. Raises CounterpointError when the library diffusers is not installed, or when training
+    diverges; DataError for a side that is not a multiple of 4.
     """
     try:
         library: Any = importlib.import_module("diffusers")
@@ -177,7 +193,7 @@ def diffusion(
 
     side = real.shape[1]
     if side % 4:
-        raise DataError(f"the diffusion model takes images of a side that is a multiple of 4, these have {side}")
+        raise DataError(f"diffusion needs images whose side is a multiple of 4 pixels, got {side}; set another size")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     console = Console(stderr=True)
 
@@ -197,7 +213,7 @@ def diffusion(
             up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
             norm_num_groups=8,
         ).to(device)
-        pixels = torch.from_numpy(real).permute(0, 3, 1, 2)  # a byte each; only a batch is ever numbers of four
+        pixels = torch.from_numpy(real).permute(0, 3, 1, 2)  # uint8; only a batch at a time becomes float32
         noising = library.DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=max(2, steps), pct_start=0.05)
@@ -214,7 +230,7 @@ def diffusion(
             schedule.step()
             average.update_parameters(model)
         if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
-            raise CounterpointError("the generator's training diverged: its weights are no longer numbers")
+            raise CounterpointError("the generator's training diverged: its weights are not finite; try another seed")
         sampler = library.DDIMScheduler.from_config(noising.config)
         sampler.set_timesteps(SAMPLING)
         out: list[NDArray[np.uint8]] = []

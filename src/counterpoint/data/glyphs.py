@@ -1,22 +1,27 @@
-"""`glyphs`: named icons in over a dozen drawing styles, drawn from the fonts of the `qtawesome` package.
+"""`glyphs`: named icons in 14 drawing styles, drawn from the fonts of the `qtawesome` package.
 
-An icon gives a picture (dark on white, centred) and a caption (its name in words: "account arrow left outline"), and
-belongs to a drawing style. For the task `aligned` pictures stand beside captions, styles are domains, and the classes
-are the subjects, the first words that many names share ("arrow", "file"; -1 for a rare one). For the task `views` the
-classes are the styles.
+An icon gives a picture (dark on white, centred) and a caption, its name in words: "account arrow left outline". It belongs to a
+drawing style. The task `aligned` takes pictures and captions. There the styles are domains, and the classes are subjects: the
+first words that many names share ("arrow", "file"; -1 for a rare one). For the task `views` the classes are the styles.
 
 Font Awesome 6, Elusive, Material Design Icons 6, Phosphor, Remix and Codicons give 16,930 icons in 14 styles. The older
-editions, Font Awesome 5 and Material Design Icons 5 (7,563 more), draw mostly the same pictures again and are left out
-unless named in `styles`. Where a font has two names for a drawing, the first counts.
+editions are Font Awesome 5 and Material Design Icons 5, with 7,563 more icons. They repeat mostly the same pictures, and are
+left out unless `styles` names them. Where a font has two names for a drawing, the first counts.
 
-The splits are by name: "home", "home-outline" and "home-bold" are one name, in whatever font, and never stand in two
-splits. In every style a caption occurs once, but several styles may draw the same caption: a retrieval measure
-should count any item with the very words asked for as right. `held_out` keeps styles out of training and test; their
-icons, of names that are not in training, become a third split, `shifts["held-out"]`.
+The splits are by name: "home", "home-outline" and "home-bold" are one name in every font, and are never in two splits. In every
+style a caption occurs once, but several styles may draw the same caption. So a retrieval measure should count every item with
+the query's words as correct. `held_out` keeps styles out of training and test. Their icons, of names that are not in
+training, become another split, `shifts["held-out"]`.
 
-The package is found, never imported (it wants Qt): `pip install 'counterpoint[glyphs]'`, or `pip install --no-deps qtawesome`.
-Licences: Font Awesome (icons of the free fonts) and Elusive SIL OFL 1.1; Material Design Icons and Remix Apache-2.0;
-Phosphor MIT; Codicons CC BY 4.0. Icons of brands are their owners' trademarks.
+The package must be installed, but is never imported (it needs Qt). Install it with `pip install 'counterpoint[glyphs]'` or
+`pip install --no-deps qtawesome`. Licences:
+
+    SIL OFL 1.1    Font Awesome (icons of the free fonts), Elusive
+    Apache-2.0     Material Design Icons, Remix
+    MIT            Phosphor
+    CC BY 4.0      Codicons
+
+Icons of brands are their owners' trademarks.
 """
 
 from __future__ import annotations
@@ -41,15 +46,15 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError, unknown
 
-VERSION = 2  # of the drawing: a change to it must change this, or stale caches are read
+VERSION = 2  # of the drawing: increase it with every change, or stale caches are read
 SUBJECTS = 50  # classes of the task `aligned`
-# Words at a name's end that say how a thing is drawn, not what it is.
+# Words at a name's end that describe the drawing, not its subject.
 MANNERS = ("bold", "fill", "filled", "light", "line", "outline", "outlined", "thin", "alt", "variant", "o")
 
 
 @dataclass(frozen=True)
 class _Font:
-    """A font file of the package: its icons' style is `style`, or `suffixes[last word]` where that is in the name."""
+    """A font file of the package. An icon's style is `suffixes[last word of its name]` where there is one, else `style`."""
 
     file: str
     style: str
@@ -100,25 +105,31 @@ def load(
     styles: str = "",
     held_out: str = "",
 ) -> AlignedData | ImageData:
-    """Open the set, drawing what is not in the cache (a few seconds).
+    """Open the set; draw the icons that are not in the cache (a few seconds).
 
     Args:
+        argument: not used; sources share a signature.
         task: "aligned" for pictures and captions, "views" for pictures and styles.
-        size: pixels of a picture, height and width.
-        train: icons to train on; 0 means all that are left.
-        valid: share of the icons that are not tested on in the valid split, rounded up to whole names.
-        test: icons to test on.
-        styles: the styles or fonts wanted, separated by commas ("phosphor,fa6-solid"); default: all but the older
-            editions.
-        held_out: styles or fonts to keep out of training and test, for `shifts["held-out"]`.
+        size: height and width of a picture in pixels, 8 to 4096.
+        train: number of training icons; 0 for all that remain.
+        valid: share of the icons outside the test split that form the valid split, between 0 and 1, rounded up to whole
+            names.
+        test: number of test icons, at least 1.
+        styles: styles or fonts, separated by commas ("phosphor,fa6-solid"). Default: all but the older editions.
+        held_out: styles or fonts to keep out of training and test, for `shifts["held-out"]`. Default: none.
 
-    Raises CounterpointError when qtawesome is not installed, a style is unknown or the sizes ask for more than there is.
+    Raises CounterpointError when qtawesome is not installed, a style is unknown or there are too few icons.
     """
     return _opened(task, size, train, checked_share("glyphs", valid), test, styles, held_out)
 
 
 def undivided(size: int, test: int) -> AlignedData:
-    """The set as `load` opens it for the task aligned, with the icons of the valid split among those of training."""
+    """Open the set as `load` does for the task aligned, but with the valid icons in the training split.
+
+    Args:
+        size: height and width of a picture in pixels.
+        test: number of test icons.
+    """
     found = _opened("aligned", size, 0, 0.0, test, "", "")
     assert isinstance(found, AlignedData)
     return found
@@ -127,14 +138,14 @@ def undivided(size: int, test: int) -> AlignedData:
 def _opened(
     task: str, size: int, train: int, valid: float, test: int, styles: str, held_out: str
 ) -> AlignedData | ImageData:
-    """`load`, for a valid split that may be empty."""
+    """Open the set as `load` does; the valid split may be empty (`valid` 0)."""
     checked_size(size)
     if train < 0 or test < 1:
         raise CounterpointError(f"glyphs needs train >= 0 and test >= 1, got {train} and {test}")
     wanted, kept_out = _styles(styles, "styles"), _styles(held_out, "held_out") if held_out else ()
     shown = tuple(style for style in wanted if style not in kept_out)
     if not shown:
-        raise CounterpointError("glyphs: held_out leaves no style to train on")
+        raise CounterpointError("glyphs: held_out leaves no style to train on; name fewer styles in it")
     icons, grey = drawn_icons(tuple(style for style in STYLES if style in (*shown, *kept_out)), size)
     first = _first_drawings(grey, np.array([icon.style not in shown for icon in icons]))
     repeated = len(icons) - len(first)
@@ -145,20 +156,22 @@ def _opened(
     order = np.array([_hash(key) for key in keys])
     turn = np.array([_hash(f"{icon.style}/{icon.name}") for icon in icons])
     pool = np.flatnonzero(seen_style)
-    # Names come in the order of their hash until the test is full; its last name may have more icons than fit.
+    # Test names come in the order of their hash until the test split is full; its last name may have more icons than fit.
     pool = pool[np.lexsort((turn[pool], order[pool]))]
     if test >= len(pool):
-        raise CounterpointError(f"glyphs has {len(pool)} icons in these styles; test={test} leaves none to train on")
+        raise CounterpointError(
+            f"glyphs has {len(pool)} icons in these styles; test={test} leaves none to train on; set a smaller test"
+        )
     in_test = set(np.array(keys)[pool[:test]])
     rest = np.array([i for i in pool if keys[i] not in in_test], np.int64)
-    # The next names in the same order, whole.
+    # Valid names are the next ones in the same order, each with all its icons.
     in_valid = {keys[i] for i in rest[: math.ceil(valid * len(rest))]}
-    # The classes are those of the icons that would be trained on if there were no valid split: they do not depend on it.
+    # The classes come from the training icons of a set without a valid split: they must not depend on `valid`.
     known = rest[np.argsort(turn[rest], kind="stable")][: train or None]
     watched = np.array([i for i in rest if keys[i] in in_valid], np.int64)
     rest = np.array([i for i in rest if keys[i] not in in_valid], np.int64)
     if train > len(rest) or not len(rest):
-        raise CounterpointError(f"glyphs has {len(rest)} icons to train on in these styles, asked for {train}")
+        raise CounterpointError(f"glyphs has {len(rest)} icons to train on in these styles, got train={train}")
     rest = rest[np.argsort(turn[rest], kind="stable")][: train or None]
     in_train = {keys[i] for i in rest}
     parts = {
@@ -167,7 +180,7 @@ def _opened(
         "test": np.sort(pool[:test]),
         "held-out": np.array([i for i in np.flatnonzero(~seen_style) if keys[i] not in in_train | in_valid], np.int64),
     }
-    notes = [] if not train else [f"glyphs: {train} of the icons there are to train on"]
+    notes = [] if not train else [f"glyphs: the training split is {train} of the available icons"]
     if repeated:
         notes.append(
             f"glyphs: {repeated} icons are left out, because they repeat a drawing under another name or style"
@@ -215,11 +228,11 @@ def _opened(
 
 
 def _first_drawings(grey: NDArray[np.uint8], last: NDArray[np.bool_]) -> Indices:
-    """Positions of the distinct drawings, in order: of equal pictures the first one counts.
+    """Return positions of the distinct drawings, in order; of equal pictures the first one counts.
 
     Args:
         grey: [N, size, size] pictures.
-        last: [N] pictures that count only where no other has the same drawing.
+        last: [N] true for pictures that count only where no other picture is equal.
     """
     order = np.argsort(last, kind="stable")
     seen: dict[bytes, int] = {}
@@ -229,7 +242,12 @@ def _first_drawings(grey: NDArray[np.uint8], last: NDArray[np.bool_]) -> Indices
 
 
 def _styles(wanted: str, option: str) -> tuple[str, ...]:
-    """Styles named one by one or by their font, in the order of STYLES."""
+    """Return the styles that an option names, directly or by their font, in the order of STYLES.
+
+    Args:
+        wanted: styles and fonts separated by commas; empty for all but the older editions.
+        option: name of the option, for messages.
+    """
     if not wanted:
         return tuple(style for style in STYLES if not style.startswith(OLDER))
     chosen: set[str] = set()
@@ -242,7 +260,7 @@ def _styles(wanted: str, option: str) -> tuple[str, ...]:
 
 
 def name_key(name: str) -> str:
-    """What a name is about, without how it is drawn: "home" for "home-outline"."""
+    """Return a name without the words that describe the drawing: "home" for "home-outline"."""
     words = name.split("-")
     while len(words) > 1 and words[-1] in MANNERS:
         words.pop()
@@ -258,14 +276,14 @@ def _hash(text: str) -> int:
 
 @dataclass(frozen=True)
 class Icon:
-    name: str  # as the font has it: words joined by hyphens
+    name: str  # as in the font: words joined by hyphens
     style: str
 
 
 @lru_cache
 def fonts_folder() -> Path:
-    """Where the qtawesome package keeps its fonts; CounterpointError when it is not installed."""
-    found = importlib.util.find_spec("qtawesome")  # not imported: it wants Qt
+    """Return the folder of the qtawesome package's fonts. CounterpointError when the package is not installed."""
+    found = importlib.util.find_spec("qtawesome")  # not imported: it needs Qt
     for place in (found.submodule_search_locations or []) if found else []:
         folder = Path(place) / "fonts"
         if any(folder.glob("*charmap*.json")):
@@ -277,7 +295,7 @@ def fonts_folder() -> Path:
 
 
 def drawn_icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray[np.uint8]]:
-    """All icons of these styles and their pictures, grey [N, size, size]; CounterpointError as `fonts_folder`."""
+    """Return all icons of the given styles and their pictures, grey [N, size, size]. Raises as `fonts_folder` does."""
     icons: list[Icon] = []
     parts = []
     wanted = [
@@ -296,20 +314,20 @@ def drawn_icons(styles: tuple[str, ...], size: int) -> tuple[list[Icon], NDArray
 
 
 def _files(font: _Font) -> tuple[Path, Path]:
-    """A font's TTF and its charmap, whatever edition is installed."""
+    """Return the paths of a font's TTF and its charmap, in the edition that is installed."""
     folder = fonts_folder()
     fonts = sorted(folder.glob(f"{font.file}-[0-9]*.ttf"))
     maps = sorted(folder.glob(f"{font.file.removesuffix('-webfont')}*charmap-[0-9]*.json"))
     if not fonts or not maps:
         raise CounterpointError(
-            f"{folder}: this version of qtawesome has no font {font.file}; install the one the set is made of: "
+            f"{folder}: this version of qtawesome has no font {font.file}; install the version that the set is made of: "
             "pip install --no-deps qtawesome==1.4.2"
         )
     return fonts[-1], maps[-1]
 
 
 def _drawn(font: _Font, size: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """A font's icons by name, from the cache or drawn into it."""
+    """Return the names and pictures of a font's icons, from the cache or drawn into it."""
     file, charmap = _files(font)
 
     def build() -> cached.Arrays:
@@ -324,7 +342,7 @@ def _drawn(font: _Font, size: int) -> tuple[list[str], NDArray[np.uint8]]:
 
 
 def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """Every distinct icon of a font, by the first of its names; those without ink are left out."""
+    """Draw every distinct icon of a font, named by the first of its names; leave out icons without ink."""
     from rich.console import Console
     from rich.progress import track
 
@@ -337,11 +355,11 @@ def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.u
         first.setdefault(code, name)
     room = size - 2 * max(1, size // 16)  # a margin all round
     try:
-        # An icon fills an em, more or less.
+        # An icon fills about one em.
         large = ImageFont.truetype(str(file), room)
-        missing = _ink(large, chr(0x10FFFF), size)  # the box that stands for what a font does not have
+        missing = _ink(large, chr(0x10FFFF), size)  # the box that a font draws for a missing character
     except OSError as error:
-        raise DataError(f"{file}: not a font that can be read ({error}); reinstall qtawesome") from error
+        raise DataError(f"{file}: not a readable font ({error}); reinstall qtawesome") from error
     names, pictures = [], []
     what = f"drawing {file.stem}"
     quick = len(first) < 1000
@@ -360,7 +378,7 @@ def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.u
 
 
 def _ink(face: ImageFont.FreeTypeFont, letter: str, size: int) -> Image.Image | None:
-    """A letter in white on black, cut to its ink; None when it has none. A font's own box counts the space beside it."""
+    """Draw a letter in white on black, cut to its ink; None without ink. (A font's own box includes the space around it.)"""
     canvas = Image.new("L", (4 * size, 4 * size), 0)
     ImageDraw.Draw(canvas).text((2 * size, 2 * size), letter, font=face, fill=255, anchor="mm")
     box = canvas.getbbox()

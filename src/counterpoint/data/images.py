@@ -1,12 +1,16 @@
-"""The contract of image data: what every source for the task `views` hands over (numpy only, no torch).
+"""The contract of image data: the form that every source for the task `views` returns (numpy only, no torch).
 
-Images are uint8 RGB squares of one size, read in batches by position, so that state kept per training example can be
-indexed by the same number. `ArrayImages` holds them; those of the user's own files are `own.contracts.OwnImages`.
+Images are uint8 RGB squares of one size, read in batches by position. So the same number can index state that is kept for each
+training example. `ArrayImages` holds images in memory; images of the user's own files are `own.contracts.OwnImages`.
 
-How a file becomes a square: the first frame of an animation, turned upright by its EXIF orientation, any colour mode to
-RGB (transparent parts on white, greys of 16 bits scaled to 8; those of 32 bits and floating-point ones are taken for 0..1,
-0..255 or 0..65535 by their largest value), the largest centred square cut out
-and scaled to `size` (the same as scaling the short side and cropping the centre) with antialiasing.
+A file becomes a square in these steps:
+
+    1. Take the first frame of an animation.
+    2. Turn it upright by its EXIF orientation.
+    3. Convert any colour mode to RGB. Transparent parts become white. Greys of 16 bits are scaled to 8 bits. For greys of 32
+       bits and of floating point, the largest value decides whether the range is 0..1, 0..255 or 0..65535.
+    4. Cut out the largest centred square, and scale it to `size` with antialiasing. The result equals scaling the short side
+       and cropping the centre.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from counterpoint.errors import CounterpointError, DataError
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
-MAX_PIXELS = 89_478_485  # a picture with more is refused unread: Pillow's own line for decompression bombs
-KEEP = 1 << 30  # bytes: a split whose squares fit is read whole at once, so every damaged file is found before training
+MAX_PIXELS = 89_478_485  # a picture with more is refused unread: Pillow's own limit for decompression bombs
+KEEP = 1 << 30  # bytes: a split whose squares fit is read whole at once, so damaged files are found before training
 _SHOWN = 10
 
 
@@ -43,23 +47,23 @@ class ImageSplit(Protocol):
 
     @property
     def labels(self) -> Indices | None:
-        """[len] class numbers, -1 for a picture of no class; None when nothing is labelled."""
+        """[len] class numbers, -1 for a picture without a class; None without labels."""
         ...
 
     def images(self, indices: Indices) -> Pixels:
-        """[n] positions -> [n, size, size, 3] RGB. DataError names a file that can no longer be read."""
+        """Return the pictures at [n] positions: [n, size, size, 3] RGB. DataError names a file that can no longer be read."""
         ...
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """A split of the user's own items, which a person can find again: every split of their files and tables is one."""
+    """A split that names the file or row of each item. Every split of the user's files and tables is one."""
 
     def row_names(self, positions: Indices) -> list[str]:
-        """Name where each of n items comes from.
+        """Name the origin of each of n items.
 
-        An item of its own file is named by the file's path. A row of a table is "FILE row N", N counted from 1, with the
-        path or key inside the file in brackets where there is one.
+        An item with a file to itself has the file's path as its name. A row of a table is "FILE row N", with N counted from 1.
+        Where there is a path or key inside the file, it follows in brackets.
         """
         ...
 
@@ -75,47 +79,47 @@ class Listed(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A source's three splits and what is needed to read them."""
+    """A source's three splits, and the facts needed to read them."""
 
     name: str
     train: ImageSplit
-    valid: ImageSplit  # training is watched on it, and settings are chosen on it
-    test: ImageSplit  # measured once, at the end
-    classes: tuple[str, ...]  # empty when nothing is labelled
+    valid: ImageSplit  # to monitor training and to choose settings
+    test: ImageSplit  # evaluated once, at the end
+    classes: tuple[str, ...]  # empty without labels
     size: int  # pixels, height and width
-    # What the user should know about this data: files left out, splits made.
+    # Remarks for the user on this data: files left out, splits made.
     notes: list[str] = field(default_factory=list)
     channels: int = 3
-    # More test splits by name, from other domains than the training split: drawing styles it has never seen, say.
+    # More test splits by name, from other domains than the training split, such as unseen drawing styles.
     shifts: dict[str, ImageSplit] = field(default_factory=dict)
-    # Where they are not those of the training split: whose features neighbours and probes are taken from, and how many
-    # images an epoch sees. Of a set that a system has inflated.
+    # Images whose features neighbours and probes use, and number of images in an epoch. None: those of the training split.
+    # Set where a system has inflated the training split.
     bank: ImageSplit | None = None
     epoch: int | None = None
-    # More than one thing to be known of a picture: name -> classes of training, valid and test split, -1 for none.
+    # Further labels of a picture: name -> classes of training, valid and test split, -1 for none.
     attributes: dict[str, tuple[Indices, Indices, Indices]] = field(default_factory=dict)
-    # What was found, read and left out, of sources that read the user's own files.
+    # Numbers found, read and left out, of sources that read the user's own files.
     accounts: Accounts | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The facts a learner is built from, fit for JSON."""
+        """The facts that a learner is built from, ready for JSON."""
         return {"size": self.size, "channels": self.channels, "classes": len(self.classes)}
 
 
 class ArrayImages:
-    """A split in memory.
+    """A split in memory: an `ImageSplit`.
 
     Args:
         pixels: [N, H, W, 3] uint8, or [N, H, W] grey, which is repeated over the channels when read.
-        labels: [N] class numbers.
+        labels: [N] class numbers, -1 for none. Default: no labels.
+
+    Raises DataError for pixels of another type or shape, and for a number of labels other than N.
     """
 
     def __init__(self, pixels: Pixels, labels: Indices | None = None) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
-            raise DataError(
-                f"images should be uint8 [N, H, W, 3] or [N, H, W], got {pixels.dtype} {list(pixels.shape)}"
-            )
+            raise DataError(f"images must be uint8 [N, H, W, 3] or [N, H, W], got {pixels.dtype} {list(pixels.shape)}")
         self.pixels = pixels
         self.labels = checked_labels(labels, len(pixels))
 
@@ -128,17 +132,17 @@ class ArrayImages:
 
 
 def checked_labels(labels: Indices | None, count: int) -> Indices | None:
-    """Labels as int64 [count]; DataError when there are more or fewer."""
+    """Return labels as int64 [count], or None; DataError for another shape."""
     if labels is None:
         return None
     labels = np.asarray(labels, dtype=np.int64)
     if labels.shape != (count,):
-        raise DataError(f"{count} items have labels of shape {list(labels.shape)}")
+        raise DataError(f"labels have shape {list(labels.shape)}, expected [{count}]: one for each item")
     return labels
 
 
 def checked_size(size: int) -> int:
-    """A size that pictures can have; CounterpointError otherwise."""
+    """Return a size in pixels; CounterpointError outside 8..4096."""
     if not 8 <= size <= 4096:
         raise CounterpointError(f"size is the pictures' height and width in pixels, 8 to 4096; got {size}")
     return size
@@ -148,16 +152,16 @@ def checked_size(size: int) -> int:
 
 
 def _open(source: Path | bytes | BinaryIO) -> Image.Image:
-    """The picture with its header read; DataError says why it cannot be."""
+    """Open a picture and read its header. DataError gives the reason where that fails."""
     if isinstance(source, bytes) and not source:
         raise DataError("is empty (0 bytes)")
-    # Of os.path, whose functions raise nothing for a name too long or a folder that may not be looked into.
+    # os.path's functions do not raise for a name that is too long or a folder without read permission.
     if isinstance(source, Path) and os.path.exists(source) and not os.path.isfile(source):
-        raise DataError("is no file")  # a pipe, say, which would be waited for
+        raise DataError("is no file")  # such as a pipe, whose opening would block
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; what cannot be read is an error below
-            # Pillow only warns between its limit and twice that; here the limit is the limit.
+            warnings.simplefilter("ignore")  # warnings on odd metadata; unreadable pictures are errors below
+            # Pillow only warns between its limit and twice its limit; here both are errors.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -166,7 +170,7 @@ def _open(source: Path | bytes | BinaryIO) -> Image.Image:
         ) from error
     except FileNotFoundError as error:
         raise DataError("no such file") from error
-    except Exception as error:  # Pillow's many plugins raise what they like on damaged headers
+    except Exception as error:  # Pillow's many plugins raise various errors on damaged headers
         if isinstance(source, Path) and os.path.isfile(source) and os.path.getsize(source) == 0:
             raise DataError("is empty (0 bytes)") from error
         raise DataError(f"not a picture that can be read ({_reason(error)})") from error
@@ -184,19 +188,23 @@ def _reason(error: Exception) -> str:
 
 
 def check_header(source: Path | bytes | BinaryIO) -> None:
-    """Check the header of a picture, a fraction of the time of decoding: its file, its bytes or its open file.
+    """Check the header of a picture, in a fraction of the time of decoding. DataError when this is no picture.
 
-    DataError when this is no picture.
+    Args:
+        source: a path, the file's bytes, or an open file.
     """
     _open(source).close()
 
 
 def decode(source: Path | bytes, size: int) -> Pixels:
-    """A picture, as a file or its bytes, to a [size, size, 3] square (see the module). DataError says what is wrong."""
+    """Decode a picture, from its file or its bytes, to a [size, size, 3] square (see the module).
+
+    Raises DataError with the reason where that fails.
+    """
     with _open(source) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # A JPEG can be decoded at a half, quarter or eighth of its size at a fraction of the time.
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in a fraction of the time.
             image.draft(None, (2 * size, 2 * size))
             return square(image, size)
         except DataError:
@@ -206,7 +214,7 @@ def decode(source: Path | bytes, size: int) -> Pixels:
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """Return a Pillow image as a [size, size, 3] square (see the module). DataError for values that are no pixels."""
+    """Return a Pillow image as a [size, size, 3] square (see the module). DataError for values that are not pixels."""
     upright = ImageOps.exif_transpose(image) or image
     rgb = _rgb(upright)
     side = min(rgb.size)
@@ -225,7 +233,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         low, high = grey.min(initial=0), grey.max(initial=0)
         if low < 0 or high > 65535:
             raise DataError(
-                f"holds values from {low:g} to {high:g}, which are no greys of 16 bits; scale them to 0..65535"
+                f"holds values from {low:g} to {high:g}, outside the greys of 16 bits; scale them to 0..65535"
             )
         if image.mode == "F" and high <= 1:
             grey *= 255
@@ -242,27 +250,28 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def some(items: Sequence[str], between: str = "; ") -> str:
-    """The first few of a long list, and how many more."""
+    """Join the first few items of a list, and count the rest."""
     more = [f"and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
     return between.join([*items[:_SHOWN], *more])
 
 
 def long_tailed(labels: Indices, imbalance: float, seed: int = 0) -> Indices:
-    """Positions of a split whose classes grow rare: of C classes, class c keeps n / imbalance^(c / (C - 1)) items.
+    """Return the positions that a long-tailed split keeps: of C classes, class c keeps n / imbalance^(c / (C - 1)) items.
 
     Args:
-        labels: of a split, numbers from 0; n is the size of its smallest class.
-        imbalance: how many times more items the first class has than the last; 1 makes all as large.
-        seed: of which items stay.
+        labels: [N] class numbers from 0; n is the size of the smallest class.
+        imbalance: ratio of the first class's size to the last one's, at least 1; 1 makes all classes equal.
+        seed: chooses the items that stay.
 
-    Source: long-tailed CIFAR (Cao et al. 2019, arXiv 1906.07413). CounterpointError for an imbalance below 1 or a class without
-    items.
+    Returns sorted positions. Raises CounterpointError for an imbalance below 1 or a class without items.
+
+    Source: long-tailed CIFAR (Cao et al. 2019, arXiv 1906.07413).
     """
     if not imbalance >= 1:
         raise CounterpointError(f"imbalance is at least 1, the first class over the last; got {imbalance}")
     counts = np.bincount(labels)
     if not len(counts) or not counts.min():
-        raise CounterpointError("imbalance: a class has no items to begin with, so nothing can be cut in proportion")
+        raise CounterpointError("imbalance: a class has no items, so no proportion can be cut; set imbalance to 0")
     kept = counts.min() / imbalance ** (np.arange(len(counts)) / max(1, len(counts) - 1))
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [members[: max(1, int(n))] for members, n in zip(_by_group(order, labels), kept, strict=True)]
@@ -270,7 +279,7 @@ def long_tailed(labels: Indices, imbalance: float, seed: int = 0) -> Indices:
 
 
 def _by_group(order: Indices, groups: Indices) -> list[Indices]:
-    """Positions of each group there is, by its number, each in the order given; one sort however many groups."""
+    """Return the positions of each group, by the group's number, each in the given order. One sort serves all groups."""
     found = groups[order]
     at = found.argsort(kind="stable")
     return np.split(order[at], np.flatnonzero(np.diff(found[at])) + 1)
@@ -281,13 +290,14 @@ def split_positions(
 ) -> tuple[Indices, Indices]:
     """Cut positions into a training and a test split, the same on every machine, each class in the same proportion.
 
-    A valid split is cut from the training split in the same way (data/valid.py).
+    `carve` cuts a valid split from the training split in the same way (data/valid.py).
 
     Args:
-        count: of items, at least 2.
-        fraction: of the items for the test split, between 0 and 1.
+        count: number of items, at least 2.
+        fraction: fraction of the items for the test split, between 0 and 1.
         labels: [count] class numbers; default: one class. A class with one item stays in training.
-        together: [count] numbers; items of one number are never separated. Proportions are then as near as they can be.
+        together: [count] numbers; items of one number stay in one split. Proportions are then as near as possible.
+            Default: items are independent.
 
     Returns the sorted positions of the training and of the test split. Raises CounterpointError for a fraction not in (0, 1);
     DataError when one of the splits would be empty.
@@ -313,11 +323,20 @@ def split_positions(
 
 
 def _chosen_together(order: Indices, fraction: float, groups: Indices, together: Indices) -> NDArray[np.bool_]:
-    """Which items are for the test: whole sets of `together`, in random order, as long as they bring each class nearer."""
+    """Choose the test items: go through the sets of `together` in random order, take each that brings the classes nearer.
+
+    Args:
+        order: [N] positions in random order.
+        fraction: fraction of the items for the test split.
+        groups: [N] class numbers.
+        together: [N] numbers of the sets.
+
+    Returns [N], true for a test item.
+    """
     names, of_class = np.unique(groups, return_inverse=True)
     sizes = np.bincount(of_class)
     wanted = np.minimum(np.round(fraction * sizes), sizes - 1).astype(np.float64)
-    if wanted.sum() < 1:  # of classes so small no proportions can be kept
+    if wanted.sum() < 1:  # such small classes allow no proportions
         names, of_class = names[:1], np.zeros_like(of_class)
         wanted = np.array([max(1.0, np.round(fraction * len(order)))])
     rank = np.empty(len(order), np.int64)
@@ -332,7 +351,7 @@ def _chosen_together(order: Indices, fraction: float, groups: Indices, together:
     smallest = (len(order) + 1, 0)
     for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(items)], strict=True):
         counts = Counter(classes[begin:end])
-        # Nearer by the sum of squares.
+        # Nearer in the sum of squares.
         if sum(n * (n - 2 * (goal[c] - have[c])) for c, n in counts.items()) < 0:
             taken += range(begin, end)
             for c, n in counts.items():

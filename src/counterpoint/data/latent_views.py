@@ -1,8 +1,13 @@
-"""Synthetic items seen in three modalities that share few hidden causes: the setting of M3CoL's claim.
+"""`latent-views`: synthetic items in three modalities that share few hidden causes: data of M3CoL's claim.
 
-A hidden z of 8 standard normal numbers decides the class: the nearest of 5 random centres. Each modality is 120 numbers:
-tanh of its own random map of z, 1.3 times tanh of a random map of 12 hidden numbers that no other modality sees, and noise
-of standard deviation 0.5. Training items are few, so what modalities have in common must be found.
+A hidden z of 8 standard normal numbers decides the class: the nearest of 5 random centres. Each modality is the sum of three
+vectors of 120 numbers:
+
+    1. tanh of a random map of z;
+    2. 1.3 times tanh of a random map of 12 hidden numbers that only this modality depends on;
+    3. noise of standard deviation 0.5.
+
+Training items are few, so a model must find the causes that the modalities share.
 """
 
 from __future__ import annotations
@@ -19,9 +24,16 @@ VIEWS = ("first", "second", "third")
 
 
 def load(argument: None = None, *, train: int = 240, valid: int = -1, test: int = 800, seed: int = 0) -> AlignedData:
-    """`train`, `valid` and `test` items of one world of centres and maps, drawn with `seed`.
+    """Draw training, valid and test items from one set of centres and maps.
 
-    -1 draws as many valid items as test items.
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training items, at least 2.
+        valid: number of valid items; -1 for as many as test items.
+        test: number of test items, at least 2.
+        seed: seed of the centres, the maps and all items.
+
+    Raises CounterpointError for a number out of range.
     """
     if train < 2 or test < 2:
         raise CounterpointError(f"latent-views needs train and test of at least 2, got {train} and {test}")
