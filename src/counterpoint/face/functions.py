@@ -354,7 +354,7 @@ def search(
 
     Returns hits, each with rank, similarity, label, texts and source.
 
-    Raises CounterpointError for a query without a modality of its kind in the run, DataError for a file that cannot be read.
+    Raises CounterpointError where the run has no modality for a query, DataError for a file that cannot be read.
     """
     from counterpoint.face import finding
 

@@ -178,8 +178,8 @@ class Trained(ModelHubMixin):
         Args:
             data: Another source of the same kind of items: a name or an object. Default: the data that the run was trained on.
 
-        Returns the metrics by name, with `chance`. Raises CounterpointError when the data do not fit, or when the object in
-        memory that the run was trained on is missing.
+        Returns the metrics by name, with `chance`. Raises CounterpointError when the data do not fit, or when an object in
+        memory is missing.
         """
         from counterpoint import training
 
