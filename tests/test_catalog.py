@@ -53,7 +53,7 @@ def test_planned_and_unknown_systems_say_so():
 def test_the_readme_s_table_is_the_catalogue_s():
     text = README.read_text(encoding="utf-8")
     assert catalog.with_table(text) == text, "stale: run `make catalogue`"
-    with pytest.raises(ValueError, match="no <!-- systems:begin"):
+    with pytest.raises(ValueError, match="no block <!-- systems:begin"):
         catalog.with_table("no markers")
 
 

@@ -120,14 +120,14 @@ def test_refusals(made, capsys, tmp_path):
     with pytest.raises(DataError, match=r"torn\.png: not a picture"):
         search.search(run, [str(tmp_path / "torn.png")], file)
     (tmp_path / "notes.md").write_text("words")
-    with pytest.raises(DataError, match="neither a picture"):
+    with pytest.raises(DataError, match="neither an image"):
         search.search(run, [str(tmp_path / "notes.md")], file)
     with pytest.raises(CounterpointError, match=r"no modality for 'a\.wav'.*image \(image\), text \(text\)"):
         search.search(run, ["a.wav"], file)
     with pytest.raises(CounterpointError, match="has no other modality"):
         search.search(run, ["arrow", "house"], file)
     for slip in ("gone.mp4", "photos/gone.heic", "photos/typo.pngg"):  # not words
-        with pytest.raises(DataError, match="neither a picture"):
+        with pytest.raises(DataError, match="neither an image"):
             search.search(run, [slip], file)
     for words in ("a" * 400, "either/or", "an arrow, v1.2 / red"):  # no file names
         assert len(search.search(run, [words], file)[1]) == 10

@@ -74,7 +74,7 @@ def test_a_sound_protocol_is_read():
         ("margin = 0.1", 'direction = "up"', "higher or lower"),
         ("margin = 0.1", 'test = "t"', "superiority or non-inferiority"),
         ('metric = "m"', 'metric = "m_best"', "chosen on the test split"),
-        ('metric = "m"', 'metric = "n"', r"no \[metrics.n\]"),
+        ('metric = "m"', 'metric = "n"', r"lacks its table \[metrics.n\]"),
         ("[metrics.m]", "[metrics.m_best]", "chosen on the test split"),
         ("[metrics.m]", "[metrics.valid_m]", "of the valid split"),
         ("bounds = [0.0, 1.0]", "bounds = [1.0, 0.0]", "the lower, then the upper bound"),

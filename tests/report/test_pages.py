@@ -130,7 +130,7 @@ def test_a_run_that_only_began(run):
     (run / "metrics.csv").unlink()
     (run / "environment.json").unlink()
     _, text = checked(write_run_report(Run.open(run)))
-    assert "is not there yet" in text
+    assert "does not exist yet" in text
     assert "nothing recorded" in text
 
 
@@ -231,7 +231,7 @@ def test_large_missing_and_unplayable_videos_are_linked_or_said(tmp_path, monkey
     source, text = checked(write_detection_report(made, tmp_path / "pages" / "out.html"))
     assert 'src="./../bi%20g%231.mp4"' in source
     assert "Browsers do not play .avi files" in text
-    assert "is no longer there" in text
+    assert "no longer exists" in text
     assert "base64,AAAA" not in source
     assert len(re.findall(r"<video", source)) == 1
     assert "All videos" in text

@@ -689,7 +689,7 @@ class SiamLIP(Loss):
 
 
 class SwALIP(ScaledLoss):
-    """SwALIP: predict one pair of views' assignment to the other modality's batch from the other pair of views.
+    """SwALIP: each pair of views predicts the other pair's assignment to the other modality's batch.
 
     Args:
         temperature: Initial temperature, in 0.01..1.
