@@ -390,9 +390,9 @@ def test_layers_that_do_not_fit():
     facts = SimpleNamespace(**FACTS)
     with pytest.raises(CounterpointError, match=r"student's layer2 cannot be guided by the teacher's stem"):
         FitNets(FitNetsConfig(**TAUGHT, guided="layer2", hint="stem"), facts)
-    with pytest.raises(CounterpointError, match="go in pairs, got 3 and 2"):
+    with pytest.raises(CounterpointError, match="must form pairs, got 3 and 2"):
         AttentionTransferConfig(teacher_layers=("layer1", "layer2"))
-    with pytest.raises(CounterpointError, match=r"layer norm gives no maps .* but \[16, 192\]|gives no maps"):
+    with pytest.raises(CounterpointError, match=r"layer norm must return maps .* got \[16, 192\]|must return maps"):
         AttentionTransfer(
             AttentionTransferConfig(
                 **TAUGHT | {"encoder": "vit-s"}, student_layers=("norm",), teacher_layers=("layer1",)
