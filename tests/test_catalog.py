@@ -30,7 +30,7 @@ def test_catalogue_has_sixty_three_papers_and_the_classics():
 
 
 @pytest.mark.parametrize("slug", [row.slug for row in catalog.entries().values() if row.built])
-def test_built_systems_have_their_files(slug):
+def test_every_built_system_can_be_loaded(slug):
     entry = catalog.get(slug)
     system = catalog.load_system(slug)
     assert system.slug == slug

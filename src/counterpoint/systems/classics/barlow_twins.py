@@ -47,7 +47,7 @@ def barlow(
         bn_eps: number > 0 added to the variance inside the root, as in batch normalisation; by default 1e-5.
 
     The function computes C only if dim < 2n. Wider embeddings need only [n, n] products (see `off_diagonal_squares`). A batch
-    of one row or of equal rows is standardised to zeros, so C = 0 and the loss is dim. Raises ValueError for different
+    of one row or of equal rows is standardised to zeros. Then C = 0 and the loss is dim. Raises ValueError for different
     shapes.
 
     >>> import torch
@@ -104,8 +104,8 @@ SYSTEM = System(
     config=BarlowTwinsConfig,
     learner=BarlowTwins,
     data="cifar10",
-    # Optimiser, rate and decay of solo-learn's published runs. They were chosen after a short run with plain SGD scored poorly
-    # on cifar10's test images, and by its training loss. A claim with this recipe is therefore not independent of them.
+    # Optimiser, rate and decay of solo-learn's published runs. A short run with plain SGD had scored poorly on cifar10's test
+    # images before, and its training loss decided too. A claim with this recipe is not independent of the test images.
     recipe=LAPTOP
     | {"epochs": 20, "projection": 512, "optimizer": "lars", "lr": 0.3, "bias_lr": None, "weight_decay": 1e-4},
 )

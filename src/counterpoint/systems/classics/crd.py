@@ -58,9 +58,9 @@ def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
 
 
 class _CRDRows(torch.autograd.Function):
-    """One side's loss of each sample with its gradient from the same pass, so that the bank may change before backward.
+    """One side's loss of each sample, with the gradient from the same pass.
 
-    Let h = exp(v . m / t) / Z, c = K/N + 1e-7 and a = v . m / t - log Z - log c. Then no exponential can overflow:
+    The bank may therefore change before backward. Let h = exp(v . m / t) / Z, c = K/N + 1e-7 and a = v . m / t - log Z - log c. Then no exponential can overflow:
 
         log h/(h + c) = -softplus(-a)
         log c/(h + c) = -softplus(a)
@@ -150,7 +150,7 @@ def crd(
     Z_student: Float[Tensor, ""] | None = None,
     Z_teacher: Float[Tensor, ""] | None = None,
 ) -> CRDOutput:
-    r"""Contrast each side's embedding with the other side's memory of the same sample and of K others (NCE form, Sec. 3).
+    r"""Contrast each side's embedding with the other side's memories of its own sample and K others (NCE, Sec. 3).
 
     Let h_s = exp(v_s . M_t / temperature) / Z_s, likewise h_t with M_s, and c = K/N + 1e-7. The loss of each side is
 

@@ -48,14 +48,14 @@ def patchify(images: Float[Tensor, "n channels height width"], patch: int) -> Fl
 def unpatchify(
     patches: Float[Tensor, "n patches values"], patch: int, grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "n channels height width"]:
-    """Reassemble the images that `patchify` cut.
+    """Join the patches of images that `patchify` cut.
 
     Args:
         patches: values of the patches, row by row.
         patch: side of a patch in pixels.
         grid: number of patches down and across; None: as many down as across.
 
-    Raises ValueError if the number of patches does not fit the grid, or the number of values is no multiple of patch^2.
+    Raises ValueError for a number of patches that does not fit the grid, or of values that patch^2 does not divide.
 
     >>> images = torch.rand(2, 3, 8, 4)
     >>> torch.equal(unpatchify(patchify(images, 2), 2, (4, 2)), images)

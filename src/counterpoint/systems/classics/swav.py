@@ -49,7 +49,9 @@ def swav(
     *,
     queue: Float[Tensor, "full stored prototypes"] | None = None,
 ) -> SwAVOutput:
-    r"""Compute the loss of swapped prediction (Eqs. 2 and 6), the mean over full-size crops i and all other crops v of
+    r"""Compute the loss of swapped prediction (Eqs. 2 and 6).
+
+    It is the mean over full-size crops i and all other crops v of
 
         -sum_k q_i,k log softmax_k(scores_v / temperature)
 

@@ -47,8 +47,8 @@ def vicreg(
 ) -> Float[Tensor, ""]:
     r"""Compute sim * mean (z1 - z2)^2 + std * (v(z1) + v(z2)) / 2 + cov * (c(z1) + c(z2))   (Eq. 6).
 
-    v is the mean over dimensions of relu(1 - sqrt(variance + eps)). c is the sum of squared covariances of different
-    dimensions, divided by dim. Both use the unbiased 1/(n - 1).
+    The variance term v is the mean over dimensions of relu(1 - sqrt(variance + eps)). The covariance term c is the sum of
+    squared covariances of different dimensions, divided by dim. Both use the unbiased 1/(n - 1).
 
     Args:
         z1, z2: embeddings of the two views, row by row; not normalised.
