@@ -112,7 +112,7 @@ def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, cap
     capsys.readouterr()
 
 
-def test_refusals(made, capsys, tmp_path):
+def test_runs_and_queries_that_do_not_fit_raise_an_error(made, capsys, tmp_path):
     run, file = made / "clip", made / "emb.parquet"
     with pytest.raises(DataError, match=r"gone\.png: no such file"):
         search.search(run, ["gone.png"], file)

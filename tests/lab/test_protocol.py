@@ -174,7 +174,7 @@ def test_every_protocol_of_the_package_is_sound(slug):
             assert not metric.endswith(("_last", "_last3"))
 
 
-def test_systems_without_a_claim_say_so():
+def test_systems_without_a_claim_raise_an_error():
     assert len(room.slugs()) == 17
     with pytest.raises(CounterpointError, match="clip is a baseline without its own claim"):
         room.of_system("clip")

@@ -327,7 +327,7 @@ def test_shifts_are_in_samples():
     assert 0.29 * 20 * HOP < apart.max() <= 0.3 * 20 * HOP
 
 
-def test_polarity_gain_and_noise():
+def test_polarity_gain_and_noise_change_the_wave():
     wave = tones([500.0] * 64)
     plain = LogSpectrogram(20)(wave)
     turned = sounds(polarity=1.0)
@@ -347,7 +347,7 @@ def test_polarity_gain_and_noise():
     assert bool((silent == 0).all())
 
 
-def test_masks_of_time_and_frequency():
+def test_masks_hide_time_and_frequency():
     wave = torch.randn(32, 40 * HOP, generator=generator())
     masked = sounds(mask=1.0, masked=(0.5, 0.5))
     view = masked.draw(32, generator())
@@ -447,7 +447,7 @@ def test_all_at_once_is_finite_and_repeatable():
         ),
     ],
 )
-def test_what_cannot_be_is_said(make, message):
+def test_recipes_and_inputs_out_of_range_raise_an_error(make, message):
     with pytest.raises(CounterpointError, match=message):
         make()
 

@@ -270,7 +270,7 @@ def test_float64_stays_float64():
         (lambda: views.gaussian_blur(torch.zeros(1, 3, 8, 8), torch.ones(1), 17), "17 taps"),
     ],
 )
-def test_what_cannot_be_is_refused(make, says):
+def test_recipes_and_inputs_out_of_range_raise_an_error(make, says):
     with pytest.raises(CounterpointError, match=says):
         make()
 

@@ -69,15 +69,9 @@ def file_column(name: str) -> str:
 
 
 def arrow() -> tuple[Any, Any]:
-<<<<<<< HEAD
-    """Import pyarrow, which takes a moment, when a file is read or written."""
+    """Import pyarrow, which is slow to import, only when a file is read or written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-=======
-    """Import pyarrow, which is slow to import, only when a file is read or written."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
->>>>>>> p1
 
     return pa, pq
 

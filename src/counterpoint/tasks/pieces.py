@@ -31,7 +31,7 @@ class RetrievalMetrics(NamedTuple):
 def retrieval_metrics(
     query: Float[Tensor, "n dim"], database: Float[Tensor, "n dim"], at: Sequence[int] = (1, 5, 10, 25)
 ) -> RetrievalMetrics:
-    """Rank row i of the database, from 1, by cosine similarity to row i of the query, and summarise the ranks.
+    """Rank row i of the database, from 1, by its cosine similarity to row i of the query.
 
     This function normalises rows. Rows that tie with the match count before it, so that equal embeddings find nothing. The
     authors' code breaks ties by position.

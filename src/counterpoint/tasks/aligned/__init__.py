@@ -14,7 +14,8 @@ A learner's `predict` returns {"embedding": {modality: [n, dim] unit rows}}. The
 - a linear probe, at the end.
 
 In the user's own data, a retrieved item is right if it is the query's own item. It is also right if both
-items share the content of the query's or the searched modality: picture, sound, text or vector. All five captions of a picture are right for it. In
+items share the content of the query's or the searched modality: picture, sound, text or vector.
+All five captions of a picture are right for it. In
 built-in data, items with exactly the same words or vector count as the same.
 
 If items were cut from larger wholes (`groups`), votes of the retrieved items identify the whole.

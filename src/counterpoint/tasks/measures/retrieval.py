@@ -101,7 +101,9 @@ def retrieval_chance(
         at: ranks k of the recalls; by default 1, 5 and 10.
 
     Returns recall at each k (`r1`, ...) and mean reciprocal rank (`mrr`); nan if no query has a right key. With g right keys
-    among m, the probability of one of them at rank k or before is 1 - C(m - g, k) / C(m, k).
+    among m, one of them has rank k or less with probability
+
+        1 - C(m - g, k) / C(m, k)
 
     >>> retrieval_chance(torch.arange(4), torch.arange(4), at=(1, 2))["r2"]
     0.5
