@@ -629,7 +629,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(DataError, match=said):
             opened(tmp_path / name)
-    with pytest.raises(CounterpointError, match="needs a place"):
+    with pytest.raises(CounterpointError, match="needs a path"):
         load_manifest("")
 
 

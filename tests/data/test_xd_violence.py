@@ -98,7 +98,7 @@ def test_lists_missing_or_empty(xd_tree, which):
 def test_no_such_directory(tmp_path):
     with pytest.raises(DataError, match="no such directory"):
         data.load(f"xd-violence:{tmp_path / 'nowhere'}")
-    with pytest.raises(CounterpointError, match="needs a place"):
+    with pytest.raises(CounterpointError, match="needs a path"):
         data.load("xd-violence")
 
 
