@@ -139,8 +139,8 @@ class _Evil:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (np.zeros((12, 1000), np.float32), "should be [snippets, 1024]"),
-        (np.zeros((1024,), np.float32), "should be [snippets, 1024]"),
+        (np.zeros((12, 1000), np.float32), "expected [snippets, 1024]"),
+        (np.zeros((1024,), np.float32), "expected [snippets, 1024]"),
         (np.zeros((0, 1024), np.float32), "no snippet"),
         (np.zeros((12, 1024), "S3"), "not numbers"),
         (np.zeros((12, 1024), complex), "not numbers"),
