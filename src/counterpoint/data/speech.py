@@ -124,7 +124,7 @@ def load(
     ((2, 32, 32, 3), (2, 9600))
     """
     if task != "aligned":
-        raise CounterpointError(f"speech serves the task aligned, not {task}")
+        raise CounterpointError(f"speech is for the task aligned, not for {task}")
     if pairing not in ("named", "m3"):
         raise CounterpointError(f"speech: pairing must be named or m3, got {pairing!r}")
     if train < 1 or test < 1 or words < 1 or seed < 0:

@@ -41,7 +41,7 @@ def load(
     ((2, 120, 120, 3), (2, 92610))
     """
     if task != "aligned":
-        raise CounterpointError(f"scores serves the task aligned, not {task}")
+        raise CounterpointError(f"scores is for the task aligned, not for {task}")
     if pieces < 6:
         raise CounterpointError(f"scores needs pieces >= 6 (a third train, a sixth test, half unpaired), got {pieces}")
     if not 0.1 <= seconds <= 30:
