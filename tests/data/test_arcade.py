@@ -156,7 +156,7 @@ def test_export_is_what_the_videos_source_reads(tmp_path, monkeypatch):
     paths = arcade.export(tmp_path / "mine", split="test", count=3, size=(64, 36))
     assert all(path.is_file() for path in paths)
     found = data.load(f"videos:{tmp_path / 'mine'}")
-    assert [note for note in found.notes if "videos to learn from" not in note and "valid split" not in note] == []
+    assert [note for note in found.notes if "training videos: too few" not in note and "valid split" not in note] == []
     assert (len(found.train) + len(found.valid), len(found.test)) == (3, 3)
     for video in found.test:
         number = int(video.name.rpartition("-")[2].removesuffix(".mp4"))

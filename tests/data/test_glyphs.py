@@ -177,7 +177,7 @@ def test_drawings_are_cached_and_damaged_ones_redrawn(cache, full, monkeypatch):
         ("held_out=remx", "did you mean remix"),
         ("styles=codicon&held_out=codicon", "leaves no style"),
         ("styles=codicon&test=100000", "leaves none to train on"),
-        ("styles=codicon&test=50&train=100000", "asked for 100000"),
+        ("styles=codicon&test=50&train=100000", "got train=100000"),
         ("test=0", "test >= 1"),
         ("size=4", "pixels"),
     ],

@@ -629,7 +629,7 @@ def test_unreadable_places_raise_an_error(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(DataError, match=said):
             opened(tmp_path / name)
-    with pytest.raises(CounterpointError, match="needs a place"):
+    with pytest.raises(CounterpointError, match="needs a path"):
         load_manifest("")
 
 

@@ -269,7 +269,7 @@ def test_a_name_leads_to_the_object_while_somebody_holds_it():
     spec = own.spec
     del own
     with pytest.raises(
-        CounterpointError, match=r"the data was an object in memory: arrays of 90 rows .* Give the same object"
+        CounterpointError, match=r"the data was an object in memory: arrays of 90 rows .* Pass the same object"
     ):
         sources.load(spec, task="views")
 
@@ -281,7 +281,7 @@ def test_the_same_object_is_known_again_with_its_options():
     with pytest.raises(DataError, match="this is other data than the run's"):
         same_again(own.spec, (PICTURES[:-1], KINDS[:-1]))
     grouped = cp.own((PICTURES, KINDS), groups=KINDS)
-    with pytest.raises(CounterpointError, match=r"give it as counterpoint.own\(OBJECT, groups=\.\.\.\)"):
+    with pytest.raises(CounterpointError, match=r"pass it as counterpoint.own\(OBJECT, groups=\.\.\.\)"):
         same_again(grouped.spec, (PICTURES, KINDS))
     assert same_again(grouped.spec, cp.own((PICTURES, KINDS), groups=KINDS)).spec == grouped.spec
 
@@ -291,7 +291,7 @@ def test_data_in_the_form_of_a_task_are_taken_as_they_are():
     own = cp.own(made)
     assert own.load("views") is made
     assert own.rows == COUNT
-    with pytest.raises(DataError, match="ImageData is not for this system, which learns from AlignedData"):
+    with pytest.raises(DataError, match="ImageData does not fit this system, which learns from AlignedData"):
         own.load("aligned")
     assert cp.own(cp.own((PICTURES[::-1].copy(), KINDS)).load("views")).digest != own.digest
 
@@ -338,12 +338,12 @@ def test_equal_bags_and_bags_of_a_group_stay_in_one_split():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label": [2] * 40}, "labels are 0"),
+        ({"label": [2] * 40}, "labels must be 0"),
         ({"label": [1] * 39}, "39 labels and 40 of visual"),
-        ({"truth": [[2]] * 40}, r"the truth of bag \d+ should be"),
+        ({"truth": [[2]] * 40}, r"the truth of bag \d+ must be"),
         ({"colour": [0] * 40}, "unknown column of bags 'colour'"),
-        ({"audio": [np.zeros((9, 3), np.float32)] * 40}, "audio snippets; give as many"),
-        ({"audio": [np.full((3, 3), np.nan, np.float32)] * 40}, "should be finite numbers"),
+        ({"audio": [np.zeros((9, 3), np.float32)] * 40}, "audio snippets; pass equal numbers"),
+        ({"audio": [np.full((3, 3), np.nan, np.float32)] * 40}, "must be finite numbers"),
     ],
 )
 def test_bags_that_do_not_fit_are_refused(change, said):
@@ -383,7 +383,7 @@ class Normalised(Dataset):
         (list, "data is a list"),
         (Stream, "Stream is a torch dataset without length"),
         (Odd, "item 0: holds a object, which shows no role"),
-        (Normalised, "item 0: a tensor of floats is a picture with values in 0..1.*take Normalize out"),
+        (Normalised, "item 0: a float tensor must be a picture with values in 0..1.*remove Normalize"),
         (lambda: PICTURES.astype(np.float64), "pictures are uint8"),
         (lambda: torch.zeros(4, 3, 8, 8), r"give pictures as uint8 \[N, H, W, 3\], such as x\.permute"),
         (lambda: (PICTURES,), r"a tuple is \(pictures, labels\), got 1 parts"),

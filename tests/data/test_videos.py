@@ -129,11 +129,11 @@ def test_truth_that_does_not_fit_the_folders_raises_an_error(folders):
     table.write_text("video,start,end\na b.mp4,1,2\nstranger.mp4,0,1\n")
     found = data.load(f"videos:{folders}")
     said = "\n".join(found.notes)
-    assert "without a row in truth.csv: test/violent/e.mp4" in said
+    assert "truth.csv has no row for a violent video: test/violent/e.mp4" in said
     assert "not in test/ or cannot be read: stranger.mp4" in said
     assert len(found.test) == 2
     table.write_text("video,start,end\nc.mov,1,2\n")
-    with pytest.raises(DataError, match=r"violent moments for videos in normal/: test/normal/c\.mov"):
+    with pytest.raises(DataError, match=r"violent moments of videos in normal/: test/normal/c\.mov"):
         data.load(f"videos:{folders}")
 
 
@@ -193,4 +193,4 @@ def test_links_are_followed_and_contents_decide(folders):
 
 
 def test_few_training_videos_draw_a_warning(folders):
-    assert any("only 3 videos to learn from" in note for note in data.load(f"videos:{folders}").notes)
+    assert any("only 3 training videos" in note for note in data.load(f"videos:{folders}").notes)

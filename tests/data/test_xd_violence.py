@@ -98,7 +98,7 @@ def test_missing_or_empty_lists_raise_an_error(xd_tree, which):
 def test_a_missing_directory_raises_an_error(tmp_path):
     with pytest.raises(DataError, match="no such directory"):
         data.load(f"xd-violence:{tmp_path / 'nowhere'}")
-    with pytest.raises(CounterpointError, match="needs a place"):
+    with pytest.raises(CounterpointError, match="needs a path"):
         data.load("xd-violence")
 
 
@@ -139,8 +139,8 @@ class _Evil:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (np.zeros((12, 1000), np.float32), "should be [snippets, 1024]"),
-        (np.zeros((1024,), np.float32), "should be [snippets, 1024]"),
+        (np.zeros((12, 1000), np.float32), "expected [snippets, 1024]"),
+        (np.zeros((1024,), np.float32), "expected [snippets, 1024]"),
         (np.zeros((0, 1024), np.float32), "no snippet"),
         (np.zeros((12, 1024), "S3"), "not numbers"),
         (np.zeros((12, 1024), complex), "not numbers"),

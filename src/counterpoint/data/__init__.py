@@ -326,7 +326,7 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
 def _place_and_query(spec: str) -> tuple[str, str]:
     """Split a spec into `NAME:ARGUMENT` and the options that follow it.
 
-    A question mark is part of the path where a path of that name exists, or where no `word=` follows it.
+    A question mark is part of the path where such a path exists, or where no `word=` follows it.
     """
     marks = [match.start() for match in re.finditer(r"\?", spec)]
     name, _, argument = spec.partition(":")

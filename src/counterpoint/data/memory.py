@@ -1,12 +1,12 @@
-"""Own data that is an object in memory, under a name that a run can keep: `memory:KIND?rows=N&digest=D`.
+"""The user's own data as an object in memory, under a name that a run can keep: `memory:KIND?rows=N&digest=D`.
 
-A data source is named by a string everywhere: in config.yaml, in a file of embeddings, between functions. An object gets
-such a name from its kind, its length, a digest of its contents and its options. Within this process the name leads to the
-object for as long as somebody holds its `Own`. In another process the name leads to an error that says what to give.
+A string names a data source everywhere: in config.yaml, in a file of embeddings, between functions. An object's name consists
+of its kind, its length, a digest of its contents and its options. Within this process the name gives the object while its `Own`
+exists. In another process the name raises an error that tells the user which object to pass.
 
     own = Own.of(frame, size=32)     # reads the object once
     own.spec                         # "memory:pandas.DataFrame?rows=600&digest=0f3a...&size=32"
-    data.load(own.spec)              # what a task takes: ImageData, AlignedData or BagData
+    data.load(own.spec)              # the form of a task: ImageData, AlignedData or BagData
 """
 
 from __future__ import annotations
@@ -39,31 +39,32 @@ from counterpoint.data.valid import SHARE, by_content, carve
 from counterpoint.errors import CounterpointError, DataError, unknown
 
 NAME = "memory"
-SIZE = 64  # pixels, where the object does not show a size of its own
+SIZE = 64  # pixels, where the object has no size of its own
 _GIVEN: WeakValueDictionary[str, Own] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an object is read. The defaults are those of `manifest:`."""
+    """Options for reading an object. The defaults are those of `manifest:`."""
 
     size: int = 0
-    """Pixels of pictures, height and width, 8 to 4096. 0: the pictures' own, where an array shows it, else 64."""
+    """Height and width of pictures in pixels, 8 to 4096. 0: the pictures' own size where they are one array, else 64."""
     rate: int = 16000
     """Samples per second of sounds, 1000 to 192000."""
     seconds: float = 2.0
-    """Length of sounds, 0.01 to 600."""
+    """Length of sounds in seconds, 0.01 to 600."""
     columns: str = ""
-    """NAME:KIND separated by commas (kinds: image, text, audio, video, vector, label, split, id). Empty: by names and types."""
+    """NAME:KIND separated by commas (kinds: image, text, audio, video, vector, label, split, id). Empty: names and types decide."""
     groups: str = ""
-    """The column of groups: rows of one group are never separated. Empty: none."""
+    """Column of groups: rows of one group stay in one split. Empty: none."""
     test: str = ""
-    """The fraction to test on, or the name of the split. Empty: the split "test", else "validation", else a fifth."""
+    """Fraction of the rows in the test split, or the name of a split. Empty: the split "test", else "validation", else a
+    fifth."""
     valid: str = ""
-    """The fraction of the training rows to watch training on, or the name of the split. Empty: the split "validation" where
-    it is not tested on, else a tenth."""
+    """Fraction of the training rows in the valid split, or the name of a split. Empty: the split "validation" where it is not
+    the test split, else a tenth."""
     max_bad: float = 0.1
-    """Maximum number of rows that cannot be read, as a fraction of all below 1 or as a count."""
+    """Maximum number of rows that cannot be read: below 1 a fraction of all rows, else a count."""
 
 
 TYPES: dict[str, type] = {name: type(value) for name, value in vars(Options()).items()}
@@ -74,11 +75,11 @@ class Own:
 
     Attributes:
         value: The object.
-        kind: What it is, such as "pandas.DataFrame".
-        rows: Its length, over all splits.
-        digest: Of its contents, 16 hexadecimal digits.
-        options: How it is read.
-        table: Its rows; None of bags, and of data that are in the form of a task already.
+        kind: Its type, such as "pandas.DataFrame".
+        rows: Number of its rows, over all splits.
+        digest: Digest of its contents, 16 hexadecimal digits.
+        options: Options for reading it.
+        table: Its rows; None for bags, and for data that are already in the form of a task.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class Own:
 
     @classmethod
     def of(cls, value: Any, *, groups: Any = None, columns: Any = "", **options: Any) -> Own:
-        """Read an object once, and give it a name in this process.
+        """Read an object once, and register its name in this process.
 
         Args:
-            value: See `counterpoint.data.own.objects`. Also an ImageData, AlignedData or BagData.
+            value: An object of a type that `counterpoint.data.own.objects` lists, or an ImageData, AlignedData or BagData.
             groups: The column of groups, or an array of one value for each row. Default: none.
-            columns: As in `Options`, or a dictionary {name: kind}.
+            columns: As in `Options`, or a dictionary {name: kind}. Default: names and types decide.
             options: Fields of `Options`.
 
-        Raises DataError for an object of another kind, CounterpointError for options that do not exist.
+        Raises DataError for an object of another type, CounterpointError for an unknown option.
         """
         if isinstance(value, cls):
             return value
@@ -132,7 +133,7 @@ class Own:
 
     @property
     def spec(self) -> str:
-        """Return the name under which a run keeps it."""
+        """Return the name that a run stores."""
         changed = {f.name: v for f in fields(Options) if (v := getattr(self.options, f.name)) != f.default}
         query = urlencode({"rows": self.rows, "digest": self.digest} | changed)
         return f"{NAME}:{quote(self.kind)}?{query}"
@@ -146,7 +147,7 @@ class Own:
         Args:
             form: views, aligned or bags.
 
-        Raises DataError where the object has no such form.
+        Raises DataError where the object does not have that form.
         """
         if form not in self.made:
             with plainly():
@@ -158,7 +159,7 @@ class Own:
         if isinstance(self.value, tuple(forms.values())):
             if not isinstance(self.value, forms[form]):
                 raise DataError(
-                    f"{self.kind} is not for this system, which learns from {forms[form].__name__}: see counterpoint.data"
+                    f"{self.kind} does not fit this system, which learns from {forms[form].__name__}: see counterpoint.data"
                 )
             return self.value
         if self.table is None:
@@ -169,8 +170,8 @@ class Own:
             return bag_data(self.value, self.options)
         if form == "bags":
             raise DataError(
-                f"{self.kind} is not for a system of the task bags; give a dictionary: visual, a list of arrays [T, dim]; "
-                "audio, likewise; label, [N] of 0 and 1"
+                f"{self.kind} does not fit a system of the task bags; pass a dictionary with visual and audio, lists of arrays "
+                "[T, dim], and label, [N] of 0 and 1"
             )
         return self._rows(form)
 
@@ -207,7 +208,7 @@ class Own:
         return found
 
     def _shown_size(self) -> int:
-        """Return the smaller side of pictures that are one array; `SIZE` where there is none."""
+        """Return the smaller side of pictures that are one array, within 8..4096; `SIZE` where there is no such array."""
         from counterpoint.data.own.objects import HeldCells
 
         assert self.table is not None
@@ -224,60 +225,60 @@ def _named(columns: str) -> dict[str, str]:
 
 
 def is_memory(spec: str | None) -> bool:
-    """Return whether a source's name is that of an object in memory."""
+    """Return whether a spec names an object in memory."""
     return bool(spec) and str(spec).partition(":")[0] == NAME
 
 
 def parsed(spec: str) -> tuple[str, dict[str, str]]:
-    """Return the kind of object that a name is of, and its rows, digest and options."""
+    """Return the kind of object in a spec, and a dictionary of its rows, digest and options."""
     place, _, query = spec.partition("?")
     return unquote(place.partition(":")[2]), dict(parse_qsl(query, keep_blank_values=True))
 
 
 def said(spec: str) -> str:
-    """Return a name in words: "pandas.DataFrame of 600 rows (digest 0f3a...)"."""
+    """Return a spec in words: "pandas.DataFrame of 600 rows (digest 0f3a...)"."""
     kind, given = parsed(spec)
     return f"{kind} of {given.get('rows', '?')} rows (digest {given.get('digest', '?')})"
 
 
 def load_memory(spec: str, task: str | None) -> Any:
-    """Return the data that a name leads to. CounterpointError where this process does not hold the object."""
+    """Return the data that a spec names, in the form of `task`. CounterpointError where this process lacks the object."""
     found = _GIVEN.get(spec)
     if found is None:
         raise CounterpointError(
-            f"the data was an object in memory: {said(spec)}. Give the same object again, in Python: "
+            f"the data was an object in memory: {said(spec)}. Pass the same object again, in Python: "
             "counterpoint.resume(RUN, data=OBJECT), or counterpoint.load(RUN).evaluate(data=OBJECT)"
         )
     return found.load(task or "views")
 
 
 def same_again(spec: str, value: Any) -> Own:
-    """Return an object that is given again, under the name that a run keeps.
+    """Return an object that the user passes again, under the name that a run stores.
 
     Args:
-        spec: The name that the run keeps.
-        value: The object, or its `Own`. Options are those of the run.
+        spec: The name that the run stores.
+        value: The object, which is read with the run's options, or its `Own`.
 
-    Raises DataError where its contents are others.
+    Raises DataError where the contents differ, CounterpointError where the run's groups are missing.
     """
     _, given = parsed(spec)
     options = {name: kind(given[name]) for name, kind in TYPES.items() if name in given and name != "groups"}
     groups = given.get("groups", "")
     if groups == GROUP and not isinstance(value, Own):
         raise CounterpointError(
-            f"the run's data, {said(spec)}, was given with groups; give it as counterpoint.own(OBJECT, groups=...)"
+            f"the run's data, {said(spec)}, has groups; pass it as counterpoint.own(OBJECT, groups=...)"
         )
     found = Own.of(value) if isinstance(value, Own) else Own.of(value, groups=groups or None, **options)
     if found.spec != spec:
         raise DataError(
-            f"this is other data than the run's: {said(found.spec)}, where the run was trained on {said(spec)}. A digest differs "
-            "also where a dataset draws anew at each reading, as with random transforms: take these out"
+            f"this is other data than the run's: {said(found.spec)}, but the run was trained on {said(spec)}. Random transforms of "
+            "a dataset also change the digest: remove them"
         )
     return found
 
 
 def plain(text: str) -> str:
-    """Write a message for a reader who passes keyword arguments: without question marks and dashes of the command line.
+    """Rewrite a message for a reader who passes keyword arguments: remove the command line's question marks and dashes.
 
     >>> plain("use --batch-size 64 or less, or ?valid=0.2; go on: counterpoint train --resume runs/x")
     'use batch_size 64 or less, or valid=0.2; go on: counterpoint train --resume runs/x'
@@ -289,7 +290,7 @@ def plain(text: str) -> str:
 
 @contextmanager
 def plainly() -> Any:
-    """Raise the errors of a block with their messages in the words of Python (see `plain`)."""
+    """Rewrite the messages of a block's errors for Python (see `plain`), and raise them again."""
     try:
         yield
     except CounterpointError as error:
@@ -302,7 +303,7 @@ def plainly() -> Any:
 
 
 def is_bags(value: Any) -> bool:
-    """Return whether an object is bags of feature rows: a dictionary with visual, audio and label, arrays [T, dim] in lists."""
+    """Return whether an object is bags of feature rows: a dictionary with visual, audio (lists of arrays [T, dim]) and label."""
     if not isinstance(value, Mapping) or not {"visual", "audio", "label"} <= set(value):
         return False
     first = value["visual"][0] if len(value["visual"]) else None
@@ -310,37 +311,37 @@ def is_bags(value: Any) -> bool:
 
 
 def bag_data(value: Mapping[str, Any], options: Options, frames: int = 16) -> BagData:
-    """Return bags as the task takes them, with splits made here where none are given.
+    """Return bags in the form of the task; cut splits where none are given.
 
     Args:
         value: visual: N arrays [T, visual_dim]. audio: N arrays [T, audio_dim]. label: [N] of 0 and 1. Optional: truth, N arrays
             [T] of 0 and 1 for each snippet; split, [N] names; group, [N] values; name, [N] names.
-        options: test and valid count as in `Options`.
-        frames: of the truth, for each snippet.
+        options: `test` and `valid` count, as in `Options`.
+        frames: number of frames of the truth for each snippet.
 
-    Raises DataError for columns that differ in length, for rows of other widths and for labels other than 0 and 1.
+    Raises DataError for columns of different length, rows of different width, and labels other than 0 and 1.
     """
     count = len(value["label"])
     for key in value:
         if key not in ("visual", "audio", "label", "truth", "split", "group", "name"):
             raise unknown("column of bags", key, ["visual", "audio", "label", "truth", "split", "group", "name"])
         if len(value[key]) != count:
-            raise DataError(f"bags: {count} labels and {len(value[key])} of {key}; give one for each bag")
+            raise DataError(f"bags: {count} labels and {len(value[key])} of {key}; pass one for each bag")
     labels = np.asarray(value["label"], np.int64)
     if not np.isin(labels, (0, 1)).all():
-        raise DataError("bags: labels are 0 (the event is nowhere) and 1 (somewhere)")
+        raise DataError("bags: labels must be 0 (no event in the bag) or 1 (an event in the bag)")
     rows = {key: [np.asarray(part, np.float32) for part in value[key]] for key in ("visual", "audio")}
     for key, parts in rows.items():
         for number, part in enumerate(parts):
             if part.ndim != 2 or not len(part) or part.shape[1] != parts[0].shape[1] or not np.isfinite(part).all():
                 raise DataError(
-                    f"bags: {key} of bag {number} should be finite numbers [T, {parts[0].shape[1]}], T at least 1, got "
+                    f"bags: {key} of bag {number} must be finite numbers [T, {parts[0].shape[1]}], T at least 1, got "
                     f"{list(part.shape)}"
                 )
     for number, (visual, audio) in enumerate(zip(rows["visual"], rows["audio"], strict=True)):
         if len(visual) != len(audio):
             raise DataError(
-                f"bags: bag {number} has {len(visual)} visual and {len(audio)} audio snippets; give as many"
+                f"bags: bag {number} has {len(visual)} visual and {len(audio)} audio snippets; pass equal numbers"
             )
     names = [str(name) for name in value.get("name", range(count))]
     train, valid, test, notes = _bag_splits(value, rows, labels, options)
@@ -349,16 +350,14 @@ def bag_data(value: Mapping[str, Any], options: Options, frames: int = 16) -> Ba
         length = len(rows["visual"][n])
         known = np.asarray(value["truth"][n]) if "truth" in value else np.full(length, labels[n])
         if known.shape != (length,) or not np.isin(known, (0, 1)).all():
-            raise DataError(f"bags: the truth of bag {n} should be {length} values of 0 and 1")
+            raise DataError(f"bags: the truth of bag {n} must be {length} values of 0 and 1")
         return np.repeat(known.astype(np.int8), frames)
 
     def video(n: int) -> TestVideo:
         return TestVideo(names[n], rows["visual"][n][None], rows["audio"][n], int(labels[n]), truth(n))
 
     if "truth" not in value:
-        notes.append(
-            "bags: there is no truth for each snippet, so every snippet of a bag with the event counts as the event"
-        )
+        notes.append("bags: the snippets have no truth, so every snippet of a bag with the event counts as the event")
     return BagData(
         "bags",
         [Bag(names[n], rows["visual"][n], rows["audio"][n], int(labels[n])) for n in train.tolist()],
@@ -400,7 +399,7 @@ def _bag_splits(
 
 
 def _linked(one: Indices, other: Indices) -> Indices:
-    """Return numbers that are equal where rows are linked by either of two numberings."""
+    """Return [n] numbers, equal for rows that either of two [n] numberings links, directly or in a chain."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -421,7 +420,7 @@ def _bags_digest(value: Mapping[str, Any]) -> str:
 
 
 def _contract_digest(value: ImageData | AlignedData | BagData) -> str:
-    """Return a digest of everything that a task reads of data in its own form."""
+    """Return a digest of everything that a task reads from data in the task's form."""
     digest = Digest(type(value).__name__)
     for name in ("train", "valid", "test"):
         part: Any = getattr(value, name)

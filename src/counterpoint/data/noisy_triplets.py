@@ -1,12 +1,12 @@
-"""Synthetic triplets of video, audio and text of which many do not belong together: the setting of gradient harmonization.
+"""`noisy-triplets`: synthetic triplets of video, audio and text, many of them mismatched: data of gradient harmonization's claim.
 
-A hidden z of 8 numbers is the centre of one of 10 classes, standard normal, plus what is the instance's own, half as large,
-so that instances of a class are not easily told apart. Each modality is 24 numbers, a random linear map of z with noise of
-standard deviation 0.5. In a share of the training triplets audio or text (each as often) is that of another training item.
-Test triplets all belong together.
+A hidden z of 8 numbers is the sum of a class centre and an offset of the instance. The 10 centres are standard normal. The
+offsets have half their standard deviation, so that instances of a class are hard to distinguish. Each modality is 24
+numbers, a random linear map of z with noise of standard deviation 0.5. In a share of the training triplets, audio or text (each
+equally often) comes from another training item. All valid and test triplets match.
 
-The domains tell the training triplets apart, for those who measure what a method knows of them: "aligned", "audio of
-another", "text of another".
+The domains label the training triplets: "aligned", "audio of another", "text of another". So one can measure how well a method
+detects mismatches.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from counterpoint.data.valid import checked_count
 from counterpoint.errors import CounterpointError
 
 HIDDEN, CLASSES, DIM = 8, 10, 24
-# How far instances lie from their centre, along each hidden number. 1.0 was too easy (recall 0.9) and one seed of all arms
-# had been run with it; 0.5 was then chosen by the plain arm alone, to come near the plain figures expected.
+# Standard deviation of instances around their centre, in each hidden number. 1.0 was too easy (recall 0.9); one seed of all
+# arms had been run with it. The plain arm alone then gave 0.5, for plain figures near the expected ones.
 INSTANCE = 0.5
 MODALITIES = ("video", "audio", "text")
 DOMAINS = ("aligned", "audio of another", "text of another")
@@ -34,9 +34,17 @@ def load(
     misaligned: float = 0.6,
     seed: int = 0,
 ) -> AlignedData:
-    """`train` triplets, a share `misaligned` of them broken, and `valid` and `test` whole ones, of one world of `seed`.
+    """Draw training, valid and test triplets from one set of centres and maps.
 
-    -1 draws as many valid triplets as test triplets.
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training triplets, at least 2.
+        valid: number of valid triplets; -1 for as many as test triplets.
+        test: number of test triplets, at least 2.
+        misaligned: share of the training triplets with audio or text of another, 0 to 1.
+        seed: seed of the centres, the maps and all triplets.
+
+    Raises CounterpointError for a number or share out of range.
     """
     if train < 2 or test < 2:
         raise CounterpointError(f"noisy-triplets needs train and test of at least 2, got {train} and {test}")
@@ -70,6 +78,6 @@ def load(
         test=tested,
         modalities={name: Modality("vector", dim=DIM) for name in MODALITIES},
         classes=tuple(f"class {number}" for number in range(CLASSES)),
-        notes=[f"noisy-triplets: audio or text of {misaligned:.0%} of the training triplets is another's, on purpose"],
+        notes=[f"noisy-triplets: {misaligned:.0%} of the training triplets have audio or text of another, by design"],
         domains=DOMAINS,
     )

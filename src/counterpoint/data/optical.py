@@ -1,4 +1,4 @@
-"""The handwritten digits that ride in scikit-learn, read from its file: importing scikit-learn takes a second."""
+"""The handwritten digits of scikit-learn, read from its file, because importing scikit-learn takes a second."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from counterpoint.errors import DataError
 
 
 def load_digits() -> SimpleNamespace:
-    """Return what `sklearn.datasets.load_digits` returns: data [1797, 64], images [1797, 8, 8], target [1797].
+    """Return the same as `sklearn.datasets.load_digits`: data [1797, 64], images [1797, 8, 8], target [1797].
 
-    Pixels are floats from 0 to 16. Raises DataError when scikit-learn does not hold the file.
+    Pixels are floats from 0 to 16. Raises DataError when the installed scikit-learn lacks the file.
     """
     package = find_spec("sklearn")
     file = Path(str(package.origin)).parent / "datasets" / "data" / "digits.csv.gz" if package else None
     if file is None or not file.is_file():
-        raise DataError(f"{file or 'scikit-learn'}: no such file; install scikit-learn anew: pip install scikit-learn")
+        raise DataError(
+            f"{file or 'scikit-learn'}: no such file; reinstall it: pip install --force-reinstall scikit-learn"
+        )
     with gzip.open(file, "rt", encoding="utf-8") as rows:
         found = np.loadtxt(rows, delimiter=",")
     data = found[:, :-1]

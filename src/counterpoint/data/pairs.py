@@ -1,15 +1,15 @@
 """The contract of aligned data: items seen in several modalities at once, for the task `aligned` (numpy only, no torch).
 
-An item is one row of every modality's column: a picture and its caption, a name and its sound. Any number of modalities
-can stand side by side, and an item may lack some of them (`present`).
+An item is one row of every modality's column: a picture and its caption, a name and its sound. There can be any number of
+modalities, and an item may lack some of them (`present`).
 
-    kind    what a column hands over for n positions        facts of its Modality
+    kind    values of a column at n positions               facts of its Modality
     image   uint8 [n, size, size, 3] RGB                    size
     text    list of n strings, "" where missing
     audio   float32 [n, samples], mono in [-1, 1]           rate, samples
     vector  float32 [n, dim]                                dim
 
-Items may be cut from something larger, a page of a score or a recording (`groups`), by which they can be sought too.
+Items may be parts of a larger whole, such as a page of a score or a recording (`groups`). Retrieval can also look for the whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Column = NDArray[np.uint8] | NDArray[np.float32] | list[str]
 
 @dataclass(frozen=True)
 class Modality:
-    """What kind of thing a column holds; facts that do not apply to its kind are None."""
+    """The kind of a column's values, and their sizes; facts that do not apply to the kind are None."""
 
     kind: Kind
     size: int | None = None  # pixels of an image, height and width
@@ -46,23 +46,23 @@ class Modality:
 
 @runtime_checkable
 class WaveSplit(Protocol):
-    """Sounds that are read when asked for: what `ImageSplit` is for pictures."""
+    """Sounds that are read on access, as `ImageSplit` is for pictures."""
 
     def __len__(self) -> int: ...
 
     def waves(self, indices: Indices) -> NDArray[np.float32]:
-        """[n] positions -> [n, samples], mono in [-1, 1]."""
+        """Return the sounds at [n] positions: [n, samples], mono in [-1, 1]."""
         ...
 
 
 @runtime_checkable
 class TextSplit(Protocol):
-    """Texts that are read many at a time: faster than one by one where they are held in arrays."""
+    """Texts that are read many at a time, which is faster than one by one where arrays hold them."""
 
     def __len__(self) -> int: ...
 
     def texts(self, indices: Indices) -> list[str]:
-        """[n] positions -> n texts, "" where an item has none."""
+        """Return the texts at [n] positions, "" where an item has none."""
         ...
 
 
@@ -73,52 +73,52 @@ class AlignedSplit(Protocol):
 
     @property
     def labels(self) -> Indices | None:
-        """[len] class numbers, -1 for an item of no class; None when nothing is labelled."""
+        """[len] class numbers, -1 for an item without a class; None without labels."""
         ...
 
     @property
     def domains(self) -> Indices | None:
-        """[len] numbers of `AlignedData.domains`; None when there are none."""
+        """[len] numbers of `AlignedData.domains`; None without domains."""
         ...
 
     @property
     def groups(self) -> Indices | None:
-        """[len] numbers of what an item was cut from, the same in every split; None when items stand for themselves."""
+        """[len] numbers of the whole that each item is part of, the same in every split; None for independent items."""
         ...
 
     def column(self, modality: str, indices: Indices) -> Column:
-        """One modality of the items at n positions; what stands where it is missing is zeros or an empty string."""
+        """Return one modality of the items at [n] positions: zeros, or an empty string, where an item lacks it."""
         ...
 
     def present(self, modality: str, indices: Indices) -> NDArray[np.bool_]:
-        """[n] whether each of the items has this modality."""
+        """Return [n], true for items that have this modality."""
         ...
 
 
 @dataclass(frozen=True)
 class AlignedData:
-    """A source's three splits and what is needed to read them."""
+    """A source's three splits, and the facts needed to read them."""
 
     name: str
     train: AlignedSplit
-    valid: AlignedSplit  # training is watched on it, and settings are chosen on it
-    test: AlignedSplit  # measured once, at the end
-    modalities: dict[str, Modality]  # in the order in which reports name them
+    valid: AlignedSplit  # to monitor training and to choose settings
+    test: AlignedSplit  # evaluated once, at the end
+    modalities: dict[str, Modality]  # in the order of reports
     classes: tuple[str, ...] | None = None
-    # What the user should know about this data: items left out, splits made.
+    # Remarks for the user on this data: items left out, splits made.
     notes: list[str] = field(default_factory=list)
-    # Where items come from (drawing styles, voices): not what they are about.
+    # Names of the items' origins (drawing styles, voices), as opposed to their subjects.
     domains: tuple[str, ...] = ()
     # More test splits by name, from other domains than the training split.
     shifts: dict[str, AlignedSplit] = field(default_factory=dict)
-    # Items in one modality each, to learn a modality from by itself: many, and often of a domain that has no pairs.
+    # Items in one modality each, to train on one modality alone: many, and often of a domain without pairs.
     unpaired: AlignedSplit | None = None
-    # What was found, read and left out, of sources that read the user's own files.
+    # Numbers found, read and left out, of sources that read the user's own files.
     accounts: Accounts | None = None
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The facts a learner is built from, fit for JSON."""
+        """The facts that a learner is built from, ready for JSON."""
         return {
             "modalities": {name: modality.spec for name, modality in self.modalities.items()},
             "classes": len(self.classes or ()),
@@ -139,22 +139,22 @@ class ArrayWaves:
         return len(self.sounds)
 
     def waves(self, indices: Indices) -> NDArray[np.float32]:
-        """[n] positions -> [n, samples] in [-1, 1]."""
+        """Return the sounds at [n] positions: [n, samples] in [-1, 1]."""
         return self.sounds[indices].astype(np.float32) / np.float32(32768)
 
 
 class AlignedColumns:
-    """A split made of columns of one length.
+    """A split made of columns of one length: an `AlignedSplit`.
 
     Args:
         columns: modality -> an `ImageSplit` for images, a sequence of strings for text, a float32 array [N, dim or
             samples] for vectors and audio, or a `WaveSplit` for audio.
-        labels: [N] class numbers.
-        presence: modality -> [N] bool; a modality that is not named is never missing.
-        domains: [N] domain numbers.
-        groups: [N] numbers of what items were cut from.
-        same: modality -> [N] numbers that are equal where items are one thing in it: the same picture, sound, text or
-            vector; -1 where an item lacks it. Default: nothing is known of that.
+        labels: [N] class numbers. Default: no labels.
+        presence: modality -> [N] bool; every item has a modality that is not named here.
+        domains: [N] domain numbers. Default: no domains.
+        groups: [N] numbers of the whole that each item is part of. Default: items are independent.
+        same: modality -> [N] numbers, equal where items have the same picture, sound, text or vector; -1 where an item
+            lacks it. Default: not known.
 
     Raises DataError when the columns differ in length.
     """
@@ -184,9 +184,9 @@ class AlignedColumns:
         self._same = {name: np.asarray(numbers, np.int64) for name, numbers in (same or {}).items()}
 
     def same(self, modality: str) -> Indices | None:
-        """Numbers of all items that are equal where items are one thing in a modality, -1 where they lack it.
+        """Return [N] numbers that are equal where items have equal content in a modality, -1 where they lack it.
 
-        None where nothing is known of that.
+        None where this is not known.
         """
         self._known(modality)
         return self._same.get(modality)

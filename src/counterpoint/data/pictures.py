@@ -1,4 +1,4 @@
-"""Take a picture that is an object in memory: a Pillow image, an array, a torch tensor."""
+"""Convert pictures that are objects in memory: Pillow images, arrays, torch tensors."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def as_pixels(value: Any) -> Pixels:
         if found.dtype.kind == "f":
             if not np.isfinite(found).all() or found.min(initial=0) < 0 or found.max(initial=0) > 1:
                 raise DataError(
-                    f"a tensor of floats is a picture with values in 0..1, got {found.min():g}..{found.max():g}; take "
-                    "Normalize out of its transforms, because Counterpoint normalises pictures itself"
+                    f"a float tensor must be a picture with values in 0..1, got {found.min():g}..{found.max():g}; remove "
+                    "Normalize from its transforms, because Counterpoint normalises pictures itself"
                 )
             found = np.rint(found * 255).astype(np.uint8)
     else:
@@ -58,6 +58,6 @@ def as_pixels(value: Any) -> Pixels:
 
 
 def ppm(pixels: Pixels) -> bytes:
-    """Return pixels [H, W] or [H, W, 3] as the bytes of a PGM or PPM file: a header and the pixels as they are."""
+    """Return pixels [H, W] or [H, W, 3] as the bytes of a PGM or PPM file: a header, then the pixels unchanged."""
     kind = b"P5" if pixels.ndim == 2 else b"P6"
     return b"%s %d %d 255\n" % (kind, pixels.shape[1], pixels.shape[0]) + pixels.tobytes()

@@ -1,4 +1,4 @@
-"""Items for people: pictures and sounds as text that a page can hold."""
+"""Items for display: pictures and sounds as text that a web page can hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ NUMBERS = 6  # of a vector
 
 
 def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[str, Any]:
-    """One modality of an item, fit for JSON: {"text"}, {"png"} or {"wav"} (both base64), or {"numbers"}."""
+    """Return one modality of an item for JSON: {"text"}, {"png"} or {"wav"} (both base64), or {"numbers"}.
+
+    Args:
+        data: the set.
+        split: one of its splits.
+        name: of the modality.
+        row: position of the item in the split.
+    """
     modality = data.modalities[name]
     value: Any = split.column(name, np.array([row]))[0]
     if modality.kind == "text":
@@ -32,7 +39,11 @@ def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[s
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
-    """A picture, [H, W, 3] or [H, W], as a PNG in base64, scaled down to 96 pixels."""
+    """Encode a picture as a PNG in base64, scaled down to at most 96 pixels a side.
+
+    Args:
+        pixels: [H, W, 3] or [H, W].
+    """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((LARGEST, LARGEST))
     out = io.BytesIO()
@@ -41,7 +52,12 @@ def png(pixels: NDArray[np.uint8]) -> str:
 
 
 def wav(sound: NDArray[np.float32], rate: int) -> str:
-    """A sound, mono in [-1, 1], as a WAV of 16 bits in base64, at 12 kHz or less."""
+    """Encode a sound as a WAV of 16 bits in base64, at 12 kHz or less.
+
+    Args:
+        sound: [samples], mono in [-1, 1].
+        rate: samples per second.
+    """
     step = -(-rate // 12000)
     if step > 1:
         from scipy.signal import resample_poly

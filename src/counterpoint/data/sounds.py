@@ -1,10 +1,15 @@
-"""Sound files, decoded to mono at one rate and one length: what `images` is for pictures (PyAV over FFmpeg).
+"""Sound files, decoded to mono at one rate and one length, as `images` does for pictures (PyAV over FFmpeg).
 
-How a file becomes a wave: its default sound track, channels averaged (the louder one where they cancel), resampled to
-`rate`. A file longer than `samples` gives its centre, a shorter one is followed by zeros. Times are those of the pictures
-beside it (`media.clock`): sound that starts late follows zeros. Where the header cannot be trusted with the length, the
-packets are counted. Only the piece that is kept is decoded. Samples beyond [-1, 1] are cut off there. Silence, rubbish and
-values that are not numbers are errors, never a wave.
+A file becomes a wave in these steps:
+
+    1. Take its default sound track.
+    2. Average the channels, or take the louder one where they cancel.
+    3. Resample to `rate`.
+    4. Keep the centre of a longer sound; append zeros to a shorter one.
+
+Times are those of the pictures in the same file (`media.clock`): zeros precede sound that starts late. Where the header's
+length is not reliable, the packets are counted. Only the kept piece is decoded. Samples are clipped to [-1, 1]. Silence,
+damaged data and values that are not finite are errors, never a wave.
 """
 
 from __future__ import annotations
@@ -30,12 +35,12 @@ from counterpoint.errors import CounterpointError, DataError
 
 Wave = NDArray[np.float32]
 
-LOUDEST = 8.0  # beyond this a wave of floats was not meant to lie in [-1, 1]
-LONGEST = 600.0  # seconds of a piece at most
-_NEAR = 5.0  # seconds: what starts later is sought by the file's index, not decoded up to
-_BEFORE = 0.5  # seconds decoded before a piece, for codecs whose frames build on those before
-_KEPT_BYTES = 32 * 2**20  # packets kept at most between measuring a file and decoding a piece of it
-_FAILURES = 100  # packets in a row that cannot be decoded before the rest is given up
+LOUDEST = 8.0  # a wave of floats with a larger value was not scaled to [-1, 1]
+LONGEST = 600.0  # maximum seconds of a piece
+_NEAR = 5.0  # seconds: a piece that starts later is found by the file's index, not by decoding up to it
+_BEFORE = 0.5  # seconds decoded before a piece, for codecs whose frames depend on earlier ones
+_KEPT_BYTES = 32 * 2**20  # maximum bytes of packets kept between measuring a file and decoding a piece of it
+_FAILURES = 100  # undecodable packets in a row after which decoding stops
 
 
 class Sound(NamedTuple):
@@ -46,14 +51,14 @@ class Sound(NamedTuple):
 
 
 class EncodedWaves:
-    """Sounds that are decoded when asked for and not kept (a `WaveSplit`).
+    """Sounds that are decoded on each access and not kept (a `WaveSplit`).
 
     Args:
-        count: how many.
+        count: number of sounds.
         read: position -> the sound's file, or its encoded bytes; None for an item without sound, which gives zeros.
-        name: position -> what messages call it.
+        name: position -> the item's name in messages.
         rate: samples per second.
-        samples: of every sound.
+        samples: number of samples of every sound.
     """
 
     def __init__(
@@ -78,14 +83,19 @@ class EncodedWaves:
                     out[row] = decode_sound(found, self.rate, self.samples).wave
             except DataError as error:
                 raise DataError(
-                    f"{self.name(int(index))}: {error}. Its header was good when the set was opened; mend the sound and "
-                    "go on with --resume, or remove it and start again"
+                    f"{self.name(int(index))}: {error}. Its header was valid when the set was opened; repair the sound and "
+                    "continue with --resume, or remove it and start again"
                 ) from error
         return out
 
 
 def checked_rate(rate: int, seconds: float) -> int:
-    """Samples of `seconds` at `rate`; CounterpointError for what sound cannot have."""
+    """Return the number of samples of `seconds` at `rate`; CounterpointError for a value out of range.
+
+    Args:
+        rate: samples per second, 1000 to 192000.
+        seconds: length of a sound, 0.01 to 600.
+    """
     if not 1000 <= rate <= 192_000:
         raise CounterpointError(f"rate is the sounds' samples per second, 1000 to 192000; got {rate}")
     if not 0.01 <= seconds <= LONGEST:
@@ -94,7 +104,7 @@ def checked_rate(rate: int, seconds: float) -> int:
 
 
 def fitted(wave: Float[np.ndarray, " n"], samples: int) -> Float[np.ndarray, " samples"]:
-    """A wave of exactly `samples`: the centre of a longer one, zeros after a shorter one.
+    """Return a wave of exactly `samples`: the centre of a longer wave, a shorter one with zeros after it.
 
     >>> fitted(np.ones(2, np.float32), 3).tolist()
     [1.0, 1.0, 0.0]
@@ -107,11 +117,12 @@ def fitted(wave: Float[np.ndarray, " n"], samples: int) -> Float[np.ndarray, " s
 
 
 def resampled(wave: Float[np.ndarray, " n"], rate: int, new: int) -> Float[np.ndarray, " m"]:
-    """A wave at another rate, by a polyphase filter that lets nothing through above the lower of both limits.
+    """Convert a wave to another rate by a polyphase filter, which removes frequencies above the lower Nyquist limit.
 
     Args:
-        wave: at `rate` samples per second.
-        new: samples per second wanted; m is n * new / rate, rounded up.
+        wave: [n] samples.
+        rate: samples per second of the wave, at least 1.
+        new: samples per second of the result, at least 1; its length m is n * new / rate, rounded up.
 
     >>> len(resampled(np.zeros(44_100, np.float32), 44_100, 16_000))
     16000
@@ -127,21 +138,27 @@ def resampled(wave: Float[np.ndarray, " n"], rate: int, new: int) -> Float[np.nd
 
 
 def sound_of_numbers(values: ArrayLike, rate: int, new: int, samples: int) -> Sound:
-    """Samples that are at hand as numbers, [n] or [channels, n], made a piece of `samples` at `new` per second.
+    """Convert samples given as numbers to a mono piece.
 
-    Raises DataError when they are not numbers, or silent.
+    Args:
+        values: [n] or [channels, n] samples in [-1, 1].
+        rate: their samples per second, 100 to 10^6.
+        new: samples per second of the piece.
+        samples: length of the piece.
+
+    Raises DataError for values that are not numbers, another shape, a rate out of range, and silence.
     """
     try:
         wave = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError("its samples are not numbers") from error
     if not 100 <= rate <= 10**6:
-        raise DataError(f"has an impossible rate, {rate} samples per second")
+        raise DataError(f"has an impossible rate, {rate} samples per second; it must be 100 to 1000000")
     if wave.ndim == 2:  # channels are the shorter side
         wave = wave.mean(0 if wave.shape[0] <= wave.shape[1] else 1)
     if wave.ndim != 1:
-        raise DataError(f"its samples have the shape {list(wave.shape)}")
-    # With a margin on both sides, for the filter would see an edge where the sound goes on.
+        raise DataError(f"its samples have the shape {list(wave.shape)}, expected [n] or [channels, n]")
+    # A margin on both sides, because the filter would otherwise see an edge where the sound continues.
     length = -(-samples * rate // new) + 32 * -(-max(rate, new) // new)
     if len(wave) > length:
         start = (len(wave) - length) // 2
@@ -151,7 +168,7 @@ def sound_of_numbers(values: ArrayLike, rate: int, new: int, samples: int) -> So
 
 
 def _checked(wave: NDArray[Any]) -> Wave:
-    """The wave cut off at [-1, 1]; DataError for one that holds nothing, or nothing that is sound."""
+    """Clip a wave to [-1, 1]; DataError for one that is empty, not finite, silent or out of scale."""
     if not len(wave):
         raise DataError("holds no sound")
     if not np.isfinite(wave).all():
@@ -160,7 +177,7 @@ def _checked(wave: NDArray[Any]) -> Wave:
     if peak < SILENCE:
         raise DataError("is silent")
     if peak > LOUDEST:
-        raise DataError(f"has samples of up to {peak:.4g}; they should lie in -1 to 1")
+        raise DataError(f"has samples of up to {peak:.4g}; they must lie in -1 to 1")
     return np.asarray(wave, np.float32).clip(-1, 1)
 
 
@@ -168,25 +185,27 @@ def _checked(wave: NDArray[Any]) -> Wave:
 
 
 class SoundInput:
-    """An open file or its bytes and its default sound track; DataError for what cannot be opened.
+    """An open sound file and its default sound track.
 
         with SoundInput(path) as found:
             found.rate, found.length()
 
     Args:
-        source: a file in any container FFmpeg reads, a video's sound as well, or its bytes.
+        source: a file in any container that FFmpeg reads, also a video, or the file's bytes.
+
+    Raises DataError for a file that cannot be opened or has no sound track.
     """
 
     def __init__(self, source: Path | bytes) -> None:
         av = load_av()
         self.av = av
-        # What PyAV raises on broken data: its own errors, and Python's for values that fit no number.
+        # Errors that PyAV raises on damaged data: its own, and Python's for values out of range.
         self.broken = (av.FFmpegError, ValueError, OverflowError, OSError, MemoryError)
         size = _size(source)
         if not size:
             raise DataError("is empty (0 bytes)")
         try:
-            # Playlists could name other files, or addresses on the net: nothing but the file itself is opened.
+            # Playlists could name other files or network addresses: FFmpeg may open only the file itself.
             options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
             place: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
             self.container: Any = av.open(place, metadata_errors="ignore", options=options)
@@ -201,16 +220,16 @@ class SoundInput:
                 raise DataError("its sound codec is not known to this build of FFmpeg")
             self.rate = int(self.stream.codec_context.sample_rate or 0)
             if self.rate < 1:
-                raise DataError("does not say its samples per second")
+                raise DataError("does not give its samples per second")
             cover = disposition.attached_pic | disposition.timed_thumbnails
             video = choose([s for s in streams.video if not s.disposition & cover], disposition)
-            # The pictures count for the clock and for the length: the centre is that of the whole file.
+            # The video track counts for the clock and for the length: the centre is that of the whole file.
             self.tracks = [self.stream] + ([video] if video is not None else [])
             self.clock = clock_of(av, self.container)
             self.kept: list[Any] | None = None  # all packets of the sound, where they were read for the length
-            self.base = float(self.stream.time_base or 1)  # seconds of a tick
+            self.base = float(self.stream.time_base or 1)  # seconds per tick
             self.looked = False  # whether the container was read for the length
-            self.again = True  # whether a piece can be read without opening the file anew
+            self.again = True  # whether a piece can be read without reopening the file
         except BaseException:
             self.container.close()
             raise
@@ -222,7 +241,7 @@ class SoundInput:
         self.container.close()
 
     def length(self) -> float:
-        """Seconds from the file's start to the end of its sound or pictures, whichever is later; read to find out."""
+        """Measure, by reading the file, the seconds from its start to the later end of its sound and its video."""
         kept: list[Any] | None = []
         size = 0
 
@@ -235,18 +254,23 @@ class SoundInput:
                 kept = None
 
         found = measured_length(self.container, self.tracks, self.clock, self.broken, keep)
-        # What went by is decoded from memory; where only the end was looked at, there is the index.
+        # Packets that were read are decoded from memory; where only the end was read, the index is used.
         self.kept = kept or None
         self.looked = True
         self.again = self.kept is not None or seekable(self.container)
         return found
 
     def piece(self, rate: int, start: float, samples: int) -> Wave:
-        """Decode `samples` mono samples at `rate` from `start` seconds of the file's time line on.
+        """Decode a mono piece.
 
-        Where there is no sound at a time there are zeros; after the end of all sound the piece is shorter.
+        Args:
+            rate: samples per second.
+            start: seconds on the file's time line where the piece begins.
+            samples: length of the piece.
 
-        Raises DataError when nothing of it can be decoded.
+        Gaps in the sound are zeros. Where the sound ends earlier, the piece is shorter than `samples`.
+
+        Raises DataError when no packet of the piece can be decoded.
         """
         line = SoundLine(lambda: self.av.AudioResampler(format="fltp", rate=rate), rate, clean=False)
         first, stop, damage = round(start * rate), start + samples / rate, list[str]()
@@ -272,12 +296,12 @@ class SoundInput:
                 break
         line.close()
         if not line.started and damage:
-            raise DataError(f"damaged: nothing of its sound could be decoded ({damage[0]})")
+            raise DataError(f"damaged: none of its sound could be decoded ({damage[0]})")
         end = min(line.end, first + samples)
         return line.window(end, max(0, end - first))
 
     def _packets(self, start: float, damage: list[str]) -> Iterator[Any]:
-        """Packets of the sound from `start` seconds on, or some earlier point."""
+        """Yield the packets of the sound from `start` seconds on, or from an earlier point."""
         origin = self.clock.origin
         if self.kept is None and (start > _NEAR or self.looked) and origin is not None and seekable(self.container):
             target, back = max(start, 1e-3), 1.0
@@ -293,7 +317,7 @@ class SoundInput:
                 target, back = target - back, 2 * back
             self.container.seek(round(origin * 1e6), backward=True)
             self.clock.restart()
-        # Without an index to trust, packets are counted from the first byte on, and decoded from `start` on.
+        # Without a reliable index, packets are counted from the first byte on, and decoded from `start` on.
         begun = dated = False
         whole = iter(self.kept or demuxed(self.container, self.tracks, self.clock, self.broken, damage))
         for packet in whole:
@@ -322,7 +346,7 @@ class SoundInput:
         return None if time is None or self.clock.origin is None else float(time - self.clock.origin)
 
 
-# Containers that hold sound in themselves: no playlists, no device, no text that FFmpeg would read as one.
+# Containers that hold the sound itself: no playlists, no devices, no text that FFmpeg would read as a playlist.
 _FORMATS = (
     "wav,w64,aiff,au,caf,mp3,flac,ogg,mov,mp4,m4a,matroska,webm,avi,aac,ac3,amr,asf,mpeg,mpegts,flv,ape,wv,tta,3gp,nut"
 )
@@ -337,31 +361,31 @@ def _size(source: Path | bytes) -> int:
         if not source.is_file():
             raise DataError("is no file")
         return source.stat().st_size
-    except (OSError, ValueError) as error:  # a name too long, or with characters that no name has
+    except (OSError, ValueError) as error:  # a name that is too long or has invalid characters
         raise DataError(f"cannot be opened ({reason(error)})") from error
 
 
 def check_sound(source: Path | bytes) -> int:
-    """The samples per second a file says it has, going by its header alone. DataError when this is no sound."""
+    """Return the samples per second in a file's header, without decoding it. DataError when this is no sound."""
     with SoundInput(source) as found:
         return found.rate
 
 
 def decode_sound(source: Path | bytes, rate: int, samples: int) -> Sound:
-    """The centre of a sound, as a file or its bytes (see the module).
+    """Decode the centre of a sound, from its file or its bytes (see the module).
 
     Args:
-        source: a file in any container FFmpeg reads, a video's sound as well, or its bytes.
-        rate: samples per second wanted.
-        samples: wanted.
+        source: a file in any container that FFmpeg reads, also a video, or the file's bytes.
+        rate: samples per second of the result.
+        samples: length of the result.
 
-    Raises DataError when it cannot be read, is empty or silent.
+    Raises DataError when the sound cannot be read, is empty or is silent.
     """
     wave = None
     with SoundInput(source) as found:
         start = max(0.0, (found.length() - samples / rate) / 2)
         if found.again:
-            with contextlib.suppress(*found.broken):  # a seek that fails: opened anew below
+            with contextlib.suppress(*found.broken):  # if a seek fails, the file is reopened below
                 wave = found.piece(rate, start, samples)
         own = found.rate
     if wave is None:
@@ -374,7 +398,11 @@ def decode_sound(source: Path | bytes, rate: int, samples: int) -> Sound:
 
 
 def resampled_note(rates: Mapping[int, int], rate: int) -> list[str]:
-    """A note for sounds by their own rate, when some are not at `rate`.
+    """Return a note on the sounds that were resampled, or no note.
+
+    Args:
+        rates: samples per second of a file -> number of such sounds.
+        rate: samples per second of the data.
 
     >>> resampled_note({16000: 5, 44100: 2}, 16000)
     ['2 of 7 sounds resampled to 16000 Hz (44100 Hz: 2)']

@@ -1,32 +1,36 @@
-"""`speech`: pictures, words and the words spoken, by espeak NG in many voices: three modalities of one item.
+"""`speech`: pictures, words and the spoken words, by espeak NG in many voices: three modalities of one item.
 
     pairing   image              text                               audio
     named     an icon            its name                           the name, spoken by one of the training voices
-    m3        an icon of one     concepts' names, one in each       some concept's name in one of the languages: it
-              of the concepts    language, in random order          tells the language and nothing else
+    m3        an icon of one     concepts' names, one in each       a random concept's name in one of the languages:
+              of the concepts    language, in random order          only its language is informative
 
-named: names of training and test are disjoint (those of the source `glyphs` of at most `words` words).
-`shifts["voices"]` is the test items once more, in voices never heard in training: other accents of English, other
-languages reading English, other throats. Classes are the names' subjects, domains the voices.
+**named.** The names come from the source `glyphs` and have at most `words` words. Training and test share no name.
+`shifts["voices"]` holds the test items again, in voices that training does not have: other accents of English, voices of other
+languages that read English, other voice variants. Classes are the names' subjects, domains the voices.
 
-m3 is the problem of Symile (arXiv 2411.01053, its data Symile-M3) in small: the audio's language says which of the
-text's words is meant, and the picture shows it. Per item the meant concept, the language, the other words and their
-order, the drawing, the audio's word, throat, speed and pitch are drawn independently, each uniformly. So, exactly,
+**m3.** This is the problem of Symile (arXiv 2411.01053, its data Symile-M3) at small scale. The language of the audio selects
+one word of the text, and the picture shows that word's concept. All of an item is drawn independently and uniformly:
+
+    the selected concept and the language; the other words and their order; the drawing;
+    the audio's word, voice variant, speed and pitch.
+
+Exactly these relations follow:
 
     image and audio are independent; text and audio are independent;
     image and text are independent where there are as many concepts as languages (the default: every text then names
-        every concept). With more concepts a text tells which ones it names and nothing among them: a guess from it
-        is right once in `languages`;
-    from text and audio the image's concept follows, from image and text the audio's language.
-        From image and audio follows one word of the text.
+        every concept). With more concepts a text only tells which concepts it names: a guess from it is correct with
+        probability 1 / `languages`;
+    text and audio determine the image's concept; image and text determine the audio's language;
+    image and audio determine one word of the text.
 
-Classes are the concepts, domains the languages. `shifts["voices"]` is the test items in throats never heard in
-training. A concept has seven to thirteen drawings, and training and test draw from the same ones: what is sought
-among pictures is the concept, not the very picture.
+Classes are the concepts, domains the languages. `shifts["voices"]` holds the test items in voice variants that training does not
+have. A concept has seven to thirteen drawings, and training and test use the same ones. So a search among pictures looks for
+the concept, not for one picture.
 
-`pip install 'counterpoint[speech]'`: the package espeakng-loader brings library and voices. espeak NG is
-GPL-3.0-or-later, runs in that process of its own, and nothing of it is in this package; the icons' licences are those
-of `glyphs`. Not here: recorded speech, whole sentences, languages without a voice in espeak NG.
+Install it with `pip install 'counterpoint[speech]'`: the package espeakng-loader contains the library and the voices. espeak NG
+is GPL-3.0-or-later. It runs in a separate process, and this package contains none of it. The licences of the icons are those
+of `glyphs`. Not supported: recorded speech, whole sentences, languages without a voice in espeak NG.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData, ArrayWaves, Mod
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 
-# Accents of English, other languages' voices reading English, and espeak's variants of a throat.
+# Accents of English, voices of other languages that read English, and espeak's voice variants.
 VOICES = tuple(
     f"{language}{variant}"
     for language in ("en-us", "en", "en-gb-scotland", "de", "nl", "sv", "it", "es")
@@ -54,11 +58,11 @@ UNHEARD = tuple(
     for language in ("en-029", "en-gb-x-rp", "fr", "pl")
     for variant in ("+f3", "+m1", "+m7", "+f5")
 )
-# The throats of m3, heard in training and not.
+# The voice variants of m3: those in training, and those only in `shifts["voices"]`.
 THROATS = ("", "+f2", "+m3", "+f4", "+m5")
 STRANGE = ("+f3", "+m1", "+m7", "+f5")
 LANGUAGES = ("en-us", "de", "fr", "es", "it")
-# What m3 names, in the order of LANGUAGES. No two spellings are alike, capitals or not: a word tells its language.
+# The concepts of m3, with names in the order of LANGUAGES. All spellings differ, whatever the case: a word gives its language.
 CONCEPTS: dict[str, tuple[str, ...]] = {
     "star": ("star", "Stern", "étoile", "estrella", "stella"),
     "heart": ("heart", "Herz", "cœur", "corazón", "cuore"),
@@ -95,24 +99,25 @@ def load(
     concepts: int = 0,
     seed: int = 0,
 ) -> AlignedData:
-    """Open the set, speaking what is not in the cache (some seconds).
+    """Open the set; synthesise the sounds that are not in the cache (some seconds).
 
     Args:
         argument: not used; sources share a signature.
         task: "aligned"; sources share a signature.
         pairing: "named" or "m3".
-        train, test: how many items.
-        valid: share of the training items: of these themselves, by whole names (named), or as many in addition (m3).
-        size: pixels of a picture, height and width.
-        seconds: of sound; what is longer loses its end and is counted in the notes.
-        rate: samples per second. Some pretrained audio encoders (hf:) want 16,000.
-        words: of a name, at most (named).
-        languages: the first so many of LANGUAGES, 2 to 5; 0 means all (m3).
-        concepts: the first so many of CONCEPTS, at least as many as languages; 0 means as many as languages (m3).
-        seed: of everything drawn.
+        train, test: numbers of items, at least 1.
+        valid: share of the training items, between 0 and 1. named: they are cut from the training items, by whole names. m3:
+            so many items are drawn in addition.
+        size: height and width of a picture in pixels.
+        seconds: length of a sound, 0.1 to 10; longer ones are cut at the end, and the notes count them.
+        rate: samples per second, 4000 to 22050. Some pretrained audio encoders (hf:) need 16,000.
+        words: maximum number of words of a name, at least 1 (named).
+        languages: take the first so many of LANGUAGES, 2 to 5; 0 for all (m3).
+        concepts: take the first so many of CONCEPTS, at least as many as languages; 0 for as many as languages (m3).
+        seed: seed of all draws, at least 0.
 
-    Raises CounterpointError when a package is missing, an option does not fit the pairing or the numbers ask for more
-    than there is; DataError when espeak NG fails.
+    Raises CounterpointError when a package is missing, an option does not fit the pairing, or there are too few icons.
+    Raises DataError when espeak NG fails.
 
     >>> data = load(train=8, test=4)  # doctest: +SKIP
     >>> data.train.column("image", np.arange(2)).shape, data.train.column("audio", np.arange(2)).shape  # doctest: +SKIP
@@ -121,7 +126,7 @@ def load(
     if task != "aligned":
         raise CounterpointError(f"speech is for the task aligned, not for {task}")
     if pairing not in ("named", "m3"):
-        raise CounterpointError(f"speech: pairing is named or m3, got {pairing!r}")
+        raise CounterpointError(f"speech: pairing must be named or m3, got {pairing!r}")
     if train < 1 or test < 1 or words < 1 or seed < 0:
         raise CounterpointError(
             f"speech needs train, test and words of at least 1 and a seed of at least 0; got {train=}, {test=}, "
@@ -129,7 +134,7 @@ def load(
         )
     if not 0.1 <= seconds <= 10 or not 4000 <= rate <= ESPEAK_RATE:
         raise CounterpointError(
-            f"speech makes 0.1 to 10 seconds at a rate of 4000 to {ESPEAK_RATE}; got {seconds=}, {rate=}"
+            f"speech needs seconds of 0.1 to 10 and a rate of 4000 to {ESPEAK_RATE}; got {seconds=}, {rate=}"
         )
     if pairing == "named" and (languages or concepts):
         raise CounterpointError("speech: languages and concepts are options of pairing=m3")
@@ -151,7 +156,12 @@ def load(
 
 
 class Chosen:
-    """Some pictures of another split, in an order of their own, any of them repeatedly: an `ImageSplit`."""
+    """Pictures of another split at chosen positions, in any order, also repeated: an `ImageSplit`.
+
+    Args:
+        split: the other split.
+        rows: [N] positions in it.
+    """
 
     def __init__(self, split: ImageSplit, rows: Indices) -> None:
         self.split, self.rows = split, rows
@@ -161,11 +171,11 @@ class Chosen:
         return len(self.rows)
 
     def images(self, indices: Indices) -> Pixels:
-        """[n] positions -> [n, size, size, 3]."""
+        """Return the pictures at [n] positions: [n, size, size, 3]."""
         return np.asarray(self.split.images(self.rows[np.asarray(indices)]))
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- the pairings -----------------------------------------------------------------------------------------------------
 
 
 def _named(
@@ -179,8 +189,7 @@ def _named(
         short = np.array([n for n, text in enumerate(names) if len(text.split()) <= words], np.int64)
         if len(short) < count:
             raise CounterpointError(
-                f"speech: glyphs has {len(short)} icons for {name} with names of at most {words} words, "
-                f"asked for {count}"
+                f"speech: glyphs has {len(short)} icons for {name} with names of at most {words} words, got {name}={count}"
             )
         rows = np.sort(rng.permutation(short)[:count])
         parts[name] = split, rows, [names[n] for n in rows]
@@ -196,7 +205,7 @@ def _named(
     kept, watched = carve("speech", np.arange(train), valid, together=np.unique(keys, return_inverse=True)[1])
 
     def columns(name: str, chosen: Indices) -> AlignedColumns:
-        """Some items of a part."""
+        """Return chosen items of a part as a split."""
         split, rows, texts = parts["test" if name == "voices" else name]
         return AlignedColumns(
             {
@@ -230,7 +239,7 @@ def _m3(
     items = _M3Items(rng, count, languages, drawings)
     in_test = np.arange(train, count)
     sounds, notes = sounds_of([*items.said(np.arange(count), THROATS), *items.said(in_test, STRANGE)], samples, rate)
-    # In addition, from a stream of its own: the others do not depend on it.
+    # The valid items come from a separate random stream, so that the others do not depend on them.
     more = _M3Items(np.random.default_rng([seed, 3]), valid, languages, drawings)
     heard, more_notes = sounds_of(more.said(np.arange(valid), THROATS), samples, rate)
     return AlignedData(
@@ -261,8 +270,8 @@ class _M3Items:
         items = np.arange(count)
         self.rng = rng
         self.meant, self.language = rng.integers(0, concepts, count), rng.integers(0, languages, count)
-        # named[i, l] is the concept that the text names in language l. A permutation in which the meant concept has
-        # changed places with the one that stood at the meant language is uniform among those that have it there.
+        # named[i, l] is the concept that the text names in language l. Swap the meant concept with the concept at the
+        # meant language: the result is uniform among the permutations with the meant concept there.
         named = rng.permuted(np.tile(np.arange(concepts), (count, 1)), axis=1)
         stood = (named == self.meant[:, None]).argmax(1)
         named[items, stood] = named[items, self.language]
@@ -276,7 +285,7 @@ class _M3Items:
         self.words = rng.integers(0, len(CONCEPTS), count)
 
     def said(self, where: Indices, throats: tuple[str, ...]) -> list[Job]:
-        """What is to be spoken for these items: any word, however few concepts are pictured."""
+        """Return the jobs of items; their words come from all of CONCEPTS, also from concepts without pictures here."""
         vocabulary = list(CONCEPTS.values())
         throat = self.rng.integers(0, len(throats), len(where))
         return [
@@ -289,7 +298,7 @@ class _M3Items:
         ]
 
     def columns(self, where: Indices, heard: NDArray[np.int16]) -> AlignedColumns:
-        """These items as a split."""
+        """Return chosen items, with their sounds `heard`, as a split."""
         return AlignedColumns(
             {
                 "image": Chosen(self.pictures, self.drawn[where]),
@@ -302,12 +311,12 @@ class _M3Items:
 
 
 def _drawings(size: int, concepts: int) -> tuple[list[str], ArrayImages, Indices, Indices]:
-    """The concepts' names, all their drawings, where each concept's begin and how many there are."""
+    """Return the concepts' names, all drawings in their order, and for each concept the first position and the number."""
     names = list(CONCEPTS)[:concepts]
     icons, grey = glyphs.drawn_icons(
         tuple(style for style in glyphs.STYLES if not style.startswith(glyphs.OLDER)), size
     )
-    # "star" and "star-fill", not "star-alt" and "star-shooting", which are other pictures.
+    # "star" and "star-fill", but not "star-alt" or "star-shooting", which are other pictures.
     plain = {
         f"{name}{manner}": name
         for name in names
@@ -331,5 +340,5 @@ def _modalities(size: int, samples: int, rate: int) -> dict[str, Modality]:
 
 
 def _manner(rng: np.random.Generator) -> tuple[int, int]:
-    """Words a minute and pitch."""
+    """Draw words per minute and pitch (0 to 99)."""
     return int(rng.integers(150, 211)), int(rng.integers(30, 71))

@@ -1,13 +1,13 @@
-"""`sprites`: pictures of moving sprites with what happens among them, and captions that say what is seen.
+"""`sprites`: pictures of moving sprites and the events among them, with captions of the visible objects.
 
-An item is a moment of a scene of the world of sprites (`data/worlds/sprites/`, which also knows masks, boxes and identities):
-a square cut from the picture around an event, as high as the picture. Its class is the event's kind, all equally likely. Its
-caption names what stands in the square, with numbers and ground: "two bees and a blue tank on grass, an explosion". For the
-task `aligned` pictures stand beside captions, and with `?sound=1` beside a second of sound, too. For `views` a picture's label
-is its class.
+An item is a moment of a scene of the world of sprites (`data/worlds/sprites/`). That world also has masks, boxes and
+identities. The item's picture is a square around an event, as high as the scene's picture. Its class is the event's
+kind; all kinds are equally likely. Its caption names the visible objects, with numbers and ground: "two bees and a blue
+tank on grass, an explosion". The task `aligned` takes pictures and captions, and with `?sound=1` also one second of
+sound. For `views` a picture's label is its class.
 
-With sound, the second is the part of the event's own sound that goes with the picture, however late it is heard.
-An event that is silent, or is heard no longer, has no sound: the item lacks the modality.
+The second of sound is the part of the event's own sound that belongs to the picture. In the scene it may sound later. If the
+event is silent, or its sound ends earlier, the item lacks the modality.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from counterpoint.data.worlds.sprites.sounds import render_audio
 from counterpoint.data.worlds.workers import in_processes
 from counterpoint.errors import CounterpointError
 
-VERSION = 1  # of the choice of moments and of the cut: a change must change this, or stale caches are read
+VERSION = 1  # of the choice of moments and of the cut: increase it with every change, or stale caches are read
 CLASSES = ("explosion", "hit", "hurt", "laser", "coin", "jump", "upgrade", "meteors", "torch")
 SPLITS = ("train", "valid", "test")
-LEAST = 40  # pixels of the square that a thing must cover to be named
+LEAST = 40  # pixels of the square that an object must cover to be named
 RATE, SECONDS = scenes.RATE, 1.0
 
 
@@ -48,18 +48,18 @@ class Moment(NamedTuple):
     event: scenes.Event  # the one in the middle
     time: float  # seconds
     look: Look  # of the whole picture
-    left: int  # where the square begins, in pixels
-    tile: str | None  # what the ground is made of; None in open space
+    left: int  # left edge of the square, in pixels
+    tile: str | None  # material of the ground; None in open space
     seen: tuple[int, ...]  # identities in the square
 
 
 def moment(split: str, index: int, seed: int = 0) -> Moment:
-    """Draw the truth of an item: its class, and the first scene of its seeds in which such an event is seen well.
+    """Draw the truth of an item: its class, and the first scene of its seeds where such an event is well visible.
 
     Args:
         split: train, valid or test.
         index: the item's number in the split.
-        seed: of the set.
+        seed: seed of the set.
     """
     place = (VERSION, seed, SPLITS.index(split), index)
     rng = np.random.default_rng(place)
@@ -88,14 +88,14 @@ def moment(split: str, index: int, seed: int = 0) -> Moment:
 
 
 def picture(truth: Moment, size: int) -> NDArray[np.uint8]:
-    """Render the square of an item: [size, size, 3]."""
+    """Render the square of an item: [size, size, 3] uint8."""
     height = truth.look.pixels.shape[0]
     square = Image.fromarray(truth.look.pixels[:, truth.left : truth.left + height])
     return np.asarray(square.resize((size, size), Image.Resampling.BOX))
 
 
 def heard(truth: Moment) -> NDArray[np.int16] | None:
-    """Render the second of sound that goes with an item: int16 [16000]; None where its event is not heard."""
+    """Render the second of sound of an item: int16 [16000]; None where its event is not heard."""
     event = truth.event
     assert event.visible is not None
     if event.audible is None:
@@ -119,27 +119,27 @@ def load(
     sound: int = 0,
     seed: int = 0,
 ) -> AlignedData | ImageData:
-    """Open the set, drawing what is not in the cache (half a minute on 2 cores).
+    """Open the set; draw the items that are not in the cache (half a minute on 2 cores).
 
     Args:
         argument: not used; sources share a signature.
         task: "aligned" for pictures and captions; "views" for pictures with classes.
-        train, test: how many items, at least 2.
-        valid: how many items to watch training on; -1 for half as many as test items.
-        size: height and width of a picture in pixels.
-        sound: 1 adds the modality `audio`, a second at 16 kHz (task aligned). 0 leaves it away.
-        seed: of the scenes; another seed is another set.
+        train, test: numbers of items, at least 2.
+        valid: number of valid items; -1 for half as many as test items.
+        size: height and width of a picture in pixels, 8 to 4096.
+        sound: 1 adds the modality `audio`, a second at 16 kHz (task aligned). 0 omits it.
+        seed: seed of the scenes, at least 0; another seed gives another set.
 
-    Raises CounterpointError when the package arcade is not installed or an option does not fit.
+    Raises CounterpointError when the package arcade is not installed or an option is out of range.
     """
     checked_size(size)
     if min(train, test) < 2 or sound not in (0, 1) or seed < 0:
         raise CounterpointError(
-            f"sprites needs train and test of at least 2, sound of 0 or 1 and a seed of at least 0; got {train=}, {test=}, "
-            f"{sound=}, {seed=}"
+            "sprites needs train and test of at least 2, sound of 0 or 1, a seed of at least 0; "
+            f"got {train=}, {test=}, {sound=}, {seed=}"
         )
     if sound and task == "views":
-        raise CounterpointError("sprites: sound=1 is for the task aligned; pictures with labels have no sound")
+        raise CounterpointError("sprites: sound=1 is only for the task aligned; remove it for the task views")
     assets()
     counts = {"train": train, "valid": checked_count("sprites", valid, max(2, test // 2)), "test": test}
     notes: list[str] = []
@@ -169,7 +169,7 @@ def _item(split: str, index: int, seed: int, size: int, sound: bool) -> tuple[An
 
 
 def _stored(split: str, count: int, seed: int, size: int, sound: bool, notes: list[str]) -> cached.Arrays:
-    """Return a split, from the cache or drawn into it."""
+    """Return a split, from the cache or drawn into it; `notes` receives a line where a damaged file was replaced."""
 
     def build() -> cached.Arrays:
         jobs = [(split, index, seed, size, sound) for index in range(count)]

@@ -1,21 +1,24 @@
-"""The user's own images, labels and captions: one picture and at most one text a row.
+"""The user's own images, labels and captions: one picture and at most one text for each row.
 
     imagefolder:DIR      DIR/CLASS/*.jpg, or DIR/train/CLASS/* and DIR/test/CLASS/*; a metadata.csv (or .jsonl) with a
-                         column file_name brings captions and other columns (own/folders.py)
+                         column file_name adds captions and other columns (own/folders.py)
     parquet:PATH         a file, a folder of them or a pattern ('data/*.parquet')
-    csv:PATH             likewise; the image column holds paths, absolute or from the file's folder
+    csv:PATH             the same for CSV; the image column holds paths, absolute or relative to the file's folder
     webdataset:PATTERN   tar files ('shards/*.tar')
 
-For the task `views` an image and, if there is one, a label; for the task `aligned` an image and a text. Columns are
-found by their usual names, which a note repeats, or named with `?image=`, `?label=`, `?text=` (`json.caption` reaches into a
-column of records; of archives also by the ending: `?image=jpg`). A cell with several captions counts with its first.
+The task `views` takes an image and, where there is one, a label. The task `aligned` takes an image and a text. The source finds
+columns by their usual names, and a note lists them. `?image=`, `?label=` and `?text=` name other columns: `json.caption` is a
+field in a column of records, and in archives an ending is possible too, `?image=jpg`. Of several captions in a cell the first
+one counts.
 
-Files are read as `manifest:` reads them (data/manifest.py says how): cells are what they are, rows that share a picture or
-a text stay together in splits that are made here, and what is left out is counted and listed with its reason. A row without
-a label is kept without one. The test split is the one called "test", else "validation", else one made here: the same fifth
-of the items every time, each class in proportion. `?test=0.1` makes another, `?test=NAME` takes the split of that name. The
-valid split is the one called "validation" (valid, val, dev) where there is a test split too, else a tenth of the training
-items made here; `?valid=` is as `?test=`.
+The source reads files as `manifest:` does (see data/manifest.py). Cells keep their values as written. Rows that share a picture
+or a text stay together in splits that are cut here. A list names all that is left out, with the reason. A row without a label is
+kept without one.
+
+The test split is the split named "test", else "validation". Otherwise a fifth of the items is cut, the same every time, each
+class in proportion. `?test=0.1` cuts another fraction; `?test=NAME` takes the split of that name. The valid split is the
+split named "validation" (valid, val, dev) where there is a test split too. Otherwise a tenth of the training items is cut.
+`?valid=` works as `?test=` does.
 """
 
 from __future__ import annotations
@@ -50,13 +53,15 @@ def load_imagefolder(
     Args:
         place: the folder.
         task: views, for images and classes, or aligned, for images and captions.
-        size: pixels of images, height and width, 8 to 4096.
-        image, label, text: columns of metadata files; default: by their usual names, and the folders' names as classes.
-        test: the fraction to test on, or the name of the split; default: the split "test", else "validation", else a fifth.
-        valid: the fraction of the training items to watch training on, or the name of the split; default: the split
-            "validation" where it is not tested on, else a tenth.
+        size: height and width of images in pixels, 8 to 4096.
+        image, label, text: columns of metadata files. Default: columns with the usual names, and the folders' names as
+            classes.
+        test: fraction of the items in the test split, or the name of a split. Default: the split "test", else
+            "validation", else a fifth.
+        valid: fraction of the training items in the valid split, or the name of a split. Default: the split
+            "validation" where it is not the test split, else a tenth.
 
-    Raises DataError for what is on disk, CounterpointError for an option that makes no sense.
+    Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
     return _load("imagefolder", place, task, size, image, label, text, test, valid)
 
@@ -144,6 +149,6 @@ def _load(
 
 
 def _member(named: str) -> tuple[str, str]:
-    """The column that the ending of a member stands for, and the ending; a name that is none stays."""
+    """Return the column that a member's ending stands for, and the ending. A name without such an ending is returned unchanged."""
     column, kind = member_column(named) if named and not named.startswith("json.") else (named, "")
     return column, named.lower() if kind else ""

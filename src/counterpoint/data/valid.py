@@ -1,6 +1,6 @@
-"""The valid split of built-in sources: training is watched on it, so that the test split is measured once.
+"""The valid split of built-in sources: it monitors training, so that the test split is evaluated only once.
 
-Generated sources draw it in addition to training and test. Finite sources cut a share off what they train on (`carve`).
+Generated sources draw it in addition to training and test. Finite sources cut a share off the training items (`carve`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from counterpoint.data.images import Indices, split_positions
 from counterpoint.errors import CounterpointError, DataError
 
-SHARE = 0.1  # of the training items, where nothing else is asked for
-FEWEST = 2  # items of a valid split that is made here, where there are enough
+SHARE = 0.1  # of the training items, by default
+FEWEST = 2  # items of a valid split that is cut here, where there are enough
 
 
 def checked_share(source: str, valid: float) -> float:
-    """Return the share of the training items that is set apart; CounterpointError where it is not between 0 and 1."""
+    """Return `valid`, the share of the training items for the valid split; CounterpointError outside (0, 1)."""
     if not 0 < valid < 1:
         empty = " leaves a valid split that is empty;" if valid == 0 else ":"
         raise CounterpointError(
@@ -28,9 +28,9 @@ def checked_share(source: str, valid: float) -> float:
 
 
 def checked_count(source: str, valid: int, test: int) -> int:
-    """Return how many items a generated source draws for its valid split: `valid`, or as many as `test` where it is -1.
+    """Return the number of items that a generated source draws for its valid split: `valid`, or `test` where it is -1.
 
-    Raises CounterpointError for 0 or less than -1.
+    Raises CounterpointError for 0 and for less than -1.
     """
     if valid == -1:
         return test
@@ -50,11 +50,12 @@ def carve(
     Args:
         source: name of the source, for messages.
         rows: [n] rows.
-        share: of them, between 0 and 1 (see `checked_share`). At least two rows are cut, or half of fewer than four.
+        share: share of the rows to cut, between 0 and 1 (see `checked_share`). At least two rows are cut, or half of
+            fewer than four.
         labels: [n] class numbers; default: one class.
-        together: [n] numbers; rows of one number are never separated.
+        together: [n] numbers; rows of one number stay in one split. Default: rows are independent.
 
-    Returns the training rows and the valid rows, both in their order. Raises CounterpointError where a split would be empty.
+    Returns the training rows and the valid rows, each in order. Raises CounterpointError where a split would be empty.
 
     >>> train, valid = carve("digits", np.arange(20), 0.1)
     >>> len(train), len(valid)
@@ -64,13 +65,13 @@ def carve(
     share = max(share, min(0.5, FEWEST / max(1, len(rows))))
     if labels is not None:
         counts = np.unique(labels, return_counts=True)[1]
-        # Of classes so small that most would give nothing, no proportions can be kept.
+        # Classes so small that most would give no row allow no proportions.
         if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(labels):
             labels = None
     try:
         kept, cut = split_positions(len(rows), share, labels, together)
     except DataError as error:
-        if together is not None and len(set(together.tolist())) > 1:  # large groups alone: the smallest one is cut
+        if together is not None and len(set(together.tolist())) > 1:  # all groups are large: cut the smallest one
             names, sizes = np.unique(together, return_counts=True)
             cut_group = together == names[sizes.argmin()]
             return rows[~cut_group], rows[cut_group]
@@ -82,7 +83,7 @@ def carve(
 
 
 def by_content(items: NDArray[np.generic]) -> Indices:
-    """[n] numbers that are equal where items, [n, ...], are the same to the bit.
+    """Return [n] numbers that are equal where items, [n, ...], are equal in every bit.
 
     >>> by_content(np.array([[1, 2], [3, 4], [1, 2]])).tolist()
     [0, 1, 0]

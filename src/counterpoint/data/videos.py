@@ -1,16 +1,18 @@
 """`videos:DIR`: the user's own video files, sorted into folders by label.
 
-    DIR/train/violent/*   DIR/train/normal/*     what to learn from: a label for each video is all it takes
-    DIR/valid/violent/*   DIR/valid/normal/*     what to watch training on (or val/, validation/, dev/); may be missing
-    DIR/test/violent/*    DIR/test/normal/*      what to measure on
-    DIR/truth.csv         video,start,end        when it is violent, in seconds; several rows for one video are fine
+    DIR/train/violent/*   DIR/train/normal/*     training videos: one label for each video is enough
+    DIR/valid/violent/*   DIR/valid/normal/*     valid videos (or val/, validation/, dev/); may be missing
+    DIR/test/violent/*    DIR/test/normal/*      test videos
+    DIR/truth.csv         video,start,end        violent intervals in seconds; a video may have several rows
 
-Any container and codec FFmpeg reads, with or without sound. Links are followed. Files that cannot be read are left out:
-the notes count them and name the first, and a table in the cache lists them all (what was read and what was left out add
-up to what was found). Without truth.csv every moment of a violent test video counts as violent, and the notes say so. So it
-does of a violent valid video without a row in truth.csv. Where there is no folder of valid videos, they are a tenth of the
-training videos, violent ones in proportion; copies of one file stay together. `?valid=0.2` makes another such split.
-Features are kept in the cache ($COUNTERPOINT_CACHE or the user's cache directory) by the contents of the file.
+A video may have any container and codec that FFmpeg reads, with or without sound. Links are followed. Unreadable files are left
+out. The notes count them and name the first ones, and a table in the cache lists them all. The number read plus the number left
+out equals the number found.
+
+Without truth.csv every moment of a violent test video counts as violent, and a note reports this. The same holds for a violent
+valid video without a row in truth.csv. Without a folder of valid videos, a tenth of the training videos is cut, violent
+ones in proportion. Copies of one file stay together. `?valid=0.2` cuts another share. The cache ($COUNTERPOINT_CACHE or
+the user's cache directory) keeps features by the contents of the file.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing, walk
 
-VERSION = 2  # of how features are taken from a file; changing it makes stale caches unread
+VERSION = 2  # of the feature extraction; increase it with every change, or stale caches are read
 FRAMES = 16
 LABELS = {"violent": 1, "normal": 0}
 VALID = ("valid", "val", "validation", "dev")  # names of the folder of valid videos
 _SHOWN = 10
-FEW = 50  # training videos; with fewer, what is learned depends on the few
+FEW = 50  # training videos; with fewer, scores do not generalise
 
 
 def load(
@@ -47,17 +49,18 @@ def load(
     snippet_seconds: float = FRAMES / 24,
     valid: float = -1.0,
 ) -> BagData:
-    """Read the folders, taking features from files not seen before (with a progress bar).
+    """Read the folders; extract features from files that the cache does not have (with a progress bar).
 
     Args:
-        directory: where train/, test/ and truth.csv are.
-        visual: backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
-        audio: backbone, likewise.
-        snippet_seconds: length of a snippet, the finest moment that is told apart.
-        valid: share of the training videos to watch training on, between 0 and 1; -1 takes the folder of valid videos, or a
+        directory: folder of train/, test/ and truth.csv.
+        visual: visual backbone, `NAME` or `NAME@WEIGHTS-FILE` (see `counterpoint.encoders`).
+        audio: audio backbone, in the same form.
+        snippet_seconds: length of a snippet in seconds, above 0: the time resolution of a model.
+        valid: share of the training videos in the valid split, between 0 and 1. -1 takes the folder of valid videos, or a
             tenth where there is none.
 
-    Raises DataError when a folder is missing, when no file of a kind can be read, or when truth.csv is not one.
+    Raises DataError when a folder is missing or has no readable file, or when truth.csv is damaged. Raises
+    CounterpointError for an invalid option.
     """
     from counterpoint import encoders
 
@@ -71,9 +74,7 @@ def load(
     left_out: list[tuple[Path, str]] = []
     given = _valid_folder(root)
     if given and valid != -1:
-        raise CounterpointError(
-            f"videos: {root / given} holds the valid split; leave ?valid={valid:g} away, or the folder"
-        )
+        raise CounterpointError(f"videos: {root / given} holds the valid split; remove ?valid={valid:g}, or the folder")
     folders = [name for name in ("train", given, "test") if name]
     files = {(split, label): _files(root, split, label, left_out) for split in folders for label in LABELS}
     _beside(root, folders, left_out)
@@ -92,9 +93,7 @@ def load(
     found = len(wanted) + sum(path not in set(wanted) for path, _ in left_out)
     _account(root, found, len(kept), left_out, notes)
     if len(train) < FEW:
-        notes.append(
-            f"only {len(train)} videos to learn from: too few for scores that hold on others; {FEW} or more are better"
-        )
+        notes.append(f"only {len(train)} training videos: too few for scores that generalise; use {FEW} or more")
     of_valid = [(p, LABELS[label]) for label in LABELS for p in files.get((given, label), []) if p in kept]
     test, windows = _matched(root, test, of_valid, truth, notes)
     if not given:
@@ -133,20 +132,20 @@ def _name(root: Path, path: Path) -> str:
 
 
 def _valid_folder(root: Path) -> str:
-    """The name of the folder of valid videos, empty where there is none; DataError where there are several."""
+    """Return the name of the folder of valid videos, empty where there is none; DataError where there are several."""
     found = [name for name in VALID if (root / name).is_dir()]
     if len(found) > 1:
-        raise DataError(f"{root}: has the folders {' and '.join(found)}, which both are a valid split; keep one")
+        raise DataError(f"{root}: has the folders {' and '.join(found)}, and each would be the valid split; keep one")
     return found[0] if found else ""
 
 
 def _carved(
     root: Path, train: list[tuple[Path, int]], kept: dict[Path, Path], share: float, notes: list[str]
 ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """Training and valid videos of those that the training folder has; none are valid where there are too few."""
+    """Divide the videos of the training folder into training and valid videos. Of fewer than two, none is valid."""
     if len(train) < 2:
         return train, []
-    # What is kept of a file is named by its contents.
+    # The contents of a file give the name of its features, so copies have equal names.
     copies = np.unique([str(kept[path]) for path, _ in train], return_inverse=True)[1]
     labels = np.array([label for _, label in train], np.int64)
     rows, cut = carve("videos", np.arange(len(train)), share, labels, copies)
@@ -157,13 +156,13 @@ def _carved(
 def _watched(
     videos: list[tuple[Path, int]], folder: Path, truth: dict[str, list[tuple[float, float]]]
 ) -> dict[Path, list[tuple[float, float]]]:
-    """The windows of valid videos: their rows of truth.csv, else the whole of a violent one."""
+    """Return the violent windows of valid videos: their rows of truth.csv; without rows, a violent video as a whole."""
     found = {path: _spans(path, folder, truth) for path, _ in videos}
     return {path: found[path] or ([(0.0, float("inf"))] if label else []) for path, label in videos}
 
 
 def _spans(path: Path, folder: Path, truth: dict[str, list[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The rows of a video in truth.csv, which may name it alone or with its folders."""
+    """Return the windows of a video in truth.csv, which may name the file alone or with its folders."""
     return [span for name in dict.fromkeys(_names(path, folder)) for span in truth.get(name, [])]
 
 
@@ -172,7 +171,7 @@ def _names(path: Path, folder: Path) -> list[str]:
 
 
 def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]]) -> list[Path]:
-    """Files below a folder, through links; what else is in it goes to `left_out` with the reason."""
+    """Return the files below a folder, links followed; add the rest to `left_out` with the reason."""
     folder = root / split / label
     if not folder.is_dir():
         layout = ", ".join(
@@ -187,7 +186,7 @@ def _files(root: Path, split: str, label: str, left_out: list[tuple[Path, str]])
 
 
 def _beside(root: Path, folders: list[str], left_out: list[tuple[Path, str]]) -> None:
-    """Add to `left_out` what lies beside the folders of videos, but truth.csv."""
+    """Add to `left_out` all files outside the folders of videos, except truth.csv."""
     inside = walk(root)
     reason = "lies in none of the folders of videos"
     for path, why in [*((path, reason) for path in inside.files), *inside.left_out]:
@@ -198,7 +197,7 @@ def _beside(root: Path, folders: list[str], left_out: list[tuple[Path, str]]) ->
 
 
 def _account(root: Path, found: int, read: int, left_out: list[tuple[Path, str]], notes: list[str]) -> None:
-    """Note how many of the files found were left out, by reason, and list them in a table in the cache."""
+    """Add a note on the files left out, with reasons, and list them in a table in the cache."""
     if not left_out:
         return
     place = hashlib.sha256(os.fspath(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
@@ -217,7 +216,7 @@ def _account(root: Path, found: int, read: int, left_out: list[tuple[Path, str]]
 
 
 def _truth(root: Path) -> dict[str, list[tuple[float, float]]] | None:
-    """truth.csv as file name -> [start, end) in seconds; None when there is no such file."""
+    """Read truth.csv as file name -> windows [start, end) in seconds; None when there is no such file."""
     file = root / "truth.csv"
     if not file.is_file():
         return None
@@ -253,10 +252,14 @@ def _matched(
     truth: dict[str, list[tuple[float, float]]] | None,
     notes: list[str],
 ) -> tuple[list[tuple[Path, int]], dict[Path, list[tuple[float, float]]]]:
-    """The test videos whose truth is known, and their windows."""
+    """Return the test videos with known truth, and their violent windows.
+
+    Without truth.csv a violent video is violent as a whole, and all test videos are returned. Raises DataError for
+    windows of a normal video.
+    """
     if truth is None:
         notes.append(
-            f"no {root / 'truth.csv'}: every moment of a violent test video counts as violent, so AP tells videos apart"
+            f"no {root / 'truth.csv'}: every moment of a violent test video counts as violent, so AP measures whole videos"
         )
         return test, {path: [(0.0, float("inf"))] if label else [] for path, label in test}
     windows: dict[Path, list[tuple[float, float]]] = {}
@@ -270,10 +273,12 @@ def _matched(
         used.update(_names(path, folder))
         normal += [_name(root, path)] if not label and _spans(path, folder, truth) else []
     if normal:
-        raise DataError(f"{root / 'truth.csv'}: gives violent moments for videos in normal/: {_some(normal)}")
+        raise DataError(
+            f"{root / 'truth.csv'}: has violent moments of videos in normal/: {_some(normal)}; move the videos or remove the rows"
+        )
     unknown = [_name(root, path) for path, label in test if label and not windows[path]]
     if unknown:
-        notes.append(f"left out of the test, being violent but without a row in truth.csv: {_some(unknown)}")
+        notes.append(f"left out of the test split, because truth.csv has no row for a violent video: {_some(unknown)}")
         test = [(path, label) for path, label in test if not label or windows[path]]
     strangers = sorted(set(truth) - used)
     if strangers:
@@ -299,12 +304,12 @@ def _extract(
     notes: list[str],
     left_out: list[tuple[Path, str]],
 ) -> dict[Path, Path]:
-    """Return video file -> file of its features for all that can be read; the others go to `left_out`."""
+    """Return video file -> file of its features, for all readable videos; add the others to `left_out`."""
     from rich.console import Console
     from rich.progress import track
 
     kept = {}
-    # Under torchrun one process works and the others find its files.
+    # Under torchrun one process extracts, and the others find its files.
     with cached.locked(cache_folder() / "videos"):
         todo = []
         for path in paths:
@@ -321,7 +326,7 @@ def _extract(
                 visual, audio, said = _watch(path, eye, ear, snippet_seconds)
                 found = {"visual": visual, "audio": audio}
             except DataError as error:
-                said, found = [str(error).removeprefix(f"{path}: ")], {}  # remembered too: it would only fail again
+                said, found = [str(error).removeprefix(f"{path}: ")], {}  # kept too, because it would fail again
             cached.save(kept[path], {"notes": np.array(said), "failed": np.array(not found), **found})
     for path, file in list(kept.items()):
         about = cached.load(file, "notes", "failed")
@@ -344,15 +349,15 @@ def _watch(
 
 
 def _place(path: Path, backbones: dict[str, Any], snippet_seconds: float) -> Path:
-    """Return the file of a video's features: by the video's contents, since a changed one may keep its size and time."""
+    """Return the file of a video's features. The video's contents give its name: a changed video may keep its size and time."""
     with path.open("rb") as file:
         contents = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
-    # FFmpeg looks at the ending too.
+    # FFmpeg also uses the file's ending.
     return cached.place("videos", VERSION, contents, path.suffix.lower(), backbones, snippet_seconds)
 
 
 def _whole(file: Path) -> bool:
-    """Return whether the cache has this file undamaged."""
+    """Return whether the cache has this file, undamaged."""
     try:
         return bool(cached.load(file, "notes", "failed"))
     except (FileNotFoundError, DataError):
@@ -365,5 +370,5 @@ def _read(features: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.f
         return found["visual"], found["audio"]
     except (FileNotFoundError, DataError) as error:
         raise DataError(
-            f"{features}: the kept features of {path} are damaged; remove the file and start again"
+            f"{features}: the cached features of {path} are damaged; remove the file and start again"
         ) from error

@@ -1,16 +1,19 @@
 """`xd-violence:DIR`: the XD-Violence benchmark (Wu et al., ECCV 2020) in its published feature layout.
 
-    DIR/rgb.list  audio.list  rgb_test.list  audio_test.list     one path a line (also found in DIR/list)
+    DIR/rgb.list  audio.list  rgb_test.list  audio_test.list     one path a line (also in DIR/list)
     DIR/gt.npy or DIR/annotations.txt                            truth of the test videos (also in DIR/list)
     DIR/RGB/NAME__0.npy .. NAME__4.npy, DIR/RGBTest/...          I3D, [T, 1024] each: five crops of a video
     DIR/vggish-features/{train,test}/NAME__vggish.npy            VGGish, [T, 128], shared by the crops
 
-A snippet is 16 frames at 24 a second. A name holds `_label_A` for a normal video and the codes of its violence else.
-Paths in the lists may be another machine's; files are looked for as named, under DIR, and by name in the folders above.
-A training item is one crop, a valid or test item one video with its five. The benchmark has no valid split: it is a tenth of
-the training videos, violent ones in proportion; parts of one film or upload (the name before "__#") stay together. Its videos
-have a label and no truth per frame: every frame of a violent one counts as violent, so AP tells videos apart there.
-Everything is checked when the set is opened, by the files' headers; the rows are read when asked for, so 60 GB need no memory.
+A snippet is 16 frames at 24 frames per second. The name of a normal video holds `_label_A`; the name of a violent one holds the
+codes of its violence. Paths in the lists may be those of another machine. The source looks for a file at that path,
+then under DIR, then by name in the folders above. A training item is one crop; a valid or test item is one video with its
+five crops.
+
+The benchmark has no valid split. So a tenth of the training videos is cut, violent ones in proportion. Parts of one film or
+upload (the name before "__#") stay together. Valid videos have a label but no truth per frame. Every frame of a violent one
+counts as violent, so AP there measures whole videos. Opening the set checks the headers of all files. Rows are read on access,
+so the 60 GB need not fit in memory.
 """
 
 from __future__ import annotations
@@ -54,17 +57,22 @@ def load(directory: str, *, valid: float = SHARE) -> BagData:
     """Open the set under a directory.
 
     Args:
-        directory: where it lies.
-        valid: share of the training videos in the valid split.
+        directory: folder of the set.
+        valid: share of the training videos in the valid split, between 0 and 1.
 
-    Raises DataError naming every list, file and video that is wrong: a list missing or empty, crops out of order, sound
-    in another order, files missing or unreadable, widths other than 1024 and 128, a truth of another length.
-    Features of unequal length are cut to the shortest, which the notes say.
+    Features of unequal length are cut to the shortest, and a note reports it. Raises DataError, with the names of all
+    wrong lists, files and videos, in these cases:
+
+        - a list is missing or empty;
+        - crops are out of order, or the sound is in another order;
+        - a file is missing or unreadable;
+        - a width is not 1024 or 128;
+        - the truth has another length.
     """
     checked_share("xd-violence", valid)
     root = Path(directory)
     if not root.is_dir():
-        raise DataError(f"{root}: no such directory; the layout it should have is in the documentation of xd-violence")
+        raise DataError(f"{root}: no such directory; the documentation of xd-violence has the expected layout")
     notes: list[str] = []
     splits = {split: _videos(root, split) for split in _LISTS}
     _read_headers([video for videos in splits.values() for video in videos])
@@ -104,12 +112,12 @@ def _bag(video: _Video, crop: int) -> Bag:
 
 
 def _film(name: str) -> str:
-    """What a video was cut from: the film or the upload."""
+    """Return the name of the film or upload that a video was cut from."""
     return name.partition("__#")[0]
 
 
 def _whole(video: _Video) -> NDArray[np.int8]:
-    """The truth of a video of which only the label is known."""
+    """Return the truth of a video with only a label: [16 * snippets], the label at every frame."""
     return np.full(FRAMES * video.length, video.label, np.int8)
 
 
@@ -119,10 +127,10 @@ def _test_video(video: _Video, truth: NDArray[np.int8]) -> TestVideo:
 
 
 def _open(path: Path) -> NDArray[Any]:
-    """A file's array, mapped and not read; DataError when it is none."""
+    """Map a file's array into memory without reading it; DataError when the file holds no array."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy lets Python's own parser loose on the header, which raises what it likes
+    except Exception as error:  # numpy parses the header with Python's own parser, which raises many errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: not a readable .npy file of numbers ({reason}); extract its features again"
@@ -136,7 +144,7 @@ def _rows(path: Path, length: int) -> NDArray[np.float32]:
     rows = _open(path)
     if rows.ndim != 2 or len(rows) < length:
         raise DataError(f"{path}: changed on disk since the set was opened")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused by name later
+    with np.errstate(over="ignore"):  # values out of range become infinite; a later check names and refuses them
         return np.array(rows[:length], dtype=np.float32)
 
 
@@ -151,7 +159,7 @@ def _lines(root: Path, name: str) -> tuple[Path, list[str]]:
     file = _find(root, name)
     if file is None:
         raise DataError(f"{root}: has no {name}, here or in {root / 'list'}; it ships with the benchmark's code")
-    # Names of films are in many scripts; whatever bytes a name has must lead to its file.
+    # Film names are in many scripts; a name must find its file whatever its bytes are.
     lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
@@ -164,7 +172,7 @@ def _videos(root: Path, split: str) -> list[_Video]:
     audio_file, audio = _lines(root, _LISTS[split][1])
     problems: list[str] = []
     if len(rgb) % CROPS:
-        raise DataError(f"{rgb_file}: {len(rgb)} lines, which is not five crops for every video")
+        raise DataError(f"{rgb_file}: {len(rgb)} lines, not a multiple of five; each video needs five crops")
     names = []
     for start in range(0, len(rgb), CROPS):
         stems = [_stem(line) for line in rgb[start : start + CROPS]]
@@ -219,7 +227,7 @@ def _resolve(root: Path, line: str, folders: Sequence[str]) -> Path | None:
         places = [Path(line)] if Path(line).is_absolute() else [root / line]
         places += [root.joinpath(*parts[-3:]), root.joinpath(*parts[-2:]), *(root / f / parts[-1] for f in folders)]
         return next((place for place in places if place.is_file()), None)
-    except (ValueError, OSError):  # a line that is no file name at all
+    except (ValueError, OSError):  # a line that cannot be a file name
         return None
 
 
@@ -229,7 +237,7 @@ def _some(items: Sequence[str], between: str = "; ") -> str:
 
 
 def _read_headers(videos: list[_Video]) -> None:
-    """Fill in the lengths; DataError that lists every file that cannot serve."""
+    """Fill in the lengths from the files' headers; DataError lists every file that cannot be used."""
     from rich.console import Console
     from rich.progress import track
 
@@ -241,7 +249,7 @@ def _read_headers(videos: list[_Video]) -> None:
             try:
                 rows = _open(path)
                 if rows.ndim != 2 or rows.shape[1] != width:
-                    raise DataError(f"{path}: its shape is {list(rows.shape)}, should be [snippets, {width}]")
+                    raise DataError(f"{path}: its shape is {list(rows.shape)}, expected [snippets, {width}]")
                 if rows.dtype.kind not in "fiu":
                     raise DataError(f"{path}: holds {rows.dtype}, not numbers")
                 if len(rows) == 0:
@@ -258,9 +266,9 @@ def _read_headers(videos: list[_Video]) -> None:
 
 
 def annotated(file: Path) -> dict[str, list[tuple[int, int]]]:
-    """The benchmark's annotations: video name -> [start, end) frames, in the order of the file.
+    """Read the benchmark's annotations: video name -> windows [start, end) in frames, in the order of the file.
 
-    A line is a name followed by pairs of frame numbers. DataError names the lines that are not.
+    A line is a name followed by pairs of frame numbers. DataError names all other lines.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     wrong = []
@@ -281,14 +289,14 @@ def annotated(file: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def make_gt(annotations: Path | str, frames: Mapping[str, int]) -> NDArray[np.float64]:
-    """The truth vector of test videos from the benchmark's annotation file: what `gt.npy` holds.
+    """Make the truth vector of test videos, the content of `gt.npy`, from the benchmark's annotation file.
 
     Args:
-        annotations: `annotations.txt`; names are matched whole.
+        annotations: path of `annotations.txt`; whole names must match.
         frames: video name -> number of frames F (as OpenCV counts), in the order of the test list.
 
-    Returns 16 floor((F - 1) / 16) values 0.0 or 1.0 for each video, one after another. Raises DataError naming violent
-    videos without a line.
+    Returns 16 floor((F - 1) / 16) values 0.0 or 1.0 for each video, one after another. Raises DataError with the names of
+    violent videos without a line.
     """
     known = annotated(Path(annotations))
     missing = [name for name in frames if "_label_A" not in name and name not in known]
@@ -306,9 +314,9 @@ def _marked(length: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int8]:
 
 
 def _truth(root: Path, videos: list[_Video], notes: list[str]) -> list[NDArray[np.int8]]:
-    """Each test video's truth per frame, from gt.npy or else the annotations."""
+    """Return each test video's truth per frame, from gt.npy, or else from the annotations."""
     file, annotations = _find(root, "gt.npy"), _find(root, "annotations.txt")
-    # The visual features set a video's length in gt.npy; what sound or a crop lacks is cut from it later.
+    # The visual features determine a video's length in gt.npy; it is cut later where sound or a crop is shorter.
     lengths = [FRAMES * max(video.lengths[:CROPS]) for video in videos]
     if file is None:
         if annotations is None:
@@ -318,11 +326,11 @@ def _truth(root: Path, videos: list[_Video], notes: list[str]) -> list[NDArray[n
         return _split(make_gt(annotations, frames).astype(np.int8), lengths)
     gt = _open(file)
     if gt.ndim != 1 or gt.dtype.kind not in "fiub":
-        raise DataError(f"{file}: should be one row of 0 and 1, is {gt.dtype} of shape {list(gt.shape)}")
+        raise DataError(f"{file}: must be one row of 0 and 1, is {gt.dtype} of shape {list(gt.shape)}")
     if not np.isin(gt, (0, 1)).all():
         raise DataError(f"{file}: holds values other than 0 and 1")
     truth = np.asarray(gt).astype(np.int8)
-    # Lists and truth belong together only in one order; a normal video with violent frames shows that they do not.
+    # Lists and truth match only in one order; a normal video with violent frames shows a mismatch.
     wrong = _contradictions(truth, videos, lengths, annotations)
     if len(truth) != sum(lengths):
         off = len(truth) - sum(lengths)
@@ -332,7 +340,7 @@ def _truth(root: Path, videos: list[_Video], notes: list[str]) -> list[NDArray[n
             f"{sum(lengths)}: {abs(off)} too {'many' if off > 0 else 'few'}."
             + (f" Lengths (crops 0-4, sound) differ in {_some(uneven)}." if uneven else "")
             + (f" The truth first disagrees with the list at {wrong[0]}." if wrong else "")
-            + " Make gt.npy for these features and this list, or put the benchmark's annotations.txt in its place"
+            + " Make gt.npy for these features and this list, or replace it by the benchmark's annotations.txt"
         )
     if wrong:
         raise DataError(f"{file} is not in the order of the test list: {_some(wrong)}")
@@ -346,7 +354,7 @@ def _split(truth: NDArray[np.int8], lengths: Sequence[int]) -> list[NDArray[np.i
 def _contradictions(
     truth: NDArray[np.int8], videos: list[_Video], lengths: list[int], annotations: Path | None
 ) -> list[str]:
-    """Videos whose part of the truth cannot be theirs."""
+    """Return the videos whose part of the truth contradicts their label or their annotation."""
     known = annotated(annotations) if annotations else None
     wrong = []
     for video, length, part in zip(videos, lengths, _split(truth, lengths), strict=True):

@@ -1,8 +1,7 @@
-"""`xor`: three vectors of bits of which the third is known from the other two together and from neither alone.
+"""`xor`: three vectors of bits; only together do the first two determine the third: data of Symile's claim (arXiv 2411.01053).
 
-The setting of Symile's claim (arXiv 2411.01053). a and b are uniform bits; c is a XOR b with probability `p`, else
-a, one draw for all bits of an item. With p = 1 any two of the three are independent, and any two determine the third. With
-p = 0 c is a, and b has to do with nothing.
+a and b are uniform bits. c is a XOR b with probability `p`, else a; one draw decides for all bits of an item. With p = 1 any two
+of the three are independent, and any two determine the third. With p = 0, c equals a, and b is independent of both.
 """
 
 from __future__ import annotations
@@ -26,13 +25,24 @@ def load(
     test: int = 1000,
     seed: int = 0,
 ) -> AlignedData:
-    """`train`, `valid` and `test` items of three modalities a, b, c of `bits` zeros and ones, drawn with `seed`.
+    """Draw items of three modalities a, b, c, each a vector of `bits` zeros and ones.
 
-    -1 draws as many valid items as test items. Of few bits there are few items: every split holds all of them many times.
+    With few bits there are few distinct items, and every split holds all of them many times.
+
+    Args:
+        argument: not used; sources share a signature.
+        p: probability of c = a XOR b, 0 to 1.
+        bits: number of bits of each vector, 1 to 16.
+        train: number of training items, at least 1.
+        valid: number of valid items; -1 for as many as test items.
+        test: number of test items, at least 1.
+        seed: seed of all items.
+
+    Raises CounterpointError for a number out of range.
     """
     if not 0 <= p <= 1 or not 1 <= bits <= MOST or min(train, test) < 1:
         raise CounterpointError(
-            f"xor wants p in 0..1, bits in 1..{MOST}, train and test at least 1; got p={p}, {bits=}, {train=}, {test=}"
+            f"xor needs p in 0..1, bits in 1..{MOST}, train and test of at least 1; got p={p}, {bits=}, {train=}, {test=}"
         )
     valid = checked_count("xor", valid, test)
     rng = np.random.default_rng([2411_01053, seed])

@@ -1,4 +1,4 @@
-"""The printed page: a strip that is engraved from the notes, and what a scanner makes of it."""
+"""The printed page: a strip engraved from the notes, and its simulated scan."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ Ink = NDArray[np.float32]
 
 
 def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels, NDArray[np.float64]]:
-    """The strip at FINE times its size, grey [FINE * HEIGHT, W], and [onsets] the pixels where they stand.
+    """Engrave a strip at FINE times its size.
 
-    `options` are verovio's. DataError when verovio cannot read or draw the piece.
+    Args:
+        score: the chorale.
+        font: verovio's font.
+        options: further options of verovio.
+
+    Returns grey [FINE * HEIGHT, W], and [onsets] their positions in pixels from the left. Raises DataError when verovio
+    cannot read or draw the piece.
     """
     import resvg_py
     import verovio
 
-    verovio.enableLog(verovio.LOG_OFF)  # its warnings are of layout, and many
+    verovio.enableLog(verovio.LOG_OFF)  # it writes many warnings about layout
     toolkit = verovio.toolkit()
     toolkit.setOptions(
         {
@@ -42,7 +48,7 @@ def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels
             "adjustPageHeight": True,
             "pageWidth": 100000,
             "mnumInterval": 0,
-            "xmlIdSeed": 1,  # the ids of what has none, by chance otherwise
+            "xmlIdSeed": 1,  # ids of elements that have none; random otherwise
             "font": font,
             **options,
         }
@@ -53,7 +59,7 @@ def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels
     try:
         left, top, bottom, space, width, heads = _places(svg)
     except (ET.ParseError, ValueError, IndexError, StopIteration) as error:
-        raise DataError(f"{score.name}: not an engraving as verovio makes it ({error})") from error
+        raise DataError(f"{score.name}: verovio's drawing does not have the expected form ({error})") from error
     missing = sum(note.head not in heads for note in score.notes)
     if missing:
         raise DataError(f"{score.name}: {missing} of {len(score.notes)} notes are not in the engraving")
@@ -63,11 +69,11 @@ def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels
     )
     drawn = Image.open(io.BytesIO(bytes(png))).convert("L")
     zoom = drawn.width / width
-    # The middle of the grand staff comes to the middle of the strip, with room at its ends for the outermost windows.
+    # The grand staff is centred in the strip. The margins at both ends hold the outermost windows.
     margin = FINE * HEIGHT // 2
     strip = Image.new("L", (drawn.width + 2 * margin, FINE * HEIGHT), 255)
     strip.paste(drawn, (margin, round(FINE * HEIGHT / 2 - (top + bottom) / 2 * zoom)))
-    middle = 0.59 * space  # of a head, which is given by its left edge
+    middle = 0.59 * space  # from a head's left edge, which verovio gives, to its middle
     places: dict[float, list[float]] = {}
     for note in score.notes:
         places.setdefault(note.onset, []).append((left + heads[note.head] + middle) * zoom + margin)
@@ -75,7 +81,7 @@ def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels
 
 
 def _places(svg: str) -> tuple[float, float, float, float, float, dict[str, float]]:
-    """In the drawing's units: left margin, first and last staff line, the space between lines, width, heads by id."""
+    """Return left margin, first and last staff line, space between lines, width, and heads by id, in the drawing's units."""
     space = "{http://www.w3.org/2000/svg}"
     inner = next(e for e in ET.fromstring(svg).iter(f"{space}svg") if e.get("viewBox") and e.get("class"))
     width = float(inner.get("viewBox", "").split()[2])
@@ -101,18 +107,18 @@ def _translation(element: ET.Element) -> tuple[float, float]:
 
 
 def reduced(strip: NDArray[Any]) -> Ink:
-    """FINE times smaller."""
+    """Reduce a strip by the factor FINE: [FINE * HEIGHT, W] -> [HEIGHT, W // FINE], means of the blocks."""
     width = strip.shape[1] // FINE * FINE
     blocks = strip[:, :width].reshape(HEIGHT, FINE, width // FINE, FINE)
     return np.asarray(blocks.mean((1, 3)), np.float32)
 
 
 def scan(strip: Pixels, rng: np.random.Generator) -> Pixels:
-    """A fine strip as a scanner might see it on old paper, reduced: [HEIGHT, W]."""
+    """Simulate a scan from old paper, and reduce it: [FINE * HEIGHT, W] -> [HEIGHT, W // FINE]."""
     from scipy.ndimage import gaussian_filter
 
     fine = _turned(np.asarray(1 - strip / 255, np.float32), rng)
-    # Printed fat or thin, here more and there less.
+    # The print is bold or thin, and varies over the page.
     fine = np.clip(gaussian_filter(fine, rng.uniform(0.3, 0.8)) * rng.uniform(1.1, 2.4), 0, 1)
     fine *= 1 - rng.uniform(0.1, 0.4) * np.clip(0.5 + 0.5 * _clouds(rng, fine.shape, FINE * 12), 0, 1)
     ink = reduced(gaussian_filter(fine, rng.uniform(0.3, 1.1)))
@@ -122,7 +128,7 @@ def scan(strip: Pixels, rng: np.random.Generator) -> Pixels:
     grey = paper * (1 - ink) + rng.uniform(20, 75) * ink
     down, across = np.arange(shape[0])[:, None], np.arange(shape[1])
     for _ in range(rng.poisson(shape[1] / 150)):
-        # A stain: an ellipse that fades, rarely strong.
+        # A stain: an ellipse that fades outward, rarely strong.
         cy, cx = rng.uniform(0, HEIGHT), rng.uniform(0, shape[1])
         radius, long = rng.uniform(3, 25), rng.uniform(0.6, 1.6)
         near = slice(max(0, int(cx - 4 * radius * long)), int(cx + 4 * radius * long) + 1)
@@ -136,9 +142,9 @@ def scan(strip: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _turned(ink: Ink, rng: np.random.Generator) -> Ink:
-    """Turned this way and that along the line by at most 1.5 degrees: the slope is a sum of two waves.
+    """Rotate the strip by at most 1.5 degrees in both directions along the line: the slope is a sum of two waves.
 
-    The middle of the strip moves up and down only, so that onsets stay where they are.
+    The middle of the strip moves only up and down, so that the onsets keep their positions.
     """
     from scipy.ndimage import map_coordinates
 
@@ -154,6 +160,6 @@ def _turned(ink: Ink, rng: np.random.Generator) -> Ink:
 
 
 def _clouds(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> Ink:
-    """Smooth noise of unit scale whose hills are `size` pixels wide."""
+    """Draw smooth noise of unit scale, with hills of `size` pixels in width."""
     small = rng.standard_normal((shape[0] // size + 2, shape[1] // size + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""The notes: chorales as they are engraved and played, read from the corpus of the package music21."""
+"""The notes: chorales for engraving and playing, read from the corpus of the package music21."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from counterpoint.errors import CounterpointError, DataError
 
 QUARTERS = (24, 56)  # length of a piece, least and greatest
-DIVISIONS = 10080  # of a quarter: whatever a file divides it into divides this
+DIVISIONS = 10080  # of a quarter: a multiple of the divisions of every file
 STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 PACKAGES = ("music21", "verovio", "resvg_py", "tinysoundfont", "pretty_midi")
 
 
 @dataclass(frozen=True)
 class Note:
-    """A note that is struck, with whatever is tied to it; times in quarters from the piece's start."""
+    """A note that is struck, with the notes tied to it; times in quarters from the piece's start."""
 
     onset: float
     length: float
@@ -36,21 +36,25 @@ class Note:
 
 @dataclass(frozen=True)
 class Score:
-    """A chorale as it is engraved and played."""
+    """A chorale for engraving and playing."""
 
     name: str
     xml: str  # MusicXML of one part on two staves
     notes: tuple[Note, ...]  # by onset
-    holds: tuple[tuple[float, float], ...]  # where the soprano's fermatas stand: from, to, in quarters
+    holds: tuple[tuple[float, float], ...]  # the soprano's fermatas: start and end in quarters
     quarters: float
 
     @property
     def onsets(self) -> NDArray[np.float64]:
-        """[items] the quarters at which something is struck, in order."""
+        """[items] onsets in quarters, in order: the times at which a note is struck."""
         return np.unique([note.onset for note in self.notes])
 
     def tune(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Two ways to know the melody again in any key: its first beats, and its first steps whatever their lengths."""
+        """Return two descriptions of the melody that do not depend on the key: its first beats, and its first steps.
+
+        The first: intervals in semitones from the first note, at 9 successive quarters. The second: the first 9 steps in
+        semitones, whatever the notes' lengths.
+        """
         melody = [note for note in self.notes if note.voice == 0]
         pitches = [note.pitch for note in melody]
         beats = melody[0].onset + np.arange(9)
@@ -61,13 +65,13 @@ class Score:
 
 @lru_cache
 def packages() -> tuple[Path, Path]:
-    """The folder of chorales and the soundfont; CounterpointError names the packages that are not installed."""
+    """Return the folder of chorales and the soundfont. CounterpointError names the packages that are not installed."""
     found = {name: importlib.util.find_spec(name) for name in PACKAGES}
     missing = [name for name, spec in found.items() if spec is None or not spec.submodule_search_locations]
     if missing:
         raise CounterpointError(
             f"the data source 'scores' needs {', '.join(missing)}, not installed: "
-            "pip install 'counterpoint[music]', then, without what they depend on, "
+            "pip install 'counterpoint[music]', then, without their dependencies, "
             "pip install --no-deps tinysoundfont pretty_midi"
         )
     folders = {name: Path(next(iter(spec.submodule_search_locations or []))) for name, spec in found.items() if spec}
@@ -85,10 +89,10 @@ def packages() -> tuple[Path, Path]:
 
 
 def read(file: Path) -> Score | None:
-    """A chorale; None for what is not one of four parts with one voice each. DataError says what is damaged.
+    """Read a chorale from a MusicXML file. Return None for a piece that does not have four parts with one voice each.
 
-    The four parts are put on a grand staff, as voices 1 to 4 of one part. Every note gets an id, by which it is found
-    in the engraving.
+    The four parts become voices 1 to 4 of one part on a grand staff. Every note gets an id, which finds it in the engraving.
+    DataError gives file and reason where the file cannot be read.
     """
     try:
         if file.suffix == ".mxl":
@@ -115,7 +119,7 @@ def _grand_staff(name: str, parts: list[ET.Element]) -> Score | None:
         raise ValueError("its parts differ in the number of measures")
     notes: list[Note] = []
     holds: set[tuple[float, float]] = set()
-    tied: dict[tuple[int, int], int] = {}  # voice and pitch of a note that goes on -> its number
+    tied: dict[tuple[int, int], int] = {}  # voice and pitch of a note that continues -> its number
     divisions = [1] * 4
     count, start = 0, 0  # notes written; where the measure starts, in DIVISIONS of a quarter
     for number, across in enumerate(zip(*measures, strict=True)):
@@ -171,7 +175,7 @@ def _grand_staff(name: str, parts: list[ET.Element]) -> Score | None:
 
 
 def _attributes(given: ET.Element | None, first: bool) -> ET.Element:
-    """Key and time as the soprano has them; staves and clefs once."""
+    """Make a measure's attributes: key and time of the soprano, and in the first measure staves and clefs."""
     out = ET.Element("attributes")
     ET.SubElement(out, "divisions").text = str(DIVISIONS)
     for tag in ("key", "time"):
@@ -186,7 +190,7 @@ def _attributes(given: ET.Element | None, first: bool) -> ET.Element:
 
 
 def _note(given: ET.Element, name: str, length: int, voice: int) -> ET.Element:
-    """A note or rest in its place on the grand staff, without words and ornaments."""
+    """Copy a note or rest to its place on the grand staff, without words and ornaments."""
     out = ET.Element("note", id=name)
     for tag in ("chord", "pitch", "rest"):
         out.extend(given.findall(tag))
@@ -201,7 +205,7 @@ def _note(given: ET.Element, name: str, length: int, voice: int) -> ET.Element:
     out.extend(given.findall("beam"))
     notations = ET.SubElement(out, "notations")
     notations.extend(given.findall("notations/tied"))
-    if voice == 0:  # the others wait with it
+    if voice == 0:  # the other voices wait too
         notations.extend(given.findall("notations/fermata"))
     return out
 
@@ -214,13 +218,18 @@ def _text(element: ET.Element, tag: str) -> str:
 
 
 def _pitch(note: ET.Element) -> int:
-    """Of MIDI: 60 is middle C."""
+    """Return the MIDI pitch of a note: 60 is middle C."""
     alter = round(float(note.findtext("pitch/alter") or 0))
     return 12 * (int(_text(note, "pitch/octave")) + 1) + STEPS[_text(note, "pitch/step")] + alter
 
 
 def candidates(seed: int, left_out: list[str]) -> Iterator[Score]:
-    """Chorales of the right length, no tune twice, in an order that the seed and their names give."""
+    """Yield chorales of the right length, each with another tune. The seed and the names determine the order.
+
+    Args:
+        seed: seed of the order.
+        left_out: receives a message for each file that cannot be read.
+    """
     files = [f for f in packages()[0].glob("bwv*") if f.suffix in (".mxl", ".xml")]
     tunes: set[tuple[int, ...]] = set()
     for file in sorted(files, key=lambda f: hashlib.sha256(f"{seed}/{f.stem}".encode()).digest()):

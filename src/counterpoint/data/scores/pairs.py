@@ -23,18 +23,18 @@ def load(
     hop: int = 1,
     seed: int = 0,
 ) -> AlignedData:
-    """Open the set, drawing and playing it where it is not in the cache (under a minute).
+    """Open the set; draw and play it where it is not in the cache (under a minute).
 
     Args:
         argument: not used; sources share a signature.
         task: "aligned"; sources share a signature.
-        pieces: how many in all: a third to train on, a sixth to test on, the rest unpaired.
-        valid: share of the pieces to train on that make the valid split instead, at least one.
-        seconds: of sound in a snippet; a window holds twice as much.
-        hop: every hop-th onset of a piece becomes an item.
-        seed: of which pieces and how they are played and printed; another seed is another set.
+        pieces: number of pieces, at least 6: a third for training and valid, a sixth for test, the rest unpaired.
+        valid: share of the training pieces that form the valid split, between 0 and 1; at least one piece.
+        seconds: length of a snippet's sound, 0.1 to 30; a window holds twice as much.
+        hop: every hop-th onset of a piece becomes an item, at least 1.
+        seed: seed of the choice, playing and printing of pieces, at least 0; another seed gives another set.
 
-    Raises CounterpointError when a package is not installed or the options ask for what there is not.
+    Raises CounterpointError when a package is not installed, an option is out of range or there are too few pieces.
 
     >>> data = load(pieces=12)  # doctest: +SKIP
     >>> data.train.column("sheet", np.arange(2)).shape, data.train.column("audio", np.arange(2)).shape  # doctest: +SKIP
@@ -52,7 +52,9 @@ def load(
     third = pieces // 3
     last = min(third - 1, third - max(1, round(valid * third)))  # of the pieces that are trained on
     if last < 1:
-        raise CounterpointError(f"scores: valid={valid:g} leaves none of {third} pieces to train on; ask for less")
+        raise CounterpointError(
+            f"scores: valid={valid:g} leaves none of {third} pieces to train on; set a smaller share"
+        )
     notes: list[str] = []
     made = stored(pieces, seed, notes)
     samples = round(2 * seconds * RATE)
@@ -63,7 +65,7 @@ def load(
         chosen = [r for r in made if role_of(r.number, pieces) == role and r.domain == domain]
         if role == "train":
             chosen = [r for r in chosen if (r.number >= last) == (part == "valid")]
-        # Of a piece that has only one of the two, the other is missing.
+        # A piece may have only a score or only a sound.
         seen = np.concatenate([np.full(len(r.at[::hop]), r.strip.size > 0) for r in chosen])
         heard = np.concatenate([np.full(len(r.at[::hop]), r.wave.size > 0) for r in chosen])
         return AlignedColumns(

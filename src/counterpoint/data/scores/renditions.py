@@ -1,4 +1,4 @@
-"""Renditions: pieces engraved and played in one domain or the other, from the cache or made into it."""
+"""Renditions: pieces engraved and played in either domain, from the cache or made into it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from counterpoint.data.scores.notes import PACKAGES, Score, candidates, packages
 from counterpoint.data.scores.synthesis import expressive, int16, play, recorded, strict
 from counterpoint.errors import CounterpointError, DataError
 
-VERSION = 2  # of the reading, drawing and playing: a change to any must change this, or stale caches are read
+VERSION = 2  # of the reading, drawing and playing: increase it with every change, or stale caches are read
 DOMAINS = ("clean", "real")
 FONTS = ("Bravura", "Leland", "Gootville", "Petaluma")  # of the real domain
 PROGRAMS = (1, 2, 3, 4, 5, 6)  # of the real domain: bright and electric pianos, honky-tonk, harpsichord
 
 
 def role_of(number: int, pieces: int) -> str:
-    """What the piece of this number is for."""
+    """Return the role of piece `number` of `pieces`: train, test or unpaired."""
     return "train" if number < pieces // 3 else "test" if number < pieces // 3 + pieces // 6 else "unpaired"
 
 
 @dataclass(frozen=True)
 class Rendition:
-    """A piece in one domain; without a score or without sound where it is not wanted."""
+    """A piece in one domain; the score or the sound may be empty."""
 
     name: str
     number: int
@@ -46,7 +46,17 @@ class Rendition:
 def render(
     score: Score, number: int, domain: int, seed: int = 0, *, sheet: bool = True, sound: bool = True
 ) -> Rendition:
-    """Engrave and play a piece; the same name, domain and seed give the same bytes. DataError as `engrave`."""
+    """Engrave and play a piece. The same name, domain and seed give the same bytes.
+
+    Args:
+        score: the piece.
+        number: its number in the set.
+        domain: 0 clean, 1 real.
+        seed: seed of the set.
+        sheet, sound: false leaves the score or the sound empty.
+
+    Raises DataError as `engrave` does.
+    """
     digest = hashlib.sha256(f"{score.name}/{DOMAINS[domain]}/{seed}".encode()).digest()
     page, player = (np.random.default_rng([part, *digest[:16]]) for part in (0, 1))
     strip, x = np.empty((HEIGHT, 0), np.uint8), np.zeros(len(score.onsets))
@@ -75,7 +85,7 @@ def render(
 
 
 def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
-    """Return all renditions of the set, and what cannot be read or drawn, in whose place another piece stands."""
+    """Return all renditions of the set, and messages on pieces that cannot be read or drawn; other pieces replace these."""
     from rich.console import Console
     from rich.progress import track
 
@@ -83,7 +93,7 @@ def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
     left_out: list[str] = []
     found = candidates(seed, left_out)
     ready = list(itertools.islice(found, pieces))
-    too_few = "scores has {} pieces that fit, each with a tune of its own (seed {}), asked for pieces={}"
+    too_few = "scores has {} pieces of fitting length with different tunes (seed {}), got pieces={}"
     if len(ready) < pieces:
         raise CounterpointError(too_few.format(len(ready), seed, pieces))
     remaining = itertools.chain(ready, found)
@@ -93,7 +103,7 @@ def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
         role = role_of(number, pieces)
         for score in remaining:
             try:
-                if role == "unpaired":  # every other piece by ear alone
+                if role == "unpaired":  # score and sound alternate
                     out.append(render(score, number, 1, seed, sheet=number % 2 == 0, sound=number % 2 == 1))
                 else:
                     made = [render(score, number, domain, seed) for domain in range(2 if role == "test" else 1)]
@@ -108,7 +118,7 @@ def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
 
 
 def stored(pieces: int, seed: int, notes: list[str]) -> list[Rendition]:
-    """The set, from the cache or built into it."""
+    """Return the renditions of the set, from the cache or built into it; `notes` receives notes for the user."""
     packages()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     key = (VERSION, versions, pieces, seed)

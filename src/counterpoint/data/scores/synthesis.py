@@ -1,4 +1,4 @@
-"""The sound: keys that go down and up, played strictly or as a player might, and what a microphone makes of it."""
+"""The sound: key strokes, played strictly or with simulated expression, and a simulated recording."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wave = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Strike:
-    """A key that goes down and up, in seconds."""
+    """A key stroke; times in seconds."""
 
     start: float
     stop: float
@@ -28,12 +28,20 @@ class Strike:
 
 
 def play(strikes: Sequence[Strike], program: int = 0, cents: float = 0.0) -> Wave:
-    """The sound of the soundfont's instrument, mono at RATE, from time zero to TAIL after the last key is up."""
+    """Synthesise key strokes with an instrument of the soundfont.
+
+    Args:
+        strikes: the key strokes.
+        program: number of the instrument, 0 for the piano.
+        cents: detuning in hundredths of a semitone.
+
+    Returns a mono wave at RATE, from time zero to TAIL seconds after the last key is up.
+    """
     import tinysoundfont
 
     synth = tinysoundfont.Synth(gain=-6, samplerate=RATE)
     font = synth.sfload(str(packages()[1]))
-    for voice in range(4):  # a channel each: two voices may hold one key
+    for voice in range(4):  # one channel for each voice, because two voices may hold the same key
         synth.program_select(voice, font, 0, program)
         synth.set_tuning(voice, cents / 100)
     events = [(round(s.stop * RATE), 0, s.voice, s.pitch, 0) for s in strikes]
@@ -52,7 +60,7 @@ def play(strikes: Sequence[Strike], program: int = 0, cents: float = 0.0) -> Wav
 
 
 def strict(score: Score, rng: np.random.Generator) -> tuple[list[Strike], NDArray[np.float64]]:
-    """Every note at its time, and [onsets] the seconds."""
+    """Play every note exactly at its time, at a random tempo; return the key strokes and [onsets] in seconds."""
     beat = 60 / rng.uniform(88, 116)
     strikes = [
         Strike(LEAD + n.onset * beat, LEAD + (n.onset + n.length) * beat - 0.02, n.pitch, 80, n.voice)
@@ -62,7 +70,10 @@ def strict(score: Score, rng: np.random.Generator) -> tuple[list[Strike], NDArra
 
 
 def expressive(score: Score, rng: np.random.Generator) -> tuple[list[Strike], NDArray[np.float64]]:
-    """As a player might: see the module. The seconds are those of the beat; each note falls near it."""
+    """Play with simulated expression: tempo, loudness, touch and the hands' timing vary.
+
+    Returns the key strokes and [onsets] in seconds. The onsets are those of the beat; each note is struck near it.
+    """
     grid = np.arange(0, score.quarters + 0.125, 0.125)
     knots = np.arange(0, score.quarters + 4, 4)
     pace = np.exp(np.interp(grid, knots, rng.normal(0, 0.09, len(knots)))) * 60 / rng.uniform(72, 120)
@@ -85,17 +96,17 @@ def expressive(score: Score, rng: np.random.Generator) -> tuple[list[Strike], ND
 
 
 def recorded(wave: Wave, rng: np.random.Generator) -> Wave:
-    """A wave as a microphone in a room might hear it, as long as before."""
+    """Simulate the recording of a wave in a room: reverberation, noise and a narrow band. The length stays the same."""
     from scipy.signal import butter, fftconvolve, sosfilt
 
-    # The room: noise that dies away, falling by 60 dB in `decay` seconds.
+    # The room: noise that decays by 60 dB in `decay` seconds.
     decay = rng.uniform(0.25, 1.2)
     time = np.arange(round(decay * RATE)) / RATE
     room = rng.standard_normal(len(time)) * np.exp(-6.9 * time / decay)
     room *= 10 ** (rng.uniform(-16, -5) / 20) / np.sqrt((room**2).sum())
     room[0] = 1
     out = fftconvolve(wave, room)[: len(wave)]
-    # Noise that hisses or rumbles: its power falls with the frequency to the power of `tilt`.
+    # Noise between white and brown: its power is the frequency to the power of -`tilt`.
     spectrum = np.fft.rfft(rng.standard_normal(len(out)))
     tilt = rng.uniform(0, 1.3)
     spectrum *= np.maximum(np.arange(len(spectrum)), len(spectrum) / 500) ** (-tilt / 2)

@@ -1,4 +1,4 @@
-"""Windows of strips and of recordings, cut when asked for."""
+"""Windows of strips and of recordings, cut on access."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from counterpoint.data.scores.synthesis import RATE, Wave
 
 
 class SheetWindows:
-    """Windows of strips, cut when asked for: an `ImageSplit`.
+    """Windows of strips, cut on access: an `ImageSplit`.
 
     Args:
-        strips: of each piece, grey [HEIGHT, W]; an empty one is a piece without a score, whose windows are zeros.
-        centres: of each piece, [items] pixels from the strip's left end.
+        strips: for each piece, grey [HEIGHT, W]; empty for a piece without a score, whose windows are zeros.
+        centres: for each piece, [items] pixels from the strip's left end.
     """
 
     labels = None
@@ -31,7 +31,7 @@ class SheetWindows:
         return len(self.piece)
 
     def images(self, indices: Indices) -> Pixels:
-        """[n] positions -> [n, HEIGHT, HEIGHT, 3], white beyond a strip's ends."""
+        """Return the windows at [n] positions: [n, HEIGHT, HEIGHT, 3], white beyond a strip's ends."""
         out = np.full((len(indices), HEIGHT, HEIGHT), 255, np.uint8)
         for row, (piece, start) in enumerate(zip(self.piece[indices], self.start[indices], strict=True)):
             strip = self.strips[piece]
@@ -44,12 +44,12 @@ class SheetWindows:
 
 
 class SoundWindows:
-    """Windows of recordings, cut when asked for: a `WaveSplit`.
+    """Windows of recordings, cut on access: a `WaveSplit`.
 
     Args:
-        recordings: of each piece, int16 [n]; an empty one is a piece without sound, whose windows are silent.
-        centres: of each piece, [items] seconds from the recording's start.
-        samples: of a window.
+        recordings: for each piece, int16 [n]; empty for a piece without sound, whose windows are silent.
+        centres: for each piece, [items] seconds from the recording's start.
+        samples: number of samples of a window.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SoundWindows:
         return len(self.piece)
 
     def waves(self, indices: Indices) -> Wave:
-        """[n] positions -> [n, samples] in [-1, 1], zero beyond a recording's ends."""
+        """Return the windows at [n] positions: [n, samples] in [-1, 1], zero beyond a recording's ends."""
         out = np.zeros((len(indices), self.samples), np.float32)
         for row, (piece, start) in enumerate(zip(self.piece[indices], self.start[indices], strict=True)):
             wave = self.recordings[piece]

@@ -1,9 +1,9 @@
-"""Worlds: known truth that is drawn once and rendered into many forms.
+"""Worlds: known truth that is drawn once and rendered in many forms.
 
-A world has two functions. `scene(seed...)` draws a truth, a small frozen record, and reads or renders nothing.
-Rendering turns a truth into pictures, sounds, texts or vectors, in one style or another. A data source is then an adapter of
-a few lines: it asks for truths, renders them and hands over the form that a task takes.
+A world has two parts. `scene(seed...)` draws a truth, a small frozen record; it neither reads files nor renders. Rendering
+functions turn a truth into pictures, sounds, texts or vectors, in different styles. So a data source is an adapter of a few
+lines: it draws truths, renders them and returns the form of a task.
 
     digits    one or several handwritten digits on a canvas
-    sprites   moving sprites on a landscape, with what happens among them, seen and heard
+    sprites   moving sprites on a landscape, with visible and audible events
 """

@@ -1,10 +1,10 @@
-"""The world of digits: handwritten digits, alone or side by side, with what they are and where each stands known.
+"""The world of digits: handwritten digits, alone or side by side, with known classes and positions.
 
-The digits are the 1,797 of UCI's optical recognition set, 8 x 8 pixels in 17 shades. They ride in scikit-learn (CC BY 4.0).
+The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, in scikit-learn (CC BY 4.0).
 
-    parts      which digits are for training, valid and test; the same for every source of the world
-    scene      the truth of n pictures: which digits stand side by side, and what they are
-    grey, intensity, enlarged, noisy, over_patterns, halves, tower     styles that a scene is rendered in
+    parts      the digits for training, valid and test; every source divides them by the same rule
+    scene      the truth of n pictures: the digits side by side, and their classes
+    grey, intensity, enlarged, noisy, over_patterns, halves, tower     styles of rendering a scene
     words, wordy                                                       captions
 """
 
@@ -26,7 +26,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SIDE = 8  # pixels of a digit
 SHADES = 16  # the darkest; 0 is paper
 STOP = ("a", "the", "this", "is", "of", "in", "and", "with", "on", "it", "that", "here")
-# Made-up words that mean nothing.
+# Invented words without a meaning.
 DISTRACTORS = tuple(
     f"{a}{b}{c}" for a in ("ba", "de", "ki", "mo", "zu") for b in ("la", "re", "ti") for c in ("p", "g", "nu", "sho")
 )
@@ -45,7 +45,7 @@ def inventory() -> tuple[NDArray[np.float64], Indices]:
 
 
 class Parts(NamedTuple):
-    """Which digits are for what: sorted numbers."""
+    """The digits of each split: sorted numbers."""
 
     train: Indices
     valid: Indices
@@ -57,8 +57,8 @@ def parts(source: str, held_out: float, valid: float) -> Parts:
 
     Args:
         source: name of the source, for messages.
-        held_out: share of the digits for the test split, between 0 and 1.
-        valid: share of the others for the valid split, between 0 and 1.
+        held_out: share of the digits in the test split, between 0 and 1.
+        valid: share of the other digits in the valid split, between 0 and 1.
     """
     shades, labels = inventory()
     rest, test = split_positions(len(labels), held_out, labels)
@@ -74,7 +74,7 @@ class Scene:
     """The truth of n pictures, each of k digits side by side."""
 
     numbers: Indices  # [n, k] of the inventory, from left to right
-    labels: Indices  # [n, k] what they are, 0 to 9
+    labels: Indices  # [n, k] classes, 0 to 9
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -84,7 +84,7 @@ def scene(numbers: Indices) -> Scene:
     """Put digits side by side.
 
     Args:
-        numbers: [n, k], or [n] for one digit in a picture; of the inventory.
+        numbers: [n, k] numbers of the inventory, or [n] for one digit in a picture.
     """
     chosen = np.asarray(numbers, np.int64).reshape(len(numbers), -1)
     return Scene(chosen, inventory()[1][chosen])
@@ -99,7 +99,7 @@ def _canvas(truth: Scene) -> NDArray[np.float64]:
 
 
 def grey(truth: Scene) -> Pixels:
-    """Render as it is: [n, 8, 8 k], white on black."""
+    """Render unchanged: uint8 [n, 8, 8 k], white on black."""
     return np.rint(_canvas(truth) * (255 / SHADES)).astype(np.uint8)
 
 
@@ -109,14 +109,14 @@ def intensity(truth: Scene) -> Intensity:
 
 
 def enlarged(truth: Scene, size: int) -> Pixels:
-    """Render one digit a picture, enlarged by bicubic interpolation: [n, size, size]."""
+    """Render one digit in each picture, enlarged by bicubic interpolation to `size` pixels: [n, size, size]."""
     return np.stack(
         [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in grey(truth)]
     )
 
 
 def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity:
-    """Render as numbers with Gaussian noise on them: [n, 8, 8 k] in about 0..1, not clipped.
+    """Render as numbers with added Gaussian noise: [n, 8, 8 k] in about 0..1, not clipped.
 
     Args:
         truth: the digits.
@@ -128,31 +128,31 @@ def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity
 
 
 def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:
-    """Render in colour: the digit in the first channel, a pattern in the second, nothing in the third: [n, 8, 8, 3].
+    """Render in colour, [n, 8, 8, 3]: the digit in the first channel, a pattern in the second, zeros in the third.
 
     Args:
-        truth: one digit a picture.
-        patterns: [n, 8, 8], one for each picture.
+        truth: one digit in each picture.
+        patterns: [n, 8, 8] uint8, one for each picture.
     """
     return np.stack([grey(truth), patterns, np.zeros_like(patterns)], 3)
 
 
 def halves(truth: Scene) -> tuple[Intensity, Intensity]:
-    """Render one digit as the intensities of its upper and of its lower half: [n, 32] each."""
+    """Render one digit as the intensities of its upper half and of its lower half: [n, 32] each."""
     flat = intensity(truth).reshape(len(truth), SIDE * SIDE)
     return flat[:, : SIDE * SIDE // 2], flat[:, SIDE * SIDE // 2 :]
 
 
 def tower(truth: Scene, learned: Indices, tested: Indices, seed: int) -> tuple[Intensity, float]:
-    """Render upper halves as a frozen network sees them: [n, TOWER_WIDTH], its last layer before the names.
+    """Render upper halves as features of a frozen network: [n, TOWER_WIDTH], its last layer before the classes.
 
     Args:
-        truth: one digit a picture.
-        learned: [m] the pictures from whose upper halves the network, 32-128-128-32, learns to name the digit.
-        tested: [t] the pictures of which it is measured how many it names.
-        seed: of its initialisation.
+        truth: one digit in each picture.
+        learned: [m] pictures whose upper halves train the network, 32-128-128-32, to classify the digit.
+        tested: [t] pictures that the network's accuracy is measured on.
+        seed: seed of its initialisation.
 
-    Returns the features, and the share of `tested` that the network names.
+    Returns the features, and the network's accuracy on `tested`, 0 to 1.
     """
     import torch
     from torch import nn
@@ -182,7 +182,7 @@ def words(labels: Indices) -> list[str]:
 
 
 def wordy(truth: Scene, rng: np.random.Generator) -> list[str]:
-    """Name one digit among three stop words and three words that mean nothing: "is the kemu four of dari wopo"."""
+    """Name one digit among three stop words and three invented words: "is the kemu four of dari wopo"."""
     found = []
     for name in words(truth.labels):
         said = [name, *rng.choice(STOP, 3, replace=False), *rng.choice(DISTRACTORS, 3, replace=False)]

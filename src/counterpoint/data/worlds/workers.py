@@ -10,19 +10,19 @@ T = TypeVar("T")
 
 
 def in_processes(function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], title: str) -> list[T]:
-    """Call a function for each job, in several processes where there are many; return the results in the jobs' order.
+    """Call a function for each job, in several processes for more than 40 jobs; return the results in the jobs' order.
 
     Args:
-        function: at the top level of a module, so that other processes find it.
+        function: a function at the top level of a module, so that other processes can import it.
         jobs: the arguments of each call.
-        title: stands before the progress bar.
+        title: text before the progress bar.
     """
     from joblib import Parallel, delayed
     from rich.console import Console
     from rich.progress import track
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Starting workers costs more than a few scenes do.
+    # Starting workers takes longer than rendering a few scenes.
     parallel = Parallel(n_jobs=min(workers, 8) if len(jobs) > 40 else 1, return_as="generator", batch_size=4)
     made = parallel(delayed(function)(*job) for job in jobs)
     quiet = os.environ.get("RANK", "0") != "0"

@@ -1,11 +1,11 @@
 """The world of sprites: moving pictures on a landscape, with masks, boxes, identities, captions and sounds known.
 
-    scenes.py     the truth: what happens when, and when it is seen and heard
+    scenes.py     the truth: the events, and when each is seen and heard
     artwork.py    pictures and sounds of the package `arcade`
-    casts.py      what each kind of event shows
-    drawing.py    pictures of a scene at any time, and what stands where in them
-    captions.py   what is seen, in words
-    sounds.py     what is heard
+    casts.py      the sprites that each kind of event shows
+    drawing.py    pictures of a scene at any time, and the object at each pixel
+    captions.py   captions of the visible objects
+    sounds.py     the sound track
 
-`arcade` makes its clips from this world, and `sprites` its pictures with captions.
+The source `arcade` makes its clips from this world, and `sprites` its pictures with captions.
 """

@@ -1,7 +1,7 @@
-"""Pictures and sounds of the PyPI package `arcade`, by Kenney (kenney.nl), which its licence files put under CC0.
+"""Pictures and sounds of the PyPI package `arcade`, by Kenney (kenney.nl), under CC0 by its licence files.
 
-The package is found, never imported, and need not be complete: `pip install --no-deps arcade`. Its music and its
-backgrounds, by others, are not used.
+The package must be installed, but is never imported, and its dependencies are not needed: `pip install --no-deps arcade`. Its
+music and its backgrounds, by other authors, are not used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ THINGS = tuple(f"tiles/{t}" for t in ("bush", "cactus", "rock", "boxCrate_double
 
 
 class Sprite(NamedTuple):
-    """One picture to paste: centre and height in scene units."""
+    """One picture to paste; centre and height in scene units."""
 
     name: str
     x: float
@@ -48,8 +48,8 @@ class Sprite(NamedTuple):
 
 @lru_cache
 def assets() -> Path:
-    """Find the pictures and sounds of the arcade package; CounterpointError when it is not installed."""
-    found = importlib.util.find_spec("arcade")  # not imported: it wants a window system
+    """Return the folder of the arcade package's pictures and sounds. CounterpointError when it is not installed."""
+    found = importlib.util.find_spec("arcade")  # not imported: it needs a window system
     for place in (found.submodule_search_locations or []) if found else []:
         folder = Path(place) / "resources" / "assets"
         if (folder / "sounds" / "explosion1.wav").is_file() and (folder / "images" / "space_shooter").is_dir():
@@ -67,7 +67,7 @@ def picture(name: str) -> Image.Image:
 
 @lru_cache
 def blast() -> list[Image.Image]:
-    """Return the explosion as 24 pictures: the sheet's frames where fire is seen, of 16 x 14 in all."""
+    """Return the explosion as 24 pictures: frames with visible fire, of the sheet's 16 x 14 frames."""
     sheet = Image.open(assets() / "images/spritesheets/explosion.png")
     places = [(256 * (n % 16), 256 * (n // 16)) for n in np.linspace(24, 160, 24).astype(int)]
     return [sheet.crop((x, y, x + 256, y + 256)).convert("RGBA").resize((160, 160)) for x, y in places]
@@ -75,7 +75,16 @@ def blast() -> list[Image.Image]:
 
 @lru_cache(maxsize=4096)
 def sprite_image(name: str, height: int, angle: int, flip: bool, tint: str, alpha: int) -> Image.Image:
-    """Return a picture scaled to `height` pixels, mirrored, tinted, turned, made transparent (alpha of 8)."""
+    """Return a picture, edited.
+
+    Args:
+        name: name of the picture, or blast#N for frame N of the explosion.
+        height: height in pixels.
+        angle: rotation in degrees, counterclockwise.
+        flip: mirror the picture.
+        tint: "red", "white", or "" for none.
+        alpha: opacity in eighths, 0 to 8.
+    """
     image = blast()[int(name.partition("#")[2])] if name.startswith("blast#") else picture(name)
     image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.BILINEAR)
     if flip:

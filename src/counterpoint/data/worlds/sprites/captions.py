@@ -1,4 +1,4 @@
-"""What is seen in a picture of a scene, in words."""
+"""Captions that name the visible objects of a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from counterpoint.data.worlds.sprites.drawing import Thing
 
 NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
-# Words for pictures whose names do not say them.
+# Words for pictures whose file names do not contain them.
 WORDS = {
     "playerShip1_blue": "blue ship",
     "playerShip1_green": "green ship",
@@ -30,7 +30,7 @@ EVENTS = {
 
 
 def word(thing: Thing) -> str:
-    """Name a thing: "blue ship", "female person", "explosion"."""
+    """Name an object: "blue ship", "female person", "explosion"."""
     if thing.kind == "event":
         return EVENTS.get(thing.name, thing.name)
     name = thing.name.rpartition("/")[2]
@@ -38,17 +38,17 @@ def word(thing: Thing) -> str:
         return WORDS[name]
     if name.startswith("tank_"):
         return f"{name.removeprefix('tank_')} tank"
-    if match := re.fullmatch(r"(slime|worm)(Blue|Green)", name):  # a creature's colour stands behind it
+    if match := re.fullmatch(r"(slime|worm)(Blue|Green)", name):  # in these names the colour follows the creature
         return f"{match[2].lower()} {match[1]}"
     return name.replace("_", " ")
 
 
 def caption(things: Iterable[Thing], tile: str | None) -> str:
-    """Say what is seen: "two bees and a blue tank on grass, an explosion".
+    """Write a caption of the visible objects: "two bees and a blue tank on grass, an explosion".
 
     Args:
-        things: what is seen; events come last, the others in alphabetical order.
-        tile: of the ground, as a `Drawing` names it; None for open space.
+        things: the visible objects. In the caption events come last, the others in alphabetical order.
+        tile: material of the ground, as a `Drawing` names it; None for open space.
     """
     seen = list(things)
     standing = Counter(word(thing) for thing in seen if thing.kind != "event")

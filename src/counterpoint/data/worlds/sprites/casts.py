@@ -11,13 +11,13 @@ from counterpoint.data.worlds.sprites.scenes import WIDTH, Event
 
 
 class Cast:
-    """What an event shows. `t` is seconds since it came into sight; `beats` are when its blows fall."""
+    """The sprites of one event. Times `t`, and the times of its beats, are seconds since it became visible."""
 
     def __init__(self, event: Event, ground: float) -> None:
         self.beats = np.array(event.beats)
         self.ground = ground
         self.rng = event.rng()
-        # Not too near the edges; each beat has a place of its own about it.
+        # Not too near the edges; each beat has a random position near the event.
         self.x, self.y = self.rng.uniform(60, 260), self.rng.uniform(40, ground - 30)
         self.places = self.rng.normal(0, 24, (len(self.beats), 2))
         self.size = self.rng.uniform(0.75, 1.35)
@@ -28,7 +28,7 @@ class Cast:
         """Choose sprites."""
 
     def past(self, t: float) -> Iterator[tuple[int, float]]:
-        """Yield (beat, seconds since it) for the beats that have fallen."""
+        """Yield (beat, seconds since it) for the beats up to now."""
         return ((n, t - b) for n, b in enumerate(self.beats) if t >= b)
 
     def since(self, t: float) -> float:
@@ -110,7 +110,7 @@ class _Hurt(Cast):
 class _Laser(Cast):
     def cast(self) -> None:
         self.ship = str(self.rng.choice(SHIPS))
-        # One picture stands upright, the other lies; both become 27 long.
+        # One picture is upright, the other horizontal; both become 27 units long.
         self.bolt, self.height, self.angle = (("laserRed01", 27.0, 90), ("laserBlue01", 27 / 54 * 9, 0))[
             self.rng.integers(2)
         ]

@@ -1,4 +1,4 @@
-"""Pictures of a scene at any time, and what stands where in them."""
+"""Pictures of a scene at any time, and the object at each pixel."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from counterpoint.data.worlds.sprites.scenes import HEIGHT, WIDTH, Event, Scene
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that can be seen in a scene."""
+    """A visible object of a scene."""
 
-    identity: int  # from 1, the same for as long as the scene lasts
-    kind: str  # "fixture": stands on the ground; "roamer"; "event"
-    name: str  # the picture's name; of an event its kind, for all the sprites that it shows
+    identity: int  # from 1, constant over the scene
+    kind: str  # "fixture" (fixed on the ground), "roamer" or "event"
+    name: str  # the picture's name; for an event its kind, which covers all its sprites
 
 
 @dataclass(frozen=True)
 class Look:
-    """A picture of a scene, and what stands where in it."""
+    """A picture of a scene, and the object at each pixel."""
 
     pixels: NDArray[np.uint8]  # [H, W, 3]
-    owner: NDArray[np.int64]  # [H, W] identity of the thing in front, 0 for the landscape
-    things: dict[int, Thing]  # by identity: those that show at least one pixel
+    owner: NDArray[np.int64]  # [H, W] identity of the object in front, 0 for the landscape
+    things: dict[int, Thing]  # by identity: the objects with at least one visible pixel
 
     def mask(self, identity: int) -> NDArray[np.bool_]:
-        """Return [H, W]: the visible pixels of a thing."""
+        """Return [H, W], true at the visible pixels of an object."""
         return self.owner == identity
 
     def box(self, identity: int) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom of a thing's visible pixels; right and bottom lie just outside."""
+        """Return left, top, right and bottom of an object's visible pixels; right and bottom are exclusive."""
         rows, columns = (np.flatnonzero(self.mask(identity).any(axis)) for axis in (1, 0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -56,7 +56,7 @@ class Drawing:
 
     Args:
         scene: the truth.
-        size: width and height of the pictures in pixels, 16:9 to look right.
+        size: width and height of the pictures in pixels; other ratios than 16:9 look distorted.
     """
 
     def __init__(self, scene: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
@@ -64,8 +64,8 @@ class Drawing:
         self.size = size
         self.unit = size[1] / HEIGHT
         rng = np.random.default_rng(scene.seed)
-        self.ground = HEIGHT - 26.0  # the height on which things stand, in units from the top
-        self.tile: str | None = None  # what the ground is made of; None in open space
+        self.ground = HEIGHT - 26.0  # height of the ground's surface, in units from the top
+        self.tile: str | None = None  # material of the ground; None in open space
         self.fixtures: list[Sprite] = []
         self.base = self._landscape(rng)
         self.roamers = [self._roamer(rng) for _ in range(rng.integers(2, 5))]
@@ -95,7 +95,7 @@ class Drawing:
         return image
 
     def _roamer(self, rng: np.random.Generator) -> tuple[str, float, float, float, float, float]:
-        """Draw a roamer: its kind, height, place, speed (units a second), bobbing and its phase."""
+        """Draw a roamer at random: its picture, height, vertical position, speed (units per second), bobbing and phase."""
         pool = (SHIPS, TANKS, CREATURES, PEOPLE)[rng.choice(4, p=[0.25, 0.15, 0.35, 0.25])]
         name = str(rng.choice(pool))
         speed = rng.uniform(8, 45) * (1 if rng.random() < 0.5 else -1)
@@ -112,7 +112,7 @@ class Drawing:
         )
 
     def _placed(self, sprite: Sprite) -> tuple[Image.Image, int, int] | None:
-        """Return a sprite's pixels, and where their left upper corner lies; None outside the picture."""
+        """Return a sprite's pixels and the position of their upper left corner; None outside the picture."""
         height = max(1, round(sprite.height * self.unit))
         alpha = max(0, min(8, round(sprite.alpha * 8)))
         picture = sprite_image(sprite.name, height, sprite.angle % 360, sprite.flip, sprite.tint, alpha)
@@ -127,7 +127,7 @@ class Drawing:
             image.paste(picture, (x, y), picture)
 
     def sprites(self, time: float) -> Iterator[tuple[int, Sprite]]:
-        """Yield (identity, sprite) for all that moves at a time in seconds, from the back to the front."""
+        """Yield (identity, sprite) for all moving sprites at a time in seconds, from back to front."""
         first = 1 + len(self.fixtures)
         for identity, (name, size, y, speed, bob, phase) in enumerate(self.roamers, first):
             x = (phase + speed * time) % (WIDTH + 60) - 30
@@ -144,7 +144,7 @@ class Drawing:
                 yield from ((identity, sprite) for sprite in cast.sprites(time - start))
 
     def light(self, time: float) -> float:
-        """Return how bright the scene is at a time, 1 for as drawn."""
+        """Return the brightness of the scene at a time in seconds; 1 leaves the picture unchanged."""
         light = 1.0 + self.flicker * np.sin(1.3 * time)
         for event, cast in self.actors:
             assert event.visible is not None
@@ -154,7 +154,7 @@ class Drawing:
         return float(light)
 
     def draw(self, time: float) -> NDArray[np.uint8]:
-        """Draw the picture at a time in seconds: [H, W, 3]."""
+        """Draw the picture at a time in seconds: [H, W, 3] uint8."""
         image = self.base.copy()
         for _, sprite in self.sprites(time):
             self._paste(image, sprite)
@@ -166,20 +166,20 @@ class Drawing:
 
     @property
     def things(self) -> dict[int, Thing]:
-        """Return all that can ever be seen in the scene, by identity."""
+        """Return all objects that are visible at any time of the scene, by identity."""
         named = [("fixture", sprite.name) for sprite in self.fixtures]
         named += [("roamer", name) for name, *_ in self.roamers]
         named += [("event", event.kind) for event, _ in self.actors]
         return {number: Thing(number, kind, name) for number, (kind, name) in enumerate(named, 1)}
 
     def identity(self, event: Event) -> int:
-        """Return the identity of an event that is seen. ValueError for one that is only heard."""
+        """Return the identity of a visible event. ValueError for an event that is only heard."""
         return 1 + len(self.fixtures) + len(self.roamers) + [actor for actor, _ in self.actors].index(event)
 
     def look(self, time: float) -> Look:
-        """Draw the picture at a time in seconds, with what stands where in it.
+        """Draw the picture at a time in seconds, with the object at each pixel.
 
-        A pixel belongs to the thing in front whose sprite covers at least half of it.
+        A pixel belongs to the frontmost object whose sprite covers at least half of it.
         """
         owner = Image.new("I", self.size, 0)
         for identity, sprite in [*enumerate(self.fixtures, 1), *self.sprites(time)]:
@@ -194,6 +194,12 @@ class Drawing:
 def render_frames(
     scene: Scene, times: Sequence[float] | NDArray[np.floating], size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> NDArray[np.uint8]:
-    """Draw the pictures at the given times (seconds, any order): [n, H, W, 3] RGB for size = (W, H), 16:9 to look right."""
+    """Draw the pictures of a scene at given times: [n, H, W, 3] RGB.
+
+    Args:
+        scene: the truth.
+        times: n times in seconds, in any order.
+        size: (W, H) in pixels; other ratios than 16:9 look distorted.
+    """
     drawing = Drawing(scene, size)
     return np.stack([drawing.draw(float(time)) for time in times])

@@ -1,10 +1,10 @@
-"""Scenes: what happens when, and when it is seen and heard. Drawn from a seed alone, the same on any machine.
+"""Scenes: the events, and when each is seen and heard. A scene depends only on a seed, and is the same on every machine.
 
-A scene lasts 16 to 32 s, at 24 frames a second. It is a landscape, sprites that roam it, and *events*, each a burst of 2 to 5 s.
-Explosions, hits, hurts and lasers are violent; coins, jumps, upgrades and music are not. Sight and sound disagree in part. Half
-of the events sound 1 to 5 snippets after they are seen; some are heard only or seen only. Every violent scene has one violent
-event that is both seen and heard. Every scene also holds confusers, Poisson(0.5) of them: sounds or sights alone that resemble
-violence and are not.
+A scene lasts 16 to 32 s, at 24 frames per second. It has a landscape, sprites that roam it, and *events*, each a burst of 2 to
+5 s. Explosions, hits, hurts and lasers are violent; coins, jumps, upgrades and music are not. Half of the events sound 1 to 5
+snippets after they are seen. Some are only heard or only seen. Every violent scene has one violent event that is both seen and
+heard. Every scene also holds confusers, Poisson(0.5) of them: sounds alone or sights alone that resemble violence but are not
+violent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1  # of the scripts and the drawing: a change to either must change it, or stale caches are read
+VERSION = 1  # of the scenes and the drawing: increase it with every change to either, or stale caches are read
 FPS = 24
 FRAMES = 16  # a snippet
 SNIPPET = FRAMES / FPS  # seconds
@@ -47,13 +47,13 @@ BEATS = {  # seconds between the beats of an event: least, greatest
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens: when it is seen and when it is heard, in seconds, None for never."""
+    """An event: the windows, in seconds, in which it is seen and heard; None for never."""
 
     kind: str
     violent: bool
     visible: tuple[float, float] | None
     audible: tuple[float, float] | None
-    beats: tuple[float, ...]  # seconds after the start of either window: a blast, a shot, a coin
+    beats: tuple[float, ...]  # seconds after the start of either window: the times of a blast, a shot, a coin
     seed: int  # of places, sprites and sounds
 
     def rng(self) -> np.random.Generator:
@@ -65,16 +65,16 @@ class Scene:
     """The truth of a scene."""
 
     name: str
-    label: int  # 1: something violent happens
+    label: int  # 1: a violent event happens
     snippets: int
     events: tuple[Event, ...]
-    seed: int  # of the landscape and of what roams it
+    seed: int  # of the landscape and of the roaming sprites
     gain: float
     noise: float  # standard deviation of the sound's noise floor
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Duration in seconds."""
         return self.snippets * SNIPPET
 
 
@@ -83,7 +83,7 @@ def scene(seed: Sequence[int], name: str = "") -> Scene:
 
     Args:
         seed: whole numbers from 0. Equal numbers give equal scenes.
-        name: what the scene is called. It changes nothing else.
+        name: name of the scene; it has no other effect.
     """
     rng = np.random.default_rng(list(seed))
     snippets = int(rng.integers(24, 49))
@@ -133,7 +133,7 @@ def _confuser(rng: np.random.Generator, length: float) -> Event:
 
 
 def _beats(rng: np.random.Generator, kind: str, span: float) -> tuple[float, ...]:
-    """Draw the times of the beats; the last leaves room for what it starts."""
+    """Draw the times of the beats in seconds; at least 0.7 s remain after the last one for its effect."""
     beats: list[float] = []
     at = 0.0
     while not beats or at < span - 0.7:
@@ -143,7 +143,7 @@ def _beats(rng: np.random.Generator, kind: str, span: float) -> tuple[float, ...
 
 
 def spans(scene: Scene) -> list[tuple[float, float]]:
-    """Return when violence is seen or heard, in seconds: the union of the windows, in order."""
+    """Return the windows, in seconds, in which violence is seen or heard: their union, in order."""
     windows = sorted(w for e in scene.events if e.violent for w in (e.visible, e.audible) if w is not None)
     merged: list[tuple[float, float]] = []
     for start, end in windows:
@@ -155,7 +155,7 @@ def spans(scene: Scene) -> list[tuple[float, float]]:
 
 
 def truth(scene: Scene) -> NDArray[np.int8]:
-    """Mark frames: [snippets * 16], 1 for those whose middle lies in one of the `spans`."""
+    """Mark violent frames: [snippets * 16], 1 for frames whose middle lies in one of the `spans`."""
     middle = (np.arange(scene.snippets * FRAMES) + 0.5) / FPS
     out = np.zeros(len(middle), np.int8)
     for start, end in spans(scene):

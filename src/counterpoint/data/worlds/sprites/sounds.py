@@ -32,7 +32,7 @@ def render_audio(scene: Scene) -> NDArray[np.float32]:
             continue
         rng = event.rng()
         start, end = event.audible
-        stop = min(len(wave), round(end * RATE))  # nothing of it is heard after the window the truth gives it
+        stop = min(len(wave), round(end * RATE))  # the sound ends with the window in the truth
         gain = rng.uniform(0.2, 0.6)
         chosen = rng.choice(_VOICES[event.kind], 2) if event.kind in _VOICES else None
         root = 110 * 2 ** (rng.integers(0, 12) / 12)
