@@ -151,21 +151,12 @@ def cacr(
         r_i          -sum_{j != i} pi-_j beta d2(z_i^x, z_j^y),                      pi- = softmax_j( -t- d2 )
 
     Args:
-<<<<<<< HEAD
-        views: V >= 2 views, each [n, dim] with unit rows (the authors' encoder normalises; nothing is normalised here).
-        alpha, beta: in 0..1e30, weights of the terms.
-        positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 weighs all alike.
-        weight_pos, weight_neg: False weighs positives, negatives, uniformly (the paper's ablations).
-        positive_prior: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
-            the mean of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: not corrected.
-=======
         views: V >= 2 views, each [n, dim] with unit rows, which this function does not normalise.
         alpha, beta: weights of the terms, in 0..1e30, by default 1.
         positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 gives equal weights.
-        weight_positives, weight_negatives: False gives positives, negatives, equal weights (the paper's ablations).
+        weight_pos, weight_neg: False gives positives, negatives, equal weights (the paper's ablations).
         positive_prior: share of supposed negatives that are positives, at least 0 and below 1. The repulsion is then the mean
             of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: no correction.
->>>>>>> p2
 
     With two views the positive's weight is 1, and the attraction is plain alignment. With a large t- the repulsion is minus
     beta times the distance of the nearest negative. If all rows are equal, both terms and the gradient are 0, so a network
@@ -185,13 +176,8 @@ def cacr(
     if positive_prior is not None:
         if not 0 <= positive_prior < 1:
             raise ValueError(f"positive_prior must lie in 0..1, 1 not included, got {positive_prior}")
-<<<<<<< HEAD
         if not weight_neg:
-            raise ValueError("positive_prior goes with weighted negatives: weight_neg is False")
-=======
-        if not weight_negatives:
-            raise ValueError("positive_prior needs weighted negatives, but weight_negatives is False")
->>>>>>> p2
+            raise ValueError("positive_prior needs weighted negatives, but weight_neg is False")
     here = place(z.shape[1], z.device)
     if here.total < 2:
         raise ValueError(f"views must hold at least 2 rows, got {here.total}: a query has no negatives")
