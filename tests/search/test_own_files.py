@@ -78,7 +78,7 @@ def test_encode_refuses_what_it_cannot_encode(folder):
         encoder.encode()
     with pytest.raises(CounterpointError, match=r"no modality for sounds; it has image \(image\), caption \(text\)"):
         encoder.encode(sounds=["a.wav"])
-    with pytest.raises(CounterpointError, match="equally many items, got image 1, caption 2"):
+    with pytest.raises(CounterpointError, match="the same number of items, got image 1, caption 2"):
         encoder.encode(images=[np.zeros((16, 16, 3), np.uint8)], texts=["a", "b"])
     with pytest.raises(DataError, match="image, item 0: an image is uint8"):
         encoder.encode(images=[np.zeros((16, 16, 3))])
@@ -250,7 +250,8 @@ def test_a_run_of_symile_is_asked_with_all_other_modalities(tmp_path, capsys):
     a, c = str(tmp_path / "a.npy"), str(tmp_path / "c.npy")
     for modality in (None, "a", "b"):
         with pytest.raises(
-            CounterpointError, match=r"was trained to score whole items: to search in ., give queries of . and . together"
+            CounterpointError,
+            match=r"was trained to score whole items: to search in ., give queries of . and . together",
         ):
             search.search(tmp_path / "s", [a], file, modality=modality)
     with pytest.raises(CounterpointError, match="two queries are of the modality c"):
