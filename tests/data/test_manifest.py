@@ -381,7 +381,7 @@ def test_rows_lack_what_they_like(files):
     assert not data.unpaired.column("image", ALL(1)).any() and data.unpaired.column("image", ALL(2))[1].mean() == 80
     said = "\n".join(data.notes)
     assert "the text of caption is empty in 1 of 10 rows" in said
-    assert "2 rows have one modality only" in said
+    assert "2 rows have only one modality" in said
     assert "1 of 8 items lack the modality 'audio'" in said
     words = [w for split in (data.train, data.test) for w in split.column("caption", ALL(len(split)))]
     assert words.count("") == 1
