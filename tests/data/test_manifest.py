@@ -414,7 +414,7 @@ def test_every_bad_row_is_listed(files, cache):
         1: ("image", "torn.png", "damaged or cut short"),
         2: ("image", "empty.png", "is empty"),
         3: ("image", "https://x.org/a.png", "is on the net"),
-        4: ("image", 7, "is no path"),
+        4: ("image", 7, "is neither a path"),
         5: ("audio", "silent.wav", "is silent"),
         6: ("audio", "broken.wav", "not a sound"),
         7: ("audio", "gone.wav", "no such file"),

@@ -378,7 +378,7 @@ class Normalised(Dataset):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: 5, r"data is a int; which is not supported; give a source's name.* see help\(counterpoint\.own\)"),
+        (lambda: 5, r"data is a int, which is not supported; give a source's name.* see help\(counterpoint\.own\)"),
         (lambda: [1, 2], "data is a list"),
         (list, "data is a list"),
         (Stream, "Stream is a torch dataset without length"),
