@@ -182,7 +182,10 @@ def test_a_vector_is_a_query_and_items_say_their_rows(vectors, tmp_path):
     np.save(tmp_path / "q.npy", np.array([[1.0, 2.0, 3.0]]))
     modality, hits = search.search(vectors / "run", [str(tmp_path / "q.npy")], file, modality="gyro", k=3)
     assert (modality, hits[0].source, hits[0].similarity) == ("gyro", rows.source[-1], pytest.approx(1, abs=1e-4))
-    for values, said in (([1.0], "has 1 numbers, the run's gyro has 3"), ([1.0, np.nan, 0.0], "not finite numbers")):
+    for values, said in (
+        ([1.0], "has 1 numbers, but the run's gyro has 3"),
+        ([1.0, np.nan, 0.0], "not finite numbers"),
+    ):
         np.save(tmp_path / "q.npy", np.array(values))
         with pytest.raises(DataError, match=said):
             search.search(vectors / "run", [str(tmp_path / "q.npy")], file)
