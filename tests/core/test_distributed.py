@@ -42,7 +42,7 @@ def alone(q, k, x, labels):
 
 
 def of_functions(a, b, labels):
-    """The classics that contrast over the batch."""
+    """Compare the classics that contrast over the batch."""
     from counterpoint.functional import clip, moco, of, siglip, supcon, supcon_single_view
 
     scale = torch.tensor(1.0, dtype=torch.float64)

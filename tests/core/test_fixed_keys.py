@@ -38,7 +38,7 @@ class Products(TorchDispatchMode):
 
 
 def products(loss, matrix=N * M):
-    """Products of forward and backward, by width."""
+    """Count products of forward and backward, by width."""
     with Products(matrix) as seen:
         loss().sum().backward()
     return {width: round(count, 9) for width, count in seen.by_width.items()}

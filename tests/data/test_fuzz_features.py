@@ -35,7 +35,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def read_whole(root: Path) -> str | None:
-    """None when every item could be read, else what the refusal said."""
+    """Return none when every item could be read, else what the refusal said."""
     try:
         found = data.load(f"xd-violence:{root}")
         for item in [*found.train, *found.valid, *found.test]:

@@ -135,7 +135,7 @@ def test_an_animation_gives_its_first_frame():
 
 
 def bomb() -> bytes:
-    """The header of a PNG of 20000 x 20000 pixels, and nothing behind it."""
+    """Make the header of a PNG of 20000 x 20000 pixels, and nothing behind it."""
     import struct
     import zlib
 
@@ -314,7 +314,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
 def unlike(path, rgb, n):
-    """A picture of one colour that differs from others outside its middle square."""
+    """Make a picture of one colour that differs from others outside its middle square."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (30, 20), rgb)
     image.putpixel((0, 0), (n, 7, 9))

@@ -38,7 +38,7 @@ def items(count):
 
 
 def quiet(scene):
-    """The scene without light that changes the colour of every pixel."""
+    """Draw the scene without light, which changes the colour of every pixel."""
     drawing = Drawing(scene)
     drawing.flicker = 0.0
     for _, cast in drawing.actors:

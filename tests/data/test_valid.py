@@ -39,7 +39,7 @@ FINITE = [
 
 
 def items(split) -> list[bytes]:
-    """A digest of each item of a split, labels left out."""
+    """Compute a digest of each item of a split, without labels."""
     rows = np.arange(len(split))
     if isinstance(split, AlignedColumns):
         columns = [split.column(name, rows) for name in split.columns]

@@ -61,7 +61,7 @@ def made(slug, **more):
 
 
 def points(make):
-    """Five points: at once, inside the first half, as it ends and is not yet saved, as the second begins, at the last step."""
+    """List five points: at once, inside the first half, as it ends and is not yet saved, as the second begins, at the last step."""
     learner, task = make()
     steps = len(task.train_loader(0, learner.position))
     stages = learner.stages()

@@ -38,7 +38,7 @@ def doubled(value: Any) -> Any:
 
 
 def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Fit, dict[str, Any]]:
-    """A fit at its first step, in float64, and that step's batch."""
+    """Return a fit at its first step, in float64, and that step's batch."""
     experiment = Experiment.resolve(slug, data, overrides=settings)
     task = experiment.task()
     learner = experiment.learner(task.facts, 0)
@@ -174,7 +174,7 @@ def test_batch_statistics_are_refused_by_name() -> None:
 
 
 def held(network: nn.Module, x: Tensor, parts: int) -> int:
-    """Bytes that autograd keeps for the backward pass, besides weights and inputs."""
+    """Count bytes that autograd keeps for the backward pass, besides weights and inputs."""
     seen: dict[int, int] = {}
     known = {value.data_ptr() for value in [*network.parameters(), x]}
 

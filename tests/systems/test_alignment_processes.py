@@ -25,7 +25,7 @@ def permutations(m: int) -> torch.Tensor:
 
 
 def mine(whole: torch.Tensor) -> torch.Tensor:
-    """This process's part of something that has an entry for each row of the batch."""
+    """Return this process's part of something that has an entry for each row of the batch."""
     from counterpoint.core.distributed import world
 
     rank, size = world()

@@ -75,7 +75,7 @@ def words(settings):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of each system, made by the command line."""
+    """Train a run of each system from the command line."""
     out = tmp_path_factory.mktemp("runs")
     for slug, settings in SETTINGS.items():
         said = ["train", slug, "--data", DATA, "--seed", "3", "--out", str(out), "--name", slug, *words(settings)]

@@ -206,7 +206,7 @@ PLAIN = {"heads": "none", "objective": "info-nce", "vector_encoder": "as-is"}
 
 
 def learner(**options) -> Harmonization:
-    """A learner as if in the middle of a training."""
+    """Return a learner as if in the middle of a training."""
     facts = SimpleNamespace(modalities={n: {"kind": "vector", "dim": 4} for n in NAMES}, tokenizers={}, classes=0)
     found = Harmonization(HarmonizationConfig(**SMALL | {"vector_encoder": "as-is"} | options), facts).double()
     found.position, found.total_steps = Position(step=2), 5
@@ -226,7 +226,7 @@ def batch_of(n: int = 8, missing: dict[str, list[int]] | None = None) -> dict:
 
 
 def one_by_one(system: Harmonization, batch: dict, unit: list[int]) -> tuple[dict[str, torch.Tensor], list[bool]]:
-    """The gradients the card asks for, from each unit's two losses taken by themselves."""
+    """Compute the gradients the card asks for, from each unit's two losses taken by themselves."""
     config = system.config
     backbone = dict(system.backbone.named_parameters(prefix="backbone"))
     weights = dict(system.named_parameters())

@@ -218,7 +218,7 @@ def test_settings_and_data_that_do_not_fit_raise_an_error(tmp_path, capsys):
 
 
 def three_vectors(n: int, labels=None, **presence):
-    """Three modalities of one-hot vectors, of which some items share theirs."""
+    """Make three modalities of one-hot vectors, of which some items share theirs."""
     rows = np.eye(4, dtype=np.float32)[np.arange(n) % 4]
     labels = None if labels is None else np.asarray(labels)
     return AlignedColumns(dict.fromkeys("abc", rows), labels, presence=presence or None)

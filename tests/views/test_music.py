@@ -39,7 +39,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def windows(n: int = 6) -> torch.Tensor:
-    """White with a dark cross off its centre and dots here and there."""
+    """Draw a dark cross off the centre, and dots, on white."""
     x = (torch.rand(n, 1, 120, 120, generator=generator(9)) > 0.05).float()
     x[:, :, 50:53] = 0
     x[:, :, :, 70:72] = 0

@@ -1,9 +1,9 @@
 """CACR: contrast the positives of a query among themselves and its negatives among themselves, then add both costs.
 
 Zheng, Chen, Yao, Yang, Li, Zhang, Zhang, Tsang, Zhou, Zhou: "Contrastive Attraction and Contrastive Repulsion for
-Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: z_i^v is the unit embedding of view v of image i. d2 is the
-squared Euclidean distance. t+ and t- (positive and negative sharpness) are factors of distances. alpha and beta are the
-weights of the two terms.
+Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: the unit embedding of view v of image i is z_i^v. The squared
+Euclidean distance is d2. Factors of distances are t+ and t- (positive and negative sharpness). The weights of the two terms
+are alpha and beta.
 
     attraction    alpha  mean over x, i of  sum_{v != x} pi+_v d2(z_i^x, z_i^v),     pi+ = softmax_v(  t+ d2 )   the farthest most
     repulsion    -beta   mean over x < y, i of  sum_{j != i} pi-_j d2(z_i^x, z_j^y),  pi- = softmax_j( -t- d2 )   the closest most

@@ -4,8 +4,8 @@ Zhang, Lan, Qu, Cheng, Feng, Hooi: "Learning the Unlearned: Mitigating Feature S
 2024, arXiv 2402.11816.
 
 A contrastive model learns the few features that discriminate its negatives, and suppresses the others. MCL trains in stages.
-After a stage it embeds the training set and clusters it (k-means). In the next stage, each batch comes from one group of
-images that shared a cluster in every stage so far. Learned features no longer discriminate these images, so the model must
+After a stage it embeds the training set and clusters it (k-means). In the next stage, a batch comes from one group of images
+that shared a cluster in every stage. Learned features no longer discriminate these images, so the model must
 learn others. The representation is the concatenation of all stages, normalised once.
 
 This is an addition over any system that learns from views of images; `mcl` alone changes SimCLR. Only the batches change, not

@@ -11,8 +11,8 @@ For every query, of its N hardest negatives n (Sec. 4.1 and 4.2):
 They are constants: the query gets gradient only through its similarities with them. cos(q, h') >= cos(q, n) always.
 
 This is an addition: `mochi` alone is MoCo v2 with these negatives (MoCHi (N, s, s')). `simclr+mochi` mixes the other rows of
-the batch, `clip+mochi` the other side's. An image's own older keys in the queue are excluded, because on a small set they
-would always be the hardest. The authors' training code was not found. Tests compare with unofficial code of the same
+the batch, `clip+mochi` the other side's. An image's own older keys in the queue are excluded. On a small set they would
+always be the hardest. The authors' training code was not found. Tests compare with unofficial code of the same
 operations.
 """
 
@@ -178,8 +178,8 @@ class MoCHiConfig(PartConfig):
 class Mixed(NamedTuple):
     """Results for every anchor.
 
-    `losses` holds the losses. `first` is True where the positive is nearer than all own negatives, `first_of_all` where it is
-    also nearer than the synthetic ones.
+    `losses` holds the losses. `first` is True where the positive is nearer than all own negatives. `first_of_all` also
+    includes the synthetic ones.
     """
 
     losses: Float[Tensor, " m"]
@@ -201,7 +201,7 @@ def mixed_losses(
         pairs: number of synthetic negatives, from the first, that mix two negatives; the others mix one with the anchor.
 
     A synthetic negative is a constant u / |u|, where u is a sum of two rows. Its similarity with the anchor is a sum of two
-    similarities over |u|, and |u|^2 follows from the cosine of the two rows. The function therefore stores neither the
+    similarities over |u|. The cosine of the two rows gives |u|^2. The function therefore stores neither the
     negative nor its gradient. It computes a matrix of similarities of moderate size once, and a larger one in parts.
     """
     t, q = temperature, way.query
@@ -229,7 +229,7 @@ def mixed_losses(
         return torch.linalg.vecdot(scaled(q, t)[:, None], way.bank[index])
 
     with torch.no_grad():
-        # Process some anchors at a time, because both parents of all anchors need more memory than all else, and are slower.
+        # Process some anchors at a time. Both parents of all anchors would need the most memory, and be slower.
         some = max(1, GATHERED // max(1, pairs * way.bank.shape[1]))
         pairs_apart = torch.cat(
             [
