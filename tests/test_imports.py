@@ -48,7 +48,7 @@ def imports(source: Path = SOURCE) -> list[Import]:
 
 
 def _imports(node: ast.AST, known: dict[str, Path], kind: str) -> Iterator[tuple[str, str]]:
-    """List the package's modules that are imported below a node of the syntax tree, each with the kind of the import."""
+    """List the package's modules that are imported below a node of the syntax tree, with the kind of each import."""
     for child in ast.iter_child_nodes(node):
         inner = kind
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and kind == "module":

@@ -17,7 +17,7 @@ from counterpoint.core.rules import Diagonal, Labels
 
 
 def losses(q, k, x, labels, ring):
-    """Two-sided, one-sided against oneself, and with rules that speak of the whole batch."""
+    """Check two-sided sums, one-sided sums of a set with itself, and rules that refer to the whole batch."""
     here = batch_logsumexp(q * 2.0, k, columns=True, ring=ring)
     own = (q * 2.0 * k).sum(1)
     everybody = gather_rows(labels)

@@ -1,8 +1,8 @@
-"""Small odd media files whose pictures and sound tell the time, made from a seed.
+"""Make small odd media files, from a seed, whose pictures and sound encode the time.
 
-The brightness of a picture and the pitch of the sound rise with the time at which they were recorded (`level`, `pitch`).
-A few sources are encoded once; every file is a copy of their packets into some container, with offsets, cuts, dropped
-pictures and further tracks. `Made` says what the file should show at any time.
+The brightness of a picture (`level`) and the pitch of the sound (`pitch`) rise with the time of their recording. A few
+sources are encoded once. Every file is a copy of their packets into some container, with offsets, cuts, dropped pictures and
+further tracks. `Made` computes the expected picture and sound at any time.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def items(data, image: str, text: str) -> list:
 
 
 def balanced(data, unit: str, count: int) -> None:
-    """The accounts add up, to what the test has written, and to the items that are there."""
+    """Check that the accounts add up to the rows that the test has written, and to the items of the set."""
     assert data.accounts.missing() == {}
     found, read, left = data.accounts.counts(unit)
     splits = [data.train, data.test, getattr(data, "unpaired", None)]
@@ -109,7 +109,7 @@ def separates_nothing(data, *modalities: str) -> None:
 
 
 def rows_of(draw: random.Random, folder: Path) -> tuple[list[dict], dict[int, str]]:
-    """Make rows of a table beside files of their own, and which of them cannot be used."""
+    """Make rows of a table with their files, and the list of unusable rows."""
     rows, bad = [], {}
     folder.mkdir(parents=True)
     for n in range(draw.randint(12, 24)):

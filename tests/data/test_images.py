@@ -479,7 +479,7 @@ def test_csv_errors_name_the_file_and_the_columns(folder):
     with pytest.raises(DataError, match=r"none of its 2 rows.*row 2: has too many fields"):
         data.load(f"csv:{file}")
     file.write_text("image,label\nred/0.png,0.25\nred/1.png,01\nred/2.png,1\nred/3.png,NA\n")
-    assert data.load(f"csv:{file}").classes == ("01", "1", "0.25", "NA")  # what is written is the class
+    assert data.load(f"csv:{file}").classes == ("01", "1", "0.25", "NA")  # the written text is the class
     with pytest.raises(DataError, match="no such file"):
         data.load(f"csv:{folder / 'nothing.csv'}")
     file.write_text("image,label\nred/0.png,1\nred/1.png,1\n")

@@ -101,7 +101,10 @@ def test_the_same_word_in_two_voices_is_nearer_than_another_word():
 
 
 def in_m3(monkeypatch, options):
-    """Make an m3 set without its sounds, what is said in it, and per item {language: concept} and the order of languages."""
+    """Make an m3 set without its sounds; return it with its spoken words.
+
+    Also return, for each item, {language: concept} and the order of languages.
+    """
     jobs = []
 
     def silent(said, samples, rate):

@@ -54,7 +54,7 @@ def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -
 
 
 def compared(slug: str, data: str | None, settings: dict[str, Any], batch_changed: Any = None) -> None:
-    """One step in three parts is one step of the whole batch: losses, gradients, weights, buffers."""
+    """Check that one step in three parts equals one step of the whole batch: losses, gradients, weights, buffers."""
     found = []
     for parts in (1, 3):
         fit, batch = started(slug, data, settings, parts)

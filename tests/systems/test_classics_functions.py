@@ -79,7 +79,7 @@ def test_values_and_gradients_equal_the_authors(name, case, dtype):
     for key, value in gradients.items():
         scale = value.abs().max().item()
         torch.testing.assert_close(arrays[key].grad, value.to(dtype), rtol=close["rtol"], atol=close["rtol"] * scale)
-    # What has no gradient in the authors' numbers is a teacher, a target or a memory.
+    # Arguments without a gradient in the authors' numbers are teachers, targets or memories.
     unnamed = {key for key, value in arrays.items() if value.requires_grad and value.grad is not None} - set(gradients)
     assert unnamed <= {"low"}
 

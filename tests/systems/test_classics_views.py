@@ -72,7 +72,7 @@ def built(slug, seed=0, **overrides):
 
 
 def fitted(slug, watch, **overrides):
-    """Fit a learner fitted without a run; `watch(learner)` may wrap its hooks before."""
+    """Fit a learner without a run; `watch(learner)` may wrap its hooks before."""
     learner, task, settings = built(slug, **overrides)
     watch(learner)
     fit(learner, task, evaluate_every=settings.evaluate_every, bar=False)

@@ -147,7 +147,7 @@ def test_masked_texts_are_the_published_minus_infinity(candidates):
     assert nobody == 0
     assert all((g == 0).all() for g in torch.autograd.grad(nobody, (video, text)))
     assert fn.mil_nce(video * math.nan, text).isnan()
-    # What stands where there is no text is nobody's affair.
+    # Values at masked texts have no effect.
     rubbish = text.detach().masked_fill(~mask.repeat_interleave(candidates)[:, None], math.nan).requires_grad_()
     unmoved = fn.mil_nce(video, rubbish, mask)
     assert torch.equal(unmoved, found)
@@ -399,7 +399,7 @@ def test_conflict_marks_what_does_not_belong_together(tmp_path, capsys):
     assert 0.2 < last["train/conflict"] < 0.8
     assert last["train/kept"] < first["train/kept"] < 1
     assert last["test/to_video_r10"] > 0.3
-    assert "conflict from" in (tmp_path / "run" / "report.html").read_text()  # what is said of the curve
+    assert "conflict from" in (tmp_path / "run" / "report.html").read_text()  # the caption of the curve
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

@@ -249,7 +249,7 @@ def test_the_filter_bank_has_92_bands_of_unit_area():
     assert hertz[bank.any(1)].max() <= 6000
     centres = hertz[bank.argmax(0)]
     assert bool((centres.diff() > 0).all())
-    # High up, where every note has a bin of its own, a band is a sixteenth of an octave from the next.
+    # At high frequencies every note has a separate bin. Neighbouring bands differ by a sixteenth of an octave.
     assert centres[-17] * 2 == pytest.approx(float(centres[-1]), rel=0.01)
     # Each band's weights rise to its centre and fall after it.
     for band in (0, 40, 91):
