@@ -89,7 +89,7 @@ def items(data, image: str, text: str) -> list:
 
 
 def balanced(data, unit: str, count: int) -> None:
-    """Check that the accounts add up to the rows that the test has written, and to the items of the set."""
+    """Check that the accounts add up to the rows that the test wrote and to the set's items."""
     assert data.accounts.missing() == {}
     found, read, left = data.accounts.counts(unit)
     splits = [data.train, data.test, getattr(data, "unpaired", None)]

@@ -63,7 +63,8 @@ def made(slug, **more):
 def points(make):
     """List five points of a fit at which to kill it.
 
-    They are the first step, one inside the first half, its end before saving, the start of the second half, and the last step.
+    The first half has three: at once, inside, and at its end before saving. The others are the start of the second half and
+    the last step.
     """
     learner, task = make()
     steps = len(task.train_loader(0, learner.position))
