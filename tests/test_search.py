@@ -158,7 +158,7 @@ def test_runs_and_queries_that_do_not_fit_raise_an_error(made, capsys, tmp_path)
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """A run on a user's manifest of vectors and titles, one column of which has a name of ours."""
+    """Make a run on a user's manifest of vectors and titles, one column of which has a name of ours."""
     folder = tmp_path_factory.mktemp("vectors")
     rng = np.random.default_rng(0)
     rows = [{"id": f"a{n}", "gyro": rng.normal(size=3).tolist(), "label": f"word {n}"} for n in range(40)]

@@ -56,7 +56,7 @@ def sound(n: int, rate: int = 8000, seconds: float = 0.1) -> bytes:
 
 @pytest.fixture(scope="session")
 def movie(tmp_path_factory) -> Path:
-    """Three seconds that turn from black to white, with a tone."""
+    """Make three seconds that turn from black to white, with a tone."""
     pytest.importorskip("av")
     from counterpoint.data.media import write_video
 
@@ -68,7 +68,7 @@ def movie(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    """A folder of ten pictures and ten sounds."""
+    """Make a folder of ten pictures and ten sounds."""
     for n in range(10):
         (tmp_path / f"{n}.png").write_bytes(picture(n))
         (tmp_path / f"{n}.wav").write_bytes(sound(n))
@@ -89,7 +89,7 @@ def opened(place, **options) -> AlignedData:
 
 
 def everything(data: AlignedData, name: str) -> list:
-    """A modality of training, then test."""
+    """Return a modality of the training items, then of the test items."""
     return [v for split in (data.train, data.test) for v in split.column(name, ALL(len(split)))]
 
 

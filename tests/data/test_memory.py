@@ -98,14 +98,14 @@ OBJECTS = {
 
 
 def read(split) -> dict[bytes, int]:
-    """Pictures of a split, with their classes."""
+    """Return the pictures of a split, with their classes."""
     rows = np.arange(len(split))
     labels = split.labels if split.labels is not None else [-1] * len(rows)
     return {picture.tobytes(): int(label) for picture, label in zip(split.images(rows), labels, strict=True)}
 
 
 def apart(parts) -> bool:
-    """Whether no two of three sets share anything."""
+    """Return whether no two of three sets share anything."""
     return len(parts[0] | parts[1] | parts[2]) == sum(map(len, parts))
 
 

@@ -23,7 +23,7 @@ VIEWS = ["--epochs", "1", "--batch-size", "8", "--encoder", "conv-s", "--evaluat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of three colours, a table in which each stands in four rows with two captions, and two runs."""
+    """Make pictures of three colours, a table in which each stands in four rows with two captions, and two runs."""
     folder = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     lines = ["image,caption,split"]

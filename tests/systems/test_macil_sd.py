@@ -241,7 +241,7 @@ def test_other_checkpoints_raise_an_error(tmp_path):
 
 
 def loop_contrast(bag_prob, audio_prob, visual_prob, seq_len, audio_rep, visual_rep, t):
-    """The card's text, bag by bag and row by row."""
+    """Compute the card's text, bag by bag and row by row."""
 
     def mine(prob, rep):
         abn, bgd, nor = [], [], []

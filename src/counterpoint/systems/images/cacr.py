@@ -1,8 +1,9 @@
 """CACR: contrast the positives of a query among themselves and its negatives among themselves, then add both costs.
 
 Zheng, Chen, Yao, Yang, Li, Zhang, Zhang, Tsang, Zhou, Zhou: "Contrastive Attraction and Contrastive Repulsion for
-Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: z_i^v the unit embedding of view v of image i, d2 the squared
-Euclidean distance, t+ and t- (positive and negative sharpness) factors of distances, alpha and beta the weights of the two terms.
+Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: the unit embedding of view v of image i is z_i^v. The squared
+Euclidean distance is d2. Factors of distances are t+ and t- (positive and negative sharpness). The weights of the two terms
+are alpha and beta.
 
     attraction    alpha  mean over x, i of  sum_{v != x} pi+_v d2(z_i^x, z_i^v),     pi+ = softmax_v(  t+ d2 )   the farthest most
     repulsion    -beta   mean over x < y, i of  sum_{j != i} pi-_j d2(z_i^x, z_j^y),  pi- = softmax_j( -t- d2 )   the closest most
@@ -11,7 +12,7 @@ There is no softmax over positives and negatives together and no logarithm. The 
 authors' code, a query's negatives come from one other view at a time. Of two views, the earlier holds the queries.
 
 `cacr` is the form of the paper's small experiments, with its ablations and debiasing. `cacr_momentum` is the form with a
-momentum encoder and a predictor (MoCo v3), by cross-entropy ("rbf") or by expected costs ("euclidean"). The expected cost is
+momentum encoder and a predictor (MoCo v3). Its cost is cross-entropy ("rbf") or expected cost ("euclidean"). The latter is
 computed block by block, without storing all distances, see `expected_distance`. Weights depend only on the distances, so
 alpha or beta may be 0.
 
