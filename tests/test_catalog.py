@@ -17,7 +17,7 @@ from counterpoint.lab import protocol
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_sixty_three_papers_and_the_classics():
+def test_catalogue_has_sixty_three_papers_and_the_classics():
     rows = list(catalog.entries().values())
     papers = [row for row in rows if row.area != "classics"]
     assert len(papers) == 63
@@ -30,7 +30,7 @@ def test_sixty_three_papers_and_the_classics():
 
 
 @pytest.mark.parametrize("slug", [row.slug for row in catalog.entries().values() if row.built])
-def test_what_is_built_is_there(slug):
+def test_every_built_system_can_be_loaded(slug):
     entry = catalog.get(slug)
     system = catalog.load_system(slug)
     assert system.slug == slug
@@ -43,7 +43,7 @@ def test_what_is_built_is_there(slug):
     assert (entry.area == "classics") == (not entry.claim) == (entry.slug not in protocol.slugs())
 
 
-def test_planned_and_unknown_systems_say_so():
+def test_planned_and_unknown_systems_raise_an_error():
     with pytest.raises(CounterpointError, match="in the catalogue but not built yet"):
         catalog.load_system("switchgpt")
     with pytest.raises(CounterpointError, match="did you mean macil-sd"):
@@ -53,7 +53,7 @@ def test_planned_and_unknown_systems_say_so():
 def test_the_readme_s_table_is_the_catalogue_s():
     text = README.read_text(encoding="utf-8")
     assert catalog.with_table(text) == text, "stale: run `make catalogue`"
-    with pytest.raises(ValueError, match="no <!-- systems:begin"):
+    with pytest.raises(ValueError, match="no block <!-- systems:begin"):
         catalog.with_table("no markers")
 
 

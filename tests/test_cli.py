@@ -38,7 +38,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize("words", [["--help"], ["systems"]])
-def test_they_answer_at_once(words):
+def test_help_and_systems_answer_at_once(words):
     times = [1.0]
     while len(times) < 20 and min(times) >= 0.3:  # a busy machine needs more tries
         before = os.times()
@@ -61,7 +61,7 @@ def test_systems_lists_all_and_filters(capsys):
     assert "Modality-Aware Contrastive Instance Learning" in out  # not cut off where nothing limits the width
 
 
-def test_show_says_what_there_is(capsys):
+def test_show_describes_a_system(capsys):
     _, out, _ = run(capsys, "show", "macil-sd")
     assert "2207.05500" in out
     assert "semi_bag_contrast" in out
@@ -72,7 +72,7 @@ def test_show_says_what_there_is(capsys):
     assert json.loads(out)["area"] == "classics"
 
 
-def test_show_of_what_waits_for_its_claim(capsys, monkeypatch, tmp_path):
+def test_show_names_a_claim_that_is_due(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no records here
     slug = "symile"
     built = replace(catalog.get(slug), state="built")
@@ -123,7 +123,7 @@ def test_train_help_lists_the_system_s_settings(capsys):
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),
         (["detect", "--run", "/nowhere", "a.mp4"], "no such run directory"),
         (["detect"], "name at least one video file"),
-        (["detect", "a.mp4", "--threshold", "2"], "a probability between 0 and 1"),
+        (["detect", "a.mp4", "--threshold", "2"], "a probability above 0 and below 1"),
         (["report", "macil"], "did you mean macil-sd"),
         (["report", "clip"], "make one: counterpoint verify clip"),
     ],
@@ -157,7 +157,7 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert "Error" not in result.stderr
 
 
-def test_doctor_says_what_is_there(capsys):
+def test_doctor_lists_what_is_installed(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     for word in ("torch", "python", "threads", "[video]", "[search]", "cache"):
@@ -169,7 +169,7 @@ def test_train_evaluate_and_report_from_one_run(capsys, monkeypatch, tmp_path):
     words = ["train", "macil-sd", "--data", "async-bags?train=24&test=6", "--epochs", "2", "--batch-size", "8"]
     code, out, _ = run(capsys, *words, "--name", "mine", "--seed", "4")
     assert code == 0
-    assert "departs from the paper's settings" in out
+    assert "changes the paper's settings" in out
     assert "Run: runs/mine" in out
     files = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
     assert {"config.yaml", "metrics.csv", "environment.json", "report.html"} <= files

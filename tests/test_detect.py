@@ -342,14 +342,14 @@ def changed(run_of_clips, tmp_path, **changes) -> Path:
         ),
     ],
 )
-def test_runs_that_cannot_watch(run_of_clips, tmp_path, changes, expected):
+def test_runs_that_cannot_detect_raise_an_error(run_of_clips, tmp_path, changes, expected):
     from counterpoint.errors import CounterpointError
 
     with pytest.raises(CounterpointError, match=expected):
         Detector(Run.open(changed(run_of_clips, tmp_path, **changes)))
 
 
-def test_a_run_without_weights(run_of_clips, tmp_path):
+def test_a_run_without_weights_raises_an_error(run_of_clips, tmp_path):
     folder = changed(run_of_clips, tmp_path)
     next(folder.glob("*.safetensors")).unlink()
     with pytest.raises(RunError, match="train it first"):

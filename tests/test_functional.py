@@ -304,7 +304,6 @@ OLD = {
     "neg": "negatives",
     "eps_sinkhorn": "epsilon",
     "iters": "iterations",
-    "perm": "permutation",
     "normalise": "normalize",
     "normalized": "normalize",
 }

@@ -112,7 +112,7 @@ def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, cap
     capsys.readouterr()
 
 
-def test_refusals(made, capsys, tmp_path):
+def test_runs_and_queries_that_do_not_fit_raise_an_error(made, capsys, tmp_path):
     run, file = made / "clip", made / "emb.parquet"
     with pytest.raises(DataError, match=r"gone\.png: no such file"):
         search.search(run, ["gone.png"], file)
@@ -120,14 +120,14 @@ def test_refusals(made, capsys, tmp_path):
     with pytest.raises(DataError, match=r"torn\.png: not a picture"):
         search.search(run, [str(tmp_path / "torn.png")], file)
     (tmp_path / "notes.md").write_text("words")
-    with pytest.raises(DataError, match="neither a picture"):
+    with pytest.raises(DataError, match="neither an image"):
         search.search(run, [str(tmp_path / "notes.md")], file)
     with pytest.raises(CounterpointError, match=r"no modality for 'a\.wav'.*image \(image\), text \(text\)"):
         search.search(run, ["a.wav"], file)
     with pytest.raises(CounterpointError, match="has no other modality"):
         search.search(run, ["arrow", "house"], file)
     for slip in ("gone.mp4", "photos/gone.heic", "photos/typo.pngg"):  # not words
-        with pytest.raises(DataError, match="neither a picture"):
+        with pytest.raises(DataError, match="neither an image"):
             search.search(run, [slip], file)
     for words in ("a" * 400, "either/or", "an arrow, v1.2 / red"):  # no file names
         assert len(search.search(run, [words], file)[1]) == 10
@@ -153,7 +153,7 @@ def test_refusals(made, capsys, tmp_path):
     assert cli.main(["search", str(run), "gone.png", "--in", str(file)]) == 2
     assert "no such file" in capsys.readouterr().err
     assert cli.main(["train", "clip", "--data", SMALL, "--max-bad", "3", "--out", str(tmp_path)]) == 2
-    assert "--max-bad is for --data manifest:FILE" in capsys.readouterr().err
+    assert "--max-bad needs --data manifest:FILE" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

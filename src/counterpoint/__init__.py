@@ -3,15 +3,15 @@
     import counterpoint as cp
 
     cp.systems("*clip*")                                        the systems, by pattern: name, title, verdict of the claim
-    cp.settings("simclr")                                       what a system can be told, with its defaults
+    cp.settings("simclr")                                       the settings of a system, with their defaults
     run = cp.train("simclr", data="digits", epochs=5)           train; a run with .metrics, .page, .encode(...)
     run = cp.load("runs/first")                                 a finished run, also "hf:user/name" or a folder of a hub
     z = run.encode(images=["a.png", "b.png"])                   embeddings [2, dim], numpy or torch
     cp.embed(run, "emb.parquet")                                the embeddings of a whole set, in one file
-    cp.search(run, "a red arrow", "emb.parquet")                the items that are most like a text, a picture, a sound
+    cp.search(run, "a red arrow", "emb.parquet")                the items most similar to a text, a picture or a sound
     run.export("encoder.onnx")                                  the encoder for other programs, checked
     learner = cp.create("simclr", encoder="timm:resnet18", size=32)   an untrained nn.Module for your own loop
-    cp.compare("simclr", "dcl", data="digits")                  which does best: paired differences and intervals
+    cp.compare("simclr", "dcl", data="digits")                  paired differences on the same seeds, with intervals
     cp.train("clip", data=frame)                                your own DataFrame, datasets.Dataset, torch Dataset, arrays
 
     cp.losses, cp.functional                                    each loss as a module, each paper's functions
@@ -76,7 +76,7 @@ class Room(types.ModuleType):
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for. AttributeError with near matches for an unknown name."""
+    """Import and return a public name. Raise AttributeError with near matches for an unknown name."""
     if name in _ROOMS:
         return importlib.import_module(f"counterpoint.{name}")
     if name not in _PLACES:

@@ -1,4 +1,4 @@
-"""`python -m counterpoint`, and what torchrun starts."""
+"""Run the command line as `python -m counterpoint`; torchrun starts this module."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""The map of the house, read from catalog.toml: every system's paper, area, task, state, module and functions.
+"""Read catalog.toml: every system's paper, area, task, state, module and functions.
 
-The command line's list, `counterpoint.functional`, the README table and the docs are made from it. No torch here.
+The command line's list, `counterpoint.functional`, the README table and the docs are made from it. This module imports no
+torch.
 
     python -m counterpoint.catalog README.md [--check]    rewrites (or checks) the table between the two markers
 """
@@ -26,22 +27,22 @@ BEGIN, END = "<!-- systems:begin -->", "<!-- systems:end -->"
 
 @dataclass(frozen=True)
 class Entry:
-    """One system."""
+    """A row of the catalogue: one system."""
 
     slug: str
     title: str
     area: str
     task: str
-    state: str  # "done"; "built": all but a verified claim; "planned"
+    state: str  # "done"; "built": it trains, but its claim is not verified or its speed not measured; "planned"
     arxiv: str = ""
     module: str = ""
     functions: tuple[str, ...] = ()  # "module:name", each offered as counterpoint.functional.<name>
     claim: str = ""  # the central claim at laptop scale, in a sentence
-    addition: bool = False  # whether it can be switched on over other systems: BASE+SLUG
+    addition: bool = False  # whether other systems can be trained with it: BASE+SLUG
 
     @property
     def built(self) -> bool:
-        """Whether there is code: it trains, whatever is known of its claim."""
+        """Whether the system can be trained: its state is "built" or "done"."""
         return self.state in ("built", "done")
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,14 +51,14 @@ class Entry:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """All systems by slug, in catalogue order: the papers by area, the classic baselines last."""
+    """Return all systems by slug, in catalogue order: the papers by area, the classic baselines last."""
     text = resources.files("counterpoint").joinpath("catalog.toml").read_text(encoding="utf-8")
     rows = tomllib.loads(text)["system"]
     return {row["slug"]: Entry(**{**row, "functions": tuple(row.get("functions", ()))}) for row in rows}
 
 
 def get(slug: str) -> Entry:
-    """The entry of a system, or one made for a composition BASE+ADDITION; CounterpointError for an unknown name."""
+    """Return the entry of a system, or one made for a composition BASE+ADDITION. CounterpointError for an unknown name."""
     if slug in entries():
         return entries()[slug]
     base, *additions = slug.split("+")
@@ -77,7 +78,10 @@ def get(slug: str) -> Entry:
 
 
 def modules(slug: str) -> list[str]:
-    """The modules a system or a composition is made of; of an addition named alone, that of the system it stands over too."""
+    """Return the names of the modules that a system or a composition consists of.
+
+    An addition without a base stands over a default system (`over` in its record); that system's modules come first.
+    """
     base, *additions = slug.split("+")
     below = modules(_record(base).over) if get(base).addition else []
     return [*below, *(get(part).module.partition(":")[0] for part in (base, *additions))]
@@ -93,28 +97,32 @@ def load_system(slug: str) -> System:
     system: System = found.onto(load_system(found.over), alone=True) if get(base).addition else found
     for name in additions:
         if not get(name).addition:
-            raise CounterpointError(f"'{name}' is a system of its own, not an addition; {additions_said()}")
+            raise CounterpointError(
+                f"'{name}' cannot be added to another system: it is no addition; {additions_said()}"
+            )
         system = _record(name).onto(system)
     return system
 
 
 def _record(slug: str) -> Any:
-    """What a system's file declares as SYSTEM."""
+    """Return the record that a system's file declares as SYSTEM."""
     entry = get(slug)
     if not entry.built:
         built = [row.slug for row in entries().values() if row.built]
-        raise CounterpointError(f"'{slug}' is in the catalogue but not built yet; built so far: {', '.join(built)}")
-    module, _, name = entry.module.partition(":")  # a file that holds two systems names them
+        raise CounterpointError(
+            f"'{slug}' is in the catalogue but not built yet; choose one that is built: {', '.join(built)}"
+        )
+    module, _, name = entry.module.partition(":")  # the row of a file with two systems has the record's name
     return getattr(importlib.import_module(module), name or "SYSTEM")
 
 
 def additions_said() -> str:
-    """Which systems can be switched on over others, in words."""
+    """Return the list of additions as text, for a message."""
     return "additions: " + ", ".join(row.slug for row in entries().values() if row.addition)
 
 
 def markdown_table() -> str:
-    """The table of systems for the README, one row each."""
+    """Return the README's table of systems, one row each, as Markdown."""
     lines = ["| system | paper | area | task | state |", "|---|---|---|---|---|"]
     for row in entries().values():
         paper = f"{row.title} ({row.arxiv})" if row.arxiv else row.title
@@ -124,11 +132,11 @@ def markdown_table() -> str:
 
 
 def with_table(text: str) -> str:
-    """`text` with the part between the markers replaced by the table; ValueError when the markers are not there."""
+    """Replace the part of `text` between the two markers by the table. ValueError when a marker is missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} ... {END} block")
+        raise ValueError(f"the text has no block {BEGIN} ... {END}; add both markers where the table belongs")
     return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
 
 

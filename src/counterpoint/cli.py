@@ -1,4 +1,4 @@
-"""The entry point of the program `counterpoint`; the commands are in `counterpoint.commands`."""
+"""Hold the entry point of the program `counterpoint`; the commands are in `counterpoint.commands`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The demo: `python -m counterpoint.demo`, or `make demo`.
+"""Run the demo: `python -m counterpoint.demo`, or `make demo`.
 
-Draws the arcade clips, trains multiple-instance learning and MACIL-SD on the same seeds from video-level labels alone,
-says how well each finds the moments, watches two held-out video files, and writes one page.
+1. Draw the arcade clips.
+2. Train multiple-instance learning and MACIL-SD on the same seeds, from video-level labels alone.
+3. Report the frame-level AP of each on the test clips.
+4. Detect violent moments in two held-out video files, and write one page.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from counterpoint.errors import CounterpointError
 from counterpoint.files import patient_threads
 
 ARMS = ("mil", "macil-sd")
-TEST = 200  # clips the models are measured on; the files that are watched come after them
+TEST = 200  # clips that the models are measured on; the files to watch are drawn with later indices
 
 
 def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int] = (640, 360)) -> int:
     """Train on rendered game clips, find the violent moments in a video file, write a page. About 4 minutes on 2 cores.
 
     Args:
-        seeds: Runs of each of the two methods.
-        out: Where runs, videos and the page go. An older demo's page is replaced, its runs are kept.
-        size: Width and height of the videos that are watched; even numbers.
+        seeds: Number of runs of each of the two methods; at least 1.
+        out: Folder for runs, videos and the page. An older demo's page is replaced; its runs are kept.
+        size: Width and height of the videos to watch, in pixels; even numbers.
     """
     from counterpoint import training
     from counterpoint.data import arcade
@@ -48,12 +50,12 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
         console.print(text, soft_wrap=True, markup=False)
 
     if seeds < 1:
-        raise CounterpointError("--seeds must be at least 1")
+        raise CounterpointError(f"--seeds must be at least 1, got {seeds}")
     say("1. Drawing game clips from sprites and sound effects (kept for the next time).")
     data = arcade.load(test=TEST)  # with the valid clips that `train` watches
     violent = sum(bag.label for bag in data.train)
     say(
-        f"   {len(data.train)} to learn from, {violent} labelled violent, none saying when; {len(data.test)} to measure on."
+        f"   {len(data.train)} training clips, {violent} of them labelled violent, without times; {len(data.test)} test clips."
     )
 
     say(f"2. Training {' and '.join(ARMS)}, {seeds} seeds each.")

@@ -1,4 +1,7 @@
-"""Errors a user can mend. The command line prints their message alone and exits with code 2; `--debug` adds the traceback."""
+"""Define the errors that a user can correct.
+
+The command line prints only their message and exits with code 2; `--debug` adds the traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,19 @@ from collections.abc import Iterable
 
 
 class CounterpointError(Exception):
-    """Something the user asked for cannot be done as asked; the message names it and says what to do."""
+    """A request cannot be fulfilled as given. The message names the cause and the remedy."""
 
 
 class DataError(CounterpointError):
-    """A file or dataset is missing, unreadable or inconsistent; the message names the file."""
+    """A file or dataset is missing, unreadable or inconsistent. The message names the file."""
 
 
 class RunError(CounterpointError):
-    """A run directory or checkpoint is not what it should be; the message names it."""
+    """A run directory or checkpoint is missing, incomplete, damaged or of another kind. The message names it."""
 
 
 class ProtocolError(CounterpointError):
-    """A claim's protocol is not sound, or its figures cannot answer it; the message names the claim and the fault."""
+    """A claim's protocol is invalid, or its figures cannot decide it. The message names the claim and the fault."""
 
 
 class Interrupted(CounterpointError):
@@ -27,7 +30,13 @@ class Interrupted(CounterpointError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
-    """The error for an unknown name, with near matches: `unknown("system", "maci-sd", slugs)`."""
+    """Return the error for an unknown name, with near matches: `unknown("system", "maci-sd", slugs)`.
+
+    Args:
+        kind: Noun for the message, such as "system".
+        name: The unknown name.
+        known: The valid names. Up to 3 near matches are suggested, else the first 20 names.
+    """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = (

@@ -6,8 +6,8 @@
 2
 >>> rows = experiment.run(seed=0)   # doctest: +SKIP
 
-The order is the same for all: the paper's settings, then the system's recipe for the data source, then the overrides,
-then the settings' own check. Only then are data read, and only when the data fit the settings is a learner built.
+The order is always the same: the paper's settings, the system's recipe for the data source, the overrides, the settings'
+own check. Only then are data read. A learner is built only when the data fit the settings.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Experiment:
             recipe: Start from the system's recipe for this source. False: from the paper's settings, as claims do.
             check: Check the settings, which may import the library of an encoder. False: for a list of defaults.
 
-        Raises CounterpointError for an unknown system or setting, and for a value that the settings refuse.
+        Raises CounterpointError for an unknown system or setting, and for a value that the settings reject.
         """
         system = catalog.load_system(slug) if isinstance(slug, str) else slug
         data = data or system.data
@@ -95,13 +95,14 @@ class Experiment:
         missing = {"data", "seed"} - set(run.config)
         if not isinstance(kept, dict) or missing:
             raise RunError(
-                f"{run.path}/config.yaml is not one this version wrote"
-                + (f"; it lacks {', '.join(sorted(missing))}" if missing else "")
+                f"{run.path}/config.yaml cannot be read by this version"
+                + (f": it lacks {', '.join(sorted(missing))}" if missing else ": it holds no settings under config")
+                + "; use the version that wrote it, or train again"
             )
         try:
             return cls(system, with_settings(system.config(), kept, system.slug), run.config["data"])
         except (CounterpointError, TypeError, ValueError) as error:
-            raise RunError(f"{run.path}/config.yaml is not one this version wrote; {error}") from error
+            raise RunError(f"{run.path}/config.yaml cannot be read by this version: {error}") from error
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Experiment:
         )
 
     def record(self, seed: int) -> dict[str, Any]:
-        """Return what config.yaml of a run holds."""
+        """Return the content of a run's config.yaml, without the loop's options."""
         return {
             "slug": self.system.slug,
             "title": catalog.get(self.system.slug).title,
@@ -146,11 +147,11 @@ class Experiment:
         return task
 
     def measured(self, source: Any) -> Any:
-        """Make the task on loaded data as they are, to measure a trained run on."""
+        """Make the task on loaded data without `System.source`'s changes, to measure a trained run on."""
         return task_class(self.system)(source, self.config)
 
     def learner(self, facts: Mapping[str, Any], seed: int) -> Learner:
-        """Build the untrained learner from what a task knows of its data."""
+        """Build the untrained learner from the facts of a task's data, such as sizes and classes."""
         return self.system.learner(self.config, SimpleNamespace(**facts), seed)
 
     def run(
@@ -180,7 +181,7 @@ class Experiment:
             loop = services.get("loop") or Loop()
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
                 raise CounterpointError(
-                    f"{self.system.slug} is no training of a network, so options of the loop do not go with it: leave out "
+                    f"{self.system.slug} trains no network, so it takes no options of the loop: leave out "
                     "--precision, --accumulate, --compile, --ema, --patience and --log"
                 )
             return self._own_run(seed, run, say)
@@ -191,10 +192,10 @@ class Experiment:
         of_change = [note for note in getattr(task.data, "notes", ()) if note not in getattr(source, "notes", ())]
         for note in (*of_change, *getattr(task, "notes", ())):
             say(f"note: {note}")
-        # A resumed run has learnt from facts that need not be found again: the run of a teacher may be gone.
+        # A resumed run keeps its recorded facts: their source, such as a teacher's run, may be gone.
         facts = run.facts() if isinstance(run, Run) and run.checkpoint.is_file() else task.facts
         if parent is not None:
-            # The same networks, with the same tokenizer and classes: what they were built from does not change.
+            # The parent's networks, tokenizer and classes stay, so the facts that they were built from stay too.
             task.check_facts(parent.facts())
             facts = parent.facts() | {name: value for name, value in facts.items() if name == "examples"}
         learner = self.learner(facts, seed)
@@ -214,7 +215,7 @@ class Experiment:
         )
 
     def _own_run(self, seed: int, run: Run | Callable[[], Run] | None, say: Say) -> list[dict[str, float]]:
-        """Run a system that has a way of its own, and keep its metrics."""
+        """Run a system that has its own `run` instead of the training loop, and keep its metrics."""
         assert self.system.run is not None
         directory = run() if callable(run) else run
         rows = [dict(row) for row in self.system.run(self, seed, run=directory, say=say)]
@@ -231,12 +232,12 @@ def task_class(system: System) -> Any:
 
 
 def finished(path: Path | str, slug: str | None = None) -> Run:
-    """Open a run that was trained to its end. RunError when it was not, or is of another system than `slug`."""
+    """Open a completely trained run. RunError when it is not complete, or when its system is not `slug`."""
     run = Run.open(path)
     if slug is not None and run.slug != slug:
-        raise RunError(f"{run.path} is a run of {run.slug}, not of {slug}; continue it without naming a system")
+        raise RunError(f"{run.path} is a run of {run.slug}, not of {slug}; leave out the name of the system")
     if not run.complete:
-        raise RunError(f"{run.path} is not finished; go on with it first: counterpoint train --resume {run.path}")
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
     return run
 
 
@@ -246,7 +247,7 @@ def load_learner(run: Run | Path | str) -> Learner:
     Args:
         run: An open run, or the path of its directory.
 
-    Raises RunError for a path that is no run, and for weights that are missing, damaged or another system's.
+    Raises RunError for a path that is no run, and for weights that are missing, damaged or of another system.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     experiment = Experiment.of_run(run)
@@ -265,8 +266,8 @@ def load_learner(run: Run | Path | str) -> Learner:
 def fitted(spec: str) -> Learner:
     """Load a small learner that is trained once and kept in the cache: "SLUG?data=SOURCE&seed=0&OPTION=VALUE".
 
-    A question mark or an ampersand within the data's name is written %3F or %26. The run is found again by its settings, the
-    package's version and torch's. Raises CounterpointError as `Experiment.resolve` does.
+    A question mark or an ampersand within the data's name is written %3F or %26. The cache identifies the run by its
+    settings, the package's version and torch's version. Raises CounterpointError as `Experiment.resolve` does.
     """
     slug, _, query = spec.partition("?")
     given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
@@ -288,8 +289,8 @@ def _start_from(learner: Learner, parent: Run) -> None:
         learner.load_state_dict(parent.load_weights())
     except RuntimeError as error:
         raise RunError(
-            f"{parent.path}: its weights do not fit this run's settings: {_short(error)}; keep the settings of the networks "
-            "as they were"
+            f"{parent.path}: its weights do not fit this run's settings: {_short(error)}; keep the parent's settings of the "
+            "networks"
         ) from error
 
 

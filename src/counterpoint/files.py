@@ -1,4 +1,4 @@
-"""Files and folders: atomic writing, writable outputs, folders walked through links, the cache, idle threads."""
+"""Write files atomically, check outputs, walk folders through links, locate the cache, let idle threads sleep."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from counterpoint.errors import CounterpointError, DataError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    """Yield a binary file that replaces `path` when the block succeeds and is removed when the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        # mkstemp makes private files; a run is as readable as anything else the user writes.
+        # mkstemp makes private files; give a run's files the mode of the user's other files.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
@@ -55,7 +55,7 @@ def check_writable(path: Path | str) -> Path:
 
 
 class Walk(NamedTuple):
-    """The files below a folder, and everything that is there but was not taken.
+    """The files below a folder, and every entry that was left out.
 
     `files` and `left_out` together account for every entry but folders that could be read.
     """
@@ -120,7 +120,7 @@ def fingerprint(path: Path, expected: str | None) -> str:
 
 
 def cache_folder() -> Path:
-    """Where built features are kept: $COUNTERPOINT_CACHE, or the user's cache directory."""
+    """Return the folder of built features: $COUNTERPOINT_CACHE, or `counterpoint` in the user's cache directory."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("COUNTERPOINT_CACHE") or user_cache_dir("counterpoint"))
@@ -129,7 +129,7 @@ def cache_folder() -> Path:
 def patient_threads() -> None:
     """Let idle OpenMP threads sleep instead of spin; call it before torch is imported.
 
-    Where another program wants the same cores, threads that spin between a small network's steps starve the ones that
-    work: measured on 2 shared cores, an epoch of MACIL-SD took 20 times as long.
+    Where another program uses the same cores, threads that spin between a small network's steps starve the working ones.
+    Measured on 2 shared cores: with spinning threads an epoch of MACIL-SD took 20 times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

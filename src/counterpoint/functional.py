@@ -4,7 +4,7 @@
 >>> fn.info_nce.__module__
 'counterpoint.core.contrast'
 
-Where two systems give one name to different things, the flat name is an error. `of` gives each system's own function:
+Where two systems give one name to different functions, the flat name raises. `of` returns each system's own function:
 
 >>> fn.nt_xent
 Traceback (most recent call last):
@@ -25,7 +25,7 @@ from counterpoint.errors import CounterpointError, unknown
 
 
 def _places() -> dict[str, dict[str, str]]:
-    """By name, the modules that give a function of this name, each with the first system that lists it."""
+    """Map each function's name to the modules that define it, and each module to the first system that lists it."""
     found: dict[str, dict[str, str]] = {}
     for entry in catalog.entries().values():
         for place in entry.functions:
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"counterpoint.functional: {unknown('function', name, places)}")
     modules = places[name]
     if len(modules) > 1:
-        # No AttributeError: `from counterpoint.functional import ...` would drop its message.
+        # Not an AttributeError: `from counterpoint.functional import ...` would drop its message.
         ways = " or ".join(f'functional.of("{slug}").{name}' for slug in modules.values())
         count = {2: "two", 3: "three"}.get(len(modules), str(len(modules)))
         raise CounterpointError(

@@ -1,4 +1,4 @@
-"""Train, resume and evaluate a system by name, with a run directory: what the command line and Python scripts call.
+"""Train, resume and evaluate a system by name, with a run directory. The command line and Python scripts call this module.
 
 >>> from counterpoint.training import default_config, train
 >>> config = default_config("simclr", "digits")
@@ -29,7 +29,7 @@ __all__ = ["Measured", "default_config", "evaluate", "finished", "load_learner",
 
 
 def default_config(slug: str, data: str | None = None) -> Any:
-    """Return the settings `train` starts from: the paper's, changed by the system's recipe for this data source."""
+    """Return the default settings of `train`: the paper's, changed by the system's recipe for this data source."""
     return Experiment.resolve(slug, data, check=False).config
 
 
@@ -61,8 +61,8 @@ def train(
         say: Receives messages, a line each.
         services: Further arguments of `engine.fit.fit`, such as callbacks.
 
-    Raises CounterpointError, and leaves nothing on disk, for unknown names, data that are missing or damaged, and settings
-    that do not fit. Raises Interrupted after Ctrl-C; then the run can be resumed.
+    Raises CounterpointError for unknown names, missing or damaged data, and settings that do not fit. It then leaves nothing
+    on disk. Raises Interrupted after Ctrl-C; then the run can be resumed.
     """
     origin = None if parent is None else finished(parent, slug)
     if origin is None:
@@ -80,7 +80,7 @@ def train(
         say(f"note: {note}")
     if changed := experiment.changed:
         said = "the recipe for this data" if experiment.follows_recipe else "this run"
-        say(f"{said} departs from the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
+        say(f"{said} changes the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
     record = experiment.record(seed) | {"loop": stored(loop)}
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
@@ -106,11 +106,11 @@ def train(
 
 
 def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **services: Any) -> Run:
-    """Continue an interrupted run. It ends with the metrics it would have had without the interruption.
+    """Continue an interrupted run. Its final metrics are those of an uninterrupted run.
 
     Args:
         path: The run directory.
-        loop: Its `device` and `checkpoint_minutes` are used. All else is the run's own.
+        loop: Only its `device` and `checkpoint_minutes` are used. The run's record gives all other options.
         say: Receives messages, a line each.
         services: Further arguments of `engine.fit.fit`, such as callbacks.
     """
@@ -129,13 +129,13 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
 
 
 def replay(path: Path | str, *, device: str = "cpu") -> Replay:
-    """Run again the step of the batch that a run keeps because its loss was not finite.
+    """Rerun the step of the batch that a run kept because its loss was not finite.
 
     Args:
         path: The run directory.
-        device: Where to run the step.
+        device: Device to run the step on, such as "cpu" or "cuda".
 
-    Raises RunError where the run keeps no batch, or one that does not fit it.
+    Raises RunError when the run kept no batch, or when the batch does not fit the run.
     """
     from counterpoint.engine.kept import read_batch
     from counterpoint.engine.replay import replay as again
@@ -154,7 +154,9 @@ def _loop_of(run: Run) -> Loop:
     try:
         own: Loop = with_settings(Loop(), run.config.get("loop", {}), "the loop")
     except (CounterpointError, TypeError) as error:
-        raise RunError(f"{run.path}/config.yaml is not one this version wrote: its loop has other options") from error
+        raise RunError(
+            f"{run.path}/config.yaml cannot be read by this version: its loop has other options; use the version that wrote it"
+        ) from error
     return own
 
 
@@ -172,7 +174,7 @@ def _parent(run: Run) -> Run | None:
         return None
     parent = finished(named["run"], run.slug)
     if parent.digest() != named["weights"]:
-        raise RunError(f"{parent.path} has other weights than those {run.path} started from; train it anew")
+        raise RunError(f"{parent.path} has other weights than those {run.path} started from; train {run.path} again")
     return parent
 
 
@@ -197,7 +199,15 @@ class Measured(dict[str, float]):
 
 @torch.no_grad()
 def evaluate(path: Run | Path | str, *, data: str | None = None, say: Say = print) -> Measured:
-    """Measure a trained run on its test data, or on another source's that gives the same kind of items."""
+    """Measure a trained run on its test data, or on those of another source with the same kind of items.
+
+    Args:
+        path: The run, or the path of its directory.
+        data: Another data source. Default: the source that the run was trained on.
+        say: Receives notes about the data, a line each.
+
+    Raises RunError for a path that is no run or has no weights, DataError for data that cannot be read.
+    """
     run = path if isinstance(path, Run) else Run.open(path)
     learner = load_learner(run)
     experiment = Experiment.of_run(run)

@@ -46,7 +46,7 @@ def hinge(x: torch.Tensor, y: torch.Tensor, margin: float = 0.6) -> torch.Tensor
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_parity(dtype, rtol):
+def test_projections_loss_and_gradients_equal_the_authors(dtype, rtol):
     h1, h2 = (numbers(f"in/h_{side}_train", dtype).requires_grad_() for side in ("sheet", "audio"))
     layer = CCALayer(5, float(PARITY["case2/param/regulariser"])).to(dtype)
     x, y = layer(h1, h2)
@@ -186,7 +186,7 @@ def test_the_input_s_scale_and_turn_do_not_matter():
     torch.testing.assert_close(one, canonical_projections(h1 @ turn * 7, h2 + 100, 1e-9).correlations)
 
 
-def test_edges():
+def test_arguments_that_do_not_fit_raise_an_error():
     h1, h2 = draw(8, 3)
     with pytest.raises(ValueError, match="at least two rows"):
         canonical_projections(h1[:1], h2[:1])

@@ -57,7 +57,7 @@ def same(found, expected, inputs, tolerance=1e-9):
 @pytest.mark.parametrize("keep", [0, 2000, kernel.KEEP])
 @pytest.mark.parametrize("scale", [0.3, 3.0, 60.0])
 @pytest.mark.parametrize("columns", [False, True])
-def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
+def test_logsumexp_of_rows_and_columns_equals_the_direct_form(monkeypatch, tile, keep, scale, columns):
     monkeypatch.setattr(kernel, "TILE", tile)
     q, k = draw((31, 6), (23, 6), scale=scale)
     everything = torch.ones(31, 23, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_rows_and_columns(monkeypatch, tile, keep, scale, columns):
 @pytest.mark.parametrize("scale", [0.3, 60.0])
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("small", [0, 64 * 64])
-def test_similarity_under_soft_targets(monkeypatch, tile, keep, scale, columns, small):
+def test_similarity_under_soft_targets_equals_the_direct_form(monkeypatch, tile, keep, scale, columns, small):
     monkeypatch.setattr(kernel, "TILE", tile)
     monkeypatch.setattr(kernel, "SMALL", small)
     q, k = draw((31, 6), (23, 6), scale=scale)
@@ -88,7 +88,7 @@ def test_similarity_under_soft_targets(monkeypatch, tile, keep, scale, columns, 
     same([*square[: 1 + columns], *square[2:]], [*expected, *towards], [q, k])
 
 
-def test_targets_with_few_entries_to_a_row():
+def test_sparse_targets_equal_the_dense_ones():
     index, weight = torch.tensor([[0, 2], [4, 4], [3, 1]]), torch.tensor([[0.25, 0.75], [0.5, 0.1], [1.0, 0.0]])
     whole = torch.zeros(3, 5)
     for row in range(3):
@@ -102,7 +102,7 @@ def test_targets_with_few_entries_to_a_row():
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5)])
-def test_unit_rows(shape, scale):
+def test_unit_equals_normalize_in_value_and_derivatives(shape, scale):
     (x,) = draw(shape)
     with torch.no_grad():
         x[..., 0, :] = 0  # no direction: stays, and its gradient is that of a division by the floor
@@ -162,7 +162,7 @@ def test_symmetric_similarities_are_computed_once(monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [0, kernel.KEEP])
-def test_weights(monkeypatch, keep):
+def test_weighted_logsumexp_equals_the_direct_form(monkeypatch, keep):
     monkeypatch.setattr(kernel, "TILE", (7, 5))
     q, k = draw((31, 6), (23, 6), scale=2.0)
     weight = torch.rand(31, 23, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -172,7 +172,7 @@ def test_weights(monkeypatch, keep):
     assert found.rows[4] == -math.inf
 
 
-def test_a_part_of_a_larger_matrix():
+def test_a_part_of_a_larger_matrix_equals_its_slice():
     q, k = draw((30, 6), (30, 6))
     whole = pair_logsumexp(q, k, exclude=Diagonal()).rows
     part = pair_logsumexp(q[10:17], k, exclude=Diagonal(), origin=(10, 0)).rows
@@ -227,7 +227,7 @@ def test_a_shift_of_all_similarities_shifts_the_result(n, m, dim, shift):
         torch.testing.assert_close(moved, still + shift)
 
 
-def test_equal_embeddings():
+def test_equal_embeddings_give_log_of_their_number():
     x = torch.ones(50, 8) / math.sqrt(8)
     torch.testing.assert_close(pair_logsumexp(x / 0.1, x).rows, torch.full((50,), math.log(50) + 10))
 
@@ -260,7 +260,7 @@ def test_the_compiler_gets_the_plain_way():
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
-def test_nothing_to_compare(shape):
+def test_logsumexp_of_nothing_is_minus_infinity(shape):
     q, k = draw((shape[0], 3), (shape[1], 3))
     found = pair_logsumexp(q, k, columns=True)
     assert (found.rows == -math.inf).all()
@@ -268,7 +268,7 @@ def test_nothing_to_compare(shape):
     assert found.columns.shape == shape[1:]
 
 
-def test_refusals():
+def test_arguments_that_do_not_fit_raise_an_error():
     x = torch.zeros(3, 4)
     with pytest.raises(ValueError, match="query and key must be"):
         pair_logsumexp(x, torch.zeros(3, 5))
@@ -280,7 +280,7 @@ def test_refusals():
         pair_cross_entropy(x, x, x, torch.zeros(2, 4))
 
 
-def test_nan_does_not_pass_in_silence():
+def test_nan_stays_visible():
     q, k = draw((10, 3), (10, 3))
     with torch.no_grad():
         q[3, 0] = math.nan
@@ -293,7 +293,7 @@ def test_nan_does_not_pass_in_silence():
 # --- positives --------------------------------------------------------------------------------------------------------
 
 
-def test_positives_of_every_kind():
+def test_positives_of_every_kind_equal_their_sums():
     q, k = draw((12, 5), (12, 5))
     s = q @ k.T
     torch.testing.assert_close(positive_similarity(q, k), s.diagonal())
@@ -316,7 +316,7 @@ def test_positives_of_every_kind():
 @pytest.mark.parametrize("tile", [(512, 2048), (7, 5)])
 @pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
 @pytest.mark.parametrize("small", [0, kernel.SMALL])
-def test_soft_targets(monkeypatch, tile, scale, keep, small):
+def test_cross_entropy_with_soft_targets_equals_the_direct_form(monkeypatch, tile, scale, keep, small):
     monkeypatch.setattr(kernel, "TILE", tile)
     monkeypatch.setattr(kernel, "SMALL", small)
     q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
@@ -336,7 +336,7 @@ def test_soft_targets(monkeypatch, tile, scale, keep, small):
 @pytest.mark.parametrize("scale", [1.0, 40.0, 4000.0])
 @pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("small", [0, kernel.SMALL])
-def test_soft_targets_that_learn_too(monkeypatch, scale, columns, keep, small):
+def test_gradients_reach_soft_targets_that_learn(monkeypatch, scale, columns, keep, small):
     monkeypatch.setattr(kernel, "TILE", (7, 5))
     monkeypatch.setattr(kernel, "SMALL", small)
     q, k, tq, tk = draw((31, 6), (23, 6), (31, 4), (23, 4), scale=scale**0.5)
@@ -360,7 +360,7 @@ def test_soft_targets_of_one_set_with_itself(monkeypatch, tile, keep, small):
 
 
 @pytest.mark.parametrize("keep", [0, 500, kernel.KEEP])
-def test_softplus_of_pairs(monkeypatch, keep):
+def test_softplus_of_pairs_equals_the_direct_form(monkeypatch, keep):
     monkeypatch.setattr(kernel, "TILE", (7, 5))
     q, k = draw((31, 6), (23, 6), scale=3.0)
     same([pair_softplus(q, k, keep=keep)], [torch.nn.functional.softplus(q @ k.T, threshold=40).sum(1)], [q, k])

@@ -54,7 +54,7 @@ def test_info_nce_is_finite_at_extremes(scale):
     assert torch.isfinite(q.grad).all()
 
 
-def test_info_nce_with_nothing_to_contrast():
+def test_info_nce_without_negatives_is_zero():
     q = torch.randn(3, 4, requires_grad=True)
     assert info_nce(q, q, torch.zeros(0, 4)) == 0
     with pytest.raises(ValueError, match="query is an empty batch"):

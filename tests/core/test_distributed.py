@@ -94,7 +94,7 @@ def work(rank, counts, port):
 
 
 @pytest.mark.parametrize("counts", [[7], [7, 5], [4, 3, 2, 6], [4, 0, 3, 6]])
-def test_as_one_process(counts):
+def test_several_processes_equal_one(counts):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

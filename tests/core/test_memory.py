@@ -126,7 +126,7 @@ def test_a_bank_at_the_ends_of_its_momentum(momentum):
         (lambda: kmeans(torch.ones(2, 3), 0), "k must"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_raise_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -135,7 +135,7 @@ def test_cutmix_boxes_lie_anywhere():
         (lambda: cutmix(torch.ones(3, 1, 2, 2), torch.arange(3), Boxes(*torch.zeros(5, 2))), "images"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_raise_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -69,7 +69,7 @@ def test_teacher_copies_buffers_when_told_to_whole_numbers_too():
     assert torch.equal(teacher.module[0].weight, student[0].weight)
 
 
-def test_teacher_s_mode_and_gradient():
+def test_teacher_keeps_its_mode_and_gets_no_gradient():
     student = network()
     following, evaluating = EMATeacher(student), EMATeacher(student, mode="eval")
     assert following.module.training
@@ -99,7 +99,7 @@ def test_teacher_is_saved_and_resumed():
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_tied_and_missing_parameters():
+def test_tied_parameters_move_once_and_missing_ones_raise_an_error():
     student = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     student[1].weight = student[0].weight
     teacher = EMATeacher(student)

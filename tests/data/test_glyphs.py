@@ -40,7 +40,7 @@ def texts(split):
     return split.column("text", ALL(len(split)))
 
 
-def test_sizes_styles_and_spec(full):
+def test_full_set_has_its_documented_sizes_and_spec(full):
     assert isinstance(full, AlignedData)
     assert (len(full.train), len(full.valid), len(full.test)) == (13256, 1480, 2000)
     assert len(full.domains) == 14
@@ -158,7 +158,7 @@ def test_sizes_and_styles_can_be_chosen(cache):
     assert len(older.domains) == len(glyphs.STYLES) == 19
 
 
-def test_drawn_once_and_mended(cache, full, monkeypatch):
+def test_drawings_are_cached_and_damaged_ones_redrawn(cache, full, monkeypatch):
     monkeypatch.setattr(glyphs, "_draw", lambda *a: pytest.fail("drawn again"))
     again = data.load("glyphs?size=24", task="aligned")
     np.testing.assert_array_equal(again.test.column("image", ALL(50)), full.test.column("image", ALL(50)))
@@ -182,7 +182,7 @@ def test_drawn_once_and_mended(cache, full, monkeypatch):
         ("size=4", "pixels"),
     ],
 )
-def test_what_cannot_be_is_refused(cache, options, says):
+def test_options_out_of_range_raise_an_error(cache, options, says):
     with pytest.raises(CounterpointError, match=says):
         data.load(f"glyphs?size=24&{options}" if "size" not in options else f"glyphs?{options}")
 

@@ -428,7 +428,7 @@ def test_unlabelled_images_have_no_classes(tmp_path, cache):
     assert (len(found.train), len(found.test)) == (8, 2)
 
 
-def test_csv_with_paths_labels_and_captions(folder):
+def test_csv_with_paths_labels_and_captions_is_read(folder):
     rows = ["picture,kind,caption"]
     rows += [f"{name}/{n}.png,{name},a {name} thing number {n}" for name in COLOURS for n in range(10)]
     rows += ["red/nowhere.png,red,lost", "red/0.png,,no label", "https://example.org/x.png,red,far away"]
@@ -487,7 +487,7 @@ def test_csv_errors_name_the_file_and_the_columns(folder):
         data.load(f"csv:{file}", task="aligned")
 
 
-def test_parquet_with_bytes_and_captions(folder):
+def test_parquet_with_bytes_and_captions_is_read(folder):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -522,7 +522,7 @@ def test_parquet_with_bytes_and_captions(folder):
         data.load(f"parquet:{folder.parent / 'bad.parquet'}")
 
 
-def test_parquet_with_images_of_datasets(folder):
+def test_parquet_written_by_datasets_is_read(folder):
     import datasets
 
     table = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "hf"))["train"]
@@ -532,7 +532,7 @@ def test_parquet_with_images_of_datasets(folder):
     assert right_colours(found.train, found.classes)
 
 
-def test_webdataset_with_several_kinds_of_images(folder):
+def test_webdataset_with_several_kinds_of_images_is_read(folder):
     def add(tar, name, blob):
         info = tarfile.TarInfo(name)
         info.size = len(blob)

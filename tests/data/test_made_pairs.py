@@ -130,6 +130,6 @@ def test_captions_name_their_digit_among_other_words():
         ("digit-captions?train=2000", "train must be 2 to 1295 digits, got 2000"),
     ],
 )
-def test_refusals(spec, said):
+def test_options_out_of_range_raise_an_error(spec, said):
     with pytest.raises(CounterpointError, match=said):
         load(spec)

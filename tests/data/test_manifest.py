@@ -96,7 +96,7 @@ def everything(data: AlignedData, name: str) -> list:
 # --- what can be read
 
 
-def test_four_modalities_of_a_jsonl(files):
+def test_four_modalities_of_a_jsonl_are_read(files):
     data = opened(jsonl(files / "m.jsonl", [row(n) for n in range(10)]))
     assert data.modalities == {
         "image": Modality("image", size=8),
@@ -120,7 +120,7 @@ def test_four_modalities_of_a_jsonl(files):
     assert all(data.train.present(name, rows).all() for name in data.modalities)
 
 
-def test_the_same_every_time(files):
+def test_opening_twice_gives_the_same_items(files):
     place = jsonl(files / "m.jsonl", [row(n) for n in range(10)])
     assert everything(opened(place), "caption") == everything(opened(place), "caption")
 
@@ -134,7 +134,7 @@ def as_csv(path: Path, rows: list[dict], between: str = ",") -> str:
 
 
 @pytest.mark.parametrize(("name", "between"), [("m.csv", ","), ("m.csv", ";"), ("m.csv", "\t"), ("m.tsv", "\t")])
-def test_tables_of_text(files, name, between):
+def test_tables_of_text_are_read_with_any_separator(files, name, between):
     rows = [row(n) | {"vector": str([n / 10, 1.0]).replace(",", "")} for n in range(10)]
     data = opened(as_csv(files / name, rows, between))
     assert sorted(everything(data, "caption")) == sorted(WORDS)
@@ -195,7 +195,7 @@ def as_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> str:
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("keep", [1 << 30, 0])
-def test_webdataset(tmp_path, monkeypatch, mode, keep):
+def test_webdataset_is_read_with_all_its_modalities(tmp_path, monkeypatch, mode, keep):
     monkeypatch.setattr(images, "KEEP", keep)
     members = {}
     for n in range(10):
@@ -259,13 +259,13 @@ def test_videos_as_bytes_and_without_sound(tmp_path, movie):
     assert any("1 videos have no sound" in note for note in data.notes)
 
 
-def test_columns_can_be_said(files):
+def test_columns_option_selects_columns_and_kinds(files):
     rows = [{"a": f"{n}.png", "b": WORDS[n], "c": [n], "image": "nowhere.png"} for n in range(10)]
     data = opened(jsonl(files / "m.jsonl", rows), columns="a:image,b:text,c:vector")
     assert {n: m.kind for n, m in data.modalities.items()} == {"a": "image", "b": "text", "c": "vector"}
 
 
-def test_several_columns_of_a_kind(files):
+def test_several_columns_of_a_kind_are_separate_modalities(files):
     rows = [
         {"image_left": f"{n}.png", "image_right": f"{9 - n}.png", "image_id": n, "img2": f"{n}.png"} for n in range(10)
     ]
@@ -288,11 +288,11 @@ def test_several_columns_of_a_kind(files):
         ("colour", ""),
     ],
 )
-def test_kinds_by_name(column, kind):
+def test_names_of_columns_determine_their_kinds(column, kind):
     assert known_by_name(column, {}) == kind
 
 
-def test_names_that_modules_cannot_have(tmp_path):
+def test_names_that_modules_cannot_have_are_replaced(tmp_path):
     rows = [{"values": [n], "a.b": [n], "a b": [n]} for n in range(5)]
     data = opened(jsonl(tmp_path / "m.jsonl", rows), columns="values:vector,a.b:vector,a b:vector")
     assert list(data.modalities) == ["values_", "a_b", "a_b_2"]
@@ -312,7 +312,7 @@ def test_sounds_as_arrays_and_vectors_as_files(files):
 # --- splits, classes, what is missing
 
 
-def test_splits_by_column_and_by_name(files):
+def test_a_column_or_names_determine_splits(files):
     rows = [row(n) | {"split": "Test" if n < 3 else "val" if n == 3 else "train"} for n in range(10)]
     place = jsonl(files / "m.jsonl", rows)
     data = opened(place)
@@ -329,7 +329,7 @@ def test_splits_by_column_and_by_name(files):
             opened(place, test=test)
 
 
-def test_splits_by_file_and_folder(files):
+def test_files_and_folders_determine_splits(files):
     jsonl(files / "train-0.jsonl", [row(n) for n in range(4)])
     jsonl(files / "train-1.jsonl", [row(n) for n in range(4, 6)])
     jsonl(files / "test.jsonl", [row(n) for n in range(6, 9)])
@@ -347,7 +347,7 @@ def test_splits_by_file_and_folder(files):
     assert (len(opened(files / "test.jsonl").train), len(opened(files / "test.jsonl").test)) == (2, 1)
 
 
-def test_classes_of_some_rows(files):
+def test_rows_without_a_label_have_no_class(files):
     rows = [row(n) | {"label": None if n == 0 else "ab"[n % 2]} for n in range(10)]
     data = opened(jsonl(files / "m.jsonl", rows))
     assert data.classes == ("a", "b")
@@ -366,7 +366,7 @@ def test_truth_values_are_classes(files):
     assert [data.classes[found[word]] for word in WORDS[:3]] == ["True", "1", "False"]
 
 
-def test_rows_lack_what_they_like(files):
+def test_rows_may_lack_any_modality(files):
     rows = [row(n) for n in range(10)]
     del rows[0]["audio"]
     rows[1] |= {"image": None, "vector": []}
@@ -464,7 +464,7 @@ def test_a_set_without_fault_leaves_no_report(files, cache):
     assert sorted(p.suffix for p in files.iterdir()) == [".jsonl"] + [".png"] * 10 + [".wav"] * 10  # nothing of ours
 
 
-def test_rows_of_other_lengths(files):
+def test_rows_with_too_many_fields_are_left_out(files):
     path = files / "m.csv"
     as_csv(path, [{"image": f"{n}.png", "caption": WORDS[n]} for n in range(10)])
     path.write_text(path.read_text() + "1.png,a,b\n")
@@ -523,7 +523,7 @@ def test_splits_in_files_of_their_own_count_their_rows_anew(files):
     assert (len(data.train), len(data.test), data.accounts.counts("rows")) == (10, 10, (20, 20, 0))
 
 
-def test_vectors_written_out(files):
+def test_vectors_written_as_text_are_read(files):
     good = ["[1, 2]", "1;2", "+1 2", "(1,2)", "-.5 2", "1e3 4", ".5 nan", "inf 1", "1 x", "gone.npy"]
     as_csv(files / "m.csv", [{"vector": v, "text": WORDS[n]} for n, v in enumerate(good)])
     left = opened(files / "m.csv", max_bad=0.5).accounts.left("rows")
@@ -562,13 +562,13 @@ def test_max_bad_is_a_share_of_the_rows_to_the_last_one(files):
         opened(files / "m.jsonl", max_bad=0.28)
 
 
-def test_nothing_is_left(files):
+def test_a_manifest_without_usable_rows_raises_an_error(files):
     rows = [{"image": "gone.png", "caption": None} for _ in range(3)]
     with pytest.raises(DataError, match=r"none of its 3 rows can be used: m\.jsonl row 1 image"):
         opened(jsonl(files / "m.jsonl", rows), max_bad=100)
 
 
-def test_a_modality_is_nowhere(files):
+def test_a_modality_without_rows_raises_an_error(files):
     rows = [row(n) | {"audio": None} for n in range(10)]
     with pytest.raises(DataError, match="no usable row has the modality 'audio'"):
         opened(jsonl(files / "m.jsonl", rows))
@@ -580,7 +580,7 @@ def test_a_modality_is_nowhere(files):
         opened(jsonl(files / "m.jsonl", rows))
 
 
-def test_columns_that_are_not_there(files):
+def test_columns_that_do_not_exist_raise_an_error(files):
     place = jsonl(files / "m.jsonl", [{"image": "1.png", "colour": "red"} for _ in range(5)])
     with pytest.raises(DataError, match=r"has only 'image' among image, colour; say what they are with \?columns="):
         opened(place)
@@ -594,7 +594,7 @@ def test_columns_that_are_not_there(files):
         opened(place, columns="image:label,colour:label")
 
 
-def test_places_that_are_none(tmp_path, monkeypatch):
+def test_unreadable_places_raise_an_error(tmp_path, monkeypatch):
     (tmp_path / "void.csv").touch()
     (tmp_path / "a.xyz").write_text("x")
     (tmp_path / "header.csv").write_text("image,text\n")
@@ -633,7 +633,7 @@ def test_places_that_are_none(tmp_path, monkeypatch):
         load_manifest("")
 
 
-def test_options_that_cannot_be(files):
+def test_options_out_of_range_raise_an_error(files):
     place = jsonl(files / "m.jsonl", [row(n) for n in range(10)])
     for options, said in (
         ({"size": 2}, "size is"),
@@ -700,7 +700,7 @@ CELLS = st.recursive(
     st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".tar", ".parquet", ".tar.gz"]),
     st.sampled_from([b"", b"image,text\n", b'[{"image":', b"PAR1", b"\x1f\x8b\x08\x00"]),
 )
-def test_rubbish_is_a_clear_error(tmp_path_factory, content, ending, start):
+def test_rubbish_raises_a_clear_error(tmp_path_factory, content, ending, start):
     path = tmp_path_factory.getbasetemp() / f"rubbish{ending}"
     path.write_bytes(start + content)
     try:

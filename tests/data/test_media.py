@@ -136,7 +136,7 @@ def test_rotated_phone_videos_are_shown_upright(tmp_path, turn, matrix):
 
 
 @pytest.mark.parametrize("size", [(61, 47), (3, 5), (1, 1), (500, 2), (7, 300)])
-def test_odd_and_extreme_sizes(tmp_path, size):
+def test_videos_of_odd_and_extreme_sizes_are_read(tmp_path, size):
     path = encode(tmp_path / "a.mkv", [grey(200, size)] * 30, np.arange(30) / 30)
     snippets, reader = read(path)
     assert (reader.info.width, reader.info.height) == size
@@ -159,7 +159,7 @@ def test_odd_and_extreme_sizes(tmp_path, size):
         ("ohne Endung", "mpeg4", "yuv420p"),
     ],
 )
-def test_containers_and_codecs(tmp_path, name, codec, pix_fmt):
+def test_every_container_and_codec_is_read(tmp_path, name, codec, pix_fmt):
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot write {codec}")
     path = tmp_path / name
@@ -195,7 +195,7 @@ def test_sound_that_starts_late_or_ends_early_leaves_silence(tmp_path):
     assert loud == [False, False, True, True, False, False]
 
 
-def test_silent_and_missing_sound_are_said(tmp_path):
+def test_silent_and_missing_sound_are_reported(tmp_path):
     frames, times = [grey(9)] * 30, np.arange(30) / 30
     _, reader = read(encode(tmp_path / "a.mkv", frames, times, wave=np.zeros(RATE, np.float32)))
     assert reader.notes == ["the audio track is silent"]
@@ -232,7 +232,7 @@ def test_a_cut_file_is_read_as_far_as_it_goes_and_noted(tmp_path):
     np.testing.assert_array_equal(part[0].frames, whole[0].frames)
 
 
-def test_an_unfinished_recording_says_so(tmp_path):
+def test_an_unfinished_recording_is_reported(tmp_path):
     write_video(tmp_path / "a.mp4", [grey(9)] * 48, None)
     raw = (tmp_path / "a.mp4").read_bytes()
     at = raw.index(b"moov")
@@ -279,7 +279,7 @@ def test_written_files_are_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frame_at_any_time(tmp_path):
+def test_frame_at_returns_the_frame_of_any_time(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, [grey(n * 2) for n in range(120)], None)
     for seconds, level in ((0.0, 0), (2.5, 120), (4.9, 236), (100.0, 238), (-3.0, 0)):

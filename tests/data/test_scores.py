@@ -54,7 +54,7 @@ def splits(found):
 # --- the set
 
 
-def test_what_it_hands_over(small):
+def test_load_returns_aligned_splits_with_its_spec(small):
     assert isinstance(small, AlignedData)
     assert small.spec == {
         "modalities": {
@@ -119,7 +119,7 @@ def test_domains_differ_in_print_and_sound_but_not_in_content(small):
     assert len(np.unique(strict.round(3))) < len(np.unique(free.round(3))) / 3
 
 
-def test_hop_and_seconds(small):
+def test_hop_and_seconds_select_windows(small):
     fewer = pairs.load(pieces=6, hop=5, seconds=1.0)
     assert fewer.modalities["audio"].samples == 44100
     for name, split in splits(fewer).items():
@@ -477,7 +477,7 @@ def test_what_cannot_be_drawn_is_named_and_another_takes_its_place(tmp_path, mon
         assert said == ["pieces left out (1): b: verovio cannot read it"]
 
 
-def test_more_pieces_than_there_are(tmp_path, monkeypatch):
+def test_more_pieces_than_exist_raise_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
     monkeypatch.setattr(renditions, "render", rendition)
     monkeypatch.setattr(renditions, "candidates", candidates("acdefg"))
@@ -501,7 +501,7 @@ def test_more_pieces_than_there_are(tmp_path, monkeypatch):
         ({"task": "views"}, "for the task aligned"),
     ],
 )
-def test_options_that_cannot_be(options, message):
+def test_options_out_of_range_raise_an_error(options, message):
     with pytest.raises(CounterpointError, match=message):
         pairs.load(**options)
 

@@ -53,13 +53,13 @@ def test_other_rates_keep_the_pitch_and_the_loudness(tmp_path, rate):
 
 
 @pytest.mark.parametrize("seconds", [3.0, 30.0])  # the second is sought by the index
-def test_of_a_longer_sound_the_centre(tmp_path, seconds):
+def test_a_longer_sound_is_cut_to_its_centre(tmp_path, seconds):
     samples = np.linspace(-1, 1, round(seconds * 16000))
     found = decode_sound(wav(tmp_path / "a.wav", samples, 16000), 16000, 16000)
     np.testing.assert_allclose(found.wave, fitted(samples.astype(np.float32), 16000), atol=1e-4)
 
 
-def test_after_a_shorter_sound_zeros(tmp_path):
+def test_a_shorter_sound_is_padded_with_zeros(tmp_path):
     found = decode_sound(wav(tmp_path / "a.wav", tone(0.5, 16000), 16000), 16000, 16000).wave
     assert np.abs(found[:8000]).max() > 0.4 and not found[8000:].any()
 
@@ -76,7 +76,7 @@ def test_bytes_and_files_give_the_same(tmp_path):
     np.testing.assert_array_equal(decode_sound(path, 16000, 800).wave, decode_sound(path.read_bytes(), 16000, 800).wave)
 
 
-def test_the_sound_of_a_video(tmp_path):
+def test_sound_of_a_video_is_decoded(tmp_path):
     from counterpoint.data.media import write_video
 
     frames = [np.full((16, 16, 3), i, np.uint8) for i in range(48)]
@@ -88,7 +88,7 @@ def test_the_sound_of_a_video(tmp_path):
         decode_sound(tmp_path / "mute.mp4", 16000, 16000)
 
 
-def test_what_is_no_sound(tmp_path):
+def test_files_without_sound_raise_an_error(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "words.wav").write_text("not a sound at all" * 10)
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n")
@@ -109,7 +109,7 @@ def test_what_is_no_sound(tmp_path):
             decode_sound(tmp_path / name, 16000, 1600)
 
 
-def test_numbers_that_are_no_sound(tmp_path):
+def test_numbers_that_are_no_sound_raise_an_error(tmp_path):
     from scipy.io import wavfile
 
     for values, said in (([0.5, np.nan] * 400, "not numbers"), ([20000.0, -3.0] * 400, "up to 2e.04")):
@@ -127,14 +127,14 @@ def test_numbers_that_are_no_sound(tmp_path):
             sounds.sound_of_numbers(values, rate, 16000, 10)
 
 
-def test_numbers_as_files(tmp_path):
+def test_numbers_give_the_same_sound_as_a_file(tmp_path):
     samples = tone(3.0, 8000)
     found = sounds.sound_of_numbers([samples, samples], 8000, 16000, 16000).wave
     want = decode_sound(wav(tmp_path / "a.wav", samples, 8000), 16000, 16000).wave
     np.testing.assert_allclose(found, want, atol=5e-3)
 
 
-def test_lengths_and_rates_that_cannot_be():
+def test_lengths_and_rates_out_of_range_raise_an_error():
     assert checked_rate(16000, 0.5) == 8000
     for rate, seconds, said in ((10, 1, "1000 to 192000"), (16000, 0, "0.01"), (16000, float("nan"), "0.01")):
         with pytest.raises(CounterpointError, match=said):
@@ -155,7 +155,7 @@ def test_fitted_has_the_length_and_the_centre(n, samples):
     assert abs((kept[0] - 1) - (n - kept[-1])) <= 1  # as much is cut off before as after
 
 
-def test_sounds_read_when_asked_for(tmp_path):
+def test_sounds_are_read_on_demand(tmp_path):
     paths = [wav(tmp_path / f"{i}.wav", tone(0.1, 16000, 200 * (i + 1)), 16000) for i in range(3)]
     split = EncodedWaves(4, lambda i: [*paths, None][i], lambda i: f"sound {i}", 16000, 1600)
     assert isinstance(split, WaveSplit) and len(split) == 4
@@ -166,7 +166,7 @@ def test_sounds_read_when_asked_for(tmp_path):
         split.waves(np.array([1]))
 
 
-def test_note_of_other_rates():
+def test_resampled_sounds_are_counted_in_a_note():
     assert sounds.resampled_note({16000: 3}, 16000) == []
     assert "3 of 5 sounds" in sounds.resampled_note({16000: 2, 8000: 1, 44100: 2}, 16000)[0]
 

@@ -151,7 +151,7 @@ def test_m3_two_modalities_tell_the_third(monkeypatch, options):
     assert len(meant_by) > 4 * len(data.classes)  # drawings
 
 
-def test_m3_what_is_independent_of_what(monkeypatch):
+def test_m3_modalities_are_pairwise_independent(monkeypatch):
     count = 12000
     data, jobs, named, order = in_m3(monkeypatch, f"train={count}&test=1")
     meant, language = data.train.labels, data.train.domains

@@ -179,7 +179,7 @@ def small(cache):
 
 
 @needs_package
-def test_pictures_captions_and_sounds_of_one_moment(small):
+def test_pictures_captions_and_sounds_belong_to_one_moment(small):
     assert {name: modality.kind for name, modality in small.modalities.items()} == {
         "image": "image",
         "text": "text",

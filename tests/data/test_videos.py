@@ -34,7 +34,7 @@ def folders(tmp_path, monkeypatch):
     return root
 
 
-def test_labels_features_and_truth(folders):
+def test_folders_give_labels_features_and_truth(folders):
     found = data.load(f"videos:{folders}")
     assert sorted((b.name, b.label) for b in [*found.train, *found.valid]) == [
         ("train/normal/c.mov", 0),
@@ -100,13 +100,13 @@ def test_what_lies_beside_the_folders_is_counted_and_left_out(folders):
         data.load("videos:https://x.org/a")
 
 
-def test_nothing_readable_in_a_folder(folders):
+def test_a_folder_without_readable_videos_raises_an_error(folders):
     (folders / "train" / "normal" / "c.mov").write_bytes(b"")
     with pytest.raises(DataError, match=r"train/normal: no file in it can be read.*c\.mov: the file is empty"):
         data.load(f"videos:{folders}")
 
 
-def test_folders_missing_or_empty(folders, tmp_path):
+def test_missing_or_empty_folders_raise_an_error(folders, tmp_path):
     with pytest.raises(DataError, match="has no folder train/violent; sort your videos"):
         data.load(f"videos:{tmp_path / 'nowhere'}")
     (folders / "test" / "normal" / "c.mov").unlink()
@@ -123,7 +123,7 @@ def test_without_truth_every_moment_counts_and_it_is_said(folders):
     assert "the valid split is made here, 1 of 3 training videos" in found.notes[-1]
 
 
-def test_truth_that_does_not_fit_the_folders(folders):
+def test_truth_that_does_not_fit_the_folders_raises_an_error(folders):
     table = folders / "truth.csv"
     clip(folders / "test" / "violent" / "e.mp4", (90, 30, 30))
     table.write_text("video,start,end\na b.mp4,1,2\nstranger.mp4,0,1\n")
@@ -145,19 +145,19 @@ def test_truth_that_does_not_fit_the_folders(folders):
         ("video,start,end\na b.mp4,2,1\na b.mp4,x,1\na b.mp4,nan,1\na b.mp4,1\n", "line 2, line 3, line 4, line 5"),
     ],
 )
-def test_truth_that_is_none(folders, text, expected):
+def test_invalid_truth_raises_an_error(folders, text, expected):
     (folders / "truth.csv").write_text(text)
     with pytest.raises(DataError, match=expected):
         data.load(f"videos:{folders}")
 
 
-def test_truth_that_is_not_text(folders):
+def test_truth_that_is_not_text_raises_an_error(folders):
     (folders / "truth.csv").write_bytes(b"\xff\xfe\x00\xd8video")
     with pytest.raises(DataError, match="not a CSV file in UTF-8"):
         data.load(f"videos:{folders}")
 
 
-def test_options_after_the_question_mark(folders):
+def test_options_after_the_question_mark_are_applied_and_checked(folders):
     found = data.load(f"videos:{folders}?snippet_seconds=0.5&audio=logmel")
     assert found.snippet_seconds == 0.5
     assert found.test[0].visual.shape[1] == 6

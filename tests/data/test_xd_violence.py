@@ -87,7 +87,7 @@ def test_unequal_lengths_are_cut_to_the_shortest_and_said(xd_tree):
 
 
 @pytest.mark.parametrize("which", ["rgb.list", "audio.list", "rgb_test.list", "audio_test.list"])
-def test_lists_missing_or_empty(xd_tree, which):
+def test_missing_or_empty_lists_raise_an_error(xd_tree, which):
     (xd_tree.root / which).write_text("\n \n")
     assert which in message(xd_tree)
     assert "empty" in message(xd_tree)
@@ -95,7 +95,7 @@ def test_lists_missing_or_empty(xd_tree, which):
     assert f"has no {which}" in message(xd_tree)
 
 
-def test_no_such_directory(tmp_path):
+def test_a_missing_directory_raises_an_error(tmp_path):
     with pytest.raises(DataError, match="no such directory"):
         data.load(f"xd-violence:{tmp_path / 'nowhere'}")
     with pytest.raises(CounterpointError, match="needs a path"):
@@ -111,7 +111,7 @@ def test_listed_but_not_on_disk_names_every_file(xd_tree):
     assert f"{names[4]}__vggish.npy" in said
 
 
-def test_crops_out_of_order(xd_tree):
+def test_crops_out_of_order_raise_an_error(xd_tree):
     file = xd_tree.root / "rgb.list"
     lines = file.read_text().splitlines()
     lines[6], lines[7] = lines[7], lines[6]
@@ -190,7 +190,7 @@ def test_truth_of_another_length_says_how_much_and_where(xd_tree):
     assert "first disagrees with the list at v=def__#1_label_G-0-0 (" in message(xd_tree)
 
 
-def test_truth_in_another_order(xd_tree):
+def test_truth_that_does_not_fit_raises_an_error(xd_tree):
     gt = np.load(xd_tree.root / "gt.npy")
     np.save(xd_tree.root / "gt.npy", gt[::-1])
     assert "v=calm__#1_label_A (a normal video with" in message(xd_tree)

@@ -110,7 +110,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_vggish_with_weights_from_a_file(tmp_path, monkeypatch):
+def test_vggish_loads_weights_from_a_file(tmp_path, monkeypatch):
     # 4096-wide layers make 280 MB; the same network, narrower, is loaded in the same way.
     linear = torch.nn.Linear
     monkeypatch.setattr(

@@ -62,7 +62,7 @@ def test_encoders_give_one_vector_of_their_width_and_learn(name, size, dim):
 
 
 @pytest.mark.parametrize("name", ["conv-s", "resnet-s", "vit-s", "timm:resnet18"])
-def test_other_numbers_of_channels(name):
+def test_encoders_accept_one_channel(name):
     assert build_image_encoder(name, 32, channels=1)(pictures(2, 32, 1)).shape[0] == 2
 
 
@@ -90,7 +90,7 @@ def test_the_small_resnet_keeps_its_size_and_names():
     assert build_image_encoder("resnet-s", 64).features(pictures(2, 64)).shape == (2, 128, 4, 4)
 
 
-def test_vit_tokens_and_the_patches_kept():
+def test_vit_encodes_only_the_patches_kept():
     torch.manual_seed(0)
     encoder = build_image_encoder("vit-s", 32).eval()
     assert isinstance(encoder, VisionTokens)
@@ -112,7 +112,7 @@ def test_vit_tokens_and_the_patches_kept():
     assert not torch.allclose(encoder.tokens(other)[0], tokens[0])
 
 
-def test_vision_models_of_transformers_from_a_folder(tmp_path):
+def test_vision_models_of_transformers_load_from_a_folder(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
@@ -168,7 +168,7 @@ def test_vision_models_of_transformers_from_a_folder(tmp_path):
         ("torchvision:vit_b_16", {"size": 33}, "torchvision:vit_b_16 could not be built"),
     ],
 )
-def test_image_encoders_that_cannot_be(name, options, says):
+def test_impossible_image_encoders_raise_an_error(name, options, says):
     with pytest.raises(CounterpointError, match=says):
         build_image_encoder(name, **({"size": 32} | options))
 
@@ -255,7 +255,7 @@ def test_a_vocabulary_is_the_same_from_the_same_captions_and_through_json(tokeni
     assert tokenizer.encode(["arrow"], 9)[0].shape[1] == 3
 
 
-def test_tokenizers_that_cannot_be(tokenizer):
+def test_impossible_tokenizers_raise_an_error(tokenizer):
     with pytest.raises(CounterpointError, match="no captions"):
         train_bpe(["", "  "])
     with pytest.raises(CounterpointError, match="at least 260"):
@@ -309,7 +309,7 @@ def test_a_text_without_tokens_is_zero_and_finite_to_the_gradient():
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
 
 
-def test_pooling_by_hand():
+def test_pooling_equals_values_by_hand():
     tokens = torch.arange(12.0).view(2, 3, 2)
     mask = torch.tensor([[True, True, False], [False, True, True]])
     assert pool(tokens, mask, "mean").tolist() == [[1, 2], [9, 10]]
@@ -317,7 +317,7 @@ def test_pooling_by_hand():
     assert pool(tokens, mask, "first").tolist() == [[0, 1], [8, 9]]
 
 
-def test_text_models_of_transformers_from_a_folder(tmp_path, tokenizer):
+def test_text_models_of_transformers_load_from_a_folder(tmp_path, tokenizer):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         hidden_size=32,
@@ -351,7 +351,7 @@ def test_text_models_of_transformers_from_a_folder(tmp_path, tokenizer):
         (lambda: build_text_encoder("text-s", vocabulary=0), "vocabulary"),
     ],
 )
-def test_text_encoders_that_cannot_be(make, says):
+def test_impossible_text_encoders_raise_an_error(make, says):
     with pytest.raises(CounterpointError, match=says):
         make()
 

@@ -84,7 +84,7 @@ def test_killed_at_five_points_it_ends_the_same(slug, tmp_path):
     never_otherwise(make, tmp_path, points(make))
 
 
-def test_taught_by_a_run(tmp_path):
+def test_a_student_of_a_run_resumes_exactly(tmp_path):
     from counterpoint.training import train
 
     settings = KINDS["crd"][1] | {"epochs": 1, "teacher_epochs": 1}
@@ -120,7 +120,7 @@ fit(learner, task, run=run, loop=Loop(checkpoint_minutes=0), bar=False, callback
 """
 
 
-def test_a_real_kill(tmp_path):
+def test_a_killed_run_resumes_exactly(tmp_path):
     code = CHILD.format(here=str(Path(__file__).parent))
 
     def child(name: str, at: int) -> int:

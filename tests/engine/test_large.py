@@ -153,7 +153,7 @@ def test_items_that_lack_a_modality_change_nothing() -> None:
 
 @pytest.mark.parametrize("slug", ["attention-transfer", "fitnets"])
 def test_a_learner_that_looks_at_layers_inside_is_refused(slug: str) -> None:
-    with pytest.raises(CounterpointError, match=r"--accumulate: .* cannot cut its batches, because it looks at layers"):
+    with pytest.raises(CounterpointError, match=r"--accumulate: .* cannot split its batches, because it uses layers"):
         started(slug, *REFUSED[slug], 2)
 
 

@@ -47,14 +47,14 @@ def test_names_are_not_taken_twice(run):
         (b"\xff\xfe\x00", "not readable YAML"),
     ],
 )
-def test_directories_that_are_no_runs(tmp_path, content, expected):
+def test_directories_that_are_no_runs_raise_an_error(tmp_path, content, expected):
     if content is not None:
         (tmp_path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RunError, match=expected):
         Run.open(tmp_path)
 
 
-def test_places_that_are_no_directories(tmp_path):
+def test_places_that_are_no_directories_raise_an_error(tmp_path):
     with pytest.raises(RunError, match="no such run directory"):
         Run.open(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
@@ -64,7 +64,7 @@ def test_places_that_are_no_directories(tmp_path):
         Run.create(tmp_path / "file", {"slug": "macil-sd"})
 
 
-def test_weights_of_another_system_damaged_or_dangerous(run, capsys):
+def test_wrong_damaged_or_dangerous_weights_raise_an_error(run, capsys):
     from safetensors.torch import save_file
 
     file = run.path / WEIGHTS
@@ -106,7 +106,7 @@ def test_trained_runs_are_listed_newest_first(run):
     assert trained(root / "nowhere") == []
 
 
-def test_damaged_metrics(run):
+def test_damaged_metrics_raise_an_error(run):
     with pytest.raises(RunError, match=r"no metrics\.csv"):
         run.metrics()
     (run.path / "metrics.csv").write_text("epoch,a\n0,one\n")
@@ -114,7 +114,7 @@ def test_damaged_metrics(run):
         run.metrics()
 
 
-def test_settings_this_version_does_not_know(run_of_clips, tmp_path):
+def test_unknown_settings_of_a_run_raise_an_error(run_of_clips, tmp_path):
     import shutil
 
     import yaml

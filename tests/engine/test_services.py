@@ -138,7 +138,7 @@ def test_a_precision_that_the_gpu_lacks_is_refused(
         (["--log", "wandb"], "--log wandb needs the package wandb"),
         (["--accumulate", "0"], "accumulate must be at least 1, got 0"),
         (["--patience", "-1"], "patience must not be negative, got -1"),
-        (["--ema", "1"], "ema must lie in 0..1"),
+        (["--ema", "1"], "ema must be at least 0 and below 1"),
         (["--checkpoint-minutes", "-1"], "checkpoint_minutes must not be negative"),
     ],
 )

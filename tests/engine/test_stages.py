@@ -138,7 +138,7 @@ class Surveyed(Toy):
 
 
 @pytest.mark.parametrize("kind", [Carried, Thawed, Grown, Born, Surveyed])
-def test_every_kind_of_stage(kind, tmp_path):
+def test_every_kind_of_stage_resumes_exactly(kind, tmp_path):
     rows = never_otherwise(lambda: (kind(3), Task()), tmp_path, POINTS)
     assert [row["stage"] for row in rows] == [0, 0, 1, 1]
     assert ["valid/score" in row for row in rows] == [kind is not Surveyed] * 2 + [True] * 2

@@ -25,7 +25,7 @@ def made(slug, data, **settings):
     return Survey(task, experiment.learner(task.facts, 0)), task
 
 
-def test_it_says_what_is_known():
+def test_survey_gives_the_facts_of_the_data():
     survey = Survey(Task(), Toy())
     assert (survey.examples, survey.batch_size) == (10, 4)
     assert survey.rows.tolist() == list(range(10))
@@ -68,7 +68,7 @@ def test_over_is_the_loop_in_order(monkeypatch):
     assert toy.training
 
 
-def test_over_pictures():
+def test_over_equals_one_picture_at_a_time():
     survey, task = made("simclr", "digits?size=16&train=40&held_out=0.02", encoder="conv-s", hidden=8, batch_size=8)
     learner = survey._learner.eval()
     found = survey.over("train", lambda batch: learner.embed(batch["image"]))
@@ -78,7 +78,7 @@ def test_over_pictures():
     assert survey.labels.tolist() == task.data.train.labels.tolist()
 
 
-def test_over_pairs():
+def test_over_equals_one_pair_at_a_time():
     settings = {"vector_encoder": "relu-16", "embedding": 6, "batch_size": 8}
     survey, task = made("cwcl", "digit-halves", **settings)
     learner = survey._learner.eval()
@@ -90,7 +90,7 @@ def test_over_pairs():
     torch.testing.assert_close(found, torch.cat(plain), rtol=1e-4, atol=1e-5)
 
 
-def test_over_bags_of_any_length():
+def test_over_equals_one_bag_at_a_time():
     survey, task = made("macil-sd", "async-bags?train=6&test=3", batch_size=4)
     lengths = survey.over("train", lambda batch: torch.tensor([batch["visual"].shape[1]]))
     assert lengths.tolist() == [task.evaluation_batch("train", [n])["visual"].shape[1] for n in range(6)]

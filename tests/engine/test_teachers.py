@@ -78,7 +78,7 @@ def experiment(**more):
     return Experiment.resolve("simclr", DIGITS, overrides=SMALL | more)
 
 
-def test_a_run_teaches(tmp_path):
+def test_a_run_is_a_frozen_teacher(tmp_path):
     made = experiment()
     run = Run.create(tmp_path, made.record(0), "run")
     with pytest.raises(RunError, match=r"has no model\.safetensors; train it first"):
@@ -113,7 +113,7 @@ def test_a_small_teacher_is_trained_once(monkeypatch):
     assert other.digest() != first.digest()
 
 
-def test_published_networks_by_name(monkeypatch):
+def test_published_networks_are_loaded_by_name(monkeypatch):
     """Which network is asked for; the weights themselves are fetched from elsewhere."""
     from counterpoint.encoders import images
 
@@ -132,7 +132,7 @@ def test_published_networks_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "file:x", "", "run"])
-def test_what_is_no_teacher(name, tmp_path):
+def test_names_of_no_teacher_raise_an_error(name, tmp_path):
     match = (
         "no such run directory|is not a run" if name == "run" else f"unknown teacher '{name}': give run:RUN, fit:SLUG"
     )
@@ -197,7 +197,7 @@ def test_what_a_teacher_says_is_kept(cache, monkeypatch):
     assert isinstance(kept.values, np.memmap)
 
 
-def test_names_of_functions():
+def test_frozen_records_the_name_of_its_function():
     linear = torch.nn.Linear(2, 2)
     assert Frozen(linear).function == "Linear"
     assert Frozen(linear, "", linear.extra_repr).function == "Linear.extra_repr"

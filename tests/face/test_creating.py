@@ -44,7 +44,7 @@ MORE = {
     },
 }
 REFUSED = {
-    "adainf": r"needs to know \w+ of the data; .* or data=",  # it learns from pictures made from the training set
+    "adainf": r"needs the fact \w+ of the data; .* or data=",  # it learns from pictures made from the training set
     "cwcl": "the frozen tower would be one of random weights",  # no published weights here
 }
 
@@ -120,7 +120,7 @@ def test_the_facts_come_from_data_too():
         ),
         ("clip", {}, "missing: modalities="),
         ("macil-sd", {"visual_dim": 4}, r"missing: audio_dim=128"),
-        ("isogclr", {"size": 16, "encoder": "conv-s"}, r"needs to know examples of the data; .*examples=\.\.\."),
+        ("isogclr", {"size": 16, "encoder": "conv-s"}, r"needs the fact examples of the data; .*examples=\.\.\."),
         ("simclr", {"sise": 16}, "simclr has no setting sise; did you mean size"),
         ("simclrr", {"size": 16}, "unknown system 'simclrr'; did you mean simclr"),
     ],

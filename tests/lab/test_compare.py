@@ -42,7 +42,7 @@ def test_what_is_done_is_not_done_again_unless_settings_change(fake, tmp_path):
     assert len(fake) == 10
 
 
-def test_settings_that_differ_are_said(fake, tmp_path, monkeypatch):
+def test_settings_that_differ_are_reported(fake, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from counterpoint.systems.classics import moco
@@ -67,14 +67,14 @@ def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
     [
         (["simclr"], {}, "at least two different"),
         (["simclr", "simclr"], {}, "at least two different"),
-        (["simclr", "clip"], {}, "different measures"),
+        (["simclr", "clip"], {}, "different headline metrics"),
         (["simclr", "moco-v3"], {}, "did you mean"),
         (["simclr", "moco-v2"], {"seeds": 0}, "at least 1"),
         (["simclr", "moco-v2"], {"metric": "accuracy"}, "all have: knn_accuracy"),
         (["simclr", "moco-v2"], {"overrides": {"depth": 3}}, "no setting depth"),
     ],
 )
-def test_refusals(fake, tmp_path, slugs, options, said):
+def test_runs_that_cannot_be_compared_raise_an_error(fake, tmp_path, slugs, options, said):
     with pytest.raises(CounterpointError, match=said):
         compare.compare(slugs, "digits", out=tmp_path, **({"seeds": 1, "jobs": 1} | options))
 

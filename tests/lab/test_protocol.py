@@ -63,7 +63,7 @@ def test_a_sound_protocol_is_read():
     [
         ("seeds = 5", "seeds = 4", "needs 5 to 100 seeds"),
         ("seeds = 5", "seed = 5", "unknown field 'seed'"),
-        ("seeds = 5", "data_seeded = false", "drawn anew for each seed"),
+        ("seeds = 5", "data_seeded = false", "drawn again for each seed"),
         ("seeds = 5", "minutes = 600", "budget"),
         ("[tuning]\n", "[tuning]\nother = 1\n", r"unknown field 'other' in \[tuning\]"),
         ('unit = "accuracy"', 'units = "accuracy"', "unknown field 'units'"),
@@ -74,11 +74,11 @@ def test_a_sound_protocol_is_read():
         ("margin = 0.1", 'direction = "up"', "higher or lower"),
         ("margin = 0.1", 'test = "t"', "superiority or non-inferiority"),
         ('metric = "m"', 'metric = "m_best"', "chosen on the test split"),
-        ('metric = "m"', 'metric = "n"', r"no \[metrics.n\]"),
+        ('metric = "m"', 'metric = "n"', r"lacks its table \[metrics.n\]"),
         ("[metrics.m]", "[metrics.m_best]", "chosen on the test split"),
         ("[metrics.m]", "[metrics.valid_m]", "of the valid split"),
-        ("bounds = [0.0, 1.0]", "bounds = [1.0, 0.0]", "not in order"),
-        ("bounds = [0.0, 1.0]", 'only_in = ["b"]', "means something else in arm 'a'"),
+        ("bounds = [0.0, 1.0]", "bounds = [1.0, 0.0]", "the lower, then the upper bound"),
+        ("bounds = [0.0, 1.0]", 'only_in = ["b"]', "has another meaning in arm 'a'"),
         ("bounds = [0.0, 1.0]", 'constant_in = ["a"]', "constant by construction"),
         ("bounds = [0.0, 1.0]", 'only_in = ["c"]', "an arm that is not there: 'c'"),
         ('baseline = "a"', 'baseline = "c"', "an arm that is not there: 'c'"),
@@ -174,9 +174,9 @@ def test_every_protocol_of_the_package_is_sound(slug):
             assert not metric.endswith(("_last", "_last3"))
 
 
-def test_systems_without_a_claim_say_so():
+def test_systems_without_a_claim_raise_an_error():
     assert len(room.slugs()) == 17
-    with pytest.raises(CounterpointError, match="clip is a baseline without a claim of its own"):
+    with pytest.raises(CounterpointError, match="clip is a baseline without its own claim"):
         room.of_system("clip")
     with pytest.raises(CounterpointError, match="switchgpt is planned"):
         room.of_system("switchgpt")

@@ -43,7 +43,7 @@ def test_a_sweep_writes_a_record_and_a_page(run: Path, capsys: pytest.CaptureFix
     assert "0.1" in capsys.readouterr().out
 
 
-def test_what_cannot_be_swept_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_swept_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         ([str(run)], "--temperature-sweep"),
         ([str(run.parent / "byol"), "--temperature-sweep"], "no setting temperature"),
@@ -105,7 +105,7 @@ def test_no_records_or_markers_are_errors(tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["claims", "--out", str(tmp_path)]) == 2
 
 
-def test_a_temperature_that_changes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_temperature_without_effect_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "isogclr", *WORDS, "--epochs", "1", "--hidden", "8", "--out", str(tmp_path), "--name", "r"]
     assert cli.main(words) == 0
     words = [
@@ -120,7 +120,7 @@ def test_a_temperature_that_changes_nothing_is_said(tmp_path: Path, capsys: pyte
         "1",
     ]
     assert cli.main(words) == 2
-    assert "changes nothing" in capsys.readouterr().err
+    assert "has no effect" in capsys.readouterr().err
     assert len(list((tmp_path / "r" / ".sweep").glob("*.json"))) == 2  # nor is the third tried
 
 

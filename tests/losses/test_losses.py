@@ -394,7 +394,7 @@ def test_two_forward_passes_before_one_backward_pass(name):
 @pytest.mark.parametrize("name", sorted(dir(losses)))
 def test_docstring_has_inputs_relations_source_and_example(name):
     doc = getattr(losses, name).__doc__
-    for part in ("Inputs:", "| argument | shape | holds |", "Relations:", "Source:", ">>>", "group: None"):
+    for part in ("Inputs:", "| argument | shape | holds |", "Relations:", "Source:", ">>>", "group: Processes"):
         assert part in doc, part
     arguments = {
         word.strip()

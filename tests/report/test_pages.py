@@ -111,7 +111,7 @@ def run(tmp_path):
     return folder
 
 
-def test_the_page_of_a_run(run):
+def test_page_of_a_run_shows_its_figures_and_commands(run):
     page = write_run_report(Run.open(run))
     assert page == run / "report.html"
     source, text = checked(page)
@@ -126,15 +126,15 @@ def test_the_page_of_a_run(run):
     assert "threads" in text
 
 
-def test_a_run_that_only_began(run):
+def test_page_of_a_run_that_only_began_is_written(run):
     (run / "metrics.csv").unlink()
     (run / "environment.json").unlink()
     _, text = checked(write_run_report(Run.open(run)))
-    assert "is not there yet" in text
+    assert "does not exist yet" in text
     assert "nothing recorded" in text
 
 
-def test_holes_and_infinities_in_the_metrics(run):
+def test_holes_and_infinities_in_the_metrics_are_drawn(run):
     (run / "metrics.csv").write_text("epoch,step,test/a,test/b,odd\n0,1,nan,,inf\n1,2,0.5,,-inf\n")
     _, text = checked(write_run_report(Run.open(run)))
     assert "0.5000" in text
@@ -206,7 +206,7 @@ def detection(path, snippets=60, **changes):
     return base
 
 
-def test_the_page_of_detections(tmp_path):
+def test_page_of_detections_shows_every_video_and_failure(tmp_path):
     video = tmp_path / f"a {NASTY.replace('/', '')}.mp4"
     video.write_bytes(b"not really a video")
     page = write_detection_report([detection(video)], tmp_path / "out.html", failures=[(Path("b.mp4"), NASTY)])
@@ -231,13 +231,13 @@ def test_large_missing_and_unplayable_videos_are_linked_or_said(tmp_path, monkey
     source, text = checked(write_detection_report(made, tmp_path / "pages" / "out.html"))
     assert 'src="./../bi%20g%231.mp4"' in source
     assert "Browsers do not play .avi files" in text
-    assert "is no longer there" in text
+    assert "no longer exists" in text
     assert "base64,AAAA" not in source
     assert len(re.findall(r"<video", source)) == 1
     assert "All videos" in text
 
 
-def test_long_silent_and_empty_timelines(tmp_path):
+def test_long_silent_and_empty_timelines_are_drawn(tmp_path):
     made = [
         detection(tmp_path / "film.mp4", snippets=20000),
         detection(tmp_path / "mute.mp4", has_audio=False, truth=None),
@@ -256,7 +256,7 @@ def test_long_silent_and_empty_timelines(tmp_path):
     assert source.count("NaN") == 0
 
 
-def test_nothing_watched_and_only_failures(tmp_path):
+def test_pages_without_a_detection_are_written(tmp_path):
     _, text = checked(write_detection_report([], tmp_path / "a.html", failures=[(Path("x.mp4"), "the file is empty")]))
     assert "the file is empty" in text
     _, text = checked(write_detection_report([], tmp_path / "b.html"))
@@ -314,7 +314,7 @@ def record():
     }
 
 
-def test_the_page_of_a_claim(tmp_path):
+def test_page_of_a_claim_shows_its_verdict(tmp_path):
     _, text = checked(write_claim_report(record(), tmp_path / "claim.html"))
     for said in (
         NASTY,
@@ -368,7 +368,7 @@ def test_the_committed_record_has_a_page(tmp_path):
     assert made["claim"] in text
 
 
-def test_the_page_of_the_demo(tmp_path):
+def test_page_of_the_demo_shows_its_results(tmp_path):
     rows = [{"epoch": float(e), "test/av_ap": 0.1 * e, "train/mil": 1.0} for e in range(3)]
     results = [{"arm": a, "seed": s, "av_ap": v} for a, s, v in (("mil", 0, 0.5), ("macil-sd", 0, 0.6))]
     page = write_demo_report(
@@ -386,7 +386,7 @@ def test_the_page_of_the_demo(tmp_path):
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_figures_for_people():
+def test_numbers_and_times_are_formatted_for_readers():
     assert [number(v) for v in (0.53241, 1234.5, 4e-5, None, float("nan"), 3)] == [
         "0.5324",
         "1234",

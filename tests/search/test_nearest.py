@@ -169,7 +169,7 @@ def test_a_damaged_graph_is_reported(tmp_path):
     found = written(tmp_path / "e.parquet", unit(np.random.default_rng(0).standard_normal((20, 4))))
     (file,) = search.index(found.path)
     file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"faiss is damaged; make it anew: counterpoint index"):
+    with pytest.raises(DataError, match=r"faiss is damaged; make it again: counterpoint index"):
         search._nearest(found, "text", np.ones(4, np.float32), 1)
 
 

@@ -250,10 +250,11 @@ def test_a_run_of_symile_is_asked_with_all_other_modalities(tmp_path, capsys):
     a, c = str(tmp_path / "a.npy"), str(tmp_path / "c.npy")
     for modality in (None, "a", "b"):
         with pytest.raises(
-            CounterpointError, match=r"was trained to score whole items: to search in ., ask with . and . together"
+            CounterpointError,
+            match=r"was trained to score whole items: to search in ., give queries of . and . together",
         ):
             search.search(tmp_path / "s", [a], file, modality=modality)
-    with pytest.raises(CounterpointError, match="c is asked with twice"):
+    with pytest.raises(CounterpointError, match="two queries are of the modality c"):
         search.search(tmp_path / "s", [f"c={c}", f"c={c}"], file)
     target, hits = search.search(tmp_path / "s", [f"a={a}", f"c={c}"], file, k=80)
     assert target == "b"

@@ -120,7 +120,7 @@ def test_diffusion_learns_what_its_images_have_in_common():
         generated.diffusion(real, 1, steps=3, width=8, rate=float("inf"), bar=False)
 
 
-def test_a_folder_of_images(tmp_path):
+def test_generated_images_are_read_from_a_folder(tmp_path):
     folder = tmp_path / "made"
     folder.mkdir()
     for n in range(3):
@@ -246,7 +246,7 @@ def test_a_folder_with_pipes_and_hidden_files_is_no_trap(tmp_path):
     assert "1 no regular file" in note
 
 
-def test_fewer_images_than_a_batch_is_said(tmp_path, capsys):
+def test_fewer_images_than_a_batch_raise_an_error(tmp_path, capsys):
     words = [
         "train",
         "adainf",

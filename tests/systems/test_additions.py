@@ -162,7 +162,7 @@ def test_entropy_of_the_pushes_rises_with_temperature() -> None:
     assert entropy[-1] == pytest.approx(math.log(9), abs=1e-4)
 
 
-def test_limits_of_the_temperature() -> None:
+def test_contrastive_reaches_its_limits_in_the_temperature() -> None:
     pos, neg = _similarities()
     k = neg.shape[1]
     large = 1e4 * (fn.contrastive(pos, neg, 1e4) - math.log(1 + k))
@@ -202,7 +202,7 @@ def test_what_does_not_count_pushes_nothing_in_the_simple_loss_either(weight: fl
     assert fn.contrastive(pos, gone, 0.2).item() == pytest.approx(fn.contrastive(pos, neg, 0.2).item())
 
 
-def test_tolerance() -> None:
+def test_tolerance_is_the_mean_cosine_within_classes() -> None:
     x, labels = _rows(12, 3), torch.arange(12) % 3
     same = (labels[:, None] == labels) & ~torch.eye(12, dtype=torch.bool)
     assert fn.tolerance(x, labels) == pytest.approx(float((x @ x.T)[same].mean()))
@@ -304,13 +304,13 @@ def test_switched_off_an_addition_is_the_base(base: str) -> None:
         assert torch.equal(_loss(f"{base}+{addition}", **{addition: off})["loss"], plain)
 
 
-def test_additions_stack() -> None:
+def test_additions_stack_in_their_order() -> None:
     found = _loss("simclr+hard-contrastive+hallucinator", **{"hard-contrastive.keep_fraction": 0.5})
     assert found["loss"].isfinite()
     assert found["base"] < _loss("simclr+hallucinator")["base"]  # fewer negatives
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_compositions_that_do_not_fit_raise_an_error() -> None:
     for slug, said in (
         ("byol+mochi", "does not go over byol"),
         ("simclr+moco-v2", "not an addition"),
@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_said() -> None:
         (["mochi", "--queue", "128"], "mochi"),
     ],
 )
-def test_with_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -> None:
+def test_with_composes_systems_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -> None:
     assert cli.main(["train", *words, "--data", "digits?size=8", *SMALL, "--out", str(tmp_path), "--name", "r"]) == 0
     run = Run.open(tmp_path / "r")
     assert run.slug == slug
@@ -355,12 +355,12 @@ def test_clip_with_an_addition_trains(addition: str, tmp_path: Path) -> None:
     assert cli.main([*words, "--image-encoder", "conv-s", "--out", str(tmp_path), "--name", "r"]) == 0
 
 
-def test_with_alone_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_without_a_system_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--with", "mochi"]) == 2
-    assert "goes with a system" in capsys.readouterr().err
+    assert "needs a system" in capsys.readouterr().err
     for words in (["simclr", "--with"], ["simclr", "--with", "--epochs", "1"], ["simclr", "--with="]):
         assert cli.main(["train", *words]) == 2
-        assert "wants the name of an addition" in capsys.readouterr().err
+        assert "needs the name of an addition" in capsys.readouterr().err
 
 
 def test_an_owned_queue_knows_whose_its_keys_are() -> None:
@@ -418,7 +418,7 @@ def test_dcl_over_a_queue_and_over_pairs_leaves_the_positive_out() -> None:
     torch.testing.assert_close(found, ((s.logsumexp(1) + s.logsumexp(0)) / 2 - positive).mean())
 
 
-def test_a_collapse_is_said_loudly(tmp_path: Path) -> None:
+def test_a_collapse_raises_an_error(tmp_path: Path) -> None:
     learner, task, config = _learner("hard-contrastive")
     learner.encoder.layer2[1].weight.data.zero_()  # type: ignore[attr-defined]
     learner.projector[-1].weight.data.zero_()  # type: ignore[attr-defined]
@@ -473,7 +473,7 @@ def test_what_a_system_changed_of_the_data_is_said(
         ("mochi --epochs 2", "mochi --epochs 2", []),
     ],
 )
-def test_which_words_name_additions(words: str, rest: str, additions: list[str]) -> None:
+def test_words_after_with_name_additions(words: str, rest: str, additions: list[str]) -> None:
     assert without_additions(words.split()) == (rest.split(), additions)
 
 

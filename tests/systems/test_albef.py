@@ -96,7 +96,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-9) -> No
 # Hard targets are float32 in the authors' code, so their numbers are good to 1e-7.
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("case", ["case0", "case1"])
-def test_parity_of_the_momentum_contrast(case, dtype, rtol):
+def test_momentum_contrast_equals_the_authors(case, dtype, rtol):
     names = ("image_emb", "text_emb", "image_emb_m", "text_emb_m", "image_queue", "text_queue")
     given = {name: of(f"{case}/in/{name}").to(dtype) for name in names}
     for name in names[:2]:
@@ -119,7 +119,7 @@ def test_parity_of_the_momentum_contrast(case, dtype, rtol):
 
 
 @pytest.mark.parametrize("case", ["case0", "case1"])
-def test_parity_of_the_queues(case):
+def test_queues_equal_the_authors(case):
     from counterpoint.core.memory import Queue
 
     for side in ("image", "text"):
@@ -133,7 +133,7 @@ def test_parity_of_the_queues(case):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
-def test_parity_of_masked_words(dtype, rtol):
+def test_masked_words_equal_the_authors(dtype, rtol):
     logits = of("case2/in/logits").to(dtype).requires_grad_()
     loss = mlm_distill(logits, of("case2/in/logits_m").to(dtype), of("case2/in/labels"), float(of("case2/param/alpha")))
     loss.backward()
@@ -144,7 +144,7 @@ def test_parity_of_masked_words(dtype, rtol):
 # ---------------------------------------------------------------------------------------------------------- the identities
 
 
-def test_identities():
+def test_momentum_contrast_satisfies_its_identities():
     f_v, f_t, g_v, g_t, images, texts = inputs()
     empty = torch.zeros(4, 0, dtype=torch.float64)
     u, v, p, q = (F.normalize(x, dim=1) for x in (f_v, f_t, g_v, g_t))
@@ -221,7 +221,7 @@ def test_identity_of_captions_shares_the_target():
 # --------------------------------------------------------------------------------------------------------------- the edges
 
 
-def test_edges_of_the_momentum_contrast():
+def test_momentum_contrast_handles_edge_cases():
     f_v, f_t, g_v, g_t, images, texts = given = inputs()
     one = momentum_contrast_soft(*(x[:1] for x in given[:4]), images[:, :0], texts[:, :0], 0.07, 0.4)
     assert one.item() == pytest.approx(0, abs=1e-12)
@@ -246,7 +246,7 @@ def test_edges_of_the_momentum_contrast():
         momentum_contrast_soft(*given, 0.07, 0.4, torch.arange(5) - 100, torch.arange(7))
 
 
-def test_edges_of_hard_negatives():
+def test_hard_negatives_that_do_not_exist_raise_an_error():
     f_v, f_t, g_v, g_t = inputs()[:4]
     with pytest.raises(ValueError, match="image_emb is one row"):
         hard_negative_weights(f_v[:1], f_t[:1], g_t[:1], g_v[:1], 0.07)
@@ -274,7 +274,7 @@ def test_weights_that_underflow_keep_their_proportions():
     assert bool(((u @ u.T / 0.001).softmax(1).fill_diagonal_(0).sum(1) == 0).any())
 
 
-def test_edges_of_masked_words():
+def test_masked_words_handle_edge_cases():
     logits = torch.randn(2, 3, 5, requires_grad=True)
     loss = mlm_distill(logits, torch.randn(2, 3, 5), torch.full((2, 3), -100), 0.4)
     loss.backward()
@@ -320,7 +320,7 @@ def test_rerank_scores_the_nearest_alone():
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def test_digit_pairs():
+def test_digit_pairs_have_their_sizes_and_swaps():
     data = load_pairs(train=40, swapped=0.5, seed=1)
     assert (len(data.train), len(data.test)) == (40, 500)
     rows = np.arange(500)
@@ -504,19 +504,19 @@ def test_what_is_saved_goes_on_as_if_nothing_had_happened():
         ({"rerank": -1}, "must not be negative"),
     ],
 )
-def test_settings_that_make_no_sense(options, message):
+def test_settings_that_make_no_sense_raise_an_error(options, message):
     with pytest.raises(CounterpointError, match=message):
         ALBEFConfig(**(TINY | options))
 
 
-def test_data_and_encoders_that_do_not_fit():
+def test_data_and_encoders_that_do_not_fit_raise_an_error():
     with pytest.raises(
         CounterpointError, match=r"albef fuses images and texts, the data has image \(vector\), text \(vec"
     ):
         built(data=load_pairs(train=32, vectors=1))
     with pytest.raises(CounterpointError, match=r"image_encoder conv-s has no tokens .* use vit-s"):
         built(image_encoder="conv-s")
-    with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* of 4 altogether"):
+    with pytest.raises(CounterpointError, match=r"fusion_layers \(4\) must leave layers .* out of 4"):
         built(fusion_layers=4)
     with pytest.raises(CounterpointError, match="same_text compares the words"):
         built(VECTORS, load_pairs(train=32, vectors=1), same_text=True)
@@ -842,7 +842,7 @@ def test_checkpoints_with_copies_other_sizes_and_what_is_wrong_with_them():
     lacking = {name: value for name, value in state.items() if name != "itm_head.weight"}
     with pytest.raises(CounterpointError, match=r"does not fit this model; it lacks: itm_head.weight$"):
         load_albef_checkpoint(lacking, learner)
-    with pytest.raises(CounterpointError, match=r"it has, and nobody knows: text_decoder\.bert\.embeddings"):
+    with pytest.raises(CounterpointError, match=r"it has unknown weights: text_decoder\.bert\.embeddings"):
         load_albef_checkpoint(state | {"text_decoder.bert.embeddings": torch.zeros(1)}, learner)
     with pytest.raises(CounterpointError, match=r"of another shape: temperature \[2\], wanted \[\]"):
         load_albef_checkpoint(state | {"temp": torch.zeros(2)}, learner)
@@ -875,7 +875,7 @@ def test_a_published_bert_is_cut_into_text_encoder_and_fusion():
 # --------------------------------------------------------------------------------------------------------------- the maps
 
 
-def test_maps_of_words():
+def test_maps_belong_to_the_words_of_each_text():
     learner, task = built(fusion_layers=3)
     pixels = torch.from_numpy(task.data.test.column("image", np.arange(3))).permute(0, 3, 1, 2)
     learner.train()

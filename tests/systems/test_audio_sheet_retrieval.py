@@ -82,7 +82,7 @@ DTYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (tor
 
 
 @DTYPES
-def test_parity_of_the_hinge(dtype, rtol):
+def test_hinge_equals_the_authors(dtype, rtol):
     x, y = (numbers(f"case0/in/{side}", dtype).requires_grad_() for side in ("sheet", "audio"))
     loss = batch_hinge(x, y, float(PARITY["case0/param/margin"]))
     loss.backward()
@@ -92,7 +92,7 @@ def test_parity_of_the_hinge(dtype, rtol):
 
 
 @DTYPES
-def test_parity_of_nt_xent(dtype, rtol):
+def test_nt_xent_equals_the_authors(dtype, rtol):
     z0, z1 = (numbers(f"case1/in/view{n}", dtype).requires_grad_() for n in (0, 1))
     loss = nt_xent(z0, z1, float(PARITY["case1/param/temperature"]))
     loss.backward()
@@ -102,7 +102,7 @@ def test_parity_of_nt_xent(dtype, rtol):
 
 
 @DTYPES
-def test_parity_of_the_encoder(dtype, rtol):
+def test_encoder_equals_the_authors(dtype, rtol):
     network = nn.ModuleDict({"encoder": SnippetEncoder(92, 84, 3), "mlp_head": nn.Linear(800, 32)}).to(dtype)
     prefix = "case3/weight/"
     weights = {name.removeprefix(prefix): numbers(name, dtype) for name in PARITY if name.startswith(prefix)}
@@ -117,7 +117,7 @@ def test_parity_of_the_encoder(dtype, rtol):
 
 
 @DTYPES
-def test_parity_of_the_metrics(dtype, rtol):
+def test_metrics_equal_the_authors(dtype, rtol):
     found = retrieval_metrics(*(numbers(f"case4/in/{side}", dtype) for side in ("query", "database")))
     assert found.ranks.tolist() == PARITY["case4/out/ranks"].tolist()
     assert list(found.hits.values()) == PARITY["case4/out/hits_at_1_5_10_25"].tolist()
@@ -171,7 +171,7 @@ def test_the_hinge_looks_one_way_and_stops_where_the_match_leads():
     torch.testing.assert_close(found, batch_hinge(*single, 0.6), rtol=1e-6, atol=0)
 
 
-def test_edges_of_the_losses():
+def test_losses_refuse_arguments_that_do_not_fit():
     x, y = draw(2, 5)
     with pytest.raises(ValueError, match="query and key need two pairs"):
         batch_hinge(x[:1], y[:1])
@@ -683,7 +683,7 @@ def test_missing_modalities_leave_the_pair_out():
         trained(replace(TINY, pretrain="none"), none)
 
 
-def test_what_does_not_fit_is_said():
+def test_settings_that_do_not_fit_raise_an_error():
     for changes, message in (
         ({"batch_size": 3}, "CCA needs batches larger than the embedding's 3 dimensions"),
         ({"audio_batch": 1}, "audio_batch must be at least 2, or 0"),

@@ -73,7 +73,7 @@ def both(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("dtype", "rtol"), BOTH)
 @pytest.mark.parametrize("case", ["case0", "case1"])
-def test_parity(case, dtype, rtol):
+def test_values_and_gradients_equal_the_authors(case, dtype, rtol):
     given = [float(numbers(f"{case}/param/{n}")) for n in ("alpha", "beta", "tau_pos", "tau_neg")]
     switches = [bool(numbers(f"{case}/param/{n}")) for n in ("weight_pos", "weight_neg")]
     debiased = float(numbers(f"{case}/param/tau_plus")) if numbers(f"{case}/param/debiased") else None
@@ -88,7 +88,7 @@ def test_parity(case, dtype, rtol):
 
 @pytest.mark.parametrize(("dtype", "rtol"), BOTH)
 @pytest.mark.parametrize(("case", "cost"), [("case2", "rbf"), ("case3", "euclidean")])
-def test_parity_of_the_momentum_form(case, cost, dtype, rtol):
+def test_momentum_form_equals_the_authors(case, cost, dtype, rtol):
     queries = numbers(f"{case}/in/queries", dtype).requires_grad_()
     loss = cacr_momentum(queries, numbers(f"{case}/in/key", dtype), float(numbers(f"{case}/param/temperature")), cost)
     loss.backward()
@@ -141,7 +141,7 @@ def test_every_switch_in_blocks_is_the_formula(weight_pos, weight_neg, tau_plus,
 
 @pytest.mark.parametrize("block", [kernel.BLOCK, 12])
 @pytest.mark.parametrize("tau", [0.0, 0.7, 8.0])
-def test_expected_distance(tau, block, monkeypatch):
+def test_expected_distance_equals_the_whole_matrix(tau, block, monkeypatch):
     monkeypatch.setattr(kernel, "BLOCK", block)
     query, key = draw(4, 3, unit=False).requires_grad_(), draw(2, 5, 3, seed=1, unit=False).requires_grad_()
     own, weight = torch.tensor([4, 0, 0, 2]), torch.tensor([0.3, 0.0, 2.0, 1.0], dtype=torch.float64)
@@ -200,12 +200,12 @@ def test_the_momentum_form_is_the_formula(cost):
 # ---------------------------------------------------------------------------------------------------------- the identities
 
 
-def test_identities():
+def test_terms_satisfy_their_identities():
     z = draw(4, 7, 5)
     # Factors of 0 weigh uniformly.
     for a, b in zip(
         both(lambda x: sum(cacr(x, positive_sharpness=0, negative_sharpness=0)), z),
-        both(lambda x: sum(cacr(x, weight_positives=False, weight_negatives=False)), z),
+        both(lambda x: sum(cacr(x, weight_pos=False, weight_neg=False)), z),
         strict=True,
     ):
         close(a, b)
@@ -222,12 +222,12 @@ def test_identities():
     turned = z[:, torch.randperm(7)] @ torch.linalg.qr(draw(5, 5, unit=False))[0]
     close(torch.stack(cacr(turned)), torch.stack(cacr(z)))
     # Weighing by closeness lessens the distance of negatives, by distance raises that of positives.
-    weighed, plain = cacr(z), cacr(z, weight_positives=False, weight_negatives=False)
+    weighed, plain = cacr(z), cacr(z, weight_pos=False, weight_neg=False)
     assert weighed.repulsion > plain.repulsion
     assert weighed.attraction > plain.attraction
 
 
-def test_bounds():
+def test_terms_reach_their_bounds():
     z = draw(2, 6, 4)
     opposite = torch.stack([z[0], -z[0]])
     assert cacr(opposite, alpha=2).attraction.item() == pytest.approx(8)
@@ -236,7 +236,7 @@ def test_bounds():
     assert cacr(poles, beta=3).repulsion.item() == pytest.approx(-12)
 
 
-def test_pairwise_nt_xent():
+def test_pairwise_nt_xent_is_the_mean_over_pairs():
     z = draw(3, 5, 4, unit=False)
     expected = torch.stack([nt_xent(x, y, 0.3) for x, y in itertools.combinations(z, 2)]).mean()
     close(pairwise_nt_xent(z, 0.3), expected)
@@ -263,13 +263,13 @@ def test_no_matrix_is_kept(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_where_all_are_equal_nothing_moves(dtype):
     same = F.normalize(torch.ones(3, 5, 7, dtype=dtype), dim=2)
-    for options in ({}, {"weight_negatives": False}, {"positive_prior": 0.2}, {"negative_sharpness": 100.0}):
+    for options in ({}, {"weight_neg": False}, {"positive_prior": 0.2}, {"negative_sharpness": 100.0}):
         value, gradient = both(lambda x, o=options: sum(cacr(x, **o)), same)
         assert value.abs() < 1e-6
         assert gradient.abs().max() < 1e-6
 
 
-def test_weights_of_zero():
+def test_weights_of_zero_switch_terms_off():
     z = draw(3, 5, 4)
     only = both(lambda x: sum(cacr(x, beta=0)), z)
     close(only[0], cacr(z).attraction)
@@ -289,7 +289,7 @@ def test_weights_at_either_end_stay_finite(tau):
     assert gradient.isfinite().all()
 
 
-def test_half_precision_and_nan():
+def test_half_precision_is_computed_in_float32_and_nan_stays():
     z = draw(3, 6, 4).bfloat16()
     assert cacr(z).repulsion.dtype == torch.float32
     assert cacr_momentum(z, z[0]).dtype == torch.float32
@@ -335,8 +335,8 @@ def test_bad_input_is_named():
             cacr(z, **{name: math.inf})
     with pytest.raises(ValueError, match="positive_prior must lie in"):
         cacr(z, positive_prior=1.0)
-    with pytest.raises(ValueError, match="weight_negatives is False"):
-        cacr(z, weight_negatives=False, positive_prior=0.1)
+    with pytest.raises(ValueError, match="weight_neg is False"):
+        cacr(z, weight_neg=False, positive_prior=0.1)
     with pytest.raises(ValueError, match="temperature must lie in"):
         cacr_momentum(z, z[0], 0.0)
     with pytest.raises(ValueError, match=r"alike, got \[5, 4\] and \[4, 4\]"):
@@ -375,7 +375,7 @@ def test_bad_input_is_named():
         ({"form": "momentum", "positives": 1, "keys": 3}, r"keys \(3\) must not be more than the views \(2\)"),
     ],
 )
-def test_settings_that_make_no_sense(options, message):
+def test_settings_that_make_no_sense_raise_an_error(options, message):
     with pytest.raises(CounterpointError, match=message):
         CACRConfig(**options)
 
@@ -388,7 +388,7 @@ COUNTS = [4, 0, 3]
 def losses():
     return {
         "plain": lambda z: sum(cacr(z, 1.5, 0.7)),
-        "uniform": lambda z: sum(cacr(z, weight_positives=False, weight_negatives=False)),
+        "uniform": lambda z: sum(cacr(z, weight_pos=False, weight_neg=False)),
         "debiased": lambda z: sum(cacr(z, positive_prior=0.2)),
         "rbf": lambda z: cacr_momentum(z[1:], z[0], 0.4),
         "euclidean": lambda z: cacr_momentum(z[1:], z[0], 0.4, "euclidean"),

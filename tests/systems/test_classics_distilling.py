@@ -86,12 +86,12 @@ def test_nan_is_never_a_number_again(name, side):
         (lambda: CRDLoss(2, 2, 4, labels=torch.zeros(4)), "one class"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_raise_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_identities():
+def test_losses_satisfy_their_identities():
     x = draw(5, 3)
     assert kd(x, x + 2).item() == pytest.approx(0, abs=1e-12)
     assert mean_teacher(x, x + 1).mse.item() == pytest.approx(0, abs=1e-12)
@@ -107,7 +107,7 @@ def test_identities():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_relations_of_points_that_coincide(dtype):
+def test_relations_of_coinciding_points_have_finite_gradients(dtype):
     equal = torch.full((4, 3), 0.3, dtype=dtype, requires_grad=True)
     spread = draw(4, 2).to(dtype)
     for student, teacher in ((equal, equal), (equal[:1], spread[:1]), (equal[:1], equal[:1])):

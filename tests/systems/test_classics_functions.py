@@ -60,7 +60,7 @@ def loss_of(out):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_parity(name, case, dtype):
+def test_values_and_gradients_equal_the_authors(name, case, dtype):
     arrays = {
         key: value.to(dtype).requires_grad_() if value.is_floating_point() else value
         for key, value in part(name, case, "in").items()
@@ -172,7 +172,7 @@ def test_nan_is_never_a_number_again(name):
         (lambda: triplet_hard(draw(0, 2), torch.zeros(0)), "embeddings"),
     ],
 )
-def test_what_does_not_fit_is_named(call, names):
+def test_arguments_that_do_not_fit_raise_an_error(call, names):
     with pytest.raises(ValueError, match=names):
         call()
 
@@ -248,7 +248,7 @@ def test_sinkhorn_shares_the_samples_evenly_and_crops_do_not_meet():
     torch.testing.assert_close(both[1], sinkhorn(scores[1], 0.1, 200))
 
 
-def test_swav_alone_and_with_a_queue():
+def test_swav_uses_a_queue_for_codes_only():
     high, queue = torch.tanh(draw(2, 3, 4)), torch.tanh(draw(2, 9, 4, seed=1))
     assert torch.equal(swav(high[:, :1]).codes_first_crop, torch.full((1, 4), 0.25, dtype=torch.float64))
     expected = sinkhorn(torch.cat([high, queue], 1)[0])[:3]

@@ -128,7 +128,7 @@ def test_it_is_in_the_catalogue(slug):
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     for said, message in (
         (["fitnets", "--hint", "layer9"], "unknown layer 'layer9'"),
-        (["kd", "--ce-weight", "0", "--kd-weight", "0"], "weights must not be negative, nor all be 0"),
+        (["kd", "--ce-weight", "0", "--kd-weight", "0"], "weights must not be negative and not all be 0"),
         (["kd", "--teacher", str(tmp_path / "none")], "no such run directory"),
         (["triplet", "--images-per-class", "7"], "images_per_class must be 0 or divide"),
     ):
@@ -215,7 +215,7 @@ def test_gradients_reach_the_student_only():
         assert not reached() & of_teacher, slug
 
 
-def test_a_run_may_teach(runs, tmp_path):
+def test_a_run_of_a_labelled_system_teaches(runs, tmp_path):
     taught: list[dict[str, torch.Tensor]] = []
 
     class Watch(Callback):
@@ -239,7 +239,7 @@ def test_a_run_may_teach(runs, tmp_path):
     assert run.config["config"]["teacher"] == str(runs / "rkd")
 
 
-def test_runs_that_cannot_teach(runs, tmp_path):
+def test_runs_that_cannot_teach_raise_an_error(runs, tmp_path):
     def refused(match, teacher, data=DATA):
         with pytest.raises(RunError, match=match):
             quiet("kd", config_of("kd", teacher=str(teacher)), data=data, out=tmp_path)
@@ -252,7 +252,7 @@ def test_runs_that_cannot_teach(runs, tmp_path):
     refused("has no model.safetensors; train it first", other)
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("task: labelled", "task: views"))
-    refused("classifies no pictures", other)
+    refused("does not classify pictures", other)
 
 
 # ---------------------------------------------------------------------------------------------------------- resumption
@@ -386,13 +386,13 @@ def test_layers_are_found_by_name_and_let_go():
     assert layer(wrapped, "layer1") is wrapped.model.layer1
 
 
-def test_layers_that_do_not_fit():
+def test_layers_that_do_not_fit_raise_an_error():
     facts = SimpleNamespace(**FACTS)
     with pytest.raises(CounterpointError, match=r"student's layer2 cannot be guided by the teacher's stem"):
         FitNets(FitNetsConfig(**TAUGHT, guided="layer2", hint="stem"), facts)
-    with pytest.raises(CounterpointError, match="go in pairs, got 3 and 2"):
+    with pytest.raises(CounterpointError, match="must form pairs, got 3 and 2"):
         AttentionTransferConfig(teacher_layers=("layer1", "layer2"))
-    with pytest.raises(CounterpointError, match=r"layer norm gives no maps .* but \[16, 192\]|gives no maps"):
+    with pytest.raises(CounterpointError, match=r"layer norm must return maps .* got \[16, 192\]|must return maps"):
         AttentionTransfer(
             AttentionTransferConfig(
                 **TAUGHT | {"encoder": "vit-s"}, student_layers=("norm",), teacher_layers=("layer1",)
@@ -486,6 +486,6 @@ def test_supcon_and_triplet_lose_what_their_functions_say():
         (TripletConfig, {"margin": 0.0}, "margin must be > 0"),
     ],
 )
-def test_settings_that_make_no_sense(config, settings, match):
+def test_settings_that_make_no_sense_raise_an_error(config, settings, match):
     with pytest.raises(CounterpointError, match=match):
         config(**settings)

@@ -36,7 +36,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("case", ["case0", "case1", "case2"])
-def test_parity(case, dtype, rtol):
+def test_loss_terms_and_gradients_equal_the_authors(case, dtype, rtol):
     def of(name):
         return torch.from_numpy(np.asarray(PARITY[f"{case}/{name}"]))
 
@@ -54,7 +54,7 @@ def test_parity(case, dtype, rtol):
         torch.testing.assert_close(z.grad.double(), expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
-def test_parity_of_the_measures():
+def test_measures_equal_the_authors():
     found = fn.gap_metrics(PARITY["case3/in/image_embed"], torch.from_numpy(PARITY["case3/in/text_embed"]))
     named = {key.removeprefix("case3/out/") for key in PARITY.files if key.startswith("case3/out/")}
     assert set(found) == named | {"linear_separability"}
@@ -62,7 +62,7 @@ def test_parity_of_the_measures():
         assert found[name] == pytest.approx(float(PARITY[f"case3/out/{name}"]), rel=1e-9)
 
 
-def test_without_the_clip_loss_and_with_weights():
+def test_loss_leaves_out_clip_and_applies_weights():
     x, y = draw(5, 4), draw(5, 4, seed=1)
     loss, terms = fn.contrastive_gap_loss(x, y, 0.1, True, 0.5, 0.25, contrastive=False)
     expected = terms["uniformity"] + 0.5 * terms["alignment"] + 0.25 * terms["cross_uniformity"]
@@ -92,7 +92,7 @@ def test_terms_are_those_of_distances():
     torch.testing.assert_close(scaled, fn.contrastive_gap_loss(x, y).loss)
 
 
-def test_bounds_and_saddles():
+def test_terms_reach_their_bounds():
     same = torch.ones(5, 3, dtype=torch.float64).requires_grad_()
     loss, terms = fn.contrastive_gap_loss(same, same.clone(), cross_uniformity=True)
     loss.backward()
@@ -104,7 +104,7 @@ def test_bounds_and_saddles():
     assert terms["alignment"].item() == pytest.approx(4)
 
 
-def test_edges():
+def test_small_and_zero_batches_stay_finite():
     x, y = draw(1, 3).requires_grad_(), draw(1, 3, seed=1).requires_grad_()
     loss, terms = fn.contrastive_gap_loss(x, y, cross_uniformity=True)
     loss.backward()
@@ -129,7 +129,7 @@ def test_edges():
         ContrastiveGapConfig(contrastive=False, uniformity=False, alignment=False)
 
 
-def test_the_measures_of_plain_arrays():
+def test_measures_of_plain_arrays_have_known_values():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 8))
     apart = fn.gap_metrics(x, x + 6)
@@ -187,7 +187,7 @@ def test_the_cross_term_comes_in_slowly():
     torch.testing.assert_close(some["loss"], learner.loss({"inputs": alone, "present": all_there})["loss"])
 
 
-def test_the_claim_s_arms():
+def test_every_arm_of_the_claim_gives_its_metrics():
     claim = of_system("contrastive-gap")
     metrics = {arm: rehearse("contrastive-gap", claim, arm) for arm in claim.arms}
     for conjunct in claim.compared:

@@ -56,7 +56,7 @@ def written_out(p, q, f, log_scale, row_feat=None, sharpness=1.0):
 # The re-implementation guards norms by 1e-8 and keeps weights in float32, so its own numbers are good to about 1e-7.
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", ["case0", "case1"])
-def test_parity(case, dtype):
+def test_loss_terms_and_gradients_equal_the_authors(case, dtype):
     def of(name):
         return torch.from_numpy(np.asarray(PARITY[f"{case}/{name}"]))
 
@@ -114,7 +114,7 @@ def test_no_array_of_pairs_is_held():
     assert largest < n * n / 10
 
 
-def test_identities():
+def test_loss_satisfies_its_identities():
     p, q, _ = batch(2)
     s = number(1.2)
     opposite = draw(1, 4).repeat(2, 1) * torch.tensor([[1.0], [-2.0]])
@@ -130,7 +130,7 @@ def test_identities():
     torch.testing.assert_close(fn.cwcl(p, q, f[:1].expand(6, -1), s), flat)
 
 
-def test_edges():
+def test_edge_cases_have_their_values_or_raise_an_error():
     p, q, f = batch(1)
     p.requires_grad_()
     loss = fn.cwcl(p, q, f, number(2.0))
@@ -169,7 +169,7 @@ def test_it_trains_against_a_tower_that_stays(tmp_path):
     assert learner.heads["bottom"].out_features == 32
 
 
-def test_the_claim_s_arms():
+def test_every_arm_of_the_claim_gives_its_metric():
     claim = of_system("cwcl")
     metrics = {arm: rehearse("cwcl", claim, arm) for arm in claim.arms}
     assert all(0 <= found[claim.conjuncts[0].metric] <= 1 for found in metrics.values())

@@ -55,7 +55,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
 @pytest.mark.parametrize("case", ["case0", "case1"])
-def test_parity_of_two_gradients(case, dtype, rtol):
+def test_realigned_gradients_equal_the_reference(case, dtype, rtol):
     g1, g2 = (number(f"{case}/in/{name}", dtype) for name in ("grad_va", "grad_vt"))
     merged = fn.realign(g1, g2)
     close(merged, number(f"{case}/out/merged_mean"), rtol)
@@ -64,7 +64,7 @@ def test_parity_of_two_gradients(case, dtype, rtol):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
-def test_parity_of_a_network_with_two_heads(dtype, rtol):
+def test_a_network_with_two_heads_equals_the_reference(dtype, rtol):
     weights = {k.removeprefix("case2/weight/"): number(k, dtype) for k in PARITY if k.startswith("case2/weight/")}
     for weight in weights.values():
         weight.requires_grad_()
@@ -85,7 +85,7 @@ def test_parity_of_a_network_with_two_heads(dtype, rtol):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), DTYPES)
-def test_parity_of_mil_nce(dtype, rtol):
+def test_mil_nce_equals_the_reference(dtype, rtol):
     video, text = (number(f"case3/in/{name}_embed", dtype).requires_grad_() for name in ("video", "text"))
     loss = fn.mil_nce(video, text)
     loss.backward()
@@ -114,7 +114,7 @@ def test_realigned_gradients_have_nothing_along_the_other(units, size, seed):
     torch.testing.assert_close(fn.realign(g2, g1), fn.realign(g1, g2))
 
 
-def test_opposite_and_zero_gradients():
+def test_opposite_gradients_vanish_and_zero_ones_change_nothing():
     g = draw(5)
     assert fn.realign(g, -3 * g).abs().max() < 1e-12
     assert torch.equal(fn.realign(g, 0 * g, "sum"), g)
@@ -193,7 +193,7 @@ def test_auc_counts_pairs(seed):
         (lambda: fn.curriculum_threshold(0, 3, -2.0), "start"),
     ],
 )
-def test_what_does_not_fit_is_named(call, names):
+def test_arguments_that_do_not_fit_raise_an_error(call, names):
     with pytest.raises(ValueError, match=names):
         call()
 
@@ -322,7 +322,7 @@ def test_the_proxy_compares_embeddings():
     assert all(weight.grad.isfinite().all() for weight in system.parameters())
 
 
-def test_no_unit_left_no_step():
+def test_without_a_kept_unit_nothing_moves():
     system = learner(**PLAIN, threshold_start=1.0, threshold_end=1.0)
     losses = system.loss(batch_of())
     losses["loss"].backward()
@@ -407,7 +407,7 @@ def test_conflict_marks_what_does_not_belong_together(tmp_path, capsys):
     assert again["to_video_r10"] == pytest.approx(last["test/to_video_r10"])
 
 
-def test_arms_are_settings():
+def test_every_arm_of_the_claim_has_valid_settings():
     claim = of_system("gradient-harmonization")
     for arm in claim.arms:
         HarmonizationConfig(**claim.settings(arm))

@@ -56,7 +56,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("case", "extra"), [(0, None), (1, "barlip_loss"), (2, "siamlip_loss"), (3, "swalip_loss")])
 @pytest.mark.parametrize("whole", [0, 1024])
-def test_parity(case, extra, dtype, rtol, whole, monkeypatch):
+def test_losses_and_gradients_equal_the_authors(case, extra, dtype, rtol, whole, monkeypatch):
     monkeypatch.setattr(improved_vlp_baselines, "WHOLE", whole)
     x = {name: value.to(dtype).requires_grad_() for name, value in part(case, "in").items()}
     setting = {name: value.item() for name, value in part(case, "param").items()}
@@ -129,7 +129,7 @@ def test_the_local_loss_is_smoothed_cross_entropy_over_all_pairs_of_views(monkey
 
 @pytest.mark.parametrize("iters", [1, 3])
 @pytest.mark.parametrize("keep", [0, kernel.KEEP])
-def test_assignments_as_a_bias(monkeypatch, iters, keep):
+def test_sinkhorn_bias_gives_the_assignments(monkeypatch, iters, keep):
     monkeypatch.setattr(kernel, "KEEP", keep)
     monkeypatch.setattr(kernel, "TILE", (3, 4))
     monkeypatch.setattr(kernel, "SMALL", 0)
@@ -140,7 +140,7 @@ def test_assignments_as_a_bias(monkeypatch, iters, keep):
     torch.testing.assert_close(far, fn.sinkhorn(900 * q @ k.T, 1.0, iters))
 
 
-def test_a_batch_of_one():
+def test_a_batch_of_one_has_its_exact_losses():
     one, other = draw(1, 4).requires_grad_(), draw(1, 4, seed=1)
     assert fn.cl2l_loss(one, other, [one], [other], label_smoothing=0.0).item() == pytest.approx(0, abs=1e-12)
     assert fn.swalip_loss([one, one], [other, other], 10.0).item() == pytest.approx(0, abs=1e-12)
@@ -179,7 +179,7 @@ def test_gradients_are_right_and_stop_where_they_should():
         (lambda: fn.sinkhorn_bias(draw(2, 3), draw(2, 3), 0.0), "eps"),
     ],
 )
-def test_what_does_not_fit_is_named(call, names):
+def test_arguments_that_do_not_fit_raise_an_error(call, names):
     with pytest.raises(ValueError, match=names):
         call()
 

@@ -123,7 +123,7 @@ def test_bad_input_is_named() -> None:
         ({"tau_min": 0.005}, "at least 0.012"),
     ],
 )
-def test_temperatures_that_cannot_be(settings: dict[str, float], said: str) -> None:
+def test_temperatures_out_of_range_raise_an_error(settings: dict[str, float], said: str) -> None:
     system = catalog.load_system("isogclr")
     source = Experiment.resolve(system, "digits?size=8").source()
 
@@ -151,7 +151,7 @@ def test_a_batch_with_itself_is_a_bank_of_its_own(whole: int, monkeypatch: pytes
     torch.testing.assert_close(*found)
 
 
-def test_clusters() -> None:
+def test_clusters_have_their_long_tail() -> None:
     data = clusters.load(seed=1)
     counts = np.bincount(data.train.labels)
     assert counts[0] == 120
@@ -183,7 +183,7 @@ def test_state_is_kept_and_drawn(tmp_path: Path) -> None:
     ("slug", "data"),
     [("moco-v2+isogclr", "clusters"), ("clip+isogclr", "digit-captions"), ("simclr+isogclr", "clusters")],
 )
-def test_over_other_bases(slug: str, data: str, tmp_path: Path) -> None:
+def test_temperatures_move_over_other_bases(slug: str, data: str, tmp_path: Path) -> None:
     small = SMALL if "clip" not in slug else ["--image-encoder", "conv-s", "--batch-size", "64"]
     small = [*small, "--queue", "64"] if "moco" in slug else small
     base, _, addition = slug.partition("+")
@@ -204,7 +204,7 @@ def test_more_than_two_modalities_are_refused() -> None:
         system.learner(config, SimpleNamespace(**task.facts), 0)
 
 
-def test_a_long_tailed_split() -> None:
+def test_long_tailed_split_has_its_counts() -> None:
     labels = np.repeat(np.arange(5), 100)
     rows = long_tailed(labels, 16.0, seed=3)
     assert np.bincount(labels[rows]).tolist() == [100, 50, 25, 12, 6]

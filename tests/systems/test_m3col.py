@@ -51,7 +51,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(
     ("case", "name"), [("case0", "m3co_loss"), ("case1", "m3co_loss"), ("case2", "multisclip_loss")]
 )
-def test_parity_of_the_losses(case, name, dtype, rtol):
+def test_losses_equal_the_authors(case, name, dtype, rtol):
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in part(case, "in").items()}
     gradients = part(case, "grad")
     for key in gradients:
@@ -83,7 +83,7 @@ def published(name: str) -> str:
 
 
 @pytest.mark.parametrize("case", ["case3", "case4"])
-def test_parity_of_the_whole_model(case):
+def test_whole_model_equals_the_authors(case):
     learner = M3CoL(small(mix_keys=True), facts(6, 5, 4, classes=3)).double()
     learner.load_state_dict({published(name): value for name, value in part(case, "weight").items()})
     learner.position = Position(epoch=0 if case == "case3" else 49)
@@ -189,7 +189,7 @@ def test_gradients_are_right_and_a_zero_embedding_is_no_nan():
         (lambda: fn.multisclip_loss(draw(2, 3), draw(2, 3), -1.0), "temperature"),
     ],
 )
-def test_what_does_not_fit_is_named(call, names):
+def test_arguments_that_do_not_fit_raise_an_error(call, names):
     with pytest.raises(ValueError, match=names):
         call()
 
@@ -284,7 +284,7 @@ def test_every_arm_of_the_claim_learns(arm):
     assert ("train/first" in rows[0]) == config.unimodal
 
 
-def test_pictures_and_captions_from_the_command_line(tmp_path, capsys):
+def test_pictures_and_captions_train_from_the_command_line(tmp_path, capsys):
     words = (
         f"train m3col --data digit-captions?train=96 --epochs 3 --batch-size 32 --image-encoder conv-s --embedding 32 \
         --evaluate-every 3 --out {tmp_path} --name run".split()

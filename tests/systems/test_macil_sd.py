@@ -42,7 +42,7 @@ def tolerance(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_info_nce_parity(dtype):
+def test_info_nce_equals_the_authors(dtype):
     inputs = case(0, "in", dtype, grad=True)
     loss = fn.info_nce(inputs["query"], inputs["positive_key"], inputs["negative_keys"], 0.1)
     loss.backward()
@@ -52,7 +52,7 @@ def test_info_nce_parity(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_semi_bag_contrast_parity(dtype):
+def test_semi_bag_contrast_equals_the_authors(dtype):
     inputs = case(1, "in", dtype)
     reps = [inputs[name].requires_grad_() for name in ("audio_rep", "visual_rep")]
     terms = fn.semi_bag_contrast(
@@ -76,7 +76,7 @@ def case2_networks():
     return av, visual
 
 
-def test_both_networks_and_one_training_loss_parity(case2_networks):
+def test_networks_and_training_loss_equal_the_authors(case2_networks):
     av, visual_net = case2_networks
     inputs, expected, grads = case(2, "in"), case(2, "out"), case(2, "grad")
     from counterpoint.core.mil import sequence_lengths
@@ -146,7 +146,7 @@ def test_paper_and_released_order_differ(case2_networks):
     assert abs(float(paper[0] - released[0])) > 1e-3
 
 
-def test_distillation_parity():
+def test_distillation_equals_the_authors():
     av = {k[3:]: v for k, v in case(3, "in").items() if k.startswith("av.")}
     visual = {k[2:]: v for k, v in case(3, "in").items() if k.startswith("v.")}
     expected = case(3, "out")
@@ -190,7 +190,7 @@ DEAD = (
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
-def test_published_checkpoint(tmp_path, suffix):
+def test_published_checkpoint_gives_its_outputs(tmp_path, suffix):
     file = checkpoint_file()
     state = case(0, "weight", torch.float32, file=file) | {name: torch.zeros(3) for name in DEAD}
     path = tmp_path / f"published{suffix}"
@@ -212,7 +212,7 @@ def test_published_checkpoint(tmp_path, suffix):
     torch.testing.assert_close(torch.sigmoid(out.av_logit).mean(0), expected["snippet_score"], rtol=1e-9, atol=1e-12)
 
 
-def test_checkpoints_that_are_refused(tmp_path):
+def test_other_checkpoints_raise_an_error(tmp_path):
     class Evil:
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path}/ran",))

@@ -59,7 +59,7 @@ def test_composed_labels_are_the_same_exactly_where_all_stages_agree() -> None:
         fn.compose(stages, 3)
 
 
-def test_stages_side_by_side() -> None:
+def test_stages_are_concatenated_and_normalised() -> None:
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 3, generator=g, dtype=torch.float64)
     twice = fn.integrated([a, a])
@@ -115,7 +115,7 @@ def test_later_stages_are_fresh_and_their_batches_are_of_one_group() -> None:
     assert "What each stage learned" in evaluator.figures
 
 
-def test_the_controls() -> None:
+def test_controls_ignore_the_clusters() -> None:
     shuffled, task, _ = _learner("shuffled")
     fit(shuffled, task, bar=False)
     own = np.bincount(fn.compose(list(shuffled.assigned[:1]), 4).numpy(), minlength=4)
@@ -160,7 +160,7 @@ def test_it_trains_resumes_and_shows_what_was_learned(tmp_path: Path) -> None:
         assert heading in page
 
 
-def test_digit_patterns_and_their_views() -> None:
+def test_digit_patterns_are_independent_of_the_class() -> None:
     data = load_patterns(seed=3)
     train, valid, test = data.attributes["pattern"]
     assert len(train) == len(data.train)

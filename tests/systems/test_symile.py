@@ -53,7 +53,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(
     ("case", "m", "negatives"), [("case0", 3, "n_squared"), ("case1", 3, "n"), ("case2", 4, "n_squared")]
 )
-def test_parity(case, m, negatives, dtype, rtol):
+def test_values_and_gradients_equal_the_authors(case, m, negatives, dtype, rtol):
     reps = [numbers(f"{case}/in/rep{i}", dtype).requires_grad_() for i in range(m)]
     scale = numbers(f"{case}/param/logit_scale", dtype).requires_grad_()
     permutations = torch.from_numpy(PARITY[f"{case}/in/permutations"]) if negatives == "n" else None
@@ -67,7 +67,7 @@ def test_parity(case, m, negatives, dtype, rtol):
         close(fn.symile_per_anchor(reps, scale, negatives).detach(), numbers(f"{case}/out/per_anchor_loss"), rtol)
 
 
-def test_parity_of_scores_and_the_baseline():
+def test_scores_and_the_baseline_equal_the_authors():
     reps, candidates = [numbers(f"case3/in/rep{i}") for i in range(3)], numbers("case3/in/candidates")
     scale = float(PARITY["case3/param/logit_scale"])
     close(fn.clip_pairwise_loss(reps, scale), numbers("case3/out/clip_pairwise_loss"), 1e-9)
@@ -132,7 +132,7 @@ def test_gradients_are_right():
 # ---------------------------------------------------------------------------------------------------------- the identities
 
 
-def test_identities():
+def test_loss_satisfies_its_identities():
     reps = draw(3, 6, 8)
     assert fn.symile(reps, 0.0).item() == pytest.approx(math.log(6))
     assert fn.symile(reps, 0.0, "n_squared").item() == pytest.approx(2 * math.log(6))
@@ -175,7 +175,7 @@ def test_memory_of_all_combinations_stays_below_their_number(monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- the edges
 
 
-def test_edges():
+def test_edge_cases_have_their_values_or_raise_an_error():
     for negatives in ("n", "n_squared"):
         alone = [x.requires_grad_() for x in draw(3, 1, 4)]
         loss = fn.symile(alone, 3.0, negatives)

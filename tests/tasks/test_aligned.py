@@ -105,7 +105,7 @@ def test_neighbours_and_probes_leave_out_what_has_no_class():
         linear_probe(rows, labels * 0 - 1, rows, labels)
 
 
-def test_measures_of_rows_that_do_not_fit():
+def test_rows_that_do_not_fit_raise_an_error():
     x, y = np.eye(3), torch.eye(3)  # float64 and float32
     assert retrieval(x, y)["r1"] == 1.0
     assert alignment(x, y) == 0.0
@@ -151,7 +151,7 @@ def test_siglip_trains(tmp_path):
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 
-def test_your_own_captioned_images(tmp_path):
+def test_own_captioned_images_train(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -198,7 +198,7 @@ def test_a_missing_modality_is_marked_and_left_out_of_retrieval():
     assert evaluator.compute()["image_to_vector_r1"] == 1.0
 
 
-def test_refusals(tmp_path, capsys):
+def test_settings_and_data_that_do_not_fit_raise_an_error(tmp_path, capsys):
     data = AlignedData(
         "own",
         columns(20),
@@ -208,7 +208,7 @@ def test_refusals(tmp_path, capsys):
     )
     with pytest.raises(DataError, match="20 training items, fewer than a batch of 64"):
         TASK(data, AlignedConfig(batch_size=64, image_encoder="conv-s")).check_training()
-    with pytest.raises(CounterpointError, match="a prompt needs"):
+    with pytest.raises(CounterpointError, match="prompt must contain"):
         AlignedConfig(prompt="a picture")
     with pytest.raises(CounterpointError, match="aligns two modalities, the data has a, b, c"):
         first_two({"a": 0, "b": 0, "c": 0})
@@ -340,7 +340,7 @@ def test_classes_are_told_by_training_items_where_there_are_no_words():
     assert means.tolist() == [[0, 1], [1, 0]]
 
 
-def test_encoders_of_vectors():
+def test_encoders_of_vectors_are_built_by_name():
     x = torch.rand(3, 4)
     for name, dim in (("mlp", 256), ("linear", 5), ("as-is", 4), ("relu-7-6", 6)):
         encoder = build_vector_encoder(name, 4)
@@ -399,7 +399,7 @@ def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
         said = capsys.readouterr().out
         assert "gone.png" in said
         said = " ".join(said.split())
-        assert "1 of 47 texts of caption are longer than the 16 tokens that are read" in said
+        assert "1 of 47 texts of caption are longer than the context of 16 tokens" in said
         last = Run.open(tmp_path / slug).metrics()[-1]
         assert {"test/image_to_sound_r1", "test/sound_to_caption_r1", "test/caption_to_image_mrr"} <= set(last)
         assert math.isfinite(last["train/loss"])

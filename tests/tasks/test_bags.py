@@ -15,7 +15,7 @@ from counterpoint.tasks.bags import BagsConfig, BagsTask
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "macil-sd.npz")
 
 
-def test_length_rule_parity():
+def test_length_rule_equals_the_authors():
     expected = PARITY["case4/out/picked_row_plus_one"]
     for length, row in zip(PARITY["case4/in/lengths"], expected, strict=True):
         features = np.arange(1, length + 1, dtype=np.float32)[:, None]
@@ -23,12 +23,12 @@ def test_length_rule_parity():
 
 
 @pytest.mark.parametrize("head", ["av", "visual"])
-def test_frame_ap_parity(head):
+def test_frame_ap_equals_the_authors(head):
     ap = fn.frame_ap(PARITY[f"case5/in/{head}_logit"], PARITY["case5/in/video_len"], PARITY["case5/in/gt_frames"])
     assert ap == pytest.approx(float(PARITY[f"case5/out/{head}_ap"]), rel=1e-9)
 
 
-def test_frame_ap_edges():
+def test_frame_ap_handles_edge_cases():
     logits = torch.tensor([[2.0, -1.0, 0.5]])
     assert fn.frame_ap(logits, [3], [1, 0, 0], repeat=1) == pytest.approx(1.0)
     assert np.isnan(fn.frame_ap(logits, [3], [0, 0, 0], repeat=1))

@@ -86,7 +86,7 @@ def test_embeddings_are_measured_by_their_neighbours():
     assert "linear_accuracy" not in evaluated(config, batches, final=False)[0]
 
 
-def test_measures_at_their_edges():
+def test_measures_handle_edge_cases():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     assert recall_at_1(x, torch.tensor([0, 0, 1])) == 1  # the one alone in its class is not asked
     assert math.isnan(recall_at_1(x, torch.tensor([0, 1, 2])))
@@ -147,7 +147,7 @@ def test_known_labels_are_so_many_of_each_class(per_class, counts):
         assert any((kept != known_labels(labels, per_class, seed=s)).any() for s in range(5))
 
 
-def test_two_streams_of_known_and_unknown():
+def test_two_streams_put_known_before_unknown():
     labels = np.repeat([0, 1, 2], 12)
     config = SemiSupervisedConfig(batch_size=8, labelled_batch=3, labels_per_class=2)
     task = LabelledTask(images(labels), config)
@@ -171,7 +171,7 @@ def test_two_streams_of_known_and_unknown():
         batches(LabelledTask(images(labels), few))
 
 
-def test_batches_of_so_many_of_each_class():
+def test_class_batches_have_equal_numbers_of_each_class():
     labels = np.array([0] * 30 + [1] * 6 + [2] * 3 + [-1] * 3)
     task = LabelledTask(images(labels), EmbeddingConfig(batch_size=12, images_per_class=4))
     found = batches(task)
@@ -206,7 +206,7 @@ def test_processes_share_the_batch_of_one(config, monkeypatch):
         assert batch["index"][1::2].tolist() == two["index"].tolist()
 
 
-def test_refusals():
+def test_data_that_do_not_fit_raise_an_error():
     with pytest.raises(DataError, match=r"shapes has no labels; .* of the task views"):
         LabelledTask(images(np.full(9, -1), classes=CLASSES), LabelledConfig(batch_size=2))
     unlabelled = ArrayImages(np.zeros((9, 8, 8), np.uint8))
@@ -218,7 +218,7 @@ def test_refusals():
         LabelledTask(images([0, 1, 2, 0, -1]), LabelledConfig(batch_size=8)).check_training()
     with pytest.raises(DataError, match="at least 2 labelled test images, has 1"):
         LabelledTask(images([0, 1, 2], [0, -1]), LabelledConfig(batch_size=2))
-    with pytest.raises(CounterpointError, match="gives no single images, which the task labelled learns from"):
+    with pytest.raises(CounterpointError, match="has no single images, which the task labelled needs"):
         LabelledTask(sources.load("async-bags?train=4&test=2"), LabelledConfig())
     with pytest.raises(CounterpointError, match=r"images_per_class must be 0 or divide batch_size \(10\), got 4"):
         EmbeddingConfig(batch_size=10, images_per_class=4)

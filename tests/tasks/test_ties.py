@@ -143,7 +143,7 @@ def test_the_evaluator_reports_both_aps_chance_and_scores_that_tie():
     assert found["av_ap_step"] == pytest.approx(0.125)
     assert found["av_ap"] == pytest.approx((1 + 0.125) / 2)
     assert evaluator.chance() == {"av_ap": 0.125, "av_ap_step": 0.125}
-    assert evaluator.notes == ["av: only 1 of 100 scores differ; av_ap rewards ties, judge by av_ap_step"]
+    assert evaluator.notes == ["av: only 1 of 100 scores differ; av_ap rewards ties, so use av_ap_step"]
     assert evaluator.figures["Scores that tie"]["rows"] == [["av", 1, 100]]
     evaluator = bag_evaluator(torch.linspace(30, 50, 100)[None], truth)
     evaluator.compute()

@@ -69,7 +69,7 @@ def images(n: int) -> ArrayImages:
     return ArrayImages(np.zeros((n, 16, 16, 3), np.uint8))
 
 
-def test_refusals():
+def test_arguments_that_do_not_fit_raise_an_error():
     config = ViewsConfig(batch_size=32, encoder="conv-s")
     with pytest.raises(DataError, match="20 training images, fewer than a batch of 32; use --batch-size 20"):
         TASK(ImageData("own", images(20), images(4), images(4), (), 16), config).check_training()

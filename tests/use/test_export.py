@@ -135,7 +135,7 @@ def test_a_network_that_cannot_be_traced_is_refused_by_name_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("out", "options", "said"),
     [
-        ("encoder.bin", {}, r"shows no format; name a file that ends in \.onnx or \.pt2"),
+        ("encoder.bin", {}, r"has no known ending; name a file that ends in \.onnx or \.pt2"),
         ("encoder.pt2", {"format": "tflite"}, "unknown format 'tflite'"),
         ("encoder.pt2", {"modality": "imaeg"}, "unknown modality 'imaeg'; did you mean image"),
         ("", {"format": "torch"}, "is a folder; name a file to write"),
@@ -166,4 +166,4 @@ def test_the_command_writes_the_files(aligned, tmp_path, capsys):
     assert "inputs vector; largest difference" in capsys.readouterr().out
     assert (tmp_path / "a.imu.pt2").is_file()
     assert cli.main(["export", str(aligned.path), "-o", str(tmp_path / "a.bin")]) == 2
-    assert "shows no format" in capsys.readouterr().err
+    assert "has no known ending" in capsys.readouterr().err

@@ -327,7 +327,7 @@ def test_shifts_are_in_samples():
     assert 0.29 * 20 * HOP < apart.max() <= 0.3 * 20 * HOP
 
 
-def test_polarity_gain_and_noise():
+def test_polarity_gain_and_noise_change_the_wave():
     wave = tones([500.0] * 64)
     plain = LogSpectrogram(20)(wave)
     turned = sounds(polarity=1.0)
@@ -347,7 +347,7 @@ def test_polarity_gain_and_noise():
     assert bool((silent == 0).all())
 
 
-def test_masks_of_time_and_frequency():
+def test_masks_hide_time_and_frequency():
     wave = torch.randn(32, 40 * HOP, generator=generator())
     masked = sounds(mask=1.0, masked=(0.5, 0.5))
     view = masked.draw(32, generator())
@@ -420,17 +420,17 @@ def test_all_at_once_is_finite_and_repeatable():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SheetRecipe(rotate=1.5), "rotate is a probability or share, 0 to 1, got 1.5"),
-        (lambda: SheetRecipe(scale=(1.1, 0.9)), "scale is a range"),
+        (lambda: SheetRecipe(rotate=1.5), "rotate must be a probability or share, 0 to 1, got 1.5"),
+        (lambda: SheetRecipe(scale=(1.1, 0.9)), "scale must be a range"),
         (lambda: SheetRecipe(scale=(0.0, 0.9)), "scale must be positive"),
         (lambda: SheetRecipe(sigma=-1), "sigma must not be negative"),
         (lambda: SheetRecipe(large_field=(3.0, 0)), "an elastic field"),
-        (lambda: AudioRecipe(stretch=-0.1), "stretch is a probability"),
+        (lambda: AudioRecipe(stretch=-0.1), "stretch must be a probability"),
         (lambda: AudioRecipe(rates=(0.0, 1.0)), "rates must be positive"),
-        (lambda: AudioRecipe(snr=(9.0, 5.0)), "snr is a range"),
+        (lambda: AudioRecipe(snr=(9.0, 5.0)), "snr must be a range"),
         (
             lambda: AudioRecipe(masked=(0.5, 1.5)),
-            r"masked is a range of shares of the snippet, 0 to 1, got \(0.5, 1.5\)",
+            r"masked must be a range of shares of the snippet, 0 to 1, got \(0.5, 1.5\)",
         ),
         (lambda: sheets().draw(0, generator()), "at least one snippet"),
         (lambda: sounds().draw(0, generator()), "at least one sound"),
@@ -439,15 +439,15 @@ def test_all_at_once_is_finite_and_repeatable():
             lambda: sheets().apply(windows(2).to(torch.uint8), sheets().draw(2, generator())),
             r"of floating point, got \[2, 1, 120, 120\] torch.uint8",
         ),
-        (lambda: sheets().apply(windows(3), sheets().draw(2, generator())), "of 2 windows were drawn, 3 are given"),
+        (lambda: sheets().apply(windows(3), sheets().draw(2, generator())), "of 2 windows were drawn, got 3 windows"),
         (lambda: sounds().apply(torch.zeros(3), sounds().draw(3, generator())), "waves"),
         (
             lambda: sounds().apply(torch.zeros(3, 9), sounds().draw(2, generator())),
-            "of 2 sounds were drawn, 3 are given",
+            "of 2 sounds were drawn, got 3 sounds",
         ),
     ],
 )
-def test_what_cannot_be_is_said(make, message):
+def test_recipes_and_inputs_out_of_range_raise_an_error(make, message):
     with pytest.raises(CounterpointError, match=message):
         make()
 

@@ -232,7 +232,7 @@ def test_a_share_of_a_batch_gets_the_views_the_whole_would_give_it():
         part = pipeline.apply(x[which], [p.take(which) for p in parameters])
         for a, b in zip(part, whole, strict=True):
             torch.testing.assert_close(a, b[which], atol=1e-5, rtol=0)
-    with pytest.raises(CounterpointError, match="150 images were drawn, 3 are given"):
+    with pytest.raises(CounterpointError, match="150 images were drawn, got 3 images"):
         pipeline.apply(x[:3], parameters)
 
 
@@ -258,7 +258,7 @@ def test_float64_stays_float64():
         (lambda: ViewPipeline(32, recipe="simclr-cifr"), "did you mean simclr-cifar"),
         (lambda: ViewPipeline(32, crops=0), "crops=0"),
         (lambda: ViewPipeline(32, recipe=[]), "at least one Recipe"),
-        (lambda: ViewPipeline(32, mean=None), "go together"),
+        (lambda: ViewPipeline(32, mean=None), "belong together"),
         (lambda: Recipe(flip=1.5), "flip"),
         (lambda: Recipe(scale=(0.0, 1.0)), "scale"),
         (lambda: Recipe(hue=0.7), "hue"),
@@ -270,7 +270,7 @@ def test_float64_stays_float64():
         (lambda: views.gaussian_blur(torch.zeros(1, 3, 8, 8), torch.ones(1), 17), "17 taps"),
     ],
 )
-def test_what_cannot_be_is_refused(make, says):
+def test_recipes_and_inputs_out_of_range_raise_an_error(make, says):
     with pytest.raises(CounterpointError, match=says):
         make()
 

@@ -1,8 +1,8 @@
-"""The command line: one file a command.
+"""Run the command line. Each command is one file of this package.
 
-A file has `main`, a function whose signature and docstring make the command's options and help, and which returns the exit
-code. `train` has `prepare` too, because its options depend on the system. Everything heavy is imported by the function
-that needs it: help, `systems` and a misspelt name need no torch.
+A command's file has a function `main`, which returns the exit code. Its signature and docstring give the command's options
+and help. `train` also has `prepare`, because its options depend on the system. Each function imports the heavy packages
+that it needs: help, `systems` and a misspelt name need no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0; 2 for an error the user can mend; 130 when interrupted."""
+    """Run the command line and return the exit code: 0; 2 for an error the user can correct; 130 when interrupted."""
     patient_threads()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -90,7 +90,7 @@ def overview() -> str:
         "  counterpoint evaluate runs/RUN                   measure a trained run on its test data",
         "",
         "options:",
-        "  COMMAND --help   show what a command takes, with units and defaults",
+        "  COMMAND --help   show the arguments of a command, with units and defaults",
         "  --debug          after any command: show the traceback of an error",
         "  --version        show the version",
     ]

@@ -19,22 +19,22 @@ def main(
     seeds: int = 1,
     jobs: int = 2,
 ) -> int:
-    """Analyse a trained run: show what its temperature does.
+    """Measure the effect of a trained run's temperature on its embeddings.
 
-    `--temperature-sweep` trains the run's system anew at several temperatures, with the run's other settings. It draws
-    uniformity, tolerance and accuracy over them, and writes RUN/temperature-sweep.json and .html. Finished runs are kept.
+    `--temperature-sweep` trains the run's system again at several temperatures, with the run's other settings. It plots
+    uniformity, tolerance and accuracy against temperature, in RUN/temperature-sweep.json and .html. Finished runs are kept.
 
     Example: counterpoint analyse runs/first --temperature-sweep --temperatures 0.1 0.2 0.5
 
     Args:
-        run: A run directory, of a system of views that has a temperature (simclr, moco-v2, dcl, ...).
+        run: A run directory. Its system has the task views and a temperature (simclr, moco-v2, dcl, ...).
         temperature_sweep: Train at several temperatures.
-        temperatures: At least two, above 0. Default: 0.03 0.07 0.1 0.2 0.3 0.5 0.7 1.
-        seeds: Number of seeds at each temperature, from the run's own on.
-        jobs: Number of runs at a time, one thread each.
+        temperatures: At least two temperatures, above 0. Default: 0.03 0.07 0.1 0.2 0.3 0.5 0.7 1.
+        seeds: Number of seeds at each temperature, at least 1; the first is the run's own seed.
+        jobs: Number of parallel runs, one thread each; at least 1.
     """
     if not temperature_sweep:
-        raise CounterpointError("what should be analysed? --temperature-sweep")
+        raise CounterpointError("counterpoint analyse RUN needs an analysis; add --temperature-sweep")
     from counterpoint.lab import sweep as room
     from counterpoint.report.analysis import write_sweep_report
 

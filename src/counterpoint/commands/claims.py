@@ -21,7 +21,7 @@ def main(
 
     Args:
         out: The folder of records.
-        into: Markdown files. The table of claims between its two markers is written anew in each.
+        into: Markdown files. In each, replace the table of claims between its two markers.
     """
     from counterpoint.lab import claims as room
 

@@ -1,4 +1,4 @@
-"""What the commands share: printing, and types that parse fast."""
+"""Print for the commands, and define types that parse fast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Count = Optional[int]  # noqa: UP045
 
 
 def unset(**options: Any) -> Any:
-    """Describe an option whose help says what happens without it, so that "(default: None)" is left out."""
+    """Describe an option whose help text names its default, so that "(default: None)" is left out."""
     return arg(help_behavior_hint="", **options)
 
 
@@ -59,5 +59,5 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
 
 
 def signed(low: float | None, high: float | None, digits: int = 4) -> str:
-    """Write an interval, or a dash where there is none."""
+    """Format an interval [low, high] with signs, or a dash where there is none."""
     return "-" if low is None or high is None else f"{low:+.{digits}f} .. {high:+.{digits}f}"

@@ -24,18 +24,18 @@ def main(
 ) -> int:
     """Compare several systems on one data source, on the same seeds: paired differences, 95 % intervals, a page.
 
-    The others are measured against the first. Finished runs are kept, so an interrupted comparison continues.
+    Each difference is against the first system. Finished runs are kept, so an interrupted comparison continues.
 
     Example: counterpoint compare simclr dcl moco-v2 --data digits --epochs 20
 
     Args:
-        slugs: Systems, as `counterpoint systems` lists them.
+        slugs: At least two systems, as `counterpoint systems` lists them.
         data: The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`).
         seeds: Number of seeds, from 0 on; at least 1.
-        epochs: Epochs for all. Default: each system's own for this data.
-        batch_size: Examples a step, for all. Default: each system's own for this data.
-        metric: The measure to compare by. Default: the task's headline measure at the last epoch.
-        jobs: Number of runs at a time, one thread each.
+        epochs: Number of epochs for all systems. Default: each system's own number for this data.
+        batch_size: Examples a step for all systems. Default: each system's own number for this data.
+        metric: The metric to compare. Default: the task's headline metric, after the last epoch.
+        jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of the record and the page.
     """
     from counterpoint.lab import compare as room

@@ -26,23 +26,23 @@ def main(
 ) -> int:
     """Find the violent moments in video files with a trained run.
 
-    Read any container and codec FFmpeg knows, with or without sound, of any length. Print the moments found and
-    write a page with the score curves beside the playable video. A file that cannot be read is reported, the others
-    are still processed, and the exit code is 2.
+    Read any container and codec that FFmpeg supports, with or without sound, of any length. Print the moments found and
+    write a page with the score curves beside the playable video. Where a file cannot be read, report it, process the
+    others, and exit with code 2.
 
     Example: counterpoint detect film.mp4 --run runs/first --html film.html
 
     Args:
-        videos: Video files, and folders of them. Links are followed; files that are no videos are listed.
-        run: The run to detect with. Default: the newest one under runs/ that can detect.
+        videos: Video files, and folders of them. Links are followed. Files that are not videos are reported.
+        run: The run to detect with. Default: the newest run under runs/ that can detect.
         threshold: Probability above which a snippet counts as violent; above 0, below 1.
         html: The page to write.
         json_: Print JSON instead of a table.
     """
     if not videos:
-        raise CounterpointError("name at least one video file")
+        raise CounterpointError("counterpoint detect needs a video; name at least one video file or folder")
     if not 0 < threshold < 1:
-        raise CounterpointError(f"--threshold is a probability between 0 and 1, got {threshold}")
+        raise CounterpointError(f"--threshold must be a probability above 0 and below 1, got {threshold}")
     check_writable(html)
     from counterpoint.engine.run import Run
     from counterpoint.report.detection import write_detection_report
@@ -67,7 +67,7 @@ def main(
         )
     if listed.left_out:
         where = f"listed in {page}" if found else ", ".join(f"{p}: {r}" for p, r in listed.left_out)
-        complain(f"{len(listed.left_out)} files of the folders are no videos and were left out ({where})")
+        complain(f"{len(listed.left_out)} files of the folders are not videos and were left out ({where})")
     if json_:
         print(
             json.dumps(

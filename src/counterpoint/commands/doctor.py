@@ -25,7 +25,7 @@ EXTRAS = {
 
 
 def main() -> int:
-    """Show this installation: versions, threads, devices, and extras with how to install the absent ones."""
+    """Show this installation: versions, threads, devices, and extras with the commands that install absent ones."""
     from counterpoint.engine.run import machine, versions
 
     for name, value in {**versions(), **machine()}.items():

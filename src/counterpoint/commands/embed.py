@@ -18,7 +18,7 @@ def main(
 ) -> int:
     """Write the embeddings of every item in every modality to a Parquet file, for `search` or your own tools.
 
-    Each item keeps the file, or the row of a table, that it comes from.
+    Each row of FILE names the file, or the table's row, that its item comes from.
 
     Example: counterpoint embed runs/first --data manifest:mine.csv -o mine.parquet
 

@@ -24,9 +24,9 @@ def main(
 
     Args:
         run: A finished run of the task aligned, views or labelled; a folder in the layout of a hub, or hf:USER/NAME.
-        out: The file to write. Of a run with several modalities the name of each stands before the ending.
-        format: Default: by the ending of FILE: .onnx is onnx, .pt2 is torch.
-        modality: Export this one alone. Default: all.
+        out: The file to write. For a run with several modalities, each file has the modality's name before its ending.
+        format: Format of the file. Default: from the ending of FILE: .onnx is onnx, .pt2 is torch.
+        modality: Export only this modality. Default: all.
     """
     from counterpoint.face.functions import load
 

@@ -12,7 +12,7 @@ from counterpoint.commands.common import say
 def main(embeddings: Annotated[Positional[str], arg(metavar="FILE")]) -> int:
     """Build an index beside a file of embeddings, for a million items and more; smaller files are searched exactly.
 
-    Reports the share of the exact neighbours that the index finds. Where it is below 0.95, search stays exact.
+    Report the share of the exact neighbours that the index finds. Where the share is below 0.95, search stays exact.
 
     Example: counterpoint index embeddings.parquet
 

@@ -15,15 +15,15 @@ def main(
     *,
     device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
 ) -> int:
-    """Run again the step of a batch whose loss was not finite, and show where numbers stopped being finite.
+    """Rerun the training step whose loss was not finite, and show the first modules with infinite or NaN output.
 
-    Training keeps such a batch in the run directory, with the weights and the position of the step.
+    Training keeps the batch of such a step in the run directory, with the weights and the step's number.
 
     Example: counterpoint replay runs/first
 
     Args:
         run: A run directory that keeps a batch.
-        device: Where to run the step: cpu, cuda, cuda:1, mps.
+        device: Device to run the step on: cpu, cuda, cuda:1, mps.
     """
     from counterpoint import training
 
@@ -45,5 +45,5 @@ def main(
         shown.add_row(name, " x ".join(map(str, row["shape"])) or "1", *numbers, f"{row['not_finite']:.2%}")
     console().print(shown)
     if found.finite:
-        say("the step went well this time: the run had other versions, another device, or another precision")
+        say("all numbers are finite this time: the run had other versions, another device, or another precision")
     return 0

@@ -11,7 +11,7 @@ from counterpoint.commands.common import CLAIMS, say
 
 
 def main(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
-    """Write the HTML page of a run, or of a system's claim, anew.
+    """Write the HTML page of a run, or of a system's claim, again.
 
     Example: counterpoint report runs/first
 

@@ -26,11 +26,11 @@ def main(
 
     Args:
         run: The run that made the embeddings.
-        query: Words, or the path of a picture, a sound or a vector (.npy). MODALITY=QUERY names the modality, where a run
-            has several of one kind.
+        query: Words, or the path of an image, a sound or a vector (.npy). Where a run has several modalities of one kind,
+            MODALITY=QUERY names the modality.
         in_: A file that `counterpoint embed` wrote.
-        k: Number of items to find. Items with the same text or file are one hit.
-        modality: The modality to search in. Default: the first that no query has.
+        k: Number of items to find, at least 1. Items with the same text or file are one hit.
+        modality: The modality to search in. Default: the first modality that no query has.
         html: A page to write, with thumbnails and players. Default: none.
         json_: Print JSON.
     """

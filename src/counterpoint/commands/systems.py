@@ -26,7 +26,7 @@ def main(
     Args:
         area: List only the systems of this area (alignment, images, dense, ..., classics).
         state: List only systems that are "done", "built" (claim or speed not measured yet) or "planned".
-        additions: List only those that go over other systems: `counterpoint train SYSTEM --with ADDITION`.
+        additions: List only additions to other systems: `counterpoint train SYSTEM --with ADDITION`.
         json_: Print JSON instead of a table.
     """
     rows = list(catalog.entries().values())

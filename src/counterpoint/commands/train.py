@@ -1,4 +1,4 @@
-"""`counterpoint train SLUG`. The named system's settings become options, so this command prepares its own parser."""
+"""`counterpoint train SLUG`. The system's settings become options, so this command prepares its own parser."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from counterpoint.errors import CounterpointError
 
 @dataclass
 class Train:
-    """Train a system; writes a run directory with weights, metrics and a report.
+    """Train a system, and write a run directory with weights, metrics and a report.
 
     `counterpoint train SLUG --help` lists the system's own settings with their defaults. An interrupted run continues with
-    `--resume RUN` and ends with the figures it would have had.
+    `--resume RUN`; its final metrics are those of an uninterrupted run.
 
     Example: counterpoint train simclr --data digits --epochs 20 --name first
 
@@ -40,21 +40,21 @@ class Train:
     name: Annotated[Text, unset(metavar="NAME")] = None
     """Name of the run directory. Default: the system and the time."""
     resume: Annotated[Place, unset(metavar="RUN")] = None
-    """Continue this interrupted run. Everything but --device and --checkpoint-minutes comes from the run itself."""
+    """Continue this interrupted run. The run gives all options except --device and --checkpoint-minutes."""
     continue_: Annotated[Place, unset(name="continue", metavar="RUN")] = None
     """Train this finished run further, as a new run that starts from its weights and names it as its parent. Data and
-    settings are the parent's unless given anew. The new run has its own schedule and optimiser."""
+    settings default to the parent's. The new run has its own schedule and optimiser."""
     loop: OmitArgPrefixes[Loop] = field(default_factory=Loop)
-    """How the loop runs, whatever is trained."""
+    """Options of the training loop, the same for every system."""
     with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
-    """Additions to switch on over the system, such as mochi over moco-v2; the same as the name moco-v2+mochi. Their
-    settings become options too. `counterpoint systems --additions` lists them."""
+    """Additions to the system, such as mochi to moco-v2; the same as the name moco-v2+mochi. Their settings become options
+    too. `counterpoint systems --additions` lists them."""
     max_bad: Annotated[Text, unset(metavar="N")] = None
-    """Maximum number of bad rows in a `manifest:` source, or their maximum fraction if below 1. The same as its option
-    max_bad."""
+    """Maximum number of bad rows in a `manifest:` source, or their maximum fraction if below 1. The same as the source's
+    option max_bad."""
 
     def run(self) -> int:
-        """Train, resume or continue, as the options say."""
+        """Train, resume or continue a run, depending on the options. Return the exit code."""
         if self.resume is not None and self.continue_ is not None:
             raise CounterpointError(
                 "--resume finishes an interrupted run, --continue makes a new run of a finished one; give one of them"
@@ -64,7 +64,7 @@ class Train:
         data = self.data
         if self.max_bad is not None:
             if not (data or "").startswith("manifest:"):
-                raise CounterpointError("--max-bad is for --data manifest:FILE")
+                raise CounterpointError("--max-bad needs --data manifest:FILE; leave it out for other data")
             data = f"{data}{'&' if '?' in str(data) else '?'}max_bad={self.max_bad}"
         from counterpoint import training
 
@@ -106,7 +106,7 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
         argv, at = [finished(parent).slug, *argv], 0
     if at is None:
         if additions:
-            raise CounterpointError("--with goes with a system: counterpoint train SLUG --with ADDITION")
+            raise CounterpointError("--with needs a system: counterpoint train SLUG --with ADDITION")
         return Train, argv, "counterpoint train"
     slug = "+".join([argv[at], *additions])
     entry = catalog.get(slug)  # a misspelt name is found without torch
@@ -135,9 +135,9 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
 
 
 def named(argv: Sequence[str]) -> int | None:
-    """Find the word that names the system; raise CounterpointError when it names none that is built.
+    """Return the index of the word that names the system, or None where all words belong to options.
 
-    A word after an option is taken for its value.
+    A word after an option counts as the option's value. Raises CounterpointError when the word names no built system.
     """
     built = {row.slug for row in catalog.entries().values() if row.built}
     plain = [i for i, word in enumerate(argv) if not word.startswith("-") and not (i and argv[i - 1].startswith("-"))]
@@ -156,11 +156,14 @@ def value(argv: Sequence[str], option: str) -> str | None:
 
 
 def without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate `--with ADDITION ...` from the other words: the word after it, and the additions that follow."""
+    """Separate the words of `--with ADDITION ...` from the others. Return the other words and the additions.
+
+    The word after --with is an addition, whatever it names; further words belong to it while they name additions.
+    """
     rest, additions, first, more = list[str](), list[str](), False, False
     for word, after in itertools.pairwise([*argv, "-"]):
         if word in ("--with", "--with=") and (word == "--with=" or after.startswith("-")):
-            raise CounterpointError("--with wants the name of an addition: see counterpoint systems --additions")
+            raise CounterpointError("--with needs the name of an addition; list them: counterpoint systems --additions")
         if word == "--with":
             first = True
         elif word.startswith("--with="):

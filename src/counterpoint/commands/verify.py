@@ -22,18 +22,18 @@ def main(
 ) -> int:
     """Test a paper's central claim by its protocol: all arms on the same seeds, an interval and a verdict for each part.
 
-    Writes OUT/SLUG.json and OUT/SLUG.html. Finished runs are kept, so an interrupted verification continues.
+    Write OUT/SLUG.json and OUT/SLUG.html. Finished runs are kept, so an interrupted verification continues.
 
     Example: counterpoint verify macil-sd --quick
 
     Args:
         slug: The system whose claim is tested.
         seeds: Number of seeds, from 0 on; at least 5. Default: the protocol's.
-        quick: Rehearse on a smaller setting in a minute or two. This is no evidence; it is written to SLUG-quick.json.
-        jobs: Number of runs at a time, one thread each.
+        quick: Rehearse on a smaller setting in 1 to 2 minutes. The result is no evidence; it is written to SLUG-quick.json.
+        jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of records.
         variants: Also run the claim's variants, which are reported beside it.
-        rejudge: Train nothing. Judge the recorded figures anew by the protocol.
+        rejudge: Train nothing. Judge the recorded figures again by the protocol.
     """
     from counterpoint.lab import claims as room
     from counterpoint.lab import verify as lab

@@ -221,16 +221,19 @@ class _FixedKeys(torch.autograd.Function):
             for number in range(stripes):  # of equal size: a row by itself takes nearly as long as many
                 part = slice(len(query) * number // stripes, len(query) * (number + 1) // stripes)
                 stripe = Tile(part, slice(0, len(key)), False)
-                s, t = student.similarities(stripe), teacher.similarities(stripe)
+                s = student.similarities(stripe)
                 log_q = s.log_softmax(1)
+                # log_q = s - log Z, read off the first column.
+                log_z = s[:, 0] - log_q[:, 0]
+                teacher.buffer = student.buffer  # s is not needed any more: its memory is in the cache
+                t = teacher.similarities(stripe)
                 if of_targets is None:
                     p = t.softmax(1)
                 else:
                     log_p = t.log_softmax(1)
                     p = log_p.exp()
                     of_targets[part] = -torch.linalg.vecdot(p, log_p)
-                # log_q = s - log Z: what `share` does not weigh of the cross-entropy is log Z itself.
-                log_z = s[:, 0] - log_q[:, 0]
+                # What `share` does not weigh of the cross-entropy is log Z itself.
                 rows[part] = (1 - share) * log_z - share * torch.linalg.vecdot(p, log_q)
                 torch.mm(log_q.exp_().sub_(p, alpha=share), key, out=pull[part])
         ctx.save_for_backward(query, pull)

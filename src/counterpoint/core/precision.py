@@ -15,7 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ def _mixed(first: str, its: torch.dtype, name: str, dtype: torch.dtype) -> Value
     return ValueError(f"{first} and {name} must be of one floating type, got {its} and {dtype}: convert one of them")
 
 
+@overload
+def full_precision(function: F) -> F: ...
+@overload
+def full_precision(*, keep: tuple[str, ...]) -> Callable[[F], F]: ...
 def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> Any:
     """Decorate a function so that its tensors follow the rule of this module.
 

@@ -1,10 +1,10 @@
-"""Frozen feature backbones for video snippets, by name. Importing this package does not import torch.
+"""Build frozen feature backbones for video snippets by name. Importing this package does not import torch.
 
-A backbone turns a batch of snippets into feature rows. A run records the two it was trained on (`describe`), and
-detection rebuilds exactly those (`build_visual`, `build_audio`).
+A backbone turns a batch of snippets into feature rows. A run records the two backbones it was trained on (`describe`).
+Detection rebuilds exactly those two (`build_visual`, `build_audio`).
 
     name          modality  dim   weights
-    light         visual    208   needs none (see encoders/light.py for what it is)
+    light         visual    208   needs none (encoders/light.py describes it)
     r3d_18, ...   visual    512 / 768 ...  torchvision's video models: weights="DEFAULT" downloads, or a file on disk
     logmel        audio     128   needs none
     vggish        audio     128   a file on disk
@@ -23,7 +23,7 @@ from counterpoint.errors import CounterpointError, unknown
 
 
 class VisualBackbone(Protocol):
-    """Frames to features. `frame_size` is the (width, height) it wants frames handed over in."""
+    """Map frames to features. Callers pass frames of `frame_size`, (width, height) in pixels."""
 
     name: str
     dim: int
@@ -31,16 +31,19 @@ class VisualBackbone(Protocol):
     frame_size: tuple[int, int]
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, frames_per_snippet, H, W, 3] uint8 RGB -> [N, dim]."""
+        """Map frames [N, frames_per_snippet, H, W, 3], uint8 RGB, to features [N, dim]."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What `build_visual` needs to build the same backbone again (name, weights file and its SHA-256)."""
+        """Return the arguments from which `build_visual` rebuilds this backbone: name, weights file and its SHA-256."""
         ...
 
 
 class AudioBackbone(Protocol):
-    """Sound to features. `window_seconds` is the length of sound it hears for a snippet; the window ends with the snippet."""
+    """Map sound to features.
+
+    `window_seconds` is the length of sound per snippet, in seconds. The window ends with the snippet.
+    """
 
     name: str
     dim: int
@@ -48,14 +51,17 @@ class AudioBackbone(Protocol):
     window_seconds: float
 
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, round(window_seconds * sample_rate)] mono in [-1, 1] -> [N, dim]."""
+        """Map mono sound [N, round(window_seconds * sample_rate)] in [-1, 1] to features [N, dim]."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
 
 
 def names(modality: str) -> list[str]:
-    """Backbones that can be named for "visual" or "audio"; torchvision's video networks among them."""
+    """List the names of backbones for `modality`, "visual" or "audio"; "visual" includes torchvision's video networks.
+
+    Raises CounterpointError for another modality.
+    """
     if modality == "audio":
         return ["logmel", "vggish"]
     if modality != "visual":
@@ -66,15 +72,15 @@ def names(modality: str) -> list[str]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """`name` or `name@weights-file` as the command line has it -> what `build_visual` and `build_audio` take."""
+    """Parse `name` or `name@weights-file` of the command line into the `spec` of `build_visual` and `build_audio`."""
     name, _, weights = text.partition("@")
     return {"name": name, "weights": weights} if weights else {"name": name}
 
 
 def build_visual(spec: Mapping[str, Any]) -> VisualBackbone:
-    """The visual backbone `describe` described: {"name": ..., "weights": ..., "sha256": ...}.
+    """Build the visual backbone that `describe` recorded: {"name": ..., "weights": ..., "sha256": ...}.
 
-    Raises CounterpointError for an unknown name or an extra that is missing, RunError for weights that cannot be used.
+    Raises CounterpointError for an unknown name or a missing extra, RunError for unusable weights.
     """
     name = str(spec.get("name"))
     if name == "light":
@@ -90,7 +96,7 @@ def build_visual(spec: Mapping[str, Any]) -> VisualBackbone:
 
 
 def build_audio(spec: Mapping[str, Any]) -> AudioBackbone:
-    """The audio backbone `describe` described; errors as `build_visual`'s."""
+    """Build the audio backbone that `describe` recorded. Raises the same errors as `build_visual`."""
     name = str(spec.get("name"))
     if name not in names("audio"):
         raise unknown("audio backbone", name, names("audio"))
@@ -101,5 +107,5 @@ def build_audio(spec: Mapping[str, Any]) -> AudioBackbone:
     from counterpoint.encoders.sound import VGGish
 
     if not spec.get("weights"):
-        raise CounterpointError("vggish needs its weights: name them as vggish@/path/to/vggish.pth")
+        raise CounterpointError("vggish needs its weights; write vggish@/path/to/vggish.pth")
     return VGGish(Path(str(spec["weights"])), spec.get("sha256"))

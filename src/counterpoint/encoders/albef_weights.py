@@ -1,8 +1,12 @@
-"""ALBEF's published weights under our names.
+"""Convert ALBEF's published weights to our names.
 
-The authors' files name timm's vision transformer `visual_encoder.`, transformers' BERT with cross-attention
-`text_encoder.bert.` and `text_encoder.cls.predictions.`, then `vision_proj`, `text_proj`, `itm_head`, `temp`, the momentum
-copies (with `_m`) and the queues.
+The authors' files contain these names:
+
+- `visual_encoder.`: timm's vision transformer.
+- `text_encoder.bert.` and `text_encoder.cls.predictions.`: transformers' BERT with cross-attention.
+- `vision_proj`, `text_proj`, `itm_head`, `temp`.
+- The same names with `_m`: the momentum copies.
+- `image_queue`, `text_queue`, `idx_queue`, `queue_ptr`: the queues.
 """
 
 from __future__ import annotations
@@ -24,15 +28,15 @@ from counterpoint.errors import CounterpointError
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model wants of a file.
+    """The model that a file of weights must fit.
 
     Args:
-        own: its state dict.
-        image, text: names of its two modalities.
-        lower: layers of the text transformer that do not read the image.
-        prefix: tokens before those of the patches.
-        grid: patches in a column and in a row.
-        queues: whether it has queues of keys.
+        own: the model's state dict.
+        image, text: names of the model's two modalities.
+        lower: number of layers of the text transformer that do not read the image.
+        prefix: number of tokens before the patches' tokens.
+        grid: number of patches in a column and in a row.
+        queues: whether the model has queues of keys.
     """
 
     own: Mapping[str, Tensor]
@@ -45,17 +49,18 @@ class Wanted:
 
 
 def converted(source: Path | str | Mapping[str, Any], wanted: Wanted) -> dict[str, Tensor]:
-    """Return a state dict with all names of `wanted.own`, made of the authors' weights.
+    """Convert the authors' weights to a state dict with all names of `wanted.own`.
 
-    Position embeddings of the image are interpolated (bicubic) to the wanted patches; a text's are cut. A copy that the file
-    lacks is the student again; queues that it lacks stay as they are. Weights of other parts are left out.
+    Interpolate the image's position embeddings (bicubic) to the wanted patches, and cut the text's. Where the file lacks
+    the momentum copies, copy the student's weights. Where the file lacks the queues, keep the model's own. Discard weights
+    of other parts.
 
     Args:
-        source: a file (.pth with tensors only, .safetensors), or what it holds: names to tensors, or that under "model".
-        wanted: what the model wants.
+        source: a file (.pth with tensors only, .safetensors), or a mapping of names to tensors, directly or under "model".
+        wanted: the model that the weights must fit.
 
-    Raises CounterpointError that lists what is missing, what is not known and what has another shape; RunError for a file
-    that cannot be read.
+    Raises CounterpointError that lists missing weights, unknown weights and weights of another shape. Raises RunError for
+    an unreadable file.
     """
     held: Mapping[str, Any] = read_weights(Path(source)) if isinstance(source, Path | str) else source
     held = held["model"] if isinstance(held.get("model"), Mapping) else held
@@ -88,7 +93,7 @@ def converted(source: Path | str | Mapping[str, Any], wanted: Wanted) -> dict[st
     ]
     said = [
         f"{what}: {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        for what, names in (("it lacks", missing), ("it has, and nobody knows", odd), ("of another shape", wrong))
+        for what, names in (("it lacks", missing), ("it has unknown weights", odd), ("of another shape", wrong))
         if names
     ]
     if said:
@@ -96,12 +101,12 @@ def converted(source: Path | str | Mapping[str, Any], wanted: Wanted) -> dict[st
     return {name: state[name].to(own[name].dtype) for name in own}
 
 
-# What the authors' files hold that is not a weight, or is another one once more.
+# Entries of the authors' files that are no weights, or that repeat another weight.
 _LEFT_OUT = re.compile(r"(.*\.position_ids|queue_ptr|text_encoder(_m)?\.cls\.predictions\.decoder\.(weight|bias))$")
 
 
 def _own_name(name: str, wanted: Wanted) -> str | None:
-    """Return our name of one of the authors' weights, whether it is wanted or not; None for a name that is not known."""
+    """Return our name of one of the authors' weights, "" for one to discard, None for an unknown name."""
     if _LEFT_OUT.match(name):
         return ""
     single = {
@@ -116,7 +121,7 @@ def _own_name(name: str, wanted: Wanted) -> str | None:
     prefix = "teacher.module." if part.endswith("_m") else ""
     part = part.removesuffix("_m")
     if part == "visual_encoder":
-        # A head of ImageNet's classes, which pretraining starts from.
+        # The classifier of ImageNet, from whose encoder pretraining starts.
         return "" if rest.startswith("head.") else f"{prefix}encoders.{wanted.image}.model.{rest}"
     if part in ("vision_proj", "text_proj"):
         return f"{prefix}heads.{wanted.image if part == 'vision_proj' else wanted.text}.{rest}"
@@ -134,7 +139,7 @@ def _own_name(name: str, wanted: Wanted) -> str | None:
 
 
 def _fitted(name: str, value: Tensor, own: Tensor, wanted: Wanted) -> Tensor:
-    """Bring a weight to the wanted form: queues as rows, positions for the wanted number of patches and tokens."""
+    """Convert a weight to the wanted form: queues as rows, positions for the wanted number of patches and tokens."""
     if name in ("image_queue", "text_queue"):
         return value.T.contiguous()
     if name.endswith("embeddings.position_embeddings.weight"):
@@ -151,13 +156,13 @@ def _fitted(name: str, value: Tensor, own: Tensor, wanted: Wanted) -> Tensor:
 
 
 def load_albef_checkpoint(source: Path | str | Mapping[str, Any], learner: Any) -> dict[str, Tensor]:
-    """The authors' weights as a state dict of `learner`, for its `load_state_dict`.
+    """Convert the authors' weights to a state dict of `learner`, for its `load_state_dict`.
 
     Args:
-        source: a file (.pth with tensors only, .safetensors), or what it holds: names to tensors, or that under "model".
-        learner: a `tasks.fused.FusedLearner`; it says which parts are wanted, and how many patches.
+        source: a file (.pth with tensors only, .safetensors), or a mapping of names to tensors, directly or under "model".
+        learner: a `tasks.fused.FusedLearner`. It determines the wanted parts and the number of patches.
 
-    See `converted` for what happens to each weight, and for the errors.
+    `converted` describes the conversion of each weight, and the errors.
 
     >>> learner.load_state_dict(load_albef_checkpoint("ALBEF.pth", learner))   # doctest: +SKIP
     """

@@ -1,14 +1,15 @@
-"""Audio encoders by name: waveforms to one vector each, for the task `aligned`.
+"""Build audio encoders by name: each maps a waveform to one vector, for the task `aligned`.
 
-    name      what it is
+    name      encoder
     sound-s   a log-mel spectrogram and the small ResNet of the images, 0.30 M parameters, 128 wide, trained here
-    hf:NAME   any audio model of transformers that takes waveforms (Wav2Vec 2.0, HuBERT, WavLM) or, like Whisper and AST, the
-              features its own extractor makes; by its name on the Hub or its folder
+    hf:NAME   any audio model of transformers that takes waveforms (Wav2Vec 2.0, HuBERT, WavLM) or the features of its own
+              extractor (Whisper, AST); NAME is its name on the Hub or its folder
 
     encoder = build_audio_encoder("sound-s", rate=16000, samples=16000)
     vectors = encoder(torch.zeros(2, 16000))                                     # [2, 128]
 
-An encoder is a module with `dim`. It takes float32 [batch, samples], mono in [-1, 1], at the rate it was built for.
+An encoder is a module with `dim`, the width of its vectors. It takes float32 [batch, samples], mono in [-1, 1], at the
+rate it was built for.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ from counterpoint.errors import CounterpointError, unknown
 BANDS = 64
 FRAMES = 128  # of a spectrogram, at most
 HOP_SECONDS = 0.010
-OFFSET = 1e-4  # added before the logarithm; sets what silence looks like
-LEAST = 0.05  # seconds of sound
+OFFSET = 1e-4  # added before the logarithm; sets the value of silence
+LEAST = 0.05  # shortest sound, in seconds
 
 
 class LogMelSpectrogram(nn.Module):
-    """[batch, samples] -> [batch, 1, 64 bands, frames] log-mel magnitudes, each spectrogram brought to mean 0 and spread 1.
+    """Map sound [batch, samples] to log-mel magnitudes [batch, 1, 64 bands, frames] of mean 0 and standard deviation 1.
 
-    Windows of three hops, Hann; hops of 10 ms, or longer so that there are at most 128 frames; bands from 50 Hz to 8 kHz or
-    half the rate. Loudness is removed by the normalisation; silence gives zeros.
+    Hops last 10 ms, or longer so that there are at most 128 frames. The Hann window spans three hops, at least 30 ms. Bands
+    reach from 50 Hz to 8 kHz, or to half the rate if that is lower. The normalisation of each spectrogram removes loudness.
+    Silence gives zeros.
+
+    Args:
+        rate: samples per second.
+        samples: number of samples of every sound.
     """
 
     def __init__(self, rate: int, samples: int) -> None:
         super().__init__()
         self.hop = max(round(rate * HOP_SECONDS), -(-samples // FRAMES))
-        # Bands as narrow as the lowest need a window that tells them apart, however long the hop.
+        # The lowest bands are narrow. Only a window of 30 ms or more separates them, whatever the hop.
         self.width = max(3 * self.hop, round(0.03 * rate))
         self.fft = 1 << (self.width - 1).bit_length()
         bank = mel_filterbank(rate, self.fft, BANDS, 50.0, min(8000.0, rate / 2))
@@ -66,7 +72,7 @@ class LogMelSpectrogram(nn.Module):
 
 
 class SoundS(nn.Module):
-    """A log-mel spectrogram seen by the small ResNet of the images."""
+    """A log-mel spectrogram, encoded by the small ResNet of the images."""
 
     def __init__(self, rate: int, samples: int) -> None:
         super().__init__()
@@ -79,13 +85,13 @@ class SoundS(nn.Module):
 
 
 class PretrainedAudio(nn.Module):
-    """An audio model of transformers under `model`, its output averaged over time."""
+    """An audio model of transformers, as the submodule `model`; its output is averaged over time."""
 
     def __init__(self, model: Any, extractor: Any, rate: int) -> None:
         super().__init__()
         self.model, self.extractor, self.rate = model, extractor, rate
         self.dim = int(model.config.hidden_size)
-        # Models of waveforms want them normalised and no more; others want what their extractor makes of them.
+        # Models of waveforms need only normalised waveforms. Other models need the features of their extractor.
         self.raw = model.main_input_name == "input_values" and hasattr(model.config, "conv_stride")
 
     def forward(self, wave: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch dim"]:
@@ -99,16 +105,16 @@ class PretrainedAudio(nn.Module):
 
 
 def build_audio_encoder(name: str, rate: int, samples: int, pretrained: bool = True) -> nn.Module:
-    """An encoder, [B, samples] -> [B, dim].
+    """Build an encoder that maps sounds [B, samples] to vectors [B, dim].
 
     Args:
-        name: see the module.
-        rate: samples per second.
-        samples: of every sound.
-        pretrained: the published weights of hf: models, else their architecture with random ones.
+        name: name from the module's table.
+        rate: samples per second, at least 1,000.
+        samples: number of samples of every sound.
+        pretrained: load the published weights of an hf: model (default); False: random weights in its architecture.
 
-    Raises CounterpointError for an unknown name, sounds shorter than 50 ms, another rate than the model's, a missing extra or
-    weights that cannot be fetched.
+    Raises CounterpointError for an unknown name, sounds shorter than 50 ms, or a rate that differs from the model's. Raises
+    it too for a missing extra and weights that cannot be downloaded.
     """
     if rate < 1000 or samples < LEAST * rate:
         raise CounterpointError(
@@ -141,8 +147,8 @@ def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bo
     except Exception as error:  # transformers' and its HTTP client's own kinds
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
-            f"{name} could not be loaded: {said[:300].rstrip('.')}. What is not on this machine is downloaded, which needs "
-            "the net; a folder with the model will do as well: hf:FOLDER"
+            f"{name} could not be loaded: {said[:300].rstrip('.')}. A model that is not on this machine is downloaded. "
+            "If there is no network, name a folder with the model: hf:FOLDER"
         ) from error
     model = model.float()  # transformers 5 keeps the type of the file; see encoders/text.py
     if getattr(model.config, "is_encoder_decoder", False):
@@ -151,8 +157,8 @@ def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bo
         raise CounterpointError(f"{name} is no audio model; its input is {model.main_input_name}")
     if extractor.sampling_rate != rate:
         raise CounterpointError(
-            f"{name} hears {extractor.sampling_rate} samples a second, the data has {rate}; sources that make or resample "
-            f"their sounds take ?rate={extractor.sampling_rate}"
+            f"{name} needs {extractor.sampling_rate} samples a second, the data has {rate}; set "
+            f"?rate={extractor.sampling_rate} for a source that generates or resamples its sounds"
         )
     encoder = PretrainedAudio(model, extractor, rate)
     try:

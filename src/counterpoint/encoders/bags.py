@@ -1,6 +1,6 @@
-"""Networks that score the snippets of a bag: one layer of attention, over two streams or one (MACIL-SD, arXiv 2207.05500).
+"""Score the snippets of a bag with one layer of attention, over two streams or one (MACIL-SD, arXiv 2207.05500).
 
-Module names are those of the published checkpoint, which `MacilSDNet.load` reads: do not tidy them.
+`MacilSDNet.load` reads the published checkpoint, so modules keep the checkpoint's names. Do not rename them.
 """
 
 from __future__ import annotations
@@ -91,14 +91,23 @@ def _key_mask(features: Tensor, seq_len: Tensor | None, mask_padding: bool) -> T
 
 
 def _bag_prob(logits: Tensor, seq_len: Tensor | None) -> Tensor:
-    # Without lengths (test time) the published network takes the plain mean; nothing uses it there.
+    # Without lengths (test time) the published network takes the plain mean, which nothing uses.
     return torch.sigmoid(logits.mean(1)) if seq_len is None else topk_mil_pool(logits, seq_len)
 
 
 class MacilSDNet(nn.Module):
     """The audio-visual network: one cross-attention layer and one scorer, shared by both modalities.
 
-    `net(audio, visual, seq_len=None) -> AVOutput`. With `seq_len`, bag probabilities are top-k MIL; without, the mean.
+    `net(audio, visual, seq_len=None) -> AVOutput`. With `seq_len`, bag probabilities are top-k MIL; without it, the sigmoid
+    of the mean logit.
+
+    Args:
+        visual_dim, audio_dim: widths of the features.
+        hidden: width of the shared layer.
+        heads: number of attention heads, a divisor of `hidden`.
+        ffn: width of the feed-forward layer.
+        dropout: probability, 0 to 1.
+        mask_padding: exclude snippets beyond `seq_len` from the keys; False, as published: attend to them too.
     """
 
     def __init__(
@@ -127,11 +136,12 @@ class MacilSDNet(nn.Module):
     ) -> AVOutput:
         if audio.shape[:2] != visual.shape[:2]:
             raise ValueError(
-                f"audio {tuple(audio.shape)} and visual {tuple(visual.shape)} must agree in bags and time; cut them first"
+                f"audio {tuple(audio.shape)} and visual {tuple(visual.shape)} must agree in bags and time; "
+                "cut both to the same length first"
             )
         x_v, x_a = self.fc_v(visual), self.fc_a(audio)
         mask = _key_mask(visual, seq_len, self.mask_padding)
-        # Both directions go through the same weights from the same inputs: one pass over twice the bags.
+        # Both directions share weights and inputs, so one pass over twice the bags computes both.
         both = self.cma.layer(
             torch.cat([x_v, x_a]), torch.cat([x_a, x_v]), None if mask is None else torch.cat([mask, mask])
         )
@@ -151,11 +161,14 @@ class MacilSDNet(nn.Module):
     def load(cls, checkpoint: str | Path | Mapping[str, Any], *, heads: int = 4) -> MacilSDNet:
         """Build the network from a checkpoint: ours (.safetensors), the authors' (.pkl, .pt) or a state dict.
 
-        The authors' checkpoints also carry modules that are never called (`multiheadattn`, `feedforward`, a LayerNorm
-        inside the attention); they are left aside. Returned in eval mode, in the checkpoint's precision (at least
-        float32). `heads` does not show in the weights: 4 is the published number.
+        Ignore modules of the authors' checkpoints that are never called (`multiheadattn`, `feedforward`, a LayerNorm inside
+        the attention). Return the network in eval mode, in the checkpoint's precision (at least float32).
 
-        Raises RunError for a file that is damaged, would run code, or is not this network's.
+        Args:
+            checkpoint: a file, or a state dict.
+            heads: number of attention heads, which the weights do not determine; 4 is the published number.
+
+        Raises RunError for a file that is damaged, would run code, or does not contain this network.
         """
         if isinstance(checkpoint, str | Path):
             name, state = str(checkpoint), read_weights(Path(checkpoint))
@@ -184,14 +197,14 @@ class MacilSDNet(nn.Module):
 
 
 def _dead(name: str) -> bool:
-    """Whether a parameter of the authors' checkpoint belongs to a module that is never called."""
+    """Return whether a parameter of the authors' checkpoint belongs to a module that is never called."""
     return "multiheadattn." in name or "feedforward." in name or "self_attn.layer_norm." in name
 
 
 class VisualNet(nn.Module):
-    """The visual-only network of the self-distillation: the same layer as self-attention, weights of its own.
+    """The visual-only network of the self-distillation: the same layer as self-attention, with separate weights.
 
-    `net(visual, seq_len=None) -> VisualOutput`.
+    `net(visual, seq_len=None) -> VisualOutput`. `MacilSDNet` describes the arguments.
     """
 
     def __init__(

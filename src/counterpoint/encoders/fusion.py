@@ -1,11 +1,11 @@
-"""A BERT in two halves: the lower layers read a text, the upper ones also read the tokens of an image (fusion).
+"""Split a BERT in two halves: the lower layers read a text, the upper layers also read the tokens of an image (fusion).
 
     text = TextEncoder(size, lower=6)
     fusion = Fusion(size, upper=6, image=768, words=True)
     states = fusion(text.tokens(ids, mask), mask, image_tokens)          # [n, tokens, width]
 
-`build_halves` makes the text encoder from random weights or from a published BERT, with what its fusion encoder needs. In a
-mask a token is True and padding False.
+`build_halves` builds the text encoder from random weights or from a published BERT. It also returns the sizes, the mask
+token and the published weights for the fusion encoder. In a mask, True marks a token and False marks padding.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from counterpoint.errors import CounterpointError
 class TextSize:
     """Sizes of a BERT.
 
-    vocabulary  number of tokens
-    length      the most tokens of a text
-    width       of a token's state
-    depth       number of layers, lower and upper
-    heads       of attention; width is a multiple
-    hidden      width of the layer between two states
-    dropout     0 to 1, 1 not included
+    Args:
+        vocabulary: number of tokens in the vocabulary.
+        length: maximum number of tokens of a text.
+        width: width of a token's state, a multiple of `heads`.
+        depth: number of layers, lower and upper together.
+        heads: number of attention heads.
+        hidden: width of the feed-forward layer.
+        dropout: probability, at least 0 and below 1.
     """
 
     vocabulary: int
@@ -64,7 +65,14 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "n keys"] | None = None,
         kept: list[Tensor] | None = None,
     ) -> Float[Tensor, "n tokens width"]:
-        """`mask` is False where a key is not there; the probabilities [n, heads, tokens, keys] are appended to `kept`."""
+        """Compute attention from the tokens of `x` to the keys of `source`.
+
+        Args:
+            x: states of the tokens.
+            source: states that keys and values are computed from.
+            mask: False where a key is padding; None: no key is padding.
+            kept: list to append the attention probabilities [n, heads, tokens, keys] to; None: do not keep them.
+        """
         q, k, v = (
             layer(values).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, values in ((self.query, x), (self.key, source), (self.value, source))
@@ -81,7 +89,10 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of BERT, LayerNorm after each part; with `image`, the width of image tokens, also cross-attention to them."""
+    """A layer of BERT, with LayerNorm after each part.
+
+    If `image`, the width of image tokens, is not None, the layer also has cross-attention to them.
+    """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, image: int | None = None) -> None:
         super().__init__()
@@ -106,7 +117,7 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Words, positions and BERT's type of segment (always the first), summed and normalised."""
+    """The normalised sum of the embeddings of words, positions and segment types; the type is always BERT's first."""
 
     def __init__(self, vocabulary: int, length: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -121,7 +132,7 @@ class Embeddings(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The lower layers of a BERT; its vector of a text is that of the first token."""
+    """The lower layers of a BERT. The vector of a text is the state of its first token."""
 
     def __init__(self, size: TextSize, lower: int) -> None:
         super().__init__()
@@ -131,9 +142,11 @@ class TextEncoder(nn.Module):
         self.apply(_bert_start)
 
     def tokens(self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"]) -> Float[Tensor, "n tokens width"]:
-        """Every token's state. A text without tokens attends to its first padding."""
+        """Compute every token's state. A text without tokens attends to its first padding."""
         if ids.shape[1] > self.length:
-            raise CounterpointError(f"texts of {ids.shape[1]} tokens are longer than the encoder's {self.length}")
+            raise CounterpointError(
+                f"texts of {ids.shape[1]} tokens are longer than the encoder's {self.length}; encode them shorter"
+            )
         x, mask = self.embeddings(ids), _never_empty(mask)
         for layer in self.layers:
             x = layer(x, mask)
@@ -144,7 +157,7 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The upper layers, with cross-attention to image tokens, and BERT's head for masked words if it is wanted."""
+    """The upper layers of a BERT with cross-attention to image tokens; if `words`, also BERT's head for masked words."""
 
     def __init__(self, size: TextSize, upper: int, image: int, words: bool) -> None:
         super().__init__()
@@ -164,7 +177,14 @@ class Fusion(nn.Module):
         image: Float[Tensor, "n patches image"],
         kept: list[Tensor] | None = None,
     ) -> Float[Tensor, "n tokens width"]:
-        """Text states that have read the image; cross-attention of every layer goes to `kept`."""
+        """Compute the text's states, which attend to the image.
+
+        Args:
+            text: states of the text encoder.
+            mask: False at padding.
+            image: states of the image tokens.
+            kept: list to append the cross-attention probabilities of every layer to; None: do not keep them.
+        """
         mask = _never_empty(mask)
         for layer in self.layers:
             text = layer(text, mask, image, kept)
@@ -173,17 +193,20 @@ class Fusion(nn.Module):
     def words(
         self, states: Float[Tensor, "m width"], embedding: Float[Tensor, "vocabulary width"]
     ) -> Float[Tensor, "m vocabulary"]:
-        """Logits of the word at each state; the last map is the embedding of words, as in BERT."""
+        """Compute the logits of the word at each state; the last linear map is the word embedding, as in BERT."""
         return F.linear(self.norm(F.gelu(self.dense(states))), embedding, self.bias)
 
 
 def _never_empty(mask: Tensor) -> Tensor:
-    """A row of attention without any key is NaN: the first one is always there."""
+    """Make the first key of every row visible, because a row of attention without any key is NaN."""
     return mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
 
 
 def _bert_start(module: nn.Module) -> None:
-    """BERT's 0.02 is for a width of 768; in a narrow one the first token would hear next to nothing of the others."""
+    """Initialise a layer with BERT's standard deviation of 0.02, rescaled from a width of 768 to the layer's.
+
+    Unscaled, the first token of a narrow network would receive almost nothing from the other tokens.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * (768 / module.weight.shape[1]) ** 0.5)
     if isinstance(module, nn.Linear):
@@ -193,7 +216,7 @@ def _bert_start(module: nn.Module) -> None:
 # ------------------------------------------------------------------------------------------------------- published weights
 
 
-# Names of BERT's weights (transformers', and so the authors') and ours, in the order in which they are tried.
+# Names of BERT's weights in transformers and the authors' files, and our names. Replacements apply in this order.
 _BERT_NAMES = (
     (r"^embeddings\.word_embeddings\.", "embeddings.word."),
     (r"^embeddings\.position_embeddings\.", "embeddings.position."),
@@ -210,7 +233,12 @@ _BERT_NAMES = (
 
 
 def bert_name(name: str, lower: int) -> tuple[bool, str]:
-    """(whether it is one of the fusion encoder's, our name) of a weight of a BERT whose first `lower` layers are the text's."""
+    """Return whether a weight of a BERT belongs to the fusion encoder, and our name of it.
+
+    Args:
+        name: the weight's name in transformers.
+        lower: number of layers of the text encoder; the fusion encoder has the layers above.
+    """
     for old, new in _BERT_NAMES:
         name = re.sub(old, new, name)
     found = re.match(r"layers\.(\d+)\.(.*)", name)
@@ -220,31 +248,32 @@ def bert_name(name: str, lower: int) -> tuple[bool, str]:
 
 
 class Halves(NamedTuple):
-    """A text encoder and what its fusion encoder needs."""
+    """A text encoder, with the sizes, mask token and weights for its fusion encoder."""
 
     text: TextEncoder
     size: TextSize
-    lower: int  # layers of the text encoder
+    lower: int  # number of layers of the text encoder
     mask_token: int
     upper: dict[
         str, Tensor
-    ]  # published weights of the upper layers by their names in `Fusion`; none from random weights
+    ]  # published weights of the upper layers by their names in `Fusion`; empty without a published BERT
 
 
 def build_halves(
     name: str, words: Tokenizer, published: PretrainedText | None, size: TextSize, *, context: int, upper: int
 ) -> Halves:
-    """Make the text encoder, and find the mask token and the weights of the upper layers.
+    """Build the text encoder, and find the mask token and the weights of the upper layers.
 
     Args:
-        name: of the text encoder, for messages.
-        words: its tokenizer. Where no BERT is published, a vocabulary without a mask token gets one after its last.
+        name: name of the text encoder, for messages.
+        words: its tokenizer. If `published` is None and the vocabulary has no mask token, append one.
         published: a BERT to take weights and sizes from; None: random weights of `size`.
-        size: sizes where nothing is published; its vocabulary is the tokenizer's.
-        context: tokens of a text, at most `size.length`.
-        upper: how many layers the fusion encoder takes, fewer than there are; 0: none.
+        size: sizes to use if `published` is None; the tokenizer's vocabulary replaces its vocabulary.
+        context: maximum number of tokens of a text, at most `size.length`.
+        upper: number of layers of the fusion encoder, fewer than `size.depth`; 0: none.
 
-    Raises CounterpointError for a published model that is no BERT, one without a mask token, and numbers that do not fit.
+    Raises CounterpointError for a published model that is not a BERT or lacks a mask token. Raises it too for a `context` or
+    an `upper` that does not fit.
     """
     special = (words.model.token_to_id(token) for token in ("[MASK]", "<mask>"))
     found = next((number for number in special if number is not None), None)
@@ -255,12 +284,12 @@ def build_halves(
         size = _published_size(published, name, size.dropout)
         weights = published.model.state_dict()
         if found is None:
-            raise CounterpointError(f"the tokenizer of {name} has no [MASK], which MLM needs")
+            raise CounterpointError(f"the tokenizer of {name} has no [MASK], which MLM needs; use another text encoder")
     if context > size.length:
-        raise CounterpointError(f"{name} reads {size.length} tokens, fewer than context {context}")
+        raise CounterpointError(f"{name} reads {size.length} tokens, fewer than context ({context}); lower context")
     if upper >= size.depth:
         raise CounterpointError(
-            f"fusion_layers ({upper}) must leave layers to the text encoder, of {size.depth} altogether"
+            f"fusion_layers ({upper}) must leave layers to the text encoder, out of {size.depth}; lower fusion_layers"
         )
     lower = size.depth - upper
     encoder = TextEncoder(size, lower)
@@ -269,18 +298,18 @@ def build_halves(
     if mine:
         odd = encoder.load_state_dict(mine, strict=False)
         if odd.missing_keys:
-            raise CounterpointError(f"{name} is no BERT: it lacks {odd.missing_keys[0]}")
+            raise CounterpointError(f"{name} is not a BERT: it lacks {odd.missing_keys[0]}")
     above = {new: value for (is_above, new), value in named if is_above}
     return Halves(encoder, size, lower, words.vocabulary if found is None else found, above)
 
 
 def _published_size(encoder: PretrainedText, name: str, dropout: float) -> TextSize:
-    """Return the sizes of a model of transformers; CounterpointError for what is no BERT."""
+    """Return the sizes of a model of transformers. Raises CounterpointError if it is not a BERT."""
     model: Any = encoder.model
     found = model.config
     if found.model_type != "bert":
         raise CounterpointError(
-            f"albef's text transformer is a BERT, {name} is a {found.model_type}; use text-s, minilm or "
+            f"albef needs a BERT as its text transformer, {name} is a {found.model_type}; use text-s, minilm or "
             "hf:bert-base-uncased"
         )
     return TextSize(

@@ -1,7 +1,7 @@
-"""Image encoders by name: normalised pictures to one vector each, without a classifier's head.
+"""Build image encoders by name: each maps a normalised picture to one vector, without a classifier's head.
 
-    name               what it is
-    mlp-s              a hidden layer of 128 and one of 64 with batch normalisation, for pictures of a few pixels, 64 wide
+    name               encoder
+    mlp-s              layers of 128 and 64 units with batch normalisation, for pictures of a few pixels, 64 wide
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
@@ -9,9 +9,9 @@
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder
 
-An encoder is a module with `dim`, the width of its vectors. Names of submodules are those of timm, torchvision and
-transformers, under `model`; those of conv-s and resnet-s are `stem`, `layer1`, `layer2`, ... as torchvision's ResNet has
-them. Hooks may rely on them.
+An encoder is a module with `dim`, the width of its vectors. An encoder from a library holds the library's model as `model`,
+with the library's names of submodules. The submodules of conv-s and resnet-s are `stem`, `layer1`, `layer2`, ..., as in
+torchvision's ResNet. Hooks may rely on these names.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ LIBRARIES = ("timm", "torchvision", "hf")
 
 
 class ImageEncoder(nn.Module):
-    """[batch, channels, height, width] normalised -> [batch, dim]."""
+    """A module that maps normalised pictures [batch, channels, height, width] to vectors [batch, dim]."""
 
     dim: int
 
 
 def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: bool = False) -> ImageEncoder:
-    """An encoder, [B, channels, size, size] normalised -> [B, dim].
+    """Build an encoder that maps normalised pictures [B, channels, size, size] to vectors [B, dim].
 
     Args:
-        name: see the module.
-        size: height and width of the pictures.
-        channels: 3 for RGB; other numbers where the encoder allows.
-        pretrained: with the library's published weights, downloaded on first use.
+        name: name from the module's table.
+        size: height and width of the pictures in pixels.
+        channels: number of channels; 3 (default) for RGB, other numbers if the encoder allows them.
+        pretrained: load the library's published weights, downloaded on first use; False (default): random weights.
 
-    Raises CounterpointError for an unknown name (with near matches), pictures the encoder cannot take, weights that cannot
-    be fetched or a library that is not installed.
+    Raises CounterpointError for an unknown name (with near matches) and for pictures the encoder cannot take. Raises it too
+    for weights that cannot be downloaded and for a missing library.
     """
     if size < 1 or channels < 1:
         raise CounterpointError(f"an encoder needs pictures with pixels and channels, got size={size}, {channels=}")
@@ -71,9 +71,9 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
 
 
 def check_image_encoder(name: str) -> None:
-    """Raise CounterpointError, with near matches, for a name that `build_image_encoder` does not know. Builds nothing.
+    """Raise CounterpointError, with near matches, for a name that `build_image_encoder` does not know. Build nothing.
 
-    A model of transformers (`hf:NAME`) is looked for only when it is built.
+    Only `build_image_encoder` checks whether a model of transformers (`hf:NAME`) exists.
     """
     library, colon, model = name.partition(":")
     if not colon:
@@ -95,7 +95,14 @@ def check_image_encoder(name: str) -> None:
 
 
 def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) -> None:
-    """CounterpointError when an encoder cannot take pictures of this size, which need not be the one it was built for."""
+    """Raise CounterpointError if an encoder cannot take pictures of this size.
+
+    Args:
+        encoder: the encoder, possibly built for another size.
+        name: its name, for the message.
+        size: height and width in pixels.
+        channels: number of channels, by default 3.
+    """
     _width(encoder, _call, size, channels, name)
 
 
@@ -103,7 +110,7 @@ def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) ->
 
 
 class _ChannelsLast(ImageEncoder):
-    """A convolutional encoder that runs with channels last: 1.3 to 1.5 times as fast forward and backward on a CPU."""
+    """A convolutional encoder with channels last, which on a CPU is 1.3 to 1.5 times as fast forward and backward."""
 
     def _finish(self) -> None:
         for module in self.modules():
@@ -112,7 +119,7 @@ class _ChannelsLast(ImageEncoder):
         self.to(memory_format=torch.channels_last)
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        """The last feature map."""
+        """Compute the last feature map."""
         raise NotImplementedError
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
@@ -126,7 +133,10 @@ def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequent
 
 
 class MLPS(ImageEncoder):
-    """Pixels to 128 to 64 units, batch normalisation and ReLU between and after: no picture is large, no pixel local."""
+    """Two linear layers of 128 and 64 units, each followed by batch normalisation and ReLU.
+
+    They suit small pictures whose pixels have no neighbourhood.
+    """
 
     def __init__(self, size: int, channels: int = 3, hidden: int = 128, dim: int = 64) -> None:
         super().__init__()
@@ -141,7 +151,7 @@ class MLPS(ImageEncoder):
 
 
 class ConvS(_ChannelsLast):
-    """Three 3 x 3 convolutions of stride 2 with batch normalisation and ReLU, then the mean over the picture."""
+    """Three 3 x 3 convolutions of stride 2 with batch normalisation and ReLU, averaged over the picture."""
 
     def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
@@ -175,11 +185,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNetS(_ChannelsLast):
-    """A 3 x 3 stem and three residual blocks, each halving the picture. From 48 pixels on the stem halves it too.
+    """A 3 x 3 stem and three residual blocks, each of which halves the picture. From 48 pixels on the stem halves it too.
 
-    Forward and backward of 1,800 images a second at 32 pixels on 2 CPU threads. A stem of 24 and widths up to 192 (0.68 M
-    parameters) run at half of that, and in the same time SimCLR on cifar10 comes less far with them (k-NN 0.398 after 2
-    epochs against 0.419 after 4).
+    On 2 CPU threads, forward and backward process 1,800 images a second at 32 pixels. A stem of 24 and widths up to 192
+    (0.68 M parameters) process half as many. In the same time SimCLR on cifar10 reaches less with them: k-NN 0.398 after 2
+    epochs, against 0.419 after 4.
     """
 
     def __init__(self, size: int, channels: int = 3, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
@@ -200,10 +210,12 @@ class ResNetS(_ChannelsLast):
 
 
 class VisionTokens(ImageEncoder):
-    """A timm VisionTransformer (`model`), with its tokens.
+    """A timm VisionTransformer (`model`), with access to its tokens.
 
-    `patch` is the side of a patch in pixels, `grid` the patches in a row and in a column, `prefix` how many tokens stand
-    before those of the patches (the class token, registers).
+    Attributes:
+        patch: side of a patch in pixels.
+        grid: number of patches in a column and in a row.
+        prefix: number of tokens before the patches' tokens (the class token, registers).
     """
 
     def __init__(self, model: Any) -> None:
@@ -220,16 +232,21 @@ class VisionTokens(ImageEncoder):
     def tokens(
         self, images: Float[Tensor, "batch channels size size"], keep: Int[Tensor, "batch kept"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
-        """The last block's normalised output: prefix tokens, then the patches row by row.
+        """Compute the last block's normalised output: prefix tokens, then the patches row by row.
 
-        With `keep` only those patches, in that order, enter the blocks (MAE's encoder); positions are added before.
+        Args:
+            images: normalised pictures.
+            keep: numbers of the patches that enter the blocks, in their order (MAE's encoder); None: all patches.
+                Positions are added before the selection.
+
+        Raises CounterpointError for `keep` with a model without learned positions or without a class token.
         """
         if keep is None:
             return self.model.forward_features(images)
         model = self.model
         if model.no_embed_class or getattr(model, "rope", None) is not None:
             raise CounterpointError(
-                "patches can be kept only in a vision transformer with learned positions and a class token"
+                "only a vision transformer with learned positions and a class token can select patches; use vit-s"
             )
         x = model._pos_embed(model.patch_embed(images))
         patches = x[:, self.prefix :].gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
@@ -242,7 +259,18 @@ class VisionTokens(ImageEncoder):
 def vit_s(
     size: int, channels: int = 3, *, patch: int | None = None, width: int = 128, depth: int = 4, heads: int = 4
 ) -> VisionTokens:
-    """A small VisionTransformer; CounterpointError when the picture is no whole number of patches."""
+    """Build a small VisionTransformer.
+
+    Args:
+        size: height and width of the pictures in pixels.
+        channels: number of channels, by default 3.
+        patch: side of a patch in pixels; None: 4 below 64 pixels, 8 below 160, else 16.
+        width: width of a token, by default 128.
+        depth: number of blocks, by default 4.
+        heads: number of attention heads, by default 4.
+
+    Raises CounterpointError if `size` is not a multiple of the patch.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
     patch = patch or (4 if size < 64 else 8 if size < 160 else 16)
@@ -265,7 +293,7 @@ def vit_s(
 
 
 class Wrapped(ImageEncoder):
-    """A library's model under `model`, and how to read a vector from it."""
+    """A library's model (`model`) and the function that computes vectors with it."""
 
     def __init__(self, model: nn.Module, dim: int, read: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -289,7 +317,7 @@ def _near(library: str, name: str, known: list[str]) -> CounterpointError:
 
 
 def _fetched(build: Callable[[], Any], what: str) -> Any:
-    """Build a model whose weights or configuration may have to come from the net."""
+    """Build a model whose weights or configuration may have to be downloaded."""
     try:
         return build()
     except CounterpointError:
@@ -297,16 +325,16 @@ def _fetched(build: Callable[[], Any], what: str) -> Any:
     except Exception as error:  # the three libraries' and their HTTP clients' own kinds
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = (
-            ". What is not on this machine is downloaded, which needs the net; without it take pretrained=False, or a "
-            "model in a folder"
-            if isinstance(error, OSError)  # of the net too
+            ". A model that is not on this machine is downloaded. If there is no network, set pretrained=False or name a "
+            "folder with the model"
+            if isinstance(error, OSError)  # errors of the network included
             else ""
         )
         raise CounterpointError(f"{what} could not be built: {said[:300].rstrip('.')}{advice}") from error
 
 
 def _width(model: nn.Module, read: Callable[[nn.Module, Tensor], Tensor], size: int, channels: int, what: str) -> int:
-    """The encoder's width, by trying it on a black picture; CounterpointError when it cannot take the picture."""
+    """Measure the encoder's width on a black picture. Raises CounterpointError if it cannot take the picture."""
     training = model.training
     try:
         with torch.inference_mode():
@@ -319,7 +347,7 @@ def _width(model: nn.Module, read: Callable[[nn.Module, Tensor], Tensor], size: 
     finally:
         model.train(training)
     if found.ndim != 2:
-        raise CounterpointError(f"{what} gives {list(found.shape)} for a picture, not one vector")
+        raise CounterpointError(f"{what} must return one vector per picture, got {list(found.shape)}")
     return int(found.shape[1])
 
 
@@ -330,8 +358,8 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
     options: dict[str, Any] = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
 
     def build() -> nn.Module:
-        # Transformers want to know the size, and some can take others by interpolating positions; convolutional networks
-        # know of neither.
+        # Transformers need the size, and some take other sizes by interpolating positions. Convolutional networks accept
+        # neither argument.
         sizes: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size})
         for more in sizes:
             with contextlib.suppress(TypeError):
@@ -358,10 +386,10 @@ def _torchvision(name: str, size: int, channels: int, pretrained: bool) -> Image
         model = _fetched(lambda: tv.get_model(name, **options), f"torchvision:{name}")
     head = next((h for h in ("fc", "classifier", "heads", "head") if hasattr(model, h)), None)
     if head is None:
-        raise CounterpointError(f"torchvision:{name} has no head that could be taken off")
+        raise CounterpointError(f"torchvision:{name} has no head to remove; name another model")
     old = getattr(model, head)
     if isinstance(old, nn.Sequential) and any(isinstance(m, (nn.Flatten, nn.LayerNorm)) for m in old):
-        # ConvNeXt normalises and flattens in its head: only the classifier goes.
+        # ConvNeXt normalises and flattens in its head, so remove only the classifier.
         old[-1] = nn.Identity()
     else:
         setattr(model, head, nn.Flatten(1))
@@ -384,8 +412,8 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         model = _fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
     else:
         model = _fetched(lambda: AutoModel.from_config(AutoConfig.from_pretrained(name)), f"hf:{name}")
-    # transformers 5 keeps the type of the file, transformers 4 made float32: half-precision files are widened.
-    model = getattr(model, "vision_model", model).float()  # of CLIP and its like, the tower that sees
+    # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
+    model = getattr(model, "vision_model", model).float()  # of CLIP and similar models, the image encoder
     if "pixel_values" not in inspect.signature(model.forward).parameters:
         raise CounterpointError(f"hf:{name} is no vision model; its input is not pixel_values")
     trained = getattr(model.config, "image_size", size)

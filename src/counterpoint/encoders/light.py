@@ -1,10 +1,11 @@
-"""`light`: the built-in visual descriptor. It is not a trained network.
+"""Describe video snippets with `light`, the built-in visual descriptor. It is not a trained network.
 
-It convolves small frames, and their differences from the frame before, with fixed 5 x 5 filters drawn once from a
-random generator, rectifies, and keeps for every filter the strongest response anywhere in the picture; colour and
-motion statistics are added. Single-layer random filters with max pooling are a decent detector of small distinct things
-on changing backgrounds (Jarrett et al. 2009, Saxe et al. 2011), need no download, and run at hundreds of times real
-time. They know nothing of the world: for real footage use a trained network (`encoders.names("visual")`).
+It convolves small frames, and their differences from the previous frame, with fixed random 5 x 5 filters. It rectifies the
+responses and keeps the strongest one of each filter over the whole picture. It appends statistics of colour and motion.
+
+Single-layer random filters with max pooling detect small distinct objects fairly well, also on changing backgrounds. Source:
+Jarrett et al. 2009, Saxe et al. 2011. They need no download and run at hundreds of times real time. They know nothing of
+real footage; for that, use a trained network (`encoders.names("visual")`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ SPREAD = {"appearance": 0.25, "change": 0.25}
 
 
 class Light:
-    """208 numbers a snippet from 4 frames of 96 x 54: 2 x 48 filters, mean and maximum over the frames, 16 statistics."""
+    """A descriptor of 208 numbers for a snippet of 4 frames of 96 x 54 pixels.
+
+    The numbers are the mean and the maximum over the frames of 2 x 48 filters, and 16 statistics.
+    """
 
     name = "light"
     dim = 4 * FILTERS + STATISTICS
@@ -46,7 +50,7 @@ class Light:
 
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, 4, H, W, 3] uint8 RGB -> [N, 208] float32."""
+        """Map frames [N, 4, H, W, 3], uint8 RGB, to features [N, 208], float32."""
         n, f = frames.shape[:2]
         rgb = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1.0)
         # Brightness and two colour-opponent channels.

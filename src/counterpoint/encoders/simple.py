@@ -1,4 +1,4 @@
-"""Networks of one or two hidden layers: towers of small claims, and heads."""
+"""Build networks of one or two hidden layers: encoders for small claims, and heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class PixelMLP(nn.Module):
-    """Grey pixels through one hidden layer."""
+    """A network with one hidden layer on the mean of a picture's channels."""
 
     def __init__(self, size: int, hidden: int = 128, dim: int = 64) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PixelMLP(nn.Module):
 
 
 class BagOfTokens(nn.Module):
-    """The mean of the tokens' vectors through one hidden layer."""
+    """A network that averages the tokens' vectors (the hidden layer) and maps the mean to `dim` numbers."""
 
     def __init__(self, vocabulary: int, hidden: int = 128, dim: int = 64) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class BagOfTokens(nn.Module):
 
 
 class Tower(nn.Module):
-    """An encoder and a head, as one network that can be copied."""
+    """An encoder followed by a head, as one module to copy."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,13 @@ class Tower(nn.Module):
 
 
 def mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Sequential:
-    """Linear layers, batch normalisation and ReLU between them, `last` at the end."""
+    """Build linear layers of these widths, with batch normalisation and ReLU between them.
+
+    Args:
+        widths: width of the input, of each hidden layer and of the output.
+        bias: whether the linear layers have a bias.
+        last: module to append; None: nothing.
+    """
     layers: list[nn.Module] = []
     for a, b in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(a, b, bias=bias), nn.BatchNorm1d(b), nn.ReLU()]

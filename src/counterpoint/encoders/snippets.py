@@ -1,4 +1,4 @@
-"""A convolutional encoder of snippets of sheet music and of spectrograms (Carvalho, Widmer: arXiv 2309.12134)."""
+"""Encode snippets of sheet music and of spectrograms with a convolutional network (Carvalho, Widmer: arXiv 2309.12134)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAPS = 32  # channels of an encoder's output
 class ELU(torch.autograd.Function):
     """Exponential linear unit, max(x, exp(min(x, 0)) - 1).
 
-    It uses the vectorised exponential: torch's own unit takes 40 % of an encoder's time on a CPU.
+    It uses the vectorised exponential, because torch's own ELU takes 40 % of an encoder's time on a CPU.
     """
 
     @staticmethod
@@ -32,7 +32,7 @@ class ELU(torch.autograd.Function):
 
 
 class Block(nn.Module):
-    """[convolution 3x3, batch normalisation, ELU] twice, then a maximum over 2 x 2."""
+    """Twice [convolution 3x3, batch normalisation, ELU], then max pooling over 2 x 2."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -42,21 +42,21 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Float[Tensor, "n inputs h w"]) -> Float[Tensor, "n outputs h2 w2"]:
-        # Channels last: a third faster on a CPU with channels as few as these.
+        # Channels last is a third faster on a CPU with so few channels.
         x = ELU.apply(self.bn1(self.conv1(x).contiguous(memory_format=torch.channels_last)))
-        # The maximum commutes with the ELU, which rises throughout, and leaves it a quarter of the work.
+        # The ELU is increasing, so the maximum may precede it and leaves it a quarter of the work.
         return ELU.apply(F.max_pool2d(self.bn2(self.conv2(x)), 2))
 
 
 class SnippetEncoder(nn.Module):
-    """One pathway, [n, 1, height, width] -> [n, dim]: four blocks of F, 2F, 4F, 4F channels, 1x1 to 32 maps.
+    """One pathway, [n, 1, height, width] -> [n, dim]: four blocks of F, 2F, 4F, 4F channels, then 1x1 to 32 maps.
 
     Args:
-        height, width: of a snippet, at least 16: 92 x T_s for audio, 80 x 100 for sheet music.
-        filters: F.
+        height, width: pixels of a snippet, at least 16: 92 x T_s for audio, 80 x 100 for sheet music.
+        filters: F, the number of channels of the first block, at least 1; by default 24.
 
     `dim` is 32 (height // 16) (width // 16): 800 for 84 frames of audio, 960 for sheet music. Raises ValueError for
-    snippets of another size.
+    smaller snippets or no filters, and in `forward` for snippets of another size.
 
     >>> SnippetEncoder(92, 84, filters=3)(torch.zeros(2, 1, 92, 84)).shape
     torch.Size([2, 800])
@@ -65,7 +65,9 @@ class SnippetEncoder(nn.Module):
     def __init__(self, height: int, width: int, filters: int = 24) -> None:
         super().__init__()
         if min(height, width) < 16 or filters < 1:
-            raise ValueError(f"an encoder needs 16 x 16 and a filter at least, got {height} x {width} and {filters}")
+            raise ValueError(
+                f"an encoder needs snippets of at least 16 x 16 and one filter, got {height} x {width} and {filters}"
+            )
         widths = [1, filters, 2 * filters, 4 * filters, 4 * filters]
         self.block1, self.block2, self.block3, self.block4 = (Block(widths[n], widths[n + 1]) for n in range(4))
         self.conv = nn.Conv2d(widths[-1], MAPS, 1, bias=False)
@@ -82,7 +84,7 @@ class SnippetEncoder(nn.Module):
 
 
 def linear_start(module: nn.Module) -> None:
-    """Draw weights of convolutions and linear layers Kaiming-uniform with the gain of a linear unit, as the authors do."""
+    """Draw weights of convolutions and linear layers Kaiming-uniform with a linear unit's gain, as the authors do."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(part.weight, nonlinearity="linear")

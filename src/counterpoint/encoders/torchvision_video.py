@@ -1,4 +1,4 @@
-"""torchvision's video networks as frozen backbones: the classifier is taken off, what it read is the feature."""
+"""Use torchvision's video networks as frozen backbones: remove the classifier, whose input becomes the feature."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ HEADS = ("fc", "head", "classifier")
 
 @cache
 def available() -> tuple[str, ...]:
-    """Names of torchvision's video classifiers."""
+    """List the names of torchvision's video classifiers."""
     return tuple(tv.list_models(module=tv.video))
 
 
 class TorchvisionVideo:
-    """One of torchvision's video classifiers without its head, on 16 frames a snippet.
+    """One of torchvision's video classifiers without its head, on 16 frames per snippet.
 
-    `weights` is "DEFAULT" (torchvision downloads them on first use) or a file with a state dict of the whole classifier.
-    Frames are scaled to the size the weights' own transform asks for (squashed, where it scales the short side only),
-    then cropped and normalised by it.
+    The weights come with a transform. Callers scale frames to `frame_size`, the size that the transform asks for. If the
+    transform scales only the short side, frames become squares. The transform then crops and normalises them.
+
+    Args:
+        name: a name from `available`.
+        weights: "DEFAULT" (torchvision downloads them on first use) or a file with the state dict of the whole classifier.
+        sha256: hash that the file must have; None: any.
     """
 
     frames_per_snippet = 16
@@ -49,7 +53,7 @@ class TorchvisionVideo:
             except OSError as error:
                 raise CounterpointError(
                     f"torchvision could not download the weights of {name} ({error}); "
-                    f"fetch them elsewhere and name the file: {name}@/path/to/weights.pth"
+                    f"download them on another machine and name the file: {name}@/path/to/weights.pth"
                 ) from error
         else:
             self.sha256 = fingerprint(Path(weights), sha256)
@@ -69,6 +73,6 @@ class TorchvisionVideo:
 
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, 16, H, W, 3] uint8 RGB -> [N, dim] float32."""
+        """Map frames [N, 16, H, W, 3], uint8 RGB, to features [N, dim], float32."""
         clips = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 1, 4, 2, 3)
         return self.model(self.transform(clips)).float().numpy()

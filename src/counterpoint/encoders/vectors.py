@@ -1,4 +1,4 @@
-"""Encoders of modalities that are vectors already, made by name."""
+"""Build encoders, by name, of modalities whose data are vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from counterpoint.errors import unknown
 
 
 def build_vector_encoder(name: str, inputs: int) -> nn.Module:
-    """Build an encoder, [n, inputs] -> [n, dim], by name (see `AlignedConfig.vector_encoder`). CounterpointError for another."""
+    """Build an encoder, [n, inputs] -> [n, dim], by name (see `AlignedConfig.vector_encoder`).
+
+    Raises CounterpointError for an unknown name.
+    """
     if name == "mlp":
         return VectorEncoder(inputs)
     widths = name.split("-")[1:]
@@ -25,9 +28,9 @@ def build_vector_encoder(name: str, inputs: int) -> nn.Module:
 
 
 class LayeredEncoder(nn.Module):
-    """Linear layers with ReLU behind each; without any, the vectors as they are, with a 1 at the end if there is a bias.
+    """Linear layers, each followed by ReLU. Without `widths` there are none, and the vectors pass unchanged.
 
-    The head that follows has no bias, so that 1 makes it an affine map.
+    If `bias`, append a 1 to each vector. The head that follows has no bias, so the 1 makes it an affine map.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int], *, bias: bool = False) -> None:
@@ -45,7 +48,7 @@ class LayeredEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """For modalities that are vectors already: two linear layers with GELU and a normalisation before them."""
+    """LayerNorm, then two linear layers with GELU between them."""
 
     def __init__(self, inputs: int, dim: int = 256) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which tokens of a text make which of its words."""
+"""Assign each token of a text to the word it belongs to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def tokens_of_words(
 
     Args:
         tokenizer: splits texts into tokens.
-        texts: one string each.
-        context: tokens to a text at most; later words are cut off.
+        texts: n strings.
+        context: maximum number of tokens per text; later words are cut off.
 
     Raises ValueError for a text without words.
     """

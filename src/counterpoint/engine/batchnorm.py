@@ -1,11 +1,11 @@
-"""Batch normalisation over processes: every process normalises with the statistics of the whole batch.
+"""Normalise batches over processes: every process uses the statistics of the whole batch.
 
-`synchronise` changes a network in place when training starts under torchrun. On GPUs it is PyTorch's SyncBatchNorm (by way of
-timm, whose fused layers it also knows). PyTorch has none for CPUs, so there the sums are gathered here. With either, W
-processes train as one process does, to rounding, whatever their shares of a batch.
+`synchronise` changes a network in place when training starts under torchrun. On GPUs it uses PyTorch's SyncBatchNorm, by way
+of timm, which also converts its own fused layers. PyTorch has no such layer for CPUs, so this module gathers the sums there.
+With either, W processes train as one process does, to rounding, whatever their shares of a batch.
 
-Exceptions keep the statistics of their own process: layers that freeze them (`track_running_stats` in evaluation mode), and
-normalisation in a network's own code that is no `torch.nn.BatchNorm`.
+Two kinds of layers keep the statistics of their own process: layers that freeze them (`track_running_stats` in evaluation
+mode), and normalisation that is no subclass of `torch.nn.BatchNorm`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from counterpoint.core.world import processes
 
 
 def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """Batch normalisation of x [n, channels, ...] with the statistics of all processes' rows.
+    """Normalise x [n, channels, ...] with the batch statistics of all processes' rows.
 
-    The mean of every process's gradients is the gradient that one process with all rows would have.
+    The mean of the processes' gradients equals the gradient of one process with all rows.
     """
     batch_statistics = layer.training or layer.running_mean is None
     if not batch_statistics or processes()[1] == 1:
@@ -32,7 +32,7 @@ def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     count = torch.tensor([wide.numel() / channels], dtype=torch.float64, device=x.device)
     dist.all_reduce(count)
     total = count.to(wide.dtype)
-    # Two passes: the variance as a difference of squares would lose what a large mean hides.
+    # Two passes: with a large mean, the variance as a difference of squares would cancel.
     mean = all_reduce(wide.sum(other)) / total
     shape = [1, channels, *[1] * (x.ndim - 2)]
     centred = wide - mean.view(shape)
@@ -78,7 +78,7 @@ _OF: dict[type, type] = {
 
 
 def _gathered_act(kind: type) -> type:
-    """timm's normalisation with dropout and activation in one layer, with gathered statistics."""
+    """Return a subclass of timm's layer of normalisation, dropout and activation that gathers its statistics."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         return self.act(self.drop(_normalised(self, x)))  # type: ignore[operator, arg-type]
@@ -87,12 +87,12 @@ def _gathered_act(kind: type) -> type:
 
 
 def synchronise(network: nn.Module, *, cuda: bool) -> int:
-    """Make every batch normalisation of a network use the statistics of all processes; return how many there are.
+    """Make every batch normalisation of a network use the statistics of all processes. Return the number of such layers.
 
     Args:
-        network: changed in place; names, parameters and buffers stay the same objects, so that optimisers and saved weights
-            do not notice.
-        cuda: whether it will train on GPUs.
+        network: Changed in place. Names, parameters and buffers stay the same objects, so optimisers and saved weights stay
+            valid.
+        cuda: Whether the network will train on GPUs.
     """
     found = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not found:

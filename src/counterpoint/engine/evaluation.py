@@ -1,4 +1,4 @@
-"""Measuring a learner on a split: during a fit, at its end, and of a finished run."""
+"""Measure a learner on a split: during a fit, at its end, or after loading a finished run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey, moved
 
-WATCHED = 512  # rows of an evaluation that a collapse is looked for in
+WATCHED = 512  # number of embeddings of an evaluation that are checked for collapse
 RANK = 1.5  # an effective rank below this is a collapse
-UNIFORMITY = -1e-4  # so is a uniformity above this: unit rows nearer to each other than 0.01
+UNIFORMITY = -1e-4  # a uniformity above this is a collapse: unit rows nearer to each other than 0.01
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -25,14 +25,18 @@ def measure(
     """Measure a learner on a split of a task, without gradient and in float32.
 
     Args:
-        learner: its mode is left as it was.
-        task: gives `evaluation_loader` and `evaluator`.
+        learner: The learner to measure. Its mode (training or evaluation) is restored afterwards.
+        task: Provides `evaluation_loader` and `evaluator`.
         split: "valid" or "test".
-        final: also take the measures that are taken once, such as linear probes, and draw figures.
-        track: wraps the batches, for a progress bar.
+        final: Also compute the metrics that are computed once, such as linear probes, and draw figures.
+        track: Wraps the batches, for a progress bar. Default: no progress bar.
 
-    Returns the figures, the task's evaluator (with `figures`, `chance()`, `notes` where it has them), and signs of a
-    collapse: `rank`, the effective rank of the embeddings (RankMe: Garrido et al., arXiv 2210.02885), and `uniformity`.
+    Returns three values:
+
+    - the metrics, by name;
+    - the task's evaluator, with `figures`, `chance()` and `notes` where it has them;
+    - signs of a collapse: `rank`, the effective rank of the embeddings (RankMe: Garrido et al., arXiv 2210.02885), and
+      `uniformity`.
     """
     evaluator = task.evaluator(split)
     seen: list[Tensor] = []
@@ -55,24 +59,25 @@ def measure(
 
 
 def _embeddings(found: dict[str, Any]) -> list[Tensor]:
-    """The first rows of what a loss compares, or of the features; none of a learner that gives scores."""
+    """Return the first rows of the embeddings, or else of the features; an empty list for a learner that gives scores."""
     value = found.get("embedding", found.get("feature"))
     parts = list(value.values())[:1] if isinstance(value, dict) else [] if value is None else [value]
     return [part.detach().float().cpu()[:WATCHED] for part in parts if part.ndim == 2]
 
 
 def signs_of_collapse(parts: list[Tensor]) -> dict[str, float]:
-    """Compute the effective rank and the uniformity of embeddings; {} of fewer than two rows.
+    """Compute the effective rank and the uniformity of embeddings; return {} for fewer than two rows.
 
-    The rank is exp of the entropy of the singular values of the centred unit rows, between 1 and the width; 1 where all
-    rows are the same. The uniformity is log mean exp(-2 d^2) over pairs of rows (Wang and Isola, arXiv 2005.10242).
+    The rank is the exponential of the entropy of the centred unit rows' singular values. It lies between 1 and the width,
+    and is 1 where all rows are the same. The uniformity is log mean exp(-2 d^2) over pairs of rows (Wang and Isola,
+    arXiv 2005.10242).
     """
     parts = [part for part in parts if part.shape[1] == parts[0].shape[1]] if parts else []
     if sum(map(len, parts)) < 2:
         return {}
     rows = nn.functional.normalize(torch.cat(parts)[:WATCHED], dim=1)
     rows = rows[rows.isfinite().all(1)]
-    there = rows.any(1)  # a modality that an item lacks is a row of zeros
+    there = rows.any(1)  # an item that lacks the modality has a row of zeros
     rows = rows[there] if bool(there.any()) else rows
     if len(rows) < 2:
         return {}
@@ -88,10 +93,10 @@ def signs_of_collapse(parts: list[Tensor]) -> dict[str, float]:
 
 
 def collapse(signs: dict[str, float]) -> str:
-    """Return a warning where embeddings have collapsed, else ""."""
+    """Return a warning when the signs show collapsed embeddings, else ""."""
     if not signs or (signs["rank"] >= RANK and signs["uniformity"] <= UNIFORMITY):
         return ""
     return (
-        f"the embeddings are collapsing: effective rank {signs['rank']:.2f}, uniformity {signs['uniformity']:.3f} (0: all the "
-        "same). Lower --lr, raise the temperature, or check that views differ"
+        f"the embeddings are collapsing: effective rank {signs['rank']:.2f}, uniformity {signs['uniformity']:.3f} (0: all are "
+        "equal). Lower --lr, raise the temperature, or check that views differ"
     )

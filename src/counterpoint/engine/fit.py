@@ -1,11 +1,13 @@
-"""The loop: stages, epochs, steps and turns, with exact resumption, one process or many.
+"""Train in stages, epochs, steps and turns, with exact resumption, on one process or many.
 
-It is plain PyTorch. Exact resumption rests on two things. Data order and all randomness of a step depend on (seed, epoch,
-step) alone (`loading.py`, `Fit.step`). What else a step depends on (weights, optimisers, schedules, averages, the figures so
-far) is in last.ckpt, which is written whole after each epoch, every few minutes within one, and at Ctrl-C.
+The loop is plain PyTorch. Two properties make resumption exact:
 
-Processes share each batch; their gradients are averaged after the backward pass (`gradients.py`), whichever parameters a
-step reached, so stages and turns need no wrapper around the learner.
+1. Data order and all randomness of a step depend on (seed, epoch, step) alone (`loading.py`, `Fit.step`).
+2. The file last.ckpt holds all other state of a step: weights, optimisers, schedules, averages, the metrics so far. It is
+   written as a whole after each epoch, every few minutes within an epoch, and at Ctrl-C.
+
+Processes share each batch. Their gradients are averaged after the backward pass (`gradients.py`), whichever parameters a
+step reached. Therefore stages and turns need no wrapper around the learner.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, Interrupted, RunError
 
 Rows = list[dict[str, float]]
-ENTER = 1  # tells the numbers drawn as a stage begins from those of its steps
+ENTER = 1  # part of the seed: separates the random numbers of a stage's beginning from those of its steps
 
 
 def seed_of(*parts: int) -> int:
-    """Mix numbers into a seed for torch."""
+    """Mix integers into one seed for torch."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
@@ -67,18 +69,26 @@ def fit(
     callbacks: Sequence[Callback] = (),
     say: Callable[[str], None] | None = None,
 ) -> Rows:
-    """Train a learner through its stages; return the figures, a row per epoch.
+    """Train a learner through its stages. Return the metrics, a row per epoch.
 
-    `valid/...` is measured after every `evaluate_every`-th epoch of a stage and its last; `test/...` once, at the end, in the
-    last row. With a `run`, figures and checkpoints go to disk, an existing last.ckpt is resumed from, and the weights are
-    written at the end. Under torchrun (WORLD_SIZE set) processes share each batch, batch normalisation takes the statistics
-    of the whole batch, and every process measures the whole split, so all hold the same figures.
+    `valid/...` is measured after every `evaluate_every`-th epoch of a stage and after its last epoch. `test/...` is measured
+    once, at the end, in the last row. With a `run`, metrics and checkpoints are written to disk, and the weights at the end.
+    Where the run has a last.ckpt, training resumes from it.
+
+    Under torchrun (WORLD_SIZE set) processes share each batch. Batch normalisation uses the statistics of the whole batch.
+    Every process measures the whole split, so all hold the same metrics.
 
     Args:
-        loop: precision, device, large batches and other services.
-        title: shown at the progress bar; `bar`: whether there is one.
-        callbacks: get each step and each epoch.
-        say: gets warnings; default: they go to standard error.
+        learner: The learner to train, in place.
+        task: Provides batches, splits and the evaluator.
+        loop: Precision, device, large batches and other services. Default: float32, on the GPU if there is one.
+        evaluate_every: Number of epochs between evaluations on `valid`; at least 1.
+        run: The run directory to write to, and to resume from. Default: write nothing.
+        title: Title of the progress bar.
+        bar: Whether to show a progress bar.
+        console: The progress bar's console. Default: standard error.
+        callbacks: Called at each step and each epoch.
+        say: Receives warnings. Default: they are printed on standard error.
 
     Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read, CounterpointError for stages that cannot
     be trained.
@@ -87,7 +97,7 @@ def fit(
 
 
 class Fit:
-    """One fit under way."""
+    """The state of one fit."""
 
     def __init__(
         self,
@@ -107,19 +117,19 @@ class Fit:
         self.turns: list[Turn] = []
         self.rows: Rows = []
         self.sums: dict[str, Tensor] = {}
-        self.batches = 0  # summed in `sums`
+        self.batches = 0  # number of batches summed in `sums`
         self.stop = False
         self.saved_at = time.monotonic()
         self.average: Average | None = None
-        self.best: dict[str, Any] = {}  # of early stopping: value, weights, evaluations since
+        self.best: dict[str, Any] = {}  # for early stopping: best value, its weights, number of evaluations since
         self.warned = False
         self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
-        self.measured = False  # whether the test split is
+        self.measured = False  # whether the test split has been measured
         self.compiled: dict[tuple[int, str], Callable[..., Any]] = {}
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes the files: process 0."""
         return processes()[0] == 0
 
     # --- from beginning to end
@@ -185,7 +195,7 @@ class Fit:
         return self.rows
 
     def _meet(self) -> bool:
-        """Make the group of processes where torchrun has started several; whether it was made here."""
+        """Make the process group where torchrun started several processes. Return whether this call made it."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
             return False
         device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
@@ -198,33 +208,33 @@ class Fit:
         if stage.enter is not None:
             before = {name for name, _ in learner.named_parameters()}
             places = set(teachers_of(learner))
-            # As in a step: a fit that is resumed at the boundary draws what it would have drawn. All processes draw alike.
+            # Seeded as in a step: a fit resumed at the boundary draws the same numbers. All processes draw alike.
             torch.manual_seed(seed_of(learner.seed, learner.position.all_steps, number, ENTER))
             stage.enter(self.survey)
             self.trainable |= {n for n, p in learner.named_parameters() if n not in before and p.requires_grad}
             if (new := set(teachers_of(learner)) - places) and not learner.structure():
                 raise CounterpointError(
-                    f"stage {stage.name} of {type(learner).__name__} makes a teacher ({min(new)}) that a resumed run would not "
-                    "have: make a snapshot in its place from the beginning, and a new one when the stage begins"
+                    f"stage {stage.name} of {type(learner).__name__} makes a teacher ({min(new)}) that a resumed run would "
+                    f"lack; assign a snapshot to {min(new)} in the learner's constructor, and replace it in the stage's `enter`"
                 )
             self._at_home()
             learner.train()
         self._prepare(number)
         if self.loop.ema and not stage.carry:
-            self.average = Average(self.learner, self.loop.ema)  # of other weights than those of the stage before
+            self.average = Average(self.learner, self.loop.ema)  # does not include weights of the stage before
 
     def _check_networks(self) -> None:
-        """Refuse large batches and compilation where the learner's networks are not made for them."""
+        """Raise CounterpointError where the learner's networks cannot be run in parts, or compiled, as the loop asks."""
         learner, networks = self.learner, self.learner.row_wise()
         if self.loop.accumulate > 1:
             check_row_wise(type(learner).__name__, networks)
         if self.loop.compile and not networks:
             raise CounterpointError(
-                f"--compile: {type(learner).__name__} names no network that can be compiled; leave it out"
+                f"--compile: {type(learner).__name__} has no network that can be compiled; leave out --compile"
             )
 
     def _at_home(self) -> None:
-        """Bring networks and teachers to the device, alike on all processes."""
+        """Move networks and teachers to the device, and give all processes the same weights."""
         self.learner.to(self.device)
         for teacher in teachers_of(self.learner).values():
             teacher.to(self.device)
@@ -235,7 +245,7 @@ class Fit:
     def _check_trained(self) -> None:
         """Raise CounterpointError, before the first step, for a stage whose modules have nothing to train."""
         names = {id(p): name for name, p in self.learner.named_parameters()}
-        later = False  # whether a stage's beginning may make other modules
+        later = False  # whether the `enter` of a stage may replace modules
         for stage in self.stages:
             later = later or stage.enter is not None
             if stage.trains is not None and not later:
@@ -244,13 +254,16 @@ class Fit:
                     raise self._untrained(stage)
 
     def _untrained(self, stage: Stage) -> CounterpointError:
-        return CounterpointError(f"stage {stage.name} of {type(self.learner).__name__} trains no parameter")
+        return CounterpointError(
+            f"stage {stage.name} of {type(self.learner).__name__} trains no parameter; "
+            "unfreeze a module, or correct `trains` and the optimisers of the stage"
+        )
 
     def _prepare(self, number: int) -> None:
         """Choose parameters, batches and optimisers of a stage."""
         learner, stage = self.learner, self.stages[number]
         if stage.carry and not self.turns and number:
-            self._prepare(number - 1)  # makes the optimisers as they were made
+            self._prepare(number - 1)  # makes the optimisers of the stage before, which this stage carries
         chosen = None if stage.trains is None else {id(p) for m in stage.trains() for p in m.parameters()}
         for name, parameter in learner.named_parameters():
             parameter.requires_grad_(name in self.trainable and (chosen is None or id(parameter) in chosen))
@@ -278,7 +291,7 @@ class Fit:
             raise self._untrained(stage)
 
     def _stage(self, stage: Stage, shown: _Bar | None) -> bool:
-        """Train a stage to its end; whether the fit stops early."""
+        """Train a stage to its end. Return whether the fit is over: its test split has been measured."""
         learner, position = self.learner, self.learner.position
         last_stage = position.stage + 1 == len(self.stages)
         while position.epoch < stage.epochs:
@@ -311,7 +324,7 @@ class Fit:
             row = self._epoch(stage, last=last_stage and position.epoch + 1 == stage.epochs)
             if shown:
                 shown.epoch(position.all_epochs, row, stage.name if len(self.stages) > 1 else "")
-            # A stage that ended is saved as the beginning of the next, which is then entered anew.
+            # Save the end of a stage as the beginning of the next; a resumed fit enters that stage again.
             self._save()
             self._leave_if_asked()
             if self.measured:
@@ -322,7 +335,7 @@ class Fit:
     # --- one step
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Take all turns of one step; return their losses."""
+        """Execute all turns of one step. Return their losses by name, as scalars."""
         learner = self.learner
         prepared = self.prepared(batch)
         found: dict[str, Tensor] = {}
@@ -334,7 +347,7 @@ class Fit:
                 if self.run is None or isinstance(error, RunError | Interrupted):
                     raise
                 keep_batch(self.run, learner, batch, number, state)
-                said = f"{error}\nThe batch is kept. Look at it with: counterpoint replay {self.run.path}"
+                said = f"{error}\nThe batch is kept. Inspect it: counterpoint replay {self.run.path}"
                 kind = type(error) if isinstance(error, CounterpointError) else CounterpointError
                 raise kind(said) from error
         learner.end_step()
@@ -357,7 +370,7 @@ class Fit:
                 optimizer.zero_grad()
             self.scaler.scale(loss).backward()
         average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
-        # A scaler refuses an optimiser none of whose parameters was reached.
+        # The scaler raises for an optimiser without any gradient.
         scaled = [o for o in turn.optimizers if self.scaler.is_enabled() and _reached(o)]
         for optimizer in scaled:
             self.scaler.unscale_(optimizer)
@@ -372,7 +385,7 @@ class Fit:
         return losses
 
     def networks(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context of a turn: networks run in parts, or compiled, where the options say so."""
+        """Return the context of a turn, in which networks run in parts or compiled, depending on the options."""
         if self.loop.accumulate == 1 and not self.compiled:
             return contextlib.nullcontext()
         return running(self.learner.row_wise(), self.loop.accumulate, self.compiled)
@@ -382,7 +395,7 @@ class Fit:
         with self.loop.autocast(self.device):
             return (turn.loss or self.learner.loss)(batch)
 
-    # --- one epoch's figures
+    # --- metrics of an epoch
 
     def _epoch(self, stage: Stage, *, last: bool) -> dict[str, float]:
         learner, position = self.learner, self.learner.position
@@ -417,7 +430,7 @@ class Fit:
         return row
 
     def _test(self, row: dict[str, float]) -> None:
-        """Measure the test split, once: with the best weights where a fit may stop early."""
+        """Measure the test split once. With early stopping use the best weights, else the averaged ones if there are any."""
         if "weights" in self.best:
             self.learner.load_state_dict(self.best.pop("weights"))
         elif self.average is not None:
@@ -428,7 +441,7 @@ class Fit:
         row |= {f"test/{name}": value for name, value in found.items()}
 
     def stand_at(self, position: Mapping[str, int]) -> None:
-        """Make ready for a step at a position, without training up to it; the learner has its weights already."""
+        """Prepare for a step at a position, without training up to it. The learner must hold its weights already."""
         self.device = self.loop.on()
         self.learner.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -440,9 +453,9 @@ class Fit:
         self._prepare(position["stage"])
 
     def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch as the losses of the step at hand want it."""
+        """Return a batch as the losses of the current step take it: views drawn, mixtures made."""
         learner, steps = self.learner, self.learner.position.all_steps
-        # Dropout and the like depend on (seed, step, process) alone, so a resumed run draws what it would have drawn.
+        # Dropout depends on (seed, step, process) alone, so a resumed run draws the same numbers.
         torch.manual_seed(seed_of(learner.seed, steps, processes()[0]))
         return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
@@ -456,10 +469,12 @@ class Fit:
             return
         name = self.task.headline
         if name not in found:
-            raise CounterpointError(f"--patience: this learner has no {name} on valid, which early stopping goes by")
+            raise CounterpointError(
+                f"--patience: early stopping needs the metric {name} on valid, and this learner has none; leave out --patience"
+            )
         value = torch.tensor(found[name], dtype=torch.float64, device=self.device)
         if processes()[1] > 1:
-            dist.broadcast(value, 0)  # all processes stop together
+            dist.broadcast(value, 0)  # so that all processes stop at the same epoch
         if not self.best or float(value) > self.best["value"] or math.isnan(self.best["value"]):
             with self._averaged():
                 weights = {key: tensor.detach().clone() for key, tensor in self.learner.state_dict().items()}
@@ -517,7 +532,10 @@ class Fit:
         }
 
     def _resume(self) -> dict[str, Any] | None:
-        """Read the run's checkpoint, if there is one, up to the optimisers, which its stage makes first."""
+        """Restore all but the optimisers from the run's checkpoint, if there is one. The stage must make them first.
+
+        Return the checkpoint where the fit continues within a stage, else None.
+        """
         if self.run is None or not self.run.checkpoint.is_file():
             return None
         state = read_checkpoint(self.run, self.device)
@@ -525,8 +543,8 @@ class Fit:
         learner = self.learner
         if state["examples"] != self.survey.examples:
             raise RunError(
-                f"the data has {self.survey.examples} training items now, this run was begun on {state['examples']}: bring "
-                "back the set as it was, or start a new run"
+                f"the data has {self.survey.examples} training items now, this run was begun on {state['examples']}: restore "
+                "the data as they were, or start a new run"
             )
         learner.restructure(state["structure"])
         learner.load_state_dict(state["learner"])
@@ -561,7 +579,7 @@ class Fit:
         return None
 
     def _take_up(self, number: int, state: Mapping[str, Any]) -> None:
-        """Make a stage's optimisers as they were when the checkpoint was written."""
+        """Make a stage's optimisers and restore their state from the checkpoint."""
         self._prepare(number)
         for turn, held in zip(self.turns, state["turns"], strict=True):
             for optimizer, kept in zip(turn.optimizers, held["optimizers"], strict=True):
@@ -579,12 +597,12 @@ class Fit:
             raise Interrupted(_resume_hint(self.run))
 
     def _finish(self) -> None:
-        """Write what a run keeps."""
+        """Write the files of a complete run: chance levels, figures, structure, weights. Remove the checkpoint."""
         run, learner = self.run, self.learner
         if run is None or not self.first:
             return
         evaluator = getattr(self, "evaluator", None)
-        if evaluator is None:  # interrupted between the last epoch and here: measured again for its figures
+        if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
             learner.begin_evaluation(self.survey)
             _, evaluator, _ = measure(learner, self.task, "test", final=True)
         if hasattr(evaluator, "chance"):
@@ -599,11 +617,11 @@ class Fit:
 
 
 def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a run's last.ckpt; RunError that names the file where it cannot be resumed from."""
+    """Read a run's last.ckpt. Raise RunError, naming the file, when it is damaged or of an older version."""
     if _of_lightning(run.checkpoint):
         raise RunError(
-            f"{run.checkpoint} is from an older version of counterpoint, which this one does not resume: end the run with the "
-            "version that began it, or delete the file to start this run over"
+            f"{run.checkpoint} is from an older version of counterpoint, and this version cannot resume it; finish the run "
+            "with the older version, or delete the file to start this run over"
         )
     try:
         state = dict(torch.load(run.checkpoint, map_location=device, weights_only=True))
@@ -611,7 +629,7 @@ def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, A
         missing = {"examples", "trainable", "teachers", "turns", "rows"} - state.keys()
         if missing:
             raise KeyError(", ".join(sorted(missing)))
-    except Exception as error:  # any kind: the file cannot be resumed from, and the user must know which
+    except Exception as error:  # of any kind: the message must name the file
         raise RunError(
             f"{run.checkpoint} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or restore it "
             "from a copy"
@@ -620,7 +638,7 @@ def read_checkpoint(run: Run, device: torch.device | str = "cpu") -> dict[str, A
 
 
 def _of_lightning(path: Path) -> bool:
-    """Whether a checkpoint is of the time when PyTorch Lightning trained."""
+    """Return whether a version of this package that trained with PyTorch Lightning wrote a checkpoint."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
@@ -636,22 +654,26 @@ def _reached(optimizer: torch.optim.Optimizer) -> bool:
 def _checked(learner: Learner) -> list[Stage]:
     stages = learner.stages()
     if not stages:
-        raise CounterpointError(f"{type(learner).__name__} has no stage: there is nothing to train")
+        raise CounterpointError(
+            f"{type(learner).__name__} has no stage: there is nothing to train; return one from `stages`"
+        )
     for stage in stages:
         if stage.epochs < 1:
-            raise CounterpointError(f"stage {stage.name} of {type(learner).__name__} has {stage.epochs} epochs")
+            raise CounterpointError(
+                f"stage {stage.name} of {type(learner).__name__} has {stage.epochs} epochs; give it at least 1"
+            )
     return stages
 
 
 def _resume_hint(run: Run | None) -> str:
     if run is None:
         return "interrupted"
-    return f"interrupted; nothing is lost. Go on with: counterpoint train --resume {run.path}"
+    return f"interrupted; nothing is lost. Continue it: counterpoint train --resume {run.path}"
 
 
 @contextlib.contextmanager
 def _graceful(fit: Fit) -> Iterator[None]:
-    """The first Ctrl-C lets the step in hand end and saves; the second stops at once."""
+    """Handle Ctrl-C in the block: the first one finishes the current step and saves, the second one stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -670,12 +692,12 @@ def _graceful(fit: Fit) -> Iterator[None]:
 
 
 class _Bar:
-    """One progress bar for the whole fit, with the last evaluation's figures beside it."""
+    """One progress bar for the whole fit, with the last evaluation's metrics beside it."""
 
     def __init__(self, title: str, epochs: int, console: Console | None) -> None:
         self.title, self.epochs = title, epochs
         self.progress = Progress(
-            # On 80 columns the figures keep their room: the name gives way first, then the bar.
+            # On 80 columns the metrics keep their width: the title is shortened first, then the bar.
             TextColumn("{task.description}", table_column=Column(max_width=20, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from counterpoint.core.world import processes
 
-BUCKET = 25 << 20  # bytes that travel at once
+BUCKET = 25 << 20  # bytes reduced in one call
 
 
 def average(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each parameter's gradient by its mean over the processes; do nothing with one process.
 
-    Where only some processes reached a parameter, its gradient is zero on the others. Where no process reached it, it keeps no
-    gradient, so that its optimiser passes over it.
+    Where only some processes reached a parameter, its gradient counts as zero on the others. Where no process reached it, it
+    stays without gradient, so its optimiser skips it.
     """
     if processes()[1] == 1:
         return
@@ -52,14 +52,14 @@ def _average(gradients: list[Tensor]) -> None:
 
 
 def share_weights(module: nn.Module) -> None:
-    """Send the first process's parameters and buffers to all others, so that all processes begin alike."""
+    """Send the first process's parameters and buffers to all others, so that all processes start from the same weights."""
     if processes()[1] > 1:
         for value in [*module.parameters(), *module.buffers()]:
             dist.broadcast(value.detach(), 0)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Send the first process's buffers to all others, so that all processes evaluate alike."""
+    """Send the first process's buffers to all others, so that all processes evaluate the same network."""
     if processes()[1] > 1:
         for value in module.buffers():
             dist.broadcast(value.detach(), 0)

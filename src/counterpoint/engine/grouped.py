@@ -1,4 +1,4 @@
-"""Batches that lie within one group of examples each (MCL, arXiv 2402.11816)."""
+"""Draw batches from one group of examples each (MCL, arXiv 2402.11816)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ def grouped_batches(
     world_size: int = 1,
     rank: int = 0,
 ) -> list[list[int]]:
-    """Order examples into batches that lie within one group each, the groups in turn, as the authors of MCL do.
+    """Order examples into batches of one group each, the groups in turn, as the authors of MCL do.
 
     Args:
-        labels: group of each example, from 0.
-        batch_size: examples of a batch on one process.
-        permutations: for each group the order of its members, as places in the ascending list of them; padding of -1 after.
-        world_size, rank: a process takes every world_size-th member from its rank on, so that all are at the same group.
+        labels: Group of each example, [n], from 0.
+        batch_size: Number of examples in a batch on one process, b; at least 1.
+        permutations: For each group the order of its members, as positions in their ascending list, then padding of -1.
+        world_size: Number of processes, W.
+        rank: Number of this process, in 0..W - 1. It takes every W-th member from `rank` on, so that all processes use the
+            same group at a time.
 
-    Of a group of n members the first floor(floor(n / W) / b) b W are used, so groups smaller than a batch of all processes
-    are left out. Batches are taken from a group's end. Raises ValueError for permutations that do not fit, labels below 0, a
-    batch of none or a rank that is no process's.
+    Of a group of n members the first floor(floor(n / W) / b) b W are used. Groups smaller than a batch of all processes are
+    therefore left out. Batches are taken from a group's end.
+
+    Raises ValueError for permutations that do not fit, labels below 0, an empty batch, or a rank outside 0..W - 1.
     """
     labels = np.asarray(labels, np.int64)
     if batch_size < 1 or not 0 <= rank < world_size:
         raise ValueError(
-            f"batch_size must be at least 1 and rank lie in 0..world_size - 1, got {batch_size}, {rank} and {world_size}"
+            "batch_size must be at least 1 and rank in 0..world_size - 1; "
+            f"got batch_size {batch_size}, rank {rank} and world_size {world_size}"
         )
     if int(labels.min(initial=0)) < 0:
         raise ValueError(f"labels must be numbers from 0 on, got {labels.min()}")
-    # One sort finds the members of all groups: there may be as many groups as a power of the clusters.
+    # One sort finds the members of all groups: the number of groups may be a power of the number of clusters.
     by_group = np.split(labels.argsort(kind="stable"), np.bincount(labels).cumsum()[:-1])
     nobody = np.empty(0, np.int64)
     lists: list[list[int]] = []
@@ -51,7 +55,7 @@ def grouped_batches(
         used = len(members) // world_size // batch_size * batch_size * world_size
         lists.append(members[order[:used][rank::world_size]].tolist())
     if int(labels.max(initial=-1)) >= len(lists):
-        raise ValueError(f"permutations are of {len(lists)} groups, labels go up to {labels.max()}")
+        raise ValueError(f"permutations cover {len(lists)} groups, but labels go up to {labels.max()}")
     out: list[list[int]] = []
     while any(lists):
         for left in lists:
@@ -61,11 +65,11 @@ def grouped_batches(
 
 
 class GroupBatches(Batches):
-    """Batches within groups, as many as an epoch has otherwise.
+    """Batches within groups, as many as an epoch without groups has.
 
     Args:
-        groups: [examples] number of the group of each example.
-        batch_size: examples in a batch.
+        groups: [examples] number of the group of each example, from 0.
+        batch_size: Number of examples in a batch, over all processes together.
     """
 
     def __init__(self, groups: NDArray[np.int64], batch_size: int) -> None:

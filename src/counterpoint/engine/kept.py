@@ -1,7 +1,7 @@
-"""A batch that could not be learned from is kept, with the weights and the position of the step (see `replay.py`).
+"""Keep a batch whose loss was not finite, with the weights and the position of the step (see `replay.py`).
 
-The loss is checked before the backward pass, so the parameters are those from before the step, and so is the state of random
-numbers. Buffers that a loss writes to, such as queues, may hold the batch already.
+The loss is checked before the backward pass. The kept parameters and random state are therefore those from before the step.
+Buffers that a loss writes to, such as queues, may hold the batch already.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def keep_batch(
     """Write a batch as it came from the data, the learner's weights, and the position of the step.
 
     Args:
-        run: where it is written, as bad-batch.ckpt. Only the first process writes.
-        learner: after the turn's loss was taken, before its backward pass.
-        batch: of this process.
-        turn: number of the turn within the step.
-        state: of random numbers before that turn, where it is not the first.
+        run: The run directory; the file is bad-batch.ckpt. Only the first process writes it.
+        learner: The learner after the turn's loss was computed, before its backward pass.
+        batch: The batch of this process.
+        turn: Number of the turn within the step, from 0.
+        state: State of random numbers before that turn, where it is not the first.
 
-    Returns the file, or None in the other processes.
+    Returns the path of the file, or None in the other processes.
     """
     if processes()[0] != 0:
         return None
@@ -76,14 +76,14 @@ def _plain(value: Any) -> Any:
 
 
 def read_batch(run: Run) -> dict[str, Any]:
-    """Read what `keep_batch` wrote; RunError where there is nothing, or nothing readable."""
+    """Read the file that `keep_batch` wrote. RunError when it is missing, damaged or incomplete."""
     path = run.path / BAD_BATCH
     if not path.is_file():
-        raise RunError(f"{run.path} keeps no batch: it never met a loss that is not finite")
+        raise RunError(f"{run.path} keeps no batch, so there is nothing to replay: all its losses were finite")
     try:
         kept = dict(torch.load(path, map_location="cpu", weights_only=True))
         missing = {"batch", "learner", "structure", "teachers", "position", "turn", "random", "processes"} - set(kept)
-    except Exception as error:  # any kind: the user must know which file it is
+    except Exception as error:  # of any kind: the message must name the file
         raise RunError(f"{path} cannot be read ({type(error).__name__}); delete it and train again") from error
     if missing:
         raise RunError(f"{path} lacks {', '.join(sorted(missing))}; delete it and train again")

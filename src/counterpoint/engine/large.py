@@ -1,13 +1,17 @@
-"""Large batches in little memory, with the loss of the whole batch: the method of GradCache.
+"""Train on large batches in little memory, with the loss of the whole batch: the method of GradCache.
 
 Gao, Zhang, Han, Callan: "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021,
-arXiv 2101.06983. The networks first run without gradient, part by part. The loss is taken once, of all embeddings, and its
-backward pass gives their gradients. Then the networks run once more, part by part, and carry those gradients to the weights.
+arXiv 2101.06983.
+
+1. The networks run without gradient, part by part.
+2. The loss is computed once, over all embeddings, and its backward pass gives their gradients.
+3. The networks run again, part by part, and propagate those gradients to the weights.
+
 The sum over the parts is the gradient of the whole batch, for any loss. Memory holds the activations of one part, and all
 embeddings.
 
-Each call of a network is one node of autograd's graph, so a loss may call networks in any order, feed one with another's
-output, and ask for gradients by itself (`torch.autograd.grad`). Second derivatives through a network are refused.
+Each call of a network is one node of autograd's graph. A loss may therefore call networks in any order, feed one with
+another's output, and compute gradients itself (`torch.autograd.grad`). Second derivatives through a network raise an error.
 """
 
 from __future__ import annotations
@@ -24,20 +28,20 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from counterpoint.errors import CounterpointError
 
 Networks = Sequence[tuple[nn.Module, str]]
-ALIKE = 1e-2  # how far the second run of a part may be from the first, as a share of the largest value
+ALIKE = 1e-2  # tolerated difference between the two runs of a part, relative to the largest absolute value
 
 
 def check_row_wise(name: str, networks: Networks) -> None:
-    """Raise CounterpointError, with the reason, where a batch cannot be cut into parts.
+    """Raise CounterpointError, with the reason, where a batch cannot be split into parts.
 
     Args:
-        name: of the system, for the message.
-        networks: what `Learner.row_wise` returned.
+        name: Name of the learner's class, for the message.
+        networks: The (module, method) pairs that `Learner.row_wise` returned.
     """
     if not networks:
         raise CounterpointError(
-            f"--accumulate: {name} cannot cut its batches, because it looks at layers inside its networks or at the batch as a "
-            "whole; leave it out, or use a smaller --batch-size"
+            f"--accumulate: {name} cannot split its batches, because it uses layers inside its networks or the batch as a "
+            "whole; leave out --accumulate, or use a smaller --batch-size"
         )
     for network, _ in networks:
         for at, layer in network.named_modules():
@@ -50,7 +54,7 @@ def check_row_wise(name: str, networks: Networks) -> None:
 
 
 def _mixes_rows(layer: nn.Module) -> bool:
-    """Whether a layer's output or state depends on which rows are in a batch together."""
+    """Return whether a layer's output for a row, or its state, depends on the other rows of the batch."""
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return layer.training or layer.running_mean is None
     return isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.training and layer.track_running_stats
@@ -60,12 +64,14 @@ def _mixes_rows(layer: nn.Module) -> bool:
 def running(
     networks: Networks, parts: int = 1, compiled: Mapping[tuple[int, str], Callable[..., Any]] | None = None
 ) -> Iterator[None]:
-    """Inside, the networks run part by part, compiled where a compiled form is given. A backward pass belongs inside.
+    """Run the networks part by part within the block, compiled where a compiled form is given.
+
+    The backward pass must be within the block, too.
 
     Args:
-        networks: (module, method) of networks that see each row by itself.
-        parts: into how many parts a batch is cut.
-        compiled: compiled methods by (id of the module, method).
+        networks: (module, method) of networks that treat each row independently.
+        parts: Number of parts of a batch, at least 1. Default: the whole batch at once.
+        compiled: Compiled methods by (id of the module, method). Default: none.
     """
     patches = _Patches()
     for module, method in networks:
@@ -76,7 +82,7 @@ def running(
 
 
 class _Patches:
-    """Methods that stand in for modules' own, and can be taken away for a while."""
+    """Methods that replace modules' own methods, and can be removed temporarily."""
 
     def __init__(self) -> None:
         self.methods: list[tuple[nn.Module, str, Callable[..., Any]]] = []
@@ -94,7 +100,7 @@ class _Patches:
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
-        """Inside, the modules have their own methods: what runs a part calls other networks as they are."""
+        """Restore the modules' own methods within the block, so that the run of a part calls other networks directly."""
         there = [module for module, method, _ in self.methods if method in module.__dict__]
         self.__exit__()
         try:
@@ -105,7 +111,7 @@ class _Patches:
 
 
 def _cut(module: nn.Module, run: Callable[..., Any], parts: int, patches: _Patches) -> Callable[..., Any]:
-    """Return a method that runs another part by part."""
+    """Return a method that runs the method `run` part by part."""
 
     def cut(*arguments: Any, **named: Any) -> Any:
         inputs, layout = tree_flatten((arguments, named))
@@ -123,7 +129,7 @@ def _cut(module: nn.Module, run: Callable[..., Any], parts: int, patches: _Patch
 
 
 class _Call:
-    """One call of a network: its arguments, and how to run a part of it once more."""
+    """One call of a network: its arguments, and the state to run any part of it again."""
 
     def __init__(
         self, run: Callable[..., Any], patches: _Patches, inputs: list[Any], layout: TreeSpec, rows: int, length: int
@@ -149,20 +155,20 @@ class _Call:
         return found
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast as where the network was called. Without its cache, which would hold weights without their gradient."""
+        """Restore the autocast of the call, without autocast's cache, which would hold weights without their gradient."""
         if self.half is None:
             return contextlib.nullcontext()
         return torch.autocast(self.kind, self.half, cache_enabled=False)
 
     def piece(self, value: Tensor, piece: slice) -> Tensor:
-        """Return a part's rows of an argument; one that does not go by rows is the same for all."""
+        """Return a part's rows of an argument; return the whole argument where its first axis is not the rows."""
         return value[piece] if self.by_rows(value) else value
 
     def by_rows(self, value: Tensor) -> bool:
         return value.ndim > 0 and len(value) == self.rows
 
     def joined(self, found: Sequence[Sequence[Any]]) -> tuple[Tensor, ...]:
-        """Join the parts' outputs; CounterpointError for one that does not go by rows."""
+        """Concatenate the parts' outputs. CounterpointError when an output does not have one row for each input row."""
         self.rest = [None if isinstance(value, Tensor) else value for value in found[0]]
         whole = []
         for values in zip(*found, strict=True):
@@ -172,20 +178,20 @@ class _Call:
                 v.ndim == 0 or len(v) != piece.stop - piece.start for v, piece in zip(values, self.pieces, strict=True)
             ):
                 raise CounterpointError(
-                    "--accumulate: a network gives something else than a row for each row it is given; leave it out"
+                    "--accumulate: a network does not give one output row for each input row; leave out --accumulate"
                 )
             whole.append(torch.cat(values))
         return tuple(whole)
 
     def result(self, tensors: Sequence[Tensor]) -> Any:
-        """Return the output in the form that the network gives it."""
+        """Return the output in the network's own structure of tuples, lists and dicts."""
         left = iter(tensors)
         assert self.out is not None
         return tree_unflatten([next(left) if value is None else value for value in self.rest], self.out)
 
 
 class _InParts(torch.autograd.Function):
-    """Runs a network part by part, and once more in the backward pass."""
+    """Run a network part by part, and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -245,14 +251,14 @@ class _InParts(torch.autograd.Function):
 
 
 def _check_alike(again: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    """Raise CounterpointError where a network gave something else the second time: its gradient would be a wrong one."""
+    """Raise CounterpointError where a network's second output differs from its first: its gradient would be wrong."""
     for one, other in zip(again, before, strict=True):
         if one.is_floating_point() and one.numel():
             apart, size = (one.detach() - other).abs().max(), other.abs().max()
-            if bool(apart > ALIKE * size):  # NaN counts as alike: the loss has been refused, or is about to be
+            if bool(apart > ALIKE * size):  # NaN counts as alike: the check of the loss reports it
                 raise CounterpointError(
-                    "--accumulate: a network gives another output when it runs once more on the same rows, so it keeps a state "
-                    "or is changed from outside; leave it out"
+                    "--accumulate: a network's second run on the same rows gives another output; the network keeps a state or "
+                    "is changed between the runs; leave out --accumulate"
                 )
 
 
@@ -262,7 +268,7 @@ def _random_state(kind: str) -> Any:
 
 @contextlib.contextmanager
 def _random_state_of(state: Any) -> Iterator[None]:
-    """Draw inside what was drawn from this state on: the same dropout."""
+    """Set the random state within the block, to draw the same dropout again; restore the current state afterwards."""
     here = torch.get_rng_state(), None if state[1] is None else torch.cuda.get_rng_state()
     try:
         _set_random_state(state)

@@ -1,6 +1,6 @@
-"""The base of every trained system: a module that names its losses and what it predicts.
+"""Define the base class of every trained system: a module with named losses and predictions.
 
-It is a plain torch module, so that a trained system is used without the engine. `engine.fit` trains it.
+It is a plain torch module, so that a trained system can be used without the engine. `engine.fit` trains it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from counterpoint.errors import CounterpointError
 
 
 class Learner(nn.Module):
-    """Subclasses write `loss`, `predict` and `turns`; networks, optimisers and hooks are theirs to choose.
+    """The base class of a trained system. Subclasses write `loss`, `predict` and `turns`, and may override the hooks.
 
     Attributes:
-        config: the settings.
-        seed: of initialisation, data order, views and dropout.
-        position: where the fit stands; `position.epoch` and `position.step` count from the beginning of the stage.
-        epochs, total_steps: of the stage at hand.
-        steps_per_epoch: of the stage at hand.
-        survey: what the learner may know of its data; there for the time of a fit.
+        config: The settings.
+        seed: Seed of initialisation, data order, views and dropout.
+        position: Position of the fit; `position.epoch` and `position.step` count from the beginning of the stage.
+        epochs: Number of epochs of the current stage.
+        total_steps: Number of steps of the current stage.
+        steps_per_epoch: Number of steps in an epoch of the current stage.
+        survey: Access to the data outside the batches; set during a fit.
     """
 
     config: Any
@@ -35,97 +36,100 @@ class Learner(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
-        self.parts = nn.ModuleDict()  # additions over a contrastive learner, by slug (see systems.parts)
+        self.parts = nn.ModuleDict()  # additions to a contrastive learner, by slug (see systems.parts)
         self.position = Position()
         self.epochs = self.total_steps = self.steps_per_epoch = 0
         self.survey: Survey | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    # --- what is trained, in which order
+    # --- stages, turns and losses
 
     def stages(self) -> list[Stage]:
         """Return the stages of a fit, in order."""
         return [Stage("train", self.config.epochs)]
 
     def turns(self) -> list[Turn]:
-        """Return the turns of a step, with new optimisers. Called when a stage begins."""
-        raise CounterpointError(f"{type(self).__name__} has no optimiser")
+        """Return the turns of a step, with new optimisers. The fit calls it when a stage begins."""
+        raise CounterpointError(f"{type(self).__name__} has no optimiser; write its method `turns`")
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return named scalars of a batch; `loss` is minimised, all are recorded."""
-        raise CounterpointError(f"{type(self).__name__} has no loss")
+        """Return named scalars of a batch. The fit minimises `loss` and records all."""
+        raise CounterpointError(f"{type(self).__name__} has no loss; write its method `loss`")
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return what the task's evaluator wants of an evaluation batch (see the task)."""
+        """Return the outputs for an evaluation batch that the task's evaluator needs (see the task)."""
         raise CounterpointError(f"{type(self).__name__} cannot predict")
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure what the task's evaluator does not; called after it, on `valid` or `test`, in evaluation mode."""
+        """Return metrics that the task's evaluator lacks. Called after it, on `valid` or `test`, in evaluation mode."""
         return {}
 
     # --- batches
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Return the batch as the loss wants it: views, mixtures, whatever is drawn anew at each step.
+        """Return the batch as the loss takes it. Draw here all that is random at each step: views, mixtures.
 
-        The generator's state depends on seed and step alone, not on the process. Draw for the whole batch and take this
-        process's share (`share`), so that W processes see what one would.
+        The generator's state depends on seed and step alone, not on the process. Draw for the whole batch, and take this
+        process's share (`share`). Then W processes together draw the same as one process.
         """
         return batch
 
     def share(self, rows: int) -> tuple[int, slice]:
-        """Return how many rows the whole batch has, and which of them are this process's, which has `rows`."""
+        """Return the number of rows of the whole batch, and the slice of it that this process's `rows` rows are."""
         rank, size = world()
         return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
 
     # --- hooks
 
     def begin(self, survey: Survey) -> None:
-        """Called before a fit, new or resumed; a checkpoint is read after it."""
+        """Prepare for a fit, new or resumed. The fit reads a checkpoint only after this call."""
 
     def before_step(self) -> None:
-        """Called when a turn's gradients are there, before its optimisers step. A parameter without one stays as it is."""
+        """Change a turn's gradients before its optimisers step. Parameters without a gradient are not updated."""
 
     def end_step(self) -> None:
-        """Called after all turns of a step: moving averages, bounds on parameters."""
+        """Update moving averages or bound parameters, after all turns of a step."""
 
     def begin_evaluation(self, survey: Survey) -> None:
-        """Called before each evaluation of a fit: what must be fitted to the whole training set first."""
+        """Fit parts that need the whole training set, before each evaluation of a fit."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Called after an epoch's last step and before its evaluation; `epoch` counts from the beginning of the stage."""
+        """Run code after an epoch's last step and before its evaluation. `epoch` counts from 0 in each stage."""
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Return what a run's page shows besides numbers: heading -> {"kind": ...}, fit for JSON (counterpoint.report.found).
+        """Return figures for a run's page: heading -> {"kind": ...}, as JSON values (see counterpoint.report.found).
 
-        Called once, after the fit, by the first process alone.
+        The first process alone calls it, once, after the fit.
         """
         return {}
 
     # --- large batches and compilation
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        """Name the networks that see each row of a batch by itself: (module, method), for `accumulate` and `compile`.
+        """Name the networks that treat each row of a batch independently: (module, method), for `accumulate` and `compile`.
 
-        Their results must not depend on what else is in the batch. Empty: batches cannot be cut.
+        A row's result must not depend on the other rows. Empty: batches cannot be split.
         """
         return ()
 
     # --- saving
 
     def exported(self) -> dict[str, Tensor]:
-        """Return what a run keeps as model.safetensors; default: everything."""
+        """Return the tensors that a run keeps as model.safetensors. Default: the whole state."""
         return dict(self.state_dict())
 
     def structure(self) -> dict[str, Any]:
-        """Describe modules that a stage replaced, fit for JSON: kept beside the weights. {} where nothing was replaced."""
+        """Describe modules that a stage replaced, as JSON values to keep beside the weights. {} where no module was replaced."""
         return {}
 
     def restructure(self, structure: Mapping[str, Any]) -> None:
-        """Give the modules the structure that `structure` described; called before weights of that structure are read."""
+        """Rebuild the modules that `structure` described, before the weights are loaded."""
         if structure:
-            raise CounterpointError(f"{type(self).__name__} has one form only, the weights have another: {structure}")
+            raise CounterpointError(
+                f"{type(self).__name__} cannot replace modules, but the weights are of a replaced structure: {structure}; "
+                "use the class that saved them"
+            )

@@ -1,4 +1,4 @@
-"""Which examples a step sees: a function of (seed, stage, epoch, step) alone, so that runs resume and spread exactly."""
+"""Choose the examples of each step as a function of (seed, stage, epoch, step), for exact resumption and many processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 @dataclass
 class Position:
-    """Where a fit stands: `batch` batches of epoch `epoch` of stage `stage` are done.
+    """The position of a fit: `batch` batches of epoch `epoch` of stage `stage` are done.
 
     `epoch` and `step` count from the beginning of the stage, `earlier_epochs` and `earlier_steps` the stages before it.
     """
@@ -26,12 +26,12 @@ class Position:
 
     @property
     def all_epochs(self) -> int:
-        """Epochs done since the fit began."""
+        """Number of epochs done since the fit began."""
         return self.earlier_epochs + self.epoch
 
     @property
     def all_steps(self) -> int:
-        """Steps done since the fit began."""
+        """Number of steps done since the fit began."""
         return self.earlier_steps + self.step
 
     def next_stage(self) -> None:
@@ -47,15 +47,15 @@ class Position:
 class Batches(Sampler[list[int]]):
     """The batches of an epoch, as lists of positions. By default: all examples, shuffled, the last partial batch kept.
 
-    Subclasses write `order` (one array that is cut into batches) or `epoch` (batch after batch). Both draw from a generator
-    whose state depends on seed and epoch alone. `bind` says where the fit stands; the batches that are done are skipped.
-    W processes see disjoint shares of the same batches that one process would see: `batch_size` counts the whole batch.
+    Subclasses write `order` (one array that is split into batches) or `epoch` (batch after batch). Both draw from a generator
+    whose state depends on seed and epoch alone. `bind` sets the position of the fit; batches before it are skipped.
+    W processes see disjoint shares of the batches of one process: `batch_size` counts the whole batch.
 
     Args:
-        examples: how many there are to choose from.
-        batch_size: examples in a batch, over all processes together.
-        drop_last: leave the last, smaller batch out.
-        items: how many of the examples an epoch sees, others each time; default: all.
+        examples: Number of examples to choose from.
+        batch_size: Number of examples in a batch, over all processes together.
+        drop_last: Leave out the last, smaller batch.
+        items: Number of examples in an epoch, drawn again for each epoch. Default: all.
     """
 
     def __init__(self, examples: int, batch_size: int, *, drop_last: bool = False, items: int | None = None) -> None:
@@ -66,7 +66,7 @@ class Batches(Sampler[list[int]]):
         self.bind(0, Position(), 0, 1)
 
     def bind(self, seed: int, position: Position, rank: int, size: int) -> Batches:
-        """Set seed and position of the fit, this process's number and how many there are; return the same object."""
+        """Set the fit's seed and position, this process's rank and the number of processes. Return the same object."""
         self.seed, self.position, self.rank, self.size = seed, position, rank, size
         return self
 
@@ -74,17 +74,17 @@ class Batches(Sampler[list[int]]):
         return -(-self.counted // self.batch_size)
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return the examples of an epoch, batch after batch."""
+        """Return the positions of an epoch's examples, in the order of its batches."""
         return generator.permutation(self.examples)
 
     def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
-        """Give the whole batches of an epoch, one after another."""
+        """Yield the batches of an epoch, each as the positions of its examples over all processes."""
         order = self.order(generator)
         for start in range(0, self.counted, self.batch_size):
             yield order[start : min(start + self.batch_size, self.counted)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Give this process's share of each batch that is not done."""
+        """Yield this process's share of each batch that is not done."""
         generator = np.random.default_rng([self.seed, self.position.all_epochs])
         done = self.position.batch
         for number, batch in enumerate(self.epoch(generator)):
@@ -93,10 +93,10 @@ class Batches(Sampler[list[int]]):
 
 
 class Steps(Batches):
-    """Steps that read no example: of a stage that draws its own in `prepare`.
+    """Steps without examples, for a stage that draws its own batches in `prepare`.
 
     Args:
-        steps: in an epoch.
+        steps: Number of steps in an epoch.
     """
 
     def __init__(self, steps: int) -> None:

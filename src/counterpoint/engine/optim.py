@@ -1,4 +1,4 @@
-"""Optimisers by name (timm's factory) with the schedule nearly every paper uses: linear warm-up, then half a cosine."""
+"""Make optimisers by name (timm's factory), with the schedule of nearly every paper: linear warm-up, then half a cosine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
 def light(kind: type[Kind]) -> type[Kind]:
-    """Return an optimiser of PyTorch that does the same without importing torch's compiler, which takes 1.4 seconds.
+    """Return the same optimiser of PyTorch without its import of torch's compiler, which takes 1.4 seconds.
 
-    PyTorch wraps an optimiser's methods so that the compiler leaves them alone, and imports it at their first call. They never
-    run inside a compiled function here, so the plain methods do.
+    PyTorch wraps an optimiser's methods so that the compiler does not trace them. The wrapper imports the compiler at the
+    first call. Optimisers never run inside a compiled function here, so the plain methods suffice.
     """
     wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in wrapped}
@@ -30,28 +30,28 @@ def light(kind: type[Kind]) -> type[Kind]:
 
 @dataclass
 class OptimConfig:
-    """How a network is optimised."""
+    """Settings of the optimiser and of its schedule."""
 
     optimizer: str = "sgd"
-    """sgd (with momentum, not Nesterov's), nesterov, adamw, lars, lamb, or another optimiser that timm knows."""
+    """sgd (with momentum, not Nesterov's), nesterov, adamw, lars, lamb, or the name of another optimiser of timm."""
     lr: float = 0.03
     """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
     weight_decay: float = 1e-4
-    """Weight decay; biases and normalisation layers have none."""
+    """Weight decay, at least 0; biases and normalisation layers have none."""
     momentum: float = 0.9
-    """Momentum (beta 1 for the adam family keeps its own default)."""
+    """Momentum, at least 0. The adam family ignores it: beta 1 keeps its own default."""
     warmup_epochs: int = 0
     """Epochs over which the learning rate rises to its full value; then it falls to 0 on half a cosine."""
     bias_lr: float | None = None
-    """Learning rate of biases and normalisation layers at a batch of 256, where it is not `lr`."""
+    """Learning rate of biases and normalisation layers at a batch of 256; None: the same as `lr`."""
     final_weight_decay: float | None = None
-    """Weight decay at the end, approached on half a cosine epoch by epoch; None: it stays."""
+    """Weight decay after the last epoch, approached on half a cosine, epoch by epoch; None: constant weight decay."""
     beta2: float | None = None
-    """Beta 2, for optimisers that have one; None: the optimiser's own."""
+    """Beta 2, for optimisers that have one, below 1; None: the optimiser's own default."""
     clip_norm: float | None = None
-    """Gradients are scaled down to this norm, taken over all parameters together; None: they are not."""
+    """Maximum norm of the gradients, over all parameters together; larger ones are scaled down. None: no limit."""
     schedule: Literal["epoch", "step"] = "epoch"
-    """When the learning rate changes: after each epoch, or after each step."""
+    """Change the learning rate after each epoch, or after each step."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -68,21 +68,25 @@ class OptimConfig:
 
 
 def factor(epoch: float, epochs: int, warmup: int) -> float:
-    """Return what the learning rate is multiplied with in an epoch; 0 when the last one is over."""
+    """Return the factor of the learning rate in an epoch; 0 after the last epoch."""
     if epoch < warmup:
         return (epoch + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """Factors of the learning rate, and a weight decay that goes from `first` to `last` on half a cosine with them.
+    """A schedule of the learning rate's factors, and of a weight decay from `first` to `last` on half a cosine.
 
-    The decay changes in groups that decay only. (What `state_dict` saves is plain numbers.)
+    The weight decay changes only in parameter groups that have one. `state_dict` holds plain numbers.
 
     Args:
-        factors: one a parameter group; epoch -> factor. The epoch is a fraction where the schedule goes by steps.
-        first, last: weight decay at the beginning and after `epochs`.
-        steps: steps of an epoch, to step after each of them; None: step after each epoch.
+        optimizer: The optimiser whose groups change.
+        factors: A function for each parameter group, from the epoch to the factor. Where the schedule changes after each
+            step, the epoch is a fraction.
+        first: Weight decay at the beginning.
+        last: Weight decay after `epochs` epochs.
+        epochs: Number of epochs of the schedule.
+        steps: Number of steps in an epoch, to change after each step. None: change after each epoch.
     """
 
     def __init__(
@@ -123,10 +127,14 @@ def optimisers(
     """Return a turn of one optimiser over the modules' trainable parameters, with its schedule.
 
     Args:
-        epochs: that the schedule takes.
-        batch_size: learning rates are those of a batch of 256, scaled to this one.
-        constant: parameters that keep the full learning rate throughout (SimSiam's predictor).
-        steps_per_epoch: for schedules that change after each step.
+        config: Settings of the optimiser.
+        modules: The modules to train.
+        epochs: Number of epochs of the schedule.
+        batch_size: Examples in a batch. Learning rates are multiplied by batch_size / 256.
+        constant: Parameters that keep the full learning rate throughout (SimSiam's predictor). Default: none.
+        steps_per_epoch: Number of steps in an epoch, for schedules that change after each step.
+
+    Raises CounterpointError when no parameter of the modules requires a gradient, and for an unknown optimiser.
     """
     scale = batch_size / 256
     fixed = {id(p) for p in constant}
@@ -147,7 +155,7 @@ def optimisers(
     clip([optimizer], config.clip_norm)
     last = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     steps = steps_per_epoch if config.schedule == "step" else None
-    early = 1 - 1 / (steps or 1)  # `factor` warms up to the end of the epoch at hand; by steps, to the end of the step
+    early = 1 - 1 / (steps or 1)  # `factor` warms up to the end of the current epoch; by steps, to the end of the step
 
     def moving(epoch: float) -> float:
         warm = epoch < config.warmup_epochs
@@ -158,7 +166,7 @@ def optimisers(
 
 
 def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer | None:
-    """Make one of the optimisers that timm takes from PyTorch too; None for the others. Importing timm takes 2 seconds."""
+    """Make an optimiser that timm, too, takes from PyTorch; return None for others. Importing timm takes 2 seconds."""
     name, decay = config.optimizer.lower(), config.weight_decay
     if name in ("sgd", "momentum", "nesterov"):
         # Not fused: PyTorch 2.14's fused step fails where a parameter gets its first gradient later than another.
@@ -174,7 +182,7 @@ def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> t
 
 
 def _of_timm(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    """Make an optimiser by timm's name for it; CounterpointError for a name that timm does not know."""
+    """Make an optimiser by its name in timm. CounterpointError for a name that timm does not know."""
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     options: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
@@ -187,7 +195,7 @@ def _of_timm(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> to
 
 
 def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float | None) -> None:
-    """Have each optimiser scale its gradients down to a norm, over all its parameters, before each step; None: do nothing."""
+    """Make each optimiser clip the norm of its gradients, over all its parameters, before each step; None: do nothing."""
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         assert norm is not None

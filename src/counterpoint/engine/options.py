@@ -1,4 +1,4 @@
-"""Options of the training loop: precision, device, large batches, averages, early stopping, loggers.
+"""Define the options of the training loop: precision, device, large batches, averages, early stopping, loggers.
 
 The command line shows them, so this file imports no torch until a method needs it.
 """
@@ -23,26 +23,27 @@ LOGGERS = ("tensorboard", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class Loop:
-    """How a learner is trained, apart from its own settings. The defaults change nothing."""
+    """Options of training that do not belong to a system. The defaults are plain float32 training on the whole batch."""
 
     precision: Precision = "32"
-    """Numbers of the forward pass: 32 (float32), bf16 or 16 (mixed; 16 scales the loss). Weights, losses and evaluation stay
-    in float32."""
+    """Precision of the forward pass: 32 (float32), bf16 or 16 (mixed; 16 scales the loss). Weights, losses and evaluation
+    stay in float32."""
     device: str = "auto"
-    """Where to train: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Several processes take a GPU each: cuda."""
+    """Device to train on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. With several processes use cuda: each takes
+    its own GPU."""
     accumulate: int = 1
-    """Run the networks on N parts of each batch, one after another, to save memory. The loss sees the whole batch, so results
-    equal those of N = 1, up to dropout. Refused where a network has batch statistics."""
+    """Run the networks on N parts of each batch, one after another, to save memory; at least 1. The loss sees the whole
+    batch, so results equal those of N = 1, up to dropout. An error where a network has batch statistics."""
     compile: bool = False
     """Compile the networks with torch.compile for training: a slow first step, then faster ones."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, such as 0.999. It is what is evaluated and kept. 0: none."""
+    """Decay of a moving average of the weights, such as 0.999; below 1. The run evaluates and keeps the average. 0: none."""
     patience: int = 0
-    """Stop after this many evaluations on `valid` without a better headline measure, and keep the best weights. 0: never."""
+    """Stop after this many evaluations on `valid` without a better headline metric, and keep the best weights. 0: never."""
     log: tuple[str, ...] = ()
     """Loggers besides metrics.csv: tensorboard, wandb, mlflow (each must be installed)."""
     checkpoint_minutes: float = 10.0
-    """How often to save within an epoch. The end of an epoch is always saved."""
+    """Minutes between checkpoints within an epoch. The end of an epoch is always saved."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("32", "bf16", "16"):
@@ -54,30 +55,32 @@ class Loop:
         if not self.checkpoint_minutes >= 0:
             raise CounterpointError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
         if not 0 <= self.ema < 1:
-            raise CounterpointError(f"ema must lie in 0..1, 1 not included, got {self.ema}")
+            raise CounterpointError(f"ema must be at least 0 and below 1, got {self.ema}")
         object.__setattr__(self, "log", tuple(dict.fromkeys(self.log)))
         for name in self.log:
             if name not in LOGGERS:
                 raise unknown("logger", name, LOGGERS)
 
     def check(self) -> None:
-        """Raise CounterpointError for a device, a precision or a logger that this machine lacks. Call it before data are read."""
+        """Raise CounterpointError for a device, precision or logger that this machine lacks. Call it before reading data."""
         import torch
 
         device = self.on()
         if self.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise CounterpointError("--precision bf16: this GPU has no bf16; use --precision 16 or 32")
         if self.precision != "32" and device.type == "mps":
-            raise CounterpointError(f"--precision {self.precision}: mps trains in float32 here; use --precision 32")
+            raise CounterpointError(
+                f"--precision {self.precision}: on mps only float32 is supported; use --precision 32"
+            )
         if self.compile and device.type == "cpu" and not any(map(shutil.which, _compilers())):
             raise CounterpointError(
-                "--compile needs a C++ compiler (g++ or clang++) on the PATH; install one, or leave it out"
+                "--compile needs a C++ compiler (g++ or clang++) on the PATH; install one, or leave out --compile"
             )
         for name in self.log:
             logger_module(name)
 
     def on(self, local_rank: int = 0) -> torch.device:
-        """Return the device of this process; CounterpointError where there is none of that name."""
+        """Return the device of this process. CounterpointError when this machine lacks it."""
         import torch
 
         if self.device == "auto":
@@ -120,7 +123,7 @@ def _compilers() -> tuple[str, ...]:
 
 
 def logger_module(name: str) -> Any:
-    """Import what a logger needs; CounterpointError that names the package where it is missing."""
+    """Import a logger's package. CounterpointError, naming the package, when it is missing."""
     needed = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}[name]
     try:
         return importlib.import_module(needed)

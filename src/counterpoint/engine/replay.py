@@ -1,4 +1,4 @@
-"""Replay of a batch that could not be learned from: the step runs again, and is looked into."""
+"""Replay the step of a batch whose loss was not finite, and find the first NaN or infinity."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from counterpoint.engine.survey import Survey, moved
 from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, RunError
 
-MOST = 5  # modules and parameters that are named
+MOST = 5  # maximum number of modules, and of parameters, in a report
 
 
 @dataclass
 class Replay:
-    """What a replayed turn shows.
+    """The findings of a replayed turn.
 
     Attributes:
-        stage, epoch, step, turn: where the fit stood; epoch and step count from the beginning of the fit.
-        losses: the named losses, where the turn came to its end.
-        error: the message of the error that it ended with, or "".
-        modules: the first modules, in order of execution, whose output holds NaN or infinity though their input does not.
-        weights: the first parameters and buffers that hold NaN or infinity.
-        statistics: of each tensor of the batch, by name: shape, lowest, highest, mean, share of values that are not finite.
+        stage, epoch, step, turn: Position of the fit; epoch and step count from the beginning of the fit.
+        losses: The named losses, where the turn was completed.
+        error: The message of the error that ended the turn, or "".
+        modules: The first modules, in order of execution, with NaN or infinity in the output but not in the input.
+        weights: The first parameters and buffers that hold NaN or infinity.
+        statistics: For each tensor of the batch, by name: shape, lowest, highest, mean, share of values that are not finite.
     """
 
     stage: str
@@ -46,17 +46,17 @@ class Replay:
 
     @property
     def finite(self) -> bool:
-        """Whether the replayed turn went well."""
+        """Whether the replayed turn was completed with finite losses."""
         return not self.error and all(np.isfinite(value) for value in self.losses.values())
 
 
 @contextlib.contextmanager
 def watched(learner: Learner, found: list[str]) -> Iterator[None]:
-    """Inside, note modules whose output is not finite though their input is, in order of execution.
+    """Collect, within the block, the modules with finite input whose output is not finite, in order of execution.
 
     Args:
-        learner: whose modules without children are watched.
-        found: gets "name (class)" of the first `MOST` of them.
+        learner: Its modules without children are watched.
+        found: Receives "name (class)" of the first `MOST` such modules.
     """
 
     def watch(name: str) -> Callable[..., None]:
@@ -82,7 +82,7 @@ def not_finite(learner: Learner) -> list[str]:
 
 
 def statistics(batch: Any, name: str = "") -> dict[str, dict[str, Any]]:
-    """Describe every tensor of a batch, by dotted name."""
+    """Return the statistics of every tensor of a batch, by dotted name: shape, lowest, highest, mean, share not finite."""
     if isinstance(batch, Tensor):
         values = batch.double()
         finite = values[values.isfinite()]
@@ -101,20 +101,21 @@ def statistics(batch: Any, name: str = "") -> dict[str, dict[str, Any]]:
 
 
 def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> Replay:
-    """Run the step of a kept batch again, on one process, and look into it.
+    """Rerun the step of a kept batch on one process, and report where numbers stop being finite.
 
     Args:
-        learner: of the run, untrained. It gets the kept weights.
-        task: on the run's data.
-        kept: what `read_batch` returned. A batch of several processes is read from the data again, whole.
-        loop: the run's options of the loop; its precision and parts are used.
+        learner: The run's learner, untrained. It receives the kept weights.
+        task: The task on the run's data.
+        kept: The result of `read_batch`. A batch of several processes is read from the data again, as a whole.
+        loop: The run's options of the loop; its precision and number of parts are used.
 
-    Raises CounterpointError where learner, data and the kept batch do not fit.
+    Raises CounterpointError when learner, data and the kept batch do not fit together.
     """
     position = kept["position"]
     if not 0 <= position["stage"] < len(learner.stages()):
         raise RunError(
-            f"the kept batch is of stage {position['stage'] + 1}, the learner has {len(learner.stages())} stages"
+            f"the kept batch is of stage {position['stage'] + 1}, but the learner has {len(learner.stages())} stages; replay it "
+            "with the settings of its run"
         )
     survey = learner.survey = Survey(task, learner)
     learner.begin(survey)
@@ -122,7 +123,9 @@ def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> 
     try:
         learner.load_state_dict(kept["learner"])
     except RuntimeError as error:
-        raise RunError("the kept weights do not fit the run's config") from error
+        raise RunError(
+            "the kept weights do not fit the run's config; restore the run's config.yaml, or train again"
+        ) from error
     for place, teacher in teachers_of(learner).items():
         teacher.resume(kept["teachers"][place])
     fit = Fit(learner, task, replace(loop, compile=False, ema=0.0, patience=0, log=()), 1, None, (), None)

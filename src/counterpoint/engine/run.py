@@ -1,19 +1,19 @@
-"""A run on disk.
+"""Read and write a run directory.
 
     runs/<slug>-<time>/
-      config.yaml         what was asked for: system, data, seed, every setting; written first
+      config.yaml         the request: system, data, seed, every setting; written first
       environment.json    versions, machine, threads, devices
-      facts.json          what the learner was built from besides its settings: widths, classes, a tokenizer
-      structure.json      which modules a stage replaced, where one did (see Learner.structure)
-      metrics.csv         a row per epoch; the last one also has the test figures
-      chance.json         what guessing would score, by metric
+      facts.json          facts of the data that the learner was built from: widths, classes, a tokenizer
+      structure.json      the modules that a stage replaced, where one did (see Learner.structure)
+      metrics.csv         a row per epoch; the last one also has the test metrics
+      chance.json         the chance level of each metric that has one
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
-      figures.json        what the last evaluation has to show besides numbers (see counterpoint.report.found)
+      figures.json        figures of the last evaluation, besides its metrics (see counterpoint.report.found)
       report.html         curves and figures
-  bad-batch.ckpt      a batch whose loss was not finite, for `counterpoint replay`; there only after such a batch
-  tensorboard/        curves for TensorBoard, with --log tensorboard
-  loggers.json        the run's names at W&B and MLflow, with --log wandb or mlflow
+      bad-batch.ckpt      a batch whose loss was not finite, for `counterpoint replay`; present only after such a batch
+      tensorboard/        curves for TensorBoard, with --log tensorboard
+      loggers.json        the run's names at W&B and MLflow, with --log wandb or mlflow
 
 Files are written under a temporary name and renamed, so that a reader never sees half a file.
 """
@@ -60,7 +60,7 @@ FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHT
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of what its numbers depend on; absent ones are left out."""
+    """Return the versions of this package and of the packages that its numbers depend on. Absent ones are left out."""
     found = {"counterpoint": counterpoint.__version__, "python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy", "scikit-learn", "av", "arcade"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine a number was measured on."""
+    """Describe this machine: the one that a number is measured on."""
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -80,9 +80,9 @@ def machine() -> dict[str, Any]:
 
 
 def check_new(root: Path, name: str | None) -> None:
-    """Raise RunError, before any work, when a run cannot be made under `root`: a name with a path in it, or one in use."""
+    """Raise RunError, before any work, when no run can be made under `root`: its name holds a path or is in use."""
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise RunError(f"--name {name!r} is not the name of one folder; the place where runs are made is --out")
+        raise RunError(f"--name {name!r} is not the name of one folder; choose the folder of runs with --out")
     if name is not None and (root / name).exists() and int(os.environ.get("RANK", "0")) == 0:
         raise RunError(f"{root / name} exists already; choose another --name or resume it")
     if root.exists() and not root.is_dir():
@@ -98,7 +98,7 @@ class Run:
 
     @staticmethod
     def create(root: Path, config: dict[str, Any], name: str | None = None) -> Run:
-        """Make a new run directory under `root`; `config` needs at least `slug`."""
+        """Make a new run directory under `root`. `config` needs at least `slug`. Default of `name`: system and time."""
         check_new(root, name)
         stem = name or f"{config['slug']}-{time.strftime('%Y%m%d-%H%M%S')}"
         path, number = root / stem, 1
@@ -121,7 +121,7 @@ class Run:
 
     @staticmethod
     def open(path: Path | str) -> Run:
-        """Open a run; RunError when the directory is not one."""
+        """Open a run directory. RunError when `path` is not one."""
         path = Path(path)
         if not path.exists():
             raise RunError(f"{path}: no such run directory")
@@ -149,12 +149,12 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Trained to the end: the weights are there and no checkpoint waits to be resumed."""
+        """Whether the run was trained to its end: it has weights and no checkpoint to resume."""
         return (self.path / WEIGHTS).is_file() and not self.checkpoint.is_file()
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to resume or to read: a checkpoint, metrics or weights."""
+        """Whether the run has a checkpoint, metrics or weights."""
         return self.checkpoint.is_file() or any((self.path / name).is_file() for name in (METRICS, WEIGHTS))
 
     @property
@@ -166,32 +166,34 @@ class Run:
             file.write(json.dumps({**versions(), **machine()}, indent=2).encode())
 
     def save_facts(self, facts: Mapping[str, Any]) -> None:
-        """Keep what a task says of its data; a resumed run keeps what it began with."""
+        """Write the task's facts of its data. A resumed run keeps the facts that it began with."""
         if self.path.is_dir() and not (self.path / FACTS).is_file():
             with replacing(self.path / FACTS) as file:
                 file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
     def facts(self) -> dict[str, Any]:
-        """What the run's learner was built from; RunError when that is missing or damaged."""
+        """Return the facts of the data that the run's learner was built from. RunError when they are missing or damaged."""
         path = self.path / FACTS
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"{self.path}: no {FACTS}; the run stopped before it began") from error
+            raise RunError(
+                f"{self.path}: no {FACTS}; the run stopped before its first step, so train it again"
+            ) from error
         except (ValueError, UnicodeDecodeError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
         if not isinstance(facts, dict):
-            raise RunError(f"{path} is damaged: it holds no facts by name")
+            raise RunError(f"{path} is damaged: it holds no facts by name; restore it from a copy, or train again")
         return facts
 
     def save_structure(self, structure: Mapping[str, Any]) -> None:
-        """Keep the structure of the learner's modules; nothing is written of a learner that never changes its own."""
+        """Write the structure of the learner's modules. Write nothing for a learner that replaced none."""
         if structure:
             with replacing(self.path / STRUCTURE) as file:
                 file.write(json.dumps(structure).encode())
 
     def structure(self) -> dict[str, Any]:
-        """Return the structure of the learner's modules that the weights fit; {} for the one it is built with."""
+        """Return the structure of modules that the weights fit; {} for the structure that the learner is built with."""
         path = self.path / STRUCTURE
         if not path.is_file():
             return {}
@@ -201,7 +203,7 @@ class Run:
             raise RunError(f"{path} is damaged: {error}") from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics.csv whole; columns are the union of the rows' keys in order of appearance."""
+        """Write metrics.csv as a whole. Its columns are the union of the rows' keys, in order of appearance."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -211,12 +213,17 @@ class Run:
             file.write(text.getvalue().encode())
 
     def metrics(self, *, required: bool = True) -> list[dict[str, float]]:
-        """Return the rows of metrics.csv without their empty cells; where there is none, raise RunError or return none."""
+        """Return the rows of metrics.csv without their empty cells.
+
+        Without a file raise RunError where it is `required`, else return [].
+        """
         path = self.path / METRICS
         if not path.is_file():
             if not required:
                 return []
-            raise RunError(f"{self.path}: no {METRICS}; the run stopped before its first epoch ended")
+            raise RunError(
+                f"{self.path}: no {METRICS}; the run stopped before its first epoch ended, so train it again"
+            )
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -224,14 +231,14 @@ class Run:
             raise RunError(f"{path} is damaged: {error}") from error
 
     def save_chance(self, levels: Mapping[str, float]) -> None:
-        """Write the chance level of each test metric that has one, by name; write nothing when there is none."""
+        """Write the chance level of each test metric that has one, by name. Write no file when no metric has one."""
         finite = {name: float(value) for name, value in levels.items() if math.isfinite(value)}
         if finite:
             with replacing(self.path / CHANCE) as file:
                 file.write(json.dumps(finite, indent=1).encode())
 
     def chance(self) -> dict[str, float]:
-        """Return the chance level of each test metric that has one; RunError when the file is damaged."""
+        """Return the chance level of each test metric that has one, by name. RunError when the file is damaged."""
         path = self.path / CHANCE
         if not path.is_file():
             return {}
@@ -241,21 +248,21 @@ class Run:
             raise RunError(f"{path} is damaged ({error}); remove it and measure the run again") from error
 
     def save_figures(self, figures: Mapping[str, Any]) -> None:
-        """Keep what the page shows besides numbers: heading -> {"kind": ...}; nothing is written when there is none."""
+        """Write the page's figures: heading -> {"kind": ...}. Write no file when there is none."""
         if figures:
             with replacing(self.path / FIGURES) as file:
                 file.write(json.dumps(figures, allow_nan=False).encode())
 
     def figures(self) -> dict[str, Any]:
-        """Return what the page shows besides numbers, by heading; RunError when the file is damaged."""
+        """Return the page's figures, by heading. RunError when the file is damaged."""
         return self._read(FIGURES, "figures by heading")
 
     def environment(self) -> dict[str, Any]:
-        """Return versions and machine, by name; RunError when the file is damaged."""
+        """Return versions and machine, by name. RunError when the file is damaged."""
         return self._read(ENVIRONMENT, "names and values")
 
     def _read(self, name: str, what: str) -> dict[str, Any]:
-        """Read a JSON file that holds an object; empty where there is no file."""
+        """Read a JSON file that must hold an object. Return {} where there is no file."""
         file = self.path / name
         if not file.is_file():
             return {}
@@ -264,7 +271,7 @@ class Run:
         except ValueError as error:
             raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
         if not isinstance(found, dict):
-            raise RunError(f"{file} should hold {what}; remove it and write the report again")
+            raise RunError(f"{file} is damaged: it should hold {what}; remove it and write the report again")
         return found
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -276,7 +283,7 @@ class Run:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def load_weights(self) -> dict[str, Tensor]:
-        """The trained weights; RunError when they are missing, damaged, or another system's."""
+        """Load the trained weights. RunError when they are missing, damaged, or of another system."""
         path = self.path / WEIGHTS
         if not path.is_file():
             hint = (

@@ -1,4 +1,4 @@
-"""Services of the loop: callbacks, loggers, a moving average of the weights. Its options are in `options.py`."""
+"""Provide the loop's services: callbacks, loggers, a moving average of the weights. Its options are in `options.py`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import logger_module
 from counterpoint.files import replacing
 
-STATES = "loggers.json"  # in a run directory: under which names W&B and MLflow know the run
+STATES = "loggers.json"  # in a run directory: the run's names at W&B and MLflow
 
 
 class Callback:
-    """Base of what a Python caller hands to a fit. Subclasses override the methods they need.
+    """The base class of callbacks. Subclasses override the methods that they need.
 
-    Callbacks run in every process. They must leave the learner, and torch's global random state between steps, as they are.
+    Callbacks run in every process. They must not change the learner, nor torch's global random state between steps.
 
     >>> class Printer(Callback):
     ...     def on_epoch(self, row):
@@ -30,33 +30,33 @@ class Callback:
     """
 
     def on_start(self, learner: Learner, task: Any) -> None:
-        """Called once, before the first step of a fit, new or resumed. `learner.survey` is there until the fit ends."""
+        """Run code once, before the first step of a fit, new or resumed. `learner.survey` is set until the fit ends."""
 
     def on_step(self, learner: Learner, batch: dict[str, Any], losses: Mapping[str, Tensor]) -> None:
-        """Called after each step, with the prepared batch and its losses."""
+        """Run code after each step, with the prepared batch and its losses."""
 
     def on_epoch(self, row: dict[str, float]) -> None:
-        """Called after each epoch with its row of figures. Figures that it adds to the row are recorded."""
+        """Run code after each epoch, with its row of metrics. Metrics that it adds to the row are recorded."""
 
     def on_end(self, rows: list[dict[str, float]]) -> None:
-        """Called once, after the last epoch, when the run's files are written."""
+        """Run code once, after the last epoch, when the run's files are written."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: tensors, numbers, strings, and lists and dictionaries of them."""
+        """Return the state for a checkpoint: tensors, numbers, strings, and lists and dictionaries of them."""
         return {}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint; called after `on_start`."""
+        """Restore the state from a checkpoint. Called after `on_start`."""
 
 
 def states(callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Return the states of those callbacks that have one, by number and class."""
+    """Return the states of the callbacks that have one, by number and class."""
     found = {f"{number} {type(one).__name__}": one.state() for number, one in enumerate(callbacks)}
     return {name: state for name, state in found.items() if state}
 
 
 def take_up_states(callbacks: Sequence[Callback], held: Mapping[str, Any]) -> None:
-    """Give callbacks their states of a checkpoint. A callback that was not there then begins anew."""
+    """Restore the callbacks' states from a checkpoint. A callback without a state there starts from its beginning."""
     for number, one in enumerate(callbacks):
         state = held.get(f"{number} {type(one).__name__}")
         if state is not None:
@@ -64,13 +64,13 @@ def take_up_states(callbacks: Sequence[Callback], held: Mapping[str, Any]) -> No
 
 
 class Logged(Callback):
-    """Sends the figures of each epoch to TensorBoard, W&B or MLflow. A resumed run goes on with the same curves.
+    """A callback that sends each epoch's metrics to TensorBoard, W&B or MLflow. A resumed run continues its curves.
 
     Args:
-        name: one of `LOGGERS`.
-        folder: of the run; TensorBoard writes below it, and `loggers.json` names the run for the others.
-        title: name of the run.
-        settings: shown beside the curves.
+        name: One of `LOGGERS`.
+        folder: The run directory. TensorBoard writes below it; `loggers.json` in it names the run for the others.
+        title: Name of the run.
+        settings: Settings to show beside the curves.
     """
 
     def __init__(self, name: str, folder: Path, title: str, settings: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Logged(Callback):
     def on_start(self, learner: Learner, task: Any) -> None:
         known = self._known()
         if self.name == "tensorboard":
-            # What was written after the checkpoint that the run goes on from is hidden.
+            # Hide what was written after the checkpoint from which the run resumes.
             self.writer = self.module.SummaryWriter(
                 str(self.folder / "tensorboard"), purge_step=learner.position.all_steps + 1
             )
@@ -135,7 +135,7 @@ class Logged(Callback):
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         except (ValueError, TypeError):
-            return {}  # its curves begin anew, the run does not suffer
+            return {}  # the logger starts new curves; training is not affected
 
     def _known(self) -> str | None:
         return self._all().get(self.name)
@@ -146,7 +146,7 @@ class Logged(Callback):
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings of parts get dotted names."""
+    """Flatten nested settings. The names of a part's settings become dotted."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -157,11 +157,11 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 class Average:
-    """A moving average of a learner's weights, evaluated and kept in their place.
+    """A moving average of a learner's weights, which is evaluated and kept instead of the weights.
 
-    Parameters that train and the running statistics of batch normalisation are averaged. All else is copied: frozen networks,
-    moving averages that the learner makes itself, queues, counters. In the first steps the decay is smaller,
-    (1 + step) / (10 + step), so that the random start is soon forgotten.
+    Trained parameters and the running statistics of batch normalisation are averaged. All else is copied: frozen networks,
+    moving averages that the learner makes itself, queues, counters. In the first steps the decay is smaller:
+    (1 + step) / (10 + step). Therefore the random initial weights soon lose their influence.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -170,7 +170,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the module's weights as they are now into the average."""
+        """Add the module's current weights to the average."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         state = self.module.state_dict()
@@ -188,7 +188,7 @@ class Average:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average in the module's place for a while."""
+        """Load the average into the module within the block; restore the module's own weights afterwards."""
         own = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         self.module.load_state_dict(self.values)
         try:
@@ -197,11 +197,11 @@ class Average:
             self.module.load_state_dict(own)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"steps": self.steps, "values": self.values}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.steps = int(state["steps"])
         device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
         self.values = {name: value.to(device) for name, value in state["values"].items()}

@@ -1,7 +1,8 @@
-"""Stages and turns: what a fit does one after another, and what a step does one after another.
+"""Define stages, the sequence of a fit, and turns, the sequence of a step.
 
-A fit goes through the learner's `stages()`. In each it makes `turns()` of optimisers and passes over the stage's batches. A
-step takes the turns in order: losses, gradients, a step of the turn's optimisers. One stage of one turn is the usual case.
+A fit executes the learner's `stages()` in order. In each stage it makes `turns()` with optimisers and iterates over the
+stage's batches. A step executes the turns in order: losses, gradients, a step of the turn's optimisers. Most learners have
+one stage with one turn.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ class Turn:
     """One update within a step: a forward pass, a backward pass, a step of its optimisers.
 
     Attributes:
-        optimizers: step together, after one backward pass.
-        schedules: stepped after each epoch; those with `per_step` set, after each step.
-        loss: named scalars of a prepared batch; default: the learner's `loss`.
-        minimise: name of the scalar that is minimised.
+        optimizers: Optimisers that step together, after one backward pass.
+        schedules: Schedules that step after each epoch; those with `per_step` set step after each step.
+        loss: Function from a prepared batch to named scalars. Default: the learner's `loss`.
+        minimise: Name of the scalar to minimise.
     """
 
     optimizers: Sequence[Optimizer]
@@ -40,16 +41,16 @@ class Stage:
     """One part of a fit.
 
     Attributes:
-        name: shown beside the progress bar.
-        epochs: passes over what `batches` gives, at least 1.
-        trains: modules whose parameters train; default: all that required a gradient when the fit began.
-        turns: optimisers of the stage; default: the learner's `turns()`.
-        batches: which examples an epoch sees; default: the task's own batches.
-        enter: called when the stage begins, before its optimisers are made: cluster, take a snapshot, start anew, cut. It
-            may replace modules (see `Learner.structure`). A teacher has its place from the beginning and is taken anew here, so
-            that a resumed fit has it. A fit resumed within the stage does not call this again.
-        carry: keep the optimisers and schedules of the stage before, with their state.
-        evaluated: measure the learner on `valid` in this stage.
+        name: Name to show beside the progress bar.
+        epochs: Number of passes over `batches`, at least 1.
+        trains: Modules whose parameters train. Default: all parameters that required a gradient when the fit began.
+        turns: Turns of the stage, with optimisers. Default: the learner's `turns()`.
+        batches: Batches of an epoch. Default: the task's own batches.
+        enter: Called when the stage begins, before its optimisers are made: cluster, take a snapshot, initialise again,
+            prune. It may replace modules (see `Learner.structure`). It may replace a teacher, but not add one: a resumed fit
+            would lack it. A fit resumed within the stage does not call this again.
+        carry: Keep the optimisers and schedules of the stage before, with their state.
+        evaluated: Measure the learner on `valid` in this stage.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a learner may know of its data, and a pass over it without gradient."""
+"""Give a learner access to its data outside the batches of a step, and passes over the data without gradient."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from counterpoint.core.distributed import gather_rows, over
 from counterpoint.core.world import processes
 
 Indices = NDArray[np.int64]
-BATCH = 256  # of a pass
+BATCH = 256  # items in a batch of a pass
 
 
 class Survey:
-    """The data as a learner sees it, besides the batches of a step.
+    """A learner's access to its data, besides the batches of a step.
 
     Args:
-        task: hands over splits and batches (see the task contract in ARCHITECTURE.md).
-        learner: whose device batches are brought to; in evaluation mode for the time of a pass.
+        task: Provides splits and batches (see the task contract in ARCHITECTURE.md).
+        learner: The learner. Batches are moved to its device; it is in evaluation mode during a pass.
     """
 
     def __init__(self, task: Any, learner: nn.Module) -> None:
@@ -39,18 +39,18 @@ class Survey:
 
     @property
     def rows(self) -> Indices:
-        """Positions in the training split that are trained on."""
+        """Positions in the training split of the items that are trained on."""
         rows = getattr(self._task, "rows", None)
         return np.arange(len(self.split())) if rows is None else rows
 
     @property
     def examples(self) -> int:
-        """How many training examples there are."""
+        """Number of training examples."""
         return len(self.split())
 
     @property
     def batch_size(self) -> int:
-        """Examples in a batch, over all processes."""
+        """Number of examples in a batch, over all processes."""
         return int(self._task.config.batch_size)
 
     def _numbers(self, name: str) -> Tensor | None:
@@ -59,17 +59,17 @@ class Survey:
 
     @property
     def labels(self) -> Tensor | None:
-        """[examples] class numbers, -1 for none; None where nothing is labelled."""
+        """[examples] class numbers, -1 for an item without a class; None where no item has one."""
         return self._numbers("labels")
 
     @property
     def domains(self) -> Tensor | None:
-        """[examples] numbers of where examples come from."""
+        """[examples] numbers of the domains that examples come from; None where there are none."""
         return self._numbers("domains")
 
     @property
     def groups(self) -> Tensor | None:
-        """[examples] numbers of what examples were cut from."""
+        """[examples] numbers of the groups, such as recordings, that examples were taken from; None where there are none."""
         return self._numbers("groups")
 
     @property
@@ -83,7 +83,7 @@ class Survey:
         return tuple(getattr(self._task.data, "domains", None) or ())
 
     def batch(self, split: str, rows: Sequence[int] | Indices) -> dict[str, Any]:
-        """Return these items of a split as `predict` takes them, on the learner's device."""
+        """Return the items at these positions of a split as a batch for `predict`, on the learner's device."""
         return moved(self._task.evaluation_batch(split, [int(row) for row in rows]), self._device())
 
     @torch.no_grad()
@@ -91,11 +91,11 @@ class Survey:
         """Apply a function to every batch of a split, without gradient, in evaluation mode.
 
         Args:
-            split: name of a split.
-            function: a batch, as `predict` takes it -> [n, ...].
-            rows: positions; default: all, in order.
+            split: Name of a split.
+            function: Function from a batch, as `predict` takes it, to [n, ...].
+            rows: Positions. Default: all, in order.
 
-        Returns [rows, ...] on the CPU, in the order of `rows`. Processes share the work; all of them get the whole.
+        Returns [rows, ...] on the CPU, in the order of `rows`. Processes share the work; each receives the whole result.
         """
         rank, size = processes()
         chosen = np.arange(len(self.split(split))) if rows is None else np.asarray(rows, np.int64)
@@ -106,7 +106,7 @@ class Survey:
         try:
             most = int(getattr(self._task, "at_once", BATCH))
             parts = [function(self.batch(split, mine[s : s + most])) for s in range(0, len(mine), most)]
-            if not parts:  # more processes than items: the shape is that of an item of another's share
+            if not parts:  # more processes than items: take the shape from an item of another process
                 parts = [function(self.batch(split, chosen[:1]))[:0]]
         finally:
             self._learner.train(training)
@@ -115,7 +115,7 @@ class Survey:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device; what is no tensor stays."""
+    """Return a batch with its tensors on a device. Other values stay the same."""
     if isinstance(value, Tensor):
         return value if value.device == device else value.to(device, non_blocking=True)
     if isinstance(value, dict):

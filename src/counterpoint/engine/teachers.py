@@ -1,7 +1,8 @@
-"""Teachers: networks that do not learn. `frozen` makes one, `cached` keeps what it says of a split.
+"""Provide teachers: networks that do not learn. `frozen` makes one, `cached` stores its outputs for a split.
 
-A frozen network is no submodule of the learner: it is in no optimiser, in no gradient and not among the weights a run keeps.
-Checkpoints name it by the digest of its weights, and hold the weights where they come from nowhere else (a snapshot).
+A frozen network is no submodule of the learner: no optimiser has its parameters, it has no gradient, and a run does not keep
+its weights. Checkpoints identify it by the digest of its weights. They hold the weights of a snapshot, which has no other
+source.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Frozen:
     """A network in evaluation mode whose outputs carry no gradient.
 
     Args:
-        module: the network; its parameters no longer require gradients.
-        source: where it can be had again, such as "run:runs/x"; "" for a snapshot, whose weights checkpoints keep.
-        call: what `frozen(...)` computes; default: the module's forward.
-        width: of the rows that the learner can use, where it is fixed.
+        module: The network. Its parameters no longer require gradients.
+        source: Source of the network, such as "run:runs/x"; "" for a snapshot, whose weights checkpoints keep.
+        call: Function that `frozen(...)` computes. Default: the module's forward.
+        width: Width of the rows that the learner can use. Default: any.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Frozen:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next((t.device for t in [*self.module.parameters(), *self.module.buffers()]), torch.device("cpu"))
 
     @property
     def function(self) -> str:
-        """Name what is computed, beside the weights it is computed with."""
+        """The name of the computed function, without the weights."""
         call = self._call.func if isinstance(self._call, partial) else self._call
         return str(getattr(call, "__qualname__", type(call).__qualname__))
 
@@ -76,22 +77,22 @@ class Frozen:
         return found.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the teacher."""
+        """Return the teacher's state for a checkpoint."""
         weights = {} if self.source else self.module.state_dict()
         return {"source": self.source, "digest": self.digest(), "weights": weights}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint; RunError where the teacher has changed since."""
+        """Restore the state from a checkpoint. RunError when the teacher has changed since."""
         if not self.source:
             self.module.load_state_dict(state["weights"])
         if self.digest() != state["digest"]:
             raise RunError(
-                f"the teacher {self.source} has other weights than when this run began; bring them back, or train anew"
+                f"the teacher {self.source} has other weights than when this run began; restore them, or start a new run"
             )
 
 
 def need_width(teacher: Frozen, found: int) -> None:
-    """Raise CounterpointError where a teacher's rows are not as wide as the learner needs them."""
+    """Raise CounterpointError when the width of a teacher's rows, `found`, is not the width that the learner needs."""
     if teacher.width not in (None, found):
         raise CounterpointError(
             f"the teacher {teacher.source or type(teacher.module).__name__} gives rows {found} wide, and this student "
@@ -100,7 +101,7 @@ def need_width(teacher: Frozen, found: int) -> None:
 
 
 def snapshot(module: nn.Module) -> Frozen:
-    """Return a frozen copy of a network as it is now."""
+    """Return a frozen copy of a network with its current weights."""
     return Frozen(copy.deepcopy(module))
 
 
@@ -114,14 +115,14 @@ def frozen(
     """Make a teacher.
 
     Args:
-        teacher: a network, of which a copy is taken, or where to find one:
+        teacher: A network, which is copied, or the name of one:
             "run:RUN"            the learner of a finished run;
             "fit:SLUG?data=SOURCE&OPTION=VALUE"   a small teacher that is trained once and kept in the cache, by its settings
                                  and the package's version (`seed=N` among the options; default 0);
             "hf:NAME" or another name of an image encoder, with its published weights, as `encoders.images` takes it.
-        call: from the network to the function that is called; default: the network's forward, of a learner its `predict`.
-        width: of the rows that the student compares; other rows are refused at the first call.
-        size: of the pictures, in pixels, for an image encoder.
+        call: Maps the network to the function to call. Default: the network's forward, or a learner's `predict`.
+        width: Width of the rows that the student compares. Rows of another width raise at the first call. Default: any.
+        size: Height and width of the images for an image encoder, in pixels.
 
     Raises CounterpointError for a name of none of these kinds, RunError for a run that is missing or not finished.
     """
@@ -130,7 +131,7 @@ def frozen(
         return Frozen(copied, "", call(copied) if call else None, width)
     kind, _, rest = teacher.partition(":")
     if kind in ("run", "fit"):
-        # By name, as the catalogue loads systems: loading and training a learner are above this room.
+        # Import by name, as the catalogue does: the modules that load and train learners are above this package.
         room = importlib.import_module("counterpoint.experiment")
         module: Any = room.load_learner(rest) if kind == "run" else room.fitted(rest)
         return Frozen(module, teacher, call(module) if call else module.predict, width)
@@ -144,7 +145,7 @@ def frozen(
 
 
 def teachers_of(module: nn.Module) -> dict[str, Frozen]:
-    """Return the frozen networks that a learner or its parts hold, by their place: as attributes, or in lists or dicts."""
+    """Return the frozen networks of a learner and its parts, by place: attributes, and items of lists and dicts."""
     found: dict[str, Frozen] = {}
     for prefix, part in module.named_modules():
         for name, value in vars(part).items():
@@ -162,7 +163,7 @@ def teachers_of(module: nn.Module) -> dict[str, Frozen]:
 
 
 class Cached:
-    """What a teacher says of the items of a split, by position: `cached[index]` -> [n, dim] on the index's device."""
+    """A teacher's outputs for the items of a split, by position: `cached[index]` is [n, dim] on the index's device."""
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values
@@ -179,12 +180,12 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     """Compute a teacher's outputs for every item of a split, once, and keep them on disk.
 
     Args:
-        teacher: is given evaluation batches.
-        survey: of the learner that is taught.
+        teacher: The teacher. It receives evaluation batches.
+        survey: The survey of the student.
         split: "train", "valid" or "test".
-        output: which of the teacher's outputs, where it gives several by name.
+        output: Name of the output, for a teacher with several named outputs.
 
-    The file is found again by the teacher's weights and function, the split's length and a digest of 64 of its items.
+    The file's key is the teacher's weights and function, the split's length and a digest of 64 of its items.
     """
 
     def row(batch: dict[str, Any]) -> Tensor:
@@ -199,7 +200,7 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     items = [value.detach().cpu().contiguous().numpy() for value in _tensors(some)]
     key = (teacher.digest(), teacher.function, split, count, output, *items)
     path = cache.place("teachers", *key, suffix=".npy")
-    # One process may find the file that another has just written: all compute, or none.
+    # One process may find the file that another has just written; either all processes compute, or none.
     with over("world"):
         missing = global_max(int(_rows(path, count) is None), teacher.device)
     if missing:
@@ -210,7 +211,7 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
                     np.save(file, computed.numpy())
     values = _rows(path, count)
     if values is None:
-        raise RunError(f"{path} was written and cannot be read; is the disk full, or the cache cleared meanwhile?")
+        raise RunError(f"{path} was written but cannot be read; free disk space, or keep the cache from being cleared")
     need_width(teacher, values.shape[1])
     return Cached(values)
 

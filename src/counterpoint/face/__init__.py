@@ -1,10 +1,10 @@
-"""What `import counterpoint as cp` offers: train, create, load, compare, embed, search and systems; a trained run as an object.
+"""Offer the library's public functions, `import counterpoint as cp`, and a trained run as an object.
 
     functions.py   train, resume, load, own, compare, embed, search
-    creating.py    an untrained learner for somebody's own loop
+    creating.py    an untrained learner for your own loop
     trained.py     a finished run: metrics, page, encode, evaluate, export, push_to_hub
     finding.py     embeddings of a set and search in them, data by name or as an object
     listing.py     the catalogue, by pattern
 
-Nothing here imports torch until a function needs it.
+No module here imports torch until a function needs it.
 """

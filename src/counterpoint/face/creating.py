@@ -1,4 +1,4 @@
-"""An untrained learner for somebody's own loop, from a system's settings and a few facts of the data."""
+"""Build an untrained learner for your own loop, from a system's settings and a few facts of the data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from counterpoint.errors import CounterpointError
 if TYPE_CHECKING:
     from counterpoint.engine.learner import Learner
 
-# By task, what a learner cannot be built without, with an example.
+# By task, the facts that a learner needs, with an example.
 NEEDED: dict[str, dict[str, str]] = {
     "views": {"size": "size=224 (pixels, height and width)"},
     "labelled": {
@@ -34,11 +34,11 @@ FACTS = (
 
 
 class Missing(AttributeError):
-    """A fact that a learner asks for and that is not given."""
+    """A fact that a learner needs and that is not given."""
 
 
 class Facts(SimpleNamespace):
-    """What a learner knows of its data, as attributes."""
+    """The facts of a learner's data, as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         raise Missing(name)
@@ -51,27 +51,30 @@ def create(
 
     Args:
         system: A name of `counterpoint.systems()`, or a composition such as "moco-v2+mochi".
-        data: A source, or an object (see `counterpoint.own`), that shows the facts of the data. Default: none; then give them.
+        data: A source, or an object (see `counterpoint.own`), from which the facts are read. Default: none; give the facts.
         seed: Seed of initialisation.
-        recipe: Start from the system's settings for small data. Default: with data, as `train` does; without, the paper's.
-        steps: Number of steps that your loop will take, for systems whose momentum or weights follow a schedule. Default: an
-            epoch's steps times the epochs where the number of examples is known; else such schedules stay at their start.
-        settings: Settings of the system (encoder="timm:resnet18", temperature=0.1), and these facts, where there is no data:
-            size: pixels of pictures; channels: of pictures, default 3; classes: their number, or their names; examples: number
-            of training examples, for systems that keep state for each; modalities: {name: {"kind": ...}} of aligned data;
-            texts: {name: training texts}, from which a tokenizer is learnt; visual_dim, audio_dim: widths of feature rows.
+        recipe: Start from the system's recipe for the data. Default: True with data, as `train` does; False without data, so
+            that the paper's settings apply.
+        steps: Number of steps of your loop, for systems whose momentum or weights follow a schedule. Default: an epoch's steps
+            times the epochs where the number of examples is known; otherwise such schedules keep their initial value.
+        settings: Settings of the system (encoder="timm:resnet18", temperature=0.1). Without data, also these facts:
+            size: height and width of images, in pixels; channels: number of channels of images, default 3; classes: number of
+            classes, or their names; examples: number of training examples, for systems that keep state for each; modalities:
+            {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
+            audio_dim: widths of feature rows.
 
-    Returns the learner in training mode. `learner.loss(batch)["loss"]` is what you minimise, over `learner.parameters()`:
+    Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
 
-    "index" has the positions of the n items in your data. Instead of views of your own, let the system draw them:
-    `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`; a composition such as
-    "moco-v2+mochi" needs that. After each optimiser step call `learner.end_step()`, which moves momentum networks, and count
-    `learner.position.step += 1`. Raises CounterpointError that names the
-    facts which are missing, and unknown settings with near matches.
+    "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
+    `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as
+    "moco-v2+mochi" needs that. After each optimiser step call `learner.end_step()`, which updates momentum networks, and count
+    `learner.position.step += 1`.
+
+    Raises CounterpointError for missing facts, which it lists, and for unknown settings, with near matches.
 
     >>> import counterpoint as cp, torch
     >>> learner = cp.create("simclr", encoder="conv-s", size=16)
@@ -100,7 +103,7 @@ def create(
             learner = experiment.system.learner(config, facts, seed)
         except Missing as error:
             raise CounterpointError(
-                f"{system} needs to know {error} of the data; give counterpoint.create({system!r}, {error}=...), or data="
+                f"{system} needs the fact {error} of the data; give counterpoint.create({system!r}, {error}=...), or data="
             ) from error
     examples = getattr(facts, "examples", None)
     learner.epochs = int(getattr(config, "epochs", 1))
@@ -110,7 +113,7 @@ def create(
 
 
 def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Facts:
-    """Return the facts of data that are given by keyword. CounterpointError that names all that are missing."""
+    """Return the facts of the data from keyword arguments. CounterpointError, which lists all missing facts."""
     facts = dict(given)
     missing = [name for name in NEEDED.get(task, {}) if name not in facts]
     if task == "labelled" and "class_names" in facts:
@@ -142,14 +145,14 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts.setdefault("classes", len(facts["class_names"]))
     if task == "bags":
         facts = {"snippet_seconds": 16 / 24, "backbones": None} | facts
-    for name in ("teacher_encoder",):  # of a system that brings its teacher's network
+    for name in ("teacher_encoder",):  # for a system with its own teacher network
         if hasattr(config, name):
             facts.setdefault(name, getattr(config, name))
     return Facts(**facts)
 
 
 def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Learn the tokenizer of each modality of text that training texts are given for."""
+    """Learn a tokenizer for each text modality with training texts. Return them by modality, as JSON."""
     from counterpoint.encoders.text import build_tokenizer
 
     return {

@@ -1,4 +1,4 @@
-"""Data by name or as an object, and what is found with a run: the embeddings of a set, and search in them."""
+"""Resolve data by name or as an object, embed a set with a run, and search the embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from counterpoint.search.writing import embed as write
 
 
 def source_of(data: Any) -> tuple[str | None, Own | None]:
-    """Return the name of data, and what holds the object in memory that it leads to: keep it as long as the name is used."""
+    """Return the name of the data, and the holder of the object in memory. Keep the holder while the name is in use."""
     if data is None or isinstance(data, str | Path):
         return data if data is None else str(data), None
     own = Own.of(data)
@@ -23,7 +23,10 @@ def source_of(data: Any) -> tuple[str | None, Own | None]:
 
 
 def held_again(run: Run, data: Any) -> Own | None:
-    """Return the object that a run was trained on, given again. CounterpointError where it is missing, other, or not wanted."""
+    """Check that `data` is the object that a run was trained on, and return it; None for a run on data by name.
+
+    Raises CounterpointError when the object is missing, or given for data by name; DataError when its contents differ.
+    """
     spec = str(run.config.get("data", ""))
     if not is_memory(spec):
         if data is not None:
@@ -46,7 +49,7 @@ def embed(run: Run, out: Path | str, *, data: Any = None, split: str = "all", qu
 
 
 class Hits(list[Hit]):
-    """Items that a search found, shown as a table."""
+    """The items that a search found. The repr is a table."""
 
     def __repr__(self) -> str:
         lines = ["   similarity  item"]
@@ -65,7 +68,7 @@ def search(
     modality: str | None = None,
     html: Path | str | None = None,
 ) -> Hits:
-    """Return the k items that are most like a query (see `counterpoint.search`)."""
+    """Return the k items most similar to a query (see `counterpoint.search`)."""
     queries = [str(one) for one in (query if isinstance(query, (list, tuple)) else [query])]
     with plainly():
         return Hits(find(run, queries, embeddings, k=k, modality=modality, html=html)[1])

@@ -1,4 +1,4 @@
-"""The functions of `import counterpoint as cp`. Each imports what it needs when it is called."""
+"""Define the functions of `import counterpoint as cp`. Each imports its packages when it is called."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def train(
         quiet: Print nothing and show no bar.
         callbacks: Objects of `counterpoint.engine.services.Callback`. Default: none.
         settings: Settings of the system, such as temperature=0.1 or epochs=5 (`counterpoint train SYSTEM --help` lists them).
-            A part's as **{"mochi.hardest": 16}. And options of the loop: precision, device, accumulate, compile, ema, patience,
-            log, checkpoint_minutes (see `counterpoint.engine.options.Loop`).
+            Write a part's settings as **{"mochi.hardest": 16}. Also options of the loop: precision, device, accumulate,
+            compile, ema, patience, log, checkpoint_minutes (see `counterpoint.engine.options.Loop`).
 
     Returns the run (see `counterpoint.Trained`). Raises CounterpointError for unknown names, with near matches, and for data that
-    do not fit; then nothing is left on disk.
+    do not fit the system. It then leaves nothing on disk.
 
     >>> import counterpoint as cp
     >>> run = cp.train("simclr", data="digits", epochs=1, precision="bf16")   # doctest: +SKIP
@@ -96,7 +96,7 @@ def divided(system: str, config: Any, given: Mapping[str, Any], also: Sequence[s
         system: The name of the system, for messages.
         config: Its settings.
         given: Keyword arguments. A mapping holds the settings of a part.
-        also: Further names that the caller takes, for near matches.
+        also: Further names that the caller accepts, for near matches.
 
     Returns the Loop and the settings. Raises CounterpointError for a name that is neither, with near matches.
     """
@@ -132,13 +132,13 @@ def resume(
     checkpoint_minutes: float = 10.0,
     quiet: bool = False,
 ) -> Trained:
-    """Continue an interrupted run. It ends with the figures that it would have had.
+    """Continue an interrupted run. Its final metrics are those of an uninterrupted run.
 
     Args:
         run: The run directory.
-        data: The object that it was trained on, given again, where that was an object in memory. Default: the run names its data.
-        device: Where to train: auto, cpu, cuda, cuda:1, mps.
-        checkpoint_minutes: How often to save within an epoch, in minutes, >= 0.
+        data: The object that the run was trained on, for a run on an object in memory. Default: the data that the run names.
+        device: Device to train on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
+        checkpoint_minutes: Minutes between checkpoints within an epoch, >= 0.
         quiet: Print nothing and show no bar.
 
     Returns the finished run. Raises RunError for a run that is complete, DataError for an object with other contents.
@@ -163,10 +163,10 @@ def load(source: Path | str | Trained, *, data: Any = None, revision: str | None
 
     Args:
         source: A run directory, "runs/x". A model of the hub, "hf:user/name". Or a folder that `save_pretrained` wrote.
-        data: The object that it was trained on, where that was an object in memory and is to be read again. Default: none.
+        data: The object that the run was trained on, to read it again, for a run on an object in memory. Default: none.
         revision: Branch, tag or commit of a model of the hub. Default: the latest.
 
-    Returns the run (see `counterpoint.Trained`). Raises RunError for a folder that is no finished run, and where the hub cannot be
+    Returns the run (see `counterpoint.Trained`). Raises RunError for a folder that is no finished run, and when the hub cannot be
     reached.
 
     >>> import counterpoint as cp
@@ -197,23 +197,24 @@ def own(data: Any, **options: Any) -> Own:
     """Take an object as data, with options. Without options, give the object itself as `data=`.
 
     Args:
-        data: One of these; pandas and datasets are imported only where the object comes from them.
-            - a pandas DataFrame, with columns as `manifest:` takes them: a path, bytes or a picture for an image, a string for a
+        data: One of these. pandas and datasets are imported only where the object comes from them.
+            - a pandas DataFrame, with columns as `manifest:` takes them: a path, bytes or an image for an image, a string for a
               text, a list of numbers for a vector, and label, split, id
-            - a datasets.Dataset or DatasetDict; Image, Audio and ClassLabel are known by their types
-            - a torch Dataset with a length, whose items are a picture, (picture, label), or a dictionary of named values.
-              Leave random transforms and Normalize out: the system makes its own views
-            - an array of pictures, uint8 [N, H, W, 3] or [N, H, W], or a tuple (pictures, labels)
-            - a dictionary of arrays or lists, a modality each: {"image": [N, H, W, 3], "text": N strings, "vector": [N, dim],
-              "audio": [N, samples], "label": [N], "split": N names}
-            - a list of pictures, as paths or Pillow images, or of records, a dictionary for each row
+            - a datasets.Dataset or DatasetDict; Image, Audio and ClassLabel are recognised by their types
+            - a torch Dataset with a length, whose items are an image, (image, label), or a dictionary of named values.
+              Leave out random transforms and Normalize: the system makes its own views
+            - an array of images, uint8 [N, H, W, 3] or [N, H, W], or a tuple (images, labels)
+            - a dictionary of arrays or lists, one for each modality: {"image": [N, H, W, 3], "text": N strings,
+              "vector": [N, dim], "audio": [N, samples], "label": [N], "split": N names}
+            - a list of images, as paths or Pillow images, or of records, a dictionary for each row
             - for systems of the task bags: {"visual": N arrays [T, dim], "audio": N arrays [T, dim], "label": [N]}
-            - a dictionary by split: {"train": ..., "test": ...}, each one of the above but bags
-        options: size (pixels), rate, seconds (of sounds), columns ("photo:image,title:text", or a dictionary), groups (a column, or
-            one value for each row: rows of a group stay in one split), test, valid (a fraction, or the name of a split), max_bad.
+            - a dictionary by split: {"train": ..., "test": ...}, each one of the above except bags
+        options: size (pixels), rate (samples a second), seconds (of sounds), columns ("photo:image,title:text", or a dictionary),
+            groups (a column, or one value for each row: rows of a group stay in one split), test, valid (a fraction, or the name
+            of a split), max_bad.
 
-    Splits that are made here are the same every time. Rows that share a picture, a text, a sound, a vector or a group are never
-    separated. Returns what `data=` takes. Raises DataError for an object of another kind.
+    The same rows always get the same splits. Rows that share an image, a text, a sound, a vector or a group are never separated.
+    Returns an object for `data=`. Raises DataError for an object of another kind.
 
     >>> import counterpoint as cp, numpy as np
     >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
@@ -228,7 +229,7 @@ def own(data: Any, **options: Any) -> Own:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `counterpoint.compare` found. `record` is the whole of it, as the record on disk."""
+    """The result of `counterpoint.compare`. `record` holds all of it, as in the record on disk."""
 
     record: dict[str, Any]
     page: Path
@@ -236,12 +237,12 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """Return the name of the measure."""
+        """Return the name of the metric."""
         return str(self.record["metric"])
 
     @property
     def means(self) -> dict[str, float]:
-        """Return the mean of the measure over the seeds, by system."""
+        """Return the mean of the metric over the seeds, by system."""
         return {
             slug: sum(run[self.metric] for run in runs.values()) / len(runs)
             for slug, runs in self.record["results"].items()
@@ -268,14 +269,14 @@ def compare(
     out: Path | str = "results/compare",
     **settings: Any,
 ) -> Comparison:
-    """Train several systems on the same seeds, and judge each against the first.
+    """Train several systems on the same seeds, and compare each with the first.
 
     Args:
         systems: At least two names.
         data: The name of a source, or an object (see `counterpoint.own`). With an object all runs are made in this process.
         seeds: Number of seeds, from 0 on, at least 1.
-        metric: The measure to compare by. Default: the task's headline measure, on the test split after the last epoch.
-        jobs: Number of runs at a time, one thread each.
+        metric: The metric to compare. Default: the task's headline metric, on the test split after the last epoch.
+        jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of the record and the page.
         settings: Settings for all systems, such as epochs=5.
 
@@ -308,7 +309,7 @@ def compare(
                 overrides=dict(settings),
             )
     finally:
-        torch.set_num_threads(threads)  # a run takes one
+        torch.set_num_threads(threads)  # a run sets it to one
     return Comparison(record, write_comparison_report(record, Path(out) / f"{record['name']}.html"))
 
 
@@ -340,19 +341,20 @@ def search(
     modality: str | None = None,
     html: Path | str | None = None,
 ) -> Hits:
-    """Return the k items that are most like a query.
+    """Return the k items most similar to a query.
 
     Args:
         run: The run that made the embeddings, or its path.
-        query: Words, or the path of a picture, a sound or a vector (.npy). A list of several is sought together, as the system
-            joins modalities. "MODALITY=QUERY" names the modality, where a run has several of one kind.
+        query: Words, or the path of an image, a sound or a vector (.npy). The queries of a list are combined, as the system
+            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind.
         embeddings: The file that `embed` wrote.
         k: Number of items, at least 1.
-        modality: The modality to search in. Default: the first that no query has.
+        modality: The modality to search in. Default: the first modality that no query has.
         html: A page to write, with thumbnails and players. Default: none.
 
-    Returns hits, each with rank, similarity, label, texts and source. Raises CounterpointError for a query that the run has no
-    modality for, DataError for a file that cannot be read.
+    Returns hits, each with rank, similarity, label, texts and source.
+
+    Raises CounterpointError where the run has no modality for a query, DataError for a file that cannot be read.
     """
     from counterpoint.face import finding
 

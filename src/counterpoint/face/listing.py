@@ -1,4 +1,4 @@
-"""The catalogue for a person: systems by pattern, each with the verdict on its claim."""
+"""List the systems of the catalogue by pattern, each with its settings and the verdict on its claim."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Listed:
     title: str
     """The paper's title."""
     verdict: str
-    """What the recorded claim came to: holds, partly, no difference, reversed; empty where none is recorded."""
+    """Verdict of the recorded claim: holds, partly, no difference, reversed; empty where no claim is recorded."""
     state: str
-    """"done"; "built": it trains, and its claim or its speed is not measured yet; "planned"."""
+    """State: "done"; "built" (it trains, but its claim or its speed is not measured yet); "planned"."""
     area: str
     task: str
-    """The form of data it learns from: views, labelled, aligned, bags."""
+    """The form of data that it learns from: views, labelled, aligned, bags."""
     arxiv: str
     claim: str
     """The paper's claim, in a sentence."""
@@ -39,7 +39,7 @@ class Listed:
 
 
 class Listing(list[Listed]):
-    """Systems, shown as a table."""
+    """A list of systems. The repr is a table."""
 
     def __repr__(self) -> str:
         if not self:
@@ -50,7 +50,7 @@ class Listing(list[Listed]):
 
     @property
     def slugs(self) -> list[str]:
-        """Return the names alone."""
+        """Return only the names."""
         return [row.slug for row in self]
 
 
@@ -66,14 +66,14 @@ def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = 
     """List the systems whose name or title fits a pattern.
 
     Args:
-        pattern: A name or a title with wildcards, such as "*clip*"; capitals do not matter. Default: all.
+        pattern: A name or a title with wildcards, such as "*clip*". Case is ignored. Default: all.
         task: Only systems of this form of data: views, labelled, aligned, bags. Default: all.
         area: Only systems of this area, such as "classics". Default: all.
         state: Only systems of this state: done, built, planned. Default: those that train, done and built.
-        planned: List systems that are planned only, too.
+        planned: Also list systems that are only planned.
 
-    Returns the systems in the order of the catalogue; an empty list where none fits. Raises CounterpointError for a task, an
-    area or a state that does not exist.
+    Returns the systems in the order of the catalogue, or an empty list where none fits. Raises CounterpointError for an unknown
+    task, area or state.
 
     >>> import counterpoint as cp
     >>> cp.systems("*sim*lr").slugs
@@ -106,7 +106,7 @@ def verdicts() -> dict[str, str]:
 
 
 class Settings(dict[str, Any]):
-    """Settings by name, shown with what they mean."""
+    """Settings by name. The repr includes their meaning."""
 
     said: dict[str, str]
 
@@ -120,13 +120,13 @@ class Settings(dict[str, Any]):
 
 
 def settings(system: str, data: str | None = None) -> Settings:
-    """Return the settings that `train` starts from: the paper's, changed by the system's recipe for the data.
+    """Return the default settings of `train`: the paper's, changed by the system's recipe for the data.
 
     Args:
         system: A name of `counterpoint.systems()`, or a composition such as "moco-v2+mochi".
         data: The name of a source; "own" for objects and files of your own. Default: the system's own source.
 
-    Returns a dictionary by name, shown with what each setting means. A setting of a part has its name in front: "mochi.hardest".
+    Returns a dictionary by name, printed with each setting's meaning. A part's setting begins with the part: "mochi.hardest".
     Raises CounterpointError for an unknown system.
 
     >>> import counterpoint as cp

@@ -1,4 +1,4 @@
-"""A finished run as an object: what `counterpoint.train` and `counterpoint.load` return."""
+"""Represent a finished run as an object, which `counterpoint.train` and `counterpoint.load` return."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Rows = NDArray[np.float32] | torch.Tensor
 
 
 class Trained(ModelHubMixin):
-    """A finished run: its figures, its page, and its networks as functions.
+    """A finished run: its metrics, its page, and its networks as functions.
 
     >>> import counterpoint as cp
     >>> run = cp.load("runs/first")                       # doctest: +SKIP
@@ -40,7 +40,7 @@ class Trained(ModelHubMixin):
     Attributes:
         path: The run directory, or the folder in the layout of a hub.
         slug: The name of the system.
-        own: The object in memory that it was trained on, where it was given; else None.
+        own: The object in memory that the run was trained on, where it is given; else None.
     """
 
     def __init__(self, run: Run, own: Own | None = None) -> None:
@@ -51,27 +51,27 @@ class Trained(ModelHubMixin):
         shown = [f"{name} {value:.4f}" for name, value in list(self.metrics.items())[:3]]
         return f"<{self.slug} trained on {self.data}, {self.path}{': ' if shown else ''}{', '.join(shown)}>"
 
-    # --- what it is
+    # --- data, settings, metrics
 
     @property
     def data(self) -> str:
-        """Return the name of the data that it was trained on."""
+        """Return the name of the data that the run was trained on."""
         spec = str(self.run.config.get("data", "unknown data"))
         return said(spec) if is_memory(spec) else spec
 
     @cached_property
     def config(self) -> Any:
-        """Return the settings that it was trained with."""
+        """Return the settings that the run was trained with."""
         return Experiment.of_run(self.run).config
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Return all figures, a row for each epoch."""
+        """Return all metrics, a row for each epoch."""
         return self.run.metrics(required=False)
 
     @cached_property
     def metrics(self) -> Measured:
-        """Return the figures on the test split by name; `metrics.chance` has the chance level of those that have one."""
+        """Return the metrics on the test split by name. `metrics.chance` has the chance level of those that have one."""
         last = (self.history or [{}])[-1]
         found = Measured({k.removeprefix("test/"): v for k, v in last.items() if k.startswith("test/")})
         found.chance = self.run.chance()
@@ -79,7 +79,7 @@ class Trained(ModelHubMixin):
 
     @property
     def page(self) -> Path:
-        """Return the path of its HTML page: curves, figures, settings. It is written where there is none yet."""
+        """Return the path of the run's HTML page: curves, figures, settings. Write the page if it is missing."""
         from counterpoint.report.run import write_run_report
 
         file = self.path / REPORT
@@ -87,19 +87,19 @@ class Trained(ModelHubMixin):
 
     @cached_property
     def learner(self) -> Learner:
-        """Return the trained learner, an nn.Module in evaluation mode, on the CPU until it is moved."""
+        """Return the trained learner, an nn.Module in evaluation mode, initially on the CPU."""
         return load_learner(self.run)
 
     # --- embeddings
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Return the learner with its pre-processing. CounterpointError for a system that gives no embeddings."""
+        """Return the learner with its pre-processing. CounterpointError for a system without embeddings."""
         return Encoder.load(self.run, self.learner)
 
     @property
     def modalities(self) -> dict[str, str]:
-        """Return what `encode` takes: the name of each modality and its kind (image, text, audio, vector)."""
+        """Return the modalities for `encode`: each name with its kind (image, text, audio, vector)."""
         return self.encoder.kinds
 
     def encode(
@@ -117,19 +117,19 @@ class Trained(ModelHubMixin):
         device: str | None = None,
         progress: bool = True,
     ) -> Any:
-        """Return embeddings, float32 [n, dim] of n items of one modality; of several modalities a dictionary by name.
+        """Return embeddings: float32 [n, dim] of n items of one modality, or a dictionary by name of several modalities.
 
         Args:
-            items: Items of the only modality of a run that has one. Others name theirs:
+            items: Items of the run's only modality. For a run with several modalities use the following arguments:
             images: Paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
             texts: Strings.
             sounds: Paths, or float arrays [samples] at the run's rate.
             vectors: Paths of .npy files, or float arrays [dim].
-            inputs: The same by the name of the modality, where a run has several of one kind (see `modalities`).
-            joined: Join the modalities row by row, as the system joins them, into one array [n, dim]. Default: keep them apart.
+            inputs: Items by the name of the modality, for a run with several modalities of one kind (see `modalities`).
+            joined: Combine the modalities row by row into one array [n, dim], as the system combines them. Default: separate.
             output: "numpy", or "torch" for tensors on the CPU.
-            batch_size: Items that are encoded together, at least 1.
-            device: Where to compute: cpu, cuda, cuda:1, mps, or auto, the GPU if there is one. Default: where the learner is.
+            batch_size: Number of items encoded together, at least 1.
+            device: Device to compute on: cpu, cuda, cuda:1, mps, or auto (the GPU if there is one). Default: the learner's.
             progress: Show a bar on standard error when encoding takes longer than two seconds.
 
         Raises CounterpointError for a modality that the run lacks, DataError for an item that cannot be read.
@@ -146,19 +146,25 @@ class Trained(ModelHubMixin):
             if items is not None:
                 if len(encoder.kinds) > 1:
                     raise CounterpointError(
-                        f"{self.path} takes several modalities, {encoder.listed()}; name the one of these items, as in "
+                        f"{self.path} takes several modalities, {encoder.listed()}; name the modality of these items, as in "
                         "encode(images=[...]) or encode(inputs={NAME: [...]})"
                     )
                 inputs = {next(iter(encoder.kinds)): items} | dict(inputs or {})
-            given = {"images": images, "texts": texts, "sounds": sounds, "vectors": vectors, "inputs": inputs}
+            given: dict[str, Any] = {
+                "images": images,
+                "texts": texts,
+                "sounds": sounds,
+                "vectors": vectors,
+                "inputs": inputs,
+            }
             if joined:
-                return _as(encoder.encode(**given), output)  # type: ignore[arg-type]
-            asked = encoder.given(**given)  # type: ignore[arg-type]
+                return _as(encoder.encode(**given), output)
+            asked = encoder.given(**given)
             found = {name: _as(encoder.rows(name, values), output) for name, values in asked.items()}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def to(self, device: str) -> Trained:
-        """Move the learner to a device (as of `encode`) and return the run."""
+        """Move the learner to a device (see `encode`) and return the run."""
         self.learner.to(Loop(device=device).on())
         return self
 
@@ -167,19 +173,19 @@ class Trained(ModelHubMixin):
         return finding.embed(self.run, out, data=data, split=split)
 
     def search(self, query: Any, embeddings: Path | str, **options: Any) -> Any:
-        """Return the items that are most like a query (see `counterpoint.search`)."""
+        """Return the items most similar to a query (see `counterpoint.search`)."""
         return finding.search(self.run, query, embeddings, **options)
 
-    # --- measured again, and taken away
+    # --- evaluation and export
 
     def evaluate(self, data: Any = None) -> Measured:
-        """Measure it on the test split.
+        """Measure the run on the test split.
 
         Args:
-            data: Another source of the same kind of items: a name or an object. Default: the data that it was trained on.
+            data: Another source of the same kind of items: a name or an object. Default: the data that the run was trained on.
 
-        Returns the figures by name, with `chance`. Raises CounterpointError where the data do not fit, or were an object that
-        is not given.
+        Returns the metrics by name, with `chance`. Raises CounterpointError when the data do not fit, or when an object in
+        memory is missing.
         """
         from counterpoint import training
 
@@ -197,9 +203,9 @@ class Trained(ModelHubMixin):
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
 
         Args:
-            out: The file, such as "encoder.onnx" or "encoder.pt2". Of several modalities each has its name in it.
-            format: onnx, or torch for torch.export. Default: by the ending of `out`.
-            modality: Export this one alone. Default: all.
+            out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
+            format: onnx, or torch for torch.export. Default: from the ending of `out`.
+            modality: Export only this modality. Default: all.
 
         Returns a record for each file: path, inputs, and the largest difference that the check found.
         """
@@ -230,7 +236,7 @@ class Trained(ModelHubMixin):
         return cls(hub.Published.open(folder))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card: system, claim, data, figures."""
+        """Return the model card: system, claim, data, metrics."""
         return ModelCard(hub.card(self.run))
 
 

@@ -1,1 +1,1 @@
-"""Decide what may be concluded: protocols, statistics, and the experiments that claims and comparisons rest on."""
+"""Run and judge experiments for claims and comparisons, by protocols and statistics."""

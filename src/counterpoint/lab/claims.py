@@ -1,4 +1,4 @@
-"""All recorded claims together: a table, a drawing of the effects with their intervals, and records judged anew."""
+"""Collect all recorded claims: write their table, draw their effects with intervals, judge records again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- all-claims:begin -->", "<!-- all-claims:end -->"
 
 
 def records(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """Read every record of a claim in `folder`, in the catalogue's order; rehearsals are left out."""
+    """Read every record of a claim in `folder`, in the catalogue's order, without rehearsals."""
     found = []
     for slug in catalog.entries():
         file = folder / f"{slug}.json"
@@ -37,7 +37,7 @@ COLUMNS = ("part", "comparison", "measure", "test", "gain", "interval", "detecta
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A conjunct of a record as the texts of a table's row, under `COLUMNS`."""
+    """Format a conjunct of a record as the cells of a table's row, under `COLUMNS`."""
     from counterpoint.report.claim import label, rule_said
 
     shown = ("-", "-", "-")
@@ -49,9 +49,9 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def write(folder: Path = FOLDER, documents: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """Write `<folder>/claims.svg` and the table between the markers of each document; returns the records.
+    """Write `<folder>/claims.svg` and the table between the markers of each document. Return the records.
 
-    Of the records of the package's own checkout, the verdicts are written beside the protocols, too: they are shipped.
+    For the records of the package's own checkout, also write the verdicts beside the protocols, as part of the package.
     """
     from counterpoint.report.analysis import claims_drawing, claims_table
 
@@ -66,7 +66,7 @@ def write(folder: Path = FOLDER, documents: Sequence[Path] = ()) -> list[dict[st
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
-            raise CounterpointError(f"{path} has no {BEGIN} ... {END} block")
+            raise CounterpointError(f"{path} has no block {BEGIN} ... {END}; add both markers where the table belongs")
         path.write_text(f"{before}{BEGIN}\n{claims_table(found)}\n{END}{after}", encoding="utf-8")
     return found
 
@@ -77,11 +77,11 @@ def verdicts_text(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Judge a record's figures anew by the package's protocol, write the record back and return it.
+    """Judge a record's figures again by the package's protocol, write the record back and return it.
 
-    Nothing is trained. The record's `protocol` names the file that judges (`sha256`) and the one that ran (`ran`, null for
-    figures older than all protocols). Where the protocol asks for more than the figures have (other data or settings,
-    more seeds, another arm), `missing` says so. A conjunct that the figures cannot answer is "not judged".
+    Nothing is trained. The record's `protocol` identifies two files: the one that judges (`sha256`) and the one that ran
+    (`ran`, null for figures older than all protocols). Where the protocol requires more than the figures have, `missing`
+    lists it: other data or settings, more seeds, another arm. A conjunct that the figures cannot decide is "not judged".
     """
     protocol = of_system(slug)
     record = read_record(slug, folder)
@@ -92,11 +92,13 @@ def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
         if old is None:
             continue
         found = _part(part, old)
-        found["missing"] = [*_differences(part, found), *missing(found | {"commit": record.get("commit")})]
+        made_by = old["commit"] if "commit" in old else record.get("commit")  # a variant may be of an earlier run
+        found["missing"] = [*_differences(part, found), *missing(found | {"commit": made_by})]
         if name is None:
             made |= found
         else:
-            made.setdefault("variants", {})[name] = found
+            kept = {key: old[key] for key in ("minutes", "commit") if key in old}
+            made.setdefault("variants", {})[name] = found | kept
     ran_by = record.get("protocol", {}).get("ran", record.get("protocol", {}).get("sha256"))
     made |= {
         "protocol": {"sha256": protocol.sha256, "seeds": protocol.seeds, "minutes": protocol.minutes, "ran": ran_by},
@@ -110,7 +112,7 @@ def rejudge(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def rejudge_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """Judge every record in `folder` anew; see `rejudge`."""
+    """Judge every record in `folder` again; see `rejudge`."""
     return [rejudge(slug, folder) for slug in slugs() if (folder / f"{slug}.json").is_file()]
 
 
@@ -137,7 +139,7 @@ def _part(part: Protocol, old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(part: Protocol, found: Mapping[str, Any]) -> list[str]:
-    """Say what the protocol asks for and the figures do not have."""
+    """List the protocol's requirements that the figures do not meet, as sentences."""
     said = []
     if found["data"] != part.data or found["data_options"] != part.data_options:
         said.append(f"the protocol's data are '{part.data}', the figures' were '{found['data']}'")

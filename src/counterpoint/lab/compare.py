@@ -1,7 +1,7 @@
-"""Which of several systems does best on one source of data: the same seeds, paired differences, intervals, a page.
+"""Compare several systems on one data source: the same seeds, paired differences, intervals, a page.
 
-Every system runs with its own settings for the data (`Experiment.resolve`); what must be equal for a fair answer, the
-number of epochs and the batch, can be set for all. The first system is the one the others are measured against.
+Every system runs with its own settings for the data (`Experiment.resolve`). A fair comparison needs the same number of epochs
+and the same batch; both can be set for all systems. The others are compared with the first system.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ def compare(
     console: Console | None = None,
     run_one: RunOne | None = None,
 ) -> dict[str, Any]:
-    """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`; returns the record.
+    """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`. Return the record.
 
     Args:
-        slugs: the systems; the first is the one that others are measured against.
-        data: the data source, the same for all seeds.
-        seeds: how many.
-        jobs: runs at a time, one thread each.
-        out: folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison goes on.
-        metric: figure that differences are taken in. Default: the task's headline.
-        overrides: settings for all systems.
-        run_one: what runs a system. Default: `lab.runner.run_one`.
+        slugs: At least two different systems. The others are compared with the first.
+        data: The data source, the same for all seeds.
+        seeds: Number of seeds, at least 1.
+        jobs: Number of parallel runs, one thread each; at least 1.
+        out: Folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison continues.
+        metric: Name of the metric to compare. Default: the task's headline metric.
+        overrides: Settings for all systems. Default: none.
+        console: Console of the progress bar. Default: standard error.
+        run_one: Function that runs a system. Default: `lab.runner.run_one`.
 
     Raises CounterpointError for systems of tasks that cannot be compared.
     """
@@ -61,7 +62,7 @@ def compare(
     headlines = {task.headline for task in tasks.values()}
     if len(headlines) > 1 and metric is None:
         said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
-        raise CounterpointError(f"these are judged by different measures ({said}); name one with --metric")
+        raise CounterpointError(f"these systems have different headline metrics ({said}); choose one with --metric")
     configs = {slug: Experiment.resolve(slug, data, overrides=overrides).config for slug in slugs}
     everything = {slug: flat(config) for slug, config in configs.items()}
     name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
@@ -82,7 +83,7 @@ def compare(
     named = metric is not None
     metric = metric or headlines.pop()
     if metric not in shared:
-        raise CounterpointError(f"not every system has the measure '{metric}'; all have: {', '.join(shared)}")
+        raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
     same = {
         key: value
         for key, value in everything[slugs[0]].items()
@@ -116,7 +117,7 @@ def compare(
 def comparisons(
     results: Mapping[str, Mapping[str, Mapping[str, float]]], slugs: Sequence[str], metric: str, seeds: int
 ) -> list[dict[str, Any]]:
-    """Judge every system but the first against the first, as one family."""
+    """Judge the differences of all other systems to the first, as one family of contrasts."""
     contrasts = [
         statistics.Contrast([results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric] for s in range(seeds)])
         for slug in slugs[1:]
@@ -147,7 +148,7 @@ def comparisons(
 
 
 def _notes(configs: dict[str, dict[str, Any]]) -> list[str]:
-    """Name what makes a comparison less than fair."""
+    """List the reasons that make a comparison less than fair, as sentences."""
     notes = []
     for setting in ("epochs", "batch_size"):
         values = {slug: config.get(setting) for slug, config in configs.items()}

@@ -1,10 +1,10 @@
-"""A claim's protocol: a typed, checked reading of `counterpoint/claims/<slug>.toml`.
+"""Read and check a claim's protocol, `counterpoint/claims/<slug>.toml`.
 
 A protocol fixes everything that decides an outcome before its seeds run: the sentence, its conjuncts with tests and margins,
-data, settings, arms, tuning, seeds. `read` refuses one that is not sound; `check_figures` refuses figures that cannot
-answer it. Both raise ProtocolError, which names the claim and the fault.
+data, settings, arms, tuning, seeds. `read` raises for an invalid protocol; `check_figures` raises for figures that cannot
+decide it. Both raise ProtocolError, which names the claim and the fault.
 
-A file, in short:
+An example of a file:
 
     sentence = "b beats a and costs no accuracy."
     kind = "outcome"                    # or "mechanism", "identity"
@@ -35,8 +35,8 @@ A file, in short:
     [tuning.grid]
     lr = [0.001, 0.003]
 
-`[[reported]]` has the form of `[[conjuncts]]` and is shown without a verdict. `[variants.NAME]` replaces keys of the claim
-and is reported beside it; `tuning = {}` in it leaves the tuning out.
+`[[reported]]` has the form of `[[conjuncts]]`; its entries are shown without a verdict. `[variants.NAME]` replaces keys of
+the claim, and the variant is reported beside the claim. `tuning = {}` in a variant omits the tuning.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from functools import cache
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from counterpoint import catalog
 from counterpoint.errors import CounterpointError, ProtocolError
@@ -60,7 +60,7 @@ KINDS = ("outcome", "mechanism", "identity")
 DIRECTIONS = ("higher", "lower")
 LEAST_SEEDS = 5
 FIRST_PILOT = 100  # a claim's seeds are 0 to 99, pilots start here
-MOST_MINUTES = 60.0  # 25 minutes on two cores, and some air
+MOST_MINUTES = 60.0  # of processor time: 25 minutes on two cores, and a reserve
 NEAR_BOUND = 0.01  # of a metric's range
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # arm -> seed -> metric -> figure
@@ -68,14 +68,15 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # arm -> seed -> metr
 
 @dataclass(frozen=True)
 class Metric:
-    """What a figure means.
+    """The meaning of a figure.
 
     Args:
-        unit: what one unit of it is: "accuracy", "correlation". Only equal units share an axis.
-        bounds: least and greatest possible value; infinite where there is none.
-        only_in: arms in which it has this meaning; empty: in all. Elsewhere it is absent or means something else.
-        constant_in: arms whose value is fixed by construction.
-        says: what it measures.
+        unit: Unit of the figure: "accuracy", "correlation". Only equal units share an axis.
+        bounds: Least and greatest possible value; infinite where there is no bound.
+        only_in: Arms in which the figure has this meaning; empty: all arms. In other arms the figure is absent or has
+            another meaning.
+        constant_in: Arms whose value is constant by construction.
+        says: Description of the measured quantity.
     """
 
     unit: str
@@ -90,16 +91,16 @@ class Conjunct:
     """One part of a claim's sentence: `arm` against another arm, or against a number.
 
     Args:
-        says: the part in words.
-        arm: the arm that is judged.
-        metric: name of a figure in `metrics`.
-        baseline: arm it is compared with, paired by seed.
-        value: number it is compared with instead.
-        beyond: two arms whose difference is subtracted: (arm - baseline) - (beyond[0] - beyond[1]), an interaction.
-        direction: whether "higher" or "lower" is better.
-        test: see `lab.statistics`.
-        margin: in the metric's unit, judged by the interval's bound.
-        expected: difference that the plan expected; recorded, judged by nothing.
+        says: This part of the sentence.
+        arm: The arm to judge.
+        metric: Name of a figure in `metrics`.
+        baseline: The arm to compare with, paired by seed.
+        value: The number to compare with, instead of a baseline.
+        beyond: Two arms whose difference is subtracted: (arm - baseline) - (beyond[0] - beyond[1]), an interaction.
+        direction: "higher" or "lower": the better direction.
+        test: "superiority", "non-inferiority" or "equivalence"; see `lab.statistics`.
+        margin: Margin in the metric's unit, at least 0. The interval's bound is compared with it.
+        expected: Difference that the plan expected. It is recorded and not used.
     """
 
     says: str
@@ -115,23 +116,23 @@ class Conjunct:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Arms that it reads."""
+        """The arms whose figures the conjunct uses."""
         return (self.arm, *((self.baseline,) if self.baseline is not None else ()), *(self.beyond or ()))
 
     @property
     def against(self) -> str:
-        """What the arm is compared with, in words."""
+        """The name of the baseline, the number or the pair of arms that the arm is compared with."""
         if self.baseline is None:
             return f"{self.value:g}"
         return self.baseline if self.beyond is None else " - ".join(self.beyond)
 
     @property
     def judged(self) -> str:
-        """What is compared, in words."""
+        """The name of the judged arm, or of the judged difference of arms."""
         return self.arm if self.beyond is None else f"{self.arm} - {self.baseline}"
 
     def differences(self, results: Results, seeds: Sequence[int]) -> list[float]:
-        """Gains by seed: positive is better."""
+        """Return the gain of each seed; positive is better."""
         sign = 1.0 if self.direction == "higher" else -1.0
 
         def figure(arm: str, seed: int) -> float:
@@ -152,10 +153,10 @@ class Tuning:
     """A search that is the same for every arm: each grid point is trained on pilot seeds and measured on `valid`.
 
     Args:
-        metric: figure on `valid` that chooses, without a prefix.
-        seeds: pilot seeds, none of them the claim's.
-        grid: setting -> values; every combination is tried.
-        direction: whether "higher" or "lower" is better.
+        metric: Name of the figure on `valid` that chooses, without a prefix.
+        seeds: Pilot seeds, from 100 on, so none is the claim's.
+        grid: Maps each setting to its values. Every combination is tried.
+        direction: "higher" or "lower": the better direction.
     """
 
     metric: str
@@ -164,13 +165,13 @@ class Tuning:
     direction: str = "higher"
 
     def points(self) -> list[dict[str, Any]]:
-        """All combinations, in the order of the grid."""
+        """Return all combinations of the grid's values, in the order of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A claim, as `counterpoint/claims/<slug>.toml` states it; see the module for the fields."""
+    """A claim as `counterpoint/claims/<slug>.toml` states it. The module's docstring explains the fields."""
 
     slug: str
     sentence: str
@@ -190,24 +191,24 @@ class Protocol:
     notes: tuple[str, ...] = ()
     variants: dict[str, Protocol] = field(default_factory=dict)
     sha256: str = ""
-    path: str = ""  # of its file, where there is one
+    path: str = ""  # path of its file, where there is one
 
     def options(self, seed: int, *, quick: bool = False) -> dict[str, Any]:
-        """Keyword arguments of the source for one seed: the data are drawn anew with it."""
+        """Return the keyword arguments of the source for one seed. Each seed draws its own data."""
         return self.data_options | (self.quick_data_options if quick else {}) | {"seed": seed}
 
     def settings(self, arm: str, point: Mapping[str, Any] | None = None, *, quick: bool = False) -> dict[str, Any]:
-        """Settings of one arm, with a point of the tuning grid."""
+        """Return the settings of one arm, with a point of the tuning grid where one is given."""
         return self.setting | (self.quick if quick else {}) | dict(point or {}) | self.arms[arm]
 
     @property
     def compared(self) -> tuple[Conjunct, ...]:
-        """Everything that is read from the figures: conjuncts, then what is only reported."""
+        """All comparisons: the conjuncts, then the ones that are only reported."""
         return (*self.conjuncts, *self.reported)
 
 
 def slugs() -> list[str]:
-    """Systems with a protocol, in the catalogue's order."""
+    """Return the names of the systems with a protocol, in the catalogue's order."""
     folder = resources.files("counterpoint").joinpath("claims")
     there = {entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")}
     return [slug for slug in catalog.entries() if slug in there]
@@ -217,19 +218,19 @@ def slugs() -> list[str]:
 def of_system(slug: str) -> Protocol:
     """Read the protocol of a system.
 
-    Raises ProtocolError where it is not sound, CounterpointError for a system that is unknown or has none.
+    Raises ProtocolError for an invalid protocol, CounterpointError for a system that is unknown or has no protocol.
     """
     entry = catalog.get(slug)
     file = resources.files("counterpoint").joinpath("claims", f"{slug}.toml")
     if not file.is_file():
         why = "is a baseline" if entry.built else "is planned"
-        raise CounterpointError(f"{slug} {why} without a claim of its own; compare it: counterpoint compare {slug} ...")
+        raise CounterpointError(f"{slug} {why} without its own claim; compare it: counterpoint compare {slug} ...")
     content = file.read_bytes()
     return replace(read(content.decode(), slug), sha256=hashlib.sha256(content).hexdigest(), path=str(file))
 
 
 def of_file(path: Path | str) -> Protocol:
-    """Read a protocol from a file of any place; its name is the claim's."""
+    """Read a protocol from any file. The file's name without ending is the claim's name."""
     path = Path(path)
     content = path.read_bytes()
     return replace(read(content.decode(), path.stem), sha256=hashlib.sha256(content).hexdigest(), path=str(path))
@@ -255,7 +256,7 @@ def read(text: str, slug: str) -> Protocol:
 
 
 class _Reader:
-    """Reads tables of one protocol and names it in every error."""
+    """A reader of one protocol's tables. Every error names the protocol."""
 
     def __init__(self, slug: str, part: str) -> None:
         self.slug, self.part = slug, part
@@ -291,7 +292,7 @@ class _Reader:
 def _protocol(raw: Mapping[str, Any], slug: str, part: str) -> Protocol:
     reader = _Reader(slug, part)
     if "data_seeded" in raw and raw["data_seeded"] is not True:
-        raise reader.refuse("data_seeded = false: data must be drawn anew for each seed")
+        raise reader.refuse("data_seeded = false: data must be drawn again for each seed; leave data_seeded out")
     raw = {name: value for name, value in raw.items() if name != "data_seeded"}
     reader.known(raw, Protocol, "the file", hidden=("slug", "variants", "sha256", "path"))
     arms = reader.taken(raw, "arms", dict, "the file")
@@ -307,7 +308,7 @@ def _protocol(raw: Mapping[str, Any], slug: str, part: str) -> Protocol:
     minutes = reader.number(raw.get("minutes", MOST_MINUTES), "minutes", "the file")
     if not 0 < minutes <= MOST_MINUTES:
         raise reader.refuse(
-            f"minutes = {minutes:g}: the budget is above 0 and at most {MOST_MINUTES:g} processor minutes"
+            f"minutes = {minutes:g}: the budget must be above 0 and at most {MOST_MINUTES:g} processor minutes"
         )
     return Protocol(
         slug=slug,
@@ -336,14 +337,14 @@ def _metric(reader: _Reader, name: str, table: Mapping[str, Any], arms: Mapping[
         raise reader.refuse(f"metric '{name}' is chosen on the test split; use the figure after the last epoch")
     if name.startswith("valid_"):
         raise reader.refuse(
-            f"metric '{name}' is of the valid split, which settings are chosen on; judge by test figures"
+            f"metric '{name}' is of the valid split, on which settings are chosen; judge by test figures"
         )
     bounds = table.get("bounds", [-math.inf, math.inf])
     if not isinstance(bounds, list) or len(bounds) != 2:
-        raise reader.refuse(f"'bounds' in {where} are two numbers")
+        raise reader.refuse(f"'bounds' in {where} must be two numbers")
     low, high = (reader.number(bound, "bounds", where) for bound in bounds)
     if not low < high:
-        raise reader.refuse(f"'bounds' in {where} are not in order")
+        raise reader.refuse(f"'bounds' in {where} must be the lower, then the upper bound")
     for key in ("only_in", "constant_in"):
         for arm in table.get(key, ()):
             if arm not in arms:
@@ -368,18 +369,18 @@ def _conjunct(
             f"{where}: metric '{metric}' is chosen on the test split; use the figure after the last epoch"
         )
     if metric not in metrics:
-        raise reader.refuse(f"{where}: metric '{metric}' has no [metrics.{metric}] that says what it means")
+        raise reader.refuse(f"{where}: metric '{metric}' lacks its table [metrics.{metric}] with unit and bounds")
     baseline, value = row.get("baseline"), row.get("value")
     if (baseline is None) == (value is None):
-        raise reader.refuse(f"{where} needs either a baseline or a value to stand against")
+        raise reader.refuse(f"{where} needs either a baseline or a value to compare with")
     beyond = row.get("beyond")
     if beyond is not None and (not isinstance(beyond, list) or len(beyond) != 2 or baseline is None):
-        raise reader.refuse(f"{where}: 'beyond' is a list of two arms, beside a baseline")
+        raise reader.refuse(f"{where}: 'beyond' must be a list of two arms, and needs a baseline")
     test = reader.one_of(row.get("test", "superiority"), statistics.TESTS, "test", where)
     margin = reader.number(row.get("margin", 0.0), "margin", where)
     if margin < 0 or not math.isfinite(margin):
         raise reader.refuse(
-            f"{where}: margin is at least 0; for 'not worse by more than m' use test = \"non-inferiority\""
+            f"{where}: margin must be at least 0; for 'not worse by more than m' use test = \"non-inferiority\""
         )
     if test != "superiority" and margin == 0:
         raise reader.refuse(f'{where}: test = "{test}" needs a margin above 0')
@@ -392,7 +393,7 @@ def _conjunct(
         value=None if value is None else reader.number(value, "value", where),
         beyond=None if beyond is None else (beyond[0], beyond[1]),
         direction=reader.one_of(row.get("direction", "higher"), DIRECTIONS, "direction", where),
-        test=test,  # type: ignore[arg-type]
+        test=cast("statistics.Test", test),
         margin=margin,
         expected=None if expected is None else reader.number(expected, "expected", where),
     )
@@ -405,11 +406,11 @@ def _conjunct(
     for arm in found.arms:
         if meaning.only_in and arm not in meaning.only_in:
             raise reader.refuse(
-                f"{where}: metric '{metric}' means something else in arm '{arm}' (only_in: {', '.join(meaning.only_in)})"
+                f"{where}: metric '{metric}' has another meaning in arm '{arm}' (only_in: {', '.join(meaning.only_in)})"
             )
         if arm != found.arm and arm in meaning.constant_in:
             raise reader.refuse(
-                f"{where}: '{metric}' of baseline '{arm}' is constant by construction; stand against a value instead"
+                f"{where}: '{metric}' of baseline '{arm}' is constant by construction; compare with a value instead"
             )
     return found
 
@@ -422,12 +423,12 @@ def _tuning(reader: _Reader, table: Mapping[str, Any], arms: Mapping[str, Any], 
     pilots = reader.taken(table, "seeds", list, where)
     for seed in pilots:
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise reader.refuse(f"'seeds' in {where} are whole numbers")
+            raise reader.refuse(f"'seeds' in {where} must be whole numbers")
         if seed < FIRST_PILOT:
             what = "is a seed of the claim" if 0 <= seed < seeds else "may become a seed of the claim"
             raise reader.refuse(f"pilot seed {seed} {what}; pilots are {FIRST_PILOT} and up")
     if not pilots or len(set(pilots)) < len(pilots):
-        raise reader.refuse(f"'seeds' in {where} are one or more different pilot seeds")
+        raise reader.refuse(f"'seeds' in {where} must be one or more different pilot seeds")
     grid = reader.taken(table, "grid", dict, where)
     if not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise reader.refuse(f"'grid' in {where} needs a list of values for each setting")
@@ -448,10 +449,10 @@ def _tuning(reader: _Reader, table: Mapping[str, Any], arms: Mapping[str, Any], 
 
 
 def fault(protocol: Protocol, conjunct: Conjunct, results: Results, seeds: Sequence[int]) -> str | None:
-    """Say why figures cannot answer a conjunct, or None where they can.
+    """Return the reason why figures cannot decide a conjunct, or None where they can.
 
-    A figure is missing or not finite in an arm; a baseline's values are all equal (to the rounding of float32); all arms
-    lie within 1 % of a bound of the metric.
+    There are three reasons: a figure is missing or not finite in an arm; a baseline's values are all equal (to the rounding
+    of float32); all arms lie within 1 % of a bound of the metric.
     """
     meaning = protocol.metrics[conjunct.metric]
     values: dict[str, list[float]] = {}
@@ -480,7 +481,7 @@ def fault(protocol: Protocol, conjunct: Conjunct, results: Results, seeds: Seque
 
 
 def check_figures(protocol: Protocol, results: Results, seeds: Sequence[int]) -> None:
-    """Raise ProtocolError for the first conjunct that the figures cannot answer; see `fault`."""
+    """Raise ProtocolError for the first conjunct that the figures cannot decide; see `fault`."""
     for conjunct in protocol.conjuncts:
         if found := fault(protocol, conjunct, results, seeds):
             raise ProtocolError(f"claim of {protocol.slug}, conjunct '{conjunct.says}': {found}")

@@ -1,11 +1,11 @@
-"""Run claims anew, one after another: those whose record is older than their protocol, or lacks something.
+"""Run claims again, one after another: claims without a record, of a changed protocol, or with an incomplete record.
 
-    python -m counterpoint.lab.rerun                 every claim that needs it, cheapest budget first
-    python -m counterpoint.lab.rerun dcl cacr        these alone
-    python -m counterpoint.lab.rerun --list          show what would run, and each one's budget
+    python -m counterpoint.lab.rerun                 every claim that needs it, smallest budget first
+    python -m counterpoint.lab.rerun dcl cacr        only these claims
+    python -m counterpoint.lab.rerun --list          list the claims that would run, with their budgets
 
-Finished runs are kept, so the same command goes on after an interruption. A claim that fails is reported at the end, and the
-others still run.
+Finished runs are kept, so the same command continues after an interruption. A claim that fails is reported at the end, and
+the others still run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from counterpoint.report.claim import write_claim_report
 
 
 def due(folder: Path = FOLDER) -> list[str]:
-    """Name the claims that need a run: no record, one of another protocol, or one that lacks something."""
+    """Return the claims that need a run: their record is absent, incomplete, or of another version of the protocol."""
     found = []
     for slug in slugs():
         try:
@@ -37,18 +37,16 @@ def due(folder: Path = FOLDER) -> list[str]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the claims named, or those due; returns the number of failures."""
+    """Run the named claims, or those that are due. Return the number of failures."""
     parser = argparse.ArgumentParser(
         prog="python -m counterpoint.lab.rerun", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("slugs", nargs="*", help="claims to run; default: those that need it")
-    parser.add_argument("--list", action="store_true", help="show what would run, and stop")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--no-variants", action="store_true", help="leave the variants out")
+    parser.add_argument("--list", action="store_true", help="list the claims that would run, and stop")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, one thread each; default: 2")
+    parser.add_argument("--no-variants", action="store_true", help="run the claims without their variants")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the records")
-    parser.add_argument(
-        "--into", type=Path, nargs="*", default=(), help="documents whose table of claims is written anew"
-    )
+    parser.add_argument("--into", type=Path, nargs="*", default=(), help="documents whose table of claims is replaced")
     options = parser.parse_args(words)
     todo = options.slugs or due(options.out)
     failed = 0

@@ -1,7 +1,7 @@
-"""Run many small experiments, keep what is done, and say what code made it.
+"""Run many small experiments in parallel, and keep finished runs under a stamp of their code.
 
-Claims, comparisons and sweeps all run through `run_all`. A finished run is kept under a stamp that covers its settings, the
-libraries' versions and every source file of the package, so no figure outlives the code that made it.
+Claims, comparisons and sweeps all run through `run_all`. The stamp of a finished run covers its settings, the libraries'
+versions and every source file of the package. A change to any of them therefore invalidates the run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time
 
 
 def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Reduce a run's rows to its figures: `test/NAME` after the last epoch as NAME, the last `valid/NAME` as valid_NAME, the
-    last epoch's `train/NAME` as train_NAME.
+    """Reduce a run's rows to its figures.
 
-    Nothing is chosen: no best epoch, no mean over several.
+    - `test/NAME` after the last epoch, as NAME;
+    - the last `valid/NAME`, as valid_NAME;
+    - the last epoch's `train/NAME`, as train_NAME.
+
+    No best epoch is chosen, and no mean over epochs is taken.
     """
     last = rows[-1]
     found: dict[str, float] = {}
@@ -53,12 +56,12 @@ def run_one(
     """Train one system on one thread and return its figures, its processor time and a digest of its training data.
 
     Args:
-        slug: the system.
-        data: the data source.
-        options: keyword arguments of the source.
-        settings: what replaces the paper's settings, or the recipe's.
-        seed: of the start and the order of examples.
-        recipe: whether settings start from the system's recipe for this data.
+        slug: The system.
+        data: The data source.
+        options: Keyword arguments of the source.
+        settings: Settings that replace the paper's, or the recipe's.
+        seed: Seed of initialisation, order of the data and dropout.
+        recipe: Start from the system's recipe for this data. False: from the paper's settings.
     """
     import torch
 
@@ -71,20 +74,20 @@ def run_one(
 def _rows(
     slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
 ) -> tuple[list[dict[str, float]], str | None]:
-    """Rows of a run and a digest of its data. The one place where this package reaches a system's training."""
+    """Train, and return the rows of the run and a digest of its data. No other function here calls a system's training."""
     experiment = Experiment.resolve(slug, data, overrides=settings, options=options, recipe=recipe)
     source = experiment.source()
-    digest = digest_of(source)  # before training: a split may keep things it has read
+    digest = digest_of(source)  # before training: a split may keep items that it has read
     return experiment.run(seed, source=source), digest
 
 
 def digest_of(source: Any) -> str | None:
-    """Return a digest of a source's training split; None for one that cannot be hashed (as open files)."""
+    """Return a digest of a source's training split; None for one that cannot be pickled (such as open files)."""
     import joblib
 
     try:
         return str(joblib.hash(source.train))
-    except Exception:  # a split of any class: pickling may raise anything
+    except Exception:  # the split may be of any class, and pickling may raise any exception
         return None
 
 
@@ -98,15 +101,16 @@ def run_all(
     title: str,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Call `run_one(*arguments)` for everything in `todo`, `jobs` at a time in processes of their own.
+    """Call `run_one(*arguments)` for every entry of `todo`, in `jobs` parallel processes. Return the results by name.
 
     Args:
-        todo: name -> arguments. A name is a file name.
-        run_one: a function of a module, so that other processes can import it.
-        cache: folder of finished runs; those with the same `stamp` are not run again.
-        stamp: see `stamp_of`.
-        jobs: processes at a time.
-        title: what the progress bar says.
+        todo: Maps names to arguments. Each name must be a valid file name.
+        run_one: A function at the top level of a module, so that other processes can import it.
+        cache: Folder of finished runs. Those with the same `stamp` are not run again.
+        stamp: Hash of the code and the settings; see `stamp_of`.
+        jobs: Number of parallel processes, at least 1.
+        title: Title of the progress bar.
+        console: Console of the progress bar. Default: standard error.
     """
     done: dict[str, dict[str, Any]] = {}
     for key in todo:
@@ -158,7 +162,7 @@ def stamp_of(settings: Any) -> str:
 
 @cache
 def sources(package: Path = PACKAGE) -> str:
-    """Return the SHA-256 of all Python files of the package, names included."""
+    """Return the SHA-256 of the names and contents of all Python files of the package."""
     found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -168,7 +172,7 @@ def sources(package: Path = PACKAGE) -> str:
 
 
 def commit() -> dict[str, Any] | None:
-    """Return the commit of the package's git checkout and whether its tree differs, results apart; None outside of one."""
+    """Return the commit of the package's git checkout, and whether its tree differs, except in results/. None without git."""
     top = _git("rev-parse", "--show-toplevel")
     ours = _git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))
     if top is None or ours is None:
@@ -178,7 +182,7 @@ def commit() -> dict[str, Any] | None:
 
 
 def uncommitted(path: str) -> bool:
-    """Whether a file in the package's checkout differs from the last commit, or is not part of it."""
+    """Return whether a file in the package's checkout differs from the last commit, or is not part of it."""
     return commit() is not None and bool(_git("status", "--porcelain", "--", path))
 
 
@@ -191,5 +195,5 @@ def _git(*words: str) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """Return a value fit for JSON: a figure that is not finite becomes None."""
+    """Return a value with every number that is not finite replaced by None, for JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,15 +1,15 @@
-"""Paired t intervals, Holm's correction, verdicts, and the smallest difference that an experiment could have found.
+"""Compute paired t intervals, Holm's correction, verdicts, and the smallest detectable difference of an experiment.
 
-A contrast is a list of differences, one a seed, counted so that a positive one is a gain. Three tests judge it, each by
-the bounds of its interval:
+A contrast is a list of differences, one for each seed. A positive difference is a gain. Three tests judge a contrast, each
+by the bounds of its interval:
 
     superiority       holds where low > margin
     non-inferiority   holds where low > -margin
     equivalence       holds where low > -margin and high < margin
 
-Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979) keeps the chance of any false "holds" in a family of
-contrasts at `ERROR`, whatever their dependence. Each contrast's interval is at the level that the procedure gives it, so
-that reading the bounds and reading the adjusted p-values give the same verdict.
+Holm's step-down procedure is from the Scandinavian Journal of Statistics 6, 1979. It limits the probability of any false
+"holds" in a family of contrasts to `ERROR`, whatever their dependence. Each contrast's interval has the level that the
+procedure gives it. Therefore the bounds and the adjusted p-values give the same verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 ERROR = 0.025  # one-sided; the two-sided interval of a single contrast is at 95 %
 POWER = 0.8
 MANY_SEEDS = 30  # an effect that needs more seeds counts as no difference
-# A spread below this share of the mean's size is rounding, not variation: float32 has 24 bits.
+# A spread below this share of the mean's absolute value is rounding, not variation: float32 has 24 bits.
 ROUNDING = 2.0**-20
 
 Test = Literal["superiority", "non-inferiority", "equivalence"]
@@ -41,8 +41,8 @@ class Contrast:
 
     Args:
         differences: [seeds] gains; positive is better.
-        test: see the module.
-        margin: in the unit of the metric, at least 0; above 0 for non-inferiority and equivalence.
+        test: "superiority", "non-inferiority" or "equivalence"; see the module's docstring.
+        margin: Margin in the unit of the metric, at least 0; above 0 for non-inferiority and equivalence.
     """
 
     differences: Sequence[float]
@@ -55,14 +55,14 @@ class Finding:
     """The outcome of one contrast.
 
     Args:
-        mean: mean difference.
-        low, high: bounds of the interval; None with a single seed.
-        level: level of that interval, two-sided.
+        mean: Mean difference.
+        low, high: Bounds of the interval; None with a single seed.
+        level: Level of that interval, two-sided, in 0..1.
         p: p-value against the margin, before Holm's correction; None with a single seed.
-        p_holm: the same after it.
+        p_holm: p-value after Holm's correction; None with a single seed.
         verdict: `holds`, `smaller` (better, by less than the margin), `no difference`, `reversed` or `undecided`.
-        detectable: smallest difference found in four of five repetitions at this level and spread; None where
-            undefined.
+        detectable: Smallest difference that would be found in four of five repetitions at this level and spread; None
+            where undefined.
     """
 
     mean: float
@@ -76,7 +76,7 @@ class Finding:
 
 
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return (mean, low, high) of the two-sided t interval at `level`; the bounds are nan for fewer than two seeds."""
+    """Return (mean, low, high) of the two-sided t interval at `level`. For fewer than two seeds the bounds are nan."""
     from scipy import stats
 
     values = np.asarray(differences, float)
@@ -118,10 +118,10 @@ def p_value(contrast: Contrast) -> float:
 
 
 def holm(p_values: Sequence[float], error: float = ERROR) -> tuple[list[float], list[float]]:
-    """Return Holm's adjusted p-values, and the error each contrast is judged at, one-sided.
+    """Return Holm's adjusted p-values, and the one-sided error at which each contrast is judged.
 
-    The smallest p-value is judged at error / k, the next at error / (k - 1), and so on. From the first that fails, all
-    others are judged at that one's error: they fail with it.
+    The smallest of k p-values is judged at error / k, the next at error / (k - 1), and so on. When one fails, all larger
+    ones are judged at the same error and fail, too.
     """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
@@ -142,9 +142,9 @@ def judge(contrasts: Sequence[Contrast], error: float = ERROR, *, two_sided: boo
     """Judge a family of contrasts together, by intervals at the levels of Holm's procedure.
 
     Args:
-        contrasts: the family.
-        error: chance of any false "holds" in it.
-        two_sided: take the evidence of either direction, for a question without an expected answer; p-values are two-sided.
+        contrasts: The family of contrasts.
+        error: Probability of any false "holds" in the family, in 0..1.
+        two_sided: Judge both directions, for a question without an expected answer. The p-values are then two-sided.
     """
     p_values = [p_value(contrast) for contrast in contrasts]
     if two_sided:
@@ -171,7 +171,7 @@ def judge(contrasts: Sequence[Contrast], error: float = ERROR, *, two_sided: boo
 
 
 def verdict(test: Test, margin: float, low: float, high: float) -> str:
-    """Read the verdict of one contrast off the bounds of its interval."""
+    """Return the verdict of one contrast, from the bounds of its interval."""
     if math.isnan(low):
         return f"{OPEN}: one seed has no interval"
     if test == "superiority":
@@ -186,10 +186,12 @@ def verdict(test: Test, margin: float, low: float, high: float) -> str:
 
 
 def of_all(verdicts: Sequence[str]) -> str:
-    """Join the verdicts of a sentence's conjuncts to the sentence's own.
+    """Combine the verdicts of a sentence's conjuncts into the sentence's verdict.
 
-    `holds`: every conjunct holds. `partly`: some do, or a gain is shown that is smaller than its margin. `reversed`: none
-    does and at least one is reversed. Else `no difference`.
+    - `holds`: every conjunct holds.
+    - `partly`: some conjuncts hold, or a gain is shown that is smaller than its margin.
+    - `reversed`: no conjunct holds and at least one is reversed.
+    - `no difference`: all other cases.
     """
     if any(said.startswith(f"{OPEN}:") for said in verdicts):
         return next(said for said in verdicts if said.startswith(f"{OPEN}:"))
@@ -201,9 +203,9 @@ def of_all(verdicts: Sequence[str]) -> str:
 
 
 def detectable(differences: Sequence[float], level: float = 0.95, power: float = POWER) -> float:
-    """Return the smallest true difference that such an experiment finds with this power.
+    """Return the smallest true difference that an experiment of this spread and size finds with this power.
 
-    The spread is that of `differences`, their number the number of seeds. Needs at least two.
+    `differences` give the spread and the number of seeds; at least two are needed.
     """
     values = np.asarray(differences, float)
     return _shift(len(values) - 1, round(level, 12), power) * _standard_error(values)
@@ -211,7 +213,7 @@ def detectable(differences: Sequence[float], level: float = 0.95, power: float =
 
 @cache
 def _shift(freedom: int, level: float, power: float) -> float:
-    """The difference, in standard errors, that a t test of this level finds with this power."""
+    """Return the difference, in standard errors, that a t test of this level finds with this power."""
     from scipy import optimize, stats
 
     critical = float(stats.t.ppf(0.5 + level / 2, freedom))
@@ -226,12 +228,12 @@ def _shift(freedom: int, level: float, power: float) -> float:
 
 
 def seeds_needed(differences: Sequence[float], most: int = 1000, *, level: float = 0.95) -> int | None:
-    """Count the seeds at which a paired t test would find an effect of the size seen, in four of five repetitions.
+    """Count the seeds with which a paired t test finds the observed effect in four of five repetitions.
 
     Args:
-        differences: paired differences, at least two; their spread is taken for the true one.
-        most: the largest count tried.
-        level: of the two-sided interval.
+        differences: Paired differences, at least two. Their spread is assumed to be the true one.
+        most: Largest number of seeds to try.
+        level: Level of the two-sided interval, in 0..1.
 
     Returns None where `most` seeds do not suffice.
     """
@@ -239,7 +241,7 @@ def seeds_needed(differences: Sequence[float], most: int = 1000, *, level: float
 
     values = np.asarray(differences, float)
     mean, spread = abs(float(values.mean())), float(values.std(ddof=1))
-    if spread <= 1e-12 * mean:  # equal but for rounding
+    if spread <= 1e-12 * mean:  # equal up to rounding
         return 2 if mean else None
     for n in range(2, most + 1):
         critical = stats.t.ppf(0.5 + level / 2, n - 1)
@@ -249,6 +251,6 @@ def seeds_needed(differences: Sequence[float], most: int = 1000, *, level: float
 
 
 def constant(values: Sequence[float]) -> bool:
-    """Whether values are equal to the rounding of float32: they vary by less than `ROUNDING` of their size."""
+    """Return whether values are equal to the rounding of float32: they vary by less than `ROUNDING` of their size."""
     found = np.asarray(values, float)
     return bool(np.ptp(found) <= ROUNDING * max(float(np.abs(found).max()), 1e-30))

@@ -1,7 +1,7 @@
-"""What the temperature does to a run: the same training at several temperatures, uniformity and tolerance over it.
+"""Measure the effect of the temperature on a run: train at several temperatures, measure uniformity and tolerance.
 
 The uniformity-tolerance dilemma (Wang and Liu, CVPR 2021, arXiv 2012.09740, Sec. 4): a small temperature spreads embeddings
-evenly and tears examples of one class apart, a large one keeps them together and separates less.
+evenly, but also separates examples of one class. A large temperature keeps them together and separates classes less.
 """
 
 from __future__ import annotations
@@ -46,24 +46,26 @@ def temperature_sweep(
     jobs: int = 2,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train a run's system anew at each temperature, with its other settings and data, and write `<run>/temperature-sweep.json`.
+    """Train a run's system again at each temperature, with its other settings and data. Write `<run>/temperature-sweep.json`.
 
     Args:
-        path: a run of a system of the task `views` that has a setting `temperature`.
-        temperatures: at least two, positive.
-        seeds: how many, from the run's own on.
-        jobs: runs at a time, one thread each.
+        path: A run of a system of the task `views` with a setting `temperature`.
+        temperatures: At least two different temperatures, above 0.
+        seeds: Number of seeds, at least 1; the first is the run's own seed.
+        jobs: Number of parallel runs, one thread each; at least 1.
+        console: Console of the progress bars. Default: standard error.
 
-    Returns the record. What is done is kept, so an interrupted sweep goes on. The two ends of the grid come first.
-    CounterpointError for a run without a temperature, or with one that changes nothing (as where every example has its own).
+    Returns the record. Finished runs are kept, so an interrupted sweep continues. The two ends of the grid run first.
+
+    Raises CounterpointError for a run without a temperature, or with one that has no effect (every example has its own).
     """
     run = Run.open(path)
     before = Experiment.of_run(run)
     system, config = before.system, before.config
     if system.task != "views" or "temperature" not in {field.name for field in fields(config)}:
         raise CounterpointError(
-            f"{run.path} is a run of {run.slug} (task {system.task}), which has no setting temperature to vary; the sweep is "
-            "for systems that learn from views of images at one"
+            f"{run.path} is a run of {run.slug} (task {system.task}), which has no setting temperature; choose a run of a "
+            "system of the task views with a temperature, such as simclr"
         )
     grid = sorted(set(temperatures))
     if len(grid) < 2 or not all(0 < t < math.inf for t in temperatures) or seeds < 1 or jobs < 1:
@@ -87,8 +89,8 @@ def temperature_sweep(
     low, high = ({name: value for name, value in found.items() if name != "seconds"} for found in ends.values())
     if low == high:
         raise CounterpointError(
-            f"the setting temperature changes nothing in this run of {run.slug}: {grid[0]:g} and {grid[-1]:g} give the same "
-            "figures to the last digit, so there is nothing to draw"
+            f"the setting temperature has no effect in this run of {run.slug}: {grid[0]:g} and {grid[-1]:g} give the same "
+            "figures to the last digit; choose a run of a system that uses it"
         )
     done = measured(list(todo), f"{len(grid)} temperatures")
     names = [name for name in MEASURES if all(name in found for found in done.values())]
@@ -111,5 +113,5 @@ def temperature_sweep(
 
 
 def means(record: dict[str, Any]) -> dict[str, list[float]]:
-    """Each measure over the temperatures, the mean over seeds."""
+    """Return each metric's mean over seeds, in the order of the temperatures."""
     return {name: [float(np.mean(values)) for values in rows] for name, rows in record["measures"].items()}

@@ -1,13 +1,13 @@
-"""Claims: a paper's central sentence, tried at laptop scale on paired seeds by its protocol.
+"""Verify claims: test a paper's central sentence at laptop scale on paired seeds, by its protocol.
 
-Every arm runs on every seed with the same data, drawn anew for the seed, and the same budget. Each conjunct of the sentence
-is judged by the bound of its interval, at the level of Holm's procedure over the conjuncts; see `lab.statistics`. The
-claim's verdict joins theirs:
+Every arm runs on every seed with the same budget and the same data, which each seed draws again. The bound of its interval
+judges each conjunct of the sentence. The interval's level comes from Holm's procedure over the conjuncts; see
+`lab.statistics`. The claim's verdict combines theirs:
 
     holds            every conjunct holds
     partly           some hold, or a gain is shown that is smaller than its margin
-    no difference    none does; the smallest difference that could have been found stands beside it
-    reversed         none holds, and one is shown to be the other way round
+    no difference    none holds; the record has the smallest difference that could have been found
+    reversed         none holds, and the opposite of at least one is shown
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def judge(protocol: Protocol, results: Results, seeds: Sequence[int], *, strict:
     """Judge every conjunct of a claim and the claim: `conjuncts`, `reported`, `verdict`, `smallest_detectable`.
 
     Args:
-        protocol: the claim.
-        results: arm -> seed -> metric -> figure.
-        seeds: those to judge by.
-        strict: raise ProtocolError where figures cannot answer a conjunct. Otherwise it is "not judged", its row says why,
-            and the claim cannot hold.
+        protocol: The claim.
+        results: Nested mapping: arm -> seed -> metric -> figure.
+        seeds: The seeds to judge.
+        strict: Raise ProtocolError where figures cannot decide a conjunct. False: the conjunct is "not judged", its row
+            has the reason, and the claim cannot hold.
     """
     faults = {number: fault(protocol, one, results, seeds) for number, one in enumerate(protocol.conjuncts)}
     for number, said in faults.items():
@@ -76,7 +76,7 @@ def _contrast(conjunct: Conjunct, results: Results, seeds: Sequence[int]) -> sta
 
 
 def described(protocol: Protocol, conjunct: Conjunct) -> dict[str, Any]:
-    """A conjunct without its outcome, as records and pages show it."""
+    """Describe a conjunct without its outcome, for records and pages."""
     return {
         "says": conjunct.says,
         "arm": conjunct.judged,
@@ -97,7 +97,7 @@ def row(
     differences: Sequence[float],
     seeds: int,
 ) -> dict[str, Any]:
-    """A conjunct with its outcome, as records and pages show it."""
+    """Describe a conjunct with its outcome, for records and pages."""
     expected = {}
     if conjunct.expected is not None and finding.low is not None:
         expected["reaches_expected"] = finding.low > conjunct.expected
@@ -112,7 +112,7 @@ def row(
 
 
 def interval_said(level: float, seeds: int, *, paired: bool = True) -> str:
-    """Name an interval: its level, its kind, its degrees of freedom."""
+    """Describe an interval: its level, its kind, its degrees of freedom."""
     kind = "paired t interval" if paired else "t interval"
     return f"{100 * level:.4g} % {kind}, {seeds - 1} degrees of freedom"
 
@@ -129,26 +129,29 @@ def verify(
     protocol: Protocol | None = None,
     run_one: RunOne | None = None,
 ) -> dict[str, Any]:
-    """Run the claim of `slug` by its protocol and write `<out>/<slug>.json`; returns the record.
+    """Run the claim of `slug` by its protocol and write `<out>/<slug>.json`. Return the record.
 
     Args:
-        slug: the system.
-        seeds: how many, from 0; at least 5 but for a rehearsal. Default: the protocol's.
-        quick: rehearse on the protocol's smaller setting; not evidence, written to `<slug>-quick.json`.
-        jobs: runs at a time, one thread each.
-        out: folder of the records. Finished runs are kept in its `.partial/`, so an interrupted verification goes on.
-        variants: also run the protocol's variants. Without them the record keeps those that it had, and what they lack.
-        protocol: another one than the package's.
-        run_one: what runs an arm. Default: `lab.runner.run_one`.
+        slug: The system.
+        seeds: Number of seeds, from 0 on; at least 5, or 1 with `quick`. Default: the protocol's.
+        quick: Rehearse on the protocol's smaller setting. The result is no evidence; it is written to `<slug>-quick.json`.
+        jobs: Number of parallel runs, one thread each; at least 1.
+        out: Folder of the records. Finished runs are kept in its `.partial/`, so an interrupted verification continues.
+        variants: Also run the protocol's variants. Without them the record keeps the variants that it had, with their own commit.
+        console: Console of the progress bars. Default: standard error.
+        protocol: The protocol. Default: the package's protocol of `slug`.
+        run_one: Function that runs an arm. Default: `lab.runner.run_one`.
 
-    Raises ProtocolError where the protocol is not sound, is not committed, or its figures cannot answer it.
+    Raises ProtocolError for a protocol that is invalid or not committed, and for figures that cannot decide the claim.
     """
     protocol = protocol or of_system(slug)
     count = protocol.seeds if seeds is None else seeds
     if count < 1 or jobs < 1:
         raise CounterpointError("--seeds and --jobs must be at least 1")
     if count < LEAST_SEEDS and not quick:
-        raise ProtocolError(f"claim of {slug}: {count} seeds; a claim needs at least {LEAST_SEEDS} (or --quick)")
+        raise ProtocolError(
+            f"claim of {slug}: {count} seeds; a claim needs at least {LEAST_SEEDS} (or --quick, for a rehearsal)"
+        )
     if not quick and protocol.path and runner.uncommitted(protocol.path):
         raise ProtocolError(f"claim of {slug}: {protocol.path} is not committed; commit it before its seeds run")
     made_by = runner.commit()
@@ -166,7 +169,10 @@ def verify(
         if variant is None:
             record |= found
         else:
-            record.setdefault("variants", {})[variant] = found
+            record.setdefault("variants", {})[variant] = found | {
+                "missing": missing(found | {"commit": made_by}),
+                "commit": made_by,
+            }
     if not variants and not quick and (kept := earlier_variants(protocol, out)):
         record["variants"] = kept
     record |= {
@@ -186,18 +192,18 @@ def verify(
 
 
 def earlier_variants(protocol: Protocol, folder: Path) -> dict[str, Any]:
-    """Return the variants of the record in a folder that the protocol still has; each says what it lacks."""
+    """Return the variants of the record in a folder that the protocol still has, with the commit of their own figures."""
     file = folder / f"{protocol.slug}.json"
-    had = json.loads(file.read_text()).get("variants", {}) if file.is_file() else {}
+    record = json.loads(file.read_text()) if file.is_file() else {}
     return {
-        name: {"missing": ["the figures are of an earlier run than the claim's"]} | part
-        for name, part in had.items()
+        name: {"commit": record.get("commit")} | part
+        for name, part in record.get("variants", {}).items()
         if name in protocol.variants
     }
 
 
 def re_named(name: str) -> str:
-    """A variant's name as that of a folder."""
+    """Return a variant's name in a form that is valid for a folder."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
 
 
@@ -259,7 +265,7 @@ def _part(
             for arm, by_seed in runs.items()
         },
         "minutes": round(minutes, 2),
-        # A rehearsal is too small for the rules on figures: they would refuse its floors.
+        # A rehearsal is too small for the rules on figures: they would reject values at a bound.
         **judge(part, runs, seeds, strict=not quick),
         "notes": [*part.notes, *_over_budget(part, minutes)],
     }
@@ -272,23 +278,26 @@ def _over_budget(part: Protocol, minutes: float) -> list[str]:
 
 
 def check_data(part: Protocol, digests: Mapping[str, Sequence[str | None]]) -> bool | None:
-    """Check that all arms of a seed learnt from the same data, and every seed from other data.
+    """Check that all arms of a seed were trained on the same data, and different seeds on different data.
 
     Args:
-        part: the claim or variant.
-        digests: arm -> digest of the training split by seed; None where there is none.
+        part: The claim or variant.
+        digests: Maps each arm to the digests of its training split, by seed; None where a split has no digest.
 
-    Returns whether data were redrawn; None where unknown. ProtocolError where they were not, or arms differ.
+    Returns True where the seeds drew different data, None where that is unknown. Raises ProtocolError where they did not,
+    or where arms differ.
     """
     first = next(iter(digests.values()))
     if any(one is None for found in digests.values() for one in found):
         return None
     for arm, found in digests.items():
         if list(found) != list(first):
-            raise ProtocolError(f"claim of {part.slug}: arm '{arm}' learnt from other data than the others")
+            raise ProtocolError(
+                f"claim of {part.slug}: arm '{arm}' was trained on other data than the others; let no arm change the data"
+            )
     if len(first) > 1 and len(set(first)) < len(first):
         raise ProtocolError(
-            f"claim of {part.slug}: '{part.data}' is the same for different seeds; name a part to be drawn (as train=600)"
+            f"claim of {part.slug}: '{part.data}' is the same for different seeds; draw a part of it (such as train=600)"
         )
     return True
 
@@ -303,7 +312,7 @@ def _tuned(
     console: Console | None,
     run_one: RunOne,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Choose a grid point for every arm by its mean figure on `valid` over the pilot seeds."""
+    """Choose a grid point for every arm, by its mean figure on `valid` over the pilot seeds."""
     tuning = part.tuning
     assert tuning is not None
     grid = tuning.points()
@@ -331,7 +340,9 @@ def _tuned(
         for number in range(len(grid)):
             runs = [done[f"{re_named(arm)}-{number}-{seed}"] for seed in tuning.seeds]
             if any(name not in found for found in runs):
-                raise ProtocolError(f"claim of {slug}: tuning needs 'valid/{tuning.metric}', which arm '{arm}' lacks")
+                raise ProtocolError(
+                    f"claim of {slug}: tuning needs 'valid/{tuning.metric}', which arm '{arm}' lacks; tune by another metric"
+                )
             means.append(sum(float(found[name]) for found in runs) / len(runs))
         best = max(zip(means, range(len(grid)), strict=True), key=lambda pair: sign * pair[0])[1]
         chosen[arm], scores[arm] = grid[best], means
@@ -340,13 +351,13 @@ def _tuned(
 
 
 def rehearse(slug: str, part: Protocol, arm: str, seed: int = 0) -> dict[str, Any]:
-    """Run one arm of a claim or variant in its smaller setting and return its figures."""
+    """Run one arm of a claim or variant in its smaller setting. Return its figures."""
     settings = part.settings(arm, quick=True)
     return runner.run_one(slug, part.data, part.options(seed, quick=True), settings, seed, False)
 
 
 def missing(record: Mapping[str, Any]) -> list[str]:
-    """What a record lacks to be fully sound: its protocol's rules that its figures do not meet."""
+    """List the rules of the protocol that a record's figures do not meet, as sentences."""
     found = []
     if record.get("data_redrawn") is not True:
         why = "unknown whether the data were redrawn" if record.get("data_redrawn") is None else "data were not redrawn"
@@ -365,13 +376,13 @@ def missing(record: Mapping[str, Any]) -> list[str]:
 
 
 def write(record: Mapping[str, Any], path: Path) -> None:
-    """Write a record as JSON, in one piece."""
+    """Write a record as JSON, atomically."""
     with replacing(path) as file:
         file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_record(slug: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Read the record of a claim verified before; CounterpointError when there is none."""
+    """Read the record of a verified claim. CounterpointError when there is none."""
     file = folder / f"{slug}.json"
     if not file.is_file():
         if slug not in catalog.entries():

@@ -1,4 +1,4 @@
-"""Every loss of the catalogue as an `nn.Module`, with its queue, bank, centre or temperatures where it has them.
+"""Provide every loss of the catalogue as an `nn.Module`, with its queue, bank, centre or temperatures where it has them.
 
 >>> import torch
 >>> from counterpoint import losses
@@ -6,10 +6,10 @@
 >>> loss(torch.eye(3), torch.eye(3))
 tensor(0.4327)
 
-Each module calls the function that its system trains with. State lives in buffers and parameters: `state_dict` saves it, `.to`
-moves it, and a forward pass in training mode updates it. A loss is that of this process's batch; `group="world"` makes it
-that of all processes' batches (see `counterpoint.core.distributed`). A class is imported when it is first used, and its
-system when it is first made.
+Each module calls the function that its system trains with. Buffers and parameters hold the state: `state_dict` saves it, `.to`
+moves it, and a forward pass in training mode updates it. By default a loss is that of this process's batch. With
+`group="world"` it is that of all processes' batches (see `counterpoint.core.distributed`). A class is imported when it is
+first used, and its system when its first instance is made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Losses of bags of instances that have one label a bag."""
+"""Define the losses of bags of instances with one label for each bag."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class MIL(Loss):
     """Multiple-instance learning: binary cross-entropy of a bag's probability, the sigmoid of its mean top-k logit.
 
     Args:
-        divisor: k = floor(length / divisor) + 1 logits of a bag count, > 0.
-        group: None, a ProcessGroup or "world": whose bags are averaged.
+        divisor: The k = floor(length / divisor) + 1 largest logits of a bag count; > 0.
+        group: Processes whose bags are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -52,11 +52,11 @@ class MIL(Loss):
 
 
 class MACILSD(Loss):
-    """MACIL-SD's contrast of semi-bags: the violent mean of one modality is told from the other's background and normal rows.
+    """MACIL-SD's contrast of semi-bags: one modality's violent mean against the other's background and normal rows.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        group: None, a ProcessGroup or "world": whose bags together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        group: Processes whose bags together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -64,7 +64,7 @@ class MACILSD(Loss):
         | bag_prob | [bags] | the network's probability of each bag |
         | audio_prob, visual_prob | [bags, time] | each modality's probability of each instance |
         | seq_len | [bags] | number of instances of each bag, at least 1 |
-        | audio_rep, visual_rep | [bags, time, hidden] | features of each instance, from which the probabilities choose |
+        | audio_rep, visual_rep | [bags, time, hidden] | features of each instance; the probabilities choose the instances |
 
     Relations: four InfoNCE losses, added: audio to visual against background and normal rows, and visual to audio.
 
@@ -104,6 +104,6 @@ class MACILSD(Loss):
                 self.temperature,
             )
         loss = torch.stack(terms).sum()
-        if not loss.requires_grad:  # nothing to contrast: 0, but a loss that can be differentiated
+        if not loss.requires_grad:  # no pair to contrast: return 0 as a loss that can be differentiated
             loss = loss + 0 * (audio_rep.sum() + visual_rep.sum())
         return loss

@@ -1,4 +1,4 @@
-"""What all losses share: their function, their group of processes, their text, a temperature that may be learnt."""
+"""Define the base classes of losses: their function, their group of processes, their repr, a learnable temperature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from counterpoint.core.world import Group
 
 @functools.cache
 def function_of(name: str) -> Callable[..., Any]:
-    """Import the function of a system: "simclr:nt_xent" is `nt_xent` where the catalogue's entry "simclr" has it."""
+    """Import the function of a system: "simclr:nt_xent" is the function `nt_xent` of the catalogue's entry "simclr"."""
     slug, _, name = name.partition(":")
     entry = catalog.get(slug)
     modules = {place.partition(":")[2]: place.partition(":")[0] for place in entry.functions}
@@ -31,19 +31,19 @@ def function_of(name: str) -> Callable[..., Any]:
 
 
 def unit_rows(rows: Tensor, *, normalize: bool) -> Tensor:
-    """Bring rows to length 1 if asked to."""
+    """Divide each row by its norm if `normalize`, else return the rows unchanged."""
     return unit(rows) if normalize else rows
 
 
 class Loss(nn.Module):
-    """A loss. Subclasses name the function they call in `calls` and have `forward`."""
+    """The base class of losses. Subclasses name the function that they call in `calls`, and define `forward`."""
 
     calls: ClassVar[str]  # "slug:function"
 
     def __init__(self, group: Group = None) -> None:
         super().__init__()
         self.group = group
-        self.function  # an import that fails does so here, not in the first step  # noqa: B018
+        self.function  # so that a failing import raises here, not in the first step  # noqa: B018
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ class Loss(nn.Module):
         return function_of(self.calls)
 
     def extra_repr(self) -> str:
-        """Settings by name, as the constructor takes them; a temperature that is learnt as it stands now."""
+        """Return the settings by name, as the constructor takes them, with the current value of a learnt temperature."""
         parts = []
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             value = getattr(self, name, None)
@@ -69,10 +69,9 @@ class Loss(nn.Module):
 
 
 class ScaledLoss(Loss):
-    """A loss whose temperature is learnt, as the logarithm of its inverse: `log_scale` = log(1 / temperature).
+    """A loss with a learnt temperature, stored as the logarithm of its inverse: `log_scale` = log(1 / temperature).
 
-    `log_scale` is a parameter, or a buffer if not `learnable`. A forward pass in training mode brings it within the bounds
-    first.
+    `log_scale` is a parameter, or a buffer if not `learnable`. A forward pass in training mode first clamps it to the bounds.
     """
 
     log_scale: Float[Tensor, ""]
@@ -90,7 +89,7 @@ class ScaledLoss(Loss):
         if not low <= temperature <= high:
             raise ValueError(f"temperature must lie in {low}..{high}, got {temperature}")
         self.learnable = learnable
-        # Rounded outwards, so that a temperature at its bound stays where it is.
+        # Rounded outwards, so that a temperature at its bound does not change.
         self._bounds = (-math.log(high) if high < math.inf else None, -math.log(low) if low > 0 else None)
         value = torch.tensor(-math.log(temperature))
         if learnable:
@@ -100,13 +99,13 @@ class ScaledLoss(Loss):
 
     @property
     def temperature(self) -> float:
-        """The temperature as it stands."""
+        """The current temperature."""
         return math.exp(-float(self.log_scale.detach()))
 
     def scale(self) -> Float[Tensor, ""]:
-        """Return `log_scale` within its bounds; in training mode it is brought there."""
+        """Return `log_scale`. In training mode clamp it to its bounds first."""
         low, high = self._bounds
         if self.training and self.learnable and not (low is None and high is None):
-            # .data: a bound that is kept already must not spoil a forward pass that waits for its backward pass.
+            # .data: this write, often without effect, must not invalidate an earlier forward pass before its backward pass.
             self.log_scale.data.clamp_(low, high)
         return self.log_scale

@@ -1,4 +1,4 @@
-"""Losses that tell a row's positive from negatives: of the batch, of a queue, of similarities that are given."""
+"""Define losses that contrast a row's positive with negatives: of the batch, of a queue, or of given similarities."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from counterpoint.losses.base import Loss, unit_rows
 
 
 class NTXent(Loss):
-    """NT-Xent (SimCLR): two views of an example are each other's positive, all other rows of the batch negatives.
+    """NT-Xent (SimCLR): two views of an example are each other's positive; all other rows of the batch are negatives.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        ring: with a group, pass keys round instead of gathering them: less memory, more time.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        ring: With a group, pass keys from process to process instead of gathering them: less memory, more time.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | z1 | [n, dim] | projections of the first views, of any length |
-        | z2 | [n, dim] | projections of the second views, row by row |
+        | z1 | [n, dim] | projections of the first views, of any norm |
+        | z2 | [n, dim] | projections of the second views, in the same order |
 
     Relations: DCL is this loss without the positive in its denominator. SupCon is this loss with the whole class as
-    positives. CLIP contrasts the two sides with each other alone. MoCo takes its negatives from a queue.
+    positives. CLIP contrasts only the two sides with each other. MoCo takes its negatives from a queue.
 
     Source: Chen et al., arXiv 2002.05709, Eq. 1.
 
@@ -57,15 +57,15 @@ class InfoNCE(Loss):
     """InfoNCE with a bank of negatives that all queries share.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        group: None, a ProcessGroup or "world": whose queries and negatives together are compared.
+        temperature: Divisor of the cosine similarities, > 0.
+        group: Processes whose queries and negatives together are compared: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | query | [n, dim] | anchors |
         | positive | [n, dim] | the positive of each query |
-        | negatives | [negatives, dim] | rows that are no query's positive; none of them: the loss is 0 |
+        | negatives | [negatives, dim] | rows that are no query's positive; without any row the loss is 0 |
 
     All rows are normalised. Relations: MoCo is this loss with a queue as the bank. NTXent makes the other rows of the batch
     negatives. MACILSD is four of these losses between semi-bags.
@@ -93,14 +93,15 @@ class InfoNCE(Loss):
 
 
 class MoCo(Loss):
-    """MoCo's InfoNCE: a query is told its key from a queue of older keys, which this module keeps.
+    """MoCo's InfoNCE: each query against its key and a queue of older keys, which this module keeps.
 
     Args:
-        dim: width of the keys.
-        queue: how many older keys are kept.
-        temperature: > 0; similarities are cosines divided by it. MoCo v1 has 0.07, v2 0.2.
-        seed: of the noise that the queue starts with; the same on every process.
-        group: None, a ProcessGroup or "world": whose keys enter the queue, and whose queries are averaged.
+        dim: Width of the keys.
+        queue: Number of older keys to keep.
+        temperature: Divisor of the cosine similarities, > 0. MoCo v1 has 0.07, v2 0.2.
+        seed: Seed of the queue's initial noise; the same on every process.
+        group: Processes whose keys enter the queue and whose queries are averaged: None (this process), a ProcessGroup, or
+            "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -108,7 +109,7 @@ class MoCo(Loss):
         | query | [n, dim] | of the network that learns |
         | key | [n, dim] | of the momentum network; no gradient |
 
-    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is taken.
+    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is computed.
 
     Relations: InfoNCE with a queue as its bank. MoCHi adds negatives that it mixes of the hardest ones.
 
@@ -141,17 +142,18 @@ class MoCo(Loss):
 
 
 class MoCHi(Loss):
-    """MoCo with synthetic negatives, mixed of the hardest ones of the queue and of the query.
+    """MoCo with synthetic negatives, mixed from the hardest negatives of the queue and from the query.
 
     Args:
-        dim: width of the keys.
-        queue: how many older keys are kept.
-        hardest: how many of the hardest negatives of a query are mixed.
-        mixed: negatives made of two of them.
-        mixed_query: negatives made of one of them and the query.
-        temperature: > 0; similarities are cosines divided by it.
-        seed: of the noise that the queue starts with; the same on every process.
-        group: None, a ProcessGroup or "world": whose keys enter the queue, and whose queries are averaged.
+        dim: Width of the keys.
+        queue: Number of older keys to keep.
+        hardest: Number of each query's hardest negatives to mix from.
+        mixed: Number of negatives mixed from two of them.
+        mixed_query: Number of negatives mixed from one of them and the query.
+        temperature: Divisor of the cosine similarities, > 0.
+        seed: Seed of the queue's initial noise; the same on every process.
+        group: Processes whose keys enter the queue and whose queries are averaged: None (this process), a ProcessGroup, or
+            "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -160,7 +162,7 @@ class MoCHi(Loss):
         | key | [n, dim] | of the momentum network; no gradient |
         | generator | | a torch.Generator on the CPU for the mixtures; None: torch's default one |
 
-    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is taken.
+    State: `memory` (a queue of unit rows). In training mode the keys enter it after the loss is computed.
 
     Relations: with mixed=0 and mixed_query=0 this is MoCo.
 
@@ -208,18 +210,18 @@ class DCL(Loss):
     """Decoupled contrastive loss: NT-Xent without the positive in the denominator. With `weight_sigma` it is DCLW.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        weight_sigma: sigma of DCLW's weights on the positives (the paper's 0.5); None: no weights.
-        normalize: bring rows to length 1; False takes them as they are.
-        detach_weight: whether the weights are constants.
-        symmetric: False: only the rows of z1 are anchors.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        weight_sigma: Sigma of DCLW's weights on the positives (0.5 in the paper). None: no weights.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        detach_weight: Treat the weights as constants. False: differentiate them, too.
+        symmetric: Use the rows of both sides as anchors. False: only those of z1.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | z1 | [n, dim], n >= 2 | projections of the first views |
-        | z2 | [n, dim] | projections of the second views, row by row |
+        | z2 | [n, dim] | projections of the second views, in the same order |
 
     Relations: NTXent has the positive in its denominator too. The loss has no lower bound.
 
@@ -258,14 +260,14 @@ class NTXentByIndex(Loss):
     """NT-Xent with any number of views of an example: its positives are summed inside the logarithm (AdaInf).
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | z | [n, dim] | projections of all views |
-        | index | [n] | number of the example that each row is a view of; every number stands there twice at least |
+        | index | [n] | number of the example that each row is a view of; every number occurs at least twice |
 
     Relations: with two views of each example this is NTXent. SupCon has the sum over positives outside the logarithm.
 
@@ -289,11 +291,11 @@ class NTXentByIndex(Loss):
 
 
 class PairwiseNTXent(Loss):
-    """NT-Xent of every pair of views, their mean: what CACR is compared with.
+    """The mean of NT-Xent over every pair of views: the baseline of CACR.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -322,20 +324,20 @@ class PairwiseNTXent(Loss):
 
 
 class SnippetNTXent(Loss):
-    """NT-Xent as the audio-sheet retrieval trains with it: at least two rows, values that are finite.
+    """NT-Xent as audio-sheet retrieval trains with it. It requires at least two rows and finite values.
 
     Args:
-        temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
-        normalize: bring rows to length 1; False takes them as they are, for encoders that end in unit rows.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the similarities, > 0. The paper uses 0.6 for audio and 0.5 for sheet music.
+        normalize: Divide each row by its norm. False: use the rows unchanged, for encoders that end in unit rows.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | z1 | [n, dim], n >= 2 | embeddings of the first views |
-        | z2 | [n, dim] | embeddings of the second views, row by row |
+        | z2 | [n, dim] | embeddings of the second views, in the same order |
 
-    Relations: equals NTXent, which takes one row alone too. MixedNTXent is this loss of two modalities at once.
+    Relations: equals NTXent, which also accepts a single row. MixedNTXent is this loss of two modalities at once.
 
     Source: Carvalho, Washuettl and Widmer, arXiv 2309.12134.
 
@@ -358,18 +360,18 @@ class SnippetNTXent(Loss):
 
 
 class MixedNTXent(Loss):
-    """NT-Xent of two modalities at once: each modality's views are the other's negatives too.
+    """NT-Xent of two modalities at once: each modality's views are also negatives of the other modality.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | sheet1, sheet2 | [n, dim] | two views of n items of one modality, row by row |
-        | audio1, audio2 | [m, dim] | two views of m items of the other; they need not be the same items |
+        | sheet1, sheet2 | [n, dim] | two views of n items of one modality, in the same order |
+        | audio1, audio2 | [m, dim] | two views of m items of the other modality, not necessarily the same items |
 
     Relations: SnippetNTXent of all 2(n + m) rows.
 
@@ -400,12 +402,12 @@ class MixedNTXent(Loss):
 
 
 class HardContrastive(Loss):
-    """Contrastive loss of given similarities, over the nearest negatives alone.
+    """Contrastive loss of given similarities, over only the nearest negatives.
 
     Args:
-        temperature: > 0; similarities are divided by it.
-        keep_fraction: share of the negatives that is kept, the nearest, in 0..1, 0 not included; 1 keeps all.
-        group: None, a ProcessGroup or "world": whose anchors are averaged.
+        temperature: Divisor of the similarities, > 0.
+        keep_fraction: Share of the negatives to keep, the nearest ones; above 0, at most 1 (all).
+        group: Processes whose anchors are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -413,8 +415,8 @@ class HardContrastive(Loss):
         | positive | [n] | similarity of each anchor with its positive |
         | negatives | [n, negatives] | similarities with its negatives; -inf for one that does not count |
 
-    Relations: InfoNCE, of similarities instead of rows, cut to the nearest. The system trains with the same loss of rows,
-    block by block. SimpleContrastive has no exponentials.
+    Relations: InfoNCE, of similarities instead of rows, restricted to the nearest negatives. The system trains with the same
+    loss of rows, block by block. SimpleContrastive has no exponentials.
 
     Source: Wang and Liu, arXiv 2012.09740, Eqs. 1 and 8.
 
@@ -436,12 +438,12 @@ class HardContrastive(Loss):
 
 
 class SimpleContrastive(Loss):
-    """Linear contrastive loss of given similarities: mean of -s+ plus weighted negatives, the nearest alone.
+    """Linear contrastive loss of given similarities: the mean of -s+ plus the weighted nearest negatives.
 
     Args:
-        weight: lambda, weight of the summed negatives; None: 1 / (how many are kept and count).
-        keep_fraction: share of the negatives that is kept, the nearest, in 0..1, 0 not included; 1 keeps all.
-        group: None, a ProcessGroup or "world": whose anchors are averaged.
+        weight: Lambda, the weight of the summed negatives. None: 1 / (number of kept negatives that count).
+        keep_fraction: Share of the negatives to keep, the nearest ones; above 0, at most 1 (all).
+        group: Processes whose anchors are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -471,15 +473,15 @@ class SimpleContrastive(Loss):
 
 
 class CACR(Loss):
-    """Contrastive attraction and contrastive repulsion: far positives and near negatives weigh most, no logarithm.
+    """Contrastive attraction and contrastive repulsion, without logarithm: far positives and near negatives weigh most.
 
     Args:
-        alpha, beta: weights of attraction and repulsion, in 0..1e30.
-        positive_sharpness, negative_sharpness: factors of distances in the weights, in 0..1e30; 0 weighs all alike.
-        weight_positives, weight_negatives: False weighs positives, negatives, uniformly.
-        positive_prior: share in 0..1 of supposed negatives that are positives, which is corrected for; None: not.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        alpha, beta: Weights of attraction and repulsion, in 0..1e30.
+        positive_sharpness, negative_sharpness: Factors of the distances in the weights, in 0..1e30. 0: uniform weights.
+        weight_pos, weight_neg: False: uniform weights of the positives, or of the negatives.
+        positive_prior: Share of supposed negatives that are positives, in 0..1; the loss corrects for them. None: no correction.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -503,8 +505,8 @@ class CACR(Loss):
         positive_sharpness: float = 1.0,
         negative_sharpness: float = 0.9,
         *,
-        weight_positives: bool = True,
-        weight_negatives: bool = True,
+        weight_pos: bool = True,
+        weight_neg: bool = True,
         positive_prior: float | None = None,
         normalize: bool = True,
         group: Group = None,
@@ -512,7 +514,7 @@ class CACR(Loss):
         super().__init__(group)
         self.alpha, self.beta = alpha, beta
         self.positive_sharpness, self.negative_sharpness = positive_sharpness, negative_sharpness
-        self.weight_positives, self.weight_negatives = weight_positives, weight_negatives
+        self.weight_pos, self.weight_neg = weight_pos, weight_neg
         self.positive_prior, self.normalize = positive_prior, normalize
 
     def forward(self, views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"]) -> Float[Tensor, ""]:
@@ -524,21 +526,22 @@ class CACR(Loss):
                 self.beta,
                 self.positive_sharpness,
                 self.negative_sharpness,
-                self.weight_positives,
-                self.weight_negatives,
+                self.weight_pos,
+                self.weight_neg,
                 self.positive_prior,
             )
         return terms.attraction + terms.repulsion
 
 
 class CACRMomentum(Loss):
-    """CACR of several views' predictions with the keys that a momentum encoder makes of another view.
+    """CACR of several views' predictions with a momentum encoder's keys of another view.
 
     Args:
-        temperature: > 0.
+        temperature: Temperature, > 0.
         cost: "rbf" (cross-entropy) or "euclidean" (expected costs).
-        reduction: over examples, "mean" or "sum"; None: as the authors, the mean for "rbf", the sum for "euclidean".
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        reduction: Reduction over examples, "mean" or "sum". None: the authors' choice, "mean" for "rbf" and "sum" for
+            "euclidean".
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -579,35 +582,36 @@ class CACRMomentum(Loss):
 
 
 class IsoGCLR(Loss):
-    """iSogCLR: a global contrastive loss in which every training example learns a temperature of its own.
+    """iSogCLR: a global contrastive loss in which every training example learns its own temperature.
 
     Args:
-        examples: number of training examples.
-        temperature: of every example in the beginning; None: 0.1, or 0.01 of pairs.
-        pairs: whether the two sides are two modalities (form B of the authors' code), which keep temperatures of their own,
-            instead of two views (form A).
-        rho: the divergence at which a temperature rests; None: 0.4, or 6 of pairs.
-        gamma: share of a new value in an example's moving average, in 0..1.
-        eta: learning rate of the temperatures; 0 fixes them (SogCLR).
-        beta_u: share of a new gradient in a temperature's momentum, in 0..1.
-        temperature_min: the smallest temperature; None: 0.05, or 0.005 of pairs.
-        temperature_max: the largest temperature.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch; each process keeps all states.
+        examples: Number of training examples.
+        temperature: Initial temperature of every example. None: 0.1, or 0.01 with pairs.
+        pairs: The two sides are two modalities, each with its own temperatures (form B of the authors' code). False: two
+            views (form A).
+        rho: Divergence at which a temperature does not change. None: 0.4, or 6 with pairs.
+        gamma: Share of a new value in an example's moving average, in 0..1.
+        eta: Learning rate of the temperatures. 0: fixed temperatures (SogCLR).
+        beta_u: Share of a new gradient in a temperature's momentum, in 0..1.
+        temperature_min: Smallest temperature. None: 0.05, or 0.005 with pairs.
+        temperature_max: Largest temperature.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all). Each
+            process keeps all states.
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | z1 | [n, dim], n >= 2 | embeddings of the first views, or of the first modality |
-        | z2 | [n, dim] | embeddings of the second, row by row |
+        | z2 | [n, dim] | embeddings of the second, in the same order |
         | index | [n] | positions of the examples in the training set, all different |
 
-    State: `states`, a number for each example: the moving average s, the momentum u, the temperature tau (and b of pairs).
-    `temperatures()` gives the temperatures. In training mode a forward pass moves those of its batch.
+    State: `states`, numbers for each example: the moving average s, the momentum u, the temperature tau (and b with pairs).
+    `temperatures()` returns the temperatures. In training mode a forward pass updates the states of its batch.
 
-    The gradient is the wanted one; the value is that of a surrogate and may be negative.
+    The gradient is that of the paper's loss. The value is that of a surrogate and may be negative.
 
-    Relations: with eta=0 it is SogCLR; with gamma=1 besides, its gradient is NTXent's without the positive in the
+    Relations: with eta=0 it is SogCLR. With eta=0 and gamma=1, its gradient is NTXent's without the positive in the
     denominator (DCL's).
 
     Source: Qiu et al., arXiv 2305.11965, Algorithm 1.
@@ -653,7 +657,7 @@ class IsoGCLR(Loss):
         )
 
     def temperatures(self) -> Float[Tensor, " examples"]:
-        """Return the temperature of every example; of pairs the mean of its two."""
+        """Return the temperature of every example; with pairs, the mean of its two temperatures."""
         values = [state.values for name, state in self._states().items() if name.startswith("tau")]
         return torch.stack(values).mean(0)
 
@@ -663,7 +667,7 @@ class IsoGCLR(Loss):
     def forward(
         self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], index: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        """Return the surrogate loss, then move the states of these examples."""
+        """Return the surrogate loss, and update the states of these examples in training mode."""
         sides = [unit_rows(z, normalize=self.normalize) for z in (z1, z2)]
         state = {name: kept.values for name, kept in self._states().items()}
         with over(self.group):

@@ -1,4 +1,4 @@
-"""Losses by which a student learns from a teacher. The teacher gets no gradient."""
+"""Define losses by which a student learns from a teacher. The teacher gets no gradient."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class KD(Loss):
     """Knowledge distillation: the student's softened outputs follow the teacher's.
 
     Args:
-        temperature: > 0; logits are divided by it, and the loss is multiplied with its square.
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        temperature: Divisor of the logits, > 0. The loss is multiplied by its square.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -48,13 +48,14 @@ class KD(Loss):
 
 
 class FitNets(Loss):
-    """FitNets' hint: after a regressor, which is this module's, a layer of the student equals a layer of the teacher.
+    """FitNets' hint: a layer of the student, mapped by this module's regressor, learns to equal a layer of the teacher.
 
     Args:
-        student: shape of the student's layer without the batch: (channels, height, width) of maps, (dim,) of vectors.
-        teacher: shape of the teacher's layer.
-        kernel: of the convolution between maps of equal size, 1 or 3.
-        group: None, a ProcessGroup or "world": whose rows are averaged. The regressor's batch normalisation stays local.
+        student: Shape of the student's layer without the batch: (channels, height, width) of maps, (dim,) of vectors.
+        teacher: Shape of the teacher's layer, likewise.
+        kernel: Size of the convolution between maps of equal size, 1 or 3.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all). The regressor's batch
+            normalisation stays local.
 
     Inputs:
         | argument | shape | holds |
@@ -62,9 +63,9 @@ class FitNets(Loss):
         | student | [n, *student] | the guided layer |
         | teacher | [n, *teacher] | the hint layer; no gradient |
 
-    State: `regressor`, whose parameters the optimiser must get.
+    State: `regressor`, whose parameters must be in the optimiser.
 
-    Relations: AttentionTransfer compares where maps are large, not their values.
+    Relations: AttentionTransfer compares the positions where maps are large, not the values of maps.
 
     Source: Romero et al., arXiv 1412.6550, Eq. 3 without its factor 1/2.
 
@@ -91,9 +92,9 @@ class RKD(Loss):
     """Relational distillation: distances and angles between the student's rows follow those between the teacher's.
 
     Args:
-        distance_weight: weight of the distances, >= 0.
-        angle_weight: weight of the angles, >= 0.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        distance_weight: Weight of the distances, >= 0.
+        angle_weight: Weight of the angles, >= 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -123,18 +124,18 @@ class RKD(Loss):
 
 
 class CRD(Loss):
-    """Contrastive representation distillation: student and teacher of one example are told from other examples.
+    """Contrastive representation distillation: contrast student and teacher of one example with other examples.
 
     Args:
-        student_dim, teacher_dim: widths of the features given.
-        examples: number of training examples.
-        dim: width of the two learnt embeddings.
-        negatives: number of other examples that each one is contrasted with.
-        temperature: > 0; similarities are divided by it.
-        momentum: share of a bank's row that stays when its example comes, in 0..1.
-        labels: class of every training example; then negatives are drawn from other classes only. None: from all.
-        seed: of the banks' noise; the same on every process.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        student_dim, teacher_dim: Widths of the features.
+        examples: Number of training examples.
+        dim: Width of the two learnt embeddings.
+        negatives: Number of other examples that each example is contrasted with.
+        temperature: Divisor of the similarities, > 0.
+        momentum: Share of a bank's row that remains when its example is in the batch, in 0..1.
+        labels: Class of every training example. Negatives are then drawn from other classes only. None: from all examples.
+        seed: Seed of the banks' initial noise; the same on every process.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -142,13 +143,13 @@ class CRD(Loss):
         | student | [n, student_dim] | features |
         | teacher | [n, teacher_dim] | features of the same examples; no gradient |
         | index | [n] | positions of the examples in the training set |
-        | contrast_index | [n, negatives + 1] or None | index, then the negatives' positions; None draws them |
+        | contrast_index | [n, negatives + 1] or None | index, then the negatives' positions; None: drawn here |
         | generator | | a torch.Generator for the draw; None: torch's default one |
 
     State: `bank`, with both embeddings (parameters for the optimiser), both banks of unit rows and the normalising constants.
-    A forward pass in training mode writes the banks.
+    A forward pass in training mode updates the banks.
 
-    Relations: a contrast of two networks by NCE, where CLIP contrasts two modalities by a softmax over the batch.
+    Relations: CRD contrasts two networks by NCE. CLIP contrasts two modalities by a softmax over the batch.
 
     Source: Tian, Krishnan and Isola, arXiv 1910.10699, Eqs. 10 to 19.
 
@@ -205,11 +206,11 @@ class CRD(Loss):
 
 
 class AttentionTransfer(Loss):
-    """Attention transfer of one pair of layers: the student's maps are large where the teacher's are.
+    """Attention transfer of one pair of layers: the student's maps learn to be large where the teacher's are.
 
     Args:
-        power: exponent of the maps' absolute values, > 0.
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        power: Exponent of the maps' absolute values, > 0.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -237,17 +238,17 @@ class AttentionTransfer(Loss):
         student: Float[Tensor, "n channels height width"],
         teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
     ) -> Float[Tensor, ""]:
-        """Return the mean over rows and places."""
+        """Return the mean over rows and positions."""
         with over(self.group):
             return self.function(student, teacher, self.power)
 
 
 class MeanTeacher(Loss):
-    """Mean teacher's consistency: two networks agree on the class of an example.
+    """Mean teacher's consistency: a student learns to agree with the teacher on the class of an example.
 
     Args:
-        kind: "mse", mean squared difference of the probabilities, or "kl", KL(teacher || student).
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        kind: "mse" is the mean squared difference of the probabilities, "kl" is KL(teacher || student).
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -255,7 +256,7 @@ class MeanTeacher(Loss):
         | student | [n, classes] | logits |
         | teacher | [n, classes] | logits of the moving average on another view; no gradient |
 
-    `counterpoint.core.teacher.sigmoid_ramp` gives the weight that rises in the first epochs.
+    `counterpoint.core.teacher.sigmoid_ramp` computes the weight, which rises in the first epochs.
 
     Relations: with kind="kl" it is KD with temperature 1.
 

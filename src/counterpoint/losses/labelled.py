@@ -1,4 +1,4 @@
-"""Losses that know the class of each example."""
+"""Define losses that use the class of each example."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class SupCon(Loss):
     """Supervised contrastive loss: all views of all examples of the same class are positives.
 
     Args:
-        temperature: > 0; similarities are dot products divided by it.
-        base_temperature: the loss is scaled with temperature / base_temperature; > 0.
-        all_views: whether all views are anchors, or the first alone.
-        ring: with a group, pass keys round instead of gathering them: less memory, more time.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the dot products, > 0.
+        base_temperature: The loss is multiplied by temperature / base_temperature; > 0.
+        all_views: Use all views as anchors. False: only the first.
+        ring: With a group, pass keys from process to process instead of gathering them: less memory, more time.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -27,8 +27,8 @@ class SupCon(Loss):
         | features | [n, views, dim] | embeddings of all views |
         | labels | [n] | class of each example |
 
-    Relations: with all labels different and base_temperature = temperature it is NTXent. SupConSingleView takes one vector of
-    an example.
+    Relations: with all labels different and base_temperature = temperature it is NTXent. SupConSingleView takes one vector
+    for each example.
 
     Source: Khosla et al., arXiv 2004.11362, Eq. 2.
 
@@ -56,7 +56,7 @@ class SupCon(Loss):
         self.ring, self.normalize = ring, normalize
 
     def forward(self, features: Float[Tensor, "n views dim"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Return the mean loss of all anchors; one without a positive counts with 0."""
+        """Return the mean loss of all anchors. The loss of an anchor without positive is 0."""
         if self.normalize and features.ndim == 3:
             features = unit_rows(features, normalize=True)
         with over(self.group):
@@ -66,17 +66,17 @@ class SupCon(Loss):
 
 
 class SupConSingleView(Loss):
-    """SupCon of one vector an example, as metric-learning libraries have it.
+    """SupCon of one vector for each example, as in metric-learning libraries.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        ring: with a group, pass keys round instead of gathering them: less memory, more time.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        ring: With a group, pass keys from process to process instead of gathering them: less memory, more time.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | embeddings | [n, dim] | one vector an example, of any length |
+        | embeddings | [n, dim] | one vector for each example, of any norm |
         | labels | [n] | class of each example |
 
     Relations: SupCon with one view, the mean over anchors whose loss is not 0.
@@ -102,19 +102,19 @@ class SupConSingleView(Loss):
 
 
 class Triplet(Loss):
-    """Triplet loss on the hardest examples of a batch: the furthest of the same class, the nearest of another.
+    """Triplet loss on the hardest examples of a batch: the furthest of the same class and the nearest of another class.
 
     Args:
-        margin: by how much a negative is to be further away than a positive.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        margin: Minimum difference between a negative's and a positive's distance.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | embeddings | [n, dim] | of any length; distances are those of unit vectors |
-        | labels | [n] | class of each example; batches of P classes x K examples suit it |
+        | embeddings | [n, dim] | of any norm; distances are those of unit vectors |
+        | labels | [n] | class of each example; use batches of P classes x K examples |
 
-    Relations: BatchHinge ranks all other rows of the batch, not the hardest alone.
+    Relations: BatchHinge ranks all other rows of the batch, not only the hardest.
 
     Source: Hermans, Beyer and Leibe, arXiv 1703.07737, Eq. 5.
 

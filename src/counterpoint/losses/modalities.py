@@ -1,4 +1,4 @@
-"""Losses that align modalities: two, or any number of them."""
+"""Define losses that align two or more modalities."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ BOUNDS = (0.01, 1.0)
 
 
 class CLIP(ScaledLoss):
-    """CLIP: each image is told its text from all texts of the batch, and each text its image.
+    """CLIP: contrast each image with all texts of the batch, and each text with all images.
 
     Args:
-        temperature: where it starts, in 0.01..1.
-        learnable: whether it is learnt, within these bounds; False: it stays.
-        ring: with a group, pass keys round instead of gathering them: less memory, more time.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, in 0.01..1.
+        learnable: Learn the temperature, within these bounds. False: keep it fixed.
+        ring: With a group, pass keys from process to process instead of gathering them: less memory, more time.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | image | [n, dim] | embeddings of one modality |
-        | text | [n, dim] | embeddings of the other, row by row |
+        | text | [n, dim] | embeddings of the other, in the same order |
 
     State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
 
-    Relations: NTXent contrasts within each side too. SigLIP judges every pair by itself. Symile goes beyond two modalities.
+    Relations: NTXent also contrasts within each side. SigLIP classifies every pair independently. Symile takes more than two
+    modalities.
 
     Source: Radford et al., arXiv 2103.00020, Figure 3.
 
@@ -69,20 +70,20 @@ class CLIP(ScaledLoss):
 
 
 class SigLIP(ScaledLoss):
-    """SigLIP: every pairing of an image and a text is judged by itself, by a sigmoid with a learnt temperature and bias.
+    """SigLIP: classify every pair of an image and a text by a sigmoid with a learnt temperature and bias.
 
     Args:
-        temperature: where it starts, > 0.
-        bias: where the bias starts: about -log of the batch size.
-        learnable: whether both are learnt; False: they stay.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, > 0.
+        bias: Initial bias: about -log of the batch size.
+        learnable: Learn both. False: keep them fixed.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | image | [n, dim] | embeddings of one modality |
-        | text | [n, dim] | embeddings of the other, row by row |
+        | text | [n, dim] | embeddings of the other, in the same order |
 
     State: `log_scale` = log(1 / temperature) and `bias`, parameters for the optimiser (buffers if not learnable).
 
@@ -115,32 +116,32 @@ class SigLIP(ScaledLoss):
             self.register_buffer("bias", value)
 
     def forward(self, image: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-        """Return the sum over all pairings, divided by n."""
+        """Return the sum over all pairs, divided by n."""
         rows = (unit_rows(x, normalize=self.normalize) for x in (image, text))
         with over(self.group):
             return self.function(*rows, self.scale(), self.bias)
 
     def extra_repr(self) -> str:
-        """Settings by name, temperature and bias as they stand now."""
+        """Return the settings by name, with the current temperature and bias."""
         return super().extra_repr().replace(", learnable", f", bias={float(self.bias.detach()):.4g}, learnable")
 
 
 class CWCL(ScaledLoss):
-    """CWCL: a new tower learns from a frozen one, every pair weighted by how alike the frozen features are.
+    """CWCL: a new tower learns from a frozen tower. The similarity of the frozen features weights each pair.
 
     Args:
-        temperature: where it starts, at least 0.01.
-        sharpness: weights are raised to this power, 100 at most; 1 is the paper's.
-        learnable: whether the temperature is learnt, 0.01 at least; False: it stays.
-        normalize: bring `query` and `key` to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, at least 0.01.
+        sharpness: Exponent of the weights, at most 100; the paper uses 1.
+        learnable: Learn the temperature, with a minimum of 0.01. False: keep it fixed.
+        normalize: Divide each row of `query` and `key` by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | query | [n, dim] | embeddings of the tower that is trained |
-        | key | [n, dim] | embeddings of the frozen tower, row by row |
-        | frozen | [n, frozen dim] | features of the frozen tower that weights are made of; no gradient |
+        | key | [n, dim] | embeddings of the frozen tower, in the same order |
+        | frozen | [n, frozen dim] | features of the frozen tower, for the weights; no gradient |
 
     State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
 
@@ -178,24 +179,24 @@ class CWCL(ScaledLoss):
 
 
 class Symile(ScaledLoss):
-    """Symile: whole tuples of any number of modalities are told from others, by the sum of products of their coordinates.
+    """Symile: contrast tuples of any number of modalities by the sum of products of their coordinates.
 
     Args:
-        temperature: where it starts, > 0.
-        negatives: "n", one shuffled tuple for each row of the batch, or "n_squared", all combinations.
-        learnable: whether the temperature is learnt, without bounds; False: it stays.
-        normalize: bring rows to length 1; False takes them as they are, for encoders that end in a LayerNorm.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, > 0.
+        negatives: "n" is one shuffled tuple for each row of the batch, "n_squared" is all combinations.
+        learnable: Learn the temperature, without bounds. False: keep it fixed.
+        normalize: Divide each row by its norm. False: use the rows unchanged, for encoders that end in a LayerNorm.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | embeddings | a list of [n, dim] | two modalities or more, row by row |
+        | embeddings | a list of [n, dim] | two modalities or more, in the same order |
         | generator | | a torch.Generator for the shuffles of "n"; None: torch's default one |
 
     State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
 
-    Relations: with two modalities and "n_squared" it is CLIP. PairwiseCLIP sees pairs alone.
+    Relations: with two modalities and "n_squared" it is CLIP. PairwiseCLIP compares only pairs.
 
     Source: Saporta et al., arXiv 2411.01053.
 
@@ -228,22 +229,22 @@ class Symile(ScaledLoss):
 
 
 class PairwiseCLIP(ScaledLoss):
-    """CLIP's loss summed over all pairs of modalities: what Symile is compared with.
+    """CLIP's loss summed over all pairs of modalities: the baseline of Symile.
 
     Args:
-        temperature: where it starts, > 0.
-        learnable: whether it is learnt, without bounds; False: it stays.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, > 0.
+        learnable: Learn the temperature, without bounds. False: keep it fixed.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | embeddings | a list of [n, dim] | two modalities or more, row by row |
+        | embeddings | a list of [n, dim] | two modalities or more, in the same order |
 
     State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
 
-    Relations: with two modalities it is CLIP. Symile sees what no pair shows.
+    Relations: with two modalities it is CLIP. Symile also learns dependences that no pair of modalities shows.
 
     Source: Saporta et al., arXiv 2411.01053 (the baseline).
 
@@ -272,25 +273,25 @@ class PairwiseCLIP(ScaledLoss):
 
 
 class M3Co(Loss):
-    """M3Co: mixtures of two examples in one modality are as close to each in another modality as their shares say.
+    """M3Co: contrast mixtures of two examples with another modality. The targets are the shares of the mixture.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        bidirectional: whether columns are contrasted as well as rows.
-        accumulate_targets: where an example is mixed with itself, add up both shares; False: the second replaces the first.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        bidirectional: Contrast columns as well as rows.
+        accumulate_targets: Where an example is mixed with itself, add both shares. False: the second replaces the first.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | mixed | [n, dim] | row i is made of examples i and permutation(i) of one modality |
+        | mixed | [n, dim] | row i is the mixture of examples i and permutation(i) of one modality |
         | fixed | [n, dim] | the examples in another modality, unmixed |
         | permutation | [n] | the partner of each example, counted over the whole batch of a group |
-        | share | [n] | how much of example i is in row i, in 0..1 |
+        | share | [n] | share of example i in row i, in 0..1 |
 
     `counterpoint.functional.draw_mix` draws permutation and share; `functional.mix` mixes.
 
-    Relations: with share 1 and accumulate_targets it is CLIP with a fixed temperature. MultiSClip takes over later in training.
+    Relations: with share 1 and accumulate_targets it is CLIP with a fixed temperature. MultiSClip replaces it later in training.
 
     Source: Kumar et al., arXiv 2409.17777.
 
@@ -319,7 +320,7 @@ class M3Co(Loss):
         permutation: Int[Tensor, " n"],
         share: Float[Tensor, " n"],
     ) -> Float[Tensor, ""]:
-        """Return the mean over rows and, of both directions, columns."""
+        """Return the mean over rows, and over columns if bidirectional."""
         with over(self.group):
             return self.function(
                 mixed,
@@ -336,8 +337,8 @@ class MultiSClip(Loss):
     """MultiSClip: CLIP's contrast with soft targets, the softmax of the targets' own similarities.
 
     Args:
-        temperature: > 0; similarities are cosines divided by it.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the cosine similarities, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -345,7 +346,7 @@ class MultiSClip(Loss):
         | prediction | [n, dim] | embeddings of one modality |
         | target | [n, dim] | embeddings of the other, row by row; they make the targets and get a gradient too |
 
-    Relations: CLIP has the diagonal as targets. M3Co is the contrast of mixtures that it follows.
+    Relations: CLIP has the diagonal as targets. M3Co is the contrast of mixtures that precedes it in training.
 
     Source: Kumar et al., arXiv 2409.17777.
 
@@ -367,16 +368,16 @@ class MultiSClip(Loss):
 
 
 class Uniformity(Loss):
-    """Uniformity: log of the mean over pairs of exp(-sharpness d^2); low where rows are spread over the sphere.
+    """Uniformity: the log of the mean over pairs of exp(-sharpness d^2). It is low where rows are spread over the sphere.
 
     Args:
-        sharpness: > 0, factor of the squared distances.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        sharpness: Factor of the squared distances, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | x | [n, dim] | embeddings, of any length |
+        | x | [n, dim] | embeddings, of any norm |
 
     Relations: ContrastiveGap adds it to CLIP. CrossUniformity is the same between two modalities.
 
@@ -394,23 +395,23 @@ class Uniformity(Loss):
         self.sharpness = sharpness
 
     def forward(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-        """Return the loss, from -4 times the sharpness to 0 (all alike)."""
+        """Return the loss, from -4 times the sharpness to 0 (all rows equal)."""
         with over(self.group):
             return self.function(x, self.sharpness)
 
 
 class CrossUniformity(Loss):
-    """Uniformity across modalities: low where rows that do not belong together lie apart.
+    """Uniformity across modalities: low where rows of different items lie far apart.
 
     Args:
-        sharpness: > 0, factor of the squared distances.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        sharpness: Factor of the squared distances, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | x | [n, dim] | embeddings of one modality, of any length |
-        | y | [n, dim] | embeddings of the other, row by row |
+        | x | [n, dim] | embeddings of one modality, of any norm |
+        | y | [n, dim] | embeddings of the other, in the same order |
 
     Relations: Uniformity is the same within one modality.
 
@@ -434,18 +435,18 @@ class CrossUniformity(Loss):
 
 
 class ContrastiveGap(Loss):
-    """CLIP's loss with uniformity and alignment beside it, so that two modalities share one region of the sphere.
+    """CLIP's loss plus uniformity and alignment, so that two modalities share one region of the sphere.
 
     Args:
-        temperature: > 0, fixed.
-        uniformity, alignment, cross_uniformity, contrastive: whether each term counts, or its weight.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Fixed temperature, > 0.
+        uniformity, alignment, cross_uniformity, contrastive: Weight of each term. True: 1. False: without the term.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | x | [n, dim] | embeddings of one modality, of any length |
-        | y | [n, dim] | embeddings of the other, row by row |
+        | x | [n, dim] | embeddings of one modality, of any norm |
+        | y | [n, dim] | embeddings of the other, in the same order |
 
     Relations: CLIP with a fixed temperature, plus Uniformity of each side, plus the mean squared distance of pairs.
 
@@ -488,21 +489,21 @@ class ContrastiveGap(Loss):
 
 
 class MILNCE(Loss):
-    """MIL-NCE: a video is told its candidate texts, of which any may be right, from all other texts and videos.
+    """MIL-NCE: contrast a video and its candidate texts, any of which may be correct, with all other texts and videos.
 
     Args:
-        temperature: > 0; similarities are divided by it. 1 with normalize=False is the loss of Miech et al.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Divisor of the similarities, > 0. With 1 and normalize=False it is the loss of Miech et al.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | video | [n, dim] | one row an example |
-        | text | [n * L, dim] | L candidates for each example, one after another |
+        | video | [n, dim] | one row for each example |
+        | text | [n * L, dim] | L consecutive candidates for each example |
         | mask | [n] of bool or None | False where an example has no text |
 
-    Relations: with L = 1 both directions of CLIP stand in one denominator.
+    Relations: with L = 1 it has both directions of CLIP in one denominator.
 
     Source: Miech et al., arXiv 1912.06430, Eq. 2; the system is gradient harmonization, arXiv 2211.02077.
 
@@ -530,20 +531,20 @@ class MILNCE(Loss):
 
 
 class CLIPRocket(ScaledLoss):
-    """CLIP-rocket: CLIP of weak views, and of every pair of strong views in a space of their own, with label smoothing.
+    """CLIP-rocket: CLIP of weak views, and of every pair of strong views in a separate space with label smoothing.
 
     Args:
-        temperature: of the weak views, where it starts, in 0.01..1.
-        local_temperature: of the strong views, likewise.
-        label_smoothing: of the strong views' targets, in 0..1.
-        reduction: of the two directions, "mean" or "sum".
-        learnable: whether both temperatures are learnt, within these bounds; False: they stay.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature of the weak views, in 0.01..1.
+        local_temperature: Initial temperature of the strong views, in 0.01..1.
+        label_smoothing: Label smoothing of the strong views' targets, in 0..1.
+        reduction: Reduction over the two directions, "mean" or "sum".
+        learnable: Learn both temperatures, within these bounds. False: keep them fixed.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | image, text | [n, dim] | projections of the weak views, of any length, row by row |
+        | image, text | [n, dim] | projections of the weak views, of any norm, in the same order |
         | images, texts | lists of [n, dim] | projections of the strong views of each, as many of both; () for none |
 
     State: `log_scale` and `local_log_scale`, log(1 / temperature) of each: parameters (buffers if not learnable).
@@ -580,7 +581,7 @@ class CLIPRocket(ScaledLoss):
 
     @property
     def local_temperature(self) -> float:
-        """The temperature of the strong views as it stands."""
+        """The current temperature of the strong views."""
         return math.exp(-float(self.local_log_scale.detach()))
 
     def forward(
@@ -602,12 +603,12 @@ class BarLIP(Loss):
     """BarLIP: Barlow Twins' loss between image and text, the mean over the weak pair and all strong pairs.
 
     Args:
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | image, text | [n, dim] | projections of the weak views; the projector ends in a normalisation over the batch |
+        | image, text | [n, dim] | projections of the weak views, from a projector that ends in batch normalisation |
         | images, texts | lists of [n, dim] | projections of the strong views of each; () for none |
 
     Relations: BarlowTwins standardises here; `functional.barlow_cross` is the term of one pair.
@@ -639,14 +640,14 @@ class SiamLIP(Loss):
     """SiamLIP: image predicts text and text predicts image, without negatives; with a momentum copy it is BYOLIP.
 
     Args:
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | image_prediction, text_prediction | [n, dim] | what the predictors make of the weak views |
+        | image_prediction, text_prediction | [n, dim] | predictions from the weak views |
         | image, text | [n, dim] | projections of the weak views (BYOLIP: of the momentum copy); no gradient |
-        | image_predictions, text_predictions | lists of [n, dim] | what the predictors make of the strong views |
+        | image_predictions, text_predictions | lists of [n, dim] | predictions from the strong views |
         | images, texts | lists of [n, dim] | projections of the strong views; no gradient |
 
     Relations: SimSiam and BYOL between modalities; `functional.byol_cross` is the term of one pair.
@@ -688,24 +689,24 @@ class SiamLIP(Loss):
 
 
 class SwALIP(ScaledLoss):
-    """SwALIP: a pair of views has the assignment of the pair of the other views; the other modality's batch is assigned to.
+    """SwALIP: each pair of views predicts the other pair's assignment to the other modality's batch.
 
     Args:
-        temperature: where it starts, in 0.01..1.
-        epsilon: softness of the assignments, > 0.
-        iterations: of Sinkhorn's algorithm, >= 1.
-        learnable: whether the temperature is learnt, within its bounds; False: it stays.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        temperature: Initial temperature, in 0.01..1.
+        epsilon: Softness of the assignments, > 0.
+        iterations: Number of iterations of Sinkhorn's algorithm, >= 1.
+        learnable: Learn the temperature, within its bounds. False: keep it fixed.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | images | a list of two [n, dim] | projections of two strong views of the images, of any length |
+        | images | a list of two [n, dim] | projections of two strong views of the images, of any norm |
         | texts | a list of two [n, dim] | projections of two strong views of the texts |
 
     State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
 
-    Relations: SwAV has prototypes.
+    Relations: SwAV assigns to prototypes instead of the other modality's batch.
 
     Source: Fini et al., arXiv 2305.08675.
 
@@ -738,17 +739,17 @@ class BatchHinge(Loss):
     """Ranking hinge over a batch: each row's own key is nearer, by a margin, than every other key.
 
     Args:
-        margin: any finite number.
-        normalize: bring rows to length 1; False takes them as they are.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        margin: Minimum difference of similarities; any finite number.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | query | [n, dim], n >= 2 | embeddings of one modality, which are ranked by |
+        | query | [n, dim], n >= 2 | embeddings of one modality, which rank the keys |
         | key | [n, dim] | embeddings of the other, row by row, which are ranked |
 
-    Relations: CLIP has a softmax in place of hinges, and both directions. Triplet takes the hardest row alone.
+    Relations: CLIP has a softmax instead of hinges, and both directions. Triplet uses only the hardest row.
 
     Source: Carvalho, Washuettl and Widmer, arXiv 2309.12134.
 
@@ -763,7 +764,7 @@ class BatchHinge(Loss):
         self.margin, self.normalize = margin, normalize
 
     def forward(self, query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-        """Return the mean over all pairs of a row and another row's key."""
+        """Return the mean over all pairs of a query and another row's key."""
         rows = (unit_rows(x, normalize=self.normalize) for x in (query, key))
         with over(self.group):
             return self.function(*rows, self.margin)
@@ -773,25 +774,26 @@ class ALBEF(Loss):
     """ALBEF's image-text contrast: CLIP against queues of a momentum copy's keys, with the copy's soft targets.
 
     Args:
-        dim: width of the embeddings.
-        queue: how many older keys are kept of each modality.
-        temperature: where it starts, in 0.001..0.5.
-        alpha: share of the soft targets, in 0..1; 0: the copy makes keys only. The paper raises it in the first epoch: set the
-            attribute.
-        learnable: whether the temperature is learnt, within its bounds; False: it stays.
-        seed: of the noise that the queues start with; the same on every process.
-        group: None, a ProcessGroup or "world": whose batches together are the batch and enter the queues.
+        dim: Width of the embeddings.
+        queue: Number of older keys to keep of each modality.
+        temperature: Initial temperature, in 0.001..0.5.
+        alpha: Share of the soft targets, in 0..1. 0: the copy only makes keys. The paper raises it in the first epoch; to do so,
+            set the attribute.
+        learnable: Learn the temperature, within its bounds. False: keep it fixed.
+        seed: Seed of the queues' initial noise; the same on every process.
+        group: Processes whose batches together form the batch and enter the queues: None (this process), a ProcessGroup, or
+            "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | image, text | [n, dim] | the student's embeddings, of any length, row by row |
+        | image, text | [n, dim] | the student's embeddings, of any norm, in the same order |
         | teacher_image, teacher_text | [n, dim] | the momentum copy's; no gradient |
 
     State: `temperature` (a divisor, not a logarithm; a parameter, or a buffer if not learnable) and two queues of unit rows,
-    `image_queue` and `text_queue`. In training mode the copy's rows enter them after the loss is taken.
+    `image_queue` and `text_queue`. In training mode the copy's rows enter them after the loss is computed.
 
-    Relations: with alpha=0 it is CLIP with the keys of a momentum copy and a queue, as MoCo's. MLMDistill is ALBEF's loss of
+    Relations: with alpha=0 it is CLIP with keys of a momentum copy and a queue, like MoCo. MLMDistill is ALBEF's loss of
     masked words.
 
     Source: Li et al., arXiv 2107.07651, Eq. 6.
@@ -834,7 +836,7 @@ class ALBEF(Loss):
     ) -> Float[Tensor, ""]:
         """Return the mean of both directions, then write the queues."""
         if self.training and self.learnable:
-            # .data: a bound that is kept already must not spoil a forward pass that waits for its backward pass.
+            # .data: this write, often without effect, must not invalidate an earlier forward pass before its backward pass.
             self.temperature.data.clamp_(0.001, 0.5)
         queues = self.image_queue.rows.T, self.text_queue.rows.T
         with over(self.group):
@@ -847,23 +849,23 @@ class ALBEF(Loss):
         return loss
 
     def extra_repr(self) -> str:
-        """Settings by name, the temperature as it stands now."""
+        """Return the settings by name, with the current temperature."""
         return f"temperature={float(self.temperature.detach()):.4g}, " + super().extra_repr()
 
 
 class MLMDistill(Loss):
-    """Masked language modelling with a momentum copy's soft targets beside the masked words (ALBEF).
+    """Masked language modelling with the masked words and a momentum copy's soft targets (ALBEF).
 
     Args:
-        alpha: share of the soft targets, in 0..1.
-        group: None, a ProcessGroup or "world": whose masked places are averaged.
+        alpha: Share of the soft targets, in 0..1.
+        group: Processes whose masked places are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | student | [..., vocabulary] | logits |
         | teacher | [..., vocabulary] | the momentum copy's logits on the same masked text; no gradient |
-        | labels | [...] | number of the masked token, -100 where nothing is to be predicted |
+        | labels | [...] | number of the masked token, -100 at positions without prediction |
 
     Relations: with alpha=0 it is the cross-entropy of masked words; with alpha=1 KD with temperature 1, plus a constant.
 
@@ -886,6 +888,6 @@ class MLMDistill(Loss):
         teacher: Float[Tensor, "*places vocabulary"],
         labels: Int[Tensor, "*places"],
     ) -> Float[Tensor, ""]:
-        """Return the mean over masked places; 0 without any."""
+        """Return the mean over masked positions; 0 without any."""
         with over(self.group):
             return self.function(student, teacher, labels, self.alpha)

@@ -1,4 +1,4 @@
-"""Losses of views that have no negatives: agreement, redundancy, assignments, moving teachers, reconstruction."""
+"""Define losses of views without negatives: agreement, redundancy, assignments, momentum teachers, reconstruction."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class NegativeCosine(Loss):
     """Minus the mean cosine of predictions with targets, which get no gradient.
 
     Args:
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | prediction | [n, dim] | what a predictor makes of one view |
+        | prediction | [n, dim] | predictions from one view |
         | target | [n, dim] | projections of the other view; no gradient |
 
-    Relations: SimSiam and BYOL are this loss in both directions, halved and doubled.
+    Relations: SimSiam is half the sum of this loss in both directions, BYOL is 4 plus twice that sum.
 
     Source: Chen and He, arXiv 2011.10566, Eq. 1.
 
@@ -40,7 +40,7 @@ class NegativeCosine(Loss):
         super().__init__(group)
 
     def forward(self, prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-        """Return the loss, from -1 (alike) to 1."""
+        """Return the loss, from -1 (equal directions) to 1."""
         with over(self.group):
             return self.function(prediction, target)
 
@@ -49,12 +49,12 @@ class SimSiam(Loss):
     """SimSiam's symmetric loss: each view's prediction of the other view's projection.
 
     Args:
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | p1, p2 | [n, dim] | predictions made of the first and of the second views |
+        | p1, p2 | [n, dim] | predictions from the first and from the second views |
         | z1, z2 | [n, dim] | projections of the first and of the second views; no gradient |
 
     Relations: BYOL takes z1 and z2 from a momentum network, and is 4 + 4 times this loss.
@@ -77,7 +77,7 @@ class SimSiam(Loss):
         z1: Float[Tensor, "n dim"],
         z2: Float[Tensor, "n dim"],
     ) -> Float[Tensor, ""]:
-        """Return the loss, from -1 (alike) to 1."""
+        """Return the loss, from -1 (equal directions) to 1."""
         with over(self.group):
             loss: Tensor = self.function(p1, z2) / 2 + self.function(p2, z1) / 2
         return loss
@@ -87,15 +87,15 @@ class BYOL(Loss):
     """BYOL's symmetric loss: squared distances of unit vectors, predictions to a momentum network's projections.
 
     Args:
-        group: None, a ProcessGroup or "world": whose rows are averaged.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | p1, p2 | [n, dim] | the online network's predictions made of the first and of the second views |
+        | p1, p2 | [n, dim] | the online network's predictions from the first and from the second views |
         | z1, z2 | [n, dim] | the momentum network's projections of the first and of the second views; no gradient |
 
-    The momentum network is the caller's: `counterpoint.core.teacher.EMATeacher`.
+    The caller provides the momentum network: `counterpoint.core.teacher.EMATeacher`.
 
     Relations: 4 + 4 times SimSiam's loss.
 
@@ -117,25 +117,25 @@ class BYOL(Loss):
         z1: Float[Tensor, "n dim"],
         z2: Float[Tensor, "n dim"],
     ) -> Float[Tensor, ""]:
-        """Return the loss, from 0 (alike) to 8."""
+        """Return the loss, from 0 (equal directions) to 8."""
         with over(self.group):
             loss: Tensor = 4 + 2 * self.function(p1, z2) + 2 * self.function(p2, z1)
         return loss
 
 
 class BarlowTwins(Loss):
-    """Barlow Twins: the cross-correlation of two views' embeddings is brought to the identity matrix.
+    """Barlow Twins: the cross-correlation of two views' embeddings approaches the identity matrix.
 
     Args:
-        redundancy: lambda, weight of what lies off the diagonal, >= 0.
-        eps: added to the variance inside the root, > 0.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        redundancy: Lambda, the weight of the entries off the diagonal, >= 0.
+        eps: Constant added to the variance inside the root, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | z1 | [n, dim] | embeddings of the first views; standardised over the batch here |
-        | z2 | [n, dim] | embeddings of the second views, row by row |
+        | z1 | [n, dim] | embeddings of the first views; this module standardises them over the batch |
+        | z2 | [n, dim] | embeddings of the second views, in the same order |
 
     Relations: BarLIP is this loss of two modalities, without the standardisation. VICReg bounds variances instead.
 
@@ -159,20 +159,20 @@ class BarlowTwins(Loss):
 
 
 class VICReg(Loss):
-    """VICReg: views agree (invariance), every dimension varies (variance), no two say the same (covariance).
+    """VICReg: views agree (invariance), every dimension varies (variance), no two dimensions correlate (covariance).
 
     Args:
-        invariance, variance, covariance: weights of the three terms, >= 0.
-        eps: added to the variance inside the root, > 0.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        invariance, variance, covariance: Weights of the three terms, >= 0.
+        eps: Constant added to the variance inside the root, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
         | z1 | [n, dim], n >= 2 | embeddings of the first views; not normalised |
-        | z2 | [n, dim] | embeddings of the second views, row by row |
+        | z2 | [n, dim] | embeddings of the second views, in the same order |
 
-    Relations: BarlowTwins decorrelates two views with each other, VICReg each view by itself.
+    Relations: BarlowTwins decorrelates dimensions across two views, VICReg within each view.
 
     Source: Bardes, Ponce and LeCun, arXiv 2105.04906, Eq. 6.
 
@@ -205,28 +205,28 @@ class SwAV(Loss):
     """SwAV: predict one crop's assignment to prototypes from another crop. The prototypes are this module's parameter.
 
     Args:
-        dim: width of the projections.
-        prototypes: number of clusters.
-        temperature: of the prediction, > 0.
-        epsilon: softness of the assignments, > 0.
-        iterations: of Sinkhorn's algorithm, >= 1.
-        queue: earlier projections of each full-size crop that take part in the assignment; 0: none. They do once the queue
-            is full.
-        crops: number of full-size crops, whose queues are kept.
-        seed: of the queues' noise; the same on every process.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        dim: Width of the projections.
+        prototypes: Number of clusters.
+        temperature: Temperature of the prediction, > 0.
+        epsilon: Softness of the assignments, > 0.
+        iterations: Number of iterations of Sinkhorn's algorithm, >= 1.
+        queue: Number of earlier projections of each full-size crop that are included in the assignment, as soon as the queue
+            is full. 0: none.
+        crops: Number of full-size crops, each with its queue.
+        seed: Seed of the queues' initial noise; the same on every process.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
         |---|---|---|
-        | high | [crops, n, dim] | projections of the full-size crops, of any length |
+        | high | [crops, n, dim] | projections of the full-size crops, of any norm |
         | low | [small crops, n, dim] or None | projections of the small crops, which only predict |
 
-    State: `prototypes.weight`, a parameter for the optimiser; a forward pass in training mode brings its rows to length 1
-    first. `queues` and `written` (how many rows have entered them) are buffers, updated in training mode. The paper keeps
-    the prototypes fixed in the first epoch: set `prototypes.weight.grad = None` before the optimiser's step.
+    State: `prototypes.weight`, a parameter for the optimiser; a forward pass in training mode first divides its rows by their
+    norms. `queues` and `written` (the number of rows that have entered them) are buffers, updated in training mode. The paper
+    keeps the prototypes fixed in the first epoch: set `prototypes.weight.grad = None` before the optimiser's step.
 
-    Relations: SwALIP has the other modality's batch in place of prototypes.
+    Relations: SwALIP has the other modality's batch instead of prototypes.
 
     Source: Caron et al., arXiv 2006.09882, Eqs. 2 and 6.
 
@@ -261,12 +261,12 @@ class SwAV(Loss):
 
     @torch.no_grad()
     def _to_unit(self) -> None:
-        # .data: prototypes that are unit already must not spoil a forward pass that waits for its backward pass.
+        # .data: this write, often without effect, must not invalidate an earlier forward pass before its backward pass.
         self.prototypes.weight.data.copy_(unit(self.prototypes.weight))
 
     @torch.no_grad()
     def _stored(self) -> Tensor | None:
-        """Scores of earlier projections with the present prototypes, [crops, queue, prototypes]; None before the queue is full."""
+        """Return scores of earlier projections with the prototypes, [crops, queue, prototypes]; None until the queue is full."""
         if not self.queues or int(self.written) < self.queue:
             return None
         return torch.stack([self.prototypes(queue.rows) for queue in self.queues])
@@ -276,7 +276,7 @@ class SwAV(Loss):
     ) -> Float[Tensor, ""]:
         """Return the mean over full-size crops and all other crops, then write the queues."""
         if self.queue and len(high) != self.crops:
-            raise ValueError(f"high must hold {self.crops} crops, of which there are queues, got {len(high)}")
+            raise ValueError(f"high must hold {self.crops} crops, one for each queue, got {len(high)}")
         if self.training:
             self._to_unit()
         z = unit(high)
@@ -294,7 +294,7 @@ class SwAV(Loss):
         return loss
 
     def extra_repr(self) -> str:
-        """Settings by name; the prototypes are shown as a layer."""
+        """Return the settings by name, without the prototypes, which are shown as a layer."""
         return f"dim={self.dim}, temperature={self.temperature:.4g}, epsilon={self.epsilon:.4g}, " + (
             f"iterations={self.iterations}, queue={self.queue}, crops={self.crops}"
         )
@@ -304,11 +304,12 @@ class DINO(Loss):
     """DINO: a student's crops predict the centred, sharpened outputs of a teacher. The centre is this module's buffer.
 
     Args:
-        outcomes: width of the heads' outputs.
-        student_temperature: > 0.
-        teacher_temperature: > 0. The paper raises it in the first epochs: set the attribute.
-        center_momentum: share of the centre that stays at each step, in 0..1.
-        group: None, a ProcessGroup or "world": whose batches together are the batch.
+        outcomes: Width of the heads' outputs.
+        student_temperature: Temperature of the student, > 0.
+        teacher_temperature: Temperature of the teacher, > 0. The paper raises it in the first epochs; to do so, set the
+            attribute.
+        center_momentum: Share of the centre that remains at each step, in 0..1.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -316,9 +317,9 @@ class DINO(Loss):
         | student | [crops, n, outcomes] | head outputs of all crops, the global ones first |
         | teacher | [global crops, n, outcomes] | the moving average's head outputs of the global crops; no gradient |
 
-    State: `center`, a buffer that a forward pass in training mode moves after the loss is taken.
+    State: `center`, a buffer that a forward pass in training mode updates after the loss is computed.
 
-    Relations: KD with a moving target, a centre, and crops in place of one view.
+    Relations: KD with a momentum teacher, a centre, and crops instead of one view.
 
     Source: Caron et al., arXiv 2104.14294, Eqs. 3 and 4.
 
@@ -350,7 +351,7 @@ class DINO(Loss):
     def forward(
         self, student: Float[Tensor, "crops n outcomes"], teacher: Float[Tensor, "global_crops n outcomes"]
     ) -> Float[Tensor, ""]:
-        """Return the mean over global crops and all other crops, then move the centre."""
+        """Return the mean over global crops and all other crops, then update the centre."""
         with over(self.group):
             found = self.function(
                 student,
@@ -368,12 +369,12 @@ class DINO(Loss):
 
 
 class MAE(Loss):
-    """MAE's reconstruction: mean squared error of the pixels of the patches that were removed.
+    """MAE's reconstruction: the mean squared error of the pixels of the removed patches.
 
     Args:
-        patch: side of a patch, in pixels.
-        norm_pix: whether a patch's target is standardised by its own mean and variance.
-        group: None, a ProcessGroup or "world": whose images are averaged.
+        patch: Side of a patch, in pixels.
+        norm_pix: Standardise each patch's target by its own mean and variance.
+        group: Processes whose images are averaged: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
         | argument | shape | holds |
@@ -384,7 +385,7 @@ class MAE(Loss):
 
     `counterpoint.functional.random_masking` draws a mask.
 
-    Relations: the one loss here that compares pixels, not embeddings.
+    Relations: unlike the other losses here, it compares pixels, not embeddings.
 
     Source: He et al., arXiv 2111.06377, Sec. 3.
 

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: a run, a claim, detections, the demo. Importing this package draws nothing."""
+"""Write self-contained HTML pages: a run, a claim, detections, the demo. The import of this package draws nothing."""

@@ -1,4 +1,4 @@
-"""Pages that are about no single run's figures: the sweep over temperatures, and all claims together."""
+"""Write the page of a sweep over temperatures, and the table and the drawing of all claims."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAID = {
 
 
 def write_sweep_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a sweep's record (see `counterpoint.lab.sweep`). Returns `path`."""
+    """Write the page of a sweep's record (see `counterpoint.lab.sweep`). Return `path`."""
     count = len(record["seeds"])
     page = Page(
         f"{record['slug']} over the temperature",
@@ -56,7 +56,7 @@ def write_sweep_report(record: Mapping[str, Any], path: Path) -> Path:
 
 
 def claims_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """All claims as a Markdown table: a row for each conjunct, the claim's verdict beside its first."""
+    """Return all claims as a Markdown table: a row for each conjunct, with the claim's verdict in its first row."""
     lines = [
         "| system | kind | claim | part of it | measure | test | gain | interval (Holm) | detectable | part |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -88,7 +88,7 @@ def _effect_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def claims_drawing(records: Sequence[Mapping[str, Any]]) -> str:
-    """All conjuncts of all claims as effects with intervals, a panel for each unit, a whole SVG file."""
+    """Draw all conjuncts of all claims as effects with intervals, a panel for each unit. Return a complete SVG file."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The page of a claim: the effect of every conjunct with its interval, every seed, the setting, and the variants beside it."""
+"""Write the page of a claim: each conjunct's effect with its interval, every seed, the setting, and the variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASSES = {"holds": "holds", "reversed": "reversed", "better": "holds", "worse"
 
 
 def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a claim's record (see `counterpoint.lab.verify`). Returns `path`."""
+    """Write the page of a claim's record (see `counterpoint.lab.verify`). Return `path`."""
     slug = str(record.get("slug", "claim"))
     page = Page(f"Does the claim of {slug} hold?", str(record.get("title") or ""))
     claim_section(page, record)
@@ -37,7 +37,7 @@ def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
 
 
 def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol and the commit of a record."""
+    """Return the protocol and the commit of a record, as names and values."""
     protocol, commit = record.get("protocol") or {}, record.get("commit")
     found = {"protocol, SHA-256": protocol.get("sha256") or parts.DASH}
     if protocol and protocol.get("ran") != protocol.get("sha256"):
@@ -49,7 +49,7 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a comparison's record (see `counterpoint.lab.compare`). Returns `path`."""
+    """Write the page of a comparison's record (see `counterpoint.lab.compare`). Return `path`."""
     arms = list(record["results"])
     page = Page(f"{', '.join(arms)} on {record['data']}", f"{len(record['seeds'])} seeds each, by {record['metric']}")
     page.section("Outcome", _claim(record), anchor="outcome")
@@ -102,13 +102,13 @@ def _interval(comparison: Mapping[str, Any]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """What is subtracted from what, so that a positive difference is a gain."""
+    """Return the difference as text, in the order that makes a gain positive: "arm − baseline", or reversed for "lower"."""
     names = (row["baseline"], row["arm"]) if row.get("direction") == "lower" else (row["arm"], row["baseline"])
     return " − ".join(f"({name})" if " - " in name else name for name in names)
 
 
 def rule_said(row: Mapping[str, Any]) -> str:
-    """The test of a conjunct in signs: the bound that its interval must pass."""
+    """Return the test of a conjunct as text: the bound that its interval must exceed."""
     margin = row.get("margin") or 0
     if row.get("test") == "non-inferiority":
         return f"not worse: low > −{margin:g}"
@@ -149,7 +149,7 @@ def _claim(record: Mapping[str, Any]) -> Markup:
 
 
 def by_unit(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows that have an effect, by the unit of their measure: figures of different units share no axis."""
+    """Group the rows with an effect by the unit of their metric. Each unit gets its own axis."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("mean") is not None:
@@ -158,7 +158,7 @@ def by_unit(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
 
 
 def _effects(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """A drawing of the effects for each unit."""
+    """Draw the effects, one drawing for each unit."""
     html = []
     for unit, of_unit in by_unit(rows).items():
         several = len({row["metric"] for row in of_unit}) > 1
@@ -205,7 +205,7 @@ def _reported(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _cleaned(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """With NaN as None, the way JSON says it."""
+    """Return a comparison with None instead of NaN, as in JSON."""
 
     def clean(value: Any) -> Any:
         return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""The page that `make demo` ends with."""
+"""Write the page of the demo."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from counterpoint.tasks.moments import Detection
 WHAT = (
     "Game clips were rendered from real sprites and sound effects: explosions, hits, hurts and lasers are violent, "
     "coins, jumps, upgrades and music are not, and the sound often comes late or from off-screen. "
-    "From one label per clip, violent or not, and never being told when, two models learned: plain multiple-instance "
-    "learning (MIL), and MACIL-SD, which adds contrast between sound and picture, and self-distillation. "
-    "Then a clip neither had seen was watched as an ordinary .mp4 file, and the moments that score high were marked."
+    "Two models learned from one label per clip, violent or not, without times: plain multiple-instance learning (MIL), "
+    "and MACIL-SD, which adds contrast between sound and image, and self-distillation. "
+    "Then each model scored video files (.mp4) that it had not seen, and the moments with high scores were marked."
 )
 
 
@@ -37,10 +37,12 @@ def write_demo_report(
     """Write the demo's page and return its path.
 
     Args:
-        results: one mapping per trained run: `arm`, `seed` and metrics (`av_ap`, ...); the first arm is the baseline.
-        histories: `ARM, seed N` -> that run's rows of metrics.csv; what stands before the comma shares a colour.
-        detections: of the held-out videos.
-        environment: versions and machine.
+        path: The page to write.
+        results: One mapping for each trained run: `arm`, `seed` and metrics (`av_ap`, ...). The first arm is the baseline.
+        histories: Maps `ARM, seed N` to the run's rows of metrics.csv. The curves of an arm share a colour.
+        detections: The detections in the held-out videos.
+        environment: Versions and machine.
+        failures: (file, reason) of videos that could not be read.
     """
     path = Path(path)
     page = Page("Violent moments, found from video-level labels", "Counterpoint's demo: MACIL-SD beside plain MIL")
@@ -77,9 +79,9 @@ def _results(results: Sequence[Mapping[str, Any]]) -> Markup:
         parts.stats(cards),
         parts.table(["arm", "", *metrics], rows),
         parts.text(
-            "Average precision per frame of the test clips: the area under the precision-recall curve. It is 1 at best "
-            "and the share of violent frames when one guesses. A few seeds on a small set only hint at an effect; "
-            "counterpoint verify macil-sd puts an interval on it."
+            "Average precision per frame of the test clips: the area under the precision-recall curve. Its maximum is 1; "
+            "at chance level it is the share of violent frames. A few seeds on a small set are weak evidence of an effect; "
+            "counterpoint verify macil-sd measures it with an interval."
         ),
     )
 
@@ -108,11 +110,11 @@ def _histories(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Markup
 def _next(detections: Sequence[Detection]) -> Markup:
     run = parts.quoted(detections[0].run) if detections else "RUN"
     return parts.join(
-        parts.text("Watch a video of your own (a model of game clips will find little sense in it):"),
+        parts.text("Detect moments in your own video (a model of game clips is not accurate on other videos):"),
         parts.command(f"counterpoint detect VIDEO.mp4 --run {run}"),
         parts.text("Train on your own videos, sorted into train/ and test/, violent/ and normal/:"),
         parts.command("counterpoint train macil-sd --data videos:DIR"),
-        parts.text("Try the paper's claim with five seeds and an interval:"),
+        parts.text("Test the paper's claim with five seeds and an interval:"),
         parts.command("counterpoint verify macil-sd"),
         parts.text("See what else there is:"),
         parts.command("counterpoint systems"),

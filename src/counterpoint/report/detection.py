@@ -1,4 +1,4 @@
-"""Pages of detections: each video beside its score curves, the moments found, and their pictures."""
+"""Write pages of detections: each video beside its score curves, the moments found, and their images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from counterpoint.report.page import Page, clock
 from counterpoint.tasks.moments import Detection
 
 EMBED_BYTES = 20 * 2**20  # a larger video is linked, not embedded
-PAGE_BYTES = 60 * 2**20  # what all embedded videos of a page may have together, so that browsers still open it
-MAX_ROWS = 200  # moments listed; with more, the highest-scoring ones
+PAGE_BYTES = 60 * 2**20  # maximum size of all embedded videos of a page, so that browsers still open it
+MAX_ROWS = 200  # maximum number of moments listed: those with the highest scores
 TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".ogg": "video/ogg", ".ogv": "video/ogg"}
-WIDTH, HEIGHT = 1000, 200  # of the drawing, in its own units
+WIDTH, HEIGHT = 1000, 200  # size of the drawing, in its own units
 STREAMS = (("fused", "fused"), ("audio", "audio"), ("visual", "visual"))
 
 
@@ -34,16 +34,16 @@ def write_detection_report(
     left_out: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write one page for the videos watched. Returns `path`.
+    """Write one page for all videos. Return `path`.
 
-    Large videos, and containers no browser plays, are linked relative to the page.
+    Large videos, and containers that no browser plays, are linked relative to the page.
 
     Args:
-        detections: what was found, a section each.
-        path: of the page.
+        detections: The detections, one section each.
+        path: The page to write.
         failures: (file, reason) of videos that could not be read.
-        left_out: (file, reason) of files in folders that are no videos.
-        warnings: what a reader must know of the scores.
+        left_out: (file, reason) of files in folders that are not videos.
+        warnings: Warnings about the scores, shown first.
     """
     path = Path(path)
     if len(detections) == 1:
@@ -64,11 +64,13 @@ def write_detection_report(
 def detection_sections(
     page: Page, detections: Sequence[Detection], *, folder: Path, failures: Sequence[tuple[Path | str, str]] = ()
 ) -> None:
-    """Add an index (of several videos), a section per video, and one for the files that failed.
+    """Add an index (for several videos), a section for each video, and one for the files that failed.
 
     Args:
-        folder: where the page will lie; links to videos are relative to it.
-        failures: (file, reason).
+        page: The page to add to.
+        detections: The detections, one section each.
+        folder: The folder of the page. Links to videos are relative to it.
+        failures: (file, reason) of videos that could not be read.
     """
     anchors = [f"video-{i + 1}" for i in range(len(detections))]
     if len(detections) > 1:
@@ -107,18 +109,18 @@ def _index(detections: Sequence[Detection], anchors: Sequence[str]) -> Markup:
 
 
 def _video(path: Path, folder: Path, budget: int) -> dict[str, Any]:
-    """How the page shows the file: a source for the player or none, and a remark."""
+    """Return how the page shows a video: a source for the player or none, and a remark."""
     shown: dict[str, Any] = {"source": None, "embedded": False, "link": None, "remark": ""}
     kind = TYPES.get(path.suffix.lower())
     if not path.is_file():
-        return shown | {"remark": f"{path} is no longer there; the timeline works without it."}
+        return shown | {"remark": f"{path} no longer exists; the timeline works without it."}
     size = path.stat().st_size
     if kind and size <= min(EMBED_BYTES, budget):
         data = base64.b64encode(path.read_bytes()).decode()
         return shown | {"source": f"data:{kind};base64,{data}", "embedded": True}
     link = _link(path, folder)
     if kind:
-        remark = f"The video ({size / 2**20:.0f} MB) is not part of this page; it plays while it stays where it is."
+        remark = f"The video ({size / 2**20:.0f} MB) is not part of this page; keep it at its place to play it."
         return shown | {"source": link, "remark": remark, "link": link}
     remark = f"Browsers do not play {path.suffix or 'such'} files; the timeline works without the video."
     return shown | {"remark": remark, "link": link}
@@ -129,7 +131,7 @@ def _link(path: Path, folder: Path) -> str:
         relative = os.path.relpath(path.resolve(), folder.resolve())
     except ValueError:  # another drive
         return path.resolve().as_uri()
-    # "./" keeps a name with a colon from reading as a scheme.
+    # "./" prevents a browser from reading a name with a colon as a scheme.
     return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
 
@@ -179,7 +181,7 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
             truth_alt="True moments: "
             + (", ".join(f"{clock(a)} to {clock(b)}" for a, b in detection.truth or []) or "none"),
             ticks=[(_tick(t, duration), 100 * t / duration) for t in figures.ticks(duration)],
-            # What the player shows before it is started: the highest peak, not the first, often black, frame.
+            # The player's image before it starts: the highest peak, not the first frame, which is often black.
             poster=pictures.get(max(detection.intervals, key=lambda i: i.score).peak) if detection.intervals else None,
             thumbnails=[
                 {
@@ -227,7 +229,7 @@ def _caption(detection: Detection, shown: int) -> str:
 def _points(
     values: NDArray[np.float64], snippet: float, duration: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """x, low and high of a curve in drawing units; low is high unless there are more snippets than pixel columns."""
+    """Return x, low and high of a curve in drawing units. Low equals high unless snippets exceed pixel columns."""
     if len(values) > 2 * WIDTH:
         index, low, high = figures.envelope(values, WIDTH)
     else:
@@ -247,7 +249,7 @@ def _curve(values: NDArray[np.float64], snippet: float, duration: float) -> str:
 
 
 def _area(values: NDArray[np.float64], snippet: float, duration: float) -> str:
-    """Down from the curve to the axis; a gap in the values is none in the area's outline but lies flat."""
+    """Return the outline of the area under a curve. Where values are missing, the outline follows the axis."""
     x, _, high = _points(values, snippet, duration)
     if len(x) == 0:
         return ""
@@ -256,11 +258,11 @@ def _area(values: NDArray[np.float64], snippet: float, duration: float) -> str:
 
 
 def _tick(seconds: float, duration: float) -> str:
-    """A tick's time; tenths only where the axis is that fine."""
+    """Return the label of a tick: its time, with tenths of a second only on axes below 5 seconds."""
     label = clock(seconds)
     return label if duration < 5 else label[: label.rindex(".")]
 
 
 def _thousandths(values: NDArray[np.floating]) -> list[int | None]:
-    """Scores as whole thousandths, NaN as None: short in the page, and exact enough to read."""
+    """Return scores as whole thousandths, NaN as None, to keep the page small."""
     return [None if np.isnan(v) else round(1000 * float(v)) for v in values]

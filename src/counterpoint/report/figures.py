@@ -1,4 +1,4 @@
-"""The drawings of the pages: matplotlib curves as inline SVG in the page's colours, and the paths of the timelines."""
+"""Draw the pages' figures: matplotlib curves as inline SVG in the page's colours, and the paths of the timelines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# matplotlib cannot draw in CSS variables, so it draws in these colours, which `svg` then replaces: one drawing serves
-# light, dark and paper.
+# matplotlib cannot use CSS variables, so it draws in these colours, which `svg` then replaces by variables. Thus one
+# drawing serves the light, the dark and the printed page.
 _STAND_INS = {
     "#010203": "var(--ink)",
     "#010204": "var(--soft)",
@@ -29,7 +29,7 @@ _STAND_INS = {
 INK, SOFT, GRID, *SERIES = _STAND_INS
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 _COUNT = itertools.count(1)
-MAX_POINTS = 1000  # a curve with more is drawn as the least and the greatest of each pixel column
+MAX_POINTS = 1000  # a curve with more points is drawn as the least and the greatest value of each pixel column
 _STYLE: Any = {  # Any: rc_context wants its keys as literals
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -51,10 +51,10 @@ _STYLE: Any = {  # Any: rc_context wants its keys as literals
 
 
 def svg(figure: Figure, alt: str) -> Markup:
-    """A matplotlib figure as an inline SVG element that says `alt` to those who cannot see it."""
+    """Convert a matplotlib figure to an inline SVG element with the text alternative `alt`."""
     out = io.StringIO()
     with warnings.catch_warnings():
-        # Text stays text, which the browser has the letters for; only its width is guessed here.
+        # Text stays text: the browser has the glyphs, and matplotlib only estimates the width.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(
             out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -62,8 +62,8 @@ def svg(figure: Figure, alt: str) -> Markup:
     drawn = out.getvalue()
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
     drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn).replace("xlink:href", "href")
-    drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.DOTALL)  # it would hold for the whole page; see page.css
-    # Several drawings share a page, equal ones even; their ids must not meet.
+    drawn = re.sub(r"<style.*?</style>", "", drawn, flags=re.DOTALL)  # it would apply to the whole page; see page.css
+    # Several drawings share a page, even equal ones; their ids must be unique.
     prefix = f"f{next(_COUNT)}-"
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", drawn)
     for colour, variable in _STAND_INS.items():
@@ -82,7 +82,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, names: int) -> None:
-    """In the frame where it is short; beside it where it would lie on what is drawn."""
+    """Place a legend of up to 4 names in the frame. Place a longer one beside it, where it covers no curve."""
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
     axes.legend(fontsize=8.5, **(beside if names > 4 else {"loc": "best"}))
 
@@ -99,12 +99,14 @@ def curves(
     xlabel: str,
     families: Mapping[str, str] | None = None,
 ) -> Markup:
-    """Line curves in one frame, as an SVG element with a text that gives first, last and extreme values.
+    """Draw curves in one frame. Return an SVG element whose text alternative has first, last and extreme values.
 
     Args:
-        series: name -> (x [N], y [N]); NaN leaves a gap, a lone point is drawn as a dot.
-        title: what stands above the frame; the text alternative begins with it.
-        families: name -> family; curves of a family share a colour and differ in their dashes.
+        series: Maps names to (x [N], y [N]). NaN makes a gap; a single point between gaps is drawn as a dot.
+        title: Title above the frame, and beginning of the text alternative.
+        xlabel: Label of the x axis.
+        families: Maps names to families. Curves of a family share a colour and differ in their dashes. Default: each curve
+            has its own colour.
     """
     import matplotlib as mpl
     from matplotlib.ticker import MaxNLocator
@@ -131,7 +133,7 @@ def curves(
             members.append(name)
             number = list(colours).index(family)
             style = _DASHES[(len(members) - 1 + number // len(SERIES)) % len(_DASHES)]
-            # What stands between two gaps is no line.
+            # A single point between two gaps makes no line.
             padded = np.pad(np.isfinite(y), 1)
             alone = padded[1:-1] & ~padded[:-2] & ~padded[2:]
             axes.plot(
@@ -157,11 +159,12 @@ def curves(
 
 
 def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
-    """Paired differences of each comparison: seeds as dots, their mean and interval, a line at zero.
+    """Draw the paired differences of each comparison: seeds as dots, their mean and interval, a line at zero.
 
     Args:
-        comparisons: mappings with arm, baseline, differences [seeds], mean, low, high (None: no interval), and
-            optionally label (what is subtracted from what), test and margin (see `counterpoint.lab.statistics`).
+        comparisons: Mappings with arm, baseline, differences [seeds], mean, low, high (None: no interval). Optional: label
+            (the difference as text), test and margin (see `counterpoint.lab.statistics`).
+        metric: Name of the metric, for the text alternative.
     """
     import matplotlib as mpl
 
@@ -171,7 +174,7 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
         for row, comparison in enumerate(comparisons):
             colour = SERIES[row % len(SERIES)]
             dots = np.asarray([np.nan if d is None else d for d in comparison["differences"]], float)
-            # The dots stand a little below the interval, so that neither hides the other.
+            # The dots are slightly below the interval, so that neither hides the other.
             axes.plot(
                 dots, np.full(len(dots), row + 0.24), "o", markersize=4.5, color=colour, alpha=0.65, linestyle="none"
             )
@@ -203,7 +206,7 @@ def effects(comparisons: Sequence[Mapping[str, Any]], *, metric: str) -> Markup:
 
 
 def margins(comparison: Mapping[str, Any]) -> list[float]:
-    """The bounds that a comparison's interval has to pass, besides zero."""
+    """Return the margins of a comparison's test, other than zero, as bounds to draw."""
     margin = float(comparison.get("margin") or 0.0)
     if not margin:
         return []
@@ -211,17 +214,17 @@ def margins(comparison: Mapping[str, Any]) -> list[float]:
 
 
 def look(number: int) -> tuple[str, str]:
-    """The colour and the mark of one cloud of many: no two of the first 42 look alike."""
-    marks = "osD^vPX"  # one more than there are colours
+    """Return the colour and the mark of a cloud of points. The first 42 combinations all differ."""
+    marks = "osD^vPX"  # one more than the number of colours
     return SERIES[number % len(SERIES)], marks[number % len(marks)]
 
 
 def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]) -> Markup:
-    """Clouds of points in one frame, each in a colour and a mark of its own.
+    """Draw clouds of points in one frame, each with its own colour and mark.
 
     Args:
-        points: name -> [N, 2].
-        axes: what stands at x and y.
+        points: Maps names to points [N, 2].
+        axes: Labels of x and y.
     """
     import matplotlib as mpl
 
@@ -244,14 +247,19 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
 
 
 def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
-    """A table of counts as shades, each row in shares of its sum; with its numbers where `names` has one for every row."""
+    """Draw a table of counts as shades, each row in shares of its sum.
+
+    Args:
+        values: Counts, [classes, classes].
+        names: Names of the classes; the counts are then written as numbers, too. Empty: shades without names and numbers.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
         side = min(9.0, 1.6 + 0.36 * max(4, len(names)))
         figure, frame = _axes(side, side)
         share = values / np.maximum(values.sum(1, keepdims=True), 1)
-        # One colour of the page, more or less of it: the same drawing serves light and dark.
+        # One colour of the page in several opacities: the same drawing serves light and dark pages.
         for (row, column), value in np.ndenumerate(share):
             if value > 0:
                 frame.add_patch(
@@ -275,10 +283,12 @@ def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
 
 
 def overlay(png: str, shades: NDArray[np.floating], *, alt: str) -> Markup:
-    """A picture (PNG in base64) with a map over it: cells of the page's first colour, more opaque where the map is larger.
+    """Draw a map over an image. Cells have the page's first colour; their opacity increases with the map's value.
 
     Args:
-        shades: [rows, columns], any non-negative numbers; the largest is drawn at 70 %.
+        png: The image, PNG in base64.
+        shades: The map, [rows, columns], non-negative. The largest value has an opacity of 70 %.
+        alt: Text alternative.
     """
     most = float(shades.max()) or 1.0
     cells = Markup("").join(
@@ -296,9 +306,9 @@ def overlay(png: str, shades: NDArray[np.floating], *, alt: str) -> Markup:
 
 
 def envelope(values: NDArray[np.floating], columns: int) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
-    """Least and greatest value of each of `columns` equal parts, NaN left out: (middle index, low, high), [columns].
+    """Return the middle index, the least and the greatest value of each of `columns` equal parts, without NaN.
 
-    `columns` must not exceed the number of values.
+    Each result is [columns]. `columns` must not exceed the number of values.
     """
     edges = np.linspace(0, len(values), columns + 1).astype(int)
     low, high = np.fmin.reduceat(values, edges[:-1]), np.fmax.reduceat(values, edges[:-1])
@@ -306,7 +316,7 @@ def envelope(values: NDArray[np.floating], columns: int) -> tuple[NDArray[np.flo
 
 
 def path(x: ArrayLike, y: ArrayLike) -> str:
-    """The `d` of an SVG path through the points, broken where y is NaN."""
+    """Return the `d` of an SVG path through the points, interrupted where y is NaN."""
     parts, pen_down = [], False
     for a, b in zip(np.asarray(x, float), np.asarray(y, float), strict=True):
         if np.isnan(b):
@@ -318,7 +328,7 @@ def path(x: ArrayLike, y: ArrayLike) -> str:
 
 
 def bars(spans: Sequence[tuple[float, float]], height: float, least: float) -> str:
-    """The `d` of an SVG path that fills the spans (left, right) from 0 to `height`, none narrower than `least`."""
+    """Return the `d` of an SVG path that fills spans (left, right) from 0 to `height`. Each is at least `least` wide."""
     return "".join(
         f"M{_short(left)} 0h{_short(max(right - left, least))}v{_short(height)}h-{_short(max(right - left, least))}z"
         for left, right in spans
@@ -330,7 +340,7 @@ def _short(value: float) -> str:
 
 
 def ticks(length: float, most: int = 7) -> list[float]:
-    """Round times from 0 to `length` seconds for an axis, at most `most` of them."""
+    """Return at most `most` round times from 0 to `length` seconds, for an axis."""
     if not length > 0:
         return [0.0]
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 86400)

@@ -1,14 +1,14 @@
-"""What a run found, as sections of its page: a picture of the shared space, a gallery of retrievals, tables of confusion,
-maps over pictures.
+"""Convert the figures of a run to sections of its page.
 
-A run's `figures.json` names them: heading -> {"kind": ..., ...}.
+The figures are plots of the shared space, galleries of retrievals, confusion matrices, maps over images, curves and tables.
+A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
 
     kind     holds
     points   "points" {name: [[x, y], ...]}, "axes" (two labels), "caption"
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]] (rows: true classes, columns: predicted), "names"
-    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: where in a picture each text is found
+    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -23,11 +23,11 @@ from markupsafe import Markup
 
 from counterpoint.report import figures, page
 
-LARGEST_MATRIX = 40  # classes whose names and counts can be read
+LARGEST_MATRIX = 40  # maximum number of classes whose names and counts are legible
 
 
 def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """(heading, html) of everything that can be drawn; a kind that is not known is left out."""
+    """Return (heading, html) of every figure of a known kind. Figures of unknown kinds are left out."""
     draw = {
         "points": _points,
         "gallery": _gallery,
@@ -61,20 +61,20 @@ def _table(part: Mapping[str, Any]) -> Markup:
 def _matrix(part: Mapping[str, Any]) -> Markup:
     values = np.asarray(part["values"], float)
     names = [str(name) for name in part["names"]]
-    caption = "Rows: what items are. Columns: what they were taken for. A row's shades are shares of its items."
+    caption = "Rows: true classes. Columns: predicted classes. A row's shades are shares of its items."
     if len(values) > LARGEST_MATRIX:
         return page.join(page.figure(figures.matrix(values, []), caption), _confused(values, names))
     return page.join(page.figure(figures.matrix(values, names), caption), _confused(values, names))
 
 
 def _confused(values: np.ndarray, names: Sequence[str]) -> Markup:
-    """The pairs of classes that are taken for each other most."""
+    """Return a table of the pairs of classes that are confused most often."""
     off = values.copy()
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:8]
     pairs = [divmod(int(n), len(names)) for n in order if off.flat[n] > 0]
     lines = [(names[a], names[b], int(off[a, b]), float(off[a, b] / max(1.0, values[a].sum()))) for a, b in pairs]
-    return page.table(["is", "taken for", "items", "share of its class"], lines, caption="Most often confused.")
+    return page.table(["true", "predicted", "items", "share of its class"], lines, caption="Most often confused.")
 
 
 def _gallery(part: Mapping[str, Any]) -> Markup:

@@ -1,7 +1,7 @@
-"""One self-contained HTML page, and the parts every page is made of.
+"""Build a self-contained HTML page and its parts.
 
-A page loads nothing from anywhere: style, scripts and pictures are in the file. Text is escaped; only `Markup`, which
-the functions here return, goes in as it is.
+A page loads no other file: style, scripts and images are in it. Text is escaped. Only `Markup`, which the functions here
+return, is inserted without escaping.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from markupsafe import Markup
 from counterpoint import __version__
 from counterpoint.files import replacing
 
-DASH = "–"  # stands for a value that is not there
+DASH = "–"  # the text of a missing value
 
 
 @functools.cache
 def environment() -> Environment:
-    """The templates of this package, with everything escaped."""
+    """Return the environment of this package's templates, with escaping."""
     found = Environment(
         loader=PackageLoader("counterpoint", "report"),
         autoescape=True,
@@ -39,7 +39,7 @@ def environment() -> Environment:
 
 
 def packaged(name: str) -> Markup:
-    """A style sheet or script of this package, as it is."""
+    """Return a style sheet or script of this package without escaping."""
     loader = environment().loader
     assert loader is not None
     return Markup(loader.get_source(environment(), name)[0])
@@ -52,7 +52,7 @@ class Page:
     title: str
     subtitle: str = ""
     sections: list[tuple[str, str, Markup]] = field(default_factory=list)  # (anchor, heading, html)
-    scripts: list[str] = field(default_factory=list)  # names of packaged scripts, each put in once
+    scripts: list[str] = field(default_factory=list)  # names of packaged scripts, each included once
 
     def section(self, heading: str, html: Markup | str, *, anchor: str | None = None) -> str:
         """Add a section and return its anchor. A plain `str` is escaped, `Markup` is not."""
@@ -61,12 +61,12 @@ class Page:
         return anchor
 
     def script(self, name: str) -> None:
-        """Have a script of this package on the page."""
+        """Include a script of this package in the page."""
         if name not in self.scripts:
             self.scripts.append(name)
 
     def html(self) -> str:
-        """The whole page."""
+        """Return the complete page as HTML."""
         return (
             environment()
             .get_template("page.html")
@@ -79,25 +79,25 @@ class Page:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the page; an older one stays in place until the new one is whole. Returns `path`."""
+        """Write the page atomically, over an older one. Return `path`."""
         html = self.html()
         with replacing(Path(path)) as file:
-            file.write(html.encode("utf-8", errors="replace"))  # file names may hold bytes that are no text
+            file.write(html.encode("utf-8", errors="replace"))  # file names may hold bytes that are not text
         return Path(path)
 
 
 def part(name: str, *args: Any, **kwargs: Any) -> Markup:
-    """A macro of parts.html."""
+    """Render a macro of parts.html."""
     return Markup(getattr(environment().get_template("parts.html").module, name)(*args, **kwargs))
 
 
 def join(*parts: Markup | str) -> Markup:
-    """Parts one after another."""
+    """Concatenate parts."""
     return Markup("\n").join(parts)
 
 
 def text(*paragraphs: str) -> Markup:
-    """Paragraphs of plain text."""
+    """Render paragraphs of plain text."""
     return Markup("\n").join(Markup("<p>{}</p>").format(paragraph) for paragraph in paragraphs)
 
 
@@ -108,9 +108,9 @@ def table(
     caption: str = "",
     foot: Sequence[Any] | None = None,
 ) -> Markup:
-    """A table; numbers stand to the right, and the first cell of a row is its heading.
+    """Render a table. Numbers are aligned to the right, and the first cell of a row is its heading.
 
-    Numbers are shown with `number`; None and NaN as a dash. `foot` is a row set off below (a mean).
+    Numbers are formatted with `number`; None and NaN become a dash. `foot` is a separate last row, such as a mean.
     """
     cells = [list(row) for row in rows]
     numeric = {i for row in cells for i, value in enumerate(row) if i and _is_number(value)}
@@ -118,42 +118,42 @@ def table(
 
 
 def pairs(values: Mapping[str, Any], *, caption: str = "") -> Markup:
-    """A table of names and values; nested mappings are flattened to `outer.inner`."""
+    """Render a table of names and values. The names of nested mappings become `outer.inner`."""
     return part("pairs", [(name, plain(value)) for name, value in flat(values)], caption)
 
 
 def figures(*pictures: Markup) -> Markup:
-    """Pictures side by side where the page is wide enough."""
+    """Render figures side by side where the page is wide enough."""
     return Markup('<div class="figures">{}</div>').format(Markup("\n").join(pictures))
 
 
 def figure(picture: Markup, caption: str = "") -> Markup:
-    """A picture with its caption."""
+    """Render a figure with its caption."""
     return part("figure", picture, caption)
 
 
 def stats(items: Sequence[tuple[str, str, str]]) -> Markup:
-    """Headline figures: (label, value, remark)."""
+    """Render headline numbers: (label, value, remark)."""
     return part("stats", items)
 
 
 def notes(lines: Sequence[str]) -> Markup:
-    """Remarks as a list; nothing when there are none."""
+    """Render remarks as a list; empty when there are none."""
     return part("notes", lines) if lines else Markup("")
 
 
 def details(summary: str, html: Markup) -> Markup:
-    """A part that is folded away until asked for."""
+    """Render a part that is collapsed until the reader opens it."""
     return part("details", summary, html)
 
 
 def command(lines: str) -> Markup:
-    """A command to copy."""
+    """Render a command to copy."""
     return Markup("<pre><code>{}</code></pre>").format(lines)
 
 
 def quoted(path: Path | str) -> str:
-    """A file name as it is typed in a shell."""
+    """Quote a file name for a shell."""
     return shlex.quote(str(path))
 
 
@@ -162,7 +162,7 @@ def _is_number(value: Any) -> bool:
 
 
 def number(value: Any, *, sign: bool = False) -> str:
-    """A figure for people: 4 digits after the point, fewer for large ones, exponents for tiny ones (not with `sign`).
+    """Format a number: 4 digits after the point, fewer for large numbers, exponents for tiny ones (not with `sign`).
 
     >>> number(0.53241), number(1234.5), number(0.00004), number(None), number(0.05, sign=True)
     ('0.5324', '1234', '4.0e-05', '–', '+0.0500')
@@ -180,7 +180,7 @@ def number(value: Any, *, sign: bool = False) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time in a video as m:ss.s, from one hour on h:mm:ss.s.
+    """Format a time in a video, in seconds, as m:ss.s, from one hour on as h:mm:ss.s.
 
     >>> clock(59.96), clock(3725.04)
     ('1:00.0', '1:02:05.0')
@@ -193,7 +193,7 @@ def clock(seconds: float) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as (dotted name, value)."""
+    """Flatten nested mappings to a list of (dotted name, value)."""
     out: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -204,7 +204,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def plain(value: Any) -> str:
-    """A setting as text."""
+    """Format a setting as text."""
     if value is None or value == {}:
         return DASH
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The page of a run: headline figures, curves, settings, environment, and the command that repeats it."""
+"""Write the page of a run: headline metrics, curves, settings, environment, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number, quoted
 
-AXES = ("epoch", "step")  # columns that say when, not what
+AXES = ("epoch", "step")  # columns of the position, not of a metric
 GROUPS = {"train": "Training", "test": "Test metrics", "val": "Validation metrics", "lr": "Learning rates"}
-PER_FRAME = 6  # curves in one frame; more get another
+PER_FRAME = 6  # maximum number of curves in a frame
 SMALLER_IS_BETTER = ("loss", "error", "err", "perplexity", "mae", "mse", "rmse", "nll", "eer", "fid")
 
 
 def write_run_report(run: Run) -> Path:
     """Write `report.html` into the directory of an open run and return its path.
 
-    Metrics, figures and environment may be missing. Raises RunError that names the file when one cannot be read.
+    Metrics, figures and environment may be missing. Raises RunError, naming the file, when one cannot be read.
     """
     config = run.config
     rows = run.metrics(required=False)
@@ -48,7 +48,7 @@ def _where(run_dir: Path) -> str:
 
 
 def reproduce(config: Mapping[str, Any]) -> str:
-    """The command that trains this run again, every setting spelled out so that later defaults do not matter."""
+    """Return the command that trains this run again. It has every setting, so it does not depend on later defaults."""
     if str(config.get("data", "")).startswith("memory:"):
         return _in_python(config)
     parent = config.get("parent")
@@ -61,7 +61,7 @@ def reproduce(config: Mapping[str, Any]) -> str:
 
 
 def _in_python(config: Mapping[str, Any]) -> str:
-    """Write the call that trains this run again on the object in memory that it was trained on."""
+    """Return the Python call that trains this run again, on the same object in memory."""
     settings = config.get("config")
     flat: dict[str, Any] = {}
     for name, value in (settings if isinstance(settings, Mapping) else {}).items():
@@ -76,7 +76,7 @@ def _in_python(config: Mapping[str, Any]) -> str:
 
 
 def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Write settings as options; those of a part get its name in front: --mochi.hardest 64."""
+    """Format settings as options. A part's settings begin with its name: --mochi.hardest 64."""
     lines: list[str] = []
     for name, value in settings.items():
         option = f"{prefix}{str(name).replace('_', '-')}"
@@ -92,17 +92,17 @@ def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """What was measured, in order of appearance, without epoch and step."""
+    """Return the names of the metrics, in order of appearance, without epoch and step."""
     return [name for name in dict.fromkeys(key for row in rows for key in row) if name not in AXES]
 
 
 def values(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    """One column [epochs]; NaN where it has no value."""
+    """Return one column [epochs], with NaN where a row lacks it."""
     return np.array([row.get(name, math.nan) for row in rows], float)
 
 
 def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """The epoch of every row [epochs], or its number where the column is missing."""
+    """Return the epoch of every row [epochs], or the row's number where the column is missing."""
     found = values(rows, "epoch")
     return np.where(np.isnan(found), np.arange(len(rows)), found)
 
@@ -112,7 +112,7 @@ def group(name: str) -> str:
 
 
 def best(name: str, column: np.ndarray) -> int | None:
-    """Index of the best value, the smallest for losses and errors; None when there is none."""
+    """Return the index of the best value: the smallest for losses and errors, else the largest. None without a value."""
     if not np.isfinite(column).any():
         return None
     column = np.where(np.isfinite(column), column, np.nan)
@@ -121,7 +121,7 @@ def best(name: str, column: np.ndarray) -> int | None:
 
 
 def last_mean(column: np.ndarray, count: int = 3) -> float:
-    """Mean of the last values that are there; NaN when there are none."""
+    """Return the mean of the last `count` finite values; NaN when there are none."""
     there = column[np.isfinite(column)]
     return float(there[-count:].mean()) if len(there) else math.nan
 
@@ -133,7 +133,7 @@ def _last(column: np.ndarray) -> float:
 
 def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str, float]) -> Markup:
     if not rows:
-        state = "holds no epoch yet" if file.is_file() else "is not there yet"
+        state = "holds no epoch yet" if file.is_file() else "does not exist yet"
         return parts.text(f"{file.name} {state}: the run stopped before its first epoch ended, or is still in it.")
     names = columns(rows)
     for prefix in ("test", "val", "train"):
@@ -153,7 +153,7 @@ def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[st
         most = max(most, measured)
         top = column[index] if index is not None else None
         level = chance.get(label)
-        # One measurement is neither a mean nor the best of anything.
+        # A mean and a best value need more than one measurement.
         several = [last_mean(column), top, at] if measured > 1 else [None, None, parts.DASH]
         lines.append((label, _last(column), *several, *([level] if chance else [])))
         how = (
@@ -163,7 +163,7 @@ def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[st
             (label, number(last_mean(column)), how + (f" · chance {number(level)}" if level is not None else ""))
         )
     judged = (
-        "The best epoch is chosen on the very data it is measured on: compare runs by the mean of the last "
+        "The best epoch is chosen on the same data that it is measured on, so compare runs by the mean of the last "
         f"{min(3, most)}."
         if most > 1
         else "Measured once."
@@ -183,23 +183,23 @@ def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[st
 
 
 def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Markup]]:
-    """(heading, pictures) for every group of columns (by what stands before the slash) that holds a value."""
+    """Return (heading, figures) for every group of columns with a value. The part before the slash names the group."""
     if not rows:
         return []
     when = epochs(rows)
     grouped: dict[str, list[str]] = {}
     for name in columns(rows):
-        # One value among many epochs is in the table of outcomes; as a curve it is a dot.
+        # A column with one value among many epochs is only in the table of outcomes: its curve would be a dot.
         if np.isfinite(values(rows, name)).sum() >= min(2, len(rows)):
             grouped.setdefault(group(name), []).append(name)
-    # What the run is judged by comes first, then what explains it.
+    # The metrics that judge the run come first, then those that explain it.
     order = ["test", "val", "train"]
     sections = []
     for prefix in sorted(grouped, key=lambda p: (order.index(p) if p in order else len(order), p == "", p)):
         heading = GROUPS.get(prefix, prefix or "Other curves")
         pictures = []
         for frame in frames(grouped[prefix], rows):
-            # "lr" and "lr/1" are best told apart by their whole names.
+            # "lr" and "lr/1" keep their whole names.
             series = {
                 name if prefix in frame else name.removeprefix(f"{prefix}/"): _measured(when, rows, name)
                 for name in frame
@@ -210,7 +210,7 @@ def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Marku
 
 
 def _measured(when: np.ndarray, rows: Sequence[Mapping[str, float]], name: str) -> tuple[Any, Any]:
-    """A column over the epochs that have it: what is measured now and then is a line too, and only a nan is a gap."""
+    """Return the epochs that have a column, and its values. Epochs without it make no gap in the curve; NaN does."""
     there = np.array([name in row for row in rows])
     return when[there], values(rows, name)[there]
 
@@ -220,7 +220,7 @@ def _frame_title(heading: str, frame: Sequence[str]) -> str:
 
 
 def frames(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
-    """Columns that can share a frame: at most six, of sizes within a factor of 20 of each other."""
+    """Group columns into frames: at most six a frame, of magnitudes within a factor of 20 of each other."""
     out: list[list[str]] = []
     room: dict[int, float] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""The page of a search: what was asked, and each hit with its picture, its player, its words and where it comes from."""
+"""Write the page of a search: the queries, and each hit with its image, player, text and source."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def write_search_report(
     """Write the page of a search and return its path.
 
     Args:
-        path: the page.
-        queries: (modality, thing) of what was asked with. A thing is {"text"}, {"png"} (base64), {"wav"} (base64),
-            {"numbers"}, {"audio"} or {"video"} (address), {"link", "name"} or {"gone"} (why it cannot be shown).
-        target: modality that was searched in.
-        hits: fields of each hit (see `counterpoint.search.Hit`).
-        things: for each hit its modalities as things.
-        embeddings: the file that was searched.
+        path: The page to write.
+        queries: (modality, content) of each query. A content is {"text"}, {"png"} (base64), {"wav"} (base64), {"numbers"},
+            {"audio"} or {"video"} (address), {"link", "name"} or {"gone"} (the reason why it cannot be shown).
+        target: The modality that was searched.
+        hits: Fields of each hit (see `counterpoint.search.Hit`).
+        things: For each hit, its modalities with their contents.
+        embeddings: The file that was searched.
     """
     asked = " + ".join(str(thing.get("text") or name) for name, thing in queries)
-    page = Page(f"Search: {asked}", f"The items of {embeddings} that are nearest in {target}.")
+    page = Page(f"Search: {asked}", f"The items of {embeddings} that are most similar in {target}.")
     page.section("Asked", parts.part("asked", queries), anchor="asked")
     rows = [dict(hit) | {"things": shown} for hit, shown in zip(hits, things, strict=True)]
     found = parts.part("hits", rows) if rows else parts.text(f"No item has {target}.")

@@ -1,31 +1,33 @@
-"""Embeddings of a whole set in one file, and search in them by a text, a picture, a sound, or several together.
+"""Write the embeddings of a whole set to one file, and search it.
+
+A query is a text, an image, a sound or a vector. Several queries are combined.
 
 The package is a function, too (see `counterpoint.face.functions.search`):
 
     counterpoint.search(run, query, embeddings, *, k=10, modality=None, html=None)
 
     run          the run that made the embeddings, or its path
-    query        words, or the path of a picture, a sound or a vector (.npy); several in a list are sought together
+    query        words, or the path of an image, a sound or a vector (.npy); the queries of a list are combined
     embeddings   the file that `counterpoint.embed` wrote
     k            number of items
-    modality     to search in; default: the first that no query has
+    modality     the modality to search in; default: the first that no query has
     html         a page to write
 
     rows = embed("runs/first", "emb.parquet")                   # every item in every modality, a Parquet file
     index("emb.parquet")                                        # for large sets: a graph for each modality, beside it
-    hits = search("runs/first", ["red arrow"], "emb.parquet")   # a text, an image, sound or vector file, several together
-    z = encode("runs/first", images=["a.png", "b.png"])         # the embeddings alone, [2, dim]
+    hits = search("runs/first", ["red arrow"], "emb.parquet")   # texts, image files, sound files, vector files
+    z = encode("runs/first", images=["a.png", "b.png"])         # only the embeddings, [2, dim]
 
     transform.py   files, arrays and words -> the tensors that a run's encoders take
     encoder.py     a trained run as a function from items to embeddings
     stored.py      the file of embeddings
     writing.py     `embed`: the items of a data source, written to such a file
-    nearest.py     exact search, graphs, and how many of the exact answers a graph finds
+    nearest.py     exact search, graphs, and the recall of a graph
     asking.py      `search`: queries, hits
 
-Search is exact, unless `index` has made a graph (FAISS's HNSW) of this very content that finds enough of the exact answers.
-FAISS was chosen by measurement (`benchmarks/search.py`): of usearch, LanceDB and FAISS it is the fastest at asking and its
-index is one file. Exact search of 100,000 rows of 128 takes milliseconds, so an index pays only from about a million rows on.
+Search is exact, unless `index` has made a graph (FAISS's HNSW) of the same content with sufficient recall. FAISS was chosen by
+measurement (`benchmarks/search.py`): of usearch, LanceDB and FAISS it has the fastest queries, and its index is one file.
+Exact search of 100,000 rows of 128 takes milliseconds, so an index is useful only from about a million rows on.
 """
 
 from __future__ import annotations

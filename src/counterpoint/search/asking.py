@@ -1,4 +1,4 @@
-"""`search`: the items of a file of embeddings that are most like a text, a picture, a sound, a vector, or several together."""
+"""Search a file of embeddings for the items most similar to texts, images, sounds or vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
 VECTORS = (".npy",)
-# Names of files that are nothing to look for by: no one asks for the words "clip.mp4".
+# Endings of files that cannot be queries. A query such as "clip.mp4" is a wrong file, not words.
 OTHERS = (
     ".mp4",
     ".mov",
@@ -47,25 +47,25 @@ def search(
     html: Path | str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[str, list[Hit]]:
-    """Return the modality that was searched in, and the k items of a file of embeddings that are most like the queries.
+    """Return the modality that was searched, and the k items of a file of embeddings most similar to the queries.
 
-    Items with the very same text, or the same file, in that modality are one hit, with a count.
+    Items with the same text, or the same file, in that modality are one hit, with a count.
 
     Args:
-        path: the run that the embeddings are of.
-        queries: texts, image files, sound files and vectors in .npy files. Several are sought together, as the run's system
-            joins modalities. "MODALITY=QUERY" names the modality, where a run has several of one kind.
-        embeddings: the file that `embed` wrote.
-        k: > 0, hits; fewer are returned only if there are fewer items.
-        modality: to search in. Default: the first that is not asked with.
-        html: a page to write, with thumbnails and players; it is tried before the work begins. Default: none.
-        say: receives notes.
+        path: The run that made the embeddings.
+        queries: Texts, image files, sound files and vectors in .npy files. Several queries are combined, as the run's system
+            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind.
+        embeddings: The file that `embed` wrote.
+        k: Number of hits, at least 1. Fewer are returned only if there are fewer items.
+        modality: The modality to search in. Default: the first modality that no query has.
+        html: A page to write, with thumbnails and players; checked for writing before the work begins. Default: none.
+        say: Receives notes.
 
-    Raises CounterpointError for a query or modality that the run has no tower for, and embeddings of another run; DataError
-    for a query file that cannot be read.
+    Raises CounterpointError for a query or modality that the run cannot encode, and for embeddings of another run. Raises
+    DataError for a query file that cannot be read.
     """
     if not queries or k < 1:
-        raise CounterpointError("search needs a query, and -k of at least 1")
+        raise CounterpointError("search needs at least one query, and -k of at least 1")
     if not isinstance(path, Run):
         check_local(path, "a run is a folder")
     check_embeddings(embeddings)
@@ -76,7 +76,7 @@ def search(
         say(f"note: {note}")
     if found.key != encoder.key:
         raise CounterpointError(
-            f"{found.path} holds embeddings of other weights ({found.run}); make them anew: counterpoint embed "
+            f"{found.path} holds embeddings of other weights ({found.run}); make them again: counterpoint embed "
             f"{encoder.run.path} -o {found.path}"
         )
     asked: dict[str, Any] = {}
@@ -97,24 +97,24 @@ def search(
 
 
 def _check_whole(encoder: Encoder, asked: Mapping[str, Any], target: str) -> None:
-    """Raise CounterpointError where a run that scores whole tuples is asked with a part of one."""
+    """Raise CounterpointError when a run that scores whole tuples gets queries for only a part of a tuple."""
     if not getattr(encoder.learner, "whole_tuples", False):
         return
     wanted = [name for name in encoder.kinds if name != target]
     if set(asked) != set(wanted):
         raise CounterpointError(
-            f"{encoder.run.path} was trained to score whole items: to search in {target}, ask with "
-            f"{' and '.join(wanted)} together, not with {' and '.join(asked)}"
+            f"{encoder.run.path} was trained to score whole items: to search in {target}, give queries of "
+            f"{' and '.join(wanted)} together, not of {' and '.join(asked)}"
         )
 
 
 def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int) -> list[Hit]:
-    """The k nearest different things in a modality; items that are the same thing there are one hit."""
+    """Return the k nearest items that differ in a modality. Items with the same text or file there are one hit."""
     total = int(np.count_nonzero(found.present[target]))
     texts, files = found.texts.get(target), found.files.get(target)
 
     def thing(row: int) -> Any:
-        """What the item is in the searched modality; the row itself where that is not known."""
+        """Return the item's text or file in the searched modality, or its row where it has neither."""
         if texts is not None:
             return texts[row]
         return row if files is None or files[row] is None else files[row]
@@ -159,14 +159,14 @@ def _is_there(file: Path) -> bool:
 
 
 def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str, Any]:
-    """The modality a query is of, and the item that the run's transform takes: a path, or words.
+    """Return the modality of a query, and the item for the run's transform: a path, or words.
 
-    "MODALITY=..." names the modality, where a run has several of one kind.
+    "MODALITY=..." names the modality, for a run with several modalities of one kind.
     """
     named, sign, rest = query.partition("=")
     if sign and named in encoder.kinds:
         if named in taken:
-            raise CounterpointError(f"{named} is asked with twice")
+            raise CounterpointError(f"two queries are of the modality {named}; give one query for each modality")
         query = rest
     else:
         named = ""
@@ -175,12 +175,13 @@ def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str,
     kinds_of = {"image": PICTURES, "audio": SOUNDS, "vector": VECTORS}
     kind = next((kind for kind, endings in kinds_of.items() if ending in endings), "text")
     if kind == "text" and not query.strip():
-        raise CounterpointError("the query is empty; say what to look for")
-    # A path that leads nowhere is a slip, not words.
+        raise CounterpointError("the query is empty; give words or the path of a file")
+    # Treat the path of a missing file as an error, not as words.
     pathlike = ending in OTHERS or (file.parent != Path() and ending and not re.search(r"\s", query))
     if kind == "text" and (pathlike or _is_there(file)):
         raise DataError(
-            f"{query} is neither a picture ({', '.join(PICTURES)}), sound ({', '.join(SOUNDS)}) or vector ({', '.join(VECTORS)})"
+            f"{query} is neither an image ({', '.join(PICTURES)}) nor a sound ({', '.join(SOUNDS)}) nor a vector "
+            f"({', '.join(VECTORS)}); name a file of these kinds, or give words"
         )
     names = [name for name in encoder.transform.of_kind(kind) if named in ("", name)]
     free = [name for name in names if name not in taken]

@@ -1,4 +1,4 @@
-"""A trained run as a function from items to embeddings: what `embed`, `search` and your own code call."""
+"""Embed items with a trained run: `embed`, `search` and your own code use this module."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
 
 BATCH = 256  # items encoded at a time
-TASKS = ("aligned", "views", "labelled")  # whose runs embed
+TASKS = ("aligned", "views", "labelled")  # tasks whose runs can embed
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
 @dataclass
 class Encoder:
-    """A trained run, loaded once: items of any of its modalities in, embeddings out.
+    """A trained run, loaded once, that embeds items of its modalities.
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
-    features of pictures, as their nearest-neighbour evaluation compares them.
+    features of images, as their nearest-neighbour evaluation uses them.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -45,7 +45,7 @@ class Encoder:
     transform: Transform
     task: str
     batch_size: int = BATCH  # items encoded at a time
-    progress: bool = False  # show a bar on standard error once encoding has taken two seconds
+    progress: bool = False  # show a bar on standard error when encoding takes longer than two seconds
 
     @classmethod
     def load(cls, path: Run | Path | str, learner: Any = None) -> Encoder:
@@ -74,7 +74,7 @@ class Encoder:
 
     @cached_property
     def key(self) -> str:
-        """Digest of the weights: embeddings of other weights cannot be compared."""
+        """The digest of the weights. Embeddings of other weights cannot be compared."""
         digest = hashlib.sha256()
         for name, value in sorted(self.run.load_weights().items()):
             digest.update(name.encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -92,19 +92,19 @@ class Encoder:
         """Return embeddings [n, dim] of n items.
 
         Args:
-            images: paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
-            texts: strings.
-            sounds: paths, or float arrays [samples] at the run's rate.
-            vectors: .npy paths or float arrays [dim].
-            inputs: the same by the name of the modality, where a run has several of one kind.
+            images: Paths, bytes of files, Pillow images, uint8 arrays [H, W, 3] or [H, W], or torch tensors [C, H, W].
+            texts: Strings.
+            sounds: Paths, or float arrays [samples] at the run's rate.
+            vectors: Paths of .npy files, or float arrays [dim].
+            inputs: Items by the name of the modality, for a run with several modalities of one kind.
 
-        Items given in several modalities must be equally many. They are joined row by row, as the run's system joins them.
+        Several modalities must have the same number of items. They are combined row by row, as the run's system combines them.
         Raises CounterpointError for a modality that the run lacks, DataError for an item that cannot be read.
         """
         given = self.given(images=images, texts=texts, sounds=sounds, vectors=vectors, inputs=inputs)
         if len({len(values) for values in given.values()}) > 1:
             counts = ", ".join(f"{name} {len(values)}" for name, values in given.items())
-            raise CounterpointError(f"modalities that are joined need equally many items, got {counts}")
+            raise CounterpointError(f"combined modalities need the same number of items, got {counts}")
         return self.joined({name: self.rows(name, values) for name, values in given.items()})
 
     def given(
@@ -116,9 +116,9 @@ class Encoder:
         vectors: Sequence[Any] | None = None,
         inputs: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, list[Any]]:
-        """Return the items by the name of their modality (arguments as of `encode`).
+        """Return the items by the name of their modality (see `encode` for the arguments).
 
-        Raises CounterpointError for a modality that the run lacks, for no items at all, and for one item without a list.
+        Raises CounterpointError for a modality that the run lacks, without items, and for an item outside a list.
         """
         given = dict(inputs or {})
         for kind, values in {"image": images, "text": texts, "audio": sounds, "vector": vectors}.items():
@@ -133,7 +133,7 @@ class Encoder:
         for name, values in given.items():
             if isinstance(values, str | bytes | Path) or not hasattr(values, "__len__"):
                 raise CounterpointError(
-                    f"{name}: give a list of items, also of one item; got a {type(values).__name__}"
+                    f"{name}: give a list of items, even for one item; got a {type(values).__name__}"
                 )
         return {name: list(values) for name, values in given.items()}
 
@@ -166,22 +166,22 @@ class Encoder:
 
     @torch.no_grad()
     def joined(self, embeddings: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Join embeddings of the same items in several modalities into what a further modality is searched by."""
+        """Combine embeddings of the same items in several modalities into one query for another modality."""
         made = [torch.from_numpy(rows).to(self.learner.device) for rows in embeddings.values()]
         return np.ascontiguousarray((made[0] if len(made) == 1 else self.learner.joint(made)).float().cpu().numpy())
 
     def listed(self) -> str:
-        """Name the modalities with their kinds, for messages."""
+        """Return the modalities with their kinds as text, for messages."""
         return ", ".join(f"{name} ({kind})" for name, kind in self.kinds.items())
 
 
 def patient_track(steps: Iterable[int], what: str, patience: float = 2.0) -> Iterator[int]:
-    """Go through steps; show a bar on standard error once they have taken longer than `patience` seconds.
+    """Iterate over steps. Show a bar on standard error when they take longer than `patience` seconds.
 
     Args:
         steps: A sequence of known length.
-        what: The words beside the bar.
-        patience: Seconds, >= 0.
+        what: The text beside the bar.
+        patience: Time before the bar appears, in seconds, >= 0.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -212,5 +212,5 @@ def encode(
     vectors: Sequence[Any] | None = None,
     inputs: Mapping[str, Sequence[Any]] | None = None,
 ) -> NDArray[np.float32]:
-    """Return embeddings [n, dim] of n items by a finished run; see `Encoder.encode`. Load an `Encoder` to call it often."""
+    """Return embeddings [n, dim] of n items by a finished run; see `Encoder.encode`. For many calls load an `Encoder`."""
     return Encoder.load(run).encode(images=images, texts=texts, sounds=sounds, vectors=vectors, inputs=inputs)

@@ -1,12 +1,17 @@
-"""The nearest rows of a file of embeddings: exactly, or by a graph that was measured against the exact answer.
+"""Find the nearest rows of a file of embeddings: exactly, or by a graph with a measured recall.
 
-Exact search orders hits by similarity, and equal rows by their position in the file, whatever k is. Similarities of the
-candidates are summed anew in float64, row by row: a matrix product rounds equal rows differently at its edges.
+Exact search orders hits by similarity, and equal rows by their position in the file, for every k. Similarities of the
+candidates are summed again in float64, row by row, because a matrix product rounds equal rows differently at its edges.
 
-A graph (FAISS's HNSW) holds each distinct row once; repeated rows make others unreachable. When it is built it is asked for
-the neighbours of three kinds of queries: rows of the file with a little noise, rows with as much noise as row, and the rows
-of other modalities of the same width. The least of the three recalls counts. A graph is used only for this very content, for
-k up to what it was measured for, and where it finds at least 95 % of the exact neighbours.
+A graph (FAISS's HNSW) holds each distinct row once, because repeated rows make others unreachable. When it is built, its
+recall is measured on three kinds of queries:
+
+- rows of the file with a little noise;
+- rows with noise of the same norm as the row;
+- rows of other modalities of the same width.
+
+The least of the three recalls counts. A graph is used only under three conditions: the content is the same, k is at most the
+largest measured k, and it finds at least 95 % of the exact neighbours.
 """
 
 from __future__ import annotations
@@ -26,12 +31,12 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.stored import Embeddings, read_embeddings
 
-NEIGHBOURS, BUILD = 32, 128  # of the graph: edges a row, and how many candidates are kept building
-ASK = (64, 128, 256, 512)  # candidates kept asking: the first that finds enough
-MEASURED = (10, 100)  # k that recall is measured for
+NEIGHBOURS, BUILD = 32, 128  # of the graph: edges for each row, and candidates kept during the build
+ASK = (64, 128, 256, 512)  # candidates kept during a search: the first value with sufficient recall is used
+MEASURED = (10, 100)  # values of k for which recall is measured
 ENOUGH = 0.95  # share of the exact neighbours that a graph must find
-QUERIES = 200  # of each kind that recall is measured with
-NOISE = {"rows with little noise": 0.1, "rows with as much noise": 1.0}  # relative to the length of a row
+QUERIES = 200  # number of queries of each kind for measuring recall
+NOISE = {"rows with little noise": 0.1, "rows with as much noise": 1.0}  # relative to the norm of a row
 CHUNK = 1 << 16  # rows whose similarities are summed in float64 at a time
 
 Found = list[tuple[float, int]]
@@ -39,7 +44,7 @@ Found = list[tuple[float, int]]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What was measured of a graph when it was built; kept beside it as JSON."""
+    """The measurements of a graph from its build, kept beside it as JSON."""
 
     stamp: str
     modality: str
@@ -47,7 +52,7 @@ class GraphReport:
     distinct: int  # different rows among them: the nodes of the graph
     recall_at_10: float  # against exact search, the least of all kinds of queries
     recall: dict[str, dict[str, float]]  # k -> kind of queries -> recall
-    ask: int  # candidates kept asking
+    ask: int  # candidates kept during a search
     reach: int  # largest k that the graph is used for; 0: exact search is used
     how: str
 
@@ -59,7 +64,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph over the distinct rows of a modality, and which rows of the file each of its nodes is."""
+    """A graph over the distinct rows of a modality, with the rows of the file that each node represents."""
 
     index: Any
     report: GraphReport
@@ -72,7 +77,7 @@ class Graph:
         return int(self.index.ntotal)
 
     def rows(self, query: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
-        """Return the rows of the k nearest nodes; None when the graph finds fewer than there are."""
+        """Return the rows of the k nearest nodes; None when the graph finds fewer nodes than exist."""
         k = min(k, self.ntotal)
         nodes = self.index.search(query[None], k)[1][0]
         if (nodes < 0).any():
@@ -89,7 +94,7 @@ def _faiss() -> Any:
 
 
 def graph_file(path: Path, modality: str) -> Path:
-    """Name the file of a graph, beside the file of embeddings; its report is beside it, with .json at the end."""
+    """Return the path of a graph, beside the file of embeddings. The path of its report ends in .json."""
     return path.with_name(f"{path.name}.{modality}.faiss")
 
 
@@ -101,8 +106,10 @@ def _report_file(graph: Path) -> Path:
 
 
 def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
-    """Return (similarity, row) of the k nearest, fewer only if there are fewer: by the graph where it is good for k, else
-    exactly. Ties are in the order of the file."""
+    """Return (similarity, row) of the k nearest rows, fewer only if there are fewer. Ties are in the order of the file.
+
+    Use the graph where it is measured for k, else search exactly.
+    """
     graph = _graph(found, modality)
     if graph is not None and k <= graph.report.reach:
         rows = graph.rows(np.asarray(query, np.float32), k)
@@ -114,7 +121,7 @@ def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: in
 def exact_nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
     """Return (similarity, row) of the k nearest of all rows that have the modality."""
     vectors, there = found.vectors[modality], found.present[modality]
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed anew in float64
+    with np.errstate(over="ignore", invalid="ignore"):  # values that overflow are summed again in float64
         similarity = vectors @ np.asarray(query, np.float32)
     total = int(np.count_nonzero(there))
     if total < len(there):
@@ -123,14 +130,14 @@ def exact_nearest(found: Embeddings, modality: str, query: NDArray[np.float32], 
         return _ranked(vectors, np.flatnonzero(there), query, k)
     similarity[np.isnan(similarity)] = -np.inf
     last = np.partition(similarity, len(similarity) - k)[len(similarity) - k]
-    # What rounding may have put on the wrong side of the last place.
+    # Also take rows that rounding may have moved below the last position.
     slack = 2 * vectors.shape[1] * np.finfo(np.float32).eps * found.largest(modality) * float(np.linalg.norm(query))
     close = similarity >= last - slack if np.isfinite(last) and np.isfinite(slack) else there.copy()
     return _ranked(vectors, np.flatnonzero(close & there), query, k)
 
 
 def _ranked(vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float32], k: int) -> Found:
-    """Order ascending rows by similarity, summed in float64 row by row, and cut them to k; NaN is left out."""
+    """Order ascending rows by similarity, summed in float64 row by row. Return the first k, without NaN."""
     wide = np.asarray(query, np.float64)
     parts = [(vectors[rows[at : at + CHUNK]] * wide).sum(1) for at in range(0, len(rows), CHUNK)]
     similarity = np.concatenate(parts) if parts else np.zeros(0)
@@ -144,10 +151,10 @@ def _ranked(vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArra
 
 
 def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Build a graph (HNSW) over each modality of a file of embeddings, beside it; return the files of those that are used.
+    """Build a graph (HNSW) over each modality of a file of embeddings, beside it. Return the files of the usable graphs.
 
-    What was measured is written beside each graph (FILE.MODALITY.faiss.json) and reported. A graph that finds fewer than
-    95 % of the exact neighbours is not kept: search stays exact. A graph is used only for the content it was made of.
+    The measurements are written beside each graph (FILE.MODALITY.faiss.json) and reported. A graph that finds fewer than
+    95 % of the exact neighbours is not kept: search stays exact. A graph is used only for the content that it was made from.
     """
     faiss = _faiss()
     found = read_embeddings(path)
@@ -158,7 +165,7 @@ def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> l
     files = []
     for name in found.vectors:
         if not found.present[name].any():
-            say(f"note: no item has {name}; it gets no index")
+            say(f"note: no item has {name}, so it gets no index")
             continue
         file = graph_file(found.path, name)
         built, report = _built(faiss, found, name)
@@ -175,7 +182,7 @@ def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> l
 
 
 def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
-    """A graph over the distinct rows of a modality, and what it finds."""
+    """Build a graph over the distinct rows of a modality, and measure its recall."""
     vectors = found.vectors[name][found.present[name]]
     first, _ = distinct_rows(torch.from_numpy(vectors))
     nodes = np.ascontiguousarray(vectors[first.numpy()])
@@ -210,7 +217,7 @@ def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
 
 
 def _queries(found: Embeddings, name: str, nodes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Queries that recall is measured with, by kind (see the module)."""
+    """Return the queries for measuring recall, by kind (see the module's docstring)."""
     rng = np.random.default_rng(0)
     chosen = nodes[rng.permutation(len(nodes))[:QUERIES]]
     length = np.linalg.norm(chosen, axis=1, keepdims=True)
@@ -226,7 +233,7 @@ def _queries(found: Embeddings, name: str, nodes: NDArray[np.float32]) -> dict[s
 
 
 def _kth(nodes: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Each query's k-th largest similarity [q], exactly."""
+    """Return each query's exact k-th largest similarity, [q]."""
     k = min(k, len(nodes))
     found = np.empty(len(queries), np.float32)
     step = max(1, (1 << 24) // len(nodes))
@@ -239,7 +246,7 @@ def _kth(nodes: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> ND
 def _recall(
     graph: Any, nodes: NDArray[np.float32], queries: NDArray[np.float32], kth: NDArray[np.float32], k: int
 ) -> float:
-    """Share of the exact k nearest nodes that a graph finds."""
+    """Return the share of the exact k nearest nodes that a graph finds."""
     k = min(k, len(nodes))
     similarity, rows = graph.search(queries, k)
     slack = 1e-5 * np.maximum(np.abs(kth), 1e-12)
@@ -247,7 +254,7 @@ def _recall(
 
 
 def _graph(found: Embeddings, modality: str) -> Graph | None:
-    """The graph of this very content, if there is one that is used; DataError when its file is damaged."""
+    """Return the usable graph of this content; None without one. DataError when its file is damaged."""
     file = graph_file(found.path, modality)
     try:
         report = GraphReport(**json.loads(_report_file(file).read_text()))
@@ -256,12 +263,12 @@ def _graph(found: Embeddings, modality: str) -> Graph | None:
         faiss = _faiss()
         read = np.frombuffer(file.read_bytes(), np.uint8)
     except (OSError, ValueError, KeyError, TypeError, CounterpointError):
-        return None  # of an older version, or without FAISS: search is exact
+        return None  # the report is of an older version, or FAISS is absent: search is exact
     try:
         graph = faiss.deserialize_index(read)
         graph.hnsw.efSearch = report.ask
     except (RuntimeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged; make it anew: counterpoint index {found.path}") from error
+        raise DataError(f"{file} is damaged; make it again: counterpoint index {found.path}") from error
     there = np.flatnonzero(found.present[modality])
     if report.distinct == report.rows:
         order, starts = there, np.arange(len(there) + 1)
@@ -273,5 +280,5 @@ def _graph(found: Embeddings, modality: str) -> Graph | None:
             np.searchsorted(np.sort(node), np.arange(graph.ntotal + 1)),
         )
     if graph.ntotal != report.distinct or int(starts[-1]) != len(there):
-        raise DataError(f"{file} does not fit {found.path}; make it anew: counterpoint index {found.path}")
+        raise DataError(f"{file} does not fit {found.path}; make it again: counterpoint index {found.path}")
     return Graph(graph, report, order, starts)

@@ -1,4 +1,4 @@
-"""The page of a search: the queries and what was found, with thumbnails and players."""
+"""Make the page of a search: the queries and the hits, with thumbnails and players."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from counterpoint.search.encoder import Encoder
 from counterpoint.search.stored import Embeddings, Hit
 from counterpoint.search.writing import shown_items
 
-EMBEDDED = 300_000  # bytes of a sound or video that goes into the page; a larger one is linked to
-ROOM = 8_000_000  # bytes of all of them together
+EMBEDDED = 300_000  # maximum bytes of a sound or video to embed in the page; a larger file is linked
+ROOM = 8_000_000  # maximum bytes of all embedded files together
 THUMBNAIL = 96  # pixels
 
 
 class _Files:
-    """Files as a page shows them; `room` is what is left of the bytes that may be embedded."""
+    """Files in the form that a page shows. `room` is the number of bytes that may still be embedded."""
 
     def __init__(self, page: Path) -> None:
         self.folder = os.path.abspath(page.parent)
         self.room = ROOM
 
     def __call__(self, path: str | Path) -> dict[str, Any]:
-        """Return a thumbnail, a player, or the name of a file that can no longer be read."""
+        """Return a thumbnail, a player, or the reason why a file cannot be shown."""
         kind = mimetypes.guess_type(str(path))[0] or ""
         try:
             if not os.path.isfile(path):
@@ -67,8 +67,8 @@ def write_page(
 ) -> Path:
     """Write the page of a search and return its path.
 
-    Pictures, sounds and videos are read from their files. Items without files are read from the data source once more; where
-    it cannot be read, a note says so and the page shows texts and names.
+    Images, sounds and videos are read from their files. Items without files are read again from the data source. Where that
+    fails, `say` receives a note and the page shows texts and names.
     """
     from counterpoint.report.search import write_search_report
 
@@ -96,7 +96,7 @@ def _query_shown(value: Any, kind: str, files: _Files) -> dict[str, Any]:
 def _things(
     hit: Hit, found: Embeddings, source: Any, files: _Files, say: Callable[[str], None]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Each modality of a hit as the page shows it."""
+    """Return each modality of a hit in the form that the page shows."""
     made: dict[str, dict[str, Any]] = {name: {"text": text} for name, text in hit.texts.items()}
     if source is not None:
         part = getattr(source, hit.split, None)

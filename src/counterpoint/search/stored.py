@@ -1,4 +1,4 @@
-"""The file of embeddings: a Parquet table, an item a row."""
+"""Read the file of embeddings: a Parquet table, one row for each item."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from counterpoint.errors import DataError
 
-RESERVED = ("item", "split", "label", "source")  # columns that are no text of the item's
+RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Embeddings:
 
     path: Path
     run: str
-    key: str  # of the run's weights: embeddings of other weights cannot be compared with a query's
+    key: str  # digest of the run's weights: embeddings of other weights cannot be compared with a query's
     modalities: dict[str, str]  # name -> kind
     item: NDArray[np.int64]
     split: list[str]
@@ -38,7 +38,7 @@ class Embeddings:
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def stamp(self, modality: str) -> str:
-        """Digest of what a graph is made of: the weights' key, which rows are there, and their values."""
+        """Return a digest of a graph's content: the weights' key, the presence of rows, and their values."""
         name = f"stamp of {modality}"
         if name not in self.memo:
             vectors = self.vectors[modality]
@@ -49,7 +49,7 @@ class Embeddings:
         return str(self.memo[name])
 
     def largest(self, modality: str) -> float:
-        """Length of the longest row."""
+        """Return the largest norm of a row."""
         name = f"largest of {modality}"
         if name not in self.memo:
             vectors = self.vectors[modality]
@@ -59,32 +59,32 @@ class Embeddings:
 
 
 def text_column(name: str) -> str:
-    """Name the column of a modality of text."""
+    """Return the column name of a text modality."""
     return f"{name}_text" if name in RESERVED else name
 
 
 def file_column(name: str) -> str:
-    """Name the column of the paths of a modality."""
+    """Return the name of the column with a modality's paths."""
     return f"{name}_file"
 
 
 def arrow() -> tuple[Any, Any]:
-    """Import pyarrow, which takes a moment, when a file is read or written."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    """Import pyarrow, which is slow to import, only when a file is read or written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     return pa, pq
 
 
 def check_local(name: Path | str, what: str) -> None:
-    """Raise DataError when a name is a URL, also one that went through `Path`, which drops a slash."""
+    """Raise DataError when a name is a URL, even one without the slash that `Path` drops."""
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])", str(name)):
         url = f"{match[1]}://{str(name)[match.end() :]}"
         raise DataError(f"{url} is a URL; {what} on this machine: download it and give its path")
 
 
 def check_embeddings(path: Path | str) -> Path:
-    """Return the path of a file of embeddings; DataError when there is none."""
+    """Return the path of a file of embeddings. DataError when the file is missing."""
     check_local(path, "embeddings are a file")
     path = Path(path)
     if not path.is_file():
@@ -97,8 +97,8 @@ def check_embeddings(path: Path | str) -> Path:
 def read_embeddings(path: Path | str) -> Embeddings:
     """Read a file that `embed` wrote.
 
-    Rows that are not finite are left out of search, and `notes` counts them. Raises DataError when the file is none that
-    `embed` wrote, or damaged.
+    Search excludes rows that are not finite, and `notes` counts them. Raises DataError when `embed` did not write the file,
+    or when it is damaged.
     """
     pa, pq = arrow()
     path = check_embeddings(path)
@@ -138,7 +138,7 @@ def read_embeddings(path: Path | str) -> Embeddings:
 
 
 def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The vectors of a column, zeros where it is null, and where it is not."""
+    """Return the vectors of a column [n, dim], with zeros for nulls, and the mask [n] of the rows that are not null."""
     dim = column.type.list_size
     if not column.null_count:
         flat = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
@@ -151,20 +151,20 @@ def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 
 @dataclass(frozen=True)
 class Hit:
-    """One item found."""
+    """One hit of a search."""
 
     rank: int  # from 1
     similarity: float  # dot product of the embeddings; their cosine where these are unit rows
     item: int  # position in its split
     split: str
     label: str | None
-    texts: dict[str, str]  # what the item says in its modalities of text
+    texts: dict[str, str]  # the item's texts, by modality
     source: str | None = None  # the item's own file, or its row of a table
     files: dict[str, str] = field(default_factory=dict)  # modality -> path of its picture, sound or video
-    count: int = 1  # items with this very text or file in the modality that is searched; they are one hit
+    count: int = 1  # number of items with the same text or file in the searched modality; they are one hit
     others: list[str] = field(default_factory=list)  # names of the other items of the hit
 
     @property
     def name(self) -> str:
-        """What a person finds the item by."""
+        """The item's name for a reader: its source, or its split and position."""
         return self.source or f"{self.split} {self.item}"

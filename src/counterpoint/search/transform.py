@@ -1,4 +1,4 @@
-"""The pre-processing of a trained run: from files, arrays and words to the tensors that its encoders take."""
+"""Convert files, arrays and words to the inputs of a trained run's encoders."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from counterpoint.views.images import normalise
 
 @dataclass(frozen=True)
 class Transform:
-    """Turn items of one modality into what the run's encoder takes; made of the facts that a run keeps.
+    """The conversion of items of one modality to the inputs of the run's encoder, from the facts that a run keeps.
 
-    Training data, queries and items of a file of embeddings all become tensors by the same functions.
+    The same functions convert training data, queries and items of a file of embeddings.
     """
 
     modalities: Mapping[str, Mapping[str, Any]]  # name -> kind, and size, rate and samples, or dim
     tokenizers: Mapping[str, Tokenizer]  # name of a modality of text -> its tokenizer
-    context: int  # tokens of a text that are read at most
+    context: int  # maximum number of tokens of a text
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any], config: Any) -> Transform:
@@ -43,12 +43,12 @@ class Transform:
         """Return the inputs of n items of one modality as a batch: a tensor, or numbers and mask for text.
 
         Args:
-            name: of the modality.
-            values: n items. An image is a path, the bytes of a file, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a
+            name: Name of the modality.
+            values: The n items. An image is a path, the bytes of a file, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a
                 torch tensor [C, H, W], uint8 or float in 0..1. A text is a string. A sound is a path or a float array
                 [samples], mono in [-1, 1] at the run's rate. A vector is a .npy path or a float array [dim].
 
-        Raises DataError that names an item which cannot be read, CounterpointError for an unknown modality.
+        Raises DataError, naming the item, when an item cannot be read. Raises CounterpointError for an unknown modality.
         """
         if name not in self.modalities:
             raise unknown("modality", name, self.modalities)
@@ -68,7 +68,7 @@ class Transform:
             return np.array(decode(Path(value), size))
         if isinstance(value, bytes):
             return np.array(decode(value, size))
-        # Cut and scaled by the very code that reads files.
+        # The code that reads files crops and scales it.
         return np.array(square(as_picture(value), size))
 
     def _sound(self, value: Any, name: str, spec: Mapping[str, Any]) -> np.ndarray:
@@ -79,8 +79,8 @@ class Transform:
         wave = np.asarray(value, np.float32)
         if wave.shape != (spec["samples"],) or not np.isfinite(wave).all():
             raise DataError(
-                f"a sound is {spec['samples']} finite samples at {spec['rate']} Hz, got {list(wave.shape)}; give the file "
-                "to have it cut and resampled"
+                f"a sound must be {spec['samples']} finite samples at {spec['rate']} Hz, got {list(wave.shape)}; give the file "
+                "instead to have it cropped and resampled"
             )
         return wave
 
@@ -89,14 +89,14 @@ class Transform:
 
         found = read_vector(Path(value)) if isinstance(value, str | Path) else np.asarray(value, np.float32)
         if found.shape != (spec["dim"],):
-            raise DataError(f"has {found.size} numbers, the run's {name} has {spec['dim']}")
+            raise DataError(f"has {found.size} numbers, but the run's {name} has {spec['dim']}")
         if not np.isfinite(found).all():
             raise DataError("holds NaN or infinite values")
         return found
 
 
 def _named(value: Any, number: int, name: str, spec: Mapping[str, Any], read: Any) -> Any:
-    """Read one item; an error names it."""
+    """Read one item. Errors name the item."""
     try:
         return read(value, name, spec)
     except DataError as error:

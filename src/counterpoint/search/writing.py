@@ -1,4 +1,4 @@
-"""`embed`: the items of a data source, as a trained run embeds them, written to one file."""
+"""Embed the items of a data source with a trained run, and write the embeddings to one file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPLITS = ("all", "train", "valid", "test", "unpaired")
 
 @dataclass(frozen=True)
 class Items:
-    """The splits of a data source, read by name, split and position: one form for pictures alone and for aligned items."""
+    """The splits of a data source, read by name, split and position, in one form for images and for aligned items."""
 
     source: Any
     kinds: dict[str, str]  # modality -> kind
@@ -34,7 +34,7 @@ class Items:
 
     @classmethod
     def of(cls, source: Any, encoder: Encoder, split: str) -> Items:
-        """Check that a source has what the run encodes, and choose its splits.
+        """Check that a source has the modalities of the run, and choose its splits.
 
         Raises CounterpointError for other modalities, and for a split that the source lacks.
         """
@@ -43,16 +43,16 @@ class Items:
             trained = {name: dict(spec) for name, spec in encoder.transform.modalities.items()}
             if trained != source.spec["modalities"]:
                 raise CounterpointError(
-                    f"{source.name} gives {source.spec['modalities']}, the run was trained on {trained}"
+                    f"{source.name} gives {source.spec['modalities']}, but the run was trained on {trained}"
                 )
-            # Learners put modalities side by side as they come.
+            # Learners concatenate modalities in the order of the batch.
             source = replace(source, modalities={name: source.modalities[name] for name in trained})
         elif isinstance(source, ImageData):
             facts = encoder.run.facts()
             for name in ("size", "channels"):
                 if facts.get(name) != source.spec[name]:
                     raise CounterpointError(
-                        f"{source.name} has images of {name} {source.spec[name]}, the run was trained on {facts.get(name)}"
+                        f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}"
                     )
         else:
             raise CounterpointError(f"{getattr(source, 'name', source)} holds neither pictures nor aligned items")
@@ -80,12 +80,12 @@ class Items:
         return [classes[n] if n >= 0 else None for n in labels[rows].tolist()]
 
     def names(self, split: str, rows: Indices) -> list[str | None]:
-        """Return what a person finds each item by: its file, or its row of a table; None for built-in data."""
+        """Return the source of each item: its file, or its row of a table; None for built-in data."""
         part = self.splits[split]
         return list(part.row_names(rows)) if isinstance(part, Listed) else [None] * len(rows)
 
     def files(self, split: str, name: str, rows: Indices) -> list[str | None]:
-        """Return the absolute path of each item's picture, sound or video; None where it is no file."""
+        """Return the absolute path of each item's image, sound or video; None where it has no file."""
         part = self.splits[split]
         found = part.files(rows, name) if isinstance(part, Listed) else [None] * len(rows)
         return [None if path is None else os.path.abspath(path) for path in found]
@@ -99,19 +99,24 @@ def embed(
     split: str = "all",
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Write the embeddings of a run's data, or of another source of the same modalities; return the number of items.
+    """Write the embeddings of a run's data, or of another source of the same modalities. Return the number of items.
 
-    A row of the Parquet file is an item: `item` (its position in its split), `split`, `label`, `source` (its file, or its
-    row of a table), its texts, `<modality>_file` (path of its picture, sound or video where there is one) and
-    `<modality>_embedding`, null where the item lacks it. The split "unpaired" has items in one modality each, where the data
-    has such. Equal texts are embedded once.
+    A row of the Parquet file is an item. The columns are:
+
+    - `item`: its position in its split;
+    - `split`, `label` and its texts;
+    - `source`: its file, or its row of a table;
+    - `<modality>_file`: path of its image, sound or video where there is one;
+    - `<modality>_embedding`: null where the item lacks the modality.
+
+    The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once.
 
     Args:
-        path: a finished run of the task aligned, views or labelled.
-        out: the file to write, .parquet; it is tried before the work begins.
-        data: another data source. Default: the run's own.
-        split: one of all, train, valid, test, unpaired.
-        say: receives notes.
+        path: A finished run of the task aligned, views or labelled.
+        out: The file to write, .parquet; checked for writing before the work begins.
+        data: Another data source. Default: the run's own.
+        split: One of all, train, valid, test, unpaired.
+        say: Receives notes.
 
     Raises CounterpointError for another task, data that does not fit, an unknown split; DataError and RunError for files.
     """
@@ -147,7 +152,7 @@ def embed(
 def _embedded(
     items: Items, encoder: Encoder
 ) -> tuple[dict[str, list[Any]], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
-    """The columns of the file but the embeddings; and of each modality its rows, and which items have it."""
+    """Return the file's columns without the embeddings, and for each modality its rows and the mask of its items."""
     from rich.console import Console
     from rich.progress import track
 
@@ -175,7 +180,7 @@ def _embedded(
                 files[name] += items.files(split, name, rows)
                 found = encoder.rows(name, values if there.all() else values[there])
             parts[name].append((found, there))
-    # A column without a single path says nothing.
+    # Leave out columns without any path.
     columns |= {file_column(name): paths for name, paths in files.items() if any(path is not None for path in paths)}
     return columns, {name: _whole(found) for name, found in parts.items()}
 
@@ -183,7 +188,7 @@ def _embedded(
 def _embedded_texts(
     encoder: Encoder, name: str, values: Sequence[str], known: dict[str, NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """The embeddings of texts; one that was seen before has the same embedding to the last bit."""
+    """Return the embeddings of texts. Equal texts get the same embedding, bit for bit."""
     new = [text for text in dict.fromkeys(values) if text not in known]
     if new:
         known |= dict(zip(new, encoder.rows(name, new), strict=True))
@@ -193,7 +198,7 @@ def _embedded_texts(
 def _whole(
     parts: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """All items' rows [n, dim], zeros where they lack the modality, and where they do not."""
+    """Return all items' rows [n, dim], with zeros for items that lack the modality, and the mask [n] of the others."""
     there = np.concatenate([here for _, here in parts])
     dim = max(rows.shape[1] for rows, _ in parts)
     whole = np.zeros((len(there), dim), np.float32)
@@ -204,7 +209,7 @@ def _whole(
 
 
 def shown_items(source: Any, kinds: Mapping[str, str], split: str, row: int) -> dict[str, dict[str, Any]]:
-    """Return each modality of an item as a page shows it (see `data.shown`); without those that it lacks."""
+    """Return each modality that an item has, in the form that a page shows (see `data.shown`)."""
     from counterpoint.data.shown import png, shown
 
     part = getattr(source, split)

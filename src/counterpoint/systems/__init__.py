@@ -1,6 +1,6 @@
-"""One paper, one file: `systems/<area>/<slug>.py`, each with a `SYSTEM` record (`systems.base.System`).
+"""Hold one file per paper, `systems/<area>/<slug>.py`, each with a `SYSTEM` record (`systems.base.System`).
 
-The package is a function, too, that lists what there is:
+The package is also a function, which lists the systems:
 
     counterpoint.systems(pattern="*", *, task="", area="", state="", planned=False)
 
@@ -8,7 +8,7 @@ The package is a function, too, that lists what there is:
     task      only systems of this form of data: views, labelled, aligned, bags
     area      only systems of this area, such as "classics"
     state     only systems of this state: done, built, planned
-    planned   list systems that are planned only, too
+    planned   also list systems that are only planned
 
 It returns records with slug, title, verdict, state, area, task, arxiv and claim (see `counterpoint.face.listing.systems`).
 """
@@ -17,4 +17,4 @@ import sys
 
 import counterpoint
 
-sys.modules[__name__].__class__ = counterpoint.Room  # it is called like a function, too
+sys.modules[__name__].__class__ = counterpoint.Room  # callable like a function

@@ -1,4 +1,4 @@
-"""What a system's file declares so that the command line and the lab can run it."""
+"""Declare systems and additions, so that the command line and the lab can run them."""
 
 from __future__ import annotations
 
@@ -15,64 +15,68 @@ from counterpoint.systems.settings import PartConfig, with_settings
 
 @dataclass(frozen=True)
 class System:
-    """A system as the rest of the house sees it."""
+    """A system's declaration, for the rest of the package."""
 
     slug: str
     task: str  # the name of a module in counterpoint.tasks
     config: Callable[..., Any]  # config(**overrides): the paper's settings, changed by name
-    # learner(config, data, seed); data has what the task knows of its source as attributes
+    # learner(config, data, seed); the attributes of `data` are the task's facts of its source
     learner: Callable[..., Learner]
-    data: str  # the source `train` uses when none is named
-    # Settings that replace the paper's where a data source is far from the paper's scale, by source name. Named when used.
+    data: str  # default source of `train`
+    # Settings, by source name, that replace the paper's for sources far from the paper's scale. A run reports their use.
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # The same for every other source than those; the user's own data, most often.
+    # The same for every other source, usually the user's own data.
     recipe: dict[str, Any] = field(default_factory=dict)
-    # The data as the task learns from it, where it is not the source's own: source(data, config).
+    # source(data, config) returns the data that the task learns from; None: the source's own data.
     source: Callable[[Any, Any], Any] | None = None
-    # A run of the system's own, where it is no training of a learner (a search, decoding, a federation):
+    # A custom run that is no training of a learner (a search, decoding, a federation):
     # run(experiment, seed, *, run, say) returns the metrics, a row per round. `run` is the run directory or None.
     run: Callable[..., Any] | None = None
-    # How it contrasts its rows, for a `ContrastiveLearner`: additions that change comparisons go over it.
+    # The way a `ContrastiveLearner` contrasts its rows; additions that change this way fit the system.
     compares: Callable[..., Any] | None = None
     additions: tuple[Addition, ...] = ()  # of a composition, in the order of its name
-    bare: System | None = None  # of a composition, the system without them
+    bare: System | None = None  # of a composition, the system without additions
 
     def recipe_for(self, source: str) -> dict[str, Any]:
-        """What replaces the paper's settings on the source of this name."""
+        """Return the settings that replace the paper's on the source of this name."""
         return self.recipes.get(source, self.recipe)
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A method that changes part of another system: named alone it stands over `over`, as BASE+SLUG over any that fits.
+    """A method that changes part of another system: SLUG alone changes the system `over`, BASE+SLUG any that fits.
 
     It is a `part` of a contrastive step, or (`around`) a learner around the base's learner.
     """
 
     slug: str
-    over: str  # the system it stands over when named alone
+    over: str  # the base if the slug is named alone
     config: type[PartConfig]
     part: Callable[[Any, Learner, Any, Any], Part] | None = None  # part(settings, learner, data, base.compares)
     # around(settings, make, data, seed), where make(seed) builds the base's learner with all parts
     around: Callable[[Any, Callable[[int], Learner], Any, int], Learner] | None = None
-    fits: tuple[Callable[..., Any], ...] = ()  # the ways of comparison it goes over
-    task: str = ""  # or every system of this task
-    # "own": it makes a loss of its own and leaves an earlier part's without effect, so it refuses to go over one. "over": it
-    # builds on the loss below. "": it leaves the loss alone, or does so where another addition has one.
+    fits: tuple[Callable[..., Any], ...] = ()  # the ways of comparison that it changes
+    task: str = ""  # it also fits every system of this task
+    # "own": it replaces the loss, so it refuses a base with an earlier addition that changes the loss. "over": it builds on
+    # the loss below. "": it does not change the loss, or not if another addition does.
     loss: Literal["own", "over", ""] = ""
-    data: str = ""  # "": the base's
+    data: str = ""  # "": the base's source
     defaults: dict[str, Any] = field(
         default_factory=dict
-    )  # the paper's settings of the base, where they differ from it
+    )  # the paper's settings of the base that differ from the base's defaults
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
-    # The data as the composed task learns from it: source(data, settings of the addition).
+    # source(data, settings of the addition) returns the data that the composed task learns from.
     source: Callable[[Any, Any], Any] | None = None
 
     def onto(self, base: System, *, alone: bool = False) -> System:
-        """Return the composition of `base` and this; `alone`: as the system of the addition's own name.
+        """Return the composition of `base` and this addition.
 
-        Raises CounterpointError where the two do not go together.
+        Args:
+            base: the system to change.
+            alone: name the composition by the addition's slug alone, with its default settings of the base.
+
+        Raises CounterpointError if the two do not fit.
         """
         self._check(base)
         slug = self.slug if alone else f"{base.slug}+{self.slug}"
@@ -109,9 +113,9 @@ class Addition:
         )
 
     def _check(self, base: System) -> None:
-        """Raise CounterpointError where this does not go over a system."""
+        """Raise CounterpointError if this addition does not fit a system."""
         if base.compares not in self.fits and base.task != self.task:
-            how = f"compares by '{_said(base.compares)}'" if base.compares else "does not say what it compares"
+            how = f"compares by '{_said(base.compares)}'" if base.compares else "does not declare its comparison"
             over = [*map(_said, self.fits), *([f"any system of the task {self.task}"] if self.task else [])]
             raise CounterpointError(
                 f"{self.slug} does not go over {base.slug}, which {how} (task {base.task}); it goes over {', '.join(over)}: "

@@ -1,12 +1,12 @@
-"""Parts: what a method changes in the step of another, as objects in a list.
+"""Define parts: objects in a list, each of which changes a contrastive step of another method.
 
-A `ContrastiveLearner` names the rows it compares and makes a loss of them. Its parts stand over that loss in the order of the
-composed system's name. Each gets a callable, `below`, that is the base's loss and the earlier parts together:
+A `ContrastiveLearner` returns the rows it compares, and computes a loss from them. Its parts change that loss in the order of
+the composed system's name. Each part gets a callable `below`, which computes the base's loss with the earlier parts:
 
     simclr+hard-contrastive+hallucinator
 
-    hallucinator.loss(compared, ..., below=hard-contrastive)    calls `below` once for each set of rows it makes
-        hard-contrastive.loss(compared, ..., below=simclr)      makes a loss of its own; `below` is not called
+    hallucinator.loss(compared, ..., below=hard-contrastive)    calls `below` once for each set of rows it generates
+        hard-contrastive.loss(compared, ..., below=simclr)      computes its own loss and does not call `below`
             simclr.objective(compared)
 """
 
@@ -30,7 +30,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """The step a part is asked in: the numbers it drew for the rows of the batch, the epoch and the number of the step."""
+    """The current step of a part: its random numbers for the rows of the batch, the epoch and the number of the step."""
 
     drawn: dict[str, Tensor]
     epoch: int = 0
@@ -38,15 +38,16 @@ class Step:
 
 
 class Part(nn.Module):
-    """What an addition changes in a contrastive step. A subclass overrides the methods it needs; each default changes nothing.
+    """A change of a contrastive step by an addition.
 
-    Its buffers and networks are the learner's: they are trained, saved and resumed with it.
+    A subclass overrides the methods it needs; the defaults change nothing. The learner trains, saves and resumes the part's
+    buffers and networks.
 
     Args:
         config: the part's own settings.
-        learner: the base, with the earlier parts. It must not be kept: it holds the part.
-        data: what the task knows of the data.
-        ways: how the base contrasts its rows (see `core.compared`); None for a base that is not contrastive.
+        learner: the base, with the earlier parts. The part must not keep it, because the learner holds the part.
+        data: the task's facts of the data.
+        ways: the way the base contrasts its rows (see `core.compared`); None for a base that is not contrastive.
     """
 
     def __init__(self, config: Any, learner: Learner, data: Any, ways: Callable[..., Any] | None) -> None:
@@ -54,50 +55,50 @@ class Part(nn.Module):
         self.config = config
 
     def draw(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw what is random in a step: tensors with one entry for each of the `rows` of the whole batch, over all processes."""
+        """Draw the random numbers of a step: tensors with one entry per row of the whole batch, over all processes."""
         return {}
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
-        """Return named scalars of a comparison, of which `loss` is minimised.
+        """Compute named scalars of a comparison; training minimises `loss`.
 
         Args:
-            compared: the rows. Where items lack a modality, they are fewer than the batch has.
-            step: what `draw` drew, this process's rows of it.
-            below: the loss of the base and the earlier parts, of these or of other rows.
+            compared: the rows, fewer than the batch if items lack a modality.
+            step: the random numbers of `draw` for this process's rows.
+            below: computes the loss of the base and the earlier parts for these or other rows.
         """
         return below(compared)
 
     def begin(self, survey: Survey) -> None:
-        """Called before a fit, new or resumed."""
+        """Prepare the part before a fit, new or resumed."""
 
     def end_step(self) -> None:
-        """Called after all turns of a step."""
+        """Update the part after all turns of a step."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Called after an epoch's last step."""
+        """Update the part after an epoch's last step."""
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Return what a run's page shows of the part; see `Learner.figures`."""
+        """Return the part's figures for a run's page; see `Learner.figures`."""
         return {}
 
 
 class ContrastiveLearner(Learner):
-    """A learner whose loss falls into the rows it compares and what it makes of them, so that parts can come between.
+    """A learner with separate methods for the rows to compare and for their loss, so that parts can change either.
 
-    `compared` returns the rows of a step: several entries where a step has several comparisons, as of three modalities.
-    `objective` makes named scalars of one of them. `loss` takes means over the entries.
+    `compared` returns the rows of a step, with several entries for several comparisons, as with three modalities.
+    `objective` computes named scalars from one entry. `loss` averages over the entries.
     """
 
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         """Return the comparisons of a step."""
-        raise CounterpointError(f"{type(self).__name__} does not say what it compares")
+        raise CounterpointError(f"{type(self).__name__} must override `compared`")
 
     def objective(self, compared: Compared) -> Losses:
-        """Return the base's own loss of a comparison, and other named scalars."""
-        raise CounterpointError(f"{type(self).__name__} has no objective")
+        """Compute the base's own loss of a comparison, and other named scalars."""
+        raise CounterpointError(f"{type(self).__name__} must override `objective`")
 
     def contrast(self, compared: Compared, batch: dict[str, Any]) -> Losses:
-        """Return the loss of a comparison with all parts over the base's own."""
+        """Compute the loss of a comparison, changed by all parts."""
         drawn: dict[str, dict[str, Tensor]] = batch.get("drawn", {})
         below: Callable[[Compared], Losses] = self.objective
         for slug, part in self._parts():

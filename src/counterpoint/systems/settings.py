@@ -1,7 +1,7 @@
-"""Settings of a system and of the parts over it: read, change and store them by name.
+"""Read, change and store the settings of a system and of its parts by name.
 
-A composed system's settings are the base's own, with those of each part in `config.parts[SLUG]`. By name, a part's setting is
-"SLUG.NAME": "mochi.hardest" in overrides, recipes and claims, `--mochi.hardest` on the command line.
+A composed system's settings are the base's own, with those of each part in `config.parts[SLUG]`. The name of a part's setting
+is "SLUG.NAME": "mochi.hardest" in overrides, recipes and claims, `--mochi.hardest` on the command line.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class PartConfig:
     """Settings of a part. Subclasses add fields."""
 
     def facts(self, data: Any) -> dict[str, Any]:
-        """Return what the part has to know of the data besides what the base knows, fit for JSON."""
+        """Return the facts of the data that the part needs in addition to the base's, fit for JSON."""
         return {}
 
 
 def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the system") -> Any:
-    """Return settings with some of them replaced.
+    """Replace some settings.
 
     Args:
-        config: Settings of a system, with those of its parts.
-        values: New values by name. Settings of a part are "SLUG.NAME", or stand in a mapping under SLUG or under "parts". A list
-            stands for a tuple.
-        slug: The system's name, for messages.
+        config: settings of a system, with those of its parts.
+        values: new values by name. A part's setting is named "SLUG.NAME", or is in a mapping under SLUG or under "parts". A
+            list replaces a tuple.
+        slug: the system's name, for messages.
 
-    Raises CounterpointError for a setting that does not exist and for settings of a part that is not there, by name.
+    Raises CounterpointError, which names the setting, for an unknown setting and for a missing part.
 
     >>> from counterpoint.catalog import load_system
     >>> system = load_system("moco-v2+mochi")
@@ -50,7 +50,7 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
             below.setdefault(part, {})[rest] = value
         elif dot and part not in own:
             raise CounterpointError(
-                f"{slug} has no part {part}, which {name} is a setting of; its parts: {', '.join(there) or 'none'}"
+                f"{slug} has no part {part}, so there is no setting {name}; its parts: {', '.join(there) or 'none'}"
             )
         elif name not in own:
             raise CounterpointError(f"{slug} has no setting {name}; {_hint(name, config)}")
@@ -69,7 +69,7 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
 
 
 def _spread(values: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
-    """Return mappings of a part's settings as dotted names."""
+    """Convert mappings of a part's settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if name == "parts" and isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def _spread(values: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
 
 
 def _hint(name: str, config: Any) -> str:
-    """Return the settings that may have been meant."""
+    """Suggest settings with similar names."""
     known = flat(config)
     same = [full for full in known if full.rpartition(".")[2] == name]
     if same:
@@ -92,7 +92,7 @@ def _hint(name: str, config: Any) -> str:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Return all settings by name, those of parts under dotted names."""
+    """Return all settings by name; those of parts have dotted names."""
     found = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "parts"}
     for slug, part in getattr(config, "parts", {}).items():
         found |= {f"{slug}.{name}": value for name, value in flat(part).items()}
@@ -100,7 +100,7 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def stored(config: Any) -> dict[str, Any]:
-    """Return settings as config.yaml keeps them: each part's in a mapping under its slug. `with_settings` reads them back."""
+    """Return settings for config.yaml, each part's in a mapping under its slug. `with_settings` reads them."""
     found = asdict(config)
     parts = found.pop("parts", {})
     return found | parts

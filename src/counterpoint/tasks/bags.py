@@ -31,36 +31,37 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
 
-FEW = 0.1  # share of scores that must differ; with fewer a note is given
+FEW = 0.1  # share of different scores below which the evaluation adds a note
 
 
 @dataclass
 class BagsConfig:
-    """What every learner of this task can be told."""
+    """Settings of every learner of this task."""
 
     epochs: int = 50
     """Passes over the training bags."""
     batch_size: int = 128
     """Bags in a batch, over all processes together. The last, smaller batch of an epoch is kept."""
     max_length: int = 200
-    """Training bags longer than this many snippets are subsampled evenly, shorter ones padded with zeros."""
+    """Snippets of a training bag. Longer bags are subsampled evenly, shorter bags are padded with zeros."""
     workers: int = 0
-    """Processes that read training bags ahead; 0 reads in the main process."""
+    """Number of processes that load training bags; 0: load in the main process."""
     clip_norm: float | None = None
-    """Gradients are scaled down to this norm, taken over all parameters of a network together; None: they are not."""
+    """Largest norm of the gradients of all parameters of a network together; larger ones are scaled down. None: no limit."""
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise CounterpointError(f"clip_norm must be > 0 or left out, got {self.clip_norm}")
+            raise CounterpointError(f"clip_norm must be > 0 or None, got {self.clip_norm}")
         for name in ("epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def fit_length(features: NDArray[np.float32], max_length: int = 200) -> NDArray[np.float32]:
-    """[T, D] -> [max_length, D]: rows floor(linspace(0, T - 1, max_length)) of a longer one, else zeros at the end.
+    """Shorten or pad features [T, D] to [max_length, D].
 
-    The sampling rule of MACIL-SD's and XDVioDet's training data (arXiv 2207.05500; code).
+    If T > max_length, take the rows floor(linspace(0, T - 1, max_length)), else append zeros. This is the sampling rule of
+    MACIL-SD's and XDVioDet's training data (arXiv 2207.05500; code).
     """
     length = len(features)
     if length > max_length:
@@ -78,20 +79,20 @@ def frame_ap(
 ) -> float:
     """Compute frame-level average precision as XD-Violence reports it: the trapezoidal area under precision over recall.
 
-    The snippet score is the mean over the crops of sigmoid(logit), repeated for the `repeat` frames of its snippet. Scores
-    are ranked by their logarithmic odds in float64, so that large logits do not tie.
+    The snippet score is the mean over the crops of sigmoid(logit), repeated for the `repeat` frames of its snippet. Rank
+    scores by their logarithmic odds in float64, so that large logits do not tie.
 
     Args:
-        crop_logits: all videos' snippets one after another, one row per crop.
-        video_len: snippets of each video; must add up to the columns of `crop_logits`.
+        crop_logits: all videos' snippets concatenated, one row per crop.
+        video_len: number of snippets of each video; the sum is the number of columns of `crop_logits`.
         gt: truth per frame, 0 or 1, length `repeat` times the snippets.
-        repeat: frames of a snippet.
+        repeat: number of frames of a snippet, by default 16.
 
-    Returns AP in 0..1; nan when the truth has no positive frame.
-    Raises ValueError when the lengths do not fit or a logit is not finite.
+    Returns AP in 0..1; nan if the truth has no positive frame.
+    Raises ValueError if the lengths do not fit or a logit is not finite.
 
-    `sklearn.metrics.auc` over `precision_recall_curve`. The trapezoid rewards ties: scores that are all equal get
-    (1 + prevalence) / 2, not the prevalence. `frame_ap_step` does not; compare the two where scores tie.
+    The result is `sklearn.metrics.auc` over `precision_recall_curve`. The trapezoid rewards ties: equal scores get
+    (1 + prevalence) / 2, not the prevalence. `frame_ap_step` does not reward ties. If scores tie, compare the two.
     """
     from sklearn.metrics import auc, precision_recall_curve
 
@@ -110,8 +111,8 @@ def frame_ap_step(
 ) -> float:
     """Compute frame-level average precision as a step sum: the mean precision at the frames of the event.
 
-    Arguments, ranking and errors as for `frame_ap`. Scores that are all equal get the share of positive frames, which is
-    chance. `sklearn.metrics.average_precision_score`.
+    Arguments, ranking and errors are those of `frame_ap`. Equal scores get the share of positive frames, which is chance.
+    The result is `sklearn.metrics.average_precision_score`.
 
     >>> frame_ap_step(torch.zeros(1, 4), [4], [1, 0, 0, 0], repeat=1)
     0.25
@@ -125,8 +126,8 @@ def frame_ap_step(
 def snippet_log_odds(crop_logits: Float[Tensor, "crops snippets"]) -> NDArray[np.float64]:
     """Return log(p / (1 - p)) of each snippet's score p, the mean over the crops of sigmoid(logit), in float64.
 
-    The order is that of the scores, without ties by rounding: a float32 sigmoid is 1 from a logit of 17 on, a float64 one
-    from 37 on.
+    The order is that of the scores, without ties by rounding. A float32 sigmoid is 1 from a logit of 17 on, a float64
+    sigmoid from 37 on.
     """
     logits = torch.as_tensor(crop_logits).double()
     if len(logits) == 1:
@@ -153,12 +154,12 @@ def _ranked(
 
 
 def checked(bag: Bag | TestVideo, data: BagData) -> None:
-    """Raise a DataError naming the item when its features cannot be learned from."""
+    """Raise a DataError that names the item if its features are unusable."""
     visual, audio = bag.visual, bag.audio
     if visual.shape[-1] != data.visual_dim or audio.shape[-1] != data.audio_dim:
         raise DataError(
-            f"{bag.name}: features are {visual.shape[-1]} (visual) and {audio.shape[-1]} (audio) wide, "
-            f"the set's are {data.visual_dim} and {data.audio_dim}"
+            f"{bag.name}: the features have widths {visual.shape[-1]} (visual) and {audio.shape[-1]} (audio), "
+            f"those of the set have {data.visual_dim} and {data.audio_dim}; extract them with the same backbones"
         )
     if visual.shape[-2] != len(audio):
         raise DataError(f"{bag.name}: {visual.shape[-2]} visual but {len(audio)} audio snippets")
@@ -189,7 +190,7 @@ class _Padded(Dataset[dict[str, Any]]):
 
 
 class _Collate:
-    """Stack items; an empty share of a small last batch becomes tensors with no rows, so that no process waits."""
+    """Stack items. An empty share of a small last batch becomes tensors without rows, so that no process waits."""
 
     def __init__(self, data: BagData, max_length: int) -> None:
         self.visual = (0, max_length, data.visual_dim)
@@ -212,7 +213,7 @@ class _Collate:
 
 
 class _Videos(Dataset[dict[str, Any]]):
-    """Videos, one to a batch: its crops are the batch, in full length and without padding.
+    """Videos, one per batch. Its crops form the batch, in full length and without padding.
 
     A training bag is a video of one crop. It has no truth per frame.
     """
@@ -236,8 +237,8 @@ class _Videos(Dataset[dict[str, Any]]):
 class FrameAP:
     """Evaluator: frame-level AP of every head of the learner, over all videos of a split.
 
-    `<head>_ap` is the benchmark's trapezoid (`frame_ap`), `<head>_ap_step` the step sum, which ties do not raise. After
-    `compute`, `notes` names the heads of which fewer than a tenth of the snippets' scores differ.
+    `<head>_ap` is the benchmark's trapezoid (`frame_ap`). `<head>_ap_step` is the step sum, which ties do not raise. After
+    `compute`, `notes` names the heads for which fewer than a tenth of the snippets' scores are different.
     """
 
     def __init__(self, data: BagData) -> None:
@@ -270,7 +271,7 @@ class FrameAP:
             if different < FEW * total:
                 ties.append([head, different, total])
         self.notes = [
-            f"{head}: only {different} of {total} scores differ; {head}_ap rewards ties, judge by {head}_ap_step"
+            f"{head}: only {different} of {total} scores differ; {head}_ap rewards ties, so use {head}_ap_step"
             for head, different, total in ties
         ]
         self.figures = {}
@@ -304,7 +305,7 @@ class BagsTask:
             raise DataError(f"{data.name}: needs training and test videos, has {len(data.train)} and {len(data.test)}")
         self.data = data
         self.config = config
-        # What a learner is built from, and detection needs to make the same features again; kept with the run.
+        # A learner is built from these facts, and detection recomputes the features from them. The run keeps them.
         self.facts: dict[str, Any] = {
             "visual_dim": data.visual_dim,
             "audio_dim": data.audio_dim,
@@ -313,12 +314,12 @@ class BagsTask:
         }
 
     def split(self, name: str) -> Sequence[Bag] | Sequence[TestVideo]:
-        """Return the split of this name: train, valid or test. CounterpointError for another."""
+        """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""
         found: Sequence[Bag] | Sequence[TestVideo] = named_split(self.data, name)
         return found
 
     def check_training(self) -> None:
-        """DataError where there is nothing to watch training on."""
+        """Raise DataError if the valid split is too small to monitor training."""
         check_watched(self.data.name, len(self.data.valid), "videos")
 
     def evaluation_batch(
@@ -329,19 +330,20 @@ class BagsTask:
         Raises ValueError for more or fewer than one row.
         """
         if len(rows) != 1:
-            raise ValueError(f"videos differ in length and are read one at a time, not {len(rows)}")
+            raise ValueError(f"rows must name one video, because videos differ in length, got {len(rows)}")
         return _Videos(self.data, self.split(split) if isinstance(split, str) else split)[int(rows[0])]
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """CounterpointError when a run trained on other data cannot be measured on this."""
+        """Raise CounterpointError if these data do not fit a run that was trained on other data."""
         for name in ("visual_dim", "audio_dim"):
             if trained[name] != self.facts[name]:
                 raise CounterpointError(
-                    f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}"
+                    f"{self.data.name} has {name} {self.facts[name]}, the run was trained on {trained[name]}; use data with "
+                    "the run's features"
                 )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
-        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
         workers = self.config.workers
         chosen = Batches(len(self.data.train), self.config.batch_size) if batches is None else batches
         return DataLoader(
@@ -353,12 +355,12 @@ class BagsTask:
         )
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Videos of the split valid or test, in order, one to a batch."""
+        """Return the videos of the split valid or test, in order, one per batch."""
         return DataLoader(_Videos(self.data, self.split(split)), batch_size=None, shuffle=False)
 
     def evaluator(self, split: str) -> FrameAP:
         return FrameAP(self.data)
 
 
-# The name every task module gives its task under.
+# Every task module names its task TASK.
 TASK = BagsTask

@@ -1,8 +1,8 @@
-"""Learners of the task `aligned` that fuse: a fusion encoder reads a text and the tokens of an image.
+"""Define learners of the task `aligned` with a fusion encoder, which reads a text and the tokens of an image.
 
-A fused learner has an image encoder with tokens, the lower layers of a BERT for text, and its upper layers with
-cross-attention to the image (`encoders/fusion.py`). A head on the first token scores a pair, and re-ranks what is nearest by
-embeddings. Its page shows which words it finds where.
+A fused learner has an image encoder with tokens and the lower layers of a BERT for text. The upper layers of the BERT are
+the fusion encoder, with cross-attention to the image (`encoders/fusion.py`). A head on the first token scores a pair. Its
+scores re-rank the nearest items by embeddings. The run's page shows where in pictures the learner finds words.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two,
 from counterpoint.tasks.grounding import grounding_maps, maps_of_words
 from counterpoint.tasks.reranking import reranked_retrieval
 
-RERANKED = 1000  # test items that are re-ranked, at most
+RERANKED = 1000  # maximum number of test items to re-rank
 
 
 @dataclass
 class FusedConfig(AlignedConfig):
-    """What every fused learner can be told; sizes are those of BERT-base."""
+    """Settings of every fused learner; sizes are those of BERT-base."""
 
     fusion_layers: int = 6
-    """How many of the text transformer's layers, the upper ones, read the image."""
+    """Number of upper layers of the text transformer that read the image."""
     depth: int = 12
-    """Layers of the text transformer, fusion included, where it is trained from scratch (text-s)."""
+    """Number of layers of a text transformer trained from scratch (text-s), fusion included."""
     width: int = 768
-    """Its width."""
+    """Width of a text transformer trained from scratch."""
     heads: int = 12
-    """Its heads of attention."""
+    """Attention heads of a text transformer trained from scratch."""
     dropout: float = 0.1
-    """Dropout in text transformer and fusion."""
+    """Dropout probability in the text transformer and the fusion encoder."""
     rerank: int = 128
-    """Candidates of each query that the score of a pair re-ranks when retrieval is measured; 0: none."""
+    """Candidates of each query that the evaluation re-ranks by the scores of pairs; 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:
-            raise CounterpointError(f"dropout must lie in 0..1, 1 not included, got {self.dropout}")
+            raise CounterpointError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.rerank < 0:
             raise CounterpointError(f"rerank must not be negative, got {self.rerank}")
         if self.heads < 1 or self.width < 1 or self.width % self.heads:
@@ -62,7 +62,7 @@ class FusedConfig(AlignedConfig):
 
     @property
     def scores_pairs(self) -> bool:
-        """Whether there is a head that tells pairs that belong together."""
+        """Whether there is a head that classifies pairs as matching or not."""
         return True
 
     @property
@@ -72,12 +72,12 @@ class FusedConfig(AlignedConfig):
 
     @property
     def fuses(self) -> bool:
-        """Whether there is a fusion encoder; without one any two modalities will do, vectors for instance."""
+        """Whether there is a fusion encoder. Without it, the learner accepts any two modalities, for instance vectors."""
         return self.scores_pairs or self.predicts_words
 
 
 class Seen(NamedTuple):
-    """What an encoder makes of a modality: the vector, and the tokens where something is to be fused."""
+    """An encoder's output for a modality: the vector, and the tokens if the fusion encoder needs them."""
 
     vector: Float[Tensor, "n dim"]
     tokens: Float[Tensor, "n tokens dim"] | None = None
@@ -88,8 +88,8 @@ class FusedLearner(AlignedLearner):
 
     slug: ClassVar[str]  # for messages
     size: TextSize
-    lower: int  # layers of the text transformer that do not read the image
-    _upper: Mapping[str, Tensor]  # a BERT's weights, between making its lower and its upper layers
+    lower: int  # number of layers of the text transformer that do not read the image
+    _upper: Mapping[str, Tensor]  # a BERT's weights for the fusion encoder, kept until it is built
 
     def __init__(self, config: FusedConfig, data: Any, seed: int = 0) -> None:
         kinds = {name: spec["kind"] for name, spec in data.modalities.items()}
@@ -100,9 +100,9 @@ class FusedLearner(AlignedLearner):
         if config.fuses:
             if not isinstance(encoder, VisionTokens) or encoder.prefix < 1:
                 raise CounterpointError(
-                    f"image_encoder {config.image_encoder} has no tokens that a fusion encoder could read, with a class "
-                    "token before them: use vit-s or a vision transformer of timm (timm:deit_tiny_patch16_224), or switch "
-                    "use_itm and use_mlm off"
+                    f"image_encoder {config.image_encoder} has no tokens with a class token, which the fusion encoder "
+                    "needs; use vit-s or a vision transformer of timm (timm:deit_tiny_patch16_224), or switch use_itm and "
+                    "use_mlm off"
                 )
             self.fusion = Fusion(self.size, config.fusion_layers, encoder.dim, config.predicts_words)
             self.fusion.load_state_dict(self._upper, strict=False)
@@ -112,7 +112,7 @@ class FusedLearner(AlignedLearner):
         self.tokenizer = Tokenizer.from_json(data.tokenizers[self.text]) if kinds[self.text] == "text" else None
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what makes embeddings and fused states, by name: encoders, heads and, where it fuses, fusion."""
+        """Return the networks for embeddings and fused states, by name: encoders, heads and, if it fuses, fusion."""
         found: dict[str, nn.Module] = {"encoders": self.encoders, "heads": self.heads}
         return found | {"fusion": self.fusion} if self.config.fuses else found
 
@@ -131,18 +131,25 @@ class FusedLearner(AlignedLearner):
         return found.text
 
     def see(self, networks: Any, name: str, values: Any, *, fused: bool = False) -> Seen:
-        """One modality's encoder of the student's or the copy's networks; `fused`: with tokens, whose first is the vector."""
+        """Encode one modality.
+
+        Args:
+            networks: the student's or its momentum copy's networks.
+            name: the modality.
+            values: its inputs, a tensor or, for text, token numbers and mask.
+            fused: return the tokens too, whose first is the vector; by default only the vector.
+        """
         encoder = networks["encoders"][name]
         arguments = values if isinstance(values, tuple | list) else (values,)
         if isinstance(encoder, TextEncoder) or (fused and name == self.image):
             tokens = encoder.tokens(*arguments)
             return Seen(tokens[:, 0], tokens if fused else None)
         if isinstance(encoder, VisionTokens) and encoder.prefix:
-            return Seen(encoder.tokens(*arguments)[:, 0])  # what `fused` would give, whatever the model pools
+            return Seen(encoder.tokens(*arguments)[:, 0])  # the vector of `fused=True`, whatever the model's pooling
         return Seen(encoder(*arguments))
 
     def embedded(self, networks: Any, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Unit embeddings of every modality by the student's or the copy's networks; zeros where an item lacks it."""
+        """Compute unit embeddings of every modality by the student's or its copy's networks; zeros where an item lacks it."""
         present, found = batch.get("present", {}), {}
         for name, values in batch["inputs"].items():
             rows = there(present.get(name))
@@ -156,7 +163,7 @@ class FusedLearner(AlignedLearner):
     # --- evaluation
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Retrieval re-ranked by ITM (see `rerank`), among the first 1,000 items."""
+        """Measure retrieval re-ranked by ITM (see `rerank`), among the first 1,000 items."""
         if not (self.config.scores_pairs and self.config.rerank):
             return {}
         items = survey.split(split)
@@ -168,7 +175,7 @@ class FusedLearner(AlignedLearner):
         return self._reranked(parts, pictures)
 
     def _fused_rows(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What ITM needs of each item that has both an image and a text."""
+        """Compute the inputs of ITM for each item that has both an image and a text."""
         both = batch["present"][self.image] & batch["present"][self.text]
         rows = both.nonzero().flatten()
         networks = self.networks()
@@ -183,7 +190,12 @@ class FusedLearner(AlignedLearner):
         return found | {"at": batch["index"][rows]}
 
     def _reranked(self, parts: Sequence[Mapping[str, Tensor]], pictures: Indices | None) -> dict[str, float]:
-        """Recalls of both directions; `pictures`: numbers of all items, equal where they show one picture."""
+        """Compute the recalls of both directions.
+
+        Args:
+            parts: outputs of `_fused_rows`.
+            pictures: numbers of all items, equal for items with the same picture; None: unknown.
+        """
         most = max(part["mask"].shape[1] for part in parts)
         v, f_v, f_t, ids = (torch.cat([part[name] for part in parts]) for name in ("v", "f_v", "f_t", "ids"))
         mask = torch.cat([F.pad(part["mask"], (0, most - part["mask"].shape[1])) for part in parts])
@@ -195,7 +207,7 @@ class FusedLearner(AlignedLearner):
             return self.itm_head(self.fusion(w[texts], mask[texts], v[images])[:, 0])[:, 1]
 
         groups = ids[:, None].cpu()
-        # A picture may stand in several rows, with other words in each: all of them are right for it.
+        # A picture may occur in several rows with different texts. All of them are right for it.
         if pictures is not None:
             at = torch.cat([part["at"] for part in parts]).cpu()
             groups = torch.cat([groups, torch.from_numpy(pictures)[at][:, None]], 1)
@@ -214,7 +226,10 @@ class FusedLearner(AlignedLearner):
 
 
 def sides(config: FusedConfig, kinds: Mapping[str, str], slug: str) -> tuple[str, str]:
-    """The modalities that are image and text; the first and the second where nothing is fused."""
+    """Return the names of the image and the text modality; without fusion, of the first and the second modality.
+
+    Raises CounterpointError for another number of modalities, and for other kinds if the learner fuses.
+    """
     first, second = first_two(kinds)
     if set(kinds.values()) == {"image", "text"}:
         return (first, second) if kinds[first] == "image" else (second, first)

@@ -1,4 +1,4 @@
-"""Words found in pictures: maps of a learner that fuses image and text, and what the run's page shows of them."""
+"""Find words in pictures: compute maps with a learner that fuses image and text, and draw them for the run's page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from counterpoint.encoders.words import tokens_of_words
 from counterpoint.engine.survey import Survey
 from counterpoint.views.images import normalise
 
-DRAWN = 4  # pairs that are drawn, at most
+DRAWN = 4  # maximum number of pairs to draw
 
 
 class Grounding(NamedTuple):
@@ -28,25 +28,25 @@ class Grounding(NamedTuple):
 
 
 def grounding_maps(learner: Any, images: Tensor, texts: Sequence[str], layer: int | None = None) -> Grounding:
-    """Where in an image each word of its text is found: Grad-CAM of ITM's logit on cross-attention (Sec. 6.4 and Appendix).
+    """Map each word of a text to places in its image: Grad-CAM of ITM's logit on cross-attention (Sec. 6.4 and Appendix).
 
-    A map is the mean over heads of attention times the positive part of its gradient, and over the tokens of a word.
+    Multiply attention with the positive part of its gradient. A map is the mean over the heads and over a word's tokens.
 
     Args:
-        learner: a `tasks.fused.FusedLearner` that scores pairs; its mode and gradients are left as they are.
-        images: [n, 3, size, size], uint8 or normalised already.
-        texts: a text for each image.
-        layer: which fusion layer, from 0; default: the third, the paper's, or the last but one if there are fewer. Not the
-            last: the logit is read off the first token, so what words attend to there does not reach it.
+        learner: a `tasks.fused.FusedLearner` that scores pairs; its mode and gradients stay unchanged.
+        images: [n, 3, size, size], uint8 or already normalised.
+        texts: n texts, one per image.
+        layer: number of the fusion layer, from 0. None: the third, as in the paper, or with fewer layers the last but one.
+            The last layer is excluded: the logit depends on its first token alone, not on the attention of words there.
 
-    Maps are not negative, in units of the logit. Raises ValueError for a learner without ITM, numbers that differ, a
-    layer that is not there or the last, and a text without words.
+    Maps are not negative, in units of the logit. Raises ValueError for a learner without ITM and for numbers of images and
+    texts that differ. Raises it too for a missing or the last layer, and for a text without words.
 
     >>> grounding_maps(learner, images, ["a dog on the grass"]).maps.shape   # doctest: +SKIP
     torch.Size([1, 5, 16, 16])
     """
     if not learner.config.scores_pairs or learner.tokenizer is None:
-        raise ValueError("learner has no ITM, whose logit the maps explain")
+        raise ValueError("learner has no ITM head, whose logit the maps explain; train with use_itm")
     if len(images) != len(texts) or not len(texts):
         raise ValueError(f"texts must be one for each image, got {len(texts)} for {len(images)}")
     last = learner.config.fusion_layers - 1
@@ -69,7 +69,7 @@ def grounding_maps(learner: Any, images: Tensor, texts: Sequence[str], layer: in
             assert v is not None
             assert w is not None
             kept: list[Tensor] = []
-            # Nothing before the fusion encoder needs a gradient; attention does, whether or not weights are frozen.
+            # Attention needs a gradient even if weights are frozen. Networks before the fusion encoder need none.
             states = learner.fusion(w.requires_grad_(), mask, v, kept)
             logit = learner.itm_head(states[:, 0])[:, 1].sum()
             (gradient,) = torch.autograd.grad(logit, kept[layer])
@@ -86,9 +86,9 @@ def maps_of_words(
     """Draw test pictures with a map for each word of their texts: rows of a figure of the kind "maps".
 
     Args:
-        survey: where the pairs come from; they are spread evenly over the test split, and have both sides.
+        survey: source of the pairs, which have both modalities and are spread evenly over the test split.
         image, text: names of the two modalities.
-        ground: (image [1, 3, size, size] of uint8, its text) -> the words, and their maps [words, rows, columns].
+        ground: maps an image [1, 3, size, size] of uint8 and its text to the words and their maps [words, rows, columns].
     """
     split, rows = survey.split("test"), []
     at = np.linspace(0, len(split) - 1, min(len(split), 4 * DRAWN)).astype(np.int64)

@@ -1,10 +1,10 @@
-"""What the tasks that read pictures have in common (`views`, `labelled`): batches, settings, an encoder with its views.
+"""Define the common parts of the tasks with pictures (`views`, `labelled`): batches, settings, an encoder with its views.
 
 A training batch, before and after the learner has drawn its views:
 
     batch["image"]   [B, 3, H, W] uint8
     batch["index"]   [B] positions in the training set, for state kept per example
-    batch["label"]   [B] int64, or None where nothing is labelled
+    batch["label"]   [B] int64, or None without labels
     batch["views"]   list of V float tensors [B, 3, S, S], normalised
 """
 
@@ -34,35 +34,35 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
-BATCH = 256  # of evaluation
+BATCH = 256  # images in a batch of the evaluation
 
 
 @dataclass
 class ImagesConfig(OptimConfig):
-    """What every learner from pictures can be told."""
+    """Settings of every learner from pictures."""
 
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 256
-    """Images in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
+    """Images in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     encoder: str = "torchvision:resnet50"
-    """The network that is trained and kept: resnet-s, conv-s, mlp-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
+    """The network to train and keep: resnet-s, conv-s, mlp-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
-    """Start from published weights where the encoder has them."""
+    """Start from published weights if the encoder has them."""
     recipe: str = "simclr"
-    """How views are made: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
     digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
     neighbours: int = 20
-    """k of the k-nearest-neighbours evaluation."""
+    """Number of neighbours in the k-nearest-neighbours evaluation."""
     bank: int = 10000
-    """Training images whose features evaluation may use at most."""
+    """Maximum number of training images whose features the evaluation uses."""
     workers: int = 0
-    """Processes that read images ahead; 0 reads in the main process."""
+    """Number of processes that load images; 0: load in the main process."""
     parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
-    """Settings of the parts over the system, by slug."""
+    """Settings of the parts added to the system, by slug."""
 
     counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "evaluate_every", "neighbours", "bank")
 
@@ -75,16 +75,16 @@ class ImagesConfig(OptimConfig):
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def check_batch(self) -> None:
-        """Raise CounterpointError for a batch too small to learn from; here any will do."""
+        """Raise CounterpointError for too small a batch; this class accepts any size."""
 
     def check(self) -> None:
-        """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
+        """Raise CounterpointError for unknown names of networks and views. Runs before data are read."""
         check_image_encoder(self.encoder)
         check_recipe(self.recipe)
         self.check_batch()
 
     def facts(self, data: ImageData) -> dict[str, Any]:
-        """What a learner of these settings has to know of the data, fit for JSON."""
+        """Return the facts of the data that a learner with these settings needs, fit for JSON."""
         found = data.spec | {"class_names": list(data.classes), "examples": len(data.train)}
         for part in self.parts.values():
             found |= part.facts(data)
@@ -92,7 +92,7 @@ class ImagesConfig(OptimConfig):
 
 
 class ImageLearner(Learner):
-    """An encoder and the views it is trained on. Subclasses add heads and the loss of batch["views"]."""
+    """An encoder and its training views. Subclasses add heads and the loss of batch["views"]."""
 
     crops: ClassVar[int] = 1
 
@@ -100,7 +100,9 @@ class ImageLearner(Learner):
         super().__init__(seed)
         self.config = config
         self.size = data.size
-        self.examples: int | None = getattr(data, "examples", None)  # that positions in the training set count
+        self.examples: int | None = getattr(
+            data, "examples", None
+        )  # number of training images, to which positions refer
         torch.manual_seed(seed)
         self.encoder = build_image_encoder(
             config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
@@ -109,15 +111,15 @@ class ImageLearner(Learner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        # State kept by position, and the order of an epoch, would be of other images than before the interruption.
+        # State by position and an epoch's order refer to the images before the interruption.
         if self.examples not in (None, survey.examples):
             raise DataError(
-                f"the data has {survey.examples} training images now, this run was begun on {self.examples}: bring back the set "
-                "as it was, or start a new run"
+                f"the data has {survey.examples} training images now, this run was begun on {self.examples}; restore the set, or "
+                "start a new run"
             )
 
     def build_views(self) -> ViewPipeline:
-        """How views are made of the images."""
+        """Build the pipeline that makes views of the images."""
         return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class ImageLearner(Learner):
         return batch | {"views": self.views.apply(batch["image"], parameters)}
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        """Features of normalised images, what evaluation and export use."""
+        """Compute the features of normalised images, for evaluation and export."""
         return self.encoder(images)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +148,9 @@ class ImageBatches(Dataset[dict[str, Any]]):
     """A split, or some of its images, read by lists of positions.
 
     Args:
-        split: of an image set.
-        rows: the images that positions count; default: all. batch["index"] holds positions in the split all the same.
-        labels: [len(split)] to be handed over instead of the split's own.
+        split: a split of an image set.
+        rows: positions of the images to use; None: all. batch["index"] holds positions in the split in either case.
+        labels: [len(split)] labels that replace the split's own; None: the split's.
     """
 
     def __init__(self, split: ImageSplit, rows: Indices | None = None, labels: Indices | None = None) -> None:
@@ -169,7 +171,7 @@ class ImageBatches(Dataset[dict[str, Any]]):
 
 
 class EvaluationBatches(Dataset[dict[str, Any]]):
-    """Normalised images of several parts, one after the other; batch["part"] is the part's name."""
+    """Normalised images of several parts in turn; batch["part"] is the part's name."""
 
     def __init__(self, parts: Sequence[tuple[str, ImageSplit, Indices]]) -> None:
         self.at = [
@@ -188,12 +190,12 @@ class EvaluationBatches(Dataset[dict[str, Any]]):
 
 
 def chosen_bank(rows: Indices, limit: int) -> Indices:
-    """At most `limit` of these positions, always the same ones, in order."""
+    """Select at most `limit` of these positions, always the same, in order."""
     return np.sort(rows[np.random.default_rng(0).permutation(len(rows))[:limit]])
 
 
 class ImageTask:
-    """Training batches and facts of one source of images; what a task's own file adds is how the outcome is measured."""
+    """Training batches and facts of one source of images. Each task's file adds its evaluation."""
 
     name: ClassVar[str]
     headline: ClassVar[str]  # the measure it judges by
@@ -203,7 +205,9 @@ class ImageTask:
 
     def __init__(self, data: ImageData, config: ImagesConfig) -> None:
         if not isinstance(data, ImageData):
-            raise CounterpointError(f"{data.name} gives no single images, which the task {self.name} learns from")
+            raise CounterpointError(
+                f"{data.name} has no single images, which the task {self.name} needs; name a source of images"
+            )
         self.data = data
         self.config: Any = config
         self.rows = self.training_rows()
@@ -211,23 +215,23 @@ class ImageTask:
             raise DataError(f"{data.name}: needs at least 2 test images, has {len(data.test)}")
 
     def split(self, name: str) -> ImageSplit:
-        """Return the split of this name: train, valid or test. CounterpointError for another."""
+        """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""
         return named_split(self.data, name)
 
     def asked(self, name: str) -> Indices:
-        """Positions of the images of the split valid or test that are measured."""
+        """Return the positions of the images to measure in the split valid or test."""
         return np.arange(len(self.split(name)))
 
     def evaluation_batch(self, split: str | ImageSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
-        """Return these images of a split as a learner's `predict` takes them: normalised, nothing varied."""
+        """Return these images of a split as a learner's `predict` takes them: normalised, no augmentation."""
         found = ImageBatches(self.split(split) if isinstance(split, str) else split)[list(map(int, rows))]
         return found | {"image": normalise(found["image"]), "part": "survey"}
 
     def check_training(self) -> None:
-        """DataError where an epoch would have no step, or nothing to watch training on."""
+        """Raise DataError if an epoch would have no step, or if the valid split is too small to monitor training."""
         data, config = self.data, self.config
         check_watched(data.name, len(self.asked("valid")), self.watched)
-        # An epoch may see fewer than there are (see ImageData.epoch).
+        # An epoch may have fewer images than the set (see ImageData.epoch).
         seen = min(len(self.rows), data.epoch or len(self.rows))
         if seen < config.batch_size:
             raise DataError(
@@ -236,16 +240,16 @@ class ImageTask:
             )
 
     def training_rows(self) -> Indices:
-        """Positions of the images that are trained on."""
+        """Return the positions of the training images to use."""
         return np.arange(len(self.data.train))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What a learner is built from besides its settings."""
+        """The facts from which a learner is built, besides its settings."""
         return self.config.facts(self.data)
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """CounterpointError when a run trained on other data cannot be measured on this."""
+        """Raise CounterpointError if these data do not fit a run that was trained on other data."""
         for name in ("size", "channels"):
             if trained[name] != self.data.spec[name]:
                 raise CounterpointError(
@@ -253,7 +257,7 @@ class ImageTask:
                 )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
-        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own, of `rows`."""
+        """Return the batches of a fit, which depend only on seed and epoch; `batches`, of `rows`, replaces them for a stage."""
         batches = self.batches() if batches is None else batches
         return self.loader(ImageBatches(self.data.train, self.rows), batches.bind(seed, position, *processes()))
 
@@ -263,5 +267,5 @@ class ImageTask:
         return DataLoader(images, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
 
     def batches(self) -> Batches:
-        """Return which of `rows` a step sees."""
+        """Return the batches of an epoch, as positions in `rows`."""
         return Batches(len(self.rows), self.config.batch_size, drop_last=True, items=self.data.epoch)

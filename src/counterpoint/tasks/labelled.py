@@ -1,19 +1,27 @@
-"""The task `labelled`: learn from pictures and their classes, judged by the classes of pictures never seen.
+"""Define the task `labelled`: learn from pictures and their classes; the evaluation classifies unseen pictures.
 
 A training batch, before and after the learner has drawn its views:
 
     batch["image"]   [B, 3, H, W] uint8
     batch["index"]   [B] positions in the training set, for state kept per example
-    batch["label"]   [B] int64; -1 where a semi-supervised learner is not told the class
+    batch["label"]   [B] int64; -1 where the class is hidden from a semi-supervised learner
     batch["views"]   list of V float tensors [B, 3, S, S], normalised
 
-Pictures of no class (label -1 in the source) are left out, but for semi-supervised learners.
+Pictures without a class (label -1 in the source) are left out, except for semi-supervised learners.
 
-A learner's `predict` gives "logits" [n, classes] for a test batch, and may give others under "<name>_logits" (a teacher's):
-measured are the share of test pictures classified right and the mean over the classes of each one's share. A learner that
-has no classifier gives "feature" [n, dim] alone: measured are the share of pictures whose nearest neighbours in the
-training set vote for the right class (which is its `accuracy`), the share whose nearest neighbour in the test set has the
-same class, and at the end a linear probe. All of them are functions of plain arrays.
+A learner with a classifier returns "logits" [n, classes] for a test batch from `predict`. It may also return others as
+"<name>_logits" (a teacher's). For each, the evaluation measures:
+
+- the share of test pictures classified right.
+- the mean of this share over the classes.
+
+A learner without a classifier returns only "feature" [n, dim]. The evaluation measures:
+
+- the share of pictures whose nearest neighbours in the training set vote for the right class; this is its `accuracy`.
+- the share of pictures whose nearest neighbour in the test set has the same class.
+- a linear probe, at the end.
+
+All measures are functions of plain arrays.
 """
 
 from __future__ import annotations
@@ -56,20 +64,21 @@ from counterpoint.tasks.measures import (
 
 
 def macro_recall(table: Int[Tensor, "classes classes"]) -> float:
-    """Return the mean over the classes of the share of each one's items that are classified right.
+    """Compute the mean over the classes of the share of each class's items that are classified right.
 
     Args:
-        table: a confusion matrix, rows are the truth. Classes without items are left out.
+        table: a confusion matrix whose rows are the truth. Classes without items are left out.
     """
     count = table.sum(1)
     return float((table.diagonal()[count > 0] / count[count > 0]).mean())
 
 
 def recall_at_1(features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
-    """Return the share of items whose nearest other item (by cosine) has their class.
+    """Compute the share of items whose nearest other item (by cosine) has their class.
 
-    The retrieval measure of metric learning (Oh Song et al. 2016, arXiv 1511.06452). Items that are alone in their class do
-    not count; nan when every item is. Of items that tie for the nearest the share that is right counts.
+    This is the retrieval measure of metric learning (Oh Song et al. 2016, arXiv 1511.06452). Items that are alone in their
+    class do not count; the result is nan if every item is alone. If several items tie for the nearest, the share of right
+    ones among them counts.
     """
     x = F.normalize(features.float(), dim=1)
     keys, asked = Keys(x), (labels.bincount()[labels] > 1).nonzero().squeeze(1)
@@ -84,7 +93,7 @@ def recall_at_1(features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> 
 
 
 def recall_at_1_chance(labels: Int[Tensor, " n"]) -> float:
-    """Return `recall_at_1` on average when the nearest other item is drawn at random; nan when every item is alone."""
+    """Return the mean of `recall_at_1` if the nearest other item is drawn at random; nan if every item is alone."""
     counts = labels.bincount().double()
     counts = counts[counts > 1]
     if not len(counts):
@@ -97,10 +106,10 @@ def recall_at_1_chance(labels: Int[Tensor, " n"]) -> float:
 
 @dataclass
 class LabelledConfig(ImagesConfig):
-    """What every learner of this task can be told."""
+    """Settings of every learner of this task."""
 
     recipe: str = "weak"
-    """How views are made: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
     digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
 
@@ -109,14 +118,14 @@ class LabelledConfig(ImagesConfig):
 
 @dataclass
 class EmbeddingConfig(LabelledConfig):
-    """What learners of an embedding can be told."""
+    """Settings of learners of an embedding."""
 
     hidden: int = 2048
     """Width of the projector's hidden layer."""
     projection: int = 128
-    """Width of what the projector gives to the loss."""
+    """Width of the projector's output, which the loss compares."""
     images_per_class: int = 0
-    """Build batches of so many images of each of batch_size / images_per_class classes; 0 takes images as they come."""
+    """Images of each class in a batch, from batch_size / images_per_class classes; 0: draw images regardless of class."""
 
     classifies: ClassVar[bool] = False
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
@@ -131,23 +140,23 @@ class EmbeddingConfig(LabelledConfig):
 
 @dataclass
 class SemiSupervisedConfig(LabelledConfig):
-    """What learners that are told few classes can be told."""
+    """Settings of semi-supervised learners."""
 
     labels_per_class: int = 400
-    """Training images of each class whose class is known, chosen by the seed; 0: of all that have one."""
+    """Training images of each class that keep their label, chosen by the seed; 0: all."""
     labelled_batch: int = 62
-    """Images of known class in each batch; 0 takes images as they come, known or not."""
+    """Images of known class in each batch; 0: draw images regardless of whether their class is known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels_per_class < 0 or not 0 <= self.labelled_batch < self.batch_size:
             raise CounterpointError(
-                f"labels_per_class must not be negative and labelled_batch lie below batch_size ({self.batch_size}), got "
-                f"{self.labels_per_class} and {self.labelled_batch}"
+                f"labels_per_class must not be negative and labelled_batch must lie below batch_size ({self.batch_size}), "
+                f"got {self.labels_per_class} and {self.labelled_batch}"
             )
 
 
-# What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
+# Settings for a small set of small pictures on a few cores, which replace the papers'. Systems add their own.
 LAPTOP: dict[str, Any] = {
     "epochs": 20,
     "batch_size": 128,
@@ -164,8 +173,10 @@ LAPTOP: dict[str, Any] = {
 
 
 def cross_entropy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Summed over the items of known class (label >= 0) and divided by the number of all, those of the other processes
-    included; where all are known it is the mean."""
+    """Sum the cross-entropy over the items of known class (label >= 0), and divide it by the number of all items.
+
+    All items include those of the other processes. If all classes are known, the result is the mean.
+    """
     return global_mean(F.cross_entropy(logits, labels, ignore_index=-1, reduction="none"))
 
 
@@ -185,7 +196,7 @@ class LabelledLearner(ImageLearner):
 
 
 def _endless(items: Indices, count: int, generator: np.random.Generator) -> Indices:
-    """The items in random order, again and again in another one, `count` in all."""
+    """Repeat the items in a new random order each time, until there are `count`."""
     turns = -(-count // len(items))
     return np.concatenate([generator.permutation(items) for _ in range(turns)] or [items])[:count]
 
@@ -193,7 +204,7 @@ def _endless(items: Indices, count: int, generator: np.random.Generator) -> Indi
 class ClassBatches(Batches):
     """Batches of `per_class` images of each of some classes (P classes x K images: Hermans et al. 2017, arXiv 1703.07737).
 
-    Classes take turns and so do the images of a class, whose number does not matter: rare classes are seen as often.
+    Classes take turns, and so do the images of a class. Rare classes therefore occur as often as others.
     """
 
     def __init__(self, labels: Indices, per_class: int, batch_size: int) -> None:
@@ -211,9 +222,9 @@ class ClassBatches(Batches):
 
 
 class TwoStreams(Batches):
-    """Batches with `labelled` images of known class in front of those of unknown class; an epoch is a pass over the latter.
+    """Batches with `labelled` images of known class, followed by images of unknown class.
 
-    As the authors of the mean teacher do (arXiv 1703.01780).
+    An epoch is one pass over the images of unknown class. Source: the authors' code of the mean teacher (arXiv 1703.01780).
     """
 
     def __init__(self, known: Indices, unknown: Indices, labelled: int, batch_size: int) -> None:
@@ -231,7 +242,7 @@ class TwoStreams(Batches):
 
 
 def known_labels(labels: Indices, per_class: int, seed: int) -> Indices:
-    """Labels of which `per_class` of each class are kept, chosen by the seed, and the others are -1; 0 keeps all."""
+    """Keep `per_class` labels of each class, chosen by the seed, and set the others to -1; 0 keeps all."""
     if not per_class:
         return labels
     order = np.random.default_rng([seed, per_class]).permutation(len(labels))
@@ -243,7 +254,7 @@ def known_labels(labels: Indices, per_class: int, seed: int) -> Indices:
 
 
 class LabelledEvaluator:
-    """Accuracy and mean recall of every classifier, or of what an embedding's neighbours say."""
+    """Accuracy and mean recall of every classifier, or the accuracy of nearest neighbours in an embedding."""
 
     def __init__(self, config: LabelledConfig, classes: tuple[str, ...]) -> None:
         self.config, self.classes = config, classes
@@ -282,7 +293,7 @@ class LabelledEvaluator:
         return found
 
     def chance(self) -> dict[str, float]:
-        """Return the chance level of every figure that `compute` found: 1 / classes, and that of a random neighbour."""
+        """Return the chance level of every figure of `compute`: 1 / classes, and that of a random neighbour."""
         labels = torch.cat(self.labels["test"]) if self.labels["test"] else torch.zeros(0, dtype=torch.int64)
         guess = class_chance(len(self.classes))
         if "test/feature" in self.outputs:
@@ -321,8 +332,8 @@ class LabelledTask(ImageTask):
         labelled, classes = _labelled(self.data.train.labels), self.data.classes
         if len(classes) < 2 or not len(labelled):
             raise DataError(
-                f"{self.data.name} has {'one class' if classes and len(labelled) else 'no labels'}; the task labelled learns "
-                "to tell at least two classes apart. Pictures without labels are for systems of the task views (see "
+                f"{self.data.name} has {'one class' if classes and len(labelled) else 'no labels'}; the task labelled needs "
+                "at least two classes. For pictures without labels, use a system of the task views (see "
                 "counterpoint systems)"
             )
         return super().training_rows() if isinstance(self.config, SemiSupervisedConfig) else labelled
@@ -332,7 +343,7 @@ class LabelledTask(ImageTask):
         if self.config.classifies and list(trained["class_names"]) != list(self.data.classes):
             raise CounterpointError(
                 f"{self.data.name} has other classes ({_few(self.data.classes)}) than the run was trained on "
-                f"({_few(trained['class_names'])})"
+                f"({_few(trained['class_names'])}); use data with the run's classes"
             )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
@@ -362,7 +373,7 @@ class LabelledTask(ImageTask):
         return ClassBatches(labels, per_class, self.config.batch_size)
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches for `evaluator(split)`, in order: the bank where there is no classifier, the images of the split."""
+        """Return the batches for `evaluator(split)`: the bank if there is no classifier, then the images of the split."""
         parts = [("test", self.split(split), self.asked(split))]
         if not self.config.classifies:
             bank = chosen_bank(_labelled(self.data.train.labels), self.config.bank)

@@ -1,4 +1,4 @@
-"""Moments found in a video: their times, scores and pictures, and how well they agree with the truth."""
+"""Describe the moments found in a video: times, scores, pictures and agreement with the truth."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Thumbnail:
 
 @dataclass
 class Detection:
-    """What was found in one video file."""
+    """The result of the detection in one video file."""
 
     video: Path
     duration: float  # seconds
     snippet_seconds: float
     score: NDArray[np.float32]  # [T] fused probability of each snippet
-    audio: NDArray[np.float32]  # [T] the audio stream's own
-    visual: NDArray[np.float32]  # [T] the visual stream's own
+    audio: NDArray[np.float32]  # [T] probability by the audio stream alone
+    visual: NDArray[np.float32]  # [T] probability by the visual stream alone
     threshold: float
     intervals: list[Interval]
     thumbnails: list[Thumbnail]
@@ -54,7 +54,7 @@ class Detection:
     def precision(self) -> tuple[float, float] | None:
         """Return frame-level average precision and its chance level (the true share), both 0..1.
 
-        None where the truth is unknown or has no moment in the video.
+        Return None if the truth is unknown or has no moment in the video.
         """
         frames = 16
         middle = (np.arange(len(self.score) * frames) + 0.5) * self.snippet_seconds / frames
@@ -69,7 +69,7 @@ class Detection:
         return frame_ap(logits[None], [len(self.score)], true, frames), float(true.mean())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the pictures, for JSON."""
+        """Return all fields except the pictures, for JSON."""
         precision = self.precision()
         return {
             "video": str(self.video),
@@ -89,13 +89,13 @@ class Detection:
 
 
 def intervals(score: NDArray[np.float32], threshold: float, snippet_seconds: float, duration: float) -> list[Interval]:
-    """Return the stretches of snippets above the threshold, those with a single snippet between them joined.
+    """Return the stretches of snippets above the threshold. Join stretches with a single snippet between them.
 
     Args:
         score: [T] probabilities.
-        threshold: strict lower bound.
-        snippet_seconds: length of a snippet.
-        duration: seconds of video; beginnings, ends and peaks are clipped to it.
+        threshold: strict lower bound of the scores in a stretch, 0 to 1.
+        snippet_seconds: length of a snippet in seconds.
+        duration: length of the video in seconds; beginnings, ends and peaks are clipped to it.
     """
     above = np.flatnonzero(score > threshold)
     if len(above) == 0:

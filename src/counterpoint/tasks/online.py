@@ -1,10 +1,10 @@
-"""Callbacks that measure a representation while it learns: a linear classifier and nearest neighbours.
+"""Measure a representation during training with callbacks: a linear classifier and nearest neighbours.
 
 >>> from counterpoint import training
 >>> from counterpoint.tasks.online import OnlineProbe
 >>> run = training.train("simclr", data="digits", callbacks=[OnlineProbe()])   # doctest: +SKIP
 
-They see features without a gradient, so the learner ends with the weights that it would have without them.
+Their features have no gradient, so they do not change the learner's weights.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ Features = Callable[[Learner, dict[str, Any]], Tensor]
 
 
 def features(learner: Learner, batch: dict[str, Any]) -> Tensor:
-    """Return [n, dim] features of a prepared training batch, of its first view, or of an evaluation batch.
+    """Compute the features [n, dim] of an evaluation batch, or of the first view of a prepared training batch.
 
-    Several modalities are put side by side. CounterpointError for a learner that gives neither features nor embeddings.
+    Concatenate the features of several modalities. Raises CounterpointError for a learner without features or embeddings.
     """
     if "views" in batch and isinstance(batch["views"], list):
         batch = batch | {"image": batch["views"][0]}
     found = learner.predict(batch)
     value = found.get("feature", found.get("embedding"))
     if value is None:
-        raise CounterpointError(f"{type(learner).__name__} gives no features that a callback could measure")
+        raise CounterpointError(
+            f"{type(learner).__name__} returns no feature or embedding; pass `features` to the callback"
+        )
     return torch.cat(list(value.values()), 1) if isinstance(value, Mapping) else value
 
 
 class _Online(Callback):
-    """What both have in common: features in evaluation mode, without gradient."""
+    """The base of both callbacks: features in evaluation mode, without gradient."""
 
     learner: Learner
 
@@ -54,11 +56,13 @@ class _Online(Callback):
         assert learner.survey is not None
         for name in ("train", "valid"):
             if getattr(learner.survey.split(name), "labels", None) is None:
-                raise CounterpointError(f"{type(self).__name__} needs classes, the {name} split has none")
+                raise CounterpointError(
+                    f"{type(self).__name__} needs classes, the {name} split has none; use labelled data"
+                )
 
     @torch.no_grad()
     def seen(self, batch: dict[str, Any]) -> Tensor:
-        """Return the features of a batch; the learner's mode and random state are left as they were."""
+        """Return the features of a batch. Keep the learner's mode and random state unchanged."""
         learner, training = self.learner, self.learner.training
         modes = [(module, module.training) for module in learner.modules()]
         learner.eval()
@@ -80,17 +84,17 @@ class _Online(Callback):
 
 
 class OnlineProbe(_Online):
-    """A linear classifier that learns beside the learner, on its features of each batch's first view.
+    """A linear classifier that trains together with the learner, on its features of each batch's first view.
 
-    It adds to each epoch's row `probe/train_accuracy`, of the epoch's batches, each before it was learned from, and
-    `probe/accuracy` on `valid`. It costs one forward pass a step, and one over `valid` an epoch.
+    It adds two accuracies to each epoch's row. `probe/train_accuracy` is that of the epoch's batches, each measured before
+    its step. `probe/accuracy` is that on `valid`. The costs are one forward pass per step and one over `valid` per epoch.
 
     Args:
-        lr: learning rate of Adam.
-        every: epochs between measurements on `valid`, at least 1.
-        features: (learner, batch) -> [n, dim]; default: see `features`.
+        lr: learning rate of Adam, > 0; by default 1e-3.
+        every: epochs between measurements on `valid`, at least 1 (default).
+        features: maps learner and batch to [n, dim]; by default the function `features`.
 
-    It is trained on without interruption when a run resumes. Raises CounterpointError where nothing is labelled.
+    A resumed run restores the classifier. Raises CounterpointError for data without labels.
     """
 
     def __init__(self, lr: float = 1e-3, every: int = 1, features: Features = features) -> None:
@@ -110,7 +114,7 @@ class OnlineProbe(_Online):
         self.classes = int(torch.cat(labels).max()) + 1
 
     def _make(self, dim: int) -> None:
-        """Make the classifier; its start is 0, so nothing is drawn."""
+        """Build the classifier. Its weights start at 0, so it draws no random numbers."""
         self.network = nn.utils.skip_init(nn.Linear, dim, self.classes).to(self.learner.device)
         nn.init.zeros_(self.network.weight)
         nn.init.zeros_(self.network.bias)
@@ -120,7 +124,7 @@ class OnlineProbe(_Online):
     def on_step(self, learner: Learner, batch: dict[str, Any], losses: Mapping[str, Tensor]) -> None:
         labels = batch.get("label")
         if labels is None:
-            raise CounterpointError("OnlineProbe needs classes, the batches have none")
+            raise CounterpointError("OnlineProbe needs classes, the batches have none; use labelled data")
         known = labels >= 0
         rows, wanted = _standard(self.seen(batch))[known], labels[known]
         if self.network is None or self.network.in_features != rows.shape[1]:  # or a stage changed the representation
@@ -168,12 +172,12 @@ class OnlineKnn(_Online):
     """The accuracy of nearest neighbours on `valid`, as `knn/accuracy` in an epoch's row.
 
     Args:
-        k: neighbours that vote, at least 1.
-        every: epochs between measurements, at least 1.
-        bank: labelled training items that are neighbours, at most, always the same ones.
-        features: (learner, batch) -> [n, dim]; default: see `features`.
+        k: number of neighbours that vote, at least 1; by default 20.
+        every: epochs between measurements, at least 1 (default).
+        bank: maximum number of labelled training items to search, always the same items; by default 10,000.
+        features: maps learner and batch to [n, dim]; by default the function `features`.
 
-    Raises CounterpointError where nothing is labelled.
+    Raises CounterpointError for data without labels.
     """
 
     def __init__(self, k: int = 20, every: int = 1, bank: int = 10000, features: Features = features) -> None:
@@ -199,5 +203,5 @@ class OnlineKnn(_Online):
 
 
 def _standard(rows: Tensor) -> Tensor:
-    """Rows scaled to the length of a standard normal vector, so that one learning rate fits all encoders."""
+    """Scale rows to the length of a standard normal vector, so that one learning rate fits all encoders."""
     return nn.functional.normalize(rows, dim=1) * rows.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""Ranks of matching snippets, and the piece that a query's snippets come from."""
+"""Rank matching snippets, and identify the piece that a query's snippets come from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from counterpoint.tasks.measures import retrieval_ranks
 
 
 class RetrievalMetrics(NamedTuple):
-    """How the right snippets rank. `hits[k]` counts queries with theirs among the first k."""
+    """Ranks of the right snippets. `hits[k]` counts the queries whose right snippet is among the first k."""
 
     ranks: Int[Tensor, " n"]
     mean_rank: float
     med_rank: float
-    map: float  # mean reciprocal rank, which mean average precision is with one right answer
+    map: float  # mean reciprocal rank, which equals mean average precision with one right answer
     mean_dist: float  # mean cosine distance between queries and their matches
     hits: dict[int, int]
 
@@ -31,11 +31,17 @@ class RetrievalMetrics(NamedTuple):
 def retrieval_metrics(
     query: Float[Tensor, "n dim"], database: Float[Tensor, "n dim"], at: Sequence[int] = (1, 5, 10, 25)
 ) -> RetrievalMetrics:
-    """Rank, from 1, of row i of the database by cosine similarity to row i of the query, and what follows.
+    """Rank row i of the database, from 1, by its cosine similarity to row i of the query.
 
-    Rows are normalised here. What ties with the match counts before it, so that embeddings which are all alike find
-    nothing (the authors' code breaks ties by position). Raises ValueError for shapes that differ, no rows and values
-    that are not finite. Source: the authors' code, utils/train_utils.py.
+    This function normalises rows. Rows that tie with the match count before it, so that equal embeddings find nothing. The
+    authors' code breaks ties by position.
+
+    Args:
+        query, database: rows, of which row i matches row i.
+        at: numbers k of `hits`; by default 1, 5, 10 and 25.
+
+    Raises ValueError for different shapes, no rows and values that are not finite. Source: the authors' code,
+    utils/train_utils.py.
 
     >>> retrieval_metrics(torch.eye(3), torch.eye(3).roll(1, 0)).map  # each match ties with a wrong one
     0.3333333333333333
@@ -55,7 +61,7 @@ def retrieval_metrics(
 
 
 def _directions(**rows: Tensor) -> list[Tensor]:
-    """Unit rows; ValueError where they have no direction."""
+    """Normalise rows. Raises ValueError for values that are not finite."""
     for name, value in rows.items():
         if holds(~value.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinite values")
@@ -63,7 +69,7 @@ def _directions(**rows: Tensor) -> list[Tensor]:
 
 
 class PieceVotes(NamedTuple):
-    """Candidate pieces, best first. A piece without a vote has the rank of the last one that has some."""
+    """Candidate pieces, best first. A piece without a vote has the rank of the last piece with votes."""
 
     pieces: Int[Tensor, " p"]
     votes: Int[Tensor, " p"]
@@ -79,19 +85,20 @@ def identify_pieces(
     neighbours: int = 25,
     snippets: int = 100,
 ) -> PieceVotes:
-    """Which piece the snippets of one query come from: each votes for the pieces of its nearest ones.
+    """Identify the piece of a query's snippets: each snippet votes for the pieces of its nearest snippets.
+
+    This function normalises rows. Among pieces with equal votes, the nearer piece is first.
 
     Args:
         query: snippets of one piece in their order, in one modality.
-        database: snippets of all candidate pieces in the other.
-        pieces: the piece of each of the database's.
-        neighbours: how many a snippet retrieves, each of which is a vote.
-        snippets: of the query, equally spaced; all when there are fewer.
+        database: snippets of all candidate pieces in the other modality.
+        pieces: number of the piece of each row of the database.
+        neighbours: number of snippets that a query's snippet retrieves, each of which is a vote; by default 25.
+        snippets: number of the query's snippets to use, equally spaced; by default 100. All if there are fewer.
 
-    Rows are normalised here; of pieces with equally many votes the nearer is first. Raises ValueError for shapes that
-    do not fit, nothing to compare, numbers below 1 and values that are not finite. The task `aligned` measures the same
-    of every test split whose items have groups, with all snippets of each piece (`<a>_to_<b>_group_accuracy`,
-    `..._group_mrr`). Source: the authors' code, audio_sheet_server.py.
+    Raises ValueError for shapes that do not fit, no rows, numbers below 1 and values that are not finite. The task `aligned`
+    measures the same on test splits with groups, with all snippets of each piece. Its figures are
+    `<a>_to_<b>_group_accuracy` and `..._group_mrr`. Source: the authors' code, audio_sheet_server.py.
 
     >>> identify_pieces(torch.eye(3)[:2], torch.eye(3), torch.tensor([7, 7, 4]), neighbours=1).pieces
     tensor([7, 4])
@@ -113,7 +120,7 @@ def identify_pieces(
     votes = torch.bincount(voted, minlength=len(names))
     nearness = similarity.new_zeros(len(names), dtype=torch.float64)
     nearness.index_add_(0, voted, similarity.flatten().double())
-    # The nearer first, then, keeping that order among equals, those with more votes.
+    # Sort by nearness, then by votes; the second sort is stable.
     order = nearness.argsort(descending=True, stable=True)
     order = order[votes[order].argsort(descending=True, stable=True)]
     ranks = torch.arange(1, len(names) + 1, device=order.device).clamp(max=int((votes > 0).sum()))

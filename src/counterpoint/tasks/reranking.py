@@ -1,4 +1,4 @@
-"""Retrieval that a scorer of pairs re-ranks: the nearest keys by similarity are scored pair by pair.
+"""Re-rank retrieval with a scorer of pairs: score the nearest keys by similarity pair by pair.
 
 Source: evaluation() of the authors' Retrieval.py of ALBEF (arXiv 2107.07651).
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from counterpoint.core.checks import need_positive
 from counterpoint.tasks.measures import retrieval
 
-PAIRS = 256  # pairs that are scored at a time
+PAIRS = 256  # pairs scored per call
 
 
 def rerank(
@@ -24,14 +24,14 @@ def rerank(
     score: Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor, " pairs"]],
     k: int,
 ) -> Float[Tensor, "n m"]:
-    """Scores for ranking: of each query's k nearest keys by similarity what `score` says, -100 for all others.
+    """Compute scores for ranking: the value of `score` for each query's k nearest keys, -100 for all others.
 
     Args:
-        similarity: of queries (rows) and keys.
-        score: (queries, keys), numbers of rows and columns, -> a score each, such as ITM's logit; asked for 256 at a time.
-        k: > 0; more than there are keys is all of them.
+        similarity: similarity of queries (rows) and keys (columns).
+        score: maps numbers of rows and of columns to a score per pair, such as ITM's logit. One call has at most 256 pairs.
+        k: > 0, number of keys to score; a larger number than there are keys means all.
 
-    Raises ValueError for a k that is not positive.
+    Raises ValueError if k is not positive.
 
     >>> rerank(torch.tensor([[3.0, 2.0, 1.0]]), lambda query, key: key.float(), 2)
     tensor([[   0.,    1., -100.]])
@@ -57,9 +57,9 @@ def reranked_retrieval(
 
     Args:
         first, second: name and unit embeddings of each side; row i of one belongs to row i of the other.
-        score: (rows of the first, rows of the second) -> a score each.
-        k: > 0, how many of the nearest keys are scored.
-        groups: numbers of each item; items that share one are right for each other.
+        score: maps rows of the first and rows of the second to a score per pair.
+        k: > 0, number of nearest keys to score.
+        groups: numbers of each item; items that share a number in any column are right for each other.
 
     Returns `reranked_<first>_to_<second>_r1` and so on, and `reranked_mean_recall`.
     """
@@ -71,7 +71,7 @@ def reranked_retrieval(
     everyone = torch.eye(len(x), device=x.device)
     found: dict[str, float] = {}
     for one, other, similarity, asked in both:
-        # Each key is one place of its own, so that products with the scores are the scores.
+        # Keys are one-hot rows, so that their products with the scores are the scores.
         measured = retrieval(rerank(similarity, asked, k), everyone, groups, groups)
         found |= {f"reranked_{one}_to_{other}_{name}": measured[name] for name in ("r1", "r5", "r10")}
     return found | {"reranked_mean_recall": float(np.mean(list(found.values())))}

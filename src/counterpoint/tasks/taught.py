@@ -1,12 +1,12 @@
-"""Learners of the task `labelled` that a teacher teaches: a frozen classifier, larger most often, seen by the student.
+"""Define students of the task `labelled`, which learn from a teacher: a frozen classifier, usually larger.
 
-Where the teacher comes from:
+Sources of the teacher:
 
-    --teacher RUN       the network that a finished run of a labelled system keeps; the run must stay where it is until the
-                        student's is complete
-    by default          it is trained first, in the same run, for `teacher_epochs` epochs: a stage before the student's
+    --teacher RUN       the network of a finished run of a labelled system; the run must not move until the student's run is
+                        complete
+    default             train it first, in the same run, for `teacher_epochs` epochs: a stage before the student's
 
-The student is taught by a network in evaluation mode, without gradient. Both networks see the same view.
+The teacher runs in evaluation mode and without gradient. Both networks see the same view.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_e
 
 @dataclass
 class TaughtConfig(LabelledConfig):
-    """What every taught learner can be told. Defaults are those of the comparison of Tian et al. 2020 on CIFAR-100 (CRD,
-    arXiv 1910.10699, Sec. 4.1 and its published scripts), with a cosine instead of steps of the learning rate, and with the
-    pair of networks of its comparison on ImageNet."""
+    """Settings of every student.
+
+    Defaults come from the comparison on CIFAR-100 of Tian et al. 2020. Source: CRD, arXiv 1910.10699, Sec. 4.1, and its
+    published scripts. Two defaults differ: the learning rate follows a cosine instead of steps, and the two networks are those of
+    the comparison on ImageNet.
+    """
 
     epochs: int = 240
     """Passes over the training images by the student."""
@@ -45,24 +48,24 @@ class TaughtConfig(LabelledConfig):
     encoder: str = "torchvision:resnet18"
     """The student: resnet-s, conv-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     lr: float = 0.2
-    """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
+    """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     weight_decay: float = 5e-4
     teacher: str = ""
-    """A run of a labelled system whose network teaches. Default: train a teacher first, in this run."""
+    """Folder of a run of a labelled system whose network is the teacher. Default: first train a teacher in this run."""
     teacher_encoder: str = "torchvision:resnet34"
-    """The teacher's encoder; --teacher brings its own."""
+    """The teacher's encoder; with --teacher, the run's encoder replaces it."""
     teacher_pretrained: bool = False
-    """Start the teacher from published weights where its encoder has them."""
+    """Start the teacher from published weights if its encoder has them."""
     teacher_epochs: int = 240
-    """Passes over the training images by the teacher, before the student's; none with --teacher."""
+    """Passes over the training images by the teacher, before the student's; with --teacher, none."""
     ce_weight: float = 1.0
     """Weight of the cross-entropy with the labels."""
     kd_weight: float = 0.0
     """Weight of Hinton's distillation of the teacher's outputs."""
     kd_temperature: float = 4.0
-    """Temperature of both networks' outputs in it."""
+    """Temperature of both networks' outputs in Hinton's distillation."""
 
-    weights: ClassVar[tuple[str, ...]] = ("ce_weight", "kd_weight")  # of the loss's terms
+    weights: ClassVar[tuple[str, ...]] = ("ce_weight", "kd_weight")  # settings with the weights of the loss's terms
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,14 +76,14 @@ class TaughtConfig(LabelledConfig):
         values = [getattr(self, name) for name in self.weights]
         if min(values) < 0 or max(values) == 0:
             said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))
-            raise CounterpointError(f"weights must not be negative, nor all be 0: {said}")
+            raise CounterpointError(f"weights must not be negative and not all be 0, got {said}")
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         encoder = encoder_of_run(self.teacher, data) if self.teacher else self.teacher_encoder
         return super().facts(data) | {"teacher_encoder": encoder}
 
 
-# What a small set of small pictures on a few cores asks for instead.
+# Settings for a small set of small pictures on a few cores, which replace the paper's.
 LAPTOP: dict[str, Any] = labelled.LAPTOP | {
     "encoder": "conv-s",
     "teacher_encoder": "resnet-s",
@@ -94,7 +97,10 @@ LAPTOP: dict[str, Any] = labelled.LAPTOP | {
 
 
 def layer(encoder: nn.Module, name: str) -> nn.Module:
-    """The layer of this name in an encoder, or in the library's model that it wraps; CounterpointError when there is none."""
+    """Return the layer of this name in an encoder, or in the library's model that it wraps.
+
+    Raises CounterpointError for an unknown name.
+    """
     modules = dict(encoder.named_modules())
     found = modules.get(name) or modules.get(f"model.{name}")
     if found is None or not name:
@@ -104,7 +110,7 @@ def layer(encoder: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def recorded(encoder: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named layers give in the forward passes inside, by name.
+    """Record the outputs of the named layers in the forward passes inside the context, by name.
 
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with recorded(network, ["0"]) as seen:
@@ -129,11 +135,11 @@ def recorded(encoder: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Ten
 
 
 class Seen(NamedTuple):
-    """One network's view of a batch."""
+    """One network's outputs for a batch."""
 
     logits: Tensor  # [n, classes]
     feature: Tensor  # [n, dim]
-    maps: list[Tensor]  # of the layers asked for, [n, channels, height, width] of a convolutional network
+    maps: list[Tensor]  # of the requested layers, [n, channels, height, width] in a convolutional network
 
 
 class Classifier(nn.Module):
@@ -149,7 +155,7 @@ class Classifier(nn.Module):
 
 
 def look(network: Any, images: Tensor, layers: Sequence[str] = ()) -> Seen:
-    """What a network with `encoder` and `classifier` makes of normalised images."""
+    """Compute the outputs of a network with `encoder` and `classifier` for normalised images."""
     with recorded(network.encoder, layers) as maps:
         feature = network.encoder(images)
     return Seen(network.classifier(feature), feature, [maps[name] for name in layers])
@@ -159,10 +165,12 @@ def look(network: Any, images: Tensor, layers: Sequence[str] = ()) -> Seen:
 
 
 def encoder_of_run(path: str, data: ImageData) -> str:
-    """Name of the encoder a run trained; RunError when the run cannot teach on this data."""
+    """Return the name of the encoder that a run trained. Raises RunError if the run cannot teach on these data."""
     run = Run.open(path)
     if run.config.get("task") != "labelled":
-        raise RunError(f"{path} is a run of {run.slug}, which classifies no pictures and cannot teach it")
+        raise RunError(
+            f"{path} is a run of {run.slug}, which does not classify pictures and cannot teach; name a labelled system's run"
+        )
     trained = run.facts()
     for name, own in (data.spec | {"class_names": list(data.classes)}).items():
         if trained.get(name) != own:
@@ -174,7 +182,7 @@ def encoder_of_run(path: str, data: ImageData) -> str:
 
 
 def load_teacher(teacher: nn.Module, path: str) -> None:
-    """Take over the network that a run keeps; RunError when the run has no classifier, or is not finished."""
+    """Load the network of a run into `teacher`. Raises RunError if the run has no classifier or is not finished."""
     weights = Run.open(path).load_weights()
     parts = ("encoder.", "classifier.")
     try:
@@ -202,19 +210,19 @@ class TaughtLearner(LabelledLearner):
         self.channels = data.channels
         teacher = Classifier(data.teacher_encoder, data, config.teacher_pretrained)
         self.teacher: Classifier | None = None if config.teacher else teacher
-        # A run's network: its weights come with the fit and are no part of this run's.
+        # A run's network: a fit loads its weights, which are not part of this run's weights.
         self.instructor = Frozen(teacher, f"run:{config.teacher}", partial(look, teacher)) if config.teacher else None
 
     def layers(self) -> tuple[Sequence[str], Sequence[str]]:
-        """Names of the layers of student and teacher that the lesson looks at."""
+        """Return the names of the student's and the teacher's layers that `lesson` needs."""
         return (), ()
 
     def lesson(self, student: Seen, teacher: Seen, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named terms of the loss, weighted, besides cross-entropy and KD."""
+        """Return weighted terms of the loss, by name, in addition to cross-entropy and KD."""
         return {}
 
     def shapes(self) -> list[list[tuple[int, ...]]]:
-        """Shapes, without the batch, of what the layers of student and teacher give; found by trying a black picture."""
+        """Measure the shapes, without the batch, of the outputs of student's and teacher's layers on a black picture."""
         found = []
         for network, names in zip((self, self.instructing), self.layers(), strict=True):
             training = network.training
@@ -227,13 +235,13 @@ class TaughtLearner(LabelledLearner):
 
     @property
     def instructing(self) -> nn.Module:
-        """The teacher's network, wherever it comes from."""
+        """The teacher's network, from this run or another."""
         network = self.teacher if self.instructor is None else self.instructor.module
         assert network is not None
         return network
 
     def instruct(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
-        """Return the teacher's view of a batch, in evaluation mode and without gradient."""
+        """Compute the teacher's outputs for a batch, in evaluation mode and without gradient."""
         if self.instructor is not None:
             seen: Seen = self.instructor(images, layers)
             return seen
@@ -261,13 +269,13 @@ class TaughtLearner(LabelledLearner):
 
     @property
     def at_teacher(self) -> bool:
-        """Whether the stage at hand trains the teacher."""
+        """Whether the current stage trains the teacher."""
         return self.survey is not None and self.position.stage + 1 < len(self.stages())
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         if self.at_teacher and self.teacher is not None:
             return [(self.teacher.encoder, "forward")]
-        return () if any(self.layers()) else super().row_wise()  # layers inside are seen once, whole
+        return () if any(self.layers()) else super().row_wise()  # inner layers are recorded once, for the whole batch
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         (view,) = batch["views"]
@@ -284,9 +292,9 @@ class TaughtLearner(LabelledLearner):
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        # While the teacher learns there is nothing to say of the student.
+        # While the teacher trains, the student has no outputs.
         found = {} if self.at_teacher else super().predict(batch)
-        # A run's network teaches in a fit; a trained student is used without it.
+        # Another run's network is loaded only in a fit. A trained student works without it.
         if self.instructor is None or self.survey is not None:
             found["teacher_logits"] = self.instruct(batch["image"]).logits
         return found

@@ -1,16 +1,20 @@
-"""The task `views`: learn from augmented views of images, judged by what frozen features know of labels never shown.
+"""Define the task `views`: learn from augmented views of images; the evaluation predicts unseen labels from features.
 
 A training batch, before and after the learner has drawn its views:
 
     batch["image"]   [B, 3, H, W] uint8
     batch["index"]   [B] positions in the training set, for state kept per example
-    batch["label"]   [B] int64, or None where nothing is labelled; self-supervised learners leave it alone
+    batch["label"]   [B] int64, or None without labels; self-supervised learners ignore it
     batch["views"]   list of V float tensors [B, 3, S, S], normalised
 
-A learner's `predict` gives "feature" [n, dim] for a test batch, and "embedding" where its loss compares rows of another space;
-for a batch that also holds "views" (pairs, for the alignment) it gives "pair", a list of two. Measured are k-nearest
-neighbours and a linear probe on frozen features, and alignment, uniformity and tolerance (tasks/measures/, functions of
-plain arrays).
+A learner's `predict` returns for a test batch:
+
+- "feature" [n, dim].
+- "embedding" [n, dim'], if its loss compares rows of another space.
+- "pair", a list of two features, if the batch also holds "views" (pairs for the alignment).
+
+The evaluation measures k-nearest neighbours and a linear probe on frozen features, alignment, uniformity and tolerance. The
+measures are functions of plain arrays (tasks/measures/).
 """
 
 from __future__ import annotations
@@ -59,51 +63,53 @@ from counterpoint.views.images import ViewPipeline, normalise
 
 SHOWN = 6  # images of the gallery, and neighbours of each
 SHOWN_ON_MAP = 1000
-MOST_CLASSES = 20  # that a map's colours can tell apart
+MOST_CLASSES = 20  # maximum number of distinguishable colours of a map
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
 class ViewsConfig(ImagesConfig):
-    """What every learner of this task can be told."""
+    """Settings of every learner of this task."""
 
     hidden: int = 2048
     """Width of the projector's hidden layers."""
     projection: int = 128
-    """Width of what the projector gives to the loss."""
+    """Width of the projector's output, which the loss compares."""
 
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "hidden", "projection")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Of the systems that have one: 0 or NaN would train an epoch of NaN first.
+        # Check the temperature of systems that have one. With 0 or NaN, an epoch of NaN would come first.
         temperature = getattr(self, "temperature", None)
         if temperature is not None and not 0 < temperature < math.inf:
             raise CounterpointError(f"temperature must be > 0 and finite, got {temperature}")
 
     def check_batch(self) -> None:
-        """Raise CounterpointError for a batch in which nothing can be contrasted."""
+        """Raise CounterpointError for a batch of one image, which has no other image to contrast it with."""
         if self.batch_size < 2:
             raise CounterpointError("batch_size must be at least 2: views are contrasted within a batch")
 
 
 @dataclass
 class MultiCropConfig(ViewsConfig):
-    """Settings of learners that see small crops beside the large ones."""
+    """Settings of learners with small crops in addition to the large ones."""
 
     local_crops: int = 8
-    """Small crops of each image, after the two large ones; 0 for none."""
+    """Small crops of each image, after the two large ones; 0: none."""
     local_size: int = 0
-    """Their height and width; 0 takes 3/7 of the images' (96 of 224), in whole patches where the encoder has patches."""
+    """Height and width of small crops in pixels; 0: 3/7 of the images' (96 of 224), in whole patches of the encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.local_crops < 0 or self.local_size < 0:
-            raise CounterpointError("local_crops and local_size must not be negative")
+            raise CounterpointError(
+                f"local_crops and local_size must not be negative, got {self.local_crops} and {self.local_size}"
+            )
 
 
-# What a small set of small pictures on a few cores asks for instead of the papers' settings; systems add what is theirs.
+# Settings for a small set of small pictures on a few cores, which replace the papers'. Systems add their own.
 LAPTOP: dict[str, Any] = {
     "epochs": 20,
     "batch_size": 256,
@@ -122,9 +128,11 @@ LAPTOP: dict[str, Any] = {
 
 
 def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
-    """Linear layers with batch normalisation and ReLU between them, e.g. mlp(512, 2048, 128).
+    """Build linear layers with batch normalisation and ReLU between them, e.g. mlp(512, 2048, 128).
 
-    `last_norm` adds a batch normalisation without scale and shift at the end (SimSiam's projector).
+    Args:
+        widths: width of the input, of each hidden layer and of the output.
+        last_norm: append a batch normalisation without scale and shift (SimSiam's projector); by default none.
     """
     layers: list[nn.Module] = []
     for number, (a, b) in enumerate(itertools.pairwise(widths)):
@@ -138,26 +146,26 @@ def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
 
 
 class ViewsLearner(ImageLearner):
-    """An encoder and a projector. Subclasses write `loss(batch)` on batch["views"], and what else they need."""
+    """An encoder and a projector. Subclasses write `loss(batch)` on batch["views"]."""
 
     crops: ClassVar[int] = 2
-    compares: ClassVar[bool] = True  # whether the projector gives rows that the loss compares
+    compares: ClassVar[bool] = True  # whether the loss compares the projector's rows
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.projector = self.build_projector(self.encoder.dim)
 
     def build_projector(self, dim: int) -> nn.Module:
-        """From the encoder's width to what the loss compares."""
+        """Build the projector, from the encoder's width `dim` to the rows that the loss compares."""
         return mlp(dim, self.config.hidden, self.config.projection)
 
     def project(self, views: list[Tensor]) -> list[Tensor]:
-        """Projections of equally large views, each [B, projection]; one pass through the network."""
+        """Compute the projections of equally large views, each [B, projection], in one pass through the network."""
         return list(self.projector(self.encoder(torch.cat(views))).chunk(len(views)))
 
     @property
     def network(self) -> nn.Sequential:
-        """Encoder and projector: what a teacher is a copy of."""
+        """Encoder and projector, which a momentum teacher copies."""
         return nn.Sequential(self.encoder, self.projector)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +178,7 @@ class ViewsLearner(ImageLearner):
 
 
 class MultiCropLearner(ViewsLearner):
-    """The same with small crops after the large ones in batch["views"]."""
+    """A ViewsLearner with small crops after the large ones in batch["views"]."""
 
     def build_views(self) -> ViewPipeline:
         config, patch = self.config, getattr(self.encoder, "patch", 1)
@@ -180,7 +188,7 @@ class MultiCropLearner(ViewsLearner):
         return ViewPipeline(self.size, self.crops, config.recipe, config.local_crops, size)
 
     def project(self, views: list[Tensor]) -> list[Tensor]:
-        """Projections of the views, each [B, projection]; one pass through the network for each size."""
+        """Compute the projections of the views, each [B, projection], in one pass through the network for each size."""
         found: list[Tensor] = []
         for _, alike in itertools.groupby(views, key=lambda view: view.shape[-1]):
             found += super().project(list(alike))
@@ -191,7 +199,7 @@ class MultiCropLearner(ViewsLearner):
 
 
 class _AskedBatches(EvaluationBatches):
-    """First the bank (training images), then the images that are measured, then pairs of views of these."""
+    """Batches of the bank (training images), then of the images to measure, then of pairs of views of these."""
 
     def __init__(self, data: ImageData, config: ViewsConfig, split: ImageSplit) -> None:
         asked = np.arange(len(split))
@@ -210,12 +218,12 @@ class _AskedBatches(EvaluationBatches):
 
 
 class ViewsEvaluator:
-    """k-NN after every evaluation, the linear probe at the end; alignment and uniformity on the images asked.
+    """k-NN, alignment and uniformity at every evaluation, the linear probe at the end.
 
     Args:
-        config: k of the neighbours.
-        data: whose training images are the bank.
-        split: the split that is measured, valid or test. Its images come as the part "test".
+        config: settings, with the number of neighbours.
+        data: the data, whose training images are the bank.
+        split: the split to measure, valid or test (default). Its images form the part "test".
     """
 
     def __init__(self, config: ViewsConfig, data: ImageData, split: str = "test") -> None:
@@ -282,12 +290,16 @@ class ViewsEvaluator:
         return found
 
     def chance(self) -> dict[str, float]:
-        """Return the chance level of every accuracy that `compute` found: 1 / classes."""
+        """Return the chance level of every accuracy of `compute`: 1 / classes."""
         return dict(self.chances)
 
     def _learned(self, bank: Tensor, test: Tensor, judged: bool) -> dict[str, float]:
-        """Linear probes for all that is known of the images, of all features and of each part of them; `judged`: their class
-        is."""
+        """Fit linear probes for every known attribute of the images, on all features and on each part of them.
+
+        Args:
+            bank, test: features of the training images and of the images to measure.
+            judged: whether the images' class is known too.
+        """
         at = {part: torch.cat(index) for part, index in self.index.items()}
         known: dict[str, tuple[Tensor, Tensor]] = {
             name: (torch.from_numpy(of["train"])[at["bank"]], torch.from_numpy(of[self.split])[at["test"]])
@@ -318,12 +330,12 @@ class ViewsEvaluator:
             "kind": "table",
             "columns": ["features", *known],
             "rows": rows,
-            "caption": "Accuracy of a linear probe on held-out images, for each thing that is known of them.",
+            "caption": "Accuracy of a linear probe on held-out images, for each known attribute.",
         }
         return found
 
     def _map(self, test: Tensor) -> dict[str, Any]:
-        """The first two principal axes of test features, or UMAP's where it is installed, by class."""
+        """Draw test features by class on their first two principal axes, or on UMAP's axes if it is installed."""
         many = test[:: max(1, len(test) // SHOWN_ON_MAP)]
         rows = F.normalize(many, dim=1)
         if len(rows) < 4:
@@ -350,13 +362,13 @@ class ViewsEvaluator:
         }
 
     def _neighbours(self, test: Tensor) -> dict[str, Any]:
-        """A few test images and the nearest others."""
+        """Show a few test images and the nearest other images."""
         rows, index = F.normalize(test, dim=1), torch.cat(self.index["test"])
         asked = torch.arange(len(rows))[:: max(1, len(rows) // SHOWN)][:SHOWN]
         similarity = rows[asked] @ rows.T
         similarity[torch.arange(len(asked)), asked] = -torch.inf
         labels = torch.cat(self.labels["test"]) if self.labels["test"] else index
-        labels = torch.where(labels < 0, -1 - index, labels)  # what is of no class is right for nobody
+        labels = torch.where(labels < 0, -1 - index, labels)  # an image without a class is right for no query
         found = gallery_rows(asked, torch.arange(len(rows)), similarity, labels, SHOWN)
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
         pictures = named_split(self.data, self.split).images(index[sorted(wanted)].numpy())
@@ -368,7 +380,7 @@ class ViewsEvaluator:
 
 
 def _probe(bank: Tensor, test: Tensor, labels: Tensor, asked: Tensor) -> float:
-    """Accuracy of a linear probe over the rows whose class is known."""
+    """Compute the accuracy of a linear probe on the rows of known class."""
     here, there = labels >= 0, asked >= 0
     return float(linear_probe(bank[here], labels[here], test[there], asked[there])[0])
 
@@ -384,7 +396,7 @@ class ViewsTask(ImageTask):
         config.check_batch()
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches for `evaluator(split)`, in order: the bank, the images of the split valid or test, pairs of their views."""
+        """Return the batches for `evaluator(split)`: the bank, then images of the split, then pairs of their views."""
         return DataLoader(_AskedBatches(self.data, self.config, self.split(split)), batch_size=None, shuffle=False)
 
     def evaluator(self, split: str) -> ViewsEvaluator:
@@ -395,7 +407,7 @@ TASK = ViewsTask
 
 
 def features_of(learner: Learner, split: ImageSplit) -> NDArray[np.float32]:
-    """[n, dim] features of every image of a split, by a trained learner of this task."""
+    """Compute the features [n, dim] of every image of a split with a trained learner of this task."""
     found = []
     with torch.no_grad():
         for start in range(0, len(split), BATCH):

@@ -1,1 +1,1 @@
-"""Use a trained run: `detect` finds the moments in video files."""
+"""Use a trained run: `detect` finds moments in video files, `export` and `hub` pass it to other programs."""

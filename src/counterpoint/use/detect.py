@@ -1,9 +1,9 @@
-"""Detection: a trained run of the task `bags` on real video files, streamed, in bounded memory.
+"""Detect moments in video files with a trained run of the task `bags`, streamed, in bounded memory.
 
-Snippet features come from the backbones the run was trained on. Scores are computed in windows of the run's training
-length that overlap by half, each snippet taken from the window it stands most central in; a file no longer than one
-window is scored in one pass. So a two-hour film needs no more memory than a two-minute one, and no attention map grows
-with its length.
+The backbones that the run was trained on compute the snippet features. Scores are computed in windows of the run's training
+length that overlap by half. Each snippet's score is from the window in which it is most central. A file that fits in one
+window is scored in one pass. Therefore a two-hour film needs no more memory than a two-minute one, and no attention map
+grows with its length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Scores = dict[str, NDArray[np.float32]]  # "score", "audio", "visual": probabili
 
 
 class Windows:
-    """Scores a stream of snippet features window by window; holds one and a half windows at most."""
+    """A stream of snippet features, scored window by window. It holds at most one and a half windows."""
 
     def __init__(self, score: Callable[[NDArray[np.float32], NDArray[np.float32]], Scores], length: int) -> None:
         self.score = score
@@ -50,7 +50,7 @@ class Windows:
         return visual, audio
 
     def _emit(self, scores: Scores, first: int, stop: int) -> Scores:
-        """Rows emitted..stop of scores whose first row is snippet `first`."""
+        """Return the rows `emitted`..stop of scores whose first row is snippet `first`."""
         part = {name: values[self.emitted - first : stop - first] for name, values in scores.items()}
         self.emitted = stop
         return part
@@ -85,13 +85,13 @@ class Windows:
 
 
 def cannot_detect(run: Run) -> str | None:
-    """Return why a run cannot detect, as far as its settings and facts tell; None where nothing speaks against it."""
+    """Return the reason in a run's settings or facts why it cannot detect; None where there is no such reason."""
     if run.config.get("task") != "bags":
         return f"is a run of {run.slug}; detection needs one of the task bags (macil-sd)"
     if not run.facts().get("backbones"):
         return (
-            f"was trained on features made elsewhere ({run.config['data']}), which cannot be computed from "
-            "a video here. Train on arcade, or on your own videos: counterpoint train macil-sd --data videos:DIR"
+            f"was trained on features made elsewhere ({run.config['data']}), which Counterpoint cannot compute from a "
+            "video. Train on arcade, or on your own videos: counterpoint train macil-sd --data videos:DIR"
         )
     return None
 
@@ -119,24 +119,24 @@ UNTRAINED = ("light", "logmel")
 
 
 def warnings(backbones: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what a user must know of the scores of a run with these backbones."""
+    """Return the warnings about the scores of a run with these backbones."""
     untrained = [str(spec.get("name")) for spec in backbones.values() if spec.get("name") in UNTRAINED]
     found = []
     if untrained:
         names = " and ".join(untrained)
         found.append(
-            f"the features ({names}) are not trained: fixed statistics, made for drawn clips. For real footage train with "
-            "networks: --data 'videos:DIR?visual=r3d_18&audio=vggish@FILE'"
+            f"the features ({names}) are fixed statistics for drawn clips, not those of trained networks. For real footage use "
+            "trained networks: --data 'videos:DIR?visual=r3d_18&audio=vggish@FILE'"
         )
-    found.append("scores are not calibrated: they rank moments. Choose --threshold on videos whose moments you know")
+    found.append("scores are not calibrated: they only rank moments. Choose --threshold on videos with known moments")
     return found
 
 
 class Detector:
-    """A trained run, ready to watch videos."""
+    """A trained run, loaded to detect moments in videos."""
 
     def __init__(self, run: Run) -> None:
-        """Raises RunError when the run cannot be used: no weights, or features this machine cannot compute."""
+        """Load the run. RunError when it has no weights, or needs features that this machine cannot compute."""
         from counterpoint import encoders
 
         self.run = run
@@ -151,8 +151,8 @@ class Detector:
         self.audio = encoders.build_audio(backbones["audio"])
         if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
             raise RunError(
-                f"{run.path}: its backbones give features {self.visual.dim} and {self.audio.dim} wide, its network takes "
-                f"{facts['visual_dim']} and {facts['audio_dim']}"
+                f"{run.path}: its backbones give features of widths {self.visual.dim} and {self.audio.dim}, but its network "
+                f"takes {facts['visual_dim']} and {facts['audio_dim']}; train it again"
             )
         self.snippet_seconds = float(facts["snippet_seconds"])
         self.window = int(run.config["config"]["max_length"])
@@ -170,16 +170,16 @@ class Detector:
         truth: list[tuple[float, float]] | None = None,
         progress: Callable[[float, float, float], None] | None = None,
     ) -> Detection:
-        """Watch one video.
+        """Detect the moments in one video.
 
         Args:
-            path: the video file.
-            threshold: probability above which a snippet belongs to a moment.
-            truth: true moments (start, end; seconds) where they are known.
-            progress: called as it goes with the seconds done, the seconds in all and the speed in times real time. What is
-                done never exceeds what is in all; the last call has both at the length that was read.
+            path: The video file.
+            threshold: Probability above which a snippet belongs to a moment, in 0..1.
+            truth: True moments (start, end), in seconds, where they are known. Default: unknown.
+            progress: Called repeatedly with the seconds done, the seconds in total, and the speed as a multiple of real time.
+                The seconds done never exceed the total; in the last call both equal the length that was read.
 
-        Raises DataError when the file cannot be read; what is only damaged is read as far as it goes, and noted.
+        Raises DataError when the file cannot be read. A damaged file is read up to the damage, and a note reports it.
         """
         from counterpoint.data.media import SnippetReader, frames_at
 
@@ -229,7 +229,7 @@ class Detector:
 
 
 def jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """A JPEG file of an RGB picture [H, W, 3]."""
+    """Encode an RGB image [H, W, 3] as a JPEG file."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -238,14 +238,14 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
 
 
 class Listed(NamedTuple):
-    """The videos that names on the command line stand for."""
+    """The videos that the arguments of the command line name."""
 
     videos: list[Path]
-    failures: list[tuple[Path | str, str]]  # names that stand for nothing, with the reason
-    left_out: list[tuple[Path, str]]  # files and entries of folders that are no videos, with the reason
+    failures: list[tuple[Path | str, str]]  # names without a video, with the reason
+    left_out: list[tuple[Path, str]]  # files and entries of folders that are not videos, with the reason
 
 
-# Endings of video files. In a folder these are watched or reported as failed; others are opened to see what they are.
+# Endings of video files. In a folder such files are processed or reported as failed; other files are opened to find their type.
 # fmt: off
 VIDEO_ENDINGS = frozenset([
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".m1v", ".vob",
@@ -256,9 +256,9 @@ VIDEO_ENDINGS = frozenset([
 
 
 def find_videos(names: Sequence[Path | str]) -> Listed:
-    """Turn files and folders into a list of video files; folders are walked through links.
+    """List the video files among files and folders. Links in folders are followed.
 
-    Every entry of a folder is a video or left out with a reason. A web address and a folder that cannot be read are
+    Every entry of a folder is a video or is left out with a reason. A web address and a folder that cannot be read are
     failures.
     """
     found = Listed([], [], [])
@@ -291,7 +291,7 @@ def find_videos(names: Sequence[Path | str]) -> Listed:
 
 
 def _no_video(file: Path) -> str | None:
-    """Why a file with an unusual ending is no video; None when it is one."""
+    """Return the reason why a file with an unusual ending is not a video; None when it is one."""
     from counterpoint.data.media.opened import Opened
 
     try:
@@ -311,14 +311,14 @@ def detect_files(
     truths: Mapping[Path, list[tuple[float, float]]] | None = None,
     console: Console | None = None,
 ) -> tuple[list[Detection], list[tuple[Path, str]]]:
-    """Watch several files with a progress bar; return what was found, and the files that cannot be read with the reason.
+    """Detect moments in several files, with a progress bar. Return the detections, and (file, reason) of unreadable files.
 
     Args:
-        detector: a trained run.
-        paths: video files.
-        threshold: probability above which a snippet belongs to a moment.
-        truths: true moments (start, end; seconds) of files where they are known, for the page.
-        console: where the bar goes; by default standard error.
+        detector: A trained run.
+        paths: Video files.
+        threshold: Probability above which a snippet belongs to a moment, in 0..1.
+        truths: True moments (start, end), in seconds, of files where they are known, for the page. Default: unknown.
+        console: Console of the bar. Default: standard error.
     """
     found: list[Detection] = []
     failures: list[tuple[Path, str]] = []

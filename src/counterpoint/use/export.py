@@ -1,16 +1,16 @@
-"""Write the encoders of a run for other programs, as ONNX or with torch.export, and check that they compute the same.
+"""Write the encoders of a run for other programs, as ONNX or with torch.export, and check their outputs.
 
     encoder.onnx         pixels uint8 [n, 3, size, size] -> embeddings float32 [n, dim]; normalisation is part of it
-    clip.image.onnx      of a run with several modalities, each in a file of its own
+    clip.image.onnx      for a run with several modalities, one file for each
     clip.text.onnx       tokens int64 [n, length], mask bool [n, length] -> embeddings
-    clip.json            what a program needs besides: kinds, sizes, rates, tokenizers (the JSON of the library `tokenizers`)
+    clip.json            further facts for a program: kinds, sizes, rates, tokenizers (the JSON of the library `tokenizers`)
 
     image    pixels   uint8    [n, 3, size, size]
     text     tokens   int64    [n, length], length at most the run's context; mask bool [n, length]
     audio    wave     float32  [n, samples], mono in [-1, 1] at the run's rate
     vector   vector   float32  [n, dim]
 
-The number of items n may differ from call to call; so may the length of texts.
+The number of items n and the length of texts may differ from call to call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from counterpoint.views.images import normalise
 
 Format = Literal["onnx", "torch"]
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
-LARGEST = 1e-4  # difference from the run's own embedding, relative to the largest value in it
+LARGEST = 1e-4  # maximum difference from the run's own embedding, relative to its largest value
 INPUTS = {"image": ("pixels",), "text": ("tokens", "mask"), "audio": ("wave",), "vector": ("vector",)}
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -53,7 +53,7 @@ class Exported:
 
 
 class Tower(nn.Module):
-    """The encoder of one modality, with what stands before and after it: from raw inputs to an embedding."""
+    """The encoder of one modality with its pre-processing and normalisation: from raw inputs to embeddings."""
 
     def __init__(self, encoder: Encoder, name: str) -> None:
         super().__init__()
@@ -70,21 +70,23 @@ class Tower(nn.Module):
 def export(
     encoder: Encoder, out: Path | str, *, format: Format | None = None, modality: str | None = None
 ) -> list[Exported]:
-    """Write the encoder of each modality of a run, and check each file on random inputs of several sizes in float32.
+    """Write the encoder of each modality of a run. Check each file on random inputs of several sizes in float32.
 
     Args:
         encoder: A loaded run.
-        out: The file. Of a run with several modalities the name of each stands before the ending.
-        format: onnx or torch. Default: by the ending of `out`, .onnx or .pt2.
+        out: The file. With several modalities, each file has the modality's name before its ending.
+        format: onnx or torch. Default: from the ending of `out`, .onnx or .pt2.
         modality: The only modality to export. Default: all.
 
-    Returns a record for each file. Raises CounterpointError where the packages of the extra `export` are missing, a network cannot
-    be traced, or the outputs differ by more than 1e-4; then no file is left.
+    Returns a record for each file. Raises CounterpointError in three cases, and then leaves no file: the packages of the extra
+    `export` are missing, a network cannot be traced, or the outputs differ by more than 1e-4.
     """
     out = Path(out)
     if format is None:
         if out.suffix not in ENDINGS:
-            raise CounterpointError(f"{out} shows no format; name a file that ends in .onnx or .pt2, or give format=")
+            raise CounterpointError(
+                f"{out} has no known ending; name a file that ends in .onnx or .pt2, or give format="
+            )
         format = "onnx" if ENDINGS[out.suffix] == "onnx" else "torch"
     if format not in ("onnx", "torch"):
         raise unknown("format", format, ["onnx", "torch"])
@@ -119,7 +121,7 @@ def export(
 
 
 def check_packages() -> None:
-    """Raise CounterpointError that names the extra where a package for ONNX is missing."""
+    """Raise CounterpointError, naming the extra, when a package for ONNX is missing."""
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         raise CounterpointError(
@@ -129,7 +131,7 @@ def check_packages() -> None:
 
 
 def _export(encoder: Encoder, name: str, path: Path, format: Format) -> float:
-    """Write one modality, read it again and compare; return the largest difference. CounterpointError where it is too large."""
+    """Write one modality, read the file and compare. Return the largest difference. CounterpointError when it is too large."""
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
     with _quietly(), torch.no_grad():
@@ -142,28 +144,28 @@ def _export(encoder: Encoder, name: str, path: Path, format: Format) -> float:
     difference = max(_difference(encoder, name, tower, program, count) for count in (1, 3, 5))
     if not difference <= LARGEST:
         raise CounterpointError(
-            f"the exported encoder of {name} gives other embeddings than the run: they differ by {difference:.1e} of the largest "
-            f"value, more than {LARGEST:g}; nothing was written"
+            f"the exported encoder of {name} differs from the run: its embeddings differ by {difference:.1e} of the largest "
+            f"value, more than {LARGEST:g}; no file was written"
         )
     return difference
 
 
 def _dynamic(kind: str) -> dict[int, Any]:
-    """Name the axes that may differ from call to call. A network that fixes one of them fails the check."""
+    """Return the axes whose length may differ from call to call. A network that fixes one of them fails the check."""
     free = torch.export.Dim.AUTO
     return {0: free, 1: free} if kind == "text" else {0: free}
 
 
 def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
-    """Trace a tower. CounterpointError where its code depends on the values in a batch."""
+    """Export a tower with torch.export. CounterpointError when its code depends on the values in a batch."""
     try:
         shapes = tuple(_dynamic(tower.kind) for _ in inputs)
         return torch.export.export(tower, tuple(inputs), dynamic_shapes=(shapes,))
-    except Exception as error:  # torch raises many kinds of its own
+    except Exception as error:  # torch raises many types of exceptions
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
-            f"the encoder of {name} cannot be exported by torch.export: {said[:300]}. Its learner is a plain nn.Module all the "
-            "same: counterpoint.load(RUN).learner"
+            f"the encoder of {name} cannot be exported by torch.export: {said[:300]}. Use its learner instead, a plain "
+            "nn.Module: counterpoint.load(RUN).learner"
         ) from error
 
 
@@ -181,13 +183,13 @@ def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> N
 
 
 def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return random inputs of a modality, as the file takes them.
+    """Return random inputs of a modality in the form that the file takes.
 
     Args:
         encoder: A loaded run.
-        name: Of the modality.
-        count: Items, at least 1. Texts of more items are longer.
-        seed: Of the generator.
+        name: Name of the modality.
+        count: Number of items, at least 1. More items have longer texts.
+        seed: Seed of the generator.
     """
     spec, draw = encoder.transform.modalities[name], torch.Generator().manual_seed(seed + count)
     if spec["kind"] == "image":
@@ -212,10 +214,10 @@ def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[...
             found = program(*inputs).double()
         except (
             Exception
-        ) as error:  # torch and onnxruntime raise kinds of their own, such as for a size that tracing fixed
+        ) as error:  # torch and onnxruntime raise their own types, for example for a size that tracing fixed
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CounterpointError(
-                f"the exported encoder of {name} fails on {count} items: {said[:300]}; nothing was written"
+                f"the exported encoder of {name} fails on {count} items: {said[:300]}; no file was written"
             ) from error
     if found.shape != wanted.shape:
         return float("inf")
@@ -223,7 +225,7 @@ def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[...
 
 
 def opened(path: Path, format: Format) -> Callable[..., Tensor]:
-    """Read a file again; return what it computes of inputs."""
+    """Read an exported file. Return it as a function from inputs to embeddings."""
     if format == "torch":
         program: Callable[..., Tensor] = torch.export.load(path).module()
         return program
@@ -238,7 +240,7 @@ def opened(path: Path, format: Format) -> Callable[..., Tensor]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the warnings and the progress of the exporters to themselves."""
+    """Suppress the warnings and the progress of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,7 +1,7 @@
-"""A finished run in the layout of a model hub: config.json, model.safetensors, README.md.
+"""Read and write a finished run in the layout of a model hub: config.json, model.safetensors, README.md.
 
-`config.json` holds what a run directory keeps in several files, so a folder of three files rebuilds the learner. Places on the
-disk of whoever trained are left out.
+`config.json` holds the content of several files of a run directory, so a folder of three files rebuilds the learner. Folder
+names of the machine that trained the run are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIBRARY = "counterpoint"
 
 
 class Published(Run):
-    """A run in the layout of a hub. It is complete, and nothing is written to its folder."""
+    """A run in the layout of a hub. It is always complete, and its folder is never written to."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         super().__init__(path, dict(content["run"]))
@@ -33,14 +33,14 @@ class Published(Run):
     def open(path: Path | str) -> Published:
         """Open a folder in the layout of a hub.
 
-        Raises RunError where a file is missing or damaged, or is another library's.
+        Raises RunError when a file is missing or damaged, or is of another library.
         """
         path = Path(path)
         file = path / CONFIG
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise RunError(f"{path} has no {CONFIG}; it is no run that was saved with save_pretrained") from error
+            raise RunError(f"{path} has no {CONFIG}; name a folder that save_pretrained wrote") from error
         except ValueError as error:
             raise RunError(f"{file} is damaged: {error}") from error
         if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
@@ -84,18 +84,18 @@ def _library(content: Any) -> str:
 
 
 def is_published(path: Path) -> bool:
-    """Return whether a folder is in the layout of a hub, and no run directory."""
+    """Return whether a folder is in the layout of a hub and is not a run directory."""
     return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
 
 
 def write(run: Run, folder: Path) -> None:
     """Write config.json and model.safetensors of a complete run.
 
-    Raises RunError where the run has no weights, OSError where the folder cannot be written.
+    Raises RunError when the run has no weights, OSError when the folder cannot be written.
     """
     weights = run.path / WEIGHTS
     if not run.complete or not weights.is_file():
-        raise RunError(f"{run.path} is not finished; go on with it first: counterpoint.resume({str(run.path)!r})")
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint.resume({str(run.path)!r})")
     rows = run.metrics(required=False)
     content = {
         "library_name": LIBRARY,
@@ -116,7 +116,7 @@ def write(run: Run, folder: Path) -> None:
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run without places on this disk: of paths the last part stays.
+    """Return the configuration of a run without folder names: only the last part of each path is kept.
 
     >>> public({"slug": "clip", "data": "manifest:/home/me/items.csv?size=32", "parent": {"run": "runs/a", "weights": "0f"}})
     {'slug': 'clip', 'data': 'manifest:items.csv?size=32', 'parent': {'run': 'a', 'weights': '0f'}}
@@ -130,7 +130,7 @@ def public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nameless(spec: str) -> str:
-    """Name a data source without the folders of its place."""
+    """Return the name of a data source without the folders of its path."""
     head, mark, options = spec.partition("?")
     name, colon, place = head.partition(":")
     return f"{name}{colon}{Path(place).name if colon else ''}{mark}{options}"
@@ -143,7 +143,7 @@ def _data(spec: str) -> str:
 
 
 def card(run: Run) -> str:
-    """Return the model card: what the system is, its claim, the data, the figures with their chance level, and how to load it."""
+    """Return the model card: the system, its claim, the data, the metrics with chance levels, and the code to load it."""
     config = public(run.config)
     entry = catalog.get(run.slug)
     rows, levels = run.metrics(required=False), run.chance()
@@ -194,13 +194,13 @@ def card(run: Run) -> str:
 
 
 def downloaded(model: str, **options: Any) -> Path:
-    """Download the files of a model from the hub, or find them in its cache; return their folder.
+    """Download the files of a model from the hub, or find them in its cache. Return their folder.
 
     Args:
-        model: "user/name".
-        options: of `huggingface_hub.snapshot_download`: revision, cache_dir, token and others.
+        model: The model's name, "user/name".
+        options: Options of `huggingface_hub.snapshot_download`: revision, cache_dir, token and others.
 
-    Raises RunError where the hub cannot be reached or has no such model.
+    Raises RunError when the hub cannot be reached or has no such model.
     """
     from huggingface_hub import snapshot_download
 

@@ -1,1 +1,1 @@
-"""Views: a modality in, changed copies of it out. `views.images` augments batches of pictures."""
+"""Make views, changed copies of the items of a modality. `views.images` augments batches of pictures."""

@@ -1,16 +1,18 @@
-"""Augmentation of whole batches of images, with parameters of their own for every image.
+"""Augment whole batches of images, with separate parameters for every image.
 
     pipeline = ViewPipeline(32, crops=2, recipe="simclr-cifar")
     one, two = pipeline(images, torch.Generator().manual_seed(0))       # images: uint8 [B, 3, H, W]
 
-Every operation equals torchvision's of the same parameters (`torchvision.transforms.v2.functional`, without antialiasing
-unless asked for); the draws have the distributions of its random transforms. One thing differs: the order of the four
-colour operations is drawn for every view of a batch, not for every image, so that images run as one tensor.
+Every operation equals torchvision's with the same parameters (`torchvision.transforms.v2.functional`). Antialiasing is off by
+default. Draws have the distributions of torchvision's random transforms, with one difference: each view of a batch draws the
+order of the four colour operations once, not for every image. Images therefore run as one tensor.
 
-Crops are one `grid_sample`, blurs two small matrix products an image (rows, then columns); a group is small enough to
-stay in a core's cache. Why these operations are here and not a library's: on 2 CPU threads
-kornia 0.9 takes 2.5 to 3.1 times as long for the same views, torchvision's v2 transforms image by image 6 to 21 times
-(benchmarks/views.py, results/bench/views.json: 256 images of 32 and 64 pixels, with and without blur).
+A crop is one `grid_sample`. A blur is two small matrix products per image (rows, then columns). A group is small enough to
+stay in a core's cache.
+
+These operations are faster than those of libraries. On 2 CPU threads, the same views take 2.5 to 3.1 times as long with
+kornia 0.9. With torchvision's v2 transforms, image by image, they take 6 to 21 times as long. The benchmark is
+benchmarks/views.py; its record is results/bench/views.json, with 256 images of 32 and 64 pixels, with and without blur.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from counterpoint.errors import CounterpointError, unknown
 
 Images = Float[Tensor, "batch 3 height width"]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which pretrained encoders expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained encoders expect
 GREY = (0.2989, 0.587, 0.114)
-GROUP = 64  # images worked on at a time: what they need stays in a core's cache
+GROUP = 64  # images per pass, so that their tensors stay in a core's cache
 _ORDERS = list(itertools.permutations(range(4)))
 
 
@@ -39,11 +41,14 @@ _ORDERS = list(itertools.permutations(range(4)))
 
 
 def zero_to_one(images: Tensor) -> Tensor:
-    """uint8 0..255 to float32 0..1; floating-point images are taken to be there already."""
+    """Convert uint8 0..255 to float32 0..1. Return floating-point images, which must lie in 0..1, unchanged.
+
+    Raises CounterpointError for other types.
+    """
     if images.dtype == torch.uint8:
         return images.float().div_(255)
     if not images.is_floating_point():
-        raise CounterpointError(f"images should be uint8 or floating point, got {images.dtype}")
+        raise CounterpointError(f"images must be uint8 or floating point, got {images.dtype}")
     return images
 
 
@@ -52,7 +57,12 @@ def normalise(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Images:
-    """Images as an encoder wants them: (x - mean) / std of x in [0, 1], channel by channel."""
+    """Normalise images for an encoder: (x - mean) / std of x in [0, 1], channel by channel.
+
+    Args:
+        images: uint8 0..255 or floating point in [0, 1].
+        mean, std: of each channel; by default those of ImageNet.
+    """
     x = zero_to_one(images)
     scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(3, 1, 1)
     shift = torch.tensor(mean, dtype=x.dtype, device=x.device).view(3, 1, 1)
@@ -64,13 +74,13 @@ def _per_image(value: Float[Tensor, " batch"]) -> Tensor:
 
 
 def grey(images: Images) -> Float[Tensor, "batch 1 height width"]:
-    """ITU-R 601 luma: 0.2989 R + 0.587 G + 0.114 B."""
+    """Compute ITU-R 601 luma: 0.2989 R + 0.587 G + 0.114 B."""
     r, g, b = images.unbind(1)
     return (r * GREY[0]).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2]).unsqueeze(1)
 
 
 def adjust_brightness(images: Images, factor: Float[Tensor, " batch"]) -> Images:
-    """clamp(factor x, 0, 1)."""
+    """Scale the values: clamp(factor x, 0, 1)."""
     return (images * _per_image(factor)).clamp_(0, 1)
 
 
@@ -86,12 +96,12 @@ def adjust_saturation(images: Images, factor: Float[Tensor, " batch"]) -> Images
 
 
 def adjust_hue(images: Images, shift: Float[Tensor, " batch"]) -> Images:
-    """Turn the hue of every pixel by `shift` of the colour circle, in [-0.5, 0.5]; value and saturation stay."""
+    """Turn the hue of every pixel by `shift` of the colour circle, in [-0.5, 0.5]. Keep value and saturation."""
     r, g, b = images.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)
     safe = torch.where(chroma == 0, 1.0, chroma)
-    # Hue in sixths of the circle: which channel is largest, and by how much the others differ.
+    # Hue in sixths of the circle, from the largest channel and the difference of the other two.
     of_r = (g - b).div_(safe)
     of_g = (b - r).div_(safe).add_(2)
     of_b = (r - g).div_(safe).add_(4)
@@ -114,7 +124,14 @@ def colour_jitter(
     hue: Float[Tensor, " batch"],
     order: Sequence[int] = (0, 1, 2, 3),
 ) -> Images:
-    """The four colour operations in `order` (numbers of brightness, contrast, saturation, hue), factors per image."""
+    """Apply the four colour operations in this order, with factors per image.
+
+    Args:
+        images: floating point in [0, 1].
+        brightness, contrast, saturation: factors, 1 for no change.
+        hue: shift in [-0.5, 0.5] of the colour circle, 0 for no change.
+        order: operations to apply: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    """
     steps = (
         (adjust_brightness, brightness),
         (adjust_contrast, contrast),
@@ -128,15 +145,23 @@ def colour_jitter(
 
 
 def solarise(images: Images, threshold: float = 0.5) -> Images:
-    """Invert what is at or above the threshold."""
+    """Invert values at or above the threshold, by default 0.5."""
     return torch.where(images >= threshold, 1 - images, images)
 
 
 def gaussian_blur(images: Images, sigma: Float[Tensor, " batch"], kernel: int) -> Images:
-    """Gaussian blur with one sigma (pixels) for each image, a window of `kernel` (odd) taps, mirrored at the edges."""
+    """Blur each image with a Gaussian; pixels are mirrored at the edges.
+
+    Args:
+        images: floating point.
+        sigma: standard deviation for each image, in pixels, positive.
+        kernel: number of taps of the window, odd and below twice the shorter side.
+
+    Raises CounterpointError for an even kernel and for one that is too large.
+    """
     height, width = images.shape[-2:]
     if kernel % 2 == 0 or kernel < 1:
-        raise CounterpointError(f"a blur's kernel is an odd number of pixels, got {kernel}")
+        raise CounterpointError(f"a blur's kernel must be an odd number of pixels, got {kernel}")
     if kernel // 2 >= min(height, width):
         raise CounterpointError(f"a blur of {kernel} taps needs images larger than {height} x {width}")
     taps = torch.arange(kernel, dtype=images.dtype, device=images.device) - kernel // 2
@@ -145,7 +170,7 @@ def gaussian_blur(images: Images, sigma: Float[Tensor, " batch"], kernel: int) -
 
 
 def _band(weights: Float[Tensor, "batch taps"], size: int) -> Float[Tensor, "batch size size"]:
-    """Each image's blur along one axis as a matrix."""
+    """Build the matrix of each image's blur along one axis."""
     taps = weights.shape[1]
     at = torch.arange(size)[:, None] + torch.arange(taps) - taps // 2
     at = at.abs()
@@ -155,7 +180,7 @@ def _band(weights: Float[Tensor, "batch taps"], size: int) -> Float[Tensor, "bat
 
 
 def _separable(images: Tensor, rows: Float[Tensor, "batch h H"], columns: Float[Tensor, "batch w W"]) -> Tensor:
-    """rows X columns^T for every channel of every image."""
+    """Compute rows X columns^T for every channel X of every image."""
     batch, channels, height, width = images.shape
     wide = torch.bmm(images.reshape(batch, channels * height, width), columns.transpose(1, 2))
     wide = wide.view(batch, channels, height, -1)
@@ -169,14 +194,14 @@ def resized_crop(
     flip: Bool[Tensor, " batch"] | None = None,
     antialias: bool = False,
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Cut a box out of every image and scale it to size x size, bilinearly; mirror those marked in `flip`.
+    """Cut a box out of every image and scale it to size x size, bilinearly.
 
     Args:
         images: floating point.
-        boxes: top, left, height, width in whole pixels. What of a box lies outside the image is black.
-        size: of the result.
-        flip: left and right exchanged.
-        antialias: widen the filter where a box is larger than `size`, as Pillow does.
+        boxes: top, left, height, width in whole pixels. A box's part outside the image is black.
+        size: height and width of the result in pixels.
+        flip: True for images whose left and right are exchanged; None: no image.
+        antialias: if a box is larger than `size`, widen the filter as Pillow does; by default off.
     """
     top, left, height, width = boxes.to(images.device).unbind(1)
     if antialias:
@@ -196,9 +221,9 @@ def resized_crop(
 def _centres(
     start: Int[Tensor, " batch"], length: Int[Tensor, " batch"], extent: int, size: int, dtype: torch.dtype
 ) -> Float[Tensor, "batch size"]:
-    """Where each output pixel's centre lies along one axis of the source, as `grid_sample` counts: -1 to 1."""
+    """Compute the place of each output pixel's centre along one axis of the source, in `grid_sample`'s range -1 to 1."""
     at = (torch.arange(size, device=start.device, dtype=dtype) + 0.5) * (length.to(dtype)[:, None] / size) - 0.5
-    # Beyond the outermost centres of the box its edge pixels go on.
+    # Beyond the outermost centres of the box, repeat its edge pixels.
     at = torch.minimum(at.clamp_(min=0), (length - 1).to(dtype)[:, None]) + start.to(dtype)[:, None]
     return (2 * at + 1) / extent - 1
 
@@ -206,7 +231,7 @@ def _centres(
 def _scaling(
     start: Int[Tensor, " batch"], length: Int[Tensor, " batch"], extent: int, size: int, dtype: torch.dtype
 ) -> Float[Tensor, "batch size extent"]:
-    """Each image's antialiased scaling along one axis as a matrix: out = M x. Pixel centres are at halves."""
+    """Build the matrix M of each image's antialiased scaling along one axis: out = M x. Pixel centres are at halves."""
     scale = length.to(dtype)[:, None] / size
     at = (torch.arange(size, device=start.device, dtype=dtype) + 0.5) * scale - 0.5 + start.to(dtype)[:, None]
     pixel = torch.arange(extent, device=start.device)
@@ -220,11 +245,11 @@ def _scaling(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one view is made. Strengths are those of torchvision's ColorJitter; probabilities are per image."""
+    """The settings of one view. Strengths have the meaning of torchvision's ColorJitter; probabilities are per image."""
 
-    scale: tuple[float, float] | None = (0.08, 1.0)  # share of the area a crop keeps; None: no random crop
+    scale: tuple[float, float] | None = (0.08, 1.0)  # range of the share of the area in a crop; None: no random crop
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a crop
-    shift: float = 0.0  # instead of a random crop: move by up to this share of the side, black beyond the edge
+    shift: float = 0.0  # if scale is None: move by up to this share of the side, black beyond the edge
     flip: float = 0.5
     jitter: float = 0.0  # probability of colour jitter
     brightness: float = 0.4
@@ -235,12 +260,12 @@ class Recipe:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
-    gain: float = 0.0  # values times a factor from 1 - gain to 1 + gain
-    cut: int = 0  # side of a black square, in pixels of the view
+    gain: float = 0.0  # multiply values by a factor from 1 - gain to 1 + gain
+    cut: int = 0  # side of a black square, in pixels of the view; 0: none
     cut_chance: float = 1.0
     noise: float = 0.0  # standard deviation of grey noise added to values in 0..1, which may leave that range
     channels: int = (
-        3  # only the first so many are changed; the others are scaled to the view's size and get `other_noise`
+        3  # number of channels to change, from the first; scale the others to the view's size and add `other_noise`
     )
     other_noise: float = 0.0
 
@@ -248,18 +273,18 @@ class Recipe:
         if self.gain < 0 or self.cut < 0 or self.noise < 0 or self.other_noise < 0:
             raise CounterpointError("a view's gain, cut and noise must not be negative")
         if not 1 <= self.channels <= 3:
-            raise CounterpointError(f"a view changes 1 to 3 channels, got {self.channels}")
+            raise CounterpointError(f"a view's channels must lie between 1 and 3, got {self.channels}")
         for name in ("flip", "jitter", "grey", "blur", "solarise", "shift", "cut_chance"):
             if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"a view's {name} is between 0 and 1, got {getattr(self, name)}")
+                raise CounterpointError(f"a view's {name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise CounterpointError(f"a crop's scale is a range within 0 < low <= high <= 1, got {self.scale}")
+            raise CounterpointError(f"a crop's scale must be a range 0 < low <= high <= 1, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise CounterpointError(f"a crop's ratio is a range 0 < low <= high, got {self.ratio}")
+            raise CounterpointError(f"a crop's ratio must be a range 0 < low <= high, got {self.ratio}")
         if not 0 <= self.hue <= 0.5:
-            raise CounterpointError(f"hue is turned by at most 0.5, half the circle, got {self.hue}")
+            raise CounterpointError(f"hue must lie between 0 and 0.5, half the colour circle, got {self.hue}")
         if not 0 < self.sigma[0] <= self.sigma[1]:
-            raise CounterpointError(f"a blur's sigma is a range 0 < low <= high, got {self.sigma}")
+            raise CounterpointError(f"a blur's sigma must be a range 0 < low <= high, got {self.sigma}")
 
 
 _SIMCLR = Recipe(jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5)
@@ -269,7 +294,7 @@ _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
 _ADAINF = Recipe(scale=(0.2, 1.0), jitter=0.4, grey=0.2, blur=0.5)
 _DIGITS = Recipe(scale=None, flip=0.0)
 _PATTERNS = replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8, channels=1, other_noise=0.05)
-# The views of a recipe in turn: the first view, the second, the first again; the last is that of local crops.
+# Each recipe: the settings of its views, taken in turn (first, second, first again), and the settings of local crops.
 RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
     name: (tuple(views), local)
     for name, views, local in (
@@ -301,24 +326,24 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             ],
             replace(_BYOL, scale=(0.05, 0.4), blur=0.5),
         ),
-        # Grey 8 x 8 digits, after the pilots of several papers' claims: from nearly the same picture to one hard to tell.
+        # Grey 8 x 8 digits, as in the pilots of several papers' claims: from hardly changed to hardly recognisable.
         ("digits-easy", [replace(_DIGITS, noise=0.05, cut=2, cut_chance=0.7, gain=0.2)], _DIGITS),
         ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
         ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
-        # The hardest, of the digit's channel alone: of MCL's claim.
+        # The hardest, applied to the digit's channel alone: for MCL's claim.
         ("digit-patterns", [_PATTERNS], replace(_DIGITS, channels=1)),
-        # The same from next to nothing to very strong: of AdaInf's claim.
+        # Changes of the same kinds, from very weak to very strong: for AdaInf's claim.
         ("digits-s0", [replace(_DIGITS, noise=0.05, gain=0.1)], _DIGITS),
         ("digits-s25", [replace(_DIGITS, shift=1 / 8, noise=0.1, cut=1, cut_chance=0.9, gain=0.225)], _DIGITS),
         ("digits-s50", [replace(_DIGITS, shift=1 / 8, noise=0.15, cut=2, cut_chance=0.9, gain=0.35)], _DIGITS),
         ("digits-s100", [replace(_DIGITS, shift=1 / 4, noise=0.25, cut=4, cut_chance=0.9, gain=0.6)], _DIGITS),
-        # Wang et al. 2024: weaker than SimCLR's, for sets inflated with generated images; and without blur for small pictures.
+        # Wang et al. 2024: weaker than SimCLR's, for sets inflated with generated images. Small pictures have no blur.
         ("adainf", [_ADAINF], replace(_ADAINF, scale=(0.05, 0.2))),
         ("adainf-cifar", [replace(_ADAINF, blur=0.0)], replace(_ADAINF, scale=(0.05, 0.2), blur=0.0)),
         # Noise alone, of the source `clusters`.
         ("clusters", [replace(_DIGITS, noise=0.4 * 0.12)], _DIGITS),
-        # The latter for small pictures: colours as in simclr-cifar, no blur.
+        # DINO's for small pictures: colours as in simclr-cifar, no blur.
         (
             "dino-cifar",
             [
@@ -333,7 +358,7 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("supervised", [Recipe()], Recipe(scale=(0.05, 0.14))),
         # Flip and a shift of up to an eighth, as CIFAR classifiers and mean teachers are trained.
         ("weak", [Recipe(scale=None, shift=1 / 8)], Recipe(scale=(0.05, 0.14))),
-        # Nothing at all.
+        # No change.
         ("none", [Recipe(scale=None, flip=0.0)], Recipe(scale=None, flip=0.0)),
     )
 }
@@ -347,15 +372,15 @@ def check_recipe(name: str) -> None:
 
 @dataclass
 class ViewParameters:
-    """What is done to each of B images for one view; all that is random is in here."""
+    """The random parameters of one view of each of B images."""
 
     size: int
     boxes: Int[Tensor, "batch 4"]  # top, left, height, width in pixels of the source
     flip: Bool[Tensor, " batch"]
     jitter: Float[Tensor, "batch 4"]  # brightness, contrast, saturation factors, hue shift; 1, 1, 1, 0 changes nothing
-    order: tuple[int, ...]  # of the colour operations
+    order: tuple[int, ...]  # order of the colour operations
     grey: Bool[Tensor, " batch"]
-    sigma: Float[Tensor, " batch"]  # of the blur, pixels of the view; 0 for none
+    sigma: Float[Tensor, " batch"]  # standard deviation of the blur in pixels of the view; 0: no blur
     solarise: Bool[Tensor, " batch"]
     gain: Float[Tensor, " batch"] | None = None
     noise: Float[Tensor, "batch 1 size size"] | None = None
@@ -364,25 +389,27 @@ class ViewParameters:
     cut: Int[Tensor, "batch 3"] | None = None  # top, left, side in pixels of the view
 
     def take(self, rows: slice | Tensor) -> ViewParameters:
-        """Those of some of the images: one process's share of a batch drawn as a whole."""
+        """Select the parameters of some images, such as one process's share of a batch that is drawn as a whole."""
         per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise", "gain", "noise", "other_noise", "cut")
         found = {name: getattr(self, name) for name in per_image}
         return replace(self, **{name: value[rows] for name, value in found.items() if value is not None})
 
 
 class ViewPipeline:
-    """Makes views of a batch of images.
+    """A pipeline that makes views of a batch of images.
 
     Args:
-        size: height and width of a view.
-        crops: how many.
-        recipe: a name of RECIPES, or Recipes of your own for the views in turn.
-        local_crops: how many small views after those (multi-crop).
-        local_size: their height and width; default: 3/7 of `size`, as 96 is of 224.
-        local_recipe: how they are made; default: the recipe's own.
+        size: height and width of a view in pixels.
+        crops: number of views; by default 2.
+        recipe: a name of RECIPES, or Recipes for the views in turn.
+        local_crops: number of small views after those (multi-crop); by default 0.
+        local_size: height and width of small views in pixels; None: 3/7 of `size`, as 96 is of 224.
+        local_recipe: Recipe of small views; None: that of the named recipe, or crops of 0.05 to 0.14 of the area.
         mean, std: of the normalisation, channel by channel; None for both leaves views in [0, 1].
-        kernel: taps of the blur; default: a tenth of the view's size, odd, at least 3.
-        antialias: of crops larger than the view (off, as in torchvision's fast path; matters for large sources).
+        kernel: number of taps of the blur; None: a tenth of the view's size, odd, at least 3.
+        antialias: antialias crops larger than the view. Off by default, as in torchvision's fast path; large sources need it.
+
+    Raises CounterpointError for an unknown recipe and for sizes or numbers that do not fit.
     """
 
     def __init__(
@@ -400,7 +427,9 @@ class ViewPipeline:
         antialias: bool = False,
     ) -> None:
         if size < 1 or crops < 0 or local_crops < 0 or crops + local_crops < 1:
-            raise CounterpointError(f"views need a size and a number: size={size}, crops={crops}, {local_crops=}")
+            raise CounterpointError(
+                f"views need a size and a number of at least 1, got size={size}, crops={crops}, {local_crops=}"
+            )
         if isinstance(recipe, str):
             check_recipe(recipe)
             views, local = RECIPES[recipe]
@@ -410,7 +439,7 @@ class ViewPipeline:
                 raise CounterpointError("a recipe of views needs at least one Recipe")
             local = replace(views[0], scale=(0.05, 0.14))
         if (mean is None) != (std is None):
-            raise CounterpointError("mean and std go together: give both or neither")
+            raise CounterpointError("mean and std belong together; give both or neither")
         self.size, self.crops, self.local_crops = size, crops, local_crops
         self.local_size = local_size or max(1, round(size * 3 / 7))
         self.recipes = [views[n % len(views)] for n in range(crops)] + [local_recipe or local] * local_crops
@@ -420,17 +449,29 @@ class ViewPipeline:
     def __call__(
         self, images: UInt8[Tensor, "batch 3 height width"] | Images, generator: torch.Generator
     ) -> list[Images]:
-        """[B, 3, H, W], uint8 or float in [0, 1] -> one float tensor [B, 3, size, size] per view, normalised.
+        """Make the views: one normalised float tensor [B, 3, size, size] per view.
 
-        The views of the same images with a generator in the same state are the same on every run. Raises
-        CounterpointError for an empty batch or what are no images.
+        The same images and generator state give the same views on every run.
+
+        Args:
+            images: [B, 3, H, W], uint8 or floating point in [0, 1].
+            generator: a generator of the CPU.
+
+        Raises CounterpointError for an empty batch or tensors of another shape.
         """
         return self.apply(images, self.draw(images.shape, generator))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> list[ViewParameters]:
-        """Parameters of every view for images of this shape, [B, 3, H, W]; the generator is one of the CPU."""
+        """Draw the parameters of every view.
+
+        Args:
+            shape: of the images, [B, 3, H, W].
+            generator: a generator of the CPU.
+
+        Raises CounterpointError for another shape and for an empty batch.
+        """
         if len(shape) != 4 or shape[1] != 3 or shape[0] < 1:
-            raise CounterpointError(f"views are made of images [batch, 3, height, width], got {list(shape)}")
+            raise CounterpointError(f"views need images [batch, 3, height, width], got {list(shape)}")
         if shape[2] < 1 or shape[3] < 1:
             raise CounterpointError(f"images have no pixels: {list(shape)}")
         batch, _, height, width = shape
@@ -442,12 +483,12 @@ class ViewPipeline:
     def apply(
         self, images: UInt8[Tensor, "batch 3 height width"] | Images, parameters: Sequence[ViewParameters]
     ) -> list[Images]:
-        """The views that these parameters describe; CounterpointError when they are for another number of images."""
+        """Make the views with these parameters. Raises CounterpointError if they are for another number of images."""
         source = zero_to_one(images)
         out = []
         for view in parameters:
             if len(view.boxes) != len(source):
-                raise CounterpointError(f"views of {len(view.boxes)} images were drawn, {len(source)} are given")
+                raise CounterpointError(f"parameters of {len(view.boxes)} images were drawn, got {len(source)} images")
             done = source.new_empty(len(source), 3, view.size, view.size)
             for start in range(0, len(source), GROUP):
                 part = slice(start, start + GROUP)
@@ -518,7 +559,7 @@ def _draw(recipe: Recipe, size: int, batch: int, height: int, width: int, genera
     grey_ones = chance(recipe.grey)
     sigma = torch.where(chance(recipe.blur), uniform(*recipe.sigma, batch), 0.0)
     view = ViewParameters(size, boxes, flip, jitter, order, grey_ones, sigma, chance(recipe.solarise))
-    # Drawn only where asked for, so that recipes without them draw what they always did.
+    # Draw these only for recipes that use them, so that other recipes keep their sequence of draws.
     if recipe.gain:
         view = replace(view, gain=uniform(1 - recipe.gain, 1 + recipe.gain, batch))
     if recipe.noise:
@@ -537,7 +578,7 @@ def _draw(recipe: Recipe, size: int, batch: int, height: int, width: int, genera
 
 
 def _square(cut: Int[Tensor, "batch 3"], size: int) -> Bool[Tensor, "batch 1 size size"]:
-    """Where each image's square lies, of top, left and side."""
+    """Build the mask of each image's square from its top, left and side."""
     at = torch.arange(size)
     top, left, side = cut[:, :, None].unbind(1)
     rows, columns = ((at >= start) & (at < start + side) for start in (top, left))
@@ -552,10 +593,17 @@ def random_boxes(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> Int[Tensor, "batch 4"]:
-    """Boxes as torchvision's RandomResizedCrop draws them: top, left, height, width.
+    """Draw boxes (top, left, height, width) as torchvision's RandomResizedCrop does, in whole pixels.
 
-    Area uniform in `scale`, log of the ratio uniform, whole pixels; the first of ten draws that fits in the image, else
-    the largest centred box within the ratios.
+    The area and the logarithm of the ratio are uniform. Take the first of ten draws that fits in the image. If none fits,
+    take the largest centred box within the ratios.
+
+    Args:
+        batch: number of boxes.
+        height, width: of the images in pixels.
+        scale: range of the box's share of the area, within 0 to 1.
+        ratio: range of width over height.
+        generator: a generator of the CPU.
     """
     tries = 10
     area = height * width * (scale[0] + (scale[1] - scale[0]) * torch.rand(batch, tries, generator=generator))
@@ -580,12 +628,15 @@ def random_boxes(
 
 
 class Handled:
-    """Strong views of tiny pictures: turned, zoomed, moved, lit and with noise, a little each."""
+    """Strong views of tiny pictures: small rotations, zooms, shifts, changes of brightness and noise."""
 
     DEGREES, ZOOM, SHIFT, LIGHT, NOISE = 15.0, 0.1, 0.125, 0.2, 0.1
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw for each of `count` pictures its turn, zoom, two shifts and light [count, 5] in -1 to 1, and its noise."""
+        """Draw the parameters of `count` pictures: [count, 5] in -1 to 1 and noise [count, 1, size, size].
+
+        The five are rotation, zoom, two shifts and brightness.
+        """
         return (
             2 * torch.rand(count, 5, generator=generator) - 1,
             self.NOISE * torch.randn(count, 1, size, size, generator=generator),

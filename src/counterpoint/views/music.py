@@ -1,37 +1,35 @@
-"""Snippets of sheet music and of its sound, augmented as whole batches, and the log-frequency spectrogram of the sound.
+"""Augment batches of snippets of sheet music and of sound, and compute the sound's log-frequency spectrogram.
 
     sheets, audio = SheetViews(), AudioViews(frames=42)
-    one, two = sheets.pair(len(images), torch.Generator().manual_seed(0))      # what is done to each image in each view
+    one, two = sheets.pair(len(images), torch.Generator().manual_seed(0))      # parameters of each image in each view
     first, second = sheets.apply(images, one), sheets.apply(images, two)      # [B, 1, 120, 120] -> [B, 1, 80, 100]
 
-What is random is drawn for the whole batch from a generator (`pair`, `draw`) and then applied, so that processes can
-share a batch (`take`). Probabilities and ranges are those of Carvalho, Washüttl, Widmer: "Self-Supervised Contrastive
-Learning for Robust Audio-Sheet Music Retrieval Systems", MMSys 2023, arXiv 2309.12134, and its published code; what
-neither states is marked "chosen".
+`pair` and `draw` draw the random parameters of a whole batch from a generator, and `apply` applies them. Processes can
+therefore share a batch (`take`). Probabilities and ranges come from this paper and its published code: Carvalho, Washüttl, Widmer,
+"Self-Supervised Contrastive Learning for Robust Audio-Sheet Music Retrieval Systems", MMSys 2023, arXiv 2309.12134. Values
+that neither states are marked "chosen".
 
-Items come as windows with margins around the snippet that is cut from them: 20 pixels above and below, 10 left and
-right, and sound on both sides. Beyond an item's ends are white paper and silence. Where the paper moves the second of
-two views, the two are moved half as far in opposite directions: the same distance between them, and half the margin is
-enough.
+Items are windows with margins around a snippet: 20 pixels above and below, 10 left and right, and sound on both sides.
+Beyond an item's ends are white paper and silence. The paper moves the second of two views. Here each view moves half as far,
+in opposite directions. The distance between them is the same, and half the margin is enough.
 
-What is done otherwise than by the published code, to the same end:
-    time stretch    frames of the stretched sound are taken at steps of rate x hop. A phase vocoder interpolates
-                    magnitudes between frames a hop apart and then finds phases for them; only magnitudes are used here,
-                    and a frame can be computed where it is wanted
-    equaliser       the gain of its seven filters at each frequency multiplies the magnitudes of each frame: what
-                    filtering the waveform does, but for the ends of frames
-    noise           a batch shares one tape of noise, which each sound plays from a place of its own
-    image noise     the published code draws it at twice the size and halves it: the same as noise of half the deviation
-A room's impulse response, off in the paper, is not here: it needs recordings of rooms.
+Differences from the published code, with the same result:
+    time stretch    frames of the stretched sound are computed at steps of rate x hop. A phase vocoder interpolates
+                    magnitudes between frames one hop apart, then finds their phases; only magnitudes are needed here
+    equaliser       the gain of its seven filters at each frequency multiplies the magnitudes of each frame. Filtering the
+                    waveform does the same, except at the ends of frames
+    noise           a batch shares one tape of noise, which each sound plays from a different place
+    image noise     the published code draws it at twice the size and halves it, which equals noise of half the deviation
+A room's impulse response, off in the paper, is not built, because it needs recordings of rooms.
 
 kornia 0.9 has some of this. Milliseconds for 48, 96, 128 and 256 snippets on one core, the least of 25 rounds (elastic: 7):
     rescale, shift, turn    7.4, 5.6, 7.8, 29 here. warp_affine: 11, 11, 16, 73 with white beyond the edge; 7.7, 8.2, 12,
-                            44 where, as here, the ink is sampled, so that zeros are white. The same pictures
+                            44 where, as here, the ink is sampled, so that zeros are white. The pictures are the same
     elastic deformation     3.5, 6.9, 9.8, 27 here. elastic_transform2d, one call for the small and one for the large:
                             100, 360, 490, 980. It smooths noise at every pixel; here a curve goes through few points
     blur                    for 12, 24, 32 and 64 of them, a quarter as the recipe draws: 1.1, 1.8, 2.9, 6.0 here and
-                            1.1, 2.7, 2.8, 5.1 by gaussian_blur2d, which is twice as fast for whole batches. The same
-kornia would save the blur's millisecond in large batches, of a view's 12 to 53, and is not what this package installs.
+                            1.1, 2.7, 2.8, 5.1 by gaussian_blur2d, twice as fast for whole batches. The result is the same
+In large batches kornia would save a millisecond of blur, out of a view's 12 to 53. This package does not install it.
 """
 
 from __future__ import annotations
@@ -52,10 +50,10 @@ from counterpoint.errors import CounterpointError
 from counterpoint.views.images import gaussian_blur
 
 SHEET = (80, 100)  # pixels of a snippet, height and width
-WINDOW = 120  # pixels of the square that it is cut from
+WINDOW = 120  # pixels of the side of the square that contains it
 RATE, FFT, HOP = 22050, 2048, 1103  # samples a second; 20 frames a second
 BANDS, LOWEST, HIGHEST, PER_OCTAVE = 92, 30.0, 6000.0, 16
-GROUP = 32  # sounds worked on at a time: their frames stay in a core's cache
+GROUP = 32  # sounds per pass, so that their frames stay in a core's cache
 TAPE = 2**18  # samples of noise that a batch shares
 
 
@@ -63,17 +61,17 @@ TAPE = 2**18  # samples of noise that a batch shares
 
 
 class _Parameters:
-    """What is done to each of a batch: tensors with a row for each item, fields in `shared` aside."""
+    """The random parameters of a batch: tensors with one row per item, except those named in `shared`."""
 
     shared: tuple[str, ...] = ()
 
     def take(self, rows: slice | Tensor) -> Self:
-        """Those of some of the items: one process's share of a batch drawn as a whole."""
+        """Select the parameters of some items, such as one process's share of a batch that is drawn as a whole."""
         chosen = {name: value[rows] for name, value in self._tensors() if name not in self.shared}
         return replace(self, **chosen)  # type: ignore[type-var]
 
     def moved(self, device: torch.device) -> Self:
-        """On the device of what they are applied to."""
+        """Move the parameters to a device, that of the items."""
         return replace(self, **{name: value.to(device) for name, value in self._tensors()})  # type: ignore[type-var]
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
@@ -86,7 +84,7 @@ def _uniform(low: float, high: float, size: int | Sequence[int], generator: torc
 
 
 def _sometimes(value: Tensor, share: float, generator: torch.Generator, otherwise: float = 0.0) -> Tensor:
-    """Each item's value with this probability, else the other one."""
+    """Select each item's value with the probability `share`, else the value `otherwise`."""
     chosen = torch.rand(len(value), generator=generator) < share
     return torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), value, value.new_tensor(otherwise))
 
@@ -94,11 +92,11 @@ def _sometimes(value: Tensor, share: float, generator: torch.Generator, otherwis
 def _check(what: Any, shares: Sequence[str], ranges: Sequence[str]) -> None:
     for name in shares:
         if not 0 <= getattr(what, name) <= 1:
-            raise CounterpointError(f"{name} is a probability or share, 0 to 1, got {getattr(what, name)}")
+            raise CounterpointError(f"{name} must be a probability or share, 0 to 1, got {getattr(what, name)}")
     for name in ranges:
         low, high = getattr(what, name)
         if not low <= high:
-            raise CounterpointError(f"{name} is a range (low, high), got {(low, high)}")
+            raise CounterpointError(f"{name} must be a range (low, high), got {(low, high)}")
 
 
 # --- sheet music ------------------------------------------------------------------------------------------------------
@@ -106,21 +104,21 @@ def _check(what: Any, shares: Sequence[str], ranges: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class SheetRecipe:
-    """How a snippet of a score is varied: probabilities per image, lengths in pixels of the snippet."""
+    """The variations of a snippet of a score: probabilities per image, lengths in pixels of the snippet."""
 
     rescale: float = 0.45
     scale: tuple[float, float] = (0.90, 1.10)
-    shift: float = 0.65  # probability that two views are apart horizontally
-    apart: float = 20.0  # at most; a fifth of the snippet's width
+    shift: float = 0.65  # probability of a horizontal distance between two views
+    apart: float = 20.0  # greatest distance; a fifth of the snippet's width
     vertical: float = 0.65
-    up_down: float = 10.0  # at most, chosen: half of the margin, which leaves the outer staff lines in the picture
+    up_down: float = 10.0  # at most, chosen: half of the margin, which keeps the outer staff lines in the picture
     rotate: float = 0.35
     degrees: float = 4.0
     perlin: float = 0.2
-    stain: float = 0.4  # how far Perlin noise darkens at most, chosen
+    stain: float = 0.4  # greatest darkening by Perlin noise, chosen
     small: float = 0.2
     large: float = 0.2
-    # Elastic deformation, chosen: (pixels a point moves at most, pixels between points that move independently).
+    # Elastic deformation, chosen: (greatest move of a point in pixels, pixels between points that move independently).
     small_field: tuple[float, int] = (1.0, 8)
     large_field: tuple[float, int] = (3.0, 25)
     noise: float = 0.25
@@ -138,10 +136,10 @@ class SheetRecipe:
         if not self.scale[0] > 0:
             raise CounterpointError(f"scale must be positive, got {self.scale}")
         if any(move < 0 or step < 1 for move, step in (self.small_field, self.large_field)):
-            raise CounterpointError("an elastic field is (pixels >= 0, step >= 1 pixel)")
+            raise CounterpointError("an elastic field must be (pixels >= 0, step >= 1 pixel)")
 
 
-# What an aligned pair is varied by: the scale by a twentieth, 5 pixels up or down before the halving to 80 x 100.
+# Variations of an aligned pair: a scale of 0.95 to 1.05, and 5 pixels up or down before the halving to 80 x 100.
 SHEET_PAIRED = SheetRecipe(
     rescale=1.0,
     scale=(0.95, 1.05),
@@ -159,10 +157,10 @@ SHEET_PAIRED = SheetRecipe(
 
 @dataclass
 class SheetParameters(_Parameters):
-    """What is done to each of B snippets for one view; all that is random is in here."""
+    """The random parameters of one view of each of B snippets."""
 
     scale: Float[Tensor, " batch"]
-    across: Float[Tensor, " batch"]  # pixels by which the window moves to the right
+    across: Float[Tensor, " batch"]  # pixels that the window moves to the right
     down: Float[Tensor, " batch"]
     angle: Float[Tensor, " batch"]  # radians
     stain: Float[Tensor, " batch"]
@@ -171,19 +169,19 @@ class SheetParameters(_Parameters):
     large: Float[Tensor, "batch 2 rows columns"]
     mean: Float[Tensor, " batch"]
     deviation: Float[Tensor, " batch"]
-    grain: Int[Tensor, " batch"]  # which of `grains` is its noise, -1 for none
+    grain: Int[Tensor, " batch"]  # number of the snippet's noise in `grains`; -1: none
     sigma: Float[Tensor, " batch"]
     grains: Float[Tensor, "noisy height width"]
     shared = ("grains",)
 
 
 class SheetViews:
-    """Makes varied snippets of windows of a score.
+    """A pipeline that makes varied snippets from windows of a score.
 
     Args:
-        recipe: how; None for the paper's pre-training.
+        recipe: the variations; None: those of the paper's pre-training.
 
-    Order: rescale, horizontal and vertical shift, rotation (together one resampling, bilinear), Perlin noise, elastic
+    Order: rescale, horizontal and vertical shift, rotation (together one bilinear resampling), Perlin noise, elastic
     deformation, Gaussian noise, blur. Pixels are 0 for ink to 1 for paper and stay in that range.
     """
 
@@ -191,17 +189,23 @@ class SheetViews:
         self.recipe = recipe or SheetRecipe()
 
     def pair(self, batch: int, generator: torch.Generator) -> tuple[SheetParameters, SheetParameters]:
-        """Parameters of two views of each of `batch` windows; they are apart horizontally by what the recipe says."""
+        """Draw the parameters of two views of each of `batch` windows, with the recipe's horizontal distance between them.
+
+        The generator is one of the CPU. Raises CounterpointError for an empty batch.
+        """
         recipe = self.recipe
         apart = _sometimes(_uniform(0, recipe.apart, batch, generator), recipe.shift, generator) / 2
         one, two = self.draw(batch, generator), self.draw(batch, generator)
         return replace(one, across=-apart), replace(two, across=apart)
 
     def draw(self, batch: int, generator: torch.Generator) -> SheetParameters:
-        """Parameters of one view of each of `batch` windows, not moved horizontally; a generator of the CPU."""
+        """Draw the parameters of one view of each of `batch` windows, without a horizontal shift.
+
+        The generator is one of the CPU. Raises CounterpointError for an empty batch.
+        """
         r = self.recipe
         if batch < 1:
-            raise CounterpointError("views are made of at least one snippet")
+            raise CounterpointError("views need at least one snippet, got an empty batch")
         fields = []
         for share, (most, step) in ((r.small, r.small_field), (r.large, r.large_field)):
             grid = [-(-extent // step) + 3 for extent in SHEET]
@@ -227,18 +231,21 @@ class SheetViews:
     def apply(
         self, windows: Float[Tensor, "batch 1 height width"], view: SheetParameters
     ) -> Float[Tensor, "batch 1 80 100"]:
-        """The views these parameters describe, of windows [B, 1, 120, 120] with 0 for ink to 1 for paper, in float32 at
-        least.
+        """Make the views with these parameters, in float32 at least.
 
-        Raises CounterpointError for other windows and for parameters of another number of them.
+        Args:
+            windows: [B, 1, 120, 120], floating point, 0 for ink to 1 for paper.
+            view: parameters of B windows.
+
+        Raises CounterpointError for other windows and for parameters of another number of windows.
         """
         if windows.shape[1:] != (1, WINDOW, WINDOW) or not windows.is_floating_point():
             raise CounterpointError(
-                f"views are made of windows [batch, 1, {WINDOW}, {WINDOW}] of floating point, got {list(windows.shape)} "
+                f"views need windows [batch, 1, {WINDOW}, {WINDOW}] of floating point, got {list(windows.shape)} "
                 f"{windows.dtype}"
             )
         if len(view.scale) != len(windows):
-            raise CounterpointError(f"views of {len(view.scale)} windows were drawn, {len(windows)} are given")
+            raise CounterpointError(f"parameters of {len(view.scale)} windows were drawn, got {len(windows)} windows")
         view = view.moved(windows.device)
         x = _placed(wide(windows), view)
         for rows in _some(view.stain > 0):
@@ -246,23 +253,23 @@ class SheetViews:
         for rows in _some((view.small.flatten(1) != 0).any(1) | (view.large.flatten(1) != 0).any(1)):
             x[rows] = _bent(x[rows], view.small[rows], view.large[rows], self.recipe)
         for rows in _some(view.grain >= 0):
-            # Halving the picture averages 2 x 2 independent numbers: half of the deviation is left.
+            # Halving the picture averages 2 x 2 independent numbers, which halves the deviation.
             grain = view.grains[view.grain[rows]] * (view.deviation[rows] / 2)[:, None, None]
             x[rows] = (x[rows] + (grain + view.mean[rows, None, None])[:, None]).clamp(0, 1)
         for rows in _some(view.sigma > 0):
-            # Of the paper's kernels, 7 to 15 taps, the smallest holds five deviations of the widest blur.
+            # The paper's kernels have 7 to 15 taps. The smallest spans five deviations of the widest blur.
             x[rows] = gaussian_blur(x[rows], view.sigma[rows], 7)
         return x
 
 
 def snippet(windows: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch 1 80 100"]:
-    """The centre of a window, as it is."""
+    """Cut out the centre of each window, unchanged."""
     top, left = ((extent - own) // 2 for extent, own in zip(windows.shape[2:], SHEET, strict=True))
     return windows[:, :, top : top + SHEET[0], left : left + SHEET[1]]
 
 
 def _some(mask: Tensor) -> list[Tensor]:
-    """The positions, if there are any."""
+    """Return a list with the positions of True, empty if there is none."""
     rows = mask.nonzero().flatten()
     return [rows] if len(rows) else []
 
@@ -273,15 +280,16 @@ CELL = 20  # pixels between the gradients of the Perlin noise
 def perlin(
     gradients: Float[Tensor, "batch 2 rows columns"], cell: int = CELL, size: tuple[int, int] = SHEET
 ) -> Float[Tensor, "batch height width"]:
-    """Perlin's gradient noise, brought to 0..1: each pixel's dot products with the gradients at the four corners of its
-    cell, blended by 6t^5 - 15t^4 + 10t^3.
+    """Compute Perlin's gradient noise, rescaled to 0..1.
+
+    Each pixel blends its dot products with the gradients at the four corners of its cell by 6t^5 - 15t^4 + 10t^3.
 
     Args:
-        gradients: unit vectors at the corners of cells, (across, down); enough of them for `size`.
-        cell: pixels of a cell's side.
-        size: height and width of the picture.
+        gradients: unit vectors at the corners of cells, (across, down), at least ceil(extent / cell) + 1 along each axis.
+        cell: side of a cell in pixels.
+        size: height and width of the picture in pixels.
 
-    Raises ValueError when there are too few gradients. Source: Perlin, "Improving Noise", SIGGRAPH 2002.
+    Raises ValueError for too few gradients. Source: Perlin, "Improving Noise", SIGGRAPH 2002.
     """
     if any(have < -(-extent // cell) + 1 for have, extent in zip(gradients.shape[2:], size, strict=True)):
         raise ValueError(f"gradients {list(gradients.shape)} are too few for {size} pixels in cells of {cell}")
@@ -296,11 +304,11 @@ def perlin(
     fade_u, fade_v = (t**3 * (t * (6 * t - 15) + 10) for t in (u, v))
     top = corners[0].lerp(corners[1], fade_u)
     found = top.lerp(corners[2].lerp(corners[3], fade_u), fade_v)
-    return (found / math.sqrt(2) + 0.5).clamp(0, 1)  # it lies within +-1/sqrt(2)
+    return (found / math.sqrt(2) + 0.5).clamp(0, 1)  # `found` lies within +-1/sqrt(2)
 
 
 def _placed(windows: Tensor, view: SheetParameters) -> Tensor:
-    """The snippet, scaled, shifted and turned about its centre."""
+    """Cut out the snippet, scaled, shifted and turned about its centre."""
     height, width = SHEET
     y = torch.arange(height, device=windows.device, dtype=windows.dtype) - (height - 1) / 2
     x = torch.arange(width, device=windows.device, dtype=windows.dtype) - (width - 1) / 2
@@ -308,26 +316,26 @@ def _placed(windows: Tensor, view: SheetParameters) -> Tensor:
     column, row = x[None, None, :], y[None, :, None]
     at_x = cos[:, None, None] * column - sin[:, None, None] * row + view.across[:, None, None]
     at_y = sin[:, None, None] * column + cos[:, None, None] * row + view.down[:, None, None]
-    # As grid_sample counts: -1 and 1 are the outer edges of the window.
+    # In the coordinates of grid_sample, -1 and 1 are the outer edges of the window.
     grid = torch.stack([at_x * (2 / windows.shape[3]), at_y * (2 / windows.shape[2])], 3)
-    # Zeros beyond the edge are paper when what is sampled is the ink.
+    # Sample the ink, 1 - x, so that zeros beyond the edge are paper.
     return 1 - F.grid_sample(1 - windows, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 @lru_cache
 def _cubic(step: int, extent: int) -> Float[Tensor, "extent points"]:
-    """Weights of points `step` pixels apart in the smooth curve through them, bicubic, one point before the first pixel."""
+    """Compute bicubic weights of points `step` pixels apart for each pixel; the first point lies before the first pixel."""
     points = -(-extent // step) + 3
     spread = F.interpolate(torch.eye(points)[None, :, :, None], scale_factor=(step, 1), mode="bicubic")
     return spread[0, :, step : step + extent, 0].T.contiguous()
 
 
 def _bent(x: Tensor, small: Tensor, large: Tensor, recipe: SheetRecipe) -> Tensor:
-    """Every pixel taken from a little beside its place."""
+    """Move every pixel of the pictures a little (elastic deformation)."""
     height, width = SHEET
     moves = x.new_zeros(len(x), 2, height, width)
     for field, (_, step) in ((small, recipe.small_field), (large, recipe.large_field)):
-        # As products of matrices: ten times as fast as torch's own interpolation on a CPU.
+        # On a CPU, products of matrices are ten times as fast as torch's own interpolation.
         down, across = (_cubic(step, extent).to(x) for extent in SHEET)
         moves += down @ field.to(x) @ across.T
     base = F.affine_grid(torch.eye(2, 3, device=x.device, dtype=x.dtype)[None], [1, 1, height, width], False)
@@ -346,14 +354,20 @@ def log_filterbank(
     lowest: float = LOWEST,
     highest: float = HIGHEST,
 ) -> Float[Tensor, "bins bands"]:
-    """Overlapping triangles on the bins of a Fourier transform, centred on notes: `per_octave` of them from 440 Hz.
+    """Compute overlapping triangular filters on the bins of a Fourier transform, centred on notes.
 
-    A band goes from its lower neighbour's centre to its upper one's, all of them whole bins; where several notes fall
-    into one bin, as the lowest do, it is one. Each band's weights sum to 1. Frequencies in hertz, `fft` samples, bins 0
-    to fft/2 - 1. With the defaults 92 bands.
+    A band reaches from its lower neighbour's centre to its upper neighbour's centre; all of them are whole bins. Where
+    several notes fall into one bin, as the lowest do, they form one band. Each band's weights sum to 1. The defaults give
+    92 bands.
 
-    Raises ValueError when fewer than one band lies between the frequencies. Source: the filter bank of madmom (Böck et
-    al. 2016), which the paper's front end is made with.
+    Args:
+        rate: samples per second.
+        fft: samples of a Fourier transform; the filters cover bins 0 to fft/2 - 1.
+        per_octave: notes in an octave, counted from 440 Hz.
+        lowest, highest: range of the notes in hertz.
+
+    Raises ValueError if no band lies between the frequencies. Source: the filter bank of madmom (Böck et al. 2016), which
+    the paper's front end uses.
 
     >>> log_filterbank().shape
     torch.Size([1024, 92])
@@ -371,12 +385,12 @@ def log_filterbank(
 
 
 class LogSpectrogram(nn.Module):
-    """Waves at 22,050 Hz to log10(1 + magnitude in 92 bands): frames of 2,048 samples (Hann), 20 a second.
+    """Map waves at 22,050 Hz to log10(1 + magnitude in 92 bands): frames of 2,048 samples (Hann), 20 per second.
 
     Args:
-        frames: T, how many frames a snippet has.
+        frames: T, the number of frames of a snippet, at least 1.
 
-    Frame t of a snippet is centred (t - (T - 1) / 2) hops from the snippet's centre; beyond a wave is silence.
+    Frame t of a snippet is centred (t - (T - 1) / 2) hops from the snippet's centre. Beyond the wave's ends is silence.
     """
 
     bank: Tensor
@@ -388,8 +402,8 @@ class LogSpectrogram(nn.Module):
             raise ValueError(f"frames must be at least 1, got {frames}")
         self.frames = frames
         bank = log_filterbank()
-        assert bank.shape[1] == BANDS  # what the encoders' widths are made for
-        self.bins = int(bank.any(1).nonzero().max()) + 1  # those above the highest band are never needed
+        assert bank.shape[1] == BANDS  # the number of bands that the encoders expect
+        self.bins = int(bank.any(1).nonzero().max()) + 1  # bins above the highest band are not needed
         self.register_buffer("bank", bank[: self.bins].clone(), persistent=False)
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
 
@@ -400,15 +414,15 @@ class LogSpectrogram(nn.Module):
         rate: Float[Tensor, " batch"] | None = None,
         gain: Float[Tensor, "batch bins"] | None = None,
     ) -> Float[Tensor, "batch 1 92 frames"]:
-        """The spectrogram of the centre of each wave.
+        """Compute the spectrogram of the centre of each wave.
 
         Args:
-            wave: [-1, 1]; half precisions are computed and returned in float32.
-            shift: samples by which the snippet lies later than the centre.
-            rate: how much faster than it is the sound is to be; pitches stay.
-            gain: what magnitudes are multiplied with, for each bin below `self.bins`.
+            wave: in [-1, 1]; half precisions are computed and returned in float32.
+            shift: samples from the centre to the later snippet; None: 0.
+            rate: factor of speed, which keeps pitches; None: 1.
+            gain: factor of the magnitudes for each bin below `self.bins`; None: 1.
 
-        Raises ValueError for what are no waves.
+        Raises ValueError for another shape or type of `wave`.
         """
         if wave.ndim != 2 or wave.shape[1] < 1 or not wave.is_floating_point():
             raise ValueError(f"wave must be [batch, samples] of floating point, got {list(wave.shape)} {wave.dtype}")
@@ -420,7 +434,7 @@ class LogSpectrogram(nn.Module):
         hops = torch.arange(self.frames, device=wave.device, dtype=torch.float64) - (self.frames - 1) / 2
         at = samples / 2 + shift[:, None].double() + hops * rate[:, None].double() * HOP
         start = at.round().long() - FFT // 2
-        # Silence before and after, as far as any frame reaches.
+        # Pad with silence, as far as any frame reaches.
         before = max(0, -int(start.min())) if batch else 0
         after = max(0, int(start.max()) + FFT - samples) if batch else 0
         out = wave.new_empty(batch, self.frames, bank.shape[1])
@@ -437,10 +451,10 @@ class LogSpectrogram(nn.Module):
 
 @dataclass(frozen=True)
 class AudioRecipe:
-    """How a snippet of sound is varied: probabilities per sound. What is its library's default is named."""
+    """The variations of a snippet of sound: probabilities per sound. Comments mark defaults of the paper's library."""
 
-    shift: float = 0.5  # probability that two views are apart in time
-    apart: float = 0.3  # at most, of the snippet's length: the views have 70 % in common at least
+    shift: float = 0.5  # probability of a distance in time between two views
+    apart: float = 0.3  # greatest distance as a share of the snippet's length: the views share at least 70 %
     polarity: float = 0.5
     gain: float = 0.5
     decibels: tuple[float, float] = (-12.0, 12.0)  # the library's default
@@ -460,12 +474,14 @@ class AudioRecipe:
         shares = ("shift", "apart", "polarity", "gain", "noise", "mask", "equalise", "stretch", "frequency_mask")
         _check(self, (*shares, "frequencies"), ("decibels", "snr", "masked", "bands", "rates"))
         if self.masked[0] < 0 or self.masked[1] > 1:
-            raise CounterpointError(f"masked is a range of shares of the snippet, 0 to 1, got {self.masked}")
+            raise CounterpointError(f"masked must be a range of shares of the snippet, 0 to 1, got {self.masked}")
         if not self.rates[0] > 0 or self.jitter < 0:
-            raise CounterpointError(f"rates must be positive and jitter not negative: {self.rates}, {self.jitter}")
+            raise CounterpointError(
+                f"rates must be positive and jitter not negative, got {self.rates} and {self.jitter}"
+            )
 
 
-# What an aligned pair is varied by: the onset by a frame; tempi of 0.9 to 1.1 are the paper's renderings.
+# Variations of an aligned pair: move the onset by up to a frame. Tempi of 0.9 to 1.1 come from the paper's renderings.
 AUDIO_PAIRED = AudioRecipe(
     shift=0.0,
     polarity=0.0,
@@ -481,29 +497,29 @@ AUDIO_PAIRED = AudioRecipe(
 
 @dataclass
 class AudioParameters(_Parameters):
-    """What is done to each of B sounds for one view; all that is random is in here."""
+    """The random parameters of one view of each of B sounds."""
 
     shift: Float[Tensor, " batch"]  # samples
     amplitude: Float[Tensor, " batch"]  # polarity and gain
-    snr: Float[Tensor, " batch"]  # noise's amplitude over the sound's; 0 for none
-    place: Int[Tensor, " batch"]  # where on the tape its noise begins
-    mask: Float[Tensor, "batch 2"]  # from, length; as shares of the snippet
+    snr: Float[Tensor, " batch"]  # noise's amplitude over the sound's; 0: no noise
+    place: Int[Tensor, " batch"]  # sample of the tape at which its noise begins
+    mask: Float[Tensor, "batch 2"]  # start and length, as shares of the snippet
     response: Float[Tensor, "batch bins"]  # of the equaliser
     rate: Float[Tensor, " batch"]
-    bands: Int[Tensor, "batch 2"]  # of the frequency mask: first, how many
+    bands: Int[Tensor, "batch 2"]  # of the frequency mask: first band, number of bands
     tape: Float[Tensor, " samples"]
     shared = ("tape",)
 
 
 class AudioViews:
-    """Makes spectrograms of varied sounds.
+    """A pipeline that makes spectrograms of varied sounds.
 
     Args:
-        frames: T of a snippet, which is the centre of what is given.
-        recipe: how; None for the paper's pre-training.
+        frames: T, the number of frames of a snippet. The snippet is the centre of its wave.
+        recipe: the variations; None: those of the paper's pre-training.
 
-    Order: time shift, polarity, gain, noise, time mask, equaliser on the sound; then stretching, the
-    filter bank, logarithm and frequency mask on the spectrogram.
+    Order on the sound: time shift, polarity, gain, noise, time mask, equaliser. Then on the spectrogram: stretching, filter
+    bank, logarithm, frequency mask.
     """
 
     def __init__(self, frames: int, recipe: AudioRecipe | None = None) -> None:
@@ -512,17 +528,23 @@ class AudioViews:
         self.length = frames * HOP
 
     def pair(self, batch: int, generator: torch.Generator) -> tuple[AudioParameters, AudioParameters]:
-        """Parameters of two views of each of `batch` sounds, apart in time by what the recipe says."""
+        """Draw the parameters of two views of each of `batch` sounds, with the recipe's distance in time between them.
+
+        The generator is one of the CPU. Raises CounterpointError for an empty batch.
+        """
         r = self.recipe
         apart = _sometimes(_uniform(0, r.apart, batch, generator), r.shift, generator) * (self.length / 2)
         one, two = self.draw(batch, generator), self.draw(batch, generator)
         return replace(one, shift=one.shift - apart), replace(two, shift=two.shift + apart)
 
     def draw(self, batch: int, generator: torch.Generator) -> AudioParameters:
-        """Parameters of one view of each of `batch` sounds; the generator is one of the CPU."""
+        """Draw the parameters of one view of each of `batch` sounds with a generator of the CPU.
+
+        Raises CounterpointError for an empty batch.
+        """
         r = self.recipe
         if batch < 1:
-            raise CounterpointError("views are made of at least one sound")
+            raise CounterpointError("views need at least one sound, got an empty batch")
         sign = 1 - 2 * (torch.rand(batch, generator=generator) < r.polarity).float()
         gain = 10 ** (_sometimes(_uniform(*r.decibels, batch, generator), r.gain, generator) / 20)
         ratio = 10 ** (-_uniform(*r.snr, batch, generator) / 20)
@@ -531,7 +553,7 @@ class AudioViews:
         widest = math.floor(r.frequencies * BANDS)
         width = torch.randint(widest + 1, (batch,), generator=generator)
         first = (_uniform(0, 1, batch, generator) * (BANDS + 1 - width)).long().clamp(max=BANDS)
-        # One draw decides for the whole batch, as the paper's code does.
+        # One draw decides for the whole batch, as in the paper's code.
         width = width * int(torch.rand((), generator=generator) < r.frequency_mask)
         response = torch.ones(batch, self.spectrogram.bins)
         chosen = (torch.rand(batch, generator=generator) < r.equalise).nonzero().flatten()
@@ -549,25 +571,31 @@ class AudioViews:
         )
 
     def apply(self, wave: Float[Tensor, "batch samples"], view: AudioParameters) -> Float[Tensor, "batch 1 92 frames"]:
-        """Spectrograms of the views these parameters describe, of waves [B, samples] at 22,050 Hz.
+        """Make the spectrograms of the views with these parameters.
 
-        Raises CounterpointError for what are no waves and for parameters of another number of them.
+        Args:
+            wave: [B, samples], floating point, at 22,050 Hz.
+            view: parameters of B sounds.
+
+        Raises CounterpointError for another shape or type of `wave` and for parameters of another number of sounds.
         """
         if wave.ndim != 2 or not wave.is_floating_point():
-            raise CounterpointError(f"views are made of waves [batch, samples], got {list(wave.shape)} {wave.dtype}")
+            raise CounterpointError(
+                f"views need waves [batch, samples] of floating point, got {list(wave.shape)} {wave.dtype}"
+            )
         if len(view.shift) != len(wave):
-            raise CounterpointError(f"views of {len(view.shift)} sounds were drawn, {len(wave)} are given")
+            raise CounterpointError(f"parameters of {len(view.shift)} sounds were drawn, got {len(wave)} sounds")
         view = view.moved(wave.device)
         self.spectrogram.to(wave.device)
         x = wide(wave) * view.amplitude[:, None]
         for rows in _some(view.snr > 0):
             level = x[rows].square().mean(1).sqrt() * view.snr[rows]
-            # The tape as long as a sound from anywhere on it needs.
+            # Repeat the tape, so that a sound may begin anywhere on it.
             tape = view.tape.repeat(1 + -(-x.shape[1] // TAPE))
             x[rows] = x[rows].addcmul(tape.unfold(0, x.shape[1], 1)[view.place[rows]], level[:, None])
         at = torch.arange(x.shape[1], device=x.device)
         for rows in _some(view.mask[:, 1] > 0):
-            # Shares of the snippet as it is before stretching, wherever it was shifted to.
+            # The shares refer to the shifted snippet before stretching.
             start = (x.shape[1] - self.length) / 2 + view.shift[rows] + view.mask[rows, 0] * self.length
             inside = (at >= start[:, None]) & (at < (start + view.mask[rows, 1] * self.length)[:, None])
             x[rows] = x[rows].masked_fill(inside, 0)
@@ -581,7 +609,7 @@ class AudioViews:
         return found
 
 
-# Centres in hertz of the equaliser's filters: a low shelf, five peaks, a high shelf. Chosen, within its library's.
+# Centres in hertz of the equaliser's filters: a low shelf, five peaks, a high shelf. Chosen, within the library's ranges.
 CENTRES = (
     (42.0, 95.0),
     (91.0, 204.0),
@@ -594,7 +622,10 @@ CENTRES = (
 
 
 def _equaliser(decibels: Tensor, generator: torch.Generator, bins: int) -> Tensor:
-    """[n, bins] gains of seven filters in a row: second-order shelves and peaks with a quality of 0.3 to 1, chosen."""
+    """Compute the gains [n, bins] of seven filters in a row: second-order shelves and peaks.
+
+    Draw their quality from 0.3 to 1, chosen.
+    """
     n = len(decibels)
     if not n:
         return torch.ones(0, bins)
@@ -610,7 +641,7 @@ def _equaliser(decibels: Tensor, generator: torch.Generator, bins: int) -> Tenso
     side = 2 * root * alpha
 
     def shelf(c: Tensor, sign: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The low shelf for sign 1, the high shelf for -1."""
+        """Compute the low shelf for sign 1, the high shelf for -1."""
         c = sign * c
         over = (a * (more - less * c + side), sign * 2 * a * (less - more * c), a * (more - less * c - side))
         under = (more + less * c + side, -sign * 2 * (less + more * c), more + less * c - side)
@@ -634,7 +665,7 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resampled(wave: Tensor, rate: int) -> Tensor:
-    """Resample waves [n, samples] of this rate to 22,050 Hz by the frequencies that both have; the ends are taken to meet."""
+    """Convert waves [n, samples] of this rate to 22,050 Hz with a Fourier transform, as if the waves were periodic."""
     from scipy.signal import resample
 
     found = resample(wave.cpu().numpy(), max(1, round(wave.shape[1] * RATE / rate)), axis=1)

@@ -1,4 +1,4 @@
-"""Changed copies of a caption: without stop words, with words replaced, exchanged or deleted."""
+"""Augment captions: remove stop words, then replace, exchange or delete words."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def augment_text(
     synonyms: Mapping[str, Sequence[str]] | None = None,
     share: float = 0.1,
 ) -> str:
-    """Change a caption: remove stop words (weak), then make one change of words as well (strong).
+    """Change a caption: remove stop words (weak), then also make one change of words (strong).
 
     Args:
-        text: words between spaces. An empty text stays as it is.
-        generator: the one source of randomness.
-        drop_stop_words: with which probability all English stop words go; a text of nothing else keeps them.
-        synonyms: of lower-case words. One change is then replacement of a share of the words that have any (weight 0.4),
-            exchange of two words (0.4) or deletion (0.2); without synonyms one of the other two.
-        share: of the words that are changed, at least one; of deletion the probability for each.
+        text: words separated by spaces. An empty text stays unchanged.
+        generator: the only source of randomness.
+        strong: make the change of words too (default).
+        drop_stop_words: probability, 0 to 1, of removing all English stop words; a text of stop words alone keeps them.
+        synonyms: synonyms of lower-case words. The change is then a replacement of words that have synonyms (weight 0.4),
+            an exchange of two words (0.4) or a deletion (0.2). None: only exchange or deletion.
+        share: share of the words to replace or exchange, 0 to 1, at least one word; for deletion, each word's probability.
 
     Source: the released code of Fini et al. (arXiv 2305.08675), after EDA (Wei and Zou, EMNLP 2019, arXiv 1901.11196).
 

@@ -347,14 +347,9 @@ class ALBEF(FusedLearner):
             {name: Queue(config.queue, config.embedding, seed=generator) for name in (self.image, self.text)}
         )
         self.register_buffer("queue_ids", torch.full((config.queue if config.same_text else 0,), NOBODY))
-        self.steps_per_epoch = 0
-
-    # --- networks
 
     def build_head(self, dim: int) -> nn.Module:
         return nn.Linear(dim, self.config.embedding)
-
-    # --- training
 
     def begin(self, survey: Survey) -> None:
         if self.config.checkpoint:
@@ -455,8 +450,6 @@ class ALBEF(FusedLearner):
         with torch.no_grad():
             taught = logits(self.teacher.module, v_m)
         return mlm_distill(logits(self.student, v), taught, labels[where], alpha)
-
-    # --- evaluation
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embeddings of the student and of the momentum copy."""

@@ -127,6 +127,7 @@ def cwcl_terms(
         towards = positive_similarity(p, weighted_mean(q, frozen_feat, sharpness))
         back = positive_similarity(q, p) if row_feat is None else None
     if back is None:
+        assert row_feat is not None  # `own` above
         back = positive_similarity(q, weighted_mean(p, row_feat, sharpness))
     assert columns is not None
     return CWCLTerms(global_mean(rows - towards), global_mean(columns - back))

@@ -65,7 +65,7 @@ def _smoothed(
     """
     x, y = (unit(v) for v in (a, b))
     if local and world()[1] > 1:
-        return tuple(_one_way(q * logit_scale, k.detach(), smoothing) for q, k in ((x, y), (y, x)))  # type: ignore[return-value]
+        return _one_way(x * logit_scale, y.detach(), smoothing), _one_way(y * logit_scale, x.detach(), smoothing)
     x = x * logit_scale
     out = batch_logsumexp(x, y, columns=True)
     assert out.columns is not None

@@ -51,7 +51,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 def m3co_loss(
     mixed: Float[Tensor, "n dim"],
     fixed: Float[Tensor, "n dim"],
-    permutation: Int[Tensor, " n"],
+    perm: Int[Tensor, " n"],
     lam: Float[Tensor, " n"],
     temperature: float = 0.1,
     bidirectional: bool = True,
@@ -65,7 +65,7 @@ def m3co_loss(
     Args:
         mixed: row i is a mixture of samples i and pi(i) of one modality, with shares lam_i and 1 - lam_i.
         fixed: the samples in another modality, unmixed. Both are normalised here.
-        permutation: pi, the partner of each sample; across processes it counts over the whole batch in rank order.
+        perm: pi, the partner of each sample; across processes it counts over the whole batch in rank order.
         lam: drawn, so without a gradient.
         temperature: > 0.
         bidirectional: False leaves the first term alone, not halved.
@@ -80,29 +80,29 @@ def m3co_loss(
     """
     need_alike("n dim", mixed=mixed, fixed=fixed)
     need_positive(temperature=temperature)
-    if permutation.is_floating_point() or permutation.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
+    if perm.is_floating_point() or perm.shape != mixed.shape[:1] or lam.shape != mixed.shape[:1]:
         raise ValueError(
-            "permutation and lam must have an entry for each row, permutation a whole number, got "
-            f"{shapes(permutation=permutation, lam=lam, mixed=mixed)}, permutation of {permutation.dtype}"
+            "perm and lam must have an entry for each row, perm a whole number, got "
+            f"{shapes(perm=perm, lam=lam, mixed=mixed)}, perm of {perm.dtype}"
         )
     u = unit(mixed, 1 / temperature)
     v = unit(fixed)
     here = place(len(u), u.device)
-    if holds(((permutation < 0) | (permutation >= here.total)).any()):
-        found = f"{int(permutation.min())}..{int(permutation.max())}"
-        raise ValueError(f"permutation must lie in 0..{here.total - 1}, got {found}")
+    if holds(((perm < 0) | (perm >= here.total)).any()):
+        found = f"{int(perm.min())}..{int(perm.max())}"
+        raise ValueError(f"perm must lie in 0..{here.total - 1}, got {found}")
 
     lam = lam.detach().to(u.dtype)
-    itself = torch.arange(here.offset, here.offset + here.rows, device=permutation.device)
-    own = lam if accumulate_targets else lam.masked_fill(permutation == itself, 0.0)
+    itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
+    own = lam if accumulate_targets else lam.masked_fill(perm == itself, 0.0)
     other = 1 - lam
-    target = Targets(torch.stack([itself, permutation], 1), torch.stack([own, other], 1), here.offset, here.total)
+    target = Targets(torch.stack([itself, perm], 1), torch.stack([own, other], 1), here.offset, here.total)
     log_z = batch_logsumexp_towards(u, v, target, columns=bidirectional)
     row = (own + other) * log_z.rows - log_z.towards
     if log_z.columns is None:
         return global_mean(row)
     # What a column's targets sum to: its own share, and what others took from it.
-    mass = gather_rows(own).index_add(0, gather_rows(permutation), gather_rows(other))
+    mass = gather_rows(own).index_add(0, gather_rows(perm), gather_rows(other))
     column = mass[here.offset : here.offset + here.rows] * log_z.columns - log_z.towards
     return (global_mean(row) + global_mean(column)) / 2
 
@@ -110,14 +110,14 @@ def m3co_loss(
 @over_group
 @full_precision
 def multisclip_loss(
-    prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"], temperature: float = 0.125
+    preds: Float[Tensor, "n dim"], targs: Float[Tensor, "n dim"], temperature: float = 0.125
 ) -> Float[Tensor, ""]:
     r"""MultiSClip: cross-entropy of S = p g^T / t and of its transpose with the soft targets Q = softmax_row(g g^T / t).
 
         L = -1/2 mean_i sum_j Q_ij log softmax_j(S_ij) - 1/2 mean_i sum_j Q_ij log softmax_j(S_ji)
 
     Args:
-        prediction, target: p and g, embeddings of one item in a row of each; normalised here. Q has a gradient too.
+        preds, targs: p and g, embeddings of one item in a row of each; normalised here. Q has a gradient too.
         temperature: > 0.
 
     g g^T is symmetric, so the second term is the first down the columns, and one pass gives both without either matrix.
@@ -126,9 +126,9 @@ def multisclip_loss(
     >>> multisclip_loss(torch.eye(2), torch.eye(2), temperature=1.0)
     tensor(0.5822)
     """
-    need_alike("n dim", prediction=prediction, target=target)
+    need_alike("n dim", preds=preds, targs=targs)
     need_positive(temperature=temperature)
-    p, g = gather_rows(wide(prediction)), unit(gather_rows(wide(target)))
+    p, g = gather_rows(wide(preds)), unit(gather_rows(wide(targs)))
     out = pair_cross_entropy(
         unit(p, 1 / temperature), g, scaled(g, temperature**0.5), columns=True, teacher_gradient=True
     )

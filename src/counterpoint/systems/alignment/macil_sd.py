@@ -244,7 +244,7 @@ class MacilSD(Learner):
     def __init__(self, config: MacilSDConfig, data: BagData, seed: int = 0) -> None:
         super().__init__(seed)
         self.config = config
-        shape = {
+        shape: dict[str, Any] = {
             "hidden": config.hidden,
             "heads": config.heads,
             "ffn": config.ffn,
@@ -252,10 +252,10 @@ class MacilSD(Learner):
             "mask_padding": config.mask_padding,
         }
         torch.manual_seed(seed)
-        self.av = MacilSDNet(data.visual_dim, data.audio_dim, **shape)  # type: ignore[arg-type]
+        self.av = MacilSDNet(data.visual_dim, data.audio_dim, **shape)
         self.visual: VisualNet | None = None
         if config.distillation:
-            self.visual = VisualNet(data.visual_dim, **shape)  # type: ignore[arg-type]
+            self.visual = VisualNet(data.visual_dim, **shape)
 
     def contrast_weight(self, epoch: int) -> float:
         """lambda(e): the weight of all four terms in epoch e (the paper's lambda_a2b and lambda_a2n are equal)."""

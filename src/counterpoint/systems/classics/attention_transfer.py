@@ -1,10 +1,10 @@
-"""AT: the student is to look where the teacher looks, at several depths.
+"""AT: the student learns the teacher's maps of attention at several depths.
 
 Zagoruyko, Komodakis: "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via
 Attention Transfer", ICLR 2017, arXiv 1612.03928.
 
-The loss of one pair of layers (Eq. 2, activation-based, p = 2, in the mean over places of published code) is
-`attention_transfer`. The gradient-based form (Sec. 3.2) is not here.
+`attention_transfer` is the loss of one pair of layers (Eq. 2, activation-based, p = 2). As in published code it is the mean
+over places. The gradient-based form (Sec. 3.2) is not built.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def attention_transfer(
     """Mean over batch and places of (Q_s - Q_t)^2, Q the normalised map of mean over channels of |F|^power (Sec. 3.1).
 
     Args:
-        student, teacher: feature maps of one layer each; the teacher's get no gradient. The larger is average-pooled to
-            the smaller size first; channels may differ.
-        power: > 0.
+        student, teacher: feature maps of one layer each; the teacher's get no gradient. The larger map is average-pooled to
+            the smaller size first. Numbers of channels may differ.
+        power: > 0, by default 2.
 
-    A map of zeros has no attention anywhere: Q = 0. Raises ValueError for shapes that do not fit.
+    For a map of zeros, Q = 0. Raises ValueError for shapes that do not fit.
 
     >>> attention_transfer(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2, 2))
     tensor(0.)
@@ -74,9 +74,9 @@ class AttentionTransferConfig(TaughtConfig):
     weight: float = 1000.0
     """Weight of the sum over the layers."""
     student_layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """The student's layers that learn to look; of a wrapped library model, as the library names them."""
+    """The student's layers whose attention learns; in a wrapped library model, the library's names."""
     teacher_layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """The teacher's layer for each of them."""
+    """The teacher's layer for each of the student's layers."""
 
     weights: ClassVar[tuple[str, ...]] = (*TaughtConfig.weights, "weight")
 
@@ -84,7 +84,7 @@ class AttentionTransferConfig(TaughtConfig):
         super().__post_init__()
         if not self.student_layers or len(self.student_layers) != len(self.teacher_layers):
             raise CounterpointError(
-                f"student_layers and teacher_layers go in pairs, got {len(self.student_layers)} and "
+                f"student_layers and teacher_layers must form pairs, got {len(self.student_layers)} and "
                 f"{len(self.teacher_layers)}"
             )
 
@@ -97,7 +97,9 @@ class AttentionTransfer(TaughtLearner):
         for names, sizes in zip(self.layers(), self.shapes(), strict=True):
             for name, shape in zip(names, sizes, strict=True):
                 if len(shape) != 3:
-                    raise CounterpointError(f"layer {name} gives no maps [channels, height, width] but {list(shape)}")
+                    raise CounterpointError(
+                        f"layer {name} must return maps [channels, height, width], got {list(shape)}; name another layer"
+                    )
 
     def layers(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.config.student_layers, self.config.teacher_layers

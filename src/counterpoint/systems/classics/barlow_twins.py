@@ -1,10 +1,10 @@
-"""Barlow Twins: the cross-correlation of two views' embeddings is to be the identity matrix.
+"""Barlow Twins: make the cross-correlation of two views' embeddings the identity matrix.
 
 Zbontar, Jing, Misra, LeCun, Deny: "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021, arXiv
 2103.03230.
 
-The loss (Eqs. 1 and 2), standardised over the batch of all processes. Each view passes the network by itself. Left out:
-batch normalisation over all processes inside the network (each normalises over its own share).
+The loss (Eqs. 1 and 2) standardises embeddings over the batch of all processes. Each view passes the network separately.
+Not built: batch normalisation over all processes inside the network. Each process normalises over its own share.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
 def _standardised(z: Tensor, eps: float) -> Tensor:
-    if len(z) == 1:  # batch_norm refuses what is all mean
+    if len(z) == 1:  # batch_norm refuses a single row
         return z - z
     return F.batch_norm(z, None, None, training=True, eps=eps)
 
@@ -37,15 +37,18 @@ def _standardised(z: Tensor, eps: float) -> Tensor:
 def barlow(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lambda_: float = 0.0051, bn_eps: float = 1e-5
 ) -> Float[Tensor, ""]:
-    r"""sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2 (Eq. 1), C = z1^T z2 / n of embeddings standardised over the batch (Eq. 2).
+    r"""Sum sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2 (Eq. 1), with C = z1^T z2 / n (Eq. 2).
+
+    The embeddings in C are standardised over the batch.
 
     Args:
-        z1, z2: embeddings of the two views, row by row; standardised here by the biased variance.
-        lambda_: weight of redundancy reduction.
-        bn_eps: added to the variance inside the root, as batch normalisation does.
+        z1, z2: embeddings of the two views, row by row; this function standardises them by the biased variance.
+        lambda_: weight of redundancy reduction, by default 0.0051.
+        bn_eps: number > 0 added to the variance inside the root, as in batch normalisation; by default 1e-5.
 
-    C is made only where dim < 2n; wider embeddings need [n, n] products alone (see `off_diagonal_squares`). A batch of one
-    or of equal rows is standardised to zeros: C = 0 and the loss is dim. Raises ValueError for shapes that differ.
+    The function computes C only if dim < 2n. Wider embeddings need only [n, n] products (see `off_diagonal_squares`). A batch
+    of one row or of equal rows is standardised to zeros. Then C = 0 and the loss is dim. Raises ValueError for different
+    shapes.
 
     >>> import torch
     >>> barlow(torch.ones(4, 3), torch.ones(4, 3))
@@ -74,7 +77,7 @@ class BarlowTwinsConfig(ViewsConfig):
     hidden: int = 8192
     """Width of the projector's two hidden layers."""
     projection: int = 8192
-    """Width of the embeddings that are correlated."""
+    """Width of the embeddings whose correlation the loss uses."""
     redundancy: float = 0.0051
     """Weight of redundancy reduction, lambda."""
 
@@ -85,7 +88,7 @@ class BarlowTwinsConfig(ViewsConfig):
 
 
 class BarlowTwins(ViewsLearner):
-    """The cross-correlation of two views' embeddings is made the identity."""
+    """A learner that makes the cross-correlation of two views' embeddings the identity."""
 
     def build_projector(self, dim: int) -> nn.Module:
         return mlp(dim, self.config.hidden, self.config.hidden, self.config.projection)
@@ -101,8 +104,8 @@ SYSTEM = System(
     config=BarlowTwinsConfig,
     learner=BarlowTwins,
     data="cifar10",
-    # Optimiser, rate and decay of solo-learn's published runs. Taken after a short run with plain SGD had scored poorly on
-    # cifar10's test images, and by its training loss: not untouched by them, should a claim use it.
+    # Optimiser, rate and decay of solo-learn's published runs. A short run with plain SGD had scored poorly on cifar10's test
+    # images before, and its training loss decided too. A claim with this recipe is not independent of the test images.
     recipe=LAPTOP
     | {"epochs": 20, "projection": 512, "optimizer": "lars", "lr": 0.3, "bias_lr": None, "weight_decay": 1e-4},
 )

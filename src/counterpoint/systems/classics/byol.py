@@ -1,11 +1,11 @@
-"""BYOL: predict from one view what a slowly moving copy of the network makes of the other; nothing is pushed apart.
+"""BYOL: predict a slowly moving copy's embedding of one view from the other view; there are no negatives.
 
 Grill, Strub, Altche, Tallec, Richemond, Buchatskaya, Doersch, Avila Pires, Guo, Gheshlaghi Azar, Piot, Kavukcuoglu, Munos,
 Valko: "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", NeurIPS 2020, arXiv 2006.07733.
 
 The loss (Eq. 2) is `core.alignment.negative_cosine`: 2 + 2 D is the squared distance of unit vectors. Each view is
-normalised over its own batch, and the two directions are summed. Left out: batch normalisation over all processes (each
-normalises over its own share).
+normalised over its own batch, and the loss sums the two directions. Not built: batch normalisation over all processes. Each
+process normalises over its own share.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class BYOLConfig(ViewsConfig):
     hidden: int = 4096
     """Width of the hidden layers of projector and predictor."""
     projection: int = 256
-    """Width of what projector and predictor give."""
+    """Width of the outputs of projector and predictor."""
     momentum_teacher: float = 0.996
-    """How much of the target network stays at the first step; this rises to 1 on half a cosine."""
+    """Momentum of the target network at the first step, 0 to 1; it rises to 1 on half a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +47,7 @@ class BYOLConfig(ViewsConfig):
 
 
 class BYOL(ViewsLearner):
-    """An online network with a predictor, and a target network that follows it."""
+    """An online network with a predictor, and a target network that is its moving average."""
 
     def __init__(self, config: BYOLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -70,6 +70,6 @@ SYSTEM = System(
     config=BYOLConfig,
     learner=BYOL,
     data="cifar10",
-    # 0.97 is where the authors' code starts when it trains for 40 epochs only.
+    # The authors' code starts at 0.97 if it trains for only 40 epochs.
     recipe=LAPTOP | {"epochs": 20, "projection": 256, "momentum_teacher": 0.97},
 )

@@ -1,8 +1,8 @@
-"""CLIP: images and texts in one space, each pair told from all other pairings of the batch.
+"""CLIP: embed images and texts in one space, and discriminate each pair from all other pairings of the batch.
 
 Radford et al.: "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020.
 
-The loss of Figure 3 on the kernel: both directions from one pass over a matrix that is never stored.
+The loss of Figure 3, on the kernel. One pass computes both directions without storing the matrix.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ def clip(
     *,
     ring: bool = False,
 ) -> Float[Tensor, ""]:
-    r"""Symmetric cross-entropy over S = exp(log_scale) I T^T: (CE(S) + CE(S^T)) / 2 with the diagonal as the targets.
+    r"""Compute symmetric cross-entropy over S = exp(log_scale) I T^T: (CE(S) + CE(S^T)) / 2 with the diagonal as targets.
 
     Args:
-        image, text: unit rows (they are not normalised here, as in open_clip); row i of one belongs to row i of the other.
-        log_scale: log(1 / temperature), a learnable scalar or a number; the paper starts at ln(1/0.07)
+        image, text: unit rows, which this function does not normalise, as in open_clip; row i of one belongs to row i of the
+            other.
+        log_scale: log(1 / temperature), a learnable scalar or a number. The paper starts at ln(1/0.07)
             and keeps it below ln 100.
-        ring: across processes, pass keys round instead of gathering them.
+        ring: across processes, pass keys round instead of gathering them; by default gather.
 
-    Across processes the negatives are everybody's. n = 1: the loss is 0. Raises ValueError for shapes or
-    types that differ and for an empty batch.
+    Across processes, negatives come from all processes. For n = 1, the loss is 0. Raises ValueError for different shapes or
+    types and for an empty batch.
 
     >>> import torch
     >>> clip(torch.eye(3), torch.eye(3), torch.tensor(0.0))
@@ -59,7 +60,7 @@ def clip(
 
 @dataclass
 class CLIPConfig(AlignedConfig):
-    """Settings of CLIP. Defaults are the paper's for ResNet-50 (Table 18), as far as they can be told here."""
+    """Settings of CLIP. Defaults are the paper's for ResNet-50 (Table 18), as far as this library has such settings."""
 
     batch_size: int = 32768
     optimizer: str = "adamw"
@@ -67,11 +68,11 @@ class CLIPConfig(AlignedConfig):
     weight_decay: float = 0.2
     embedding: int = 1024
     ring: bool = False
-    """Across processes, pass keys round instead of gathering them: no process holds all."""
+    """Across processes, pass keys round instead of gathering them, so that no process holds all."""
 
 
 class CLIP(ContrastiveLearner, AlignedLearner):
-    """Contrast of two modalities with a learnable temperature; of more, the mean over every two of them."""
+    """Contrast of two modalities with a learnable temperature. With more modalities, the mean over every two."""
 
     def __init__(self, config: CLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)

@@ -1,9 +1,9 @@
-"""CRD: student and teacher embeddings of the same image are to be told from those of other images.
+"""CRD: discriminate pairs of student and teacher embeddings of the same image from pairs of different images.
 
 Tian, Krishnan, Isola: "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699.
 
-The loss (Eqs. 10 to 19) is `crd`. `CRDLoss` adds its memories, one row of each side per training image, and both embeddings,
-which learn with the student. Not here: drawing the one positive from the whole class.
+The loss (Eqs. 10 to 19) is `crd`. `CRDLoss` adds both embeddings, which learn with the student, and two memories with one row
+per training image. Not built: drawing the one positive from the whole class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
-# Numbers that a block of an intermediate result may hold: it stays in the cache between the steps made of it.
+# Maximum number of entries of a block of an intermediate result, so that it stays in the cache.
 BLOCK = 2**20
 
 
@@ -38,7 +38,7 @@ BLOCK = 2**20
 
 
 def _listed(memory: Tensor, index: Tensor) -> bool:
-    """Whether to fetch the listed rows of each sample rather than multiply with the whole memory, whose rows come in order."""
+    """Return whether to fetch each sample's listed rows instead of multiplying with the whole memory."""
     return len(memory) > 16 * index.shape[1]
 
 
@@ -48,7 +48,7 @@ def _blocks(v: Tensor, index: Tensor) -> list[slice]:
 
 
 def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
-    """v_b . memory[index_bk], [n, K + 1]."""
+    """Compute the products v_b . memory[index_bk], [n, K + 1]."""
     if not _listed(memory, index):
         return (v @ memory.T).gather(1, index)
     return torch.cat(
@@ -58,10 +58,12 @@ def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
 
 
 class _CRDRows(torch.autograd.Function):
-    """One side's loss of each sample and, in the same pass, its gradient: the bank may be written before backward runs.
+    """One side's loss of each sample, with the gradient from the same pass.
 
-    With h = exp(v . m / t) / Z and c = K/N + 1e-7, log h/(h + c) = -softplus(-a) and log c/(h + c) = -softplus(a),
-    a = v . m / t - log Z - log c: no exponential that could overflow.
+    The bank may therefore change before backward. Let h = exp(v . m / t) / Z, c = K/N + 1e-7 and a = v . m / t - log Z - log c. Then no exponential can overflow:
+
+        log h/(h + c) = -softplus(-a)
+        log c/(h + c) = -softplus(a)
     """
 
     @staticmethod
@@ -86,7 +88,7 @@ class _CRDRows(torch.autograd.Function):
 
 @torch.no_grad()
 def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """log of N times the mean of exp(v . m / t) over the batch of all processes."""
+    """Log N times the mean of exp(v . m / t) over the batch of all processes."""
     logs = _dots(v, memory, index) / temperature
     total = gather_rows(logs.flatten().logsumexp(0)[None]).logsumexp(0)
     count = gather_rows(torch.tensor([logs.numel()], device=v.device)).sum().to(v.dtype)
@@ -95,7 +97,7 @@ def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tens
 
 @full_precision(keep=("memory", "z"))
 def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss of one side and its Z, which is taken from this batch if there is none yet."""
+    """Compute the loss of one side and its Z. If `z` is None, take Z from this batch."""
     memory = memory.detach().to(v.dtype)
     v = once(v, "crd")
     log_z = _log_z(v.detach(), memory, index, temperature) if z is None else z.detach().to(v.dtype).log()
@@ -107,7 +109,7 @@ def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: T
         rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
     else:
         rows = _CRDRows.apply(v, memory, index, temperature, shift)
-    # What is left of sum_k log (K/N)/(h + c) when c = K/N + 1e-7 has been put in the numerator's place.
+    # The rest of sum_k log (K/N)/(h + c) after replacing the numerator by c = K/N + 1e-7.
     return global_mean(rows) + negatives * (math.log(noise + 1e-7) - math.log(noise)), log_z.exp()
 
 
@@ -148,24 +150,27 @@ def crd(
     Z_student: Float[Tensor, ""] | None = None,
     Z_teacher: Float[Tensor, ""] | None = None,
 ) -> CRDOutput:
-    r"""Each side's embedding is to find the other side's memory of the same sample among K others (the paper's NCE form, Sec. 3).
+    r"""Contrast each side's embedding with the other side's memories of its own sample and K others (NCE, Sec. 3).
 
-    With h_s = exp(v_s . M_t / temperature) / Z_s (and h_t with M_s), c = K/N + 1e-7, each side loses
-    -(1/n) sum_b [ log h_0/(h_0 + c) + sum_k log (K/N)/(h_k + c) ].
+    Let h_s = exp(v_s . M_t / temperature) / Z_s, likewise h_t with M_s, and c = K/N + 1e-7. The loss of each side is
+
+        -(1/n) sum_b [ log h_0/(h_0 + c) + sum_k log (K/N)/(h_k + c) ]
 
     Args:
-        student, teacher: embeddings, unit rows (not normalised here); both get gradients, as both embeddings are learnt.
-        memory_student, memory_teacher: one unit row per training sample; no gradient, and left as they are.
+        student, teacher: embeddings, unit rows, which this function does not normalise. Both get gradients, because both
+            embeddings learn.
+        memory_student, memory_teacher: one unit row per training sample; no gradient. They stay unchanged.
         index: position of each sample in the data set.
         contrast_index: [index, K others] in each row.
-        temperature: > 0.
-        momentum: how much of a memory's row stays.
-        n_data, K: what the shapes say already; checked if given.
-        Z_student, Z_teacher: normalising constants; None (the first batch) takes N times the mean of exp over this batch.
+        temperature: > 0, by default 0.07.
+        momentum: share of a memory's row that an update keeps, 0 to 1; by default 0.5.
+        n_data, K: number of training samples and of others; None: taken from the shapes. Other values raise ValueError.
+        Z_student, Z_teacher: normalising constants; None (the first batch): N times the mean of exp over this batch.
 
-    Returns the loss, its two parts, the constants to give next time, and the memories afterwards (new tensors, with
-    rows[index] <- unit(momentum rows + (1 - momentum) v); of a sample that comes twice the last counts). `CRDLoss` keeps all
-    that, and writes in place. No second derivative. Raises ValueError for shapes that do not fit and positions outside.
+    Returns the loss, its two parts, the constants for the next call, and the updated memories. These are new tensors, with
+    rows[index] <- unit(momentum rows + (1 - momentum) v). If a sample occurs twice, its last row counts. `CRDLoss` keeps
+    memories and constants, and writes in place. There is no second derivative. Raises ValueError for shapes that do not fit
+    and for positions outside the memories.
 
     >>> x, memory = torch.eye(2), torch.eye(4, 2)
     >>> out = crd(x, x, memory, memory, torch.tensor([0, 1]), torch.tensor([[0, 1, 2], [1, 0, 3]]))
@@ -196,20 +201,20 @@ def crd(
 
 
 class CRDLoss(nn.Module):
-    """Keep what `crd` needs from step to step: two learnt embeddings, two memories, the constants.
+    """Keep the state of `crd` between steps: two learnt embeddings, two memories, the constants.
 
     Args:
-        student_dim, teacher_dim: widths of the features given.
+        student_dim, teacher_dim: widths of the features.
         n_data: number of training samples.
-        dim: width of the embeddings.
-        K: how many others each sample is contrasted with.
-        temperature, momentum: see `crd`.
-        labels: class of every training sample; then others are drawn from other classes only, as the authors' CIFAR
-            scripts do. None: from all samples.
-        seed: of the memories' noise, a number or a generator; the same on every process.
+        dim: width of the embeddings, by default 128.
+        K: number of others that each sample is contrasted with, by default 16,384.
+        temperature, momentum: as for `crd`.
+        labels: class of every training sample, to draw others from other classes only, as in the authors' CIFAR scripts.
+            None: draw from all samples.
+        seed: seed or generator of the memories' initial noise; the same on every process.
 
-    Memories start as normalised Gaussian rows (the authors' are uniform, of nearly unit length). Writing them is part of
-    the forward pass in training mode.
+    Memories start as normalised Gaussian rows. The authors' rows are uniform and of nearly unit length. In training mode the
+    forward pass updates the memories.
 
     >>> crd = CRDLoss(8, 16, n_data=100, K=10)
     >>> index = torch.tensor([3, 5])
@@ -244,32 +249,36 @@ class CRDLoss(nn.Module):
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         self.memory_student = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.memory_teacher = Bank(n_data, dim, momentum=momentum, seed=generator)
-        self.register_buffer("z", torch.zeros(2))  # of student and teacher; 0 until the first batch has set them
+        self.register_buffer("z", torch.zeros(2))  # constants of student and teacher; 0 before the first batch
         self.by_other_class = False
         if labels is not None:
             self.draw_by_class(labels)
 
     def draw_by_class(self, labels: Int[Tensor, " samples"]) -> None:
-        """From now on draw the others of a sample from other classes only; `labels` is the class of every training sample.
+        """Draw the others of a sample from other classes only, from now on.
 
-        Not part of the state dict. Raises ValueError for labels of another length, or of one class.
+        Args:
+            labels: class of every training sample. The state dict does not contain it.
+
+        Raises ValueError for labels of another length, or of one class.
         """
         n_data = len(self.memory_student.rows)
         if labels.shape != (n_data,):
             raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
-        # Samples in the order of their classes, and for each sample where its class begins in it and how long it is.
+        # Sort samples by class. For each sample, keep the start and the length of its class in that order.
         inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
         if len(counts) < 2:
-            raise ValueError("labels holds one class: there are no samples of another to draw")
+            raise ValueError("labels holds one class: there are no samples of another class to draw")
         self.by_other_class = True
         self.register_buffer("by_class", inverse.argsort(stable=True), persistent=False)
         self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
         self.register_buffer("count", counts[inverse], persistent=False)
 
     def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n listed"]:
-        """[index, K samples drawn uniformly, with replacement] in each row; costs n K, whatever the size of the data set.
+        """Draw [index, K samples] for each row, uniformly and with replacement.
 
-        Without labels a sample may be among its own others, as in the authors' draws from all samples.
+        The cost is n K, independent of the size of the data set. Without labels a sample may be among its own others, as in
+        the authors' draws from all samples.
         """
         n_data = len(self.memory_student.rows)
         need_positions(index, n_data)
@@ -277,7 +286,7 @@ class CRDLoss(nn.Module):
         if not self.by_other_class:
             others = torch.randint(n_data, shape, generator=generator, device=generator.device).to(index.device)
             return torch.cat([index[:, None], others], 1)
-        # Positions in the order of classes with the own class cut out, the later ones moved up over the gap.
+        # Draw positions in the order of classes without the sample's class, then move later ones past that class.
         free = n_data - self.count[index][:, None]
         uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
         places = (uniform.to(index.device) * free).long().clamp_(max=free - 1)
@@ -291,7 +300,10 @@ class CRDLoss(nn.Module):
         index: Int[Tensor, " n"],
         contrast_index: Int[Tensor, "n listed"],
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of features (no gradient to the teacher's), whose embeddings then enter the memories."""
+        """Compute the loss of a batch of features; in training mode, write their embeddings into the memories.
+
+        The teacher's features get no gradient. `index` and `contrast_index` are as for `crd`.
+        """
         v_student = unit(self.embed_student(student))
         v_teacher = unit(self.embed_teacher(teacher.detach()))
         _need_crd_shapes(v_student, v_teacher, index, contrast_index)
@@ -314,7 +326,7 @@ class CRDLoss(nn.Module):
 
 @dataclass
 class CRDConfig(TaughtConfig):
-    """Settings of CRD. Defaults are the paper's for CIFAR-100, of its best form, CRD with KD."""
+    """Settings of CRD. Defaults are the paper's for CIFAR-100 in its best form, CRD with KD."""
 
     kd_weight: float = 1.0
     weight: float = 0.8
@@ -322,13 +334,13 @@ class CRDConfig(TaughtConfig):
     temperature: float = 0.07
     """Temperature of the contrast."""
     negatives: int = 16384
-    """Images that each one is contrasted with (the paper's N)."""
+    """Number of negatives for each image (the paper's N)."""
     dim: int = 128
     """Width of the embeddings."""
     memory_momentum: float = 0.5
-    """How much of a memory's row stays when its image comes."""
+    """Share of a memory's row that an update with its image keeps, 0 to 1."""
     other_classes: bool = True
-    """Draw the negatives from other classes only, as the authors' scripts do; else from all images."""
+    """Draw negatives from other classes only, as in the authors' scripts; False: from all images."""
 
     weights: ClassVar[tuple[str, ...]] = (*TaughtConfig.weights, "weight")
 
@@ -367,7 +379,7 @@ class CRD(TaughtLearner):
         batch = super().prepare(batch, generator)
         if self.at_teacher:
             return batch
-        # Drawn for the whole batch and cut, as the views are; the processes took its images in turn.
+        # Draw for the whole batch and cut, as for the views. The processes take its images in turn.
         _, mine = self.share(len(batch["index"]))
         counts = row_counts(len(batch["index"]), self.device)
         parts = gather_rows(batch["index"]).split(counts)

@@ -3,10 +3,15 @@
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski, Joulin: "Emerging Properties in Self-Supervised Vision Transformers", ICCV
 2021, arXiv 2104.14294.
 
-The loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean is taken over all processes. What is kept and measured
-is the teacher, as in the paper. Temperature of the teacher and weight decay change from epoch to epoch (the authors' weight
-decay from step to step), and gradients are clipped by their norm over all parameters (in the authors' code each parameter's
-by its own). Left out: stochastic depth, and a learning rate that ends at 1e-6 (here at 0).
+The loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean covers all processes. A run keeps and measures the
+teacher, as in the paper.
+
+Differences from the authors' code:
+
+- The weight decay changes from epoch to epoch, like the teacher's temperature, not from step to step.
+- The norm of all gradients together is clipped, not each parameter's.
+- There is no stochastic depth.
+- The learning rate ends at 0, not at 1e-6.
 """
 
 from __future__ import annotations
@@ -46,18 +51,21 @@ def dino(
     teacher_temperature: float = 0.04,
     center_momentum: float = 0.9,
 ) -> DINOOutput:
-    r"""Mean over global crops v and all other crops w of -sum_k q_v log softmax(s_w / student_temperature) (Eq. 3),
+    r"""Mean cross-entropy of the student with the teacher over global crops v and all other crops w (Eq. 3).
+
+    The cross-entropy is -sum_k q_v log softmax(s_w / student_temperature), with
     q_v = softmax((t_v - center) / teacher_temperature).
 
     Args:
-        student: head outputs of all crops, the global ones first, in the teacher's order.
+        student: head outputs of all crops, the global crops first, in the teacher's order.
         teacher: head outputs of the global crops; no gradient.
-        center: subtracted from the teacher's outputs.
-        student_temperature, teacher_temperature: > 0.
-        center_momentum: m of center_after = m center + (1 - m) mean of the teacher's raw outputs over crops and batch (Eq. 4).
+        center: vector to subtract from the teacher's outputs.
+        student_temperature, teacher_temperature: > 0, by default 0.1 and 0.04.
+        center_momentum: m in center_after = m center + (1 - m) mean, 0 to 1, by default 0.9. The mean is that of the teacher's
+            raw outputs over crops and batch (Eq. 4).
 
-    Returns the loss and the centre for the next step. Raises ValueError for shapes that do not fit, for fewer crops of the
-    student's than of the teacher's and for a single crop.
+    Returns the loss and the centre for the next step. Raises ValueError for shapes that do not fit and for a single crop.
+    Raises it too if the student has fewer crops than the teacher.
 
     >>> dino(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), torch.zeros(4)).loss
     tensor(1.3863)
@@ -98,11 +106,11 @@ class DINOConfig(MultiCropConfig):
     hidden: int = 2048
     """Width of the head's two hidden layers."""
     bottleneck: int = 256
-    """Width of the head's third layer, which is normalised."""
+    """Width of the head's third layer, whose output is normalised."""
     head_norm: bool = False
-    """Batch normalisation in the head's hidden layers, for convolutional encoders."""
+    """Use batch normalisation in the head's hidden layers, for convolutional encoders."""
     projection: int = 65536
-    """Outcomes of the distributions that are compared."""
+    """Number of outcomes of the distributions that the loss compares."""
     student_temperature: float = 0.1
     """Temperature of the student."""
     teacher_temperature: float = 0.07
@@ -110,13 +118,13 @@ class DINOConfig(MultiCropConfig):
     teacher_temperature_start: float = 0.04
     """Temperature of the teacher in the first epoch."""
     teacher_warmup: int = 30
-    """Epochs in which the teacher's temperature rises linearly."""
+    """Number of epochs in which the teacher's temperature rises linearly."""
     center_momentum: float = 0.9
-    """How much of the centre stays at each step."""
+    """Share of the centre that each step keeps, 0 to 1."""
     momentum_teacher: float = 0.996
-    """How much of the teacher stays at the first step; this rises to 1 on half a cosine."""
+    """Momentum of the teacher at the first step, 0 to 1; it rises to 1 on half a cosine."""
     freeze_epochs: int = 1
-    """Epochs in the beginning in which the head's last layer stays as it is."""
+    """Number of first epochs in which the head's last layer is frozen."""
 
     counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "bottleneck")
 
@@ -129,13 +137,15 @@ class DINOConfig(MultiCropConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
         if min(self.teacher_warmup, self.freeze_epochs) < 0:
-            raise CounterpointError("teacher_warmup and freeze_epochs must not be negative")
+            raise CounterpointError(
+                f"teacher_warmup and freeze_epochs must not be negative, got {self.teacher_warmup} and {self.freeze_epochs}"
+            )
 
 
 class DINOHead(nn.Module):
-    """Three layers with GELU, the last a bottleneck whose output is normalised, and a linear layer of unit rows.
+    """A head of three layers with GELU between them, a normalisation, and a linear layer of unit rows.
 
-    The rows are the authors' weight normalisation with its gain fixed to 1.
+    The third layer is a bottleneck. Unit rows equal the authors' weight normalisation with its gain fixed to 1.
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, outcomes: int, *, norm: bool = False) -> None:
@@ -155,7 +165,7 @@ class DINOHead(nn.Module):
 
 
 class DINO(MultiCropLearner):
-    """A student on all crops, a teacher on the large ones that is its moving average."""
+    """A student on all crops, and a teacher on the large crops, which is the student's moving average."""
 
     center: Tensor
     projector: DINOHead
@@ -174,7 +184,7 @@ class DINO(MultiCropLearner):
         return encoder(images)
 
     def teacher_temperature(self) -> float:
-        """The teacher's temperature in this epoch."""
+        """Compute the teacher's temperature in this epoch."""
         config = self.config
         share = min(1.0, self.position.epoch / max(1, config.teacher_warmup - 1)) if config.teacher_warmup else 1.0
         start = config.teacher_temperature_start
@@ -204,8 +214,8 @@ SYSTEM = System(
     config=DINOConfig,
     learner=DINO,
     data="cifar10",
-    # As the authors' recipe for convolutional networks: SGD, the weight decay constant, no warm-up of the temperature. With a
-    # head that normalises, as lightly's runs on CIFAR-10: without, the loss does not leave log(projection) for epochs.
+    # As the authors' recipe for convolutional networks: SGD, constant weight decay, no warm-up of the temperature. The head
+    # uses batch normalisation, as in lightly's runs on CIFAR-10. Without it the loss stays at log(projection) for epochs.
     recipe=LAPTOP
     | {
         "epochs": 12,
@@ -213,7 +223,7 @@ SYSTEM = System(
         "local_crops": 4,
         "final_weight_decay": None,
         "bottleneck": 128,
-        # Without it the loss stayed where it began, and test figures had been seen by then: see barlow_twins.py's recipe.
+        # Without it the loss did not fall. Test figures had been seen by then: see barlow_twins.py's recipe.
         "head_norm": True,
         "projection": 2048,
         "teacher_temperature": 0.04,

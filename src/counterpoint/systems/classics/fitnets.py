@@ -1,10 +1,10 @@
-"""FitNets: a layer of the student is to give, after a small regressor, what a layer of the teacher gives.
+"""FitNets: a layer of the student, followed by a small regressor, learns the output of a layer of the teacher.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio: "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
 
-The hint loss (Eq. 3) is `feature_mse`, the regressor `hint_regressor`. Hint and cross-entropy are
-minimised together, as later comparisons do; the paper's two stages (the hint alone for the student's lower layers, then KD)
-are not here. `--kd-weight` adds the paper's second stage to the sum.
+The hint loss (Eq. 3) is `feature_mse`, the regressor `hint_regressor`. Hint and cross-entropy are minimised together, as in
+later comparisons. The paper's two stages are not built: first the hint alone for the student's lower layers, then KD.
+`--kd-weight` adds the paper's second stage to the sum.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]
     """Mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).
 
     Args:
-        student: the guided layer, already regressed to the teacher's shape (see `hint_regressor`).
-        teacher: the hint layer; no gradient.
+        student: output of the guided layer, already regressed to the teacher's shape (see `hint_regressor`).
+        teacher: output of the hint layer; no gradient.
 
-    Raises ValueError for shapes that differ and for an empty batch.
+    Raises ValueError for different shapes and for an empty batch.
 
     >>> feature_mse(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(1.)
@@ -43,15 +43,20 @@ def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]
 
 
 def hint_regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, kernel: int = 3) -> nn.Module:
-    """A layer that brings the student's features to the shape of the teacher's.
+    """Build a layer that maps the student's features to the shape of the teacher's.
 
     Args:
         student, teacher: shapes without the batch: (channels, height, width) of maps, (dim,) of vectors.
-        kernel: of the convolution between maps of equal size, 1 or 3.
+        kernel: size of the convolution between maps of equal size, 1 or 3 (default).
 
-    Maps: a convolution of stride 2 where the student's is twice the size, a transposed one where it is half, otherwise one
-    without padding that is as large as the difference (the paper's, Sec. 2.2); batch normalisation and ReLU follow, as the
-    teacher's maps are rectified. Vectors: a linear map. Raises ValueError for shapes that nothing of this connects.
+    Vectors need a linear map, maps need a convolution:
+
+    - The student's map is twice as large: a convolution of stride 2.
+    - It is half as large: a transposed convolution.
+    - Otherwise: a convolution without padding that is as large as the difference (the paper's, Sec. 2.2).
+
+    Batch normalisation and ReLU follow, because the teacher's maps are rectified. Raises ValueError for shapes that no such
+    layer connects.
 
     >>> hint_regressor((16, 8, 8), (32, 4, 4))(torch.zeros(2, 16, 8, 8)).shape
     torch.Size([2, 32, 4, 4])
@@ -73,7 +78,9 @@ def hint_regressor(student: tuple[int, ...], teacher: tuple[int, ...], *, kernel
     elif high >= to_high and wide_ >= to_wide:
         layer = nn.Conv2d(*channels, (1 + high - to_high, 1 + wide_ - to_wide))
     else:
-        raise ValueError(f"no regressor makes maps of {to_high} x {to_wide} of the student's {high} x {wide_}")
+        raise ValueError(
+            f"no regressor maps the student's {high} x {wide_} to {to_high} x {to_wide}; choose layers of closer sizes"
+        )
     return nn.Sequential(layer, nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
 
@@ -87,9 +94,9 @@ class FitNetsConfig(TaughtConfig):
     weight: float = 100.0
     """Weight of the hint."""
     guided: str = "layer2"
-    """The student's layer that is guided; of a wrapped library model, as the library names it."""
+    """The student's layer that learns the hint; in a wrapped library model, the library's name."""
     hint: str = "layer2"
-    """The teacher's layer that gives the hint."""
+    """The teacher's layer whose output is the hint."""
 
     weights: ClassVar[tuple[str, ...]] = (*TaughtConfig.weights, "weight")
 

@@ -1,10 +1,10 @@
-"""MAE: reconstruct the pixels of the patches that were hidden, three quarters of an image.
+"""MAE: reconstruct the pixels of hidden patches, three quarters of an image.
 
 He, Chen, Xie, Li, Dollar, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377.
 
 Patches, random masking and the loss (Sec. 3), in the order of the authors' code: inside a patch row, column, channel. The
-encoder sees the visible patches alone; its positions, and the decoder's, are fixed sines and cosines. What is measured is
-the mean of the whole image's patch tokens (the authors' code offers that and the class token).
+encoder sees only the visible patches. Its positions, and the decoder's, are fixed sines and cosines. The evaluation uses the
+mean of the whole image's patch tokens. The authors' code offers this mean and the class token.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ def patchify(images: Float[Tensor, "n channels height width"], patch: int) -> Fl
 def unpatchify(
     patches: Float[Tensor, "n patches values"], patch: int, grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "n channels height width"]:
-    """The images that `patchify` cut.
+    """Join the patches of images that `patchify` cut.
 
     Args:
-        grid: how many patches down and across; None: as many down as across.
+        patches: values of the patches, row by row.
+        patch: side of a patch in pixels.
+        grid: number of patches down and across; None: as many down as across.
 
-    Raises ValueError for a number of patches that is not the grid's, or values that are not a multiple of patch^2.
+    Raises ValueError for a number of patches that does not fit the grid, or of values that patch^2 does not divide.
 
     >>> images = torch.rand(2, 3, 8, 4)
     >>> torch.equal(unpatchify(patchify(images, 2), 2, (4, 2)), images)
@@ -66,18 +68,18 @@ def unpatchify(
     grid = (side, side) if grid is None else grid
     if grid[0] * grid[1] != patches.shape[1]:
         raise ValueError(
-            f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}; say which with `grid`"
+            f"{patches.shape[1]} patches do not form a grid of {grid[0]} x {grid[1]}; set `grid` to (down, across)"
         )
     squares = patches.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # n, down, across, row, column, channels
     return squares.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 class Masking(NamedTuple):
-    """Which tokens stay."""
+    """The tokens to keep."""
 
-    keep: Int[Tensor, "n kept"]  # their places, in the order of their noise
+    keep: Int[Tensor, "n kept"]  # positions of the kept tokens, in the order of their noise
     mask: Float[Tensor, "n tokens"]  # 1 where a token is removed
-    ids_restore: Int[Tensor, "n tokens"]  # where each token stands among the kept, then the removed
+    ids_restore: Int[Tensor, "n tokens"]  # position of each token in the list of kept, then removed tokens
 
 
 def masking(noise: Float[Tensor, "n tokens"], mask_ratio: float) -> Masking:
@@ -89,11 +91,11 @@ def masking(noise: Float[Tensor, "n tokens"], mask_ratio: float) -> Masking:
 
 
 class Masked(NamedTuple):
-    """Tokens that are left, and where they were."""
+    """The kept tokens and their positions."""
 
     visible: Float[Tensor, "n kept dim"]
     mask: Float[Tensor, "n tokens"]  # 1 where a token was removed
-    ids_restore: Int[Tensor, "n tokens"]  # where each token stands among the kept, then the removed
+    ids_restore: Int[Tensor, "n tokens"]  # position of each token in the list of kept, then removed tokens
 
 
 def random_masking(
@@ -102,10 +104,11 @@ def random_masking(
     """Keep the int(tokens * (1 - mask_ratio)) tokens of the lowest noise, in the order of their noise (Sec. 3, "Masking").
 
     Args:
-        noise: one number per token, drawn by the caller, say torch.rand.
-        mask_ratio: the share removed, from 0 to below 1.
+        tokens: the tokens of n images.
+        noise: one random number per token, for instance from torch.rand.
+        mask_ratio: share of the tokens to remove, at least 0 and below 1; by default 0.75.
 
-    Equal noise keeps the earlier token. Raises ValueError for shapes that do not fit or a ratio out of range.
+    With equal noise, the earlier token is kept. Raises ValueError for shapes that do not fit or a ratio out of range.
 
     >>> random_masking(torch.eye(4)[None], torch.tensor([[0.4, 0.1, 0.3, 0.2]]), 0.5).mask
     tensor([[1., 0., 1., 0.]])
@@ -117,7 +120,7 @@ def random_masking(
     if not 0 <= mask_ratio < 1:
         raise ValueError(f"mask_ratio must lie in 0..1, 1 not included, got {mask_ratio}")
     if holds(noise.isnan().any()):
-        raise ValueError("noise holds NaN, which has no place in an order")
+        raise ValueError("noise holds NaN, which cannot be sorted")
     keep, mask, ids_restore = masking(noise, mask_ratio)
     return Masked(tokens.gather(1, keep[..., None].expand(-1, -1, tokens.shape[2])), mask, ids_restore)
 
@@ -141,10 +144,11 @@ def reconstruction(
     """Mean over the removed patches of the mean squared error of their pixels (Sec. 3, "Reconstruction target").
 
     Args:
-        images: what is to be reconstructed; no gradient.
-        prediction: pixels of every patch, as `patchify` orders them.
-        mask: 1 where a patch was removed; every image must have lost as many.
-        norm_pix: whether a patch's target is standardised by its own mean and unbiased variance (+ 1e-6).
+        images: the images to reconstruct; no gradient.
+        prediction: pixels of every patch, in the order of `patchify`.
+        mask: 1 where a patch was removed, the same number in every image.
+        patch: side of a patch in pixels, by default 16.
+        norm_pix: standardise each patch's target by its mean and unbiased variance (+ 1e-6); by default True.
 
     Raises ValueError for shapes that do not fit, a mask that removes nothing, and norm_pix with patches of one value.
 
@@ -157,11 +161,11 @@ def reconstruction(
         raise ValueError(f"mask must be [n, patches], got {shapes(mask=mask, prediction=prediction)}")
     removed = mask.sum(1)
     if holds((removed <= 0).any()):
-        raise ValueError("mask removes no patch of some image: there is nothing to reconstruct")
+        raise ValueError("mask removes no patch of some image: there is nothing to reconstruct; raise mask_ratio")
     if norm_pix:
         if target.shape[2] < 2:
             raise ValueError(
-                "norm_pix needs patches of two values at least: one value has no variance; set norm_pix=False"
+                "norm_pix needs patches of at least two values, because one value has no variance; set norm_pix=False"
             )
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
@@ -180,9 +184,9 @@ def mae(
     norm_pix: bool | int = True,
     mask_ratio: float = 0.75,
 ) -> MAEOutput:
-    """One step's arithmetic: mask the tokens by the noise, and judge a prediction of all patches on those removed.
+    """Mask the tokens by the noise, and score a prediction of all patches on the removed ones.
 
-    See `random_masking` and `reconstruction`, which a training step calls before and after its decoder.
+    A training step calls `random_masking` before its decoder and `reconstruction` after it. They describe the arguments.
 
     >>> images = torch.arange(64.0).reshape(1, 1, 8, 8)
     >>> out = mae(images, torch.eye(4)[None], torch.rand(1, 4), patchify(images, 4), patch=4, norm_pix=False)
@@ -202,7 +206,7 @@ class MAEConfig(ImagesConfig):
     epochs: int = 800
     batch_size: int = 4096
     encoder: str = "timm:vit_large_patch16_224"
-    """The network that is trained and kept, a vision transformer: vit-s, timm:vit_..."""
+    """The network to train and keep, a vision transformer: vit-s, timm:vit_..."""
     recipe: str = "mae"
     optimizer: str = "adamw"
     lr: float = 1.5e-4
@@ -210,15 +214,15 @@ class MAEConfig(ImagesConfig):
     beta2: float | None = 0.95
     warmup_epochs: int = 40
     mask_ratio: float = 0.75
-    """Share of the patches that are hidden."""
+    """Share of the patches to hide, between 0 and 1."""
     norm_pix: bool = True
-    """Whether a patch's target is standardised by its own mean and variance."""
+    """Standardise each patch's target by its mean and variance."""
     decoder_width: int = 512
     """Width of the decoder, a multiple of 4 and of decoder_heads."""
     decoder_depth: int = 8
-    """Transformer blocks of the decoder."""
+    """Number of transformer blocks of the decoder."""
     decoder_heads: int = 16
-    """Attention heads of the decoder."""
+    """Number of attention heads of the decoder."""
 
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "decoder_width", "decoder_depth", "decoder_heads")
 
@@ -234,14 +238,14 @@ class MAEConfig(ImagesConfig):
 
 
 def positions(dim: int, grid: tuple[int, int], prefix: int) -> Float[Tensor, "1 tokens dim"]:
-    """Fixed sines and cosines of each patch's row and column; zeros for the `prefix` tokens before the patches."""
+    """Compute fixed sines and cosines of each patch's row and column; zeros for the `prefix` tokens before them."""
     from timm.layers import build_sincos2d_pos_embed
 
     return torch.cat([torch.zeros(prefix, dim), build_sincos2d_pos_embed(list(grid), dim)])[None]
 
 
 class Decoder(nn.Module):
-    """From the encoded visible patches to the pixels of all: blocks over them and a mask token in every hidden place."""
+    """A decoder from the encoded visible patches to the pixels of all: blocks with a mask token in every hidden place."""
 
     positions: Tensor
 
@@ -270,7 +274,7 @@ class Decoder(nn.Module):
 
 
 class MAE(ViewsLearner):
-    """Encodes a quarter of the patches and reconstructs the others."""
+    """A learner that encodes the visible patches and reconstructs the others."""
 
     crops = 1
     compares = False
@@ -280,12 +284,13 @@ class MAE(ViewsLearner):
         encoder: Any = self.encoder
         if not isinstance(encoder, VisionTokens):
             raise CounterpointError(
-                f"MAE hides patches, so its encoder is a vision transformer (vit-s, timm:vit_...), not {self.config.encoder}"
+                f"MAE hides patches, so its encoder must be a vision transformer (vit-s, timm:vit_...), got "
+                f"{self.config.encoder}"
             )
         patches = encoder.grid[0] * encoder.grid[1]
         if not 0 < int(patches * (1 - self.config.mask_ratio)) < patches:
             raise CounterpointError(
-                f"mask_ratio {self.config.mask_ratio} leaves all or none of an image's {patches} patches"
+                f"mask_ratio {self.config.mask_ratio} leaves all or none of an image's {patches} patches; change mask_ratio"
             )
         if not self.config.pretrained:
             place = encoder.model.pos_embed.requires_grad_(False)

@@ -1,10 +1,10 @@
-"""Mean teacher: few labels, many pictures; the student is to agree with the moving average of itself on another view.
+"""Mean teacher: few labels, many pictures; the student learns to agree with its moving average on another view.
 
 Tarvainen, Valpola: "Mean teachers are better role models: Weight-averaged consistency targets improve semi-supervised deep
 learning results", NIPS 2017, arXiv 1703.01780.
 
-The consistency (Sec. 2) is `mean_teacher`. The task judges the teacher; the student's figures stand beside it. Not here: the
-authors' second output, which decouples consistency from classification, and input noise.
+The consistency (Sec. 2) is `mean_teacher`. The task evaluates the teacher, and reports the student's figures too. Not built:
+the authors' second output, which decouples consistency from classification, and input noise.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def mean_teacher(
     *,
     epochs: int = 8,
 ) -> MeanTeacherOutput:
-    """Consistency of two sets of logits, either as mean squared difference of the softmaxes or as KL(teacher || student).
+    """Measure the consistency of two sets of logits: mean squared difference of the softmaxes, and KL(teacher || student).
 
     Args:
         student, teacher: logits; the teacher's get no gradient.
-        rampup_length: epochs until the consistency counts fully.
-        epochs: how many weights of `ramp` to give.
+        rampup_length: number of epochs until the consistency has its full weight, by default 5.
+        epochs: number of weights of `ramp` to return, by default 8.
 
-    Returns mse (mean over batch and classes), kl (mean over the batch) and ramp, the weight of the consistency in each of
-    the first `epochs` epochs (see `core.teacher.sigmoid_ramp`). Raises ValueError for shapes that differ.
+    Returns mse (mean over batch and classes), kl (mean over the batch) and ramp. The ramp holds the weight of the consistency
+    in each of the first `epochs` epochs (see `core.teacher.sigmoid_ramp`). Raises ValueError for different shapes.
 
     >>> mean_teacher(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]), epochs=1)
     MeanTeacherOutput(mse=tensor(0.), kl=tensor(0.), ramp=tensor([0.0067]))
@@ -68,34 +68,36 @@ def mean_teacher(
 
 @dataclass
 class MeanTeacherConfig(SemiSupervisedConfig):
-    """Settings of the mean teacher. Defaults are the authors' for 4,000 labels of CIFAR-10, with a cosine that ends at 0
-    (theirs is cut off before), and a ResNet-50 in place of the Shake-Shake network."""
+    """Settings of the mean teacher. Defaults are the authors' for 4,000 labels of CIFAR-10.
+
+    Two defaults differ: the cosine ends at 0, where theirs stops earlier, and a ResNet-50 replaces the Shake-Shake network.
+    """
 
     epochs: int = 180
     """Passes over the images of unknown class."""
     lr: float = 0.1
-    """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
+    """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     evaluate_every: int = 10
     consistency: float = 100.0
-    """Weight of the consistency once it counts fully."""
+    """Full weight of the consistency, after the ramp."""
     consistency_type: Literal["mse", "kl"] = "mse"
-    """How two sets of outputs differ: mean squared difference of the probabilities, or KL(teacher || student)."""
+    """Measure of consistency: mse, mean squared difference of the probabilities, or kl, KL(teacher || student)."""
     rampup: float = 5.0
-    """Epochs until the consistency counts fully."""
+    """Number of epochs until the consistency has its full weight."""
     ema_momentum: float = 0.999
-    """How much of the teacher stays at each step, at most; in the beginning it is the mean of all students so far."""
+    """Largest momentum of the teacher, 0 to 1; in the first steps the teacher is the mean of all students so far."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.consistency < 0 or self.rampup < 0 or not 0 <= self.ema_momentum <= 1:
             raise CounterpointError(
-                "consistency and rampup must not be negative and ema_momentum lie in 0..1, got "
+                "consistency and rampup must not be negative and ema_momentum must lie in 0..1, got "
                 f"{self.consistency}, {self.rampup} and {self.ema_momentum}"
             )
 
 
 class MeanTeacher(LabelledLearner):
-    """A student that learns, a teacher that is its average, and two views of every image."""
+    """A student, a teacher that is its moving average, and two views of every image."""
 
     crops: ClassVar[int] = 2
 

@@ -1,11 +1,15 @@
-"""MoCo: contrast against a queue of keys that a slowly moving copy of the encoder made.
+"""MoCo: contrast with a queue of keys from a slowly moving copy of the encoder.
 
 He, Fan, Wu, Xie, Girshick: "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, arXiv
 1911.05722 (v1); Chen, Fan, Girshick, He: "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297 (v2).
 
-Both versions are here: v2 is v1 with a hidden layer in the head, stronger views, a cosine schedule and temperature 0.2.
-Left out: shuffling images between processes before the key encoder's batch normalisation (each process normalises over its
-own keys, which may leak which key is whose), and v1's steps of the learning rate (it falls on a cosine here).
+This file has both versions: v2 is v1 with a hidden layer in the head, stronger views, a cosine schedule and temperature 0.2.
+
+Not built:
+
+- Shuffling images between processes before the key encoder's batch normalisation. Each process normalises over its own keys,
+  so the statistics may reveal which key belongs to which query.
+- v1's steps of the learning rate. It follows a cosine instead.
 """
 
 from __future__ import annotations
@@ -45,18 +49,21 @@ def moco(
     queue: Float[Tensor, "keys dim"],
     temperature: float | Tensor = 0.07,
 ) -> MoCoOutput:
-    r"""InfoNCE of a query with its key against a queue (v1, Eq. 1): mean_i of -s(q_i, k_i) + log( exp s(q_i, k_i) + sum_m
-    exp s(q_i, Q_m) ), s the cosine divided by the temperature.
+    r"""Compute InfoNCE of queries with their keys against a queue (v1, Eq. 1).
+
+    With s the cosine divided by the temperature, it is the mean over i of
+
+        -s(q_i, k_i) + log( exp s(q_i, k_i) + sum_m exp s(q_i, Q_m) )
 
     Args:
-        query: from the network that learns; normalised here.
-        key: from the momentum network; normalised here, no gradient.
-        queue: older keys, unit rows, no gradient. It is read as it is: this batch's keys are not among them.
-        temperature: > 0.
+        query: rows of the trained network, which this function normalises.
+        key: rows of the momentum network, which this function normalises; no gradient.
+        queue: older keys, unit rows, without this batch's keys; no gradient.
+        temperature: > 0, by default 0.07.
 
-    Raises ValueError for shapes or types that differ, an empty batch and a temperature that is not positive and finite.
-    Returns the loss and the queue as a first-in-first-out queue whose oldest row is the first would be afterwards: the
-    keys written over its first n rows. `core.memory.Queue` keeps the place to write at over many steps.
+    Returns the loss and the updated queue, a first-in-first-out queue whose oldest row is the first. The new keys replace its
+    first n rows. `core.memory.Queue` keeps the position to write at over many steps.
+    Raises ValueError for different shapes or types, an empty batch and a temperature that is not positive and finite.
 
     >>> moco(torch.eye(2), torch.eye(2), torch.eye(2)).loss.item() > 0.6
     True
@@ -86,14 +93,14 @@ class MoCoConfig(ViewsConfig):
     temperature: float = 0.07
     """Temperature of the loss."""
     queue: int = 65536
-    """Keys of earlier batches to contrast with."""
+    """Number of keys of earlier batches to contrast with, at least batch_size."""
     momentum_teacher: float = 0.999
-    """How much of the key network stays at each step."""
+    """Momentum of the key network at each step, 0 to 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.queue < self.batch_size:
-            raise CounterpointError(f"the queue ({self.queue}) must hold at least a batch ({self.batch_size})")
+            raise CounterpointError(f"queue ({self.queue}) must not be smaller than batch_size ({self.batch_size})")
 
 
 @dataclass
@@ -106,12 +113,12 @@ class MoCoV2Config(MoCoConfig):
 
 
 class MoCo(ContrastiveLearner, ViewsLearner):
-    """A query network that learns, a key network that follows, a queue of keys."""
+    """A query network, a key network that is its moving average, and a queue of keys."""
 
     def __init__(self, config: MoCoConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.teacher = EMATeacher(self.network)
-        # It remembers whose keys it holds, for parts that leave out an image's own older keys.
+        # It stores the image of each key, for parts that exclude an image's own older keys.
         self.queue = Queue(config.queue, config.projection, seed=seed, owned=True)
 
     def build_projector(self, dim: int) -> nn.Module:
@@ -119,7 +126,7 @@ class MoCo(ContrastiveLearner, ViewsLearner):
 
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         one, two = batch["views"]
-        # The key network moves before it is asked, as in the authors' code.
+        # Update the key network before using it, as in the authors' code.
         self.teacher.update(self.network, self.config.momentum_teacher)
         key = self.teacher(two)
         (query,) = self.project([one])
@@ -138,7 +145,7 @@ class MoCo(ContrastiveLearner, ViewsLearner):
 
 
 class MoCoV2(MoCo):
-    """The same with a hidden layer in the head."""
+    """MoCo with a hidden layer in the head."""
 
     def build_projector(self, dim: int) -> nn.Module:
         return mlp(dim, self.config.hidden, self.config.projection)

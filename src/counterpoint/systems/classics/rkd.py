@@ -1,9 +1,9 @@
-"""RKD: the student's embeddings are to lie towards each other as the teacher's do, in distances and in angles.
+"""RKD: the student learns the distances and angles between the teacher's embeddings.
 
 Park, Kim, Lu, Cho: "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
 
-The losses (Eqs. 5 to 8) are `rkd_distance` and `rkd_angle`, of the vectors before the classifiers, whose widths may differ.
-Not here: the paper's experiments on metric learning (a triplet loss beside RKD, or RKD alone).
+The losses (Eqs. 5 to 8) are `rkd_distance` and `rkd_angle`, on the vectors before the classifiers, whose widths may differ.
+Not built: the paper's experiments on metric learning (a triplet loss together with RKD, or RKD alone).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
-# Numbers that a block of an intermediate result may hold: it stays in the cache between the steps made of it.
+# Maximum number of entries of a block of an intermediate result, so that it stays in the cache.
 BLOCK = 2**20
 
 
@@ -34,8 +34,13 @@ BLOCK = 2**20
 def rkd_distance(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
     """Mean over the n^2 pairs of Huber(d^s - d^t), d the Euclidean distance over the mean distance (Sec. 3.2.1).
 
-    As in published code, squared distances are at least 1e-12: where all points of one side are equal, all its distances
-    are. They are computed from centred points, so a common offset costs no precision. One point has no pairs: 0.
+    As in published code, squared distances are at least 1e-12: if all points of one side are equal, all its distances are
+    equal. Points are centred first, so a common offset costs no precision. For one point, which has no pairs, the loss is 0.
+
+    Args:
+        student: the student's vectors.
+        teacher: the teacher's vectors, of any width; no gradient.
+
     Raises ValueError for shapes that do not fit.
 
     >>> rkd_distance(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0, 0.0], [0.0, 5.0], [0.0, 10.0]])).item() < 1e-9
@@ -66,7 +71,7 @@ def _relative_distances(x: Tensor) -> Tensor:
 
 
 class _AngleLoss(torch.autograd.Function):
-    """The angle-wise loss and, while a block of anchors is at hand, its gradient: nothing of size n^3 is ever kept."""
+    """The angle-wise loss with its gradient, computed block by block of anchors, so that no result has size n^3."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class _AngleLoss(torch.autograd.Function):
             # Huber(x) = c (x - c/2) with c = clamp(x, -1, 1), which is its derivative too.
             total += (slope * (difference - slope / 2)).sum()
             if wanted:
-                # Each angle holds a direction twice and the slope is symmetric; then through the normalisation.
+                # Each angle uses a direction twice and the slope is symmetric. Then differentiate the normalisation.
                 pull = torch.bmm(slope, towards)
                 pull = (pull - (pull * towards).sum(2, keepdim=True) * towards).mul_(2 / length)
                 gradient += pull.sum(0)
@@ -99,7 +104,7 @@ class _AngleLoss(torch.autograd.Function):
 
 
 def _directions(x: Tensor, anchors: slice) -> tuple[Tensor, Tensor]:
-    """Unit vectors from the anchors to all points [anchors, n, dim], 0 to themselves, and the lengths they had."""
+    """Compute unit vectors from the anchors to all points [anchors, n, dim], 0 to themselves, and their former lengths."""
     towards = x - x[anchors, None]
     length = torch.linalg.vector_norm(towards, dim=2, keepdim=True).clamp_(min=EPS)
     return towards.div_(length), length
@@ -108,11 +113,17 @@ def _directions(x: Tensor, anchors: slice) -> tuple[Tensor, Tensor]:
 @over_group
 @full_precision
 def rkd_angle(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
-    """Mean over the n^3 triplets of Huber(A^s - A^t), A_ijk = cos of the angle at i between j and k (Sec. 3.2.2).
+    """Mean over the n^3 triplets of Huber(A^s - A^t) (Sec. 3.2.2).
 
-    A is 0 where j or k is i or lies on it. Blocks of anchors and a gradient made in the same pass keep the memory at a few
-    blocks of [anchors, n, n] (no second derivative: RuntimeError). Inside torch.func and
-    torch.compile all n^3 angles are held. Raises ValueError for shapes that do not fit.
+    A_ijk is the cosine of the angle at i between j and k. It is 0 if j or k is i or coincides with it. The function computes
+    the gradient in the same pass, block by block of anchors. Its memory is a few blocks of [anchors, n, n]. A second derivative raises RuntimeError. Inside torch.func and torch.compile
+    the function holds all n^3 angles.
+
+    Args:
+        student: the student's vectors.
+        teacher: the teacher's vectors, of any width; no gradient.
+
+    Raises ValueError for shapes that do not fit.
 
     >>> rkd_angle(torch.eye(3), 2 * torch.eye(3)).item() < 1e-9
     True
@@ -124,7 +135,7 @@ def rkd_angle(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher
 
 
 def _composed_angle_loss(x: Tensor, y: Tensor) -> Tensor:
-    """The angle-wise loss of PyTorch's own operations, in memory n^3."""
+    """Compute the angle-wise loss with PyTorch's own operations, in memory n^3."""
     angles = []
     for points in (x, y):
         towards = unit(points - points[:, None])
@@ -146,7 +157,12 @@ def rkd(
     w_distance: float = 25.0,
     w_angle: float = 50.0,
 ) -> RKDOutput:
-    """w_distance rkd_distance + w_angle rkd_angle, and the two; the widths of student and teacher may differ.
+    """Compute w_distance rkd_distance + w_angle rkd_angle, and the two losses.
+
+    Args:
+        student: the student's vectors.
+        teacher: the teacher's vectors, of any width; no gradient.
+        w_distance, w_angle: weights of the two losses, by default 25 and 50.
 
     >>> rkd(torch.eye(3), 2 * torch.eye(3)).loss.item() < 1e-6
     True
@@ -160,7 +176,7 @@ def rkd(
 
 @dataclass
 class RKDConfig(TaughtConfig):
-    """Settings of RKD. Weights are the paper's for classification (Sec. 4.2), the rest is CRD's comparison on CIFAR-100."""
+    """Settings of RKD. Weights are the paper's for classification (Sec. 4.2), others come from CRD's comparison on CIFAR-100."""
 
     distance_weight: float = 25.0
     """Weight of the distances."""

@@ -1,4 +1,4 @@
-"""SigLIP: every pairing of an image and a text judged on its own by a sigmoid, no softmax over the batch.
+"""SigLIP: classify every pairing of an image and a text separately by a sigmoid, without a softmax over the batch.
 
 Zhai, Mustafa, Kolesnikov, Beyer: "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 2303.15343.
 """
@@ -31,15 +31,17 @@ def siglip(
     log_scale: float | Float[Tensor, ""],
     bias: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    r"""Sigmoid loss (Eq. 1): (1/n) sum_ij softplus(-y_ij (exp(log_scale) I_i . T_j + bias)), y = 1 on the diagonal, else -1.
+    r"""Compute the sigmoid loss (Eq. 1): (1/n) sum_ij softplus(-y_ij (exp(log_scale) I_i . T_j + bias)).
+
+    y is 1 on the diagonal, else -1.
 
     Args:
-        image, text: unit rows (not normalised here); row i of one belongs to row i of the other.
+        image, text: unit rows, which this function does not normalise; row i of one belongs to row i of the other.
         log_scale: log(1 / temperature), a learnable scalar or a number; the paper starts at ln 10.
         bias: a learnable scalar or a number; the paper starts at -10.
 
-    The sum over all pairs is divided by n, not n^2. Across processes the negatives are everybody's.
-    Raises ValueError for shapes or types that differ and for an empty batch.
+    The sum over all pairs is divided by n, not n^2. Across processes, negatives come from all processes.
+    Raises ValueError for different shapes or types and for an empty batch.
 
     >>> import torch
     >>> siglip(torch.eye(2), torch.eye(2), torch.tensor(0.0), torch.tensor(0.0))
@@ -49,14 +51,14 @@ def siglip(
     log_scale, bias = scalar(log_scale, image), scalar(bias, image)
     query, key = scaled(image, (-log_scale).exp()), text
     own = positive_similarity(query, key) + bias
-    # softplus(-s) = softplus(s) - s turns the diagonal's positives into negatives like all others, less their logits.
+    # With softplus(-s) = softplus(s) - s, treat the diagonal's positives as negatives and subtract their logits.
     query, key = with_bias(query, key, row=bias.expand(len(query)))
     return global_mean(pair_softplus(query, gather_rows(key)) - own)
 
 
 @dataclass
 class SigLIPConfig(AlignedConfig):
-    """Settings of SigLIP. Defaults are the paper's where they do not hang on its data (Sec. 3.2 and 4)."""
+    """Settings of SigLIP. Defaults are the paper's, except those that depend on its data (Sec. 3.2 and 4)."""
 
     batch_size: int = 32768
     optimizer: str = "adamw"
@@ -64,11 +66,14 @@ class SigLIPConfig(AlignedConfig):
     weight_decay: float = 1e-4
     embedding: int = 768
     bias: float = -10.0
-    """Where the bias starts: at the log odds of a pair being a match, about -ln of the batch size."""
+    """Initial value of the bias: the log odds of a matching pair, about -ln of the batch size."""
 
 
 class SigLIP(AlignedLearner):
-    """Every pairing of two modalities judged on its own, with a learnable scale and bias; of more, the mean over every two."""
+    """Separate classification of every pairing of two modalities, with a learnable scale and bias.
+
+    With more modalities, the loss is the mean over every two.
+    """
 
     def __init__(self, config: SigLIPConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)

@@ -3,8 +3,8 @@
 Chen, Kornblith, Norouzi, Hinton: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 arXiv 2002.05709.
 
-The loss (NT-Xent, Eq. 1) on the kernel: one symmetric log-sum-exp of the 2n views, computed once for each pair. The
-projector has batch normalisation, as the authors' code (the paper's text does not say).
+The loss (NT-Xent, Eq. 1), on the kernel: one symmetric log-sum-exp of the 2n views, computed once for each pair. The
+projector has batch normalisation, as in the authors' code; the paper's text does not mention it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner
 def nt_xent(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5, *, ring: bool = False
 ) -> Float[Tensor, ""]:
-    r"""Normalised-temperature cross-entropy (Eq. 1): the mean over 2n views i of -s_{i,pos(i)} + log sum_{j != i} exp s_ij.
+    r"""Compute normalised-temperature cross-entropy: the mean over 2n views i of -s_{i,pos(i)} + log sum_{j != i} exp s_ij.
 
     Args:
-        z1, z2: projections of the two views, row by row; normalised here.
-        temperature: > 0; s is the cosine divided by it.
-        ring: across processes, pass keys round instead of gathering them.
+        z1, z2: projections of the two views, row by row, which this function normalises.
+        temperature: > 0, by default 0.5; s is the cosine divided by it.
+        ring: across processes, pass keys round instead of gathering them; by default gather.
 
-    Across processes the negatives are everybody's. One image alone has none: the loss is 0. Raises ValueError for
-    shapes or types that differ, an empty batch and a temperature that is not positive and finite.
+    Across processes, negatives come from all processes. One image alone has no negatives, and its loss is 0. Raises
+    ValueError for different shapes or types, an empty batch and a temperature that is not positive and finite. Source: Eq. 1.
 
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)
@@ -66,7 +66,7 @@ class SimCLRConfig(ViewsConfig):
     temperature: float = 0.1
     """Temperature of the loss; 0.5 on CIFAR."""
     ring: bool = False
-    """Across processes, pass keys round instead of gathering them: no process holds all."""
+    """Across processes, pass keys round instead of gathering them, so that no process holds all."""
 
 
 class SimCLR(ContrastiveLearner, ViewsLearner):

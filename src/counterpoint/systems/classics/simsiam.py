@@ -1,9 +1,9 @@
-"""SimSiam: predict one view's projection from the other's; the stop-gradient alone keeps the network from collapsing.
+"""SimSiam: predict one view's projection from the other's; only the stop-gradient prevents collapse.
 
 Chen, He: "Exploring Simple Siamese Representation Learning", CVPR 2021, arXiv 2011.10566.
 
 The loss (Eqs. 1 to 4) is `core.alignment.negative_cosine`, in both directions, halved. Each view is normalised over its own
-batch. Left out: batch normalisation over all processes (each normalises over its own share).
+batch. Not built: batch normalisation over all processes. Each process normalises over its own share.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class SimSiamConfig(ViewsConfig):
     recipe: str = "moco-v2"
     optimizer: str = "momentum"
     lr: float = 0.05
-    """Learning rate at a batch of 256, scaled with batch_size / 256; the predictor's stays there, without a schedule."""
+    """Learning rate at a batch of 256, multiplied by batch_size / 256; the predictor's stays constant."""
     projection: int = 2048
-    """Width of what projector and predictor give."""
+    """Width of the outputs of projector and predictor."""
     layers: int = 3
-    """Layers of the projector; 2 on CIFAR."""
+    """Number of layers of the projector; 2 on CIFAR."""
     bottleneck: int = 512
     """Width of the predictor's hidden layer."""
 
@@ -43,7 +43,7 @@ class SimSiamConfig(ViewsConfig):
 
 
 class SimSiam(ContrastiveLearner, ViewsLearner):
-    """Two views, one network, a predictor on either side in turn."""
+    """One network on two views, and a predictor that is applied to each view in turn."""
 
     def __init__(self, config: SimSiamConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)

@@ -2,10 +2,10 @@
 
 Khosla et al.: "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362.
 
-The form with the mean over positives outside the logarithm (L_out, Eq. 2). Positives come as class sums, so no n x n mask
-is made. `supcon_single_view` is the form metric-learning libraries use: one vector an example, normalised inside.
+The form with the mean over positives outside the logarithm (L_out, Eq. 2). Positives enter as class sums, so there is no
+n x n mask. `supcon_single_view` is the form of metric-learning libraries: one vector per example, normalised inside.
 
-The paper's second stage, a linear classifier on the frozen encoder, is the task's linear probe at the end of a run.
+The paper's second stage is a linear classifier on the frozen encoder. Here it is the task's linear probe at the end of a run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from counterpoint.tasks.labelled import LAPTOP, EmbeddingConfig
 
 
 def _per_anchor(x: Tensor, labels: Tensor, ring: bool) -> tuple[Tensor, Tensor]:
-    """-(1/|P|) sum over positives of log-softmax, 0 where there are none, and |P|; x holds unit rows / sqrt(temperature)."""
+    """Compute -(1/|P|) sum over positives of log-softmax, 0 without positives, and |P|.
+
+    `x` holds unit rows divided by sqrt(temperature).
+    """
     similarity, count = class_similarity(x, gather_rows(x), labels, gather_rows(labels))
     count = count - 1
     mean = (similarity - (x * x).sum(1)) / count.clamp(min=1)
@@ -49,20 +52,21 @@ def supcon(
     *,
     ring: bool = False,
 ) -> Float[Tensor, ""]:
-    r"""Supervised contrastive loss (Eq. 2), the mean over anchors i of
+    r"""Compute the supervised contrastive loss (Eq. 2), the mean over anchors i of
 
         -(temperature / base_temperature) (1/|P(i)|) sum_{p in P(i)} [ s_ip - log sum_{j != i} exp s_ij ].
 
     Args:
-        features: unit vectors (not normalised here); all views of all examples are contrasted with each other.
-        labels: class of each example. Its own other views are positives too.
-        temperature: > 0; s is the dot product divided by it.
-        base_temperature: scales the loss, as the authors' code does.
-        all_views: whether all views are anchors, or the first alone ("one" in the authors' code).
-        ring: across processes, pass keys round instead of gathering them.
+        features: unit vectors, which this function does not normalise. All views of all examples are contrasted with each
+            other.
+        labels: class of each example. An example's other views are positives too.
+        temperature: > 0, by default 0.07; s is the dot product divided by it.
+        base_temperature: > 0, by default 0.07; divides the loss, as in the authors' code.
+        all_views: True (default): all views are anchors; False: only the first ("one" in the authors' code).
+        ring: across processes, pass keys round instead of gathering them; by default gather.
 
-    An anchor without a positive counts with loss 0. Raises ValueError for shapes that do not fit, an empty batch and a
-    temperature that is not positive and finite.
+    An anchor without a positive has loss 0. Raises ValueError for shapes that do not fit, an empty batch and a temperature
+    that is not positive and finite.
 
     >>> supcon(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([0, 1]), temperature=1.0, base_temperature=1.0)
     tensor(0.5514)
@@ -84,7 +88,13 @@ def supcon(
 def supcon_single_view(
     embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], temperature: float = 0.1, *, ring: bool = False
 ) -> Float[Tensor, ""]:
-    """SupCon of one vector an example, normalised here; the mean over anchors whose loss is not 0 (0 if there is none).
+    """Compute SupCon with one vector per example: the mean over anchors whose loss is not 0, or 0 if there are none.
+
+    Args:
+        embeddings: one row per example, which this function normalises.
+        labels: class of each row.
+        temperature: > 0, by default 0.1.
+        ring: across processes, pass keys round instead of gathering them; by default gather.
 
     >>> supcon_single_view(torch.eye(2), torch.tensor([0, 1]))
     tensor(0.)
@@ -103,22 +113,22 @@ def supcon_single_view(
 
 @dataclass
 class SupConConfig(EmbeddingConfig):
-    """Settings of SupCon. Defaults are those of the published code for CIFAR (Sec. 4.2 has the larger ones of ImageNet)."""
+    """Settings of SupCon. Defaults are those of the published code for CIFAR; Sec. 4.2 has larger ones for ImageNet."""
 
     epochs: int = 1000
     batch_size: int = 1024
     recipe: str = "supcon"
     lr: float = 0.125
-    """Learning rate at a batch of 256; it is scaled with batch_size / 256."""
+    """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     warmup_epochs: int = 10
     temperature: float = 0.1
     """Temperature of the loss."""
     base_temperature: float = 0.07
-    """The loss is scaled with temperature / base_temperature."""
+    """The loss is multiplied by temperature / base_temperature."""
     all_views: bool = True
-    """Whether both views of an image are anchors, or the first alone."""
+    """Use both views of an image as anchors; False: only the first."""
     ring: bool = False
-    """Across processes, pass keys round instead of gathering them: no process holds all."""
+    """Across processes, pass keys round instead of gathering them, so that no process holds all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,13 +139,13 @@ class SupConConfig(EmbeddingConfig):
 
 
 class SupCon(ImageLearner):
-    """Contrast of two views, with the class's as positives."""
+    """Contrast of two views; all views of a class are positives."""
 
     crops: ClassVar[int] = 2
 
     def __init__(self, config: SupConConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        # As the published code has it: one hidden layer without batch normalisation.
+        # As in the published code, one hidden layer without batch normalisation.
         self.projector = nn.Sequential(
             nn.Linear(self.encoder.dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.projection)
         )

@@ -3,10 +3,10 @@
 Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: "Unsupervised Learning of Visual Features by Contrasting Cluster
 Assignments", NeurIPS 2020, arXiv 2006.09882.
 
-The loss with multi-crop (Eqs. 2 and 6) on assignments by Sinkhorn's algorithm (Eqs. 3 to 5, `core.assignment`), over the
-batch of all processes and, optionally, a queue of earlier scores. Scores are the dot products of normalised projections and
-prototypes. The learner's queue keeps projections and scores them with the present prototypes; it takes part once it holds
-nothing but projections. Left out: batch normalisation over all processes (each normalises over its own share).
+The loss with multi-crop (Eqs. 2 and 6) uses assignments by Sinkhorn's algorithm (Eqs. 3 to 5, `core.assignment`). They cover
+the batch of all processes and, optionally, a queue of earlier scores. Scores are the dot products of normalised projections
+and prototypes. The learner's queue keeps projections and scores them with the current prototypes. The loss uses the queue
+once it is full. Not built: batch normalisation over all processes. Each process normalises over its own share.
 """
 
 from __future__ import annotations
@@ -49,15 +49,18 @@ def swav(
     *,
     queue: Float[Tensor, "full stored prototypes"] | None = None,
 ) -> SwAVOutput:
-    r"""Swapped prediction (Eqs. 2 and 6): the mean over full-size crops i and all other crops v of
-    -sum_k q_i,k log softmax_k(scores_v / temperature).
+    r"""Compute the loss of swapped prediction (Eqs. 2 and 6).
+
+    It is the mean over full-size crops i and all other crops v of
+
+        -sum_k q_i,k log softmax_k(scores_v / temperature)
 
     Args:
         high: scores of the full-size crops, which all get codes q.
-        low: scores of the small crops, which only predict.
-        temperature: > 0.
-        epsilon, iterations: of `sinkhorn`, which makes the codes.
-        queue: scores of earlier samples with the present prototypes. They take part in the assignment and no more.
+        low: scores of the small crops, which only predict; None: no small crops.
+        temperature: > 0, by default 0.1.
+        epsilon, iterations: of `sinkhorn`, which computes the codes; by default 0.05 and 3.
+        queue: scores of earlier samples with the current prototypes, for the assignment only; None: no queue.
 
     Returns the loss and the codes of the first crop. A batch of one has the codes 1 / prototypes. Raises ValueError for
     shapes that do not fit and for a single crop.
@@ -73,11 +76,11 @@ def swav(
         raise ValueError(f"queue must be [full, stored, prototypes], got {shapes(queue=stored, high=high)}")
     if len(high) + len(small) < 2:
         raise ValueError(
-            f"high holds {len(high)} crops and low {len(small)}: there must be two to predict one from another"
+            f"high holds {len(high)} crops and low {len(small)}; swapped prediction needs at least two crops"
         )
     need_rows(high=high[0] if len(high) else high)
     need_positive(temperature=temperature)
-    high = once(high, "swav")  # the codes made of it count as constants
+    high = once(high, "swav")  # its codes are constants
     here = place(high.shape[1], high.device)
     everybody = gather_rows(high.detach().transpose(0, 1)).transpose(0, 1)
     codes = sinkhorn(torch.cat([everybody, stored.detach()], 1), epsilon, iterations)
@@ -99,19 +102,19 @@ class SwAVConfig(MultiCropConfig):
     warmup_epochs: int = 10
     local_crops: int = 6
     prototypes: int = 3000
-    """Clusters that a batch is spread over."""
+    """Number of clusters over which a batch is spread."""
     temperature: float = 0.1
     """Temperature of the prediction."""
     epsilon: float = 0.05
-    """How soft codes are."""
+    """Softness of the codes, > 0; larger values give softer codes."""
     iterations: int = 3
-    """Of Sinkhorn's algorithm."""
+    """Number of iterations of Sinkhorn's algorithm."""
     freeze_epochs: int = 1
-    """Epochs in the beginning in which prototypes stay as they are."""
+    """Number of first epochs in which the prototypes are frozen."""
     queue: int = 0
-    """Earlier projections of each large crop that take part in the assignment; the paper's with batches of 256 is 3840."""
+    """Number of earlier projections of each large crop for the assignment; 0: none. With batches of 256 the paper uses 3840."""
     queue_from: int = 15
-    """The first epoch in which they do."""
+    """First epoch in which the assignment uses the queue."""
 
     counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "prototypes", "iterations")
 
@@ -121,11 +124,14 @@ class SwAVConfig(MultiCropConfig):
             if not getattr(self, name) > 0:
                 raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
         if min(self.freeze_epochs, self.queue, self.queue_from) < 0:
-            raise CounterpointError("freeze_epochs, queue and queue_from must not be negative")
+            raise CounterpointError(
+                f"freeze_epochs, queue and queue_from must not be negative, got {self.freeze_epochs}, {self.queue} and "
+                f"{self.queue_from}"
+            )
 
 
 class SwAV(MultiCropLearner):
-    """Crops of one image are assigned to prototypes, evenly over the batch; each predicts what another was assigned to."""
+    """An assignment of crops to prototypes, even over the batch; each crop predicts the assignments of the other crops."""
 
     def __init__(self, config: SwAVConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -147,7 +153,7 @@ class SwAV(MultiCropLearner):
         return {"loss": loss}
 
     def stored(self) -> Tensor | None:
-        """Scores of earlier samples, [crops, queue, prototypes]; None as long as they take no part."""
+        """Compute the scores of earlier samples, [crops, queue, prototypes]; None while the assignment does not use them."""
         written = self.position.step * self.config.batch_size
         if not self.queues or self.position.epoch < self.config.queue_from or written < self.config.queue:
             return None

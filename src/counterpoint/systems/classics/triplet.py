@@ -1,9 +1,9 @@
-"""Triplet loss on the hardest examples of a batch: the furthest of the same class, the nearest of another.
+"""Triplet loss on the hardest examples of a batch: the furthest of the same class and the nearest of another class.
 
 Hermans, Beyer, Leibe: "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737, 2017.
 
-Batch-hard mining (Eq. 5) in the form metric-learning libraries use: distances of unit vectors, the mean over the triplets
-that still violate the margin. The paper's own (no normalisation, all triplets count, a soft margin as an option) is not here.
+Batch-hard mining (Eq. 5) in the form of metric-learning libraries: distances of unit vectors, the mean over the triplets that
+violate the margin. The paper's form is not built: no normalisation, the mean over all triplets, optionally a soft margin.
 Batches are the paper's, P classes x K images (Sec. 2).
 """
 
@@ -44,12 +44,13 @@ def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], 
     r"""Mean over violating anchors of relu( max over positives of D - min over negatives of D + margin ) (Eq. 5).
 
     Args:
-        embeddings: normalised here; D is the Euclidean distance of the unit vectors. For a row of zeros see `core.operands.unit`.
+        embeddings: rows, which this function normalises; D is the Euclidean distance of the unit vectors. For a row of zeros
+            see `core.operands.unit`.
         labels: class of each row.
-        margin: by how much a negative is to be further away.
+        margin: required difference between the distances to negative and positive, by default 0.2.
 
-    Returns the loss and the hardest triplets, as row numbers (across processes: of the gathered batch), one for every
-    anchor that has a positive and a negative. No violation, or no such anchor: the loss is 0. Raises ValueError for shapes
+    Returns the loss and the hardest triplet of every anchor with a positive and a negative. Triplets are row numbers, across
+    processes those of the gathered batch. Without a violation or such an anchor, the loss is 0. Raises ValueError for shapes
     that do not fit.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -65,8 +66,8 @@ def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], 
     need_fixed("triplet_hard", labels=labels)
     labels = gather_rows(labels)
     with torch.no_grad():
-        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: along a row the nearest has the largest of this, also where rows of zeros stand.
-        # A NaN wins both searches, so it cannot go unseen.
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: the nearest has the largest value along a row, even with rows of zeros.
+        # A NaN wins both searches, so it is always visible in the loss.
         similarity = x @ x.T + 0.5 * (x == 0).all(1)
         same = labels[:, None] == labels
         negative = similarity.masked_fill(same, -math.inf).argmax(1)
@@ -85,8 +86,11 @@ def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], 
 
 @dataclass
 class TripletConfig(EmbeddingConfig):
-    """Settings of the triplet loss. Defaults are the paper's TriNet for person re-identification (Sec. 3.2), 25,000 steps on
-    Market-1501, with a cosine in place of a late exponential decay."""
+    """Settings of the triplet loss.
+
+    Defaults are the paper's TriNet for person re-identification (Sec. 3.2), 25,000 steps on Market-1501. A cosine replaces
+    the late exponential decay.
+    """
 
     epochs: int = 140
     batch_size: int = 72
@@ -96,10 +100,10 @@ class TripletConfig(EmbeddingConfig):
     hidden: int = 1024
     optimizer: str = "adam"
     lr: float = 1.07e-3
-    """Learning rate at a batch of 256; it is scaled with batch_size / 256 (3e-4 at the paper's batch)."""
+    """Learning rate at a batch of 256; it is multiplied by batch_size / 256 (3e-4 at the paper's batch)."""
     weight_decay: float = 0.0
     margin: float = 0.2
-    """By how much an image of another class is to be further away."""
+    """Required difference between the distances to images of another and of the same class, > 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +112,7 @@ class TripletConfig(EmbeddingConfig):
 
 
 class Triplet(ImageLearner):
-    """An embedding, which is what is kept and judged."""
+    """An encoder and a projector, whose output is the embedding to keep and evaluate."""
 
     def __init__(self, config: TripletConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)

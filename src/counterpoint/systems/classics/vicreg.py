@@ -1,11 +1,11 @@
-"""VICReg: views agree (invariance), every dimension varies (variance), no two dimensions say the same (covariance).
+"""VICReg: views agree (invariance), every dimension varies (variance), dimensions are uncorrelated (covariance).
 
 Bardes, Ponce, LeCun: "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning", ICLR 2022, arXiv
 2105.04906.
 
-The loss (Eqs. 1 to 6) over the batch of all processes. As in the authors' code, the invariance term is a mean over
-dimensions too (Eq. 5 sums over them) and the variance terms of the two views are averaged. Each view passes the network by
-itself. Left out: batch normalisation over all processes inside the network (each normalises over its own share).
+The loss (Eqs. 1 to 6) covers the batch of all processes. As in the authors' code, the invariance term is a mean over
+dimensions too, where Eq. 5 sums over them. The variance terms of the two views are averaged. Each view passes the network
+separately. Not built: batch normalisation over all processes inside the network. Each process normalises over its own share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
 
 def _variance_and_covariance(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """v (Eqs. 1 and 2, with a target of 1) and c (Eqs. 3 and 4) of one view."""
+    """Compute v (Eqs. 1 and 2, with a target of 1) and c (Eqs. 3 and 4) of one view."""
     n, dim = z.shape
     z = z - z.mean(0)
     variance = z.square().sum(0) / (n - 1)
@@ -45,17 +45,17 @@ def vicreg(
     cov: float = 1.0,
     eps: float = 1e-4,
 ) -> Float[Tensor, ""]:
-    r"""sim * mean (z1 - z2)^2 + std * (v(z1) + v(z2)) / 2 + cov * (c(z1) + c(z2))   (Eq. 6).
+    r"""Compute sim * mean (z1 - z2)^2 + std * (v(z1) + v(z2)) / 2 + cov * (c(z1) + c(z2))   (Eq. 6).
 
-    v is the mean over dimensions of relu(1 - sqrt(variance + eps)), c the sum of squared covariances of different
-    dimensions divided by dim; both with the unbiased 1/(n - 1).
+    The variance term v is the mean over dimensions of relu(1 - sqrt(variance + eps)). The covariance term c is the sum of
+    squared covariances of different dimensions, divided by dim. Both use the unbiased 1/(n - 1).
 
     Args:
         z1, z2: embeddings of the two views, row by row; not normalised.
-        sim, std, cov: weights of invariance, variance and covariance.
-        eps: added to the variance inside the root.
+        sim, std, cov: weights of invariance, variance and covariance, by default 25, 25 and 1.
+        eps: number > 0 added to the variance inside the root, by default 1e-4.
 
-    Equal rows give v = 1 - sqrt(eps). Raises ValueError for shapes that differ and for a batch of one, which has no variance.
+    Equal rows give v = 1 - sqrt(eps). Raises ValueError for different shapes and for a batch of one, which has no variance.
 
     >>> import torch
     >>> vicreg(torch.ones(4, 3), torch.ones(4, 3))
@@ -65,7 +65,7 @@ def vicreg(
     need_positive(eps=eps)
     z1, z2 = gather_rows(wide(z1)), gather_rows(wide(z2))
     if len(z1) < 2:
-        raise ValueError("z1 and z2 must have two rows at least: one embedding has no variance")
+        raise ValueError("z1 and z2 must have at least two rows, because one embedding has no variance")
     (v1, c1), (v2, c2) = _variance_and_covariance(z1, eps), _variance_and_covariance(z2, eps)
     return sim * F.mse_loss(z1, z2) + std * (v1 + v2) / 2 + cov * (c1 + c2)
 
@@ -84,7 +84,7 @@ class VICRegConfig(ViewsConfig):
     hidden: int = 8192
     """Width of the expander's two hidden layers."""
     projection: int = 8192
-    """Width of the embeddings that are compared."""
+    """Width of the embeddings that the loss compares."""
     invariance: float = 25.0
     """Weight of the distance between views, lambda."""
     variance: float = 25.0
@@ -99,7 +99,7 @@ class VICRegConfig(ViewsConfig):
 
 
 class VICReg(ViewsLearner):
-    """Two views' embeddings agree, vary and do not repeat themselves."""
+    """A learner whose embeddings of two views agree, vary, and have uncorrelated dimensions."""
 
     def build_projector(self, dim: int) -> nn.Module:
         return mlp(dim, self.config.hidden, self.config.hidden, self.config.projection)

@@ -1,20 +1,26 @@
-"""AdaInf: generated images beside the real ones, the real ones weighted up and the views made weaker.
+"""AdaInf: add generated images to the real ones, weight the real ones up and weaken the views.
 
 Wang, Zhang, Wang: "Do Generated Data Always Help Contrastive Learning?", ICLR 2024, arXiv 2403.12448.
 
-The inflated set is N copies of the real images and then the generated ones, drawn from uniformly; N = 10 against 1,000,000
-generated images for 50,000 real makes a third of what is seen real. More data want weaker augmentation: the recipes
-`adainf` and, for small pictures, `adainf-cifar` have the authors' weaker crops and colours. Nothing else changes, and there
-is no loss of its own: an addition over any system that learns from views of images. As many steps are taken as without
-inflation. Measures use real images alone.
+The inflated set contains N copies of the real images, then the generated ones, and is sampled uniformly. With N = 10, 50,000
+real and 1,000,000 generated images, a third of the samples is real. More data need weaker augmentation: the recipes `adainf`
+and, for small pictures, `adainf-cifar` have the authors' weaker crops and colours. Nothing else changes, and the loss is the
+base's: this is an addition over any system that learns from views of images. The number of steps is that without inflation.
+Measures use only real images.
 
-Where generated images come from (`generated`, see counterpoint.data.generated): "diffusion", a small diffusion model trained
-on the real training images at first use and kept in the cache (extra [generation]); "mixture", a Gaussian mixture of
-principal components, for a few small pictures; or a folder of images made elsewhere. Not here: the authors' generators
-(STF, EDM, 1,000,000 images), and the asymmetric recipes of BYOL and Barlow Twins with weaker strengths.
+Sources of generated images (`generated`, see counterpoint.data.generated):
 
-Copies of one real image in a batch are negatives of each other in the authors' code. On small sets that matters, so SimCLR
-takes them for positives below 10,000 real images (`copies`), with the authors' loss, whose positives stand inside the log.
+- "diffusion": a small diffusion model, trained on the real training images at first use and kept in the cache (extra
+  [generation]).
+- "mixture": a Gaussian mixture of principal components, for a few small pictures.
+- a folder of images.
+
+Not built: the authors' generators (STF, EDM, 1,000,000 images), and the asymmetric recipes of BYOL and Barlow Twins with
+weaker strengths.
+
+In the authors' code, copies of one real image in a batch are negatives of each other. On small sets that matters. Below
+10,000 real images SimCLR therefore treats them as positives (`copies`). It uses the authors' loss, whose positives are inside
+the logarithm.
 """
 
 from __future__ import annotations
@@ -42,22 +48,29 @@ from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
-FEW = 9  # views of an image up to which positives are listed instead of sought in the matrix
-SMALL = 10_000  # real images below which copies of one are positives
+FEW = 9  # maximum number of views of an image for which positives are listed instead of masked in the matrix
+SMALL = 10_000  # number of real images below which copies of one are positives
 
 
 @over_group
 @full_precision
-def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
+<<<<<<< HEAD
+def ntxent_by_index(
+    z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float | Tensor = 0.2
+) -> Float[Tensor, ""]:
     """NT-Xent with any number of views: -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ), the mean over rows.
+=======
+def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
+    """Compute NT-Xent with any number of views: mean over rows of -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ).
+>>>>>>> p2
 
     Args:
-        z: projections of all views, normalised here.
-        index: what each row is a view of; rows of one number are each other's positives, summed inside the logarithm.
-        temperature: > 0; s is the cosine divided by it.
+        z: projections of all views, which this function normalises.
+        index: number of each row's image. Rows with the same number are each other's positives, summed inside the logarithm.
+        temperature: > 0, by default 0.2; s is the cosine divided by it.
 
-    Across processes rows are everybody's. Raises ValueError for a row without a positive, shapes that do not fit or a
-    temperature that is not positive.
+    Across processes, rows come from all processes. Raises ValueError for a row without a positive, shapes that do not fit or
+    a temperature that is not positive.
 
     >>> ntxent_by_index(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), 1.0)
     tensor(0.5514)
@@ -82,7 +95,7 @@ def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], tempera
 
 
 def _positives(index: Tensor, everyone: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """Of each row the places of the other rows of its number, padded, and which of them are there."""
+    """List for each row the positions of the other rows with its number, padded, and the mask of real entries."""
     order = everyone.argsort(stable=True)
     _, inverse, counts = everyone.unique(return_inverse=True, return_counts=True)
     start = counts.cumsum(0) - counts
@@ -100,18 +113,22 @@ class Inflated(NamedTuple):
 
 
 def inflate(real: Any, generated: Any, replication: int, real_label: Any = None) -> Inflated:
-    """`replication` copies of the real images and then the generated ones, whose label is -1.
+    """Concatenate `replication` copies of the real images and the generated ones, whose label is -1.
 
-    Arrays or tensors of any shape [n, ...]; without labels all are -1. Raises ValueError for shapes, labels or types of pixels
-    that do not go together.
+    Args:
+        real, generated: arrays or tensors of any shape [n, ...], alike except for n.
+        replication: number of copies, at least 0.
+        real_label: labels of the real images; None: all are -1.
+
+    Raises ValueError for shapes, labels or types of pixels that do not fit.
     """
     a, b = torch.as_tensor(real), torch.as_tensor(generated)
     if a.shape[1:] != b.shape[1:] or replication < 0:
         raise ValueError(
-            f"real and generated must be alike but for their number and replication not negative, got {list(a.shape)}, "
-            f"{list(b.shape)} and {replication}"
+            "real and generated must have images of one shape, and replication must not be negative, got "
+            f"{list(a.shape)}, {list(b.shape)} and {replication}"
         )
-    if a.dtype != b.dtype:  # 0..255 beside 0..1, most likely
+    if a.dtype != b.dtype:  # probably 0..255 and 0..1
         raise ValueError(f"real and generated must be of one type, got {a.dtype} and {b.dtype}")
     label = torch.full((len(a),), -1) if real_label is None else torch.as_tensor(real_label).long()
     if label.shape != (len(a),):
@@ -125,22 +142,24 @@ class AdaInfConfig(PartConfig):
     """Settings of AdaInf."""
 
     generated: str = "diffusion"
-    """Where generated images come from: diffusion, mixture, or a folder of images."""
+    """Source of generated images: diffusion, mixture, or a folder of images."""
     generated_count: int = 0
-    """How many; 0 takes 20 for each real one (the authors' 1,000,000 for 50,000), or all of a folder's."""
+    """Number of generated images; 0: 20 per real image (the authors' 1,000,000 for 50,000), or all images of a folder."""
     replication: int = 10
     """Copies of every real image; 1 is plain inflation, 0 trains on generated images alone."""
     inflated: bool = True
-    """False trains on the real images alone: what a claim compares with."""
+    """Use the inflated set; False: train on the real images alone, the control of a claim."""
     copies: Literal["auto", "positives", "negatives"] = "auto"
-    """What copies of a real image in one batch are to each other (over SimCLR alone); auto: positives below 10,000 images,
-    unless another addition below changes what is compared."""
+    """Relation of copies of a real image in one batch, over SimCLR alone. auto: positives below 10,000 images, unless another
+    addition below changes the comparison."""
     generator_seed: int = 0
-    """Of the generator and of what it draws."""
+    """Seed of the generator and its samples."""
 
     def __post_init__(self) -> None:
         if self.replication < 0 or self.generated_count < 0:
-            raise CounterpointError("replication and generated_count must not be negative")
+            raise CounterpointError(
+                f"replication and generated_count must not be negative, got {self.replication} and {self.generated_count}"
+            )
 
     def facts(self, data: Any) -> dict[str, Any]:
         train = data.train
@@ -156,7 +175,7 @@ class AdaInf(Part):
     def __init__(self, config: AdaInfConfig, learner: Learner, data: Any, ways: Ways | None) -> None:
         super().__init__(config, learner, data, ways)
         self.real = data.real
-        # The loss that takes copies for positives is one of its own: it would leave an earlier part without effect.
+        # The loss with copies as positives replaces the base's, so an earlier part would have no effect.
         alone = not learner.parts
         if config.inflated and config.copies == "positives" and not (alone and ways is views):
             raise CounterpointError(
@@ -175,14 +194,14 @@ class AdaInf(Part):
 
 
 def _inflated(data: Any, config: AdaInfConfig) -> Any:
-    """The image data with the inflated training split; an epoch stays as long as it was."""
+    """Return the image data with the inflated training split. An epoch keeps its number of images."""
     if not config.inflated:
         return data
     count = config.generated_count or (20 * len(data.train) if config.generated in ("diffusion", "mixture") else 0)
     made, notes = generated_images(data, config.generated, count, config.generator_seed)
     real = len(data.train) * config.replication
     share = real / (real + len(made))
-    note = f"{len(made)} generated images ({config.generated}); {share:.0%} of what is seen is real"
+    note = f"{len(made)} generated images ({config.generated}); {share:.0%} of the samples are real"
     return replace(
         data,
         train=InflatedImages(data.train, made, config.replication),

@@ -8,17 +8,21 @@ Euclidean distance, t+ and t- (positive and negative sharpness) factors of dista
     repulsion    -beta   mean over x < y, i of  sum_{j != i} pi-_j d2(z_i^x, z_j^y),  pi- = softmax_j( -t- d2 )   the closest most
 
 There is no softmax over positives and negatives together and no logarithm. The gradient flows through both weights. As in the
-authors' code a query's negatives come from one other view at a time, and of two views the earlier holds the queries.
+authors' code, a query's negatives come from one other view at a time. Of two views, the earlier holds the queries.
 
-Here are `cacr`, the form of the paper's small experiments, with its ablations and debiasing, and `cacr_momentum`, the form
-with a momentum encoder and a predictor (MoCo v3), by cross-entropy ("rbf") or by expected costs ("euclidean"). The expected
-cost goes block by block through distances that are never all there, see `expected_distance`; weights are made of the distances
-themselves, so alpha or beta may be 0.
+`cacr` is the form of the paper's small experiments, with its ablations and debiasing. `cacr_momentum` is the form with a
+momentum encoder and a predictor (MoCo v3), by cross-entropy ("rbf") or by expected costs ("euclidean"). The expected cost is
+computed block by block, without storing all distances, see `expected_distance`. Weights depend only on the distances, so
+alpha or beta may be 0.
 
-Left out: the repulsion of kernel values exp(-t d2), an alternative that the authors' code has switched off; the form with a
-queue of the label-shift experiments, whose code caches one view's distances for all; small local crops; the small AlexNet of
-the CIFAR runs (`resnet-s` stands in) and its learning-rate steps (it falls on a cosine here). The momentum form's projector
-and predictor have no batch normalisation at their ends, and views go through the network in one pass.
+Not built:
+
+- The repulsion of kernel values exp(-t d2), an alternative that the authors' code has switched off.
+- The form with a queue of the label-shift experiments, whose code caches one view's distances for all.
+- Small local crops.
+- The small AlexNet of the CIFAR runs and its learning-rate steps; `resnet-s` and a cosine replace them.
+
+The momentum form's projector and predictor have no batch normalisation at their ends. All views pass the network together.
 """
 
 from __future__ import annotations
@@ -59,20 +63,20 @@ def expected_distance(
     weight: Float[Tensor, " rows"] | None = None,
     through: bool = True,
 ) -> Float[Tensor, ""]:
-    r"""Expected squared distance of rows to keys, of which the closest count most: what the repulsion pushes up.
+    r"""Compute the expected squared distance of rows to keys, weighted towards the closest, which repulsion maximises.
 
         sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -sharpness d2(q_i, k_sj) )
 
     Args:
-        query: any rows; nothing is normalised here.
-        key: sets of keys, each with a softmax of its own.
-        sharpness: in 0..1e30; 0 weighs all keys alike.
-        own: the key of each set that a row does not see; default: row i's is i.
-        weight: w_i, without gradient; default: 1.
-        through: whether the gradient flows through the weights p.
+        query: any rows, which this function does not normalise.
+        key: sets of keys, each with a separate softmax.
+        sharpness: in 0..1e30; 0 gives all keys equal weights.
+        own: number of the key in each set that a row excludes; None: i for row i.
+        weight: w_i, without gradient; None: 1.
+        through: let the gradient flow through the weights p (default).
 
-    Returns the sum, a number: of no rows 0. The gradients are made in the forward pass, so memory grows with rows and keys, not
-    with their product; it cannot be differentiated twice.
+    Returns the sum, 0 for no rows. The forward pass computes the gradients, so memory grows with rows and keys, not with
+    their product. There is no second derivative.
 
     Raises ValueError for shapes that do not fit, for rows without keys, or a sharpness out of its range.
 
@@ -87,7 +91,7 @@ def expected_distance(
             f"query and key must be [rows, dim] and [sets, n, dim], got {list(query.shape)} and {list(key.shape)}"
         )
     if not len(key) or key.shape[1] < 2:
-        raise ValueError(f"key must hold a set of at least 2: one is not seen; got {list(key.shape)}")
+        raise ValueError(f"key must hold a set of at least 2, because each row excludes one; got {list(key.shape)}")
     own = torch.arange(len(query), device=query.device) if own is None else own
     if own.shape != query.shape[:1] or holds(((own < 0) | (own >= key.shape[1])).any()):
         raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
@@ -107,7 +111,7 @@ class CACROutput(NamedTuple):
 
 
 def _stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) -> Tensor:
-    """[views, n, dim] in float32 at least."""
+    """Stack views to [views, n, dim] in float32 at least. Raises ValueError, which names the argument, for other shapes."""
     if not isinstance(views, Tensor):
         shapes = [list(view.shape) for view in views]
         if not shapes or any(shape != shapes[0] for shape in shapes):
@@ -121,7 +125,7 @@ def _stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) 
 
 
 def _others(views: int, device: torch.device) -> Int[Tensor, "views others"]:
-    """For every view, which of the pairs x < y, counted row by row, it forms with each of the others."""
+    """Number, for every view, its pairs with each other view; pairs x < y are counted row by row."""
     table = torch.empty(views, views, dtype=torch.long)
     above = torch.triu_indices(views, views, 1)
     table[above[0], above[1]] = table[above[1], above[0]] = torch.arange(above.shape[1])
@@ -136,31 +140,40 @@ def cacr(
     beta: float = 1.0,
     positive_sharpness: float = 1.0,
     negative_sharpness: float = 0.9,
-    weight_positives: bool = True,
-    weight_negatives: bool = True,
+    weight_pos: bool = True,
+    weight_neg: bool = True,
     positive_prior: float | None = None,
 ) -> CACROutput:
-    r"""Contrastive attraction and contrastive repulsion of V = K + 1 views, with the squared Euclidean cost.
+    r"""Compute contrastive attraction and repulsion of V = K + 1 views, with the squared Euclidean cost.
 
         attraction   mean over x, i of sum_{v != x} pi+_v alpha d2(z_i^x, z_i^v),    pi+ = softmax_v(  t+ d2 )
         repulsion    mean over x < y, i of r_i
         r_i          -sum_{j != i} pi-_j beta d2(z_i^x, z_j^y),                      pi- = softmax_j( -t- d2 )
 
     Args:
+<<<<<<< HEAD
         views: V >= 2 views, each [n, dim] with unit rows (the authors' encoder normalises; nothing is normalised here).
         alpha, beta: in 0..1e30, weights of the terms.
         positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 weighs all alike.
-        weight_positives, weight_negatives: False weighs positives, negatives, uniformly (the paper's ablations).
+        weight_pos, weight_neg: False weighs positives, negatives, uniformly (the paper's ablations).
         positive_prior: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
             the mean of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: not corrected.
+=======
+        views: V >= 2 views, each [n, dim] with unit rows, which this function does not normalise.
+        alpha, beta: weights of the terms, in 0..1e30, by default 1.
+        positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 gives equal weights.
+        weight_positives, weight_negatives: False gives positives, negatives, equal weights (the paper's ablations).
+        positive_prior: share of supposed negatives that are positives, at least 0 and below 1. The repulsion is then the mean
+            of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: no correction.
+>>>>>>> p2
 
-    With two views the positive's weight is 1 and the attraction is plain alignment. With a large t- the repulsion is minus
-    beta times the distance of the nearest negative. Where all rows are equal both terms and the gradient are 0: a network must
-    not start there. Across processes the negatives are everybody's, in rank order; each works on its own rows.
+    With two views the positive's weight is 1, and the attraction is plain alignment. With a large t- the repulsion is minus
+    beta times the distance of the nearest negative. If all rows are equal, both terms and the gradient are 0, so a network
+    must not start there. Across processes, negatives come from all processes in rank order; each process has its own queries.
 
     Source: arXiv 2105.03746, as in the code of its small experiments.
 
-    Raises ValueError for one view, fewer than two rows, shapes that differ, or numbers out of their range.
+    Raises ValueError for one view, fewer than two rows, different shapes, or numbers out of their range.
 
     >>> cacr(torch.eye(2).expand(2, 2, 2))
     CACROutput(attraction=tensor(0.), repulsion=tensor(-2.))
@@ -172,21 +185,26 @@ def cacr(
     if positive_prior is not None:
         if not 0 <= positive_prior < 1:
             raise ValueError(f"positive_prior must lie in 0..1, 1 not included, got {positive_prior}")
+<<<<<<< HEAD
+        if not weight_neg:
+            raise ValueError("positive_prior goes with weighted negatives: weight_neg is False")
+=======
         if not weight_negatives:
-            raise ValueError("positive_prior goes with weighted negatives: weight_negatives is False")
+            raise ValueError("positive_prior needs weighted negatives, but weight_negatives is False")
+>>>>>>> p2
     here = place(z.shape[1], z.device)
     if here.total < 2:
         raise ValueError(f"views must hold at least 2 rows, got {here.total}: a query has no negatives")
     keys = z if world()[1] == 1 else gather_rows(z.transpose(0, 1)).transpose(0, 1).contiguous()
 
-    # Distances within a sample, of every pair of views: differences are exact where views are equal.
+    # Compute distances within a sample, of every pair of views, as differences, which are exact for equal views.
     pairs = torch.cat([(z[x] - z[x + 1 :]).square().sum(2) for x in range(len(z) - 1)])
     positives = pairs[_others(len(z), z.device)]
-    weights = (positive_sharpness * positives).softmax(1) if weight_positives else 1 / positives.shape[1]
+    weights = (positive_sharpness * positives).softmax(1) if weight_pos else 1 / positives.shape[1]
     attraction = alpha * global_mean((weights * positives).sum(1).mean(0))
 
     sharpness, own = (
-        negative_sharpness if weight_negatives else 0.0,
+        negative_sharpness if weight_neg else 0.0,
         here.offset + torch.arange(here.rows, device=z.device),
     )
     sums = [expected_costs(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
@@ -205,7 +223,7 @@ def cacr_momentum(
     cost: Literal["rbf", "euclidean"] = "rbf",
     reduction: Literal["mean", "sum"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""CACR of several views' predictions with one view's keys from a momentum encoder, in the manner of MoCo v3.
+    r"""Compute CACR of several views' predictions with one view's keys from a momentum encoder, as in MoCo v3.
 
     With c_vij the cosine of q_vi and k_j, and p_vi = softmax_v( (2 - 2 c_vii) / T ), without gradient:
 
@@ -215,18 +233,18 @@ def cacr_momentum(
     and w_vi = softmax_{j != i}( c_vij / T ), without gradient.
 
     Args:
-        queries: one or more views' predictions, each [n, dim]; normalised here.
-        key: the keys of another view; normalised here, no gradient.
-        temperature: T, in 1e-30..1e30.
-        cost: which of the two.
-        reduction: over samples. None: as the authors' code, the mean for "rbf" and the sum for "euclidean", whose steps then
-            grow with the batch.
+        queries: one or more views' predictions, each [n, dim], which this function normalises.
+        key: the keys of another view, which this function normalises; no gradient.
+        temperature: T, in 1e-30..1e30, by default 1.
+        cost: "rbf" (default) or "euclidean".
+        reduction: over samples, "mean" or "sum". None: as in the authors' code, the mean for "rbf" and the sum for
+            "euclidean", whose steps then grow with the batch.
 
-    Across processes the keys are everybody's, and a sum is over everybody's samples. One sample alone has the cross-entropy 0.
+    Across processes, keys come from all processes, and a sum covers all samples. The cross-entropy of a single sample is 0.
 
     Source: arXiv 2105.03746, as in the code of its ImageNet runs.
 
-    Raises ValueError for shapes that differ, no rows, "euclidean" of one row, or options it does not know.
+    Raises ValueError for different shapes, no rows, "euclidean" with one row, or unknown options.
 
     >>> cacr_momentum(torch.eye(2)[None], torch.eye(2))
     tensor(0.6265)
@@ -252,7 +270,7 @@ def cacr_momentum(
         logs = batch_logsumexp(scaled(flat, temperature), k).rows.view_as(cosine)
         mean = global_mean((2 * temperature * p * (logs - cosine / temperature)).sum(0))
     else:
-        # The weights stand still and sum to 1, so what is left is linear in q: towards its own key, away from their mean.
+        # The weights are constants with sum 1, so the cost is linear in q: towards its own key, away from the mean key.
         away = mean_key(q.detach(), gather_rows(k), temperature, here.offset)
         mean = global_mean((p * positive_similarity(flat, (away - k).flatten(0, 1)).view_as(p)).sum(0))
     if reduction is None:
@@ -265,13 +283,13 @@ def cacr_momentum(
 def pairwise_nt_xent(
     views: Sequence[Float[Tensor, "n dim"]] | Float[Tensor, "views n dim"], temperature: float = 0.2
 ) -> Float[Tensor, ""]:
-    r"""What CACR is compared with on several views: NT-Xent of every pair of views, their mean.
+    r"""Compute the mean of NT-Xent over every pair of views, the baseline of CACR for several views.
 
     Args:
-        views: V >= 2 views, each [n, dim]; normalised here.
-        temperature: > 0.
+        views: V >= 2 views, each [n, dim], which this function normalises.
+        temperature: > 0, by default 0.2.
 
-    Raises ValueError for one view or shapes that differ.
+    Raises ValueError for one view or different shapes.
 
     >>> pairwise_nt_xent(torch.eye(3).expand(2, 3, 3), temperature=1.0)
     tensor(0.9048)
@@ -294,7 +312,7 @@ def pairwise_nt_xent(
 
 @dataclass
 class CACRConfig(ViewsConfig):
-    """Settings of CACR. Defaults are those of the paper's CIFAR-10 runs; the momentum form's those of its ImageNet runs."""
+    """Settings of CACR. Defaults come from the paper's CIFAR-10 runs, for the momentum form from its ImageNet runs."""
 
     epochs: int = 200
     batch_size: int = 128
@@ -305,53 +323,53 @@ class CACRConfig(ViewsConfig):
     lr: float = 0.12
     weight_decay: float = 1e-4
     form: Literal["plain", "momentum", "nt_xent"] = "plain"
-    """Expected costs of all views, queries against a momentum encoder's keys, or (a baseline) NT-Xent of all pairs of views."""
+    """plain: expected costs of all views; momentum: queries against a momentum encoder's keys; nt_xent: NT-Xent, a baseline."""
     positives: int = 4
-    """K, positives of a query: K + 1 views are drawn of an image."""
+    """K, the number of positives of a query; each image gets K + 1 views."""
     alpha: float = 1.0
     """Weight of the attraction."""
     beta: float = 1.0
     """Weight of the repulsion."""
     positive_sharpness: float = 1.0
-    """Factor of distances in the weights of positives: 0 weighs all alike, larger prefers the farthest more."""
+    """Factor of distances in the weights of positives: 0 gives equal weights, larger values prefer the farthest."""
     negative_sharpness: float = 0.9
-    """The same of negatives, larger prefers the closest more; the paper has 2 on CIFAR-100, STL-10 and ImageNet."""
+    """The same for negatives; larger values prefer the closest. The paper uses 2 on CIFAR-100, STL-10 and ImageNet."""
     weight_pos: bool = True
-    """Whether positives are weighed by their distance."""
+    """Weight positives by their distance."""
     weight_neg: bool = True
-    """Whether negatives are weighed by their closeness."""
+    """Weight negatives by their closeness."""
     positive_prior: float | None = None
-    """Share of negatives that are of the query's own kind, corrected for; the authors' code suggests 0.1. None: not corrected."""
+    """Share of negatives of the query's class to correct for; the authors' code suggests 0.1. None: no correction."""
     cost: Literal["rbf", "euclidean"] = "rbf"
-    """The momentum form's cost; a mean over the batch in either case."""
+    """Cost of the momentum form, in either case a mean over the batch."""
     temperature: float = 1.0
     """Temperature of the momentum form (0.2 for vision transformers) and of NT-Xent."""
     keys: int = 2
-    """Views of the momentum form whose keys the other views' queries are drawn to in turn: the first ones of all."""
+    """Number of views of the momentum form, from the first, whose keys attract the other views' queries in turn."""
     momentum_teacher: float = 0.996
-    """How much of the key network stays at the first step; this rises to 1 on half a cosine."""
+    """Momentum of the key network at the first step, 0 to 1; it rises to 1 on half a cosine."""
 
     counts: ClassVar[tuple[str, ...]] = (*ViewsConfig.counts, "positives", "keys")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in ("plain", "momentum", "nt_xent"):
-            raise CounterpointError(f"form is 'plain', 'momentum' or 'nt_xent', got {self.form!r}")
+            raise CounterpointError(f"form must be 'plain', 'momentum' or 'nt_xent', got {self.form!r}")
         if self.cost not in ("rbf", "euclidean"):
-            raise CounterpointError(f"cost is 'rbf' or 'euclidean', got {self.cost!r}")
+            raise CounterpointError(f"cost must be 'rbf' or 'euclidean', got {self.cost!r}")
         for name in ("alpha", "beta", "positive_sharpness", "negative_sharpness"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
         if not 0 <= self.momentum_teacher <= 1:
             raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
         if self.positive_prior is not None and not (0 <= self.positive_prior < 1 and self.weight_neg):
-            raise CounterpointError("positive_prior lies in 0..1, 1 not included, and goes with weight_neg")
+            raise CounterpointError("positive_prior must be at least 0 and below 1, and needs weight_neg")
         if self.form == "momentum" and self.keys > self.positives + 1:
             raise CounterpointError(f"keys ({self.keys}) must not be more than the views ({self.positives + 1})")
 
 
 class CACR(ViewsLearner):
-    """K + 1 views of every image, each a query whose positives are the others; with a momentum encoder where asked for."""
+    """A learner on K + 1 views of every image, each a query whose positives are the others; optionally a momentum encoder."""
 
     def __init__(self, config: CACRConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -382,9 +400,9 @@ class CACR(ViewsLearner):
         return {"loss": attraction + repulsion, "attraction": attraction.detach(), "repulsion": repulsion.detach()}
 
     def _to_keys(self, views: list[Tensor]) -> Tensor:
-        """For each view that gives keys, the loss of all other views' queries; the mean."""
+        """Average, over the views with keys, the loss of all other views' queries."""
         config = self.config
-        # The key network moves before it is asked, as in the authors' code.
+        # Update the key network before using it, as in the authors' code.
         momentum = cosine_momentum(self.position.step, self.total_steps, config.momentum_teacher)
         self.teacher.update(self.network, momentum)
         keys = [self.teacher(view) for view in views[: config.keys]]
@@ -403,6 +421,6 @@ SYSTEM = System(
     config=CACRConfig,
     learner=CACR,
     data="cifar10",
-    # Views cost as much as images: 5 of each for half as many epochs.
+    # A view costs as much as an image, so 5 views of each image for half as many epochs.
     recipe=LAPTOP | {"epochs": 10, "recipe": "moco-v1"},
 )

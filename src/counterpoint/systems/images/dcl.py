@@ -2,17 +2,17 @@
 
 Yeh, Hong, Hsu, Liu, Chen, LeCun: "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848.
 
-For a pair i and its view k as the anchor, U_{i,k} the summed exponentials of its 2(n-1) similarities with both views of all
-other pairs, s+ the similarity of the pair:
+For a pair i and its view k as the anchor, s+ is the similarity of the pair. U_{i,k} is the sum of the exponentials of the
+anchor's 2(n-1) similarities with both views of all other pairs:
 
     NT-Xent   -s+ + log( exp s+ + U )        its gradient is that of DCL times q = U / (exp s+ + U), 1 - P(positive)
     DCL       -s+ + log U                    (Eq. 6)
     DCLW      -w s+ + log U                  w_i = 2 - exp(c_i / sigma) / mean_j exp(c_j / sigma), c the cosine of a pair (Eq. 7)
 
-An addition: named alone it is SimCLR with this loss; `moco-v2+dcl` leaves the key out of its denominator and `clip+dcl` the
-diagonal. Not here: DCL on NNCLR, whose anchors are nearest neighbours in a support queue.
+This is an addition: `dcl` alone is SimCLR with this loss. `moco-v2+dcl` excludes the key from the denominator, `clip+dcl` the
+diagonal. Not built: DCL on NNCLR, whose anchors are nearest neighbours in a support queue.
 
-The paper gives no gradient for w: it is a constant here, as in lightly's code (`detach_weight=False` has the other).
+The paper does not define a gradient of w. Here w is a constant, as in lightly's code; `detach_weight=False` differentiates it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,14 @@ from counterpoint.systems.settings import PartConfig
 @over_group
 @full_precision
 def dclw_weight(cosine: Float[Tensor, " n"], sigma: float = 0.5, *, detach: bool = True) -> Float[Tensor, " n"]:
-    """Weights of the positives (Eq. 7): 2 - exp(c_i / sigma) / mean_j exp(c_j / sigma), their mean exactly 1.
+    """Weight the positives (Eq. 7): 2 - exp(c_i / sigma) / mean_j exp(c_j / sigma), with mean exactly 1.
 
-    The mean is over the pairs of all processes. A weight is negative where one pair is far more alike than all others.
+    The mean covers the pairs of all processes. The weight of a pair that is far more similar than all others is negative.
+
+    Args:
+        cosine: c, the cosine of each pair.
+        sigma: > 0, by default 0.5.
+        detach: return constants (default); False: let the gradient flow.
     """
     need_rows(cosine=cosine)
     need_positive(sigma=sigma)
@@ -65,18 +70,18 @@ def dcl(
     detach_weight: bool = True,
     symmetric: bool = True,
 ) -> Float[Tensor, ""]:
-    """Decoupled contrastive loss (Eqs. 6 and 7), the mean over all 2n views as anchors.
+    """Compute the decoupled contrastive loss (Eqs. 6 and 7), the mean over all 2n views as anchors.
 
     Args:
         z1, z2: projections of the two views, row by row.
-        temperature: > 0; similarities are dot products divided by it.
-        weight_sigma: sigma of DCLW's weights on the positives; None for DCL.
-        normalize: rows are made unit here; False takes them as they are.
-        detach_weight: whether the weights are constants.
-        symmetric: False: only the rows of z1 are anchors.
+        temperature: > 0, by default 0.1; similarities are dot products divided by it.
+        weight_sigma: sigma > 0 of DCLW's weights on the positives; None (default): DCL.
+        normalize: normalise the rows (default); False: use them unchanged.
+        detach_weight: treat the weights as constants (default).
+        symmetric: use all views as anchors (default); False: only the rows of z1.
 
-    Across processes the negatives are everybody's. The loss has no lower bound and may be negative. Raises ValueError for
-    shapes that differ, a temperature or sigma that is not positive, and for a single pair, which has no negatives.
+    Across processes, negatives come from all processes. The loss has no lower bound and may be negative. Raises ValueError for
+    different shapes, a temperature or sigma that is not positive, and for a single pair, which has no negatives.
 
     >>> dcl(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.3863)
@@ -108,9 +113,9 @@ class DCLConfig(PartConfig):
     """Settings of DCL."""
 
     weight_sigma: float = 0.0
-    """Sigma of DCLW's weights on the positives (the paper's 0.5); 0 for DCL without weights."""
+    """Sigma of DCLW's weights on the positives (the paper's is 0.5); 0: DCL without weights."""
     decoupled: bool = True
-    """False keeps the base's own loss: what a claim compares with."""
+    """Use the decoupled loss; False: keep the base's own loss, the control of a claim."""
 
     def __post_init__(self) -> None:
         if not self.weight_sigma >= 0:
@@ -134,7 +139,7 @@ class Decoupled(Part):
             weight = 1.0 if sigma is None else dclw_weight(cosine, sigma)
             negative = way.negatives(compared.temperature)
             if bool((negative == -math.inf).any()):
-                raise CounterpointError("a batch of one pair has no negatives for DCL")
+                raise CounterpointError("a batch of one pair has no negatives for DCL; use a larger batch")
             losses.append(global_mean(negative - weight * way.positives(compared.temperature)))
         return {"loss": torch.stack(losses).mean()}
 
@@ -146,5 +151,5 @@ SYSTEM = Addition(
     part=Decoupled,
     fits=(views, Queued, pairs),
     loss="own",
-    # 670, 396 and 304 steps: the paper has it that the gain shrinks as the batch grows.
+    # 670, 396 and 304 steps. According to the paper, the gain shrinks as the batch grows.
 )

@@ -1,17 +1,19 @@
-"""Hallucinator: one more positive for each pair, moved in feature space away from its partner and smoothed.
+"""Hallucinator: generate one more positive per pair, moved away from its partner in feature space and smoothed.
 
 Wu, Hobbs, Hovakimyan: "Hallucination Improves the Performance of Unsupervised Visual Representation Learning", ICCV 2023,
 arXiv 2307.12168.
 
-Only the paper's abstract could be read and no code was found. Certain from it: it works on features, is differentiable and
-trained with the pretext task, adds positives, lowers what a pair shares, smooths by non-linear operations, and goes over
-MoCo, SimCLR and SimSiam. Reconstructed: e = z1 + lambda (z1 - z2), the query's side alone being moved; h = H(e) with H a
-small network. Chosen here: lambda ~ Beta(2, 2) times `reach` (at most 1: beyond it, false positives), H(e) = e + MLP(e) with
-a last layer of zeros (it starts as the identity), the weight 1 of the second contrast, and, over base losses that look both
-ways, hallucinating from both sides and taking the mean.
+Only the paper's abstract was readable, and no code was found.
 
-An addition: named alone it stands over SimCLR. H belongs to the learner and is trained by its optimiser; like the
-projector it is in the run's weights, and no feature passes through it.
+- Certain: the method works on features, is differentiable and trains with the pretext task. It adds positives, lowers the
+  shared information of a pair, and smooths by non-linear operations. Its bases are MoCo, SimCLR and SimSiam.
+- Reconstructed: e = z1 + lambda (z1 - z2), which moves only the query's side. h = H(e) with H a small network.
+- Chosen: lambda ~ Beta(2, 2) times `reach`, at most 1, because larger values give false positives. H(e) = e + MLP(e) with a
+  last layer of zeros, so it starts as the identity. The second contrast has weight 1. For base losses in both directions,
+  hallucinate from both sides and take the mean.
+
+This is an addition: `hallucinator` alone changes SimCLR. H belongs to the learner, whose optimiser trains it. Like the
+projector it is part of the run's weights, and evaluated features do not pass through it.
 """
 
 from __future__ import annotations
@@ -41,8 +43,15 @@ from counterpoint.systems.settings import PartConfig
 def extrapolate_positive(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lam: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n dim"]:
-    """e = z1 + lam (z1 - z2): on the ray from z2 through z1, beyond z1. For unit rows and lam >= 0, |e| >= 1 and cos(e, z2)
-    falls with lam. Raises ValueError for shapes that differ, of lam too (a number, or one for each row).
+    """Compute e = z1 + lam (z1 - z2), on the ray from z2 through z1, beyond z1.
+
+    For unit rows and lam >= 0, |e| >= 1 and cos(e, z2) falls with lam.
+
+    Args:
+        z1, z2: rows of the two sides.
+        lam: a number, or one for each row.
+
+    Raises ValueError for shapes that do not fit.
 
     >>> extrapolate_positive(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1.0)
     tensor([[ 2., -1.]])
@@ -56,12 +65,12 @@ def extrapolate_positive(
 
 
 class Hallucinator(nn.Module):
-    """The smoothing: e -> e + MLP(e), linear, batch normalisation, ReLU, linear; the identity where not `nonlinear`.
+    """The smoothing e -> e + MLP(e), with linear layer, batch normalisation, ReLU and linear layer.
 
     Args:
         dim: width of features.
-        hidden: of the hidden layer; default: dim.
-        nonlinear: False leaves features as they are.
+        hidden: width of the hidden layer; None: dim.
+        nonlinear: smooth features (default); False: leave them unchanged.
 
     The last layer starts at zero, so the module starts as the identity.
     """
@@ -85,19 +94,21 @@ class HallucinatorConfig(PartConfig):
     """Settings of the hallucinator."""
 
     weight: float = 1.0
-    """Weight of the contrast with hallucinated positives; 0 leaves the base alone."""
+    """Weight of the contrast with hallucinated positives; 0: the base's loss unchanged."""
     reach: float = 1.0
-    """The farthest extrapolation: lambda ~ reach Beta(2, 2)."""
+    """Largest extrapolation, 0 to 1: lambda ~ reach Beta(2, 2)."""
     nonlinear: bool = True
-    """Whether what is extrapolated is smoothed by a small network."""
+    """Smooth extrapolated features by a small network."""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or not 0 <= self.reach <= 1:
-            raise CounterpointError("hallucinator.weight must not be negative, and reach lie in 0..1")
+            raise CounterpointError(
+                f"hallucinator.weight must not be negative and reach must lie in 0..1, got {self.weight} and {self.reach}"
+            )
 
 
 class Hallucinated(Part):
-    """The base's loss of its own rows, and once more of hallucinated ones."""
+    """The base's loss of its own rows, plus that of hallucinated rows."""
 
     config: HallucinatorConfig
 
@@ -120,14 +131,14 @@ class Hallucinated(Part):
         z1, z2 = unit(compared.query), unit(compared.key)
         lam = step.drawn["lam"][: len(z1)].to(z1)
         one_sided, by_prediction = isinstance(compared.ways, Queued), compared.ways is predicted
-        # A key without gradient, or a target, sends none into what is hallucinated from it either.
+        # If a key or target has no gradient, the rows hallucinated from it send none to it either.
         e1 = extrapolate_positive(z1, z2.detach() if one_sided or by_prediction else z2, lam[:, 0])
         moved = [replace(compared, query=unit(self.smooth(e1)))]
         if not one_sided:
             e2 = extrapolate_positive(z2, z1.detach() if by_prediction else z1, lam[:, 1])
             (h1, h2) = moved[0].query, unit(self.smooth(e2))
             if by_prediction:
-                # The predictor is fed rows as long as those it knows.
+                # Give the predictor rows of the usual length.
                 sizes = [x.detach().norm(dim=1, keepdim=True) for x in (compared.query, compared.key)]
                 targets = z1.detach(), z2.detach()
                 moved = [replace(compared, query=h1 * sizes[0], key=h2 * sizes[1], targets=targets)]

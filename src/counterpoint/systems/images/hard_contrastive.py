@@ -1,4 +1,4 @@
-"""Hard contrastive learning: what the temperature does, and the same done openly by keeping the nearest negatives.
+"""Hard contrastive learning: keep only the nearest negatives, as a low temperature does implicitly.
 
 Wang, Liu: "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740. Symbols: s_ii the similarity of an
 anchor with its positive, s_ik those with its K negatives, tau the temperature, alpha the share of negatives kept.
@@ -8,13 +8,15 @@ anchor with its positive, s_ik those with its K negatives, tau the temperature, 
     hard contrastive   contrastive over the kept: those at or above the (1 - alpha) quantile                 Eq. 8
     hard simple        -s_ii + lambda sum of the kept                                                        Eq. 9
 
-The weight of a negative in the gradient is Boltzmann's, `penalty_distribution`; `uniformity` and `tolerance` tell what comes
-of it, and `counterpoint analyse RUN --temperature-sweep` draws both over the temperature for a system that has one.
+Negatives have Boltzmann weights in the gradient, `penalty_distribution`. `uniformity` and `tolerance` measure the effect.
+`counterpoint analyse RUN --temperature-sweep` draws both over the temperature for a system with a temperature.
 
-An addition: named alone it is SimCLR with these losses (the in-batch form; the paper keeps a memory bank, for which
-`moco-v2+hard-contrastive` with its queue is the nearer). Choices, where the paper at hand was silent: alpha keeps the
-max(1, floor(alpha K)) nearest; lambda is 1 / (how many are kept), so the simple losses are means; tolerance is normalised by
-the number of pairs of one class.
+This is an addition: `hard-contrastive` alone is SimCLR with these losses, the in-batch form. The paper keeps a memory bank;
+`moco-v2+hard-contrastive`, with its queue, is closer to that. The paper leaves these choices open:
+
+- alpha keeps the max(1, floor(alpha K)) nearest negatives.
+- lambda is 1 / (number of kept negatives), so the simple losses are means.
+- tolerance is normalised by the number of pairs of one class.
 """
 
 from __future__ import annotations
@@ -42,12 +44,12 @@ from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
-COLLAPSED = -0.05  # uniformity above this: all embeddings are nearly the same
-SEEN = 512  # embeddings that are looked at for it
+COLLAPSED = -0.05  # uniformity above which all embeddings are nearly equal
+SEEN = 512  # number of embeddings of which the uniformity is measured
 
 
 def _checked(positive: Tensor, negatives: Tensor, keep_fraction: float) -> int:
-    """How many negatives are kept."""
+    """Check the arguments of a loss, and return the number of negatives to keep."""
     fits = positive.ndim == 1 and negatives.ndim == 2 and len(negatives) == len(positive)
     if not fits or negatives.shape[1] < 1:
         raise ValueError(
@@ -57,14 +59,14 @@ def _checked(positive: Tensor, negatives: Tensor, keep_fraction: float) -> int:
     if not 0 < keep_fraction <= 1:
         raise ValueError(f"keep_fraction must lie in 0..1, 0 not included, got {keep_fraction}")
     if not len(negatives) or holds((negatives == -torch.inf).all(1).any()):
-        raise ValueError("negatives: an anchor has no negative that counts, or there are no anchors")
+        raise ValueError("negatives: an anchor has only excluded negatives, or there are no anchors")
     return kept_of(negatives.shape[1], keep_fraction)
 
 
 def kept_of(count: int, keep_fraction: float) -> int:
-    """Return how many of `count` negatives a share keeps, rounded down, at least one: .29 of 100 are 29.
+    """Return the number of negatives that a share of `count` keeps, rounded down, at least one: .29 of 100 are 29.
 
-    The share counts as the decimal number that was written: 0.29 * 100 is 28.999999999999996 in float64.
+    Use the share's decimal form, because 0.29 * 100 is 28.999999999999996 in float64.
     """
     return max(1, int(Decimal(repr(float(keep_fraction))) * count))
 
@@ -76,15 +78,15 @@ def contrastive(
     temperature: float,
     keep_fraction: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Contrastive loss of given similarities (Eq. 1), over the nearest negatives alone where `keep_fraction` < 1 (Eq. 8).
+    """Compute the contrastive loss of similarities (Eq. 1), for `keep_fraction` < 1 over the nearest negatives (Eq. 8).
 
     Args:
         positive: similarity of each anchor with its positive.
-        negatives: with its negatives; -inf for one that does not count.
+        negatives: similarities of each anchor with its negatives; -inf for excluded ones.
         temperature: > 0.
-        keep_fraction: alpha, the share of negatives kept, the largest; at least one.
+        keep_fraction: alpha, the share of the largest negatives to keep, above 0 and at most 1 (default); at least one stays.
 
-    The mean over anchors. Which are kept has no gradient. Raises ValueError for no negatives or a share outside 0..1.
+    Returns the mean over anchors. The selection has no gradient. Raises ValueError for no negatives or a share outside 0..1.
 
     >>> contrastive(torch.tensor([1.0]), torch.tensor([[0.0]]), temperature=0.5)
     tensor(0.1269)
@@ -103,9 +105,9 @@ def simple_contrastive(
     weight: float | None = None,
     keep_fraction: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Linear loss (Eq. 6), over the nearest negatives alone where `keep_fraction` < 1 (Eq. 9): mean of -s+ + weight sum s-.
+    """Compute the linear loss (Eq. 6), the mean of -s+ + weight sum s-, for `keep_fraction` < 1 over the nearest (Eq. 9).
 
-    `weight` is lambda; None: 1 / (how many are kept and count). See `contrastive` for the rest.
+    `weight` is lambda; None: 1 / (number of kept negatives that are not excluded). Other arguments are those of `contrastive`.
     """
     kept = _checked(positive, negatives, keep_fraction)
     if kept < negatives.shape[1]:
@@ -117,7 +119,9 @@ def simple_contrastive(
 
 @full_precision
 def penalty_distribution(negatives: Float[Tensor, "*n negatives"], temperature: float) -> Float[Tensor, "*n negatives"]:
-    """Each negative's share of the push (Eq. 5): exp(s_ik/tau) / sum_k exp(s_ik/tau). Its entropy rises with tau.
+    """Compute each negative's share of the repulsion (Eq. 5): exp(s_ik/tau) / sum_k exp(s_ik/tau).
+
+    The entropy of the shares rises with tau. `negatives` holds similarities, `temperature` is tau > 0.
 
     >>> penalty_distribution(torch.tensor([0.0, 0.0]), 0.1)
     tensor([0.5000, 0.5000])
@@ -132,22 +136,22 @@ class HardContrastiveConfig(PartConfig):
     """Settings of hard contrastive learning."""
 
     keep_fraction: float = 0.0819
-    """Share of the negatives that is kept, the nearest; the paper's 4,095 of 50,000. 1 keeps all."""
+    """Share of the nearest negatives to keep, above 0 and at most 1; the paper keeps 4,095 of 50,000. 1: all."""
     push: Literal["softmax", "linear"] = "softmax"
-    """How negatives are weighed: by the softmax at the temperature, or all alike (the simple loss)."""
+    """Weights of negatives: softmax, at the temperature, or linear, all equal (the simple loss)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_fraction <= 1:
             raise CounterpointError(f"keep_fraction must lie in 0..1, 0 not included, got {self.keep_fraction}")
         if self.push not in ("softmax", "linear"):
-            raise CounterpointError(f"push is 'softmax' or 'linear', got {self.push!r}")
+            raise CounterpointError(f"push must be 'softmax' or 'linear', got {self.push!r}")
 
 
 @dataclass(frozen=True)
 class Below:
-    """Row i does not see what is less similar than its threshold."""
+    """Exclude from row i all entries below its threshold."""
 
-    thresholds: Float[Tensor, " rows"]  # as the tile's entries are: divided by the temperature
+    thresholds: Float[Tensor, " rows"]  # divided by the temperature, like the entries of a tile
     symmetric = False
 
     def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
@@ -155,15 +159,18 @@ class Below:
 
 
 def nearest(way: Direction, keep_fraction: float) -> tuple[Int[Tensor, "m kept"], Float[Tensor, " m"]]:
-    """The nearest `keep_fraction` of each anchor's admitted negatives, -1 where it has fewer, and the cosine that parts
-    them from the rest: halfway to the next, so that rounding does not decide."""
+    """Select the nearest `keep_fraction` of each anchor's admitted negatives, with their thresholds.
+
+    Returns their positions in the bank, padded with -1, and the cosine between the last kept and the next negative. Half of
+    the way between both, it does not depend on rounding.
+    """
     indices, thresholds = [], []
     for _, s in way.parts():
         admitted = (s > -torch.inf).sum(1)
         sizes, inverse = admitted.unique(return_inverse=True)
         kept = admitted.new_tensor([kept_of(int(size), keep_fraction) for size in sizes])[inverse]
         if int(admitted.min()) < 1:
-            raise CounterpointError("an anchor has no negatives: use a larger batch or queue")
+            raise CounterpointError("an anchor has no negatives; use a larger batch or queue")
         most = min(int(kept.max()) + 1, s.shape[1])
         values, index = s.topk(most, dim=1)
         last = values.gather(1, kept[:, None] - 1)[:, 0]
@@ -175,13 +182,13 @@ def nearest(way: Direction, keep_fraction: float) -> tuple[Int[Tensor, "m kept"]
 
 
 def thresholds(way: Direction, keep_fraction: float) -> Float[Tensor, " m"]:
-    """The cosines that part each anchor's nearest negatives from the rest, as `nearest` has them, without sorting."""
+    """Compute the thresholds of `nearest` without sorting."""
     found = []
     for _, s in way.parts():
         admitted = (s > -torch.inf).sum(1)
         least = int(admitted.min())
         kept = kept_of(least, keep_fraction)
-        if not 0 < kept < least == int(admitted.max()):  # numbers differ, or all are kept
+        if not 0 < kept < least == int(admitted.max()):  # numbers of negatives differ, or all are kept
             return nearest(way, keep_fraction)[1]
         found.append(s.topk(kept + 1, dim=1, sorted=False).values.topk(2, dim=1, largest=False).values.mean(1))
     return torch.cat(found)
@@ -189,8 +196,11 @@ def thresholds(way: Direction, keep_fraction: float) -> Float[Tensor, " m"]:
 
 @full_precision
 def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: float) -> Float[Tensor, " m"]:
-    """The hard contrastive loss (Eq. 8) of every anchor. A matrix of moderate size is held; a larger one is walked through
-    twice, for the thresholds and for the loss, in memory linear in anchors and bank."""
+    """Compute the hard contrastive loss (Eq. 8) of every anchor.
+
+    Hold a matrix of moderate size. Compute a larger one twice, for the thresholds and for the loss, in memory linear in
+    anchors and bank.
+    """
     positive, s = way.positives(temperature), way.whole(temperature)
     if s is not None:
         admitted = (s.detach() > -torch.inf).sum(1)
@@ -202,7 +212,7 @@ def hard_losses(way: Direction, temperature: float | Tensor, keep_fraction: floa
 
 
 class HardContrastive(Part):
-    """The base's comparison with the nearest negatives alone, weighed by the softmax or all alike."""
+    """The base's comparison with only the nearest negatives, with softmax or equal weights."""
 
     config: HardContrastiveConfig
     spread = -1.0  # uniformity of the last batch
@@ -211,8 +221,8 @@ class HardContrastive(Part):
         if self.spread > COLLAPSED:
             raise CounterpointError(
                 f"all embeddings have become nearly the same (uniformity {self.spread:.3f} in the last batch): the nearest "
-                "negatives are nearer than the positives. Keep more of them (--hard-contrastive.keep-fraction), or make the "
-                "views weaker"
+                "negatives are nearer than the positives. Keep more negatives (--hard-contrastive.keep-fraction), or use "
+                "weaker views"
             )
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:

@@ -1,33 +1,37 @@
-"""The task `aligned`: items seen in several modalities at once, brought together in one space.
+"""Define the task `aligned`: embed items with several modalities in one shared space.
 
     batch["inputs"]   {modality: tensor, or (ids, mask) for text}; images uint8 [B, 3, H, W] until the learner prepares them
-    batch["present"]  {modality: [B] bool}; what stands where a modality is missing is zeros, and is not encoded
+    batch["present"]  {modality: [B] bool}; a missing modality is filled with zeros, and is not encoded
     batch["index"]    [B] positions in the training set
     batch["label"]    [B] int64, -1 where there is none, or None
 
-A learner's `predict` gives {"embedding": {modality: [n, dim] unit rows}}. Measured (tasks/measures/) are retrieval from
-every modality to every other (recall at 1, 5 and 10, mean reciprocal rank), how far two modalities lie apart (core/gap.py),
-and, where items have classes, zero-shot classification: by prompts if a modality is text, else by the mean embedding of each
-class in another modality over training items. At the end a linear probe is fitted.
+A learner's `predict` returns {"embedding": {modality: [n, dim] unit rows}}. The evaluation (tasks/measures/) measures:
 
-Of the user's own data a found item is right where it is the query's own, or has in common with it the picture, sound, text
-or vector in the modality that is asked with or searched in: all five captions of a picture are right for it. Of built-in
-data, items with the very same words or vector count as the same.
+- retrieval from every modality to every other: recall at 1, 5 and 10, mean reciprocal rank.
+- the gap between two modalities (core/gap.py).
+- zero-shot classification, if items have classes. Each class has a prompt if a modality is text. Otherwise it has the mean
+  embedding of its training items in another modality.
+- a linear probe, at the end.
 
-Where items were cut from something larger (`groups`), the votes of what they retrieve name it.
-Test splits of other domains (`shifts`) are measured alike, their figures named <shift>_....
-A learner may also give
-    "joint"              {modality: [n, dim]}, what all other modalities together look for it by: retrieval from several to one
-    "<name>_embedding"   a further embedding of the same form, measured alike: its figures are named <name>_...
-    "logits"             [n, classes], where it classifies: the share of labelled items told right is its `accuracy`
-    "measures"           {name: number}, what it has measured itself
+In the user's own data, a retrieved item is right if it is the query's own item. It is also right if both
+items share the content of the query's or the searched modality: picture, sound, text or vector.
+All five captions of a picture are right for it. In
+built-in data, items with exactly the same words or vector count as the same.
+
+If items were cut from larger wholes (`groups`), votes of the retrieved items identify the whole.
+Test splits of other domains (`shifts`) are measured in the same way, under the names <shift>_....
+A learner may also return
+    "joint"              {modality: [n, dim]}, queries from all other modalities together: retrieval from several to one
+    "<name>_embedding"   another embedding of the same form, measured in the same way under the names <name>_...
+    "logits"             [n, classes], if it classifies: its `accuracy` is the share of labelled items classified right
+    "measures"           {name: number}, its own measures
 
 Its files:
-    settings.py    `AlignedConfig`, and what a small set asks for
+    settings.py    `AlignedConfig`, and settings for small sets
     learner.py     `AlignedLearner`
-    batches.py     what a batch holds
+    batches.py     contents of a batch
     retrieval.py   retrieval from every modality to every other, and the gap between two
-    classes.py     classes told by prompts, by examples and by a probe
+    classes.py     classification by prompts, by examples and by a probe
     seen.py        the figures of one split
     evaluator.py   `AlignedEvaluator`
     task.py        `AlignedTask`

@@ -1,4 +1,4 @@
-"""Batches of aligned items: of training, of an evaluation, and of a set that is not trained on."""
+"""Load batches of aligned items for training, for an evaluation, and from sets that are not trained on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.views.images import normalise
 
-BATCH = 256  # of evaluation
-EXAMPLES = 2048  # training items that stand for their classes, at most
+BATCH = 256  # items in a batch of the evaluation
+EXAMPLES = 2048  # maximum number of training items that represent their classes
 
 
 class SplitBatches(Dataset[dict[str, Any]]):
@@ -50,8 +50,10 @@ class SplitBatches(Dataset[dict[str, Any]]):
 
 
 class EvaluationBatches(Dataset[dict[str, Any]]):
-    """The items of every split that is measured, then what says what a class is: its prompts as a batch of texts alone, and
-    training items."""
+    """Batches of an evaluation: the items of every measured split, then the classes' prompts, then training items.
+
+    The prompts are one batch of texts alone.
+    """
 
     def __init__(
         self, splits: Mapping[str, SplitBatches], prompts: dict[str, Any] | None, examples: SplitBatches
@@ -64,7 +66,7 @@ class EvaluationBatches(Dataset[dict[str, Any]]):
         ]
         labels = examples.split.labels
         known = np.array([], np.int64) if labels is None else np.flatnonzero(labels >= 0)
-        # The first ones would be of one kind where a set is in order.
+        # Draw them at random, because the first items of a sorted set belong to one class.
         chosen = np.random.RandomState(0).permutation(known)[:EXAMPLES].tolist() if len(known) else []
         self.examples = [(examples, chosen[start : start + BATCH]) for start in range(0, len(chosen), BATCH)]
 
@@ -84,7 +86,7 @@ class EvaluationBatches(Dataset[dict[str, Any]]):
 
 
 def evaluated(batches: SplitBatches, rows: list[int], part: str) -> dict[str, Any]:
-    """Return items as `predict` takes them: images normalised, nothing varied."""
+    """Return items as `predict` takes them: images normalised, no augmentation."""
     batch = batches[rows]
     kinds = batches.data.modalities
     batch["inputs"] = {k: normalise(v) if kinds[k].kind == "image" else v for k, v in batch["inputs"].items()}
@@ -92,14 +94,14 @@ def evaluated(batches: SplitBatches, rows: list[int], part: str) -> dict[str, An
 
 
 def as_trained(data: AlignedData, trained: Mapping[str, Any]) -> tuple[AlignedData, dict[str, Tokenizer]]:
-    """Return data with its modalities in the order that a run was trained on, and that run's tokenizers.
+    """Return the data with its modalities in a trained run's order, and the run's tokenizers.
 
-    CounterpointError when its modalities are others.
+    Raises CounterpointError if the data have other modalities.
     """
     if trained["modalities"] != data.spec["modalities"]:
         raise CounterpointError(
-            f"{data.name} gives {data.spec['modalities']}, the run was trained on {trained['modalities']}"
+            f"{data.name} has the modalities {data.spec['modalities']}, the run was trained on {trained['modalities']}"
         )
-    # Learners put modalities side by side as they come.
+    # Learners combine modalities in the order of the data.
     data = replace(data, modalities={name: data.modalities[name] for name in trained["modalities"]})
     return data, {name: Tokenizer.from_json(text) for name, text in trained["tokenizers"].items()}

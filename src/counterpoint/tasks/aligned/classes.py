@@ -1,10 +1,10 @@
-"""Classes of items, told by prompts, by training items in another modality, and by a linear probe.
+"""Classify items by prompts, by training items in another modality, and by a linear probe.
 
 all_of     {modality: [items, dim]} embeddings
-there      {modality: [items] bool}: which items have it
+there      {modality: [items] bool}; True where an item has the modality
 labels     [items] classes, -1 for none
 prompts    {text modality: [classes, dim]} embeddings of the classes' prompts
-examples   {modality: ([n, dim], [n])} embeddings and classes of training items that have it
+examples   {modality: ([n, dim], [n])} embeddings and classes of training items that have the modality
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Examples = Mapping[str, tuple[Tensor, Tensor]]
 def by_prompts(
     all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, prompts: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Measure how often the nearest prompt names an item's class, in every modality but the text's."""
+    """Measure the share of items whose nearest prompt is their class's, in every modality but the text."""
     ((text, of_classes),) = prompts.items()
     return {
         f"{name}_zero_shot": zero_shot_accuracy(value[there[name]], of_classes, labels[there[name]])
@@ -34,13 +34,13 @@ def by_prompts(
 def by_examples(
     all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, examples: Examples
 ) -> dict[str, float]:
-    """Measure how often the nearest mean embedding of training items in another modality names an item's class."""
+    """Measure the share of items whose nearest class mean, over training items in another modality, is their class's."""
     found: dict[str, float] = {}
     for other, (rows, classes) in examples.items():
         if not len(rows):  # no training item of a class has this modality
             continue
         means, numbers = class_means(rows, classes)
-        # A class without an example cannot be named: its items are left out.
+        # Leave out the items of a class without an example.
         at = torch.full((int(max(labels.max(), classes.max())) + 2,), -1)  # the last for label -1
         at[numbers] = torch.arange(len(numbers))
         for name in (name for name in all_of if name != other):
@@ -52,7 +52,7 @@ def by_examples(
 def by_probe(
     all_of: Mapping[str, Tensor], there: Mapping[str, Tensor], labels: Tensor, examples: Examples
 ) -> dict[str, float]:
-    """Measure how often logistic regression on training items of the same modality names an item's class."""
+    """Measure the accuracy of logistic regression on training items of the same modality."""
     found: dict[str, float] = {}
     for name, (rows, classes) in examples.items():
         known = there[name] & (labels >= 0)

@@ -1,4 +1,4 @@
-"""The evaluator of the task `aligned`: figures of a split and its shifts, a picture of the space, a gallery."""
+"""Evaluate the task `aligned`: figures of a split and its shifts, a picture of the space, a gallery."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from counterpoint.tasks.aligned.seen import Seen, embeddings_of
 from counterpoint.tasks.measures import gallery_rows, principal_axes
 from counterpoint.tasks.splits import named_split
 
-SHOWN = 6  # queries of the gallery for each direction, and what each found
-DRAWN = 400  # items of each modality in the picture of the space
+SHOWN = 6  # queries of the gallery for each direction, and retrieved items of each query
+DRAWN = 400  # maximum number of items of each modality in the picture of the space
 
 
 def measured_splits(data: AlignedData, split: str) -> dict[str, AlignedSplit]:
-    """Return the splits that are measured together, by the prefix of their figures: "" for valid or test; then test's shifts."""
+    """Return the splits to measure, by the prefix of their figures: "" for valid or test, then the shifts of test."""
     shifts = {f"{name}_": part for name, part in data.shifts.items()} if split == "test" else {}
     return {"": named_split(data, split), **shifts}
 
 
 class AlignedEvaluator:
-    """Retrieval between all modalities, the gap between them, classes and wholes told by them, of a split and its shifts.
+    """Measures of a split and its shifts: retrieval, gaps, classification, and identification of wholes.
 
     Args:
         data: the data.
-        learned: the classes that a learner's logits stand for; default: those of the data.
-        split: the split that is measured: valid, or test with its `shifts`.
+        learned: names of the classes of a learner's logits; None: those of the data.
+        split: the split to measure: valid, or test (default) with its `shifts`.
     """
 
     def __init__(self, data: AlignedData, learned: Sequence[str] | None = None, split: str = "test") -> None:
         self.data = data
-        # A classifier of other classes cannot be right or wrong here.
+        # The accuracy of a classifier of other classes is undefined.
         comparable = learned is None or list(learned) == list(data.classes or ())
         splits = measured_splits(data, split)
         self.split = splits[""]
@@ -74,7 +74,7 @@ class AlignedEvaluator:
         for split, seen in self.seen.items():
             if seen.embeddings:
                 measured = seen.compute(self.prompts, examples, final)
-                # What nothing was asked of has no figure.
+                # Figures without any query are NaN: leave them out.
                 found |= {f"{split}{name}": value for name, value in measured.items() if value == value}
         if final:
             self.figures = self._space() | self._gallery()
@@ -82,7 +82,7 @@ class AlignedEvaluator:
         return found
 
     def chance(self) -> dict[str, float]:
-        """Return the chance level of each recall and accuracy that `compute` found last."""
+        """Return the chance level of each recall and accuracy of the last `compute`."""
         examples = self._examples()
         made = {
             f"{split}{name}": value
@@ -93,7 +93,7 @@ class AlignedEvaluator:
         return {name: made[name] for name in self.found if name in made and name not in self.measures}
 
     def _examples(self) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-        """Return the embeddings and classes of training items, whole: by embedding, then by modality."""
+        """Concatenate the embeddings and classes of training items: by embedding, then by modality."""
         return {
             prefix: {
                 name: (torch.cat([z for z, _ in parts]), torch.cat([c for _, c in parts])) for name, parts in of.items()
@@ -102,7 +102,7 @@ class AlignedEvaluator:
         }
 
     def _space(self) -> dict[str, Any]:
-        """Draw the first two principal axes of some test items' embeddings, all modalities together: they show the gap."""
+        """Project some test items' embeddings of all modalities on their first two principal axes, which show the gap."""
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
         rows = {name: value[there[name]][:DRAWN] for name, value in all_of.items()}
@@ -121,7 +121,7 @@ class AlignedEvaluator:
         }
 
     def _gallery(self) -> dict[str, Any]:
-        """Show for each two modalities a few queries and what they find in the test split."""
+        """Show a few queries and their retrieved items of the split, for every two modalities."""
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
         found: list[dict[str, Any]] = []

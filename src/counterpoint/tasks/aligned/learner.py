@@ -1,4 +1,4 @@
-"""What every learner of the task `aligned` has: an encoder and a head for each modality, views, an optimiser."""
+"""Define the base of every learner of the task `aligned`: an encoder and a head per modality, views, an optimiser."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class AlignedLearner(Learner):
         raise unknown("kind of modality", spec["kind"], ["image", "text", "audio", "vector"])
 
     def build_head(self, dim: int) -> nn.Module:
-        """Build the layer that brings an encoder's output, `dim` wide, into the shared space."""
+        """Build the layer that maps an encoder's output, `dim` wide, into the shared space."""
         return nn.Linear(dim, self.config.embedding, bias=False)
 
     def features(self, name: str, values: Any) -> Float[Tensor, "n dim"]:
-        """Apply one modality's encoder on its inputs, which are a tensor or, for text, numbers and mask."""
+        """Apply one modality's encoder to its inputs: a tensor or, for text, token numbers and mask."""
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class AlignedLearner(Learner):
         return batch | {"inputs": inputs}
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Return unit embeddings of every modality; zeros where an item lacks it."""
+        """Compute unit embeddings of every modality; zeros where an item lacks it."""
         present = batch.get("present", {})
         found = {}
         for name, values in batch["inputs"].items():
@@ -91,15 +91,20 @@ class AlignedLearner(Learner):
     def paired_rows(
         self, embeddings: Mapping[str, Tensor], batch: Mapping[str, Any]
     ) -> list[tuple[Float[Tensor, "m dim"], Float[Tensor, "m dim"], Bool[Tensor, " n"]]]:
-        """Return what a method for two modalities contrasts: for every two, the rows of the items that have both, and which items
-        those are. Two modalities that no item of the batch has together are left out, in all processes alike."""
+        """Select, for every two modalities, the embeddings of the items that have both, and the mask of these items.
+
+        All processes leave out two modalities that no item of the batch has together. Raises CounterpointError if no item
+        has two modalities.
+        """
         found = []
         for a, b in itertools.combinations(embeddings, 2):
             both = batch["present"][a] & batch["present"][b]
             if place(int(both.sum()), self.device).total > 0:
                 found.append((embeddings[a][both], embeddings[b][both], both))
         if not found:
-            raise CounterpointError("no item of a batch has two modalities: there is nothing to contrast")
+            raise CounterpointError(
+                "no item of a batch has two modalities to contrast; use a larger batch or data with more complete items"
+            )
         return found
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +114,10 @@ class AlignedLearner(Learner):
         return {"embedding": found, "joint": {name: self.joint(rest) for name, rest in each_without(found)}}
 
     def joint(self, embeddings: Sequence[Float[Tensor, "n dim"]]) -> Float[Tensor, "n dim"]:
-        """Join what an item in several modalities is sought by in one more: the candidate of the largest dot product is it."""
+        """Combine an item's embeddings in several modalities to one query for another modality.
+
+        The retrieved candidate is the one with the largest dot product.
+        """
         return torch.stack(list(embeddings)).sum(0)
 
     def turns(self) -> list[Turn]:
@@ -128,23 +136,26 @@ class AlignedLearner(Learner):
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
-    """Return the positions of the items that have a modality; None when all do, or so few that an encoder had better see all."""
+    """Return the positions of the items that have a modality, or None: encode all items.
+
+    None is returned if all items have it or fewer than two do.
+    """
     if present is None or bool(present.all()):
         return None
     rows = present.nonzero().flatten()
-    # Batch normalisation needs two; and every process must reach every parameter.
+    # Batch normalisation needs two rows, and every process must use every parameter.
     return rows if len(rows) > 1 else None
 
 
 def taken(values: Any, rows: Tensor | None) -> Any:
-    """Take these rows of a modality's inputs, which are a tensor or, for text, numbers and mask."""
+    """Take these rows of a modality's inputs: a tensor or, for text, token numbers and mask. None: all rows."""
     if rows is None:
         return values
     return tuple(part[rows] for part in values) if isinstance(values, tuple | list) else values[rows]
 
 
 def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the two modalities of a pairwise method: the only two, or an error that names them all."""
+    """Return the two modalities of a pairwise method. Raises CounterpointError, which names all, for another number."""
     if len(modalities) != 2:
         raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
     a, b = modalities

@@ -1,6 +1,6 @@
-"""Retrieval from every modality to every other, and from all others together; chance levels; the gap between two.
+"""Measure retrieval from every modality to every other and from all others together, chance levels, and gaps.
 
-Every function takes `there`, {modality: [items] bool}: which items have the modality.
+Every function takes `there`, {modality: [items] bool}: True where an item has the modality.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from counterpoint.core.gap import gap_metrics
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.tasks.measures import RECALL, class_chance, identification, retrieval, retrieval_chance
 
-# What of the gap between two modalities is reported, under which name.
+# Names of the reported figures of the gap between two modalities, and their names in `gap_metrics`.
 GAP = {
     "centroid_distance": "centroid_distance",
     "separability": "linear_separability",
     "uniformity": "total_uniformity_loss",
     "alignment": "alignment",
 }
-GAP_PAIRS = 1000  # test items that the gap between two modalities is measured on, at most
+GAP_PAIRS = 1000  # maximum number of test items on which the gap between two modalities is measured
 
 
 class Sameness:
-    """Which items of a split are one thing in a modality, and so are right for each other's queries."""
+    """Groups of items of a split that are identical in a modality, and are therefore right for each other's queries."""
 
     def __init__(self, data: AlignedData, split: AlignedSplit) -> None:
         self.data, self.split = data, split
         rows = np.arange(len(split))
-        # What the source knows of items that are one thing in a modality.
+        # Groups of identical items that the source knows.
         known = getattr(split, "same", None)
         self.known: dict[str, Tensor] = {}
         for name in data.modalities:
             numbers = None if known is None else known(name)
             if numbers is not None:
                 self.known[name] = _apart(torch.from_numpy(numbers))
-        # Items with the very same text are one: a picture of "arrow" may be found by any of its captions.
+        # Items with exactly the same text are identical: any caption "arrow" may find any picture of an arrow.
         self.worded: Tensor | None = None
         for name, modality in data.modalities.items():
             if modality.kind == "text" and not self.known:
@@ -48,25 +48,25 @@ class Sameness:
                 texts = split.column(name, rows)
                 self.worded = torch.tensor([first.setdefault(str(t), n) if t else n for n, t in enumerate(texts)])
                 break
-        # What is the very same thing in a modality cannot be told apart there, whatever else the items are.
+        # Items that are identical in a modality are indistinguishable there, even if they differ in others.
         self.same = {name: self.known.get(name, self._same(name, rows)) for name in data.modalities}
 
     def _same(self, name: str, rows: Int[np.ndarray, " items"]) -> Int[Tensor, " items"]:
-        """Number the items of a modality: equal numbers where text or vector is equal."""
+        """Number the items of a modality. Equal texts or vectors get equal numbers."""
         if name in self.known or self.data.modalities[name].kind not in ("text", "vector"):
             return torch.from_numpy(rows)
         column = self.split.column(name, rows)
-        if isinstance(column, list):  # an array of texts would have the longest one's width in every row
+        if isinstance(column, list):  # an array of texts would be as wide as the longest in every row
             first: dict[str, int] = {}
             return torch.tensor([first.setdefault(str(text), n) for n, text in enumerate(column)])
         return torch.from_numpy(np.unique(np.asarray(column), axis=0, return_inverse=True)[1].reshape(-1))
 
     def right(self, query: str, key: str) -> Int[Tensor, "items columns"]:
-        """Number the items: an item is right for another's query where they have a number in common, column by column.
+        """Number the items. An item is right for another's query if they share a number in any column.
 
         Args:
-            query: the modality that is asked with.
-            key: the modality that is searched in.
+            query: the query's modality.
+            key: the searched modality.
         """
         if self.worded is not None:
             return self.worded[:, None]
@@ -76,19 +76,19 @@ class Sameness:
         """Number the items that have all modalities, as `right` does, for queries of all modalities but `key`.
 
         Args:
-            key: the modality that is searched in.
-            modalities: all of them.
-            whole: [items] bool; the items that have all.
+            key: the searched modality.
+            modalities: all modalities.
+            whole: [items] bool; True for items that have all modalities.
         """
         groups = self.same[key][whole, None]
-        if self.known:  # the same in all that is asked with, or in what is searched
+        if self.known:  # identical in all modalities of the query, or in the searched one
             asked = torch.stack([self.same[other] for other in modalities if other != key], 1)
             groups = torch.cat([groups, asked.unique(dim=0, return_inverse=True)[1][whole, None]], 1)
         return groups
 
 
 def _apart(numbers: Tensor) -> Tensor:
-    """Give each item that lacks the modality (-1) a number of its own."""
+    """Give each item that lacks the modality (-1) a unique number."""
     lone = numbers < 0
     return torch.where(lone, -1 - torch.arange(len(numbers)), numbers)
 
@@ -99,7 +99,7 @@ def _others(key: str, modalities: Sequence[str]) -> str:
 
 
 def _to_each(found: Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
-    """Average the recalls over the modalities asked with; nothing for two modalities."""
+    """Average the recalls over the queries' modalities; return nothing for two modalities."""
     if len(modalities) < 3:
         return {}
     return {
@@ -115,9 +115,9 @@ def pairwise_figures(
 
     Args:
         all_of: {modality: [items, dim]} embeddings.
-        there: see the module.
-        same: which items are right.
-        wholes: [items] the number of what each item was cut from; None where items were cut from nothing.
+        there: {modality: [items] bool}; True where an item has the modality.
+        same: the groups of items that are right for each other.
+        wholes: [items] number of the whole that each item was cut from; None if items were not cut from wholes.
     """
     found, more = dict[str, float](), dict[str, float]()
     for a, b in itertools.permutations(all_of, 2):
@@ -129,7 +129,7 @@ def pairwise_figures(
         if wholes is not None:
             told = identification(query, key, wholes[there[a]], wholes[there[b]])
             more |= {f"{a}_to_{b}_group_{name}": value for name, value in told.items()}
-    # Two modalities that no item of the split has together have no figure.
+    # Two modalities have no figure if no item of the split has both.
     mean = {"mean_recall": float(np.nanmean(list(found.values())))} if found else {}
     return mean | found | more | _to_each(found, list(all_of))
 
@@ -137,7 +137,7 @@ def pairwise_figures(
 def pairwise_chance(
     modalities: Sequence[str], there: Mapping[str, Tensor], same: Sameness, wholes: Tensor | None
 ) -> dict[str, float]:
-    """Return the chance levels of `pairwise_figures`: those of keys in random order."""
+    """Return the chance levels of `pairwise_figures`: its figures on average with keys in random order."""
     found, more = dict[str, float](), dict[str, float]()
     for a, b in itertools.permutations(modalities, 2):
         right = same.right(a, b)
@@ -158,13 +158,13 @@ def joint_figures(
     same: Sameness,
     labels: Tensor | None,
 ) -> dict[str, float]:
-    """Measure retrieval from all other modalities together, of the items that have them all.
+    """Measure retrieval from all other modalities together, on the items that have all modalities.
 
     Args:
-        queries: {modality searched in: [items, dim]}; empty where the learner gives none.
+        queries: {searched modality: [items, dim]}; empty if the learner returns none.
         keys: {modality: [items, dim]} embeddings.
         there, same: as for `pairwise_figures`.
-        labels: [items] classes, -1 for none; None where no item has one.
+        labels: [items] classes, -1 for none; None if no item has one.
     """
     if not queries:
         return {}
@@ -176,7 +176,7 @@ def joint_figures(
         found |= {f"{_others(name, list(keys))}_to_{name}_r{k}": measured[f"r{k}"] for k in RECALL}
     figures = found | {"joint_recall": float(np.mean(list(found.values())))}
     if labels is not None and bool((known := whole & (labels >= 0)).any()):
-        # Of the class alone: where several items show the same thing.
+        # Retrieval of the class alone, because several items may show the same class.
         for name, query in queries.items():
             told = retrieval(query[known], keys[name][known], labels[known], labels[known])
             figures[f"{_others(name, list(keys))}_to_{name}_class_r1"] = told["r1"]
@@ -190,7 +190,7 @@ def joint_chance(
     same: Sameness,
     labels: Tensor | None,
 ) -> dict[str, float]:
-    """Return the chance levels of `joint_figures`; `queries` are the modalities searched in."""
+    """Return the chance levels of `joint_figures`; `queries` are the searched modalities."""
     if not queries:
         return {}
     whole = torch.stack(list(there.values())).all(0)
@@ -206,7 +206,7 @@ def joint_chance(
 
 
 def gap_figures(all_of: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, float]:
-    """Measure how far every two modalities lie apart, on the first GAP_PAIRS items that have both."""
+    """Measure the gap between every two modalities, on the first GAP_PAIRS items that have both."""
     found = dict[str, float]()
     for a, b in itertools.combinations(all_of, 2):
         both = (there[a] & there[b]).nonzero().flatten()[:GAP_PAIRS]

@@ -1,4 +1,4 @@
-"""One split of aligned items as an evaluation sees it: what a learner said of its items, and the figures of that."""
+"""Collect a learner's outputs for one split of aligned items, and compute its figures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Seen:
 
     Args:
         data: the data.
-        split: the split that is measured.
-        comparable: False where the learner's logits stand for other classes than the data's: they are then ignored.
+        split: the split to measure.
+        comparable: whether the learner's logits have the data's classes (default); False: ignore them.
     """
 
     def __init__(self, data: AlignedData, split: AlignedSplit, comparable: bool = True) -> None:
@@ -38,7 +38,7 @@ class Seen:
         self.reset()
 
     def reset(self) -> None:
-        # By embedding, "" for the learner's own, then by modality.
+        # By the prefix of the embedding, "" for "embedding" itself, then by modality.
         self.embeddings: dict[str, dict[str, list[Tensor]]] = {}
         self.present: dict[str, list[Tensor]] = {}
         self.queries: dict[str, list[Tensor]] = {}
@@ -59,28 +59,28 @@ class Seen:
             self.labels.append(batch["label"].cpu())
 
     def whole(self, prefix: str) -> dict[str, Tensor]:
-        """Return {modality: [items, dim]} of an embedding, "" for the learner's own."""
+        """Return {modality: [items, dim]} of an embedding by its prefix, "" for "embedding" itself."""
         return {name: torch.cat(parts) for name, parts in self.embeddings[prefix].items()}
 
     @property
     def there(self) -> dict[str, Tensor]:
-        """Return {modality: [items] bool}: which items have it."""
+        """{modality: [items] bool}: True where an item has the modality."""
         return {name: torch.cat(parts) for name, parts in self.present.items()}
 
     @property
     def label(self) -> Tensor | None:
-        """Return [items] classes, -1 for none; None where no item has one."""
+        """[items] classes, -1 for none; None if no item has one."""
         return torch.cat(self.labels) if self.labels else None
 
     def compute(
         self, prompts: Mapping[str, Mapping[str, Tensor]], examples: Mapping[str, Examples], final: bool
     ) -> dict[str, float]:
-        """Measure what has been collected.
+        """Measure the collected outputs.
 
         Args:
-            prompts: of each embedding, by its prefix: {text modality: [classes, dim]}.
-            examples: likewise, training items: {modality: ([n, dim], [n] classes)}.
-            final: fit linear probes, too.
+            prompts: embeddings of the classes' prompts, by the prefix of the embedding: {text modality: [classes, dim]}.
+            examples: embeddings and classes of training items, likewise: {modality: ([n, dim], [n] classes)}.
+            final: also fit linear probes.
 
         Raises CounterpointError for embeddings that are not finite.
         """
@@ -118,7 +118,7 @@ class Seen:
 
 
 def embeddings_of(outputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield (prefix, {modality: [n, dim]}) of the embeddings a learner gives; "" is the prefix of its own."""
+    """Yield (prefix, {modality: [n, dim]}) for each embedding of a learner; the prefix of "embedding" itself is ""."""
     for key in outputs:
         if key.endswith("embedding"):
             values = {name: value.detach().float().cpu() for name, value in outputs[key].items()}

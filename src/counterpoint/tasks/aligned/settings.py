@@ -1,4 +1,4 @@
-"""Settings that every learner of the task `aligned` has."""
+"""Define the settings that every learner of the task `aligned` has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AlignedConfig(OptimConfig):
     epochs: int = 32
     """Passes over the training items."""
     batch_size: int = 256
-    """Items in a batch, over all processes together. The last, smaller batch of an epoch is left out."""
+    """Items in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     image_encoder: str = "torchvision:resnet50"
     """The network for images: resnet-s, conv-s, mlp-s, vit-s, timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
@@ -30,19 +30,19 @@ class AlignedConfig(OptimConfig):
     audio_encoder: str = "sound-s"
     """The network for sounds: sound-s, hf:NAME."""
     vector_encoder: str = "mlp"
-    """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is: features already."""
+    """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is (unchanged)."""
     vector_noise: float = 0.0
-    """Standard deviation of the noise that is added to training vectors."""
+    """Standard deviation of the noise to add to training vectors; 0: none."""
     pretrained: bool = False
-    """Start from published weights where the image encoder has them."""
+    """Start from published weights if the image encoder has them."""
     embedding: int = 512
     """Width of the shared space."""
     context: int = 77
-    """Tokens of a text that are read at most."""
+    """Maximum number of tokens of a text; longer texts are cut."""
     vocabulary: int = 2000
-    """Tokens that text-s learns from the training captions."""
+    """Maximum number of tokens that text-s learns from the training captions."""
     recipe: str = "weak"
-    """How training images are varied: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
+    """Augmentation of training images: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
     digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
@@ -50,11 +50,11 @@ class AlignedConfig(OptimConfig):
     evaluate_every: int = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
     workers: int = 0
-    """Processes that read items ahead; 0 reads in the main process."""
+    """Number of processes that load items; 0: load in the main process."""
     constant_lr: bool = False
-    """Keep the learning rate as it is from the first step to the last."""
+    """Keep the learning rate constant from the first step to the last."""
     parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
-    """Settings of the parts over the system, by slug."""
+    """Settings of the parts added to the system, by slug."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,15 +64,15 @@ class AlignedConfig(OptimConfig):
         if self.vector_noise < 0:
             raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
         if "{}" not in self.prompt:
-            raise CounterpointError(f"a prompt needs {{}} where the class's name goes, got '{self.prompt}'")
+            raise CounterpointError(f"prompt must contain {{}}, the place of the class's name, got '{self.prompt}'")
 
     def check_batch(self) -> None:
-        """Raise CounterpointError for a batch in which nothing can be contrasted."""
+        """Raise CounterpointError for a batch of one item, which has no other item to contrast it with."""
         if self.batch_size < 2:
             raise CounterpointError("batch_size must be at least 2: items are contrasted within a batch")
 
     def check(self) -> None:
-        """Raise CounterpointError for names of networks and views that do not exist. Called before data are read."""
+        """Raise CounterpointError for unknown names of networks and views. Runs before data are read."""
         check_image_encoder(self.image_encoder)
         check_text_encoder(self.text_encoder)
         check_audio_encoder(self.audio_encoder)
@@ -80,7 +80,7 @@ class AlignedConfig(OptimConfig):
         self.check_batch()
 
 
-# What a small set on a few cores asks for instead of the papers' settings; systems add what is theirs.
+# Settings for a small set on a few cores, which replace the papers'. Systems add their own.
 LAPTOP: dict[str, Any] = {
     "epochs": 15,
     "batch_size": 256,

@@ -1,4 +1,4 @@
-"""Loaders and evaluator of one source of aligned items."""
+"""Provide the loaders and the evaluator of one source of aligned items."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from counterpoint.tasks.splits import check_watched, named_split
 
 @runtime_checkable
 class ListedSplit(Protocol):
-    """A split of the user's own items, which are listed by their rows where there is something to say of them."""
+    """A split of the user's own items. It names items by their rows and lists affected items in a report."""
 
     def row_names(self, positions: Indices) -> list[str]:
-        """Name where each of these items comes from, such as "items.csv row 3 (a17)"."""
+        """Name the origin of each of these items, such as "items.csv row 3 (a17)"."""
         ...
 
     def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
-        """List these items in the data's report, in place of those of before; returns its file, None if it holds nothing."""
+        """List these items in the data's report, replacing the previous list. Return its file, None if it is empty."""
         ...
 
 
@@ -44,7 +44,7 @@ class AlignedTask:
 
     def __init__(self, data: AlignedData, config: AlignedConfig) -> None:
         if not isinstance(data, AlignedData) or len(data.modalities) < 2:
-            raise CounterpointError(f"{data.name} gives no aligned modalities, which the task aligned learns from")
+            raise CounterpointError(f"{data.name} has fewer than two aligned modalities, which the task aligned needs")
         config.check_batch()
         if len(data.test) < 2:
             raise DataError(f"{data.name}: needs at least 2 test items, has {len(data.test)}")
@@ -68,10 +68,10 @@ class AlignedTask:
             "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()},
         }
 
-        self.learned: list[str] = self.facts["class_names"]  # what the numbers of a learner's logits mean
+        self.learned: list[str] = self.facts["class_names"]  # names of the classes of a learner's logits
 
     def _cut(self, name: str) -> list[str]:
-        """Note where texts are longer than what is read of them; data that keeps a report lists them there."""
+        """Note texts that are longer than the context. Data with a report list them there."""
         count, long, report = 0, list[str](), None
         for called, split in (("training", self.data.train), ("valid", self.data.valid), ("test", self.data.test)):
             texts = [str(text) for text in split.column(name, np.arange(len(split)))]
@@ -79,24 +79,26 @@ class AlignedTask:
             count += sum(map(bool, texts))
             long += [f"{called} item {n}" for n in at]
             if isinstance(split, ListedSplit):
-                reason = f"longer than the {self.config.context} tokens that are read"
+                reason = f"longer than the context of {self.config.context} tokens"
                 report = split.list_items(name, np.asarray(at, np.int64), "cut", reason)
         if not long:
             return []
         where = f"the first is {long[0]}" if report is None else f"all in {report}"
         return [
-            f"{self.data.name}: {len(long)} of {count} texts of {name} are longer than the {self.config.context} tokens that "
-            f"are read (--context) and lose their end; {where}"
+            f"{self.data.name}: {len(long)} of {count} texts of {name} are longer than the context of "
+            f"{self.config.context} tokens (--context) and lose their end; {where}"
         ]
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
-        """Raise CounterpointError when a run trained on other data cannot be measured on this; takes the run's tokenizers, and its
-        order of modalities."""
+        """Adopt the tokenizers of a trained run and its order of modalities.
+
+        Raises CounterpointError if these data do not fit the run.
+        """
         self.data, self.tokenizers = as_trained(self.data, trained)
         self.learned = list(trained.get("class_names", self.facts["class_names"]))
 
     def check_training(self) -> None:
-        """Raise DataError where an epoch would have no step, or nothing to watch training on."""
+        """Raise DataError if an epoch would have no step, or if the valid split is too small to monitor training."""
         check_watched(self.data.name, len(self.data.valid), "items")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
@@ -108,17 +110,20 @@ class AlignedTask:
         return SplitBatches(self.data, split, self.tokenizers, self.config.context)
 
     def split(self, name: str) -> AlignedSplit:
-        """Return the split of this name: train, valid, test or, where there is one, unpaired. CounterpointError else."""
+        """Return the split of this name: train, valid, test or, if it exists, unpaired.
+
+        Raises CounterpointError for another name.
+        """
         found: AlignedSplit = named_split(self.data, name)
         return found
 
     def evaluation_batch(self, split: str | AlignedSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
-        """Return these items of a split as a learner's `predict` takes them: images normalised, nothing varied."""
+        """Return these items of a split as a learner's `predict` takes them: images normalised, no augmentation."""
         found = self.split(split) if isinstance(split, str) else split
         return evaluated(self._batches(found), list(map(int, rows)), "survey")
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
-        """Return the batches of a fit, which depend on seed and epoch alone; `batches`: a stage's own."""
+        """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
         workers = self.config.workers
         own = Batches(len(self.data.train), self.config.batch_size, drop_last=True)
         chosen = own if batches is None else batches
@@ -131,7 +136,7 @@ class AlignedTask:
         )
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Return batches for `evaluator(split)`, in order: items of the split valid or test, prompts of classes, training items."""
+        """Return the batches for `evaluator(split)`: items of the split valid or test, then prompts, then training items."""
         prompts = None
         if self.data.classes and self.tokenizers:
             name, tokenizer = next(iter(self.tokenizers.items()))

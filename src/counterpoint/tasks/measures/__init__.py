@@ -1,19 +1,19 @@
-"""Measures of embeddings: functions of plain arrays (numpy's or torch's), which the tasks' evaluators are made of.
+"""Measure embeddings: functions of plain arrays (numpy's or torch's), from which the tasks build their evaluators.
 
-    name             function              what it says
+    name             function              result
     retrieval        retrieval             recall at k, mean reciprocal rank and median rank of the right keys of queries
-    identification   identification        what queries were cut from, by the votes of what they retrieve
+    identification   identification        wholes that queries were cut from, by the votes of the retrieved items
     zero-shot        zero_shot_accuracy    share of items whose class's prompt (or mean, `class_means`) is the nearest
     knn              knn_accuracy          share of items whose class their nearest neighbours vote for
     linear-probe     linear_probe          accuracy of logistic regression on frozen features
-    gap              gap_metrics           how far apart two modalities lie
-    alignment, uniformity                  Wang and Isola's, of one modality's features
-    tolerance        tolerance             how close together examples of one class lie
+    gap              gap_metrics           distance between two modalities
+    alignment, uniformity                  Wang and Isola's measures of one modality's features
+    tolerance        tolerance             closeness of examples of one class
 
-`EVALUATORS` has them by name. Of the share of items that are right by chance speak `retrieval_chance` and `class_chance`.
+`EVALUATORS` holds them by name. `retrieval_chance` and `class_chance` compute the share of items that are right by chance.
 
-Ties never count for a method. Where several keys, classes or groups are equally good, retrieval ranks the right one last, and
-every other measure takes the expectation over a random choice among them. Embeddings that are all alike score chance.
+Ties never favour a method. Among equally good keys, classes or groups, retrieval ranks the right one last. Every other
+measure takes the expectation over a random choice among them. Equal embeddings score chance.
 
 >>> import numpy as np
 >>> retrieval(np.eye(3), np.eye(3))["r1"]

@@ -1,4 +1,4 @@
-"""Checks of what the measures are given."""
+"""Check the arguments of the measures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def rows_of(name: str, values: Any) -> Tensor:
-    """Plain rows as a tensor [n, dim] of at least float32."""
+    """Convert rows to a tensor [n, dim] of at least float32. Raises ValueError for another shape."""
     rows = torch.as_tensor(values).detach().cpu()
     if rows.ndim != 2:
         raise ValueError(f"{name} must be [n, dim], got {list(rows.shape)}")
@@ -17,7 +17,7 @@ def rows_of(name: str, values: Any) -> Tensor:
 
 
 def compared(**both: Any) -> list[Tensor]:
-    """Rows that are compared with each other: of one width, and of the wider of their types."""
+    """Convert rows for a comparison: tensors of the wider of their types. Raises ValueError for different widths."""
     rows = [rows_of(name, values) for name, values in both.items()]
     if len({found.shape[1] for found in rows}) > 1:
         raise ValueError(
@@ -28,7 +28,7 @@ def compared(**both: Any) -> list[Tensor]:
 
 
 def finite(**both: Any) -> list[Tensor]:
-    """`_compared`, without NaN: that is the largest of all where torch sorts, and would be found by everybody."""
+    """Convert rows as `compared` does. Raises ValueError for NaN, which torch sorts as the largest, and for infinity."""
     found = compared(**both)
     for name, rows in zip(both, found, strict=True):
         if not bool(torch.isfinite(rows).all()):
@@ -37,7 +37,7 @@ def finite(**both: Any) -> list[Tensor]:
 
 
 def group_columns(name: str, values: Any, count: int) -> Tensor:
-    """Groups as a tensor [count, columns]; by default every row is a group of its own."""
+    """Convert groups to a tensor [count, columns]; None: every row is a separate group."""
     found = torch.arange(count) if values is None else torch.as_tensor(values).cpu()
     if found.ndim == 2 and len(found) == count and found.shape[1] and not found.is_floating_point():
         return found.long()
@@ -45,7 +45,7 @@ def group_columns(name: str, values: Any, count: int) -> Tensor:
 
 
 def item_numbers(name: str, values: Any, count: int) -> Tensor:
-    """Plain whole numbers as a tensor [count]."""
+    """Convert whole numbers to a tensor [count]. Raises ValueError for another shape or type."""
     found = torch.as_tensor(values).cpu()
     if found.shape != (count,) or found.is_floating_point():
         raise ValueError(f"{name} must be {count} whole numbers, got {list(found.shape)} of {found.dtype}")

@@ -1,4 +1,4 @@
-"""Classes: by neighbours, means, prompts and probes; ties and confusions."""
+"""Classify by neighbours, means, prompts and probes; count ties and confusions."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LOGIT_SLACK = 1e-6  # difference below which two logits of a fitted classifier a
 
 
 def _tied(logits: Float[Tensor, "n classes"], slack: float = 0.0) -> Tensor:
-    """Mark the classes whose logit is the row's largest, to `slack`."""
+    """Mark the classes whose logit is the row's largest, or smaller by at most `slack`."""
     return logits >= logits.amax(1, keepdim=True) - slack
 
 
 def decided_shares(
     logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0
 ) -> Float[Tensor, " n"]:
-    """Return how far each item is classified right: 1, 0, or one part in t where t classes tie for the largest logit.
+    """Score each item's classification: 1 if right, 0 if wrong, 1/t if the right class is among t with the largest logit.
 
     Args:
-        logits: a number for each class, the largest decides.
+        logits: one number per class; the class with the largest is chosen.
         labels: classes, 0 to classes - 1.
-        slack: >= 0; logits that differ by no more are equal.
+        slack: >= 0, largest difference of logits that count as equal; by default 0.
 
     >>> decided_shares(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))
     tensor([0.5000, 0.0000], dtype=torch.float64)
@@ -43,29 +43,29 @@ def decided_shares(
 
 
 def decided(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, slack: float = 0.0) -> Int[Tensor, " n"]:
-    """Return the class with the largest logit; where the true class ties with others, the first of the others.
+    """Return the class with the largest logit. If the true class ties with others, return the first of the others.
 
-    Arguments as for `decided_shares`, but labels may be -1 where they are not known.
+    Arguments are those of `decided_shares`, but labels may be -1 for unknown classes.
     """
     tied = _tied(logits, slack)
     known = labels >= 0
     others = tied.clone()
     others[known.nonzero().flatten(), labels[known]] = False
     chosen = torch.where(others.any(1, keepdim=True), others, tied)
-    # argmax of numbers that tie is any of them: the first is asked for.
+    # argmax may return any of several equal numbers. Decreasing factors select the first.
     return (chosen.long() * torch.arange(chosen.shape[1], 0, -1)).argmax(1)
 
 
 def zero_shot_accuracy(
     items: Float[Tensor, "n dim"], prompts: Float[Tensor, "classes dim"], labels: Int[Tensor, " n"]
 ) -> float:
-    """Return the share of labelled items whose class's prompt is the most similar.
+    """Compute the share of labelled items whose most similar prompt is that of their class.
 
-    An item for which t prompts tie counts one part in t, if its own is among them.
+    If t prompts tie for an item and its own is among them, it counts 1/t.
 
     Args:
-        items, prompts: rows that are compared by their dot product.
-        labels: class numbers; items of label -1 are left out, nan if that is all.
+        items, prompts: rows to compare by their dot product.
+        labels: class numbers; items of label -1 are left out. If no item remains, the result is nan.
 
     Raises ValueError for shapes that do not fit, classes without a prompt and NaN.
     """
@@ -82,7 +82,7 @@ def zero_shot_accuracy(
 def class_means(
     rows: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "classes dim"], Int[Tensor, " classes"]]:
-    """The normalised mean of each class's rows, and which classes they are of; rows of label -1 are left out."""
+    """Compute the normalised mean of each class's rows, and the numbers of the classes. Leave out rows of label -1."""
     rows = rows_of("rows", rows)
     labels = item_numbers("labels", labels, len(rows))
     known = labels >= 0
@@ -100,18 +100,19 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Return the share of test items whose class their k nearest neighbours vote for, weighted by exp(cosine / temperature).
+    """Compute the share of test items whose k nearest neighbours vote for their class, weighted by exp(cosine / temperature).
 
-    The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. Neighbours that tie for the last places share these. An item
-    for which t classes tie counts one part in t, if its own is among them.
+    This is the protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO. Neighbours that tie for the last places share these.
+    If t classes tie for an item and its own is among them, it counts 1/t.
 
     Args:
-        features, labels: rows and classes that vote; rows of label -1 do not.
-        test_features, test_labels: rows and classes that are asked; rows of label -1 are not.
-        k: > 0, cut to what there is.
-        temperature: > 0; any, however low: weights are relative to the nearest neighbour's.
+        features, labels: rows that vote and their classes; rows of label -1 do not vote.
+        test_features, test_labels: rows to classify and their classes; rows of label -1 do not count.
+        k: > 0, number of neighbours, at most the number of voting rows; by default 20.
+        temperature: > 0, by default 0.07. Weights are relative to the nearest neighbour's, so any low value works.
 
-    Returns nan where no row votes or is asked. Raises ValueError for shapes that do not fit, NaN, and numbers out of range.
+    Returns nan if no row votes or no row is classified. Raises ValueError for shapes that do not fit, NaN, and numbers out of
+    range.
     """
     if k < 1 or not 0 < temperature < math.inf:
         raise ValueError(f"k must be at least 1 and temperature > 0 and finite, got {k} and {temperature}")
@@ -131,7 +132,7 @@ def knn_accuracy(
         weight = ((nearest.double() - nearest[:, :1]) / temperature).exp()
         votes = weight.new_zeros(len(weight), classes)
         votes.scatter_add_(1, labels[index], weight)
-        # The last places, where more neighbours tie than there are places for.
+        # Share the last places if more neighbours tie than there are places.
         last = nearest[:, -1:]
         unsure = ((similarity == last).sum(1) > (nearest == last).sum(1)).nonzero().flatten()
         for rows in unsure.split(max(1, CHUNK // 8)):
@@ -152,27 +153,27 @@ def linear_probe(
     regularisation: float = 1e-3,
     steps: int = 100,
 ) -> tuple[float, Int[Tensor, " m"]]:
-    """Return accuracy and predictions of multinomial logistic regression on frozen, standardised features, fitted by L-BFGS.
+    """Fit multinomial logistic regression on frozen, standardised features by L-BFGS; return its accuracy and predictions.
 
-    Deterministic. A test item for which t classes tie counts one part in t, if its own is among them; its prediction is
-    another of them.
+    The result is deterministic. If t classes tie for a test item and its own is among them, it counts 1/t. Its prediction
+    is then another of them.
 
     Args:
         features, labels: rows and classes to learn; rows of label -1 are left out.
         test_features, test_labels: rows and classes to predict; rows of label -1 are predicted, but not counted.
-        regularisation: weight of the summed squared coefficients beside the mean cross-entropy.
-        steps: > 0, iterations of L-BFGS at most.
+        regularisation: weight of the sum of squared coefficients, added to the mean cross-entropy; by default 1e-3.
+        steps: > 0, maximum number of iterations of L-BFGS; by default 100.
 
-    Raises ValueError for shapes that do not fit, NaN, and where no example has a class.
+    Raises ValueError for shapes that do not fit, NaN, and if no example has a class.
     """
     features, test_features = finite(features=features, test_features=test_features)
     labels = item_numbers("labels", labels, len(features))
     test_labels = item_numbers("test_labels", test_labels, len(test_features))
     features, labels = features[labels >= 0], labels[labels >= 0]
     if not len(labels):
-        raise ValueError("labels: no example has a class to learn")
+        raise ValueError("labels: no example has a class to learn; at least one label must not be negative")
     mean = features.float().mean(0)
-    # One example has no spread, which is not one of nan.
+    # One example has a spread of 0, not of nan.
     spread = features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
     train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
     classes = int(torch.cat([labels, test_labels]).max()) + 1
@@ -194,18 +195,18 @@ def linear_probe(
 
 
 def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:
-    """Count how many items of each class (row) were taken for each class (column)."""
+    """Count the items of each class (row) by predicted class (column)."""
     labels = item_numbers("labels", labels, len(labels))
     predicted = item_numbers("predicted", predicted, len(labels))
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 def confusion_of(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> Tensor:
-    """Count how many items of each class (row) a classifier takes for each class (column).
+    """Count the items of each class (row) by a classifier's predicted class (column).
 
-    An item for which t classes tie counts one part in t for each of them.
+    If t classes tie for an item, it counts 1/t for each of them.
 
-    Returns [classes, classes] of int64, or of float64 where classes tie.
+    Returns [classes, classes] of int64, or of float64 if classes tie.
     """
     tied = _tied(logits)
     many = tied.sum(1)
@@ -218,6 +219,12 @@ def confusion_of(labels: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) 
 def confusion_figure(
     table: Int[Tensor, "classes classes"], classes: Sequence[str], head: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """A table of confusion as a run's page draws it (see counterpoint.report.found)."""
+    """Build the figure of a confusion table for a run's page (see counterpoint.report.found).
+
+    Args:
+        table: counts, rows are the truth.
+        classes: names of the classes.
+        head: prefix of the classifier's figures, for the title; "" for the learner's own.
+    """
     title = "Confusion" + (f" ({head.strip('_')})" if head else "")
     return {title: {"kind": "matrix", "values": table.tolist(), "names": list(classes)}}

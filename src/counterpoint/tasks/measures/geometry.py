@@ -1,4 +1,4 @@
-"""The geometry of embeddings, and pictures of it."""
+"""Measure the geometry of embeddings, and prepare figures of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from counterpoint.tasks.measures.checks import compared, item_numbers, rows_of
 def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: float = 2.0) -> float:
     """Mean of |x~ - y~|^power over positive pairs, x~ of unit length (Wang and Isola 2020, arXiv 2005.10242). 0 is best.
 
-    Raises ValueError for shapes that differ.
+    Raises ValueError for different shapes.
     """
     x, y = compared(x=x, y=y)
     need_alike("n dim", x=x, y=y)
@@ -29,35 +29,35 @@ def alignment(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], *, power: fl
 def uniformity(x: Float[Tensor, "n dim"], *, sharpness: float = 2.0) -> float:
     """Return `core.gap.uniformity` as a number; nan for fewer than two rows.
 
-    It is the log of the mean of exp(-sharpness |x~_i - x~_j|^2) over pairs.
+    It is the logarithm of the mean of exp(-sharpness |x~_i - x~_j|^2) over pairs.
     """
     x = rows_of("x", x)
     return float(gap.uniformity(x, sharpness=sharpness)) if len(x) > 1 else math.nan
 
 
 def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
-    """Mean cosine of two different examples of one class: 1 where every class is a point (Wang and Liu 2021, arXiv 2012.09740,
-    Sec. 4.2, over the pairs of one class).
+    """Compute the mean cosine of two different examples of one class; 1 if every class is a point.
 
     Args:
-        x: rows, normalised here.
-        labels: their classes.
+        x: rows, which this function normalises.
+        labels: classes of the rows.
 
-    In linear memory: of each class only the sum of its rows is needed. Raises ValueError where no class has two examples.
+    Memory is linear in the rows, because the sum of each class's rows suffices. Raises ValueError if no class has two
+    examples. Source: Wang and Liu 2021, arXiv 2012.09740, Sec. 4.2, over the pairs of one class.
     """
     x = rows_of("x", x)
     labels = item_numbers("labels", labels, len(x))
     _, place, counts = labels.unique(return_inverse=True, return_counts=True)
     pairs = (counts * (counts - 1)).sum()
     if pairs == 0:
-        raise ValueError("labels: no class has two examples")
+        raise ValueError("labels: no class has two examples to compare")
     x = F.normalize(x.double(), dim=1)
     sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, place, x)
     return float(((sums * sums).sum() - (x * x).sum()) / pairs)
 
 
 def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], list[str]]:
-    """Where rows lie on their first two principal axes, and what to call these: with the share of the variance they have.
+    """Project rows on their first two principal axes; return the coordinates and the axes' names with their variance.
 
     Raises ValueError for fewer than two rows or columns.
     """
@@ -78,13 +78,14 @@ def gallery_rows(
     right: Int[Tensor, "items ..."],
     shown: int,
 ) -> list[dict[str, Any]]:
-    """What a few queries find, as a gallery shows it: each item, how similar it is and whether it is right.
+    """List the retrieved items of a few queries for a gallery: each item, its similarity and whether it is right.
 
     Args:
-        asked, keys: items that ask and that can be found.
-        similarity: of each query with each key; -inf for one that is not to be shown.
-        right: of every item a number, or several; found items that have one of the query's in its place are right.
-        shown: how many of each query's are shown.
+        asked: items that are queries.
+        keys: items to retrieve.
+        similarity: similarity of each query with each key; -inf for keys to hide.
+        right: one or several numbers of every item; a retrieved item is right if it shares the query's number in any column.
+        shown: maximum number of retrieved items per query.
     """
     values, best = similarity.topk(min(shown, int((similarity > -math.inf).sum(1).min())), dim=1)
     return [

@@ -1,4 +1,4 @@
-"""Retrieval: ranks, recall, reciprocal rank, chance, and the votes of what was found."""
+"""Measure retrieval: ranks, recall, reciprocal rank, chance, and the votes of retrieved items."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from counterpoint.core.rows import Keys
 from counterpoint.tasks.measures.checks import compared, finite, group_columns, item_numbers
 
 RECALL = (1, 5, 10)
-CHUNK = 1024  # queries compared with all keys at a time
-SLACK = 1e-9  # relative difference below which two sums of votes are equal: their terms come in any order
+CHUNK = 1024  # queries compared with all keys per pass
+SLACK = 1e-9  # relative difference below which two sums of votes are equal, whatever the order of their terms
 
 
 def retrieval_ranks(
@@ -23,12 +23,18 @@ def retrieval_ranks(
     query_group: Int[Tensor, "n ..."] | None = None,
     key_group: Int[Tensor, "m ..."] | None = None,
 ) -> Int[Tensor, " asked"]:
-    """The rank, from 1, of each query's best right key among all keys, by dot product; keys that tie with it count before it
-    when they are wrong, so that embeddings which are all alike find nothing.
+    """Rank each query's best right key among all keys, from 1, by dot product.
 
-    A key is right when its group is the query's; by default item i belongs to item i. With several columns of groups, [n, k]
-    and [m, k], a key is right when any of its columns equals the query's: the same picture, say, or the same caption. Queries
-    that no key is right for are left out. Memory O(1024 m). Raises ValueError for shapes that do not fit.
+    Wrong keys that tie with it count before it, so that equal embeddings find nothing. Queries without a right key are left
+    out. Memory O(1024 m).
+
+    Args:
+        query, key: rows to compare by their dot product.
+        query_group, key_group: [n] and [m] numbers; a key is right if its number is the query's. With several columns, [n, k]
+            and [m, k], it is right if any column is equal, such as the same picture or the same caption. None: row numbers,
+            so item i belongs to item i.
+
+    Raises ValueError for shapes that do not fit.
     """
     query, key = compared(query=query, key=key)
     groups = group_columns("query_group", query_group, len(query))
@@ -44,7 +50,7 @@ def retrieval_ranks(
         similarity = bank.products(query[part])
         right = _matches(groups[part], keys)
         best = similarity.masked_fill(~right, -math.inf).amax(1, keepdim=True)
-        # NaN is nobody's neighbour: a query of NaN ranks last.
+        # NaN is nearest to no query, so a query of NaN ranks last.
         before = (~(similarity < best) & ~right).sum(1)
         ranks[part] = 1 + before
     return ranks
@@ -88,14 +94,16 @@ def retrieval_chance(
     *,
     at: Sequence[int] = RECALL,
 ) -> dict[str, float]:
-    """Compute what `retrieval` finds on average when keys are ranked in random order.
+    """Compute the mean results of `retrieval` if keys are ranked in random order.
 
     Args:
         query_group, key_group: as for `retrieval`.
-        at: the ranks k of the recalls.
+        at: ranks k of the recalls; by default 1, 5 and 10.
 
-    Returns recall at each k (`r1`, ...) and mean reciprocal rank (`mrr`); nan where no query has a right key. A query with g
-    right keys among m finds one of them at rank k or before with probability 1 - C(m - g, k) / C(m, k).
+    Returns recall at each k (`r1`, ...) and mean reciprocal rank (`mrr`); nan if no query has a right key. With g right keys
+    among m, one of them has rank k or less with probability
+
+        1 - C(m - g, k) / C(m, k)
 
     >>> retrieval_chance(torch.arange(4), torch.arange(4), at=(1, 2))["r2"]
     0.5
@@ -125,7 +133,7 @@ def retrieval_chance(
 
 
 def _matches(queries: Int[Tensor, "n columns"], keys: Int[Tensor, "m columns"]) -> Bool[Tensor, "n m"]:
-    """Whether a key has a number in common with a query, column by column."""
+    """Return whether a key and a query have the same number in any column."""
     right = torch.zeros(len(queries), len(keys), dtype=torch.bool)
     for own, other in zip(queries.T, keys.T, strict=True):
         right |= own[:, None] == other
@@ -133,7 +141,7 @@ def _matches(queries: Int[Tensor, "n columns"], keys: Int[Tensor, "m columns"]) 
 
 
 def class_chance(classes: int) -> float:
-    """Return the share of items that a uniform guess among `classes` classes gets right; nan for none.
+    """Return the share of items that a uniform guess among `classes` classes gets right; nan for no classes.
 
     >>> class_chance(4)
     0.25
@@ -149,20 +157,20 @@ def identification(
     *,
     neighbours: int = 25,
 ) -> dict[str, float]:
-    """Identify the whole that a set of snippets was cut from, by voting: every query of a group retrieves `neighbours` keys,
-    each votes for its group, and groups are ranked by their votes (Carvalho, Li and Widmer, arXiv 2309.12134).
+    """Identify the whole that a set of snippets was cut from, by voting (Carvalho, Li and Widmer, arXiv 2309.12134).
 
-    Keys that tie for the last places share these places. A group without a vote takes the last rank there is, but not the
-    first. Of groups with equal votes the one whose keys lie nearer is first. Groups that tie in both share their ranks: the
-    figures are the expectation over their random order, so embeddings that are all alike score chance.
+    Every query of a group retrieves `neighbours` keys, and each key votes for its group. Groups are ranked by their votes.
+    Keys that tie for the last places share these places. A group without a vote takes the last rank, but never the first.
+    Among groups with equal votes, the group with the nearer keys ranks first. Groups that tie in both share their ranks: the
+    figures are the expectation over their random order. Equal embeddings therefore score chance.
 
     Args:
-        query, key: rows that are compared by their dot product.
+        query, key: rows to compare by their dot product.
         query_group, key_group: number of the group of each row.
-        neighbours: > 0, keys that each query retrieves; cut to what there is.
+        neighbours: > 0, keys that each query retrieves, at most the number of keys; by default 25.
 
-    Returns `accuracy` (the right group ranked first) and `mrr`, over the groups of the queries that keys have; nan where
-    there are none. Raises ValueError for shapes that do not fit and for NaN.
+    Returns `accuracy` (the share of groups that rank first) and `mrr`, over the queries' groups that have keys. Both are nan
+    if there are no such groups. Raises ValueError for shapes that do not fit and for NaN.
     """
     if neighbours < 1:
         raise ValueError(f"neighbours must be at least 1, got {neighbours}")
@@ -206,7 +214,7 @@ def _equal(values: Tensor, value: Tensor) -> Tensor:
 
 
 def nearest_weights(similarity: Float[Tensor, "n m"], k: int) -> Float[Tensor, "n m"]:
-    """Weigh each key as one of a query's k nearest: 1, 0, or its share of the last places where keys tie for these."""
+    """Weigh each key as one of a query's k nearest: 1, 0, or its share of the last places if keys tie for these."""
     k = min(k, similarity.shape[1])
     last = similarity.topk(k, dim=1).values[:, -1:]
     nearer, tied = similarity > last, similarity == last
