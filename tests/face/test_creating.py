@@ -45,7 +45,7 @@ MORE = {
 }
 REFUSED = {
     "adainf": r"needs the fact \w+ of the data; .* or data=",  # it learns from pictures made from the training set
-    "cwcl": "the frozen tower would be one of random weights",  # no published weights here
+    "cwcl": "the frozen tower would have random weights",  # no published weights here
 }
 
 

@@ -493,11 +493,11 @@ def test_what_is_saved_goes_on_as_if_nothing_had_happened():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queue": 20}, r"queue \(20\) must be a multiple of the batch \(8\); --queue 16"),
-        ({"queue": 4}, "multiple of the batch"),
+        ({"queue": 20}, r"queue \(20\) must be a multiple of batch_size \(8\); use --queue 16"),
+        ({"queue": 4}, "multiple of batch_size"),
         ({"alpha": 1.4}, r"alpha must lie in 0..1"),
         ({"temperature": 1.0}, r"temperature must lie in 0.001..0.5"),
-        ({"use_itc": False, "use_itm": False, "use_mlm": False}, "nothing to learn from"),
+        ({"use_itc": False, "use_itm": False, "use_mlm": False}, "turn on at least one"),
         ({"width": 15}, r"width \(15\) must be a multiple of heads"),
         ({"fusion_layers": 0}, "fusion_layers must be at least 1"),
         ({"dropout": 1.0}, "dropout must lie in"),

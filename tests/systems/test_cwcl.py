@@ -180,7 +180,7 @@ def test_a_tower_of_random_weights_is_refused(tmp_path, capsys):
     data = "glyphs?train=64&test=32&size=32&styles=codicon"
     words = ["train", "cwcl", "--data", data, "--text-encoder", "text-s", "--batch-size", "32", "--out", str(tmp_path)]
     assert cli.main(words) == 2
-    assert "nothing to teach: use --pretrained" in capsys.readouterr().err
+    assert "teach nothing: use --pretrained" in capsys.readouterr().err
     assert cli.main(["train", "cwcl", "--frozen", "sound", "--out", str(tmp_path)]) == 2
     assert "unknown modality 'sound'" in capsys.readouterr().err
 

@@ -1,21 +1,19 @@
-"""ALBEF: image and text are aligned by a momentum contrast before a fusion encoder reads both, and learn from a slow copy.
+"""ALBEF: align image and text by a momentum contrast before a fusion encoder reads both, and learn from a slow copy.
 
 Li, Selvaraju, Gotmare, Joty, Xiong, Hoi: "Align before Fuse: Vision and Language Representation Learning with Momentum
 Distillation", NeurIPS 2021, arXiv 2107.07651.
 
-Three networks: an image transformer, the lower layers of a BERT for text, and its upper layers with cross-attention to the
-image's tokens (fusion). Three losses, added with weight 1: ITC contrasts the two uni-modal embeddings with queues of keys
-of the momentum copy; ITM asks the fusion encoder whether image and text belong together, with negatives drawn by ITC's own
-similarity; MLM predicts masked words from text and image. Captions of the web are noisy, so targets of ITC and MLM are
-mixed with what the momentum copy of the networks says (`alpha`).
+There are three networks: an image transformer, the lower layers of a BERT for text, and its upper layers (fusion). These have
+cross-attention to the image's tokens. Three losses are added with weight 1. ITC contrasts the two uni-modal embeddings with
+queues of the momentum copy's keys. ITM classifies with the fusion encoder whether image and text match; ITC's similarity
+draws the negatives. MLM predicts masked words from text and image. Captions of the web are noisy. So targets of ITC and
+MLM are mixed with the predictions of the networks' momentum copy (`alpha`).
 
-Here are pre-training and the loss of fine-tuning for retrieval (`same_text`). Below it: the networks, re-ranking by ITM and
-maps of words in the picture (`tasks/fused.py`), and the authors' checkpoints (`encoders/albef_weights.py`). Departures: a
-clean warm-up and cosine in place of the code's schedule, which jumps; ITC's in-batch keys are those of all processes, so that
-its value does not depend on their number (ITM's negatives come from the own process, as in the code); the temperature is
-bounded in retrieval too.
-
-Not here: the heads of VQA, SNLI-VE and NLVR2, RandAugment (of the paper's views the crops and flips are here), RefCOCO+.
+This file has pre-training and the loss of fine-tuning for retrieval (`same_text`). `tasks/fused.py` has the networks, re-ranking
+by ITM and maps of words in the picture; `encoders/albef_weights.py` reads the authors' checkpoints. Differences: a clean
+warm-up and cosine replace the code's schedule, which jumps. ITC's in-batch keys are those of all processes, so that its
+value does not depend on their number. (ITM's negatives come from the own process, as in the code.) The temperature is bounded
+in retrieval too. Not supported: the heads of VQA, SNLI-VE and NLVR2, RefCOCO+, and of the paper's views RandAugment.
 """
 
 from __future__ import annotations
@@ -48,8 +46,8 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, taken
 from counterpoint.tasks.fused import FusedConfig, FusedLearner
 
-NOBODY = -100  # the identity of a queue's slot that nothing was written to
-TEMPERATURES = (0.001, 0.5)  # what the temperature is kept within
+NOBODY = -100  # the identity of an empty slot of a queue
+TEMPERATURES = (0.001, 0.5)  # bounds of the temperature
 
 
 # ---------------------------------------------------------------------------------------------------- momentum contrast
@@ -69,24 +67,24 @@ def momentum_contrast_soft(
     idx: Int[Tensor, " n"] | None = None,
     idx_queue: Int[Tensor, " queue"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""ITC with momentum distillation (Eq. 6): the mean of image-to-text and text-to-image.
+    r"""Compute ITC with momentum distillation (Eq. 6): the mean of image-to-text and text-to-image.
 
-    With A_t = [g_t ; text queue], the student's s = f_v A_t^T / tau and the teacher's q = g_v A_t^T / tau, image to text
-    is mean_b -sum_j y_bj log softmax(s)_bj, y = alpha softmax(q) + (1 - alpha) Y; Y has a 1 at the row's own pair or, with
-    `idx`, equal shares at all keys of the row's identity. Text to image likewise.
+    Let A_t = [g_t ; text queue]; the student has s = f_v A_t^T / tau, the teacher q = g_v A_t^T / tau. Image to text is
+    mean_b -sum_j y_bj log softmax(s)_bj, with y = alpha softmax(q) + (1 - alpha) Y. Y has a 1 at the row's own pair. With
+    `idx` it has equal shares at all keys of the row's identity. Text to image is the same with both modalities exchanged.
 
     Args:
-        image_emb, text_emb: the student's, row by row pairs; normalised here.
+        image_emb, text_emb: the student's embeddings (f), a pair in each row; normalised here.
         image_emb_m, text_emb_m: the momentum copy's (g); normalised here, no gradient.
         image_queue, text_queue: older keys of the copy in unit columns, as the authors store them; may be empty.
         temperature: tau, a divisor > 0, a number or a learnable scalar (the teacher's similarities give it no gradient).
-        alpha: 0 (hard targets, the copy makes keys only) to 1.
-        idx, idx_queue: identities of the pairs and of the queue's slots, for several captions of an image; -100 marks a slot
-            that is nobody's. Both or neither.
+        alpha: weight of the soft targets, 0 (hard targets, the copy only makes keys) to 1.
+        idx, idx_queue: identities of the pairs and of the queue's slots, for several captions of an image; -100 marks an
+            empty slot. Pass both or neither.
 
-    Memory is linear in n + queue: similarities are gone through in blocks of rows of at most 2^23 numbers (or one row).
-    Across processes the in-batch keys are everybody's. Raises ValueError for shapes that do not fit, an empty batch, an
-    alpha or temperature outside its range. Differentiating twice raises RuntimeError, but for alpha 0.
+    Memory is linear in n + queue: similarities are computed in blocks of rows of at most 2^23 numbers (or one row).
+    Across processes the in-batch keys are those of all processes. Raises ValueError for shapes that do not fit, an empty
+    batch, and an alpha or temperature out of range. Differentiating twice raises RuntimeError, except for alpha 0.
     Source: models/model_pretrain.py and model_retrieval.py of the authors' code.
 
     >>> x = torch.ones(4, 3)
@@ -109,7 +107,7 @@ def momentum_contrast_soft(
                 + shapes(idx=idx, idx_queue=idx_queue)
             )
         if holds((idx == NOBODY).any()):
-            raise ValueError(f"idx holds {NOBODY}, which marks a slot that is nobody's")
+            raise ValueError(f"idx holds {NOBODY}, which marks an empty slot of a queue; use other identities")
         ids = idx, torch.cat([gather_rows(idx), idx_queue])
     f_v, f_t = unit(image_emb), unit(text_emb)
     g_v, g_t = unit(image_emb_m.detach()).to(f_v.dtype), unit(text_emb_m.detach()).to(f_v.dtype)
@@ -127,9 +125,9 @@ def _direction(
     alpha: float,
     ids: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """The cross-entropy of each row."""
+    """Compute the cross-entropy of each row in one direction."""
     mine, older = gather_rows(own), queue.detach().to(own.dtype)
-    # Copied as the queue lies in memory, in columns or in rows: turning it round takes as long as a product with it.
+    # Copied in the queue's memory layout, columns or rows: transposing it takes as long as a product with it.
     key = torch.cat([mine.T, older], 1).T if older.is_contiguous() else torch.cat([mine, older.T])
     q = scaled(query, temperature)
     if ids is None:
@@ -145,7 +143,7 @@ def _direction(
 
 
 class HardNegativeWeights(NamedTuple):
-    """Row b: weights for drawing an image for text b, and a text for image b; 0 where it may not be drawn."""
+    """Row b has the weights of drawing an image for text b, and a text for image b; 0 where it must not be drawn."""
 
     image_weights: Float[Tensor, "n n"]
     text_weights: Float[Tensor, "n n"]
@@ -161,19 +159,19 @@ def hard_negative_weights(
     temperature: float | Float[Tensor, ""],
     idx: Int[Tensor, " n"] | None = None,
 ) -> HardNegativeWeights:
-    """How likely ITM draws each in-batch negative (Sec. 3.2): the softmax of ITC's similarities, 0 for what is no negative.
+    """Compute ITM's weights of drawing each in-batch negative (Sec. 3.2): the softmax of ITC's similarities, else 0.
 
     Args:
-        image_emb, text_emb: the student's; normalised here.
+        image_emb, text_emb: the student's embeddings; normalised here.
         text_key, image_key: the momentum copy's of the same pairs; normalised here.
         temperature: divisor, > 0.
-        idx: identities; pairs of one identity are no negatives of each other. None: every pair is its own.
+        idx: identities; pairs of one identity are no negatives of each other. None: each pair is an identity.
 
-    Rows do not sum to 1, as what is no negative is set to 0 after the softmax. A row that underflows there (a peaked softmax
-    leaves no other pair a probability) gets the softmax over its negatives alone, which has the same proportions. The
-    authors' repair, 1e-4 on the logits, changes nothing; BLIP's, 1e-4 on the probabilities, draws from another distribution.
-    No gradient. Raises ValueError for shapes that do not fit, numbers that are not finite, and where a row has no negative:
-    one pair, or pairs of one identity only.
+    Rows do not sum to 1, because other entries than negatives become 0 after the softmax. A peaked softmax may leave no
+    negative a probability. Such a row gets the softmax over its negatives alone, which has the same proportions. (The authors'
+    repair, 1e-4 on the logits, has no effect; BLIP's, 1e-4 on the probabilities, changes the distribution.) No gradient.
+    Raises ValueError for shapes that do not fit and numbers that are not finite. Raises it too where a row has no
+    negative: for one pair, or pairs of one identity only.
 
     >>> x = torch.eye(2)
     >>> hard_negative_weights(x, x, x, x, 1.0).text_weights
@@ -217,17 +215,17 @@ def mlm_distill(
     labels: Int[Tensor, "*places"],
     alpha: float,
 ) -> Float[Tensor, ""]:
-    """Masked language modelling with momentum distillation (Eq. 7): (1 - alpha) CE + alpha KD, means over masked places.
+    """Compute masked language modelling with momentum distillation (Eq. 7): (1 - alpha) CE + alpha KD, means over masked places.
 
     CE is -log softmax(logits)[label], KD is -sum_v softmax(logits_m)_v log softmax(logits)_v.
 
     Args:
-        logits: the student's; logits_m: the momentum copy's on the same masked text, no gradient.
-        labels: -100 where nothing is to be predicted.
-        alpha: 0..1.
+        logits, logits_m: those of the student, and of the momentum copy on the same masked text (no gradient).
+        labels: token numbers; -100 at places that are not masked.
+        alpha: weight of the soft targets, 0..1.
 
-    No masked place: 0, with a gradient of 0. Across processes the mean is over everybody's places. Raises ValueError for
-    shapes that do not fit, labels that are no token, an alpha outside 0..1.
+    Without a masked place the loss is 0, with a gradient of 0. Across processes the mean is over all processes' places. Raises
+    ValueError for shapes that do not fit, labels that are no token, and an alpha outside 0..1.
 
     >>> mlm_distill(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4), torch.tensor([[1, -100]]), 0.4)   # log 4
     tensor(1.3863)
@@ -271,15 +269,15 @@ class ALBEFConfig(FusedConfig):
     weight_decay: float = 0.02
     warmup_epochs: int = 1
     alpha: float = 0.4
-    """How much the momentum copy's soft targets count; 0 is plain ITC and MLM."""
+    """Weight of the momentum copy's soft targets, 0 to 1; 0 is plain ITC and MLM."""
     alpha_ramp: float = 1.0
-    """Epochs over which alpha rises from 0; 0: it is whole from the first step."""
+    """Epochs over which alpha rises from 0; 0: it has its full value from the first step."""
     momentum_teacher: float = 0.995
-    """How much of the momentum copy stays at each step."""
+    """Share of the momentum copy that stays at each step."""
     queue: int = 65536
     """Keys of earlier batches that ITC contrasts with; a multiple of batch_size."""
     temperature: float = 0.07
-    """Where the learnt temperature starts; it stays within 0.001 and 0.5."""
+    """Initial value of the learnt temperature; it stays within 0.001 and 0.5."""
     mlm_probability: float = 0.15
     """Share of a text's tokens that are masked."""
     use_itc: bool = True
@@ -289,11 +287,11 @@ class ALBEFConfig(FusedConfig):
     use_mlm: bool = True
     """Predict masked words from text and image."""
     hard_negatives: bool = True
-    """Draw ITM's negatives by ITC's similarity; off, or without ITC, all are as likely."""
+    """Draw ITM's negatives by ITC's similarity; off, or without ITC, all are equally likely."""
     same_text: bool = False
-    """Items with the very same words count as one, in ITC's targets and ITM's negatives (the paper's retrieval loss)."""
+    """Items with identical words have one identity, in ITC's targets and ITM's negatives (the paper's retrieval loss)."""
     checkpoint: str = ""
-    """Weights to start from: a file of the authors' code."""
+    """Initial weights: path of a file of the authors' code. Default: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -306,11 +304,11 @@ class ALBEFConfig(FusedConfig):
         if not low <= self.temperature <= high:
             raise CounterpointError(f"temperature must lie in {low}..{high}, got {self.temperature}")
         if not (self.use_itc or self.use_itm or self.use_mlm):
-            raise CounterpointError("use_itc, use_itm and use_mlm are all off: there is nothing to learn from")
+            raise CounterpointError("use_itc, use_itm and use_mlm are all off: turn on at least one of them")
         if self.queue < 1 or self.queue % self.batch_size:
             near = max(1, round(self.queue / self.batch_size)) * self.batch_size
             raise CounterpointError(
-                f"the queue ({self.queue}) must be a multiple of the batch ({self.batch_size}); --queue {near} is one"
+                f"queue ({self.queue}) must be a multiple of batch_size ({self.batch_size}); use --queue {near}"
             )
 
     @property
@@ -325,7 +323,7 @@ class ALBEFConfig(FusedConfig):
 class ALBEF(FusedLearner):
     """Image encoder, text encoder, fusion encoder, their momentum copy and two queues of its keys.
 
-    Without ITM and MLM nothing is fused, and any two modalities will do, vectors for instance.
+    Without ITM and MLM there is no fusion, and any two modalities are possible, for instance vectors.
     """
 
     slug: ClassVar[str] = "albef"
@@ -335,11 +333,11 @@ class ALBEF(FusedLearner):
     def __init__(self, config: ALBEFConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         if config.same_text and self.kinds[self.text] != "text":
-            raise CounterpointError("same_text compares the words of items, of which the data has none")
+            raise CounterpointError("same_text compares the words of items, but the data has no text: --no-same-text")
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature)), requires_grad=config.use_itc)
         if not config.use_itc:
             self.heads.requires_grad_(False)
-        # A view of what is registered already, not a module of its own.
+        # A view of modules that are registered already, so it is not registered again.
         self.__dict__["student"] = nn.ModuleDict(self.networks())
         self.teacher = EMATeacher(self.student)
         generator = torch.Generator().manual_seed(seed)
@@ -357,7 +355,7 @@ class ALBEF(FusedLearner):
 
     @property
     def alpha(self) -> float:
-        """How much soft targets count at this step: 0 at the first, then on a line to the whole."""
+        """Weight of the soft targets at this step: it rises linearly from 0 at the first step."""
         ramp = self.config.alpha_ramp * self.steps_per_epoch
         return self.config.alpha * (min(1.0, self.position.step / ramp) if ramp else 1.0)
 
@@ -386,7 +384,7 @@ class ALBEF(FusedLearner):
         terms: dict[str, Tensor] = {}
         if config.use_itc:
             of_v, of_t = (cast(Queue, self.queues[name]) for name in (image, text))
-            # The loss reads the queues as they are; nothing it keeps for its backward pass is a view of them.
+            # The loss reads the queues without a copy; its backward pass keeps no view of them.
             terms["itc"] = momentum_contrast_soft(
                 *(f_v, f_t, g_v, g_t, of_v.rows.T, of_t.rows.T),
                 temperature=self.temperature,
@@ -409,7 +407,7 @@ class ALBEF(FusedLearner):
 
     @torch.no_grad()
     def _write_ids(self, ids: Tensor, pointer: int) -> None:
-        """As the queues write the keys of these items."""
+        """Write identities to the slots that the queues write the keys of these items to."""
         length = len(self.queue_ids)
         places = torch.arange(max(len(ids) - length, 0), len(ids), device=ids.device)
         self.queue_ids[(pointer + places) % length] = ids[places]
@@ -417,10 +415,10 @@ class ALBEF(FusedLearner):
     def _itm(
         self, v: Any, w: Any, mask: Tensor, embeddings: tuple[Tensor, Tensor, Tensor, Tensor], ids: Tensor | None
     ) -> Tensor:
-        """Cross-entropy of "belong together": the n pairs, n texts with a drawn image, n images with a drawn text."""
+        """Compute the cross-entropy of matching: n pairs, n texts with a drawn image, n images with a drawn text."""
         n, hard = len(v), self.config.hard_negatives and self.config.use_itc
         try:
-            # Where all negatives are to be as likely, no temperature may let the softmax underflow.
+            # For equally likely negatives, temperature 1 prevents an underflow of the softmax.
             weights = hard_negative_weights(*embeddings, temperature=self.temperature if hard else 1.0, idx=ids)
         except ValueError as error:
             raise CounterpointError(f"ITM finds no negatives: {error}") from error
@@ -434,7 +432,7 @@ class ALBEF(FusedLearner):
         return global_mean(F.cross_entropy(self.itm_head(states[:, 0]), labels, reduction="none"))
 
     def _mlm(self, text: tuple[Tensor, Tensor], v: Any, v_m: Any, alpha: float) -> Tensor:
-        """Logits are made of the masked tokens alone."""
+        """Compute the loss of masked words; logits are computed only for masked tokens."""
         ids, mask = text
         first = torch.arange(ids.shape[1], device=ids.device) == 0
         new, labels = mask_tokens(
@@ -452,15 +450,15 @@ class ALBEF(FusedLearner):
         return mlm_distill(logits(self.student, v), taught, labels[where], alpha)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Embeddings of the student and of the momentum copy."""
+        """Return the embeddings of the student and of the momentum copy."""
         return {"embedding": self.embed(batch), "teacher_embedding": self.embedded(self.teacher.module, batch)}
 
 
 # -------------------------------------------------------------------------------------------------------------- settings
 
-# Small networks for pictures and captions, from random weights. Embeddings are all alike in the beginning then. A copy
-# faster than the paper's, or a long queue, lets the networks tell keys by their age instead of by what they show, and soft
-# targets of a copy that knows nothing yet keep it so: the paper's momentum, a short queue, a long ramp.
+# Small networks for pictures and captions, from random weights. At first all their embeddings are similar. A faster copy
+# or a long queue makes the networks distinguish keys by age, not by content. Soft targets of an untrained
+# copy reinforce that. Hence the paper's momentum, a short queue and a long ramp.
 _SMALL: dict[str, Any] = {
     "image_encoder": "vit-s",
     "pretrained": False,

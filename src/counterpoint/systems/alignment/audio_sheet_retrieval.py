@@ -1,29 +1,34 @@
-r"""Audio-sheet music retrieval: each pathway learns by itself from unlabelled real music, then both from clean pairs.
+r"""Audio-sheet music retrieval: each pathway learns alone from unlabelled real music, then both learn from clean pairs.
 
 Carvalho, Washüttl, Widmer: "Self-Supervised Contrastive Learning for Robust Audio-Sheet Music Retrieval Systems", ACM
 MMSys 2023, arXiv 2309.12134. Code: github.com/luisfvc/ucasr.
 
-Snippets of scores and of recordings are matched in one space. Aligned pairs exist of engraved and synthesised music
-only, so models fail on scans and performances. Stage 1 trains each pathway on unpaired items of the real kind: two
-augmented views of a snippet are each other's positive (NT-Xent). Stage 2 trains both on the aligned pairs: a hinge on
-the ranking in the batch, on embeddings turned by a layer of canonical correlation analysis (core/cca.py), which is
-fitted again on many training pairs before anything is measured. The augmentations and the spectrogram are in
-views/music.py, the encoder in encoders/snippets.py. Pieces are identified by the votes of their snippets' neighbours
-(tasks/pieces.py).
+Snippets of scores and of recordings are matched in one space. Aligned pairs exist only for engraved and synthesised music, so
+models fail on scans and performances.
+
+Stage 1 trains each pathway on unpaired items of real music: two augmented views of a snippet are each other's positive
+(NT-Xent). Stage 2 trains both pathways on the aligned pairs, with a hinge on the ranking in the batch. A layer of canonical
+correlation analysis (core/cca.py) transforms the embeddings. Before each evaluation it is fitted again on many training
+pairs. The augmentations and the spectrogram are in views/music.py, the encoder in encoders/snippets.py. The votes of
+its snippets' neighbours identify a piece (tasks/pieces.py).
 
 Two systems have a function `nt_xent`. `counterpoint.functional.of("simclr").nt_xent` normalises its rows. This paper's takes unit
 rows: `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
 
-The data is any of the task `aligned` with one image and one audio modality. Stage 1 takes its `unpaired` items, which
-have one of the two; data without any gives the snippets of its training pairs, one modality at a time.
+The data may be any set of the task `aligned` with one image and one audio modality. Stage 1 takes its `unpaired` items, which
+have one of the two. Without such items, stage 1 takes the snippets of the training pairs, one modality at a time.
 
-Otherwise than in the paper: learning rates fall on half a cosine over a fixed number of epochs in both stages, in place
-of steps down and an end by a validation set (this engine's test data is for testing), so there is no reloading of a
-best model either. An epoch of stage 1 has as many steps as one of the training pairs. Biases and normalisation have no
-weight decay. "both" trains the pathways in the same steps, which share no parameter: the same as one after the other.
-The CCA layer computes in float64 and takes 1.2 times as long as a float32 transcription, 0.2 ms a step (core/cca.py).
-Not here: the attention front end for audio (off in the paper), room impulse responses (off), the correlation loss
-(weight 0), the cap of the hinge at 1000, which unit vectors never reach.
+Differences from the paper:
+
+    - Learning rates fall on half a cosine over a fixed number of epochs in both stages. The paper has steps down, and stops by a
+      validation set. So no best model is reloaded either.
+    - An epoch of stage 1 has as many steps as an epoch of the training pairs.
+    - Biases and normalisation have no weight decay.
+    - "both" trains the pathways in the same steps. They share no parameter, so this equals training one after the other.
+    - The CCA layer computes in float64. It takes 1.2 times as long as in float32, 0.2 ms per step (core/cca.py).
+
+Not supported: the attention front end for audio and room impulse responses, both off in the paper; the correlation loss, whose
+weight is 0 there; the cap of the hinge at 1000, which unit vectors never reach.
 """
 
 from __future__ import annotations
@@ -83,17 +88,17 @@ HIDDEN = 512  # of a projection head
 def nt_xent(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], temperature: float | Tensor = 0.5
 ) -> Float[Tensor, ""]:
-    r"""Stage 1: the mean over the 2n views i of -log( exp(z_i . z_pos(i) / t) / sum_{k != i} exp(z_i . z_k / t) ).
+    r"""Compute stage 1's mean over the 2n views i of -log( exp(z_i . z_pos(i) / t) / sum_{k != i} exp(z_i . z_k / t) ).
 
     Args:
-        z1, z2: unit embeddings of the two views, row by row; not normalised here, as SimCLR's function of this name
-            does (`counterpoint.functional.of("simclr").nt_xent`): the gradients differ. This one is
+        z1, z2: unit embeddings of the two views, row by row; not normalised here. SimCLR's function of this name
+            (`counterpoint.functional.of("simclr").nt_xent`) normalises them, so its gradients differ. This function is
             `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
 
-    Across processes the negatives are everybody's. Raises ValueError for shapes that differ, one snippet alone, which
-    has no negative, a temperature that is not positive and values that are not finite. Source: the authors' code,
-    utils/losses.py; by log-sum-exp, where theirs overflows in float32 for t < 0.012.
+    Across processes the negatives are those of all processes. Raises ValueError for shapes that differ, and for a single
+    snippet, which has no negative. Raises it too for a temperature that is not positive and for values that are not finite.
+    Source: the authors' code, utils/losses.py. It overflows in float32 for t < 0.012; log-sum-exp here does not.
 
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)
@@ -123,10 +128,10 @@ def mixed_nt_xent(
     audio2: Float[Tensor, "m dim"],
     temperature: float | Tensor = 0.6,
 ) -> Float[Tensor, ""]:
-    """Stage 1 of both pathways at once: NT-Xent of all 2(n + m) views, so that each modality's are the other's
-    negatives too.
+    """Compute stage 1's loss of both pathways at once: NT-Xent of all 2(n + m) views.
 
-    Args as `nt_xent`'s; n and m may differ. Raises ValueError as it does.
+    So the views of each modality are also negatives of the other modality. Arguments and errors are those of `nt_xent`; n
+    and m may differ.
 
     >>> mixed_nt_xent(torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:], torch.eye(4)[2:], 1.0)
     tensor(1.1654)
@@ -142,17 +147,17 @@ def mixed_nt_xent(
 @over_group
 @full_precision
 def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], margin: float = 0.7) -> Float[Tensor, ""]:
-    r"""Stage 2: the mean over i and j != i of max(0, m - (S_ii - S_ij)), S = query key'.
+    r"""Compute stage 2's mean over i and j != i of max(0, m - (S_ii - S_ij)), S = query key'.
 
-    One direction only: sheet anchors (query) against the audio of the batch (key). Zeros count in the mean.
+    There is one direction: sheet anchors (query) against the audio of the batch (key). Zeros count in the mean.
 
     Args:
         query, key: unit rows, not normalised here; row i of both is one pair.
         margin: m; the paper's runs have 0.6, its function 0.7.
 
-    Memory O(n dim), forward and backward. Across processes the batch is everybody's. Where all rows are equal it is m.
-    Raises ValueError for shapes or types that differ, a batch of one, which has no j, a margin that is not finite and
-    rows that are not. Not differentiable twice. Source: the authors' code, utils/losses.py.
+    Memory is O(n dim), forward and backward. Across processes the batch is that of all processes. If all rows are equal, the
+    loss is m. Raises ValueError for shapes or types that differ, and for a batch of one, which has no j. Raises it too
+    for a margin or rows that are not finite. Not differentiable twice. Source: the authors' code, utils/losses.py.
 
     >>> batch_hinge(torch.eye(2), torch.eye(2).flip(0), margin=0.5)
     tensor(1.5000)
@@ -171,7 +176,7 @@ def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], marg
     if traced():
         s = query @ key.T
         own = torch.eye(len(query), dtype=torch.bool, device=query.device)
-        # Not relu(...) * 0: where a similarity is infinite NaN must stay.
+        # Not relu(...) * 0: where a similarity is infinite, the result must stay NaN.
         total = torch.where(own, s.diagonal()[:, None] * 0, F.relu(margin - s.diagonal()[:, None] + s)).sum()
     else:
         total = Hinges.apply(query, gather_rows(key), margin, here.offset)
@@ -192,44 +197,44 @@ class AudioSheetConfig(AlignedConfig):
     """Settings of audio-sheet retrieval. Defaults are the paper's, learning rates at a batch of 256."""
 
     epochs: int = 300
-    """Passes over the aligned pairs in stage 2; the paper ends by a validation set, after 1,000 at most."""
+    """Epochs of stage 2, over the aligned pairs; the paper stops by a validation set, after at most 1,000."""
     batch_size: int = 128
     embedding: int = 32
     optimizer: str = "adam"
     lr: float = 8e-4
     weight_decay: float = 1e-5
     pretrain: Pretrain = "both"
-    """Which pathways stage 1 trains; mixed contrasts the views of both with each other."""
+    """Pathways that stage 1 trains; mixed contrasts the views of both with each other."""
     pretrain_epochs: int = 300
-    """Length of stage 1, in passes of as many steps as one over the aligned pairs has."""
+    """Epochs of stage 1; each has as many steps as an epoch over the aligned pairs."""
     audio_batch: int = 128
-    """Sounds in a batch of stage 1, over all processes; mixed takes it for both. 0: batch_size. All there are if fewer."""
+    """Sounds in a batch of stage 1, over all processes; mixed uses it for both. 0: batch_size. Fewer items: all of them."""
     sheet_batch: int = 256
-    """Images in a batch of stage 1, over all processes. 0: batch_size. All there are if fewer."""
+    """Images in a batch of stage 1, over all processes. 0: batch_size. Fewer items: all of them."""
     audio_lr: float = 2e-3
-    """Learning rate of audio in stage 1 at a batch of 256; mixed takes it for both."""
+    """Learning rate of audio in stage 1 at a batch of 256; mixed uses it for both."""
     sheet_lr: float = 5e-4
     """Learning rate of sheet music in stage 1 at a batch of 256."""
     audio_temperature: float = 0.6
-    """Temperature of audio's NT-Xent; mixed takes it for both."""
+    """Temperature of audio's NT-Xent; mixed uses it for both."""
     sheet_temperature: float = 0.5
     """Temperature of sheet music's NT-Xent."""
     margin: float = 0.6
     """Margin of the hinge."""
     cca: bool = True
-    """Turn the embeddings by canonical correlation analysis before they are normalised. Batches should be many times as
-    large as the embedding is wide: in batches of 96 with 32 dimensions retrieval is far worse with it than without."""
+    """Transform the embeddings by canonical correlation analysis before they are normalised. A batch should be many times
+    larger than the embedding's width: with batches of 96 and 32 dimensions, CCA makes retrieval far worse."""
     regulariser: float = 1e-3
-    """What CCA adds to the diagonals of the covariances."""
+    """Number that CCA adds to the diagonals of the covariances."""
     refine_pairs: int = 25_000
-    """Training pairs on which CCA is fitted before it is measured."""
+    """Training pairs on which CCA is fitted before an evaluation."""
     filters: int = 24
     """F: channels of an encoder's first block."""
     margins: bool = True
-    """An item is a window with margins: its image is 3/2 as high and 6/5 as wide as the snippet, its sound twice as
-    long, for shifts, turns and stretching. Off: an item is the snippet, and beyond it are white and silence."""
+    """Items are windows with margins for shifts, rotations and stretching: the image is 3/2 as high and 6/5 as wide as
+    the snippet, the sound twice as long. Off: items are snippets, and beyond them are white and silence."""
     vary_pairs: bool = True
-    """Vary the aligned pairs: the image's scale by 5 %, its height by 2.5 pixels, the sound by one frame."""
+    """Augment the aligned pairs: the image's scale by 5 %, its height by 2.5 pixels, the sound by one frame."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,7 +257,7 @@ class AudioSheetConfig(AlignedConfig):
             )
 
     def first(self, kind: str) -> tuple[int, float, float]:
-        """(batch, learning rate at that batch, temperature) of a pathway in stage 1."""
+        """Return batch size, learning rate at that batch and temperature of a pathway in stage 1; kind: audio or image."""
         audio = kind == "audio" or self.pretrain == "mixed"
         batch = (self.audio_batch if audio else self.sheet_batch) or self.batch_size
         rate = (self.audio_lr if audio else self.sheet_lr) * batch / 256
@@ -260,14 +265,14 @@ class AudioSheetConfig(AlignedConfig):
 
 
 class _Pool(NamedTuple):
-    """What a pathway is pre-trained on."""
+    """The items that a pathway is pre-trained on."""
 
     split: Any  # an AlignedSplit
     rows: Any  # positions of its items that have the modality
 
 
 class AudioSheet(AlignedLearner):
-    """A pathway for scores and one for sounds: first each by itself, then both together."""
+    """A pathway for scores and one for sounds: trained first separately, then together."""
 
     config: AudioSheetConfig
 
@@ -300,7 +305,7 @@ class AudioSheet(AlignedLearner):
         only = {"none": (), "audio": (self.audio,), "sheet": (self.sheet,)}
         self.pretrained: tuple[str, ...] = only.get(config.pretrain, (self.sheet, self.audio))
         self.pools: dict[str, _Pool] = {}
-        # Last, so that what comes before starts alike with and without them.
+        # Made last, so that the other parameters start with equal values with and without them.
         self.projections = nn.ModuleDict()
         for name in self.pretrained:
             dim = cast(Any, self.encoders[name]).dim
@@ -318,10 +323,10 @@ class AudioSheet(AlignedLearner):
         linear_start(head)
         return head
 
-    # --- items, as the augmentations and the networks take them
+    # --- items in the form of the augmentations and the networks
 
     def windows(self, images: Tensor) -> Float[Tensor, "n 1 120 120"]:
-        """Images [n, 3, size, size], uint8 or in [0, 1], as grey windows with margins."""
+        """Convert images [n, 3, size, size], uint8 or in [0, 1], to grey windows with margins."""
         x = grey(zero_to_one(images))
         if self.config.margins:
             return x if x.shape[2:] == (WINDOW, WINDOW) else resized(x, (WINDOW, WINDOW))
@@ -329,12 +334,12 @@ class AudioSheet(AlignedLearner):
         return F.pad(resized(x, SHEET), (left, left, top, top), value=1.0)
 
     def waves(self, values: Tensor) -> Float[Tensor, "n samples"]:
-        """Waves at 22,050 Hz."""
+        """Convert sounds to waves at 22,050 Hz."""
         rate = self.sizes[self.audio]["rate"]
         return values.float() if rate == RATE else resampled(values.float(), rate)
 
     def seen(self, name: str, values: Tensor) -> Tensor:
-        """What a pathway sees of items of the test data, whose images come normalised."""
+        """Return the input of a pathway for items in evaluation, whose images come normalised."""
         if name == self.audio:
             return self.spectrogram(self.waves(values))
         mean, std = (torch.tensor(part, device=values.device).view(3, 1, 1) for part in (MEAN, STD))
@@ -361,12 +366,12 @@ class AudioSheet(AlignedLearner):
         def steps(survey: Survey) -> Steps:
             return Steps(survey.examples // survey.batch_size)
 
-        # Its items are drawn in `prepare`, a batch of each modality.
+        # `prepare` draws its items, a batch of each modality.
         return [Stage("pathways", self.config.pretrain_epochs, turns=self._first_turns, batches=steps), aligned]
 
     @property
     def by_itself(self) -> bool:
-        """Whether each pathway learns by itself (stage 1 of the paper)."""
+        """Whether each pathway learns alone (stage 1 of the paper)."""
         return self.survey is not None and self.position.stage + 1 < len(self.stages())
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -385,7 +390,7 @@ class AudioSheet(AlignedLearner):
         return batch | {"inputs": inputs}
 
     def _two_views(self, name: str, generator: torch.Generator) -> list[Tensor]:
-        """Two views of this process's share of a batch of unpaired items."""
+        """Draw two views of this process's share of a batch of unpaired items."""
         rank, size = world()
         mine = slice(rank, None, size)
         split, rows = self.pools[name]
@@ -402,7 +407,7 @@ class AudioSheet(AlignedLearner):
     def _first_loss(self, views: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         found: dict[str, tuple[Tensor, ...]] = {}
         for name, pair in views.items():
-            # Both views in one pass: batch normalisation sees them together, as the authors' code has it.
+            # Both views in one pass: batch normalisation sees them together, as in the authors' code.
             z = self.projections[name](self.encoders[name](torch.cat(list(pair))))
             _finite(z, name)
             found[name] = unit(z).chunk(2)
@@ -429,7 +434,7 @@ class AudioSheet(AlignedLearner):
         return {"loss": loss}
 
     def projected(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
-        """A pathway's output before CCA and normalisation."""
+        """Return a pathway's output before CCA and normalisation."""
         h = self.heads[name](self.encoders[name](values))
         _finite(h, name)
         return h
@@ -440,7 +445,7 @@ class AudioSheet(AlignedLearner):
 
     @torch.no_grad()
     def refine(self, survey: Survey) -> None:
-        """Fit CCA on many training pairs, as the networks see them in evaluation. The next step overwrites it."""
+        """Fit CCA on many training pairs, in the form of evaluation. The next step overwrites it."""
         if self.cca is None:
             return
         rank, size = world()
@@ -459,7 +464,7 @@ class AudioSheet(AlignedLearner):
         self.train()
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Unit embeddings of what `seen` gives, on the stored axes of CCA; zeros for what is missing."""
+        """Return unit embeddings of the outputs of `seen`, on the stored axes of CCA; zeros for missing items."""
         present, found = batch.get("present", {}), {}
         for name, values in batch["inputs"].items():
             rows = there(present.get(name))
@@ -478,7 +483,7 @@ class AudioSheet(AlignedLearner):
         return self._turns(dict.fromkeys((self.sheet, self.audio), 1.0), self.config.warmup_epochs)
 
     def _first_turns(self) -> list[Turn]:
-        """Stage 1's learning rates are multiples of stage 2's, which optimisers are made with."""
+        """Make stage 1's turns: its learning rates are multiples of stage 2's, which the optimisers are made with."""
         config = self.config
         own = {name: config.first(self.kinds[name])[1] / (config.lr * config.batch_size / 256) for name in self.kinds}
         return self._turns({name: own[name] for name in (self.sheet, self.audio)}, 0)
@@ -499,13 +504,13 @@ class AudioSheet(AlignedLearner):
             schedules.append(Schedule(optimizer, [moving] * len(optimizer.param_groups), decay, decay, epochs, steps))
         return [Turn(chosen, schedules)]
 
-    # --- the projection heads of stage 1 are thrown away
+    # --- the projection heads of stage 1 are discarded
 
     def exported(self) -> dict[str, Tensor]:
         return {key: value for key, value in self.state_dict().items() if not key.startswith("projections.")}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """An export has no projection heads, which nothing but stage 1 asks for: they stay as they are."""
+        """Load a state. An export has no projection heads, which only stage 1 uses: they stay unchanged."""
         own = {key: value for key, value in self.state_dict().items() if key.startswith("projections.")}
         return super().load_state_dict(own | dict(state_dict), strict=strict, assign=assign)
 

@@ -2,15 +2,17 @@
 
 Fahim, Murphy, Fyshe: "It's Not a Modality Gap: Characterizing and Addressing the Contrastive Gap", 2024, arXiv 2405.18570.
 
-CLIP's two encoders put images and texts into separate regions of the sphere even where both see the same data: the loss
-itself makes the gap, by using little of the sphere. The remedy adds Wang and Isola's terms: uniformity of each modality and
-alignment of the pairs (CUA), and uniformity across modalities (CUAXU). The temperature is fixed.
+CLIP's two encoders map images and texts to separate regions of the sphere, even where both see the same data. The loss itself
+causes the gap, because it uses only a small part of the sphere. The method adds Wang and Isola's terms: uniformity of each
+modality and alignment of the pairs (CUA), and uniformity across modalities (CUAXU). The temperature is fixed.
 
-All of the loss is here, in any of its combinations; the measures of the gap are `core.gap`'s, and every run of the task
-reports them. Not here: the paper's other losses, which are no part of the method (cyclic, RSA, SVD), and the multimodal
-arithmetic of SIMAT, which needs its data. One addition, off by default: `cross_warmup_epochs` brings the cross term in
-slowly, because from scratch and in few dimensions it drives the modalities to opposite poles (the record of the claim shows
-it). Watch `alignment`, which every step reports: near 4 the modalities are antipodal.
+This file has the whole loss, in any combination of its terms. `core.gap` measures the gap, and every run of the task reports it.
+Not supported: the paper's other losses (cyclic, RSA, SVD), which are no part of the method. Nor is the multimodal arithmetic
+of SIMAT, which needs its data.
+
+One addition is off by default: `cross_warmup_epochs` raises the weight of the cross term slowly. From scratch and in few
+dimensions this term drives the modalities to opposite poles (see the record of the claim). Every step reports `alignment`: near
+4 the modalities are antipodal.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 
 class ContrastiveGapLoss(NamedTuple):
-    """The sum of the terms that are on, and every term alone: contrastive, uniformity, alignment, cross_uniformity."""
+    """The weighted sum of the terms, and each term alone: contrastive, uniformity, alignment, cross_uniformity."""
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
@@ -51,7 +53,7 @@ def contrastive_gap_loss(
     cross_uniformity: bool | float = False,
     contrastive: bool | float = True,
 ) -> ContrastiveGapLoss:
-    r"""L_CUA = L_CLIP + L_Uniform + L_Align, and with `cross_uniformity` L_CUAXU = L_CUA + L_XUniform.
+    r"""Compute L_CUA = L_CLIP + L_Uniform + L_Align, and with `cross_uniformity` L_CUAXU = L_CUA + L_XUniform.
 
     With u, v the rows of x, y at unit length (normalised here) and S = u v^T / temperature,
 
@@ -62,12 +64,12 @@ def contrastive_gap_loss(
 
     Args:
         x, y: embeddings of two modalities; row i of one belongs to row i of the other.
-        temperature: > 0, fixed in the paper.
-        uniformity, alignment, cross_uniformity, contrastive: whether the term counts, or a weight for it (the paper has 1).
+        temperature: divisor of the similarities, > 0; fixed in the paper.
+        uniformity, alignment, cross_uniformity, contrastive: whether the term counts, or its weight (1 in the paper).
 
-    Returns (loss, terms). Terms are without weights; those that are off are computed too, as figures without a gradient.
-    One row: no pair to push apart, and L_CLIP and both uniformities are 0. Across processes the batch is everybody's.
-    Raises ValueError for shapes that differ, an empty batch or a temperature that is not positive.
+    Returns (loss, terms). Terms have no weights. A term of weight 0 is computed too, without a gradient. For one row, L_CLIP
+    and both uniformities are 0. Across processes the batch is that of all processes. Raises ValueError for shapes that
+    differ, an empty batch or a temperature that is not positive.
 
     >>> import torch
     >>> loss, terms = contrastive_gap_loss(torch.eye(2), torch.eye(2), temperature=1.0)
@@ -135,9 +137,9 @@ class ContrastiveGapConfig(AlignedConfig):
     alignment: bool = True
     """Squared distance of the pairs."""
     cross_uniformity: bool = False
-    """Uniformity across the modalities (CUAXU). From scratch it can drive them to opposite poles: watch `alignment`."""
+    """Uniformity across the modalities (CUAXU). From scratch it can drive them to opposite poles: check `alignment`."""
     cross_warmup_epochs: int = 0
-    """Epochs over which the weight of `cross_uniformity` rises from 0 to 1; the paper has it on from the start."""
+    """Epochs over which the weight of `cross_uniformity` rises from 0 to 1; 0: it is 1 from the start, as in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,11 +148,13 @@ class ContrastiveGapConfig(AlignedConfig):
         if self.cross_warmup_epochs < 0:
             raise CounterpointError(f"cross_warmup_epochs must not be negative, got {self.cross_warmup_epochs}")
         if not (self.contrastive or self.uniformity or self.alignment or self.cross_uniformity):
-            raise CounterpointError("every term of the loss is off: there is nothing to learn from")
+            raise CounterpointError(
+                "every term of the loss is off; turn on contrastive, uniformity, alignment or cross_uniformity"
+            )
 
 
 class ContrastiveGap(AlignedLearner):
-    """Two modalities under the CLIP loss, with what keeps them from parting; of more, the mean over every two."""
+    """Two modalities under the CLIP loss with terms against the gap. With more modalities, the mean over all pairs."""
 
     def cross_weight(self) -> float:
         config = self.config

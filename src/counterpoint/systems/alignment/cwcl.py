@@ -1,17 +1,19 @@
-"""CWCL: a new tower learns the structure of a frozen one, every pair of the batch weighted by what the frozen one says.
+"""CWCL: a new tower learns the structure of a frozen tower, whose similarities weight every pair of the batch.
 
 Srinivasa, Cho, Yang, Saidutta, Lee, Shen, Jin: "CWCL: Cross-Modal Transfer with Continuously Weighted Contrastive Loss",
 NeurIPS 2023, arXiv 2309.14580.
 
-Contrastive training against a frozen tower (LiT) has one positive a row and calls all else negative, though many of those
-are alike. CWCL weighs each pair by the frozen tower's cosine, mapped to [0, 1], in the direction whose anchors are trained.
-The other direction keeps the ordinary loss, since the untrained tower says nothing of likeness yet.
+Contrastive training against a frozen tower (LiT) has one positive per row. All other pairs are negatives, although many are
+similar. CWCL weights each pair by the frozen tower's cosine, mapped to [0, 1], in the direction whose anchors are trained.
+The other direction keeps the ordinary loss, because the similarities of an untrained tower are not informative.
 
-Weights are inner products of the frozen features with a 1 beside them, so the weighted sum over the batch is a product with
-a matrix of moments, [frozen dim, dim]. In batches that are no larger than a few times that, the weights are made tile by tile
-in the kernel's pass instead: less work there. So memory is linear in the batch. No code of the paper's
-authors is public; the loss is held to that of a re-implementation (CellCLIP). `sharpness` and weights in both directions are
-variants, off by default. Not here: the paper's towers and corpora; any encoder of the task can be frozen or trained.
+Weights are inner products of the frozen features, each extended by a 1. So the weighted sum over the batch is a product with a
+matrix of moments, [frozen dim, dim]. In batches of up to DENSE times the frozen dimension, the weights themselves are
+less work: the kernel computes them tile by tile. Either way memory is linear in the batch.
+
+No code of the paper's authors is public; the tests compare the loss with a re-implementation (CellCLIP). `sharpness` and weights
+in both directions are variants, off by default. Not supported: the paper's towers and corpora; any encoder of the task
+can be frozen or trained.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 BLOCK = 512  # rows of weights at a time where they are no inner products
-# Up to this many rows to a dimension of the frozen features, their weights are less work than the matrix of moments.
+# For up to this many rows per frozen dimension, the weights are less work than the matrix of moments.
 DENSE = 2
 
 
@@ -68,7 +70,7 @@ def cwcl(
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
 ) -> Float[Tensor, ""]:
-    r"""L_CWCL (U to V) + L_CL (V to U): weighted where the trained tower is the anchor, ordinary the other way.
+    r"""Compute L_CWCL (U to V) + L_CL (V to U): weighted where the trained tower is the anchor, ordinary the other way.
 
     With S_ij = exp(log_scale) p_i . q_j and w_ij = (1 + cos(f_i, f_j)) / 2,
 
@@ -80,11 +82,11 @@ def cwcl(
         col_embed: q, of the frozen tower; unit rows. Row i belongs to row i of `row_embed`.
         frozen_feat: f, the frozen tower's features; normalised here, no gradient.
         log_scale: log(1 / temperature), a learnable scalar or a number.
-        row_feat: features for weights in the other direction too, where the row tower was trained before. Default: none.
-        sharpness: weights are raised to this power, 100 at most; 1 is the paper's.
+        row_feat: features for weights in the other direction too, if the row tower is already trained. Default: none.
+        sharpness: power of the weights, above 0, at most 100; 1 is the paper's.
 
-    A row of zeros in `frozen_feat` has cosine 0 with everything. One row: 0. Across processes the batch is everybody's.
-    Raises ValueError for shapes that do not fit, an empty batch or a sharpness that is not positive.
+    A row of zeros in `frozen_feat` has cosine 0 with every row. For one row the loss is 0. Across processes the batch is
+    that of all processes. Raises ValueError for shapes that do not fit, an empty batch or a sharpness out of range.
 
     >>> x = torch.eye(2)
     >>> cwcl(x, x, torch.tensor([[1.0], [-1.0]]), torch.tensor(0.0))   # weights 0 and 1: both cross-entropies
@@ -105,9 +107,9 @@ def cwcl_terms(
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
 ) -> CWCLTerms:
-    """Both directions of `cwcl`, one by one. Arguments as there."""
+    """Compute both directions of `cwcl` separately. Arguments and errors are those of `cwcl`."""
     need_alike("n dim", row_embed=row_embed, col_embed=col_embed)
-    need_within(0, 100, sharpness=sharpness)  # beyond it weights of 1/2 vanish in float32
+    need_within(0, 100, sharpness=sharpness)  # above 100, weights of 1/2 underflow in float32
     need_positive(sharpness=sharpness)
     for name, features in (("frozen_feat", frozen_feat), ("row_feat", row_feat)):
         if features is not None and (features.ndim != 2 or len(features) != len(row_embed)):
@@ -117,7 +119,7 @@ def cwcl_terms(
     scale = torch.as_tensor(log_scale, dtype=wide(row_embed).dtype, device=row_embed.device).exp()
     p, q = wide(row_embed) * scale, wide(col_embed)
     here = place(len(p), p.device)
-    # Targets of a row sum to 1, so what is left of the cross-entropy is log Z less the mean similarity under them.
+    # Targets of a row sum to 1, so the cross-entropy is log Z minus the mean similarity under the targets.
     if sharpness != 1 or here.total <= DENSE * frozen_feat.shape[1]:
         weights = Weights(frozen_feat.to(q.dtype), sharpness)
         rows, columns, towards, back = batch_logsumexp_towards(p, q, weights, columns=True, own=row_feat is None)
@@ -134,7 +136,7 @@ def cwcl_terms(
 
 
 class Weights:
-    """w_ij over the batch of all processes, block by block; the features get no gradient."""
+    """The weights w_ij over the batch of all processes, in blocks; the features get no gradient."""
 
     def __init__(self, features: Float[Tensor, "n frozen_dim"], sharpness: float = 1.0) -> None:
         self.features = unit(gather_rows(features.detach()))
@@ -146,16 +148,16 @@ class Weights:
         return w if self.sharpness == 1 else w.clamp_(min=0).pow_(self.sharpness)
 
     def sums(self, here: Place) -> Float[Tensor, " n"]:
-        """Over j, of this process's rows."""
+        """Sum the weights over j, for this process's rows i."""
         if self.sharpness == 1:
             mine = slice(here.offset, here.offset + here.rows)
             return torch.addmv(self.half * len(self.features), self.features[mine], self.features.sum(0), alpha=0.5)
         return self.over(here, self.features.new_ones(len(self.features), 1))[:, 0]
 
     def over(self, here: Place, values: Float[Tensor, "all dim"]) -> Float[Tensor, "n dim"]:
-        """sum_j w_ij values_j of this process's rows; the backward pass makes the weights again."""
+        """Sum w_ij values_j over j, for this process's rows i; the backward pass computes the weights again."""
         stop = here.offset + here.rows
-        # At least one block, if an empty one: others wait for this process in the values' backward pass.
+        # At least one block, even an empty one: other processes wait for this one in the values' backward pass.
         ends = [*range(here.offset, max(stop, here.offset + 1), BLOCK), stop]
         parts = [
             checkpoint(self._rows, slice(a, b), values, use_reentrant=False, preserve_rng_state=False)
@@ -172,9 +174,9 @@ class Weights:
 def weighted_mean(
     values: Float[Tensor, "n dim"], features: Float[Tensor, "n frozen_dim"], sharpness: float = 1.0
 ) -> Float[Tensor, "n dim"]:
-    """sum_j w_ij values_j / sum_j w_ij with w_ij = ((1 + cos(f_i, f_j)) / 2) ^ sharpness, over the batch of all processes.
+    """Compute sum_j w_ij values_j / sum_j w_ij with w_ij = ((1 + cos(f_i, f_j)) / 2) ^ sharpness.
 
-    The features get no gradient.
+    The sums are over the batch of all processes. The features get no gradient.
 
     >>> weighted_mean(torch.tensor([[0.0], [4.0]]), torch.eye(2))   # weights 1 and 1/2
     tensor([[1.3333],
@@ -187,7 +189,7 @@ def weighted_mean(
     g = F.pad(unit(features.detach().to(values.dtype)), (0, 1), value=1.0)
     counted = torch.cat([values, torch.ones_like(values[:, :1])], 1)
     sums = g @ gather_rows((g.T @ counted)[None]).sum(0)
-    return sums[:, :-1] / sums[:, -1:]  # no row of weights sums to 0: its own is 1, or 1/2 for features of zeros
+    return sums[:, :-1] / sums[:, -1:]  # no sum is 0: a row's own weight is 1, or 1/2 for features of zeros
 
 
 # ------------------------------------------------------------------------------------------------------------ the learner
@@ -195,7 +197,7 @@ def weighted_mean(
 
 @dataclass
 class CWCLConfig(AlignedConfig):
-    """Settings of CWCL. Of the paper's we know the towers, the large batch and the cosine; the rest is CLIP's or chosen."""
+    """Settings of CWCL. Towers, large batch and cosine are the paper's; other defaults are CLIP's or our choice."""
 
     batch_size: int = 16384
     image_encoder: str = "timm:vit_large_patch16_224.augreg_in21k"
@@ -204,15 +206,15 @@ class CWCLConfig(AlignedConfig):
     lr: float = 1e-3 * 256 / 16384
     weight_decay: float = 1e-2
     objective: Literal["cwcl", "ordinary"] = "cwcl"
-    """The loss: CWCL's, or the ordinary one in both directions (LiT), which it is compared with."""
+    """The loss: CWCL's, or the baseline, the ordinary loss in both directions (LiT)."""
     frozen: str = ""
-    """The modality whose tower is frozen. Default: the first whose tower is trained (images, of images and texts)."""
+    """Modality whose tower is frozen. Default: the first with pretrained weights (images, of images and texts)."""
     projection: bool = False
-    """Put a trained projection to `embedding` dimensions on the frozen tower. Default: its own space is the shared one."""
+    """Add a trained projection to `embedding` dimensions to the frozen tower. Default: its own space is the shared space."""
     temperature: float = 0.07
-    """Where the learnt temperature starts."""
+    """Initial value of the learnt temperature."""
     sharpness: float = 1.0
-    """Power the weights are raised to; 1 is the paper's."""
+    """Power of the weights, above 0, at most 100; 1 is the paper's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,13 +225,13 @@ class CWCLConfig(AlignedConfig):
 
 
 class CWCL(AlignedLearner):
-    """A frozen tower of one modality and a trained one of the other; of several others, each is trained towards it."""
+    """A frozen tower of one modality and trained towers of the others, each trained towards the frozen one."""
 
     def __init__(self, config: CWCLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         self.frozen = _frozen(config, self.kinds)
         self.trained = [name for name in self.kinds if name != self.frozen]
-        if self.kinds[self.frozen] == "vector":  # what a frozen tower made, already
+        if self.kinds[self.frozen] == "vector":  # already the output of a frozen tower
             self.encoders[self.frozen] = build_vector_encoder("as-is", data.modalities[self.frozen]["dim"])
         self.encoders[self.frozen].requires_grad_(False)
         width = {name: cast(Any, self.encoders[name]).dim for name in self.kinds}
@@ -256,7 +258,7 @@ class CWCL(AlignedLearner):
         terms: list[CWCLTerms] = []
         teacher = self.features(self.frozen, batch["inputs"][self.frozen])
         for name in self.trained:
-            # What lacks a partner is no row and no column: it goes before weights are made of it.
+            # Items without a partner are no rows and no columns: they are removed before weights are computed.
             both = batch["present"][self.frozen] & batch["present"][name]
             student = self.features(name, batch["inputs"][name])[both]
             if place(len(student), self.device).total == 0:
@@ -264,7 +266,7 @@ class CWCL(AlignedLearner):
             heads = (self.heads[name], student), (self.heads[self.frozen], teacher[both])
             p, q = (unit(head(rows)) for head, rows in heads)
             if self.config.objective == "ordinary":
-                # The same sum of two cross-entropies, every weight but a row's own at 0.
+                # The same sum of two cross-entropies, with weight 0 for all pairs but a row's own.
                 terms.append(CWCLTerms(*_cross_entropies(p, q, self.log_scale)))
             else:
                 scale, sharpness = self.log_scale, self.config.sharpness
@@ -290,20 +292,20 @@ def _cross_entropies(p: Tensor, q: Tensor, log_scale: Tensor) -> tuple[Tensor, T
 
 
 def _frozen(config: CWCLConfig, kinds: Mapping[str, str]) -> str:
-    """The modality that is frozen: the one asked for, or the first whose tower is not made of random weights."""
+    """Return the modality to freeze: `config.frozen`, or the first whose tower has pretrained weights."""
     trained = {
         "image": config.pretrained,
         "text": config.text_encoder != "text-s",
         "audio": config.audio_encoder != "sound-s",
-        "vector": True,  # features of a tower that is not here
+        "vector": True,  # features of a tower outside this run
     }
     if config.frozen and config.frozen not in kinds:
         raise unknown("modality", config.frozen, kinds)
     able = [name for name, kind in kinds.items() if trained.get(kind)]
     if (config.frozen or not able) and config.frozen not in able:
         raise CounterpointError(
-            f"the frozen tower{f' of {config.frozen}' if config.frozen else ''} would be one of random weights, which has "
-            "nothing to teach: use --pretrained with a library's image encoder, or --text-encoder minilm or hf:NAME"
+            f"the frozen tower{f' of {config.frozen}' if config.frozen else ''} would have random weights, which teach "
+            "nothing: use --pretrained with a library's image encoder, or --text-encoder minilm or hf:NAME"
         )
     return config.frozen or able[0]
 
@@ -327,6 +329,6 @@ SYSTEM = System(
     learner=CWCL,
     data="digit-halves?labelled=700&train=400",
     recipes={"digit-halves": _HALVES | {"pretrained": False, "evaluate_every": 50}},
-    # Without a download the one trained tower is MiniLM's: texts are frozen, pictures are trained.
+    # Without a download the only pretrained tower is MiniLM's: texts are frozen, pictures are trained.
     recipe=LAPTOP | {"pretrained": False, "text_encoder": "minilm"},
 )

@@ -1,23 +1,28 @@
-"""Gradient harmonization: video-audio and video-text contrast pull shared weights apart where a triplet does not belong together.
+"""Gradient harmonization: resolve conflicts between the gradients of video-audio and video-text contrast on shared weights.
 
 Wu, Li, Li, Najibi, et al.: "Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization", NeurIPS 2022, arXiv
 2211.02077.
 
-One backbone serves all modalities. A first one (video) is aligned with a second (audio) and a third (text), by two losses,
-and each *unit*, a triplet or a micro-batch of them, has a gradient of each loss on the backbone: g_va and g_vt. Their cosine
-is negative where they conflict, which says that the triplet is noisy. Two uses are made of it:
-  - realignment: of two gradients in conflict each loses its component along the other (PCGrad for two losses);
-  - curriculum: a unit counts only if its cosine exceeds gamma, which rises from -0.3 to 0 in the course of training.
+One backbone serves all modalities. Two losses align a first modality (video) with a second (audio) and a third (text). A *unit* is
+a triplet or a micro-batch of triplets. Each unit has a gradient of each loss on the backbone: g_va and g_vt. Where the two
+conflict, their cosine is negative, which indicates a noisy triplet. The method uses the cosine in two ways:
+  - realignment: where two gradients conflict, each loses its component along the other (PCGrad for two losses);
+  - curriculum: a unit counts only if its cosine exceeds gamma, which rises from -0.3 to 0 during training.
 
-Both are here, on VATT's losses (MIL-NCE) and heads or on plain InfoNCE. The realigned sum is a combination of the same two
-gradients, h_va + h_vt = (1 - d/|g_va|^2) g_va + (1 - d/|g_vt|^2) g_vt with d = <g_va, g_vt>, so a unit's gradients are made,
-compared, added up with these factors and forgotten: one sweep over the units through the backbone alone, then the ordinary
-backward pass. Neither what comes before the backbone nor an optimiser is gone through twice.
+Both work with VATT's losses (MIL-NCE) and heads, or with plain InfoNCE. The realigned sum combines the same two gradients:
 
-No code of the method is public. From the abstract: the two uses. From memory: the schedule, the projection. Chosen: a
-triplet is the unit; kept units are averaged; no unit kept, no step; a unit without audio or text, or with a gradient of
-zero, has no conflict and is kept. The backbone is an MLP on what encoders of each modality give, not VATT's transformer on
-raw tokens; the learning rate ends at 0, not at half.
+    h_va + h_vt = (1 - d/|g_va|^2) g_va + (1 - d/|g_vt|^2) g_vt with d = <g_va, g_vt>
+
+So a unit's gradients are computed, compared, added with these factors and discarded. This is one sweep over the units through the
+backbone alone; then the ordinary backward pass follows. Neither the layers before the backbone nor the optimiser run twice.
+
+No code of the method is public. The abstract gives the two uses. The schedule and the projection are from memory. These choices
+are ours:
+  - a triplet is the unit;
+  - kept units are averaged; without a kept unit there is no step;
+  - a unit without audio or text, or with a zero gradient, has no conflict and is kept;
+  - the backbone is an MLP on the outputs of each modality's encoder, not VATT's transformer on raw tokens;
+  - the learning rate ends at 0, not at half.
 """
 
 from __future__ import annotations
@@ -56,18 +61,18 @@ def mil_nce(
     text: Float[Tensor, "texts dim"],
     mask: Bool[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""MIL-NCE: the mean over samples i of log[ sum_{j,l} exp s_ij,l + sum_{j,l} exp s_ji,l ] - log sum_l exp s_ii,l.
+    r"""Compute MIL-NCE, the mean over samples i of log[ sum_{j,l} exp s_ij,l + sum_{j,l} exp s_ji,l ] - log sum_l exp s_ii,l.
 
     Args:
-        video: one row a sample.
+        video: one row for each sample.
         text: L candidates for each sample, one after another: [n L, dim].
-        mask: False where a sample has no text: its candidates are nobody's, its own loss does not count, and the mean is over
-            the others.
+        mask: False where a sample has no text. Its candidates are masked, its loss does not count, and the mean is over the
+            other samples. Default: every sample has a text.
 
-    s_ij,l is the dot product of video i with candidate l of sample j, as it is: neither normalised nor divided by a
-    temperature (VATT does both before, with 0.07). Both directions stand in one denominator, so with L = 1 each positive is
-    there twice and the least loss is log 2, also that of a batch of one. Nobody with a text: 0. Source: Miech et al., CVPR
-    2020, arXiv 1912.06430, Eq. 2, with rows and columns as in VATT's code. Raises ValueError for shapes that do not fit.
+    s_ij,l is the plain dot product of video i with candidate l of sample j: neither normalised nor divided by a temperature.
+    (VATT does both before, with 0.07.) One denominator holds both directions. So with L = 1 it holds each positive twice;
+    the smallest loss is log 2, also for a batch of one. Without any text the loss is 0. Source: Miech et al., CVPR 2020,
+    arXiv 1912.06430, Eq. 2, with rows and columns as in VATT's code. Raises ValueError for shapes that do not fit.
 
     >>> mil_nce(torch.eye(1), torch.eye(1))
     tensor(0.6931)
@@ -85,7 +90,7 @@ def mil_nce(
             )
         mask = mask.bool()
     video, text = wide(video), wide(text)
-    if mask is not None:  # whatever stands where there is no text, NaN too, has no part in anything
+    if mask is not None:  # values of missing texts, also NaN, must have no effect
         text = text.masked_fill(~mask.repeat_interleave(candidates)[:, None], 0.0)
     positive = (video[:, None] * text.view(len(video), candidates, text.shape[1])).sum(2).logsumexp(1)
     if mask is None:
@@ -99,13 +104,13 @@ def mil_nce(
     hidden = ~there
     out = batch_logsumexp(video, text, columns=True, exclude=Where(lambda _, columns: hidden[columns]))
     assert out.columns is not None
-    # Columns of hidden texts are empty; what stands for them does not count.
+    # Columns of masked texts are empty; the zeros in their place do not count.
     columns = out.columns.view(len(video), candidates).masked_fill(~mask[:, None], 0.0).logsumexp(1)
     return global_mean((torch.logaddexp(out.rows, columns) - positive)[mask])
 
 
 class _Pair(NamedTuple):
-    """One of the two losses: what it compares, already normalised and scaled, and who has either."""
+    """The operands of one of the two losses, already normalised and scaled, and the rows that have each side."""
 
     query: Float[Tensor, "n dim"]
     key: Float[Tensor, "n dim"]
@@ -119,8 +124,10 @@ class _Pair(NamedTuple):
 
 @full_precision
 def _per_sample(pair: _Pair, objective: Objective) -> Float[Tensor, " n"]:
-    """The loss of every sample of a whole batch, 0 where one side is missing, made of operations that take batches of
-    gradients. What is missing is nobody's negative."""
+    """Compute the loss of every sample of a whole batch, 0 where one side is missing; a missing side is no negative.
+
+    All operations support batched gradients.
+    """
     query, key = wide(pair.query), wide(pair.key)
     s = (query @ key.T).masked_fill(~(pair.asks[:, None] & pair.answers), -1e9)
     rows, columns = s.logsumexp(1), s.logsumexp(0)
@@ -152,7 +159,7 @@ class _Products(NamedTuple):
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """What the two gradients are multiplied with, so that their sum is that of the realigned ones."""
+        """Factors of the two gradients, with which their sum equals that of the realigned gradients."""
         conflict = (self.dot < 0) & (self.first > 0) & (self.second > 0)
 
         def factor(square: Tensor) -> Tensor:
@@ -164,7 +171,7 @@ class _Products(NamedTuple):
 def gradient_cosine(g1: Float[Tensor, "*units size"], g2: Float[Tensor, "*units size"]) -> Float[Tensor, " *units"]:
     """Return the cosine of the two gradients of each unit, in float32 at least; 0 where one of them is zero.
 
-    Sums are made in float64.
+    Sums are computed in float64.
 
     >>> gradient_cosine(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))
     tensor(-1.)
@@ -176,10 +183,14 @@ def gradient_cosine(g1: Float[Tensor, "*units size"], g2: Float[Tensor, "*units 
 def realigned(
     g1: Float[Tensor, "*units size"], g2: Float[Tensor, "*units size"]
 ) -> tuple[Float[Tensor, "*units size"], Float[Tensor, "*units size"]]:
-    """Each gradient without its component along the other where they conflict, as they are elsewhere.
+    """Remove from each of two conflicting gradients its component along the other; leave gradients without conflict unchanged.
 
-    h1 = g1 - <g1, g2> / |g2|^2 g2 and h2 = g2 - <g1, g2> / |g1|^2 g1 if <g1, g2> < 0, both from the original partner. A zero
-    gradient conflicts with nothing. Raises ValueError for shapes that differ.
+    If <g1, g2> < 0, the results are
+
+        h1 = g1 - <g1, g2> / |g2|^2 g2
+        h2 = g2 - <g1, g2> / |g1|^2 g1
+
+    A zero gradient conflicts with nothing. Raises ValueError for shapes that differ.
 
     >>> realigned(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))
     (tensor([0.5000, 0.5000]), tensor([0., 1.]))
@@ -202,15 +213,16 @@ def realign(
     *,
     shared: Bool[Tensor, " size"] | None = None,
 ) -> Float[Tensor, "*units size"]:
-    """The update of two losses: the `realigned` gradients averaged, or summed.
+    """Combine the gradients of two losses to one update: the mean, or the sum, of the `realigned` gradients.
 
     Args:
-        g1, g2: flat gradients of the two losses; of several units with a leading dimension, each pair on its own.
+        g1, g2: flat gradients of the two losses. Leading dimensions number units; each pair is realigned separately.
         reduction: "mean" matches a loss that averages the two, as VATT's does.
-        shared: which entries both losses have. The others, where the loss that lacks them has zeros, are summed whatever the
-            reduction; they take part in the lengths, as in the PCGrad code that is the reference.
+        shared: True for entries that both losses have. In other entries the loss that lacks them has zeros. They are summed
+            whatever the reduction, and count in the lengths, as in the reference code of PCGrad. Default: all are shared.
 
-    Without conflict this is the plain mean or sum; of opposite gradients it is zero. Raises ValueError for shapes that differ.
+    Without a conflict the result is the plain mean or sum; for opposite gradients it is zero. Raises ValueError for shapes
+    that differ.
 
     >>> realign(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))
     tensor([0.2500, 0.7500])
@@ -233,7 +245,12 @@ def _need_gradients(g1: Tensor, g2: Tensor) -> None:
 
 
 def curriculum_threshold(step: int, total: int, start: float = -0.3, end: float = 0.0) -> float:
-    """gamma: the cosine that a unit must exceed, from `start` at step 0 in a straight line to `end` at the last step.
+    """Compute gamma, the cosine that a unit must exceed: linear from `start` at step 0 to `end` at the last step.
+
+    Args:
+        step: 0..total - 1.
+        total: number of steps, at least 1.
+        start, end: cosines in -1..1.
 
     >>> [curriculum_threshold(step, 3) for step in range(3)]
     [-0.3, -0.15, 0.0]
@@ -248,8 +265,10 @@ BINS = 400  # of cosines between -1 and 1
 
 
 def _auc(counts: Float[Tensor, "2 bins"]) -> float:
-    """The probability that the cosine of a unit that does not belong together (row 1) is lower than that of one that does
-    (row 0), the area under the ROC curve of -cosine; within a bin, half. nan when there are not both kinds."""
+    """Compute the area under the ROC curve of -cosine: the probability that a mismatched unit has the lower cosine.
+
+    Row 0 counts matched units, row 1 mismatched ones. Pairs within a bin count half. nan unless there are both kinds.
+    """
     good, bad = (row / row.sum() for row in counts.double())
     above = 1 - good.cumsum(0)
     return float((bad * (above + good / 2)).sum())
@@ -270,35 +289,35 @@ class HarmonizationConfig(AlignedConfig):
     warmup_epochs: int = 1
     embedding: int = 512
     tokens: int = 768
-    """Width of what the private part of every modality hands to the backbone."""
+    """Width of the backbone's input, the output of every modality's private part."""
     hidden: int = 3072
-    """Width of the backbone's hidden layer; what it puts out is `embedding` wide."""
+    """Width of the backbone's hidden layer; its output is `embedding` wide."""
     first: str = ""
-    """The modality that both others are aligned with; the data's first if nothing is said."""
+    """Modality that both others are aligned with. Default: the data's first."""
     heads: Literal["vatt", "none"] = "vatt"
-    """VATT's heads, where first and second meet in one space and first and third in another, or none: one space for all."""
+    """VATT's heads, with one space for first and second and another for first and third, or none: one space for all."""
     objective: Objective = "mil-nce"
     """VATT's loss, with both directions in one denominator, or the mean of two cross-entropies."""
     temperature: float = 0.07
     """Temperature of both losses."""
     realign: bool = True
-    """Take out of two gradients in conflict what each has along the other."""
+    """Where two gradients conflict, remove from each its component along the other."""
     curriculum: bool = True
-    """Leave out units of a cosine up to a threshold that rises."""
+    """Leave out units whose cosine does not exceed a rising threshold."""
     threshold_start: float = -0.3
     """The threshold at the first step."""
     threshold_end: float = 0.0
     """The threshold at the last step."""
     unit: Literal["sample", "microbatch"] = "sample"
-    """What has gradients of its own: each item, or so many items of the batch together."""
+    """Unit that a gradient is computed for: each item, or a micro-batch of items."""
     micro_batch: int = 8
     """Items of a micro-batch."""
     gradients: Literal["backbone", "embedding"] = "backbone"
-    """Of what the gradients are compared: the backbone's weights, or, as a cheap proxy, the first modality's embedding."""
+    """Gradients to compare: on the backbone's weights, or, as a cheap proxy, on the first modality's embedding."""
     statistics: bool = True
-    """Measure conflict even where nothing is made of it."""
+    """Measure conflict even without realignment and curriculum."""
     chunk: int = 16
-    """Units whose gradients are made at a time; memory grows with it times the backbone's weights."""
+    """Units whose gradients are computed at a time; memory grows with this number times the backbone's weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -315,16 +334,16 @@ class HarmonizationConfig(AlignedConfig):
 
 
 class _Compared(NamedTuple):
-    """What comes of the gradients of all units."""
+    """The results of comparing the gradients of all units."""
 
     products: _Products
     keep: Bool[Tensor, " units"]
     weight: Float[Tensor, "2 units"]  # of each unit in the two losses
-    correction: Float[Tensor, " weights"] | None  # what realignment adds to the backbone's gradient
+    correction: Float[Tensor, " weights"] | None  # that realignment adds to the backbone's gradient
 
 
 class Harmonization(AlignedLearner):
-    """A backbone shared by three modalities under two losses whose gradients are compared unit by unit."""
+    """A backbone shared by three modalities under two losses, whose gradients are compared for each unit."""
 
     config: HarmonizationConfig
 
@@ -351,7 +370,7 @@ class Harmonization(AlignedLearner):
             self.second_to_third = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.BatchNorm1d(width))
             self.third_to_third = nn.Linear(width, width)
         self.misaligned: Tensor | None = None
-        # This epoch's cosines, counted, of units that belong together and of others: kept with the run, which resumes with it.
+        # Histograms of this epoch's cosines, of matched and of mismatched units: part of the run's state, for resuming.
         self.register_buffer("counts", torch.zeros(2, BINS))
         self.counts: Tensor
         self.skip = False
@@ -360,7 +379,7 @@ class Harmonization(AlignedLearner):
         return nn.Linear(dim, self.config.tokens)
 
     def begin(self, survey: Survey) -> None:
-        """Measure conflicts where the data says which training items do not belong together, by domains after "aligned"."""
+        """Measure conflicts where the data labels mismatched training items: by domains after a first domain "aligned"."""
         domains = survey.domains
         if domains is not None and survey.domain_names[:1] == ("aligned",):
             self.misaligned = domains > 0
@@ -368,7 +387,7 @@ class Harmonization(AlignedLearner):
     # --- the two losses
 
     def spaces(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Unit embeddings in the space of first and second, and in that of first and third; they may be one."""
+        """Return unit embeddings in the space of first and second, and in that of first and third; they may be one space."""
         second: dict[str, Tensor] = {}
         third: dict[str, Tensor] = {}
         for name, values in inputs.items():
@@ -379,7 +398,7 @@ class Harmonization(AlignedLearner):
                 third[name] = self.third_to_third(x)
             else:
                 second[name] = self.first_to_second(x) if name == self.names[0] else self.second_to_second(x)
-                # In training the loss wants the first alone here, and batch statistics are to be its own.
+                # In training the loss needs only the first here, and batch statistics must come from it alone.
                 if name == self.names[0] or not self.training:
                     third[name] = self.second_to_third(second[name])
         first, other = (
@@ -388,7 +407,7 @@ class Harmonization(AlignedLearner):
         return first, other
 
     def pairs(self, batch: Mapping[str, Any]) -> tuple[_Pair, _Pair]:
-        """First against second and first against third, of this process's rows."""
+        """Return the operands of first against second and first against third, of this process's rows."""
         (first, second, third), there = self.names, batch["present"]
         va, vt = self.spaces(batch["inputs"])
         scale = 1 / self.config.temperature
@@ -403,7 +422,7 @@ class Harmonization(AlignedLearner):
         everybody = tuple(_Pair(*(gather_rows(part) for part in pair)) for pair in local)
         each = [_per_sample(pair, config.objective) for pair in everybody]
         unit = self.unit_of(len(each[0]))
-        # How many losses of each kind a unit has: an item that lacks a modality has none.
+        # Number of losses of each kind in a unit: an item that lacks a modality has none.
         size = torch.stack(
             [losses.new_zeros(int(unit.max()) + 1).index_add(0, unit, pair.there.to(losses.dtype))
              for losses, pair in zip(each, everybody, strict=True)]
@@ -431,8 +450,8 @@ class Harmonization(AlignedLearner):
         ]
         loss = torch.stack(parts).mean()
         if correction is not None:
-            # The loss has the plain sum of the gradients; the backbone gets what realignment changes on top. The term is
-            # zero and has that gradient: one backward pass fills all, also over processes.
+            # The loss has the plain sum of the gradients. This term is zero, and its gradient is the change by realignment:
+            # one backward pass gives both, also across processes.
             flat = torch.cat([parameter.flatten() for parameter in self.backbone.parameters()])
             extra = (flat * correction.to(flat.dtype)).sum()
             loss = loss + extra - extra.detach()
@@ -445,16 +464,16 @@ class Harmonization(AlignedLearner):
         return curriculum_threshold(self.position.step, self.total_steps, config.threshold_start, config.threshold_end)
 
     def unit_of(self, total: int) -> Tensor:
-        """Which unit each row of the gathered batch belongs to. Processes are dealt the batch one item after another."""
+        """Return the unit of each row of the gathered batch. The batch's items go to the processes in turn."""
         size = world()[1]
         position = torch.cat([torch.arange(rank, total, size) for rank in range(size)]).to(self.device)
         return position if self.config.unit == "sample" else position // self.config.micro_batch
 
     def compare(self, local: tuple[_Pair, ...], everybody: tuple[_Pair, ...], unit: Tensor, size: Tensor) -> _Compared:
-        """The two gradients of every unit, and what follows from them.
+        """Compute the two gradients of every unit, and from them weights and correction.
 
-        A unit's gradient first reaches the embeddings, where no network is gone through, then the backbone's weights, for
-        `chunk` units at a time.
+        A unit's gradient is first computed on the embeddings, without passing a network. Then it is computed on the backbone's
+        weights, for `chunk` units at a time.
         """
         config = self.config
         leaves, means = [], []
@@ -495,7 +514,7 @@ class Harmonization(AlignedLearner):
             products.append(found)
             keeps.append(keep)
             if config.realign and config.gradients == "backbone":
-                # What the other gradient loses is along this one, so it weighs what the other does: by its items.
+                # The other gradient loses a component along this one, so the other's weight counts: its number of items.
                 other = (asked @ size.T * keep[:, None]).flip(1).T
                 added = [
                     ((factor - 1) * weight).to(g.dtype) @ g
@@ -514,22 +533,22 @@ class Harmonization(AlignedLearner):
             weight = weight * (1 + (torch.stack(whole.factors).to(size.dtype) - 1) * ratio)
         return _Compared(whole, keep, weight, correction)
 
-    # --- what is known of the conflict
+    # --- measures of the conflict
 
     def watch(self, batch: Mapping[str, Any], cosine: Tensor) -> None:
-        """Count this epoch's cosines beside the truth, where the data tells it."""
+        """Count this epoch's cosines of matched and of mismatched units, where the data labels them."""
         if self.misaligned is None or self.config.unit != "sample":
             return
         if self.position.batch == 0:
             self.counts.zero_()
         index = gather_rows(batch["index"])
         wrong = self.misaligned.to(index.device)[index].long()
-        # Rows are gathered process by process, units are numbered as the batch was dealt out.
+        # Rows are gathered process by process; units are numbered in the order of the batch.
         bins = ((cosine[self.unit_of(len(index))] + 1) / 2 * BINS).long().clamp(0, BINS - 1)
         self.counts.index_put_((wrong, bins), self.counts.new_ones(len(bins)), accumulate=True)
 
     def before_step(self) -> None:
-        # Without a unit left there is nothing to learn from: no step, not even one of momentum alone.
+        # Without a kept unit there is no step, not even one of momentum alone.
         if self.skip:
             for parameter in self.parameters():
                 parameter.grad = None
@@ -538,7 +557,7 @@ class Harmonization(AlignedLearner):
         first, other = self.spaces(batch["inputs"])
         embedding = other
         if self.config.heads == "vatt":
-            # Both spaces side by side: a dot product is the similarity in those that both modalities are in.
+            # Both spaces side by side: a dot product is the similarity in the spaces that both modalities have.
             embedding = {
                 name: torch.cat([first[name], x], 1) / 2**0.5
                 if name in first
@@ -552,7 +571,7 @@ class Harmonization(AlignedLearner):
 
 
 def _summed(gradients: Tensor) -> Tensor:
-    """Each process has what its own rows contribute; the gradient is their sum."""
+    """Sum the contributions of all processes' rows to a gradient."""
     if world()[1] > 1:
         dist.all_reduce(gradients)
     return gradients

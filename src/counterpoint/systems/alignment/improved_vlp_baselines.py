@@ -3,17 +3,16 @@
 Fini, Astolfi, Romero-Soriano, Verbeek, Drozdzal: "Improved baselines for vision-language pre-training", TMLR 2023, arXiv
 2305.08675.
 
-The paper puts Barlow Twins, SimSiam, BYOL and SwAV between image and text beside CLIP's loss, and finds that each helps a
-basic CLIP, but that a better recipe for CLIP itself helps more and leaves them nothing to add. The recipe: a weak and A
-strong views of image and text, the strong ones compared in a space of their own, behind an MLP, with label smoothing.
-Symbols: z the global projections of the weak views, h^a the local ones of the strong, e the smoothing.
+The paper adds Barlow Twins, SimSiam, BYOL or SwAV between image and text to CLIP's loss. Each helps a basic CLIP. But a better
+recipe for CLIP itself helps more, and with it they add nothing. The recipe has one weak view and A strong views of image
+and text. The strong views are compared in a separate space, behind an MLP, with label smoothing. Symbols: z the global
+projections of the weak views, h^a the local projections of the strong views, e the smoothing.
 
-All losses, heads and scales are here; the views of text are in views/text.py. Where the released code differs, or what is
-not here:
+This file has all losses, heads and scales; the views of text are in views/text.py. Differences from the released code:
   - Across processes the code's gathered columns carry no gradient. Here they do, unless `local_gradients` is set.
-  - The code clamps the local scale after each step even where there is none; here only what is there.
+  - The code clamps the local scale after each step even where there is none; here only existing scales are clamped.
   - Synonyms need WordNet. `augment_text` takes a dictionary of them; without one the other two changes share their weight.
-  - SwALIP in the form with prototypes, which the code also holds, is not here.
+  - SwALIP with prototypes, which the code also has, is not supported.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from counterpoint.views.text import augment_text
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
-# Up to so many items their assignments are held as matrices.
+# Maximum number of items whose assignments are held as matrices.
 WHOLE = 1024
 
 # ---------------------------------------------------------------------------------------------------- the contrastive loss
@@ -59,9 +58,9 @@ WHOLE = 1024
 def _smoothed(
     a: Tensor, b: Tensor, logit_scale: float | Tensor, smoothing: float, local: bool
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of rows and columns of logit_scale * norm(a) norm(b)^T, the diagonal as targets, smoothed.
+    """Mean cross-entropies of rows and columns of logit_scale * norm(a) norm(b)^T, with the smoothed diagonal as targets.
 
-    The smoothed target's term, the mean of a row's similarities, is the similarity with the mean key: no matrix here either.
+    The smoothing's term is the mean of a row's similarities. It equals the similarity with the mean key and needs no matrix.
     """
     x, y = (unit(v) for v in (a, b))
     if local and world()[1] > 1:
@@ -78,14 +77,14 @@ def _smoothed(
 
 
 def _one_way(query: Tensor, key: Tensor, smoothing: float) -> Tensor:
-    """The rows' cross-entropy alone."""
+    """Compute the cross-entropy of the rows alone."""
     rows = batch_logsumexp(query, key).rows
     everybody = gather_rows(key).mean(0)
     return global_mean(rows - (1 - smoothing) * positive_similarity(query, key) - smoothing * (query @ everybody))
 
 
 class CL2LTerms(NamedTuple):
-    """The four means that CLIP-rocket's loss is made of; the local ones are 0 where there are no strong views."""
+    """The four means of CLIP-rocket's loss; the local ones are 0 without strong views."""
 
     image_global: Float[Tensor, ""]
     text_global: Float[Tensor, ""]
@@ -106,13 +105,13 @@ def cl2l_terms(
     *,
     local_gradients: bool = False,
 ) -> CL2LTerms:
-    """The terms of `cl2l_loss` one by one: global ones unsmoothed, local ones the mean over the A^2 pairs of views."""
+    """Compute the terms of `cl2l_loss`: global ones without smoothing, local ones as means over the A^2 pairs of views."""
     need_alike("n dim", z_img=z_img, z_txt=z_txt)
     need_within(0, 1, label_smoothing=label_smoothing)
     for name, value in (("logit_scale", logit_scale), ("local_logit_scale", local_logit_scale)):
         need_positive(**{name: value})
     if len(h_imgs) != len(h_txts):
-        raise ValueError(f"h_imgs and h_txts must be as many, got {len(h_imgs)} and {len(h_txts)}")
+        raise ValueError(f"h_imgs and h_txts must have equal numbers of views, got {len(h_imgs)} and {len(h_txts)}")
     glob = _smoothed(z_img, z_txt, logit_scale, 0.0, local_gradients)
     local: list[tuple[Tensor, Tensor]] = []
     for h_img in h_imgs:
@@ -138,20 +137,20 @@ def cl2l_loss(
     *,
     local_gradients: bool = False,
 ) -> Float[Tensor, ""]:
-    r"""CLIP-rocket (CL2L): global to global and local to local contrast.
+    r"""Compute CLIP-rocket's loss (CL2L): global to global and local to local contrast.
 
         L_img = (L_img^glob + A L_img^loc) / (1 + A), the same for text;  L = (L_img + L_txt) / 2, or their sum.
 
     Args:
-        z_img, z_txt: global projections of the weak views; normalised here, as all are.
-        h_imgs, h_txts: local projections of the A strong views of each. None: CLIP.
-        logit_scale, local_logit_scale: 1 / temperature of either, not its logarithm.
-        label_smoothing: e of the local terms: targets are 1 - e on the match plus e / n everywhere.
+        z_img, z_txt: global projections of the weak views; all projections are normalised here.
+        h_imgs, h_txts: local projections of the A strong views of each. Empty: plain CLIP.
+        logit_scale, local_logit_scale: 1 / temperature of global and local terms, > 0, not its logarithm.
+        label_smoothing: e of the local terms, 0..1: targets are 1 - e on the match plus e / n everywhere.
         reduction: "sum" doubles the loss, as the recipe does.
         local_gradients: across processes, only a process's own rows carry gradient, as in the released code.
 
-    Every pair of views is one pass of the kernel for both directions. A batch of one: 0. Raises ValueError for shapes and
-    numbers that do not fit.
+    Every pair of views is one pass of the kernel for both directions. For a batch of one the loss is 0. Raises ValueError for
+    shapes and numbers that do not fit.
 
     >>> cl2l_loss(torch.eye(2), torch.eye(2), logit_scale=1.0)
     tensor(0.3133)
@@ -174,14 +173,15 @@ def cl2l_loss(
 def barlow_cross(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 5e-3, weight: float = 0.025
 ) -> Float[Tensor, ""]:
-    """BarLIP's term of one pair: weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2), C = z1^T z2 / n.
+    """Compute BarLIP's term of a pair: weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2), C = z1^T z2 / n.
 
     Args:
-        z1, z2: image and text projections, row by row. They are taken as they are: the projector ends in a normalisation
+        z1, z2: image and text projections, row by row. They are not normalised here: the projector ends in a normalisation
             over the batch.
-        redundancy: weight of what lies off the diagonal.
+        redundancy: weight of the entries off the diagonal.
+        weight: factor of the term.
 
-    C is that of the whole batch across processes. Raises ValueError for shapes that differ.
+    Across processes C is that of the whole batch. Raises ValueError for shapes that differ.
 
     >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
     0.0
@@ -196,9 +196,9 @@ def barlow_cross(
 @over_group
 @full_precision
 def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """2 - 2 mean_i cos(p_i, v_i): one modality's prediction p of the other's projection v, which gets no gradient.
+    """Compute 2 - 2 mean_i cos(p_i, v_i), with one modality's prediction p of the other's projection v.
 
-    Both are normalised here. Raises ValueError for shapes that differ.
+    Both are normalised here; v gets no gradient. Raises ValueError for shapes that differ.
 
     >>> byol_cross(torch.eye(2), torch.eye(2))
     tensor(0.)
@@ -212,7 +212,7 @@ def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"
 def barlip_loss(
     v_img: Float[Tensor, "n dim"], v_txt: Float[Tensor, "n dim"], v_imgs: Views = (), v_txts: Views = ()
 ) -> Float[Tensor, ""]:
-    """BarLIP: `barlow_cross` averaged over the global pair and the A^2 local pairs of projections."""
+    """Compute BarLIP: `barlow_cross` averaged over the global pair and the A^2 local pairs of projections."""
     pairs = [(v_img, v_txt), *((a, b) for a in v_imgs for b in v_txts)]
     return torch.stack([barlow_cross(a, b) for a, b in pairs]).mean()
 
@@ -229,9 +229,9 @@ def siamlip_loss(
     v_imgs: Views = (),
     v_txts: Views = (),
 ) -> Float[Tensor, ""]:
-    """SiamLIP: `byol_cross` averaged over 2 + 2 A^2 terms: image predicts text and text image, global and local views.
+    """Compute SiamLIP: `byol_cross` averaged over 2 + 2 A^2 terms of global and local views.
 
-    BYOLIP is the same with v from a momentum copy of the model.
+    Image predicts text, and text predicts image. BYOLIP is the same with v from a momentum copy of the model.
     """
     pairs = [(p_img, v_txt), (p_txt, v_img)]
     pairs += [(p, v) for p in p_imgs for v in v_txts] + [(p, v) for p in p_txts for v in v_imgs]
@@ -247,21 +247,22 @@ def swalip_loss(
     epsilon: float = 0.05,
     iterations: int = 3,
 ) -> Float[Tensor, ""]:
-    r"""SwALIP without prototypes: the other modality's batch is what one is assigned to.
+    r"""Compute SwALIP without prototypes: the rows of one modality are assigned to the batch of the other.
 
         L = 1/4 sum_{a,b} 1/2 [ H(K(M_x^{1-a,1-b}), softmax(s M_x^{ab})) + H(K(M_t^{1-a,1-b}), softmax(s M_t^{ab})) ]
 
-    M_x^{ab} are the cosines of image view a with text view b, M_t those of text with image, K `sinkhorn` (no gradient), H the
-    mean cross-entropy of rows: a pair of views is to have the assignment of the pair of the other views.
+    M_x^{ab} are the cosines of image view a with text view b, M_t those of text with image. K is `sinkhorn` (no gradient). H is
+    the mean cross-entropy of rows. So a pair of views predicts the assignment of the pair of the other views.
 
     Args:
         h_imgs, h_txts: local projections of exactly two views each; normalised here.
-        local_logit_scale: s = 1 / temperature of the local views, not its logarithm.
-        epsilon, iterations: of `sinkhorn`.
+        local_logit_scale: s = 1 / temperature of the local views, > 0, not its logarithm.
+        epsilon, iterations: arguments of `sinkhorn`.
 
-    Up to a batch of `WHOLE` the assignments are made as matrices. Of larger ones an assignment is a softmax with a bias for each
-    column (`sinkhorn_bias`), that of the transposed matrix one with a bias for each row, and neither softmax sees the other's
-    bias: one pass over a pair of views gives both directions. Raises ValueError for another number of views than two.
+    Up to a batch of `WHOLE` the assignments are held as matrices. In larger batches an assignment is a softmax with a bias for
+    each column (`sinkhorn_bias`). The assignment of the transposed matrix has a bias for each row. Neither bias changes the
+    other softmax, so one pass over a pair of views gives both directions. Raises ValueError for another number of views
+    than two.
     """
     if len(h_imgs) != 2 or len(h_txts) != 2:
         raise ValueError(f"h_imgs and h_txts must hold two views each, got {len(h_imgs)} and {len(h_txts)}")
@@ -271,7 +272,7 @@ def swalip_loss(
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
     need_positive(local_logit_scale=local_logit_scale)
-    # The codes count as constants.
+    # The codes are constants.
     image, text = ([unit(gather_rows(once(h, "swalip_loss"))) for h in views] for views in (h_imgs, h_txts))
     total = []
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -299,10 +300,10 @@ def swalip_loss(
 
 # ----------------------------------------------------------------------------------------------------------- views of images
 
-# The paper's; kinds of views of images by name: (weak, strong).
+# Views of images by name: (weak, strong).
 IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe]] = {
     "paper": (Recipe(scale=(0.5, 1.0), flip=0.0), Recipe(jitter=0.8, grey=0.2, blur=0.5)),
-    # Icons and digits are no longer themselves when mirrored, turned grey or cut to a twelfth.
+    # Icons and digits lose their meaning when they are mirrored, made grey or cut to a twelfth.
     "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
 }
 
@@ -326,17 +327,17 @@ class RocketConfig(AlignedConfig):
     image_encoder: str = "timm:vit_base_patch16_224"
     embedding: int = 256
     augmentations: int = 2
-    """Strong views of each image and text, A; 0 is the basic recipe: CLIP on weak views."""
+    """Number A of strong views of each image and text; 0 is the basic recipe: CLIP on weak views."""
     image_views: Literal["paper", "small", "handled"] = "paper"
-    """How images are varied: as in the paper, for small pictures, or for tiny ones as in the claim."""
+    """Augmentation of images: the paper's, one for small pictures (small), or the claim's for tiny ones (handled)."""
     text_views: bool = True
-    """Vary texts: stop words go from weak ones, strong ones change more."""
+    """Augment texts: weak views drop stop words, strong views change more."""
     separate_projector: bool = True
-    """Compare strong views behind an MLP of their own, with a scale of its own."""
+    """Compare strong views behind a separate MLP, with a separate scale."""
     local_hidden: int = 4096
     """Width of that MLP's two hidden layers."""
     label_smoothing: float = 0.1
-    """Of the local loss."""
+    """Label smoothing of the local loss, 0 to 1."""
     reduction: Literal["mean", "sum"] = "sum"
     """"sum" doubles the contrastive loss."""
     text_dropout: float = 0.0
@@ -344,19 +345,19 @@ class RocketConfig(AlignedConfig):
     extra: Extra = "none"
     """A non-contrastive loss to add."""
     swalip_weight: float = 0.2
-    """Weight of SwALIP; the others count once."""
+    """Weight of SwALIP; the other losses have weight 1."""
     extra_hidden: int = 0
-    """Width of their projectors' hidden layers; 0 takes the paper's, 3000 for BarLIP and 2048 for SiamLIP and BYOLIP."""
+    """Width of the extra projectors' hidden layers; 0: the paper's, 3000 for BarLIP and 2048 for SiamLIP and BYOLIP."""
     extra_dim: int = 0
-    """Width of what they project to; 0 takes the paper's, 8192 and 128."""
+    """Width of the extra projectors' output; 0: the paper's, 8192 for BarLIP and 128 for SiamLIP and BYOLIP."""
     momentum_teacher: float = 0.99
-    """BYOLIP: how much of the momentum copy stays at each step."""
+    """Share of the momentum copy that stays at each step (BYOLIP)."""
     local_gradients: bool = False
     """Across processes, only a process's own rows carry gradient, as in the released code."""
     mixture: float = 0.5
-    """Share of the global similarity in the mixture of global and local ones that is measured beside both."""
+    """Share of the global similarity, 0 to 1, in a mixture of global and local similarity, which is also measured."""
     towers: Literal["named", "simple"] = "named"
-    """The encoders that are named, or the claim's: pixels and bags of tokens through one hidden layer each."""
+    """The named encoders, or the claim's: pixels and bags of tokens through one hidden layer each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -374,7 +375,7 @@ class RocketConfig(AlignedConfig):
 
 
 class Rocket(AlignedLearner):
-    """CLIP on a weak and some strong views of image and text."""
+    """CLIP on a weak view and strong views of image and text."""
 
     config: RocketConfig
 
@@ -425,7 +426,7 @@ class Rocket(AlignedLearner):
         return batch | {"views": views}
 
     def varied(self, name: str, values: Any, total: int, mine: slice, generator: torch.Generator) -> list[Any]:
-        """The weak view and the strong ones, drawn for the whole batch of `total` items and cut to this process's."""
+        """Return the weak view and the strong ones: drawn for the whole batch of `total` items, cut to rows `mine`."""
         kind, strong = self.kinds[name], self.config.augmentations
         if kind == "image":
             return self._images(values, total, mine, strong, generator)
@@ -453,7 +454,7 @@ class Rocket(AlignedLearner):
         ids, mask = values
         tokenizer = self.tokenizers[name]
         texts = [tokenizer.decode(row[there].tolist()) for row, there in zip(ids, mask, strict=True)]
-        # A generator for each item, so that what is drawn for one does not depend on the others' words.
+        # A generator for each item, so that the draw for one item does not depend on the words of others.
         seeds = torch.randint(2**62, (total,), generator=generator)[mine].tolist()
         made: list[list[str]] = [[] for _ in range(1 + strong)]
         for text, seed in zip(texts, seeds, strict=True):
@@ -465,7 +466,7 @@ class Rocket(AlignedLearner):
 
     @contextlib.contextmanager
     def _dropped(self, name: str) -> Iterator[None]:
-        """Dropout before each block of a text encoder, while in the `with` block."""
+        """Apply dropout before each block of a text encoder, inside the `with` block."""
         blocks = self.encoders[name].blocks if self.kinds[name] == "text" and self.config.text_dropout else ()
 
         def drop(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -479,7 +480,7 @@ class Rocket(AlignedLearner):
                 hook.remove()
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        # `_dropped` changes a text encoder for the time of a call, so it must run once, whole.
+        # `_dropped` changes a text encoder during a call, so the encoder must run once, on all rows.
         whole = [self.encoders[name] for name in self.pair if self.kinds[name] == "text" and self.config.text_dropout]
         return [(encoder, method) for encoder, method in super().row_wise() if encoder not in whole]
 
@@ -487,12 +488,12 @@ class Rocket(AlignedLearner):
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:
-        """Global and local inverse temperatures."""
+        """Inverse temperatures, global and local."""
         local = self.log_scale if self.local_log_scale is None else self.local_log_scale
         return self.log_scale.exp(), local.exp()
 
     def local_project(self, name: str, features: Tensor) -> Tensor:
-        """The projection of strong views: their own MLP, or the global one."""
+        """Project strong views with their own MLP, or else with the global one."""
         return (self.local_heads if self.local_heads else self.heads)[name](features)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -525,7 +526,7 @@ class Rocket(AlignedLearner):
         return losses
 
     def added(self, views: dict[str, list[Any]], features: dict[str, list[Tensor]]) -> Tensor:
-        """BarLIP, SiamLIP or BYOLIP of the features of all views."""
+        """Compute BarLIP, SiamLIP or BYOLIP of the features of all views."""
         v = [[self.extra_heads[name](part) for part in features[name]] for name in self.pair]
         if self.config.extra == "barlip":
             return barlip_loss(v[0][0], v[1][0], v[0][1:], v[1][1:])

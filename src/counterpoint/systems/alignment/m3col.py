@@ -1,21 +1,21 @@
-"""M3CoL: classify from several modalities, helped by a contrast of mixtures in one modality with both originals in another.
+"""M3CoL: classify from several modalities, with a contrast of mixtures in one modality with both originals in another.
 
 Kumar, Singhal, Ranjan, Jain: "Harnessing Shared Relations via Multimodal Mixup Contrastive Learning for Multimodal
 Classification", TMLR 2025, arXiv 2409.17777.
 
-Two samples of one modality are mixed; the mixture is to be as close to each of the two in another modality as their shares
-say (M3Co). After a third of training unmixed contrast with soft targets takes over (MultiSClip). Beside the classifier of all
-embeddings together stands one for each modality, which only training uses. Symbols: lam is a mixture's own share, perm the
-partner, t the temperature, gamma the weight of the contrast.
+Two samples of one modality are mixed. In another modality the two originals are the mixture's targets, weighted by their shares
+(M3Co). After a third of training, unmixed contrast with soft targets replaces M3Co (MultiSClip). One classifier takes
+all embeddings together; only training uses the further classifiers, one for each modality. Symbols: lam is a mixture's
+own share, perm the partner, t the temperature, gamma the weight of the contrast.
 
-All of it is here: both contrasts without a matrix of similarities, the mixing, the classifiers, the switch. Where paper and
-released code differ, or something is not here:
-  - Released code mixes the plain side of a pair too, because it mixes in place. `mix_keys=False` (default) is the paper's,
-    True the code's. Both mix embeddings, though the paper says inputs of all but text: that is `mix_inputs`.
-  - Where perm(i) = i released code overwrites the target lam_i by 1 - lam_i. So does `m3co_loss` unless told to add them up;
-    the learner does as its setting `accumulate_targets` says.
-  - Encoders of other widths than `embedding` get a linear map to it; the paper's are of one width.
-  - Not here: a plateau schedule of the learning rate and learning rates of their own for parts of the network.
+This file has the whole method: both contrasts without a matrix of similarities, the mixing, the classifiers, the switch.
+Differences between paper, released code and this file:
+  - The released code mixes the plain side of a pair too, because it mixes in place. `mix_keys=False` (default) is the paper's
+    form, True the code's. Both mix embeddings. The paper says inputs of all modalities but text: that is `mix_inputs`.
+  - Where perm(i) = i, the released code overwrites the target lam_i by 1 - lam_i. `m3co_loss` does the same by default;
+    `accumulate_targets` adds both.
+  - Encoders of other widths than `embedding` get a linear map to it; the paper's encoders have one width.
+  - Not supported: a plateau schedule of the learning rate, and separate learning rates for parts of the network.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def m3co_loss(
     *,
     accumulate_targets: bool = False,
 ) -> Float[Tensor, ""]:
-    r"""M3Co: cross-entropy of S = u v^T / t with targets P_ii = lam_i and P_i,pi(i) = 1 - lam_i, over rows and columns.
+    r"""Compute M3Co: cross-entropy of S = u v^T / t with targets P_ii = lam_i and P_i,pi(i) = 1 - lam_i, over rows and columns.
 
         L = -1/2 mean_i sum_j P_ij log softmax_j(S_ij) - 1/2 mean_j sum_i P_ij log softmax_i(S_ij)
 
@@ -66,14 +66,14 @@ def m3co_loss(
         mixed: row i is a mixture of samples i and pi(i) of one modality, with shares lam_i and 1 - lam_i.
         fixed: the samples in another modality, unmixed. Both are normalised here.
         perm: pi, the partner of each sample; across processes it counts over the whole batch in rank order.
-        lam: drawn, so without a gradient.
+        lam: own shares, 0..1, without a gradient.
         temperature: > 0.
-        bidirectional: False leaves the first term alone, not halved.
-        accumulate_targets: where pi(i) = i, both shares add up to 1; False lets the second replace the first, as the
-            released code does: a sample that is not mixed (lam_i = 1) then drops out.
+        bidirectional: False keeps only the first term, without the factor 1/2.
+        accumulate_targets: where pi(i) = i, both shares add up to 1. By default the second replaces the first, as in the
+            released code; then a sample that is not mixed (lam_i = 1) drops out.
 
-    P has two entries a row and is made tile by tile, with the similarities. A batch of one has nothing to tell apart: 0.
-    Raises ValueError for shapes that do not fit and indices that point nowhere.
+    P has two entries per row and is computed tile by tile, with the similarities. For a batch of one the loss is 0. Raises
+    ValueError for shapes that do not fit and indices out of range.
 
     >>> m3co_loss(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), torch.ones(2), temperature=1.0)
     tensor(0.3133)
@@ -101,7 +101,7 @@ def m3co_loss(
     row = (own + other) * log_z.rows - log_z.towards
     if log_z.columns is None:
         return global_mean(row)
-    # What a column's targets sum to: its own share, and what others took from it.
+    # The sum of a column's targets: its own share, and the shares that other samples took from it.
     mass = gather_rows(own).index_add(0, gather_rows(perm), gather_rows(other))
     column = mass[here.offset : here.offset + here.rows] * log_z.columns - log_z.towards
     return (global_mean(row) + global_mean(column)) / 2
@@ -112,7 +112,7 @@ def m3co_loss(
 def multisclip_loss(
     preds: Float[Tensor, "n dim"], targs: Float[Tensor, "n dim"], temperature: float = 0.125
 ) -> Float[Tensor, ""]:
-    r"""MultiSClip: cross-entropy of S = p g^T / t and of its transpose with the soft targets Q = softmax_row(g g^T / t).
+    r"""Compute MultiSClip: cross-entropy of S = p g^T / t and of S^T with the soft targets Q = softmax_row(g g^T / t).
 
         L = -1/2 mean_i sum_j Q_ij log softmax_j(S_ij) - 1/2 mean_i sum_j Q_ij log softmax_j(S_ji)
 
@@ -120,7 +120,7 @@ def multisclip_loss(
         preds, targs: p and g, embeddings of one item in a row of each; normalised here. Q has a gradient too.
         temperature: > 0.
 
-    g g^T is symmetric, so the second term is the first down the columns, and one pass gives both without either matrix.
+    g g^T is symmetric. So the second term is the first one over columns, and one pass gives both without either matrix.
     Raises ValueError for shapes that differ.
 
     >>> multisclip_loss(torch.eye(2), torch.eye(2), temperature=1.0)
@@ -137,13 +137,13 @@ def multisclip_loss(
 
 
 def _contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Each item told from the others, both ways: M3Co of what is not mixed, so that partners do not matter."""
+    """Contrast each item with the others in both directions: M3Co without mixing, where partners have no effect."""
     nobody = torch.zeros(len(a), dtype=torch.long, device=a.device)
     return m3co_loss(a, b, nobody, a.new_ones(len(a)), temperature, accumulate_targets=True)
 
 
 def _cycle(names: list[str]) -> list[tuple[str, str]]:
-    """The ordered pairs that are contrasted: both of two modalities; of more, each with the next, the last with the first."""
+    """Return the ordered pairs to contrast: each modality with the next, and the last with the first."""
     return list(zip(names, names[1:] + names[:1], strict=True))
 
 
@@ -152,7 +152,7 @@ def _cycle(names: list[str]) -> list[tuple[str, str]]:
 
 @dataclass
 class M3CoLConfig(AlignedConfig):
-    """Settings of M3CoL. Defaults are the paper's for Food-101, as far as they can be told here."""
+    """Settings of M3CoL. Defaults are the paper's for Food-101, where these settings can express them."""
 
     epochs: int = 50
     batch_size: int = 32
@@ -163,18 +163,18 @@ class M3CoLConfig(AlignedConfig):
     image_encoder: str = "timm:vit_base_patch16_224"
     text_encoder: str = "hf:bert-base-uncased"
     vector_encoder: str = "paper"
-    """The network for vectors: paper (two linear layers of `embedding` with ReLU between), or another by name."""
+    """Network for vectors: paper (two linear layers of width `embedding` with ReLU between), or another by name."""
     pretrained: bool = True
     context: int = 512
     embedding: int = 768
     hidden: int = 256
     """Width of the classifiers' hidden layers."""
     hidden_layers: int = 2
-    """How many they have; the paper has 2 for images and text and 1 for features."""
+    """Number of the classifiers' hidden layers; the paper has 2 for images and text and 1 for features."""
     unimodal: bool = True
-    """Train a classifier of each modality beside that of all."""
+    """Train a classifier of each modality in addition to that of all."""
     contrast: Literal["m3col", "m3co", "multisclip", "plain", "none"] = "m3col"
-    """Mixtures and then soft targets (m3col), one of the two throughout, items told apart as they are, or nothing."""
+    """Mixtures, then soft targets (m3col); only mixtures (m3co); only soft targets (multisclip); no mixing (plain); none."""
     contrast_weight: float = 0.1
     """Weight of the contrast, gamma."""
     mixed_share: float = 0.33
@@ -186,13 +186,13 @@ class M3CoLConfig(AlignedConfig):
     beta: float = 0.15
     """Both parameters of the Beta distribution of the shares."""
     mixed_probability: float = 0.5
-    """With which a sample is mixed at all."""
+    """Probability that a sample is mixed."""
     mix_inputs: bool = False
     """Mix images, sounds and vectors before they are encoded, as the paper says, instead of embeddings (the released code)."""
     mix_keys: bool = False
-    """Mix the other side of a pair as well, by its own draw: what the released code does and the paper does not."""
+    """Mix the other side of a pair too, by a separate draw, as the released code does and the paper does not."""
     accumulate_targets: bool = False
-    """Where a sample was drawn as its own partner, add up both shares instead of keeping the second: see the module."""
+    """Where a sample is drawn as its own partner, add both shares. Default: keep the second one, as the released code does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,14 +207,14 @@ class M3CoLConfig(AlignedConfig):
 
 
 class M3CoL(AlignedLearner):
-    """Classifiers of all modalities together and of each, and a contrast between them."""
+    """A classifier of all modalities together, one of each modality, and a contrast between modalities."""
 
     config: M3CoLConfig
 
     def __init__(self, config: M3CoLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         if not data.classes:
-            raise CounterpointError("m3col learns to classify, but this data has no classes")
+            raise CounterpointError("m3col learns to classify, but this data has no classes; use data with labels")
         inner = [config.hidden] * config.hidden_layers
         self.fused = Stack(config.embedding * len(self.kinds), *inner, data.classes)
         self.single = nn.ModuleDict(
@@ -230,14 +230,14 @@ class M3CoL(AlignedLearner):
         return nn.Identity() if dim == self.config.embedding else super().build_head(dim)
 
     def represent(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """The embeddings that are classified: not normalised."""
+        """Return the embeddings to classify, not normalised."""
         return {name: self.heads[name](self.features(name, values)) for name, values in batch["inputs"].items()}
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         batch = super().prepare(batch, generator)
         rows = len(batch["index"])
         rank, size = world()
-        # Who is mixed with whom is drawn for the whole batch, as it is dealt out to the processes one item after another.
+        # Partners are drawn for the whole batch. Its items go to the processes in turn.
         total = place(rows, self.device).total
         ranked = torch.cat([torch.arange(first, total, size) for first in range(size)])
         mine, position = slice(rank, None, size), ranked.argsort()
@@ -254,22 +254,22 @@ class M3CoL(AlignedLearner):
         return batch | {"mixes": mixes}
 
     def phase(self) -> str:
-        """Which contrast this epoch has."""
+        """Return the contrast of this epoch."""
         config = self.config
         if config.contrast != "m3col":
             return config.contrast
         return "m3co" if self.position.epoch < int(config.mixed_share * config.epochs) else "multisclip"
 
     def mixture(self, name: str, z: Tensor, inputs: Any, drawn: Mix) -> Float[Tensor, "n embedding"]:
-        """A modality's mixtures: of its embeddings z, or the embeddings of its mixed inputs."""
+        """Return a modality's mixtures: mixed embeddings z, or the embeddings of mixed inputs."""
         if not self.config.mix_inputs or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             return _mixed(z, drawn)
         return self.heads[name](self.features(name, _mixed(inputs, drawn)))
 
     def contrast(self, z: Mapping[str, Tensor], inputs: Mapping[str, Any], mixes: Mapping[str, Mix]) -> Tensor:
-        """The sum over the pairs of modalities."""
+        """Sum the contrast over the pairs of modalities."""
         config, phase = self.config, self.phase()
-        # Partners may be other processes' rows.
+        # Partners may be rows of other processes.
         mixed = {}
         if phase == "m3co":
             mixed = {name: self.mixture(name, z[name], inputs[name], mixes[name]) for name in z}
@@ -299,8 +299,8 @@ class M3CoL(AlignedLearner):
         for name, there in batch["present"].items():
             if not bool(there.all()):
                 raise CounterpointError(
-                    f"m3col fuses all modalities, but item {int(batch['index'][~there][0])} has no {name}; leave out "
-                    "items that are not whole"
+                    f"m3col fuses all modalities, but item {int(batch['index'][~there][0])} has no {name}; remove "
+                    "incomplete items"
                 )
         z = self.represent(batch)
         fused = _cross_entropy(self.fused(torch.cat(list(z.values()), 1)), labels)
@@ -322,13 +322,13 @@ class M3CoL(AlignedLearner):
 
 
 def _mixed(z: Tensor, drawn: Mix) -> Tensor:
-    """Rows of this process mixed with their partners, wherever those are."""
+    """Mix rows of this process with their partners, which may be in any process."""
     partners = gather_rows(z)[drawn.permutation]
     return torch.lerp(partners, z, drawn.lam.to(z.dtype).view(-1, *[1] * (z.ndim - 1)))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the batch of all processes; items of no class (-1) count as zero."""
+    """Compute the mean cross-entropy over the batch of all processes; items without a class (-1) count as zero."""
     return global_mean(F.cross_entropy(logits, labels, ignore_index=-1, reduction="none"))
 
 

@@ -3,20 +3,20 @@
 Yu, Liu, Cheng, Feng, Zhang: "Modality-Aware Contrastive Instance Learning with Self-Distillation for
 Weakly-Supervised Audio-Visual Violence Detection", ACM Multimedia 2022, arXiv 2207.05500.
 
-A video is a bag of snippets. A two-stream cross-attention network scores every snippet; top-k MIL ties the scores to the
-video's label. Two additions: snippets are mined per modality into *semi-bags* (violent, background, normal) and the
-violent mean of one modality is contrasted with that of the other against the other's background and normal snippets,
-so that a scream that comes after the blow still finds its partner (Sec. 3.3); and a visual-only network trained beside
-it is blended into the audio-visual one once per epoch (self-distillation, Sec. 3.4).
+A video is a bag of snippets. A two-stream cross-attention network scores every snippet; top-k MIL relates the scores to the
+video's label. The method adds two parts. First, snippets are mined per modality into *semi-bags* (violent, background, normal).
+The violent mean of one modality is contrasted with that of the other, against the other's background and normal snippets. So a
+scream that follows the blow still finds its partner (Sec. 3.3). Second, a visual-only network is trained at the same time. Once
+per epoch it is blended into the audio-visual network (self-distillation, Sec. 3.4).
 
-All of it is here: pooling, semi-bags, the four terms, ramps, blending, both optimisers; both networks, under the published
-parameter names, are in encoders/bags.py. Three places where the released code and the paper's text differ, or the code is silent:
-  - `feature_order`: the released loop hands the two feature streams to the contrast under each other's names.
-    "paper" (default) lets audio scores select audio features; "released" swaps them as the code does.
-  - Padding is attended to (`mask_padding=False`), as in the code; True masks it, which the paper does not do.
-  - A bag without a single snippet crashes the released code; here it is an error that names the video.
-The I3D and VGGish feature extractors are not part of the method (features are given); `counterpoint detect` brings
-backbones of its own.
+This file has the whole method: pooling, semi-bags, the four terms, ramps, blending, both optimisers. Both networks, with the
+published parameter names, are in encoders/bags.py. The released code and the paper differ, or the code fails, in three places:
+  - `feature_order`: the released loop passes the two feature streams to the contrast under exchanged names.
+    "paper" (default) lets audio scores select audio features; "released" exchanges them as the code does.
+  - Attention includes padding (`mask_padding=False`), as in the code; True masks it, which the paper does not do.
+  - A bag without snippets crashes the released code; here it raises an error that names the video.
+The I3D and VGGish feature extractors are not part of the method, which takes features as input. `counterpoint detect` has
+other backbones.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from counterpoint.tasks.bags import BagsConfig
 
 
 class SemiBags(NamedTuple):
-    """What one modality's scores select from one modality's features, over a batch (Sec. 3.3)."""
+    """The features of one modality that one modality's scores select, over a batch (Sec. 3.3)."""
 
     violent: Float[Tensor, "violent_bags hidden"]  # mean of the top snippets of each bag predicted violent
     weight: Float[Tensor, " violent_bags"]  # k of that bag: the paper repeats the mean k times
@@ -64,9 +64,9 @@ def semi_bags(
     seq_len: Int[Tensor, " bags"],
     rep: Float[Tensor, "bags time hidden"],
 ) -> SemiBags:
-    """Mine the semi-bags of one modality. Selection uses values only; gradients flow through the selected rows.
+    """Extract the semi-bags of one modality. Selection uses only values; gradients flow through the selected rows.
 
-    Whether a bag counts as violent is the network's own prediction, bag_prob > 0.5, not the label.
+    The network's own prediction, bag_prob > 0.5, decides whether a bag counts as violent, not the label.
     """
     bags, time, hidden = rep.shape
     count = topk_count(seq_len)
@@ -80,7 +80,7 @@ def semi_bags(
     top = top + offset
     violent = bag_prob.detach() > 0.5
     normal = rows.index_select(0, top[~violent][keep[~violent]])
-    # One row of weight k in place of k equal rows: the same mean over rows, a k-th of the work.
+    # One row of weight k replaces k equal rows: the same mean over rows with 1 / k of the work.
     weight = count[violent].to(rep.dtype)
     chosen = rows.index_select(0, top[violent].flatten()).view(len(weight), top.shape[1], hidden)
     mean = (chosen * keep[violent].unsqueeze(-1)).sum(1) / weight.unsqueeze(-1)
@@ -89,7 +89,7 @@ def semi_bags(
 
 def _four_terms(audio: SemiBags, visual: SemiBags, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if len(audio.weight) == 0 or len(audio.normal) == 0:
-        # Also where L1 and L3 would be defined: so the released code has it.
+        # Also where L1 and L3 would be defined, as in the released code.
         zero = audio.violent.new_zeros(())
         return zero, zero, zero, zero
 
@@ -114,13 +114,13 @@ def semi_bag_contrast(
     visual_rep: Float[Tensor, "bags time hidden"],
     temperature: float = 0.1,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The four contrastive terms over semi-bags (Sec. 3.3, Eq. 5-8).
+    """Compute the four contrastive terms over semi-bags (Sec. 3.3, Eq. 5-8).
 
     Args:
         bag_prob: the network's violence probability of each bag.
         audio_prob, visual_prob: each modality's snippet probabilities; each selects in its own `rep`.
-        seq_len: valid snippets n of each bag; k = floor(n / 16) + 1 are mined at either end.
-        audio_rep, visual_rep: snippet features; normalised inside.
+        seq_len: number n of valid snippets of each bag; k = floor(n / 16) + 1 are selected at the top and at the bottom.
+        audio_rep, visual_rep: snippet features; normalised here.
         temperature: > 0.
 
     Returns (L1, L2, L3, L4): audio to visual against background, against normal; visual to audio against background,
@@ -160,22 +160,22 @@ def semi_bag_contrast(
 
 
 def distillation_momentum(epoch: int, total_epochs: int, base: float = 0.91) -> float:
-    """m(e) = 1 + (m0 - 1)(1 + cos(pi e / E)) / 2: from m0 at epoch 0 towards 1 (Sec. 3.4)."""
+    """Compute the momentum m(e) = 1 + (m0 - 1)(1 + cos(pi e / E)) / 2: from m0 at epoch 0 towards 1 (Sec. 3.4)."""
     return cosine_momentum(epoch, total_epochs, base)
 
 
 def _av_name(visual_name: str) -> str:
-    """The audio-visual network's name for a parameter of the visual one: all alike but the scorer."""
+    """Return the audio-visual network's name for a parameter of the visual one; only the scorer's names differ."""
     return f"att_mmil.{visual_name}" if visual_name.startswith("fc.") else visual_name
 
 
 def parameter_distillation(
     av_state: Mapping[str, Tensor], visual_state: Mapping[str, Tensor], momentum: float
 ) -> dict[str, Tensor]:
-    """theta_AV <- m theta_AV + (1 - m) theta_V for every parameter with a namesake; others (fc_a) stay (Sec. 3.4).
+    """Blend theta_AV <- m theta_AV + (1 - m) theta_V for parameters with a partner; others (fc_a) stay (Sec. 3.4).
 
-    Returns a new state dict; AV `att_mmil.fc.*` pairs with V `fc.*`. Nothing flows back.
-    Raises ValueError when shapes differ or nothing pairs.
+    Returns a new state dict; AV `att_mmil.fc.*` pairs with V `fc.*`. No gradient flows back.
+    Raises ValueError when shapes differ or no parameter has a partner.
     """
     result = {name: value.clone() for name, value in av_state.items()}
     blend(result, {_av_name(name): value for name, value in visual_state.items()}, momentum)
@@ -208,19 +208,19 @@ class MacilSDConfig(BagsConfig):
     temperature: float = 0.1
     """Temperature of the contrast."""
     contrast_delay: int = 0
-    """Epochs after the first for which the contrast's weight stays 0: it must wait for MIL to work."""
+    """Epochs after the first in which the contrast's weight stays 0, until MIL has learnt."""
     contrast_step: float = 0.1
-    """How much the contrast's weight grows each epoch after that."""
+    """Increase of the contrast's weight in each epoch after that."""
     contrast_max: float = 1.5
-    """Where it stops growing."""
+    """Maximum of the contrast's weight."""
     distillation: bool = True
     """Self-distillation from the visual network."""
     base_momentum: float = 0.91
     """Momentum of the blending in epoch 0; it rises to 1 over the epochs."""
     feature_order: Literal["paper", "released"] = "paper"
-    """Which features the audio scores select from: audio's ("paper") or, as in the released code, visual's."""
+    """Features that the audio scores select from: audio's ("paper") or, as in the released code, visual's ("released")."""
     mask_padding: bool = False
-    """Keep padding out of the attention. The published network does not."""
+    """Mask padding in the attention. The published network does not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,12 +234,12 @@ class MacilSDConfig(BagsConfig):
 
 @full_precision
 def _cross_entropy(prob: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of probabilities, in float32: autocast on a GPU refuses it."""
+    """Compute the binary cross-entropy of probabilities, in float32, because autocast on a GPU refuses it."""
     return F.binary_cross_entropy(prob, labels)
 
 
 class MacilSD(Learner):
-    """Trains the audio-visual network, and beside it the visual one whose weights are blended in after every epoch."""
+    """The audio-visual network, and the visual network whose weights are blended into it after every epoch."""
 
     def __init__(self, config: MacilSDConfig, data: BagData, seed: int = 0) -> None:
         super().__init__(seed)
@@ -258,12 +258,12 @@ class MacilSD(Learner):
             self.visual = VisualNet(data.visual_dim, **shape)
 
     def contrast_weight(self, epoch: int) -> float:
-        """lambda(e): the weight of all four terms in epoch e (the paper's lambda_a2b and lambda_a2n are equal)."""
+        """Return lambda(e), the weight of all four terms in epoch e (the paper's lambda_a2b and lambda_a2n are equal)."""
         config = self.config
         return min(config.contrast_max, config.contrast_step * max(0, epoch - config.contrast_delay))
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """The bags cut to the longest of the whole batch, with their lengths, and the labels of all processes' bags."""
+        """Cut the bags to the longest of the whole batch; add their lengths, and the labels of all processes' bags."""
         seq_len = sequence_lengths(batch["visual"])
         if bool((seq_len == 0).any()):
             names = [name for name, n in zip(batch["name"], seq_len.tolist(), strict=True) if n == 0]
@@ -273,13 +273,13 @@ class MacilSD(Learner):
         return batch | cut | {"seq_len": seq_len, "labels": gather_rows(batch["label"])}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss of the audio-visual network: MIL and, weighted, the contrast of semi-bags (Eq. 9)."""
+        """Compute the loss of the audio-visual network: MIL plus the weighted contrast of semi-bags (Eq. 9)."""
         config, seq_len = self.config, batch["seq_len"]
         out = self.av(batch["audio"], batch["visual"], seq_len)
         mil = _cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
         losses = {"loss": mil, "mil": mil}
         if config.contrast:
-            # The contrast is computed even while its weight is 0, so that the curves show where it starts from.
+            # The contrast is computed even while its weight is 0, so that the curves show its initial value.
             audio_rep, visual_rep = out.audio_out, out.visual_out
             if config.feature_order == "released":
                 audio_rep, visual_rep = visual_rep, audio_rep
@@ -295,7 +295,7 @@ class MacilSD(Learner):
         return losses
 
     def visual_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss of the visual network: MIL alone."""
+        """Compute the loss of the visual network: MIL alone."""
         assert self.visual is not None
         prob = gather_rows(self.visual(batch["visual"], batch["seq_len"]).mil_prob)
         return {"visual_loss": _cross_entropy(prob, batch["labels"])}
@@ -307,7 +307,7 @@ class MacilSD(Learner):
         return logits
 
     def timeline(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
-        """What detection draws over time: violence probabilities [bags, time], fused and of each stream."""
+        """Return the curves that detection plots: violence probabilities [bags, time], fused and of each stream."""
         out = self.av(audio, visual)
         return {"score": torch.sigmoid(out.av_logit), "audio": out.audio_prob, "visual": out.visual_prob}
 
@@ -360,6 +360,6 @@ SYSTEM = System(
     config=MacilSDConfig,
     learner=MacilSD,
     data="arcade",
-    # A small set takes few steps, and the paper's ramp (weight 0.1 after one epoch) would drown MIL before it works.
+    # A small set has few steps. The paper's ramp (weight 0.1 after one epoch) would dominate MIL before it has learnt.
     recipes={"async-bags": _LAPTOP, "arcade": _LAPTOP, "videos": _LAPTOP | {"max_length": 200}},
 )

@@ -1,19 +1,21 @@
-"""Symile: any number of modalities in one space, whole tuples told from others, not pairs from pairs.
+"""Symile: contrast whole tuples, not pairs, of any number of modalities in one space.
 
 Saporta, Puli, Goldstein, Ranganath: "Contrasting with Symile: Simple Model-Agnostic Representation Learning for Unlimited
 Modalities", NeurIPS 2024, arXiv 2411.01053.
 
-CLIP on every pair of three modalities sees pairwise information only: where c = a XOR b it learns nothing, though any two
-determine the third. Symile replaces the dot product by the multilinear inner product (MIP), the sum over coordinates of the
-product of all embeddings. Its loss bounds total correlation from below.
+CLIP on every pair of three modalities sees only pairwise information: for c = a XOR b it learns nothing, although any two
+determine the third. Symile replaces the dot product by the multilinear inner product (MIP). The MIP is the sum over
+coordinates of the product of all embeddings. The loss is a lower bound of total correlation.
 
-Here are the loss with both kinds of negatives, the scores of candidates, and the baseline that the paper compares with, the
-sum of pairwise CLIP losses (`objective="clip"`). "n" shuffles the other modalities for N - 1 shared negatives a row, memory
-O(N dim). "n_squared" takes all N^(M-1) combinations; the logits of all M anchors are one array of N^M numbers, which is
-gone through once, in blocks, for all anchors together. A missing modality is a learnt vector in place of the encoder's
-output: with any encoder of a constant "missing" input and indicator, the paper's variants, that is all it can say.
+This file has the loss with both kinds of negatives and the scores of candidates. It also has the paper's baseline, the sum of
+pairwise CLIP losses (`objective="clip"`). "n" shuffles the other modalities for N - 1 shared negatives per row, with memory
+O(N dim). "n_squared" takes all N^(M-1) combinations. The logits of all M anchors are one array of N^M numbers. It is
+computed once, in blocks, for all anchors together.
 
-Not here: the pretrained towers of Symile-M3 (Whisper, CLIP, XLM-R) and the chest X-ray networks of Symile-MIMIC.
+A learnt vector replaces the encoder's output for a missing modality. The paper's variants pass a constant "missing" input and an
+indicator through the encoder, whose output is then also constant.
+
+Not supported: the pretrained towers of Symile-M3 (Whisper, CLIP, XLM-R) and the chest X-ray networks of Symile-MIMIC.
 """
 
 from __future__ import annotations
@@ -42,14 +44,14 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
-# Products of embeddings made at a time, in numbers: 64 MiB in float32.
+# Numbers in the products of embeddings that are held at a time: 64 MiB in float32.
 BLOCK = 16 * 2**20
-# Similarities that "n_squared" takes on. A batch of 4,096 triples has as many.
+# Maximum number of similarities for "n_squared". A batch of 4,096 triples has as many.
 MOST = 2**36
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
-    """All factors multiplied, coordinate by coordinate; none of them is changed."""
+    """Multiply all factors, coordinate by coordinate, into a new tensor."""
     found = factors[0]
     for factor in factors[1:]:
         found = found * factor
@@ -69,25 +71,26 @@ def symile(
     *,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
-    r"""The Symile loss: the mean over the M choices of an anchor of its cross-entropy.
+    r"""Compute the Symile loss: the mean of a cross-entropy over the M choices of an anchor modality.
 
     MIP(x_1, ..., x_M) = sum over coordinates k of the product over m of x_m[k]. For anchor a, row i's logits are logit_scale
-    times the MIP of its embedding with tuples of the others: its own tuple, the positive, and negatives, which are
+    times the MIP of its embedding with tuples of the others. The positive is its own tuple. The negatives are
 
         "n"          K_j = product over the others m of O_m[pi_m(j)], j != i, with a permutation for each anchor and other
         "n_squared"  all other combinations of rows of the others
 
     Args:
-        reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments give unit rows, the
+        reps: M embeddings; row i of all of them is one tuple. Not normalised here: the XOR experiments pass unit rows, the
             others the output of a LayerNorm.
         logit_scale: 1 / temperature, not its logarithm; finite, at least 0 (where all logits are equal).
         negatives: see above. "n" needs M >= 2 and memory O(n dim); "n_squared" time n^M, memory n^floor(M/2) dim and n^ceil(M/2).
-        permutations: for "n", per anchor and other modality in their order; over processes those of the whole batch.
-            None: drawn, with `generator` (over processes, the first one's draw).
+        permutations: for "n", one per anchor and other modality, in their order; across processes those of the whole batch.
+            Default: drawn with `generator` (across processes, the first one's draw).
+        generator: source of the draw. Default: torch's own.
 
-    One tuple: 0. For M = 2 "n_squared" is the symmetric InfoNCE (CLIP's). Across processes the batch is everybody's.
-    Raises ValueError for shapes that differ, fewer than two modalities, permutations that do not fit, or more combinations
-    than can be gone through. Source: the authors' code, symile/loss.py and symile/similarity.py.
+    For one tuple the loss is 0. For M = 2 "n_squared" is the symmetric InfoNCE (CLIP's). Across processes the batch is that
+    of all processes. Raises ValueError for shapes that differ, fewer than two modalities and permutations that do not fit.
+    Raises it too for too many combinations. Source: the authors' code, symile/loss.py and symile/similarity.py.
 
     >>> x = torch.eye(4)
     >>> symile([x, x, x], 0.0, "n_squared")   # (M - 1) log n
@@ -106,7 +109,7 @@ def symile_per_anchor(
     *,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " anchors"]:
-    """The loss of each choice of the anchor; `symile` is their mean. Arguments as there."""
+    """Compute the loss of each choice of the anchor; `symile` is their mean. Arguments and errors are those of `symile`."""
     reps = _checked(reps)
     need_scale(logit_scale=logit_scale)
     if negatives not in ("n", "n_squared"):
@@ -140,7 +143,13 @@ def _need_one_type(**named: Sequence[Tensor]) -> None:
 def draw_permutations(
     modalities: int, n: int, generator: torch.Generator | None = None
 ) -> Int[Tensor, "anchors others n"]:
-    """An independent permutation of the batch for each anchor and each of its others."""
+    """Draw an independent permutation of the batch for each anchor and each of its others.
+
+    Args:
+        modalities: M; there are M anchors and M - 1 others.
+        n: number of tuples.
+        generator: source of the draw. Default: torch's own.
+    """
     drawn = [torch.randperm(n, generator=generator) for _ in range(modalities * (modalities - 1))]
     return torch.stack(drawn).view(modalities, modalities - 1, n)
 
@@ -152,12 +161,12 @@ def _shuffled(
     permutations: Tensor | None,
     generator: torch.Generator | None,
 ) -> list[Tensor]:
-    """Losses of each row, for each anchor."""
+    """Compute the losses of each row, for each anchor, with shuffled negatives."""
     here = place(len(positive), positive.device)
     wanted = (len(reps), len(reps) - 1, here.total)
     if permutations is None:
         permutations = draw_permutations(len(reps), here.total, generator).to(positive.device)
-        if world()[1] > 1:  # processes draw each their own: what the first has counts
+        if world()[1] > 1:  # every process draws; the first one's draw counts
             permutations = gather_rows(permutations[None])[0]
     permutations = permutations.to(positive.device)
     counted = torch.arange(here.total, device=positive.device)
@@ -173,17 +182,17 @@ def _shuffled(
     for anchor, rows in enumerate(permutations):
         others = [rep for number, rep in enumerate(everyone) if number != anchor]
         keys = _product([other.index_select(0, row) for other, row in zip(others, rows, strict=True)])
-        # The positive takes the place of the shuffled key on the diagonal.
+        # The positive replaces the shuffled key on the diagonal.
         negative = pair_logsumexp(reps[anchor] * scale, keys, exclude=Diagonal(), origin=(here.offset, 0)).rows
         losses.append(softplus(negative - positive))
     return losses
 
 
 def _combined(reps: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-    """log Z of each row, for each anchor, over all combinations of rows of the others.
+    """Compute log Z of each row, for each anchor, over all combinations of rows of the others.
 
-    The array of all n^M similarities is a matrix: rows are combinations of the first modalities, columns of the last. Its
-    log-sum-exps over rows and columns are, summed further over what is not the anchor, those of every anchor.
+    The array of all n^M similarities is a matrix: rows are combinations of the first modalities, columns of the last. Compute
+    its log-sum-exps over rows and columns, then sum these over all modalities but the anchor.
     """
     here = place(len(reps[0]), reps[0].device)
     n, first = here.total, (len(reps) + 1) // 2
@@ -193,16 +202,16 @@ def _combined(reps: list[Tensor], scale: float | Tensor) -> list[Tensor]:
             f"{float(n) ** len(reps):.1e} similarities, more than {float(MOST):.1e}; use a smaller batch or negatives='n'"
         )
     everyone = gather_rows(torch.stack(reps, 1)).unbind(1)
-    if here.rows == 0:  # nothing to go through, but the other processes wait for this one, forward and backward
+    if here.rows == 0:  # no rows here, but the other processes wait for this one, forward and backward
         own, shared = reps[0].sum(1), torch.stack(everyone[1:]).sum(2) * 0 - math.inf
     else:
         own, shared = _matrix(reps[0] * scale, everyone[1:first], everyone[first:])
-    # This process went through its own rows of the first modality; the other anchors' sums over them want everybody's.
+    # This process has its own rows of the first modality; the other anchors need the sums over all processes' rows.
     return [own, *global_logsumexp(shared)[:, here.offset : here.offset + here.rows]]
 
 
 def _matrix(rows: Tensor, left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """For combinations of these rows and all rows of the others: log Z of each of `rows`, and [others, n] of the others."""
+    """Compute log Z of each of `rows`, and log Z [others, n] of the others, over all combinations with the others' rows."""
     n = len(right[0])
     keys = _outer(right)
     at_once = max(1, BLOCK // (n ** len(left) * keys.shape[1]))
@@ -210,7 +219,7 @@ def _matrix(rows: Tensor, left: Sequence[Tensor], right: Sequence[Tensor]) -> tu
     for part in rows.split(at_once):
         if at_once >= len(rows):
             blocks.append(_block(keys, part, *left))
-        else:  # neither the products nor their similarities are kept: the backward pass makes them again, block by block
+        else:  # neither the products nor their similarities are kept: the backward pass computes them again in blocks
             blocks.append(checkpoint(_block, keys, part, *left, use_reentrant=False, preserve_rng_state=False))
     row = torch.cat([found for found, _ in blocks]).view(len(rows), *[n] * len(left))
     column = torch.stack([found for _, found in blocks]).logsumexp(0).view([n] * len(right))
@@ -221,7 +230,7 @@ def _matrix(rows: Tensor, left: Sequence[Tensor], right: Sequence[Tensor]) -> tu
 
 
 def _outer(factors: Sequence[Tensor]) -> Tensor:
-    """The products of all combinations of rows, [n_1 n_2 ..., dim], the last factor's row running fastest."""
+    """Compute the products of all combinations of rows, [n_1 n_2 ..., dim]; the last factor's row varies fastest."""
     found = factors[0]
     for factor in factors[1:]:
         found = (found[:, None] * factor).flatten(0, 1)
@@ -242,10 +251,10 @@ def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
 def clip_pairwise_loss(
     reps: Sequence[Float[Tensor, "n dim"]], logit_scale: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """The baseline: CLIP's symmetric loss summed (not averaged) over all pairs of modalities.
+    """Compute the baseline: CLIP's symmetric loss summed (not averaged) over all pairs of modalities.
 
-    Args as `symile`'s. Across processes the batch is everybody's. Raises ValueError for shapes that differ and fewer than
-    two modalities.
+    Arguments are those of `symile`. Across processes the batch is that of all processes. Raises ValueError for shapes that
+    differ and for fewer than two modalities.
 
     >>> clip_pairwise_loss([torch.eye(3)] * 3, 0.0)   # 3 log 3
     tensor(3.2958)
@@ -265,7 +274,7 @@ def clip_pairwise_loss(
 def mip_similarity(
     candidates: Float[Tensor, "c dim"], others: Sequence[Float[Tensor, "n dim"]]
 ) -> Float[Tensor, "n c"]:
-    """MIP of every candidate of one modality with each row of all other modalities: sum_k c[k] prod_m other_m[k].
+    """Compute the MIP of every candidate of one modality with each row of all others: sum_k c[k] prod_m other_m[k].
 
     Raises ValueError for shapes that do not fit.
 
@@ -281,7 +290,7 @@ def zeroshot_symile(
     others: Sequence[Float[Tensor, "n dim"]],
     logit_scale: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "n c"]:
-    """Symile's score of each candidate for each row of the other modalities: logit_scale times `mip_similarity`.
+    """Compute Symile's score of each candidate for each row of the other modalities: logit_scale times `mip_similarity`.
 
     Its softmax over candidates is p(candidate | all others). Raises ValueError for shapes that do not fit.
     """
@@ -295,9 +304,9 @@ def zeroshot_clip(
     others: Sequence[Float[Tensor, "n dim"]],
     logit_scale: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "n c"]:
-    """Pairwise CLIP's score: logit_scale (sum_m other_m . c + sum over pairs of the others of their dot product).
+    """Compute pairwise CLIP's score: logit_scale (sum_m other_m . c + sum of the dot products of pairs of the others).
 
-    The second sum is the same for all candidates and moves no ranking. Raises ValueError for shapes that do not fit.
+    The second sum is the same for all candidates and changes no ranking. Raises ValueError for shapes that do not fit.
 
     >>> zeroshot_clip(torch.eye(2), [torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])])
     tensor([[3., 1.]])
@@ -305,7 +314,7 @@ def zeroshot_clip(
     need_scale(logit_scale=logit_scale)
     queries = _queries(candidates, others)
     total = torch.stack(queries).sum(0)
-    # The sum over pairs is half of what the square of the sum has beyond the squares.
+    # The sum over pairs is half the difference between the square of the sum and the sum of the squares.
     among = (total.square() - torch.stack(queries).square().sum(0)).sum(1, keepdim=True) / 2
     return logit_scale * (total @ wide(candidates).T + among)
 
@@ -325,7 +334,7 @@ def _queries(candidates: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass
 class SymileConfig(AlignedConfig):
-    """Settings of Symile. Defaults are those of the paper's XOR example, the one whose recipe is published whole."""
+    """Settings of Symile. Defaults are those of the paper's XOR example, the only one with a complete published recipe."""
 
     epochs: int = 50
     batch_size: int = 1000
@@ -336,17 +345,17 @@ class SymileConfig(AlignedConfig):
     weight_decay: float = 0.01
     constant_lr: bool = True
     objective: Literal["symile", "clip"] = "symile"
-    """The loss: Symile's, or the sum of pairwise CLIP losses that it is compared with."""
+    """The loss: Symile's, or the baseline, the sum of pairwise CLIP losses."""
     negatives: Literal["n", "n_squared"] = "n"
-    """Shuffled negatives, one a row of the batch, or all combinations of rows."""
+    """Shuffled negatives, one for each row of the batch, or all combinations of rows."""
     normalize: bool = True
-    """Bring embeddings to unit length, as the XOR experiments do; off, a LayerNorm ends each encoder, as in Symile-M3."""
+    """Normalise embeddings to unit length, as in the XOR experiments; off, a LayerNorm ends each encoder, as in Symile-M3."""
     log_scale: float = -0.3
-    """Where the logarithm of the learnt scale of the logits starts. It is not bounded."""
+    """Initial logarithm of the learnt scale of the logits. It is not bounded."""
 
 
 class Symile(AlignedLearner):
-    """Two modalities or more under one loss of whole tuples."""
+    """Two or more modalities under one loss of whole tuples."""
 
     def __init__(self, config: SymileConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -361,7 +370,7 @@ class Symile(AlignedLearner):
 
     @property
     def whole_tuples(self) -> bool:
-        """Whether only a query of all other modalities together scores as in training: their product with the target."""
+        """Whether a query must have all other modalities, to score as in training: by their product with the target."""
         return self.config.objective == "symile" and len(self.kinds) > 2
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -369,7 +378,7 @@ class Symile(AlignedLearner):
         if self.config.objective == "symile" and self.config.negatives == "n":
             total = place(len(batch["index"]), self.device).total
             drawn = draw_permutations(len(self.kinds), total, generator)
-            # Each process has every size-th row; gathered in rank order, the rows stand in another order than drawn for.
+            # Each process has every size-th row; in rank order, the gathered rows have another order than in the draw.
             size = world()[1]
             order = torch.cat([torch.arange(rank, total, size) for rank in range(size)])
             batch["permutations"] = order.argsort()[drawn[..., order]].to(self.device)
@@ -379,7 +388,7 @@ class Symile(AlignedLearner):
         found = {}
         for name, values in batch["inputs"].items():
             features = self.features(name, values)
-            if "present" in batch:  # prompts of classes are texts alone, and all there
+            if "present" in batch:  # prompts of classes are only texts, and all present
                 features = torch.where(batch["present"][name][:, None], features, self.missing[name])
             out = self.heads[name](features)
             found[name] = F.normalize(out, dim=1, eps=EPS) if self.config.normalize else self.norms[name](out)
@@ -410,6 +419,6 @@ SYSTEM = System(
     learner=Symile,
     data="xor",
     recipes={"xor": _XOR},
-    # CLIP's start of the scale: at LAPTOP's learning rate it does not get from e^-0.3 to where it is needed.
+    # CLIP's initial scale: at LAPTOP's learning rate the scale does not rise far enough from e^-0.3.
     recipe=LAPTOP | {"vector_encoder": "mlp", "constant_lr": False, "log_scale": math.log(1 / 0.07)},
 )
