@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check new try claims lint types prose docs bench bench-check catalogue lock clean
+.PHONY: demo test test-all check new try claims lint types prose docs bench bench-check catalogue lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
 
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-all: $(STAMP)  ## the default suite and the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not claim' -n auto --dist worksteal
 
 check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests
 	bash .ci/run

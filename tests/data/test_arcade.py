@@ -197,6 +197,7 @@ def test_the_package_missing_says_how_to_get_it(monkeypatch, tmp_path):
     assert not list((tmp_path).rglob("*.npz"))
 
 
+@pytest.mark.slow
 @needs_package
 def test_clips_are_told_apart_by_sight_and_sound_together(tmp_path, monkeypatch):
     """Neither trivial nor hopeless: snippet classifiers with the truth at hand do well, better with both senses."""

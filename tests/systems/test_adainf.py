@@ -101,6 +101,7 @@ def test_a_mixture_looks_like_the_images_and_is_kept(tmp_path):
     assert len(generated.generated_images(data, "mixture", 300)[0]) == 300
 
 
+@pytest.mark.slow
 def test_diffusion_learns_what_its_images_have_in_common():
     pytest.importorskip("diffusers", reason="the extra [generation] is not installed")
     real = np.zeros((8, 8, 8, 3), np.uint8)
