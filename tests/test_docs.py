@@ -251,7 +251,7 @@ def test_the_readme_s_claims_are_the_record_s():
     shown = text.partition("<!-- claims:begin -->")[2].partition("<!-- claims:end -->")[0].strip().splitlines()
     assert shown[2:] == rows
     assert len(record["seeds"]) == 10  # the text says ten
-    assert "Ten seeds" in text
+    assert "ten seeds" in text
 
 
 def test_the_readme_s_extras_are_the_project_s():
