@@ -3,7 +3,7 @@
     python benchmarks/contrast.py [--only time memory limit training]      writes results/bench/contrast.json and .svg
 
 The extra [bench] installs the peers: open_clip_torch, lightly, pytorch-metric-learning. Each measurement runs in a separate
-process, ours and the peer's in turn, forward and backward in float32 on two threads. A round's ratio is the peer's time over
+process, ours and the peer's in turn. It is forward and backward in float32 on two threads. A round's ratio is the peer's time over
 ours; the record has the median over the rounds. Extra memory is the process's peak minus its memory before the call.
 """
 
