@@ -2,7 +2,7 @@
 
     python benchmarks/fixed_keys.py [--rounds 9]      writes results/bench/fixed_keys.json
 
-Both take the same query with a gradient, and the same keys without one (a queue, a bank, a locked tower). They run
+Both take the same query with a gradient. The same keys have none (a queue, a bank, a locked tower). They run
 forward and backward, in turn, in one process on one thread, in float32. The general method keeps tiles up to 64 MiB and
 computes the rest again: two products where all is kept, else three. The short method needs two and keeps none. The record has
 medians over the rounds and their ratio, general over short: above 1 the short method is faster. Memory is the peak of a
