@@ -1,10 +1,10 @@
-"""ALBEF's momentum contrast against a transcription of its formula with the whole matrices: time and extra memory.
+"""Compare ALBEF's momentum contrast with a transcription of its formula that stores whole matrices: time, extra memory.
 
     python benchmarks/albef.py [--rounds 7]      writes results/bench/albef.json
 
-Both take the same batch, queues and momentum features (256 wide, float32, alpha 0.4), forward and backward, in turn in
-one process on one thread. Reported are the medians over the rounds and their ratio, transcription's over ours, so above 1
-ours is the faster. Memory is what one more process of each needs at its peak beyond what it held before.
+Both take the same batch, queues and momentum features (256 wide, float32, alpha 0.4). They run forward and backward, in turn,
+in one process on one thread. The record has the medians over the rounds and their ratio, the transcription's time over ours:
+above 1 ours is faster. Memory is the peak of a separate process of each, minus its memory before the call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def transcription(
     temp: Tensor,
     alpha: float,
 ) -> Tensor:
-    """The card's formula line by line: student's and teacher's matrices, hard and soft targets, two cross-entropies."""
+    """Compute the paper's formula line by line: both networks' matrices, hard and soft targets, two cross-entropies."""
     import torch
     from torch.nn.functional import log_softmax, normalize, softmax
 
@@ -58,7 +58,7 @@ def transcription(
 
 
 def case(batch: int, queue: int) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
-    """Both losses as functions of nothing, and the inputs that get gradients."""
+    """Return both losses as functions without arguments, and the inputs that get gradients."""
     import torch
     from torch.nn.functional import normalize
 
@@ -77,7 +77,7 @@ def case(batch: int, queue: int) -> tuple[dict[str, Callable[[], Tensor]], list[
 
 
 def step(call: Callable[[], Tensor], wanted: list[Tensor]) -> tuple[float, float]:
-    """(seconds of forward and backward, the loss)."""
+    """Run forward and backward. Return the seconds and the loss."""
     for x in wanted:
         x.grad = None
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def measure(batch: int, queue: int, rounds: int) -> dict[str, Any]:
 
 
 def extra(name: str, batch: int, queue: int) -> float:
-    """Megabytes at the peak of one forward and backward beyond what was held before it."""
+    """Return the peak memory of one forward and backward pass, minus the memory before it, in megabytes."""
     small, few = case(8, 64)
     step(small[name], few)
     calls, wanted = case(batch, queue)

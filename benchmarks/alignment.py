@@ -1,11 +1,11 @@
-"""The losses of the alignment systems against direct transcriptions of their formulas: time and value.
+"""Compare the losses of the alignment systems with direct transcriptions of their formulas: time and value.
 
     python benchmarks/alignment.py [--rounds 7] [--threads 1]      writes results/bench/alignment.json
 
-Each pair takes the same float32 rows, forward and backward, in turn in one process; reported are the medians over the
-rounds (more than were asked for where both are quick) and their ratio, the transcription's over ours (above 1 ours is
-faster), and how far the two values lie apart. A transcription makes the matrices that its formula writes, as the authors'
-codes do.
+Each pair takes the same float32 rows, forward and backward, in turn in one process. The record has the medians over the rounds
+(more rounds than requested where both are fast). It also has the ratio of the medians and the difference of the values. The
+ratio is the transcription's time over ours: above 1 ours is faster. A transcription stores the matrices of its formula, as the
+authors' code does.
 """
 
 from __future__ import annotations

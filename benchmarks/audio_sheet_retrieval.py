@@ -1,12 +1,11 @@
-"""Audio-sheet retrieval's loss and its ELU against direct transcriptions: time, memory and value.
+"""Compare audio-sheet retrieval's loss and its ELU with direct transcriptions: time, memory and value.
 
     python benchmarks/audio_sheet_retrieval.py [--rounds 7] [--threads 1]
 
 writes results/bench/audio_sheet_retrieval.json. Both sides take the same float32 numbers, forward and backward, in turn
-in one process; reported are the medians over the rounds and their ratio, the transcription's over ours (above 1 ours is
-faster), and how far the two values lie apart. The transcription of the hinge makes the matrix of similarities, as the
-authors' code does; `bytes` is what each keeps at its peak beside its inputs, by the profiler's account of what torch
-allocates.
+in one process. The record has the medians over the rounds, their ratio, and the difference of the two values. The ratio is the
+transcription's time over ours: above 1 ours is faster. The transcription of the hinge stores the matrix of similarities, as
+the authors' code does. `bytes` is the peak of each side's allocations besides its inputs, by torch's profiler.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def hinge(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tens
 
 
 def elu(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
-    """Of the first block's maps of n sheet snippets, F = 8."""
+    """Make the case of ELU on the first block's maps of n sheet snippets, F = 8."""
     x = torch.randn(n, 8, 80, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
     return [x], lambda: ELU.apply(x).square().mean(), lambda: F.elu(x).square().mean()
 
@@ -53,7 +52,7 @@ CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
 
 
 def peak(inputs: list[Tensor], loss: Callable[[], Tensor]) -> int:
-    """Bytes that forward and backward hold at most at one time."""
+    """Return the peak memory of forward and backward, in bytes."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

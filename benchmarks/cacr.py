@@ -1,12 +1,12 @@
-"""CACR against a direct transcription of its formulas: time, value, and memory at the peak.
+"""Compare CACR with a direct transcription of its formulas: time, value, and peak memory.
 
     python benchmarks/cacr.py [--rounds 7] [--threads 1]      writes results/bench/cacr.json
 
-Both take the same float32 rows, forward and backward, in turn in one process; reported are the medians over the rounds and
-the median of the rounds' ratios, the transcription's time over ours (above 1 ours is faster). The transcription makes every
-pair of views' matrix of squared distances from one product of matrices, which is faster than the norms of differences that
-the authors' code takes. Memory is what one more process of each needs at its peak beyond what it held before, of two views;
-the transcription is not asked for 8,192 rows and more.
+Both take the same float32 rows, forward and backward, in turn in one process. The record has the medians over the rounds and
+the median of the rounds' ratios. A ratio is the transcription's time over ours: above 1 ours is faster. For every pair of views
+the transcription makes the matrix of squared distances by one matrix product. That is faster than the norms of differences in
+the authors' code. Memory is the peak of a separate process of each with two views, minus its memory before the call. The
+transcription is not run with 8,192 rows and more.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def status(name: str) -> float:
 
 
 def peak(side: int, n: int) -> float:
-    """Megabytes at the peak of one forward and backward beyond what was held before it."""
+    """Return the peak memory of one forward and backward pass, minus the memory before it, in megabytes."""
     timed(*pair("plain", 2, 64)[:2])
     inputs, *losses = pair("plain", 2, n)
     before = status("VmRSS")

@@ -1,10 +1,10 @@
-"""The kernel against the libraries people use: time, memory, how close to the machine's limit, and training end to end.
+"""Compare the kernel with common libraries: time, memory, distance to the machine's limit, and training end to end.
 
     python benchmarks/contrast.py [--only time memory limit training]      writes results/bench/contrast.json and .svg
 
-Peers come with the extra [bench]: open_clip_torch, lightly, pytorch-metric-learning. Each measurement runs in a process
-of its own, ours and the peer's in turn, forward and backward in float32 on two threads; a round's ratio is theirs over
-ours, and the median over the rounds is reported. Extra memory is the process's peak less what it held before the call.
+The extra [bench] installs the peers: open_clip_torch, lightly, pytorch-metric-learning. Each measurement runs in a separate
+process, ours and the peer's in turn. It is forward and backward in float32 on two threads. A round's ratio is the peer's time over
+ours; the record has the median over the rounds. Extra memory is the process's peak minus its memory before the call.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PEERS = {
 
 
 def functions(name: str) -> Callable[[Any, Any], Any]:
-    """A loss of two views [n, DIM]; for supcon of both as one batch with ten classes, two rows of an item in one."""
+    """Return a loss of two views [n, DIM]. For supcon both form one batch of ten classes; rows of an item share one."""
     import torch
 
     scale = torch.tensor(2.0, requires_grad=True)
@@ -86,7 +86,7 @@ def functions(name: str) -> Callable[[Any, Any], Any]:
 
 
 def resident() -> float:
-    """Megabytes of memory this process holds now."""
+    """Return the resident memory of this process, in megabytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
@@ -170,7 +170,7 @@ def products(n: int, dim: int, repeats: int) -> dict[str, float]:
 
 
 def training(whose: str, batch: int, steps: int, workers: int = 0) -> dict[str, float]:
-    """Images a second of SimCLR on cifar10: our learner, or lightly's transforms and loss in a plain loop."""
+    """Measure images a second of SimCLR on cifar10: our learner, or lightly's transforms and loss in a plain loop."""
     import numpy as np
     import torch
 
@@ -315,7 +315,7 @@ def end_to_end() -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Times over batch size, ours and the peers', on logarithmic axes."""
+    """Plot times over batch size, ours and the peers', on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,11 +1,11 @@
-"""Detection on a 720p file with the built-in backbones: times real time, share of plain decoding, and memory over length.
+"""Measure detection on a 720p file with the built-in backbones: speed, share of plain decoding, and memory over length.
 
     python benchmarks/detection.py        writes results/bench/detection.json
 
-The files are arcade clips of 1280 x 720 at 24 frames a second with film grain over them, H.264 and AAC, at the two rates
-that bound what people have: 3 Mbit/s, as the web serves 720p, and constant high quality, which the grain drives to a
-camera's 22 Mbit/s. Every measurement runs in a process of its own, files in turn; the reference beside it decodes the same
-file with PyAV and does nothing else: detection cannot be faster than that.
+The files are arcade clips of 1280 x 720 at 24 frames a second with film grain, H.264 and AAC. They have two typical extreme
+rates: 3 Mbit/s, as 720p on the web, and constant high quality. With the grain, the latter has a camera's 22 Mbit/s. Every
+measurement runs in a separate process, files in turn. The reference only decodes the same file with PyAV: detection cannot be
+faster than that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OUT = Path(__file__).parents[1] / "results" / "bench" / "detection.json"
 
 
 def draw() -> tuple[list[Any], Any]:
-    """Pictures and sound of DRAWN seconds."""
+    """Draw the pictures and the sound of DRAWN seconds."""
     import numpy as np
 
     from counterpoint.data import arcade
@@ -59,7 +59,7 @@ def draw() -> tuple[list[Any], Any]:
 
 
 def write(path: Path, drawn: tuple[list[Any], Any], seconds: int, bit_rate: int | None) -> None:
-    """What was drawn, over and over for `seconds`."""
+    """Write a video of `seconds` seconds that repeats the drawn pictures and sound."""
     import numpy as np
 
     from counterpoint.data.media import write_video
@@ -72,7 +72,7 @@ def write(path: Path, drawn: tuple[list[Any], Any], seconds: int, bit_rate: int 
 
 
 def measure(what: str, path: str, run: str) -> None:
-    """In a process of its own: prints seconds of work and peak memory."""
+    """Measure in a separate process, and print seconds of work and peak memory."""
     import av
     import torch
 

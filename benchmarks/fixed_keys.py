@@ -1,12 +1,12 @@
-"""Keys without a gradient: the kernel's short way against its general way, and memory.
+"""Compare the kernel's short method for keys without a gradient with its general method: time and memory.
 
     python benchmarks/fixed_keys.py [--rounds 9]      writes results/bench/fixed_keys.json
 
-Both take the same query, which gets a gradient, and the same keys, which get none (a queue, a bank, a locked tower), forward
-and backward, in turn in one process on one thread, float32. The general way keeps tiles up to 64 MiB and computes the rest
-again: two products where all is kept, three where not. The short way needs two and keeps none. Reported are medians over
-the rounds and their ratio, general over short, so above 1 the short way is the faster. Memory is the peak of one more
-process of each beyond what it held before.
+Both take the same query with a gradient. The same keys have none (a queue, a bank, a locked tower). They run
+forward and backward, in turn, in one process on one thread, in float32. The general method keeps tiles up to 64 MiB and
+computes the rest again: two products where all is kept, else three. The short method needs two and keeps none. The record has
+medians over the rounds and their ratio, general over short: above 1 the short method is faster. Memory is the peak of a
+separate process of each, minus its memory before the call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = ((256, 4096, 128), (256, 65536, 128), (512, 65536, 256), (4096, 4096, 51
 
 
 def case(rows: int, keys: int, dim: int) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
-    """Both ways as functions of nothing, and the query."""
+    """Return both methods as functions without arguments, and the query."""
     import torch
     from torch.nn.functional import normalize
 
@@ -49,7 +49,7 @@ def case(rows: int, keys: int, dim: int) -> tuple[dict[str, Callable[[], Tensor]
 
 
 def step(call: Callable[[], Tensor], query: Tensor) -> tuple[float, float]:
-    """(seconds of forward and backward, the value)."""
+    """Run forward and backward. Return the seconds and the value."""
     query.grad = None
     started = time.perf_counter()
     value = call()
@@ -82,7 +82,7 @@ def measure(rows: int, keys: int, dim: int, rounds: int) -> dict[str, Any]:
 
 
 def extra(name: str, rows: int, keys: int, dim: int) -> float:
-    """Megabytes at the peak of one forward and backward beyond what was held before it."""
+    """Return the peak memory of one forward and backward pass, minus the memory before it, in megabytes."""
     small, few = case(8, 64, dim)
     step(small[name], few)
     calls, query = case(rows, keys, dim)

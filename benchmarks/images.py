@@ -1,9 +1,9 @@
-"""The losses that mend contrastive learning of images against transcriptions of the authors' way of computing them.
+"""Compare losses that modify contrastive learning of images with transcriptions of the authors' code.
 
     python benchmarks/images.py [--rounds 7] [--threads 1]      writes results/bench/images.json
 
-As benchmarks/alignment.py; CACR has a benchmark of its own. n is the number of pairs of views, for MoCHi of queries against a
-queue of 4,096 with 64 + 16 synthetic negatives each.
+The method is that of benchmarks/alignment.py. CACR has a separate benchmark. n is the number of pairs of views. For MoCHi it is
+the number of queries, against a queue of 4,096 with 64 + 16 synthetic negatives each.
 """
 
 from __future__ import annotations

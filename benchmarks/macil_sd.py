@@ -1,6 +1,6 @@
-"""Speed of MACIL-SD's training step, and of its semi-bag contrast against a loop over the bags written from the card.
+"""Measure the speed of MACIL-SD's training step, and of its semi-bag contrast against a loop over the bags.
 
-A and B are timed alternately in this one process; figures are medians, and ratios are medians of per-round ratios.
+A and B are timed alternately in this process. Times are medians, and ratios are medians of the rounds' ratios.
 Run with `make bench`; the record goes to results/bench/macil-sd.json.
 """
 
@@ -29,7 +29,7 @@ BATCH, TIME, VISUAL, AUDIO = 128, 200, 1024, 128
 def per_bag_loop(
     bag_prob: Tensor, audio_prob: Tensor, visual_prob: Tensor, seq_len: Tensor, audio_rep: Tensor, visual_rep: Tensor
 ) -> tuple[Tensor, ...]:
-    """The contrast as the card tells it: bag by bag, violent means repeated k times."""
+    """Compute the contrast as the paper describes it: bag by bag, violent means repeated k times."""
 
     def mine(prob: Tensor, rep: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         violent, background, normal = [], [], []
@@ -54,7 +54,7 @@ def per_bag_loop(
 
 
 def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, one after another in every round; one round to warm up is not counted."""
+    """Measure the seconds of each function, one after another in every round, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):
         for name, function in functions.items():

@@ -1,4 +1,4 @@
-"""Which vector index `counterpoint index` should stand on: FAISS, usearch or LanceDB, on vectors like our embeddings.
+"""Compare the vector indices FAISS, usearch and LanceDB for `counterpoint index`, on vectors like our embeddings.
 
     python benchmarks/search.py [--rows 10000 100000] [--dim 128]
 

@@ -1,9 +1,9 @@
-"""Training steps end to end: examples a second of this build, of another build, and of lightly's own loop.
+"""Measure training steps end to end: examples a second of this build, of another build, and of lightly's own loop.
 
     python benchmarks/training.py [--base CHECKOUT] [--rounds 5] [--cases simclr clip macil-sd]
 
-Every measurement is a process of its own, on all cores. Builds take turns, round by round; what is reported is the ratio of
-medians. A step is the time between two ends of a step, so it holds reading, views, forward, backward and the optimiser. The
+Every measurement is a separate process, on all cores. Builds take turns, round by round; the record has the ratio of medians.
+A step's time is from the end of one step to the end of the next: reading, views, forward, backward and the optimiser. The
 data is cifar10 from $COUNTERPOINT_DATA (SimCLR), glyphs (CLIP) and async-bags (MACIL-SD).
 """
 

@@ -1,10 +1,10 @@
-"""Views of a batch: our batched operations against kornia's, and against torchvision's transforms image by image.
+"""Compare our batched views with kornia's, and with torchvision's transforms image by image.
 
     python benchmarks/views.py        writes results/bench/views.json
 
-The recipes of SimCLR for CIFAR (crop, flip, colour jitter, grey) and for ImageNet (blur as well), two views of 256 uint8
-images, to normalised floats, 2 threads. The three take turns in one process; times are medians over the rounds, ratios
-medians of the rounds' ratios.
+The recipes are those of SimCLR for CIFAR (crop, flip, colour jitter, grey) and for ImageNet (blur as well). Each makes two views
+of 256 uint8 images, as normalised floats, on 2 threads. The three take turns in one process. Times are medians over the rounds,
+ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations

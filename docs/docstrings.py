@@ -19,12 +19,12 @@ class Docstrings(griffe.Extension):
 
 
 def bounds(text: str) -> str:
-    """`temperature: > 0` states a bound and quotes nothing."""
+    """Escape the bound in `temperature: > 0`, which would begin a quotation in Markdown."""
     return re.sub(r"^(\s*[\w, ]+: )>(?!>)", r"\1\\>", text, flags=re.MULTILINE)
 
 
 def lists(text: str) -> str:
-    """Lists begin after an empty line, and end with one."""
+    """Add an empty line before and after each list."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():
@@ -38,7 +38,7 @@ def lists(text: str) -> str:
 
 
 def examples(text: str) -> str:
-    """`>>>` lines, and what they print, as a block of code."""
+    """Convert `>>>` lines and their output to a block of code."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():

@@ -1,5 +1,7 @@
-"""Pages made when the site is built, so that none can go stale: what the program prints, what the catalogue lists, what
-the claims recorded, and the documents that stand in the repository's root."""
+"""Make pages when the site is built, so that none is outdated.
+
+They are the program's help, the catalogue, the recorded claims, and the documents of the repository's root.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def sources() -> str:
-    """The data sources, as `counterpoint data` lists them."""
+    """Return the table of data sources, as `counterpoint data` lists them."""
     rows = ["| source | task | gives | extra |", "|---|---|---|---|"]
     for source in SOURCES.values():
         name = f"{source.name}:{source.argument}" if source.argument else source.name
@@ -124,7 +126,7 @@ def sources() -> str:
 
 
 def document(name: str) -> str:
-    """A document of the repository's root, its links turned to the site's pages, or to plain text where there is none."""
+    """Return a document of the repository's root. Its links lead to the site's pages; others become plain text."""
     text = (ROOT / name).read_text(encoding="utf-8")
     pages = {"README.md": "index.md", **DOCUMENTS}
 
@@ -144,7 +146,7 @@ def document(name: str) -> str:
 
 
 def printed(*words: str) -> str:
-    """What `counterpoint WORDS --help` prints, in the width of a page."""
+    """Return the output of `counterpoint WORDS --help`, in the width of a page."""
     before = dict(os.environ)
     os.environ.update(COLUMNS=str(WIDTH), NO_COLOR="1", TERM="dumb")
     out = io.StringIO()
@@ -160,7 +162,7 @@ def printed(*words: str) -> str:
 
 
 def wrapped(line: str) -> str:
-    """The program breaks its tables itself and leaves its sentences to the terminal; here they are broken too."""
+    """Wrap a long line. The program wraps its tables, but leaves its sentences to the terminal."""
     return line if len(line) <= WIDTH else "\n".join(textwrap.wrap(line, WIDTH, break_on_hyphens=False))
 
 
@@ -261,7 +263,7 @@ def directive(name: str, *, shared: bool = False, members: bool = True) -> str:
 
 
 def settings(system: Any) -> str:
-    """The fields of the Config with their defaults, and what each recipe makes of them."""
+    """Return the table of the Config's fields, with their defaults and the values of each recipe."""
     plain = system.config()
     said = field_docs(type(plain))
     for slug, part in getattr(plain, "parts", {}).items():
@@ -282,7 +284,7 @@ def settings(system: Any) -> str:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstrings under the fields of a dataclass and of its bases."""
+    """Return the docstrings under the fields of a dataclass and of its bases, by field."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
@@ -313,7 +315,7 @@ def claim(entry: catalog.Entry) -> str:
 
 
 def outcome(record: dict[str, Any]) -> list[str]:
-    """The conjuncts of a claim or a variant: table, drawings by unit, means, setting, what is missing."""
+    """Return the section of a claim or a variant: conjuncts, drawings by unit, means, setting, deficiencies."""
     heads = ("part", "comparison", "measure", "test", "mean gain", "interval", "detectable", "verdict")
     rows = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in (*record["conjuncts"], *record["reported"]):
@@ -355,7 +357,7 @@ def outcome(record: dict[str, Any]) -> list[str]:
 
 def api_index() -> str:
     rows = [f"- [`counterpoint.{room}`]({room}.md): {said}" for room, said in rooms().items()]
-    return "\n\n".join(["# Python", "The rooms of the house, from the roof down.", "\n".join(rows)])
+    return "\n\n".join(["# Python", "The modules of the package, from the top down.", "\n".join(rows)])
 
 
 def api_page(room: str) -> str:

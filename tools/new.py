@@ -3,9 +3,9 @@
     make new SLUG=obow                     a planned system of the catalogue
     make new SLUG=my-method TITLE="My method" AREA=images FORM=views
 
-What is written trains at once (with InfoNCE in place of the paper's loss), and its test fails until the equations, the
-authors' numbers and every TODO are dealt with. Forms: views (pictures without labels), aligned (several modalities).
-Nothing that exists is overwritten.
+The new system can be trained at once, with InfoNCE instead of the paper's loss. Its test fails until the equations and the
+authors' numbers are there and every TODO is done. Forms: views (pictures without labels), aligned (several modalities).
+Existing files are never overwritten.
 """
 
 from __future__ import annotations
