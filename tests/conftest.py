@@ -44,7 +44,7 @@ class XDTree(NamedTuple):
 
 @pytest.fixture
 def xd_tree(tmp_path: Path) -> XDTree:
-    """A small directory in XD-Violence's layout, with lists whose paths are another machine's."""
+    """Make a small directory in XD-Violence's layout, with lists whose paths are another machine's."""
     tree = XDTree(tmp_path / "xd", VIDEOS, ANNOTATIONS)
     rng = np.random.default_rng(0)
     truth = []
@@ -75,7 +75,7 @@ def xd_tree(tmp_path: Path) -> XDTree:
 
 @pytest.fixture(scope="session")
 def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of MACIL-SD that knows its backbones: a little training on a few arcade clips."""
+    """Train a run of MACIL-SD that knows its backbones: a little training on a few arcade clips."""
     if importlib.util.find_spec("arcade") is None:
         pytest.skip("needs the sprites of the package arcade: pip install --no-deps arcade")
     from dataclasses import replace

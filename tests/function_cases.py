@@ -15,14 +15,15 @@ DIM = 6
 
 @dataclass(frozen=True)
 class Case:
-    """How a public function is called.
+    """A call of a public function.
 
-    make     (rows, draw) -> positional arguments; draw(seed, *shape) gives float64 Gaussian numbers
-    through  numbers of the arguments with a gradient
-    batch    for each argument the axis of the batch, None where it has none; for a list of tensors the axis of each
-    most     the largest batch worth its time
-    kernel   whether it runs through blockwise similarities, and so is tried on 3,300 rows too
-    memory   numbers of the arguments that keep their type
+    Args:
+        make: maps rows and `draw` to positional arguments; draw(seed, *shape) returns float64 Gaussian numbers.
+        through: numbers of the arguments with a gradient.
+        batch: the axis of the batch for each argument, None without one; for a list of tensors, that of each.
+        most: the largest batch to test, for reasons of time.
+        kernel: whether it uses blockwise similarities, and is therefore also tested on 3,300 rows.
+        memory: numbers of the arguments that keep their type.
     """
 
     make: Callable[[int, Callable[..., Tensor]], list[Any]]

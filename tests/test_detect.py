@@ -25,7 +25,7 @@ SNIPPET = 16 / 24
 
 
 def marks(visual, audio):
-    """A score that tells which snippet, and how far its window's nearer edge was."""
+    """Return scores that encode the number of the snippet and the distance to its window's nearer edge."""
     n = len(visual)
     edge = np.minimum(np.arange(n), np.arange(n)[::-1])
     return {"score": visual[:, 0], "edge": edge.astype(np.float32), "length": np.full(n, n, np.float32)}
@@ -322,7 +322,7 @@ def test_average_precision_stands_beside_chance_where_truth_is_known(detector, c
 
 def changed(run_of_clips, tmp_path, **changes) -> Path:
     shutil.copytree(run_of_clips, tmp_path / "run")
-    # JSON is YAML too: what is not a setting is a fact.
+    # JSON is YAML too. Entries that are no settings are facts.
     for name in ("config.yaml", "facts.json"):
         file = tmp_path / "run" / name
         content = yaml.safe_load(file.read_text())

@@ -43,7 +43,7 @@ ROOMS = re.findall(r"^  (\w+)(?:\.py|/) ", blocks(ROOT / "ARCHITECTURE.md", "tex
 
 
 def prose(path: Path) -> str:
-    """A document without its fenced blocks."""
+    """Return a document without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -108,7 +108,7 @@ def test_python_shown_compiles_and_imports_what_there_is(path):
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words after `counterpoint` of every command line in a document, placeholders filled in."""
+    """List the words after `counterpoint` of every command line in a document, placeholders filled in."""
     text = path.read_text(encoding="utf-8")
     lines = [line[2:] for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ ")]
     lines += [
@@ -129,7 +129,7 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    """The command line with commands that do nothing."""
+    """Return the command line with commands that do nothing."""
     for name in COMMANDS:
         module = importlib.import_module(f"counterpoint.commands.{name}")
         if inspect.isfunction(module.main):
@@ -174,7 +174,7 @@ def test_make_targets_shown_exist(path):
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document's headings."""
+    """Return the anchors of a document's headings."""
     found = set()
     for heading in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE):
         found.add(re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-"))
@@ -182,7 +182,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def generated(path: Path) -> bool:
-    """Whether the build of the site makes this page."""
+    """Return whether the build of the site makes this page."""
     page = path.relative_to(ROOT / "docs").as_posix()
     names = {"cli.md", "architecture.md", "contributing.md", "changelog.md", "systems/index.md", "api/index.md"}
     names |= {f"systems/{entry.slug}.md" for entry in entries().values() if entry.state == "done"}

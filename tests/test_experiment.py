@@ -78,7 +78,7 @@ def test_options_of_the_source_win_over_those_in_its_name():
 
 @pytest.fixture
 def searching(monkeypatch):
-    """A system in the catalogue that searches in place of training."""
+    """Add a system to the catalogue that searches instead of training."""
     asked = []
 
     def search(experiment, seed, *, run, say):

@@ -34,7 +34,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 def arguments(case: Case, n: int, dtype: torch.dtype) -> list[Any]:
-    """Arguments rounded to this type; states of isogclr stay float32."""
+    """Return arguments rounded to this type; states of isogclr stay float32."""
 
     def rounded(x: Any) -> Any:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
@@ -51,7 +51,7 @@ def floats(output: Any) -> list[Tensor]:
 
 
 def first_loss(output: Any) -> Tensor:
-    """The loss, or a number that holds all of what the function returns first."""
+    """Return the loss, or a number that holds all of what the function returns first."""
     several = floats(output)
     found = next((x for x in several if x.requires_grad), several[0])
     return (
@@ -62,7 +62,7 @@ def first_loss(output: Any) -> Tensor:
 
 
 def gradients(place: str, args: list[Any], autocast: torch.dtype | None = None) -> tuple[Any, list[Tensor]]:
-    """Output under autocast, gradients outside of it, as PyTorch recommends."""
+    """Compute the output under autocast, and gradients outside of it, as PyTorch recommends."""
     case = CASES[place]
     args = list(args)
     for at in case.through:
@@ -310,7 +310,7 @@ OLD = {
 
 
 def signatures() -> dict[str, inspect.Signature]:
-    """Of every public function and class of the catalogue and every loss."""
+    """List the signatures of every public function and class of the catalogue and every loss."""
     from counterpoint import losses
 
     places = {place for entry in catalog.entries().values() for place in entry.functions}

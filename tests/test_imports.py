@@ -29,7 +29,7 @@ class Import(NamedTuple):
 
 
 def modules(source: Path) -> dict[str, Path]:
-    """Every module below a folder by its dotted name inside the package; the package itself is ""."""
+    """List every module below a folder by its dotted name inside the package; the package itself is ""."""
     return {
         ".".join(part for part in file.relative_to(source).with_suffix("").parts if part != "__init__"): file
         for file in sorted(source.rglob("*.py"))
@@ -37,7 +37,7 @@ def modules(source: Path) -> dict[str, Path]:
 
 
 def imports(source: Path = SOURCE) -> list[Import]:
-    """Every import of a module of the package by another one."""
+    """List every import of a module of the package by another one."""
     known = modules(source)
     found = []
     for name, file in known.items():
@@ -48,7 +48,7 @@ def imports(source: Path = SOURCE) -> list[Import]:
 
 
 def _imports(node: ast.AST, known: dict[str, Path], kind: str) -> Iterator[tuple[str, str]]:
-    """The package's modules that are imported below a node of the syntax tree, each with the kind of the import."""
+    """List the package's modules that are imported below a node of the syntax tree, with the kind of each import."""
     for child in ast.iter_child_nodes(node):
         inner = kind
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and kind == "module":
@@ -67,7 +67,7 @@ def _imports(node: ast.AST, known: dict[str, Path], kind: str) -> Iterator[tuple
 
 
 def cycle(found: list[Import]) -> list[str]:
-    """The modules of a cycle in order, the first one repeated at the end; empty when there is none."""
+    """List the modules of a cycle in order, the first one repeated at the end; empty when there is none."""
     below: dict[str, set[str]] = {}
     for one in found:
         below.setdefault(one.importer, set()).add(one.imported)
@@ -88,7 +88,7 @@ def cycle(found: list[Import]) -> list[str]:
 
 
 def upward(found: list[Import], rooms: list[str]) -> list[str]:
-    """The imports that do not run downward."""
+    """List the imports that do not run downward."""
     height = {room: -number for number, room in enumerate(rooms)}
     pairs = [(one, one.importer.partition(".")[0], one.imported.partition(".")[0]) for one in found]
     return [

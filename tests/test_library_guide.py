@@ -22,7 +22,7 @@ def blocks() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Own pictures with captions, as the guide takes them to be there."""
+    """Make own pictures with captions, as the guide expects them."""
     pytest.importorskip("pandas")
     colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
     rng = np.random.default_rng(0)

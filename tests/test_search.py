@@ -158,7 +158,7 @@ def test_runs_and_queries_that_do_not_fit_raise_an_error(made, capsys, tmp_path)
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """A run on a user's manifest of vectors and titles, one column of which has a name of ours."""
+    """Make a run on a user's manifest of vectors and titles, one column of which has a name of ours."""
     folder = tmp_path_factory.mktemp("vectors")
     rng = np.random.default_rng(0)
     rows = [{"id": f"a{n}", "gyro": rng.normal(size=3).tolist(), "label": f"word {n}"} for n in range(40)]
@@ -182,7 +182,10 @@ def test_a_vector_is_a_query_and_items_say_their_rows(vectors, tmp_path):
     np.save(tmp_path / "q.npy", np.array([[1.0, 2.0, 3.0]]))
     modality, hits = search.search(vectors / "run", [str(tmp_path / "q.npy")], file, modality="gyro", k=3)
     assert (modality, hits[0].source, hits[0].similarity) == ("gyro", rows.source[-1], pytest.approx(1, abs=1e-4))
-    for values, said in (([1.0], "has 1 numbers, the run's gyro has 3"), ([1.0, np.nan, 0.0], "not finite numbers")):
+    for values, said in (
+        ([1.0], "has 1 numbers, but the run's gyro has 3"),
+        ([1.0, np.nan, 0.0], "not finite numbers"),
+    ):
         np.save(tmp_path / "q.npy", np.array(values))
         with pytest.raises(DataError, match=said):
             search.search(vectors / "run", [str(tmp_path / "q.npy")], file)

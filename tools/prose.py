@@ -57,25 +57,26 @@ VERBS = frozenset(
     balance begin bind blend blur boost bound break bring build cache calculate calibrate call cancel carry cast center
     centre change check choose clamp clean clear clip close cluster collect combine compare compile complete compose
     compress compute concatenate configure confirm connect construct continue contrast convert copy correct count cover
-    create crop cut damp decide declare decode decompose decorate deduce define delete deliver derive describe detach detect
-    determine differentiate discard display distil distribute divide do download draw drop duplicate embed emit enable
-    encode end enforce engrave enlarge enter enumerate escape estimate evaluate exchange exclude execute exit expand expect
-    explain export extend extract fail feed fetch fill filter find finish fit fix flatten flip fold follow forbid force form
-    format forward freeze gather generate get give go grade group grow guard guess halve hand handle hash have help hide
-    hold identify ignore import include index infer initialise insert inspect install interpolate interpret invert iterate
-    join judge keep label lay learn leave let limit link list listen load locate lock log look lower make map mark mask
-    match maximise mean measure merge migrate minimise mirror mix modify move multiply name narrow negate normalise note
-    notice number observe obtain offer omit open optimise order pack pad paint pair parse partition pass paste perform
-    permute pick place plan play plot point pool post predict prefer prepare preserve press prevent print process produce
-    project prove provide pull push put quote raise randomise rank rate read rebuild recall receive recognise recommend
-    recompute record reduce refer refine refresh refuse register reject relate release remember remind remove rename render
-    repeat replace replay report represent request require rerun rescale reset reshape resize resolve respect restore restrict
-    resume retain retrieve return reuse reverse rewrite roll rotate round run sample save say scale scan schedule score
-    search seed select send separate serve set share shift shorten show shrink shuffle sign simulate skip slice smooth solve
-    sort spawn speak split spread stack stamp stand start state stay step stop store stream strip subtract suggest sum
-    summarise supply swap switch synthesise take tell terminate test tie time tokenize tokenise track train transfer
-    transform translate transpose treat trim try tune turn undo unpack unwrap update upload use validate verify visit wait
-    walk warm warn watch weigh weight widen wrap write yield zero
+    create crop cut damp decide declare decode decompose decorate deduce define delete deliver derive describe detach
+    detect determine differentiate discard display distil distribute divide do download draw drop duplicate embed emit
+    enable encode end enforce engrave enlarge enter enumerate escape estimate evaluate examine exchange exclude execute
+    exit expand expect explain export extend extract fail feed fetch fill filter find finish fit fix flatten flip fold
+    follow forbid force form format forward freeze gather generate get give go grade group grow guard guess halve hand
+    handle hash have help hide hold identify ignore import include index infer initialise insert inspect install
+    interpolate interpret invert iterate join judge keep label lay learn leave let limit link list listen load locate
+    lock log look lower make map mark mask match maximise mean measure merge migrate minimise mirror mix modify move
+    multiply name narrow negate normalise note notice number observe obtain offer omit open optimise order pack pad
+    paint pair parse partition pass paste perform permute pick place plan play plot point pool post predict prefer
+    prepare preserve press prevent print process produce project prove provide pull push put quote raise randomise rank
+    rate read rebuild recall receive recognise recommend recompute record reduce refer refine refresh refuse register
+    reject relate release remember remind remove rename render repeat replace replay report represent request require
+    rerun rescale reset reshape resize resolve respect restore restrict resume retain retrieve return reuse reverse
+    rewrite roll rotate round run sample save say scale scan schedule score search seed select send separate serve set
+    share shift shorten show shrink shuffle sign simulate skip slice smooth solve sort spawn speak split spread stack
+    stamp stand start state stay step stop store stream strip subtract suggest sum summarise supply swap switch
+    synthesise take tell terminate test tie time tokenize tokenise track train transfer transform translate transpose
+    treat trim try tune turn undo unpack unwrap update upload use validate verify visit wait walk warm warn watch weigh
+    weight widen wrap write yield zero
     """.split()  # noqa: SIM905
 )
 SENTENCE = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[A-Z`\[(\"'])|(?<=[;:])\s|\n\s*\n|\n\s*(?:[-*]|\d+\.)\s")

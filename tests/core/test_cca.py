@@ -31,7 +31,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 
 
 def draw(m: int, k: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paired rows that share something in every dimension, off centre."""
+    """Draw paired rows that share something in every dimension, off centre."""
     g = torch.Generator().manual_seed(seed)
     shared, a, b = torch.randn(3, m, k, generator=g, dtype=torch.float64)
     mix = torch.randn(k, k, generator=g, dtype=torch.float64)
@@ -39,7 +39,7 @@ def draw(m: int, k: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def hinge(x: torch.Tensor, y: torch.Tensor, margin: float = 0.6) -> torch.Tensor:
-    """Written down as the paper has it, over the matrix."""
+    """Compute the hinge as the paper writes it, over the matrix."""
     s = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T
     terms = (margin - (s.diagonal()[:, None] - s)).clamp(min=0)
     return (terms - torch.diag(terms.diagonal())).sum() / (len(s) * (len(s) - 1))
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_the_eigendecompositions_with_the_means_as_consta
     mean1, mean2 = h1.mean(0), h2.mean(0)
 
     def written(a, b, *, constant):
-        """By torch's own eigh, E and F apart, as the authors write it."""
+        """Compute projections by torch's own eigh, with E and F apart, as the authors write it."""
         c1, c2 = (a - mean1, b - mean2) if constant else (a - a.mean(0), b - b.mean(0))
         eye, m = torch.eye(3, dtype=torch.float64), len(a)
         s11, s22, s12 = (p.T @ q / (m - 1) + r * eye for p, q, r in ((c1, c1, 1e-3), (c2, c2, 1e-3), (c1, c2, 0.0)))

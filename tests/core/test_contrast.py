@@ -39,7 +39,7 @@ def direct(query, key, allowed, weight=None):
 
 
 def same(found, expected, inputs, tolerance=1e-9):
-    """Values, and gradients of an arbitrary function of them in which every entry has a weight of its own."""
+    """Check values, and gradients of an arbitrary function of them in which every entry has a weight of its own."""
     loss = []
     for values in (found, expected):
         total = 0

@@ -17,7 +17,7 @@ from counterpoint.core.rules import Diagonal, Labels
 
 
 def losses(q, k, x, labels, ring):
-    """Two-sided, one-sided against oneself, and with rules that speak of the whole batch."""
+    """Check two-sided sums, one-sided sums of a set with itself, and rules that refer to the whole batch."""
     here = batch_logsumexp(q * 2.0, k, columns=True, ring=ring)
     own = (q * 2.0 * k).sum(1)
     everybody = gather_rows(labels)
@@ -42,7 +42,7 @@ def alone(q, k, x, labels):
 
 
 def of_functions(a, b, labels):
-    """The classics that contrast over the batch."""
+    """Compare the classics that contrast over the batch."""
     from counterpoint.functional import clip, moco, of, siglip, supcon, supcon_single_view
 
     scale = torch.tensor(1.0, dtype=torch.float64)

@@ -38,7 +38,7 @@ class Products(TorchDispatchMode):
 
 
 def products(loss, matrix=N * M):
-    """Products of forward and backward, by width."""
+    """Count products of forward and backward, by width."""
     with Products(matrix) as seen:
         loss().sum().backward()
     return {width: round(count, 9) for width, count in seen.by_width.items()}
@@ -122,7 +122,10 @@ def test_the_queues_of_moco_and_albef_and_the_locked_tower_of_clip_are_fixed_key
 
 
 def same(found, expected, query, double, dtype):
-    """Values and the query's gradients agree, each row with a weight of its own; errors count against the largest entry."""
+    """Check that values and the query's gradients agree, with separate weights of the rows.
+
+    Errors are relative to the largest entry.
+    """
     weight = torch.arange(1, len(found) + 1).double().cos()
     pairs = [(found, expected)]
     loss = [(x.double().masked_fill(x == -math.inf, 0) * weight).sum() for x in (found, expected)]

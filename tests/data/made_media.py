@@ -1,8 +1,8 @@
-"""Small odd media files whose pictures and sound tell the time, made from a seed.
+"""Make small odd media files, from a seed, whose pictures and sound encode the time.
 
-The brightness of a picture and the pitch of the sound rise with the time at which they were recorded (`level`, `pitch`).
-A few sources are encoded once; every file is a copy of their packets into some container, with offsets, cuts, dropped
-pictures and further tracks. `Made` says what the file should show at any time.
+The brightness of a picture (`level`) and the pitch of the sound (`pitch`) rise with the time of their recording. A few
+sources are encoded once. Every file is a copy of their packets into some container, with offsets, cuts, dropped pictures and
+further tracks. `Made` computes the expected picture and sound at any time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ SIZE = (64, 48)
 
 
 def level(seconds):
-    """Brightness (0..255) of the picture recorded at a time."""
+    """Return the brightness (0..255) of the picture recorded at a time."""
     return 20 + 70 * np.asarray(seconds)
 
 
 def pitch(seconds):
-    """Frequency (Hz) of the sound recorded at a time."""
+    """Return the frequency (Hz) of the sound recorded at a time."""
     return 500 + 1000 * np.asarray(seconds)
 
 
 def heard(wave):
-    """The time at which a short piece of sound was recorded; None when it is silent."""
+    """Return the time at which a short piece of sound was recorded; None when it is silent."""
     if np.abs(wave).max() < 0.02:
         return None
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 8 * len(wave))) ** 2
@@ -51,12 +51,12 @@ class Made:
     length: float
 
     def picture(self, seconds):
-        """When the picture shown at a time was recorded."""
+        """Return the time at which the picture shown at a time was recorded."""
         before = [recorded for time, recorded in self.shown if time <= seconds + 1e-3]
         return before[-1] if before else self.shown[0][1]
 
     def sound(self, start, stop):
-        """When the middle of a piece of sound was recorded; None in silence, nan where sound begins or ends in it."""
+        """Return when the middle of a piece of sound was recorded; None in silence, nan where sound begins or ends in it."""
         for low, high, recorded in self.sounds:
             if low + MARGIN <= start and stop <= high - MARGIN:
                 return (start + stop) / 2 - low + recorded
@@ -179,7 +179,7 @@ KINDS = [
 
 
 def _packets(path, kind):
-    """(packet, display time, decoding time) of the only track, from 0; times in seconds."""
+    """Return (packet, display time, decoding time) of the only track, from 0; times in seconds."""
     container = av.open(str(path))
     stream = getattr(container.streams, kind)[0]
     found = [p for p in container.demux(stream) if p.size]
@@ -198,7 +198,7 @@ def _packets(path, kind):
 
 
 def make(number, sources, folder):
-    """File `number` of the series; the same number gives the same file."""
+    """Make file `number` of the series; the same number gives the same file."""
     rng = np.random.default_rng([5, number])
     ending, videos, audios, offsets = KINDS[number % len(KINDS)]
     name, audio = str(rng.choice(videos)), audios[int(rng.integers(len(audios)))]

@@ -75,7 +75,7 @@ def test_captions_name_the_digit_among_six_other_words():
 
 
 def contents(found):
-    """The SHA-256 of all that the three splits hold."""
+    """Compute the SHA-256 of all that the three splits hold."""
     digest = hashlib.sha256()
     for split in (found.train, found.valid, found.test):
         rows = np.arange(len(split))

@@ -16,7 +16,7 @@ ROUNDS = 400
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, cut, doubled, moved or put in; near the front more often, where headers are."""
+    """Change, cut, duplicate, move or insert some bytes; more often near the front, where headers are."""
     raw = bytearray(content)
     for _ in range(rng.integers(1, 4)):
         at = int(min(len(raw), rng.exponential(60)) if rng.random() < 0.7 else rng.integers(0, len(raw) + 1))
@@ -35,7 +35,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def read_whole(root: Path) -> str | None:
-    """None when every item could be read, else what the refusal said."""
+    """Return None if every item could be read, else the message of the refusal."""
     try:
         found = data.load(f"xd-violence:{root}")
         for item in [*found.train, *found.valid, *found.test]:

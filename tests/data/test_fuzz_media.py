@@ -15,7 +15,7 @@ from counterpoint.data.media import write_video
 FILES = 240
 LIMIT = 60.0  # seconds for any one file
 
-# Reads the files it is told of in a process of its own: a crash in a decoder must not take the tests along.
+# Read the listed files in a separate process, because a crash in a decoder must not end the tests.
 READER = """
 import json, sys
 import numpy as np

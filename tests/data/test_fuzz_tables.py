@@ -75,7 +75,7 @@ def label_of(split, row, classes):
 
 
 def items(data, image: str, text: str) -> list:
-    """What a set holds, without regard to splits: name, picture, text and class of every item."""
+    """Return what a set holds, without regard to splits: name, picture, text and class of every item."""
     found = []
     for split in filter(None, (data.train, data.test, data.unpaired)):
         rows = np.arange(len(split))
@@ -89,7 +89,7 @@ def items(data, image: str, text: str) -> list:
 
 
 def balanced(data, unit: str, count: int) -> None:
-    """The accounts add up, to what the test has written, and to the items that are there."""
+    """Check that the accounts add up to the rows that the test wrote and to the set's items."""
     assert data.accounts.missing() == {}
     found, read, left = data.accounts.counts(unit)
     splits = [data.train, data.test, getattr(data, "unpaired", None)]
@@ -109,7 +109,7 @@ def separates_nothing(data, *modalities: str) -> None:
 
 
 def rows_of(draw: random.Random, folder: Path) -> tuple[list[dict], dict[int, str]]:
-    """Rows of a table beside files of their own, and which of them cannot be used."""
+    """Make rows of a table with their files, and the list of unusable rows."""
     rows, bad = [], {}
     folder.mkdir(parents=True)
     for n in range(draw.randint(12, 24)):
@@ -143,7 +143,7 @@ def rows_of(draw: random.Random, folder: Path) -> tuple[list[dict], dict[int, st
 
 
 def load_both(face, place: Path):
-    """The set through its own source and as a manifest; None where both refuse it with the same words."""
+    """Return the set through its own source and as a manifest; None where both refuse it with the same words."""
     told = []
     found = []
     for load, options in ((face, {"task": "aligned"}), (load_manifest, {"max_bad": 1e9})):
@@ -306,7 +306,7 @@ def test_archives_are_the_same_through_two_sources(tmp_path):
 
 
 def tree(draw: random.Random, root: Path) -> tuple[int, list[Path]]:
-    """A messy folder: how many entries are no folders, and its pictures."""
+    """Make a messy folder; return the number of entries that are no folders, and its pictures."""
     entries, pictures = 0, []
     root.mkdir(parents=True)
     classes = draw.sample(NAMES, draw.randint(1, 4))

@@ -135,7 +135,7 @@ def test_an_animation_gives_its_first_frame():
 
 
 def bomb() -> bytes:
-    """The header of a PNG of 20000 x 20000 pixels, and nothing behind it."""
+    """Make the header of a PNG of 20000 x 20000 pixels, and nothing behind it."""
     import struct
     import zlib
 
@@ -314,7 +314,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
 def unlike(path, rgb, n):
-    """A picture of one colour that differs from others outside its middle square."""
+    """Make a picture of one colour that differs from others outside its middle square."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (30, 20), rgb)
     image.putpixel((0, 0), (n, 7, 9))
@@ -479,7 +479,7 @@ def test_csv_errors_name_the_file_and_the_columns(folder):
     with pytest.raises(DataError, match=r"none of its 2 rows.*row 2: has too many fields"):
         data.load(f"csv:{file}")
     file.write_text("image,label\nred/0.png,0.25\nred/1.png,01\nred/2.png,1\nred/3.png,NA\n")
-    assert data.load(f"csv:{file}").classes == ("01", "1", "0.25", "NA")  # what is written is the class
+    assert data.load(f"csv:{file}").classes == ("01", "1", "0.25", "NA")  # the written text is the class
     with pytest.raises(DataError, match="no such file"):
         data.load(f"csv:{folder / 'nothing.csv'}")
     file.write_text("image,label\nred/0.png,1\nred/1.png,1\n")

@@ -56,7 +56,7 @@ def sound(n: int, rate: int = 8000, seconds: float = 0.1) -> bytes:
 
 @pytest.fixture(scope="session")
 def movie(tmp_path_factory) -> Path:
-    """Three seconds that turn from black to white, with a tone."""
+    """Make three seconds that turn from black to white, with a tone."""
     pytest.importorskip("av")
     from counterpoint.data.media import write_video
 
@@ -68,7 +68,7 @@ def movie(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def files(tmp_path) -> Path:
-    """A folder of ten pictures and ten sounds."""
+    """Make a folder of ten pictures and ten sounds."""
     for n in range(10):
         (tmp_path / f"{n}.png").write_bytes(picture(n))
         (tmp_path / f"{n}.wav").write_bytes(sound(n))
@@ -89,7 +89,7 @@ def opened(place, **options) -> AlignedData:
 
 
 def everything(data: AlignedData, name: str) -> list:
-    """A modality of training, then test."""
+    """Return a modality of the training items, then of the test items."""
     return [v for split in (data.train, data.test) for v in split.column(name, ALL(len(split)))]
 
 
@@ -381,7 +381,7 @@ def test_rows_may_lack_any_modality(files):
     assert not data.unpaired.column("image", ALL(1)).any() and data.unpaired.column("image", ALL(2))[1].mean() == 80
     said = "\n".join(data.notes)
     assert "the text of caption is empty in 1 of 10 rows" in said
-    assert "2 rows have one modality only" in said
+    assert "2 rows have only one modality" in said
     assert "1 of 8 items lack the modality 'audio'" in said
     words = [w for split in (data.train, data.test) for w in split.column("caption", ALL(len(split)))]
     assert words.count("") == 1
@@ -414,12 +414,12 @@ def test_every_bad_row_is_listed(files, cache):
         1: ("image", "torn.png", "damaged or cut short"),
         2: ("image", "empty.png", "is empty"),
         3: ("image", "https://x.org/a.png", "is on the net"),
-        4: ("image", 7, "is no path"),
+        4: ("image", 7, "is neither a path"),
         5: ("audio", "silent.wav", "is silent"),
         6: ("audio", "broken.wav", "not a sound"),
         7: ("audio", "gone.wav", "no such file"),
         8: ("vector", [1.0, None, 2.0], "1 values that are not finite numbers, the first at position 2"),
-        9: ("vector", [1.0, 2.0], "has 2 numbers where most rows have 3"),
+        9: ("vector", [1.0, 2.0], "has 2 numbers, but most rows have 3"),
         10: ("vector", [1e300, 2.0, 3.0], "not finite"),
         11: ("vector", "bad.npy", "is not a .npy file"),
         12: ("vector", ["a", "b", "c"], "not a list of numbers"),
@@ -512,7 +512,7 @@ def test_an_id_is_taken_by_the_first_row_that_can_be_used(files):
     data = opened(jsonl(files / "m.jsonl", rows + again), max_bad=0.5)
     assert [(line.row, line.reason) for line in data.accounts.left("rows")] == [
         (3, "no such file"),
-        (12, "the id is that of m.jsonl row 11 too, which counts"),
+        (12, "the id is that of m.jsonl row 11 too, which is used instead"),
     ]
 
 
@@ -582,7 +582,7 @@ def test_a_modality_without_rows_raises_an_error(files):
 
 def test_columns_that_do_not_exist_raise_an_error(files):
     place = jsonl(files / "m.jsonl", [{"image": "1.png", "colour": "red"} for _ in range(5)])
-    with pytest.raises(DataError, match=r"has only 'image' among image, colour; say what they are with \?columns="):
+    with pytest.raises(DataError, match=r"has only 'image' among image, colour; name them with \?columns="):
         opened(place)
     with pytest.raises(DataError, match="no column 'tint'; it has image, colour"):
         opened(place, columns="image:image,tint:text")

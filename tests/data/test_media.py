@@ -50,7 +50,7 @@ def tone(seconds, hertz=440.0):
 def encode(
     path, frames, times, *, fps=30, codec="ffv1", pix_fmt="yuv444p", wave=None, wave_start=0.0, rate=RATE, layout="mono"
 ):
-    """Frames at any times (seconds), sound at any rate and start."""
+    """Encode frames at any times (seconds), sound at any rate and start."""
     with av.open(str(path), "w") as out:
         video = out.add_stream(codec, rate=fps)
         video.height, video.width = frames[0].shape[:2]

@@ -37,7 +37,7 @@ def small(cache):
 
 @pytest.fixture(scope="module")
 def made(small):
-    """The small set's renditions, with the scores they were made from."""
+    """Return the small set's renditions, with the scores they were made from."""
     found = renditions.stored(6, 0, [])
     return found, {r.name: notes.read(notes.packages()[0] / f"{r.name}.mxl") for r in found}
 
@@ -135,7 +135,7 @@ def test_hop_and_seconds_select_windows(small):
 
 
 def rise(wave, pitch):
-    """Decibels by which a pitch is louder in 120 ms after the middle of a wave than before it."""
+    """Measure decibels by which a pitch is louder in 120 ms after the middle of a wave than before it."""
     middle, length = len(wave) // 2, round(0.12 * RATE)
     tone = np.hanning(length) * np.exp(-2j * np.pi * 440 * 2 ** ((pitch - 69) / 12) * np.arange(length) / RATE)
     gap = round(0.01 * RATE)
@@ -330,7 +330,7 @@ def test_a_broken_archive_is_named(tmp_path):
 
 
 def melody(*steps):
-    """The piece of PARTS with another soprano."""
+    """Return the piece of PARTS with another soprano."""
     a, b, c, d = (note(step, 4, 2) for step in steps)
     return musicxml([(2, a + b, c + d), *PARTS[1:]])
 
@@ -453,7 +453,7 @@ def test_a_damaged_cache_is_built_again_to_the_same_bytes(cache, small):
 
 
 def rendition(score, number, domain, seed=0, *, sheet=True, sound=True):
-    """A cheap stand-in for `render`."""
+    """Replace `render` by a cheap stand-in."""
     if score.name == "b":
         raise DataError("b: verovio cannot read it")
     strip, wave = np.zeros((120, 200 * sheet), np.uint8), np.zeros(99 * sound, np.int16)

@@ -18,7 +18,7 @@ SMALL = "speech?train=60&test=30&seconds=1.0"
 
 @pytest.fixture(scope="module")
 def icons(tmp_path_factory):
-    """Icons are drawn once for all tests of this file."""
+    """Draw icons once for all tests of this file."""
     folder = tmp_path_factory.mktemp("icons") / "glyphs"
     folder.mkdir()
     return folder
@@ -101,7 +101,10 @@ def test_the_same_word_in_two_voices_is_nearer_than_another_word():
 
 
 def in_m3(monkeypatch, options):
-    """An m3 set without its sounds, what is said in it, and per item {language: concept} and the order of languages."""
+    """Make an m3 set without its sounds; return it with its spoken words.
+
+    Also return, for each item, {language: concept} and the order of languages.
+    """
     jobs = []
 
     def silent(said, samples, rate):
@@ -117,7 +120,7 @@ def in_m3(monkeypatch, options):
 
 
 def p_independent(*causes):
-    """The p-value of the chi-square test that the last of some numberings is independent of the others together."""
+    """Compute the p-value of the chi-square test that the last of some numberings is independent of the others together."""
     from scipy.stats import chi2_contingency
 
     numbered = [

@@ -38,7 +38,7 @@ def items(count):
 
 
 def quiet(scene):
-    """The scene without light that changes the colour of every pixel."""
+    """Draw the scene without light, which changes the colour of every pixel."""
     drawing = Drawing(scene)
     drawing.flicker = 0.0
     for _, cast in drawing.actors:
@@ -55,7 +55,7 @@ def test_a_mask_holds_the_pixels_that_change_with_its_event(number):
     changed = (with_it.draw(truth.time) != without.draw(truth.time)).any(2)
     mask = with_it.look(truth.time).mask(with_it.identity(truth.event))
     assert changed[mask].mean() > 0.95  # a sprite may have the colour of what is behind it
-    # The rest of the change is the sprites' soft edges, and what lies under other things in front.
+    # The rest of the change is the sprites' soft edges, and their parts behind other sprites.
     left, top, right, bottom = with_it.look(truth.time).box(with_it.identity(truth.event))
     inside = np.zeros_like(mask)
     inside[max(0, top - 8) : bottom + 8, max(0, left - 8) : right + 8] = True
@@ -166,7 +166,7 @@ def test_every_thing_of_many_scenes_has_a_word_of_its_own():
     names = {thing for n in range(60) for thing in Drawing(scenes.scene((n, 1))).things.values()}
     words = {(thing.kind, thing.name): word(thing) for thing in names}
     assert all(text.islower() and "_" not in text and "/" not in text for text in words.values())
-    # The two orange ships are told by the same words.
+    # The two orange ships have the same words.
     assert len(set(words.values())) >= len(words) - 1
 
 

@@ -37,7 +37,7 @@ class Ear:
 
 
 def recorded(picture):
-    """When a picture was recorded."""
+    """Return the time at which a picture was recorded."""
     return (float(picture.mean()) - 20) / 70
 
 
@@ -47,7 +47,7 @@ def sources(tmp_path_factory):
 
 
 def check(made):
-    """Faults of how a file is read, as text."""
+    """Return faults of how a file is read, as text."""
     faults = []
     near = 2.1 / made.fps + 0.03
 
@@ -114,7 +114,7 @@ def test_pictures_and_sound_come_at_their_times(sources, tmp_path, part):
 
 
 def joined(path, parts, gap=0.0):
-    """Several files with clocks of their own in one, as `cat` makes them."""
+    """Join several files with separate clocks in one, as `cat` does."""
     path.write_bytes(b"".join(part.path.read_bytes() for part in parts))
     shown, sounds, start = [], [], 0.0
     for part in parts:
@@ -149,7 +149,7 @@ def test_pictures_without_time_stamps_are_counted(sources, tmp_path, name, kept)
 
 
 def without_stamps(raw, kept):
-    """A transport stream in which only every `kept`-th PES packet has a time stamp; its bytes stay in place as stuffing."""
+    """Make a transport stream in which only every `kept`-th PES packet has a time stamp; its bytes stay in place as stuffing."""
     data, number = bytearray(raw), 0
     for at in range(0, len(data), 188):
         body = at + 4 + (data[at + 4] + 1 if data[at + 3] & 0x20 else 0)
@@ -228,7 +228,7 @@ def test_the_display_matrix_is_applied_whole(tmp_path, matrix):
     path.write_bytes(bytes(raw))
 
     def place(p, q):
-        """Where a stored point, seen from the middle, is shown."""
+        """Return where a stored point, seen from the middle, is shown."""
         return (matrix[0] * p + matrix[2] * q > 0, matrix[1] * p + matrix[3] * q > 0)
 
     frame = frame_at(path, 0.2, width=64 if matrix[0] else 32).mean(2)

@@ -39,7 +39,7 @@ FINITE = [
 
 
 def items(split) -> list[bytes]:
-    """A digest of each item of a split, labels left out."""
+    """Compute a digest of each item of a split, without labels."""
     rows = np.arange(len(split))
     if isinstance(split, AlignedColumns):
         columns = [split.column(name, rows) for name in split.columns]
@@ -75,7 +75,7 @@ def test_the_test_split_of_finite_sources_does_not_depend_on_the_valid_one(spec)
     assert items(more.test) == items(found.test)
     assert len(more.valid) >= len(found.valid)
     if "pairs" not in spec and "captions" not in spec and "labelled" not in spec:
-        # What is read is the same, whatever is cut off.
+        # Both sets read the same items, whatever is cut off.
         assert len(more.valid) > 2 * len(found.valid)
         both = [Counter(items(one.train) + items(one.valid)) for one in (found, more)]
         assert both[0] == both[1]
@@ -208,7 +208,7 @@ def test_own_items_that_share_anything_stay_in_one_split(pictures, drawn):
     assert not found.accounts.missing()
     parts = [set(split.rows.tolist()) for split in splits]
     assert len(set.union(*parts)) == count
-    if any("separates items" in note for note in found.notes):  # all are linked: then it is said
+    if any("separates items" in note for note in found.notes):  # all items are linked, which a note reports
         return
     for cells in (which, words):
         shared = [{cells[n] for n in part} for part in parts]
@@ -389,7 +389,7 @@ def test_videos_are_evaluated_on_the_split_that_is_named():
     batch = task.evaluation_batch("train", [2])
     assert batch["visual"].shape == (1, *bag.visual.shape)
     assert "truth" not in batch
-    with pytest.raises(ValueError, match="one at a time"):
+    with pytest.raises(ValueError, match="must name one video"):
         task.evaluation_batch("valid", [0, 1])
     with pytest.raises(DataError, match="at least 2 videos in its valid split"):
         BagsTask(data.load("async-bags?train=6&valid=1&test=4"), BagsConfig()).check_training()

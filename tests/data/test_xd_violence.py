@@ -1,4 +1,4 @@
-"""The XD-Violence layout: what is read, in what order, and what each kind of damage is told."""
+"""Test the XD-Violence layout: the items read, their order, and the message for each kind of damage."""
 
 from __future__ import annotations
 

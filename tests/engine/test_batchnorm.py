@@ -40,7 +40,7 @@ def weights() -> torch.Tensor:
 
 
 def step(net: nn.Module, part: slice) -> dict[str, torch.Tensor]:
-    """One step of a loss that is a sum over examples; every process returns its part."""
+    """Compute one step of a loss that is a sum over examples; every process returns its part."""
     (net(images()[part]) * weights()[part]).sum().backward()
     found = {f"grad {name}": p.grad for name, p in net.named_parameters()}
     return {**found, **{f"buffer {name}": b for name, b in net.named_buffers()}}

@@ -33,7 +33,7 @@ print(during.hblks - before.hblks, after.fordblks - before.fordblks)
 
 
 def held(how: str) -> tuple[int, int]:
-    """Blocks that four tensors of 40 MB have mapped, and bytes that are free in the heap once they are gone."""
+    """Count the blocks that four tensors of 40 MB have mapped, and the heap's free bytes after their deletion."""
     done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True)
     mapped, free = done.stdout.split()
     return int(mapped), int(free)

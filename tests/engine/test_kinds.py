@@ -1,4 +1,4 @@
-"""Every kind of learner of the house, killed inside each stage and at its boundaries, ends as if nothing had happened."""
+"""Test that every kind of learner, killed inside each stage and at its boundaries, ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def made(slug, **more):
 
 
 def points(make):
-    """Five points: at once, inside the first half, as it ends and is not yet saved, as the second begins, at the last step."""
+    """List five points of a fit at which to kill it.
+
+    The first half has three: at once, inside, and at its end before saving. The others are the start of the second half and
+    the last step.
+    """
     learner, task = make()
     steps = len(task.train_loader(0, learner.position))
     stages = learner.stages()

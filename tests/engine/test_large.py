@@ -38,7 +38,7 @@ def doubled(value: Any) -> Any:
 
 
 def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Fit, dict[str, Any]]:
-    """A fit at its first step, in float64, and that step's batch."""
+    """Return a fit at its first step, in float64, and that step's batch."""
     experiment = Experiment.resolve(slug, data, overrides=settings)
     task = experiment.task()
     learner = experiment.learner(task.facts, 0)
@@ -54,7 +54,7 @@ def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -
 
 
 def compared(slug: str, data: str | None, settings: dict[str, Any], batch_changed: Any = None) -> None:
-    """One step in three parts is one step of the whole batch: losses, gradients, weights, buffers."""
+    """Check that one step in three parts equals one step of the whole batch: losses, gradients, weights, buffers."""
     found = []
     for parts in (1, 3):
         fit, batch = started(slug, data, settings, parts)
@@ -174,7 +174,7 @@ def test_batch_statistics_are_refused_by_name() -> None:
 
 
 def held(network: nn.Module, x: Tensor, parts: int) -> int:
-    """Bytes that autograd keeps for the backward pass, besides weights and inputs."""
+    """Count bytes that autograd keeps for the backward pass, besides weights and inputs."""
     seen: dict[int, int] = {}
     known = {value.data_ptr() for value in [*network.parameters(), x]}
 

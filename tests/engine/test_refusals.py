@@ -112,13 +112,8 @@ def refused(run, message, learner=None, task=None):
     assert run.checkpoint.read_bytes() == held
 
 
-<<<<<<< HEAD
-def test_other_data(halted):
-    refused(halted, "the data has 12 training items now, this run was begun on 10: restore", task=Task(examples=12))
-=======
 def test_resuming_with_other_data_raises_an_error(halted):
-    refused(halted, "the data has 12 training items now, this run was begun on 10: bring back", task=Task(examples=12))
->>>>>>> p2
+    refused(halted, "the data has 12 training items now, this run was begun on 10: restore", task=Task(examples=12))
 
 
 def test_resuming_with_other_teachers_raises_an_error(halted):

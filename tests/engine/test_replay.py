@@ -19,7 +19,7 @@ from counterpoint.systems.classics.simclr import SimCLR
 
 
 def diverged(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run whose third step met weights that are not finite."""
+    """Return a run whose third step met weights that are not finite."""
     loss = SimCLR.loss
 
     def broken(self: Any, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A task of random vectors and learners on it, small enough to be trained and killed many times in a second."""
+"""Define a task of random vectors, and learners small enough to train and kill many times in a second."""
 
 from __future__ import annotations
 
@@ -148,11 +148,11 @@ class Kill(Callback):
 
 
 def never_otherwise(make, folder, kills, **loop) -> list[dict[str, float]]:
-    """Fail unless a fit that is killed at each of these points in turn ends as one that is not, bit for bit.
+    """Fail unless a fit that is killed at each of these points ends bit for bit as an uninterrupted fit.
 
     Args:
-        make: gives a new learner and its task.
-        kills: points in order; each fit is killed at one and the next goes on from what it had saved.
+        make: returns a new learner and its task.
+        kills: points in order; each fit is killed at one, and the next resumes from its checkpoint.
     """
     options = {"loop": Loop(checkpoint_minutes=0, **loop), "bar": False, "say": lambda _: None}
     whole = Run.create(folder, {"slug": "simclr"}, "whole")

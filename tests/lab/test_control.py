@@ -41,7 +41,7 @@ margin = 0.5
 
 
 def planted(size: float, number: int):
-    """A runner whose arms differ by `size`; seeds have their own level, which pairing removes."""
+    """Make a runner whose arms differ by `size`; seeds have their own level, which pairing removes."""
 
     def one(slug, source, options, settings, seed, recipe):
         arm = int(settings["temperature"] == 0.2)

@@ -21,7 +21,7 @@ GAINS = {"mil": 0.0, "mil+contrast": 0.02, "mil+distillation": 0.0, "macil-sd": 
 
 
 def claim(**changed) -> Protocol:
-    """MACIL-SD's protocol without tuning, as if committed."""
+    """Return MACIL-SD's protocol without tuning, as if committed."""
     return replace(of_system("macil-sd"), **({"tuning": None, "path": "", "seeds": 5, "variants": {}} | changed))
 
 
@@ -264,7 +264,7 @@ def test_a_committed_record_is_what_its_protocol_says_of_its_figures(slug, tmp_p
 
 
 def _variants(record, protocol):
-    """The variants of a protocol that were run."""
+    """List the variants of a protocol that were run."""
     return [
         (record["variants"][name], made)
         for name, made in protocol.variants.items()

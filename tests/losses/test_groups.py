@@ -34,7 +34,7 @@ NAMES = [
 
 
 def shared(x: Any, rank: int, axis: int = 0) -> Any:
-    """This process's share of an argument."""
+    """Return this process's share of an argument."""
     if isinstance(x, list):
         return [shared(part, rank) for part in x]
     if not isinstance(x, Tensor):
@@ -45,7 +45,7 @@ def shared(x: Any, rank: int, axis: int = 0) -> Any:
 
 
 def take(name: str, group: Any, rank: int | None = None) -> tuple[Tensor | str, list[Tensor], dict[str, Tensor]]:
-    """Loss or error, gradients of arguments and parameters, and the state afterwards."""
+    """Return loss or error, gradients of arguments and parameters, and the state afterwards."""
     from test_losses import CASES, prepared
 
     module, arguments, _ = prepared(CASES[name])
@@ -74,7 +74,7 @@ def take(name: str, group: Any, rank: int | None = None) -> tuple[Tensor | str, 
 
 
 def stepped(rows: slice, group: Any, *, ddp: bool) -> list[Tensor]:
-    """Gradients of a linear layer under NT-Xent."""
+    """Compute gradients of a linear layer under NT-Xent."""
     from counterpoint import losses
 
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_world_is_the_loss_and_the_mean_gradient_of_the_whole_batch(parts, name)
     axes = AXES.get(name, (0,) * len(arguments))
 
     def of(rank: int) -> list[Tensor]:
-        """Gradients of the arguments in this process's share."""
+        """Compute gradients of the arguments in this process's share."""
         at = iter(gradients)
 
         def next_share(x: Any, axis: int) -> None:

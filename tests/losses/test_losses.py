@@ -60,7 +60,7 @@ def bags() -> list[Tensor]:
 
 
 def mixed_by(m: Any, query: Tensor, key: Tensor, _: Any) -> Tensor:
-    """MoCHi's logits, with the rows that the module draws found by hand."""
+    """Compute MoCHi's logits, with the rows that the module draws found by hand."""
     random = torch.rand(N, m.mixed + m.mixed_query, 3, generator=generator())
     queue = m.memory.rows
     order = (F.normalize(query, dim=1) @ queue.T).topk(m.hardest, dim=1).indices
@@ -302,7 +302,7 @@ WITHOUT = {
 
 
 def prepared(case: Case) -> tuple[Loss, list[Any], list[Tensor]]:
-    """Module in float64, arguments, and those with a gradient."""
+    """Return the module in float64, its arguments, and those with a gradient."""
     torch.manual_seed(0)
     module = case.make().double()
     for key, value in module.state_dict().items():

@@ -70,7 +70,7 @@ class Checker(HTMLParser):
 
 
 def checked(path: Path) -> tuple[str, str]:
-    """(source, visible text) of a page that has nothing wrong with it."""
+    """Return (source, visible text) of a page after checking that nothing is wrong with it."""
     source = path.read_text(encoding="utf-8")
     page = Checker()
     page.feed(source)

@@ -21,7 +21,7 @@ def unit(rows):
 
 
 def written(file, rows, there=None):
-    """A file of embeddings of one modality, as `embed` writes it."""
+    """Write a file of embeddings of one modality, as `embed` does."""
     count, dim = rows.shape
     there = np.ones(count, bool) if there is None else there
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float32).ravel()), dim, mask=pa.array(~there))
@@ -40,7 +40,7 @@ def written(file, rows, there=None):
 
 
 def expected(rows, query, k):
-    """Rows by similarity in float64, equal ones in their order."""
+    """Sort rows by similarity in float64, equal ones in their order."""
     similarity = (rows.astype(np.float64) * query).sum(1)
     return np.argsort(-similarity, kind="stable")[:k].tolist()
 

@@ -23,7 +23,7 @@ VIEWS = ["--epochs", "1", "--batch-size", "8", "--encoder", "conv-s", "--evaluat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of three colours, a table in which each stands in four rows with two captions, and two runs."""
+    """Make pictures of three colours, a table in which each stands in four rows with two captions, and two runs."""
     folder = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     lines = ["image,caption,split"]
@@ -78,7 +78,7 @@ def test_encode_refuses_what_it_cannot_encode(folder):
         encoder.encode()
     with pytest.raises(CounterpointError, match=r"no modality for sounds; it has image \(image\), caption \(text\)"):
         encoder.encode(sounds=["a.wav"])
-    with pytest.raises(CounterpointError, match="equally many items, got image 1, caption 2"):
+    with pytest.raises(CounterpointError, match="the same number of items, got image 1, caption 2"):
         encoder.encode(images=[np.zeros((16, 16, 3), np.uint8)], texts=["a", "b"])
     with pytest.raises(DataError, match="image, item 0: an image is uint8"):
         encoder.encode(images=[np.zeros((16, 16, 3))])

@@ -21,7 +21,7 @@ def share(rank: int, counts: Sequence[int]) -> slice:
 
 
 def mine(whole: Tensor, counts: Sequence[int]) -> Tensor:
-    """This process's part of something that has an entry for each row of the batch."""
+    """Return this process's part of something that has an entry for each row of the batch."""
     from counterpoint.core.distributed import world
 
     rank, size = world()

@@ -188,7 +188,7 @@ def test_no_negative_or_no_share_is_an_error() -> None:
     with pytest.raises(ValueError, match="keep_fraction"):
         fn.simple_contrastive(torch.zeros(2), torch.zeros(2, 3), keep_fraction=0.0)
     for loss in (lambda *x: fn.contrastive(*x, 0.1), fn.simple_contrastive):
-        with pytest.raises(ValueError, match="no negative that counts"):
+        with pytest.raises(ValueError, match="only excluded negatives"):
             loss(torch.zeros(2), torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]]))
         with pytest.raises(ValueError, match="no anchors"):
             loss(torch.zeros(0), torch.zeros(0, 3))
@@ -313,7 +313,7 @@ def test_additions_stack_in_their_order() -> None:
 def test_compositions_that_do_not_fit_raise_an_error() -> None:
     for slug, said in (
         ("byol+mochi", "does not go over byol"),
-        ("simclr+moco-v2", "not an addition"),
+        ("simclr+moco-v2", "it is no addition"),
         ("simclr+mochi+mochi", "already"),
         ("simclr+mochi+dcl", "leave mochi of simclr.mochi without effect"),
         ("simclr+hallucinator+isogclr", "leave hallucinator"),
@@ -529,7 +529,7 @@ def test_settings_of_parts_are_read_changed_and_stored_by_name() -> None:
 def test_a_setting_that_is_not_there_is_refused_by_name() -> None:
     config = catalog.load_system("moco-v2+mochi").config()
     for name, said in (
-        ("dcl.decoupled", r"no part dcl, which dcl\.decoupled is a setting of; its parts: mochi"),
+        ("dcl.decoupled", r"no part dcl, so there is no setting dcl\.decoupled; its parts: mochi"),
         ("hardest", r"no setting hardest; did you mean mochi\.hardest"),
         ("mochi.hardst", r"no setting mochi\.hardst; did you mean mochi\.hardest"),
         ("tmperature", "no setting tmperature; did you mean temperature"),

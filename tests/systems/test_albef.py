@@ -657,7 +657,7 @@ WIDTH, HEADS, LAYERS, LOWER, IMAGE = 16, 2, 4, 2, 128
 
 
 def authors_state(vocabulary: int, grid: int = 4, queue: int = 16, dim: int = 6) -> dict[str, torch.Tensor]:
-    """Random weights under the names of the authors' released files, without the copies."""
+    """Draw random weights under the names of the authors' released files, without the copies."""
     g = torch.Generator().manual_seed(3)
     state: dict[str, torch.Tensor] = {}
 
@@ -715,7 +715,7 @@ def authors_state(vocabulary: int, grid: int = 4, queue: int = 16, dim: int = 6)
 
 
 def bert_attention(state, at: str, x, source, hidden=None):
-    """nn.MultiheadAttention with a layer's weights, and what comes after it."""
+    """Compute nn.MultiheadAttention with a layer's weights, and the operations that follow."""
     own = {name: state[f"{at}.self.{name}.{kind}"] for name in ("query", "key", "value") for kind in ("weight",)}
     layer = nn.MultiheadAttention(
         WIDTH, HEADS, kdim=own["key"].shape[1], vdim=own["key"].shape[1], batch_first=True

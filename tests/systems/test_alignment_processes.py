@@ -25,7 +25,7 @@ def permutations(m: int) -> torch.Tensor:
 
 
 def mine(whole: torch.Tensor) -> torch.Tensor:
-    """This process's part of something that has an entry for each row of the batch."""
+    """Return this process's part of something that has an entry for each row of the batch."""
     from counterpoint.core.distributed import world
 
     rank, size = world()
@@ -87,7 +87,7 @@ def work(rank, folder):
         released = [x[share].clone().requires_grad_() for x in draw(2)]
         local = fn.cl2l_loss(*released, [released[0]], [released[1]], 3.0, 2.0, 0.2, local_gradients=True)
         local.backward()
-        # What is measured is the whole set on every process, whoever else measures it.
+        # Every process measures the whole set, whatever other processes measure.
         measured = fn.gap_metrics(*draw(2, 20))
         torch.save((found, drawn, measured, (local.detach(), [x.grad for x in released])), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -70,7 +70,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 
 
 def written(x: torch.Tensor, y: torch.Tensor, margin: float) -> torch.Tensor:
-    """The hinge as the paper has it, over the matrix."""
+    """Compute the hinge as the paper writes it, over the matrix."""
     s = x @ y.T
     terms = F.relu(margin - (s.diagonal()[:, None] - s))
     return terms[~torch.eye(len(s), dtype=torch.bool)].mean()
@@ -400,7 +400,7 @@ SECONDS = 2 * 17 * HOP / RATE  # of an item: a snippet of 17 frames and its marg
 def made(
     n: int = 24, *, unpaired: bool = True, size: int = 120, rate: int = RATE, seconds: float = SECONDS
 ) -> AlignedData:
-    """Dots at a height that goes with a tone's pitch."""
+    """Draw dots at a height that follows a tone's pitch."""
     rng = np.random.default_rng(0)
 
     def split(n: int, presence=None) -> AlignedColumns:

@@ -60,7 +60,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-9) -> No
 
 
 def both(function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value and gradient of a function at x."""
+    """Compute value and gradient of a function at x."""
     x = x.clone().requires_grad_()
     value = function(x)
     value.backward()
@@ -104,7 +104,7 @@ def distances(a, b):
 
 
 def written_out(z, alpha, beta, tau_pos, tau_neg, weight_pos, weight_neg, tau_plus):
-    """The card's form A, loop by loop."""
+    """Compute the card's form A, loop by loop."""
     v, n = len(z), z.shape[1]
     attraction, repulsion = [], []
     for x in range(v):
@@ -363,15 +363,15 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "queue"}, "form is"),
-        ({"cost": "cosine"}, "cost is"),
+        ({"form": "queue"}, "form must be"),
+        ({"cost": "cosine"}, "cost must be"),
         ({"positives": 0}, "positives must be at least 1"),
         ({"negative_sharpness": -1.0}, "negative_sharpness must lie in 0..1e"),
         ({"alpha": math.nan}, "alpha must lie in 0..1e"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"momentum_teacher": 1.5}, "momentum_teacher must lie"),
-        ({"positive_prior": 1.0}, "positive_prior lies"),
-        ({"positive_prior": 0.1, "weight_neg": False}, "goes with weight_neg"),
+        ({"positive_prior": 1.0}, "positive_prior must be"),
+        ({"positive_prior": 0.1, "weight_neg": False}, "needs weight_neg"),
         ({"form": "momentum", "positives": 1, "keys": 3}, r"keys \(3\) must not be more than the views \(2\)"),
     ],
 )

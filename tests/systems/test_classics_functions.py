@@ -79,7 +79,7 @@ def test_values_and_gradients_equal_the_authors(name, case, dtype):
     for key, value in gradients.items():
         scale = value.abs().max().item()
         torch.testing.assert_close(arrays[key].grad, value.to(dtype), rtol=close["rtol"], atol=close["rtol"] * scale)
-    # What has no gradient in the authors' numbers is a teacher, a target or a memory.
+    # Arguments without a gradient in the authors' numbers are teachers, targets or memories.
     unnamed = {key for key, value in arrays.items() if value.requires_grad and value.grad is not None} - set(gradients)
     assert unnamed <= {"low"}
 
@@ -146,7 +146,7 @@ def test_nan_is_never_a_number_again(name):
         (lambda: barlow(draw(3, 2), draw(3, 2), bn_eps=0.0), "bn_eps"),
         (lambda: vicreg(draw(2, 3), draw(3, 3)), "z1 and z2"),
         (lambda: vicreg(draw(1, 3), draw(1, 3)), "two rows"),
-        (lambda: swav(draw(1, 3, 2)), "two to predict"),
+        (lambda: swav(draw(1, 3, 2)), "at least two crops"),
         (lambda: swav(draw(2, 3, 2), draw(2, 3, 4)), "high and low"),
         (lambda: swav(draw(2, 3, 2), queue=draw(1, 3, 2)), "queue"),
         (lambda: swav(draw(2, 3, 2), temperature=0.0), "temperature"),

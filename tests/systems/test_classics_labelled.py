@@ -75,7 +75,7 @@ def words(settings):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of each system, made by the command line."""
+    """Train a run of each system from the command line."""
     out = tmp_path_factory.mktemp("runs")
     for slug, settings in SETTINGS.items():
         said = ["train", slug, "--data", DATA, "--seed", "3", "--out", str(out), "--name", slug, *words(settings)]
@@ -481,7 +481,7 @@ def test_supcon_and_triplet_lose_what_their_functions_say():
         (KDConfig, {"kd_temperature": 0.0}, "kd_temperature must be > 0"),
         (KDConfig, {"teacher_epochs": -1}, "teacher_epochs must not be negative"),
         (RKDConfig, {"angle_weight": -1.0}, "angle_weight -1.0"),
-        (MeanTeacherConfig, {"ema_momentum": 2.0}, "ema_momentum lie in 0..1"),
+        (MeanTeacherConfig, {"ema_momentum": 2.0}, "ema_momentum must lie in 0..1"),
         (SupConConfig, {"temperature": 0.0}, "temperature and base_temperature must be > 0"),
         (TripletConfig, {"margin": 0.0}, "margin must be > 0"),
     ],

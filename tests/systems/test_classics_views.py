@@ -64,7 +64,7 @@ def options(settings):
 
 
 def built(slug, seed=0, **overrides):
-    """A learner with its task and settings."""
+    """Build a learner with its task and settings."""
     settings = config(slug, **overrides)
     system = load_system(slug)
     task = task_class(system)(Experiment.resolve(system, DATA).source(), settings)
@@ -72,7 +72,7 @@ def built(slug, seed=0, **overrides):
 
 
 def fitted(slug, watch, **overrides):
-    """A learner fitted without a run; `watch(learner)` may wrap its hooks before."""
+    """Fit a learner without a run; `watch(learner)` may wrap its hooks before."""
     learner, task, settings = built(slug, **overrides)
     watch(learner)
     fit(learner, task, evaluate_every=settings.evaluate_every, bar=False)
@@ -135,7 +135,7 @@ def test_interrupted_and_resumed_it_ends_the_same(slug, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A few pictures of the user's own, in two classes."""
+    """Make a few pictures of the user's own, in two classes."""
     place = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for name in ("one", "two"):

@@ -41,7 +41,7 @@ def number(value: float) -> torch.Tensor:
 
 
 def written_out(p, q, f, log_scale, row_feat=None, sharpness=1.0):
-    """The card's listing, with the weights as an array."""
+    """Compute the card's listing, with the weights as an array."""
 
     def targets(features):
         unit = F.normalize(features)

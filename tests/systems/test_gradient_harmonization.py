@@ -147,7 +147,7 @@ def test_masked_texts_are_the_published_minus_infinity(candidates):
     assert nobody == 0
     assert all((g == 0).all() for g in torch.autograd.grad(nobody, (video, text)))
     assert fn.mil_nce(video * math.nan, text).isnan()
-    # What stands where there is no text is nobody's affair.
+    # Values at masked texts have no effect.
     rubbish = text.detach().masked_fill(~mask.repeat_interleave(candidates)[:, None], math.nan).requires_grad_()
     unmoved = fn.mil_nce(video, rubbish, mask)
     assert torch.equal(unmoved, found)
@@ -206,7 +206,7 @@ PLAIN = {"heads": "none", "objective": "info-nce", "vector_encoder": "as-is"}
 
 
 def learner(**options) -> Harmonization:
-    """A learner as if in the middle of a training."""
+    """Return a learner as if in the middle of a training."""
     facts = SimpleNamespace(modalities={n: {"kind": "vector", "dim": 4} for n in NAMES}, tokenizers={}, classes=0)
     found = Harmonization(HarmonizationConfig(**SMALL | {"vector_encoder": "as-is"} | options), facts).double()
     found.position, found.total_steps = Position(step=2), 5
@@ -226,7 +226,7 @@ def batch_of(n: int = 8, missing: dict[str, list[int]] | None = None) -> dict:
 
 
 def one_by_one(system: Harmonization, batch: dict, unit: list[int]) -> tuple[dict[str, torch.Tensor], list[bool]]:
-    """The gradients the card asks for, from each unit's two losses taken by themselves."""
+    """Compute the gradients the card asks for, from each unit's two losses taken by themselves."""
     config = system.config
     backbone = dict(system.backbone.named_parameters(prefix="backbone"))
     weights = dict(system.named_parameters())
@@ -399,7 +399,7 @@ def test_conflict_marks_what_does_not_belong_together(tmp_path, capsys):
     assert 0.2 < last["train/conflict"] < 0.8
     assert last["train/kept"] < first["train/kept"] < 1
     assert last["test/to_video_r10"] > 0.3
-    assert "conflict from" in (tmp_path / "run" / "report.html").read_text()  # what is said of the curve
+    assert "conflict from" in (tmp_path / "run" / "report.html").read_text()  # the caption of the curve
     capsys.readouterr()
     assert cli.main(["evaluate", str(run.path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)

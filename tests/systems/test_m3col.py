@@ -74,7 +74,7 @@ def small(**settings) -> M3CoLConfig:
 
 
 def published(name: str) -> str:
-    """Where a weight of the released model stands in ours."""
+    """Return our name of a weight of the released model."""
     room, layer, *_, kind = name.split(".")
     place = 0 if layer.endswith("1") else 2
     modality = ("first", "second", "third")[int(room[-1]) - 1] if room[-1].isdigit() else ""

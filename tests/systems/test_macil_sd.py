@@ -241,7 +241,7 @@ def test_other_checkpoints_raise_an_error(tmp_path):
 
 
 def loop_contrast(bag_prob, audio_prob, visual_prob, seq_len, audio_rep, visual_rep, t):
-    """The card's text, bag by bag and row by row."""
+    """Compute the card's text, bag by bag and row by row."""
 
     def mine(prob, rep):
         abn, bgd, nor = [], [], []
@@ -367,7 +367,7 @@ def test_networks_keep_their_shapes_for_one_bag_and_one_snippet(bags, time):
 
 
 def test_audio_and_visual_must_be_cut_first():
-    with pytest.raises(ValueError, match="cut them"):
+    with pytest.raises(ValueError, match="cut both to the same length"):
         MacilSDNet(10, 6, hidden=8, heads=2, ffn=8)(torch.randn(1, 4, 6), torch.randn(1, 5, 10))
 
 

@@ -135,7 +135,7 @@ def test_over_moco_the_queue_starts_anew() -> None:
 def test_groups_that_no_batch_fits_into_are_an_error() -> None:
     learner, task, _ = _learner(stages=3)
     learner.config.batch_size = 700
-    with pytest.raises(CounterpointError, match=r"fewer --mcl\.clusters"):
+    with pytest.raises(CounterpointError, match=r"lower --mcl\.clusters"):
         fit(learner, task, bar=False)
 
 

@@ -77,7 +77,7 @@ def test_scores_and_the_baseline_equal_the_authors():
 
 
 def written_out(reps, scale, permutations=None):
-    """The card's listing, with the array of all combinations."""
+    """Compute the card's listing, with the array of all combinations."""
     losses = []
     for a in range(len(reps)):
         others = [rep for i, rep in enumerate(reps) if i != a]

@@ -218,7 +218,7 @@ def test_settings_and_data_that_do_not_fit_raise_an_error(tmp_path, capsys):
 
 
 def three_vectors(n: int, labels=None, **presence):
-    """Three modalities of one-hot vectors, of which some items share theirs."""
+    """Make three modalities of one-hot vectors, of which some items share theirs."""
     rows = np.eye(4, dtype=np.float32)[np.arange(n) % 4]
     labels = None if labels is None else np.asarray(labels)
     return AlignedColumns(dict.fromkeys("abc", rows), labels, presence=presence or None)
@@ -236,7 +236,7 @@ def test_several_modalities_together_look_for_one():
     embedding = {"a": x, "b": x, "c": x}
     evaluator.update(batch, {"embedding": embedding, "joint": {"a": x, "b": x, "c": wrong}})
     found = evaluator.compute()
-    # The very same vector cannot be told apart: any of the items that have it is right.
+    # Equal vectors are indistinguishable, so any item with the vector is right.
     assert found["a_to_b_r1"] == found["b_and_c_to_a_r1"] == found["a_and_c_to_b_r1"] == 1.0
     assert found["a_and_b_to_c_r1"] == 0.0
     assert found["to_c_r1"] == 1.0

@@ -102,7 +102,7 @@ def spoil(data, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("nan", "NaN"), ("zero", "no snippet"), ("width", "wide"), ("length", "audio snippets")]
+    ("what", "said"), [("nan", "NaN"), ("zero", "no snippet"), ("width", "have widths"), ("length", "audio snippets")]
 )
 def test_spoiled_features_are_named(what, said):
     task = BagsTask(spoil(bags(), what), BagsConfig(batch_size=8))

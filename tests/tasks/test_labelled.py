@@ -222,7 +222,7 @@ def test_data_that_do_not_fit_raise_an_error():
         LabelledTask(sources.load("async-bags?train=4&test=2"), LabelledConfig())
     with pytest.raises(CounterpointError, match=r"images_per_class must be 0 or divide batch_size \(10\), got 4"):
         EmbeddingConfig(batch_size=10, images_per_class=4)
-    with pytest.raises(CounterpointError, match="labelled_batch lie below batch_size"):
+    with pytest.raises(CounterpointError, match="labelled_batch must lie below batch_size"):
         SemiSupervisedConfig(batch_size=8, labelled_batch=8)
     with pytest.raises(CounterpointError, match="hidden must be at least 1"):
         EmbeddingConfig(hidden=0)

@@ -38,12 +38,12 @@ LABELS = torch.arange(CLASSES * EACH) % CLASSES
 
 
 def alike(count, seed=0):
-    """Rows that are all one row, whose products a matrix multiplication rounds differently at its edges."""
+    """Make rows that are all one row, whose products a matrix multiplication rounds differently at its edges."""
     return torch.randn(1, DIM, generator=torch.Generator().manual_seed(seed)).repeat(count, 1)
 
 
 def tied_items(seed):
-    """Rows of which many are equal, of items of five classes."""
+    """Make rows of which many are equal, of items of five classes."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(9, DIM, generator=generator)
     return centres[torch.randint(0, 9, (len(LABELS),), generator=generator)]

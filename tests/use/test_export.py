@@ -45,7 +45,7 @@ def aligned(tmp_path_factory):
 
 
 def computed(path, inputs):
-    """What a file gives, computed without this package's own way of reading it."""
+    """Compute the outputs of a file without this package's own way of reading it."""
     if path.suffix == ".pt2":
         with torch.no_grad():
             return torch.export.load(path).module()(*inputs).numpy()

@@ -39,7 +39,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def windows(n: int = 6) -> torch.Tensor:
-    """White with a dark cross off its centre and dots here and there."""
+    """Draw a dark cross off the centre, and dots, on white."""
     x = (torch.rand(n, 1, 120, 120, generator=generator(9)) > 0.05).float()
     x[:, :, 50:53] = 0
     x[:, :, :, 70:72] = 0
@@ -249,7 +249,7 @@ def test_the_filter_bank_has_92_bands_of_unit_area():
     assert hertz[bank.any(1)].max() <= 6000
     centres = hertz[bank.argmax(0)]
     assert bool((centres.diff() > 0).all())
-    # High up, where every note has a bin of its own, a band is a sixteenth of an octave from the next.
+    # At high frequencies every note has a separate bin. Neighbouring bands differ by a sixteenth of an octave.
     assert centres[-17] * 2 == pytest.approx(float(centres[-1]), rel=0.01)
     # Each band's weights rise to its centre and fall after it.
     for band in (0, 40, 91):

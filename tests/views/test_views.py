@@ -18,7 +18,7 @@ from counterpoint.views.images import Recipe, ViewPipeline
 
 @pytest.fixture
 def pictures():
-    """Noise, and the places where hue is hard: greys, black, white, pure and equal channels."""
+    """Return noise, and the places where hue is hard: greys, black, white, pure and equal channels."""
     x = torch.rand(6, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     x[1] = x[1, :1]
     x[2, :, :8], x[2, :, 8:16] = 0.0, 1.0

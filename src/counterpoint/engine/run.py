@@ -215,7 +215,7 @@ class Run:
     def metrics(self, *, required: bool = True) -> list[dict[str, float]]:
         """Return the rows of metrics.csv without their empty cells.
 
-        Without a file raise RunError where it is `required`, else return [].
+        Where the file is missing, raise RunError if `required`, else return [].
         """
         path = self.path / METRICS
         if not path.is_file():

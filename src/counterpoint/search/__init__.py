@@ -27,7 +27,7 @@ The package is a function, too (see `counterpoint.face.functions.search`):
 
 Search is exact, unless `index` has made a graph (FAISS's HNSW) of the same content with sufficient recall. FAISS was chosen by
 measurement (`benchmarks/search.py`): of usearch, LanceDB and FAISS it has the fastest queries, and its index is one file.
-Exact search of 100,000 rows of 128 takes milliseconds, so an index is useful only from about a million rows on.
+Exact search of 100,000 rows of width 128 takes milliseconds. An index is useful only from about a million rows on.
 """
 
 from __future__ import annotations

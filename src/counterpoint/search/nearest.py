@@ -1,7 +1,7 @@
 """Find the nearest rows of a file of embeddings: exactly, or by a graph with a measured recall.
 
 Exact search orders hits by similarity, and equal rows by their position in the file, for every k. Similarities of the
-candidates are summed again in float64, row by row, because a matrix product rounds equal rows differently at its edges.
+candidates are summed again in float64, row by row. A matrix product would round equal rows differently at its edges.
 
 A graph (FAISS's HNSW) holds each distinct row once, because repeated rows make others unreachable. When it is built, its
 recall is measured on three kinds of queries:
@@ -10,8 +10,8 @@ recall is measured on three kinds of queries:
 - rows with noise of the same norm as the row;
 - rows of other modalities of the same width.
 
-The least of the three recalls counts. A graph is used only under three conditions: the content is the same, k is at most the
-largest measured k, and it finds at least 95 % of the exact neighbours.
+The least of the three recalls counts. A graph is used only for the same content and for k up to the largest measured k. It
+must find at least 95 % of the exact neighbours.
 """
 
 from __future__ import annotations

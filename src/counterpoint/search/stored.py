@@ -138,7 +138,7 @@ def read_embeddings(path: Path | str) -> Embeddings:
 
 
 def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the vectors of a column [n, dim], with zeros for nulls, and the mask [n] of the rows that are not null."""
+    """Return a column's vectors [n, dim], with zeros for nulls, and the mask [n] of its other rows."""
     dim = column.type.list_size
     if not column.null_count:
         flat = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)

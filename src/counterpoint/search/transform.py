@@ -19,7 +19,7 @@ from counterpoint.views.images import normalise
 
 @dataclass(frozen=True)
 class Transform:
-    """The conversion of items of one modality to the inputs of the run's encoder, from the facts that a run keeps.
+    """The conversion of a modality's items to the inputs of the run's encoder, by the run's facts.
 
     The same functions convert training data, queries and items of a file of embeddings.
     """

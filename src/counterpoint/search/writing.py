@@ -26,7 +26,7 @@ SPLITS = ("all", "train", "valid", "test", "unpaired")
 
 @dataclass(frozen=True)
 class Items:
-    """The splits of a data source, read by name, split and position, in one form for images and for aligned items."""
+    """The splits of a data source, of images or of aligned items, read by name, split and position."""
 
     source: Any
     kinds: dict[str, str]  # modality -> kind
@@ -198,7 +198,7 @@ def _embedded_texts(
 def _whole(
     parts: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return all items' rows [n, dim], with zeros for items that lack the modality, and the mask [n] of the others."""
+    """Return all items' rows [n, dim], zeros for items without the modality, and the mask [n] of the others."""
     there = np.concatenate([here for _, here in parts])
     dim = max(rows.shape[1] for rows, _ in parts)
     whole = np.zeros((len(there), dim), np.float32)

@@ -35,6 +35,6 @@ def check_watched(name: str, count: int, what: str) -> None:
         has = "is empty" if not count else f"has {count}"
         raise DataError(
             f"{name}: needs at least {WATCHED} {what} in its valid split, which {has} and on which training is monitored. "
-            "Set a larger share of the training items (?valid=0.2), or name a split: ?valid=NAME, or a folder or a split "
+            "Set a larger share of the training items (?valid=0.2). Or name a split: ?valid=NAME, a folder or a split "
             "column 'valid'"
         )

@@ -78,8 +78,8 @@ def export(
         format: onnx or torch. Default: from the ending of `out`, .onnx or .pt2.
         modality: The only modality to export. Default: all.
 
-    Returns a record for each file. Raises CounterpointError in three cases, and then leaves no file: the packages of the extra
-    `export` are missing, a network cannot be traced, or the outputs differ by more than 1e-4.
+    Returns a record for each file. Raises CounterpointError, and leaves no file, in three cases. Packages of the extra `export`
+    are missing. A network cannot be traced. The outputs differ by more than 1e-4.
     """
     out = Path(out)
     if format is None:
@@ -240,7 +240,7 @@ def opened(path: Path, format: Format) -> Callable[..., Tensor]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress the warnings and the progress of the exporters."""
+    """Hide the warnings and the progress of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,8 +1,8 @@
-"""Video files, read as a stream of snippets in bounded memory, and written (PyAV over FFmpeg).
+"""Read video files as a stream of snippets in bounded memory, and write them (PyAV over FFmpeg).
 
-Snippets go by presentation time, not by counting frames, so variable frame rates, gaps and late sound come out right:
-with F frames per snippet of s seconds, sample n shows the latest frame at or before (n + 1/2) s / F. Second 0 is the
-container's start, for pictures and sound alike (`clock`).
+Presentation times, not frame counts, define the snippets. Variable frame rates, gaps and late sound are therefore handled
+correctly. Let each snippet have F frames and s seconds. Then sample n is the latest frame at or before (n + 1/2) s / F.
+Second 0 is the container's start, for pictures and sound alike (`clock`).
 """
 
 from counterpoint.data.media.opened import MediaInfo

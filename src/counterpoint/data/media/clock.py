@@ -1,7 +1,7 @@
-"""One time line for the pictures and the sound of a file, in seconds from its beginning.
+"""Put the pictures and the sound of a file on one time line, in seconds from its beginning.
 
-Packets pass through a `Clock` in file order, before they are decoded. Where the file's own clock jumps (joined
-recordings, a recorder that starts anew), the clock shifts what follows so that the time line goes on; one shift serves all
+Packets pass through a `Clock` in file order, before they are decoded. The file's own clock may jump (joined recordings, a
+restarted recorder). `Clock` then shifts the following packets, so that the time line continues. One shift applies to all
 tracks. `FrameTimes` gives every decoded picture its time: its time stamp, or a count where it has none.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 # A gap (seconds) that no still picture explains: longer ones are jumps of the clock.
 LONGEST_STILL = 600.0
-# The same for containers that broadcasters and recorders write, whose clocks jump as a matter of course (FFmpeg's value).
+# The same for containers of broadcasters and recorders, whose clocks often jump (FFmpeg's value).
 LONGEST_GAP = 10.0
 # How far (seconds) a track's decoding time may go back without being a jump; more where only display times are known.
 BACK, BACK_REORDERED = 0.3, 1.0
@@ -23,19 +23,19 @@ _EVEN = 0.5
 
 @dataclass
 class _Track:
-    base: float  # seconds of a tick
-    segment: int = 0  # which of the clock's shifts holds for it now
+    base: float  # duration of a tick, in seconds
+    segment: int = 0  # index of the clock's shift that currently applies to the track
     last: float | None = None  # time of its latest packet, shifted
-    end: float | None = None  # where its latest packet ends
+    end: float | None = None  # end time of its latest packet
     exact: bool = False  # whether `last` is a decoding time
 
 
 class Clock:
-    """Shifts of a file's clock, found packet by packet.
+    """The shifts of a file's clock, found packet by packet.
 
     Args:
-        origin: the container's start in seconds; None where it has none, then the first frame's time is the origin.
-        jumpy: whether the container is of a kind whose clock jumps (MPEG-TS, MPEG-PS).
+        origin: The container's start, in seconds. None: the time of the first frame.
+        jumpy: Whether the clock of this kind of container often jumps (MPEG-TS, MPEG-PS).
     """
 
     def __init__(self, origin: float | None, *, jumpy: bool = False) -> None:
@@ -48,21 +48,21 @@ class Clock:
 
     @property
     def jumps(self) -> int:
-        """How often the file's clock jumped so far."""
+        """Number of jumps of the file's clock so far."""
         return len(self.shifts) - 1
 
     def restart(self) -> None:
-        """Forget where the tracks stand, after a seek; the origin stays."""
+        """Reset the positions of the tracks after a seek, but not the origin."""
         self.shifts, self._tracks, self._front = [0.0], {}, None
 
     def set(self, packet: Any) -> float | None:
-        """Shift a packet's time stamps onto the time line; return its time there (decoding time if known).
+        """Shift a packet's time stamps onto the time line. Return its time there (the decoding time if known).
 
-        Time stamps of sound that the file does not hold, which FFmpeg counted, are taken away: samples count better.
+        Time stamps of sound that FFmpeg only counted, because the file has none, are removed: counting samples is more exact.
         """
         track = self._tracks.get(packet.stream_index)
         if track is not None and self.jumpy and packet.pos is None and packet.stream.type == "audio":
-            # FFmpeg cut this packet out of a larger one and counted its time at the rate that the file began with.
+            # FFmpeg split this packet from a larger one, and counted its time at the file's initial rate.
             packet.pts = packet.dts = None
             if track.end is not None:
                 track.end += max(0, packet.duration or 0) * track.base
@@ -83,7 +83,7 @@ class Clock:
             fitting = [
                 k for k in range(track.segment, len(self.shifts)) if self._continues(track, raw + self.shifts[k], back)
             ]
-            # Tracks lie side by side in a file: what comes now belongs near the front.
+            # Tracks are interleaved in a file, so this packet is near the latest time of all tracks.
             front = self._front or 0.0
             fitting.sort(key=lambda k: (abs(raw + self.shifts[k] - front), -k))
             fits = bool(fitting)
@@ -111,7 +111,7 @@ class Clock:
         return track.last - back <= time <= max(track.last, self._front or track.last) + self._limit
 
     def _joint(self, track: _Track) -> float:
-        """Where on the time line what follows a jump begins."""
+        """Return the time at which the packets after a jump begin."""
         front = self._front or 0.0
         return track.end if track.end is not None and front - track.end <= _EVEN else front
 
@@ -119,7 +119,7 @@ class Clock:
 def demuxed(
     container: Any, streams: list[Any], clock: Clock, broken: tuple[Any, ...], damage: list[str]
 ) -> Iterator[Any]:
-    """Packets of the streams in file order, on the clock's time line; ends at the first that cannot be read."""
+    """Yield packets of the streams in file order, on the clock's time line. End at the first that cannot be read."""
     packets = iter(container.demux(streams))
     while True:
         try:
@@ -134,34 +134,34 @@ def demuxed(
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, for a message of ours."""
+    """Return the first line of an exception's message, in at most 120 characters."""
     said = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return said[0][:120] if said else type(error).__name__
 
 
 class FrameTimes:
-    """Times of decoded pictures in the order they are shown, in seconds from the clock's origin.
+    """The times of decoded pictures in display order, in seconds from the clock's origin.
 
     Args:
-        clock: of the file; gets its origin from the first frame where the container has none.
-        rate: pictures per second that the stream declares; 0 when it does not.
-        base: seconds of a tick of the frames' time stamps.
-        by_dts: whether decoding times are right and display times guessed (AVI has no display times).
+        clock: The file's clock. Its origin is set from the first frame where the container has none.
+        rate: Pictures per second that the stream declares; 0 when it declares none.
+        base: Duration of a tick of the frames' time stamps, in seconds.
+        by_dts: Use decoding times, because display times are only guessed (AVI has no display times).
     """
 
     def __init__(self, clock: Clock, rate: float, base: float, *, by_dts: bool = False) -> None:
         self.clock, self.rate, self.base, self.by_dts = clock, rate, base, by_dts
         self.step = 0.0  # seconds from a picture to the next, as last measured; 0 before
         self.counted = 0  # pictures without a time stamp so far
-        self.dated = 0  # pictures with one
+        self.dated = 0  # pictures with a time stamp so far
         self._last: float | None = None
-        self._anchor: float | None = None  # the latest dated picture, and the pictures counted since
+        self._anchor: float | None = None  # time of the latest dated picture; `_since` counts the pictures after it
         self._since = 0
         self._stamps: list[int | None] = [None, None]  # latest pts and dts
-        self._faults = [0, 0]  # how often each did not go up
+        self._faults = [0, 0]  # number of times that each did not increase
 
     def time(self, frame: Any) -> float:
-        """Time of the next frame; never less than that of the one before."""
+        """Return the time of the next frame, which is never less than that of the frame before."""
         stamp = self._stamp(frame)
         base = self.base
         span = (frame.duration or 0) * base
@@ -184,10 +184,11 @@ class FrameTimes:
         return self._last
 
     def length(self, frame: Any, *, exact: bool, rest: float = 0.0) -> float:
-        """How long (seconds) the last frame is shown; 0 when nothing tells.
+        """Return the duration of the last frame in seconds; 0 when it is unknown.
 
-        Its own duration where the container keeps one for each frame (`exact`), else that or the latest step, whichever is
-        longer. A duration of more than `LONGEST_GAP` counts where it ends within `rest`, what the header says is left.
+        Where the container has a duration for each frame (`exact`), it is that duration. Otherwise it is the longer of that
+        duration and the latest step. A duration above `LONGEST_GAP` is used only where the frame ends within `rest`, the
+        remaining seconds by the header.
         """
         base = self.base
         span = (frame.duration or 0) * base
@@ -199,7 +200,7 @@ class FrameTimes:
         return known or (1 / self.rate if self.rate > 0.1 else 0.0)
 
     def _stamp(self, frame: Any) -> int | None:
-        """The time stamp to trust: the display time, unless it goes back more often than the decoding time."""
+        """Return the more reliable time stamp: the display time, unless it decreases more often than the decoding time."""
         pair = (frame.pts, frame.dts)
         for k, stamp in enumerate(pair):
             if stamp is not None:

@@ -13,12 +13,12 @@ from counterpoint.errors import CounterpointError, DataError
 
 # Containers with an index or with time stamps that a seek can trust. All others are read from their first byte.
 SEEKABLE = {"mov", "matroska", "avi", "asf", "wav", "w64", "aiff", "au", "caf", "flac", "ape", "wv", "tta", "nut"}
-# A length that no header means: a hundred days.
+# Longer lengths in a header are invalid: a hundred days.
 LONGEST_LENGTH = 1e7
 
 
 def load_av() -> Any:
-    """Import PyAV; CounterpointError where it is not installed."""
+    """Import PyAV. CounterpointError when it is not installed."""
     try:
         import av
     except ImportError as error:
@@ -30,7 +30,7 @@ def load_av() -> Any:
 class MediaInfo:
     """Properties of a video file, from its header and its first picture."""
 
-    duration: float  # seconds; 0 when the header gives none; after reading: where the pictures end
+    duration: float  # seconds; 0 when the header gives none; after reading: the end time of the pictures
     width: int  # pixels as shown: rotation and shape of pixels applied
     height: int
     rotation: int  # degrees counter-clockwise: 0, 90, 180 or 270
@@ -48,10 +48,10 @@ def decodable(stream: Any) -> bool:
 
 
 def choose(streams: list[Any], disposition: Any) -> Any:
-    """Choose the track that players take: the default one, else the first meant for everybody; None of none.
+    """Choose the track that players use: the default track, else the first without a special purpose. None without tracks.
 
     Args:
-        streams: of one kind. Those that cannot be decoded are passed over unless there is no other.
+        streams: Streams of one kind. Those that cannot be decoded are chosen only if there is no other.
         disposition: PyAV's flags.
     """
     special = disposition.visual_impaired | disposition.hearing_impaired | disposition.comment | disposition.dependent
@@ -64,13 +64,13 @@ def choose(streams: list[Any], disposition: Any) -> Any:
 
 
 def others_note(kind: str, streams: list[Any], chosen: Any, length: float) -> list[str]:
-    """Name the tracks of a kind that are not used, with language, codec and seconds.
+    """Return a note on the unused tracks of a kind, with language, codec and seconds.
 
     Args:
         kind: "picture" or "sound".
-        streams: all of that kind.
-        chosen: the one that is used, or None.
-        length: seconds of the file, for tracks that give no length of their own.
+        streams: All streams of that kind.
+        chosen: The stream that is used, or None.
+        length: Length of the file in seconds, for tracks that declare no length.
     """
     others = [stream for stream in streams if stream is not chosen]
     if not others:
@@ -94,12 +94,12 @@ def _length(stream: Any) -> float:
 
 
 class Opened:
-    """An open video file with its picture and sound tracks and its clock; DataError for what cannot be opened."""
+    """An open video file with its picture and sound tracks and its clock. DataError for a file that cannot be opened."""
 
     def __init__(self, path: Path) -> None:
         av = load_av()
         self.av, self.path = av, path
-        # What PyAV raises on broken data: its own errors, and Python's for values that fit no number.
+        # PyAV's exceptions on broken data: its own, and Python's for numbers out of range.
         self.broken = (av.FFmpegError, ValueError, OverflowError, UnicodeDecodeError, OSError)
         hint = ""
         try:
@@ -114,7 +114,7 @@ class Opened:
                 raise DataError(f"{path}: the file is empty")
             with path.open("rb") as file:
                 if file.read(12)[4:8] == b"ftyp":
-                    hint = " (its index is missing: an unfinished or cut download?)"
+                    hint = " (its index is missing: is the download complete?)"
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be opened ({reason(error)})") from error
         try:
@@ -138,12 +138,12 @@ class Opened:
             raise DataError(f"{self.path}: has no video stream")
         self.video = choose(self.pictures, disposition)
         if not decodable(self.video):
-            raise DataError(f"{self.path}: its video codec is not known to this build of FFmpeg")
+            raise DataError(f"{self.path}: this build of FFmpeg cannot decode its video codec; convert it to H.264")
         audio = choose(self.sounds, disposition)
         self.audio = audio if audio is not None and decodable(audio) else None
         self.video.thread_type = "AUTO"
         self.clock = clock_of(self.av, self.container)
-        self.still = 0.0  # when the latest of the pictures that repeat the one before ends, in the file's clock
+        self.still = 0.0  # end of the latest picture that repeats the one before, on the file's clock
 
     @property
     def streams(self) -> list[Any]:
@@ -152,11 +152,11 @@ class Opened:
 
     @property
     def rate(self) -> float:
-        """Pictures per second as declared, 0 when unknown."""
+        """The declared number of pictures per second; 0 when unknown."""
         return float(self.video.guessed_rate or self.video.average_rate or 0)
 
     def repeats(self, packet: Any) -> bool:
-        """Whether a packet is empty: its picture is the one before, shown on. Decoders take an empty packet for the end."""
+        """Return whether a packet is empty and so repeats the picture before it. Decoders treat an empty packet as the end."""
         if packet.size or packet.dts is None:
             return False
         if packet.stream is self.video:
@@ -164,12 +164,12 @@ class Opened:
         return True
 
     def times(self) -> FrameTimes:
-        """Times for the decoded pictures, from the file's start or from a seek on."""
+        """Make the times of the decoded pictures, from the file's start or from a seek on."""
         base = float(self.video.time_base or 0)
         return FrameTimes(self.clock, self.rate, base, by_dts=self.container.format.name == "avi")
 
     def info(self) -> MediaInfo:
-        """Properties from the header alone; `show` adds those of the first picture."""
+        """Return the properties from the header. `show` adds those of the first picture."""
         context = self.video.codec_context
         return MediaInfo(
             duration=header_length(self.container),
@@ -184,13 +184,13 @@ class Opened:
         )
 
     def show(self, info: MediaInfo, frame: Any) -> None:
-        """Take shown size and orientation from a decoded frame."""
+        """Set the displayed size and the orientation from a decoded frame."""
         turned = orientation(frame)
         info.rotation, info.mirrored = turned.rotation, turned.mirrored
         info.width, info.height = shown_size(frame, sides(self.video, frame))
 
     def notes(self) -> list[str]:
-        """What the choice of tracks leaves out, for the user."""
+        """Return notes for the user on the tracks that are not used."""
         length = header_length(self.container)
         notes = [] if self.audio is not None else ["no audio track: judged by sight, with silence for sound"]
         if self.audio is None and self.sounds:
@@ -203,19 +203,19 @@ class Opened:
 
 
 def clock_of(av: Any, container: Any) -> Clock:
-    """The clock of an open container, at its start."""
+    """Make the clock of an open container, at its start."""
     start = container.start_time
     jumpy = bool(container.format.flags & av.format.Flags.ts_discont.value)
     return Clock(start / av.time_base if start is not None else None, jumpy=jumpy)
 
 
 def header_length(container: Any) -> float:
-    """Seconds that the header gives; 0 when it gives none or an impossible one."""
+    """Return the length in seconds from the header; 0 when it gives none or an invalid one."""
     duration = container.duration
     seconds = max(0.0, duration / 1e6) if duration else 0.0
     return seconds if seconds < LONGEST_LENGTH else 0.0
 
 
 def seekable(container: Any) -> bool:
-    """Return whether a seek in this container lands by an index, so that its outcome can be checked."""
+    """Return whether this container has an index for seeks, so that the outcome of a seek can be checked."""
     return container.start_time is not None and container.format.name.split(",")[0] in SEEKABLE

@@ -1,4 +1,4 @@
-"""Decoded frames as players show them: turned, mirrored, with square pixels."""
+"""Convert decoded frames to the form that players display: rotated, mirrored, with square pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Pixels longer than this in one direction come from a damaged header.
+# A larger ratio of a pixel's sides comes from a damaged header.
 _LONGEST_PIXEL = 20
 
 
 class Orientation(NamedTuple):
-    """How the stored picture becomes the shown one: rows and columns swapped first, then flipped."""
+    """The conversion of a stored picture to the displayed one: swap rows and columns first, then flip."""
 
     swap: bool
     flip_x: bool
@@ -23,7 +23,7 @@ class Orientation(NamedTuple):
 
     @property
     def mirrored(self) -> bool:
-        """Whether the shown picture is a mirror image of the stored one."""
+        """Whether the displayed picture is a mirror image of the stored one."""
         return self.swap ^ self.flip_x ^ self.flip_y
 
     @property
@@ -39,14 +39,14 @@ UPRIGHT = Orientation(False, False, False)
 
 
 def orientation(frame: Any) -> Orientation:
-    """Read the display matrix of a frame; angles between right angles go to the nearest one."""
+    """Read the display matrix of a frame. Angles are rounded to multiples of 90 degrees."""
     found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return UPRIGHT
     raw = bytes(found)
     if len(raw) < 36:
         return UPRIGHT
-    # A stored point (p, q) is shown at (a p + c q, b p + d q).
+    # A stored point (p, q) is displayed at (a p + c q, b p + d q).
     a, b, _, c, d = struct.unpack("=9i", raw[:36])[:5]
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
@@ -54,7 +54,7 @@ def orientation(frame: Any) -> Orientation:
 
 
 def sides(stream: Any, frame: Any) -> tuple[int, int]:
-    """Stored width and height of a frame with square pixels, before it is turned."""
+    """Return the width and height of a frame with square pixels, before rotation."""
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     if not 1 / _LONGEST_PIXEL <= aspect <= _LONGEST_PIXEL:
         aspect = Fraction(1)
@@ -62,12 +62,12 @@ def sides(stream: Any, frame: Any) -> tuple[int, int]:
 
 
 def shown_size(frame: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as shown of a frame whose stored `sides` are `size`."""
+    """Return the displayed width and height of a frame whose stored `sides` are `size`."""
     return size[::-1] if orientation(frame).swap else size
 
 
 def pixels(frame: Any, size: tuple[int, int], reformatter: Any) -> NDArray[np.uint8]:
-    """RGB [height, width, 3] of a frame as shown, scaled (not cropped) to `size` = (width, height)."""
+    """Convert a frame to RGB [height, width, 3] as displayed, scaled (not cropped) to `size` = (width, height)."""
     turned = orientation(frame)
     width, height = size[::-1] if turned.swap else size
     scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA")
@@ -80,24 +80,24 @@ def pixels(frame: Any, size: tuple[int, int], reformatter: Any) -> NDArray[np.ui
 
 
 class Sampler:
-    """Picks the frames to sample from frames in order of time.
+    """A sampler of frames that arrive in order of time.
 
     Args:
-        spacing: seconds from one sample to the next; the first is half of it from the beginning.
-        size: width and height of the samples.
-        reformatter: PyAV's.
+        spacing: Seconds from one sample to the next. The first sample is at half of it.
+        size: Width and height of the samples, in pixels.
+        reformatter: PyAV's reformatter.
     """
 
     def __init__(self, spacing: float, size: tuple[int, int], reformatter: Any) -> None:
         self.spacing, self.size, self.reformatter = spacing, size, reformatter
         self.next = 0  # number of the next sample
-        self.frame: Any = None  # the latest frame, and its pixels once they were wanted
+        self.frame: Any = None  # the latest frame; its pixels are converted when first needed
         self.pixels: NDArray[np.uint8] | None = None
 
     def add(self, frame: Any, time: float) -> Iterator[NDArray[np.uint8]]:
         """Take the next frame, shown from `time` on; yield the samples before it."""
         if self.frame is None:
-            self.frame = frame  # samples before the first frame show it
+            self.frame = frame  # samples before the first frame repeat it
         yield from self.until(time)
         self.frame, self.pixels = frame, None
 

@@ -1,7 +1,7 @@
-"""The picture at a time, the length of a file, its properties: read without going through the whole file where possible.
+"""Find the picture at a time, the length and the properties of a file, if possible without reading it all.
 
-A seek is checked against what it lands on. Where a container has no index to trust, or its clock may jump, the file is
-read from its first byte: packets are looked through, and only those around a wanted time are decoded.
+The time at which a seek lands is checked. Where a container has no reliable index, or its clock may jump, the file is read
+from its first byte. Then all packets are examined, but only those around a wanted time are decoded.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from counterpoint.data.media.pictures import pixels, shown_size, sides
 from counterpoint.data.media.snippets import decoded
 from counterpoint.errors import DataError
 
-# Compressed bytes that are kept at most since the last key picture; beyond, all pictures are decoded from the beginning.
+# Maximum compressed bytes kept since the last key picture; beyond, all pictures are decoded from the beginning.
 _KEPT_BYTES = 128 * 2**20
-# Packets after a seek among which a key picture must be.
+# Number of packets after a seek that must include a key picture.
 _SOUGHT_PACKETS = 2000
 _EPS = 1e-6  # seconds
 
 
 def probe(path: Path | str) -> MediaInfo:
-    """Return the properties of a video file, its length measured where the header cannot be trusted.
+    """Return the properties of a video file. Measure its length where the header is not reliable.
 
     Raises DataError when it cannot be opened or has no picture that can be decoded.
     """
@@ -58,15 +58,15 @@ def measured_length(
 ) -> float:
     """Return the seconds from the clock's origin to the end of the last packet of the streams.
 
-    Where a seek can be trusted, only the end is read; the header's length stands if the end agrees with it. The container
-    is somewhere in its middle afterwards.
+    Where seeks are reliable, only the end is read. If it agrees with the header's length, that length is returned. Afterwards
+    the container's position is undefined.
 
     Args:
-        container: an open one of PyAV, at its start.
-        streams: the chosen tracks.
-        clock: of the container, unused so far.
-        broken: errors that mean damage.
-        seen: called with every packet when all are read from the first on, and not at all otherwise.
+        container: An open container of PyAV, at its start.
+        streams: The chosen tracks.
+        clock: The container's clock, unused so far.
+        broken: Types of exceptions that mean damage.
+        seen: Called with every packet, but only when all packets are read from the first on.
     """
     header = header_length(container)
     origin = clock.origin
@@ -95,7 +95,7 @@ def measured_length(
 
 
 def _index_agrees(container: Any, streams: list[Any], end: float) -> bool:
-    """Whether the index of an MP4 file lists the tracks up to the end, and its last packets lie within the file."""
+    """Return whether an MP4 file's index reaches the end of the tracks, with its last packets within the file."""
     if not container.format.name.startswith("mov"):
         return False
     latest = 0.0
@@ -117,9 +117,9 @@ def _end(
     broken: tuple[Any, ...],
     seen: Callable[[Any], None] | None = None,
 ) -> float | None:
-    """Time at which the last packet ends, from where the container stands; None without a packet."""
+    """Read from the container's position, and return the time at which the last packet ends; None without a packet."""
     ends: dict[int, float] = {}
-    dated: dict[int, float] = {}  # the same by packets with a time stamp alone
+    dated: dict[int, float] = {}  # the same, of packets with a time stamp only
     bases = {stream.index: float(stream.time_base or 0) for stream in streams}
     first: float | None = None
     for packet in demuxed(container, streams, clock, broken, []):
@@ -131,7 +131,7 @@ def _end(
         base = bases[track]
         span = (packet.duration or 0) * base
         stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None:  # counted from the one before
+        if stamp is None:  # count from the packet before
             ends[track] = ends.get(track, clock.origin or 0.0) + span
             continue
         first = stamp * base if first is None else min(first, stamp * base)
@@ -142,22 +142,24 @@ def _end(
 
 
 def frame_at(path: Path | str, seconds: float, *, width: int) -> NDArray[np.uint8] | None:
-    """Return the picture shown at a time; see `frames_at`."""
+    """Return the picture displayed at a time; see `frames_at`."""
     return frames_at(path, [seconds], width=width)[0]
 
 
 def frames_at(
     path: Path | str, seconds: Sequence[float], *, width: int, steady: bool = False
 ) -> list[NDArray[np.uint8] | None]:
-    """Return the pictures shown at some times.
+    """Return the pictures displayed at the given times.
 
     Args:
-        path: of the file.
-        seconds: from the container's start, any order. Before the first picture it is the first, after the last the last.
-        width: of the pictures in pixels, >= 1; the height follows from the shape as shown.
-        steady: whether the file was read before and its clock never jumped, so that times may be sought in any container.
+        path: Path of the file.
+        seconds: Times from the container's start, in seconds, in any order. Times before the first picture give the first
+            picture; times after the last give the last.
+        width: Width of the pictures in pixels, at least 1. The height follows from the displayed shape.
+        steady: Whether the file was read before without a jump of its clock. Then seeks are used in any container.
 
-    Returns RGB [H, W, 3] for each time; None where no picture can be decoded. Raises DataError for what cannot be opened.
+    Returns RGB [H, W, 3] for each time; None where no picture can be decoded. Raises DataError for a file that cannot be
+    opened.
     """
     found: list[NDArray[np.uint8] | None] = [None] * len(seconds)
     order = sorted(range(len(seconds)), key=lambda i: seconds[i])
@@ -182,7 +184,7 @@ def frames_at(
 
 
 def _shown(source: Opened, frame: Any, width: int) -> NDArray[np.uint8] | None:
-    """A frame as shown, at a width; None where its size or format is impossible."""
+    """Convert a frame to the displayed picture of a width; None where its size or format is invalid."""
     shown = shown_size(frame, sides(source.video, frame))
     height = max(1, round(width * shown[1] / shown[0]))
     try:
@@ -194,7 +196,7 @@ def _shown(source: Opened, frame: Any, width: int) -> NDArray[np.uint8] | None:
 def _from_start(source: Opened, wanted: list[float], width: int) -> list[NDArray[np.uint8] | None]:
     """Decode all pictures from the first byte on, up to the last of the (sorted) times."""
     times, found, last = source.times(), list[NDArray[np.uint8] | None](), None
-    # The sound counts for the clock, so its packets are read too.
+    # The clock needs the sound, too, so its packets are also read.
     for packet in demuxed(source.container, source.streams, source.clock, source.broken, []):
         if packet.stream is not source.video:
             continue
@@ -210,7 +212,7 @@ def _from_start(source: Opened, wanted: list[float], width: int) -> list[NDArray
 
 
 def _decode(source: Opened, packet: Any) -> list[Any]:
-    """Frames of a packet, none where it is damaged; those still inside the decoder for None."""
+    """Decode the frames of a packet; for None, those still in the decoder. Return none where it is damaged."""
     if packet is not None and source.repeats(packet):
         return []
     try:
@@ -220,7 +222,7 @@ def _decode(source: Opened, packet: Any) -> list[Any]:
 
 
 def _sought(source: Opened, wanted: float, width: int) -> NDArray[np.uint8] | None:
-    """Seek to a key picture no later than the time and decode on from it; None where none is found."""
+    """Find a key picture at or before the time by a seek, and decode from it on. None where there is none."""
     origin = source.clock.origin or 0.0
     header = header_length(source.container)
     target, back = min(wanted, header) if header else wanted, 1.0
@@ -244,7 +246,7 @@ def _sought(source: Opened, wanted: float, width: int) -> NDArray[np.uint8] | No
 
 
 def _from_key(packets: Iterator[Any]) -> Iterator[Any]:
-    """Packets from the first key picture on; nothing where none comes soon."""
+    """Yield packets from the first key picture on. Yield none where no key picture follows soon."""
     for number, packet in enumerate(packets):
         if packet.size and packet.is_keyframe:
             yield packet
@@ -255,7 +257,7 @@ def _from_key(packets: Iterator[Any]) -> Iterator[Any]:
 
 
 def _latest(source: Opened, packets: Iterator[Any], start: float, wanted: float) -> Any:
-    """The latest frame from `start` up to the time among packets that begin with a key picture; None without one."""
+    """Decode packets from a key picture on. Return the latest frame from `start` up to the time; None without one."""
     times, best = source.times(), None
     for packet in packets:
         for frame in _decode(source, packet):
@@ -270,13 +272,15 @@ def _latest(source: Opened, packets: Iterator[Any], start: float, wanted: float)
 
 
 def _scanned(source: Opened, wanted: list[float], width: int) -> list[NDArray[np.uint8] | None] | None:
-    """Look through the packets from the first byte on, and decode from the last key picture before each (sorted) time.
+    """Examine the packets from the first byte on, and decode from the last key picture before each (sorted) time.
 
-    None where key pictures lie too far apart to keep what lies between them.
+    Return None where key pictures are too far apart to keep the packets between them.
     """
     found: list[NDArray[np.uint8] | None] = []
     origin = source.clock.origin or 0.0
-    groups: list[tuple[float | None, list[Any]]] = []  # time of a key picture, the packets from it to the next
+    groups: list[
+        tuple[float | None, list[Any]]
+    ] = []  # time of a key picture, and the packets from it to the next key picture
     kept = 0
 
     def take(time: float) -> NDArray[np.uint8] | None:

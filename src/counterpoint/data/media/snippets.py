@@ -1,4 +1,4 @@
-"""Read a video file once, from front to end, as snippets of pictures and sound."""
+"""Read a video file once, from beginning to end, as snippets of pictures and sound."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from counterpoint.errors import DataError
 if TYPE_CHECKING:
     from counterpoint.encoders import AudioBackbone, VisualBackbone
 
-# How far (seconds) sound may lie behind its picture in the file before it is given up; bounds what waits in memory.
+# Maximum delay (seconds) of sound behind its picture in the file; later sound is left out. It bounds the memory.
 LONGEST_WAIT = 300.0
-# Packets in a row that cannot be decoded before the rest of the file is given up.
+# Maximum number of consecutive packets that cannot be decoded; then the rest of the file is left out.
 MOST_FAILURES = 1000
-# Shorter remainders (seconds) than this are not worth a note.
+# Remainders shorter than this (seconds) get no note.
 _NOTED = 0.1
 
 
@@ -38,12 +38,12 @@ class Snippet(NamedTuple):
 
 
 def sample_times(snippets: int, frames_per_snippet: int, snippet_seconds: float) -> NDArray[np.float64]:
-    """Return when (seconds) the frames of the first `snippets` are sampled: [snippets * frames_per_snippet]."""
+    """Return the times (seconds) of the sampled frames of the first `snippets`: [snippets * frames_per_snippet]."""
     return (np.arange(snippets * frames_per_snippet) + 0.5) * snippet_seconds / frames_per_snippet
 
 
 def decoded(source: Opened, streams: list[Any], damage: list[str]) -> Iterator[tuple[Any, Any]]:
-    """Yield (stream, frame) in file order; record in `damage` every packet that cannot be decoded."""
+    """Yield (stream, frame) in file order. Record every packet that cannot be decoded in `damage`."""
     failures = 0
     for packet in demuxed(source.container, streams, source.clock, source.broken, damage):
         if source.repeats(packet):
@@ -64,22 +64,22 @@ def decoded(source: Opened, streams: list[Any], damage: list[str]) -> Iterator[t
 
 
 class SnippetReader:
-    """Read one video file once, from front to end, for a pair of backbones.
+    """A reader of one video file, once, from beginning to end, for a pair of backbones.
 
         with SnippetReader(path, visual, audio, snippet_seconds=16 / 24) as reader:
             for visual_rows, audio_rows in reader.features():
                 ...
 
-    `info` holds the header's facts; once all is read, `info.duration` is where the pictures end. `notes` holds what a user
-    should know of how the file read: no sound, silence, damage, and whatever is left out, in seconds.
+    `info` holds the header's facts. After reading, `info.duration` is the end time of the pictures. `notes` holds notes for the
+    user: no sound, silence, damage, and all parts that are left out, in seconds.
 
     Args:
-        path: of the file.
-        visual: gives the number and size of a snippet's frames, and turns them into feature rows.
-        audio: gives rate and length of a snippet's sound, and turns it into feature rows.
-        snippet_seconds: length of a snippet, > 0.
+        path: Path of the file.
+        visual: Defines the number and size of a snippet's frames, and converts them to feature rows.
+        audio: Defines rate and length of a snippet's sound, and converts it to feature rows.
+        snippet_seconds: Length of a snippet in seconds, > 0.
 
-    Raises DataError when the file cannot be opened or shows nothing.
+    Raises DataError when the file cannot be opened or has no picture.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class SnippetReader:
 
     @property
     def steady(self) -> bool:
-        """Whether the file's clock never jumped in what was read, so that times can be sought in it."""
+        """Whether the file's clock never jumped in the part that was read, so that seeks by time are reliable."""
         return self.source.clock.origin is not None and not self.source.clock.jumps
 
     def snippets(self) -> Iterator[Snippet]:
-        """Yield the snippets in order. A last one less than half full is dropped, unless it is the only one."""
+        """Yield the snippets in order. Drop a last snippet that is less than half full, unless it is the only one."""
         source, count = self.source, self.visual.frames_per_snippet
         reformatter = source.av.video.reformatter.VideoReformatter()
         sampler = Sampler(self.seconds / count, self.visual.frame_size, reformatter)
@@ -123,7 +123,7 @@ class SnippetReader:
         damage: list[str] = []
         last: Any = None
         watched = 0.0
-        missed = 0.0  # seconds of sound that came too late in the file
+        missed = 0.0  # seconds of sound that are too late in the file
 
         def ready() -> Iterator[Snippet]:
             nonlocal index, missed
@@ -146,7 +146,7 @@ class SnippetReader:
                 shown += 1
                 try:
                     waiting.extend(sampler.add(frame, watched))
-                except (ValueError, OSError, MemoryError) as error:  # a frame of impossible size or format
+                except (ValueError, OSError, MemoryError) as error:  # a frame of invalid size or format
                     damage.append(reason(error))
             elif sound is not None:
                 try:
@@ -155,7 +155,7 @@ class SnippetReader:
                     if time is not None and time <= given_up and sound.end / rate <= given_up:
                         missed += span
                     sound.add(frame, time)
-                except (ValueError, OSError, ZeroDivisionError) as error:  # sound of an impossible shape
+                except (ValueError, OSError, ZeroDivisionError) as error:  # sound of an invalid shape
                     damage.append(reason(error))
             yield from ready()
         if last is None:
@@ -182,7 +182,7 @@ class SnippetReader:
         self._finish(watched, tail, times, sound, missed, damage)
 
     def _sound_time(self, frame: Any) -> float | None:
-        """Time of a sound frame on the time line; None where it has no time stamp."""
+        """Return the time of a sound frame on the time line; None where it has no time stamp."""
         time = frame.time
         if time is None:
             return None
@@ -193,18 +193,20 @@ class SnippetReader:
     def _finish(
         self, watched: float, tail: float, times: FrameTimes, sound: SoundLine | None, missed: float, damage: list[str]
     ) -> None:
-        """Set the length to what was read, and note what a user should know."""
+        """Set the length to the part that was read, and add the notes for the user."""
         header, self.info.duration = self.info.duration, watched
         origin = self.source.clock.origin or 0.0
-        if watched + origin > 0.95 * header:  # some files count their length from zero although they start later
+        if watched + origin > 0.95 * header:  # some files count their length from zero although they begin later
             header = min(header, watched)
         if times.counted > max(times.dated, 16):
             rate = 1 / times.step if times.step else self.source.rate
-            kind = f"{rate:.5g} pictures a second" if rate else "25 pictures a second, for the file declares no rate"
+            kind = (
+                f"{rate:.5g} pictures a second" if rate else "25 pictures a second, because the file declares no rate"
+            )
             self.notes.append(f"without time stamps: time is counted at {kind}")
         if self.source.clock.jumps:
             self.notes.append(
-                f"the file's clock jumps {self.source.clock.jumps} times (joined recordings?): time goes on over each jump"
+                f"the file's clock jumps {self.source.clock.jumps} times (joined recordings?): time continues over each jump"
             )
         if sound is not None:
             if sound.peak < SILENCE:

@@ -1,4 +1,4 @@
-"""Decoded sound laid on the time line as mono samples at one rate."""
+"""Put decoded sound on the time line, as mono samples at one rate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DRIFT = 0.05  # seconds: smaller gaps and overlaps are a codec's padding or a cl
 
 
 class SoundLine:
-    """Mono sound at one rate, placed by time; forgets what was used.
+    """Mono sound at one rate, placed by time. Samples that were used are discarded.
 
-    Channels are averaged. Where they cancel each other in the first second of sound, the louder channel is taken for the
-    whole file (`channel`). A change of rate, format or layout within the file goes on.
+    Channels are averaged. Where they cancel each other in the first second of sound, the louder channel is used instead.
+    That choice (`channel`) holds for the whole file. The rate, format or layout may change within the file.
 
     Args:
-        resampler: makes one for the rate (`av.AudioResampler` with the format "fltp").
-        rate: samples per second.
-        clean: replaces what is not a number and clips to [-1, 1]; otherwise samples stay as they are.
+        resampler: Function that makes a resampler for the rate (`av.AudioResampler` with the format "fltp").
+        rate: Samples per second.
+        clean: Replace values that are not numbers, and clip to [-1, 1]. False: keep samples unchanged.
     """
 
     def __init__(self, resampler: Any, rate: int, *, clean: bool = True) -> None:
@@ -32,14 +32,14 @@ class SoundLine:
         self.end = 0  # number after the last sample
         self.started = False
         self.peak = 0.0
-        self.channel: int | None = None  # the one taken instead of the mean
-        self.cancelled = 0  # samples where the channels cancel although the mean was chosen
+        self.channel: int | None = None  # the channel that is used instead of the mean
+        self.cancelled = 0  # number of samples where the channels cancel although the mean was chosen
         self._decided = False
-        self._held: list[NDArray[np.float32]] = []  # [channels, n]: waits for the choice
-        self._ahead = 0  # samples in `_held`
+        self._held: list[NDArray[np.float32]] = []  # [channels, n]: samples held until the choice
+        self._ahead = 0  # number of samples in `_held`
 
     def add(self, frame: Any, time: float | None) -> None:
-        """Add a decoded frame that begins at `time` seconds, or where the last one ended when that is None."""
+        """Add a decoded frame that begins at `time` seconds. None: at the end of the last frame."""
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._kind:
             self._flush()
@@ -53,17 +53,17 @@ class SoundLine:
                 self._resampler = self._make()
                 self.end = at
             elif gap < -DRIFT * self.rate:
-                skip = -gap  # what is there already comes again: the end of one recording under the start of the next
+                skip = -gap  # the frame overlaps earlier samples: the end of one recording and the start of the next
         self.started = True
         for out in self._resampler.resample(frame):
             skip -= self._take(out.to_ndarray(), skip)
 
     def close(self) -> None:
-        """Take out what the resampler and the choice of channel still hold; call it after the last frame."""
+        """Add the samples that the resampler and the choice of channel still hold. Call it after the last frame."""
         self._flush()
 
     def window(self, stop: int, length: int) -> NDArray[np.float32]:
-        """Samples stop-length..stop, zeros where there is no sound; what lies before them is forgotten."""
+        """Return samples stop-length..stop, with zeros where there is no sound. Discard all earlier samples."""
         start = stop - length
         while self.parts and self.parts[0][0] + len(self.parts[0][1]) <= start:
             self.parts.popleft()
@@ -85,7 +85,7 @@ class SoundLine:
             self._decide()
 
     def _take(self, channels: NDArray[np.float32], skip: int) -> int:
-        """Add samples [channels, n] without the first `skip`; return how many were skipped."""
+        """Add samples [channels, n] without the first `skip`. Return the number of skipped samples."""
         skipped = min(max(0, skip), channels.shape[1])
         channels = channels[:, skipped:]
         if not channels.shape[1]:
@@ -95,7 +95,7 @@ class SoundLine:
                 self._decide()
             self._append(channels)
         elif not self._held and np.abs(channels).max() < SILENCE:
-            self._append(channels)  # silent whatever is chosen
+            self._append(channels)  # silent with either choice
         else:
             if self._held and len(self._held[0]) != len(channels):
                 self._decide()
@@ -108,13 +108,13 @@ class SoundLine:
         return skipped
 
     def _decide(self) -> None:
-        """Choose between the mean and the louder channel, then add what waited."""
+        """Choose between the mean and the louder channel, then add the held samples."""
         held, self._held, self._ahead = self._held, [], 0
         sound = np.concatenate(held, 1).astype(np.float64)
         sound = np.nan_to_num(sound)
         power = (sound**2).mean(1)
         mean = float((sound.mean(0) ** 2).mean())
-        # A sound in one channel alone leaves 1 / channels^2 of its power in the mean. Much less is left where they cancel.
+        # Sound in only one channel keeps 1 / channels^2 of its power in the mean. Channels that cancel keep much less.
         if mean < 0.25 * float(power.max()) / len(power) ** 2:
             self.channel = int(power.argmax())
         self._decided = True
@@ -139,7 +139,7 @@ class SoundLine:
         self.end += len(samples)
 
     def notes(self) -> list[str]:
-        """What a user should know of how the channels became one."""
+        """Return notes for the user on the conversion of the channels to mono."""
         if self.channel is not None:
             return [f"the sound's channels cancel each other: channel {self.channel + 1} is used, not their mean"]
         if self.cancelled > self.rate:

@@ -23,10 +23,17 @@ def write_video(
     sample_rate: int = 16000,
     bit_rate: int | None = None,
 ) -> None:
-    """Write RGB frames [H, W, 3] (even sides) and mono sound in [-1, 1] as H.264 + AAC in .mp4, or what the suffix says.
+    """Write frames and sound as H.264 and AAC in .mp4, or in the container of the path's ending.
 
-    `bit_rate` (bits a second) is the pictures' average; by default quality is constant and the rate what it takes.
-    MPEG-4 takes H.264's place where FFmpeg was built without it. The file appears whole or not at all.
+    Args:
+        path: The file to write, as a whole or not at all.
+        frames: RGB frames [H, W, 3] with even sides.
+        wave: Mono sound [samples] in [-1, 1]. None: no sound.
+        fps: Frames per second.
+        sample_rate: Samples per second of the sound.
+        bit_rate: Average bits per second of the pictures. Default: constant quality, with the bit rate that it needs.
+
+    Where FFmpeg was built without H.264, MPEG-4 replaces it.
     """
     av = load_av()
     path = Path(path)

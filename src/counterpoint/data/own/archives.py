@@ -1,12 +1,12 @@
-"""WebDataset archives: members of one name are one sample, wherever in the archives they lie.
+"""Read WebDataset archives: members with the same name form one sample, wherever in the archives they are.
 
-    x/0001.jpg, x/0001.txt, x/0001.cls     one sample with the key x/0001, whatever lies between its members
-    .jpg .png .webp ...                    all endings of one kind stand in for each other
+    x/0001.jpg, x/0001.txt, x/0001.cls     one sample with the key x/0001, even with other members between its own
+    .jpg .png .webp ...                    endings of one kind are alternatives for the same column
     0001.left.jpg                          another column of that kind, `image_left`
 
-Archives that hold no kind in common (one of pictures, one of texts) are parts of the same samples where keys are the same.
-Other archives may each count from 0001. What can be read of a damaged archive is read; what comes behind the damage is one
-row that is left out.
+Archives without a common kind (one of pictures, one of texts) hold parts of the same samples. Equal keys match these parts.
+Other archives may each count from 0001. A damaged archive is read up to the damage. The rest of it counts as one row, which
+is left out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, O
 class _Sample:
     key: str
     cells: dict[str, Any] = field(default_factory=dict)
-    endings: dict[str, str] = field(default_factory=dict)  # of the member that each cell came from
+    endings: dict[str, str] = field(default_factory=dict)  # by column, the ending of the member that the cell came from
     broken: str = ""
 
 
 def member_column(ending: str) -> tuple[str, str]:
-    """The column and kind of a member by its ending; the kind is empty for a member of no kind that is read.
+    """Return the column and the kind of a member by its ending. The kind is empty for an unsupported member.
 
     >>> member_column("left.jpg")
     ('image_left', 'image')
@@ -55,11 +55,11 @@ def read_archives(paths: Sequence[Path], spool: Spool, accounts: Accounts, prefe
     """Read archives, one segment each.
 
     Args:
-        paths: of tar files, compressed or not.
-        spool: takes the bytes of compressed members.
-        accounts: counts members, and archives that cannot be read at all.
-        prefer: where a sample has two members of one kind, the one of this ending counts ("jpg"). Without it such a sample
-            is left out.
+        paths: Paths of tar files, compressed or not.
+        spool: Stores the bytes of compressed members.
+        accounts: Counts members, and archives that cannot be read at all.
+        prefer: Preferred ending ("jpg"). Where a sample has two members of one kind, the one with this ending is used.
+            Empty: such a sample is left out.
     """
     found: list[tuple[Path, list[_Sample], str]] = []
     for path in paths:
@@ -76,7 +76,7 @@ def read_archives(paths: Sequence[Path], spool: Spool, accounts: Accounts, prefe
 
 
 def _samples(path: Path, spool: Spool, accounts: Accounts, prefer: str) -> tuple[list[_Sample], str]:
-    """The samples of one archive in the order in which their keys first come, and what is wrong with its rest."""
+    """Return an archive's samples in the order of their first members, and the damage of its rest, "" for none."""
     samples: dict[str, _Sample] = {}
     try:
         with path.open("rb") as file:
@@ -112,7 +112,7 @@ def _samples(path: Path, spool: Spool, accounts: Accounts, prefer: str) -> tuple
                     accounts.read("members")
             damage = _rest(archive)
     except _DAMAGE as error:
-        # A member that was found and not read is the one that the damage hit.
+        # A member that was found but not read is the damaged one.
         missing = accounts.missing().get("members", 0)
         for _ in range(missing):
             accounts.leave(Line(str(path), None, "cannot be read: the archive is damaged", unit="members"))
@@ -121,7 +121,7 @@ def _samples(path: Path, spool: Spool, accounts: Accounts, prefer: str) -> tuple
 
 
 def _unfit(member: tarfile.TarInfo, stem: str, ending: str, column: str, kind: str) -> str:
-    """Why a member is no part of a sample; empty if it is one."""
+    """Return the reason why a member is not part of a sample; empty if it is."""
     if not stem or not ending:
         return "hidden" if not stem else "its name has no ending"
     if stem.startswith("__"):
@@ -143,7 +143,7 @@ def _content(path: Path, archive: Any, member: Any, plain: bool, kind: str, spoo
 
 
 def _rest(archive: Any) -> str:
-    """What is wrong where the archive ended: tarfile takes a damaged header for the end, and says nothing."""
+    """Return the damage after the last readable member, "" for none: tarfile silently ends at a damaged header."""
     if not hasattr(archive, "offset"):
         return ""
     archive.fileobj.seek(archive.offset)
@@ -156,7 +156,7 @@ def _rest(archive: Any) -> str:
 
 
 def _add(sample: _Sample, column: str, kind: str, content: Any, ending: str, name: str, prefer: str) -> str:
-    """Put a member into its sample; return why it has no place there, or an empty string."""
+    """Add a member to its sample. Return the reason why it does not fit, or an empty string."""
     if kind in ("text", "label"):
         try:
             content = content.decode("utf-8")
@@ -184,7 +184,7 @@ def _add(sample: _Sample, column: str, kind: str, content: Any, ending: str, nam
 
 
 def _merge(found: Sequence[tuple[Path, list[_Sample], str]]) -> None:
-    """Move the cells of samples to where their other parts are, of archives that hold no kind in common."""
+    """Merge the parts of each sample across archives without a common kind."""
     if len(found) < 2:
         return
     kinds = [frozenset(name for sample in samples for name in sample.cells) for _, samples, _ in found]
@@ -224,6 +224,6 @@ def _segment(path: Path, samples: list[_Sample], damage: str) -> Segment:
 
 
 def _kind(column: str) -> str:
-    """The kind in a column's name, as `member_column` made it."""
+    """Return the kind in a column's name, which `member_column` made."""
     kind = column.partition("_")[0]
     return kind if (kind in KINDS or kind == "label") and not column.startswith("json.") else ""

@@ -1,4 +1,4 @@
-"""pyarrow in one place: it has no type annotations, so everything of it is `Any` here."""
+"""Import pyarrow in one place. It has no type annotations, so its objects have the type `Any` here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pq: Any = pyarrow.parquet
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an Arrow type holds text."""
+    """Return whether an Arrow type holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def is_numbers(kind: Any) -> bool:
-    """Whether an Arrow type holds lists of numbers."""
+    """Return whether an Arrow type holds lists of numbers."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
@@ -33,7 +33,7 @@ def is_numbers(kind: Any) -> bool:
 
 
 def of_numbers(values: NDArray[Any]) -> Any:
-    """Numbers of int64, float32 or bool as an Arrow array."""
+    """Convert numbers of int64, float32 or bool to an Arrow array."""
     if values.dtype == bool:
         packed = pa.py_buffer(np.packbits(values, bitorder="little"))
         return pa.Array.from_buffers(pa.bool_(), len(values), [None, packed])
@@ -42,7 +42,7 @@ def of_numbers(values: NDArray[Any]) -> Any:
 
 
 def of_texts(texts: Sequence[str | None]) -> Any:
-    """Texts as an Arrow array, null for None."""
+    """Convert texts to an Arrow array, with null for None."""
     encoded = [b"" if text is None else text.encode() for text in texts]
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=offsets[1:])
@@ -56,7 +56,7 @@ def of_texts(texts: Sequence[str | None]) -> Any:
 
 
 def valid(array: Any) -> NDArray[np.bool_]:
-    """[n] whether the cells of an array are not null."""
+    """Return [n] whether each cell of an array is not null."""
     bits = array.buffers()[0]
     if bits is None or not array.null_count:
         return np.ones(len(array), bool)
@@ -64,7 +64,7 @@ def valid(array: Any) -> NDArray[np.bool_]:
 
 
 def numbers(array: Any) -> NDArray[Any]:
-    """The numbers of an array of a plain type; what stands for null is left to `valid`."""
+    """Return the numbers of an array of a plain type. The values at nulls are arbitrary; see `valid`."""
     if not len(array):
         return np.zeros(0, np.int64)
     data = array.buffers()[1]
@@ -80,12 +80,12 @@ def _bits(buffer: Any, offset: int, count: int) -> NDArray[np.bool_]:
 
 
 def codes_of(encoded: Any) -> NDArray[np.int64]:
-    """The numbers of a dictionary-encoded array, -1 for null."""
+    """Return the codes of a dictionary-encoded array, -1 for null."""
     return np.where(valid(encoded.indices), numbers(encoded.indices), -1).astype(np.int64)
 
 
 def nulled(texts: Any, where: NDArray[np.bool_]) -> Any:
-    """An array of texts with null at some rows too."""
+    """Return an array of texts with further rows set to null."""
     rows = np.arange(len(texts))
     keep = ~where & valid(texts)
     index = pa.Array.from_buffers(

@@ -1,4 +1,4 @@
-"""What a cell comes to: a text, a vector, or the file or bytes of a picture, sound or video. DataError says what is wrong."""
+"""Convert a cell to a text, a vector, or the file or bytes of a picture, sound or video. DataError names the fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Source = str | bytes | Slice | dict[str, Any]  # a path, bytes, bytes on disk, o
 
 
 def text_of(cell: Any) -> str | None:
-    """The text in a cell, None where it is null. Of several texts in a cell the first that is not empty counts."""
+    """Return the text in a cell, None where it is null. Of several texts in a cell, return the first that is not empty."""
     if isinstance(cell, BadCell):
         raise DataError(str(cell))
     if isinstance(cell, (list, tuple, np.ndarray)):
@@ -34,23 +34,23 @@ def text_of(cell: Any) -> str | None:
             raise DataError("is not text in UTF-8") from error
     if isinstance(cell, (int, float)) and cell == cell:
         cell = str(cell)
-    if cell is None or cell != cell:  # as tables of numbers write what is missing
+    if cell is None or cell != cell:  # NaN marks missing cells in tables of numbers
         return None
     if not isinstance(cell, str):
         raise DataError(f"is a {type(cell).__name__}, not a text")
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can write
-        raise DataError("holds characters that are none") from error
+        raise DataError("holds characters that are not valid Unicode") from error
     return cell
 
 
 def source_of(cell: Any, folder: str) -> Source | None:
-    """The file or bytes in a cell; None where it is empty.
+    """Return the file or bytes in a cell; None where it is empty.
 
     Args:
-        cell: as the table has it.
-        folder: where relative paths start: that of the table's file.
+        cell: The cell's value in the table.
+        folder: Base of relative paths: the folder of the table's file.
     """
     if isinstance(cell, BadCell):
         raise DataError(str(cell))
@@ -65,19 +65,19 @@ def source_of(cell: Any, folder: str) -> Source | None:
     if isinstance(cell, Slice):
         return cell
     if not isinstance(cell, str):
-        raise DataError(f"is no path and no bytes, but of type {type(cell).__name__}")
+        raise DataError(f"is neither a path nor bytes, but of type {type(cell).__name__}")
     return path_of(cell.strip(), folder)
 
 
 def path_of(text: str, folder: str) -> str:
-    """The path that a cell names. DataError for an address on the net."""
+    """Return the path that a cell names. DataError for a web address."""
     if "://" in text:
         raise DataError("is on the net; download it and name the file")
     return os.path.join(folder, text)
 
 
 def opened(source: Source) -> Path | bytes:
-    """What a decoder takes: a file or bytes."""
+    """Return a file or bytes for a decoder. DataError for an array."""
     if isinstance(source, dict):
         raise DataError("has an array, where a path or bytes were expected")
     if isinstance(source, str):
@@ -87,7 +87,7 @@ def opened(source: Source) -> Path | bytes:
 
 @contextmanager
 def as_file(source: Source) -> Iterator[Path]:
-    """A file with these bytes, for the library that reads nothing else; it is gone when the block ends."""
+    """Yield a temporary file with these bytes, for a library that only reads files. It is deleted after the block."""
     with tempfile.TemporaryDirectory() as folder:
         found = opened(source)
         path = found if isinstance(found, Path) else Path(folder) / "video"
@@ -95,7 +95,7 @@ def as_file(source: Source) -> Iterator[Path]:
             path.write_bytes(found)
         try:
             yield path
-        except DataError as error:  # rows are named by who asks
+        except DataError as error:  # the caller adds the row to the message
             raise DataError(str(error).removeprefix(f"{path}: ")) from error
 
 
@@ -103,7 +103,7 @@ def as_file(source: Source) -> Iterator[Path]:
 
 
 def vector_of(cell: Any, folder: str) -> NDArray[np.float32] | None:
-    """The vector in a cell: numbers, numbers written out, or a .npy file; None where it is empty."""
+    """Return the vector in a cell: numbers, numbers as text, or a .npy file. None where the cell is empty."""
     if isinstance(cell, str) and (text := cell.strip()) and not text.lower().endswith(".npy"):
         cell = _numbers(text)
     if isinstance(cell, (list, tuple, np.ndarray)) and not isinstance(cell, Slice):
@@ -115,7 +115,7 @@ def vector_of(cell: Any, folder: str) -> NDArray[np.float32] | None:
 
 
 def _numbers(text: str) -> list[float]:
-    """Numbers written out: "[0.1, 2]" or "0.1 2"."""
+    """Parse numbers as text: "[0.1, 2]" or "0.1 2"."""
     words = re.split(r"[,;\s]+", text.strip().strip("[]()").strip())
     try:
         return [float(word) for word in words if word]
@@ -124,7 +124,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _array(source: Source) -> NDArray[Any]:
-    """What a .npy file holds."""
+    """Read the array of a .npy file."""
     content = opened(source)
     try:
         if isinstance(content, Path) and not content.is_file():
@@ -133,13 +133,13 @@ def _array(source: Source) -> NDArray[Any]:
             found = np.lib.format.read_array(file, allow_pickle=False)
     except DataError:
         raise
-    except Exception as error:  # a damaged header is parsed as Python, and can raise what that can
+    except Exception as error:  # NumPy parses a damaged header as Python, which may raise any exception
         raise DataError("is not a .npy file that can be read") from error
     return np.asarray(found)
 
 
 def checked_vector(values: Any) -> NDArray[np.float32]:
-    """Numbers as one vector [dim] of float32; DataError when they are something else, or not finite."""
+    """Convert numbers to one vector [dim] of float32. DataError for other values, and for values that are not finite."""
     try:
         found = np.asarray(values)
         if found.dtype.kind == "O":
@@ -160,10 +160,10 @@ def checked_vector(values: Any) -> NDArray[np.float32]:
 
 
 def not_finite(count: int, first: int) -> str:
-    """What is wrong with a vector that holds `count` values that are none, the first at position `first` from 0."""
+    """Return the message for a vector with `count` values that are not finite, the first at position `first` from 0."""
     return f"holds {count} values that are not finite numbers, the first at position {first + 1}"
 
 
 def read_vector(path: Path) -> NDArray[np.float32]:
-    """The vector [dim] of a .npy file. DataError when it holds anything else, or cannot be read."""
+    """Read the vector [dim] of a .npy file. DataError when it holds another value, or cannot be read."""
     return checked_vector(_array(str(path)))

@@ -1,4 +1,4 @@
-"""Rows that were read as the contracts of image data and aligned data."""
+"""Convert rows to the contracts of image data and aligned data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from counterpoint.errors import DataError
 
 
 class OwnImages:
-    """Pictures of some rows, held decoded or decoded when asked for; zeros where a row has none (an `ImageSplit`).
+    """Pictures of some rows, decoded in advance or on demand; zeros where a row has none (an `ImageSplit`).
 
     Args:
-        reader: of the rows.
-        column: the modality.
+        reader: The reader of the rows.
+        column: The modality.
         rows: [n] rows of the table.
-        labels: [n] class numbers, -1 for none; None when nothing is labelled.
+        labels: [n] class numbers, -1 for none. None: no row has a label.
     """
 
     def __init__(self, reader: Reader, column: Column, rows: Indices, labels: Indices | None = None) -> None:
@@ -37,21 +37,21 @@ class OwnImages:
         return len(self.rows)
 
     def images(self, indices: Indices) -> Pixels:
-        """[n] positions -> [n, size, size, 3] RGB."""
+        """Return RGB pictures [n, size, size, 3] of n positions."""
         size = self.reader.wanted.size
         return np.asarray(self._get(indices, self.sources.pixels, (size, size, 3), self.sources.image), np.uint8)
 
     @property
     def same(self) -> Indices:
-        """[len] numbers that are equal where pictures are one."""
+        """[len] numbers that are equal where pictures are the same."""
         return self.column.same[self.rows]
 
     def row_names(self, positions: Indices) -> list[str]:
-        """Name items for a person (see `counterpoint.data.images.Listed`)."""
+        """Name items for a reader (see `counterpoint.data.images.Listed`)."""
         return self.reader.row_names(self.rows[positions])
 
     def files(self, positions: Indices, modality: str = "image") -> list[str | None]:
-        """The path of each item's picture (see `counterpoint.data.images.Listed`)."""
+        """Return the path of each item's picture (see `counterpoint.data.images.Listed`)."""
         return self.reader.files(self.rows[positions], self.column.name)
 
     def _get(
@@ -73,29 +73,29 @@ class OwnImages:
                 row, table = int(self.rows[index]), self.reader.table
                 what = "" if table.own_files else f" {self.column.role.column}"
                 raise DataError(
-                    f"{self.reader.place}: {table.short(row)}{what}: {error}. Its header was good when the set was opened; "
-                    "mend it and go on with --resume, or remove the row and start again"
+                    f"{self.reader.place}: {table.short(row)}{what}: {error}. Its header was valid when the set was opened; "
+                    "repair it and continue with --resume, or remove the row and start again"
                 ) from error
         return out
 
 
 class OwnWaves(OwnImages):
-    """Likewise for sounds (a `WaveSplit`)."""
+    """Sounds of some rows, decoded in advance or on demand; zeros where a row has none (a `WaveSplit`)."""
 
     def waves(self, indices: Indices) -> NDArray[np.float32]:
-        """[n] positions -> [n, samples], mono in [-1, 1]."""
+        """Return waves [n, samples] of n positions, mono in [-1, 1]."""
         shape = (self.reader.wanted.samples,)
         return self._get(indices, self.sources.waves, shape, lambda source: self.sources.sound(source).wave)
 
 
 class OwnItems(AlignedColumns):
-    """One split of rows in several modalities, whose items can be listed by the rows they are of.
+    """One split of rows in several modalities. Its items can be listed with their rows.
 
     Args:
-        reader: of the rows.
-        name: of the split.
+        reader: The reader of the rows.
+        name: Name of the split.
         rows: [n] rows of the table.
-        labels: [all rows] class numbers; None when nothing is labelled.
+        labels: [all rows] class numbers. None: no row has a label.
     """
 
     def __init__(self, reader: Reader, name: str, rows: Indices, labels: Indices | None) -> None:
@@ -117,39 +117,39 @@ class OwnItems(AlignedColumns):
         self.reader, self.name, self.rows = reader, name, rows
 
     def row_names(self, positions: Indices) -> list[str]:
-        """Name items for a person (see `counterpoint.data.images.Listed`)."""
+        """Name items for a reader (see `counterpoint.data.images.Listed`)."""
         return self.reader.row_names(self.rows[positions])
 
     def files(self, positions: Indices, modality: str) -> list[str | None]:
-        """The path of each item's file in a modality (see `counterpoint.data.images.Listed`)."""
+        """Return the path of each item's file in a modality (see `counterpoint.data.images.Listed`)."""
         return self.reader.files(self.rows[positions], modality)
 
     def list_items(self, modality: str, positions: Indices, what: str, reason: str) -> Path | None:
-        """List these items in the data's list, in place of those of before; returns its file, None if it is empty."""
+        """Write these items to the data's list, replacing earlier ones. Return its file, None if the list is empty."""
         return self.reader.list_rows(self.name, modality, self.rows[positions], what, reason)
 
 
 def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> AlignedData:
-    """The rows as items of several modalities.
+    """Convert the rows to items of several modalities.
 
     Args:
-        reader: that has read them.
-        name: of the data.
-        test: the fraction to test on, or the name of the split.
-        valid: the fraction of the training items to watch training on, or the name of the split.
-        notes: on how the place was read.
+        reader: The reader of the rows.
+        name: Name of the data.
+        test: The fraction of the items for the test split, or the name of that split.
+        valid: The fraction of the training items for the valid split, or the name of that split.
+        notes: Notes on how the place was read.
 
-    Raises DataError where a modality is nowhere, or a split would be empty.
+    Raises DataError when no row has a modality, or when a split would be empty.
     """
     place = reader.place
-    # A column of videos without any sound is one of pictures.
+    # A column of videos without any sound counts as a column of pictures.
     reader.columns = [
         c for c in reader.columns if not (c.gives == "audio" and c.role.kind == "video") or (c.has & reader.good).any()
     ]
     for column in reader.columns:
         if not (column.has & reader.good).any():
             raise DataError(
-                f"{place}: no usable row has the modality '{column.name}'; mend its column '{column.role.column}', or name "
+                f"{place}: no usable row has the modality '{column.name}'; correct its column '{column.role.column}', or name "
                 "another in the options (?columns=NAME:KIND,... of a manifest; ?image=, ?text= of other sources)"
             )
     if len(reader.columns) < 2:
@@ -164,7 +164,8 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
     for column in reader.columns:
         if not column.has[train].any():
             raise DataError(
-                f"{place}: the modality '{column.name}' is in no training row beside another; there is nothing to align it by"
+                f"{place}: the modality '{column.name}' is in no training row beside another, so it cannot be aligned; add rows "
+                "with both"
             )
         if not column.has[held].any():
             lacks.append(f"{place}: no test row has the modality '{column.name}'")
@@ -175,7 +176,7 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
         if lacking:
             lacks.append(f"{place}: {lacking} of {len(every)} items lack the modality '{column.name}'")
     if len(parts.single):
-        lacks.append(f"{place}: {len(parts.single)} rows have one modality only, and are kept apart as unpaired")
+        lacks.append(f"{place}: {len(parts.single)} rows have only one modality, and form the split unpaired")
     return AlignedData(
         name=name,
         train=OwnItems(reader, "train", train, labels),
@@ -190,7 +191,7 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
 
 
 def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> ImageData:
-    """The rows as pictures with classes where there are some (arguments as of `aligned_data`)."""
+    """Convert the rows to pictures, with classes where there are some (see `aligned_data` for the arguments)."""
     (column,) = reader.columns
     labels, classes = labels_of(reader)
     parts = split_rows(reader, column.has, labels, test, valid)
@@ -210,7 +211,7 @@ def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str
 
 
 def _notes(reader: Reader, notes: list[str]) -> list[str]:
-    """All notes, what is left out first. The list is written here, and the accounts must balance."""
+    """Return all notes, those on left-out rows first. Write the list, and check that the accounts balance."""
     reader.accounts.check()
     reader.accounts.write()
     guessed = [f"{reader.place}: {reader.roles.guessed}"] if reader.roles.guessed else []

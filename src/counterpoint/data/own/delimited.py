@@ -1,16 +1,16 @@
-"""Tables of text: .csv, .tsv and their like. Every cell is text as it stands; nothing is taken for a number or for nothing.
+"""Read tables of text: .csv, .tsv and similar files. Every cell is text; none is converted to a number or to null.
 
-**Quotation marks** are decided row by row, for real files mix both habits:
+**Quotation marks** are interpreted row by row, because real files mix quoted cells and marks as text:
 
-1. A cell is quoted (RFC 4180) where it begins with a mark, its marks inside are doubled, and its closing mark stands before
-   a delimiter or the end of the line. Marks in the middle of a cell are always text.
-2. A quoted cell may hold line breaks. But where each of its lines, read by itself, is a row of the table (it has the table's
-   number of cells, and the first of them looks like the first cells of other rows), the opening mark is an unpaired one.
-3. Wherever 1 and 2 do not hold, the marks of that line are text, and a note counts such lines.
+1. A cell is quoted (RFC 4180) under three conditions. It begins with a mark. Its marks inside are doubled. Its closing mark
+   is before a delimiter or the end of the line. Marks in the middle of a cell are always text.
+2. A quoted cell may hold line breaks. The opening mark is unpaired, however, where each of its lines is itself a row of the
+   table. Such a line has the table's number of cells, and its first cell resembles the first cells of other rows.
+3. In all other cases the marks of that line are text, and a note counts such lines.
 
-A line that has more or fewer cells than the header is a row that is left out. Empty lines are no rows.
+A line with more or fewer cells than the header is a row that is left out. Empty lines are not rows.
 
-Files whose lines all obey rule 1 go to Arrow's reader as they are; of others the odd lines are quoted anew on the way.
+Files whose lines all obey rule 1 go to Arrow's reader unchanged. In other files the other lines are quoted again first.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from counterpoint.data.own.table import ArrowCells, Broken, Joined, Segment
 from counterpoint.errors import DataError
 
 BLOCK = 8 << 20  # bytes read at a time
-LONGEST = 1 << 27  # bytes of a row at most; vectors written out are long
-_SAMPLE = 2000  # lines that show what first cells look like
-REACH = 2000  # lines that a quoted cell may hold
+LONGEST = 1 << 27  # maximum bytes of a row; vectors as text are long
+_SAMPLE = 2000  # number of lines from which the shapes of first cells are collected
+REACH = 2000  # maximum number of lines in a quoted cell
 Wanted = Callable[[str], bool]
 
 
@@ -39,11 +39,11 @@ def read_delimited(path: Path, wanted: Wanted) -> Segment:
     """Read a table of text.
 
     Args:
-        path: the file, in UTF-8. Tabs separate where it ends in .tsv or its header has no other delimiter; else
-            semicolons, bars or commas, the first of "," ";" "|" that the header has.
-        wanted: whether a column of this name is read.
+        path: The file, in UTF-8. The delimiter is a tab where the file ends in .tsv or its header has no other delimiter.
+            Otherwise it is the first of "," ";" "|" that the header has.
+        wanted: Returns whether a column of this name is read.
 
-    Raises DataError where the file as a whole is no table.
+    Raises DataError when the file as a whole is not a table.
     """
     lines = _Lines(path)
     header = next((line for _, line in zip(range(1), lines.physical(), strict=False)), b"")
@@ -69,7 +69,7 @@ def read_delimited(path: Path, wanted: Wanted) -> Segment:
     try:
         reader = pa_csv.open_csv(
             source,
-            # Arrow numbers the rows that it leaves out only where one thread reads.
+            # Arrow numbers the rows that it leaves out only when it reads with one thread.
             pa_csv.ReadOptions(
                 use_threads=False, block_size=size, column_names=names, skip_rows=skipped if odd is None else 0
             ),
@@ -111,7 +111,7 @@ def _delimiter(path: Path, header: bytes) -> bytes:
 
 
 def _header(path: Path, lines: _Lines, between: bytes) -> tuple[list[str], int]:
-    """The names of the columns, and how many rows of the file they take."""
+    """Return the names of the columns, and the number of physical rows of the header."""
     first = next(iter(lines.physical()), b"")
     cells = lines.cells(first) if lines.strict.fullmatch(first) else first.split(between)
     try:
@@ -122,25 +122,25 @@ def _header(path: Path, lines: _Lines, between: bytes) -> tuple[list[str], int]:
         raise DataError(f"{path}: has no header; its first line should name the columns")
     twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
     if twice:
-        raise DataError(f"{path}: names the column '{twice[0]}' twice; mend its first line")
-    # Columns without a name (row numbers as pandas writes them, a delimiter at the end) get one that no reader wants.
+        raise DataError(f"{path}: names the column '{twice[0]}' twice; correct its first line")
+    # Columns without a name (pandas' row numbers, a delimiter at the end) get a name that no reader wants.
     return [name or f"\0{number}" for number, name in enumerate(names)], 1
 
 
 class _Odd:
-    """What the scan found of lines that are not regular."""
+    """The findings of the scan about irregular lines."""
 
     def __init__(self) -> None:
-        self.plain = 0  # lines whose marks are text
-        self.shapes: set[bytes] = set()  # that first cells of regular rows have
+        self.plain = 0  # number of lines whose marks are text
+        self.shapes: set[bytes] = set()  # shapes of the first cells of regular rows
 
     def note(self) -> str:
         lines = "1 line" if self.plain == 1 else f"{self.plain} lines"
-        return f"the quotation marks of {lines} are read as text, for they enclose no cell"
+        return f"the quotation marks of {lines} are read as text, because they enclose no cell"
 
 
 class _Lines:
-    """The lines of a file by the rules of quotation marks (see the module)."""
+    """The lines of a file, by the rules of quotation marks in the module's docstring."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,7 +152,7 @@ class _Lines:
         mark = re.escape(between)
         inner = rb'[^"]*+(?:""[^"]*+)*+'
         quoted, bare = rb'"%b"' % inner, rb'[^"\r\n%b][^\r\n%b]*+' % (between, between)
-        # Of two cells the first alternative that fits is taken for good: no line takes more than linear time.
+        # Possessive: the first alternative that fits is final, so that no line takes more than linear time.
         row = rb"(?:%b|%b|)(?:%b(?:%b|%b|))*+"
         self.strict = re.compile(row % (quoted, bare, mark, quoted, bare))
         short = quoted.replace(rb'[^"]', rb'[^"\r\n]')
@@ -164,7 +164,7 @@ class _Lines:
         self.closes = re.compile(rb'%b"(?=%b|$)' % (inner, mark))
 
     def cells(self, line: bytes) -> list[bytes]:
-        """The cells of a line that obeys the first rule."""
+        """Return the cells of a line that obeys the first rule."""
         found, at = [], 0
         while True:
             match = self.cell.match(line, at)
@@ -178,7 +178,7 @@ class _Lines:
                 return [*found, b""]
 
     def blocks(self) -> Iterator[bytes]:
-        """The file in pieces that end with a line, without its mark of UTF-8. DataError for what is no text."""
+        """Yield the file in blocks of whole lines, without its byte-order mark. DataError for bytes that are not text."""
         decoder, at, rest = codecs.getincrementaldecoder("utf-8")(), 0, b""
         with self.path.open("rb") as file:
             while True:
@@ -203,19 +203,19 @@ class _Lines:
             yield rest
 
     def physical(self) -> Iterator[bytes]:
-        """Lines without their ends, however these are written; empty ones too."""
+        """Yield all lines, even empty ones, without their line ends of any kind."""
         for block in self.blocks():
             yield from block.splitlines()
 
     def scan(self, cells: int, skipped: int) -> _Odd | None:
-        """Look for lines that disobey the first rule; None where there are none."""
+        """Find the lines that do not obey the first rule. Return None where there are none."""
         self.count = cells
         odd, shapes, seen = False, set[bytes](), 0
         for block in self.blocks():
             plain = self._plain(block)
             if plain:
                 self.longest = max(self.longest, _longest(block))
-            # Of a block without marks the first lines are looked at, for what first cells look like.
+            # In a block without marks, only the first lines are examined, for the shapes of first cells.
             for line in block.split(b"\n", _SAMPLE)[:_SAMPLE] if plain else block.splitlines():
                 if not plain:
                     self.longest = max(self.longest, len(line))
@@ -233,17 +233,17 @@ class _Lines:
         return found
 
     def _plain(self, block: bytes) -> bool:
-        """Whether all lines of a block obey the first rule, and end as lines do."""
+        """Return whether all lines of a block obey the first rule and end with a line end."""
         if b'"' in block:
             return self.regular.fullmatch(block) is not None
         return b"\r" not in block or b"\r" not in block.replace(b"\r\n", b"\n")
 
     def cleaned(self, odd: _Odd, skipped: int) -> Iterator[bytes]:
-        """The rows again, every cell in a way that strict readers agree on."""
+        """Yield the rows with every cell quoted in the form that strict readers accept."""
         lines = self.physical()
         for _ in range(skipped):
             next(lines, None)
-        waiting = deque[bytes]()  # lines that were looked at ahead
+        waiting = deque[bytes]()  # lines that were read ahead
 
         def following() -> Iterator[bytes]:
             yield from tuple(waiting)
@@ -270,7 +270,7 @@ class _Lines:
                 )
 
     def _record(self, line: bytes, following: Iterator[bytes], odd: _Odd) -> int:
-        """How many further lines the open quoted cell of a line takes up; 0 where its mark is unpaired."""
+        """Return the number of further lines in the open quoted cell of a line; 0 where its mark is unpaired."""
         rows = [line]
         for number, more in enumerate(following, 1):
             rows.append(more)
@@ -278,7 +278,7 @@ class _Lines:
             if closing is not None:
                 whole = b"\n".join(rows)
                 if not self.strict.fullmatch(whole):
-                    # A cell that opens after this one may go on over further lines.
+                    # A cell that opens after this one may continue over further lines.
                     if self.opens.fullmatch(whole) and number < REACH:
                         continue
                     return 0
@@ -298,12 +298,12 @@ def _longest(block: bytes) -> int:
 
 
 def _shape(cell: bytes) -> bytes:
-    """What a cell looks like: "a/9.png" for "t/12.png" of any folder and number."""
+    """Return the shape of a cell, with words as "a" and numbers as "9": "a/9.png" for "t/12.png"."""
     return re.sub(rb"\d+", b"9", re.sub(rb"[^\W\d_]+", b"a", cell.strip()))
 
 
 class _Stream:
-    """Lines as a file that Arrow reads."""
+    """Lines in the form of a file, for Arrow."""
 
     def __init__(self, lines: Iterator[bytes]) -> None:
         self.lines, self.rest, self.closed = lines, b"", False

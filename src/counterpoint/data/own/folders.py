@@ -1,10 +1,13 @@
-"""Folders of pictures: a class for every folder, splits above them, and a metadata file for captions and other columns.
+"""Read folders of pictures: a class for every folder, splits above them, and a metadata file for further columns.
 
-DIR/CLASS/...                  the class is the first folder, however deep a picture lies
-DIR/train/CLASS/...            likewise below the folders of splits; they are splits only where nothing else but such
-DIR/test/CLASS/...             folders holds pictures: beside other classes, "train" is a class; so are "test" and "val" alone
-DIR/3.png                      a picture beside the folders has no class, and is kept without one, to train on
-metadata.csv, metadata.jsonl   anywhere: its column file_name names pictures, from its own folder; other columns are theirs
+    DIR/CLASS/...                  the class is the first folder, at any depth of the picture
+    DIR/train/CLASS/...            the same below the folders of splits
+    DIR/test/CLASS/...
+    DIR/3.png                      a picture beside the folders has no class; it is kept for training
+    metadata.csv, metadata.jsonl   in any folder: file_name names a picture, relative to that folder
+
+The folders of splits are splits only where no other folder holds pictures. Beside other classes, "train" is a class. "test"
+and "val" without "train" are classes, too. The other columns of a metadata file describe the pictures.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from counterpoint.files import walk
 
 PICTURE, CLASS = "image", "label"  # columns of the table that a folder makes
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
-NAMES = ("file_name", "filename", "file_path", "image", "path")  # of the column that names pictures
+NAMES = ("file_name", "filename", "file_path", "image", "path")  # names of the column that names pictures
 
 
 def picture_files(folder: Path, accounts: Accounts, metadata: Sequence[str] = METADATA) -> list[Path]:
-    """The pictures and metadata files below a folder, links followed; everything else is left out with a reason."""
+    """List the pictures and metadata files below a folder, through links. Other files are left out with a reason."""
     found = walk(folder)
     known = Image.registered_extensions()
     for path, reason in found.left_out:
@@ -43,37 +46,37 @@ def picture_files(folder: Path, accounts: Accounts, metadata: Sequence[str] = ME
         if path.suffix.lower() in known or path.name.lower() in metadata:
             pictures.append(path)
         else:
-            accounts.leave(Line(str(path), None, "no picture by its ending", unit="files"))
+            accounts.leave(Line(str(path), None, "not a picture by its ending", unit="files"))
     return pictures
 
 
 def plain_folder(folder: Path, count: int, accounts: Accounts) -> Table:
-    """The first `count` pictures below a folder in the order of their paths, 0 for all, without classes.
+    """Return the first `count` pictures below a folder, in the order of their paths, without classes. 0: all.
 
-    DataError where there are none, or fewer than `count`.
+    Raises DataError when there are none, or fewer than `count`.
     """
     files = picture_files(folder, accounts, ())
     if not files:
         raise DataError(f"{folder}: no images there, in any format that Pillow reads")
     if count > len(files):
-        raise DataError(f"{folder}: {count} generated images are asked for, it has {len(files)}")
+        raise DataError(f"{folder}: has {len(files)} images, but {count} generated images are wanted; ask for fewer")
     taken = files[: count or None]
     accounts.read("files", len(taken))
     for path in files[len(taken) :]:
-        accounts.leave(Line(str(path), None, "more than are asked for", unit="files"))
+        accounts.leave(Line(str(path), None, "beyond the number that is wanted", unit="files"))
     cells = {PICTURE: ListCells([str(path) for path in taken])}
     return Table(str(folder), [Segment(folder, len(taken), dict(cells), folder="")], Spool(), own_files=PICTURE)
 
 
 def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -> tuple[Table, list[str]]:
-    """The pictures of a folder as a table (see the module), a row for each picture, or for each row that describes it.
+    """Read the pictures of a folder as a table. Each picture has one row, or one for each of its metadata rows.
 
     Args:
-        place: the folder.
-        wanted: whether a column of a metadata file is read.
-        accounts: counts files and rows of metadata.
+        place: The folder.
+        wanted: Returns whether a column of a metadata file is read.
+        accounts: Counts files and rows of metadata.
 
-    Returns the table and notes. DataError where there is no picture, or a metadata file cannot be read.
+    Returns the table and notes. Raises DataError when there is no picture, or a metadata file cannot be read.
     """
     root = Path(place)
     spool = Spool()
@@ -95,7 +98,7 @@ def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -
     rows: list[tuple[Path, dict[str, Any]]] = [
         (path, cells) for path in pictures for cells in described.get(path, [{}])
     ]
-    labelled = CLASS in columns  # by the metadata, which counts
+    labelled = CLASS in columns  # the labels of metadata have priority over the folders
     classes = [_class(root, path, bool(splits)) for path, _ in rows]
     own: dict[str, list[Any]] = {PICTURE: [str(path) for path, _ in rows]}
     if not labelled and any(classes):
@@ -114,7 +117,7 @@ def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -
 
 
 def _splits(root: Path, pictures: list[Path]) -> tuple[dict[Path, str], list[str]]:
-    """The split of each picture by the folder it lies below, and notes; empty where the top folders are classes."""
+    """Return each picture's split by its top folder, and notes. No picture has one where the top folders are classes."""
     top = {path: path.relative_to(root).parts for path in pictures}
     folders = {parts[0] for parts in top.values() if len(parts) > 1}
     named = {folder: SPLITS[folder.lower()] for folder in sorted(folders) if folder.lower() in SPLITS}
@@ -129,13 +132,13 @@ def _splits(root: Path, pictures: list[Path]) -> tuple[dict[Path, str], list[str
     if named and len(folders) > 1:
         taken = f"{root}: {names} {'is taken for a class' if one else 'are taken for classes'}"
         if len(named) == len(folders):
-            return {}, [f"{taken}, for none of them is the training split"]
-        return {}, [f"{taken}, for other pictures stand beside {'it' if one else 'them'}"]
+            return {}, [f"{taken}, because none of them is the training split"]
+        return {}, [f"{taken}, because other pictures are beside {'it' if one else 'them'}"]
     return {}, []
 
 
 def _class(root: Path, path: Path, split: bool) -> str:
-    """The class of a picture: the first folder below the root, or below its split's; empty for a loose one."""
+    """Return a picture's class: the first folder below the root, or below its split's folder; "" without a folder."""
     parts = path.relative_to(root).parts[1 if split else 0 :]
     return parts[0] if len(parts) > 1 else ""
 
@@ -148,7 +151,7 @@ def _described(
     accounts: Accounts,
     pictures: dict[str, Path],
 ) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
-    """What metadata files say of each picture, and the names of their columns."""
+    """Return the rows of the metadata files by picture, and the names of their columns."""
     found: dict[Path, list[dict[str, Any]]] = {}
     columns: dict[str, None] = {}
     for file in files:
@@ -156,7 +159,7 @@ def _described(
         accounts.read("files")
         name = next((n for n in NAMES if n in segment.columns), "")
         if not name:
-            raise DataError(f"{file}: has no column file_name; it should name the pictures that its rows are about")
+            raise DataError(f"{file}: has no column file_name; add one with the name of each row's picture")
         others = [n for n in segment.columns if n != name]
         columns |= dict.fromkeys(f"{n}_" if n == PICTURE else n for n in others)
         accounts.find("metadata rows", segment.count + len(segment.broken))
@@ -183,7 +186,7 @@ def _rows(segment: Segment, name: str, others: list[str]) -> Iterator[tuple[int,
 
 
 def _path(folder: Path, cell: Any, pictures: dict[str, Path]) -> Path | None:
-    """The picture that a cell names; None where there is none."""
+    """Return the picture that a cell names; None where it does not exist."""
     if not isinstance(cell, str) or not cell.strip():
         return None
     return pictures.get(os.path.normpath(folder / cell.strip()))

@@ -1,7 +1,7 @@
-"""Read the user's own data from objects in memory: what a `Table` is made of, and a digest of the contents.
+"""Read the user's own data from objects in memory: the columns of a `Table`, and a digest of the contents.
 
     pandas.DataFrame      columns as `manifest:` takes them
-    datasets.Dataset      columns; its features Image, Audio and ClassLabel are known
+    datasets.Dataset      columns; its features Image, Audio and ClassLabel are recognised
     torch Dataset         one pass over its items: a picture, a tuple (picture, label), or a dictionary of modalities
     arrays                pictures uint8 [N, H, W, 3] or [N, H, W]; (pictures, labels); a dictionary of arrays or lists
     list                  pictures, as paths or Pillow images; or records, a dictionary for each row
@@ -28,14 +28,14 @@ from counterpoint.data.own.table import Cells, Joined, ListCells, Segment, Slice
 from counterpoint.data.pictures import as_pixels, is_image, is_tensor, ppm
 from counterpoint.errors import DataError
 
-AT_ONCE = 1000  # rows of a `datasets.Dataset` that are read together
-PLAIN = ("RGB", "L")  # modes of a Pillow image that a PPM file holds
-PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that a PNG file holds
+AT_ONCE = 1000  # number of rows of a `datasets.Dataset` that are read together
+PLAIN = ("RGB", "L")  # modes of a Pillow image that a PPM file supports
+PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that a PNG file supports
 ORIENTATION = 0x0112  # EXIF's tag
 
 
 class Held(Slice):
-    """A picture in memory. Its bytes are made when a decoder asks for them."""
+    """A picture in memory. It is encoded as bytes only when a decoder reads it."""
 
     value: Any
 
@@ -106,16 +106,16 @@ class Digest:
         self.hash = hashlib.blake2b(kind.encode(), digest_size=8)
 
     def name(self, text: str) -> None:
-        """Take the name of a split or a column."""
+        """Add the name of a split or a column to the digest."""
         self._tagged("name", text.encode("utf-8", "surrogatepass"))
 
     def array(self, values: NDArray[Any]) -> None:
-        """Take a whole array."""
+        """Add a whole array to the digest."""
         found = np.ascontiguousarray(values)
         self._tagged(f"{found.dtype.str}{found.shape}", found.tobytes() if found.dtype == object else found.data)
 
     def cell(self, value: Any) -> None:
-        """Take one cell. Of a path only the text counts, not the file."""
+        """Add one cell to the digest. Of a path, only the text is included, not the file."""
         if isinstance(value, Slice):
             self._tagged("bytes", value.read())
         elif isinstance(value, (bytes, bytearray)):
@@ -134,7 +134,7 @@ class Digest:
             self._tagged(type(value).__name__, str(value).encode("utf-8", "surrogatepass"))
 
     def cells(self, cells: Cells) -> None:
-        """Take a column."""
+        """Add a column to the digest."""
         if isinstance(cells, HeldCells):
             self.array(cells.pictures)
         elif isinstance(cells, SoundCells):
@@ -148,7 +148,7 @@ class Digest:
         self.hash.update(content)
 
     def text(self) -> str:
-        """Return it as 16 hexadecimal digits."""
+        """Return the digest as 16 hexadecimal digits."""
         return self.hash.hexdigest()
 
 
@@ -156,7 +156,7 @@ class Digest:
 
 
 def module_of(value: Any) -> str:
-    """Return the library that an object comes from; of a subclass of a torch Dataset, torch."""
+    """Return the library of an object; for a subclass of a torch Dataset, torch."""
     kinds = [kind.__module__ for kind in type(value).__mro__]
     if any(kind.startswith("torch.utils.data") for kind in kinds):
         return "torch"
@@ -164,7 +164,7 @@ def module_of(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Return what an object is, for config.yaml and messages: "pandas.DataFrame", "arrays". DataError for any other."""
+    """Return the kind of an object for config.yaml and messages: "pandas.DataFrame", "arrays". DataError for any other."""
     library = module_of(value)
     name = type(value).__name__
     if library == "pandas" and name == "DataFrame":
@@ -182,8 +182,8 @@ def kind_of(value: Any) -> str:
     if isinstance(value, list) and value and (isinstance(value[0], (str, bytes, Path, Mapping)) or is_image(value[0])):
         return "list"
     raise DataError(
-        f"data is a {type(value).__name__}; give the name of a source, a pandas DataFrame, a datasets.Dataset, a torch Dataset, "
-        "an array of pictures, a tuple (pictures, labels), or a dictionary of arrays: see help(counterpoint.own)"
+        f"data is a {type(value).__name__}, which is not supported; give a source's name, a pandas DataFrame, a "
+        "datasets.Dataset, a torch Dataset or arrays: see help(counterpoint.own)"
     )
 
 
@@ -196,12 +196,12 @@ def table_of(value: Any, kind: str, rate: int, groups: Any = None) -> tuple[Tabl
     """Return the rows of an object as a table, and the digest of their contents.
 
     Args:
-        value: An object of the kinds that the module lists.
-        kind: What `kind_of` gives of it.
+        value: An object of a kind that the module's docstring lists.
+        kind: The result of `kind_of` for it.
         rate: Samples per second of sounds that are arrays.
-        groups: [rows] values; rows of one value are never separated. Default: none. They become the column GROUP.
+        groups: [rows] values, which become the column GROUP. Rows with equal values are never separated. Default: none.
 
-    Raises DataError for rows that have no form.
+    Raises DataError for rows of an unsupported form.
     """
     spool, digest = Spool(), Digest(kind)
     parts = {str(name).lower(): part for name, part in value.items()} if _split(value) else {"": value}
@@ -247,7 +247,9 @@ def _segment(value: Any, name: str, rate: int, spool: Spool) -> Segment:
         return _of_items(value, name, spool)
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise DataError(f"{name}: a tuple is (pictures, labels), got {len(value)} parts; name more in a dictionary")
+            raise DataError(
+                f"{name}: a tuple must be (pictures, labels), got {len(value)} parts; use a dictionary for more columns"
+            )
         value = {"image": value[0], "label": value[1]}
     elif isinstance(value, list) and isinstance(value[0], Mapping):
         names = dict.fromkeys(key for row in value for key in row)
@@ -318,7 +320,7 @@ def _of_items(data: Any, name: str, spool: Spool) -> Segment:
 
 
 def _fields(item: Any) -> Iterator[tuple[str, tuple[Any, str]]]:
-    """Name the parts of an item of a torch Dataset, each with its value and the role that its type shows ("" for none)."""
+    """Yield the name, the value and the role of each part of a torch Dataset's item. "" is no role."""
     if isinstance(item, Mapping):
         for key, value in item.items():
             yield str(key), (value, _role(value, str(key)))
@@ -338,7 +340,7 @@ def _fields(item: Any) -> Iterator[tuple[str, tuple[Any, str]]]:
 
 
 def _role(value: Any, name: str) -> str:
-    """Return the role that the type of a value shows, where its name says nothing else."""
+    """Return the role of a value by its type, where its name implies no other role."""
     if is_image(value):
         return "image"
     said = known_by_name(name, {}) if name else ""
@@ -373,7 +375,7 @@ def _of_columns(value: Mapping[Any, Any], name: str, rate: int) -> Segment:
 
 
 def _column(key: str, values: Any, name: str, rate: int) -> tuple[Cells, str]:
-    """Return the cells of an array or a list, and the role that its contents show."""
+    """Return the cells of an array or a list, and the role of its contents."""
     said = known_by_name(key, {})
     if is_tensor(values):
         values = values.detach().cpu().numpy()
@@ -396,7 +398,7 @@ def _column(key: str, values: Any, name: str, rate: int) -> tuple[Cells, str]:
         if values.ndim == 2 and values.dtype.kind in "fiu":
             if said == "audio":
                 return SoundCells(values, rate), "audio"
-            # A table of numbers is a vector a row, whatever its name says of pictures or texts.
+            # A table of numbers is a vector for each row, even if its name suggests pictures or texts.
             return ListCells(list(np.asarray(values, np.float32))), "vector"
         if values.ndim != 1:
             raise DataError(f"{name}: '{key}' has the shape {list(values.shape)}, which is no column of rows")
@@ -414,7 +416,7 @@ def _column(key: str, values: Any, name: str, rate: int) -> tuple[Cells, str]:
 
 
 def plain(value: Any) -> Any:
-    """Return a cell as the readers of tables take it: pictures as `Held`, tensors as arrays, numbers as Python's own."""
+    """Convert a cell for the readers of tables: pictures to `Held`, tensors to arrays, numbers to Python's numbers."""
     if is_image(value):
         return Held(value)
     if is_tensor(value):
@@ -427,6 +429,6 @@ def plain(value: Any) -> Any:
         return Held(value)
     if isinstance(value, Path):
         return str(value)
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas writes what is missing so
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' missing values
         return None
     return value

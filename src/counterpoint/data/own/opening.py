@@ -18,16 +18,16 @@ from counterpoint.errors import DataError
 def open_table(
     place: str, kind: str, wanted: Callable[[str], bool], accounts: Accounts, prefer: str = ""
 ) -> tuple[Table, list[str]]:
-    """All rows of all files of a place.
+    """Read all rows of all files of a place.
 
     Args:
-        place: a file, folder or pattern.
-        kind: csv, jsonl, json, parquet or tar; empty: by the files' endings.
-        wanted: whether a column of this name is read; others are known by their names alone.
-        accounts: counts files and members of archives.
-        prefer: the ending of the member that counts where a sample has two of one kind.
+        place: A file, folder or pattern.
+        kind: csv, jsonl, json, parquet or tar. Empty: from the files' endings.
+        wanted: Returns whether a column of this name is read. Of other columns only the names are kept.
+        accounts: Counts files and members of archives.
+        prefer: Preferred ending of a member, for samples with two members of one kind.
 
-    Returns the table and notes. Of several files one that cannot be read is left out. DataError where none can be.
+    Returns the table and notes. Of several files, one that cannot be read is left out. Raises DataError when none can be read.
     """
     found = files_of(place, kind, accounts)
     spool = Spool()
@@ -54,7 +54,7 @@ def open_table(
     if not segments:
         raise DataError(f"{place}: none of its files can be read: {accounts.examples()}")
     if not len(table) and not broken:
-        raise DataError(f"{place}: holds no rows; it should have one for every item")
+        raise DataError(f"{place}: holds no rows; add one for every item")
     if not table.columns:
         segment, row = broken[0]
         raise DataError(f"{place}: none of its rows can be read: row {row.number} of {segment.path.name} {row.reason}")
@@ -62,7 +62,7 @@ def open_table(
 
 
 def _read(path: Path, kind: str, wanted: Callable[[str], bool], spool: Spool) -> Segment:
-    """One file. DataError where it cannot be read."""
+    """Read one file. DataError when it cannot be read."""
     try:
         if kind == "csv":
             return read_delimited(path, wanted)
@@ -72,4 +72,4 @@ def _read(path: Path, kind: str, wanted: Callable[[str], bool], spool: Spool) ->
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except MemoryError as error:
-        raise DataError(f"{path}: asks for more memory than there is; it may be damaged") from error
+        raise DataError(f"{path}: needs more memory than there is; it may be damaged") from error

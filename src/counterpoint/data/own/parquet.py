@@ -1,4 +1,4 @@
-"""Parquet files: only the columns that count are read, vectors as float32, bytes beyond `KEEP` to disk."""
+"""Read Parquet files: only the wanted columns, vectors as float32, and bytes beyond `KEEP` to disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from counterpoint.data.own.arrow import is_numbers, pa, pc, pq, valid
 from counterpoint.data.own.table import ArrowCells, Cells, Joined, RecordCells, Segment, Spool, SpooledCells
 from counterpoint.errors import DataError
 
-ROWS = 65_536  # read at a time, where they are small
-HELD = 64 << 20  # bytes of a batch, about
+ROWS = 65_536  # maximum number of rows read at a time
+HELD = 64 << 20  # approximate bytes of a batch
 Wanted = Callable[[str], bool]
 
 
@@ -22,11 +22,11 @@ def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
     """Read a Parquet file.
 
     Args:
-        path: the file.
-        wanted: whether a column of this name is read.
-        spool: takes the bytes of cells.
+        path: The file.
+        wanted: Returns whether a column of this name is read.
+        spool: Stores the bytes of cells.
 
-    Raises DataError where it cannot be read.
+    Raises DataError when the file cannot be read.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -45,7 +45,7 @@ def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
             count = file.metadata.num_rows
     except DataError:
         raise
-    except Exception as error:  # pyarrow raises kinds of its own, and Python's, on damaged files
+    except Exception as error:  # on damaged files pyarrow raises its own and Python's exceptions
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a Parquet file that can be read ({said})") from error
     columns: dict[str, Cells] = {name: Joined(found) for name, found in parts.items()}
@@ -55,7 +55,7 @@ def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
 def _cells(array: Any, spool: Spool) -> Cells:
     kind = array.type
     if is_numbers(kind) and pa.types.is_floating(kind.value_type) and kind.value_type != pa.float32():
-        # What float32 cannot hold becomes infinite, which is found later.
+        # Values beyond float32 become infinite, which a later check reports.
         if pa.types.is_fixed_size_list(kind):
             array = array.cast(pa.list_(kind.value_type))
         return ArrowCells(array.cast(pa.large_list(pa.float32())))
@@ -83,7 +83,7 @@ def _bytes(array: Any, spool: Spool) -> Cells:
 
 
 def _known(metadata: Any, names: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Roles of columns, and names of numbered classes, as `datasets` writes them into a Parquet file."""
+    """Return the columns' roles and the classes' names that `datasets` writes into a Parquet file."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         found = {name: what for name, what in features.items() if isinstance(what, dict) and name in names}

@@ -1,4 +1,4 @@
-"""From a place that the user names to the files there: a file, a folder or a pattern, and the splits that names stand for."""
+"""Find the files of a place that the user names: a file, a folder or a pattern. Find the splits that file names give."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?\d+)?([-_. ]of[-_. ]\d+)
 
 
 def mode_of(path: Path | str) -> int | None:
-    """The mode of a file or folder, None where nothing is. DataError where it cannot be looked at."""
+    """Return the mode of a file or folder, None where the path does not exist. DataError when it cannot be accessed."""
     try:
         return os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -54,19 +54,19 @@ def mode_of(path: Path | str) -> int | None:
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether this is a folder. DataError where it cannot be looked at."""
+    """Return whether a path is a folder. DataError when it cannot be accessed."""
     mode = mode_of(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a table or archive by its ending; empty for another file."""
+    """Return the kind of a table or archive by its ending; empty for another file."""
     name = path.name.lower()
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending) and name != ending), "")
 
 
 def matches(place: str) -> list[Path]:
-    """The files and folders that a pattern matches. Where a folder of the very name exists, its brackets are no pattern."""
+    """Return the files and folders that match a pattern. Brackets in the names of existing folders are not patterns."""
     parts = Path(place).parts
     literal = Path(parts[0]) if parts else Path()
     escaped = [glob.escape(parts[0]) if os.path.lexists(parts[0]) else parts[0]] if parts else []
@@ -80,16 +80,16 @@ def matches(place: str) -> list[Path]:
 
 
 def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
-    """The tables or archives of a place with their kinds; what else is there is left out, with a reason.
+    """Return the tables or archives of a place with their kinds. Other files are left out, with a reason.
 
     Args:
-        place: a file, a folder (which is walked through, links included) or a pattern. What exists by that very name is
-            never taken for a pattern.
-        kind: csv, jsonl, json, parquet or tar: files that are named are read as that. Empty: by their endings.
-        accounts: counts the files. Of a folder, files of no kind that is a table or archive are no part of the set (they
-            may be the pictures that a table names) and are not counted.
+        place: A file, a folder (searched recursively, through links) or a pattern. The name of an existing file or folder
+            is never a pattern.
+        kind: csv, jsonl, json, parquet or tar: the kind of files that are named. Empty: from their endings.
+        accounts: Counts the files. In a folder, files that are neither tables nor archives are not counted; they may be
+            the pictures that a table names.
 
-    Raises DataError where nothing can be read.
+    Raises DataError when no file can be read.
     """
     mode = mode_of(place)
     if mode is None and "://" in place:
@@ -121,12 +121,12 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
             raise DataError(f"{found[0][0]}: is empty (0 bytes)")
         what = "holds no table or archive" if roots and is_folder(roots[0]) else "no such file, folder or pattern"
         left = f" ({accounts.examples()})" if accounts.left("files") else ""
-        raise DataError(f"{place}: {what}{left}; it should name {READABLE} files")
+        raise DataError(f"{place}: {what}{left}; name {READABLE} files")
     return full
 
 
 def _inside(root: Path, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
-    """The tables and archives below a folder."""
+    """Return the tables and archives below a folder."""
     inside = walk(root)
     found = []
     for path, reason in inside.left_out:
@@ -142,7 +142,7 @@ def _inside(root: Path, kind: str, accounts: Accounts) -> list[tuple[Path, str]]
         if kind and what != kind:
             accounts.leave(_file(path, f"no file of the kind {kind}"))
         elif what == "json" and not kind:
-            # A folder's lone .json is more often about the data than the data.
+            # A single .json in a folder usually describes the data and is not the data.
             accounts.leave(_file(path, "a .json in a folder is not taken for a table; name it to read it"))
         else:
             found.append((path, what))
@@ -154,10 +154,10 @@ def _file(path: Path, reason: str) -> Line:
 
 
 def file_splits(place: str, paths: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """The split that each file stands for by its name or its folder's, "" for none, and notes.
+    """Return the split of each file by its name or its folder's name, "" for none, and notes.
 
-    Names count only where every file has such a name (train.csv, test-0.csv), or lies in a folder that has, and nothing else
-    is there: a table called "test shots.csv" is a table like any other.
+    Names give splits only where every file, or its folder, has such a name (train.csv, test-0.csv). A longer name, such as
+    "test shots.csv", gives none.
     """
     if not paths:
         return [], []
@@ -172,6 +172,6 @@ def file_splits(place: str, paths: Sequence[Path]) -> tuple[list[str], list[str]
     odd = [path.name for path, name in zip(paths, names, strict=True) if name]
     if odd and len(paths) > 1:
         notes.append(
-            f"{place}: the name of {odd[0]} is not taken for a split, for other files have none; say splits in a column split"
+            f"{place}: the name of {odd[0]} is not taken for a split, because other files have none; name splits in a column split"
         )
     return [""] * len(paths), notes

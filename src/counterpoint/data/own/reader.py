@@ -1,4 +1,4 @@
-"""Read the cells of a table, column by column: what every row has in every modality, and which rows cannot be used."""
+"""Read the cells of a table, column by column: every row's content in every modality, and the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from counterpoint.data.pairs import Kind, Modality
 from counterpoint.data.sounds import resampled_note
 from counterpoint.errors import DataError
 
-_MANY = 2000  # sources from which on a bar shows the progress
+_MANY = 2000  # number of sources from which on a progress bar is shown
 
 
 @dataclass
@@ -34,18 +34,18 @@ class Column:
     name: str
     gives: Kind | Literal["group"]
     has: NDArray[np.bool_]  # [rows]
-    same: Indices  # [rows] equal where rows are one thing in this modality, -1 where they lack it
-    sources: Sources | None = None  # of pictures, sounds and videos
-    chunks: Sequence[Any] = ()  # of texts
+    same: Indices  # [rows] numbers that are equal where rows have equal content in this modality, -1 where they lack it
+    sources: Sources | None = None  # sources of pictures, sounds and videos
+    chunks: Sequence[Any] = ()  # Arrow arrays of texts
     vectors: NDArray[np.float32] | None = None
     at: Indices | None = None  # [rows] positions of vectors
 
     def texts(self, rows: Indices) -> Texts:
-        """The texts of these rows."""
+        """Return the texts of these rows."""
         return Texts(self.chunks, np.where(self.has[rows], rows, -1))
 
     def rows_of(self, rows: Indices) -> NDArray[np.float32]:
-        """The vectors of these rows; zeros where a row has none."""
+        """Return the vectors of these rows; zeros where a row has none."""
         assert self.vectors is not None
         assert self.at is not None
         out = np.zeros((len(rows), self.vectors.shape[1]), np.float32)
@@ -58,17 +58,17 @@ class Reader:
     """The rows of a table, read once.
 
     Args:
-        table: whose columns are read.
-        roles: what they are.
-        wanted: what pictures and sounds become.
-        accounts: takes every row that cannot be used, and what there is to report of others.
+        table: The table to read.
+        roles: Roles of its columns.
+        wanted: Sizes of decoded pictures and sounds.
+        accounts: Records every row that cannot be used, and notes on other rows.
     """
 
     def __init__(self, table: Table, roles: Roles, wanted: Wanted, accounts: Accounts) -> None:
         self.table, self.roles, self.wanted, self.accounts = table, roles, wanted, accounts
         self.place = table.place
         self.columns: list[Column] = []
-        self.linked: list[Column] = []  # no modalities: what else keeps rows together, such as groups
+        self.linked: list[Column] = []  # columns that are not modalities but keep rows together, such as groups
         self.good = np.ones(len(table), bool)
         self.wrong: dict[int, list[tuple[str, Any, str]]] = {}  # by row: column, value, reason
         self.notes: list[str] = []
@@ -120,9 +120,9 @@ class Reader:
         self._report(empty, sounds)
 
     def _examine(self, sources: Sequence[Sources], sounds: bool) -> None:
-        """Look at all pictures, sounds and videos; keep them decoded where all fit into memory."""
+        """Examine all pictures, sounds and videos. Keep them decoded where all fit into memory."""
         count = sum(len(found.items) for found in sources)
-        # Read when asked, so that a test can make it small.
+        # Read at the call, so that a test can change it.
         self.whole = sum(len(found.items) * found.bytes_each for found in sources) <= images.KEEP
         steps: Iterator[int] = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
         if count >= _MANY:
@@ -135,7 +135,7 @@ class Reader:
             pass
 
     def _sound(self, role: Role, sources: Sources) -> None:
-        """The sound of a column of videos, a modality of its own."""
+        """Add the sound of a column of videos as a separate modality."""
         name = modality_name(f"{role.name}_sound", [column.name for column in self.columns])
         has = (sources.at >= 0) & (sources.sounding[sources.at] if len(sources.items) else False)
         has &= next(column.has for column in self.columns if column.role is role)
@@ -148,7 +148,7 @@ class Reader:
     # --- rows as a whole
 
     def _splits(self) -> None:
-        """The split of every row: as its split column says, else as its file's name does."""
+        """Set the split of every row from its split column, else from its file's name."""
         self.split = self.table.splits()
         if not self.roles.split:
             return
@@ -170,7 +170,7 @@ class Reader:
             self._bad(int(row), "", None, "has no modality")
 
     def _twice(self) -> None:
-        """Of rows with one id in one split the first that can be used counts."""
+        """Keep only the first usable row of those with the same id in the same split."""
         if not self.roles.id:
             return
         cells = self.table.cells(self.roles.id)
@@ -182,13 +182,13 @@ class Reader:
         _, first, of = np.unique(codes[rows] * len(names) + split[rows], return_index=True, return_inverse=True)
         for at in np.flatnonzero(first[of] != np.arange(len(rows))):
             row, before = int(rows[at]), int(rows[first[of[at]]])
-            reason = f"the id is that of {self.table.short(before)} too, which counts"
+            reason = f"the id is that of {self.table.short(before)} too, which is used instead"
             self._bad(row, self.roles.id, cells[row], reason)
 
-    # --- what was found
+    # --- reports
 
     def line(self, row: int, column: str, value: Any, what: str, reason: str) -> Line:
-        """A line of the list for one row."""
+        """Make the list's line for one row."""
         key, unit = self.table.key_of(row), self.table.unit
         if self.table.own_files:
             return Line(self.table.short(row), None, reason, key, what=what, unit=unit)
@@ -220,7 +220,7 @@ class Reader:
             if len(rows):
                 self.notes.append(
                     f"{self.place}: the text of {column.role.column} is empty in {len(rows)} of {self.total} rows, which "
-                    f"are used without it (all listed in {self.accounts.file})"
+                    f"are used without it (see the list {self.accounts.file})"
                 )
         self._rates()
         videos = [column for column in self.columns if column.role.kind == "video" and column.gives == "image"]
@@ -231,7 +231,7 @@ class Reader:
                 self.notes.append(f"{self.place}: {silent} videos have no sound that can be used")
 
     def _rates(self) -> None:
-        """List sounds of another rate than the one that was asked for."""
+        """List the sounds whose rate is not the wanted one."""
         rates: Counter[int] = Counter()
         for column in self.columns:
             if column.gives != "audio" or column.sources is None:
@@ -249,16 +249,16 @@ class Reader:
 
     @property
     def total(self) -> int:
-        """How many rows there are, broken ones included."""
+        """Number of rows, including broken ones."""
         return self.accounts.found[self.table.unit]
 
     def judge(self, max_bad: float | None) -> None:
-        """Check how many rows cannot be used.
+        """Check the number of rows that cannot be used.
 
         Args:
-            max_bad: how many may be bad, as a fraction of all below 1 or as a count; None for any number.
+            max_bad: Maximum number of bad rows, or their maximum fraction if below 1. None: any number.
 
-        Raises DataError when there are more, or nothing is left.
+        Raises DataError when more rows are bad, or when no row is left.
         """
         bad = len(self.accounts.left(self.table.unit))
         if bad == self.total:
@@ -269,18 +269,18 @@ class Reader:
         if max_bad is None:
             return
         allowed = max_bad * self.total if max_bad < 1 else max_bad
-        if bad > allowed + 1e-9:  # 0.29 of 100 is a little less than 29
+        if bad > allowed + 1e-9:  # in floating point, 0.29 * 100 is slightly less than 29
             self.accounts.write()
             said = f"{max_bad:g} of {self.total}" if max_bad < 1 else f"{max_bad:g}"
             raise DataError(
                 f"{self.place}: {bad} of {self.total} rows are bad, more than max_bad={said}: {self.accounts.examples()}. "
-                "Mend them, or allow more: --max-bad N, or ?max_bad=N behind the place"
+                "Correct them, or allow more: --max-bad N, or ?max_bad=N after the place"
             )
 
-    # --- handed over
+    # --- access
 
     def modality(self, column: Column) -> Modality:
-        """The facts of a column."""
+        """Return the facts of a column."""
         if column.gives == "image":
             return Modality("image", size=self.wanted.size)
         if column.gives == "audio":
@@ -291,18 +291,18 @@ class Reader:
         return Modality("text")
 
     def row_names(self, rows: Indices) -> list[str]:
-        """Name rows for a person (see `counterpoint.data.images.Listed`)."""
+        """Name rows for a reader (see `counterpoint.data.images.Listed`)."""
         return [self.table.name(int(row)) for row in rows]
 
     def files(self, rows: Indices, name: str) -> list[str | None]:
-        """The path of each row's own file in one modality (see `counterpoint.data.images.Listed`)."""
+        """Return the path of each row's own file in one modality (see `counterpoint.data.images.Listed`)."""
         column = next((column for column in self.columns if column.name == name), self.columns[0])
         if column.sources is None:
             return [None] * len(rows)
         return [column.sources.file(int(row)) if column.has[row] else None for row in rows]
 
     def list_rows(self, split: str, name: str, rows: Indices, what: str, reason: str) -> Path | None:
-        """List these rows of a split, in place of those of before; returns the list's file, None if it is empty."""
+        """Write these rows of a split to the list, replacing earlier ones. Return the list's file, None if it is empty."""
         role = next(column.role for column in self.columns if column.name == name)
         cells = self.table.cells(role.columns[0])
         lines = [self.line(int(row), role.column, cells[int(row)], what, reason) for row in rows]

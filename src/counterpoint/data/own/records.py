@@ -1,4 +1,4 @@
-"""Tables of records: .jsonl (one a line) and .json (a list of them)."""
+"""Read tables of records: .jsonl (one record a line) and .json (a list of records)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Wanted = Callable[[str], bool]
 
 
 def parsed(text: str | bytes) -> Any:
-    """Parse JSON; DataError with what is wrong with it."""
+    """Parse JSON. DataError with the fault when it is invalid."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -26,7 +26,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def read_jsonl(path: Path, wanted: Wanted) -> Segment:
-    """Read one record a line; a line that is none becomes a broken row."""
+    """Read one record from each line. A line without a valid record becomes a broken row."""
     with path.open("rb") as file:
         lines = (line for line in file if line.strip())
         return _segment(path, (_line(line.removeprefix(b"\xef\xbb\xbf")) for line in lines), wanted)
@@ -40,19 +40,19 @@ def _line(line: bytes) -> Any:
 
 
 def read_json(path: Path, wanted: Wanted) -> Segment:
-    """Read a list of records. DataError where the file is anything else."""
+    """Read a list of records. DataError when the file holds no list."""
     try:
         records = parsed(path.read_bytes())
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if not isinstance(records, list):
-        raise DataError(f"{path}: should be a list of records; one record a line belongs in a .jsonl file")
+        raise DataError(f"{path}: should be a list of records; name a file with one record a line .jsonl")
     return _segment(path, records, wanted)
 
 
 def _segment(path: Path, records: Iterable[Any], wanted: Wanted) -> Segment:
     columns: dict[str, list[Any]] = {}
-    names: dict[str, bool] = {}  # whether they are read
+    names: dict[str, bool] = {}  # whether each column is read
     numbers, broken, count = list[int](), list[Broken](), 0
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
@@ -77,7 +77,7 @@ def _segment(path: Path, records: Iterable[Any], wanted: Wanted) -> Segment:
 
 
 def compact(values: list[Any]) -> Any:
-    """A list of numbers as an array, which takes a tenth of the memory; any other list as it is."""
+    """Convert a list of numbers to an array, which takes a tenth of the memory. Return any other list unchanged."""
     if not values or not all(type(value) in (int, float) for value in values):
         return values
     try:

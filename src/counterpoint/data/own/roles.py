@@ -1,4 +1,4 @@
-"""What the columns of a table are: modalities, label, split, id, by their names or as the user says."""
+"""Assign roles to the columns of a table: modalities, label, split, id, by their names or by the user's options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from counterpoint.errors import CounterpointError, DataError, unknown
 
-# A column's kind by a word of its name; the first of these kinds that fits counts.
+# A column's kind by a word of its name; the first kind that fits is used.
 KINDS: dict[str, tuple[str, ...]] = {
     "image": ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
     "text": ("text", "txt", "caption", "captions", "title", "description", "sentence", "transcript"),
@@ -16,18 +16,18 @@ KINDS: dict[str, tuple[str, ...]] = {
     "video": ("video", "mp4", "clip", "movie", "mov", "avi", "mkv", "webm"),
     "vector": ("vector", "embedding", "embeddings", "features", "feature", "npy", "sensor"),
 }
-WHOLE = {  # these must be the whole name
+WHOLE = {  # words that must be the whole name
     "label": ("label", "labels", "class", "cls", "category", "target"),
     "split": ("split",),
     "id": ("id", "item_id"),
 }
-# What a name such as `image_id` or `audio_rate` ends in is about the modality, not the modality.
+# Endings of names, such as `image_id` or `audio_rate`, that describe a modality and are not the modality.
 ABOUT = ("id", "ids", "url", "width", "height", "size", "length", "len", "rate", "count", "hash", "seconds", "duration")
-# Names that a network's dictionary of modules has for itself.
+# Names that torch's ModuleDict reserves.
 TAKEN = frozenset(
     ("keys", "values", "items", "pop", "clear", "update", "train", "eval", "type", "float", "half", "double")
 )
-# Of sources with one picture and at most one text a row, in the order in which they are looked for.
+# Usual names in sources with one picture and at most one text in each row, in the order of search.
 IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_path", "file_name", "filename", "path", "file")
 TEXT = ("caption", "text", "txt", "title", "description", "sentence", "captions")
 LABEL = ("label", "labels", "class", "cls", "category", "target", "fine_label")
@@ -35,9 +35,9 @@ LABEL = ("label", "labels", "class", "cls", "category", "target", "fine_label")
 
 @dataclass
 class Role:
-    """One modality: its name, the columns that it is read from, and its kind of `KINDS`.
+    """One modality: its name, the columns that it is read from, and its kind from `KINDS`.
 
-    Several columns stand in for each other: of each row the first that is not empty counts.
+    Several columns are alternatives: of each row, the first cell that is not empty is used.
     """
 
     name: str
@@ -46,19 +46,19 @@ class Role:
 
     @property
     def column(self) -> str:
-        """What messages call its columns."""
+        """The name of its columns for messages."""
         return " or ".join(self.columns)
 
 
 @dataclass
 class Roles:
-    """Which column plays which role."""
+    """The roles of a table's columns."""
 
     modalities: list[Role]
     label: str = ""
     split: str = ""
     id: str = ""
-    guessed: str = ""  # what was guessed by names, for a note; empty where the user named all
+    guessed: str = ""  # roles that were guessed by names, for a note; empty where the user named all
 
     @property
     def columns(self) -> list[str]:
@@ -68,11 +68,11 @@ class Roles:
 
 
 def known_by_name(name: str, usual: Mapping[str, str]) -> str:
-    """The role of a column by its name; empty where the name says nothing.
+    """Return the role of a column by its name; empty where the name implies no role.
 
     Args:
-        name: of the column.
-        usual: roles that are known without names, by column.
+        name: Name of the column.
+        usual: Roles that are known without names, by column.
     """
     if name in usual:
         return usual[name]
@@ -91,9 +91,9 @@ def known_by_name(name: str, usual: Mapping[str, str]) -> str:
 
 
 def said_columns(place: str, names: Sequence[str], columns: str) -> dict[str, str]:
-    """The option `columns`, NAME:KIND separated by commas, as column -> kind.
+    """Parse the option `columns`, NAME:KIND separated by commas. Return the kind of each column.
 
-    Raises CounterpointError for what is no such list, DataError for a column that the table lacks.
+    Raises CounterpointError for an invalid list, DataError for a column that the table lacks.
     """
     said: dict[str, str] = {}
     for part in filter(None, columns.split(",")):
@@ -111,21 +111,21 @@ def said_columns(place: str, names: Sequence[str], columns: str) -> dict[str, st
 
 
 def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], columns: str) -> Roles:
-    """The roles of a manifest's columns: as `columns` says, else by their names.
+    """Return the roles of a manifest's columns, from the option `columns`, else by their names.
 
     Args:
-        place: for messages.
-        names: of all columns.
-        usual: roles that are known without names.
-        columns: the option; empty for names.
+        place: The place, for messages.
+        names: Names of all columns.
+        usual: Roles that are known without names.
+        columns: The option. Empty: by the columns' names.
 
-    Raises DataError with fewer than two modalities (one video is two), CounterpointError for options that make no sense.
+    Raises DataError for fewer than two modalities (a video counts as two), CounterpointError for invalid options.
     """
     said = said_columns(place, names, columns)
     found = said or {name: role for name in names if (role := known_by_name(name, usual))}
     if not said:
         have = {role for name, role in found.items() if not name.startswith("json.")}
-        # A record beside an archive's members mostly holds the same again.
+        # A record beside an archive's members usually repeats their content.
         found = {name: role for name, role in found.items() if not (name.startswith("json.") and role in have)}
     roles = Roles([])
     for name, role in sorted(found.items(), key=lambda pair: names.index(pair[0]) if pair[0] in names else len(names)):
@@ -139,8 +139,8 @@ def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], c
     if len(kinds) < 2 and kinds != ["video"]:
         has = f"only '{roles.modalities[0].column}'" if kinds else "none"
         raise DataError(
-            f"{place}: needs at least two columns that are modalities, and has {has} among {some_names(names)}; say "
-            f"what they are with ?columns=NAME:KIND,NAME:KIND (kinds: {', '.join(KINDS)})"
+            f"{place}: needs at least two columns that are modalities, and has {has} among {some_names(names)}; name "
+            f"them with ?columns=NAME:KIND,NAME:KIND (kinds: {', '.join(KINDS)})"
         )
     if not said and any(name not in usual for name in roles.columns):
         roles.guessed = _guess([*((m.column, m.kind) for m in roles.modalities), *_others(roles)])
@@ -151,16 +151,16 @@ def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], c
 def image_roles(
     place: str, names: Sequence[str], usual: Mapping[str, str], image: str, label: str, text: str, *, pairs: bool
 ) -> Roles:
-    """The roles of the columns of a source with one picture a row.
+    """Return the roles of the columns of a source with one picture in each row.
 
     Args:
-        place: for messages.
-        names: of all columns.
-        usual: roles that are known without names.
-        image, label, text: the user's options; empty for columns of usual names.
-        pairs: whether a text is needed beside the picture.
+        place: The place, for messages.
+        names: Names of all columns.
+        usual: Roles that are known without names.
+        image, label, text: The user's options. Empty: columns with usual names.
+        pairs: Require a text beside the picture.
 
-    Raises DataError where a column is missing.
+    Raises DataError when a column is missing.
     """
     picture = _column(place, names, usual, image, IMAGE, "image")
     roles = Roles([Role("image", picture, "image")])
@@ -206,7 +206,7 @@ def _column(
     *,
     needed: bool = True,
 ) -> list[str]:
-    """The column called `named`, else those that are known as `what`, else those of usual names, in their order."""
+    """Return the column `named`, else the columns known as `what`, else those with usual names, in their order."""
     if named:
         if named not in names and named.partition(".")[0] not in names:
             raise DataError(f"{place}: no column '{named}'; it has {some_names(names)}. Name one with ?{what}=COLUMN")
@@ -214,7 +214,7 @@ def _column(
     lower = {name.lower(): name for name in reversed(names)}
     found = [name for name, role in usual.items() if role == what and name in names]
     found += [lower[name] for name in wanted if name in lower and lower[name] not in found]
-    if not found:  # of archives: a record beside the picture may have it
+    if not found:  # in archives, a record beside the picture may have it
         found = [lower[f"json.{name}"] for name in wanted if f"json.{name}" in lower]
     if not found and needed:
         raise DataError(f"{place}: no {what} column among {some_names(names)}; name it with ?{what}=COLUMN")
@@ -222,13 +222,13 @@ def _column(
 
 
 def some_names(names: Sequence[str]) -> str:
-    """The first ten names, and how many more."""
+    """Return the first ten names as text, with the number of further names."""
     more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
     return ", ".join([*names[:10], *more])
 
 
 def modality_name(column: str, used: Sequence[str]) -> str:
-    """A name for a column's modality that modules and measures can have."""
+    """Return a name for a column's modality that is valid for modules and metrics."""
     name = re.sub(r"\W+", "_", column.removeprefix("json.")).strip("_") or "column"
     name = f"{name}_" if name in TAKEN else name
     return next(n for n in (name, *(f"{name}_{i}" for i in range(2, len(used) + 3))) if n not in used)

@@ -1,10 +1,10 @@
-"""Pictures, sounds and videos of all rows: every distinct file or content is looked at once, however many rows name it.
+"""Read the pictures, sounds and videos of all rows. Every distinct file or content is examined once.
 
-Where all of a set fits into `KEEP`, each is decoded at the start, so that all damage is found there; else only headers are
-read then, and cells are decoded when asked for.
+Where a whole set fits into `KEEP`, it is decoded at the start, so that all damage is found then. Otherwise only headers are
+read at the start, and cells are decoded on demand.
 
-Two sources are one where they are the same file, or hold the same bytes. Sizes are compared first, then the beginning and
-the end, and only where these are equal the whole contents.
+Two sources are equal where they are the same file, or hold the same bytes. Sizes are compared first, then the beginning and
+the end. Only where these are equal are the whole contents compared.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from counterpoint.data.own.table import ArrowCells, Cells, Slice, Table
 from counterpoint.data.sounds import Sound, check_sound, decode_sound, sound_of_numbers
 from counterpoint.errors import DataError
 
-EDGE = 4096  # bytes of the beginning and of the end that tell most files apart
-WHOLE_FILE = 32 << 20  # a picture's file of at most so many bytes is read at one go
+EDGE = 4096  # bytes of the beginning and of the end that distinguish most files
+WHOLE_FILE = 32 << 20  # maximum bytes of a picture's file that is read at once
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What pictures and sounds become: squares of `size` pixels, waves of `samples` at `rate` per second."""
+    """The form of decoded data: pictures of `size` x `size` pixels, waves of `samples` at `rate` samples per second."""
 
     size: int
     rate: int
@@ -47,23 +47,23 @@ class Sources:
     """The distinct sources of one column.
 
     Args:
-        table: whose rows name them.
-        role: the column's.
-        cells: of the column.
-        wanted: what they become.
+        table: The table whose rows name the sources.
+        role: The column's role.
+        cells: The column's cells.
+        wanted: The form of decoded pictures and sounds.
     """
 
     def __init__(self, table: Table, role: Role, cells: Cells, wanted: Wanted) -> None:
         self.table, self.role, self.wanted = table, role, wanted
         self.items: list[Source] = []
-        self.bad: dict[int, str] = {}  # rows whose cell is none
+        self.bad: dict[int, str] = {}  # rows with an invalid cell, and the reason
         self.at = np.full(len(table), -1, np.int64)  # the source of each row
         self._read(cells)
         count = len(self.items)
         self.reasons: dict[int, str] = {}  # by source: why it cannot be used
-        self.rates = np.zeros(count, np.int64)  # samples per second of its sound, 0 for none
-        self.sounding = np.zeros(count, bool)  # whether a video has a sound that can be used
-        self.group = np.arange(count)  # equal where sources are the same
+        self.rates = np.zeros(count, np.int64)  # samples per second of a source's sound, 0 for none
+        self.sounding = np.zeros(count, bool)  # whether a video has a usable sound
+        self.group = np.arange(count)  # numbers that are equal where sources are equal
         self.pixels: Pixels | None = None
         self.waves: NDArray[np.float32] | None = None
 
@@ -98,7 +98,7 @@ class Sources:
         return found
 
     def _paths(self, start: int, part: Any, known: dict[str, int]) -> None:
-        """Rows of paths as text: what stands in several is looked at once."""
+        """Read rows of paths as text. A path in several rows is one source."""
         folder = self._folder(start) if len(part) else ""
         found = pc.dictionary_encode(pc.utf8_trim_whitespace(part))
         of = np.full(len(found.dictionary) + 1, -1, np.int64)
@@ -115,20 +115,20 @@ class Sources:
         for row in np.flatnonzero(np.isin(codes, list(refused))):
             self.bad[start + int(row)] = refused[int(codes[row])]
 
-    # --- looked at once
+    # --- examination
 
     @property
     def bytes_each(self) -> int:
-        """What a decoded source takes in memory."""
+        """Bytes of memory of a decoded source."""
         picture, sound = 3 * self.wanted.size**2, 4 * self.wanted.samples
         return {"image": picture, "audio": sound, "video": picture + sound}[self.role.kind]
 
     def examine(self, whole: bool, *, sounds: bool = False) -> Iterator[int]:
-        """Look at every source, one a step.
+        """Examine every source, one at each step.
 
         Args:
-            whole: decode and keep it, else read its header alone.
-            sounds: whether the sounds of videos are wanted too.
+            whole: Decode and keep each source. False: read only its header.
+            sounds: Also examine the sounds of videos.
         """
         size, count = self.wanted.size, len(self.items)
         if whole and self.role.kind != "audio":
@@ -149,7 +149,7 @@ class Sources:
         self._compare([alike for alike in sizes.values() if len(alike) > 1])
 
     def _content(self, source: Source) -> tuple[Any, int]:
-        """What a decoder takes of a source, and its size; -1 for samples that are at hand as numbers."""
+        """Return a source in the form that a decoder takes, and its size in bytes; -1 for samples in an array."""
         if isinstance(source, dict):
             return source, -1
         if not isinstance(source, str):
@@ -174,7 +174,7 @@ class Sources:
         return source, found.st_size
 
     def _compare(self, candidates: list[list[int]]) -> None:
-        """Number the sources by their contents; those of other sizes than all others are like nothing else."""
+        """Number the sources by their contents. A source with a unique size equals no other."""
         for key in (self._edges, self._digest):
             kept = []
             for alike in candidates:
@@ -187,13 +187,13 @@ class Sources:
             self.group[alike] = alike[0]
 
     def _edges(self, n: int) -> Any:
-        """The beginning and the end of a source."""
+        """Return the beginning and the end of a source."""
         return self._hashed(
             n, lambda file, size: file.read(EDGE) + (file.seek(max(0, size - EDGE)), file.read(EDGE))[1]
         )
 
     def _digest(self, n: int) -> Any:
-        """The whole contents of a source."""
+        """Return the digest of the whole content of a source."""
 
         def digest(file: BinaryIO, size: int) -> bytes:
             found = hashlib.sha256()
@@ -218,7 +218,7 @@ class Sources:
                 content = found
             return hashlib.sha256(of(io.BytesIO(content), len(content))).digest()
         except (OSError, DataError):
-            return n  # gone since it was looked at: like nothing else
+            return n  # deleted since it was examined: it equals no other source
 
     def _image(self, n: int, content: Any, sounds: bool) -> None:
         if self.pixels is not None:
@@ -251,7 +251,7 @@ class Sources:
                 return
             if not sounds:
                 return
-            # A video without sound, or with a silent one, is a picture all the same.
+            # A video without sound, or with a silent one, still counts as a picture.
             try:
                 if self.waves is not None:
                     found = decode_sound(path, self.wanted.rate, self.wanted.samples)
@@ -262,7 +262,7 @@ class Sources:
             except DataError:
                 return
 
-    # --- decoded
+    # --- decoding
 
     def image(self, source: Any) -> Pixels:
         """Decode a picture, or the middle frame of a video."""
@@ -285,13 +285,13 @@ class Sources:
         return decode_sound(content, self.wanted.rate, self.wanted.samples)
 
     def _frame(self, path: Any) -> Pixels:
-        """The middle frame of a video as a square."""
+        """Decode the middle frame of a video as a square."""
         from counterpoint.data.media import frame_at, probe
 
         size = self.wanted.size
         try:
             info = probe(path)
-            # The short side is to be no smaller than the square.
+            # The short side must not be smaller than the square.
             width = max(1, -(-info.width * size // max(1, min(info.width, info.height))))
             frame = frame_at(path, info.duration / 2, width=width)
             frame = frame if frame is not None else frame_at(path, 0.0, width=width)
@@ -307,7 +307,7 @@ class Sources:
     # --- by row
 
     def bad_rows(self) -> dict[int, str]:
-        """What is wrong with rows: their cell, or their source."""
+        """Return the faults of rows, in their cell or their source, by row."""
         found = dict(self.bad)
         if self.reasons:
             wrong = np.isin(self.at, list(self.reasons))
@@ -315,16 +315,16 @@ class Sources:
         return found
 
     def groups(self, has: NDArray[np.bool_], at: Indices) -> Indices:
-        """Numbers of rows that are equal where their sources are; -1 where a row has none."""
+        """Return numbers of rows that are equal where their sources are equal; -1 where a row has none."""
         return np.where(has, self.group[at] if len(self.group) else -1, -1)
 
     def file(self, row: int) -> str | None:
-        """The path of a row's file; None where it has none of its own."""
+        """Return the path of a row's own file; None where it has none."""
         source = self.items[self.at[row]] if self.at[row] >= 0 else None
         return source if isinstance(source, str) else None
 
     def rates_of(self, rows: Indices) -> Counter[int]:
-        """How many of these rows have a sound of which rate."""
+        """Count these rows by the rate of their sound."""
         at = self.at[rows]
         rates, counts = np.unique(self.rates[at[at >= 0]], return_counts=True)
         return Counter({int(rate): int(count) for rate, count in zip(rates, counts, strict=True) if rate})

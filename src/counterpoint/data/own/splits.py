@@ -1,7 +1,8 @@
-"""From the rows that were read to splits: classes, training, valid and test, and what items of these share.
+"""Split the rows that were read into training, valid and test. Number their classes, and report items that are equal.
 
-Which rows are tested on is decided first, and does not depend on the valid split: the split named "test", else "validation",
-else a fifth. The valid split is then the one named "validation", where it is not tested on, else a tenth of the training items.
+The test split is chosen first, so it does not depend on the valid split. It is the split named "test", else "validation", else
+a fifth of the items. The valid split is then the split named "validation", unless that is the test split. Otherwise it is a
+tenth of the training items.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from counterpoint.data.valid import FEWEST, SHARE
 from counterpoint.errors import CounterpointError, DataError
 
 FRACTION = 0.2
-FEW = 30  # training items, below which a note warns
-OFTEN = 1 / 256  # chance that two items are the same in a modality: from here on a batch of 256 is full of them
+FEW = 30  # number of training items below which a note warns
+OFTEN = 1 / 256  # probability that two items are equal in a modality, from which on a batch of 256 has many equal items
 
 
 @dataclass
 class Parts:
-    """Rows of the training, valid and test splits, and of none."""
+    """The rows of the training, valid and test splits, and of no split."""
 
     train: Indices
-    valid: Indices  # empty where there are too few training items to set any apart
+    valid: Indices  # empty where there are too few training items for a valid split
     test: Indices
-    single: Indices  # training rows of one modality
+    single: Indices  # training rows with only one modality
     notes: list[str]
 
 
 def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[str, ...] | None]:
-    """Class numbers of all rows, -1 where there is none, and the classes' names; None where there are none.
+    """Return the class numbers of all rows, -1 where a row has none, and the classes' names; None without any class.
 
-    Classes are the values as they are written ("01" and "1" are two), in the order of numbers and then of letters. An empty
-    cell and -1 are no class.
+    A class is a value as text, so "01" and "1" are two classes. Numbers come first in their order, then words in theirs.
+    An empty cell and -1 are no class.
 
-    Raises DataError where a label is neither a name nor a whole number.
+    Raises DataError when a label is neither a name nor a whole number.
     """
     name = reader.roles.label
     if not name:
@@ -101,12 +102,15 @@ def _order(name: str) -> tuple[bool, int, str]:
 
 
 def components(columns: list[Column], rows: Indices, *, but: tuple[str, ...] = ()) -> Indices:
-    """[rows] numbers from 0 that are equal where rows are linked by what they share in any modality, directly or over others.
+    """Return the connected components of rows, as numbers [rows] from 0.
+
+    Two rows are linked where they have equal content in any modality. Linked rows have equal numbers, also when the link leads
+    over other rows.
 
     Args:
-        columns: the modalities.
-        rows: that are compared.
-        but: kinds of modalities that do not count.
+        columns: The modalities.
+        rows: The rows to compare.
+        but: Kinds of modalities to ignore.
     """
     starts, ends, count = [], [], len(rows)
     for column in columns:
@@ -131,13 +135,13 @@ def components(columns: list[Column], rows: Indices, *, but: tuple[str, ...] = (
 
 
 def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indices, str, Indices]]) -> list[str]:
-    """Notes on items that are the same in some modality: between splits that were given, and within training.
+    """Return notes on items that are equal in some modality, between given splits and within training.
 
     Args:
-        reader: of the rows.
-        train: rows.
-        across: pairs of splits, each with its name, which were not made here: the items of the second may be known from the
-            first.
+        reader: The reader of the rows.
+        train: Training rows.
+        across: Pairs of splits, each with its name, that the user gave. Items of the second split may be equal to items of
+            the first.
     """
     notes = []
     for called, rows, known, others in across:
@@ -163,11 +167,13 @@ def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indice
         if chance >= OFTEN:
             notes.append(
                 f"{reader.place}: {len(counts)} different values of {column.name} stand in {len(same)} training items, so two "
-                f"items are the same in it with a chance of {chance:.1%}; a batch will hold such pairs, which a contrastive "
-                "loss takes for different"
+                f"items are the same in it with a probability of {chance:.1%}; a batch will hold such pairs, which a contrastive "
+                "loss treats as different"
             )
     if len(train) < FEW:
-        notes.append(f"{reader.place}: {len(train)} training items are too few to learn from; expect no figure to hold")
+        notes.append(
+            f"{reader.place}: {len(train)} training items are too few to learn from; do not rely on any metric"
+        )
     return notes
 
 
@@ -175,17 +181,18 @@ def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indice
 
 
 def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None, test: str, valid: str = "") -> Parts:
-    """Cut the rows into training, valid and test.
+    """Split the rows into training, valid and test.
 
     Args:
-        reader: whose good rows are cut.
-        needed: [rows] whether a row has what an item needs: two modalities, or a picture.
-        labels: [rows] class numbers.
-        test: the fraction to test on, or the name of a split; empty: the split "test", else "validation", else a fifth.
-        valid: the fraction of the training items to watch training on, or the name of a split; empty: the split "validation"
-            where it is not tested on, else a tenth.
+        reader: The reader; its good rows are split.
+        needed: [rows] whether a row is complete for an item: two modalities, or a picture.
+        labels: [rows] class numbers. None: no classes.
+        test: Fraction of the items for the test split, or the name of a split. Empty: the split "test", else "validation",
+            else a fifth.
+        valid: Fraction of the training items for the valid split, or the name of a split. Empty: the split "validation"
+            where it is not the test split, else a tenth.
 
-    Raises DataError where a split would be empty, CounterpointError where `test` or `valid` makes no sense.
+    Raises DataError when a split would be empty, CounterpointError for an invalid `test` or `valid`.
     """
     rows = np.flatnonzero(reader.good)
     of = reader.split
@@ -227,7 +234,7 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
         kept_apart = rows[of[rows] == watched]
         if not needed[kept_apart].any():
             raise DataError(
-                f"{reader.place}: the valid split would be empty: no row of its split '{watched}' has {what}; mend it, or take "
+                f"{reader.place}: the valid split would be empty: no row of its split '{watched}' has {what}; correct it, or take "
                 f"a share of the training items (?valid={SHARE:g})"
             )
     else:
@@ -255,7 +262,7 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
 
 
 def _asked(reader: Reader, option: str, said: str, names: list[str]) -> tuple[str, float | None]:
-    """Return the split that an option names, else the fraction that it is; both empty where the option is not given."""
+    """Return (name, None) or ("", fraction) of an option that names a split or gives a fraction; ("", None) without it."""
     if not said:
         return "", None
     try:
@@ -269,14 +276,14 @@ def _asked(reader: Reader, option: str, said: str, names: list[str]) -> tuple[st
         return wanted, None
     if option == "valid" and not 0 < fraction < 1:
         raise CounterpointError(
-            f"{reader.place}: valid={said}{' leaves a valid split that is empty' if fraction == 0 else ''}; the valid split is a "
-            f"fraction of the training items between 0 and 1 (?valid={SHARE:g}), or the name of a split"
+            f"{reader.place}: valid={said}{' leaves a valid split that is empty' if fraction == 0 else ''}; give a fraction of "
+            f"the training items between 0 and 1 (?valid={SHARE:g}), or the name of a split"
         )
     return "", fraction
 
 
 def _checked_names(reader: Reader, wanted: str, watched: str, test: str, valid: str) -> None:
-    """CounterpointError where one split would be two."""
+    """Raise CounterpointError when one split would have two purposes."""
     if wanted == "train":
         raise CounterpointError(
             f"{reader.place}: test={test} would leave nothing to train on; name another split or a fraction"
@@ -294,10 +301,10 @@ def _checked_names(reader: Reader, wanted: str, watched: str, test: str, valid: 
 def _carved(
     reader: Reader, train: Indices, needed: NDArray[np.bool_], labels: Indices | None, share: float | None
 ) -> tuple[Indices, Indices, list[str]]:
-    """Training rows, valid rows that are made here, and notes.
+    """Split the valid rows from the training rows. Return training rows, valid rows and notes.
 
-    Of training items that are too few to set any apart the valid split is empty: such a set can be embedded, not trained on.
-    Raises DataError where a share that the user gave leaves it empty.
+    With too few training items the valid split is empty: such a set can be embedded, but not trained on. Raises DataError
+    when a share that the user gave leaves it empty.
     """
     whole = train[needed[train]]
     used = SHARE if share is None else share
@@ -320,16 +327,16 @@ def _carved(
 def _cut(
     reader: Reader, rows: Indices, labels: Indices | None, share: float, name: str
 ) -> tuple[Indices, Indices, list[str]]:
-    """Positions in `rows` of a training split and of the split `name` that is made here, and notes."""
+    """Draw the split `name` from `rows`. Return the positions in `rows` of the training split and of `name`, and notes."""
     if labels is not None:
         counts = np.unique(labels, return_counts=True)[1]
-        # Of classes so small that most would give nothing, no proportions can be kept.
+        # Proportions cannot be kept for classes so small that most would give no item.
         if 2 * np.minimum(np.round(share * counts), counts - 1).sum() < share * len(labels):
             labels = None
     notes = []
     columns = [*reader.columns, *reader.linked]
     together = components(columns, rows)
-    # Where all is linked to all by captions that many items share, pictures and sounds are still kept together.
+    # Where common captions link all items, equal pictures and sounds are still kept together.
     for but in (("text",), ("text", "vector"), ("text", "vector", "audio", "image")):
         if together.max(initial=0) > 0 or len(rows) < 2:
             break
@@ -337,7 +344,7 @@ def _cut(
         if together.max() > 0:
             notes.append(
                 f"{reader.place}: all items are linked by what they share, so the {name} split that is made here separates "
-                f"items of the same {' or '.join(but)}; name a split of your own where that matters"
+                f"items of the same {' or '.join(but)}; name your own split where that matters"
             )
     kept, cut = split_positions(len(rows), share, labels, together)
     of = "items" if name == "test" else "training items"

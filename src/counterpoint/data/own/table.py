@@ -1,4 +1,4 @@
-"""Tables as columns: what every reader of a kind of file returns, held in Arrow arrays wherever the file is regular."""
+"""Define tables as columns, which the reader of every kind of file returns. Regular files are held in Arrow arrays."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from counterpoint.data.own.arrow import codes_of, is_numbers, is_text, pa, pc
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
 
-KEY = "__key__"  # the column of the keys of an archive's samples: another archive may count from the same ones
+KEY = "__key__"  # the column of the keys of an archive's samples; another archive may have the same keys
 
 
 class Slice(NamedTuple):
-    """Bytes that stay on disk: a stretch of a file."""
+    """Bytes that stay on disk: a range of a file."""
 
     file: int | Path  # a descriptor, or a file
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """Read all of it. DataError when it is no longer there."""
+        """Read all bytes. DataError when the file no longer has them."""
         try:
             if isinstance(self.file, int):
-                # Has no position of its own, so processes and threads do not disturb each other.
+                # pread uses no file position, so processes and threads do not disturb each other.
                 found = os.pread(self.file, self.size, self.offset)
             else:
                 with self.file.open("rb") as file:
@@ -42,26 +42,26 @@ class Slice(NamedTuple):
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})") from error
         if len(found) != self.size:
-            raise DataError("has been cut short since it was opened")
+            raise DataError("has been truncated since it was opened")
         return found
 
 
 class Spool:
-    """Bytes of cells: in memory up to `images.KEEP`, then in a file without a name that vanishes with the process."""
+    """Bytes of cells: in memory up to `images.KEEP`, then in a temporary file that is deleted with the process."""
 
     def __init__(self) -> None:
         self.held = 0
         self.file: Any = None
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes may stay in memory; count them if so."""
-        if self.held + size > images.KEEP:  # read when asked, so that a test can make it small
+        """Return whether `size` more bytes may stay in memory, and count them if so."""
+        if self.held + size > images.KEEP:  # read at the call, so that a test can change it
             return False
         self.held += size
         return True
 
     def write(self, content: Any) -> tuple[int, int]:
-        """Write bytes (any buffer) to the file; return its descriptor and where they begin."""
+        """Write bytes (any buffer) to the file. Return its descriptor and their offset."""
         if self.file is None:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,11 @@ class Spool:
 
 
 class BadCell(str):
-    """In a cell's place: why it cannot be used."""
+    """A substitute for an invalid cell: the reason why the cell cannot be used."""
 
 
 class Cells:
-    """One column of one file, or of all: indexed by row, a cell is what Python has for it."""
+    """One column of one file, or of all files, indexed by row. A cell is a Python value."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -99,7 +99,7 @@ class Cells:
         return (self[row] for row in range(len(self)))
 
     def parts(self) -> Iterator[tuple[int, Any]]:
-        """Stretches of the column, each with its first row: an Arrow array where the cells are one, else `Cells`."""
+        """Yield parts of the column, each with its first row: an Arrow array where there is one, else `Cells`."""
         yield 0, self
 
 
@@ -162,7 +162,7 @@ class ArrowCells(Cells):
 
 
 class SpooledCells(Cells):
-    """Bytes of which a file has each row's offset and size; a size of -1 is an empty cell."""
+    """Bytes in a file, with each row's offset and size. A size of -1 is an empty cell."""
 
     def __init__(self, descriptor: int, offsets: Indices, sizes: Indices) -> None:
         self.descriptor, self.offsets, self.sizes = descriptor, offsets, sizes
@@ -205,7 +205,7 @@ class InnerCells(Cells):
 
 
 class FirstCells(Cells):
-    """Columns that stand in for each other: of each row the first cell that is not empty."""
+    """Alternative columns: a row's cell is the first one that is not empty."""
 
     def __init__(self, columns: Sequence[Cells]) -> None:
         self.columns = columns
@@ -218,7 +218,7 @@ class FirstCells(Cells):
 
 
 class Joined(Cells):
-    """Cells one after the other."""
+    """The concatenation of several columns."""
 
     def __init__(self, cells: Sequence[Cells]) -> None:
         self.cells = list(cells)
@@ -240,7 +240,7 @@ class Joined(Cells):
 
 
 def is_blank(cell: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, no text, no bytes or a record of neither."""
+    """Return whether a cell is empty: null, NaN, empty text, empty bytes, or a record without bytes and path."""
     if cell is None or (isinstance(cell, float) and cell != cell):
         return True
     if isinstance(cell, str):
@@ -251,9 +251,9 @@ def is_blank(cell: Any) -> bool:
 
 
 def factorise(cells: Cells) -> tuple[NDArray[np.int64], list[Any]]:
-    """Numbers that are equal where cells are, -1 for null, and the distinct values in order of their first row.
+    """Return numbers that are equal where cells are, -1 for null, and the distinct values by first row.
 
-    Text counts without the space around it. Memory O(rows) numbers; values are made Python's only where they differ.
+    Whitespace around text is ignored. Memory is O(rows) numbers. Only distinct values become Python objects.
     """
     codes = np.full(len(cells), -1, np.int64)
     numbers: dict[Any, int] = {}
@@ -263,10 +263,10 @@ def factorise(cells: Cells) -> tuple[NDArray[np.int64], list[Any]]:
                 value = value.strip() if isinstance(value, str) else value
                 try:
                     if value is not None:
-                        # 1 and True are one key of a dictionary, and two values of a cell.
+                        # 1 and True are the same dictionary key, but different values of a cell.
                         key = (type(value), value) if isinstance(value, bool) else value
                         codes[row] = numbers.setdefault(key, len(numbers))
-                except TypeError:  # lists and records have no equals
+                except TypeError:  # lists and records are not hashable: each counts as distinct
                     codes[row] = numbers.setdefault((id(cells), row), len(numbers))
         elif is_text(part.type):
             found = pc.dictionary_encode(pc.utf8_trim_whitespace(part))
@@ -284,11 +284,11 @@ def factorise(cells: Cells) -> tuple[NDArray[np.int64], list[Any]]:
 
 
 class Broken(NamedTuple):
-    """A row that could not be made cells of."""
+    """A row that could not be read as cells."""
 
-    number: int  # of the row in its file, from 1
+    number: int  # number of the row in its file, from 1
     reason: str
-    key: str = ""  # in an archive
+    key: str = ""  # key of the sample in an archive
 
 
 @dataclass
@@ -296,20 +296,22 @@ class Segment:
     """The rows of one file."""
 
     path: Path
-    count: int  # of rows that have cells
+    count: int  # number of rows with cells
     columns: dict[str, Cells]
-    numbers: Indices | None = None  # of the rows, from 1 in their file; None for 1, 2, ...
+    numbers: Indices | None = None  # numbers of the rows in their file, from 1; None for 1, 2, ...
     broken: list[Broken] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # of all its columns; empty for those that are read
-    split: str = ""  # which its file stands for
+    names: list[str] = field(
+        default_factory=list
+    )  # names of all its columns; empty: those of the columns that are read
+    split: str = ""  # the split that the file's name gives
     usual: dict[str, str] = field(default_factory=dict)  # roles of columns that are known without their names
     classes: dict[str, list[str]] = field(default_factory=dict)  # names of numbered classes, by column
     notes: list[str] = field(default_factory=list)
-    folder: str | None = None  # where relative paths in it start; None for its own file's folder
+    folder: str | None = None  # base of relative paths in it; None for its own file's folder
 
     @property
     def base(self) -> str:
-        """Where relative paths in its cells start."""
+        """The base of relative paths in its cells."""
         return str(self.path.parent) if self.folder is None else self.folder
 
 
@@ -317,15 +319,15 @@ class Table:
     """All rows of all files of a place.
 
     Args:
-        place: what the user named.
-        segments: of its files, in order.
-        spool: holds bytes of cells; it lives as long as the table.
-        own_files: the column of the files that rows are of themselves, as in a folder of pictures; empty for a table.
+        place: The place that the user named.
+        segments: The segments of its files, in order.
+        spool: Stores bytes of cells, as long as the table exists.
+        own_files: The column of files, for a place where each row is a file, such as a folder of pictures. Empty: a table.
     """
 
     def __init__(self, place: str, segments: Sequence[Segment], spool: Spool, own_files: str = "") -> None:
         self.place, self.segments, self.spool, self.own_files = place, list(segments), spool, own_files
-        self.unit = "pictures" if own_files else "rows"  # of the accounts
+        self.unit = "pictures" if own_files else "rows"  # unit of the accounts
         self.starts = np.cumsum([0, *(segment.count for segment in self.segments)])
         self.columns = list(dict.fromkeys(n for segment in self.segments for n in segment.names or segment.columns))
         self.usual = {name: role for segment in self.segments for name, role in segment.usual.items()}
@@ -337,13 +339,13 @@ class Table:
         ]
         self._cells: dict[str, Cells] = {}
         self.key = ""  # the column that names a row: an id, or a key in an archive
-        self.paths: list[str] = []  # columns of paths, the first of which names a row that has no key
+        self.paths: list[str] = []  # columns of paths; the first names a row without key
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def cells(self, name: str) -> Cells:
-        """A column over all rows; `json.caption` reaches into the records of a column json."""
+        """Return a column over all rows. `json.caption` is the field caption in the records of a column json."""
         if name not in self._cells:
             if name not in self.columns and "." in name:
                 outer, *inner = name.split(".")
@@ -354,18 +356,18 @@ class Table:
         return self._cells[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is such a column, or one of records that it reaches into."""
+        """Return whether the table has this column, or the column of records that holds it."""
         return name in self.columns or name.partition(".")[0] in self.columns
 
     def where(self, row: int) -> tuple[int, int]:
-        """The segment of a row, and the row's number in its file."""
+        """Return the segment of a row, and the row's number in its file."""
         at = int(np.searchsorted(self.starts, row, "right")) - 1
         inner = row - int(self.starts[at])
         numbers = self.segments[at].numbers
         return at, inner + 1 if numbers is None else int(numbers[inner])
 
     def base(self, row: int) -> str:
-        """Where relative paths in a row start."""
+        """Return the base of relative paths in a row."""
         return self.segments[self.where(row)[0]].base
 
     def short(self, row: int) -> str:
@@ -376,7 +378,7 @@ class Table:
         return f"{self.names[at]} row {number}"
 
     def key_of(self, row: int) -> str:
-        """The id of a row, or its key in an archive; empty where there is none."""
+        """Return the id of a row, or its key in an archive; empty where there is none."""
         if not self.key:
             return ""
         value = self.cells(self.key)[row]
@@ -384,26 +386,26 @@ class Table:
         return "" if is_blank(value) else shown(value)
 
     def name(self, row: int) -> str:
-        """Name a row for a person: "items.csv row 3 (a17)", with its id, its key or the path in it."""
+        """Name a row for a reader: "items.csv row 3 (a17)", with its id, its key or the path in it."""
         if self.own_files:
             return self.short(row)
         inside = self.key_of(row) or next((shown(v) for c in self.paths if is_path(v := self.cells(c)[row])), "")
         return self.short(row) + (f" ({inside})" if inside else "")
 
     def splits(self) -> NDArray[np.object_]:
-        """[rows] the splits that files stand for, "" for none."""
+        """Return the splits [rows] that the files' names give, "" for none."""
         return np.repeat(
             np.array([s.split for s in self.segments], object), [segment.count for segment in self.segments]
         )
 
 
 def is_path(value: Any) -> bool:
-    """Whether a cell is written as a path."""
+    """Return whether a cell has the form of a path."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def shown(value: Any) -> str:
-    """A cell as a list or message shows it, in 120 characters at most."""
+    """Format a cell for a list or message, in at most 120 characters."""
     if isinstance(value, Slice):
         return f"{value.size} bytes"
     if isinstance(value, (bytes, bytearray)):

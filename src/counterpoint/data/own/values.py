@@ -1,4 +1,4 @@
-"""Texts and vectors of all rows at once: columns that stay in memory whole."""
+"""Read the texts and vectors of all rows at once. These columns stay in memory as a whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Texts(Sequence[str]):
     """Texts of some rows, held as Arrow arrays; an empty string where a row has none.
 
     Args:
-        chunks: arrays of text, one after the other.
+        chunks: Consecutive arrays of text.
         rows: [n] positions in them, -1 for a row without text.
     """
 
@@ -43,7 +43,7 @@ class Texts(Sequence[str]):
         return self.texts(np.array([range(len(self))[index]]))[0]
 
     def texts(self, indices: Indices) -> list[str]:
-        """[n] positions -> their texts."""
+        """Return the texts of n positions."""
         rows = self.rows[np.asarray(indices, np.int64)]
         out = np.full(len(rows), "", object)
         of = np.searchsorted(self.starts, rows, "right") - 1
@@ -55,10 +55,15 @@ class Texts(Sequence[str]):
 
 
 def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_], Indices, Indices, dict[int, str]]:
-    """A column of texts.
+    """Read a column of texts.
 
-    Returns its Arrow arrays, which rows have a text, numbers that are equal where texts are (but for the space around them;
-    -1 without one), the rows whose text is empty though there is one, and what is wrong with other rows.
+    Returns five values:
+
+    - its Arrow arrays;
+    - the mask of the rows that have a text;
+    - numbers that are equal where texts are equal, without the whitespace around them; -1 for a row without text;
+    - the rows with an empty text;
+    - the faults of other rows.
     """
     chunks: list[Any] = []
     trimmed: list[Any] = []
@@ -88,7 +93,7 @@ def read_texts(table: Table, cells: Cells) -> tuple[list[Any], NDArray[np.bool_]
 
 
 def _texts_of(start: int, part: Any, bad: dict[int, str]) -> Iterator[Any]:
-    """A stretch of a column as Arrow arrays of text."""
+    """Yield a part of a column as Arrow arrays of text."""
     if not isinstance(part, Cells) and is_text(part.type):
         yield part
         return
@@ -98,7 +103,7 @@ def _texts_of(start: int, part: Any, bad: dict[int, str]) -> Iterator[Any]:
 
 
 def _written(start: int, first: int, stop: int, part: Cells, bad: dict[int, str]) -> Any:
-    """Rows of a part as an Arrow array; null where there is nothing."""
+    """Convert rows of a part to an Arrow array, with null for empty cells."""
     texts: list[str | None] = []
     for row in range(first, stop):
         try:
@@ -113,18 +118,18 @@ def _written(start: int, first: int, stop: int, part: Cells, bad: dict[int, str]
 
 
 class _Block:
-    """Vectors of one length: rows and their values [n, length]."""
+    """Vectors of one length: their rows and values [n, length]."""
 
     def __init__(self, rows: Indices, values: NDArray[np.float32]) -> None:
         self.rows, self.values = rows, values
 
 
 def read_vectors(table: Table, cells: Cells) -> tuple[NDArray[np.float32], Indices, dict[int, str]]:
-    """A column of vectors.
+    """Read a column of vectors.
 
-    The length that most vectors have is the right one; of two as frequent the one that comes first.
+    The most frequent length is dim; of two equally frequent lengths, the first one. Vectors of other lengths are faults.
 
-    Returns the vectors [n, dim], the position of each row's in them (-1 without one), and what is wrong with other rows.
+    Returns the vectors [n, dim], the position of each row's vector (-1 without one), and the faults of other rows.
     """
     bad: dict[int, str] = {}
     blocks = [block for start, part in cells.parts() for block in _blocks(table, start, part, bad)]
@@ -137,7 +142,7 @@ def read_vectors(table: Table, cells: Cells) -> tuple[NDArray[np.float32], Indic
     dim = min(lengths, key=lambda length: (-lengths[length], first[length])) if lengths else 0
     for block in blocks:
         if block.values.shape[1] != dim:
-            reason = f"has {block.values.shape[1]} numbers where most rows have {dim}"
+            reason = f"has {block.values.shape[1]} numbers, but most rows have {dim}"
             bad |= dict.fromkeys(block.rows.tolist(), reason)
     right = [block for block in blocks if block.values.shape[1] == dim]
     at = np.full(len(table), -1, np.int64)
@@ -188,7 +193,7 @@ def _one_by_one(table: Table, start: int, part: Cells, bad: dict[int, str]) -> I
 
 
 def _parsed(texts: Any) -> Any:
-    """Numbers written out, "[0.1, 2]" or "0.1 2", as Arrow lists; None where some row is anything else."""
+    """Parse numbers as text, "[0.1, 2]" or "0.1 2", to Arrow lists. Return None where a row has another form."""
     bare = pc.utf8_trim(pc.utf8_trim_whitespace(texts), "[]()")
     if texts.null_count:
         return None
@@ -222,11 +227,11 @@ def _parsed(texts: Any) -> Any:
 
 
 def _ragged(start: int, lists: Any, bad: dict[int, str]) -> Iterator[_Block]:
-    """Vectors of an Arrow array of lists of numbers, by their lengths."""
+    """Yield the vectors of an Arrow array of lists of numbers, in blocks of equal length."""
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.large_list(lists.type.value_type))
     counts = np.where(valid(lists), numbers(pc.list_value_length(lists)), 0).astype(np.int64)
-    flat = lists.flatten()  # without what stands in null rows
+    flat = lists.flatten()  # without the values of null rows
     with np.errstate(over="ignore"):
         values = np.asarray(numbers(flat), np.float32)
     if flat.null_count:
@@ -248,7 +253,7 @@ def _ragged(start: int, lists: Any, bad: dict[int, str]) -> Iterator[_Block]:
 
 
 def same_vectors(values: NDArray[np.float32], at: Indices) -> Indices:
-    """Numbers of rows that are equal where their vectors are, -1 without one. Linear in the rows but for one sort."""
+    """Return numbers of rows that are equal where their vectors are, -1 without one. One sort; otherwise linear time."""
     group = np.full(len(at), -1, np.int64)
     if not len(values):
         return group
@@ -263,7 +268,7 @@ def same_vectors(values: NDArray[np.float32], at: Indices) -> Indices:
         np.array_equal(values[n : n + _AT_ONCE], values[first[of[n : n + _AT_ONCE]]])
         for n in range(0, len(values), _AT_ONCE)
     )
-    if not alike:  # two vectors of one key: as good as never
+    if not alike:  # different vectors with one key, which almost never happens
         of = np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
     group[at >= 0] = of[at[at >= 0]]
     return group

@@ -60,7 +60,8 @@ def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
 class _CRDRows(torch.autograd.Function):
     """One side's loss of each sample, with the gradient from the same pass.
 
-    The bank may therefore change before backward. Let h = exp(v . m / t) / Z, c = K/N + 1e-7 and a = v . m / t - log Z - log c. Then no exponential can overflow:
+    The bank may therefore change before backward. Let h = exp(v . m / t) / Z, c = K/N + 1e-7 and
+    a = v . m / t - log Z - log c. Then no exponential can overflow:
 
         log h/(h + c) = -softplus(-a)
         log c/(h + c) = -softplus(a)

@@ -55,7 +55,7 @@ def unpatchify(
         patch: side of a patch in pixels.
         grid: number of patches down and across; None: as many down as across.
 
-    Raises ValueError for a number of patches that does not fit the grid, or of values that patch^2 does not divide.
+    Raises ValueError if patches do not fit the grid, or if patch^2 does not divide the number of values.
 
     >>> images = torch.rand(2, 3, 8, 4)
     >>> torch.equal(unpatchify(patchify(images, 2), 2, (4, 2)), images)

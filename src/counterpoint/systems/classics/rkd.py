@@ -113,11 +113,11 @@ def _directions(x: Tensor, anchors: slice) -> tuple[Tensor, Tensor]:
 @over_group
 @full_precision
 def rkd_angle(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
-    """Mean over the n^3 triplets of Huber(A^s - A^t) (Sec. 3.2.2).
+    """Return the mean over the n^3 triplets of Huber(A^s - A^t) (Sec. 3.2.2).
 
     A_ijk is the cosine of the angle at i between j and k. It is 0 if j or k is i or coincides with it. The function computes
-    the gradient in the same pass, block by block of anchors. Its memory is a few blocks of [anchors, n, n]. A second derivative raises RuntimeError. Inside torch.func and torch.compile
-    the function holds all n^3 angles.
+    the gradient in the same pass, block by block of anchors. Its memory is a few blocks of [anchors, n, n]. A second
+    derivative raises RuntimeError. Inside torch.func and torch.compile the function holds all n^3 angles.
 
     Args:
         student: the student's vectors.

@@ -54,15 +54,10 @@ SMALL = 10_000  # number of real images below which copies of one are positives
 
 @over_group
 @full_precision
-<<<<<<< HEAD
 def ntxent_by_index(
     z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float | Tensor = 0.2
 ) -> Float[Tensor, ""]:
-    """NT-Xent with any number of views: -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ), the mean over rows.
-=======
-def ntxent_by_index(z: Float[Tensor, "n dim"], index: Int[Tensor, " n"], temperature: float = 0.2) -> Float[Tensor, ""]:
     """Compute NT-Xent with any number of views: mean over rows of -log( sum_pos exp s / (sum_pos exp s + sum_neg exp s) ).
->>>>>>> p2
 
     Args:
         z: projections of all views, which this function normalises.

@@ -1,8 +1,9 @@
 """CACR: contrast the positives of a query among themselves and its negatives among themselves, then add both costs.
 
 Zheng, Chen, Yao, Yang, Li, Zhang, Zhang, Tsang, Zhou, Zhou: "Contrastive Attraction and Contrastive Repulsion for
-Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: z_i^v the unit embedding of view v of image i, d2 the squared
-Euclidean distance, t+ and t- (positive and negative sharpness) factors of distances, alpha and beta the weights of the two terms.
+Representation Learning", TMLR 2023, arXiv 2105.03746. Symbols: the unit embedding of view v of image i is z_i^v. The squared
+Euclidean distance is d2. Factors of distances are t+ and t- (positive and negative sharpness). The weights of the two terms
+are alpha and beta.
 
     attraction    alpha  mean over x, i of  sum_{v != x} pi+_v d2(z_i^x, z_i^v),     pi+ = softmax_v(  t+ d2 )   the farthest most
     repulsion    -beta   mean over x < y, i of  sum_{j != i} pi-_j d2(z_i^x, z_j^y),  pi- = softmax_j( -t- d2 )   the closest most
@@ -11,7 +12,7 @@ There is no softmax over positives and negatives together and no logarithm. The 
 authors' code, a query's negatives come from one other view at a time. Of two views, the earlier holds the queries.
 
 `cacr` is the form of the paper's small experiments, with its ablations and debiasing. `cacr_momentum` is the form with a
-momentum encoder and a predictor (MoCo v3), by cross-entropy ("rbf") or by expected costs ("euclidean"). The expected cost is
+momentum encoder and a predictor (MoCo v3). Its cost is cross-entropy ("rbf") or expected cost ("euclidean"). The latter is
 computed block by block, without storing all distances, see `expected_distance`. Weights depend only on the distances, so
 alpha or beta may be 0.
 
@@ -151,21 +152,12 @@ def cacr(
         r_i          -sum_{j != i} pi-_j beta d2(z_i^x, z_j^y),                      pi- = softmax_j( -t- d2 )
 
     Args:
-<<<<<<< HEAD
-        views: V >= 2 views, each [n, dim] with unit rows (the authors' encoder normalises; nothing is normalised here).
-        alpha, beta: in 0..1e30, weights of the terms.
-        positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 weighs all alike.
-        weight_pos, weight_neg: False weighs positives, negatives, uniformly (the paper's ablations).
-        positive_prior: the share in 0..1, 1 not included, of supposed negatives that are positives; the repulsion is then
-            the mean of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: not corrected.
-=======
         views: V >= 2 views, each [n, dim] with unit rows, which this function does not normalise.
         alpha, beta: weights of the terms, in 0..1e30, by default 1.
         positive_sharpness, negative_sharpness: t+ and t-, in 0..1e30; they multiply distances, and 0 gives equal weights.
-        weight_positives, weight_negatives: False gives positives, negatives, equal weights (the paper's ablations).
+        weight_pos, weight_neg: False gives positives, negatives, equal weights (the paper's ablations).
         positive_prior: share of supposed negatives that are positives, at least 0 and below 1. The repulsion is then the mean
             of (r_i - prior d2(z_i^x, z_i^y)) / (1 - prior), as in the authors' code. None: no correction.
->>>>>>> p2
 
     With two views the positive's weight is 1, and the attraction is plain alignment. With a large t- the repulsion is minus
     beta times the distance of the nearest negative. If all rows are equal, both terms and the gradient are 0, so a network
@@ -185,13 +177,8 @@ def cacr(
     if positive_prior is not None:
         if not 0 <= positive_prior < 1:
             raise ValueError(f"positive_prior must lie in 0..1, 1 not included, got {positive_prior}")
-<<<<<<< HEAD
         if not weight_neg:
-            raise ValueError("positive_prior goes with weighted negatives: weight_neg is False")
-=======
-        if not weight_negatives:
-            raise ValueError("positive_prior needs weighted negatives, but weight_negatives is False")
->>>>>>> p2
+            raise ValueError("positive_prior needs weighted negatives, but weight_neg is False")
     here = place(z.shape[1], z.device)
     if here.total < 2:
         raise ValueError(f"views must hold at least 2 rows, got {here.total}: a query has no negatives")

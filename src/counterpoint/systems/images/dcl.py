@@ -81,7 +81,7 @@ def dcl(
         symmetric: use all views as anchors (default); False: only the rows of z1.
 
     Across processes, negatives come from all processes. The loss has no lower bound and may be negative. Raises ValueError for
-    different shapes, a temperature or sigma that is not positive, and for a single pair, which has no negatives.
+    different shapes, a temperature or sigma that is not positive, and a single pair.
 
     >>> dcl(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.3863)

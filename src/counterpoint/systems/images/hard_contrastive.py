@@ -1,7 +1,7 @@
 """Hard contrastive learning: keep only the nearest negatives, as a low temperature does implicitly.
 
-Wang, Liu: "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740. Symbols: s_ii the similarity of an
-anchor with its positive, s_ik those with its K negatives, tau the temperature, alpha the share of negatives kept.
+Wang, Liu: "Understanding the Behaviour of Contrastive Loss", CVPR 2021, arXiv 2012.09740. Symbols: the similarity of an anchor with
+its positive is s_ii, those with its K negatives are s_ik. The temperature is tau, the share of negatives to keep is alpha.
 
     contrastive        -log( exp(s_ii/tau) / (exp(s_ii/tau) + sum_k exp(s_ik/tau)) )                         Eq. 1
     simple             -s_ii + lambda sum_k s_ik                                                             Eq. 6
@@ -105,7 +105,7 @@ def simple_contrastive(
     weight: float | None = None,
     keep_fraction: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Compute the linear loss (Eq. 6), the mean of -s+ + weight sum s-, for `keep_fraction` < 1 over the nearest (Eq. 9).
+    """Compute the linear loss, the mean of -s+ + weight sum s- (Eq. 6; over the nearest negatives: Eq. 9).
 
     `weight` is lambda; None: 1 / (number of kept negatives that are not excluded). Other arguments are those of `contrastive`.
     """

@@ -1,22 +1,26 @@
-"""iSogCLR: every training example has a temperature of its own, learned as the dual of a robust objective.
+"""iSogCLR: learn a separate temperature for every training example, as the dual of a robust objective.
 
 Qiu, Hu, Yuan, Zhou, Zhang, Yang: "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic
 Temperature Individualization", ICML 2023, arXiv 2305.11965.
 
-For example i, with h_i(z) the similarity of its anchor with a negative z less that with its positive, the objective is
+For example i, h_i(z) is the similarity of its anchor with a negative z minus that with its positive. The objective is
 
     F = (1/n) sum_i tau_i log E_z exp(h_i(z) / tau_i) + tau_i rho,      tau_min <= tau_i <= tau_max,
 
-whose optimal tau_i makes KL( softmax(h_i / tau_i) || uniform ) = rho: examples with many near negatives end with a large
-temperature, rare ones with a small one. The expectation over the whole set is followed by a moving average s_i per example
-(SogCLR), so small batches do. A step takes the rows s_i, tau_i, u_i of its examples, makes the surrogate sum of similarities
-whose gradient is wanted (its value is not the objective), and moves them; u is the momentum of tau's gradient.
+whose optimal tau_i makes KL( softmax(h_i / tau_i) || uniform ) = rho. Examples with many near negatives end with a large
+temperature, rare ones with a small one. A moving average s_i per example tracks the expectation over the whole set (SogCLR),
+so small batches suffice. A step reads the rows s_i, tau_i, u_i of its examples and updates them; u is the momentum of tau's
+gradient. Its loss is a surrogate sum of similarities with the right gradient, whose value is not the objective.
 
-An addition, with the authors' three forms: over SimCLR (form A), over CLIP (B: a state for each side, its positives in the
-sums, a running maximum b), over MoCo (C: over the positive and the queue). Named alone it stands over SimCLR. State is held
-for every position in the training set, saved with the run, and owned once whatever the number of processes. A choice: an
-example's average starts from its first value rather than from 0 (`isogclr_step` has the authors' rule by default). `eta=0`
-keeps temperatures fixed: that is SogCLR. Not here: the squared-hinge surrogates (`*_v2`).
+This is an addition with the authors' three forms:
+
+- A, over SimCLR.
+- B, over CLIP: a state for each side, positives in the sums, a running maximum b.
+- C, over MoCo: over the positive and the queue.
+
+`isogclr` alone changes SimCLR. There is a state for every position in the training set. A run saves it, once for any number
+of processes. An example's average starts from its first value rather than from 0, which is our choice; `isogclr_step` has the
+authors' rule by default. `eta=0` keeps temperatures fixed: that is SogCLR. Not built: the squared-hinge surrogates (`*_v2`).
 """
 
 from __future__ import annotations
@@ -47,15 +51,15 @@ from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
-CHUNK = 512  # anchors whose similarities are held at a time
-WHOLE = 2**22  # similarities of a batch with itself that are held at once: 16 MiB in float32
-TOLD = 10_000  # examples of a training set whose temperatures are looked through at every step; of more, less often
-# Below it the exponential of a cosine over tau does not fit into float32 (forms A and C, which subtract nothing).
+CHUNK = 512  # anchors whose similarities are in memory together
+WHOLE = 2**22  # maximum number of similarities of a batch with itself in memory: 16 MiB in float32
+TOLD = 10_000  # number of examples up to which every step reports temperatures; with more, fewer steps do
+# Smallest temperature of forms A and C. Below it exp(cosine / tau) overflows float32, because they subtract nothing.
 LEAST = 0.012
 
 
 class Settings(NamedTuple):
-    """Of a step: rho, gamma (how much of a new value enters the average), eta and beta_u (tau's rate and momentum), bounds."""
+    """Settings of a step: rho, gamma (share of a new value in the average), eta and beta_u (tau's rate and momentum), bounds."""
 
     rho: float
     gamma: float
@@ -67,10 +71,12 @@ class Settings(NamedTuple):
 
 
 class _Surrogate(torch.autograd.Function):
-    """sum_r c_r E_r[s], s the similarities of an anchor and E_r their mean under softmax(s / tau_r), c_r and the softmax
-    constants. Its gradient is made in the forward pass, where the weights are at hand: three products in all, and no more
-    than CHUNK anchors' similarities in memory. Without a bank anchors are compared with each other: two products, as long
-    as the batch is moderate."""
+    """The sum sum_r c_r E_r[s], where s are an anchor's similarities and E_r is their mean under softmax(s / tau_r).
+
+    c_r and the softmax are constants. The forward pass has the weights, so it computes the gradient too. It needs three
+    products, and at most CHUNK anchors' similarities in memory. Without a bank, anchors are compared with each other, which
+    needs two products for a moderate batch.
+    """
 
     @staticmethod
     def forward(
@@ -116,7 +122,7 @@ class _Surrogate(torch.autograd.Function):
 
 
 def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dict[str, Tensor]:
-    """u and tau after a step along tau's gradient."""
+    """Update u and tau by a step along tau's gradient."""
     gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
     u = (1 - settings.beta_u) * rows["u"] + settings.beta_u * gradient
     return {"u": u, "tau": (rows["tau"] - settings.eta * u).clamp(settings.temperature_min, settings.temperature_max)}
@@ -129,7 +135,7 @@ def _pushed(
     rules: tuple[Rule, ...],
     weigh: Callable[[slice, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The surrogate's sum; under a transform of torch.func or torch.compile it is made of PyTorch's own operations."""
+    """Compute the surrogate's sum; inside torch.func or torch.compile, use PyTorch's own operations."""
     if not traced():
         return _Surrogate.apply(query, bank, tau, rules, weigh)
     s = query @ (query if bank is None else bank).T
@@ -143,7 +149,7 @@ def _pushed(
 
 
 def _averaged(old: Tensor, new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
-    """The moving average; the new value alone in the first epoch, or (`fresh`) at an example's first visit."""
+    """Update the moving average. In the first epoch, or with `fresh` at an example's first visit, take the new value."""
     if first:
         return new
     moved = (1 - gamma) * old + gamma * new
@@ -151,7 +157,10 @@ def _averaged(old: Tensor, new: Tensor, gamma: float, first: bool, fresh: bool) 
 
 
 def _averaged_log(old: Tensor, log_new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
-    """Logarithm of `_averaged(old, exp(log_new))`: exp(1 / temperature) leaves float32 below a temperature of 0.0113."""
+    """Compute the logarithm of `_averaged(old, exp(log_new))`.
+
+    In float32, exp(1 / temperature) overflows below a temperature of 0.0113.
+    """
     if first or gamma == 1:
         return log_new
     log_old = old.log()
@@ -160,14 +169,14 @@ def _averaged_log(old: Tensor, log_new: Tensor, gamma: float, first: bool, fresh
 
 
 def _stored(log_s: Tensor) -> Tensor:
-    """exp(log_s), at most the largest number of the type."""
+    """Compute exp(log_s), at most the largest number of the type."""
     return log_s.exp().clamp(max=torch.finfo(log_s.dtype).max)
 
 
 def _views(
     rows: dict[str, Tensor], z1: Tensor, z2: Tensor, settings: Settings, first: bool, fresh: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Form A: both views of all other examples are an anchor's negatives; its positive is in no sum."""
+    """Compute form A: an anchor's negatives are both views of all other examples; its positive is in no sum."""
     n = len(z1)
     query = torch.cat([z1, z2])
     here = place(2 * n, query.device)
@@ -196,7 +205,7 @@ def _views(
 def _side(
     rows: dict[str, Tensor], query: Tensor, key: Tensor, settings: Settings, eps: float, fresh: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One side of form B: the other side's rows are the sums, the positive among them, the divisor one less."""
+    """Compute one side of form B: sum over all rows of the other side, with the positive, and divide by one less."""
     here = place(len(query), query.device)
     if here.total < 2:
         raise ValueError("image and text: one pair has no negatives; at least two are needed")
@@ -224,7 +233,7 @@ def _side(
 def _pair(
     rows: dict[str, Tensor], image: Tensor, text: Tensor, settings: Settings, eps: float, fresh: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Form B: both sides, each with the state whose names end in _I and _T."""
+    """Compute form B: both sides, each with the state whose names end in _I or _T."""
     losses, new = [], dict[str, Tensor]()
     for suffix, query, key in (("_I", image, text), ("_T", text, image)):
         own = {name.removesuffix(suffix): value for name, value in rows.items() if name.endswith(suffix)}
@@ -237,7 +246,7 @@ def _pair(
 def _queue(
     rows: dict[str, Tensor], similarity: Tensor, settings: Settings, fresh: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Form C: similarities with the positive (first) and a queue, the positive's exp(0) in the mean."""
+    """Compute form C: similarities with the positive (first) and a queue; the mean includes the positive's exp(0)."""
     h = similarity - similarity[:, :1]
     with torch.no_grad():
         scaled = h.to(rows["tau"]) / rows["tau"][:, None]
@@ -267,23 +276,23 @@ def isogclr_step(
     eps: float = 1e-10,
     fresh: bool = False,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """A step of iSogCLR (Algorithm 1): the surrogate loss and the state afterwards.
+    """Compute a step of iSogCLR (Algorithm 1): the surrogate loss and the updated state.
 
     Args:
-        state: numbers of every training example, [length] each: s, u, tau; of a pair s_I, s_T, u_I, u_T, tau_I, tau_T, b_I,
-            b_T. They begin at 0, the temperatures at their initial value.
+        state: numbers of every training example, [length] each: s, u, tau; for pairs s_I, s_T, u_I, u_T, tau_I, tau_T, b_I,
+            b_T. They start at 0, the temperatures at their initial value.
         index: positions of the batch's examples, all different.
         features_or_pair: unit rows [n, 2, dim] of two views (form A); (image, text), unit rows [n, dim] each (B); cosines
             [n, 1 + keys] of a query with its key, first, and a queue (C).
         rho, gamma, eta, beta_u, temperature_min, temperature_max: see `Settings`.
         grad_clip: bound on tau's gradient: 3 in the authors' code for A and C, 5 for B.
-        first_epoch: averages are not yet taken (A alone).
-        eps: under B's weights, as in the authors' code.
-        fresh: an example's average starts from its first value, not from 0.
+        first_epoch: do not average yet (form A only); by default average.
+        eps: number added to the divisor of B's weights, by default 1e-10 as in the authors' code.
+        fresh: start an example's average from its first value; by default from 0.
 
-    The loss's gradient is the wanted one; its value is not the objective and may be negative. `state` is left as it is.
-    `s` that leaves the type of its state is kept as that type's largest number; losses and temperatures stay finite.
-    Raises ValueError for a single example, positions that repeat or lie outside, shapes that do not fit.
+    The loss has the gradient of the objective, but another value, which may be negative. `state` stays unchanged. If `s`
+    overflows the type of its state, the state keeps the type's largest number; losses and temperatures stay finite.
+    Raises ValueError for a single example, repeated positions or positions outside, and shapes that do not fit.
 
     >>> state = {"s": torch.zeros(5), "u": torch.zeros(5), "tau": torch.full((5,), 0.1)}
     >>> loss, state = isogclr_step(state, torch.tensor([4, 2]), torch.eye(2)[:, None].expand(2, 2, 2), first_epoch=True)
@@ -297,7 +306,7 @@ def isogclr_step(
     need_rows(index=index)
     ordered = index.sort().values
     if holds((ordered[1:] == ordered[:-1]).any()):
-        raise ValueError("index: an example comes twice in the batch; its state would be undefined")
+        raise ValueError("index: an example occurs twice in the batch, so its state would be undefined")
 
     what = "isogclr_step"  # its weights count as constants
     rows = {name: wide(values[index]) for name, values in state.items()}
@@ -323,26 +332,26 @@ def isogclr_step(
 
 @dataclass
 class ISogCLRConfig(PartConfig):
-    """Settings of iSogCLR. None takes the authors' value for the base's form."""
+    """Settings of iSogCLR. None means the authors' value for the base's form."""
 
     rho: float | None = None
-    """The divergence at which a temperature rests: 0.4 over views and a queue, 6 over pairs."""
+    """Divergence at which a temperature converges; None: 0.4 over views and a queue, 6 over pairs."""
     tau_init: float | None = None
-    """Temperature of every example in the beginning: 0.1; 0.01 over pairs."""
+    """Initial temperature of every example; None: 0.1, over pairs 0.01."""
     tau_min: float | None = None
-    """The smallest: 0.05; 0.005 over pairs."""
+    """Smallest temperature; None: 0.05, over pairs 0.005."""
     tau_max: float = 1.0
-    """The largest."""
+    """Largest temperature."""
     gamma: float = 0.8
-    """Share of a new value in an example's moving average."""
+    """Share of a new value in an example's moving average, above 0 and at most 1."""
     beta_u: float = 0.9
-    """Share of a new gradient in the momentum of a temperature."""
+    """Share of a new gradient in the momentum of a temperature, above 0 and at most 1."""
     eta: float = 0.03
     """Learning rate of temperatures; 0 fixes them (SogCLR)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
-            raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta not be negative")
+            raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta must not be negative")
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
             raise CounterpointError("tau_min must be positive and at most tau_max")
         if self.tau_init is not None and not 0 < self.tau_init < math.inf:
@@ -352,7 +361,7 @@ class ISogCLRConfig(PartConfig):
 
 
 class ISogCLR(Part):
-    """The base's comparison at every example's own temperature."""
+    """The base's comparison with a separate temperature for every example."""
 
     config: ISogCLRConfig
 
@@ -374,24 +383,24 @@ class ISogCLR(Part):
         )
         least = self.settings.temperature_min
         if least > config.tau_max:
-            raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here: name both")
+            raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here; set both")
         if not two_sided and least < LEAST:
             raise CounterpointError(f"tau_min must be at least {LEAST} over views and a queue, got {least}")
         start = chosen(config.tau_init, 0.1, 0.01)
         if not least <= start <= config.tau_max:
             raise CounterpointError(f"tau_init {start} must lie between tau_min {least} and tau_max {config.tau_max}")
         if two_sided and len(data.modalities) > 2:
-            raise CounterpointError(f"isogclr goes over two modalities, the data has {', '.join(data.modalities)}")
+            raise CounterpointError(f"isogclr needs two modalities, the data has {', '.join(data.modalities)}")
         names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if two_sided else ["s", "u", "tau"]
         initial = {name: start if name.startswith("tau") else 0.0 for name in names}
         self.sample_state = {k: SampleState(data.examples, initial=v) for k, v in initial.items()}
-        self.sample_states = nn.ModuleDict(self.sample_state)  # so that it is saved
+        self.sample_states = nn.ModuleDict(self.sample_state)  # so that a run saves it
         self.class_of: Tensor | None = None
         self.told: dict[str, Tensor] = {}
         self.every = max(1, data.examples // TOLD)
 
     def begin(self, survey: Survey) -> None:
-        self.class_of = survey.labels  # for the figures alone: training never sees them
+        self.class_of = survey.labels  # only for the figures; training does not use them
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         index = compared.index
@@ -408,7 +417,7 @@ class ISogCLR(Part):
             loss, new = _views(rows, query, key, self.settings, first=False, fresh=True)
         for name, state in self.sample_state.items():
             state.update(index.to(state.values.device), new[name])
-        # Of a large set not at every step: it takes as long as the loss.
+        # For a large set, not at every step, because it takes as long as the loss.
         if not self.told or step.number % self.every == 0:
             self.told = self._told()
         return {"loss": loss, **self.told}
@@ -417,7 +426,7 @@ class ISogCLR(Part):
         return torch.stack([s.values for name, s in self.sample_state.items() if name.startswith("tau")]).mean(0)
 
     def _by_class(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Of each class: its number, its size, the mean temperature of its examples."""
+        """Return the number, the size and the mean temperature of each class; None for fewer than two known classes."""
         if self.class_of is None:
             return None
         known = self.class_of >= 0
@@ -428,7 +437,7 @@ class ISogCLR(Part):
         return classes, sizes, mean
 
     def _told(self) -> dict[str, Tensor]:
-        """The mean temperature and, where classes are known, the rank correlation of classes' sizes and temperatures."""
+        """Return the mean temperature and, for known classes, the rank correlation of their sizes and temperatures."""
         found = {"temperature": self._temperatures().mean()}
         if (told := self._by_class()) is not None:
             _, sizes, mean = told
@@ -455,13 +464,13 @@ class ISogCLR(Part):
                     for number, size, value in zip(classes, sizes, mean, strict=True)
                 },
                 "axes": ["examples of the class", "mean temperature"],
-                "caption": "Each class's mean temperature over its number of training examples. Labels were not trained on.",
+                "caption": "Each class's mean temperature over its number of training examples. Training did not use labels.",
             }
         }
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, 0 where one of them is constant."""
+    """Compute Spearman's rank correlation; 0 if one of the arrays is constant."""
     from scipy import stats
 
     if np.ptp(a) == 0 or np.ptp(b) == 0:

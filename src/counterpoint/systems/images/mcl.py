@@ -1,23 +1,27 @@
-"""MCL, multistage contrastive learning: each stage's negatives agree on what the stages before have learned.
+"""MCL, multistage contrastive learning: each stage's negatives share the features that earlier stages have learned.
 
 Zhang, Lan, Qu, Cheng, Feng, Hooi: "Learning the Unlearned: Mitigating Feature Suppression in Contrastive Learning", ECCV
 2024, arXiv 2402.11816.
 
-A contrastive model learns the few features that tell its negatives apart and suppresses the rest. MCL trains in stages. After
-a stage the training set is embedded and clustered (k-means); in the next, a batch comes from one group of images that shared
-a cluster in every stage so far, so what was learned no longer tells them apart and something else must. The representation
-is that of all stages side by side, normalised once.
+A contrastive model learns the few features that discriminate its negatives, and suppresses the others. MCL trains in stages.
+After a stage it embeds the training set and clusters it (k-means). In the next stage, a batch comes from one group of images
+that shared a cluster in every stage. Learned features no longer discriminate these images, so the model must
+learn others. The representation is the concatenation of all stages, normalised once.
 
-An addition over any system that learns from views of images (SimCLR when named alone): its loss, encoder and views stay as
-they are, only the batches change. Stages start from fresh weights (the authors' CLIP runs from the pretrained ones).
-`epochs` counts those of one stage, and the learning rate's schedule starts anew with each.
+This is an addition over any system that learns from views of images; `mcl` alone changes SimCLR. Only the batches change, not
+the loss, encoder and views. Stages start from fresh weights; the authors' CLIP runs start from the pretrained ones. `epochs`
+is the number of epochs of one stage, and each stage restarts the schedule of the learning rate.
 
-Otherwise than in the authors' code: pseudo-labels are composed of all stages' clusters, as the paper has it (their script
-re-reads the current stage's for each digit); one permutation an epoch is shared by all processes (theirs differ, so shares
-overlap); k-means is seeded; a schedule shorter than an ordinary epoch is followed by another with new permutations, so that
-every stage takes as many steps. How many images stand in groups too small for a batch is recorded (`never_drawn`). What
-counts steps or epochs of the whole run does not begin anew with a stage: a teacher's rising momentum, a changing weight decay,
-an addition's first epochs. Not here: the MMVP evaluation.
+Differences from the authors' code:
+
+- Pseudo-labels are composed of all stages' clusters, as in the paper. Their script reads the current stage's for each digit.
+- All processes share one permutation per epoch. Theirs differ, so shares overlap.
+- k-means is seeded.
+- If a schedule is shorter than an ordinary epoch, another with new permutations follows. Every stage has the same number of
+  steps.
+
+`never_drawn` records the number of images in groups too small for a batch. Schedules over the whole run do not restart with a
+stage: a teacher's rising momentum, a changing weight decay, an addition's first epochs. Not built: the MMVP evaluation.
 """
 
 from __future__ import annotations
@@ -49,10 +53,15 @@ from counterpoint.systems.settings import PartConfig
 def compose(
     labels_by_stage: Sequence[Int[Tensor, " n"] | Int[NDArray[np.int64], " n"]], clusters: int
 ) -> Int[Tensor, " n"]:
-    """Pseudo-labels of all stages so far, a number whose digits are their clusters: [c0, c1] -> c0 C + c1.
+    """Compose the pseudo-labels of all stages, numbers whose digits are the clusters: [c0, c1] -> c0 C + c1.
 
-    Two examples have the same one exactly if they shared a cluster in every stage. Raises ValueError for a cluster outside
-    0..C - 1, stages of different lengths, none, or so many that the number leaves 64 bits.
+    Two examples have the same label exactly if they shared a cluster in every stage.
+
+    Args:
+        labels_by_stage: clusters of n examples, 0..C - 1, one array per stage.
+        clusters: C, the number of clusters of each stage.
+
+    Raises ValueError for clusters out of range, stages of different lengths, no stage, or numbers above 64 bits.
 
     >>> compose([torch.tensor([0, 1]), torch.tensor([2, 2])], 3)
     tensor([2, 5])
@@ -61,7 +70,7 @@ def compose(
         raise ValueError("labels_by_stage must hold at least one stage, all of one length")
     if clusters ** len(labels_by_stage) > 2**63:
         raise ValueError(
-            f"labels_by_stage: {clusters} clusters in {len(labels_by_stage)} stages are too many to number"
+            f"labels_by_stage: {clusters} clusters in {len(labels_by_stage)} stages exceed 64 bits; use fewer of either"
         )
     stages = [torch.as_tensor(labels).long() for labels in labels_by_stage]  # narrow integers would overflow
     found = torch.zeros_like(stages[0])
@@ -77,29 +86,33 @@ class MCLConfig(PartConfig):
     """Settings of MCL."""
 
     stages: int = 2
-    """Stages after the first, ordinary one."""
+    """Number of stages after the first, ordinary one."""
     clusters: int = 10
-    """Clusters of each stage; batches of stage t come from up to clusters^t groups."""
+    """Number of clusters of each stage; batches of stage t come from up to clusters^t groups."""
     restrict: Literal["clusters", "shuffled", "none"] = "clusters"
-    """What batches of later stages come from: the clusters, groups as large but at random, or everything (an ensemble)."""
+    """Source of later stages' batches: clusters, shuffled (random groups of the same sizes) or none (all images, an ensemble)."""
     stage_norm: bool = False
-    """Normalise each stage's features before they are put side by side."""
+    """Normalise each stage's features before their concatenation."""
 
     def __post_init__(self) -> None:
         if self.stages < 0 or self.clusters < 1:
-            raise CounterpointError("stages must not be negative and clusters be at least 1")
+            raise CounterpointError(
+                f"stages must not be negative and clusters must be at least 1, got {self.stages} and {self.clusters}"
+            )
         if self.restrict not in ("clusters", "shuffled", "none"):
-            raise CounterpointError(f"restrict is 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
+            raise CounterpointError(f"restrict must be 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
 
 
 class MCL(Learner):
-    """A base learner in stages. `base` is that of the stage at hand; `earlier` holds the frozen encoders of the stages before.
+    """A base learner in stages.
+
+    `base` is the learner of the current stage. `earlier` holds the frozen encoders of earlier stages.
 
     Args:
-        settings: of MCL.
+        settings: settings of MCL.
         make: builds the base learner from a seed.
-        data: what the task knows of the data.
-        seed: of the first stage.
+        data: the task's facts of the data.
+        seed: seed of the first stage.
     """
 
     base: Any
@@ -113,7 +126,7 @@ class MCL(Learner):
         base: Any = make(seed)
         self.base, self.config = base, base.config
         base.position = self.position
-        # A place for each finished encoder's weights; nothing looks at one before they are there.
+        # Modules for the weights of finished encoders, unused before their stage is complete.
         self.earlier = nn.ModuleList(self._copy() for _ in range(settings.stages))
         self.earlier.requires_grad_(False)
         self.register_buffer("stage", torch.tensor(0))
@@ -178,7 +191,7 @@ class MCL(Learner):
         return GroupBatches(groups[survey.rows], self.config.batch_size)
 
     def groups(self) -> NDArray[np.int64] | None:
-        """Return the pseudo-label of every training example that batches of this stage keep to, or None."""
+        """Return the group of every training example for this stage's batches, or None without groups."""
         stage = int(self.stage)
         if stage == 0 or self.settings.restrict == "none":
             return None
@@ -189,7 +202,7 @@ class MCL(Learner):
 
     @torch.no_grad()
     def _next_stage(self, survey: Survey) -> None:
-        """Cluster the embeddings, keep the encoder, and begin anew."""
+        """Cluster the embeddings, keep the encoder, and restart with fresh weights."""
         stage = int(self.stage)
         if self.settings.restrict != "none":
             self.assigned[stage] = self._clusters(survey, stage)
@@ -202,8 +215,10 @@ class MCL(Learner):
         self.stage.add_(1)
 
     def _clusters(self, survey: Survey, stage: int) -> Tensor:
-        """Cluster the normalised projections of all training images, without augmentation, by k-means; the features where the
-        base compares no projections (MAE)."""
+        """Cluster the normalised projections of all training images, without augmentation, by k-means.
+
+        If the base compares no projections (MAE), cluster the features.
+        """
         base = self.base
 
         def rows(batch: dict[str, Any]) -> Tensor:
@@ -218,7 +233,7 @@ class MCL(Learner):
         if int(sizes.max()) < batch:
             raise CounterpointError(
                 f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
-                f"{batch}: use fewer --mcl.clusters or --mcl.stages, or a smaller --batch-size"
+                f"{batch}; lower --mcl.clusters, --mcl.stages or --batch-size"
             )
         self.unseen.fill_(int(sizes[sizes < batch].sum()))
         return labels.to(self.assigned.device)
@@ -235,7 +250,7 @@ class MCL(Learner):
     # --- the representation
 
     def features_by_stage(self, images: Tensor) -> list[Tensor]:
-        """Return [n, dim] features of each stage so far, as the base's `embed` has them."""
+        """Compute the features [n, dim] of each stage so far with the base's `embed`."""
         own, found = self.base.encoder, []
         try:
             for encoder in (*self.earlier[: int(self.stage)], own):
@@ -249,7 +264,7 @@ class MCL(Learner):
         return torch.cat([unit(x) for x in stages] if self.settings.stage_norm else stages, 1)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the features of all stages so far, side by side."""
+        """Concatenate the features of all stages so far."""
         return self._together(self.features_by_stage(images))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -266,8 +281,10 @@ class MCL(Learner):
 
 @full_precision
 def integrated(stages: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n dims"]:
-    """The representation of all stages: their features side by side, normalised once, so that a stage of longer vectors
-    counts for more (the authors' evaluation).
+    """Concatenate the features of all stages and normalise them once, as in the authors' evaluation.
+
+    A stage of longer vectors therefore has more weight. `stages` holds the features [n, dim] of each stage. Raises ValueError
+    for no stage and for no rows.
 
     >>> integrated([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
     tensor([[0.6000, 0.8000]])

@@ -1,4 +1,4 @@
-"""MoCHi: negatives made harder by mixing the hardest ones with each other and with the query itself.
+"""MoCHi: generate harder negatives by mixing the hardest ones with each other and with the query.
 
 Kalantidis, Sariyildiz, Pion, Weinzaepfel, Larlus: "Hard Negative Mixing for Contrastive Learning", NeurIPS 2020, arXiv
 2010.01028.
@@ -8,11 +8,12 @@ For every query, of its N hardest negatives n (Sec. 4.1 and 4.2):
     type 1, s of them    h  = unit( alpha n_i + (1 - alpha) n_j ),   alpha ~ U(0, 1), i and j drawn with replacement
     type 2, s' of them   h' = unit( beta q + (1 - beta) n ),         beta ~ U(0, 1/2), so that h' stays on the negative's side
 
-They are constants: gradient reaches the query through its similarities with them alone. cos(q, h') >= cos(q, n) always.
+They are constants: the query gets gradient only through its similarities with them. cos(q, h') >= cos(q, n) always.
 
-An addition: named alone it is MoCo v2 with them (MoCHi (N, s, s')); `simclr+mochi` mixes the other rows of the batch,
-`clip+mochi` the other side's. An image's own older keys in the queue are left out: on a small set they would always be the
-hardest. The authors' training code was not found; numbers are checked against an unofficial one of the same operations.
+This is an addition: `mochi` alone is MoCo v2 with these negatives (MoCHi (N, s, s')). `simclr+mochi` mixes the other rows of
+the batch, `clip+mochi` the other side's. An image's own older keys in the queue are excluded. On a small set they would
+always be the hardest. The authors' training code was not found. Tests compare with unofficial code of the same
+operations.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
-GATHERED = 2**21  # numbers of parents that are there at a time
+GATHERED = 2**21  # maximum number of entries of parents' rows in memory
 
 
 @full_precision(keep=("queue",))
@@ -47,16 +48,16 @@ def hardest(
     n: int,
     mask: Bool[Tensor, "n keys"] | None = None,
 ) -> Int[Tensor, "n hard"]:
-    """Of each query the `n` queue rows most similar to it, sorted by position.
+    """Select for each query the `n` queue rows most similar to it, sorted by position.
 
     Args:
-        query: normalised here (which row is hardest does not depend on its length).
+        query: rows, which this function normalises.
         queue: unit rows.
-        n: how many; at most as many as every query is allowed.
-        mask: True where a row is forbidden to a query.
+        n: number of rows, at most the number of allowed rows of every query.
+        mask: True where a row is forbidden to a query; None: all rows are allowed.
 
-    Raises ValueError for an empty queue, where a query is allowed fewer than n rows (forbidden ones must not be mixed), for
-    shapes that do not fit, and for similarities that are NaN, of which none is the largest.
+    Raises ValueError for an empty queue, shapes that do not fit and similarities that are NaN. Raises it too for fewer than n
+    allowed rows, because forbidden rows must not be mixed.
     """
     need_rows(query=query)
     if not len(queue):
@@ -81,15 +82,17 @@ def hardest(
 def mixed(
     one: Float[Tensor, "n s dim"], other: Float[Tensor, "n s dim"], share: Float[Tensor, "n s"]
 ) -> Float[Tensor, "n s dim"]:
-    """unit(share one + (1 - share) other), without gradient."""
+    """Mix rows: unit(share one + (1 - share) other), without gradient."""
     with torch.no_grad():
         found = torch.lerp(other, one, share[..., None].to(one))
         return found / found.norm(dim=2, keepdim=True).clamp(min=1e-12)
 
 
 def _need_parents(n: int, keys: int, **parts: Tensor) -> None:
-    """ValueError unless these are [n, s] alike and those of whole numbers are places in the queue. A negative one would be read
-    from the end without a word."""
+    """Raise ValueError unless all parts are [n, s] alike and whole numbers are positions in the queue.
+
+    Unchecked, a negative position would silently count from the end.
+    """
     first, *others = parts.values()
     if first.ndim != 2 or len(first) != n or any(other.shape != first.shape for other in others):
         said = ", ".join(str(list(part.shape)) for part in parts.values())
@@ -112,18 +115,19 @@ def mochi_logits(
     temperature: float = 0.2,
     mask: Bool[Tensor, "n keys"] | None = None,
 ) -> Float[Tensor, "n logits"]:
-    """Logits of MoCHi: the positive first, then the queue, type 1, type 2; the loss is their cross-entropy with target 0.
+    """Compute the logits of MoCHi: the positive first, then the queue, type 1, type 2.
+
+    The loss is their cross-entropy with target 0.
 
     Args:
-        query, key: normalised here; the key without gradient.
+        query, key: rows, which this function normalises; the key gets no gradient.
         queue: unit rows, no gradient.
-        pair_i, pair_j, alpha: queue rows mixed with each other, and the weight of the first.
-        single, beta: queue rows mixed with the query, and the weight of the query.
-        temperature: > 0.
-        mask: True where a queue row is forbidden to a query; its logit is -inf.
+        pair_i, pair_j, alpha: positions of queue rows to mix with each other, and the weight of the first, 0 to 1.
+        single, beta: positions of queue rows to mix with the query, and the weight of the query, 0 to 1/2.
+        temperature: > 0, by default 0.2.
+        mask: True where a queue row is forbidden to a query; its logit is -inf. None: all rows are allowed.
 
-    Raises ValueError for an empty queue, a temperature that is not positive, shapes that do not fit and rows the queue does not
-    have.
+    Raises ValueError for an empty queue, a temperature that is not positive, and shapes or positions that do not fit.
 
     >>> one = torch.eye(2)[:1]
     >>> none = torch.zeros(1, 0, dtype=torch.long)
@@ -139,7 +143,7 @@ def mochi_logits(
     _need_parents(n, keys, single=single, beta=beta)
     if mask is not None and mask.shape != (n, keys):
         raise ValueError(f"mask must be [{n}, {keys}], got {list(mask.shape)}")
-    # What is mixed with the query counts as a constant.
+    # Mixtures with the query are constants.
     q, k = unit(once(query, "mochi_logits") if single.shape[1] else query), unit(key.detach())
     queue = queue.detach().to(q.dtype)
     first = mixed(queue[pair_i], queue[pair_j], alpha)
@@ -156,21 +160,27 @@ class MoCHiConfig(PartConfig):
     """Settings of MoCHi. Defaults are the paper's for ImageNet-1K."""
 
     hardest: int = 1024
-    """N: how many of the hardest negatives are mixed; fewer where a query has fewer."""
+    """N: number of hardest negatives to mix, or all negatives of a query if it has fewer."""
     mixed: int = 1024
-    """s: negatives made of two of them."""
+    """s: number of mixtures of two hardest negatives."""
     mixed_query: int = 128
-    """s': negatives made of one of them and the query."""
+    """s': number of mixtures of one hardest negative and the query."""
     mixing_from: int = 15
-    """Epochs of the plain method before: the queue has to mean something first."""
+    """Number of first epochs without mixing, until the keys of the queue are useful."""
 
     def __post_init__(self) -> None:
         if self.hardest < 1 or min(self.mixed, self.mixed_query, self.mixing_from) < 0:
-            raise CounterpointError("hardest must be at least 1; mixed, mixed_query and mixing_from not negative")
+            raise CounterpointError(
+                "hardest must be at least 1; mixed, mixed_query and mixing_from must not be negative"
+            )
 
 
 class Mixed(NamedTuple):
-    """Of every anchor: its loss, and whether its positive is nearer than its own negatives, and than the synthetic ones too."""
+    """Results for every anchor.
+
+    `losses` holds the losses. `first` is True where the positive is nearer than all own negatives. `first_of_all` also
+    includes the synthetic ones.
+    """
 
     losses: Float[Tensor, " m"]
     first: Bool[Tensor, " m"]
@@ -181,18 +191,18 @@ class Mixed(NamedTuple):
 def mixed_losses(
     way: Direction, temperature: float | Tensor, random: Float[Tensor, "m s 3"], hardest: int, pairs: int
 ) -> Mixed:
-    """InfoNCE of every anchor with synthetic negatives beside its own.
+    """Compute InfoNCE of every anchor with synthetic negatives in addition to its own.
 
     Args:
         way: anchors, positives and negatives.
         temperature: > 0.
-        random: uniform numbers of each synthetic negative: two places among the hardest, and a share.
-        hardest: N; fewer where an anchor has fewer negatives.
-        pairs: the first so many are made of two negatives, the others of one and the anchor.
+        random: uniform numbers of each synthetic negative: two positions among the hardest, and a share.
+        hardest: N; all negatives of an anchor if it has fewer.
+        pairs: number of synthetic negatives, from the first, that mix two negatives; the others mix one with the anchor.
 
-    A synthetic negative is a constant u / |u| with u a sum of two rows, so its similarity with the anchor is a sum of two
-    similarities over |u|, and |u|^2 is told by the cosine of the two: neither it nor its gradient is ever a vector. A matrix
-    of similarities of moderate size is computed once; a larger one in parts, without being held.
+    A synthetic negative is a constant u / |u|, where u is a sum of two rows. Its similarity with the anchor is a sum of two
+    similarities over |u|. The cosine of the two rows gives |u|^2. The function therefore stores neither the
+    negative nor its gradient. It computes a matrix of similarities of moderate size once, and a larger one in parts.
     """
     t, q = temperature, way.query
     positive, whole = way.positives(t), way.whole(t)
@@ -202,7 +212,7 @@ def mixed_losses(
         for part, s in parts:
             many = min(hardest, int((s > -torch.inf).sum(1).min()))
             if many < 1:
-                raise CounterpointError("a query has no negatives to mix: use a larger batch or queue")
+                raise CounterpointError("a query has no negatives to mix; use a larger batch or queue")
             values, places = s.topk(many if random.shape[1] else 1, dim=1)
             closest.append(values[:, 0] / t)
             at = (random[part, :, :2] * many).long().clamp_(max=many - 1).flatten(1)
@@ -219,7 +229,7 @@ def mixed_losses(
         return torch.linalg.vecdot(scaled(q, t)[:, None], way.bank[index])
 
     with torch.no_grad():
-        # Some anchors at a time: both parents of all of them would be the largest thing there is, and slower.
+        # Process some anchors at a time. Both parents of all anchors would need the most memory, and be slower.
         some = max(1, GATHERED // max(1, pairs * way.bank.shape[1]))
         pairs_apart = torch.cat(
             [
@@ -243,19 +253,19 @@ def mixed_losses(
 
 
 def _length(share: Tensor, cosine: Tensor) -> Tensor:
-    """|share a + (1 - share) b| of unit rows with this cosine, constant and not 0."""
+    """Compute |share a + (1 - share) b| of unit rows with this cosine, as a constant that is not 0."""
     with torch.no_grad():
         square = share**2 + (1 - share) ** 2 + 2 * share * (1 - share) * cosine
         return square.clamp(min=1e-24).sqrt()
 
 
 class MoCHi(Part):
-    """The base's comparison with synthetic negatives beside its own."""
+    """The base's comparison with synthetic negatives in addition to its own."""
 
     config: MoCHiConfig
 
     def draw(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        # For both sides of the batch: two places among the hardest and a share, for every synthetic negative.
+        # For both sides of the batch and every synthetic negative: two positions among the hardest and a share.
         return {"random": torch.rand(rows, 2, self.config.mixed + self.config.mixed_query, 3, generator=generator)}
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
@@ -264,7 +274,7 @@ class MoCHi(Part):
         drawn = drawn if step.epoch >= config.mixing_from else drawn[:, :, :0]
         found = []
         for number, way in enumerate(compared.directions(apart=True)):
-            # Either both sides are anchors of one direction, or each of its own.
+            # Either both sides are anchors of one direction, or each side of a separate direction.
             random = drawn.transpose(0, 1).flatten(0, 1) if len(way.query) == 2 * n else drawn[:, number]
             mixed = min(config.mixed, random.shape[1])
             losses, *firsts = mixed_losses(way, compared.temperature, random, config.hardest, mixed)

@@ -136,9 +136,9 @@ class AlignedLearner(Learner):
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
-    """Return the positions of the items that have a modality, or None: encode all items.
+    """Return the positions of the items that have a modality.
 
-    None is returned if all items have it or fewer than two do.
+    Return None, which means to encode all items, if all have it or fewer than two do.
     """
     if present is None or bool(present.all()):
         return None

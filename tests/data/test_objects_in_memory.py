@@ -98,14 +98,14 @@ OBJECTS = {
 
 
 def read(split) -> dict[bytes, int]:
-    """Pictures of a split, with their classes."""
+    """Return the pictures of a split, with their classes."""
     rows = np.arange(len(split))
     labels = split.labels if split.labels is not None else [-1] * len(rows)
     return {picture.tobytes(): int(label) for picture, label in zip(split.images(rows), labels, strict=True)}
 
 
 def apart(parts) -> bool:
-    """Whether no two of three sets share anything."""
+    """Return whether no two of three sets share anything."""
     return len(parts[0] | parts[1] | parts[2]) == sum(map(len, parts))
 
 
@@ -378,7 +378,7 @@ class Normalised(Dataset):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: 5, r"data is a int; give the name of a source.* see help\(counterpoint\.own\)"),
+        (lambda: 5, r"data is a int, which is not supported; give a source's name.* see help\(counterpoint\.own\)"),
         (lambda: [1, 2], "data is a list"),
         (list, "data is a list"),
         (Stream, "Stream is a torch dataset without length"),
@@ -386,7 +386,7 @@ class Normalised(Dataset):
         (Normalised, "item 0: a float tensor must be a picture with values in 0..1.*remove Normalize"),
         (lambda: PICTURES.astype(np.float64), "pictures are uint8"),
         (lambda: torch.zeros(4, 3, 8, 8), r"give pictures as uint8 \[N, H, W, 3\], such as x\.permute"),
-        (lambda: (PICTURES,), r"a tuple is \(pictures, labels\), got 1 parts"),
+        (lambda: (PICTURES,), r"a tuple must be \(pictures, labels\), got 1 parts"),
         (lambda: (PICTURES, KINDS[:3]), "the columns differ in length: image 90, label 3"),
         (lambda: {"image": "a.png"}, "give an array or a list"),
         (lambda: (PICTURES[:0], KINDS[:0]), "has no rows"),

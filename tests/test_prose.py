@@ -1,0 +1,67 @@
+"""`tools/prose.py` finds what CONTRIBUTING.md's rules forbid, and no file of the project is worse than its record."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("prose", ROOT / "tools" / "prose.py")
+assert spec is not None
+assert spec.loader is not None
+prose = importlib.util.module_from_spec(spec)
+sys.modules["prose"] = prose
+spec.loader.exec_module(prose)
+
+LONG = (
+    "Every one of these many words stands in a single sentence that goes on and on until the reader has lost its verb."
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "rules"),
+    [
+        ('def f():\n    """Which pairs have no place."""\n', ["first-word"]),
+        ('def f():\n    """Mask pairs out."""\n', []),
+        ('class C:\n    """A row of numbers."""\n', []),
+        ('class C:\n    @property\n    def f(self):\n        """The width."""\n', []),
+        ('def f():\n    """Return x, put up with bad rows."""\n', ["phrase"]),
+        (f'"""{LONG}"""\n', ["long"]),
+        (f"x = 1  # {LONG}\n", ["long"]),
+        (f'raise ValueError(f"{{x}} {LONG}")\n', ["long"]),
+        (
+            '"""Two parts of a sentence, each of which has few words; the second one begins after a semicolon, as here."""\n',
+            [],
+        ),
+        ('"""Text.\n\n    loss = ' + "a + " * 30 + 'b\n\nMore text.\n"""\n', []),
+    ],
+)
+def test_each_rule_finds_its_kind_and_nothing_else(tmp_path: Path, source: str, rules: list[str]) -> None:
+    path = tmp_path / "file.py"
+    path.write_text(source)
+    assert [rule for text in prose.texts(path) for rule, _, _ in prose.findings(text)] == rules
+
+
+def test_no_file_is_worse_than_its_record() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "prose.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_file_that_got_worse_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    monkeypatch.setattr(prose, "LEFT", tmp_path / "left.txt")
+    (tmp_path / "a.py").write_text('def f():\n    """What it is."""\n')
+    monkeypatch.setattr(sys, "argv", ["prose", "a.py", "--record"])
+    assert prose.main() == 0
+    monkeypatch.setattr(sys, "argv", ["prose", "a.py", "--check"])
+    assert prose.main() == 0
+    (tmp_path / "a.py").write_text('def f():\n    """What it is."""\n\n\ndef g():\n    """Whose it is."""\n')
+    assert prose.main() == 1
+    assert "a.py: 2 findings, 1 may stay" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["prose", "a.py", "--record"])
+    assert prose.main() == 0
+    assert (tmp_path / "left.txt").read_text().splitlines()[-1] == "1 a.py"  # an allowance never rises
