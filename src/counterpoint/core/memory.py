@@ -271,7 +271,7 @@ def kmeans(
             f"features must be [n, dim] with a row for each of the {k} clusters, got {list(features.shape)}"
         )
     if not bool(features.isfinite().all()):
-        raise ValueError("features holds NaN or infinite values, which belong to no cluster")
+        raise ValueError("features holds numbers that are not finite, which belong to no cluster")
     points = features.detach().float().cpu().numpy()
     if library == "faiss":
         found = importlib.import_module("faiss").Kmeans(points.shape[1], k, seed=seed)
