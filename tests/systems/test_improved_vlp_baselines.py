@@ -167,7 +167,10 @@ def test_gradients_are_right_and_stop_where_they_should():
     ("call", "names"),
     [
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 4)), "z_img and z_txt"),
-        (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), [draw(2, 3)]), "h_imgs and h_txts must have equal numbers of views"),
+        (
+            lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), [draw(2, 3)]),
+            "h_imgs and h_txts must have equal numbers of views",
+        ),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), [draw(2, 3)], [draw(3, 3)]), "h_imgs and h_txts must be"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), reduction="none"), "reduction"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), label_smoothing=1.5), "label_smoothing"),
