@@ -205,8 +205,8 @@ class _PairCrossEntropy(torch.autograd.Function):
 class _FixedKeys(torch.autograd.Function):
     """Cross-entropy of each row where the query alone has a gradient, and the targets' entropy where it is wanted.
 
-    A stripe of whole rows has its softmaxes at once. The gradient of row i, up to the factor that arrives for it, is the
-    mean key under the student's softmax less the mean key under `share` of the targets: one product makes both.
+    A stripe of whole rows gives its softmaxes at once. The gradient of row i, without the arriving factor, is a difference. It is
+    the mean key under the student's softmax minus the mean key under `share` of the targets: one product gives both.
     """
 
     @staticmethod
@@ -225,7 +225,7 @@ class _FixedKeys(torch.autograd.Function):
                 log_q = s.log_softmax(1)
                 # log_q = s - log Z, read off the first column.
                 log_z = s[:, 0] - log_q[:, 0]
-                teacher.buffer = student.buffer  # s is not needed any more: its memory is in the cache
+                teacher.buffer = student.buffer  # s is no longer needed, and its memory is in the cache
                 t = teacher.similarities(stripe)
                 if of_targets is None:
                     p = t.softmax(1)
@@ -233,7 +233,7 @@ class _FixedKeys(torch.autograd.Function):
                     log_p = t.log_softmax(1)
                     p = log_p.exp()
                     of_targets[part] = -torch.linalg.vecdot(p, log_p)
-                # What `share` does not weigh of the cross-entropy is log Z itself.
+                # The part of the cross-entropy without `share` is log Z itself.
                 rows[part] = (1 - share) * log_z - share * torch.linalg.vecdot(p, log_q)
                 torch.mm(log_q.exp_().sub_(p, alpha=share), key, out=pull[part])
         ctx.save_for_backward(query, pull)
@@ -263,7 +263,9 @@ def pair_cross_entropy(
     entropy: bool = True,
     keep: int = KEEP,
 ) -> PairCrossEntropy:
-    r"""Cross-entropy between the row softmaxes of two matrices of similarities, teacher's and student's, without either.
+    r"""Compute cross-entropies between row softmaxes of two matrices of similarities, the teacher's and the student's.
+
+    Neither matrix is held in memory.
 
         rows_i = -sum_j p_ij log softmax_j(q_i . k_j),      p_i = softmax_j(tq_i . tk_j)
 
@@ -274,14 +276,14 @@ def pair_cross_entropy(
     Args:
         query, key: the student's operands; float64, float32, or a half precision (then computed in float32).
         teacher_query, teacher_key: the teacher's; teacher_key None compares teacher_query with itself.
-        columns: also the same down the columns of both, in one pass; default no.
+        columns: compute the same over the columns of both, in the same pass; default no.
         teacher_gradient: whether the teacher gets the gradient of the cross-entropies; default no. Entropies have none.
-        share: 0 to 1, how much of the target mass the soft targets hold: rows_i = log Z_i - share sum_j p_ij s_ij. For
-            a mixture with hard targets, subtract (1 - share) times the positive's similarity. Default: all of it.
-        entropy: whether the entropies are wanted; without them `row_entropy` may be None. Default yes.
+        share: 0 to 1, share of the target mass in the soft targets: rows_i = log Z_i - share sum_j p_ij s_ij. For
+            a mixture with hard targets, subtract (1 - share) times the positive's similarity. Default 1: all of it.
+        entropy: whether to compute the entropies; without them `row_entropy` may be None. Default yes.
         keep: bytes of intermediate results to keep for the backward pass; see `core.contrast.pair_logsumexp`.
 
-    Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError, but for the smallest matrices.
+    Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError, except for the smallest matrices.
 
     >>> x = torch.eye(3)
     >>> out = pair_cross_entropy(x, x, x, x)

@@ -1,4 +1,4 @@
-"""What two views are brought together by where nothing is pushed apart: terms that several methods share."""
+"""Terms that align two views without negatives, shared by several methods."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from counterpoint.core.world import over_group
 @over_group
 @full_precision
 def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """D(p, z) = -mean_i p_i . sg(z_i) of normalised rows (SimSiam, arXiv 2011.10566, Eq. 1, with the stop-gradient of Eq. 3).
+    """Compute D(p, z) = -mean_i p_i . sg(z_i) of normalised rows (SimSiam, arXiv 2011.10566, Eq. 1, stop-gradient of Eq. 3).
 
     SimSiam's loss is D(p1, z2)/2 + D(p2, z1)/2. BYOL's squared distance of unit vectors (arXiv 2006.07733, Eq. 2) is
-    2 + 2 D(p1, z2), and its loss that plus the same with the views exchanged.
+    2 + 2 D(p1, z2). BYOL's loss adds the same term with the views exchanged.
 
     Args:
-        prediction: what the predictor makes of one view; normalised here.
+        prediction: output of the predictor for one view; normalised here.
         target: projection of the other view; normalised here, no gradient.
 
     A row of zeros has cosine 0. Raises ValueError for shapes that differ and for an empty batch.
@@ -41,11 +41,11 @@ def negative_cosine(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n
 def swapped_entropy(
     targets: Float[Tensor, "first n outcomes"], *logits: Float[Tensor, "_ n outcomes"]
 ) -> Float[Tensor, ""]:
-    """Mean over views v that have a target and all other views w of the cross-entropy between target v and softmax(logits w).
+    """Compute the mean cross-entropy between target v and softmax(logits w), over views v with a target and views w != v.
 
     Args:
         targets: distributions of the first views (rows sum to 1), no gradient.
-        logits: of all views, in as many groups as they come in; those with a target are the first of the first group.
+        logits: those of all views, in any number of groups; the first views of the first group are those with a target.
 
     Each softmax is computed once, not once a pair. Raises ValueError for shapes that do not fit and when there is no pair
     of different views. Source: SwAV (arXiv 2006.09882, Eqs. 1, 2 and 6), DINO (arXiv 2104.14294, Eq. 3).
@@ -74,11 +74,11 @@ def swapped_entropy(
 
 @full_precision
 def off_diagonal_squares(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """sum over i != j of (a^T b)_ij^2, the energy that redundancy reduction takes out of a [dim, dim] matrix of moments.
+    """Sum (a^T b)_ij^2 over i != j, the energy that redundancy reduction removes from a [dim, dim] matrix of moments.
 
-    |a^T b|^2 = <a a^T, b b^T>, so wide embeddings of a small batch need products of [n, n] only. That way subtracts the
-    diagonal's squares from the whole, which is safe just when the matrix is so low in rank (dim >= 2n) that at least
-    half of the energy must lie off the diagonal; otherwise the matrix itself is made.
+    |a^T b|^2 = <a a^T, b b^T>, so wide embeddings of a small batch need only products of [n, n]. This way subtracts the
+    diagonal's squares from the whole. It is accurate for a low rank (dim >= 2n), where at least half of the energy lies
+    off the diagonal. Otherwise the matrix itself is computed.
 
     >>> import torch
     >>> off_diagonal_squares(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))

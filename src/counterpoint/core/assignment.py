@@ -21,18 +21,18 @@ from counterpoint.core.transforms import holds
 def sinkhorn(
     scores: Float[Tensor, "*crops n prototypes"], epsilon: float = 0.05, iterations: int = 3
 ) -> Float[Tensor, "*crops n prototypes"]:
-    r"""Codes: a row of exp(scores / epsilon) for each sample, scaled so that the prototypes share the samples evenly.
+    r"""Compute codes: a row of exp(scores / epsilon) for each sample, scaled so that prototypes share the samples evenly.
 
-    Prototypes, then samples, are brought to equal sums, `iterations` times; so rows sum to 1 and columns nearly to
+    Prototypes, then samples, are scaled to equal sums, `iterations` times. So rows sum to 1, and columns nearly to
     n / prototypes. No gradient. Source: SwAV (arXiv 2006.09882, Eq. 5), SwALIP (arXiv 2305.08675).
 
     Args:
-        scores: similarity of each sample with each prototype; each crop on its own.
-        epsilon: > 0, the smaller the closer to a hard assignment.
+        scores: similarity of each sample with each prototype; each crop is scaled separately.
+        epsilon: > 0; a smaller value is closer to a hard assignment.
         iterations: >= 1.
 
-    Nothing overflows, whatever the scores: where their spread over epsilon exceeds what the exponential can hold, the
-    scaling is done on logarithms. Raises ValueError for empty scores, an epsilon or a number of iterations out of range.
+    No scores overflow: where their spread over epsilon exceeds the range of the exponential, logarithms are scaled
+    instead. Raises ValueError for empty scores, and for an epsilon or a number of iterations out of range.
 
     >>> sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     tensor([[0.5000, 0.5000],
@@ -56,15 +56,15 @@ def sinkhorn(
 
 
 def _holds(logs: Tensor) -> bool:
-    """Whether exponentials of these, whose largest in each column is 0, can be scaled without loss.
+    """Return whether exponentials of these logarithms can be scaled without loss; the largest in each column is 0.
 
-    Where vmap or torch.compile hides the values: False, and the scaling is done on logarithms.
+    Where vmap or torch.compile hides the values, the result is False, and logarithms are scaled.
     """
     return holds(logs.amin() > 0.7 * math.log(torch.finfo(logs.dtype).tiny))
 
 
 def _scalings(q: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Factors of the columns and of the rows; only they change, so a scaling is a product with a vector."""
+    """Return the factors of the columns and of the rows; only these change, so a scaling is a product with a vector."""
     per_sample = q.new_ones(len(q))
     for _ in range(iterations):
         per_prototype = q.T.mv(per_sample).reciprocal_()
@@ -77,10 +77,10 @@ def _scalings(q: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 def sinkhorn_bias(
     query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], epsilon: float = 0.05, iterations: int = 3
 ) -> Float[Tensor, " columns"]:
-    r"""The b for which softmax_j(q_i . k_j / epsilon + b_j) is row i of `sinkhorn(query @ key.T)`.
+    r"""Compute the b for which softmax_j(q_i . k_j / epsilon + b_j) is row i of `sinkhorn(query @ key.T)`.
 
-    Where the matrix is larger than the kernel's budget (`core.kernel.KEEP`), it is not made. Rows of the codes sum to 1, so
-    their own scaling is the softmax's. With the bias as one more column of the operands (`with_bias`) the codes are the
+    A matrix larger than the kernel's budget (`core.kernel.KEEP`) is not held in memory. Rows of the codes sum to 1, so the
+    softmax does their scaling. With the bias as one more column of the operands (`with_bias`) the codes are the
     teacher of `pair_cross_entropy`. Raises ValueError for an epsilon or iterations out of range.
 
     >>> sinkhorn_bias(torch.eye(2), torch.eye(2)).softmax(0)

@@ -33,7 +33,7 @@ class MultiHeadAttention(nn.Module):
         value: Float[Tensor, "batch keys dim"],
         key_mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
-        """`key_mask` is False where a key must not be attended to."""
+        """Compute attention of queries to keys; `key_mask` is False for keys that are left out. Default: no key is left out."""
         q, k, v = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear, x in zip(self.linears, (query, key, value), strict=False)

@@ -1,25 +1,27 @@
 r"""Canonical correlation analysis (CCA) as a layer of a network: two modalities turned so that they correlate.
 
-Of m paired rows H1 and H2 [m, k], centred by their means, with S11 = H1'H1 / (m-1) + r I, S22 alike and
-S12 = H1'H2 / (m-1), the whitened cross-covariance T = S11^-1/2 S12 S22^-1/2 has the singular value decomposition
-T = E diag(corr) F'. The projections are U = S11^-1/2 E and V = S22^-1/2 F, the outputs H1 U and H2 V (Dorfer et al.,
-"End-to-end cross-modality retrieval with CCA projections and pairwise ranking loss", IJMIR 2018).
+H1 and H2 [m, k] are m paired rows, centred by their means. Their covariances are S11 = H1'H1 / (m-1) + r I, S22 likewise,
+and S12 = H1'H2 / (m-1). The whitened cross-covariance is T = S11^-1/2 S12 S22^-1/2. Its singular value decomposition is
 
-    means       enter as constants: no gradient runs through them, as in the authors' code
-    signs       u_c' S12 v_c >= 0, so that both sides of an axis point the same way; a singular value decomposition has
-                it so
-    axes        by ascending correlation. The authors take E and F from two eigendecompositions, of T T' and T'T, which
-                agree with the decomposition here where correlations differ, and fall apart into unrelated bases where
-                they do not
-    gradients   of the inverse roots by divided differences, which have no denominator that can vanish; of the axes with
+    T = E diag(corr) F',
+
+the projections are U = S11^-1/2 E and V = S22^-1/2 F, and the outputs are H1 U and H2 V. Source: Dorfer et al., "End-to-end
+cross-modality retrieval with CCA projections and pairwise ranking loss", IJMIR 2018.
+
+    means       are constants: no gradient flows through them, as in the authors' code
+    signs       u_c' S12 v_c >= 0, so that both sides of an axis point the same way; a singular value decomposition
+                ensures this
+    axes        by ascending correlation. The authors take E and F from two eigendecompositions, of T T' and T'T. These
+                agree with the decomposition here where correlations differ, and are unrelated bases where they do not
+    gradients   of the inverse roots by divided differences, whose denominators cannot vanish; of the axes with
                 denominators corr_i^2 - corr_j^2, exact down to 1e-8 and damped below, so that equal correlations give
                 no NaN
-    precision   everything is computed in float64: with m little above k the inverse roots reach 1 / sqrt(r), and
-                float32 would leave three digits of T. Forward and backward of 128 float32 rows of 32 take 1.7 ms on one
-                core, a transcription 1.5 ms in float32 and 1.8 ms in float64. No eigenvalue of S11 or S22 is below r:
-                what rounding leaves below it, where columns are nearly alike and of a variance above 1e12, counts as r
+    precision   all is computed in float64: with m slightly above k the inverse roots reach 1 / sqrt(r), and float32
+                would leave three digits of T. Forward and backward of 128 float32 rows of 32 take 1.7 ms on one core,
+                a transcription 1.5 ms in float32 and 1.8 ms in float64. No eigenvalue of S11 or S22 is below r. Where
+                columns are nearly equal with a variance above 1e12, rounding may give smaller values, which count as r
 
-Across processes the rows of all are gathered first, so that W processes have what one has.
+Across processes the rows of all processes are gathered first, so that W processes give the result of one.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, refuse_graph
 from counterpoint.core.world import over_group
 
-# Correlations are brought into this range where they are reported: the regulariser can put them above 1.
+# Lower bound of reported squared correlations; 1 is the upper bound, which the regulariser can exceed.
 LEAST_SQUARE = 1e-7
 # Differences of squared correlations below it are damped in the gradient. Rounding moves them by 1e-16.
 NEAR = 1e-8
 
 
 class Projections(NamedTuple):
-    """What CCA found of paired rows; float64."""
+    """The result of CCA on paired rows; float64."""
 
     mean1: Float[Tensor, " k"]
     mean2: Float[Tensor, " k"]
@@ -112,18 +114,18 @@ class _Axes(torch.autograd.Function):
 @over_group
 @full_precision(keep=("h1", "h2"))  # all is float64
 def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], regulariser: float = 1e-3) -> Projections:
-    """Means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.
+    """Compute means, projections and canonical correlations of paired rows (see the module), with gradients to the rows.
 
     Args:
-        h1, h2: row i of both is one item. Across processes the rows are everybody's.
+        h1, h2: row i of both is one item. Across processes the rows are those of all processes.
         regulariser: r > 0, added to the diagonals of S11 and S22.
 
-    Returns float64 whatever comes in; the means carry no gradient. `correlations` are sqrt(corr^2 + r) within
-    [sqrt(1e-7), 1], which is what the authors report. With m <= k rows the projections fit noise: some correlations are
-    1 whatever the rows are; warned of (UserWarning).
+    Returns float64 for every input type; the means carry no gradient. `correlations` are sqrt(corr^2 + r) within
+    [sqrt(1e-7), 1], as the authors report them. With m <= k rows the projections fit noise, and some correlations are
+    always 1: a UserWarning reports this.
 
-    Raises ValueError for shapes that differ, fewer than two rows, values that are not finite, or a regulariser that is
-    not positive. Source: the authors' code, models/cca_layer.py.
+    Raises ValueError for shapes that differ, and for fewer than two rows. Raises it too for values that are not finite and
+    for a regulariser that is not positive. Source: the authors' code, models/cca_layer.py.
 
     >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     >>> canonical_projections(x, x).correlations
@@ -135,7 +137,7 @@ def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], re
     h1, h2 = gather_rows(torch.stack([h1.double(), h2.double()], 1)).unbind(1)
     rows, k = h1.shape
     if rows < 2:
-        raise ValueError(f"h1 and h2 must have at least two rows, which a covariance is made of, got {rows}")
+        raise ValueError(f"h1 and h2 must have at least two rows for a covariance, got {rows}")
     if holds(~(h1.detach().isfinite().all() & h2.detach().isfinite().all())):
         raise ValueError("h1 or h2 holds NaN or infinite values")
     if rows <= k:
@@ -154,11 +156,11 @@ def canonical_projections(h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"], re
 
 
 class CCALayer(nn.Module):
-    """Projects paired rows of two modalities onto their canonical axes.
+    """Project paired rows of two modalities onto their canonical axes.
 
-    In training mode the axes are those of the batch, with gradients through them, and are stored; in evaluation mode
-    the stored ones are used. What is stored is that of the last batch alone (running averages of rate 1), so after
-    training call `refine` on many rows: a single batch is a poor estimate. The outputs are not normalised.
+    In training mode the axes are those of the batch, with gradients through them, and are stored. Evaluation mode uses the
+    stored axes. Only those of the last batch are stored (running averages of rate 1), and one batch is a poor estimate. So
+    after training call `refine` on many rows. The outputs are not normalised.
 
     Args:
         k: width of both inputs and of both outputs.
@@ -190,7 +192,10 @@ class CCALayer(nn.Module):
     def forward(
         self, h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"]
     ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]:
-        """The projected rows of both; ValueError as `canonical_projections` in training mode, and for other widths."""
+        """Return the projected rows of both modalities.
+
+        Raises ValueError for another width than k, and in training mode as `canonical_projections` does.
+        """
         if not self.training:
             return self.first(h1), self.second(h2)
         self._fits(h1)
@@ -202,19 +207,19 @@ class CCALayer(nn.Module):
 
     @full_precision
     def first(self, h1: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Rows of the first modality alone on the stored axes."""
+        """Project rows of the first modality alone onto the stored axes."""
         self._fits(h1)
         return ((h1.double() - self.mean1.double()) @ self.u.double()).to(wide(h1).dtype)
 
     @full_precision
     def second(self, h2: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Rows of the second modality alone on the stored axes."""
+        """Project rows of the second modality alone onto the stored axes."""
         self._fits(h2)
         return ((h2.double() - self.mean2.double()) @ self.v.double()).to(wide(h2).dtype)
 
     @torch.no_grad()
     def refine(self, h1: Float[Tensor, "m k"], h2: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
-        """Store the axes of these rows, many of them, in place of the last batch's; returns their correlations."""
+        """Store the axes of these (many) rows in place of the last batch's; return their correlations."""
         self._fits(h1)
         found = canonical_projections(h1, h2, self.regulariser)
         self._store(found)

@@ -11,7 +11,7 @@ from counterpoint.core.world import world
 
 
 def shapes(**tensors: Tensor) -> str:
-    """'a [2, 3] and b [4]', for a message."""
+    """Name tensors with their shapes for a message: 'a [2, 3] and b [4]'."""
     return " and ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
 
 

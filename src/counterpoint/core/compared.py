@@ -1,8 +1,8 @@
-"""The rows that a contrastive step compares, in one form, so that a part can mix, cut, weigh or add to them.
+"""The rows that a contrastive step compares, in one form that an addition can mix, cut, weight or extend.
 
 A base method (SimCLR, MoCo, SimSiam, CLIP) returns a `Compared`: the two sides of its pairs. Its `ways` turn the sides into a
-list of directions. A direction has anchors, one positive for each, a bank of rows to tell them from, and the rules that say
-which rows of the bank an anchor does not see.
+list of directions. A direction has anchors, one positive for each anchor, a bank of rows to contrast them with, and rules.
+The rules exclude rows of the bank for an anchor.
 
     ways        directions                                                         base methods
     views       one: both sides are anchors, the bank is both sides                SimCLR
@@ -31,7 +31,7 @@ WHOLE = 2**22  # similarities of a direction that are held at once, with their g
 
 @dataclass(frozen=True)
 class Direction:
-    """Anchors with one positive each and a bank of rows to be told from.
+    """Anchors with one positive each, and a bank of rows to contrast them with.
 
     All are unit rows, not divided by a temperature; those of `predicted` are as they were given.
     """

@@ -216,7 +216,7 @@ def info_nce(
     *,
     weight: Float[Tensor, " rows"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""InfoNCE with an explicit bank of unpaired negatives, shared by all rows.
+    r"""Compute InfoNCE with an explicit bank of unpaired negatives, shared by all rows.
 
     All vectors are L2-normalised here. With s the cosine divided by the temperature,
 

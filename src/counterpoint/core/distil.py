@@ -17,7 +17,7 @@ from counterpoint.core.world import over_group
 def kd(
     student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"], temperature: float = 4.0
 ) -> Float[Tensor, ""]:
-    """temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature)), the mean over the batch (Sec. 2).
+    """Compute temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature)), the batch's mean (Sec. 2).
 
     Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
 

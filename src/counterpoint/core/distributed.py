@@ -7,10 +7,10 @@ One convention: every process returns the loss of the *whole* batch as its value
 the gradient that one process with the whole batch would have. DistributedDataParallel and the engine take this mean. Without
 them, a process's own gradient of its rows is W times its share, W being the number of processes. Two ways there:
 
-    gather_rows, then a loss of the gathered rows on every process: simple, right for whatever can be written down, and
-        every process does all of the work;
-    batch_logsumexp and global_mean: each process sees its own rows against everybody's keys and averages over all.
-        The work is shared, and with `ring=True` so is the memory: blocks of keys travel from process to process.
+    gather_rows, then a loss of the gathered rows on every process: simple and correct for every loss, but every process
+        does all of the work;
+    batch_logsumexp and global_mean: each process has its own rows against the keys of all processes, and the mean is over
+        all rows. The work is shared, and with `ring=True` so is the memory: blocks of keys go from process to process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
-    """How many rows each process has, in rank order."""
+    """Return the number of rows of each process, in rank order."""
     if world()[1] == 1:
         return [rows]
     counts = [torch.zeros((), dtype=torch.long, device=device) for _ in range(world()[1])]
@@ -108,7 +108,7 @@ class _SumOwnRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """[n, ...] of every process -> [sum of n, ...] on all of them, in rank order, with gradients; n may differ.
+    """Gather [n, ...] of every process as [sum of n, ...] on all of them, in rank order, with gradients; n may differ.
 
     A mean loss computed on the gathered rows is the loss of the whole batch. Its gradient arrives summed over the
     processes, which the engine then divides by their number: the same gradients as one process would have.
@@ -126,7 +126,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def global_max(value: int, device: torch.device | str = "cpu") -> int:
-    """The largest of all processes' values."""
+    """Return the largest of all processes' values."""
     if world()[1] == 1:
         return value
     tensor = torch.tensor(value, device=device)
@@ -157,7 +157,7 @@ def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
 
 
 def mean_of_total(total: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
-    """All processes' totals over `count`, as `global_mean` has values: the gradient's mean over the processes is right."""
+    """Divide the sum of all processes' totals by `count`; the gradient follows `global_mean`, for a mean over processes."""
     return global_mean((total * (world()[1] / count))[None])
 
 
@@ -180,7 +180,7 @@ class Place(NamedTuple):
 
 
 def place(rows: int, device: torch.device | str = "cpu") -> Place:
-    """Where `rows` rows of this process stand among those of all, in rank order."""
+    """Return the position of this process's `rows` rows among those of all processes, in rank order."""
     counts = row_counts(rows, device)
     return Place(sum(counts[: world()[0]]), rows, sum(counts))
 
@@ -307,7 +307,7 @@ def batch_logsumexp_towards(
 def _against_all(
     query: Tensor, key: Tensor, rules: tuple[Rule, ...], columns: bool, target: Block | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """This process's rows against everybody's keys: log Z of both, and the rows' similarity under targets."""
+    """Compare this process's rows with all processes' keys: log Z of both, and the rows' similarity under targets."""
     here = place(len(query), query.device)
     own = place(len(key), key.device)
     everything = gather_rows(key)

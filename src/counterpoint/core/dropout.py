@@ -1,4 +1,4 @@
-"""Dropout whose mask is drawn 16 bits at a time on a CPU, where PyTorch draws a double for every entry."""
+"""Dropout with a faster mask: 16 random bits for each entry on a CPU, where PyTorch draws a double."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How far apart two modalities lie in a shared space, and how evenly each fills it: measures, two of them also losses.
+"""Measures of the gap between two modalities in a shared space, and of each one's uniformity; two are also losses.
 
-The terms of Wang and Isola (arXiv 2005.10242) within and across modalities, and what the paper on the contrastive gap
-(Fahim et al., arXiv 2405.18570) measures the gap by. `uniformity` and `cross_uniformity` are tensors with gradients, over
-the batch of all processes; the others are figures of plain arrays, numpy's or torch's.
+Two are the terms of Wang and Isola (arXiv 2005.10242), within and across modalities. The others are the measures of the
+paper on the contrastive gap (Fahim et al., arXiv 2405.18570). `uniformity` and `cross_uniformity` are tensors with
+gradients, over the batch of all processes. The others are numbers computed from plain arrays, numpy's or torch's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def uniformity(x: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tenso
 
 @full_precision
 def unit_uniformity(u: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tensor, ""]:
-    """`uniformity` of rows that are unit already (or zero)."""
+    """Compute `uniformity` of rows that are already unit rows (or zero)."""
     need_positive(sharpness=sharpness)
     total = place(len(u), u.device).total
     return u.sum() * 0 if total < 2 else _log_mean(u, None, total, sharpness)
@@ -82,7 +82,7 @@ def unit_uniformity(u: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[
 @over_group
 @full_precision
 def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tensor, ""]:
-    """Measure how far what does not belong together lies apart: log mean over i != j of exp(-sharpness |x~_i - y~_j|^2).
+    """Measure how far mismatched rows lie apart: log mean over i != j of exp(-sharpness |x~_i - y~_j|^2).
 
     Args:
         x, y: rows, normalised here; row i of x belongs to row i of y. For a row of zeros see `core.operands.unit`.
@@ -102,7 +102,7 @@ def cross_uniformity(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], sharp
 def unit_cross_uniformity(
     u: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"], sharpness: float = 2.0
 ) -> Float[Tensor, ""]:
-    """`cross_uniformity` of rows that are unit already (or zero)."""
+    """Compute `cross_uniformity` of rows that are already unit rows (or zero)."""
     need_positive(sharpness=sharpness)
     total = place(len(u), u.device).total
     return (u.sum() + v.sum()) * 0 if total < 2 else _log_mean(u, v, total, sharpness)
@@ -124,7 +124,7 @@ def _pairs(u: Any, v: Any) -> tuple[Tensor, Tensor]:
     u, v = _unit("u", u), _unit("v", v)
     need_alike("n dim", u=u, v=v)
     if len(u) < 2:
-        raise ValueError("u and v must hold at least 2 pairs: what lies apart cannot be told from one")
+        raise ValueError("u and v must hold at least 2 pairs: one pair does not show a gap")
     return u, v
 
 
@@ -153,14 +153,14 @@ def linear_separability(u: Any, v: Any, *, seed: int = 0) -> float:
 
 
 def explained_variance_ratios(x: Any) -> NDArray[np.float64]:
-    """Shares of the variance along the principal axes of the normalised rows, largest first; zeros when all are equal."""
+    """Compute the shares of variance along the normalised rows' principal axes, largest first; zeros if all rows are equal."""
     rows = _unit("x", x)
     energy = torch.linalg.svdvals(rows - rows.mean(0)).square()
     return np.asarray((energy / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)).numpy())
 
 
 def _spread(u: Tensor, v: Tensor | None = None) -> float:
-    """`uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process measures the whole set."""
+    """Compute `uniformity`, or with v `cross_uniformity`, of these unit rows alone: every process has the whole set."""
     other = u if v is None else v
     query, key = with_bias(
         4.0 * u, other, row=2 * row_is_zero(u).to(u.dtype), column=2 * row_is_zero(other).to(u.dtype)
@@ -170,7 +170,7 @@ def _spread(u: Tensor, v: Tensor | None = None) -> float:
 
 
 def gap_metrics(u: Any, v: Any) -> dict[str, float]:
-    """The measures of the gap between paired embeddings u (of images, say) and v (of texts), rows normalised here.
+    """Compute the measures of the gap between paired embeddings u (for instance images) and v (texts), normalised here.
 
     centroid_distance           |mean(u) - mean(v)|
     linear_separability         see there; 0.5 is no gap

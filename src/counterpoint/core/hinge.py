@@ -15,7 +15,9 @@ TILE = 2**20
 
 
 class Hinges(torch.autograd.Function):
-    """sum over i and j != i of max(0, margin - x_i . y_i + x_i . y_j), where row i of x belongs to row i + offset of y.
+    """The sum over i and j != i of max(0, margin - x_i . y_i + x_i . y_j).
+
+    Row i of x and row i + offset of y are a pair.
 
     Each hinge is linear on either side of its bend, so its gradient is known with its value. A tile of similarities
     gives its share of the value and of both gradients, and its memory is used again.

@@ -139,7 +139,7 @@ class Operands:
         return s
 
     def placed(self, tile: Tile) -> tuple[slice, slice]:
-        """Return the rows and columns of a tile in the larger matrix, of which this one may be a process's part."""
+        """Return the rows and columns of a tile in the larger matrix that this one may be a part of."""
         row, column = self.origin
         return (
             slice(tile.rows.start + row, tile.rows.stop + row),
@@ -445,8 +445,8 @@ class LogSumExp(torch.autograd.Function):
 class FixedKeys(torch.autograd.Function):
     """log Z of the rows where the keys have no gradient: two products, whatever the size of the matrix.
 
-    Then dq_i = a_i m_i with m_i = sum_j p_ij k_j, the mean key of row i under its softmax p_ij = d_ij exp(s_ij) / Z_i. The
-    arriving a_i is one factor of the whole row, so the forward pass can add up m while each tile is at hand.
+    Then dq_i = a_i m_i with m_i = sum_j p_ij k_j. This is the mean key of row i under its softmax p_ij = d_ij exp(s_ij) / Z_i.
+    The arriving a_i is one factor of the whole row. So the forward pass can sum m while it has each tile.
     """
 
     @staticmethod
@@ -530,7 +530,7 @@ def logsumexp(
     method: str = "auto",
     own: bool = False,
 ) -> Any:
-    """Check the operands, choose the way, and return log Z, log Y or None, T or None and, with `own`, the diagonal.
+    """Check the operands, choose the method, and return log Z, log Y or None, T or None; with `own` also the diagonal.
 
     The arguments are those of `core.contrast.pair_logsumexp` and `pair_logsumexp_towards`, errors too.
     """

@@ -1,4 +1,4 @@
-"""Masked words: which tokens are hidden, and what stands in their place (Devlin et al.: "BERT", arXiv 1810.04805)."""
+"""Masking of words for prediction (Devlin et al.: "BERT", arXiv 1810.04805)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_within, shapes
 
-IGNORED = -100  # the label of a token that is not to be predicted
+IGNORED = -100  # the label of a token that is not predicted
 
 
 class MaskedTokens(NamedTuple):
@@ -27,15 +27,15 @@ def mask_tokens(
     *,
     generator: torch.Generator | None = None,
 ) -> MaskedTokens:
-    """BERT's masking: of the tokens chosen 80 % become the mask token, 10 % a random one, 10 % stay.
+    """Mask tokens as BERT does: of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay.
 
     Args:
-        ids: token numbers; left as they are.
-        maskable: which may be chosen. ALBEF's are all but padding and the first token; the last one may be.
+        ids: token numbers; not changed.
+        maskable: True for tokens that may be chosen. ALBEF takes all but padding and the first token.
         mask_token: number of the mask token.
         vocabulary: random tokens are drawn from 0..vocabulary - 1.
-        probability: of each to be chosen.
-        generator: what to draw with, on the CPU; None: the default one.
+        probability: probability of each token to be chosen, 0..1.
+        generator: generator of the draws, on the CPU. Default: torch's own.
 
     Returns new numbers and labels: the old number where a token was chosen, -100 elsewhere. Raises ValueError for shapes
     that differ and a probability outside 0..1.

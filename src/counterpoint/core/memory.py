@@ -1,9 +1,9 @@
-"""What a loss remembers from step to step: a queue of keys, a row or a number per training example, class prototypes.
+"""The memory of a loss between steps: a queue of keys, a row or a number per training example, class prototypes.
 
-All of it is buffers of modules: it moves with `.to`, is saved in the state dict and resumed from it, and no optimiser sees
-it. Across processes every write gathers all processes' rows first, in rank order, so all hold the same memory, as long as
-they started from the same seed. Writes are in place: read before you write (`read` and `lookup` give copies, which a later
-backward pass may still need).
+All of it is buffers of modules. It moves with `.to`, the state dict saves and resumes it, and no optimiser changes it. Across
+processes every write first gathers all processes' rows, in rank order. So all processes hold the same memory if they
+started from the same seed. Writes are in place, so read before you write. (`read` and `lookup` return copies, which a
+later backward pass may still need.)
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from counterpoint.core.transforms import holds
 
 
 def unit_noise(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
-    """Normalised Gaussian rows, evenly spread over the sphere."""
+    """Draw normalised Gaussian rows, uniform on the sphere."""
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(rows, dim, generator=generator, device=generator.device), dim=1)
 
 
 def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
-    """Where each distinct value of `index` stands for the last time, so that a write with it has one defined result.
+    """Return the last position of each distinct value of `index`, so that a write has one defined result.
 
     >>> latest(torch.tensor([5, 2, 5, 7])).tolist()
     [1, 2, 3]
@@ -42,7 +42,7 @@ def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
 
 
 def moved(rows: Float[Tensor, "n dim"], values: Float[Tensor, "n dim"], momentum: float) -> Float[Tensor, "n dim"]:
-    """unit(momentum * rows + (1 - momentum) * values): the step of a moving average on the sphere."""
+    """Compute unit(momentum * rows + (1 - momentum) * values), the step of a moving average on the sphere."""
     return unit(torch.lerp(values.to(rows.dtype), rows, momentum)).to(rows.dtype)
 
 
@@ -53,7 +53,7 @@ def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
     for name, value in values.items():
         if value.shape[:1] != index.shape:
             raise ValueError(f"{name} must have a row for each index, got {shapes(index=index, **{name: value})}")
-    # A negative index would be read from the end without a word.
+    # A negative index would be read from the end without an error.
     if holds(((index < 0) | (index >= length)).any()):
         raise ValueError(f"index must lie in 0..{length - 1}, got {int(index.min())}..{int(index.max())}")
 
@@ -62,10 +62,10 @@ class Queue(nn.Module):
     """First-in-first-out queue of normalised keys (MoCo, arXiv 1911.05722, Sec. 3.2: the dictionary as a queue).
 
     Args:
-        length: how many keys it holds; it is always full, of normalised Gaussian noise in the beginning.
-        dim: their width.
-        seed: of the noise, a number or a generator; the same on every process.
-        owned: whether it remembers in `owner` whose keys it holds, -1 where nobody's.
+        length: number of keys; the queue is always full, at first of normalised Gaussian noise.
+        dim: width of a key.
+        seed: seed of the noise, a number or a generator; the same on every process.
+        owned: whether `owner` stores the example of each key, -1 for none.
 
     >>> queue = Queue(4, 2)
     >>> negatives = queue.read()            # of earlier batches
@@ -89,15 +89,15 @@ class Queue(nn.Module):
             self.register_buffer("owner", torch.full((length,), -1))
 
     def read(self) -> Float[Tensor, "length dim"]:
-        """All keys, a copy; in the order of the ring, not of age."""
+        """Return a copy of all keys, in the order of the ring, not of age."""
         return self.rows.clone()
 
     @torch.no_grad()
     def write(self, keys: Float[Tensor, "n dim"], owner: Int[Tensor, " n"] | None = None) -> None:
-        """Normalise the keys (of all processes) and put them over the oldest; an owned queue also notes whose they are.
+        """Normalise the keys (of all processes) and replace the oldest ones by them; an owned queue also stores their owners.
 
-        Any number of them: the ring need not be a multiple, and of more than the queue holds the last ones stay.
-        Raises ValueError for keys of another width, and for owners where none are kept or the other way round.
+        The number of keys is free: the length need not be a multiple of it, and of too many keys the last ones stay.
+        Raises ValueError for keys of another width, for owners without an owned queue, and for an owned queue without owners.
         """
         if (owner is not None) != self.owned:
             raise ValueError("owner goes with a queue made with owned=True, and only with that")
@@ -114,13 +114,13 @@ class Queue(nn.Module):
 
 
 class Bank(nn.Module):
-    """One unit row per training example, addressed by its position in the data set, moved towards what is new of it.
+    """One unit row per training example, addressed by its position in the data set; a moving average of its embeddings.
 
     Args:
         length: number of training examples.
         dim: width of a row; rows start as normalised Gaussian noise.
-        momentum: how much of the old row stays; 0 replaces it.
-        seed: of the noise, a number or a generator; the same on every process.
+        momentum: share of the old row that stays, 0..1; 0 replaces it.
+        seed: seed of the noise, a number or a generator; the same on every process.
 
     Source: the memory bank of instance discrimination (Wu et al., CVPR 2018, arXiv 1805.01978) and CRD (arXiv 1910.10699).
 
@@ -140,15 +140,15 @@ class Bank(nn.Module):
         self.register_buffer("rows", unit_noise(length, dim, seed))
 
     def lookup(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
-        """The rows of these examples, a copy. Raises ValueError for a position outside the bank."""
+        """Return a copy of the rows of these examples. Raises ValueError for a position outside the bank."""
         need_positions(index, len(self.rows))
         return self.rows[index]
 
     @torch.no_grad()
     def update(self, index: Int[Tensor, " n"], values: Float[Tensor, "n dim"]) -> None:
-        """rows[index] <- unit(momentum * rows[index] + (1 - momentum) * values), over all processes' examples.
+        """Set rows[index] <- unit(momentum * rows[index] + (1 - momentum) * values), over all processes' examples.
 
-        An example that comes twice in a batch is moved once, by the last of its values (in rank order across processes).
+        If an example occurs twice in a batch, only the last of its values counts (in rank order across processes).
         Raises ValueError for shapes that do not fit or a position outside the bank.
         """
         need_positions(index, len(self.rows), values=values)
@@ -176,13 +176,13 @@ class SampleState(nn.Module):
         self.register_buffer("values", torch.full((length,), initial, dtype=dtype))
 
     def lookup(self, index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The numbers of these examples, a copy. Raises ValueError for a position outside the data set."""
+        """Return a copy of the numbers of these examples. Raises ValueError for a position outside the data set."""
         need_positions(index, len(self.values))
         return self.values[index]
 
     @torch.no_grad()
     def update(self, index: Int[Tensor, " n"], value: Float[Tensor, " n"]) -> None:
-        """Set the numbers of these examples, of all processes; of an example that comes twice the last one counts.
+        """Set the numbers of these examples, of all processes. If an example occurs twice, its last number counts.
 
         Raises ValueError for shapes that do not fit or a position outside the data set.
         """
@@ -195,11 +195,11 @@ class SampleState(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """One unit row per class, the moving average of its examples; a class that was never seen is a row of zeros.
+    """One unit row per class, the moving average of its examples; a class without an example has a row of zeros.
 
     Args:
-        classes, dim: shape of `rows`. Copy into `rows` to start from something else, such as the centres of `kmeans`.
-        momentum: below 1; how much of a row stays when one example arrives.
+        classes, dim: shape of `rows`. Copy into `rows` to start from other values, such as the centres of `kmeans`.
+        momentum: share of a row that stays when one example arrives, 0 to below 1.
 
     Source: MoPro (Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995).
 
@@ -223,16 +223,16 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> None:
-        """For each example in batch order (of all processes, in rank order): row <- momentum row + (1 - momentum) feature.
+        """Set row <- momentum row + (1 - momentum) feature for each example in batch order (of all processes, in rank order).
 
-        Rows are normalised once, at the end; those of other classes stay as they are. Raises ValueError for shapes that
+        Rows are normalised once, at the end; those of other classes stay unchanged. Raises ValueError for shapes that
         do not fit or a label that is no class.
         """
         need_positions(labels, len(self.rows), features=features)
         if features.shape[1:] != self.rows.shape[1:]:
             raise ValueError(f"features must be [n, {self.rows.shape[1]}], got {list(features.shape)}")
         features, labels = gather_rows(features.detach()).to(self.rows.dtype), gather_rows(labels.long())
-        # The j-th from last of a class has decayed j times since it came in: all steps at once.
+        # The j-th from last example of a class has decayed j times: all steps at once.
         order = labels.argsort(stable=True)
         classes, place, counts = labels[order].unique_consecutive(return_inverse=True, return_counts=True)
         age = counts.cumsum(0)[place] - 1 - torch.arange(len(labels), device=labels.device)
@@ -250,9 +250,16 @@ class Clusters(NamedTuple):
 def kmeans(
     features: Float[Tensor, "n dim"], k: int, seed: int = 0, *, library: Literal["sklearn", "faiss"] = "sklearn"
 ) -> Clusters:
-    """k-means by scikit-learn, or by faiss where that is installed and asked for (faster on millions of rows).
+    """Cluster rows with k-means by scikit-learn, or by faiss (faster on millions of rows).
 
-    The two find different clusters of the same data, so which is used never depends on what happens to be installed.
+    The two libraries find different clusters of the same data. So the choice never depends on the installed packages.
+
+    Args:
+        features: [n, dim] rows.
+        k: number of clusters, at most n.
+        seed: seed of the initial centres.
+        library: sklearn, or faiss, which must be installed.
+
     Raises ValueError for fewer rows than clusters and for features that are not finite, ImportError without faiss.
 
     >>> kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2).centers.sort(0).values.squeeze(1)

@@ -12,7 +12,7 @@ from counterpoint.core.transforms import need_fixed
 
 
 def topk_count(seq_len: Int[Tensor, " bags"], divisor: int = 16) -> Int[Tensor, " bags"]:
-    """How many of a bag's snippets count as its top: floor(n / divisor) + 1."""
+    """Return the number of top snippets of each bag: floor(n / divisor) + 1."""
     return seq_len // divisor + 1
 
 
@@ -23,10 +23,10 @@ def extreme_snippets(
     *,
     largest: bool,
 ) -> tuple[Int[Tensor, "bags most"], Bool[Tensor, "bags most"]]:
-    """Where each bag's `count` largest (or smallest) scores stand among its first `seq_len` snippets.
+    """Select each bag's `count` largest (or smallest) scores among its first `seq_len` snippets.
 
-    Returns the indices [bags, max(count)] and a mask of the same shape that is False in the slots beyond a bag's own
-    count. Selection uses values only; gather what you select from with the indices to let gradients through.
+    Returns the indices [bags, max(count)] and a mask of the same shape. The mask is False in slots beyond a bag's count.
+    Selection uses only values; gather with the indices to let gradients flow.
 
     Raises ValueError for a bag without snippets or one whose count exceeds its length.
     """
@@ -36,7 +36,7 @@ def extreme_snippets(
     if bool((seq_len < 1).any()) or bool((seq_len > score.shape[1]).any()):
         raise ValueError(f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}")
     if bool((count > seq_len).any()):
-        raise ValueError("a bag has fewer snippets than are to be selected from it")
+        raise ValueError("count exceeds seq_len: a bag has fewer snippets than its count")
     hidden = -torch.inf if largest else torch.inf
     most = int(count.max()) if len(count) else 0
     index = score.detach().masked_fill(~valid, hidden).topk(most, dim=1, largest=largest).indices
@@ -47,7 +47,7 @@ def extreme_snippets(
 def topk_mil_pool(
     logits: Float[Tensor, "bags time"], seq_len: Int[Tensor, " bags"], *, divisor: int = 16
 ) -> Float[Tensor, " bags"]:
-    """Bag probability: sigmoid of the mean of the k = floor(n / divisor) + 1 largest logits among the first n.
+    """Compute bag probabilities: sigmoid of the mean of the k = floor(n / divisor) + 1 largest logits among the first n.
 
     Args:
         logits: one per snippet; those beyond `seq_len` are padding and ignored.
@@ -65,8 +65,8 @@ def topk_mil_pool(
 
 
 def sequence_lengths(features: Float[Tensor, "bags time dim"]) -> Int[Tensor, " bags"]:
-    """Length of zero-padded sequences: the number of rows with any entry other than zero.
+    """Compute the length of zero-padded sequences: the number of rows with any entry other than zero.
 
-    A row that is truly all zero inside a sequence shortens it by one (as in the published code this follows).
+    An all-zero row inside a sequence shortens it by one, as in the published code.
     """
     return (features.abs().amax(dim=2) > 0).sum(dim=1)

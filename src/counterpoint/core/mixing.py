@@ -1,8 +1,11 @@
-"""Mixtures of a batch with itself, of inputs, of hidden layers, of embeddings, and the targets that go with them.
+"""Mixtures of a batch with itself (inputs, hidden layers or embeddings), and their targets.
 
-x~_i = lam_i x_i + (1 - lam_i) x_perm(i), lam ~ Beta(alpha, alpha): mixup (Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018, arXiv
-1710.09412) on inputs, manifold mixup (Verma et al., ICML 2019, arXiv 1806.05236) on hidden layers. CutMix (Yun et al., ICCV
-2019, arXiv 1905.04899) pastes a box of one image into another, lam the share that is left.
+x~_i = lam_i x_i + (1 - lam_i) x_perm(i), lam ~ Beta(alpha, alpha).
+
+    mixup            on inputs (Zhang, Cisse, Dauphin, Lopez-Paz, ICLR 2018, arXiv 1710.09412)
+    manifold mixup   on hidden layers (Verma et al., ICML 2019, arXiv 1806.05236)
+    CutMix           pastes a box of one image into another; lam is the share that remains (Yun et al., ICCV 2019, arXiv
+                     1905.04899)
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from counterpoint.core.precision import full_precision, wide
 
 
 class Mix(NamedTuple):
-    """Who is mixed with whom, and how much of each row is its own."""
+    """The partner of each row, and each row's own share."""
 
     permutation: Int[Tensor, " n"]
     lam: Float[Tensor, " n"]
@@ -36,12 +39,14 @@ def draw_mix(
     per_sample: bool = False,
     probability: float = 1.0,
 ) -> Mix:
-    """A random permutation of n rows and lam ~ Beta(alpha, alpha), one for the batch or, `per_sample`, one for each row.
+    """Draw a random permutation of n rows and lam ~ Beta(alpha, alpha).
 
     Args:
-        alpha: both parameters of the distribution, or a pair of them; 0 mixes nothing (lam = 1).
-        generator: the one source of randomness; draws come on its device.
-        probability: with which lam is drawn at all; otherwise it is 1.
+        n: number of rows.
+        alpha: both parameters of the distribution, or a pair of them; 0 does not mix (lam = 1).
+        generator: the only source of randomness; results are on its device.
+        per_sample: draw one lam for each row. Default: one for the batch.
+        probability: probability, 0..1, that lam is drawn; otherwise it is 1.
 
     Raises ValueError for a negative n or alpha and a probability outside 0..1.
 
@@ -76,13 +81,14 @@ def _need_permutation(permutation: Tensor, n: int) -> None:
 
 
 def mix(x: Float[Tensor, "n ..."], permutation: Int[Tensor, " n"], lam: float | Tensor) -> Float[Tensor, "n ..."]:
-    """lam_i x_i + (1 - lam_i) x_permutation(i), with gradients to both; not normalised again.
+    """Compute lam_i x_i + (1 - lam_i) x_permutation(i), with gradients to both; not normalised again.
 
     Args:
-        x: anything with a row per example: images, hidden layers, embeddings, soft labels.
-        lam: one number, or one per row [n]; 1 leaves a row as it is.
+        x: one row per example: images, hidden layers, embeddings, soft labels.
+        permutation: [n] partner of each row.
+        lam: one number, or one per row [n]; 1 leaves a row unchanged.
 
-    Raises ValueError for shapes that do not fit and for whole numbers, whose mixture would be cut.
+    Raises ValueError for shapes that do not fit and for whole numbers, whose mixture would be rounded.
 
     >>> mix(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75)
     tensor([[1.],
@@ -97,7 +103,7 @@ def mix(x: Float[Tensor, "n ..."], permutation: Int[Tensor, " n"], lam: float | 
 
 @contextmanager
 def mixing_at(module: nn.Module, permutation: Int[Tensor, " n"], lam: float | Tensor) -> Iterator[None]:
-    """Mix what `module` puts out, while in the `with` block: manifold mixup at any layer of any network.
+    """Mix the output of `module` inside the `with` block: manifold mixup at any layer of any network.
 
     >>> layer = nn.Identity()
     >>> with mixing_at(layer, torch.tensor([1, 0]), 0.75):
@@ -116,12 +122,13 @@ def mixing_at(module: nn.Module, permutation: Int[Tensor, " n"], lam: float | Te
 def mixed_targets(
     permutation: Int[Tensor, " n"], lam: float | Tensor, *, accumulate: bool = True
 ) -> Float[Tensor, "n n"]:
-    """Soft targets of mixed rows among the unmixed: row i has lam_i at i and 1 - lam_i at permutation(i).
+    """Make soft targets of mixed rows among the unmixed ones: row i has lam_i at i and 1 - lam_i at permutation(i).
 
     Args:
-        lam: one number, or one per row; their dtype is the result's.
-        accumulate: where permutation(i) = i, both add up to 1; False: the second replaces the first (as published code
-            of M3CoL has it, arXiv 2409.17777), and the row sums to 1 - lam_i.
+        permutation: [n] partner of each row.
+        lam: one number, or one per row; its dtype is the result's.
+        accumulate: where permutation(i) = i, both add up to 1. False: the second replaces the first, as in the published
+            code of M3CoL (arXiv 2409.17777), and the row sums to 1 - lam_i.
 
     >>> mixed_targets(torch.tensor([1, 0, 2]), torch.tensor([0.75, 0.5, 0.25]))
     tensor([[0.7500, 0.2500, 0.0000],
@@ -143,10 +150,12 @@ def mix_labels(
     lam: float | Tensor,
     classes: int | None = None,
 ) -> Float[Tensor, "n classes"]:
-    """Labels of mixed rows, as probabilities for `torch.nn.functional.cross_entropy`.
+    """Make labels of mixed rows, as probabilities for `torch.nn.functional.cross_entropy`.
 
     Args:
-        labels: class numbers (then say how many `classes`) or probabilities.
+        labels: class numbers (then pass `classes`) or probabilities.
+        permutation, lam: as of `mix`.
+        classes: number of classes; only for class numbers.
 
     >>> mix_labels(torch.tensor([0, 2]), torch.tensor([1, 0]), 0.75, classes=3)
     tensor([[0.7500, 0.0000, 0.2500],
@@ -161,7 +170,7 @@ def mix_labels(
 
 
 class Boxes(NamedTuple):
-    """Where to paste, in pixels, ends not included, and the share of each image that is left."""
+    """The boxes to paste, in pixels, ends not included, and the share of each image that remains."""
 
     top: Int[Tensor, " n"]
     left: Int[Tensor, " n"]
@@ -171,10 +180,10 @@ class Boxes(NamedTuple):
 
 
 def cutmix_boxes(height: int, width: int, lam: Float[Tensor, " n"], generator: torch.Generator) -> Boxes:
-    """Boxes of (1 - lam) of an image's area around a uniform centre, cut at its edges (CutMix, Eq. 2).
+    """Draw boxes of (1 - lam) of an image's area around a uniform centre, cut at its edges (CutMix, Eq. 2).
 
-    Sides are sqrt(1 - lam) of the image's, rounded down. Where an edge cuts a box, lam grows to the share really left.
-    Rows with equal lam (one for the batch) still get boxes of their own.
+    Sides are sqrt(1 - lam) of the image's, rounded down. Where an edge cuts a box, lam grows to the share that remains.
+    Rows with equal lam (one for the batch) still get different boxes.
 
     >>> cutmix_boxes(8, 8, torch.tensor([0.75, 1.0]), torch.Generator().manual_seed(0)).lam[1]
     tensor(1.)

@@ -1,6 +1,6 @@
 """Operands of a comparison: length of their rows, temperature and biases, and their similarity with their positives.
 
-What the kernel does not do because it composes outside, with autograd's own gradients:
+These operations compose outside the kernel, with autograd's own gradients:
 
     temperature      scale the query (`scaled`): a number, a learnable scalar or one per row
     additive bias    one more column on both sides (`with_bias`): per row, per key, or both; log w_j weighs key j
@@ -50,9 +50,9 @@ class _Unit(torch.autograd.Function):
 def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*rows dim"]:
     """Divide every row by its Euclidean length, as torch.nn.functional.normalize does, in float32 at least.
 
-    A row of zeros, and in all functions that normalise, has this one meaning: it stays a row of zeros. Its cosine with
-    every row is 0, its distance from a unit row is 1, and its gradient is that which arrives divided by `EPS` (1e-12),
-    once. Rows shorter than `EPS` are divided by `EPS`.
+    A row of zeros stays a row of zeros, in all functions that normalise. Its cosine with every row is 0, and its distance
+    from a unit row is 1. Its gradient is the arriving gradient divided once by `EPS` (1e-12). Rows shorter than `EPS` are
+    divided by `EPS`.
 
     Args:
         x: rows of any number, of any floating type.
@@ -69,20 +69,20 @@ def unit(x: Float[Tensor, "*rows dim"], scale: float = 1.0) -> Float[Tensor, "*r
 
 
 def _composed_unit(x: Tensor, scale: float) -> Tensor:
-    """`unit` of PyTorch's own operations, with derivatives of any order; those of a row of zeros are finite too."""
+    """Compute `unit` with PyTorch's own operations, for derivatives of any order; for a row of zeros they are finite too."""
     short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) <= EPS
     length = torch.linalg.vector_norm(torch.where(short, 1.0, x), dim=-1, keepdim=True)
     return x / (torch.where(short, EPS, length) / scale)
 
 
 def _stretched(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """x at its new length, and its old one."""
+    """Return x at its new length, and its old length."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPS)
     return x / (length / scale), length
 
 
 def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, ...]) -> Float[Tensor, "rows dim"]:
-    """query / temperature for a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
+    """Divide query by a number, a (learnable) scalar or one temperature per row [rows]; in float32 at least.
 
     With `key=None` both sides are the query: divide by the square root of the temperature instead.
     """
@@ -99,9 +99,9 @@ def with_bias(
     row: Float[Tensor, " rows"] | None = None,
     column: Float[Tensor, " columns"] | None = None,
 ) -> tuple[Float[Tensor, "rows wider"], Float[Tensor, "columns wider"]]:
-    """Operands whose similarities are q_i . k_j + row_i + column_j, with gradients to the biases.
+    """Make operands whose similarities are q_i . k_j + row_i + column_j, with gradients to the biases.
 
-    column = log w weighs key j by w_j in every row's denominator (w_j = 0: use a rule, log 0 is not a number to multiply).
+    column = log w weights key j by w_j in every row's denominator. (For w_j = 0 use a rule, because log 0 is not finite.)
     """
     left, right = [wide(query)], [wide(key)]
     one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)

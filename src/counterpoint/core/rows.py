@@ -19,8 +19,8 @@ def distinct_rows(x: Float[Tensor, "n dim"]) -> tuple[Int[Tensor, " distinct"], 
     Args:
         x: float32 or float64 rows; 0 and -0 are equal, and so are two NaN of the same bits.
 
-    Returns the position of each distinct row's first occurrence, in ascending order, and for each row the number of its
-    distinct row: `x[first][number]` equals `x`. Time O(n dim + n log n).
+    Returns the position of each distinct row's first occurrence, in ascending order. Returns also, for each row, the
+    number of its distinct row: `x[first][number]` equals `x`. Time O(n dim + n log n).
 
     >>> first, number = distinct_rows(torch.tensor([[1.0], [2.0], [1.0]]))
     >>> first.tolist(), number.tolist()
@@ -43,7 +43,7 @@ def distinct_rows(x: Float[Tensor, "n dim"]) -> tuple[Int[Tensor, " distinct"], 
 
 
 def _first_occurrences(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " n"]]:
-    """Positions of first occurrences, ascending, and for each value the number of its own among them."""
+    """Return the positions of first occurrences, ascending, and for each value the number of its first occurrence."""
     names, number = values.unique(return_inverse=True)
     first = torch.full((len(names),), len(values)).scatter_reduce_(0, number, torch.arange(len(values)), "amin")
     order = first.argsort()
@@ -63,7 +63,7 @@ class Keys:
         self.number = None if len(first) == len(rows) else number
 
     def products(self, query: Float[Tensor, "n dim"]) -> Float[Tensor, "n m"]:
-        """Dot products of queries with all rows."""
+        """Compute the dot products of queries with all rows."""
         found = query @ self.rows.T
         return found if self.number is None else found[:, self.number]
 

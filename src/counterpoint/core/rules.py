@@ -1,4 +1,4 @@
-"""What the kernel asks about a tile: which pairs are excluded, and which targets they have.
+"""The excluded pairs of a tile, and the targets of its pairs, for the kernel.
 
 A rule excludes pairs from the sums over a row or a column:
 
@@ -19,13 +19,13 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# A function of the rows and columns of a tile in the whole matrix that returns a number for each of its pairs.
+# A function of a tile's rows and columns in the whole matrix; it returns a number for each pair.
 Block = Callable[[slice, slice], Tensor]
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """Which pairs have no place in the denominator, told tile by tile."""
+    """A rule that masks pairs out of the denominator, one tile at a time."""
 
     @property
     def symmetric(self) -> bool:

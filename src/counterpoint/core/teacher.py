@@ -1,4 +1,4 @@
-"""Teachers that are moving averages of networks, and the schedules of how slowly they move and how much they count."""
+"""Teachers that are moving averages of networks, and schedules of their momentum and weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from counterpoint.core.checks import need_within
 
 
 def cosine_momentum(step: int, total: int, base: float) -> float:
-    """Momentum that rises from `base` at step 0 to 1 at step `total` on half a cosine.
+    """Compute a momentum that rises from `base` at step 0 to 1 at step `total` on half a cosine.
 
     m = 1 + (base - 1) (1 + cos(pi step / total)) / 2   (BYOL, arXiv 2006.07733, Sec. 3.3)
     """
@@ -24,7 +24,7 @@ def cosine_momentum(step: int, total: int, base: float) -> float:
 
 
 def ramped_momentum(step: int, limit: float = 0.999) -> float:
-    """Momentum of a plain mean of all students so far, until it reaches `limit`: min(1 - 1/(step + 1), limit).
+    """Compute the momentum of a plain mean of all students so far, at most `limit`: min(1 - 1/(step + 1), limit).
 
     Step 0 copies the student. (Mean teacher, arXiv 1703.01780; the ramp is that of the authors' code.)
 
@@ -53,7 +53,7 @@ def sigmoid_ramp(epoch: float, length: float, maximum: float = 1.0) -> float:
 
 @torch.no_grad()
 def blend(target: Mapping[str, Tensor], source: Mapping[str, Tensor], momentum: float) -> None:
-    """target[name] <- momentum * target[name] + (1 - momentum) * source[name], in place, for every name in both.
+    """Set target[name] <- momentum * target[name] + (1 - momentum) * source[name], in place, for every name in both.
 
     Raises ValueError when the shapes under a name differ, or when no name is shared.
     """
@@ -76,11 +76,11 @@ class EMATeacher(nn.Module):
     """A copy of a network that no gradient reaches and that follows it slowly: theta' <- m theta' + (1 - m) theta.
 
     Args:
-        student: the network to copy; it is left as it is.
-        buffers: what becomes of running statistics and counters. "own": the teacher keeps those that its own forward passes
-            make (MoCo, BYOL, mean teacher). "copy": `update` copies the student's, whole numbers included.
-        mode: "train": the teacher is in training mode when the module it belongs to is, as those methods have it;
-            "eval": never, so dropout is off and normalisation uses the running statistics (then copy the buffers).
+        student: the network to copy; it is not changed.
+        buffers: treatment of running statistics and counters. "own": the teacher keeps those of its own forward passes
+            (MoCo, BYOL, mean teacher). "copy": `update` copies the student's, whole numbers included.
+        mode: "train": the teacher is in training mode when its parent module is, as in those methods. "eval": it never is.
+            Then dropout is off and normalisation uses the running statistics (so copy the buffers).
 
     Calling it calls the copy, without gradient. Its state dict is the copy's under the prefix `module.`.
 

@@ -1,8 +1,8 @@
-"""Rules for what looks at a function from outside: second derivatives, torch.func, vmap and torch.compile.
+"""Rules for transforms of a function: second derivatives, torch.func, vmap and torch.compile.
 
-A blockwise function has one gradient, made by hand. `once` refuses to differentiate that gradient again. `traced` says when
-a transform records the operations, so that the function takes the way made of PyTorch's own operations. `holds` reads a
-condition only where its value exists: vmap and torch.compile have none.
+A blockwise function has one hand-written gradient. `once` refuses to differentiate that gradient again. `traced` tells whether a
+transform records the operations; then the function uses PyTorch's own operations. `holds` reads a condition only where its
+value exists: under vmap and torch.compile it does not.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 def traced() -> bool:
-    """Whether torch.compile or a transform of torch.func records what is computed."""
+    """Return whether torch.compile or a transform of torch.func records the operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def hidden(tensor: Tensor) -> bool:
-    """Whether the values of this tensor cannot be read: torch.compile has none yet, vmap has many."""
+    """Return whether the values of this tensor cannot be read: torch.compile has none yet, vmap has many."""
     return torch.compiler.is_compiling() or mapped(tensor)
 
 
 def mapped(tensor: Tensor) -> bool:
-    """Whether vmap holds many values in place of this tensor."""
+    """Return whether vmap holds many values in place of this tensor."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return False
     functorch = torch._C._functorch

@@ -32,8 +32,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor], slug: str) -> None:
 def read_weights(path: Path, slug: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a PyTorch file that holds tensors only.
 
-    Raises RunError for a missing or damaged file, one marked as another system's, and a pickle that would run code
-    (only `weights_only` loading is ever done).
+    Raises RunError for a missing or damaged file and for a file of another system. Raises it too for a pickle that would run
+    code: files are loaded only with `weights_only`.
     """
     from safetensors import SafetensorError, safe_open
 

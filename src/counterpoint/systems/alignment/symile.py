@@ -211,7 +211,7 @@ def _combined(reps: list[Tensor], scale: float | Tensor) -> list[Tensor]:
 
 
 def _matrix(rows: Tensor, left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute log Z of each of `rows`, and log Z [others, n] of the others, over all combinations with the others' rows."""
+    """Compute log Z of each of `rows`, and log Z [others, n] of the others, over all combinations of rows."""
     n = len(right[0])
     keys = _outer(right)
     at_once = max(1, BLOCK // (n ** len(left) * keys.shape[1]))
