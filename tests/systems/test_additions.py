@@ -313,7 +313,7 @@ def test_additions_stack() -> None:
 def test_what_does_not_fit_is_said() -> None:
     for slug, said in (
         ("byol+mochi", "does not go over byol"),
-        ("simclr+moco-v2", "not an addition"),
+        ("simclr+moco-v2", "it is no addition"),
         ("simclr+mochi+mochi", "already"),
         ("simclr+mochi+dcl", "leave mochi of simclr.mochi without effect"),
         ("simclr+hallucinator+isogclr", "leave hallucinator"),
