@@ -417,7 +417,7 @@ def test_options_that_make_no_sense_are_refused_without_question_marks(options, 
 
 def test_messages_are_put_in_the_words_of_python():
     assert plain("use --batch-size 3, or ?valid=0.2") == "use batch_size 3, or valid=0.2"
-    kept = "go on with it first: counterpoint train --resume runs/x"
+    kept = "finish it first: counterpoint train --resume runs/x"
     assert plain(kept) == kept
 
 
