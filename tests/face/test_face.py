@@ -267,7 +267,7 @@ def test_a_place_without_the_name_of_a_source_is_refused_with_the_ways_to_read_i
         ({"texts": ["a"]}, "has no modality for texts"),
         ({"images": "a.png"}, "give a list of items, even for one item; got a str"),
         ({"images": ["gone.png"]}, "gone.png: no such file"),
-        ({"images": [torch.full((3, 12, 12), -1.0)]}, "take Normalize out"),
+        ({"images": [torch.full((3, 12, 12), -1.0)]}, "remove Normalize"),
         ({"images": [np.zeros((12, 12, 7), np.uint8)]}, "an image is uint8"),
     ],
 )
