@@ -3,8 +3,6 @@
     python tools/prose.py                  every file of src/, tests/ and docs/, README.md and its neighbours
     python tools/prose.py src/counterpoint/core docs/guides
     python tools/prose.py --count          findings per rule and folder
-    python tools/prose.py --check          fail only where a file has more findings than tools/prose-left.txt allows it
-    python tools/prose.py --record         write that file anew: allowances can only fall
 
 Rules, by the names that a finding starts with:
 
@@ -31,8 +29,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLACES = ("src", "tests", "tools", "benchmarks", "docs", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 LONGEST = 20
-LEFT = Path(__file__).parent / "prose-left.txt"
-HEAD = "# Findings of tools/prose.py that a file may still have. They only fall: python tools/prose.py --record\n"
 PHRASES = {
     r"\b(is|are|was|were|be|been|being) (said|told)\b": "say who reports, returns or computes it",
     r"\bput(s|ting)? up with\b": "accept, or tolerate up to a number",
@@ -176,45 +172,25 @@ def files(places: list[str]) -> Iterator[Path]:
         yield from found
 
 
-def allowances() -> dict[str, int]:
-    """Return how many findings each file may still have: those it had when the check began, or fewer."""
-    lines = LEFT.read_text(encoding="utf-8").splitlines() if LEFT.is_file() else []
-    return {path: int(number) for number, path in (line.split(maxsplit=1) for line in lines if line[:1].isdigit())}
-
-
 def main() -> int:
-    """Print what breaks a rule; return 1 where anything does, or with `--check` where a file got worse."""
+    """Print what breaks a rule; return 1 where anything does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", nargs="*", default=list(PLACES), help="files and folders, from the project's root")
     parser.add_argument("--count", action="store_true", help="only count, by rule and folder")
-    parser.add_argument("--check", action="store_true", help="fail only where a file got worse")
-    parser.add_argument("--record", action="store_true", help="write tools/prose-left.txt anew")
     options = parser.parse_args()
-    found: dict[str, list[str]] = {}
     count: Counter[tuple[str, str]] = Counter()
     for path in files(options.places):
         where = path.relative_to(ROOT)
         for text in texts(path):
             for rule, line, what in findings(text):
                 count[rule, str(where.parent)] += 1
-                found.setdefault(str(where), []).append(f"{where}:{line}: {rule}: {what}")
+                if not options.count:
+                    print(f"{where}:{line}: {rule}: {what}")
     if options.count:
         for (rule, folder), number in sorted(count.items()):
             print(f"{number:5} {rule:10} {folder}")
-    allowed = allowances()
-    if options.record:
-        kept = {path: min(len(rows), allowed.get(path, len(rows))) for path, rows in sorted(found.items())}
-        LEFT.write_text(HEAD + "".join(f"{number} {path}\n" for path, number in kept.items()), encoding="utf-8")
-        print(f"{sum(kept.values())} findings may stay in {len(kept)} files")
-        return 0
-    worse = {path: rows for path, rows in found.items() if not options.check or len(rows) > allowed.get(path, 0)}
-    if not options.count:
-        for path, rows in worse.items():
-            print("\n".join(rows))
-            if options.check:
-                print(f"{path}: {len(rows)} findings, {allowed.get(path, 0)} may stay: mend what you added")
     print(f"{sum(count.values())} findings", file=sys.stderr)
-    return int(bool(worse))
+    return int(bool(count))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from counterpoint.systems.settings import with_settings
 
 
 def learner_of(slug: str, arm: str, modalities: str) -> Any:
-    """A learner with the settings of an arm of the claim, for vectors of 5 numbers."""
+    """Build a learner with the settings of an arm of the claim, for vectors of 5 numbers."""
     claim, system = of_system(slug), catalog.load_system(slug)
     settings = {**claim.setting, **claim.arms[arm]}
     config = with_settings(system.config(), settings)

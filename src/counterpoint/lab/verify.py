@@ -192,7 +192,7 @@ def verify(
 
 
 def earlier_variants(protocol: Protocol, folder: Path) -> dict[str, Any]:
-    """Return the variants of the record in a folder that the protocol still has, with the commit of their own figures."""
+    """Return the variants of a recorded claim that the protocol still has. Each names the commit of its own figures."""
     file = folder / f"{protocol.slug}.json"
     record = json.loads(file.read_text()) if file.is_file() else {}
     return {
