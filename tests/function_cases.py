@@ -301,5 +301,5 @@ OTHERS = {
     "bags:fit_length": "moves values",
     "bags:frame_ap": "a measure",
     "bags:frame_ap_step": "a measure",
-    "measures:tolerance": "a measure",
+    "geometry:tolerance": "a measure",
 }

@@ -298,7 +298,7 @@ def test_the_command_names_its_run_skips_others_and_warns(run_of_clips, clip, tm
     assert "skipped the newer run runs/views: it is a run of" in err
     assert "skipped the newer run runs/features: it was trained on features made elsewhere" in err
     assert "skipped the newer run runs/damaged: it is damaged" in err
-    assert "warning: the features (light and logmel) are not trained" in err
+    assert "warning: the features (light and logmel) are fixed statistics" in err
     assert "warning: scores are not calibrated" in err
     assert "scores are not calibrated" in (tmp_path / "detection.html").read_text()
 

@@ -245,7 +245,7 @@ def test_digits_keep_their_split_at_every_size():
     assert {image.tobytes() for image in few.train.pixels} <= known
     assert not {image.tobytes() for image in few.test.pixels} & known
     assert data.load("digits?size=8&train=60").bank is None
-    with pytest.raises(DataError, match="labelled is 2 to"):
+    with pytest.raises(DataError, match="labelled must be 2 to"):
         data.load("digits?size=8&labelled=1")
     # Nearest class means tell them apart: pictures and labels belong together.
     x, y = found.train.pixels.reshape(1295, -1).astype(float), found.train.labels
@@ -276,7 +276,7 @@ def test_cifar10_reads_the_standard_download(tmp_path, monkeypatch):
         (folder / name).write_bytes(pickle.dumps({"data": np.full((2, 3072), n, np.uint8), "labels": [n, n]}))
     (folder / "test_batch").write_bytes(pickle.dumps({"data": np.full((3, 3072), 9, np.uint8), "labels": [7, 8, 9]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    with pytest.raises(DataError, match="no CIFAR-10 there"):  # not the files whose sums torchvision knows
+    with pytest.raises(DataError, match="holds no CIFAR-10"):  # not the files whose sums torchvision knows
         data.load(f"cifar10:{tmp_path}")
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(CIFAR10, "_load_meta", lambda self: None)

@@ -500,7 +500,7 @@ def test_what_is_saved_goes_on_as_if_nothing_had_happened():
         ({"use_itc": False, "use_itm": False, "use_mlm": False}, "turn on at least one"),
         ({"width": 15}, r"width \(15\) must be a multiple of heads"),
         ({"fusion_layers": 0}, "fusion_layers must be at least 1"),
-        ({"dropout": 1.0}, "dropout must be at least 0"),
+        ({"dropout": 1.0}, "dropout must lie in 0..1"),
         ({"rerank": -1}, "must not be negative"),
     ],
 )

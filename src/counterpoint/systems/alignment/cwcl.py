@@ -107,7 +107,10 @@ def cwcl_terms(
     row_feat: Float[Tensor, "n row_frozen_dim"] | None = None,
     sharpness: float = 1.0,
 ) -> CWCLTerms:
-    """Compute both directions of `cwcl` separately. Arguments and errors are those of `cwcl`."""
+    """Compute both directions of `cwcl` separately.
+
+    Arguments and errors are those of `cwcl`: `log_scale` is log(1 / temperature).
+    """
     need_alike("n dim", row_embed=row_embed, col_embed=col_embed)
     need_within(0, 100, sharpness=sharpness)  # above 100, weights of 1/2 underflow in float32
     need_positive(sharpness=sharpness)
