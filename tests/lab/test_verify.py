@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -309,3 +310,11 @@ def test_real_arms_differ_by_seed_and_repeat(tmp_path):
     assert first == run(1)
     assert 0 < first["av_ap"] < 1
     assert first["data"] != run(2)["data"]
+
+
+def test_a_set_read_from_the_cache_has_the_digest_of_the_set_that_was_built(tmp_path):
+    built = np.arange(12.0).reshape(3, 4)
+    np.save(tmp_path / "rows.npy", built)
+    read = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert runner.digest_of(SimpleNamespace(train=built)) == runner.digest_of(SimpleNamespace(train=read))
+    assert runner.digest_of(SimpleNamespace(train=built)) != runner.digest_of(SimpleNamespace(train=built + 1))

@@ -86,7 +86,7 @@ def digest_of(source: Any) -> str | None:
     import joblib
 
     try:
-        return str(joblib.hash(source.train))
+        return str(joblib.hash(source.train, coerce_mmap=True))  # a set read from the cache is the set that was built
     except Exception:  # the split may be of any class, and pickling may raise any exception
         return None
 
