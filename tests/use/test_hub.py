@@ -145,7 +145,10 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
     ("spoil", "said"),
     [
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
-        (lambda folder: (folder / "config.json").write_text('{"library_name": "other"}'), "names the library other"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"library_name": "other"}'),
+            "the library_name in its config.json is 'other'",
+        ),
         (lambda folder: (folder / "config.json").write_text('{"library_name": "counterpoint"}'), "names no system"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 20), "model.safetensors"),

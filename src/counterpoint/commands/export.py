@@ -30,6 +30,6 @@ def main(
     """
     from counterpoint.face.functions import load
 
-    for made in load(run).export(out, format=format, modality=modality):  # type: ignore[arg-type]
+    for made in load(run).export(out, format=format, modality=modality):
         say(f"{made.modality}: {made.path}   inputs {', '.join(made.inputs)}; largest difference {made.difference:.1e}")
     return 0

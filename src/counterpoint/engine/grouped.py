@@ -44,10 +44,10 @@ def grouped_batches(
         raise ValueError(f"labels must be numbers from 0 on, got {labels.min()}")
     # One sort finds the members of all groups: the number of groups may be a power of the number of clusters.
     by_group = np.split(labels.argsort(kind="stable"), np.bincount(labels).cumsum()[:-1])
-    nobody = np.empty(0, np.int64)
+    empty = np.empty(0, np.int64)
     lists: list[list[int]] = []
     for group, order in enumerate(permutations):
-        members = by_group[group] if group < len(by_group) else nobody
+        members = by_group[group] if group < len(by_group) else empty
         order = np.asarray(order, np.int64)
         order = order[order >= 0]
         if len(order) != len(members) or not np.array_equal(np.sort(order), np.arange(len(members))):

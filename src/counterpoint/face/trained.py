@@ -197,7 +197,7 @@ class Trained(ModelHubMixin):
         self,
         out: Path | str,
         *,
-        format: Literal["onnx", "torch"] | None = None,
+        format: str | None = None,
         modality: str | None = None,
     ) -> list[Exported]:
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).

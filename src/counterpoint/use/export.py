@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
 from counterpoint.views.images import normalise
 
-Format = Literal["onnx", "torch"]
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 LARGEST = 1e-4  # maximum difference from the run's own embedding, relative to its largest value
 INPUTS = {"image": ("pixels",), "text": ("tokens", "mask"), "audio": ("wave",), "vector": ("vector",)}
@@ -68,7 +67,7 @@ class Tower(nn.Module):
 
 
 def export(
-    encoder: Encoder, out: Path | str, *, format: Format | None = None, modality: str | None = None
+    encoder: Encoder, out: Path | str, *, format: str | None = None, modality: str | None = None
 ) -> list[Exported]:
     """Write the encoder of each modality of a run. Check each file on random inputs of several sizes in float32.
 
@@ -87,7 +86,7 @@ def export(
             raise CounterpointError(
                 f"{out} has no known ending; name a file that ends in .onnx or .pt2, or give format="
             )
-        format = "onnx" if ENDINGS[out.suffix] == "onnx" else "torch"
+        format = ENDINGS[out.suffix]
     if format not in ("onnx", "torch"):
         raise unknown("format", format, ["onnx", "torch"])
     if modality is not None and modality not in encoder.kinds:
@@ -130,7 +129,7 @@ def check_packages() -> None:
         )
 
 
-def _export(encoder: Encoder, name: str, path: Path, format: Format) -> float:
+def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
     """Write one modality, read the file and compare. Return the largest difference. CounterpointError when it is too large."""
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
@@ -224,7 +223,7 @@ def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[...
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-def opened(path: Path, format: Format) -> Callable[..., Tensor]:
+def opened(path: Path, format: str) -> Callable[..., Tensor]:
     """Read an exported file. Return it as a function from inputs to embeddings."""
     if format == "torch":
         program: Callable[..., Tensor] = torch.export.load(path).module()

@@ -43,8 +43,9 @@ class Published(Run):
             raise RunError(f"{path} has no {CONFIG}; name a folder that save_pretrained wrote") from error
         except ValueError as error:
             raise RunError(f"{file} is damaged: {error}") from error
-        if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
-            raise RunError(f"{path} is not a run of counterpoint: {CONFIG} names the library {_library(content)}")
+        library = content.get("library_name") if isinstance(content, dict) else None
+        if library != LIBRARY:
+            raise RunError(f"{path} is not a run of counterpoint: the library_name in its {CONFIG} is {library!r}")
         run = content.get("run")
         if (
             not isinstance(run, dict)
@@ -77,10 +78,6 @@ class Published(Run):
 
     def figures(self) -> dict[str, Any]:
         return {}
-
-
-def _library(content: Any) -> str:
-    return str(content.get("library_name", "of nobody")) if isinstance(content, dict) else "of nobody"
 
 
 def is_published(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from counterpoint.data.worlds.sprites.artwork import COINS, METEORS, PEOPLE, PRI
 from counterpoint.data.worlds.sprites.scenes import WIDTH, Event
 
 
-class Cast:
+class Cast(ABC):
     """The sprites of one event. Times `t`, and the times of its beats, are seconds since it became visible."""
 
     def __init__(self, event: Event, ground: float) -> None:
@@ -35,8 +36,9 @@ class Cast:
         """Return the seconds since the last beat."""
         return t - float(self.beats[self.beats <= t].max())
 
+    @abstractmethod
     def sprites(self, t: float) -> Iterator[Sprite]:
-        raise NotImplementedError
+        """Yield the sprites that are visible at a time."""
 
     def light(self, t: float) -> float:
         return 1.0
