@@ -57,7 +57,7 @@ SOURCES: dict[str, Source] = {
             "sprites",
             "aligned",
             "counterpoint.data.sprites",
-            "pictures of game sprites with captions of their scenes; ?sound=1 adds their sounds; for `views` the event is the label",
+            "pictures of game sprites with captions; ?sound=1 adds their sounds; for `views` the event is the label",
             "CC0 (sprites and sounds of the arcade package)",
             "1,600 + 200 + 400 pictures, drawn once (half a minute) into 27 MB",
             needs="demo",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +10,7 @@ from counterpoint.data.worlds.sprites.artwork import COINS, METEORS, PEOPLE, PRI
 from counterpoint.data.worlds.sprites.scenes import WIDTH, Event
 
 
-class Cast(ABC):
+class Cast:
     """The sprites of one event. Times `t`, and the times of its beats, are seconds since it became visible."""
 
     def __init__(self, event: Event, ground: float) -> None:
@@ -36,9 +35,8 @@ class Cast(ABC):
         """Return the seconds since the last beat."""
         return t - float(self.beats[self.beats <= t].max())
 
-    @abstractmethod
     def sprites(self, t: float) -> Iterator[Sprite]:
-        """Yield the sprites that are visible at a time."""
+        raise NotImplementedError
 
     def light(self, t: float) -> float:
         return 1.0
