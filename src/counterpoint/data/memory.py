@@ -35,7 +35,7 @@ from counterpoint.data.own.splits import FRACTION
 from counterpoint.data.own.table import Table, factorise
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.sounds import checked_rate
-from counterpoint.data.valid import SHARE, by_content, carve
+from counterpoint.data.valid import SHARE, by_content, carve, linked
 from counterpoint.errors import CounterpointError, DataError, unknown
 
 NAME = "memory"
@@ -380,7 +380,7 @@ def _bag_splits(
     together = by_content(flat)
     if "group" in value:
         numbers = np.unique([str(group) for group in value["group"]], return_inverse=True)[1]
-        together = _linked(together, numbers)
+        together = linked([together, numbers], len(every))
     named = np.array([SPLITS.get(str(s).lower(), str(s)) for s in value.get("split", [""] * len(labels))], object)
     notes: list[str] = []
     test = every[named == "test"]
@@ -396,18 +396,6 @@ def _bag_splits(
         train, valid = carve("bags", train, float(options.valid or SHARE), labels[train], together[train])
         notes.append(f"bags: the valid split is made here, {len(valid)} of {len(train) + len(valid)} training bags")
     return train, valid, test, notes
-
-
-def _linked(one: Indices, other: Indices) -> Indices:
-    """Return [n] numbers, equal for rows that either of two [n] numberings links, directly or in a chain."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    count, at = len(one), np.arange(len(one))
-    links = np.concatenate([count + one, count + int(one.max()) + 1 + other])
-    size = int(links.max()) + 1
-    graph = coo_matrix((np.ones(2 * count, bool), (np.concatenate([at, at]), links)), shape=(size, size))
-    return np.asarray(connected_components(graph, directed=False)[1][:count], np.int64)
 
 
 def _bags_digest(value: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Generated sources draw it in addition to training and test. Finite sources cut a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,3 +95,35 @@ def by_content(items: NDArray[np.generic]) -> Indices:
         for item in items
     ]
     return np.array(found, np.int64)
+
+
+def linked(numberings: Sequence[Indices], count: int) -> Indices:
+    """Return the connected components of items, as numbers [count] from 0.
+
+    Two items are linked where any numbering gives both the same number. Linked items have equal numbers, also when the link
+    leads over other items.
+
+    Args:
+        numberings: Arrays [count] of numbers >= 0; -1 links an item to no other item.
+        count: Number of items.
+
+    >>> linked([np.array([0, 0, 1, -1]), np.array([5, 7, 7, -1])], 4).tolist()
+    [0, 0, 0, 1]
+    """
+    starts, ends, nodes = [], [], count
+    for same in numberings:
+        here = np.flatnonzero(same >= 0)
+        number = same[here]
+        often = np.bincount(number) if len(here) else number
+        shared = often[number] > 1
+        starts.append(here[shared])
+        ends.append(nodes + number[shared])
+        nodes += len(often)
+    if not starts or not sum(map(len, starts)):
+        return np.arange(count)
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    at, to = np.concatenate(starts), np.concatenate(ends)
+    graph = coo_matrix((np.ones(len(at), bool), (at, to)), shape=(nodes, nodes))
+    return np.asarray(connected_components(graph, directed=False)[1][:count], np.int64)

@@ -17,7 +17,7 @@ from counterpoint.data.images import Indices, split_positions
 from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.reader import Column, Reader
 from counterpoint.data.own.table import BadCell, factorise, shown
-from counterpoint.data.valid import FEWEST, SHARE
+from counterpoint.data.valid import FEWEST, SHARE, linked
 from counterpoint.errors import CounterpointError, DataError
 
 FRACTION = 0.2
@@ -112,26 +112,7 @@ def components(columns: list[Column], rows: Indices, *, but: tuple[str, ...] = (
         rows: The rows to compare.
         but: Kinds of modalities to ignore.
     """
-    starts, ends, count = [], [], len(rows)
-    for column in columns:
-        if column.gives in but:
-            continue
-        same = column.same[rows]
-        here = np.flatnonzero(same >= 0)
-        number = same[here]
-        often = np.bincount(number) if len(here) else number
-        shared = often[number] > 1
-        starts.append(here[shared])
-        ends.append(count + number[shared])
-        count += len(often)
-    if not starts or not sum(map(len, starts)):
-        return np.arange(len(rows))
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    at, to = np.concatenate(starts), np.concatenate(ends)
-    graph = coo_matrix((np.ones(len(at), bool), (at, to)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1][: len(rows)], np.int64)
+    return linked([column.same[rows] for column in columns if column.gives not in but], len(rows))
 
 
 def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indices, str, Indices]]) -> list[str]:
