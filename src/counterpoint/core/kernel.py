@@ -49,7 +49,7 @@ from torch import Tensor
 
 from counterpoint.core import chunks
 from counterpoint.core.operands import positive_similarity
-from counterpoint.core.precision import Products, chosen_products, exact, wide
+from counterpoint.core.precision import Products, chosen_products, exact, fast_bf16, wide
 from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import refuse_second, traced
 
@@ -113,7 +113,7 @@ class Operands:
         weight: d as a function of a tile; default 1 everywhere.
         origin: position of the first row and column in the larger matrix that rules, weights and targets refer to.
         target: t as a function of a tile; default no targets.
-        kind: type of the products on a GPU; default that of `core.precision.products`. A backward pass gives the forward's.
+        kind: type of the products; default that of `core.precision.products`. A backward pass gives the forward's.
     """
 
     def __init__(
@@ -132,6 +132,22 @@ class Operands:
         # A row that lies this far below the reference of its tile is lost to rounding.
         self.reach = 60.0 if query.dtype == torch.float32 else 600.0
         self.buffer = query.new_empty(0)
+        # Operands of the gradients' products. On a CPU with bf16 products these are the rounded ones; s stays exact.
+        self.rounds = self.kind == "bf16" and query.dtype == torch.float32 and not query.is_cuda and fast_bf16()
+        self.halves: dict[str, Tensor] = {}
+
+    def factor(self, which: str) -> Tensor:
+        """Return "query" or "key" in the type of the gradients' products."""
+        whole: Tensor = getattr(self, which)
+        if not self.rounds:
+            return whole
+        if which not in self.halves:
+            self.halves[which] = whole.bfloat16()
+        return self.halves[which]
+
+    def rounded(self, g: Tensor) -> Tensor:
+        """Return g, or exponentials, in the type of the gradients' products."""
+        return g.bfloat16() if self.rounds else g
 
     def matrix(self, symmetric: bool = False) -> chunks.Matrix:
         """Return the same operands for the GPU's kernels."""
@@ -164,6 +180,14 @@ class Operands:
     def targeted(self, tile: Tile) -> Tensor | None:
         """Return the targets t of a tile; None without targets."""
         return None if self.target is None else self.target(*self.placed(tile))
+
+
+def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left right to `into`, float32 or wider, where both factors have one type, this one or bf16."""
+    if left.dtype == into.dtype:
+        into.addmm_(left, right)
+    else:
+        into.add_(left @ right)
 
 
 def finite(reference: Tensor) -> Tensor:
@@ -333,10 +357,11 @@ def backward(
         target = work.targeted(tile) if found is None else found.target
         if towards is not None and target is not None:
             g.addcmul_(target, towards[r, None])
+        g = work.rounded(g)
         if wanted[0]:
-            to_query[r].addmm_(g, key[c])
+            add_product(to_query[r], g, work.factor("key")[c])
         if wanted[1] and not tile.square:
-            to_key[c].addmm_(g.T, query[r])
+            add_product(to_key[c], g.T, work.factor("query")[r])
     return to_query, to_key
 
 
@@ -496,7 +521,7 @@ class FixedKeys(torch.autograd.Function):
                 e = work.weighted(s.sub_(finite(top)[:, None]).exp_(), tile)
                 reference[r] = top
                 total[r] = total[r].mul_(shrink).add_(e.sum(1))
-                mean[r].mul_(shrink[:, None]).addmm_(e, key[c])
+                add_product(mean[r].mul_(shrink[:, None]), work.rounded(e), work.factor("key")[c])
         # A row without entries has log Z = -inf and the gradient 0.
         mean.div_(total.masked_fill(total == 0, 1.0)[:, None])
         ctx.save_for_backward(query, mean)
@@ -530,7 +555,7 @@ def plain(
     for rule in rules:
         rule.exclude(s, *whole)
     if weight is not None:
-        s = s + weight(*whole).log()
+        s = s + weight(*whole).to(s.dtype).log()
     # A row of -inf alone would have a gradient of nan.
     empty = s == -math.inf
     s = s.masked_fill(empty, torch.finfo(s.dtype).min)

@@ -27,7 +27,7 @@ NARROW = (torch.int8, torch.int16, torch.int32, torch.uint8)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Types of the operands of a GPU's products: float32 ("exact"), or rounded to fewer bits. Sums are float32 in every case.
+# Types of the operands of the kernel's products: float32 ("exact"), or rounded to fewer bits. Sums are float32 in every case.
 Products = Literal["exact", "tf32", "bf16", "fp16"]
 _NAMES: dict[torch.dtype, Products] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _asked: ContextVar[Products | None] = ContextVar("products", default=None)
@@ -35,14 +35,15 @@ _asked: ContextVar[Products | None] = ContextVar("products", default=None)
 
 @contextmanager
 def products(kind: Products | Literal["auto"]) -> Iterator[None]:
-    """Choose the type of the products that the kernel computes on a GPU, within a `with` block.
+    """Choose the type of the products that the kernel computes within a `with` block.
 
     Args:
         kind: "exact": float32, to 1e-6 of float64. "tf32", "bf16", "fp16": operands rounded to 10, 7 or 10 bits, sums in
             float32. "auto": no choice. Then the type is that of half-precision inputs or of autocast, otherwise what
             `torch.backends.cuda.matmul` says about float32.
 
-    Raises ValueError for another kind. A CPU computes exact products whatever the kind.
+    Raises ValueError for another kind. A CPU always computes exact similarities. Those with bf16 instructions round the
+    operands of the gradients' products for "bf16"; other kinds make no difference there.
     """
     if kind != "auto" and kind not in get_args(Products):
         raise ValueError(f"precision must be auto or one of {', '.join(get_args(Products))}, got {kind!r}")
@@ -54,6 +55,13 @@ def products(kind: Products | Literal["auto"]) -> Iterator[None]:
         yield
     finally:
         _asked.reset(token)
+
+
+@functools.cache
+def fast_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 with instructions of its own (avx512_bf16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def chosen_products(device: str) -> Products:
