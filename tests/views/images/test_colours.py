@@ -45,3 +45,8 @@ def test_grey_and_solarise_are_torchvision_s(pictures):
     wanted = TF.rgb_to_grayscale(pictures, num_output_channels=1)
     torch.testing.assert_close(views.grey(pictures), wanted, atol=1e-5, rtol=0)
     assert torch.equal(views.solarise(pictures), TF.solarize(pictures, 0.5))
+
+
+def test_denormalise_inverts_normalise_and_clamps(pictures):
+    torch.testing.assert_close(views.denormalise(views.normalise(pictures)), pictures, atol=1e-6, rtol=0)
+    assert bool((views.denormalise(torch.full((1, 3, 2, 2), 9.0)) == 1).all())

@@ -35,47 +35,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
 from counterpoint.core.checks import need_alike, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
-from counterpoint.core.hinge import Hinges
+from counterpoint.core.hinge import hinge_sum
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.transforms import holds, traced
+from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.encoders.snippets import SnippetEncoder, linear_start
 from counterpoint.engine.loading import Steps
-from counterpoint.engine.optim import Schedule, factor, optimisers
+from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import BATCH, LAPTOP, AlignedConfig, AlignedLearner, taken, there
-from counterpoint.views.images import MEAN, STD, grey, zero_to_one
-from counterpoint.views.music import (
-    AUDIO_PAIRED,
-    HOP,
-    RATE,
-    SHEET,
-    SHEET_PAIRED,
-    WINDOW,
-    AudioViews,
-    LogSpectrogram,
-    SheetViews,
-    resampled,
-    resized,
-    snippet,
-)
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, Pool, pool, taken
+from counterpoint.views.images import denormalise
+from counterpoint.views.music import AUDIO_PAIRED, SHEET_PAIRED, AudioViews, SheetItems, SheetViews, SoundItems
 
 HIDDEN = 512  # of a projection head
 
@@ -173,13 +159,7 @@ def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], marg
         raise ValueError(
             f"query and key need two pairs, so that there is another to rank, got {shapes(query=query, key=key)}"
         )
-    if traced():
-        s = query @ key.T
-        own = torch.eye(len(query), dtype=torch.bool, device=query.device)
-        # Not relu(...) * 0: where a similarity is infinite, the result must stay NaN.
-        total = torch.where(own, s.diagonal()[:, None] * 0, F.relu(margin - s.diagonal()[:, None] + s)).sum()
-    else:
-        total = Hinges.apply(query, gather_rows(key), margin, here.offset)
+    total = hinge_sum(query, gather_rows(key), margin, here.offset)
     loss = (total if world()[1] == 1 else gather_rows(total[None]).sum()) / (here.total * (here.total - 1))
     if holds(~loss.isfinite()):
         raise ValueError("query or key holds NaN or infinite values")
@@ -264,13 +244,6 @@ class AudioSheetConfig(AlignedConfig):
         return batch, rate, self.audio_temperature if audio else self.sheet_temperature
 
 
-class _Pool(NamedTuple):
-    """The items that a pathway is pre-trained on."""
-
-    split: Any  # an AlignedSplit
-    rows: Any  # positions of its items that have the modality
-
-
 class AudioSheet(AlignedLearner):
     """A pathway for scores and one for sounds: trained first separately, then together."""
 
@@ -283,28 +256,18 @@ class AudioSheet(AlignedLearner):
                 "audio-sheet-retrieval aligns one image and one audio modality, the data has "
                 + ", ".join(f"{name} ({spec['kind']})" for name, spec in data.modalities.items())
             )
-        self.sizes = {name: dict(spec) for name, spec in data.modalities.items()}
-        length = data.modalities[kinds["audio"]]
-        seconds = length["samples"] / length["rate"] / (2 if config.margins else 1)
-        # A snippet of 2.1 seconds has 42 frames.
-        self.frames = round(seconds * RATE / HOP)
-        if self.frames < 16:
-            raise CounterpointError(
-                f"snippets of sound need 16 frames, 0.8 seconds, at least; these have {seconds:.2f} seconds"
-                + (" without their margins; --no-margins takes whole items for snippets" if config.margins else "")
-            )
+        sound = data.modalities[kinds["audio"]]
+        sounds = SoundItems(sound["rate"], sound["samples"], config.margins)
+        self.items: dict[str, Any] = {"image": SheetItems(config.margins), "audio": sounds}
         super().__init__(config, data, seed)
         self.sheet, self.audio = kinds["image"], kinds["audio"]
-        self.spectrogram = LogSpectrogram(self.frames)
-        self.first_views: dict[str, Any] = {self.sheet: SheetViews(), self.audio: AudioViews(self.frames)}
-        self.pair_views: dict[str, Any] = {
-            self.sheet: SheetViews(SHEET_PAIRED),
-            self.audio: AudioViews(self.frames, AUDIO_PAIRED),
-        }
+        frames = sounds.frames
+        self.first_views: dict[str, Any] = {self.sheet: SheetViews(), self.audio: AudioViews(frames)}
+        self.pair_views = {self.sheet: SheetViews(SHEET_PAIRED), self.audio: AudioViews(frames, AUDIO_PAIRED)}
         self.cca = CCALayer(config.embedding, config.regulariser) if config.cca else None
         only = {"none": (), "audio": (self.audio,), "sheet": (self.sheet,)}
         self.pretrained: tuple[str, ...] = only.get(config.pretrain, (self.sheet, self.audio))
-        self.pools: dict[str, _Pool] = {}
+        self.pools: dict[str, Pool] = {}
         # Made last, so that the other parameters start with equal values with and without them.
         self.projections = nn.ModuleDict()
         for name in self.pretrained:
@@ -315,7 +278,7 @@ class AudioSheet(AlignedLearner):
             linear_start(self.projections[name])
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        height, width = SHEET if spec["kind"] == "image" else (92, self.frames)
+        height, width = self.items[spec["kind"]].size
         return SnippetEncoder(height, width, self.config.filters)
 
     def build_head(self, dim: int) -> nn.Module:
@@ -323,40 +286,15 @@ class AudioSheet(AlignedLearner):
         linear_start(head)
         return head
 
-    # --- items in the form of the augmentations and the networks
-
-    def windows(self, images: Tensor) -> Float[Tensor, "n 1 120 120"]:
-        """Convert images [n, 3, size, size], uint8 or in [0, 1], to grey windows with margins."""
-        x = grey(zero_to_one(images))
-        if self.config.margins:
-            return x if x.shape[2:] == (WINDOW, WINDOW) else resized(x, (WINDOW, WINDOW))
-        top, left = ((WINDOW - extent) // 2 for extent in SHEET)
-        return F.pad(resized(x, SHEET), (left, left, top, top), value=1.0)
-
-    def waves(self, values: Tensor) -> Float[Tensor, "n samples"]:
-        """Convert sounds to waves at 22,050 Hz."""
-        rate = self.sizes[self.audio]["rate"]
-        return values.float() if rate == RATE else resampled(values.float(), rate)
-
     def seen(self, name: str, values: Tensor) -> Tensor:
         """Return the input of a pathway for items in evaluation, whose images come normalised."""
-        if name == self.audio:
-            return self.spectrogram(self.waves(values))
-        mean, std = (torch.tensor(part, device=values.device).view(3, 1, 1) for part in (MEAN, STD))
-        return snippet(self.windows((values * std + mean).clamp(0, 1)))
+        items = self.items[self.kinds[name]]
+        return items.snippets(items.windows(denormalise(values) if name == self.sheet else values))
 
     # --- training
 
     def begin(self, survey: Survey) -> None:
-        unpaired = survey.split("unpaired")
-        for name in self.pretrained:
-            split = survey.split("train")
-            if unpaired is not None and unpaired.present(name, np.arange(len(unpaired))).any():
-                split = unpaired
-            rows = np.flatnonzero(split.present(name, np.arange(len(split))))
-            if len(rows) < 2:
-                raise DataError(f"the data has {len(rows)} items of {name} to pre-train on, at least 2 are needed")
-            self.pools[name] = _Pool(split, rows)
+        self.pools = {name: pool(survey, name) for name in self.pretrained}
 
     def stages(self) -> list[Stage]:
         aligned = Stage("pairs", self.config.epochs)
@@ -380,26 +318,21 @@ class AudioSheet(AlignedLearner):
         inputs = {}
         total, mine = self.share(len(batch["index"]))
         for name, values in batch["inputs"].items():
-            views = self.pair_views[name]
+            items, views = self.items[self.kinds[name]], self.pair_views[name]
             drawn = views.draw(total, generator).take(mine)
-            items = self.windows(values) if name == self.sheet else self.waves(values)
-            if self.config.vary_pairs:
-                inputs[name] = views.apply(items, drawn)
-            else:
-                inputs[name] = snippet(items) if name == self.sheet else self.spectrogram(items)
+            windows = items.windows(values)
+            inputs[name] = views.apply(windows, drawn) if self.config.vary_pairs else items.snippets(windows)
         return batch | {"inputs": inputs}
 
     def _two_views(self, name: str, generator: torch.Generator) -> list[Tensor]:
         """Draw two views of this process's share of a batch of unpaired items."""
         rank, size = world()
         mine = slice(rank, None, size)
-        split, rows = self.pools[name]
-        count = min(self.config.first(self.kinds[name])[0], len(rows))
-        chosen = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
-        drawn = self.first_views[name].pair(count, generator)
-        column = torch.from_numpy(np.asarray(split.column(name, chosen[mine]))).to(self.device)
-        items = self.waves(column) if name == self.audio else self.windows(column.permute(0, 3, 1, 2))
-        return [self.first_views[name].apply(items, view.take(mine)) for view in drawn]
+        views, kind = self.first_views[name], self.kinds[name]
+        chosen = self.pools[name].draw(self.config.first(kind)[0], generator)
+        drawn = views.pair(len(chosen), generator)
+        windows = self.items[kind].windows(self.pools[name].values(chosen[mine]).to(self.device))
+        return [views.apply(windows, view.take(mine)) for view in drawn]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return self._first_loss(batch["views"]) if "views" in batch else self._second_loss(batch)
@@ -428,56 +361,43 @@ class AudioSheet(AlignedLearner):
                 f"a batch has {pairs} whole pairs, {least + 1} are needed: use a larger --batch-size"
             )
         rows = None if bool(both.all()) else both.nonzero().flatten()
-        h = [self.projected(name, taken(batch["inputs"][name], rows)) for name in (self.sheet, self.audio)]
+        h = [self.output(name, taken(batch["inputs"][name], rows)) for name in (self.sheet, self.audio)]
         x, y = h if self.cca is None else self.cca(*h)
         loss = batch_hinge(unit(x), unit(y), self.config.margin)
         return {"loss": loss}
 
-    def projected(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
+    def output(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
         """Return a pathway's output before CCA and normalisation."""
-        h = self.heads[name](self.encoders[name](values))
+        h = super().projected(name, values)
         _finite(h, name)
         return h
 
-    def begin_evaluation(self, survey: Survey) -> None:
-        if not self.by_itself:
-            self.refine(survey)
-
-    @torch.no_grad()
-    def refine(self, survey: Survey) -> None:
-        """Fit CCA on many training pairs, in the form of evaluation. The next step overwrites it."""
+    def projected(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
+        """Return a pathway's output on the stored axes of CCA."""
+        h = self.output(name, values)
         if self.cca is None:
+            return h
+        return self.cca.first(h) if name == self.sheet else self.cca.second(h)
+
+    def begin_evaluation(self, survey: Survey) -> None:
+        """Fit CCA on many training pairs, in the form of evaluation. The next step overwrites it."""
+        if self.cca is None or self.by_itself:
             return
-        rank, size = world()
-        train = survey.split("train")
+        train, names = survey.split("train"), (self.sheet, self.audio)
         everything = np.arange(len(train))
         whole = everything[train.present(self.sheet, everything) & train.present(self.audio, everything)]
-        order = np.random.RandomState(0).permutation(whole)[: self.config.refine_pairs][rank::size]
-        self.eval()
-        found: dict[str, list[Tensor]] = {self.sheet: [], self.audio: []}
-        for start in range(0, len(order), BATCH):
-            inputs = survey.batch("train", order[start : start + BATCH])["inputs"]
-            for name, parts in found.items():
-                parts.append(self.projected(name, self.seen(name, inputs[name].to(self.device))))
-        empty = torch.empty(0, self.config.embedding, device=self.device)
-        self.cca.refine(*(torch.cat([*parts, empty]) for parts in found.values()))
-        self.train()
+        rows = np.random.RandomState(0).permutation(whole)[: self.config.refine_pairs]
 
-    def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
-        """Return unit embeddings of the outputs of `seen`, on the stored axes of CCA; zeros for missing items."""
-        present, found = batch.get("present", {}), {}
-        for name, values in batch["inputs"].items():
-            rows = there(present.get(name))
-            z = self.projected(name, taken(values, rows))
-            if self.cca is not None:
-                z = self.cca.first(z) if name == self.sheet else self.cca.second(z)
-            z = unit(z)
-            found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
-        return found
+        def both(batch: dict[str, Any]) -> Tensor:
+            return torch.stack([self.output(name, self.seen(name, batch["inputs"][name])) for name in names], 1)
+
+        rank, size = world()
+        mine = survey.over("train", both, rows)[rank::size].to(self.device)
+        self.cca.refine(*mine.unbind(1))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: self.seen(name, values) for name, values in batch["inputs"].items()}
-        return {"embedding": self.embed(batch | {"inputs": inputs})}
+        return super().predict(batch | {"inputs": inputs})
 
     def turns(self) -> list[Turn]:
         return self._turns(dict.fromkeys((self.sheet, self.audio), 1.0), self.config.warmup_epochs)
@@ -489,20 +409,17 @@ class AudioSheet(AlignedLearner):
         return self._turns({name: own[name] for name in (self.sheet, self.audio)}, 0)
 
     def _turns(self, rates: Mapping[str, float], warmup: int) -> list[Turn]:
-        config, epochs, decay = self.config, self.epochs, self.config.weight_decay
-        chosen, schedules = [], []
+        """Make an optimiser for each pathway, with this factor of its learning rates."""
+        config, steps = replace(self.config, warmup_epochs=warmup), self.steps_per_epoch
+        constant = tuple(self.parameters()) if config.constant_lr else ()
+        turns = []
         for name, rate in rates.items():
             modules = [self.encoders[name], self.heads[name]]
             modules += [self.projections[name]] if name in self.projections else []
-            (optimizer,) = optimisers(config, modules, epochs, config.batch_size).optimizers
-
-            def moving(epoch: float, rate: float = rate) -> float:
-                return rate * (1.0 if config.constant_lr else factor(epoch, epochs, warmup))
-
-            steps = self.steps_per_epoch if config.schedule == "step" else None
-            chosen.append(optimizer)
-            schedules.append(Schedule(optimizer, [moving] * len(optimizer.param_groups), decay, decay, epochs, steps))
-        return [Turn(chosen, schedules)]
+            turns.append(
+                optimisers(config, modules, self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)
+            )
+        return [Turn([o for turn in turns for o in turn.optimizers], [s for turn in turns for s in turn.schedules])]
 
     # --- the projection heads of stage 1 are discarded
 

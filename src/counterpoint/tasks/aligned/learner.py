@@ -64,6 +64,10 @@ class AlignedLearner(Learner):
         """Apply one modality's encoder to its inputs: a tensor or, for text, token numbers and mask."""
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
+    def projected(self, name: str, values: Any) -> Float[Tensor, "n embedding"]:
+        """Apply one modality's encoder and head to its inputs; `embed` normalises the result."""
+        return self.heads[name](self.features(name, values))
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         inputs = dict(batch["inputs"])
         if self.config.vector_noise:
@@ -84,7 +88,7 @@ class AlignedLearner(Learner):
         found = {}
         for name, values in batch["inputs"].items():
             rows = there(present.get(name))
-            z = F.normalize(self.heads[name](self.features(name, taken(values, rows))), dim=1, eps=EPS)
+            z = F.normalize(self.projected(name, taken(values, rows)), dim=1, eps=EPS)
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found
 

@@ -45,6 +45,16 @@ def normalise(
     return (x - shift) / scale
 
 
+def denormalise(images: Images) -> Images:
+    """Invert `normalise` with its default mean and deviation, and clamp to [0, 1].
+
+    Args:
+        images: floating point, normalised.
+    """
+    mean, std = (torch.tensor(part, device=images.device).view(3, 1, 1) for part in (MEAN, STD))
+    return (images * std + mean).clamp(0, 1)
+
+
 def per_image(value: Float[Tensor, " batch"]) -> Tensor:
     return value[:, None, None, None]
 
