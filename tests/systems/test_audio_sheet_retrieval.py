@@ -644,7 +644,7 @@ def test_data_of_the_user_s_own_of_any_size_and_rate(vary):
     assert math.isfinite(rows[-1]["test/audio_to_sheet_mrr"])
     pictures = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
     pictures[:, :, 16:32] = 0
-    window = learner.items["image"].windows(pictures)
+    window = learner.items["sheet"].windows(pictures)
     assert bool((window[:, :, :20] == 1).all())
     seen = learner.seen("sheet", normalise(pictures))
     assert seen.shape == (1, 1, 80, 100)
@@ -652,7 +652,7 @@ def test_data_of_the_user_s_own_of_any_size_and_rate(vary):
     assert float(seen[0, 0, 30].max()) < 1e-3
     # With margins, windows of another size are brought to the size of windows.
     learner, _ = learner_of(TINY, made(size=60))
-    assert learner.items["image"].windows(torch.full((1, 3, 60, 60), 255, dtype=torch.uint8)).shape == (1, 1, 120, 120)
+    assert learner.items["sheet"].windows(torch.full((1, 3, 60, 60), 255, dtype=torch.uint8)).shape == (1, 1, 120, 120)
 
 
 def test_missing_modalities_leave_the_pair_out():

@@ -10,7 +10,8 @@ For example i, h_i(z) is the similarity of its anchor with a negative z minus th
 whose optimal tau_i makes KL( softmax(h_i / tau_i) || uniform ) = rho. Examples with many near negatives end with a large
 temperature, rare ones with a small one. A moving average s_i per example tracks the expectation over the whole set (SogCLR),
 so small batches suffice. A step reads the rows s_i, tau_i, u_i of its examples and updates them; u is the momentum of tau's
-gradient. Its loss is a surrogate sum of similarities with the right gradient, whose value is not the objective (core/expected_similarity.py).
+gradient. Its loss is a surrogate sum of similarities (core/expected_similarity.py) with the right gradient, whose value is
+not the objective.
 
 This is an addition with the authors' three forms:
 

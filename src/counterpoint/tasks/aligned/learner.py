@@ -166,6 +166,33 @@ def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
     return a, b
 
 
+def one_each(modalities: Mapping[str, Mapping[str, Any]], slug: str, *kinds: str) -> list[str]:
+    """Return the modalities of a method that aligns one of each of these kinds, in their order.
+
+    Args:
+        modalities: facts of each modality, with its `kind`.
+        slug: name of the method, for the message.
+        kinds: kinds of modalities, all different.
+
+    Raises CounterpointError, which names all modalities, for others.
+    """
+    names = {spec["kind"]: name for name, spec in modalities.items()}
+    if len(modalities) != len(kinds) or set(names) != set(kinds):
+        raise CounterpointError(
+            f"{slug} aligns {' and '.join(f'one {kind}' for kind in kinds)} modality, the data has "
+            + ", ".join(f"{name} ({spec['kind']})" for name, spec in modalities.items())
+        )
+    return [names[kind] for kind in kinds]
+
+
+def need_finite(embeddings: Tensor, name: str) -> None:
+    """Raise CounterpointError for embeddings of a modality that are not finite, as when training diverges."""
+    if not bool(embeddings.detach().isfinite().all()):
+        raise CounterpointError(
+            f"the embeddings of {name} hold NaN or infinite values: training diverged; lower the lr"
+        )
+
+
 def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:
     """Pair each name with the values of all others."""
     return [(name, [value for other, value in values.items() if other != name]) for name in values]
