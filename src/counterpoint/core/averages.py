@@ -32,8 +32,8 @@ def averaged_log(
 
     Arguments are those of `averaged`; averages are not negative.
 
-    >>> averaged_log(torch.tensor([1.0]), torch.tensor([1000.0]), 0.5, fresh=False)
-    tensor([999.3069])
+    >>> averaged_log(torch.tensor([1.0]), torch.tensor([1000.0]), 0.25, fresh=False)
+    tensor([998.6137])
     """
     if share == 1:
         return log_new
