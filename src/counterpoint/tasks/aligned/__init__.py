@@ -29,6 +29,7 @@ A learner may also return
 Its files:
     settings.py    `AlignedConfig`, and settings for small sets
     learner.py     `AlignedLearner`
+    unpaired.py    `UnpairedLearner`: each modality alone on unpaired items first
     batches.py     contents of a batch
     retrieval.py   retrieval from every modality to every other, and the gap between two
     classes.py     classification by prompts, by examples and by a probe
@@ -39,9 +40,18 @@ Its files:
 
 from counterpoint.tasks.aligned.batches import BATCH
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator
-from counterpoint.tasks.aligned.learner import AlignedLearner, each_without, first_two, taken, there
+from counterpoint.tasks.aligned.learner import (
+    AlignedLearner,
+    each_without,
+    first_two,
+    need_finite,
+    one_each,
+    taken,
+    there,
+)
 from counterpoint.tasks.aligned.settings import LAPTOP, AlignedConfig
 from counterpoint.tasks.aligned.task import AlignedTask
+from counterpoint.tasks.aligned.unpaired import UnpairedLearner
 
 TASK = AlignedTask
 
@@ -53,8 +63,11 @@ __all__ = [
     "AlignedEvaluator",
     "AlignedLearner",
     "AlignedTask",
+    "UnpairedLearner",
     "each_without",
     "first_two",
+    "need_finite",
+    "one_each",
     "taken",
     "there",
 ]

@@ -45,6 +45,7 @@ from counterpoint.tasks.measures.retrieval import (
     retrieval_ranks,
     retrieval_recall,
 )
+from counterpoint.tasks.measures.tails import ClassMeans, means_by_class
 
 EVALUATORS: dict[str, Callable[..., Any]] = {
     "retrieval": retrieval,
@@ -61,6 +62,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "EVALUATORS",
     "RECALL",
+    "ClassMeans",
     "alignment",
     "class_chance",
     "class_means",
@@ -73,6 +75,7 @@ __all__ = [
     "identification",
     "knn_accuracy",
     "linear_probe",
+    "means_by_class",
     "principal_axes",
     "retrieval",
     "retrieval_chance",
