@@ -169,14 +169,12 @@ CASES: dict[str, Case] = {
     ALIGN + "cwcl:weighted_mean": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, 4)], (0,), (0, 0), permutes=False, memory=(1,)
     ),
-    ALIGN + "gradient_harmonization:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
-    ALIGN + "gradient_harmonization:mil_nce": Case(
-        lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True
-    ),
-    ALIGN + "gradient_harmonization:realign": Case(
+    CORE + "gradients:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
+    CORE + "mil:mil_nce": Case(lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True),
+    CORE + "gradients:realign": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
-    ALIGN + "gradient_harmonization:realigned": Case(
+    CORE + "gradients:realigned": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
     VLP + "barlip_loss": Case(pair, (0, 1), (0, 0)),

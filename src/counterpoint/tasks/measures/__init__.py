@@ -25,6 +25,7 @@ from typing import Any
 
 from counterpoint.core.gap import gap_metrics
 from counterpoint.tasks.measures.classes import (
+    RocCounts,
     class_means,
     confusion,
     confusion_figure,
@@ -61,6 +62,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "EVALUATORS",
     "RECALL",
+    "RocCounts",
     "alignment",
     "class_chance",
     "class_means",
