@@ -13,13 +13,12 @@ import torch.nn.functional as F
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
-from counterpoint.core import kernel
+from counterpoint.core import assignment, kernel
 from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
-from counterpoint.systems.alignment import improved_vlp_baselines
 from counterpoint.systems.alignment.improved_vlp_baselines import SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
 from counterpoint.views.text import STOP_WORDS
@@ -57,7 +56,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(("case", "extra"), [(0, None), (1, "barlip_loss"), (2, "siamlip_loss"), (3, "swalip_loss")])
 @pytest.mark.parametrize("whole", [0, 1024])
 def test_losses_and_gradients_equal_the_authors(case, extra, dtype, rtol, whole, monkeypatch):
-    monkeypatch.setattr(improved_vlp_baselines, "WHOLE", whole)
+    monkeypatch.setattr(assignment, "WHOLE", whole)
     x = {name: value.to(dtype).requires_grad_() for name, value in part(case, "in").items()}
     setting = {name: value.item() for name, value in part(case, "param").items()}
     expected = part(case, "out")

@@ -73,7 +73,8 @@ class _Pair(NamedTuple):
 def _per_sample(pair: _Pair, objective: Objective) -> Float[Tensor, " n"]:
     """Compute the loss of every sample of a whole batch, 0 where one side is missing; a missing side is no negative.
 
-    The mean over the samples that have both sides is `mil_nce`, or InfoNCE in both directions. All operations support batched gradients.
+    The mean over the samples that have both sides is `mil_nce`, or InfoNCE in both directions. All operations support
+    batched gradients.
     """
     query, key = wide(pair.query), wide(pair.key)
     s = (query @ key.T).masked_fill(~(pair.asks[:, None] & pair.answers), -1e9)

@@ -17,25 +17,24 @@ This file has all losses, heads and scales; the views of text are in views/text.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
-from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
+from counterpoint.core.assignment import assigned_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_logsumexp_towards
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
-from counterpoint.core.operands import positive_similarity, unit, with_bias
+from counterpoint.core.distributed import gather_rows
+from counterpoint.core.dropout import dropping_before
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.smoothing import smoothed_cross_entropies
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
@@ -43,44 +42,14 @@ from counterpoint.encoders.simple import BagOfTokens, PixelMLP, Tower, mlp
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
+from counterpoint.systems.settings import claim_settings
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
-from counterpoint.views.images import Handled, Recipe, ViewPipeline, normalise
-from counterpoint.views.text import augment_text
+from counterpoint.tasks.aligned.views import image_views, text_views, vector_views
+from counterpoint.views.images import Handled, Recipe
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
-# Maximum number of items whose assignments are held as matrices.
-WHOLE = 1024
-
 # ---------------------------------------------------------------------------------------------------- the contrastive loss
-
-
-def _smoothed(
-    a: Tensor, b: Tensor, logit_scale: float | Tensor, smoothing: float, local: bool
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of rows and columns of logit_scale * norm(a) norm(b)^T, with the smoothed diagonal as targets.
-
-    The smoothing's term is the mean of a row's similarities. It equals the similarity with the mean key and needs no matrix.
-    """
-    x, y = (unit(v) for v in (a, b))
-    if local and world()[1] > 1:
-        return _one_way(x * logit_scale, y.detach(), smoothing), _one_way(y * logit_scale, x.detach(), smoothing)
-    x = x * logit_scale
-    out = batch_logsumexp(x, y, columns=True)
-    assert out.columns is not None
-    positive = (1 - smoothing) * positive_similarity(x, y)
-    mean_x, mean_y = (gather_rows(v).mean(0) if smoothing else v.new_zeros(v.shape[1]) for v in (x, y))
-    return (
-        global_mean(out.rows - positive - smoothing * (x @ mean_y)),
-        global_mean(out.columns - positive - smoothing * (y @ mean_x)),
-    )
-
-
-def _one_way(query: Tensor, key: Tensor, smoothing: float) -> Tensor:
-    """Compute the cross-entropy of the rows alone."""
-    rows = batch_logsumexp(query, key).rows
-    everybody = gather_rows(key).mean(0)
-    return global_mean(rows - (1 - smoothing) * positive_similarity(query, key) - smoothing * (query @ everybody))
 
 
 class CL2LTerms(NamedTuple):
@@ -112,12 +81,15 @@ def cl2l_terms(
         need_positive(**{name: value})
     if len(h_imgs) != len(h_txts):
         raise ValueError(f"h_imgs and h_txts must have equal numbers of views, got {len(h_imgs)} and {len(h_txts)}")
-    glob = _smoothed(z_img, z_txt, logit_scale, 0.0, local_gradients)
+    glob = smoothed_cross_entropies(z_img, z_txt, logit_scale, local_gradients=local_gradients)
     local: list[tuple[Tensor, Tensor]] = []
     for h_img in h_imgs:
         for h_txt in h_txts:
             need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
-            local.append(_smoothed(h_img, h_txt, local_logit_scale, label_smoothing, local_gradients))
+            pair = smoothed_cross_entropies(
+                h_img, h_txt, local_logit_scale, label_smoothing, local_gradients=local_gradients
+            )
+            local.append(pair)
     zero = glob[0].new_zeros(())
     image, text = (torch.stack(side).mean() for side in zip(*local, strict=True)) if local else (zero, zero)
     return CL2LTerms(*glob, image, text)
@@ -259,10 +231,7 @@ def swalip_loss(
         local_logit_scale: s = 1 / temperature of the local views, > 0, not its logarithm.
         epsilon, iterations: arguments of `sinkhorn`.
 
-    Up to a batch of `WHOLE` the assignments are held as matrices. In larger batches an assignment is a softmax with a bias for
-    each column (`sinkhorn_bias`). The assignment of the transposed matrix has a bias for each row. Neither bias changes the
-    other softmax, so one pass over a pair of views gives both directions. Raises ValueError for another number of views
-    than two.
+    `assigned_cross_entropy` is the term of a pair (a, b). Raises ValueError for another number of views than two.
     """
     if len(h_imgs) != 2 or len(h_txts) != 2:
         raise ValueError(f"h_imgs and h_txts must hold two views each, got {len(h_imgs)} and {len(h_txts)}")
@@ -272,39 +241,23 @@ def swalip_loss(
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
     need_positive(local_logit_scale=local_logit_scale)
-    # The codes are constants.
     image, text = ([unit(gather_rows(once(h, "swalip_loss"))) for h in views] for views in (h_imgs, h_txts))
-    total = []
-    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        q, k = image[1 - a].detach(), text[1 - b].detach()
-        if len(q) <= WHOLE:
-            scores = q @ k.T
-            # Both directions' targets weigh the same similarities.
-            codes = sinkhorn(scores, epsilon, iterations) + sinkhorn(scores.T, epsilon, iterations).T
-
-            def both(rows: slice, columns: slice, codes: Tensor = codes) -> Tensor:
-                return codes[rows, columns]
-
-            found = pair_logsumexp_towards(image[a] * local_logit_scale, text[b], both, columns=True)
-            assert found.columns is not None
-            total.append((found.rows + found.columns - found.towards).mean() / 2)
-            continue
-        biases = {"row": sinkhorn_bias(k, q, epsilon, iterations), "column": sinkhorn_bias(q, k, epsilon, iterations)}
-        out = pair_cross_entropy(
-            image[a] * local_logit_scale, text[b], *with_bias(q / epsilon, k, **biases), columns=True
-        )
-        assert out.columns is not None
-        total.append((out.rows.mean() + out.columns.mean()) / 2)
+    total = [
+        assigned_cross_entropy(image[a] * local_logit_scale, text[b], image[1 - a], text[1 - b], epsilon, iterations)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
     return torch.stack(total).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------- views of images
 
 # Views of images by name: (weak, strong).
-IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe]] = {
+IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe] | Handled] = {
     "paper": (Recipe(scale=(0.5, 1.0), flip=0.0), Recipe(jitter=0.8, grey=0.2, blur=0.5)),
     # Icons and digits lose their meaning when they are mirrored, made grey or cut to a twelfth.
     "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
+    "handled": Handled(),
 }
 
 
@@ -365,9 +318,7 @@ class RocketConfig(AlignedConfig):
             raise CounterpointError(
                 "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
             )
-        for name in ("label_smoothing", "momentum_teacher", "mixture"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        self.need_share("label_smoothing", "momentum_teacher", "mixture")
         if not 0 <= self.text_dropout < 1:
             raise CounterpointError(f"text_dropout must lie in 0..1, 1 not included, got {self.text_dropout}")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
@@ -419,65 +370,27 @@ class Rocket(AlignedLearner):
     # --- views
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        rank, size = world()
-        rows = len(batch["index"])
-        total, mine = place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
+        total, mine = self.share(len(batch["index"]))
         views = {name: self.varied(name, batch["inputs"][name], total, mine, generator) for name in self.pair}
         return batch | {"views": views}
 
     def varied(self, name: str, values: Any, total: int, mine: slice, generator: torch.Generator) -> list[Any]:
         """Return the weak view and the strong ones: drawn for the whole batch of `total` items, cut to rows `mine`."""
-        kind, strong = self.kinds[name], self.config.augmentations
+        config, kind = self.config, self.kinds[name]
+        strong, share = config.augmentations, (total, mine, generator)
         if kind == "image":
-            return self._images(values, total, mine, strong, generator)
-        if kind == "text" and self.config.text_views:
-            return self._texts(name, values, total, mine, strong, generator)
-        if kind == "vector" and self.config.vector_noise:
-            noise = torch.randn(strong, total, *values.shape[1:], generator=generator)[:, mine].to(values.device)
-            return [values, *(values + self.config.vector_noise * noise)]
+            return image_views(values, strong, IMAGE_VIEWS[config.image_views], *share)
+        if kind == "text" and config.text_views:
+            return text_views(values, strong, self.tokenizers[name], config.context, *share)
+        if kind == "vector" and config.vector_noise:
+            return vector_views(values, strong, config.vector_noise, *share)
         return [values] * (1 + strong)
 
-    def _images(self, images: Tensor, total: int, mine: slice, strong: int, generator: torch.Generator) -> list[Tensor]:
-        size = images.shape[2]
-        if self.config.image_views == "handled":
-            handled = Handled()
-            drawn = [handled.draw(total, size, generator) for _ in range(strong)]
-            return [normalise(images), *(handled.apply(images, (a[mine], n[mine])) for a, n in drawn)]
-        weak, strongly = IMAGE_VIEWS[self.config.image_views]
-        pipeline = ViewPipeline(size, crops=1 + strong, recipe=[weak, *[strongly] * strong])
-        parameters = pipeline.draw((total, *images.shape[1:]), generator)
-        return pipeline.apply(images, [view.take(mine) for view in parameters])
-
-    def _texts(
-        self, name: str, values: Any, total: int, mine: slice, strong: int, generator: torch.Generator
-    ) -> list[Any]:
-        ids, mask = values
-        tokenizer = self.tokenizers[name]
-        texts = [tokenizer.decode(row[there].tolist()) for row, there in zip(ids, mask, strict=True)]
-        # A generator for each item, so that the draw for one item does not depend on the words of others.
-        seeds = torch.randint(2**62, (total,), generator=generator)[mine].tolist()
-        made: list[list[str]] = [[] for _ in range(1 + strong)]
-        for text, seed in zip(texts, seeds, strict=True):
-            own = torch.Generator().manual_seed(seed)
-            for number, view in enumerate(made):
-                view.append(augment_text(text, own, strong=number > 0))
-        encoded = [tokenizer.encode(view, self.config.context) if view else (ids, mask) for view in made]
-        return [tuple(part.to(ids.device) for part in view) for view in encoded]
-
-    @contextlib.contextmanager
-    def _dropped(self, name: str) -> Iterator[None]:
-        """Apply dropout before each block of a text encoder, inside the `with` block."""
-        blocks = self.encoders[name].blocks if self.kinds[name] == "text" and self.config.text_dropout else ()
-
-        def drop(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return F.dropout(inputs[0], self.config.text_dropout, block.training), *inputs[1:]
-
-        hooks = [block.register_forward_pre_hook(drop) for block in blocks]  # type: ignore[union-attr]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _dropped(self, name: str) -> AbstractContextManager[None]:
+        """Return a context with dropout before each block of a text encoder."""
+        p = self.config.text_dropout
+        blocks: Any = self.encoders[name].blocks if self.kinds[name] == "text" and p else ()
+        return dropping_before(blocks, p)
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         # `_dropped` changes a text encoder during a call, so the encoder must run once, on all rows.
@@ -558,30 +471,12 @@ class Rocket(AlignedLearner):
 
 # ----------------------------------------------------------------------------------------------------------------- settings
 
-_CLAIM: dict[str, Any] = {
-    "epochs": 80,
-    "batch_size": 64,
-    "lr": 2e-3 * 256 / 64,
-    "constant_lr": True,
-    "warmup_epochs": 0,
-    "towers": "simple",
-    "text_encoder": "text-s",
-    "embedding": 64,
-    "context": 32,
-    "local_hidden": 128,
-    "image_views": "handled",
-    "extra_hidden": 128,
-    "extra_dim": 128,
-    "prompt": "this is {}",
-    "evaluate_every": 10,
-}
-
 SYSTEM = System(
     slug="improved-vlp-baselines",
     task="aligned",
     config=RocketConfig,
     learner=Rocket,
     data="glyphs",
-    recipes={"digit-captions": _CLAIM},
+    recipes={"digit-captions": claim_settings("improved-vlp-baselines")},
     recipe=LAPTOP | {"image_views": "small", "local_hidden": 256, "extra_hidden": 256, "extra_dim": 256},
 )
