@@ -178,8 +178,8 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
     VLP + "barlip_loss": Case(pair, (0, 1), (0, 0)),
-    VLP + "barlow_cross": Case(pair, (0, 1), (0, 0)),
-    VLP + "byol_cross": Case(pair, (0,), (0, 0)),
+    CORE + "alignment:barlow_cross": Case(pair, (0, 1), (0, 0)),
+    CORE + "alignment:byol_cross": Case(pair, (0,), (0, 0)),
     VLP + "cl2l_loss": Case(
         lambda n, d: [*pair(n, d), views(n, d, 2, 3), views(n, d, 2, 6), 20.0], (0, 1), (0, 0, 0, 0, None), kernel=True
     ),

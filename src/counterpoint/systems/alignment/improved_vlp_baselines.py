@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -27,13 +26,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
+from counterpoint.core.alignment import barlow_cross, byol_cross
 from counterpoint.core.assignment import assigned_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, need_within
 from counterpoint.core.distributed import gather_rows
-from counterpoint.core.dropout import dropping_before
 from counterpoint.core.operands import unit
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import full_precision
 from counterpoint.core.smoothing import smoothed_cross_entropies
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
@@ -43,8 +41,8 @@ from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import claim_settings
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
-from counterpoint.tasks.aligned.views import image_views, text_views, vector_views
+from counterpoint.tasks.aligned import LAPTOP, first_two
+from counterpoint.tasks.aligned.views import MultiViewConfig, MultiViewLearner
 from counterpoint.views.images import Handled, Recipe
 
 Views = Sequence[Float[Tensor, "n dim"]]
@@ -77,19 +75,15 @@ def cl2l_terms(
     """Compute the terms of `cl2l_loss`: global ones without smoothing, local ones as means over the A^2 pairs of views."""
     need_alike("n dim", z_img=z_img, z_txt=z_txt)
     need_within(0, 1, label_smoothing=label_smoothing)
-    for name, value in (("logit_scale", logit_scale), ("local_logit_scale", local_logit_scale)):
-        need_positive(**{name: value})
+    need_positive(logit_scale=logit_scale, local_logit_scale=local_logit_scale)
     if len(h_imgs) != len(h_txts):
         raise ValueError(f"h_imgs and h_txts must have equal numbers of views, got {len(h_imgs)} and {len(h_txts)}")
-    glob = smoothed_cross_entropies(z_img, z_txt, logit_scale, local_gradients=local_gradients)
-    local: list[tuple[Tensor, Tensor]] = []
-    for h_img in h_imgs:
-        for h_txt in h_txts:
-            need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
-            pair = smoothed_cross_entropies(
-                h_img, h_txt, local_logit_scale, label_smoothing, local_gradients=local_gradients
-            )
-            local.append(pair)
+    pairs = [(h_img, h_txt) for h_img in h_imgs for h_txt in h_txts]
+    for h_img, h_txt in pairs:
+        need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
+    own = {"local_gradients": local_gradients}
+    glob = smoothed_cross_entropies(z_img, z_txt, logit_scale, **own)
+    local = [smoothed_cross_entropies(*pair, local_logit_scale, label_smoothing, **own) for pair in pairs]
     zero = glob[0].new_zeros(())
     image, text = (torch.stack(side).mean() for side in zip(*local, strict=True)) if local else (zero, zero)
     return CL2LTerms(*glob, image, text)
@@ -138,45 +132,6 @@ def cl2l_loss(
 
 
 # ----------------------------------------------------------------------------------------------- the non-contrastive terms
-
-
-@over_group
-@full_precision
-def barlow_cross(
-    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 5e-3, weight: float = 0.025
-) -> Float[Tensor, ""]:
-    """Compute BarLIP's term of a pair: weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2), C = z1^T z2 / n.
-
-    Args:
-        z1, z2: image and text projections, row by row. They are not normalised here: the projector ends in a normalisation
-            over the batch.
-        redundancy: weight of the entries off the diagonal.
-        weight: factor of the term.
-
-    Across processes C is that of the whole batch. Raises ValueError for shapes that differ.
-
-    >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
-    0.0
-    """
-    need_alike("n dim", z1=z1, z2=z2)
-    a, b = gather_rows(wide(z1)), gather_rows(wide(z2))
-    n = len(a)
-    on = ((a * b).sum(0) / n - 1).square().sum()
-    return weight * (on + redundancy / n**2 * off_diagonal_squares(a, b))
-
-
-@over_group
-@full_precision
-def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """Compute 2 - 2 mean_i cos(p_i, v_i), with one modality's prediction p of the other's projection v.
-
-    Both are normalised here; v gets no gradient. Raises ValueError for shapes that differ.
-
-    >>> byol_cross(torch.eye(2), torch.eye(2))
-    tensor(0.)
-    """
-    need_alike("n dim", prediction=prediction, target=target)
-    return 2 + 2 * negative_cosine(prediction, target)
 
 
 @over_group
@@ -263,12 +218,13 @@ IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe] | Handled] = {
 
 # --------------------------------------------------------------------------------------------------------------- the learner
 
-Extra = Literal["none", "barlip", "siamlip", "byolip", "swalip"]
-
 
 @dataclass
-class RocketConfig(AlignedConfig):
-    """Settings of CLIP-rocket. Defaults are the paper's for YFCC15M."""
+class RocketConfig(MultiViewConfig):
+    """Settings of CLIP-rocket. Defaults are the paper's for YFCC15M.
+
+    A is `augmentations`: 0 is the basic recipe, CLIP on weak views. The paper's `text_dropout` is 0 to 0.2.
+    """
 
     epochs: int = 32
     batch_size: int = 4096
@@ -279,12 +235,8 @@ class RocketConfig(AlignedConfig):
     warmup_epochs: int = 1
     image_encoder: str = "timm:vit_base_patch16_224"
     embedding: int = 256
-    augmentations: int = 2
-    """Number A of strong views of each image and text; 0 is the basic recipe: CLIP on weak views."""
     image_views: Literal["paper", "small", "handled"] = "paper"
     """Augmentation of images: the paper's, one for small pictures (small), or the claim's for tiny ones (handled)."""
-    text_views: bool = True
-    """Augment texts: weak views drop stop words, strong views change more."""
     separate_projector: bool = True
     """Compare strong views behind a separate MLP, with a separate scale."""
     local_hidden: int = 4096
@@ -293,9 +245,7 @@ class RocketConfig(AlignedConfig):
     """Label smoothing of the local loss, 0 to 1."""
     reduction: Literal["mean", "sum"] = "sum"
     """"sum" doubles the contrastive loss."""
-    text_dropout: float = 0.0
-    """Dropout before each layer of text-s, for strong texts only; the paper has 0 to 0.2."""
-    extra: Extra = "none"
+    extra: Literal["none", "barlip", "siamlip", "byolip", "swalip"] = "none"
     """A non-contrastive loss to add."""
     swalip_weight: float = 0.2
     """Weight of SwALIP; the other losses have weight 1."""
@@ -319,22 +269,18 @@ class RocketConfig(AlignedConfig):
                 "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
             )
         self.need_share("label_smoothing", "momentum_teacher", "mixture")
-        if not 0 <= self.text_dropout < 1:
-            raise CounterpointError(f"text_dropout must lie in 0..1, 1 not included, got {self.text_dropout}")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
             raise CounterpointError("swalip needs two strong views and no label smoothing: --label-smoothing 0")
 
 
-class Rocket(AlignedLearner):
+class Rocket(MultiViewLearner):
     """CLIP on a weak view and strong views of image and text."""
 
     config: RocketConfig
 
     def __init__(self, config: RocketConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
+        super().__init__(config, data, seed, images=IMAGE_VIEWS[config.image_views])
         self.pair = first_two(data.modalities)
-        self.data_sizes = {name: spec.get("size") for name, spec in data.modalities.items()}
-        self.tokenizers = {name: Tokenizer.from_json(text) for name, text in data.tokenizers.items()}
         separate = config.separate_projector and config.augmentations > 0
         dims = {name: int(self.encoders[name].dim) for name in self.pair}  # type: ignore[arg-type]
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -354,10 +300,6 @@ class Rocket(AlignedLearner):
                 self.predictors[name] = mlp(width, hidden, width)
             if config.extra == "byolip":
                 self.teachers[name] = EMATeacher(Tower(self.encoders[name], self.extra_heads[name]))
-        if config.text_dropout and any(
-            kind == "text" and not hasattr(self.encoders[name], "blocks") for name, kind in self.kinds.items()
-        ):
-            raise CounterpointError("text_dropout works in text-s only: --text-dropout 0")
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
         if self.config.towers == "simple" and spec["kind"] == "image":
@@ -366,38 +308,6 @@ class Rocket(AlignedLearner):
             assert tokenizer is not None
             return BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
         return super().build_encoder(spec, tokenizer)
-
-    # --- views
-
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        total, mine = self.share(len(batch["index"]))
-        views = {name: self.varied(name, batch["inputs"][name], total, mine, generator) for name in self.pair}
-        return batch | {"views": views}
-
-    def varied(self, name: str, values: Any, total: int, mine: slice, generator: torch.Generator) -> list[Any]:
-        """Return the weak view and the strong ones: drawn for the whole batch of `total` items, cut to rows `mine`."""
-        config, kind = self.config, self.kinds[name]
-        strong, share = config.augmentations, (total, mine, generator)
-        if kind == "image":
-            return image_views(values, strong, IMAGE_VIEWS[config.image_views], *share)
-        if kind == "text" and config.text_views:
-            return text_views(values, strong, self.tokenizers[name], config.context, *share)
-        if kind == "vector" and config.vector_noise:
-            return vector_views(values, strong, config.vector_noise, *share)
-        return [values] * (1 + strong)
-
-    def _dropped(self, name: str) -> AbstractContextManager[None]:
-        """Return a context with dropout before each block of a text encoder."""
-        p = self.config.text_dropout
-        blocks: Any = self.encoders[name].blocks if self.kinds[name] == "text" and p else ()
-        return dropping_before(blocks, p)
-
-    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        # `_dropped` changes a text encoder during a call, so the encoder must run once, on all rows.
-        whole = [self.encoders[name] for name in self.pair if self.kinds[name] == "text" and self.config.text_dropout]
-        return [(encoder, method) for encoder, method in super().row_wise() if encoder not in whole]
-
-    # --- the loss
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:
@@ -411,26 +321,12 @@ class Rocket(AlignedLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
-        features: dict[str, list[Tensor]] = {}
-        for name in self.pair:
-            weak, *strong = batch["views"][name]
-            with self._dropped(name):
-                local = [self.features(name, view) for view in strong]
-            features[name] = [self.features(name, weak), *local]
+        features = {name: self.view_features(name, batch["views"][name]) for name in self.pair}
         z_img, z_txt = (self.heads[name](features[name][0]) for name in self.pair)
         h_imgs, h_txts = ([self.local_project(name, part) for part in features[name][1:]] for name in self.pair)
         scale, local_scale = self.scales
-        contrast = cl2l_loss(
-            z_img,
-            z_txt,
-            h_imgs,
-            h_txts,
-            scale,
-            local_scale,
-            config.label_smoothing,
-            config.reduction,
-            local_gradients=config.local_gradients,
-        )
+        rows, own = (z_img, z_txt, h_imgs, h_txts), config.local_gradients
+        contrast = cl2l_loss(*rows, scale, local_scale, config.label_smoothing, config.reduction, local_gradients=own)
         losses = {"loss": contrast, "contrast": contrast, "scale": scale.detach(), "local_scale": local_scale.detach()}
         if config.extra != "none":
             swalip = config.extra == "swalip"

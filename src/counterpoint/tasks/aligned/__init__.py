@@ -30,6 +30,7 @@ Its files:
     settings.py    `AlignedConfig`, and settings for small sets
     learner.py     `AlignedLearner`
     batches.py     contents of a batch
+    views.py       `MultiViewLearner`: a weak view and strong views of each item
     retrieval.py   retrieval from every modality to every other, and the gap between two
     classes.py     classification by prompts, by examples and by a probe
     seen.py        the figures of one split
