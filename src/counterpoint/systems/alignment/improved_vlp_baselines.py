@@ -8,7 +8,9 @@ recipe for CLIP itself helps more, and with it they add nothing. The recipe has 
 and text. The strong views are compared in a separate space, behind an MLP, with label smoothing. Symbols: z the global
 projections of the weak views, h^a the local projections of the strong views, e the smoothing.
 
-This file has all losses, heads and scales; the views of text are in views/text.py. Differences from the released code:
+This file has all losses, heads and scales. The terms that they average are in core/: `smoothed_cross_entropies`,
+`barlow_cross`, `byol_cross`, `assigned_cross_entropy`. The views of a batch are in tasks/aligned/views.py, the changes of
+texts in views/text.py. Differences from the released code:
   - Across processes the code's gathered columns carry no gradient. Here they do, unless `local_gradients` is set.
   - The code clamps the local scale after each step even where there is none; here only existing scales are clamped.
   - Synonyms need WordNet. `augment_text` takes a dictionary of them; without one the other two changes share their weight.
@@ -36,8 +38,7 @@ from counterpoint.core.smoothing import smoothed_cross_entropies
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
-from counterpoint.encoders.simple import BagOfTokens, PixelMLP, Tower, mlp
-from counterpoint.encoders.text import Tokenizer
+from counterpoint.encoders.simple import Tower, build_simple_encoder, mlp
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import claim_settings
@@ -302,12 +303,8 @@ class Rocket(MultiViewLearner):
                 self.teachers[name] = EMATeacher(Tower(self.encoders[name], self.extra_heads[name]))
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        if self.config.towers == "simple" and spec["kind"] == "image":
-            return PixelMLP(spec["size"])
-        if self.config.towers == "simple" and spec["kind"] == "text":
-            assert tokenizer is not None
-            return BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
-        return super().build_encoder(spec, tokenizer)
+        simple = build_simple_encoder(spec, tokenizer) if self.config.towers == "simple" else None
+        return super().build_encoder(spec, tokenizer) if simple is None else simple
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Make a weak view and several strong views of the items of a batch, one modality at a time, and learn from them.
+"""Make a weak view and several strong views of a batch's items, one modality at a time.
 
 All parameters are drawn for the whole batch. Each process makes the views of its share: rows `mine` of `total` items
 (`Learner.share`). Each function returns a list of views, the weak one first.
