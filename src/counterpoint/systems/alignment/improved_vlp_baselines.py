@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -82,9 +83,9 @@ def cl2l_terms(
     pairs = [(h_img, h_txt) for h_img in h_imgs for h_txt in h_txts]
     for h_img, h_txt in pairs:
         need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
-    own = {"local_gradients": local_gradients}
-    glob = smoothed_cross_entropies(z_img, z_txt, logit_scale, **own)
-    local = [smoothed_cross_entropies(*pair, local_logit_scale, label_smoothing, **own) for pair in pairs]
+    contrast = partial(smoothed_cross_entropies, local_gradients=local_gradients)
+    glob = contrast(z_img, z_txt, logit_scale)
+    local = [contrast(h_img, h_txt, local_logit_scale, label_smoothing) for h_img, h_txt in pairs]
     zero = glob[0].new_zeros(())
     image, text = (torch.stack(side).mean() for side in zip(*local, strict=True)) if local else (zero, zero)
     return CL2LTerms(*glob, image, text)
