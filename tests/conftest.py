@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ import pytest
 from counterpoint.files import patient_threads
 
 patient_threads()  # before any test module imports torch
+
+if not Path("/proc/driver/nvidia").exists():
+    # Without a GPU, Triton's interpreter runs the kernels. It must know so before anything imports Triton.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
     "train": {

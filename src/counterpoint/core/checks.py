@@ -34,7 +34,7 @@ def need_positive(**numbers: float | Tensor) -> None:
     """Raise ValueError for a number that is not above 0 or not finite: a temperature, a scale, a size.
 
     Tensors (learnable temperatures, one for each row) are checked entry by entry. Under vmap and torch.compile their values
-    cannot be read and are not checked.
+    cannot be read, and on a GPU the processor would wait for them: there they are not checked.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor):
@@ -42,7 +42,7 @@ def need_positive(**numbers: float | Tensor) -> None:
                 if holds(~((number > 0) & (number < math.inf)).all()):
                     raise ValueError(f"{name} must be positive and finite in every entry, got {number.detach()}")
                 continue
-            if hidden(number):
+            if number.is_cuda or hidden(number):
                 continue
             number = number.item()
         if not number > 0:

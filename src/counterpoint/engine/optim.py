@@ -135,6 +135,7 @@ def optimisers(
     constant: Iterable[nn.Parameter] = (),
     *,
     steps_per_epoch: int = 1,
+    rate: float = 1.0,
 ) -> Turn:
     """Return a turn of one optimiser over the modules' trainable parameters, with its schedule.
 
@@ -145,6 +146,7 @@ def optimisers(
         batch_size: Examples in a batch. Learning rates are multiplied by batch_size / 256.
         constant: Parameters that keep the full learning rate throughout (SimSiam's predictor). Default: none.
         steps_per_epoch: Number of steps in an epoch, for schedules that change after each step.
+        rate: Factor of all learning rates, by default 1.
 
     Raises CounterpointError when no parameter of the modules requires a gradient, and for an unknown optimiser.
     """
@@ -171,9 +173,9 @@ def optimisers(
 
     def moving(epoch: float) -> float:
         warm = epoch < config.warmup_epochs
-        return factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
+        return rate * factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
 
-    factors = [(lambda _: 1.0) if group["still"] else moving for group in optimizer.param_groups]
+    factors = [(lambda _: rate) if group["still"] else moving for group in optimizer.param_groups]
     return Turn([optimizer], [Schedule(optimizer, factors, config.weight_decay, last, epochs, steps)])
 
 

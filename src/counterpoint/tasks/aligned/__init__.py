@@ -29,6 +29,7 @@ A learner may also return
 Its files:
     settings.py    `AlignedConfig`, and settings for small sets
     learner.py     `AlignedLearner`
+    unpaired.py    `UnpairedLearner`: each modality alone on unpaired items first
     batches.py     contents of a batch
     views.py       `MultiViewLearner`: a weak view and strong views of each item
     retrieval.py   retrieval from every modality to every other, and the gap between two
@@ -40,9 +41,18 @@ Its files:
 
 from counterpoint.tasks.aligned.batches import BATCH
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator
-from counterpoint.tasks.aligned.learner import AlignedLearner, each_without, first_two, taken, there
+from counterpoint.tasks.aligned.learner import (
+    AlignedLearner,
+    each_without,
+    first_two,
+    need_finite,
+    one_each,
+    taken,
+    there,
+)
 from counterpoint.tasks.aligned.settings import LAPTOP, AlignedConfig
 from counterpoint.tasks.aligned.task import AlignedTask
+from counterpoint.tasks.aligned.unpaired import UnpairedLearner
 
 TASK = AlignedTask
 
@@ -54,8 +64,11 @@ __all__ = [
     "AlignedEvaluator",
     "AlignedLearner",
     "AlignedTask",
+    "UnpairedLearner",
     "each_without",
     "first_two",
+    "need_finite",
+    "one_each",
     "taken",
     "there",
 ]

@@ -64,6 +64,10 @@ class AlignedLearner(Learner):
         """Apply one modality's encoder to its inputs: a tensor or, for text, token numbers and mask."""
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
+    def projected(self, name: str, values: Any) -> Float[Tensor, "n embedding"]:
+        """Apply one modality's encoder and head to its inputs; `embed` normalises the result."""
+        return self.heads[name](self.features(name, values))
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         inputs = dict(batch["inputs"])
         if self.config.vector_noise:
@@ -84,7 +88,7 @@ class AlignedLearner(Learner):
         found = {}
         for name, values in batch["inputs"].items():
             rows = there(present.get(name))
-            z = F.normalize(self.heads[name](self.features(name, taken(values, rows))), dim=1, eps=EPS)
+            z = F.normalize(self.projected(name, taken(values, rows)), dim=1, eps=EPS)
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found
 
@@ -160,6 +164,33 @@ def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
         raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
     a, b = modalities
     return a, b
+
+
+def one_each(modalities: Mapping[str, Mapping[str, Any]], slug: str, *kinds: str) -> list[str]:
+    """Return the modalities of a method that aligns one of each of these kinds, in their order.
+
+    Args:
+        modalities: facts of each modality, with its `kind`.
+        slug: name of the method, for the message.
+        kinds: kinds of modalities, all different.
+
+    Raises CounterpointError, which names all modalities, for others.
+    """
+    names = {spec["kind"]: name for name, spec in modalities.items()}
+    if len(modalities) != len(kinds) or set(names) != set(kinds):
+        raise CounterpointError(
+            f"{slug} aligns {' and '.join(f'one {kind}' for kind in kinds)} modality, the data has "
+            + ", ".join(f"{name} ({spec['kind']})" for name, spec in modalities.items())
+        )
+    return [names[kind] for kind in kinds]
+
+
+def need_finite(embeddings: Tensor, name: str) -> None:
+    """Raise CounterpointError for embeddings of a modality that are not finite, as when training diverges."""
+    if not bool(embeddings.detach().isfinite().all()):
+        raise CounterpointError(
+            f"the embeddings of {name} hold NaN or infinite values: training diverged; lower the lr"
+        )
 
 
 def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:

@@ -46,6 +46,7 @@ from counterpoint.tasks.measures.retrieval import (
     retrieval_ranks,
     retrieval_recall,
 )
+from counterpoint.tasks.measures.tails import ClassMeans, means_by_class
 
 EVALUATORS: dict[str, Callable[..., Any]] = {
     "retrieval": retrieval,
@@ -62,6 +63,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "EVALUATORS",
     "RECALL",
+    "ClassMeans",
     "RocCounts",
     "alignment",
     "class_chance",
@@ -75,6 +77,7 @@ __all__ = [
     "identification",
     "knn_accuracy",
     "linear_probe",
+    "means_by_class",
     "principal_axes",
     "retrieval",
     "retrieval_chance",
