@@ -169,19 +169,17 @@ CASES: dict[str, Case] = {
     ALIGN + "cwcl:weighted_mean": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, 4)], (0,), (0, 0), permutes=False, memory=(1,)
     ),
-    ALIGN + "gradient_harmonization:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
-    ALIGN + "gradient_harmonization:mil_nce": Case(
-        lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True
-    ),
-    ALIGN + "gradient_harmonization:realign": Case(
+    CORE + "gradients:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
+    CORE + "mil:mil_nce": Case(lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True),
+    CORE + "gradients:realign": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
-    ALIGN + "gradient_harmonization:realigned": Case(
+    CORE + "gradients:realigned": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
     VLP + "barlip_loss": Case(pair, (0, 1), (0, 0)),
-    VLP + "barlow_cross": Case(pair, (0, 1), (0, 0)),
-    VLP + "byol_cross": Case(pair, (0,), (0, 0)),
+    CORE + "alignment:barlow_cross": Case(pair, (0, 1), (0, 0)),
+    CORE + "alignment:byol_cross": Case(pair, (0,), (0, 0)),
     VLP + "cl2l_loss": Case(
         lambda n, d: [*pair(n, d), views(n, d, 2, 3), views(n, d, 2, 6), 20.0], (0, 1), (0, 0, 0, 0, None), kernel=True
     ),

@@ -66,6 +66,18 @@ class OptimConfig:
         if self.beta2 is not None and not 0 <= self.beta2 < 1:
             raise CounterpointError(f"beta2 must lie in 0..1, 1 not included, got {self.beta2}")
 
+    def need_positive(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings that is not > 0."""
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    def need_share(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings outside 0..1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
 
 def factor(epoch: float, epochs: int, warmup: int) -> float:
     """Return the factor of the learning rate in an epoch; 0 after the last epoch."""

@@ -31,6 +31,7 @@ Its files:
     learner.py     `AlignedLearner`
     unpaired.py    `UnpairedLearner`: each modality alone on unpaired items first
     batches.py     contents of a batch
+    views.py       `MultiViewLearner`: a weak view and strong views of each item
     retrieval.py   retrieval from every modality to every other, and the gap between two
     classes.py     classification by prompts, by examples and by a probe
     seen.py        the figures of one split

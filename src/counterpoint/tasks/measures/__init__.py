@@ -25,6 +25,7 @@ from typing import Any
 
 from counterpoint.core.gap import gap_metrics
 from counterpoint.tasks.measures.classes import (
+    RocCounts,
     class_means,
     confusion,
     confusion_figure,
@@ -63,6 +64,7 @@ __all__ = [
     "EVALUATORS",
     "RECALL",
     "ClassMeans",
+    "RocCounts",
     "alignment",
     "class_chance",
     "class_means",
