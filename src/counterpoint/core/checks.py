@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -28,6 +29,15 @@ def need_alike(axes: str, **tensors: Tensor) -> None:
     if first.ndim != len(axes.split()) or any(other.shape != first.shape for other in others):
         raise ValueError(f"{' and '.join(tensors)} must be [{axes.replace(' ', ', ')}] alike, got {shapes(**tensors)}")
     need_rows(**tensors)
+
+
+def need_one_type(**lists: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all tensors of all lists are of one floating type."""
+    types = {tensor.dtype for tensors in lists.values() for tensor in tensors}
+    if len(types) > 1 or not all(found.is_floating_point for found in types):
+        raise ValueError(
+            f"{' and '.join(lists)} must be of one floating type, got {', '.join(sorted(map(str, types)))}"
+        )
 
 
 def need_positive(**numbers: float | Tensor) -> None:
