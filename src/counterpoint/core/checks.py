@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from counterpoint.core.precision import wide
 from counterpoint.core.transforms import hidden, holds
 from counterpoint.core.world import world
 
@@ -74,3 +76,26 @@ def need_within(low: float, high: float, **numbers: float) -> None:
     for name, number in numbers.items():
         if not low <= number <= high:
             raise ValueError(f"{name} must lie in {low}..{high}, got {number}")
+
+
+def stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) -> Tensor:
+    """Stack views to [views, n, dim] in float32 at least.
+
+    Args:
+        views: a list of [n, dim], or one tensor [views, n, dim].
+        least: minimum number of views.
+        name: name of the argument, for messages.
+        why: reason for the minimum, for the message.
+
+    Raises ValueError for other shapes and for too few views.
+    """
+    if not isinstance(views, Tensor):
+        sizes = [list(view.shape) for view in views]
+        if not sizes or any(size != sizes[0] for size in sizes):
+            raise ValueError(f"{name} must be [n, dim] alike, got {sizes}")
+        views = torch.stack(list(views))
+    if views.ndim != 3:
+        raise ValueError(f"{name} must be [views, n, dim], got {list(views.shape)}")
+    if len(views) < least:
+        raise ValueError(f"{name} must be at least {least}, got {len(views)}: {why}")
+    return wide(views)
