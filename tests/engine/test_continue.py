@@ -153,10 +153,10 @@ def test_help_lists_every_recipe_and_own_encoder(capsys) -> None:
 def test_the_progress_bar_keeps_its_figures_on_80_columns() -> None:
     from rich.console import Console
 
-    from counterpoint.engine.fit import _Bar
+    from counterpoint.engine.progress import Bar
 
     console = Console(width=80, force_terminal=True, file=io.StringIO())
-    bar = _Bar("macil-sd-20261128-120000-seed-0", 200, console)
+    bar = Bar("macil-sd-20261128-120000-seed-0", 200, console)
     bar.progress.add_task(
         "macil-sd-20261128-120000-seed-0", total=200, completed=12, figures="av_ap 0.665  visual_ap 0.6"
     )
