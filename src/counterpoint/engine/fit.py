@@ -2,7 +2,7 @@
 
 The loop is plain PyTorch. Two properties make resumption exact:
 
-1. Data order and all randomness of a step depend on (seed, epoch, step) alone (`loading.py`, `Steps.prepared`).
+1. Data order and all randomness of a step depend on (seed, epoch, step) alone (`loading.py`, `Stepper.prepared`).
 2. The file last.ckpt holds all other state of a step: weights, optimisers, schedules, averages, the metrics so far. It is
    written as a whole after each epoch, every few minutes within an epoch, and at Ctrl-C.
 
@@ -35,7 +35,7 @@ from counterpoint.engine.progress import Bar, Stop
 from counterpoint.engine.run import Run
 from counterpoint.engine.services import Callback, EarlyStopping, Logged, states, take_up_states
 from counterpoint.engine.stages import Stage
-from counterpoint.engine.steps import Steps
+from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, Interrupted
 
@@ -83,7 +83,7 @@ def fit(
 
 
 class Fit:
-    """The state of one fit: its steps, its metrics so far, and its services."""
+    """The state of one fit: its stepper, its metrics so far, and its services."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Fit:
         self.learner, self.task, self.loop, self.run = learner, task, loop, run
         self.evaluate_every, self.callbacks = evaluate_every, list(callbacks)
         self.say = say or Console(stderr=True, soft_wrap=True).print
-        self.steps = Steps(learner, task, loop, run, self.callbacks)
-        self.stages = self.steps.stages
+        self.stepper = Stepper(learner, task, loop, run, self.callbacks)
+        self.stages = self.stepper.stages
         self.epochs = sum(stage.epochs for stage in self.stages)
         self.rows: Rows = []
         self.sums: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ class Fit:
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
-        self.steps.begin(self.device)
+        self.stepper.begin(self.device)
         resumed = self._resume()
         logged = []
         if self.run and self.first:
@@ -148,9 +148,9 @@ class Fit:
                 take_up_states(self.callbacks, self.held)
                 for number, stage in list(enumerate(self.stages))[learner.position.stage :]:
                     if resumed:
-                        self.steps.take_up(number, resumed)
+                        self.stepper.take_up(number, resumed)
                     else:
-                        self.steps.enter(number)
+                        self.stepper.enter(number)
                     resumed = None
                     if self._stage(stage, shown):
                         break
@@ -178,8 +178,8 @@ class Fit:
         learner, position = self.learner, self.learner.position
         last_stage = position.stage + 1 == len(self.stages)
         while position.epoch < stage.epochs:
-            for batch in self.steps.loader:
-                losses = self.steps.step(moved(batch, self.device))
+            for batch in self.stepper.loader:
+                losses = self.stepper.step(moved(batch, self.device))
                 for name, value in losses.items():
                     total = self.sums.get(name)
                     value = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
@@ -187,7 +187,7 @@ class Fit:
                 self.batches += 1
                 position.batch += 1
                 position.step += 1
-                self.steps.advance(per_step=True)
+                self.stepper.advance(per_step=True)
                 if position.batch == learner.steps_per_epoch:
                     break
                 if shown:
@@ -195,7 +195,7 @@ class Fit:
                 if self._due():
                     self._save()
                     self._leave_if_asked()
-            self.steps.advance(per_step=False)
+            self.stepper.advance(per_step=False)
             share_buffers(learner)
             learner.end_epoch(position.epoch)
             row = self._epoch(stage, last=last_stage and position.epoch + 1 == stage.epochs)
@@ -219,8 +219,8 @@ class Fit:
         row |= {f"train/{name}": float(total) / self.batches for name, total in self.sums.items()}
         ends = position.epoch + 1 == stage.epochs
         if stage.evaluated and ((position.epoch + 1) % self.evaluate_every == 0 or ends):
-            with self.steps.averaged():
-                learner.begin_evaluation(self.steps.survey)
+            with self.stepper.averaged():
+                learner.begin_evaluation(self.stepper.survey)
                 found, _, signs = measure(learner, self.task, "valid", final=False)
             row |= {f"valid/{name}": value for name, value in found.items()}
             row |= {f"watch/{name}": value for name, value in signs.items()}
@@ -230,7 +230,7 @@ class Fit:
                 self.warned = True
             if position.stage + 1 == len(self.stages):
                 self._judge(found)
-        row |= self.steps.rates()
+        row |= self.stepper.rates()
         self.rows.append(row)
         self.sums, self.batches = {}, 0
         if last or self.stopping.over:
@@ -244,13 +244,13 @@ class Fit:
 
     def _test(self, row: dict[str, float]) -> None:
         """Measure the test split once. With early stopping use the best weights, else the averaged ones if there are any."""
-        steps, best = self.steps, self.stopping.best
+        stepper, best = self.stepper, self.stopping.best
         if "weights" in best:
             self.learner.load_state_dict(best.pop("weights"))
-        elif steps.average is not None:
-            self.learner.load_state_dict(steps.average.values)
-        steps.average, self.measured = None, True
-        self.learner.begin_evaluation(steps.survey)
+        elif stepper.average is not None:
+            self.learner.load_state_dict(stepper.average.values)
+        stepper.average, self.measured = None, True
+        self.learner.begin_evaluation(stepper.survey)
         found, self.evaluator, _ = measure(self.learner, self.task, "test", final=True)
         row |= {f"test/{name}": value for name, value in found.items()}
 
@@ -269,7 +269,7 @@ class Fit:
         self.stopping.judge(float(value), self._weights)
 
     def _weights(self) -> dict[str, Tensor]:
-        with self.steps.averaged():
+        with self.stepper.averaged():
             return {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
 
     # --- saving and resuming
@@ -286,7 +286,7 @@ class Fit:
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
-        return self.steps.state() | {
+        return self.stepper.state() | {
             "best": self.stopping.best,
             "measured": self.measured,
             "warned": self.warned,
@@ -304,13 +304,13 @@ class Fit:
         if self.run is None or not self.run.checkpoint.is_file():
             return None
         state = read_checkpoint(self.run, self.device)
-        self.steps.restore(state, self.run.checkpoint)
+        self.stepper.restore(state, self.run.checkpoint)
         position, learner = state["position"], self.learner
         self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
         self.stopping.best, self.measured, self.warned = state["best"], state["measured"], state["warned"]
         self.held = state["callbacks"]
         if self.measured:
-            self.steps.average = None
+            self.stepper.average = None
             learner.position.stage = len(self.stages)
             return None
         stage = self.stages[min(position["stage"], len(self.stages) - 1)]
@@ -319,7 +319,7 @@ class Fit:
         learner.position.next_stage()  # the stage had ended: the next one begins
         after = position["stage"] + 1
         if after < len(self.stages) and self.stages[after].carry:
-            self.steps.take_up(position["stage"], state)
+            self.stepper.take_up(position["stage"], state)
         return None
 
     def _leave_if_asked(self) -> None:
@@ -333,13 +333,13 @@ class Fit:
             return
         evaluator = self.evaluator
         if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
-            learner.begin_evaluation(self.steps.survey)
+            learner.begin_evaluation(self.stepper.survey)
             _, evaluator, _ = measure(learner, self.task, "test", final=True)
         if hasattr(evaluator, "chance"):
             run.save_chance(evaluator.chance())
         training = learner.training
         learner.eval()
-        run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.steps.survey)})
+        run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
         learner.train(training)
         run.save_structure(learner.structure())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})

@@ -33,7 +33,7 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) & (2**63 - 1)
 
 
-class Steps:
+class Stepper:
     """A learner in its current stage, and the steps of that stage.
 
     Args:
@@ -270,7 +270,7 @@ class Steps:
         return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
     def advance(self, *, per_step: bool) -> None:
-        """Advance the schedules of each step, or those of each epoch."""
+        """Update the schedules of each step, or those of each epoch."""
         for turn in self.turns:
             for schedule in turn.schedules:
                 if bool(getattr(schedule, "per_step", False)) == per_step:
