@@ -244,7 +244,7 @@ CASES: dict[str, Case] = {
     IMAGES + "cacr:cacr_momentum": Case(
         lambda n, d: [d(0, 2, n, DIM), d(1, n, DIM), 0.1], (0,), (1, 0, None), kernel=True
     ),
-    IMAGES + "cacr:expected_distance": Case(
+    CORE + "expected:expected_distance": Case(
         lambda n, d: [d(0, n, DIM), d(1, 2, n, DIM), 0.9], (0, 1), (0, 1, None), kernel=True
     ),
     IMAGES + "cacr:pairwise_nt_xent": Case(lambda n, d: [d(0, 2, n, DIM), 0.05], (0,), (1, None), kernel=True),

@@ -6,6 +6,7 @@ No function loops over the bags.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -68,6 +69,20 @@ def topk_mil_pool(
     index, keep = extreme_snippets(logits, seq_len, count, largest=True)
     top = logits.gather(1, index).masked_fill(~keep, 0.0)
     return torch.sigmoid(top.sum(1) / count)
+
+
+@full_precision
+def bag_cross_entropy(prob: Float[Tensor, " bags"], labels: Float[Tensor, " bags"]) -> Float[Tensor, ""]:
+    """Compute the mean binary cross-entropy of bag probabilities, in float32 because autocast on a GPU refuses it.
+
+    Args:
+        prob: probability of each bag, in 0..1.
+        labels: 1 where the bag holds a positive instance, else 0.
+
+    >>> bag_cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+    tensor(0.6931)
+    """
+    return F.binary_cross_entropy(prob, labels)
 
 
 def sequence_lengths(features: Float[Tensor, "bags time dim"]) -> Int[Tensor, " bags"]:
