@@ -1,0 +1,73 @@
+"""Draw the visual words of a vocabulary by the patches of pictures that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.data.shown import png
+from counterpoint.engine.survey import Survey
+
+WORDS, PATCHES, PICTURES = 8, 7, 96
+LEAST = 24  # pixels of a patch as shown
+
+
+def word_gallery(
+    survey: Survey,
+    maps: Callable[[dict[str, Any]], Float[Tensor, "n channels h w"]],
+    words: Float[Tensor, "words channels"],
+    sharpness: float,
+    border: int = 0,
+    split: str = "valid",
+) -> dict[str, Any]:
+    """Return a gallery of the words in use, each with the patches of different pictures whose codes hold most of it.
+
+    Args:
+        survey: access to the pictures.
+        maps: function from a batch, as `predict` takes it, to feature maps without their border.
+        words: the vocabulary, on the CPU.
+        sharpness: factor of squared distances in the soft codes, >= 0.
+        border: locations left out at each side of a map.
+        split: the split whose pictures are shown.
+    """
+    pictures = survey.split(split)
+    rows = np.arange(len(pictures))[:: max(1, len(pictures) // PICTURES)][:PICTURES]
+    seen = survey.over(split, maps, rows).float()
+    high, wide = seen.shape[2:]
+    places = seen.flatten(2).transpose(1, 2)
+    codes = torch.stack([(-sharpness * torch.cdist(one, words).square()).softmax(1) for one in places])
+    best, at = codes.max(1)  # [pictures, words]
+    # A word is in use where it holds most of at least a few pictures' locations. Show the words of the most pictures.
+    used = best.topk(min(PATCHES, len(best)), dim=0).values.mean(0).topk(min(WORDS, len(words))).indices
+    pixels = pictures.images(rows)
+    size = pixels.shape[1]
+    side = max(2, round(1.5 * size / (high + 2 * border)))
+    items: dict[str, Any] = {}
+    listed = []
+    for word in used.tolist():
+        items[f"word/{word}"] = {"text": f"word {word}"}
+        found = []
+        for picture in best[:, word].topk(min(PATCHES, len(best))).indices.tolist():
+            row, column = divmod(int(at[picture, word]), wide)
+            corner = [
+                min(max(0, round((place + border + 0.5) * size / (extent + 2 * border) - side / 2)), size - side)
+                for place, extent in ((row, high), (column, wide))
+            ]
+            patch = pixels[picture, corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+            larger = -(-2 * LEAST // side)
+            name = f"{picture}-{word}"
+            items[f"patch/{name}"] = {"png": png(patch.repeat(larger, 0).repeat(larger, 1))}
+            found.append({"item": name, "similarity": float(best[picture, word]), "right": False})
+        listed.append({"query": word, "found": found})
+    return {
+        "Visual words": {
+            "kind": "gallery",
+            "parts": [{"query": "word", "key": "patch", "rows": listed}],
+            "items": items,
+        }
+    }
