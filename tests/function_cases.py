@@ -269,7 +269,7 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, 4, 5, 6), torch.arange(n) / max(n, 1)], (), (0, 0), memory=(1,), permutes=False
     ),
     CORE + "codes:perplexity": Case(lambda n, d: [d(0, n, 9).softmax(1)], (), (0,)),
-    IMAGES + "obow:bow_targets": Case(
+    CORE + "codes:bow_targets": Case(
         lambda n, d: [d(0, n, 4, 5, 6), d(1, 9, 4), 2.0, 3.0, "max", True], (), (0, None, None, None, None, None)
     ),
     IMAGES + "obow:obow_loss": Case(

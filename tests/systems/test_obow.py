@@ -35,7 +35,9 @@ TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torc
 def case(number: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the arrays of a case, floating ones in this type."""
     prefix = f"case{number}/"
-    found = {k.removeprefix(prefix): torch.from_numpy(np.asarray(PARITY[k])) for k in PARITY.files if k.startswith(prefix)}
+    found = {
+        k.removeprefix(prefix): torch.from_numpy(np.asarray(PARITY[k])) for k in PARITY.files if k.startswith(prefix)
+    }
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
 
 
@@ -124,7 +126,9 @@ def test_hard_codes_are_the_limit_of_soft_ones(pool):
     for hard in (None, -1):
         found = fn.bow_targets(feature_map, words, 0.5, hard, pool).bow
         torch.testing.assert_close(found, fn.bow_targets(feature_map, words, 0.5, 1e6, pool).bow)
-    assert set(fn.bow_targets(feature_map, words, 0.5, None).bow[0].count_nonzero().view(1).tolist()) <= set(range(1, 10))
+    assert set(fn.bow_targets(feature_map, words, 0.5, None).bow[0].count_nonzero().view(1).tolist()) <= set(
+        range(1, 10)
+    )
 
 
 def test_training_moves_the_mean_distance_before_the_codes_use_it():

@@ -1,12 +1,12 @@
-"""Assign the rows of bags to words by distance, and pool the codes of each bag, without the matrix of all distances.
+"""Assign rows to words by distance, and pool the codes of each bag, without the matrix of distances.
 
 A bag is a set of rows, such as the locations of one picture's feature map. Let d_uk be the squared distance of row u and
 word k. Its code is softmax_k(-sharpness d_uk), or one-hot at the nearest word. A bag's code is the maximum or the mean of
 its rows' codes. The sharpness may depend on the distances to the nearest words of all rows, so these are computed first.
 
 Blocks of whole bags are processed one after another. Distances are kept for the second pass as long as they fit into a
-budget; the others are computed again. `local_words` picks new words from feature maps, `perplexity` counts the words in use.
-Nothing here has a gradient.
+budget; the others are computed again. `bow_targets` does so for feature maps. `local_words` picks new words from feature
+maps, and `perplexity` counts the words in use. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.precision import exact, full_precision
+from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 
 Update = Literal["local_average", "no_averaging", "global_average"]
@@ -29,6 +30,7 @@ Update = Literal["local_average", "no_averaging", "global_average"]
 BLOCK = 1 << 20  # distances in a block on a CPU: 4 MiB of float32, which stay in the cache
 BLOCK_ON_DEVICE = 1 << 25
 KEEP = 256 << 20  # bytes of distances that the first pass keeps for the second
+FLOOR = 1e-12  # of the mean distance to the nearest word, which divides
 
 
 @torch.no_grad()
@@ -117,6 +119,73 @@ def inner(feature_map: Tensor, border: int, least: int = 1) -> Tensor:
         )
     high, wide_ = feature_map.shape[2:]
     return feature_map[:, :, border : high - border, border : wide_ - border]
+
+
+class BowTargets(NamedTuple):
+    bow: Float[Tensor, "n words"]
+    min_dist_mean: Tensor
+
+
+@over_group
+@full_precision(keep=("min_dist_mean",))
+@torch.no_grad()
+def bow_targets(
+    feature_map: Float[Tensor, "n channels height width"],
+    dictionary: Float[Tensor, "words channels"],
+    min_dist_mean: Tensor | float,
+    inv_delta: float | None = 15.0,
+    pool: Literal["max", "average"] = "max",
+    train: bool = False,
+    *,
+    border: int = 1,
+    momentum: float = 0.99,
+) -> BowTargets:
+    r"""Compute each picture's bag of visual words t (OBoW, arXiv 2012.11552, Sec. 3.2).
+
+    The code of a location is softmax_k(-(beta / m) d_k). Its maximum or mean over locations, divided by the sum, is t.
+
+    Args:
+        feature_map: the teacher's map.
+        dictionary: the words.
+        min_dist_mean: m, [1] or a number.
+        inv_delta: beta > 0, by default 15; None or -1: a location belongs to its nearest word alone.
+        pool: "max" (default) or "average" over locations.
+        train: first update m to momentum m + (1 - momentum) mean_u min_k d; False (default): leave it.
+        border: locations to leave out at each side, by default 1.
+        momentum: share of m that an update keeps, 0 to 1, by default 0.99.
+
+    Returns t and m. Nothing has a gradient. The distances are never stored as a whole. Across processes the mean covers all
+    pictures. Raises ValueError for shapes that do not fit, NaN, an unknown `pool` and a bad beta.
+
+    >>> found = bow_targets(torch.ones(1, 2, 3, 3), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 0.5)
+    >>> found.bow
+    tensor([[1., 0.]])
+    """
+    places = inner(feature_map, border).flatten(2).transpose(1, 2)
+    if dictionary.ndim != 2 or not len(dictionary) or dictionary.shape[1] != feature_map.shape[1]:
+        raise ValueError(
+            f"dictionary must be [words, {feature_map.shape[1]}], got {shapes(dictionary=dictionary, feature_map=feature_map)}"
+        )
+    for name, tensor in (("feature_map", feature_map), ("dictionary", dictionary)):
+        if holds(~tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    if pool not in ("max", "average"):
+        raise ValueError(f"pool must be 'max' or 'average', got {pool!r}")
+    hard = inv_delta is None or inv_delta == -1
+    if inv_delta is not None and not hard and not 0 < inv_delta < float("inf"):
+        raise ValueError(f"inv_delta must be positive and finite, or None for hard codes, got {inv_delta}")
+    mean = torch.as_tensor(min_dist_mean, dtype=places.dtype, device=places.device)
+    if mean.numel() != 1 or holds(~(mean >= 0).all()):
+        raise ValueError(f"min_dist_mean must be one number that is not negative, got {min_dist_mean}")
+
+    def sharpness(least: Tensor) -> Tensor:
+        nonlocal mean
+        if train:
+            mean = (momentum * mean + (1 - momentum) * global_mean(least.mean(1))).clamp(min=0)
+        return (1.0 if inv_delta is None else inv_delta) / mean.reshape(()).clamp(min=FLOOR)
+
+    bow = pooled_codes(places.contiguous(), dictionary, sharpness, pool, hard=hard)
+    return BowTargets(bow / bow.sum(1, keepdim=True), mean)
 
 
 @full_precision(keep=("random",))

@@ -152,10 +152,17 @@ def load_canvases(
 
     Raises DataError for a number or share out of range.
     """
-    if min(train, test) < 2 or not 1 <= grid <= 8 or not 1 <= least <= most <= grid**2 or noise < 0 or not 0 < held_out < 1:
+    if (
+        min(train, test) < 2
+        or not 1 <= grid <= 8
+        or not 1 <= least <= most <= grid**2
+        or noise < 0
+        or not 0 < held_out < 1
+    ):
         raise DataError(
-            "digit-canvases: train and test must be at least 2, grid 1 to 8, 1 <= least <= most <= cells, noise at least 0 and "
-            f"held_out between 0 and 1; got {train=}, {test=}, {grid=}, {least=}, {most=}, {noise=}, {held_out=}"
+            "digit-canvases: train and test must be at least 2, and grid 1 to 8. It needs 1 <= least <= most <= cells. noise "
+            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {least=}, {most=}, "
+            f"{noise=}, {held_out=}"
         )
     parts = world.parts("digit-canvases", held_out, valid)
     labels = world.inventory()[1]

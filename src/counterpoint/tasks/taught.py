@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from counterpoint.core.distil import kd
 from counterpoint.data.images import ImageData
 from counterpoint.encoders.images import build_image_encoder
-from counterpoint.encoders.taps import layer, recorded
+from counterpoint.encoders.taps import recorded
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from counterpoint.core.codes import inner
 from counterpoint.data.shown import png
+from counterpoint.encoders.taps import recorded
 from counterpoint.engine.survey import Survey
 
 WORDS, PATCHES, PICTURES = 8, 7, 96
@@ -19,22 +20,30 @@ LEAST = 24  # pixels of a patch as shown
 
 def word_gallery(
     survey: Survey,
-    maps: Callable[[dict[str, Any]], Float[Tensor, "n channels h w"]],
+    encoder: nn.Module,
+    level: str,
     words: Float[Tensor, "words channels"],
     sharpness: float,
     border: int = 0,
     split: str = "valid",
 ) -> dict[str, Any]:
-    """Return a gallery of the words in use, each with the patches of different pictures whose codes hold most of it.
+    """Return a gallery of words, each with the patches of different pictures whose codes hold most of it.
 
     Args:
         survey: access to the pictures.
-        maps: function from a batch, as `predict` takes it, to feature maps without their border.
+        encoder: network of the feature maps.
+        level: name of the layer whose maps the words come from.
         words: the vocabulary, on the CPU.
         sharpness: factor of squared distances in the soft codes, >= 0.
         border: locations left out at each side of a map.
         split: the split whose pictures are shown.
     """
+
+    def maps(batch: dict[str, Any]) -> Tensor:
+        with recorded(encoder, [level]) as seen:
+            encoder(batch["image"])
+        return inner(seen[level], border)
+
     pictures = survey.split(split)
     rows = np.arange(len(pictures))[:: max(1, len(pictures) // PICTURES)][:PICTURES]
     seen = survey.over(split, maps, rows).float()
@@ -42,7 +51,7 @@ def word_gallery(
     places = seen.flatten(2).transpose(1, 2)
     codes = torch.stack([(-sharpness * torch.cdist(one, words).square()).softmax(1) for one in places])
     best, at = codes.max(1)  # [pictures, words]
-    # A word is in use where it holds most of at least a few pictures' locations. Show the words of the most pictures.
+    # Show words with large codes in several pictures, not in one alone.
     used = best.topk(min(PATCHES, len(best)), dim=0).values.mean(0).topk(min(WORDS, len(words))).indices
     pixels = pictures.images(rows)
     size = pixels.shape[1]

@@ -138,7 +138,7 @@ def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:
 
 
 def canvases(truth: Scene, cells: Indices, grid: int, deviation: float, rng: np.random.Generator) -> Pixels:
-    """Render the digits of each picture in cells of a grid, with Gaussian noise, [n, 8 grid, 8 grid], white on black.
+    """Render the digits of each picture in cells of a grid, with Gaussian noise: [n, 8 grid, 8 grid].
 
     Args:
         truth: k digits in each picture.
@@ -153,9 +153,9 @@ def canvases(truth: Scene, cells: Indices, grid: int, deviation: float, rng: np.
     for column in range(many):
         row, across = np.divmod(cells[:, column], grid)
         found[np.arange(n), row, :, across] = digits[:, column]
-    found = found.reshape(n, grid * SIDE, grid * SIDE)
-    found += deviation * rng.standard_normal(found.shape, np.float32)
-    return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+    canvas = found.reshape(n, grid * SIDE, grid * SIDE)
+    canvas += deviation * rng.standard_normal(canvas.shape, np.float32)
+    return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8)
 
 
 def halves(truth: Scene) -> tuple[Intensity, Intensity]:

@@ -14,18 +14,17 @@ CVPR 2021, arXiv 2012.11552.
     kappa     kappa               number        scale of the student's logits kappa f W^T, f its pooled features
     alpha     momentum_teacher    number        momentum of the teacher
 
-One step reads the vocabulary and makes the student's features. It moves the teacher, makes the targets of the whole pictures,
-and then writes new words. Both targets and head of a step therefore use the words of earlier steps.
+`core.codes` computes t without the matrix of distances. One step reads the vocabulary and makes the student's features. It
+moves the teacher, makes the targets of the whole pictures, and then writes new words. Both targets and head of a step
+therefore use the words of earlier steps.
 
 Differences from the authors' code:
 
-- The learning rate ends at 0, not at 3e-5, and warms up by epochs. `--schedule step` changes it after each step.
-- The vocabulary need not be a multiple of the batch. Its queue wraps around.
-- m = 0 counts as the smallest positive number that keeps the codes finite.
-- A local patch is cut from one cell of a 3 x 3 grid, whose cells overlap evenly.
+- The learning rate ends at 0, not at 3e-5, and warms up by epochs (`--schedule step`: by steps).
+- The vocabulary need not be a multiple of the batch; its queue wraps around.
+- m has a floor of 1e-12, so equal features give finite codes.
 
-The linear probes on Places and VOC and the few-shot episodes are not built. `python -m counterpoint train obow` needs a network
-with feature maps: not mlp-s, no vision transformer.
+The encoder needs feature maps: not mlp-s, no vision transformer. Not built: probes on Places and VOC, few-shot episodes.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.codes import Update, inner, local_words, perplexity, pooled_codes
+from counterpoint.core.codes import FLOOR, Update, bow_targets, inner, local_words, perplexity
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.memory import Queue
@@ -57,77 +56,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.views import LAPTOP, ViewsLearner
 from counterpoint.tasks.words import word_gallery
-from counterpoint.views.images import ViewPipeline, normalise
-from counterpoint.views.images.patches import Grid
-
-FLOOR = 1e-12  # of m
-
-
-class BowTargets(NamedTuple):
-    bow: Float[Tensor, "n words"]
-    min_dist_mean: Tensor
-
-
-@over_group
-@full_precision(keep=("min_dist_mean",))
-@torch.no_grad()
-def bow_targets(
-    feature_map: Float[Tensor, "n channels height width"],
-    dictionary: Float[Tensor, "words channels"],
-    min_dist_mean: Tensor | float,
-    inv_delta: float | None = 15.0,
-    pool: Literal["max", "average"] = "max",
-    train: bool = False,
-    *,
-    border: int = 1,
-    momentum: float = 0.99,
-) -> BowTargets:
-    r"""Compute each picture's bag of visual words t (Sec. 3.2).
-
-    The code of a location is softmax_k(-(beta / m) d_k). t is the maximum or mean over locations, divided by its sum.
-
-    Args:
-        feature_map: the teacher's map.
-        dictionary: the words.
-        min_dist_mean: m, [1] or a number.
-        inv_delta: beta > 0, by default 15; None or -1: a location belongs to its nearest word alone.
-        pool: "max" (default) or "average" over locations.
-        train: first update m to momentum m + (1 - momentum) mean_u min_k d; False (default): leave it.
-        border: locations to leave out at each side, by default 1.
-        momentum: share of m that an update keeps, 0 to 1, by default 0.99.
-
-    Returns t and m. Nothing has a gradient. The distances are never stored as a whole. Across processes the mean covers all
-    pictures. Raises ValueError for shapes that do not fit, NaN, an unknown `pool` and a bad beta.
-
-    >>> found = bow_targets(torch.ones(1, 2, 3, 3), torch.tensor([[1.0, 1.0], [0.0, 0.0]]), 0.5)
-    >>> found.bow
-    tensor([[1., 0.]])
-    """
-    places = inner(feature_map, border).flatten(2).transpose(1, 2)
-    if dictionary.ndim != 2 or not len(dictionary) or dictionary.shape[1] != feature_map.shape[1]:
-        raise ValueError(
-            f"dictionary must be [words, {feature_map.shape[1]}], got {shapes(dictionary=dictionary, feature_map=feature_map)}"
-        )
-    for name, tensor in (("feature_map", feature_map), ("dictionary", dictionary)):
-        if holds(~tensor.isfinite().all()):
-            raise ValueError(f"{name} holds NaN or infinite values")
-    if pool not in ("max", "average"):
-        raise ValueError(f"pool must be 'max' or 'average', got {pool!r}")
-    hard = inv_delta is None or inv_delta == -1
-    if inv_delta is not None and not hard and not 0 < inv_delta < float("inf"):
-        raise ValueError(f"inv_delta must be positive and finite, or None for hard codes, got {inv_delta}")
-    mean = torch.as_tensor(min_dist_mean, dtype=places.dtype, device=places.device)
-    if mean.numel() != 1 or holds(~(mean >= 0).all()):
-        raise ValueError(f"min_dist_mean must be one number that is not negative, got {min_dist_mean}")
-
-    def sharpness(least: Tensor) -> Tensor:
-        nonlocal mean
-        if train:
-            mean = (momentum * mean + (1 - momentum) * global_mean(least.mean(1))).clamp(min=0)
-        return (1.0 if inv_delta is None else inv_delta) / mean.reshape(()).clamp(min=FLOOR)
-
-    bow = pooled_codes(places.contiguous(), dictionary, sharpness, pool, hard=hard)
-    return BowTargets(bow / bow.sum(1, keepdim=True), mean)
+from counterpoint.views.images.patches import CropGroups
 
 
 class WordGenerator(nn.Module):
@@ -206,7 +135,7 @@ def obow_loss(
             f"dictionaries, bows and generators need one entry for each level, and student_feats one for each group; got "
             f"{levels}, {len(bows)}, {len(generators)} and {len(student_feats)}"
         )
-    kappas = list(kappa) if isinstance(kappa, (list, tuple)) else [kappa] * levels
+    kappas: list[Any] = list(kappa) if isinstance(kappa, list | tuple) else [kappa] * levels
     if len(kappas) != levels or any(holds(torch.as_tensor(~(torch.as_tensor(k) > 0))) for k in kappas):
         raise ValueError(f"kappa must be positive, one number or one for each of {levels} levels, got {kappa}")
     n = len(bows[0])
@@ -228,11 +157,11 @@ def obow_loss(
         log_z = pair_logsumexp(query, weights).rows
         towards, negative_entropy = t @ weights, torch.xlogy(t, t).sum(1)
         start = 0
-        for group, many in zip(losses, counts, strict=True):
+        for found, many in zip(losses, counts, strict=True):
             rows = slice(start, start := start + n * many)
             own = (query[rows].unflatten(0, (-1, max(many, 1))) * towards[:, None]).sum(2)
-            group.append(global_mean((log_z[rows].view_as(own) - own).mean(1) + negative_entropy))
-    per_group = [torch.stack(group).mean() for group in losses]
+            found.append(global_mean((log_z[rows].view_as(own) - own).mean(1) + negative_entropy))
+    per_group = [torch.stack(found).mean() for found in losses]
     return ObowOutput(torch.stack(per_group).sum(), per_group)
 
 
@@ -285,7 +214,15 @@ class OBoWConfig(ImagesConfig):
         super().__post_init__()
         self.need_positive("kappa")
         self.need_share("momentum_teacher")
-        for name in ("inv_delta", "update_steps", "border", "start_distance", "large_crops", "large_size", "patch_size"):
+        for name in (
+            "inv_delta",
+            "update_steps",
+            "border",
+            "start_distance",
+            "large_crops",
+            "large_size",
+            "patch_size",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.patches <= 9 or self.large_crops + self.patches < 1:
@@ -301,6 +238,8 @@ class OBoW(ViewsLearner):
     """A student of small crops, and a teacher of whole pictures with a vocabulary for each level."""
 
     compares = False
+    views: Any
+    projector: nn.ModuleList
     kappa: Tensor
     distance: Tensor
 
@@ -336,30 +275,21 @@ class OBoW(ViewsLearner):
             return nn.ModuleList(LearnedWeights(config.words, dim) for _ in config.levels)
         return nn.ModuleList(WordGenerator(channels, dim) for channels in self.channels)
 
-    def build_views(self) -> ViewPipeline:
+    def build_views(self) -> Any:
         config = self.config
-        large, side = (asked or max(1, round(self.size * n / 7)) for asked, n in
-                       ((config.large_size, 5), (config.patch_size, 3)))
-        self.grid = Grid.for_patches(side)
-        for many, size in ((config.large_crops, large), (config.patches, side)):
-            if many:
-                need_size(self.encoder, config.encoder, size)
-        return ViewPipeline(large, config.large_crops, config.recipe, int(config.patches > 0), self.grid.canvas)
+        crops = (config.large_crops, config.large_size, config.patches, config.patch_size)
+        views = CropGroups(self.size, config.recipe, *crops)
+        for size in views.sizes:
+            need_size(self.encoder, config.encoder, size)
+        return views
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Draw the groups of crops, all crops of a picture in adjacent rows, and the teacher's whole pictures."""
-        config, images = self.config, batch["image"]
-        total, mine = self.share(len(images))
-        drawn = self.views.draw((total, *images.shape[1:]), generator)
-        views = self.views.apply(images, [view.take(mine) for view in drawn])
-        flip = torch.rand(total, generator=generator)[mine] < self.views.recipes[0].flip
-        crops = [torch.stack(views[: config.large_crops], 1).flatten(0, 1)] if config.large_crops else []
-        if config.patches:
-            corners = self.grid.draw(total, config.patches, generator)[mine]
-            crops.append(self.grid.cut(views[-1], corners).flatten(0, 1))
-        random = torch.rand(total, len(config.levels), generator=generator)[mine]
-        whole = torch.where(flip.to(images.device)[:, None, None, None], images.flip(3), images)
-        return batch | {"crops": crops, "whole": normalise(whole), "random": random}
+        """Draw the groups of crops, the teacher's whole pictures, and the places of new words."""
+        total, mine = self.share(len(batch["image"]))
+        drawn = self.views.draw((total, *batch["image"].shape[1:]), generator).take(mine)
+        crops, whole = self.views.apply(batch["image"], drawn)
+        random = torch.rand(total, len(self.config.levels), generator=generator)[mine]
+        return batch | {"crops": crops, "whole": whole, "random": random}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, step = self.config, self.position.step
@@ -371,7 +301,8 @@ class OBoW(ViewsLearner):
         with recorded(self.teacher.module, config.levels) as seen:
             feature = self.teacher(batch["whole"])
         momentum = 0.0 if step == 0 and config.start_distance == 0 else 0.99
-        bows, found = [], {}
+        bows: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         for n, (level, words) in enumerate(zip(config.levels, dictionaries, strict=True)):
             target = bow_targets(
                 *(seen[level], words, self.distance[n], config.inv_delta or None, config.pool, True),
@@ -408,16 +339,9 @@ class OBoW(ViewsLearner):
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the last level's words by the patches of pictures that they stand for."""
-        config = self.config
-
-        def maps(batch: dict[str, Any]) -> Tensor:
-            with recorded(self.teacher.module, config.levels[-1:]) as seen:
-                self.teacher(batch["image"])
-            return inner(seen[config.levels[-1]], config.border)
-
-        beta = config.inv_delta or 1e6
-        sharpness = beta / float(self.distance[-1].clamp(min=FLOOR))
-        return word_gallery(survey, maps, self.vocabularies[-1].read().cpu(), sharpness, config.border)
+        config, words = self.config, self.vocabularies[-1].read().cpu()
+        sharpness = (config.inv_delta or 1e6) / float(self.distance[-1].clamp(min=FLOOR))
+        return word_gallery(survey, self.teacher.module, config.levels[-1], words, sharpness, config.border)
 
 
 SYSTEM = System(

@@ -226,7 +226,10 @@ def tag_precision(
             f"tags must be [{len(features)}, tags] and test_tags [{len(test_features)}, tags], got {list(tags.shape)} and "
             f"{list(test_tags.shape)}"
         )
-    mean, spread = features.float().mean(0), features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
+    mean, spread = (
+        features.float().mean(0),
+        features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6),
+    )
     train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
     weight = torch.zeros(tags.shape[1], train.shape[1], requires_grad=True)
     bias = torch.zeros(tags.shape[1], requires_grad=True)

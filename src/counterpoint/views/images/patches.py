@@ -1,7 +1,8 @@
-"""Cut small patches out of pictures, from a grid of overlapping cells, each moved at random within its cell."""
+"""Make groups of crops of each picture: large crops, and patches from a grid of overlapping cells (OBoW, arXiv 2012.11552)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import CounterpointError
+from counterpoint.views.images.colours import normalise
+from counterpoint.views.images.pipeline import ViewParameters, ViewPipeline
 
 
 class Grid(NamedTuple):
@@ -47,3 +50,52 @@ class Grid(NamedTuple):
         rows = torch.arange(len(pictures), device=pictures.device)[:, None, None, None]
         found = pictures.movedim(1, 3)[rows, top[:, :, :, None], left[:, :, None, :]]
         return found.movedim(4, 2)
+
+
+@dataclass
+class GroupParameters:
+    """The random parameters of the groups of crops of each of B pictures."""
+
+    views: list[ViewParameters]
+    corners: Int[Tensor, "batch patches 2"] | None
+    flip: Tensor  # [batch], whether the whole picture is flipped
+
+    def take(self, rows: slice | Tensor) -> GroupParameters:
+        """Select the parameters of some pictures."""
+        corners = None if self.corners is None else self.corners[rows]
+        return GroupParameters([view.take(rows) for view in self.views], corners, self.flip[rows])
+
+
+class CropGroups:
+    """A group of large crops and a group of patches of each picture, and the whole picture, flipped at random.
+
+    Args:
+        size: height and width of the pictures in pixels.
+        recipe: name of a recipe; its local view is the picture that patches are cut from.
+        large: number of large crops, at least 0.
+        large_size: height and width of large crops in pixels; 0: 5/7 of `size`.
+        patches: number of patches, 0 to 9.
+        patch_size: height and width of patches in pixels; 0: 3/7 of `size`.
+    """
+
+    def __init__(self, size: int, recipe: str, large: int, large_size: int, patches: int, patch_size: int) -> None:
+        self.large, self.patches = large, patches
+        large_size, side = large_size or max(1, round(size * 5 / 7)), patch_size or max(1, round(size * 3 / 7))
+        self.grid = Grid.for_patches(side)
+        self.sizes = [large_size] * (large > 0) + [side] * (patches > 0)
+        self.pipeline = ViewPipeline(large_size, large, recipe, int(patches > 0), self.grid.canvas)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> GroupParameters:
+        """Draw the parameters of pictures of this shape, [B, 3, H, W]."""
+        views = self.pipeline.draw(shape, generator)
+        flip = torch.rand(shape[0], generator=generator) < self.pipeline.recipes[0].flip
+        return GroupParameters(views, self.grid.draw(shape[0], self.patches, generator) if self.patches else None, flip)
+
+    def apply(self, images: Tensor, drawn: GroupParameters) -> tuple[list[Tensor], Tensor]:
+        """Return the normalised groups, all crops of a picture in adjacent rows, and the normalised whole pictures."""
+        views = self.pipeline.apply(images, drawn.views)
+        groups = [torch.stack(views[: self.large], 1).flatten(0, 1)] if self.large else []
+        if drawn.corners is not None:
+            groups.append(self.grid.cut(views[-1], drawn.corners).flatten(0, 1))
+        flip = drawn.flip.to(images.device)[:, None, None, None]
+        return groups, normalise(torch.where(flip, images.flip(3), images))
