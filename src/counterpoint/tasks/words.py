@@ -51,11 +51,12 @@ def word_gallery(
     places = seen.flatten(2).transpose(1, 2)
     codes = torch.stack([(-sharpness * torch.cdist(one, words).square()).softmax(1) for one in places])
     best, at = codes.max(1)  # [pictures, words]
-    # Show words with large codes in several pictures, not in one alone.
-    used = best.topk(min(PATCHES, len(best)), dim=0).values.mean(0).topk(min(WORDS, len(words))).indices
+    # Show words that stand for a part of some pictures: not of one alone, and not of all, as the background does.
+    special = best.topk(min(PATCHES, len(best)), dim=0).values.mean(0) - best.median(0).values
+    used = special.topk(min(WORDS, len(words))).indices
     pixels = pictures.images(rows)
     size = pixels.shape[1]
-    side = max(2, round(1.5 * size / (high + 2 * border)))
+    side = min(size, max(size // 3, round(3 * size / (high + 2 * border))))
     items: dict[str, Any] = {}
     listed = []
     for word in used.tolist():
@@ -74,7 +75,7 @@ def word_gallery(
             found.append({"item": name, "similarity": float(best[picture, word]), "right": False})
         listed.append({"query": word, "found": found})
     return {
-        "Visual words": {
+        "Visual words, by the patches with the largest codes": {
             "kind": "gallery",
             "parts": [{"query": "word", "key": "patch", "rows": listed}],
             "items": items,
