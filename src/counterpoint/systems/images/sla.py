@@ -31,7 +31,7 @@ cosine, not in two steps. The paper's few-shot and imbalanced losses below SLA a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -336,12 +336,13 @@ class SLA(ImageLearner):
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show how accuracy grows with the copies that vote, and which transformations the joint head recognises."""
-        if self.joint is None or self.copies == 1:
+        head = self.joint
+        if head is None or self.copies == 1:
             return {}
-        read: Callable[[Mapping[str, Any]], Tensor] = lambda batch: _joint(  # noqa: E731
-            self.joint(self.encoder(self.copied(batch["image"]))),
-            self.copies,  # type: ignore[misc]
-        )
+
+        def read(batch: Mapping[str, Any]) -> Tensor:
+            return _joint(head(self.encoder(self.copied(batch["image"]))), self.copies)
+
         rows = np.flatnonzero(survey.split("test").labels >= 0)
         joint = survey.over("test", read, rows)
         label = torch.from_numpy(survey.split("test").labels[rows])
