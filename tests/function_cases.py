@@ -264,6 +264,12 @@ CASES: dict[str, Case] = {
     HARD + "penalty_distribution": Case(lambda n, d: [d(1, n, 40).tanh(), 0.05], (0,), (0, None), permutes=False),
     HARD + "simple_contrastive": Case(lambda n, d: [d(0, n).tanh(), d(1, n, 40).tanh()], (0, 1), (0, 0)),
     IMAGES + "isogclr:isogclr_step": Case(iso, (2,), (None, 0, 0), permutes=False),
+    # With one transformation; test_sla.py has more.
+    IMAGES + "sla:aggregate": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:single": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:sla_loss": Case(
+        lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
+    ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
     CORE + "codes:local_words": Case(
         lambda n, d: [d(0, n, 4, 5, 6), torch.arange(n) / max(n, 1)], (), (0, 0), memory=(1,), permutes=False
@@ -311,6 +317,8 @@ OTHERS = {
     "mae:unpatchify": "moves values, whatever their type",
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
+    "sla:expand": "moves images",
+    "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "obow:WordGenerator": "a network",
