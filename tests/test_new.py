@@ -26,7 +26,9 @@ def new(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["krr-st"], ["my-way", "--title", "My way", "--area", "alignment", "--form", "aligned"]], ids=lambda w: w[0]
+    "words",
+    [["krr-st"], ["my-way", "--title", "My way", "--area", "alignment", "--form", "aligned"]],
+    ids=lambda w: w[0],
 )
 def test_a_new_system_trains_and_its_tests_fail_where_it_is_to_be_written(project: Path, words: list[str]) -> None:
     assert new(project, *words).returncode == 0
