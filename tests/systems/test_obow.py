@@ -182,7 +182,7 @@ def test_a_vocabulary_keeps_lengths_starts_rectified_and_wraps():
 
 
 def test_the_loss_is_the_divergence_of_every_crop_from_its_picture_s_bag():
-    words, heads = [draw(1, 7, 4), draw(2, 9, 3)], [WordGenerator(4, 5).double(), WordGenerator(3, 5).double()]
+    words, heads = [draw(1, 7, 4).requires_grad_(), draw(2, 9, 3)], [WordGenerator(4, 5).double(), WordGenerator(3, 5).double()]
     bows = [draw(3, 2, 7).softmax(1), draw(4, 2, 9).softmax(1)]
     feats = [draw(5, 4, 5).requires_grad_(), draw(6, 6, 5).requires_grad_()]
     kappas = [2.0, 3.0]
@@ -200,6 +200,7 @@ def test_the_loss_is_the_divergence_of_every_crop_from_its_picture_s_bag():
     inputs = [*feats, heads[0].fc1.weight, heads[1].fc2.bias]
     ours, theirs = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in (found.loss, sum(wanted)))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.grad(found.loss, words[0], allow_unused=True) == (None,)
 
 
 def test_the_tensors_of_a_generator_serve_as_one():

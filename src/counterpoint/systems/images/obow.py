@@ -324,7 +324,7 @@ class OBoW(ViewsLearner):
         found |= {f"{name}_loss": group.detach() for name, group in zip(names, groups, strict=True)}
         if self.monitor is not None and batch["label"] is not None:
             known = batch["label"] >= 0
-            each = F.cross_entropy(self.monitor(feature[known].detach()), batch["label"][known], reduction="none")
+            each = F.cross_entropy(self.monitor(feature[known]), batch["label"][known], reduction="none")
             found["monitor"] = global_mean(each)
             loss = loss + found["monitor"]
         return {"loss": loss} | found
