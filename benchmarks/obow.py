@@ -1,6 +1,6 @@
 """Compare OBoW's targets and loss with transcriptions of the authors' way: time, value, and peak memory.
 
-    python benchmarks/obow.py [--rounds 5] [--threads 1]      writes results/bench/obow.json
+    python benchmarks/obow.py [--rounds 3] [--threads 1]      writes results/bench/obow.json
 
 Both take the same float32 rows in turn in one process. The record has the medians over the rounds and the median of the rounds'
 ratios. A ratio is the transcription's time over ours: above 1 ours is faster. There are 8,192 words. The transcription computes
@@ -108,7 +108,7 @@ def peak(side: int, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
