@@ -182,7 +182,10 @@ def test_a_vocabulary_keeps_lengths_starts_rectified_and_wraps():
 
 
 def test_the_loss_is_the_divergence_of_every_crop_from_its_picture_s_bag():
-    words, heads = [draw(1, 7, 4).requires_grad_(), draw(2, 9, 3)], [WordGenerator(4, 5).double(), WordGenerator(3, 5).double()]
+    words, heads = (
+        [draw(1, 7, 4).requires_grad_(), draw(2, 9, 3)],
+        [WordGenerator(4, 5).double(), WordGenerator(3, 5).double()],
+    )
     bows = [draw(3, 2, 7).softmax(1), draw(4, 2, 9).softmax(1)]
     feats = [draw(5, 4, 5).requires_grad_(), draw(6, 6, 5).requires_grad_()]
     kappas = [2.0, 3.0]
