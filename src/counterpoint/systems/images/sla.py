@@ -367,6 +367,7 @@ class SLA(ImageLearner):
                 "kind": "matrix",
                 "values": table.tolist(),
                 "names": names,
+                "caption": "Rows: transformation of a copy. Columns: the one that its joint logits name, over all classes.",
             },
         }
 
