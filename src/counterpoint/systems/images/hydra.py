@@ -118,8 +118,8 @@ class FeatureFilter(nn.Module):
         for n, layer, width in (("1", first, label_dim), ("2", second, hidden)):
             self.register_parameter(f"bn{n}_weight", nn.Parameter(torch.ones(width)))
             self.register_parameter(f"bn{n}_bias", nn.Parameter(torch.zeros(width)))
-            self.register_parameter(f"fc{n}_weight", layer.weight)
-            self.register_parameter(f"fc{n}_bias", layer.bias)
+            self.register_parameter(f"fc{n}_weight", nn.Parameter(layer.weight.detach()))
+            self.register_parameter(f"fc{n}_bias", nn.Parameter(layer.bias.detach()))
             self.register_buffer(f"mean{n}", torch.zeros(width))
             self.register_buffer(f"var{n}", torch.ones(width))
 
