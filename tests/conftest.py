@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from counterpoint import catalog
 from counterpoint.files import patient_threads
 
 patient_threads()  # before any test module imports torch
+
+# A new process takes seconds for its imports. A test's processes are copies of one server, which makes the imports once.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch.distributed",
+        "timm",
+        "sklearn.linear_model",
+        "sklearn.cluster",
+        "counterpoint.training",
+        "counterpoint.report.run",
+        *sorted({row.module.partition(":")[0] for row in catalog.entries().values() if row.built}),
+    ]
+)
 
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
     "train": {
