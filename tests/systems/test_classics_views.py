@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -25,6 +23,7 @@ from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, task_class
 from counterpoint.systems.classics.mae import patchify
 from counterpoint.tasks.images import ImageBatches
+from launch import command_over_processes
 
 DATA = "digits?size=16"
 # Everything shrunk: seconds on one thread.
@@ -155,12 +154,7 @@ def test_two_processes_are_as_good_as_one(slug, folder, tmp_path):
         settings["head_norm"] = False
     words = ["train", slug, "--data", f"imagefolder:{folder}?size=16", *options(settings), "--out", str(tmp_path)]
     assert cli.main([*words, "--name", "one"]) == 0
-    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "counterpoint"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*head, *words, "--name", "two"], capture_output=True, text=True, timeout=240, env=environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    command_over_processes([*words, "--name", "two"], tmp_path)
     one, two = Run.open(tmp_path / "one"), Run.open(tmp_path / "two")
     for row, other in zip(one.metrics(), two.metrics(), strict=True):
         assert row["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
