@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +105,21 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec = "arcade?train=16&test=4"
         run = training.train("macil-sd", config, data=spec, out=folder / "runs", name="clips", say=lambda _: None)
     return run.path
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Leave the drawings out of the pages, but for their text alternatives.
+
+    Matplotlib takes longer for them than a test takes to train. A test of a system's smoke run, or of pages, draws them.
+    """
+    from markupsafe import Markup
+
+    from counterpoint.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "svg", lambda figure, alt: Markup('<svg role="img" aria-label="{}"></svg>').format(alt))
+        yield
 
 
 @pytest.fixture
