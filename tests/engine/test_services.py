@@ -24,7 +24,6 @@ from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.systems.classics.simclr import SimCLR
 from counterpoint.tasks.online import OnlineKnn, OnlineProbe
 
-
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 DATA = "digits?size=8&train=320"  # 10 steps an epoch
