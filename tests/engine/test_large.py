@@ -21,7 +21,8 @@ from launch import command_over_processes
 
 IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
 ALIGNED = {"image_encoder": "vit-s", "batch_size": 12, "epochs": 1}
-PICTURES = "digits"
+PICTURES = "digits?size=16&train=60"
+CAPTIONS = "digit-captions?train=60"
 
 
 def doubled(value: Any) -> Any:
@@ -89,8 +90,8 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(("supcon", "triplet"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
-    **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), ("digit-captions", ALIGNED)),
-    "albef": ("digit-captions", ALIGNED | {"queue": 48, "dropout": 0.0}),
+    **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
+    "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),
     "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),
     "symile": ("xor", {"batch_size": 12, "epochs": 1}),
     "gradient-harmonization": ("noisy-triplets", {"batch_size": 12, "epochs": 1, "realign": True}),
