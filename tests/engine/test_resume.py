@@ -16,6 +16,8 @@ from counterpoint.errors import Interrupted, RunError
 from counterpoint.systems.alignment.macil_sd import MacilSD
 from launch import exit_code
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DATA = "async-bags?train=40&test=10"
 STEPS = 3 * 5  # epochs x batches
 
