@@ -38,7 +38,7 @@ KINDS = {
     "moco-v2+isogclr": (DIGITS, VIEWS | {"queue": 20}),
     "byol": (DIGITS, VIEWS | {"schedule": "step"}),
     "mean-teacher": (DIGITS, SMALL | {"epochs": 2, "labels_per_class": 2, "labelled_batch": 4}),
-    "albef": ("digit-pairs?train=14", ALBEF),
+    "albef": ("digit-captions?train=14&valid=0.02", ALBEF),
 }
 
 
