@@ -91,6 +91,8 @@ def test_trains_from_the_command_line(slug, tmp_path):
     assert rows[-1]["test/knn_accuracy"] > (0.25 if slug == "mae" else 0.6)  # chance is 0.1
     learner = training.load_learner(run)
     assert not learner.training
+    start = dict(built(slug)[0].encoder.named_parameters())
+    assert not all(torch.equal(p, start[name]) for name, p in learner.encoder.named_parameters())
     found = learner.predict({"image": torch.randn(4, 3, 16, 16)})["feature"]
     assert found.shape == (4, learner.encoder.dim)
     assert training.evaluate(run.path, say=lambda _: None)["knn_accuracy"] == rows[-1]["test/knn_accuracy"]
