@@ -30,6 +30,10 @@ PEERS = {
     "lightly NTXentLoss": ("nt_xent", 3.5),
     "lightly DCLLoss": ("dcl", 4.5),
     "pytorch-metric-learning SupConLoss": ("supcon", 8.0),
+    "torch linear_cross_entropy": ("one_way", 1.5),
+    # Products of bf16 for the gradients, as autocast asks for; the peer computes in float32.
+    "torch linear_cross_entropy, bf16 gradients": ("one_way bf16", 1.5),
+    "torch linear_cross_entropy, two ways": ("two_ways", 2.5),
 }
 
 
@@ -66,6 +70,29 @@ def functions(name: str) -> Callable[[Any, Any], Any]:
             return pair_logsumexp(x, exclude=Diagonal((0, n, -n))).rows.mean() - positive_similarity(*x.chunk(2)).mean()
 
         return dcl
+    if name.startswith("one_way"):
+        from counterpoint.core.operands import positive_similarity
+        from counterpoint.core.total import pair_logsumexp_total
+
+        kind: Any = "bf16" if name.endswith("bf16") else "auto"
+        return lambda a, b: pair_logsumexp_total(10 * a, b, precision=kind) - positive_similarity(10 * a, b).mean()
+    if name == "two_ways":
+        from counterpoint.core.contrast import pair_logsumexp
+        from counterpoint.core.operands import positive_similarity
+
+        def two_ways(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            out = pair_logsumexp(10 * a, b, columns=True)
+            assert out.columns is not None
+            return (out.rows.mean() + out.columns.mean()) / 2 - positive_similarity(10 * a, b).mean()
+
+        return two_ways
+    if name.startswith("torch linear_cross_entropy"):
+        from torch.nn.functional import linear_cross_entropy
+
+        def one(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return linear_cross_entropy(10 * a, b, torch.arange(len(a)))
+
+        return (lambda a, b: (one(a, b) + one(b, a)) / 2) if name.endswith("two ways") else one
     if name == "supcon":
         from counterpoint.functional import supcon_single_view
 
@@ -245,11 +272,11 @@ def say(text: str) -> None:
 def time_peers() -> list[dict[str, Any]]:
     rows = []
     for peer, (ours, goal) in PEERS.items():
-        for n in SIZES:
-            repeats = {256: 40, 1024: 10, 4096: 3, 8192: 1}[n]
+        for n in (*SIZES, 16384) if peer.startswith("torch") else SIZES:
+            repeats = {256: 40, 1024: 10, 4096: 3}.get(n, 1)
             pairs = [
                 (child("measure", ours, n, DIM, repeats), child("measure", peer, n, DIM, repeats))
-                for _ in range(ROUNDS[n])
+                for _ in range(ROUNDS.get(n, 1))
             ]
             row = {
                 "peer": peer,
@@ -322,8 +349,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"svg.hashsalt": "counterpoint", "font.size": 9}
-    figure, axes = plt.subplots(1, len(PEERS), figsize=(12, 3), sharey=True, constrained_layout=True)
-    for axis, peer in zip(axes, PEERS, strict=True):
+    figure, grid = plt.subplots(2, 4, figsize=(12, 6), sharey=True, constrained_layout=True)
+    axes = grid.ravel()
+    for axis in axes[len(PEERS) :]:
+        axis.set_visible(False)
+    for axis, peer in zip(axes, PEERS, strict=False):
         rows = [row for row in record["time"] if row["peer"] == peer]
         n = [row["pairs"] for row in rows]
         axis.loglog(n, [row["peer_ms"] for row in rows], "o-", color="#b0553a", label=peer)
@@ -342,7 +372,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("forward + backward, ms")
+    for axis in axes[:: grid.shape[1]]:
+        axis.set_ylabel("forward + backward, ms")
     figure.savefig(path, metadata={"Date": None})
 
 

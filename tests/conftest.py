@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,10 @@ from counterpoint import catalog
 from counterpoint.files import patient_threads
 
 patient_threads()  # before any test module imports torch
+
+if not Path("/proc/driver/nvidia").exists():
+    # Without a GPU, Triton's interpreter runs the kernels. It must know so before anything imports Triton.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A new process takes seconds for its imports. A test's processes are copies of one server, which makes the imports once.
 multiprocessing.set_forkserver_preload(

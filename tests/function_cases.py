@@ -169,19 +169,17 @@ CASES: dict[str, Case] = {
     ALIGN + "cwcl:weighted_mean": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, 4)], (0,), (0, 0), permutes=False, memory=(1,)
     ),
-    ALIGN + "gradient_harmonization:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
-    ALIGN + "gradient_harmonization:mil_nce": Case(
-        lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True
-    ),
-    ALIGN + "gradient_harmonization:realign": Case(
+    CORE + "gradients:gradient_cosine": Case(pair, (0, 1), (0, 0), permutes=False),
+    CORE + "mil:mil_nce": Case(lambda n, d: [5 * x for x in unit_pair(n, d)], (0, 1), (0, 0), kernel=True),
+    CORE + "gradients:realign": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
-    ALIGN + "gradient_harmonization:realigned": Case(
+    CORE + "gradients:realigned": Case(
         lambda n, d: [d(0, n, DIM), -d(0, n, DIM) + d(1, n, DIM)], (0, 1), (0, 0), permutes=False
     ),
     VLP + "barlip_loss": Case(pair, (0, 1), (0, 0)),
-    VLP + "barlow_cross": Case(pair, (0, 1), (0, 0)),
-    VLP + "byol_cross": Case(pair, (0,), (0, 0)),
+    CORE + "alignment:barlow_cross": Case(pair, (0, 1), (0, 0)),
+    CORE + "alignment:byol_cross": Case(pair, (0,), (0, 0)),
     VLP + "cl2l_loss": Case(
         lambda n, d: [*pair(n, d), views(n, d, 2, 3), views(n, d, 2, 6), 20.0], (0, 1), (0, 0, 0, 0, None), kernel=True
     ),
@@ -246,7 +244,7 @@ CASES: dict[str, Case] = {
     IMAGES + "cacr:cacr_momentum": Case(
         lambda n, d: [d(0, 2, n, DIM), d(1, n, DIM), 0.1], (0,), (1, 0, None), kernel=True
     ),
-    IMAGES + "cacr:expected_distance": Case(
+    CORE + "expected:expected_distance": Case(
         lambda n, d: [d(0, n, DIM), d(1, 2, n, DIM), 0.9], (0, 1), (0, 1, None), kernel=True
     ),
     IMAGES + "cacr:pairwise_nt_xent": Case(lambda n, d: [d(0, 2, n, DIM), 0.05], (0,), (1, None), kernel=True),
@@ -261,6 +259,12 @@ CASES: dict[str, Case] = {
     HARD + "penalty_distribution": Case(lambda n, d: [d(1, n, 40).tanh(), 0.05], (0,), (0, None), permutes=False),
     HARD + "simple_contrastive": Case(lambda n, d: [d(0, n).tanh(), d(1, n, 40).tanh()], (0, 1), (0, 0)),
     IMAGES + "isogclr:isogclr_step": Case(iso, (2,), (None, 0, 0), permutes=False),
+    # With one transformation; test_sla.py has more.
+    IMAGES + "sla:aggregate": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:single": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:sla_loss": Case(
+        lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
+    ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
     IMAGES + "mochi:hardest": Case(
         lambda n, d: [d(0, n, DIM), unit(d(1, 20, DIM)), 3], (), (0, None, None), memory=(1,), permutes=False
@@ -295,6 +299,8 @@ OTHERS = {
     "mae:unpatchify": "moves values, whatever their type",
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
+    "sla:expand": "moves images",
+    "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "grouped:grouped_batches": "whole numbers",

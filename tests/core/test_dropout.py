@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.core.dropout import Dropout, dropout
+from counterpoint.core.dropout import Dropout, dropout, dropping_before
 
 
 def test_the_share_dropped_and_the_mean_are_those_asked_for():
@@ -53,3 +53,15 @@ def test_evaluation_and_a_rate_of_zero_change_nothing():
     for p in (-0.1, 1.0):
         with pytest.raises(ValueError, match="p must lie"):
             dropout(x, p)
+
+
+def test_dropout_before_modules_ends_with_the_block_and_in_evaluation():
+    layers = nn.ModuleList([nn.Identity(), nn.Identity()])
+    x = torch.ones(1000)
+    with dropping_before(layers[:1], 0.5):
+        assert set(layers[0](x).tolist()) == {0.0, 2.0}
+        assert torch.equal(layers[1](x), x)
+        layers.eval()
+        assert torch.equal(layers[0](x), x)
+        layers.train()
+    assert torch.equal(layers[0](x), x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -150,19 +149,3 @@ def test_help_lists_every_recipe_and_own_encoder(capsys) -> None:
         words = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", said))
         assert set(RECIPES) <= words, (slug, set(RECIPES) - words)
         assert set(OWN) <= words, (slug, set(OWN) - words)
-
-
-def test_the_progress_bar_keeps_its_figures_on_80_columns() -> None:
-    from rich.console import Console
-
-    from counterpoint.engine.fit import _Bar
-
-    console = Console(width=80, force_terminal=True, file=io.StringIO())
-    bar = _Bar("macil-sd-20261128-120000-seed-0", 200, console)
-    bar.progress.add_task(
-        "macil-sd-20261128-120000-seed-0", total=200, completed=12, figures="av_ap 0.665  visual_ap 0.6"
-    )
-    with console.capture() as seen:
-        console.print(bar.progress.get_renderable())
-    assert "av_ap 0.665" in seen.get()
-    assert "12/200" in seen.get()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint import catalog, cli
-from counterpoint.engine.fit import Fit
 from counterpoint.engine.large import check_row_wise, running
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
+from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
@@ -37,8 +37,8 @@ def doubled(value: Any) -> Any:
     return value
 
 
-def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Fit, dict[str, Any]]:
-    """Return a fit at its first step, in float64, and that step's batch."""
+def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Stepper, dict[str, Any]]:
+    """Return a stepper before its first step, in float64, and its batch."""
     experiment = Experiment.resolve(slug, data, overrides=settings)
     task = experiment.task()
     learner = experiment.learner(task.facts, 0)
@@ -47,29 +47,30 @@ def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -
     learner.double()
     prepare = learner.prepare
     learner.prepare = lambda batch, generator: doubled(prepare(batch, generator))  # type: ignore[method-assign]
-    fit = Fit(learner, task, Loop(accumulate=parts), 1, None, (), None)
-    fit.survey = learner.survey
-    fit.stand_at(learner.position.state())
-    return fit, next(iter(fit.loader))
+    stepper = Stepper(learner, task, Loop(accumulate=parts))
+    stepper.stand_at(learner.position.state())
+    return stepper, next(iter(stepper.loader))
 
 
 def compared(slug: str, data: str | None, settings: dict[str, Any], batch_changed: Any = None) -> None:
     """Check that one step in three parts equals one step of the whole batch: losses, gradients, weights, buffers."""
     found = []
     for parts in (1, 3):
-        fit, batch = started(slug, data, settings, parts)
+        stepper, batch = started(slug, data, settings, parts)
         if batch_changed is not None:
             batch = batch_changed(batch)
         gradients: dict[str, Tensor] = {}
-        before_step = fit.learner.before_step
+        before_step = stepper.learner.before_step
 
-        def noted(fit: Fit = fit, gradients: dict[str, Tensor] = gradients, then: Any = before_step) -> None:
+        def noted(
+            stepper: Stepper = stepper, gradients: dict[str, Tensor] = gradients, then: Any = before_step
+        ) -> None:
             then()
-            gradients |= {n: p.grad.clone() for n, p in fit.learner.named_parameters() if p.grad is not None}
+            gradients |= {n: p.grad.clone() for n, p in stepper.learner.named_parameters() if p.grad is not None}
 
-        fit.learner.before_step = noted  # type: ignore[method-assign]
-        losses = fit.step(batch)
-        found.append((losses, gradients, dict(fit.learner.state_dict())))
+        stepper.learner.before_step = noted  # type: ignore[method-assign]
+        losses = stepper.step(batch)
+        found.append((losses, gradients, dict(stepper.learner.state_dict())))
     for one, other in zip(*found, strict=True):
         assert one.keys() == other.keys()
         assert one
@@ -129,10 +130,9 @@ def test_a_step_in_bfloat16_is_near_the_step_in_float32(slug: str) -> None:
         learner = experiment.learner(task.facts, 0)
         learner.survey = Survey(task, learner)
         learner.begin(learner.survey)
-        fit = Fit(learner, task, Loop(precision=precision), 1, None, (), None)
-        fit.survey = learner.survey
-        fit.stand_at(learner.position.state())
-        found.append(fit.step(next(iter(fit.loader))))
+        stepper = Stepper(learner, task, Loop(precision=precision))
+        stepper.stand_at(learner.position.state())
+        found.append(stepper.step(next(iter(stepper.loader))))
         assert all(p.isfinite().all() for p in learner.parameters())
         assert {p.dtype for p in learner.parameters()} == {torch.float32}
     exact, near = found

@@ -93,6 +93,22 @@ def test_sgd_steps_as_the_papers_write_it():
     assert weight.weight.item() == pytest.approx(-2.9)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_factor_scales_the_rate_throughout(constant):
+    fixed = network()
+    plain, third = (
+        optimisers(OptimConfig(lr=0.3), [fixed], 4, 256, fixed.parameters() if constant else (), rate=rate)
+        for rate in (1.0, 1 / 3)
+    )
+    for epoch in range(4):
+        rates = [turn.optimizers[0].param_groups[0]["lr"] for turn in (plain, third)]
+        assert rates[0] == pytest.approx(3 * rates[1])
+        assert (rates[0] == 0.3) == (constant or epoch == 0)
+        for turn in (plain, third):
+            turn.optimizers[0].step()
+            turn.schedules[0].step()
+
+
 def test_rate_follows_the_same_curve_by_steps():
     """Four steps an epoch: at the end of each epoch both schedules agree; within it the rate moves."""
     by_epoch, by_step = (

@@ -83,7 +83,7 @@ def test_wrong_damaged_or_dangerous_weights_raise_an_error(run, capsys):
     with pytest.raises(RunError, match="not a readable safetensors file"):
         run.load_weights()
     run.checkpoint.write_bytes(pickle.dumps(Evil()))
-    from counterpoint.engine.fit import read_checkpoint
+    from counterpoint.engine.checkpoint import read_checkpoint
 
     with pytest.raises(RunError, match="cannot be resumed from"):
         read_checkpoint(run)

@@ -508,3 +508,10 @@ def test_a_system_is_imported_when_its_loss_is_first_made():
         "assert 'counterpoint.systems.classics.simclr' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_bags_shorter_than_another_process_s_are_padded(monkeypatch):
+    loss, inputs = losses.MACILSD(0.2), bags()
+    found = loss(*inputs)
+    monkeypatch.setattr("counterpoint.losses.bags.global_max", lambda length, device: length + 7)
+    torch.testing.assert_close(loss(*inputs), found)

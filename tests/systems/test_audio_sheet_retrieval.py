@@ -42,7 +42,7 @@ from counterpoint.tasks.aligned import AlignedTask
 from counterpoint.tasks.measures import identification
 from counterpoint.tasks.pieces import identify_pieces, retrieval_metrics
 from counterpoint.views.images import normalise
-from counterpoint.views.music import HOP, RATE, resampled
+from counterpoint.views.music import HOP, RATE
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "audio-sheet-retrieval.npz")
 COUNTS = [4, 0, 3]
@@ -389,7 +389,7 @@ def losses():
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    over_processes.check(losses, draw, COUNTS, tmp_path, room.__name__)
+    over_processes.check(losses, draw, COUNTS, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -571,7 +571,7 @@ def test_cca_is_fitted_on_training_pairs_before_it_is_measured():
     batch = task.evaluation_batch(task.data.train, range(24))
     learner.eval()
     with torch.no_grad():
-        h = [learner.projected(name, learner.seen(name, batch["inputs"][name])) for name in ("sheet", "audio")]
+        h = [learner.output(name, learner.seen(name, batch["inputs"][name])) for name in ("sheet", "audio")]
         z = learner.predict(batch)["embedding"]
     from counterpoint.core.cca import canonical_projections
 
@@ -640,11 +640,11 @@ def test_data_of_the_user_s_own_of_any_size_and_rate(vary):
     data = made(unpaired=False, size=64, rate=16000, seconds=17 * HOP / RATE)
     config = replace(TINY, margins=False, vary_pairs=vary, pretrain_epochs=1, epochs=1)
     learner, rows = trained(config, data)
-    assert learner.frames == 17
+    assert learner.items["audio"].frames == 17
     assert math.isfinite(rows[-1]["test/audio_to_sheet_mrr"])
     pictures = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
     pictures[:, :, 16:32] = 0
-    window = learner.windows(pictures)
+    window = learner.items["sheet"].windows(pictures)
     assert bool((window[:, :, :20] == 1).all())
     seen = learner.seen("sheet", normalise(pictures))
     assert seen.shape == (1, 1, 80, 100)
@@ -652,17 +652,7 @@ def test_data_of_the_user_s_own_of_any_size_and_rate(vary):
     assert float(seen[0, 0, 30].max()) < 1e-3
     # With margins, windows of another size are brought to the size of windows.
     learner, _ = learner_of(TINY, made(size=60))
-    assert learner.windows(torch.full((1, 3, 60, 60), 255, dtype=torch.uint8)).shape == (1, 1, 120, 120)
-
-
-def test_resampling_keeps_a_tone():
-    at = torch.arange(16000, dtype=torch.float64) / 16000
-    tone = torch.sin(2 * math.pi * 440 * at)[None]
-    found = resampled(tone, 16000)
-    expected = torch.sin(2 * math.pi * 440 * torch.arange(RATE, dtype=torch.float64) / RATE)[None]
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
-    high = torch.sin(2 * math.pi * 15000 * torch.arange(44100, dtype=torch.float64) / 44100)[None]
-    assert float(resampled(high, 44100).abs().max()) < 1e-3
+    assert learner.items["sheet"].windows(torch.full((1, 3, 60, 60), 255, dtype=torch.uint8)).shape == (1, 1, 120, 120)
 
 
 def test_missing_modalities_leave_the_pair_out():

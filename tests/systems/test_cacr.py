@@ -27,7 +27,6 @@ from counterpoint.systems.images.cacr import (
     CACRConfig,
     cacr,
     cacr_momentum,
-    expected_distance,
     pairwise_nt_xent,
 )
 
@@ -136,33 +135,6 @@ def test_every_switch_in_blocks_is_the_formula(weight_pos, weight_neg, tau_plus,
         expected = both(lambda x: written_out(x, *options), z)
         for a, b in zip(found, expected, strict=True):
             close(a, b)
-
-
-@pytest.mark.parametrize("block", [kernel.BLOCK, 12])
-@pytest.mark.parametrize("tau", [0.0, 0.7, 8.0])
-def test_expected_distance_equals_the_whole_matrix(tau, block, monkeypatch):
-    monkeypatch.setattr(kernel, "BLOCK", block)
-    query, key = draw(4, 3, unit=False).requires_grad_(), draw(2, 5, 3, seed=1, unit=False).requires_grad_()
-    own, weight = torch.tensor([4, 0, 0, 2]), torch.tensor([0.3, 0.0, 2.0, 1.0], dtype=torch.float64)
-
-    def found(q, k, through=True):
-        return expected_distance(q, k, tau, own=own, weight=weight, through=through)
-
-    def full(q, k, through=True):
-        d = torch.stack([distances(q, keys) for keys in k], 1)
-        s = (-tau * d).scatter(2, own[:, None, None].expand(-1, 2, 1), -math.inf).softmax(2)
-        return (weight[:, None, None] * (s if through else s.detach()) * d).sum()
-
-    assert torch.autograd.gradcheck(found, (query, key))
-    for through in (True, False):
-        ours = torch.autograd.grad(value := found(query, key, through), (query, key))
-        theirs = torch.autograd.grad(expected := full(query, key, through), (query, key))
-        close(value.detach(), expected.detach())
-        for a, b in zip(ours, theirs, strict=True):
-            close(a, b)
-        # One side alone learns.
-        close(torch.autograd.grad(found(query, key.detach(), through), query)[0], theirs[0])
-        close(torch.autograd.grad(found(query.detach(), key, through), key)[0], theirs[1])
 
 
 @pytest.mark.parametrize("cost", ["rbf", "euclidean"])
@@ -347,14 +319,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="at least 2 rows for the cost 'euclidean'"):
         cacr_momentum(z[:, :1], z[0, :1], cost="euclidean")
     assert cacr_momentum(z[:, :1], z[0, :1]).item() == pytest.approx(0, abs=1e-12)
-    with pytest.raises(ValueError, match=r"query and key must be"):
-        expected_distance(z[0], z[0], 1.0)
-    with pytest.raises(ValueError, match="a set of at least 2"):
-        expected_distance(z[0], z[:, :1], 1.0)
-    with pytest.raises(ValueError, match="for each of 5 rows, one of the 4 keys"):
-        expected_distance(z[0], z[:, :4], 1.0)
-    with pytest.raises(ValueError, match="sharpness must lie"):
-        expected_distance(z[0], z, -1.0)
     with pytest.raises(ValueError, match="views must be at least 2"):
         pairwise_nt_xent(z[:1])
 

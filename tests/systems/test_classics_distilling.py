@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.core import listed
 from counterpoint.core.distil import kd
 from counterpoint.core.world import over
-from counterpoint.systems.classics import crd as crd_room
 from counterpoint.systems.classics import rkd as rkd_room
 from counterpoint.systems.classics.attention_transfer import attention_transfer
 from counterpoint.systems.classics.crd import CRDLoss, crd
@@ -198,9 +198,9 @@ def crd_inputs(n=3, samples=11, dim=4, k=5):
 @pytest.mark.parametrize("samples", [11, 300])  # with the whole memory at once, or with the rows that are listed
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_crd_is_its_formula(samples, block, monkeypatch):
-    monkeypatch.setattr(rkd_room, "BLOCK", block)
+    monkeypatch.setattr(listed, "BLOCK", block)
     student, teacher, memory_student, memory_teacher, index, contrast = inputs = crd_inputs(samples=samples)
-    assert crd_room._listed(memory_student, contrast) == (samples == 300)
+    assert listed._fetched(memory_student, contrast) == (samples == 300)
     z = (torch.tensor(50.0).double(), torch.tensor(80.0).double())
     out = crd(*inputs, Z_student=z[0], Z_teacher=z[1])
     expected = direct_crd(student, teacher, memory_student, memory_teacher, contrast, 0.07, z)

@@ -419,9 +419,9 @@ def test_negatives_are_those_of_other_classes_and_the_same_for_every_process(mon
     assert whole[:, 0].tolist() == index.tolist()
     assert (labels[whole[:, 1:]] != labels[whole[:, :1]]).all()
     for rank in range(2):
-        module = "counterpoint.systems.classics.crd"
-        monkeypatch.setattr("counterpoint.engine.learner.world", lambda rank=rank: (rank, 2))
-        monkeypatch.setattr("counterpoint.engine.learner.place", lambda rows, device: SimpleNamespace(total=11))
+        module = "counterpoint.engine.learner"
+        monkeypatch.setattr(f"{module}.world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(f"{module}.place", lambda rows, device: SimpleNamespace(total=11))
         monkeypatch.setattr(f"{module}.row_counts", lambda rows, device: [6, 5])
         monkeypatch.setattr(f"{module}.gather_rows", lambda rows: torch.cat([index[0::2], index[1::2]]))
         assert torch.equal(drawn(slice(rank, None, 2)), whole[rank::2])

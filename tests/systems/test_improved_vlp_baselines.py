@@ -13,13 +13,12 @@ import torch.nn.functional as F
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
-from counterpoint.core import kernel
+from counterpoint.core import assignment, kernel
 from counterpoint.data import load
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
-from counterpoint.systems.alignment import improved_vlp_baselines
 from counterpoint.systems.alignment.improved_vlp_baselines import SYSTEM, Rocket, RocketConfig
 from counterpoint.tasks.aligned import TASK
 from counterpoint.views.text import STOP_WORDS
@@ -57,7 +56,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(("case", "extra"), [(0, None), (1, "barlip_loss"), (2, "siamlip_loss"), (3, "swalip_loss")])
 @pytest.mark.parametrize("whole", [0, 1024])
 def test_losses_and_gradients_equal_the_authors(case, extra, dtype, rtol, whole, monkeypatch):
-    monkeypatch.setattr(improved_vlp_baselines, "WHOLE", whole)
+    monkeypatch.setattr(assignment, "WHOLE", whole)
     x = {name: value.to(dtype).requires_grad_() for name, value in part(case, "in").items()}
     setting = {name: value.item() for name, value in part(case, "param").items()}
     expected = part(case, "out")
@@ -127,39 +126,16 @@ def test_the_local_loss_is_smoothed_cross_entropy_over_all_pairs_of_views(monkey
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("iters", [1, 3])
-@pytest.mark.parametrize("keep", [0, kernel.KEEP])
-def test_sinkhorn_bias_gives_the_assignments(monkeypatch, iters, keep):
-    monkeypatch.setattr(kernel, "KEEP", keep)
-    monkeypatch.setattr(kernel, "TILE", (3, 4))
-    monkeypatch.setattr(kernel, "SMALL", 0)
-    q, k = F.normalize(draw(7, 4)), F.normalize(draw(5, 4, seed=1))
-    found = (q @ k.T / 0.1 + fn.sinkhorn_bias(q, k, 0.1, iters)).softmax(1)
-    torch.testing.assert_close(found, fn.sinkhorn(q @ k.T, 0.1, iters))
-    far = (900 * q @ k.T + fn.sinkhorn_bias(900 * q, k, 1.0, iters)).softmax(1)
-    torch.testing.assert_close(far, fn.sinkhorn(900 * q @ k.T, 1.0, iters))
-
-
 def test_a_batch_of_one_has_its_exact_losses():
     one, other = draw(1, 4).requires_grad_(), draw(1, 4, seed=1)
     assert fn.cl2l_loss(one, other, [one], [other], label_smoothing=0.0).item() == pytest.approx(0, abs=1e-12)
     assert fn.swalip_loss([one, one], [other, other], 10.0).item() == pytest.approx(0, abs=1e-12)
-    c = one.T @ other
-    expected = 0.025 * ((c.diagonal() - 1).square().sum() + 5e-3 * (c.square().sum() - c.diagonal().square().sum()))
-    torch.testing.assert_close(fn.barlow_cross(one, other), expected)
 
 
-def test_gradients_are_right_and_stop_where_they_should():
+def test_gradients_are_right_and_nan_stays_nan():
     x = [draw(4, 3, seed=n).requires_grad_() for n in range(4)]
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b, c, d, s: fn.cl2l_loss(a, b, [c], [d], s, 2 * s), (*x, scale))
-    assert torch.autograd.gradcheck(fn.barlow_cross, x[:2])
-    assert torch.autograd.gradcheck(lambda p: fn.byol_cross(p, x[1].detach()), x[:1])
-    fn.byol_cross(x[0], x[1]).backward()
-    assert x[1].grad is None
-    # Equal projections have nothing left to do; opposite ones are as far apart as can be.
-    assert fn.byol_cross(x[0], 3 * x[0]).item() == pytest.approx(0)
-    assert fn.byol_cross(x[0], -x[0]).item() == pytest.approx(4)
     assert fn.cl2l_loss(x[0] * torch.nan, x[1]).isnan()
 
 
@@ -175,11 +151,8 @@ def test_gradients_are_right_and_stop_where_they_should():
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), reduction="none"), "reduction"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), label_smoothing=1.5), "label_smoothing"),
         (lambda: fn.cl2l_loss(draw(2, 3), draw(2, 3), logit_scale=0.0), "scale"),
-        (lambda: fn.barlow_cross(draw(2, 3), draw(3, 3)), "z1 and z2"),
-        (lambda: fn.byol_cross(draw(2, 3), draw(3, 3)), "prediction and target"),
         (lambda: fn.swalip_loss([draw(2, 3)], [draw(2, 3)], 1.0), "two views each"),
         (lambda: fn.swalip_loss([draw(2, 3)] * 2, [draw(3, 3)] * 2, 1.0), "h_imgs"),
-        (lambda: fn.sinkhorn_bias(draw(2, 3), draw(2, 3), 0.0), "eps"),
     ],
 )
 def test_arguments_that_do_not_fit_raise_an_error(call, names):
@@ -224,31 +197,12 @@ def learner(data: str = "digit-captions?train=64", **options) -> tuple[Rocket, T
     return Rocket(config, SimpleNamespace(**task.facts)), task
 
 
-def test_views_are_those_of_the_whole_batch_whoever_makes_them():
-    for views in ("handled", "small", "paper"):
-        system, task = learner(image_views=views)
-        batch = task._batches(task.data.train)[list(range(8))]
-        for name in ("image", "text"):
-            made = {}
-            for rank in (None, 0, 1):
-                share = slice(None) if rank is None else slice(rank, None, 2)
-                values = batch["inputs"][name]
-                values = values[share] if name == "image" else tuple(v[share] for v in values)
-                made[rank] = system.varied(name, values, 8, share, torch.Generator().manual_seed(3))
-            assert len(made[None]) == 3
-            for number, whole in enumerate(made[None]):
-                for rank in (0, 1):
-                    if name == "image":
-                        torch.testing.assert_close(made[rank][number], whole[rank::2])
-                        continue
-                    decode = system.tokenizers["text"].decode
-                    mine, everybody = (
-                        [decode(ids[m].tolist()) for ids, m in zip(*v, strict=True)]
-                        for v in (made[rank][number], whole)
-                    )
-                    assert mine == everybody[rank::2]
-            one, other = made[None][1], made[None][2]
-            assert not torch.equal(one, other) if name == "image" else True
+@pytest.mark.parametrize("views", ["handled", "small", "paper"])
+def test_a_batch_has_a_weak_view_and_two_strong_ones(views):
+    system, task = learner(image_views=views)
+    batch = system.prepare(task._batches(task.data.train)[list(range(8))], torch.Generator().manual_seed(3))
+    assert {name: len(made) for name, made in batch["views"].items()} == {"image": 3, "text": 3}
+    assert {view.shape for view in batch["views"]["image"]} == {batch["inputs"]["image"].shape}
 
 
 def test_an_empty_caption_stays_empty():
@@ -316,10 +270,12 @@ def test_dropout_is_for_strong_texts_alone():
     system, task = learner(towers="named", image_encoder="conv-s", text_dropout=0.5, extra="none")
     ids = task._batches(task.data.train)[list(range(4))]["inputs"]["text"]
     plain = system.features("text", ids)
+    weak, *strong = system.view_features("text", [ids, ids, ids])
+    torch.testing.assert_close(weak, plain)
+    assert not torch.allclose(strong[0], plain)
+    assert not torch.allclose(strong[0], strong[1])
     torch.testing.assert_close(system.features("text", ids), plain)
-    with system._dropped("text"):
-        assert not torch.allclose(system.features("text", ids), plain)
-    torch.testing.assert_close(system.features("text", ids), plain)
+    assert system.encoders["text"] not in [module for module, _ in system.row_wise()]
     with pytest.raises(CounterpointError, match="text_dropout works in text-s only"):
         learner(text_dropout=0.5)
 

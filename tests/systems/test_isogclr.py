@@ -13,13 +13,11 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
-from counterpoint.core.rules import Views
 from counterpoint.data import clusters, load
 from counterpoint.data.images import long_tailed
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
-from counterpoint.systems.images import isogclr
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "isogclr.npz")
 NAMES = ("rho", "gamma", "eta", "beta_u", "tau_min", "tau_max", "grad_clip")
@@ -134,21 +132,6 @@ def test_temperatures_out_of_range_raise_an_error(settings: dict[str, float], sa
 
     with pytest.raises(CounterpointError, match=said):
         made()
-
-
-@pytest.mark.parametrize("whole", [0, 2**22])
-def test_a_batch_with_itself_is_a_bank_of_its_own(whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isogclr, "WHOLE", whole)
-    monkeypatch.setattr(isogclr, "CHUNK", 5)
-    z = F.normalize(torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
-    tau = torch.linspace(0.1, 0.5, 12, dtype=torch.float64)
-    found = []
-    for bank in (None, z.clone()):
-        query = z.clone().requires_grad_()
-        given = None if bank is None else query
-        loss = isogclr._Surrogate.apply(query, given, tau, (Views(6),), lambda part, logs, mean, top: logs.exp())
-        found.append((loss.detach(), torch.autograd.grad(loss, query)[0]))
-    torch.testing.assert_close(*found)
 
 
 def test_clusters_have_their_long_tail() -> None:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 from counterpoint import catalog, cli, training
 from counterpoint import functional as fn
+from counterpoint.core import multilinear
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.engine.run import Run
 from counterpoint.experiment import Experiment
 from counterpoint.lab.protocol import of_system
 from counterpoint.lab.verify import rehearse
-from counterpoint.systems.alignment import symile as room
 from counterpoint.systems.alignment.symile import SymileConfig, draw_permutations
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "symile.npz")
@@ -97,10 +97,10 @@ def written_out(reps, scale, permutations=None):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("block", [room.BLOCK, 60, 1])
+@pytest.mark.parametrize("block", [multilinear.BLOCK, 60, 1])
 @pytest.mark.parametrize("m", [2, 3, 4, 5])
 def test_all_combinations_in_blocks_are_all_combinations(m, block, monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", block)
+    monkeypatch.setattr(multilinear, "BLOCK", block)
     mine, theirs = ([x.clone().requires_grad_() for x in draw(m, 3, 5)] for _ in range(2))
     found, expected = fn.symile(mine, 4.0, "n_squared"), written_out(theirs, 4.0)
     found.backward()
@@ -158,7 +158,7 @@ def test_two_modalities_are_clip():
 
 
 def test_memory_of_all_combinations_stays_below_their_number(monkeypatch):
-    monkeypatch.setattr(room, "BLOCK", 2**12)
+    monkeypatch.setattr(multilinear, "BLOCK", 2**12)
     largest = 0
     reps = [x.requires_grad_() for x in draw(3, 40, 4)]
 

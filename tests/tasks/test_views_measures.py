@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -15,7 +17,7 @@ from counterpoint import cli
 from counterpoint.data.images import ArrayImages, ImageData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.measures import alignment, confusion, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.measures import RocCounts, alignment, confusion, knn_accuracy, linear_probe, uniformity
 from counterpoint.tasks.views import TASK, ViewsConfig, ViewsEvaluator
 
 
@@ -53,6 +55,21 @@ def test_the_probe_is_logistic_regression(blobs):
     assert accuracy == pytest.approx(float((predicted == asked).float().mean()))
     assert confusion(asked, predicted, 4).sum() == 100
     assert confusion(asked, predicted, 4).trace() == pytest.approx(100 * accuracy)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000))
+def test_roc_area_is_the_share_of_pairs_in_order(seed):
+    g = torch.Generator().manual_seed(seed)
+    scores, positive = torch.randint(-4, 5, (40,), generator=g) / 4, torch.rand(40, generator=g) < 0.4
+    roc = RocCounts()
+    roc.add(scores[:7], positive[:7])
+    roc.add(scores[7:], positive[7:])
+    assert roc.counts.sum() == 40
+    low, high = scores[positive][:, None], scores[~positive]
+    expected = ((low < high).double() + (low == high).double() / 2).mean()
+    assert roc.area() == pytest.approx(expected.item(), nan_ok=True)
+    assert math.isnan(RocCounts().area())
 
 
 def test_alignment_and_uniformity_are_their_formulas():

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core import kernel
+from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_within
+from counterpoint.core.chunked_affinities import Pair
 from counterpoint.core.kernel import KEEP, Operands, Side, Tile, finite, pulled, refused, tiles
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.transforms import traced
 
 # Similarities in a stripe of whole rows: enough rows to a product, even with 65,536 keys.
@@ -103,6 +104,16 @@ class _PairCrossEntropy(torch.autograd.Function):
         student = Operands(query, key)
         teacher = Operands(teacher_query, teacher_query if teacher_key is None else teacher_key)
         n, m = len(query), len(key)
+        ctx.columns, ctx.share, ctx.kind = columns, share, student.kind
+        if chunks.usable(query):
+            pair = Pair(query, key, teacher_query, teacher.key, student.kind)
+            of_rows, of_columns = pair.forward(columns)
+            ctx.save_for_backward(query, key, teacher_query, teacher_key, of_rows, of_columns)
+            out: list[Tensor | None] = []
+            for found in (of_rows, of_columns) if of_columns is not None else (of_rows,):
+                out += [found[0] - share * found[2], found[1] - found[3]]
+            ctx.mark_non_differentiable(*out[1::2])
+            return tuple(out + [None] * (4 - len(out)))  # type: ignore[return-value]
         keep = keep if any(ctx.needs_input_grad) else 0
         sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
         logs = [query.new_full((n,), -math.inf)] + ([query.new_full((m,), -math.inf)] if columns else [])
@@ -132,12 +143,11 @@ class _PairCrossEntropy(torch.autograd.Function):
                 if fits:
                     keep -= size
                     student.buffer = s.new_empty(0)  # the tile is kept: the next one needs memory of its own
-        ctx.columns, ctx.share = columns, share
         expected = (mean.means[0] for mean, _ in sides)
         ctx.save_for_backward(
             query, key, teacher_query, teacher_key, *logs, *(mean.logs for mean, _ in sides), *expected
         )
-        out: list[Tensor | None] = []
+        out = []
         for (mean, _), log in zip(sides, logs, strict=True):
             out += [log - share * mean.means[0], mean.logs - mean.means[1]]
         ctx.mark_non_differentiable(*out[1::2])
@@ -148,6 +158,23 @@ class _PairCrossEntropy(torch.autograd.Function):
         query, key, teacher_query, teacher_key, *logs = ctx.saved_tensors
         alike = teacher_key is None
         teacher_key = teacher_query if alike else teacher_key
+        if chunks.usable(query):
+            pair = Pair(query, key, teacher_query, teacher_key, ctx.kind)
+            column = (logs[1], gradients[2]) if ctx.columns else None
+            needs = ctx.needs_input_grad
+            of_teacher = needs[2] or needs[3]
+            wanted = (needs[0], needs[1], of_teacher, of_teacher)
+            found = pair.backward((logs[0], gradients[0]), column, ctx.share, wanted)
+            if alike:
+                found[2] += found[3]
+            if torch.is_grad_enabled():
+                found = refused(found, (query, key, teacher_query, teacher_key))
+            return (
+                *found[:2],
+                found[2] if of_teacher else None,
+                found[3] if of_teacher and not alike else None,
+                *[None] * 3,
+            )
         student, teacher = Operands(query, key), Operands(teacher_query, teacher_key)
         out = [torch.zeros_like(x) for x in (query, key, teacher_query, teacher_key)]
         if alike:
@@ -262,6 +289,7 @@ def pair_cross_entropy(
     share: float = 1.0,
     entropy: bool = True,
     keep: int = KEEP,
+    precision: Products | Literal["auto"] = "auto",
 ) -> PairCrossEntropy:
     r"""Compute cross-entropies between row softmaxes of two matrices of similarities, the teacher's and the student's.
 
@@ -282,6 +310,7 @@ def pair_cross_entropy(
             a mixture with hard targets, subtract (1 - share) times the positive's similarity. Default 1: all of it.
         entropy: whether to compute the entropies; without them `row_entropy` may be None. Default yes.
         keep: bytes of intermediate results to keep for the backward pass; see `core.contrast.pair_logsumexp`.
+        precision: type of the products on a GPU; see there. Default "auto".
 
     Raises ValueError for shapes that do not fit. Differentiating twice raises RuntimeError, except for the smallest matrices.
 
@@ -310,7 +339,7 @@ def pair_cross_entropy(
         None if x is None else (x if teacher_gradient else x.detach()).to(query.dtype)
         for x in (teacher_query, teacher_key)
     ]
-    if traced() or len(query) * len(key) <= kernel.SMALL:
+    if traced() or len(query) * len(key) <= (chunks.SMALL if chunks.usable(query) else kernel.SMALL):
         of, against = teacher[0], teacher[0] if teacher[1] is None else teacher[1]
         assert of is not None
         assert against is not None
@@ -321,8 +350,9 @@ def pair_cross_entropy(
             found.append(soft if share == 1 else (1 - share) * s.logsumexp(dim) + share * soft)
             found.append(-(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim))
         return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
-    if not columns and kernel.fixed(query, key, *[x for x in teacher if x is not None]):
+    if not columns and not chunks.usable(query) and kernel.fixed(query, key, *[x for x in teacher if x is not None]):
         against = teacher[0] if teacher[1] is None else teacher[1]
         rows, row_entropy = _FixedKeys.apply(query, key, teacher[0], against, share, entropy)
         return PairCrossEntropy(rows, row_entropy, None, None)
-    return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep, share))
+    with products(precision):
+        return PairCrossEntropy(*_PairCrossEntropy.apply(query, key, *teacher, columns, keep, share))

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_rows, shapes
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
@@ -91,3 +91,46 @@ def off_diagonal_squares(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"]) -
     left = a @ a.T
     right = left if a is b else b @ b.T
     return (left * right).sum() - (a * b).sum(0).square().sum()
+
+
+@over_group
+@full_precision
+def barlow_cross(
+    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 5e-3, weight: float = 0.025
+) -> Float[Tensor, ""]:
+    """Compute weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2) of paired projections, C = z1^T z2 / n.
+
+    Args:
+        z1, z2: projections, such as of image and text, row by row. They are not normalised here: the projector ends in a
+            normalisation over the batch.
+        redundancy: weight of the entries off the diagonal.
+        weight: factor of the term.
+
+    Across processes C is that of the whole batch. Raises ValueError for shapes that differ. Source: Barlow Twins (arXiv
+    2103.03230, Eq. 1), with the weights of BarLIP (arXiv 2305.08675).
+
+    >>> import torch
+    >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
+    0.0
+    """
+    need_alike("n dim", z1=z1, z2=z2)
+    a, b = gather_rows(wide(z1)), gather_rows(wide(z2))
+    n = len(a)
+    on = ((a * b).sum(0) / n - 1).square().sum()
+    return weight * (on + redundancy / n**2 * off_diagonal_squares(a, b))
+
+
+@over_group
+@full_precision
+def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+    """Compute 2 - 2 mean_i cos(p_i, v_i), with one modality's prediction p of the other's projection v.
+
+    Both are normalised here; v gets no gradient. Raises ValueError for shapes that differ. Source: BYOL (arXiv 2006.07733,
+    Eq. 2), between modalities as in SiamLIP and BYOLIP (arXiv 2305.08675).
+
+    >>> import torch
+    >>> byol_cross(torch.eye(2), torch.eye(2))
+    tensor(0.)
+    """
+    need_alike("n dim", prediction=prediction, target=target)
+    return 2 + 2 * negative_cosine(prediction, target)

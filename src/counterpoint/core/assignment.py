@@ -9,11 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core import kernel
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_positive, need_rows
-from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.contrast import pair_logsumexp, pair_logsumexp_towards
 from counterpoint.core.operands import scaled, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
+
+WHOLE = 1024  # maximum number of rows whose assignments `assigned_cross_entropy` holds as matrices
 
 
 @full_precision
@@ -101,3 +104,40 @@ def sinkhorn_bias(
         if turn + 1 < iterations:
             row = -pair_logsumexp(*with_bias(query, key, column=column)).rows
     return column
+
+
+def assigned_cross_entropy(
+    query: Float[Tensor, "n dim"],
+    key: Float[Tensor, "n dim"],
+    teacher_query: Float[Tensor, "n dim"],
+    teacher_key: Float[Tensor, "n dim"],
+    epsilon: float = 0.05,
+    iterations: int = 3,
+) -> Float[Tensor, ""]:
+    r"""Compute the cross-entropy of paired rows towards the assignments of a teacher, the mean of both directions.
+
+        1/2 [ H(K(T), softmax(S)) + H(K(T^T), softmax(S^T)) ],      S = query key^T,  T = teacher_query teacher_key^T
+
+    K is `sinkhorn` (no gradient). H is the mean cross-entropy of rows.
+
+    Args:
+        query, key: rows to learn; scaled already.
+        teacher_query, teacher_key: rows to assign to each other; normalised already, without a gradient.
+        epsilon, iterations: arguments of `sinkhorn`.
+
+    Up to `WHOLE` rows the assignments are held as matrices. For more rows an assignment is a softmax with a bias for
+    each column (`sinkhorn_bias`). The assignment of the transposed matrix has a bias for each row. Neither bias changes the
+    other softmax, so one pass gives both directions.
+    """
+    q, k = teacher_query.detach(), teacher_key.detach()
+    if len(q) <= WHOLE:
+        scores = q @ k.T
+        # Both directions' targets weigh the same similarities.
+        codes = sinkhorn(scores, epsilon, iterations) + sinkhorn(scores.T, epsilon, iterations).T
+        found = pair_logsumexp_towards(query, key, lambda rows, columns: codes[rows, columns], columns=True)
+        assert found.columns is not None
+        return (found.rows + found.columns - found.towards).mean() / 2
+    biases = {"row": sinkhorn_bias(k, q, epsilon, iterations), "column": sinkhorn_bias(q, k, epsilon, iterations)}
+    out = pair_cross_entropy(query, key, *with_bias(q / epsilon, k, **biases), columns=True)
+    assert out.columns is not None
+    return (out.rows.mean() + out.columns.mean()) / 2

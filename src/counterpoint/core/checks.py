@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from counterpoint.core.precision import wide
 from counterpoint.core.transforms import hidden, holds
 from counterpoint.core.world import world
 
@@ -30,11 +33,20 @@ def need_alike(axes: str, **tensors: Tensor) -> None:
     need_rows(**tensors)
 
 
+def need_one_type(**lists: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all tensors of all lists are of one floating type."""
+    types = {tensor.dtype for tensors in lists.values() for tensor in tensors}
+    if len(types) > 1 or not all(found.is_floating_point for found in types):
+        raise ValueError(
+            f"{' and '.join(lists)} must be of one floating type, got {', '.join(sorted(map(str, types)))}"
+        )
+
+
 def need_positive(**numbers: float | Tensor) -> None:
     """Raise ValueError for a number that is not above 0 or not finite: a temperature, a scale, a size.
 
     Tensors (learnable temperatures, one for each row) are checked entry by entry. Under vmap and torch.compile their values
-    cannot be read and are not checked.
+    cannot be read, and on a GPU the processor would wait for them: there they are not checked.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor):
@@ -42,7 +54,7 @@ def need_positive(**numbers: float | Tensor) -> None:
                 if holds(~((number > 0) & (number < math.inf)).all()):
                     raise ValueError(f"{name} must be positive and finite in every entry, got {number.detach()}")
                 continue
-            if hidden(number):
+            if number.is_cuda or hidden(number):
                 continue
             number = number.item()
         if not number > 0:
@@ -64,3 +76,26 @@ def need_within(low: float, high: float, **numbers: float) -> None:
     for name, number in numbers.items():
         if not low <= number <= high:
             raise ValueError(f"{name} must lie in {low}..{high}, got {number}")
+
+
+def stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) -> Tensor:
+    """Stack views to [views, n, dim] in float32 at least.
+
+    Args:
+        views: a list of [n, dim], or one tensor [views, n, dim].
+        least: minimum number of views.
+        name: name of the argument, for messages.
+        why: reason for the minimum, for the message.
+
+    Raises ValueError for other shapes and for too few views.
+    """
+    if not isinstance(views, Tensor):
+        sizes = [list(view.shape) for view in views]
+        if not sizes or any(size != sizes[0] for size in sizes):
+            raise ValueError(f"{name} must be [n, dim] alike, got {sizes}")
+        views = torch.stack(list(views))
+    if views.ndim != 3:
+        raise ValueError(f"{name} must be [views, n, dim], got {list(views.shape)}")
+    if len(views) < least:
+        raise ValueError(f"{name} must be at least {least}, got {len(views)}: {why}")
+    return wide(views)

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core import kernel
+from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.kernel import KEEP, Operands, refused, tiles
 from counterpoint.core.operands import unit
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import traced
 
@@ -63,6 +63,7 @@ def pair_logsumexp(
     origin: tuple[int, int] = (0, 0),
     keep: int | None = None,
     method: Literal["auto", "plain", "blocks"] = "auto",
+    precision: Products | Literal["auto"] = "auto",
 ) -> PairLogSumExp:
     r"""log Z over the rows, and in the same pass the columns, of the similarities q_i . k_j, without their matrix.
 
@@ -79,9 +80,11 @@ def pair_logsumexp(
         columns: whether columns are wanted.
         origin: where this matrix's first row and column lie in the larger one that rules and weights are told about.
         keep: bytes of intermediate results the forward pass may keep to spare the backward pass a third of its work; by
-            default 64 MiB, or 160 MiB for the query with itself.
+            default 64 MiB, or 160 MiB for the query with itself, and on a GPU 1/32 of its memory.
         method: "blocks" or "plain" (the whole matrix, differentiable twice, traceable by torch.compile). "auto" takes the
             plain way for the smallest matrices and inside torch.compile.
+        precision: type of the products on a GPU: "exact" (to 1e-6 of float64), "tf32", "bf16" or "fp16". "auto" takes the
+            half precision of the operands or of autocast, otherwise PyTorch's setting for float32. A CPU is exact.
 
     Returns (rows, columns). A row with nothing in its denominator is -inf, with gradient 0.
 
@@ -93,9 +96,10 @@ def pair_logsumexp(
     tensor([0.6931, 0.6931, 0.6931])
     """
     rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
-    rows, across, _ = kernel.logsumexp(
-        query, key, rules=rules, weight=weight, columns=columns, origin=origin, keep=keep, method=method
-    )
+    with products(precision):
+        rows, across, _ = kernel.logsumexp(
+            query, key, rules=rules, weight=weight, columns=columns, origin=origin, keep=keep, method=method
+        )
     return PairLogSumExp(rows, across)
 
 
@@ -109,6 +113,7 @@ def pair_logsumexp_towards(
     origin: tuple[int, int] = (0, 0),
     own: bool = False,
     keep: int | None = None,
+    precision: Products | Literal["auto"] = "auto",
 ) -> PairLogSumExpTowards:
     r"""`pair_logsumexp`, and in the same pass every row's similarity under soft targets, towards_i = sum_j p_ij q_i . k_j.
 
@@ -124,9 +129,9 @@ def pair_logsumexp_towards(
     """
     if own and query.shape != key.shape:
         raise ValueError(f"own: query {tuple(query.shape)} and key {tuple(key.shape)} must be paired row by row")
-    return PairLogSumExpTowards(
-        *kernel.logsumexp(query, key, columns=columns, origin=origin, target=target, keep=keep, own=own)
-    )
+    with products(precision):
+        found = kernel.logsumexp(query, key, columns=columns, origin=origin, target=target, keep=keep, own=own)
+    return PairLogSumExpTowards(*found)
 
 
 # ------------------------------------------------------------------------------------------------- pairs, one by one
@@ -143,6 +148,17 @@ class _PairSoftplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, keep: int) -> Tensor:
         work = Operands(query, key)
+        ctx.kind = work.kind
+        if chunks.usable(query):
+            matrix = chunks.Matrix(query, key, kind=work.kind, softplus=True)
+            fixed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+            if fixed:
+                rows, _, pull, _ = chunks.known(matrix, query.new_ones(len(query)), to_key=False)
+            else:
+                pull = None
+                rows, _, _, ctx.kept = chunks.forward(matrix, columns=False, keep=keep)
+            ctx.save_for_backward(query, key, pull)
+            return rows
         rows = query.new_zeros(len(query))
         # d rows_i / d q_i = sum_j sigmoid(s_ij) k_j, up to the one factor that arrives for the row.
         pull = torch.zeros_like(query) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
@@ -167,6 +183,14 @@ class _PairSoftplus(torch.autograd.Function):
         if pull is not None:
             to_query = gradients[0][:, None] * pull
             return refused((to_query,), (query,))[0] if torch.is_grad_enabled() else to_query, None, None
+        if chunks.usable(query):
+            matrix = chunks.Matrix(query, key, kind=ctx.kind, softplus=True)
+            asked = ctx.needs_input_grad[:2]
+            with torch.no_grad():
+                to_query, to_key = chunks.backward(matrix, (gradients[0],) * 2, None, ctx.kept, wanted=asked)
+            if torch.is_grad_enabled():
+                to_query, to_key = refused((to_query, to_key), (query, key))
+            return to_query, to_key, None
         work = Operands(query, key)
         to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
         with torch.no_grad(), exact(query.device.type):
@@ -184,12 +208,17 @@ class _PairSoftplus(torch.autograd.Function):
 
 @full_precision
 def pair_softplus(
-    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], *, keep: int = KEEP
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    *,
+    keep: int | None = None,
+    precision: Products | Literal["auto"] = "auto",
 ) -> Float[Tensor, " rows"]:
     r"""sum_j softplus(q_i . k_j) = sum_j log(1 + exp(q_i . k_j)) for every row, without the matrix.
 
     What a loss over pairs judged one by one needs (SigLIP, binary cross-entropy, NCE): softplus(-s) = softplus(s) - s, so
-    positives cost one `positive_similarity`. Scale and bias: `scaled`, `with_bias`. No keys: 0.
+    positives cost one `positive_similarity`. Scale and bias: `scaled`, `with_bias`. No keys: 0. `keep` and `precision` are
+    those of `pair_logsumexp`.
 
     >>> pair_softplus(torch.zeros(2, 3), torch.zeros(4, 3))
     tensor([2.7726, 2.7726])
@@ -199,9 +228,13 @@ def pair_softplus(
             f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     query, key = wide(query), wide(key)
-    if traced() or len(query) * len(key) <= kernel.SMALL:
+    on_device = chunks.usable(query)
+    if keep is None:
+        keep = chunks.keep_default(query) if on_device else KEEP
+    if traced() or len(query) * len(key) <= (chunks.SMALL if on_device else kernel.SMALL):
         return softplus(query @ key.T).sum(1)
-    return _PairSoftplus.apply(query, key, keep)
+    with products(precision):
+        return _PairSoftplus.apply(query, key, keep)
 
 
 # ----------------------------------------------------------------------------- a bank of negatives alone

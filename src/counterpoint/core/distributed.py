@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core import kernel
@@ -38,6 +38,7 @@ __all__ = [
     "Place",
     "batch_logsumexp",
     "batch_logsumexp_towards",
+    "batch_order",
     "gather_rows",
     "global_logsumexp",
     "global_max",
@@ -183,6 +184,19 @@ def place(rows: int, device: torch.device | str = "cpu") -> Place:
     """Return the position of this process's `rows` rows among those of all processes, in rank order."""
     counts = row_counts(rows, device)
     return Place(sum(counts[: world()[0]]), rows, sum(counts))
+
+
+def batch_order(total: int) -> Int[Tensor, " total"]:
+    """Return the position in the batch of each gathered row, in rank order; the batch's items go to the processes in turn.
+
+    Args:
+        total: number of items of the whole batch.
+
+    >>> batch_order(3)
+    tensor([0, 1, 2])
+    """
+    size = world()[1]
+    return torch.cat([torch.arange(rank, total, size) for rank in range(size)])
 
 
 def _pass_on(tensors: Sequence[Tensor], rows_to_come: int, told: _Told) -> list[Tensor]:

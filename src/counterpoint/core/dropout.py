@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -40,3 +44,28 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         return dropout(input, self.p, training=self.training)
+
+
+@contextmanager
+def dropping_before(modules: Iterable[nn.Module], p: float) -> Iterator[None]:
+    """Apply PyTorch's dropout to the first input of each module inside the `with` block, where the module trains.
+
+    Args:
+        modules: any modules, such as the blocks of a transformer.
+        p: probability that an entry is set to zero, 0 to below 1.
+
+    >>> layer = nn.Identity()
+    >>> with dropping_before([layer], 0.5):
+    ...     sorted(set(layer(torch.ones(99)).tolist()))
+    [0.0, 2.0]
+    """
+
+    def drop(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return nn.functional.dropout(inputs[0], p, module.training), *inputs[1:]
+
+    hooks = [module.register_forward_pre_hook(drop) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

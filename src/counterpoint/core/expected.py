@@ -18,12 +18,13 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.precision import exact
+from counterpoint.core.checks import need_within
+from counterpoint.core.precision import exact, full_precision, wide
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.transforms import once, traced
+from counterpoint.core.transforms import holds, once, traced
 
 # Distances that are held at a time: in float32 a block and what is made of it stay in the cache.
 BLOCK = 2**19
@@ -114,6 +115,53 @@ def expected_costs(
     if traced():
         return _composed(query, key, sharpness, own, weight, through)
     return _Expected.apply(query, key, sharpness, own, weight, through, wanted)
+
+
+@full_precision
+def expected_distance(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "sets n dim"],
+    sharpness: float,
+    *,
+    own: Int[Tensor, " rows"] | None = None,
+    weight: Float[Tensor, " rows"] | None = None,
+    through: bool = True,
+) -> Float[Tensor, ""]:
+    r"""Compute the expected squared distance of rows to keys, weighted towards the closest, which repulsion maximises.
+
+        sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -sharpness d2(q_i, k_sj) )
+
+    Args:
+        query: any rows, which this function does not normalise.
+        key: sets of keys, each with a separate softmax.
+        sharpness: in 0..1e30; 0 gives all keys equal weights.
+        own: number of the key in each set that a row excludes; None: i for row i.
+        weight: w_i, without gradient; None: 1.
+        through: let the gradient flow through the weights p (default).
+
+    Returns the sum, 0 for no rows. The forward pass computes the gradients, so memory grows with rows and keys, not with
+    their product. There is no second derivative.
+
+    Raises ValueError for shapes that do not fit, for rows without keys, or a sharpness out of its range.
+
+    Source: arXiv 2105.03746, the cost of the negatives under their conditional distribution.
+
+    >>> x = torch.eye(3)
+    >>> expected_distance(x, x[None], sharpness=1.0)
+    tensor(6.)
+    """
+    if query.ndim != 2 or key.ndim != 3 or query.shape[1] != key.shape[2]:
+        raise ValueError(
+            f"query and key must be [rows, dim] and [sets, n, dim], got {list(query.shape)} and {list(key.shape)}"
+        )
+    if not len(key) or key.shape[1] < 2:
+        raise ValueError(f"key must hold a set of at least 2, because each row excludes one; got {list(key.shape)}")
+    own = torch.arange(len(query), device=query.device) if own is None else own
+    if own.shape != query.shape[:1] or holds(((own < 0) | (own >= key.shape[1])).any()):
+        raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
+    need_within(0, LARGEST, sharpness=sharpness)
+    weight = None if weight is None else weight.detach()
+    return expected_costs(wide(query), wide(key), sharpness, own, weight, through)
 
 
 def _composed(

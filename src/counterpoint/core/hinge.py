@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.precision import exact
-from counterpoint.core.transforms import refuse_graph
+from counterpoint.core.transforms import refuse_graph, traced
 
 # Hinges computed at a time: 4 MiB in float32, which stays in a core's cache.
 TILE = 2**20
 
 
-class Hinges(torch.autograd.Function):
+class _Hinges(torch.autograd.Function):
     """The sum over i and j != i of max(0, margin - x_i . y_i + x_i . y_j).
 
     Row i of x and row i + offset of y are a pair.
@@ -56,3 +58,30 @@ class Hinges(torch.autograd.Function):
         refuse_graph("batch_hinge")
         to_x, to_y = ctx.saved_tensors
         return gradients[0] * to_x, gradients[0] * to_y, None, None
+
+
+def hinge_sum(
+    x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"], margin: float, offset: int = 0
+) -> Float[Tensor, ""]:
+    """Compute the sum over i and j != i of max(0, margin - x_i . y_i + x_i . y_j).
+
+    Args:
+        x: rows, of one floating type with y.
+        y: rows that each row of x is compared with.
+        margin: any number.
+        offset: row of y that belongs to the first row of x; by default the first.
+
+    Memory is O((n + m) dim), forward and backward. Inside torch.func and torch.compile the function uses PyTorch's own
+    operations, with memory O(n m). An infinite similarity makes the sum infinite or NaN, never a number. Not differentiable
+    twice.
+
+    >>> hinge_sum(torch.eye(2), torch.eye(2).flip(0), margin=0.5)
+    tensor(3.)
+    """
+    if not traced():
+        return _Hinges.apply(x, y, margin, offset)
+    s = x @ y.T
+    own = torch.arange(len(x), device=x.device)[:, None] + offset == torch.arange(len(y), device=x.device)
+    paired = s.diagonal(offset)[:, None]
+    # Not relu(...) * 0: where a similarity is infinite, the result must stay NaN.
+    return torch.where(own, paired * 0, F.relu(margin - paired + s)).sum()

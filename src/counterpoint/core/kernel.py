@@ -33,6 +33,8 @@ The cost in products of N x M x D: 3 with all tiles kept, 4 with none. There are
 
     `OneTile`     a matrix of one tile needs no running sums
     `FixedKeys`   keys without a gradient (a queue, a bank, a locked tower) need 2 products and keep no tile
+
+On a GPU, `core.chunks` does steps 1 to 4 with larger parts and kernels of its own.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from counterpoint.core import chunks
 from counterpoint.core.operands import positive_similarity
-from counterpoint.core.precision import exact, wide
+from counterpoint.core.precision import Products, chosen_products, exact, fast_bf16, wide
 from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import refuse_second, traced
 
@@ -110,6 +113,7 @@ class Operands:
         weight: d as a function of a tile; default 1 everywhere.
         origin: position of the first row and column in the larger matrix that rules, weights and targets refer to.
         target: t as a function of a tile; default no targets.
+        kind: type of the products; default that of `core.precision.products`. A backward pass gives the forward's.
     """
 
     def __init__(
@@ -120,12 +124,35 @@ class Operands:
         weight: Block | None = None,
         origin: tuple[int, int] = (0, 0),
         target: Block | None = None,
+        kind: Products | None = None,
     ) -> None:
         self.query, self.key, self.rules, self.weight, self.origin = query, key, rules, weight, origin
         self.target = target
+        self.kind = kind or chosen_products(query.device.type)
         # A row that lies this far below the reference of its tile is lost to rounding.
         self.reach = 60.0 if query.dtype == torch.float32 else 600.0
         self.buffer = query.new_empty(0)
+        # Operands of the gradients' products. On a CPU with bf16 products these are the rounded ones; s stays exact.
+        self.rounds = self.kind == "bf16" and query.dtype == torch.float32 and not query.is_cuda and fast_bf16()
+        self.halves: dict[str, Tensor] = {}
+
+    def factor(self, which: str) -> Tensor:
+        """Return "query" or "key" in the type of the gradients' products."""
+        whole: Tensor = getattr(self, which)
+        if not self.rounds:
+            return whole
+        if which not in self.halves:
+            self.halves[which] = whole.bfloat16()
+        return self.halves[which]
+
+    def rounded(self, g: Tensor) -> Tensor:
+        """Return g, or exponentials, in the type of the gradients' products."""
+        return g.bfloat16() if self.rounds else g
+
+    def matrix(self, symmetric: bool = False) -> chunks.Matrix:
+        """Return the same operands for the GPU's kernels."""
+        asked = (self.rules, self.weight, self.origin, self.target, self.kind)
+        return chunks.Matrix(self.query, self.key, *asked, symmetric=symmetric)
 
     def similarities(self, tile: Tile) -> Tensor:
         """Multiply s of a tile and set excluded pairs to -inf. The next call reuses the memory."""
@@ -155,6 +182,14 @@ class Operands:
         return None if self.target is None else self.target(*self.placed(tile))
 
 
+def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left right to `into`, float32 or wider, where both factors have one type, this one or bf16."""
+    if left.dtype == into.dtype:
+        into.addmm_(left, right)
+    else:
+        into.add_(left @ right)
+
+
 def finite(reference: Tensor) -> Tensor:
     """Replace -inf, the reference of a row without entries, by 0, so that it can be subtracted."""
     return reference.masked_fill(reference == -math.inf, 0.0)
@@ -173,7 +208,7 @@ class Kept(NamedTuple):
 
 def forward(
     work: Operands, *, columns: bool, symmetric: bool = False, keep: int = 0
-) -> tuple[Tensor, Tensor | None, Tensor | None, list[Kept | None]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, list[Any]]:
     """Go through the tiles once; return log Z [N], log Y [M] or None, T [N] or None, and the kept tiles in order.
 
     Args:
@@ -183,6 +218,8 @@ def forward(
         keep: bytes of exponentials to keep; default none. A tile that is not kept is None in the list.
     """
     query, key = work.query, work.key
+    if chunks.usable(query):
+        return chunks.forward(work.matrix(symmetric), columns=columns, keep=keep)
     row = query.new_full((len(query),), -math.inf)
     column = query.new_full((len(key),), -math.inf) if columns else None
     towards = None if work.target is None else query.new_zeros(len(query))
@@ -240,6 +277,10 @@ class Side:
     def __getitem__(self, part: slice) -> Side:
         return Side(self.logs[part], self.gradient[part])
 
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        return self.logs, self.gradient
+
     def share(self, reference: Tensor) -> Tensor:
         """Return a exp(r - log Z), the factor that turns exp(s - r) into the gradient of s; 0 for a row without entries."""
         return self.gradient * (reference - self.logs).masked_fill_(self.logs == -math.inf, -math.inf).exp_()
@@ -274,7 +315,7 @@ def backward(
     work: Operands,
     row: Side,
     column: Side | None,
-    kept: Sequence[Kept | None] = (),
+    kept: Sequence[Any] = (),
     *,
     symmetric: bool = False,
     wanted: tuple[bool, bool] = (True, True),
@@ -291,6 +332,9 @@ def backward(
         towards: gradient that arrives for T; None without targets.
     """
     query, key = work.query, work.key
+    if chunks.usable(query):
+        down = None if column is None else column.both
+        return chunks.backward(work.matrix(symmetric), row.both, down, kept, wanted=wanted, towards=towards)
     to_query = torch.zeros_like(query)
     to_key = to_query if symmetric else torch.zeros_like(key)
     spare = query.new_empty(0)
@@ -313,10 +357,11 @@ def backward(
         target = work.targeted(tile) if found is None else found.target
         if towards is not None and target is not None:
             g.addcmul_(target, towards[r, None])
+        g = work.rounded(g)
         if wanted[0]:
-            to_query[r].addmm_(g, key[c])
+            add_product(to_query[r], g, work.factor("key")[c])
         if wanted[1] and not tile.square:
-            to_key[c].addmm_(g.T, query[r])
+            add_product(to_key[c], g.T, work.factor("query")[r])
     return to_query, to_key
 
 
@@ -392,13 +437,13 @@ class LogSumExp(torch.autograd.Function):
         keep: int,
         own: bool,
     ) -> tuple[Tensor | None, ...]:
-        ctx.asked, ctx.own = (rules, weight, origin, target), own
-        work = Operands(query, query if key is None else key, *ctx.asked)
+        work = Operands(query, query if key is None else key, rules, weight, origin, target)
+        ctx.asked, ctx.own = (rules, weight, origin, target, work.kind), own
         keep = keep if any(ctx.needs_input_grad) else 0
         ctx.one = None
         with exact(query.device.type):
             size = len(query) * len(work.key) * query.element_size() * (1 if target is None else 2)
-            if len(query) <= TILE[0] and len(work.key) <= TILE[1] and size <= keep:
+            if len(query) <= TILE[0] and len(work.key) <= TILE[1] and size <= keep and not chunks.usable(query):
                 found = OneTile.of(work, columns, own)
                 if found is not None:
                     ctx.one, reference, towards, diagonal = found
@@ -459,6 +504,10 @@ class FixedKeys(torch.autograd.Function):
         origin: tuple[int, int],
     ) -> Tensor:
         work = Operands(query, key, rules, weight, origin)
+        if chunks.usable(query):
+            rows, _, mean, _ = chunks.known(work.matrix(), query.new_ones(len(query)), to_key=False)
+            ctx.save_for_backward(query, mean)
+            return rows
         # Each row has a reference of its own, the largest similarity so far. When a tile raises it, what was summed
         # up to then shrinks by exp(old reference - new reference).
         reference = query.new_full((len(query),), -math.inf)
@@ -472,7 +521,7 @@ class FixedKeys(torch.autograd.Function):
                 e = work.weighted(s.sub_(finite(top)[:, None]).exp_(), tile)
                 reference[r] = top
                 total[r] = total[r].mul_(shrink).add_(e.sum(1))
-                mean[r].mul_(shrink[:, None]).addmm_(e, key[c])
+                add_product(mean[r].mul_(shrink[:, None]), work.rounded(e), work.factor("key")[c])
         # A row without entries has log Z = -inf and the gradient 0.
         mean.div_(total.masked_fill(total == 0, 1.0)[:, None])
         ctx.save_for_backward(query, mean)
@@ -506,7 +555,7 @@ def plain(
     for rule in rules:
         rule.exclude(s, *whole)
     if weight is not None:
-        s = s + weight(*whole).log()
+        s = s + weight(*whole).to(s.dtype).log()
     # A row of -inf alone would have a gradient of nan.
     empty = s == -math.inf
     s = s.masked_fill(empty, torch.finfo(s.dtype).min)
@@ -551,14 +600,14 @@ def logsumexp(
     if key is None and not symmetric:
         key = query
     entries = len(query) * len(query if key is None else key)
-    small = method == "auto" and entries <= SMALL
+    small = method == "auto" and entries <= (chunks.SMALL if chunks.usable(query) else SMALL)
     if traced() or method == "plain" or small or entries == 0:
         found = plain(query, query if key is None else key, rules, weight, columns, origin, target)
         return *found, *([positive_similarity(query, query if key is None else key)] if own else [])
     if key is not None and fixed(query, key) and not (columns or target or own):
         return FixedKeys.apply(query, key, rules, weight, origin), None, None
     if keep is None:
-        keep = KEEP_SYMMETRIC if key is None else KEEP
+        keep = chunks.keep_default(query) if chunks.usable(query) else KEEP_SYMMETRIC if key is None else KEEP
     return LogSumExp.apply(query, key, rules, weight, columns, origin, target, keep, own)
 
 

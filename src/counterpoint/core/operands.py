@@ -154,8 +154,25 @@ def class_similarity(
     """
     need_fixed("a sum over classes", labels=query_labels, key_labels=key_labels)
     query, key = wide(query), wide(key)
-    classes, index = torch.unique(torch.cat([query_labels, key_labels]), return_inverse=True)
+    labels = torch.cat([query_labels, key_labels])
+    if labels.is_cuda:
+        classes, index = _numbered(labels)
+    else:
+        found, index = torch.unique(labels, return_inverse=True)
+        classes = len(found)
     rows, columns = index[: len(query)], index[len(query) :]
-    sums = key.new_zeros(len(classes), key.shape[1]).index_add(0, columns, key)
-    count = torch.bincount(columns, minlength=len(classes))
+    # index_put adds in a fixed order on a GPU too, where index_add does not.
+    sums = key.new_zeros(classes, key.shape[1]).index_put((columns,), key, accumulate=True)
+    count = columns.new_zeros(classes).index_put((columns,), torch.ones_like(columns), accumulate=True)
     return (query * sums[rows]).sum(1), count[rows]
+
+
+def _numbered(labels: Tensor) -> tuple[int, Tensor]:
+    """Number the classes of labels [n] from 0; return a bound of their number, n, and each label's number.
+
+    Unlike torch.unique, this needs no value on the processor.
+    """
+    ordered, order = labels.sort(stable=True)
+    new = torch.zeros_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return len(labels), torch.empty_like(order).index_copy_(0, order, new.cumsum(0))

@@ -1,7 +1,9 @@
 """One rule for the types of what a function is given.
 
     half precision   float16 and bfloat16 tensors are widened to float32; gradients come back in the type of the input
-    autocast         is off within the function: products, exponentials and sums are float32 or wider
+    autocast         is off within the function: exponentials and sums are float32 or wider
+    products         of a matrix of similarities follow the half precision of the tensors or of autocast (`products`): on a GPU
+                     all of them; on a CPU with bf16 instructions those of the gradients, for bf16. Others are float32 or wider
     mixed types      operands are all of one floating type once widened, otherwise ValueError; 0-dim tensors and numbers follow
     memories         (queues, banks, centres, states) keep their own type and are read in the operands'
     whole numbers    narrow integers (indices, labels, permutations) are widened to int64
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +27,55 @@ HALF = (torch.float16, torch.bfloat16)
 NARROW = (torch.int8, torch.int16, torch.int32, torch.uint8)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Types of the operands of the kernel's products: float32 ("exact"), or rounded to fewer bits. Sums are float32 in every case.
+Products = Literal["exact", "tf32", "bf16", "fp16"]
+_NAMES: dict[torch.dtype, Products] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+_asked: ContextVar[Products | None] = ContextVar("products", default=None)
+
+
+@contextmanager
+def products(kind: Products | Literal["auto"]) -> Iterator[None]:
+    """Choose the type of the products that the kernel computes within a `with` block.
+
+    Args:
+        kind: "exact": float32, to 1e-6 of float64. "tf32", "bf16", "fp16": operands rounded to 10, 7 or 10 bits, sums in
+            float32. "auto": no choice. Then the type is that of half-precision inputs or of autocast, otherwise what
+            `torch.backends.cuda.matmul` says about float32.
+
+    Raises ValueError for another kind. A CPU always computes exact similarities. Those with bf16 instructions round the
+    operands of the gradients' products for "bf16"; other kinds make no difference there.
+    """
+    if kind != "auto" and kind not in get_args(Products):
+        raise ValueError(f"precision must be auto or one of {', '.join(get_args(Products))}, got {kind!r}")
+    if kind == "auto":
+        yield
+        return
+    token = _asked.set(kind)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+@functools.cache
+def fast_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 with instructions of its own (avx512_bf16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def chosen_products(device: str) -> Products:
+    """Return the type of products on this kind of device: as `products` says, or PyTorch's choice for float32."""
+    asked = _asked.get()
+    if asked is not None:
+        return asked
+    if device != "cuda":
+        return "exact"
+    matmul = torch.backends.cuda.matmul
+    # PyTorch before 2.9 has allow_tf32 alone; later ones refuse to mix both names.
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    return "tf32" if getattr(matmul, name) in ("tf32", True) else "exact"
 
 
 def wide(x: Tensor) -> Tensor:
@@ -89,9 +141,10 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
     def checked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found: dict[str, torch.dtype] = {}
         device = ""
+        half: torch.dtype | None = None
 
         def widened(name: str, value: Any) -> Any:
-            nonlocal device
+            nonlocal device, half
             if isinstance(value, Tensor):
                 device = device or value.device.type
                 dtype = value.dtype
@@ -100,6 +153,7 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
                 if dtype in NARROW:
                     return value.long()
                 if dtype in HALF:
+                    half = dtype
                     value = value.float()
                     dtype = torch.float32
                 if dtype.is_floating_point and value.ndim:
@@ -114,9 +168,12 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
 
         args = tuple([widened(names[at] if at < len(names) else names[-1], value) for at, value in enumerate(args)])
         kwargs = {name: widened(name, value) for name, value in kwargs.items()}
-        if device and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return function(*args, **kwargs)
-        return function(*args, **kwargs)
+        autocast = bool(device) and torch.is_autocast_enabled(device)
+        if autocast and half is None:
+            half = torch.get_autocast_dtype(device)
+        # The outermost function decides: those that it calls see float32 tensors.
+        kind: Products | Literal["auto"] = "auto" if half is None or _asked.get() else _NAMES.get(half, "auto")
+        with products(kind), torch.autocast(device, enabled=False) if autocast else nullcontext():
+            return function(*args, **kwargs)
 
     return run

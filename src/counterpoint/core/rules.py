@@ -104,9 +104,12 @@ class Listed:
     symmetric = False
 
     def exclude(self, tile: Tensor, rows: slice, columns: slice) -> None:
-        index = self.index[rows] - columns.start
-        row, slot = ((index >= 0) & (index < tile.shape[1]) & (self.index[rows] >= 0)).nonzero(as_tuple=True)
-        tile[row, index[row, slot]] = -math.inf
+        listed = self.index[rows]
+        index = listed - columns.start
+        outside = (listed < 0) | (index < 0) | (index >= tile.shape[1])
+        values = tile.new_full(index.shape, -math.inf).masked_fill_(outside, math.inf)
+        # The smaller of an entry and infinity is the entry.
+        tile.scatter_reduce_(1, index.masked_fill(outside, 0), values, "amin")
 
 
 @dataclass(frozen=True)

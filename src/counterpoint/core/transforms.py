@@ -2,7 +2,7 @@
 
 A blockwise function has one hand-written gradient. `once` refuses to differentiate that gradient again. `traced` tells whether a
 transform records the operations; then the function uses PyTorch's own operations. `holds` reads a condition only where its
-value exists: under vmap and torch.compile it does not.
+value is at hand: under vmap, under torch.compile and on a GPU it is not.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ def mapped(tensor: Tensor) -> bool:
 
 
 def holds(condition: Tensor | bool) -> bool:
-    """Read a condition for a check of arguments. Where vmap or torch.compile hides its value: False, nothing is reported."""
+    """Read a condition for a check of arguments. Where its value is hidden: False, nothing is reported.
+
+    vmap and torch.compile hide values. So does a GPU: reading one makes the processor wait for all work in progress.
+    """
     if not isinstance(condition, Tensor):
         return condition
-    return not hidden(condition) and bool(condition)
+    return not (condition.is_cuda or hidden(condition)) and bool(condition)
 
 
 def need_fixed(function: str, **tensors: Tensor) -> None:

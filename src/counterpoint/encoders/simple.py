@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from counterpoint.encoders.text import Tokenizer
 
 
 class PixelMLP(nn.Module):
@@ -33,6 +36,21 @@ class BagOfTokens(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "n dim"]:
         mean = (self.embed(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return self.layers(mean)
+
+
+def build_simple_encoder(spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module | None:
+    """Build the network with one hidden layer for images or texts; return None for another kind of modality.
+
+    Args:
+        spec: kind and, for an image, size of the modality, as in a task's facts.
+        tokenizer: the tokenizer of a text as JSON.
+    """
+    if spec["kind"] == "image":
+        return PixelMLP(spec["size"])
+    if spec["kind"] == "text":
+        assert tokenizer is not None
+        return BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
+    return None
 
 
 class Tower(nn.Module):

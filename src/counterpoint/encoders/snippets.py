@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 MAPS = 32  # channels of an encoder's output
+HIDDEN = 512  # width of a projector's hidden layer
 
 
 class ELU(torch.autograd.Function):
@@ -83,8 +84,21 @@ class SnippetEncoder(nn.Module):
         return self.bn(self.conv(x)).flatten(1)
 
 
-def linear_start(module: nn.Module) -> None:
+def output_layer(dim: int, embedding: int) -> nn.Module:
+    """Build the layer after an encoder: from its width `dim` to that of the shared space."""
+    return linear_start(nn.Linear(dim, embedding))
+
+
+def projector(dim: int, embedding: int) -> nn.Module:
+    """Build the network after an encoder for its pre-training: a hidden layer of 512, normalised over the batch, ReLU."""
+    return linear_start(
+        nn.Sequential(nn.Linear(dim, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, embedding))
+    )
+
+
+def linear_start(module: nn.Module) -> nn.Module:
     """Draw weights of convolutions and linear layers Kaiming-uniform with a linear unit's gain, as the authors do."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(part.weight, nonlinearity="linear")
+    return module

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import place, world
+from counterpoint.core.distributed import gather_rows, place, row_counts, world
 from counterpoint.engine.loading import Position
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -82,6 +82,14 @@ class Learner(nn.Module):
         """Return the number of rows of the whole batch, and the slice of it that this process's `rows` rows are."""
         rank, size = world()
         return place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Gather the rows of all processes, which take a batch's items in turn, in the order of the whole batch."""
+        parts = gather_rows(rows).split(row_counts(len(rows), rows.device))
+        whole = torch.cat(parts)
+        for number, part in enumerate(parts):
+            whole[number :: len(parts)] = part
+        return whole
 
     # --- hooks
 

@@ -66,6 +66,18 @@ class OptimConfig:
         if self.beta2 is not None and not 0 <= self.beta2 < 1:
             raise CounterpointError(f"beta2 must lie in 0..1, 1 not included, got {self.beta2}")
 
+    def need_positive(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings that is not > 0."""
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    def need_share(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings outside 0..1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
 
 def factor(epoch: float, epochs: int, warmup: int) -> float:
     """Return the factor of the learning rate in an epoch; 0 after the last epoch."""
@@ -123,6 +135,7 @@ def optimisers(
     constant: Iterable[nn.Parameter] = (),
     *,
     steps_per_epoch: int = 1,
+    rate: float = 1.0,
 ) -> Turn:
     """Return a turn of one optimiser over the modules' trainable parameters, with its schedule.
 
@@ -133,6 +146,7 @@ def optimisers(
         batch_size: Examples in a batch. Learning rates are multiplied by batch_size / 256.
         constant: Parameters that keep the full learning rate throughout (SimSiam's predictor). Default: none.
         steps_per_epoch: Number of steps in an epoch, for schedules that change after each step.
+        rate: Factor of all learning rates, by default 1.
 
     Raises CounterpointError when no parameter of the modules requires a gradient, and for an unknown optimiser.
     """
@@ -159,9 +173,9 @@ def optimisers(
 
     def moving(epoch: float) -> float:
         warm = epoch < config.warmup_epochs
-        return factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
+        return rate * factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
 
-    factors = [(lambda _: 1.0) if group["still"] else moving for group in optimizer.param_groups]
+    factors = [(lambda _: rate) if group["still"] else moving for group in optimizer.param_groups]
     return Turn([optimizer], [Schedule(optimizer, factors, config.weight_decay, last, epochs, steps)])
 
 

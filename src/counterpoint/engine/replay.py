@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoint.engine.fit import Fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
+from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import Survey, moved
 from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, RunError
@@ -128,24 +128,24 @@ def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> 
         ) from error
     for place, teacher in teachers_of(learner).items():
         teacher.resume(kept["teachers"][place])
-    fit = Fit(learner, task, replace(loop, compile=False, ema=0.0, patience=0, log=()), 1, None, (), None)
-    fit.stand_at(position)
-    stage = fit.stages[position["stage"]]
+    stepper = Stepper(learner, task, replace(loop, compile=False, ema=0.0))
+    stepper.stand_at(position)
+    stage = stepper.stages[position["stage"]]
     batch = kept["batch"]
     if kept["processes"] > 1:
-        batch = next(iter(fit.loader))
+        batch = next(iter(stepper.loader))
     found = Replay(stage.name, learner.position.all_epochs, learner.position.all_steps, kept["turn"])
     found.weights = not_finite(learner)
     found.statistics = statistics(batch)
-    batch = fit.prepared(moved(batch, fit.device))
+    batch = stepper.prepared(moved(batch, stepper.device))
     found.statistics |= {name: s for name, s in statistics(batch).items() if name not in found.statistics}
     if kept["random"]:
         torch.set_rng_state(kept["random"]["cpu"])
-        if "cuda" in kept["random"] and fit.device.type == "cuda":
+        if "cuda" in kept["random"] and stepper.device.type == "cuda":
             torch.cuda.set_rng_state(kept["random"]["cuda"])
     try:
-        with watched(learner, found.modules), fit.networks():
-            losses = fit.losses(fit.turns[kept["turn"]], batch)
+        with watched(learner, found.modules), stepper.networks():
+            losses = stepper.losses(stepper.turns[kept["turn"]], batch)
             found.losses = {name: float(value.detach()) for name, value in losses.items()}
     except (CounterpointError, ValueError, RuntimeError) as error:
         found.error = " ".join(str(error).split())

@@ -1,11 +1,15 @@
-"""Provide the loop's services: callbacks, loggers, a moving average of the weights. Its options are in `options.py`."""
+"""Provide the loop's services: callbacks, loggers, a moving average of the weights, early stopping.
+
+The loop's options are in `options.py`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +209,32 @@ class Average:
         self.steps = int(state["steps"])
         device = next(iter(self.values.values())).device if self.values else torch.device("cpu")
         self.values = {name: value.to(device) for name, value in state["values"].items()}
+
+
+class EarlyStopping:
+    """Keep the weights of the best evaluation on `valid`, and stop after a number of evaluations without a better one.
+
+    Args:
+        patience: That number; 0 never stops and keeps no weights.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: dict[str, Any] = {}  # best value, its weights, number of evaluations since
+
+    def judge(self, value: float, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Compare the value of an evaluation with the best one. Keep `weights()` where it is better.
+
+        Args:
+            value: The metric, higher is better.
+            weights: Returns a copy of the weights by name.
+        """
+        if not self.best or value > self.best["value"] or math.isnan(self.best["value"]):
+            self.best = {"value": value, "weights": weights(), "since": 0}
+        else:
+            self.best["since"] += 1
+
+    @property
+    def over(self) -> bool:
+        """Whether the fit ends here."""
+        return bool(self.patience and self.best and self.best["since"] >= self.patience)

@@ -20,16 +20,14 @@ from typing import Any
 from counterpoint.errors import unknown
 
 _FILES = {
-    "contrastive": (
-        "CACR CACRMomentum DCL HardContrastive InfoNCE IsoGCLR MixedNTXent MoCHi MoCo NTXent NTXentByIndex PairwiseNTXent "
-        "SimpleContrastive SnippetNTXent"
-    ),
+    "contrastive": "DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
+    "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
     "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
     "labelled": "SupCon SupConSingleView Triplet",
-    "modalities": (
-        "ALBEF BarLIP BatchHinge CLIP CLIPRocket CWCL ContrastiveGap CrossUniformity M3Co MILNCE MLMDistill MultiSClip "
-        "PairwiseCLIP SiamLIP SigLIP SwALIP Symile Uniformity"
-    ),
+    "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
+    "mixtures": "M3Co MultiSClip",
+    "uniformity": "ContrastiveGap CrossUniformity Uniformity",
+    "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
     "distillation": "AttentionTransfer CRD FitNets KD MeanTeacher RKD",
 }

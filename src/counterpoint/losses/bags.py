@@ -9,6 +9,7 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive
 from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.mil import bag_cross_entropy
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss
 
@@ -48,7 +49,7 @@ class MIL(Loss):
         """Return the mean over bags."""
         probability = self.function(logits, seq_len, divisor=self.divisor)
         with over(self.group):
-            return F.binary_cross_entropy(gather_rows(probability), gather_rows(labels.to(probability.dtype)))
+            return bag_cross_entropy(gather_rows(probability), gather_rows(labels.to(probability.dtype)))
 
 
 class MACILSD(Loss):

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,10 @@ from counterpoint import catalog
 from counterpoint.core.checks import need_positive
 from counterpoint.core.operands import unit
 from counterpoint.core.world import Group
+
+Views = Sequence[Float[Tensor, "n dim"]]
+# Bounds of a learnt temperature in CLIP's code: log_scale in 0..log 100.
+BOUNDS = (0.01, 1.0)
 
 
 @functools.cache

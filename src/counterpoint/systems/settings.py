@@ -7,8 +7,10 @@ is "SLUG.NAME": "mochi.hardest" in overrides, recipes and claims, `--mochi.harde
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
 from typing import Any
 
 from counterpoint.errors import CounterpointError, unknown
@@ -21,6 +23,17 @@ class PartConfig:
     def facts(self, data: Any) -> dict[str, Any]:
         """Return the facts of the data that the part needs in addition to the base's, fit for JSON."""
         return {}
+
+
+def claim_settings(slug: str) -> dict[str, Any]:
+    """Return the setting that all arms of a system's claim share: its recipe for the claim's data.
+
+    >>> claim_settings("m3col")["epochs"]
+    100
+    """
+    text = resources.files("counterpoint").joinpath(f"claims/{slug}.toml").read_text(encoding="utf-8")
+    found: dict[str, Any] = tomllib.loads(text)["setting"]
+    return found
 
 
 def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the system") -> Any:

@@ -8,7 +8,9 @@ recipe for CLIP itself helps more, and with it they add nothing. The recipe has 
 and text. The strong views are compared in a separate space, behind an MLP, with label smoothing. Symbols: z the global
 projections of the weak views, h^a the local projections of the strong views, e the smoothing.
 
-This file has all losses, heads and scales; the views of text are in views/text.py. Differences from the released code:
+This file has all losses, heads and scales. The terms that they average are in core/: `smoothed_cross_entropies`,
+`barlow_cross`, `byol_cross`, `assigned_cross_entropy`. The views of a batch are in tasks/aligned/views.py, the changes of
+texts in views/text.py. Differences from the released code:
   - Across processes the code's gathered columns carry no gradient. Here they do, unless `local_gradients` is set.
   - The code clamps the local scale after each step even where there is none; here only existing scales are clamped.
   - Synonyms need WordNet. `augment_text` takes a dictionary of them; without one the other two changes share their weight.
@@ -17,70 +19,37 @@ This file has all losses, heads and scales; the views of text are in views/text.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.alignment import negative_cosine, off_diagonal_squares
-from counterpoint.core.assignment import sinkhorn, sinkhorn_bias
+from counterpoint.core.alignment import barlow_cross, byol_cross
+from counterpoint.core.assignment import assigned_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, need_within
-from counterpoint.core.contrast import pair_logsumexp_towards
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
-from counterpoint.core.operands import positive_similarity, unit, with_bias
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.distributed import gather_rows
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision
+from counterpoint.core.smoothing import smoothed_cross_entropies
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
-from counterpoint.encoders.simple import BagOfTokens, PixelMLP, Tower, mlp
-from counterpoint.encoders.text import Tokenizer
+from counterpoint.encoders.simple import Tower, build_simple_encoder, mlp
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, first_two
-from counterpoint.views.images import Handled, Recipe, ViewPipeline, normalise
-from counterpoint.views.text import augment_text
+from counterpoint.systems.settings import claim_settings
+from counterpoint.tasks.aligned import LAPTOP, first_two
+from counterpoint.tasks.aligned.views import MultiViewConfig, MultiViewLearner
+from counterpoint.views.images import Handled, Recipe
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
-# Maximum number of items whose assignments are held as matrices.
-WHOLE = 1024
-
 # ---------------------------------------------------------------------------------------------------- the contrastive loss
-
-
-def _smoothed(
-    a: Tensor, b: Tensor, logit_scale: float | Tensor, smoothing: float, local: bool
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of rows and columns of logit_scale * norm(a) norm(b)^T, with the smoothed diagonal as targets.
-
-    The smoothing's term is the mean of a row's similarities. It equals the similarity with the mean key and needs no matrix.
-    """
-    x, y = (unit(v) for v in (a, b))
-    if local and world()[1] > 1:
-        return _one_way(x * logit_scale, y.detach(), smoothing), _one_way(y * logit_scale, x.detach(), smoothing)
-    x = x * logit_scale
-    out = batch_logsumexp(x, y, columns=True)
-    assert out.columns is not None
-    positive = (1 - smoothing) * positive_similarity(x, y)
-    mean_x, mean_y = (gather_rows(v).mean(0) if smoothing else v.new_zeros(v.shape[1]) for v in (x, y))
-    return (
-        global_mean(out.rows - positive - smoothing * (x @ mean_y)),
-        global_mean(out.columns - positive - smoothing * (y @ mean_x)),
-    )
-
-
-def _one_way(query: Tensor, key: Tensor, smoothing: float) -> Tensor:
-    """Compute the cross-entropy of the rows alone."""
-    rows = batch_logsumexp(query, key).rows
-    everybody = gather_rows(key).mean(0)
-    return global_mean(rows - (1 - smoothing) * positive_similarity(query, key) - smoothing * (query @ everybody))
 
 
 class CL2LTerms(NamedTuple):
@@ -108,16 +77,15 @@ def cl2l_terms(
     """Compute the terms of `cl2l_loss`: global ones without smoothing, local ones as means over the A^2 pairs of views."""
     need_alike("n dim", z_img=z_img, z_txt=z_txt)
     need_within(0, 1, label_smoothing=label_smoothing)
-    for name, value in (("logit_scale", logit_scale), ("local_logit_scale", local_logit_scale)):
-        need_positive(**{name: value})
+    need_positive(logit_scale=logit_scale, local_logit_scale=local_logit_scale)
     if len(h_imgs) != len(h_txts):
         raise ValueError(f"h_imgs and h_txts must have equal numbers of views, got {len(h_imgs)} and {len(h_txts)}")
-    glob = _smoothed(z_img, z_txt, logit_scale, 0.0, local_gradients)
-    local: list[tuple[Tensor, Tensor]] = []
-    for h_img in h_imgs:
-        for h_txt in h_txts:
-            need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
-            local.append(_smoothed(h_img, h_txt, local_logit_scale, label_smoothing, local_gradients))
+    pairs = [(h_img, h_txt) for h_img in h_imgs for h_txt in h_txts]
+    for h_img, h_txt in pairs:
+        need_alike("n dim", h_imgs=h_img, h_txts=h_txt)
+    contrast = partial(smoothed_cross_entropies, local_gradients=local_gradients)
+    glob = contrast(z_img, z_txt, logit_scale)
+    local = [contrast(h_img, h_txt, local_logit_scale, label_smoothing) for h_img, h_txt in pairs]
     zero = glob[0].new_zeros(())
     image, text = (torch.stack(side).mean() for side in zip(*local, strict=True)) if local else (zero, zero)
     return CL2LTerms(*glob, image, text)
@@ -166,45 +134,6 @@ def cl2l_loss(
 
 
 # ----------------------------------------------------------------------------------------------- the non-contrastive terms
-
-
-@over_group
-@full_precision
-def barlow_cross(
-    z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], redundancy: float = 5e-3, weight: float = 0.025
-) -> Float[Tensor, ""]:
-    """Compute BarLIP's term of a pair: weight (sum_i (C_ii - 1)^2 + redundancy sum_{i != j} C_ij^2), C = z1^T z2 / n.
-
-    Args:
-        z1, z2: image and text projections, row by row. They are not normalised here: the projector ends in a normalisation
-            over the batch.
-        redundancy: weight of the entries off the diagonal.
-        weight: factor of the term.
-
-    Across processes C is that of the whole batch. Raises ValueError for shapes that differ.
-
-    >>> round(float(barlow_cross(torch.eye(2) * 2**0.5, torch.eye(2) * 2**0.5)), 9)
-    0.0
-    """
-    need_alike("n dim", z1=z1, z2=z2)
-    a, b = gather_rows(wide(z1)), gather_rows(wide(z2))
-    n = len(a)
-    on = ((a * b).sum(0) / n - 1).square().sum()
-    return weight * (on + redundancy / n**2 * off_diagonal_squares(a, b))
-
-
-@over_group
-@full_precision
-def byol_cross(prediction: Float[Tensor, "n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """Compute 2 - 2 mean_i cos(p_i, v_i), with one modality's prediction p of the other's projection v.
-
-    Both are normalised here; v gets no gradient. Raises ValueError for shapes that differ.
-
-    >>> byol_cross(torch.eye(2), torch.eye(2))
-    tensor(0.)
-    """
-    need_alike("n dim", prediction=prediction, target=target)
-    return 2 + 2 * negative_cosine(prediction, target)
 
 
 @over_group
@@ -259,10 +188,7 @@ def swalip_loss(
         local_logit_scale: s = 1 / temperature of the local views, > 0, not its logarithm.
         epsilon, iterations: arguments of `sinkhorn`.
 
-    Up to a batch of `WHOLE` the assignments are held as matrices. In larger batches an assignment is a softmax with a bias for
-    each column (`sinkhorn_bias`). The assignment of the transposed matrix has a bias for each row. Neither bias changes the
-    other softmax, so one pass over a pair of views gives both directions. Raises ValueError for another number of views
-    than two.
+    `assigned_cross_entropy` is the term of a pair (a, b). Raises ValueError for another number of views than two.
     """
     if len(h_imgs) != 2 or len(h_txts) != 2:
         raise ValueError(f"h_imgs and h_txts must hold two views each, got {len(h_imgs)} and {len(h_txts)}")
@@ -272,50 +198,35 @@ def swalip_loss(
         **{f"h_txts[{n}]": h for n, h in enumerate(h_txts)},
     )
     need_positive(local_logit_scale=local_logit_scale)
-    # The codes are constants.
     image, text = ([unit(gather_rows(once(h, "swalip_loss"))) for h in views] for views in (h_imgs, h_txts))
-    total = []
-    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        q, k = image[1 - a].detach(), text[1 - b].detach()
-        if len(q) <= WHOLE:
-            scores = q @ k.T
-            # Both directions' targets weigh the same similarities.
-            codes = sinkhorn(scores, epsilon, iterations) + sinkhorn(scores.T, epsilon, iterations).T
-
-            def both(rows: slice, columns: slice, codes: Tensor = codes) -> Tensor:
-                return codes[rows, columns]
-
-            found = pair_logsumexp_towards(image[a] * local_logit_scale, text[b], both, columns=True)
-            assert found.columns is not None
-            total.append((found.rows + found.columns - found.towards).mean() / 2)
-            continue
-        biases = {"row": sinkhorn_bias(k, q, epsilon, iterations), "column": sinkhorn_bias(q, k, epsilon, iterations)}
-        out = pair_cross_entropy(
-            image[a] * local_logit_scale, text[b], *with_bias(q / epsilon, k, **biases), columns=True
-        )
-        assert out.columns is not None
-        total.append((out.rows.mean() + out.columns.mean()) / 2)
+    total = [
+        assigned_cross_entropy(image[a] * local_logit_scale, text[b], image[1 - a], text[1 - b], epsilon, iterations)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
     return torch.stack(total).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------- views of images
 
 # Views of images by name: (weak, strong).
-IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe]] = {
+IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe] | Handled] = {
     "paper": (Recipe(scale=(0.5, 1.0), flip=0.0), Recipe(jitter=0.8, grey=0.2, blur=0.5)),
     # Icons and digits lose their meaning when they are mirrored, made grey or cut to a twelfth.
     "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
+    "handled": Handled(),
 }
 
 
 # --------------------------------------------------------------------------------------------------------------- the learner
 
-Extra = Literal["none", "barlip", "siamlip", "byolip", "swalip"]
-
 
 @dataclass
-class RocketConfig(AlignedConfig):
-    """Settings of CLIP-rocket. Defaults are the paper's for YFCC15M."""
+class RocketConfig(MultiViewConfig):
+    """Settings of CLIP-rocket. Defaults are the paper's for YFCC15M.
+
+    A is `augmentations`: 0 is the basic recipe, CLIP on weak views. The paper's `text_dropout` is 0 to 0.2.
+    """
 
     epochs: int = 32
     batch_size: int = 4096
@@ -326,12 +237,8 @@ class RocketConfig(AlignedConfig):
     warmup_epochs: int = 1
     image_encoder: str = "timm:vit_base_patch16_224"
     embedding: int = 256
-    augmentations: int = 2
-    """Number A of strong views of each image and text; 0 is the basic recipe: CLIP on weak views."""
     image_views: Literal["paper", "small", "handled"] = "paper"
     """Augmentation of images: the paper's, one for small pictures (small), or the claim's for tiny ones (handled)."""
-    text_views: bool = True
-    """Augment texts: weak views drop stop words, strong views change more."""
     separate_projector: bool = True
     """Compare strong views behind a separate MLP, with a separate scale."""
     local_hidden: int = 4096
@@ -340,9 +247,7 @@ class RocketConfig(AlignedConfig):
     """Label smoothing of the local loss, 0 to 1."""
     reduction: Literal["mean", "sum"] = "sum"
     """"sum" doubles the contrastive loss."""
-    text_dropout: float = 0.0
-    """Dropout before each layer of text-s, for strong texts only; the paper has 0 to 0.2."""
-    extra: Extra = "none"
+    extra: Literal["none", "barlip", "siamlip", "byolip", "swalip"] = "none"
     """A non-contrastive loss to add."""
     swalip_weight: float = 0.2
     """Weight of SwALIP; the other losses have weight 1."""
@@ -365,25 +270,19 @@ class RocketConfig(AlignedConfig):
             raise CounterpointError(
                 "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
             )
-        for name in ("label_smoothing", "momentum_teacher", "mixture"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not 0 <= self.text_dropout < 1:
-            raise CounterpointError(f"text_dropout must lie in 0..1, 1 not included, got {self.text_dropout}")
+        self.need_share("label_smoothing", "momentum_teacher", "mixture")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
             raise CounterpointError("swalip needs two strong views and no label smoothing: --label-smoothing 0")
 
 
-class Rocket(AlignedLearner):
+class Rocket(MultiViewLearner):
     """CLIP on a weak view and strong views of image and text."""
 
     config: RocketConfig
 
     def __init__(self, config: RocketConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
+        super().__init__(config, data, seed, images=IMAGE_VIEWS[config.image_views])
         self.pair = first_two(data.modalities)
-        self.data_sizes = {name: spec.get("size") for name, spec in data.modalities.items()}
-        self.tokenizers = {name: Tokenizer.from_json(text) for name, text in data.tokenizers.items()}
         separate = config.separate_projector and config.augmentations > 0
         dims = {name: int(self.encoders[name].dim) for name in self.pair}  # type: ignore[arg-type]
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -403,88 +302,10 @@ class Rocket(AlignedLearner):
                 self.predictors[name] = mlp(width, hidden, width)
             if config.extra == "byolip":
                 self.teachers[name] = EMATeacher(Tower(self.encoders[name], self.extra_heads[name]))
-        if config.text_dropout and any(
-            kind == "text" and not hasattr(self.encoders[name], "blocks") for name, kind in self.kinds.items()
-        ):
-            raise CounterpointError("text_dropout works in text-s only: --text-dropout 0")
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        if self.config.towers == "simple" and spec["kind"] == "image":
-            return PixelMLP(spec["size"])
-        if self.config.towers == "simple" and spec["kind"] == "text":
-            assert tokenizer is not None
-            return BagOfTokens(Tokenizer.from_json(tokenizer).vocabulary)
-        return super().build_encoder(spec, tokenizer)
-
-    # --- views
-
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        rank, size = world()
-        rows = len(batch["index"])
-        total, mine = place(rows, self.device).total if size > 1 else rows, slice(rank, None, size)
-        views = {name: self.varied(name, batch["inputs"][name], total, mine, generator) for name in self.pair}
-        return batch | {"views": views}
-
-    def varied(self, name: str, values: Any, total: int, mine: slice, generator: torch.Generator) -> list[Any]:
-        """Return the weak view and the strong ones: drawn for the whole batch of `total` items, cut to rows `mine`."""
-        kind, strong = self.kinds[name], self.config.augmentations
-        if kind == "image":
-            return self._images(values, total, mine, strong, generator)
-        if kind == "text" and self.config.text_views:
-            return self._texts(name, values, total, mine, strong, generator)
-        if kind == "vector" and self.config.vector_noise:
-            noise = torch.randn(strong, total, *values.shape[1:], generator=generator)[:, mine].to(values.device)
-            return [values, *(values + self.config.vector_noise * noise)]
-        return [values] * (1 + strong)
-
-    def _images(self, images: Tensor, total: int, mine: slice, strong: int, generator: torch.Generator) -> list[Tensor]:
-        size = images.shape[2]
-        if self.config.image_views == "handled":
-            handled = Handled()
-            drawn = [handled.draw(total, size, generator) for _ in range(strong)]
-            return [normalise(images), *(handled.apply(images, (a[mine], n[mine])) for a, n in drawn)]
-        weak, strongly = IMAGE_VIEWS[self.config.image_views]
-        pipeline = ViewPipeline(size, crops=1 + strong, recipe=[weak, *[strongly] * strong])
-        parameters = pipeline.draw((total, *images.shape[1:]), generator)
-        return pipeline.apply(images, [view.take(mine) for view in parameters])
-
-    def _texts(
-        self, name: str, values: Any, total: int, mine: slice, strong: int, generator: torch.Generator
-    ) -> list[Any]:
-        ids, mask = values
-        tokenizer = self.tokenizers[name]
-        texts = [tokenizer.decode(row[there].tolist()) for row, there in zip(ids, mask, strict=True)]
-        # A generator for each item, so that the draw for one item does not depend on the words of others.
-        seeds = torch.randint(2**62, (total,), generator=generator)[mine].tolist()
-        made: list[list[str]] = [[] for _ in range(1 + strong)]
-        for text, seed in zip(texts, seeds, strict=True):
-            own = torch.Generator().manual_seed(seed)
-            for number, view in enumerate(made):
-                view.append(augment_text(text, own, strong=number > 0))
-        encoded = [tokenizer.encode(view, self.config.context) if view else (ids, mask) for view in made]
-        return [tuple(part.to(ids.device) for part in view) for view in encoded]
-
-    @contextlib.contextmanager
-    def _dropped(self, name: str) -> Iterator[None]:
-        """Apply dropout before each block of a text encoder, inside the `with` block."""
-        blocks = self.encoders[name].blocks if self.kinds[name] == "text" and self.config.text_dropout else ()
-
-        def drop(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return F.dropout(inputs[0], self.config.text_dropout, block.training), *inputs[1:]
-
-        hooks = [block.register_forward_pre_hook(drop) for block in blocks]  # type: ignore[union-attr]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        # `_dropped` changes a text encoder during a call, so the encoder must run once, on all rows.
-        whole = [self.encoders[name] for name in self.pair if self.kinds[name] == "text" and self.config.text_dropout]
-        return [(encoder, method) for encoder, method in super().row_wise() if encoder not in whole]
-
-    # --- the loss
+        simple = build_simple_encoder(spec, tokenizer) if self.config.towers == "simple" else None
+        return super().build_encoder(spec, tokenizer) if simple is None else simple
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:
@@ -498,26 +319,12 @@ class Rocket(AlignedLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
-        features: dict[str, list[Tensor]] = {}
-        for name in self.pair:
-            weak, *strong = batch["views"][name]
-            with self._dropped(name):
-                local = [self.features(name, view) for view in strong]
-            features[name] = [self.features(name, weak), *local]
+        features = {name: self.view_features(name, batch["views"][name]) for name in self.pair}
         z_img, z_txt = (self.heads[name](features[name][0]) for name in self.pair)
         h_imgs, h_txts = ([self.local_project(name, part) for part in features[name][1:]] for name in self.pair)
         scale, local_scale = self.scales
-        contrast = cl2l_loss(
-            z_img,
-            z_txt,
-            h_imgs,
-            h_txts,
-            scale,
-            local_scale,
-            config.label_smoothing,
-            config.reduction,
-            local_gradients=config.local_gradients,
-        )
+        rows, own = (z_img, z_txt, h_imgs, h_txts), config.local_gradients
+        contrast = cl2l_loss(*rows, scale, local_scale, config.label_smoothing, config.reduction, local_gradients=own)
         losses = {"loss": contrast, "contrast": contrast, "scale": scale.detach(), "local_scale": local_scale.detach()}
         if config.extra != "none":
             swalip = config.extra == "swalip"
@@ -558,30 +365,12 @@ class Rocket(AlignedLearner):
 
 # ----------------------------------------------------------------------------------------------------------------- settings
 
-_CLAIM: dict[str, Any] = {
-    "epochs": 80,
-    "batch_size": 64,
-    "lr": 2e-3 * 256 / 64,
-    "constant_lr": True,
-    "warmup_epochs": 0,
-    "towers": "simple",
-    "text_encoder": "text-s",
-    "embedding": 64,
-    "context": 32,
-    "local_hidden": 128,
-    "image_views": "handled",
-    "extra_hidden": 128,
-    "extra_dim": 128,
-    "prompt": "this is {}",
-    "evaluate_every": 10,
-}
-
 SYSTEM = System(
     slug="improved-vlp-baselines",
     task="aligned",
     config=RocketConfig,
     learner=Rocket,
     data="glyphs",
-    recipes={"digit-captions": _CLAIM},
+    recipes={"digit-captions": claim_settings("improved-vlp-baselines")},
     recipe=LAPTOP | {"image_views": "small", "local_hidden": 256, "extra_hidden": 256, "extra_dim": 256},
 )

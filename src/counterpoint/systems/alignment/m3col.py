@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive, shapes
-from counterpoint.core.distributed import batch_logsumexp_towards, gather_rows, global_mean, place, world
+from counterpoint.core.distributed import batch_logsumexp_towards, batch_order, gather_rows, global_mean, place
 from counterpoint.core.mixing import Mix, draw_mix
 from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision, wide
@@ -41,6 +41,7 @@ from counterpoint.core.world import over_group
 from counterpoint.encoders.simple import Stack
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
+from counterpoint.systems.settings import claim_settings
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
 # ----------------------------------------------------------------------------------------------------------- the contrasts
@@ -196,14 +197,10 @@ class M3CoLConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "soft_temperature", "hidden", "hidden_layers"):
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+        self.need_positive("temperature", "soft_temperature", "hidden", "hidden_layers")
         if self.beta < 0 or self.contrast_weight < 0:
             raise CounterpointError("beta and contrast_weight must not be negative")
-        for name in ("mixed_share", "mixed_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        self.need_share("mixed_share", "mixed_probability")
 
 
 class M3CoL(AlignedLearner):
@@ -235,12 +232,9 @@ class M3CoL(AlignedLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         batch = super().prepare(batch, generator)
-        rows = len(batch["index"])
-        rank, size = world()
-        # Partners are drawn for the whole batch. Its items go to the processes in turn.
-        total = place(rows, self.device).total
-        ranked = torch.cat([torch.arange(first, total, size) for first in range(size)])
-        mine, position = slice(rank, None, size), ranked.argsort()
+        # Partners are drawn for the whole batch.
+        total, mine = self.share(len(batch["index"]))
+        position = batch_order(total).argsort()
         draws = {
             name: draw_mix(
                 total, self.config.beta, generator, per_sample=True, probability=self.config.mixed_probability
@@ -334,23 +328,13 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------------------------------------------------- settings
 
-# The card's: full batch, Adam 2e-3, encoders 120-64-64.
-_CLAIM = {
-    "epochs": 100,
-    "batch_size": 240,
-    "lr": 2e-3 * 256 / 240,
-    "embedding": 64,
-    "hidden": 64,
-    "hidden_layers": 1,
-    "evaluate_every": 10,
-}
-
 SYSTEM = System(
     slug="m3col",
     task="aligned",
     config=M3CoLConfig,
     learner=M3CoL,
     data="latent-views",
-    recipes={"latent-views": _CLAIM},
+    # Full batch, Adam 2e-3, encoders 120-64-64.
+    recipes={"latent-views": claim_settings("m3col")},
     recipe=LAPTOP | {"batch_size": 128, "pretrained": False, "constant_lr": False},
 )

@@ -26,14 +26,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max
-from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_count
+from counterpoint.core.mil import bag_cross_entropy, extreme_snippets, sequence_lengths, topk_count
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import blend, cosine_momentum
 from counterpoint.core.transforms import holds, need_fixed
@@ -232,25 +231,13 @@ class MacilSDConfig(BagsConfig):
             raise CounterpointError(f"base_momentum must lie in 0..1, got {self.base_momentum}")
 
 
-@full_precision
-def _cross_entropy(prob: Tensor, labels: Tensor) -> Tensor:
-    """Compute the binary cross-entropy of probabilities, in float32, because autocast on a GPU refuses it."""
-    return F.binary_cross_entropy(prob, labels)
-
-
 class MacilSD(Learner):
     """The audio-visual network, and the visual network whose weights are blended into it after every epoch."""
 
     def __init__(self, config: MacilSDConfig, data: BagData, seed: int = 0) -> None:
         super().__init__(seed)
         self.config = config
-        shape: dict[str, Any] = {
-            "hidden": config.hidden,
-            "heads": config.heads,
-            "ffn": config.ffn,
-            "dropout": config.dropout,
-            "mask_padding": config.mask_padding,
-        }
+        shape = {name: getattr(config, name) for name in ("hidden", "heads", "ffn", "dropout", "mask_padding")}
         torch.manual_seed(seed)
         self.av = MacilSDNet(data.visual_dim, data.audio_dim, **shape)
         self.visual: VisualNet | None = None
@@ -276,7 +263,7 @@ class MacilSD(Learner):
         """Compute the loss of the audio-visual network: MIL plus the weighted contrast of semi-bags (Eq. 9)."""
         config, seq_len = self.config, batch["seq_len"]
         out = self.av(batch["audio"], batch["visual"], seq_len)
-        mil = _cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
+        mil = bag_cross_entropy(gather_rows(out.mmil_prob), batch["labels"])
         losses = {"loss": mil, "mil": mil}
         if config.contrast:
             # The contrast is computed even while its weight is 0, so that the curves show its initial value.
@@ -298,7 +285,7 @@ class MacilSD(Learner):
         """Compute the loss of the visual network: MIL alone."""
         assert self.visual is not None
         prob = gather_rows(self.visual(batch["visual"], batch["seq_len"]).mil_prob)
-        return {"visual_loss": _cross_entropy(prob, batch["labels"])}
+        return {"visual_loss": bag_cross_entropy(prob, batch["labels"])}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         logits = {"av": self.av(batch["audio"], batch["visual"]).av_logit}
@@ -320,19 +307,18 @@ class MacilSD(Learner):
             blend(dict(self.av.named_parameters()), source, momentum)
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        first = light(torch.optim.Adam)(self.av.parameters(), lr=config.lr, fused=True)
-        turns = [Turn([first], self._schedules(first))]
+        turns = [self._turn(self.av, self.config.lr)]
         if self.visual is not None:
-            second = light(torch.optim.Adam)(self.visual.parameters(), lr=config.visual_lr, fused=True)
-            turns.append(Turn([second], self._schedules(second), self.visual_loss, "visual_loss"))
-        for turn in turns:
-            clip(turn.optimizers, config.clip_norm)
+            turns.append(self._turn(self.visual, self.config.visual_lr, self.visual_loss, "visual_loss"))
         return turns
 
-    def _schedules(self, optimizer: torch.optim.Optimizer) -> list[Any]:
-        epochs = self.config.cosine_epochs
-        return [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)] if epochs else []
+    def _turn(self, network: nn.Module, lr: float, *loss: Any) -> Turn:
+        config = self.config
+        optimizer = light(torch.optim.Adam)(network.parameters(), lr=lr, fused=True)
+        epochs = config.cosine_epochs
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)] if epochs else []
+        clip([optimizer], config.clip_norm)
+        return Turn([optimizer], schedules, *loss)
 
     def row_wise(self) -> list[tuple[nn.Module, str]]:
         return [(network, "forward") for network in (self.av, self.visual) if network is not None]

@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from counterpoint.core.checks import need_alike, need_scale
+from counterpoint.core.checks import need_alike, need_one_type, need_scale
 from counterpoint.core.contrast import pair_logsumexp, softplus
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_logsumexp, global_mean, place, world
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.multilinear import combined_logsumexp, product
 from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
@@ -44,19 +44,8 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
-# Numbers in the products of embeddings that are held at a time: 64 MiB in float32.
-BLOCK = 16 * 2**20
 # Maximum number of similarities for "n_squared". A batch of 4,096 triples has as many.
 MOST = 2**36
-
-
-def _product(factors: Sequence[Tensor]) -> Tensor:
-    """Multiply all factors, coordinate by coordinate, into a new tensor."""
-    found = factors[0]
-    for factor in factors[1:]:
-        found = found * factor
-    return found
-
 
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
@@ -116,7 +105,7 @@ def symile_per_anchor(
         raise ValueError(f"negatives must be 'n' or 'n_squared', got {negatives!r}")
     if permutations is not None and negatives != "n":
         raise ValueError("permutations are for negatives='n'; 'n_squared' shuffles nothing")
-    positive = _product(reps).sum(1) * logit_scale
+    positive = product(reps).sum(1) * logit_scale
     if negatives == "n":
         losses = _shuffled(reps, logit_scale, positive, permutations, generator)
     else:
@@ -128,16 +117,8 @@ def _checked(reps: Sequence[Tensor]) -> list[Tensor]:
     if len(reps) < 2:
         raise ValueError(f"reps must be at least two modalities, got {len(reps)}")
     need_alike("n dim", **{f"reps[{number}]": rep for number, rep in enumerate(reps)})
-    _need_one_type(reps=reps)
+    need_one_type(reps=reps)
     return [wide(rep) for rep in reps]
-
-
-def _need_one_type(**named: Sequence[Tensor]) -> None:
-    types = {tensor.dtype for tensors in named.values() for tensor in tensors}
-    if len(types) > 1 or not all(found.is_floating_point for found in types):
-        raise ValueError(
-            f"{' and '.join(named)} must be of one floating type, got {', '.join(sorted(map(str, types)))}"
-        )
 
 
 def draw_permutations(
@@ -181,7 +162,7 @@ def _shuffled(
     losses = []
     for anchor, rows in enumerate(permutations):
         others = [rep for number, rep in enumerate(everyone) if number != anchor]
-        keys = _product([other.index_select(0, row) for other, row in zip(others, rows, strict=True)])
+        keys = product([other.index_select(0, row) for other, row in zip(others, rows, strict=True)])
         # The positive replaces the shuffled key on the diagonal.
         negative = pair_logsumexp(reps[anchor] * scale, keys, exclude=Diagonal(), origin=(here.offset, 0)).rows
         losses.append(softplus(negative - positive))
@@ -189,58 +170,14 @@ def _shuffled(
 
 
 def _combined(reps: list[Tensor], scale: float | Tensor) -> list[Tensor]:
-    """Compute log Z of each row, for each anchor, over all combinations of rows of the others.
-
-    The array of all n^M similarities is a matrix: rows are combinations of the first modalities, columns of the last. Compute
-    its log-sum-exps over rows and columns, then sum these over all modalities but the anchor.
-    """
-    here = place(len(reps[0]), reps[0].device)
-    n, first = here.total, (len(reps) + 1) // 2
+    """Compute log Z of each row, for each anchor, over all combinations of rows of the others."""
+    n = place(len(reps[0]), reps[0].device).total
     if n ** len(reps) > MOST:
         raise ValueError(
             f"negatives='n_squared' of a batch of {n} in {len(reps)} modalities has {n}^{len(reps)} = "
             f"{float(n) ** len(reps):.1e} similarities, more than {float(MOST):.1e}; use a smaller batch or negatives='n'"
         )
-    everyone = gather_rows(torch.stack(reps, 1)).unbind(1)
-    if here.rows == 0:  # no rows here, but the other processes wait for this one, forward and backward
-        own, shared = reps[0].sum(1), torch.stack(everyone[1:]).sum(2) * 0 - math.inf
-    else:
-        own, shared = _matrix(reps[0] * scale, everyone[1:first], everyone[first:])
-    # This process has its own rows of the first modality; the other anchors need the sums over all processes' rows.
-    return [own, *global_logsumexp(shared)[:, here.offset : here.offset + here.rows]]
-
-
-def _matrix(rows: Tensor, left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute log Z of each of `rows`, and log Z [others, n] of the others, over all combinations of rows."""
-    n = len(right[0])
-    keys = _outer(right)
-    at_once = max(1, BLOCK // (n ** len(left) * keys.shape[1]))
-    blocks = []
-    for part in rows.split(at_once):
-        if at_once >= len(rows):
-            blocks.append(_block(keys, part, *left))
-        else:  # neither the products nor their similarities are kept: the backward pass computes them again in blocks
-            blocks.append(checkpoint(_block, keys, part, *left, use_reentrant=False, preserve_rng_state=False))
-    row = torch.cat([found for found, _ in blocks]).view(len(rows), *[n] * len(left))
-    column = torch.stack([found for _, found in blocks]).logsumexp(0).view([n] * len(right))
-    own = row.flatten(1).logsumexp(1) if left else row
-    shared = [row.movedim(1 + d, 0).flatten(1).logsumexp(1) for d in range(len(left))]
-    shared += [column.movedim(d, 0).reshape(n, -1).logsumexp(1) for d in range(len(right))]
-    return own, torch.stack(shared)
-
-
-def _outer(factors: Sequence[Tensor]) -> Tensor:
-    """Compute the products of all combinations of rows, [n_1 n_2 ..., dim]; the last factor's row varies fastest."""
-    found = factors[0]
-    for factor in factors[1:]:
-        found = (found[:, None] * factor).flatten(0, 1)
-    return found
-
-
-def _block(keys: Tensor, *left: Tensor) -> tuple[Tensor, Tensor]:
-    found = pair_logsumexp(_outer(left), keys, columns=True)
-    assert found.columns is not None
-    return found.rows, found.columns
+    return combined_logsumexp([reps[0] * scale, *reps[1:]])
 
 
 # --------------------------------------------------------------------------------------------------- scores and the baseline
@@ -281,7 +218,7 @@ def mip_similarity(
     >>> mip_similarity(torch.eye(2), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])])
     tensor([[3., 8.]])
     """
-    return _product(_queries(candidates, others)) @ wide(candidates).T
+    return product(_queries(candidates, others)) @ wide(candidates).T
 
 
 @full_precision
@@ -325,7 +262,7 @@ def _queries(candidates: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
     need_alike("n dim", **{f"others[{number}]": other for number, other in enumerate(others)})
     if candidates.ndim != 2 or candidates.shape[1] != others[0].shape[1]:
         raise ValueError(f"candidates must be [c, {others[0].shape[1]}], got {list(candidates.shape)}")
-    _need_one_type(candidates=[candidates], others=others)
+    need_one_type(candidates=[candidates], others=others)
     return [wide(other) for other in others]
 
 
@@ -395,7 +332,7 @@ class Symile(AlignedLearner):
         return found
 
     def joint(self, embeddings: Sequence[Float[Tensor, "n dim"]]) -> Float[Tensor, "n dim"]:
-        return _product(embeddings) if self.config.objective == "symile" else super().joint(embeddings)
+        return product(embeddings) if self.config.objective == "symile" else super().joint(embeddings)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         reps, scale = list(self.embed(batch).values()), self.log_scale.exp()
@@ -408,17 +345,14 @@ class Symile(AlignedLearner):
 
 # -------------------------------------------------------------------------------------------------------------- settings
 
-# The card's setting: linear encoders to 16 dimensions, AdamW at 0.1 with a batch of 256, no schedule.
-_XOR = {"epochs": 25, "batch_size": 256, "lr": 0.1}
-
-
 SYSTEM = System(
     slug="symile",
     task="aligned",
     config=SymileConfig,
     learner=Symile,
     data="xor",
-    recipes={"xor": _XOR},
+    # The card's setting: linear encoders to 16 dimensions, AdamW at 0.1 with a batch of 256, no schedule.
+    recipes={"xor": {"epochs": 25, "batch_size": 256, "lr": 0.1}},
     # CLIP's initial scale: at LAPTOP's learning rate the scale does not rise far enough from e^-0.3.
     recipe=LAPTOP | {"vector_encoder": "mlp", "constant_lr": False, "log_scale": math.log(1 / 0.07)},
 )

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
 from counterpoint.core.contrast import softplus
-from counterpoint.core.distributed import gather_rows, global_mean, row_counts
+from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.listed import OtherClasses, listed_products, listed_sums
 from counterpoint.core.memory import Bank, latest, moved, need_positions
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
@@ -30,31 +30,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
-# Maximum number of entries of a block of an intermediate result, so that it stays in the cache.
-BLOCK = 2**20
-
-
 # --------------------------------------------------------------------------------------------------------------- the loss
-
-
-def _listed(memory: Tensor, index: Tensor) -> bool:
-    """Return whether to fetch each sample's listed rows instead of multiplying with the whole memory."""
-    return len(memory) > 16 * index.shape[1]
-
-
-def _blocks(v: Tensor, index: Tensor) -> list[slice]:
-    step = max(1, BLOCK // (index.shape[1] * v.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(v), step)]
-
-
-def _dots(v: Tensor, memory: Tensor, index: Tensor) -> Tensor:
-    """Compute the products v_b . memory[index_bk], [n, K + 1]."""
-    if not _listed(memory, index):
-        return (v @ memory.T).gather(1, index)
-    return torch.cat(
-        [torch.bmm(memory[index[part]], v[part, :, None]).squeeze(2) for part in _blocks(v, index)]
-        or [v.new_empty(index.shape)]
-    )
 
 
 class _CRDRows(torch.autograd.Function):
@@ -69,16 +45,11 @@ class _CRDRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, memory: Tensor, index: Tensor, temperature: float, shift: Tensor) -> Tensor:
-        a = _dots(v, memory, index) / temperature - shift
+        a = listed_products(v, memory, index) / temperature - shift
         rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
         slope = torch.sigmoid(a)
         slope[:, 0] -= 1
-        if not ctx.needs_input_grad[0]:
-            gradient = torch.zeros_like(v)
-        elif _listed(memory, index):
-            gradient = F.embedding_bag(index, memory, mode="sum", per_sample_weights=slope)
-        else:
-            gradient = v.new_zeros(len(v), len(memory)).scatter_add_(1, index, slope) @ memory
+        gradient = listed_sums(slope, memory, index) if ctx.needs_input_grad[0] else torch.zeros_like(v)
         ctx.save_for_backward(gradient / temperature)
         return rows
 
@@ -90,7 +61,7 @@ class _CRDRows(torch.autograd.Function):
 @torch.no_grad()
 def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tensor:
     """Log N times the mean of exp(v . m / t) over the batch of all processes."""
-    logs = _dots(v, memory, index) / temperature
+    logs = listed_products(v, memory, index) / temperature
     total = gather_rows(logs.flatten().logsumexp(0)[None]).logsumexp(0)
     count = gather_rows(torch.tensor([logs.numel()], device=v.device)).sum().to(v.dtype)
     return total - count.log() + math.log(len(memory))
@@ -106,7 +77,7 @@ def _crd_side(v: Tensor, memory: Tensor, index: Tensor, temperature: float, z: T
     noise = negatives / len(memory)
     shift = log_z + math.log(noise + 1e-7)
     if traced():
-        a = _dots(v, memory, index) / temperature - shift
+        a = listed_products(v, memory, index) / temperature - shift
         rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
     else:
         rows = _CRDRows.apply(v, memory, index, temperature, shift)
@@ -225,9 +196,6 @@ class CRDLoss(nn.Module):
     """
 
     z: Float[Tensor, " 2"]
-    by_class: Int[Tensor, " samples"]
-    first: Int[Tensor, " samples"]
-    count: Int[Tensor, " samples"]
 
     def __init__(
         self,
@@ -251,7 +219,7 @@ class CRDLoss(nn.Module):
         self.memory_student = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.memory_teacher = Bank(n_data, dim, momentum=momentum, seed=generator)
         self.register_buffer("z", torch.zeros(2))  # constants of student and teacher; 0 before the first batch
-        self.by_other_class = False
+        self.classes: OtherClasses | None = None
         if labels is not None:
             self.draw_by_class(labels)
 
@@ -266,14 +234,7 @@ class CRDLoss(nn.Module):
         n_data = len(self.memory_student.rows)
         if labels.shape != (n_data,):
             raise ValueError(f"labels must be [{n_data}], got {list(labels.shape)}")
-        # Sort samples by class. For each sample, keep the start and the length of its class in that order.
-        inverse, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
-        if len(counts) < 2:
-            raise ValueError("labels holds one class: there are no samples of another class to draw")
-        self.by_other_class = True
-        self.register_buffer("by_class", inverse.argsort(stable=True), persistent=False)
-        self.register_buffer("first", (counts.cumsum(0) - counts)[inverse], persistent=False)
-        self.register_buffer("count", counts[inverse], persistent=False)
+        self.classes = OtherClasses(labels)
 
     def draw(self, index: Int[Tensor, " n"], generator: torch.Generator) -> Int[Tensor, "n listed"]:
         """Draw [index, K samples] for each row, uniformly and with replacement.
@@ -283,16 +244,12 @@ class CRDLoss(nn.Module):
         """
         n_data = len(self.memory_student.rows)
         need_positions(index, n_data)
-        shape = (len(index), self.K)
-        if not self.by_other_class:
+        if self.classes is not None:
+            others = self.classes.draw(index, self.K, generator)
+        else:
+            shape = (len(index), self.K)
             others = torch.randint(n_data, shape, generator=generator, device=generator.device).to(index.device)
-            return torch.cat([index[:, None], others], 1)
-        # Draw positions in the order of classes without the sample's class, then move later ones past that class.
-        free = n_data - self.count[index][:, None]
-        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
-        places = (uniform.to(index.device) * free).long().clamp_(max=free - 1)
-        places += (places >= self.first[index][:, None]) * self.count[index][:, None]
-        return torch.cat([index[:, None], self.by_class[places]], 1)
+        return torch.cat([index[:, None], others], 1)
 
     def forward(
         self,
@@ -380,14 +337,9 @@ class CRD(TaughtLearner):
         batch = super().prepare(batch, generator)
         if self.at_teacher:
             return batch
-        # Draw for the whole batch and cut, as for the views. The processes take its images in turn.
+        # Draw for the whole batch and cut, as for the views.
         _, mine = self.share(len(batch["index"]))
-        counts = row_counts(len(batch["index"]), self.device)
-        parts = gather_rows(batch["index"]).split(counts)
-        whole = torch.empty(sum(counts), dtype=torch.long, device=self.device)
-        for number, part in enumerate(parts):
-            whole[number :: len(parts)] = part
-        return batch | {"contrast": self.contrast.draw(whole, generator)[mine]}
+        return batch | {"contrast": self.contrast.draw(self.whole(batch["index"]), generator)[mine]}
 
     def lesson(self, student: Seen, teacher: Seen, batch: dict[str, Any]) -> dict[str, Tensor]:
         loss = self.contrast(student.feature, teacher.feature, batch["index"], batch["contrast"])

@@ -13,8 +13,8 @@ authors' code, a query's negatives come from one other view at a time. Of two vi
 
 `cacr` is the form of the paper's small experiments, with its ablations and debiasing. `cacr_momentum` is the form with a
 momentum encoder and a predictor (MoCo v3). Its cost is cross-entropy ("rbf") or expected cost ("euclidean"). The latter is
-computed block by block, without storing all distances, see `expected_distance`. Weights depend only on the distances, so
-alpha or beta may be 0.
+computed block by block, without storing all distances, see `expected_distance` in core/expected.py. Weights depend only on
+the distances, so alpha or beta may be 0.
 
 Not built:
 
@@ -37,69 +37,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, need_within
+from counterpoint.core.checks import need_positive, need_rows, need_within, stacked
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.expected import LARGEST, expected_costs, mean_key
 from counterpoint.core.operands import positive_similarity, scaled, unit
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
-from counterpoint.core.transforms import holds, once
+from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 from counterpoint.views.images import ViewPipeline
-
-# --------------------------------------------------------------------------------------------------- the expected distance
-
-
-@full_precision
-def expected_distance(
-    query: Float[Tensor, "rows dim"],
-    key: Float[Tensor, "sets n dim"],
-    sharpness: float,
-    *,
-    own: Int[Tensor, " rows"] | None = None,
-    weight: Float[Tensor, " rows"] | None = None,
-    through: bool = True,
-) -> Float[Tensor, ""]:
-    r"""Compute the expected squared distance of rows to keys, weighted towards the closest, which repulsion maximises.
-
-        sum_i w_i sum_s sum_{j != own_i} p_isj d2(q_i, k_sj),      p_is = softmax_{j != own_i}( -sharpness d2(q_i, k_sj) )
-
-    Args:
-        query: any rows, which this function does not normalise.
-        key: sets of keys, each with a separate softmax.
-        sharpness: in 0..1e30; 0 gives all keys equal weights.
-        own: number of the key in each set that a row excludes; None: i for row i.
-        weight: w_i, without gradient; None: 1.
-        through: let the gradient flow through the weights p (default).
-
-    Returns the sum, 0 for no rows. The forward pass computes the gradients, so memory grows with rows and keys, not with
-    their product. There is no second derivative.
-
-    Raises ValueError for shapes that do not fit, for rows without keys, or a sharpness out of its range.
-
-    Source: arXiv 2105.03746, the cost of the negatives under their conditional distribution.
-
-    >>> x = torch.eye(3)
-    >>> expected_distance(x, x[None], sharpness=1.0)
-    tensor(6.)
-    """
-    if query.ndim != 2 or key.ndim != 3 or query.shape[1] != key.shape[2]:
-        raise ValueError(
-            f"query and key must be [rows, dim] and [sets, n, dim], got {list(query.shape)} and {list(key.shape)}"
-        )
-    if not len(key) or key.shape[1] < 2:
-        raise ValueError(f"key must hold a set of at least 2, because each row excludes one; got {list(key.shape)}")
-    own = torch.arange(len(query), device=query.device) if own is None else own
-    if own.shape != query.shape[:1] or holds(((own < 0) | (own >= key.shape[1])).any()):
-        raise ValueError(f"own must hold, for each of {len(query)} rows, one of the {key.shape[1]} keys")
-    need_within(0, LARGEST, sharpness=sharpness)
-    weight = None if weight is None else weight.detach()
-    return expected_costs(wide(query), wide(key), sharpness, own, weight, through)
-
 
 # --------------------------------------------------------------------------------------------------------------- the losses
 
@@ -109,20 +59,6 @@ class CACROutput(NamedTuple):
 
     attraction: Float[Tensor, ""]  # in 0 .. 4 alpha for unit rows
     repulsion: Float[Tensor, ""]  # in -4 beta .. 0
-
-
-def _stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) -> Tensor:
-    """Stack views to [views, n, dim] in float32 at least. Raises ValueError, which names the argument, for other shapes."""
-    if not isinstance(views, Tensor):
-        shapes = [list(view.shape) for view in views]
-        if not shapes or any(shape != shapes[0] for shape in shapes):
-            raise ValueError(f"{name} must be [n, dim] alike, got {shapes}")
-        views = torch.stack(list(views))
-    if views.ndim != 3:
-        raise ValueError(f"{name} must be [views, n, dim], got {list(views.shape)}")
-    if len(views) < least:
-        raise ValueError(f"{name} must be at least {least}, got {len(views)}: {why}")
-    return wide(views)
 
 
 def _others(views: int, device: torch.device) -> Int[Tensor, "views others"]:
@@ -170,7 +106,7 @@ def cacr(
     >>> cacr(torch.eye(2).expand(2, 2, 2))
     CACROutput(attraction=tensor(0.), repulsion=tensor(-2.))
     """
-    z = _stacked(views, 2, "views", "a query has no positives")
+    z = stacked(views, 2, "views", "a query has no positives")
     need_within(
         0, LARGEST, alpha=alpha, beta=beta, positive_sharpness=positive_sharpness, negative_sharpness=negative_sharpness
     )
@@ -190,10 +126,8 @@ def cacr(
     weights = (positive_sharpness * positives).softmax(1) if weight_pos else 1 / positives.shape[1]
     attraction = alpha * global_mean((weights * positives).sum(1).mean(0))
 
-    sharpness, own = (
-        negative_sharpness if weight_neg else 0.0,
-        here.offset + torch.arange(here.rows, device=z.device),
-    )
+    sharpness = negative_sharpness if weight_neg else 0.0
+    own = here.offset + torch.arange(here.rows, device=z.device)
     sums = [expected_costs(z[x], keys[x + 1 :], sharpness, own, None, True) for x in range(len(z) - 1)]
     repulsion = -beta * mean_of_total(torch.stack(sums).sum() / len(pairs), here.total)
     if positive_prior is not None:
@@ -236,7 +170,7 @@ def cacr_momentum(
     >>> cacr_momentum(torch.eye(2)[None], torch.eye(2))
     tensor(0.6265)
     """
-    q = _stacked(queries, 1, "queries", "nothing is attracted")
+    q = stacked(queries, 1, "queries", "nothing is attracted")
     need_within(1 / LARGEST, LARGEST, temperature=temperature)
     if cost not in ("rbf", "euclidean"):
         raise ValueError(f"cost must be 'rbf' or 'euclidean', got {cost!r}")
@@ -281,7 +215,7 @@ def pairwise_nt_xent(
     >>> pairwise_nt_xent(torch.eye(3).expand(2, 3, 3), temperature=1.0)
     tensor(0.9048)
     """
-    z = unit(_stacked(views, 2, "views", "a query has no positives"))
+    z = unit(stacked(views, 2, "views", "a query has no positives"))
     need_rows(views=z[0])
     need_positive(temperature=temperature)
     z = scaled(z.flatten(0, 1), temperature**0.5).view_as(z)

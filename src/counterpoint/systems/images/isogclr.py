@@ -10,7 +10,8 @@ For example i, h_i(z) is the similarity of its anchor with a negative z minus th
 whose optimal tau_i makes KL( softmax(h_i / tau_i) || uniform ) = rho. Examples with many near negatives end with a large
 temperature, rare ones with a small one. A moving average s_i per example tracks the expectation over the whole set (SogCLR),
 so small batches suffice. A step reads the rows s_i, tau_i, u_i of its examples and updates them; u is the momentum of tau's
-gradient. Its loss is a surrogate sum of similarities with the right gradient, whose value is not the objective.
+gradient. Its loss is a surrogate sum of similarities (core/expected_similarity.py) with the right gradient, whose value is
+not the objective.
 
 This is an addition with the authors' three forms:
 
@@ -30,19 +31,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.averages import averaged, averaged_log, bounded_exp
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Queued, Ways, pairs, views
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place, world
+from counterpoint.core.expected_similarity import expected_similarity
 from counterpoint.core.memory import SampleState, need_positions
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.rules import Rule, Views
-from counterpoint.core.transforms import holds, once, traced
+from counterpoint.core.rules import Views
+from counterpoint.core.transforms import holds, once
 from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
@@ -50,9 +52,8 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
+from counterpoint.tasks.measures import ClassMeans, means_by_class
 
-CHUNK = 512  # anchors whose similarities are in memory together
-WHOLE = 2**22  # maximum number of similarities of a batch with itself in memory: 16 MiB in float32
 TOLD = 10_000  # number of examples up to which every step reports temperatures; with more, fewer steps do
 # Smallest temperature of forms A and C. Below it exp(cosine / tau) overflows float32, because they subtract nothing.
 LEAST = 0.012
@@ -70,57 +71,6 @@ class Settings(NamedTuple):
     grad_clip: float
 
 
-class _Surrogate(torch.autograd.Function):
-    """The sum sum_r c_r E_r[s], where s are an anchor's similarities and E_r is their mean under softmax(s / tau_r).
-
-    c_r and the softmax are constants. The forward pass has the weights, so it computes the gradient too. It needs three
-    products, and at most CHUNK anchors' similarities in memory. Without a bank, anchors are compared with each other, which
-    needs two products for a moderate batch.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        bank: Tensor | None,
-        tau: Tensor,
-        rules: tuple[Rule, ...],
-        weigh: Callable[[slice, Tensor, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        alike = bank is None
-        whole = alike and len(query) ** 2 <= WHOLE
-        bank = query if bank is None else bank
-        to_query = torch.zeros_like(query)
-        to_bank = to_query if alike else torch.zeros_like(bank)
-        total = query.new_zeros(())
-        chunk = len(query) if whole else CHUNK
-        for start in range(0, len(query), chunk):
-            part = slice(start, min(start + chunk, len(query)))
-            s = query[part] @ bank.T
-            logits = s / tau[part, None].to(s)
-            for rule in rules:
-                rule.exclude(logits, part, slice(0, len(bank)))
-            top = logits.amax(1)
-            p = logits.sub_(top[:, None]).exp_()
-            sums = p.sum(1)
-            mean = torch.linalg.vecdot(p, s) / sums
-            weight = weigh(part, sums.log() + top, mean, top).to(s)
-            p.mul_((weight / sums)[:, None])
-            total = total + (weight * mean).sum()
-            if whole:
-                to_query = (p + p.T) @ query
-            else:
-                to_query[part] += p @ bank
-                to_bank.addmm_(p.T, query[part])
-        ctx.save_for_backward(to_query, None if alike else to_bank)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_query, to_bank = ctx.saved_tensors
-        return gradients[0] * to_query, None if to_bank is None else gradients[0] * to_bank, None, None, None
-
-
 def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dict[str, Tensor]:
     """Update u and tau by a step along tau's gradient."""
     gradient = gradient.clamp(-settings.grad_clip, settings.grad_clip)
@@ -128,53 +78,8 @@ def _moved(rows: dict[str, Tensor], gradient: Tensor, settings: Settings) -> dic
     return {"u": u, "tau": (rows["tau"] - settings.eta * u).clamp(settings.temperature_min, settings.temperature_max)}
 
 
-def _pushed(
-    query: Tensor,
-    bank: Tensor | None,
-    tau: Tensor,
-    rules: tuple[Rule, ...],
-    weigh: Callable[[slice, Tensor, Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Compute the surrogate's sum; inside torch.func or torch.compile, use PyTorch's own operations."""
-    if not traced():
-        return _Surrogate.apply(query, bank, tau, rules, weigh)
-    s = query @ (query if bank is None else bank).T
-    whole = slice(0, len(query))
-    logits = s.detach() / tau[:, None].to(s)
-    for rule in rules:
-        rule.exclude(logits, whole, slice(0, s.shape[1]))
-    p = logits.softmax(1)
-    weight = weigh(whole, logits.logsumexp(1), (p * s.detach()).sum(1), logits.amax(1)).to(s)
-    return (weight[:, None] * p * s).sum()
-
-
-def _averaged(old: Tensor, new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
-    """Update the moving average. In the first epoch, or with `fresh` at an example's first visit, take the new value."""
-    if first:
-        return new
-    moved = (1 - gamma) * old + gamma * new
-    return torch.where(old == 0, new, moved) if fresh else moved
-
-
-def _averaged_log(old: Tensor, log_new: Tensor, gamma: float, first: bool, fresh: bool) -> Tensor:
-    """Compute the logarithm of `_averaged(old, exp(log_new))`.
-
-    In float32, exp(1 / temperature) overflows below a temperature of 0.0113.
-    """
-    if first or gamma == 1:
-        return log_new
-    log_old = old.log()
-    moved = torch.logaddexp(log_old + math.log1p(-gamma), log_new + math.log(gamma)) if gamma else log_old
-    return torch.where(old == 0, log_new, moved) if fresh else moved
-
-
-def _stored(log_s: Tensor) -> Tensor:
-    """Compute exp(log_s), at most the largest number of the type."""
-    return log_s.exp().clamp(max=torch.finfo(log_s.dtype).max)
-
-
 def _views(
-    rows: dict[str, Tensor], z1: Tensor, z2: Tensor, settings: Settings, first: bool, fresh: bool
+    rows: dict[str, Tensor], z1: Tensor, z2: Tensor, settings: Settings, fresh: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute form A: an anchor's negatives are both views of all other examples; its positive is in no sum."""
     n = len(z1)
@@ -190,12 +95,12 @@ def _views(
 
     def weigh(part: slice, logs: Tensor, mean: Tensor, top: Tensor) -> Tensor:
         log_g = logs.to(old) - math.log(negatives)
-        log_s = _averaged_log(old[part], log_g, settings.gamma, first, fresh)
+        log_s = averaged_log(old[part], log_g, settings.gamma, fresh=fresh)
         share = (log_g - log_s).exp()
-        parts.append((_stored(log_s), log_s + settings.rho - share * mean.to(old) / tau[part]))
+        parts.append((bounded_exp(log_s), log_s + settings.rho - share * mean.to(old) / tau[part]))
         return share
 
-    pushed = _pushed(query, bank, tau, (rule,), weigh)
+    pushed = expected_similarity(query, bank, tau, weigh, (rule,))
     s, gradient = (torch.cat(values) for values in zip(*parts, strict=True))
     loss = mean_of_total(pushed, here.total // 2) - 2 * global_mean((z1 * z2).sum(1))
     new = {"s": s[:n] / 2 + s[n:] / 2}
@@ -218,13 +123,13 @@ def _side(
         before = rows["b"][part]
         b = torch.maximum(before, top.to(old) - own)
         g = (logs.to(old) - own - b).exp() / (here.total - 1)
-        s = _averaged(old[part] * (before - b).exp(), g, settings.gamma, False, fresh)
+        s = averaged(old[part] * (before - b).exp(), g, settings.gamma, fresh=fresh)
         share = g / (s + eps)
         lead = share * (mean.to(old) / tau[part] - own)
         parts.append((b, s, s.log() + b + settings.rho - lead, share))
         return share
 
-    pushed = _pushed(query, gather_rows(key), tau, (), weigh)
+    pushed = expected_similarity(query, gather_rows(key), tau, weigh)
     b, s, gradient, shares = (torch.cat(values) for values in zip(*parts, strict=True))
     loss = mean_of_total(pushed, here.total) - global_mean(shares.to(positive) * positive)
     return loss, {"s": s, "b": b} | _moved(rows, gradient, settings)
@@ -251,11 +156,11 @@ def _queue(
     with torch.no_grad():
         scaled = h.to(rows["tau"]) / rows["tau"][:, None]
         log_g = scaled.logsumexp(1) - math.log(scaled.shape[1])
-        log_s = _averaged_log(rows["s"], log_g, settings.gamma, False, fresh)
+        log_s = averaged_log(rows["s"], log_g, settings.gamma, fresh=fresh)
         weight = (scaled - log_s[:, None]).exp()
         gradient = log_s + settings.rho - (weight * scaled).mean(1)
     loss = global_mean((weight.to(h) * h).mean(1))
-    return loss, {"s": _stored(log_s)} | _moved(rows, gradient, settings)
+    return loss, {"s": bounded_exp(log_s)} | _moved(rows, gradient, settings)
 
 
 @over_group
@@ -322,7 +227,8 @@ def isogclr_step(
         if features_or_pair.shape[:2] != (len(index), 2):
             raise ValueError(f"features must be [{len(index)}, 2, dim], got {list(features_or_pair.shape)}")
         z1, z2 = once(features_or_pair, what).unbind(1)
-        loss, new = _views(rows, z1, z2, settings, first_epoch, fresh)
+        # Before there is an average, the new value replaces it.
+        loss, new = _views(rows, z1, z2, settings._replace(gamma=1.0) if first_epoch else settings, fresh)
     else:
         if features_or_pair.ndim != 2 or len(features_or_pair) != len(index) or features_or_pair.shape[1] < 2:
             raise ValueError(f"similarity must be [{len(index)}, 1 + keys], got {list(features_or_pair.shape)}")
@@ -414,7 +320,7 @@ class ISogCLR(Part):
             similarity = torch.cat([positive, query @ compared.ways.queue.to(query).T], 1)
             loss, new = _queue(rows, similarity, self.settings, fresh=True)
         else:
-            loss, new = _views(rows, query, key, self.settings, first=False, fresh=True)
+            loss, new = _views(rows, query, key, self.settings, fresh=True)
         for name, state in self.sample_state.items():
             state.update(index.to(state.values.device), new[name])
         # For a large set, not at every step, because it takes as long as the loss.
@@ -422,60 +328,28 @@ class ISogCLR(Part):
             self.told = self._told()
         return {"loss": loss, **self.told}
 
-    def _temperatures(self) -> Tensor:
-        return torch.stack([s.values for name, s in self.sample_state.items() if name.startswith("tau")]).mean(0)
-
-    def _by_class(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the number, the size and the mean temperature of each class; None for fewer than two known classes."""
-        if self.class_of is None:
-            return None
-        known = self.class_of >= 0
-        classes, place, sizes = self.class_of[known].unique(return_inverse=True, return_counts=True)
-        if len(classes) < 2:
-            return None
-        mean = torch.zeros(len(classes)).index_add_(0, place, self._temperatures().cpu()[known].float()) / sizes
-        return classes, sizes, mean
+    def _by_class(self) -> tuple[Tensor, ClassMeans | None]:
+        """Return the temperatures, a pair's averaged over its sides, and their means by class."""
+        sides = [state.values for name, state in self.sample_state.items() if name.startswith("tau")]
+        temperatures = torch.stack(sides).mean(0)
+        return temperatures, means_by_class(temperatures, self.class_of)
 
     def _told(self) -> dict[str, Tensor]:
         """Return the mean temperature and, for known classes, the rank correlation of their sizes and temperatures."""
-        found = {"temperature": self._temperatures().mean()}
-        if (told := self._by_class()) is not None:
-            _, sizes, mean = told
-            found["temperature_rank"] = torch.tensor(_rank_correlation(sizes.numpy(), mean.numpy()))
-            third = max(1, len(sizes) // 3)
-            order = sizes.argsort(stable=True)
-            found["tail_temperature"], found["head_temperature"] = (
-                mean[order[:third]].mean(),
-                mean[order[-third:]].mean(),
-            )
+        temperatures, classes = self._by_class()
+        found = {"temperature": temperatures.mean()}
+        if classes is not None:
+            found["temperature_rank"] = torch.tensor(classes.rank_correlation())
+            found["tail_temperature"], found["head_temperature"] = classes.tail_and_head()
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        told = self._by_class()
-        if told is None:
+        _, classes = self._by_class()
+        if classes is None:
             return {}
-        classes, sizes, mean = (part.tolist() for part in told)
-        names = survey.classes
-        return {
-            "Temperatures by class": {
-                "kind": "points",
-                "points": {
-                    (names[number] if number < len(names) else str(number)): [[size, value]]
-                    for number, size, value in zip(classes, sizes, mean, strict=True)
-                },
-                "axes": ["examples of the class", "mean temperature"],
-                "caption": "Each class's mean temperature over its number of training examples. Training did not use labels.",
-            }
-        }
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Compute Spearman's rank correlation; 0 if one of the arrays is constant."""
-    from scipy import stats
-
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(stats.spearmanr(a, b).statistic)
+        axes = "examples of the class", "mean temperature"
+        caption = "Each class's mean temperature over its number of training examples. Training did not use labels."
+        return {"Temperatures by class": classes.points(survey.classes, axes, caption)}
 
 
 SYSTEM = Addition(

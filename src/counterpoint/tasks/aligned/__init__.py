@@ -2,6 +2,7 @@
 
     batch["inputs"]   {modality: tensor, or (ids, mask) for text}; images uint8 [B, 3, H, W] until the learner prepares them
     batch["present"]  {modality: [B] bool}; a missing modality is filled with zeros, and is not encoded
+    batch["whole"]    the modalities that all items of the batch have; a GPU's learner reads no mask for these
     batch["index"]    [B] positions in the training set
     batch["label"]    [B] int64, -1 where there is none, or None
 
@@ -29,7 +30,9 @@ A learner may also return
 Its files:
     settings.py    `AlignedConfig`, and settings for small sets
     learner.py     `AlignedLearner`
+    unpaired.py    `UnpairedLearner`: each modality alone on unpaired items first
     batches.py     contents of a batch
+    views.py       `MultiViewLearner`: a weak view and strong views of each item
     retrieval.py   retrieval from every modality to every other, and the gap between two
     classes.py     classification by prompts, by examples and by a probe
     seen.py        the figures of one split
@@ -39,9 +42,19 @@ Its files:
 
 from counterpoint.tasks.aligned.batches import BATCH
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator
-from counterpoint.tasks.aligned.learner import AlignedLearner, each_without, first_two, taken, there
+from counterpoint.tasks.aligned.learner import (
+    AlignedLearner,
+    chosen,
+    each_without,
+    first_two,
+    need_finite,
+    one_each,
+    taken,
+    there,
+)
 from counterpoint.tasks.aligned.settings import LAPTOP, AlignedConfig
 from counterpoint.tasks.aligned.task import AlignedTask
+from counterpoint.tasks.aligned.unpaired import UnpairedLearner
 
 TASK = AlignedTask
 
@@ -53,8 +66,12 @@ __all__ = [
     "AlignedEvaluator",
     "AlignedLearner",
     "AlignedTask",
+    "UnpairedLearner",
+    "chosen",
     "each_without",
     "first_two",
+    "need_finite",
+    "one_each",
     "taken",
     "there",
 ]

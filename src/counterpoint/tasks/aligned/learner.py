@@ -64,6 +64,10 @@ class AlignedLearner(Learner):
         """Apply one modality's encoder to its inputs: a tensor or, for text, token numbers and mask."""
         return self.encoders[name](*values) if isinstance(values, tuple | list) else self.encoders[name](values)
 
+    def projected(self, name: str, values: Any) -> Float[Tensor, "n embedding"]:
+        """Apply one modality's encoder and head to its inputs; `embed` normalises the result."""
+        return self.heads[name](self.features(name, values))
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         inputs = dict(batch["inputs"])
         if self.config.vector_noise:
@@ -80,11 +84,11 @@ class AlignedLearner(Learner):
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
         """Compute unit embeddings of every modality; zeros where an item lacks it."""
-        present = batch.get("present", {})
+        present, whole = batch.get("present", {}), batch.get("whole", ())
         found = {}
         for name, values in batch["inputs"].items():
-            rows = there(present.get(name))
-            z = F.normalize(self.heads[name](self.features(name, taken(values, rows))), dim=1, eps=EPS)
+            rows = None if name in whole else there(present.get(name))
+            z = F.normalize(self.projected(name, taken(values, rows)), dim=1, eps=EPS)
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found
 
@@ -99,7 +103,9 @@ class AlignedLearner(Learner):
         found = []
         for a, b in itertools.combinations(embeddings, 2):
             both = batch["present"][a] & batch["present"][b]
-            if place(int(both.sum()), self.device).total > 0:
+            if {a, b} <= set(batch.get("whole", ())):
+                found.append((embeddings[a], embeddings[b], both))
+            elif place(int(both.sum()), self.device).total > 0:
                 found.append((embeddings[a][both], embeddings[b][both], both))
         if not found:
             raise CounterpointError(
@@ -147,6 +153,11 @@ def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
     return rows if len(rows) > 1 else None
 
 
+def chosen(values: Tensor, mask: Bool[Tensor, " n"], count: int) -> Tensor:
+    """Select the rows of a mask with `count` True entries. Where these are all, read nothing: a GPU need not be waited for."""
+    return values.to(mask.device) if count == len(mask) else values.to(mask.device)[mask]
+
+
 def taken(values: Any, rows: Tensor | None) -> Any:
     """Take these rows of a modality's inputs: a tensor or, for text, token numbers and mask. None: all rows."""
     if rows is None:
@@ -160,6 +171,33 @@ def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
         raise CounterpointError(f"this method aligns two modalities, the data has {', '.join(modalities)}")
     a, b = modalities
     return a, b
+
+
+def one_each(modalities: Mapping[str, Mapping[str, Any]], slug: str, *kinds: str) -> list[str]:
+    """Return the modalities of a method that aligns one of each of these kinds, in their order.
+
+    Args:
+        modalities: facts of each modality, with its `kind`.
+        slug: name of the method, for the message.
+        kinds: kinds of modalities, all different.
+
+    Raises CounterpointError, which names all modalities, for others.
+    """
+    names = {spec["kind"]: name for name, spec in modalities.items()}
+    if len(modalities) != len(kinds) or set(names) != set(kinds):
+        raise CounterpointError(
+            f"{slug} aligns {' and '.join(f'one {kind}' for kind in kinds)} modality, the data has "
+            + ", ".join(f"{name} ({spec['kind']})" for name, spec in modalities.items())
+        )
+    return [names[kind] for kind in kinds]
+
+
+def need_finite(embeddings: Tensor, name: str) -> None:
+    """Raise CounterpointError for embeddings of a modality that are not finite, as when training diverges."""
+    if not bool(embeddings.detach().isfinite().all()):
+        raise CounterpointError(
+            f"the embeddings of {name} hold NaN or infinite values: training diverged; lower the lr"
+        )
 
 
 def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:

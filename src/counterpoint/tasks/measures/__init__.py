@@ -25,6 +25,7 @@ from typing import Any
 
 from counterpoint.core.gap import gap_metrics
 from counterpoint.tasks.measures.classes import (
+    RocCounts,
     class_means,
     confusion,
     confusion_figure,
@@ -45,6 +46,7 @@ from counterpoint.tasks.measures.retrieval import (
     retrieval_ranks,
     retrieval_recall,
 )
+from counterpoint.tasks.measures.tails import ClassMeans, means_by_class
 
 EVALUATORS: dict[str, Callable[..., Any]] = {
     "retrieval": retrieval,
@@ -61,6 +63,8 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "EVALUATORS",
     "RECALL",
+    "ClassMeans",
+    "RocCounts",
     "alignment",
     "class_chance",
     "class_means",
@@ -73,6 +77,7 @@ __all__ = [
     "identification",
     "knn_accuracy",
     "linear_probe",
+    "means_by_class",
     "principal_axes",
     "retrieval",
     "retrieval_chance",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from counterpoint.core.operands import EPS
 from counterpoint.core.rows import Keys
@@ -192,6 +192,34 @@ def linear_probe(
     logits, known = F.linear(test, weight, bias).detach(), test_labels >= 0
     shares = decided_shares(logits[known], test_labels[known], slack=LOGIT_SLACK)
     return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)
+
+
+class RocCounts(nn.Module):
+    """Histograms of a score from -1 to 1, of negative and of positive items: the area under its ROC curve.
+
+    It is a module, so that a run keeps and restores them.
+    """
+
+    BINS = 400
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(2, self.BINS))
+        self.counts: Tensor
+
+    def add(self, scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> None:
+        """Count items by score and kind."""
+        bins = ((scores + 1) / 2 * self.BINS).long().clamp(0, self.BINS - 1)
+        self.counts.index_put_((positive.long(), bins), self.counts.new_ones(len(bins)), accumulate=True)
+
+    def area(self) -> float:
+        """Compute the probability that a positive item has the lower score. Two items in one bin count half.
+
+        Returns nan unless there are both kinds.
+        """
+        good, bad = (row / row.sum() for row in self.counts.double())
+        above = 1 - good.cumsum(0)
+        return float((bad * (above + good / 2)).sum())
 
 
 def confusion(labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], classes: int) -> Int[Tensor, "classes classes"]:

@@ -1,0 +1,143 @@
+"""A weighted sum of log Z over all rows, whose gradient is made in the forward pass: three products at any size.
+
+`core.kernel` returns log Z of every row. Their gradients a_i arrive in the backward pass, so the matrix of similarities is then
+kept or computed again. A loss of whole rows usually needs one number only,
+
+    total = sum_i a_i log Z_i        with a_i known beforehand, say 1 / rows.
+
+Let p_i be the softmax of row i. The gradients are dq_i = a_i sum_j p_ij k_j and dk_j = sum_i a_i p_ij q_i. One number arrives
+for the total, and multiplies them. No part of the matrix is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterpoint.core import chunks, kernel
+from counterpoint.core.kernel import Operands, Tile, add_product, finite, refused
+from counterpoint.core.precision import Products, exact, full_precision, products, wide
+from counterpoint.core.rules import Block, Rule
+from counterpoint.core.transforms import traced
+
+# Similarities of a stripe of whole rows: 8 MiB in float32 stay in the processor's cache from product to product.
+STRIPE = 2**21
+
+
+class _Total(torch.autograd.Function):
+    """The total, with the gradients of query, key and share."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        share: Tensor,
+        rules: Sequence[Rule],
+        weight: Block | None,
+        origin: tuple[int, int],
+    ) -> Tensor:
+        work = Operands(query, key, rules, weight, origin)
+        wanted = ctx.needs_input_grad[:2]
+        with exact(query.device.type):
+            if chunks.usable(query):
+                log_z, _, to_query, to_key = chunks.known(work.matrix(), share, to_key=wanted[1])
+                found: tuple[Tensor, Tensor | None, Tensor | None] = (log_z, to_query, to_key)
+            else:
+                found = _stripes(work, share, wanted)
+        ctx.save_for_backward(query, key, share, *found)
+        # A row without entries counts only where its share is not 0.
+        return found[0].mul(share).masked_fill_(share == 0, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, share, rows, to_query, to_key = ctx.saved_tensors
+        found = [
+            None if x is None or not needed else gradients[0] * x
+            for x, needed in zip((to_query, to_key, rows), ctx.needs_input_grad, strict=False)
+        ]
+        if torch.is_grad_enabled():
+            leaves = (query, key, share)
+            there = [(x, leaf) for x, leaf in zip(found, leaves, strict=True) if x is not None]
+            again = iter(refused([x for x, _ in there], [leaf for _, leaf in there]))
+            found = [None if x is None else next(again) for x in found]
+        return *found, None, None, None
+
+
+def _stripes(work: Operands, share: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return log Z [N], dq [N, D] and dk [M, D] for the gradient `share` [N] of log Z; None for one that is not wanted."""
+    query, key = work.query, work.key
+    rows = query.new_empty(len(query))
+    to_query = torch.empty_like(query) if wanted[0] else None
+    to_key = torch.zeros_like(key) if wanted[1] else None
+    stripes = min(len(query), -(-len(query) * len(key) // STRIPE))
+    for number in range(stripes):  # of equal size
+        part = slice(len(query) * number // stripes, len(query) * (number + 1) // stripes)
+        stripe = Tile(part, slice(0, len(key)), False)
+        s = work.similarities(stripe)
+        top = finite(s.amax(1))
+        e = work.weighted(s.sub_(top[:, None]).exp_(), stripe)
+        z = e.sum(1)
+        rows[part] = z.log() + top
+        # The factors go to the narrow matrices: e itself is read, not written.
+        factor = (share[part] / z.masked_fill(z == 0, 1.0))[:, None]
+        e = work.rounded(e)
+        if to_query is not None:
+            torch.mul(e @ work.factor("key"), factor, out=to_query[part])
+        if to_key is not None:
+            add_product(to_key, e.T, (query[part] * factor).to(e.dtype))
+    return rows, to_query, to_key
+
+
+@full_precision
+def pair_logsumexp_total(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "columns dim"],
+    share: Float[Tensor, " rows"] | None = None,
+    *,
+    exclude: Rule | Sequence[Rule] = (),
+    weight: Block | None = None,
+    origin: tuple[int, int] = (0, 0),
+    precision: Products | Literal["auto"] = "auto",
+) -> Float[Tensor, ""]:
+    r"""Compute sum_i share_i log sum_j d_ij exp(q_i . k_j) with its gradient in the forward pass: three products at any size.
+
+    `core.contrast.pair_logsumexp` returns the rows, and needs four products where its matrix is not kept. Where the keys
+    have no gradient, this takes two.
+
+    Args:
+        query: one row per anchor; float64, float32, or a half precision (then computed and returned in float32).
+        key: the rows that they are compared with.
+        share: factor of each row in the sum; default 1 / rows, the mean. It may need a gradient.
+        exclude, weight, origin, precision: as in `core.contrast.pair_logsumexp`.
+
+    Returns:
+        The sum, a scalar. A row with nothing in its denominator makes it -inf, unless its share is 0.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+        RuntimeError: the gradient is differentiated again, except for the smallest matrices.
+
+    >>> x = torch.eye(3)
+    >>> pair_logsumexp_total(x, x) - x.diagonal().mean()
+    tensor(0.5514)
+    """
+    rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
+    if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    if share is not None and share.shape != query.shape[:1]:
+        raise ValueError(f"share must be [rows] = [{len(query)}], got {tuple(share.shape)}")
+    query, key = wide(query), wide(key)
+    share = query.new_full((len(query),), 1 / max(1, len(query))) if share is None else share.to(query.dtype)
+    entries = len(query) * len(key)
+    if traced() or entries <= (chunks.SMALL if chunks.usable(query) else kernel.SMALL):
+        rows, _, _ = kernel.plain(query, key, rules, weight, False, origin, None)
+        return (share * rows.masked_fill(share == 0, 0.0)).sum()
+    with products(precision):
+        return _Total.apply(query, key, share, rules, weight, origin)

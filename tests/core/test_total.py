@@ -1,0 +1,98 @@
+"""A sum of log Z whose gradient is made in the forward pass, and products of bf16 on a CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from counterpoint.core import kernel, precision, total
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.precision import products
+from counterpoint.core.rules import Diagonal, Labels
+from counterpoint.core.total import pair_logsumexp_total
+
+
+def operands(n: int = 90, m: int = 130, dim: int = 16, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(rows, dim, generator=g).to(dtype).requires_grad_() for rows in (n, m)]
+
+
+@pytest.mark.parametrize("stripe", [1000, 2**21])
+def test_total_and_its_gradients_are_those_of_the_rows(stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(total, "STRIPE", stripe)
+    query, key = operands()
+    share = torch.rand(len(query), dtype=torch.float64, requires_grad=True)
+    label = torch.arange(130) % 7
+    asked = {
+        "exclude": (Diagonal(), Labels(label[:90], label)),
+        "weight": lambda r, c: 1.0 + (torch.arange(r.start, r.stop)[:, None] + torch.arange(c.start, c.stop)) % 3,
+        "origin": (0, 0),
+    }
+    rows = pair_logsumexp(query, key, method="plain", **asked).rows  # type: ignore[arg-type]
+    wanted = torch.autograd.grad((share * rows).sum() * 3, (query, key, share))
+    value = pair_logsumexp_total(query, key, share, **asked)  # type: ignore[arg-type]
+    found = torch.autograd.grad(value * 3, (query, key, share))
+    torch.testing.assert_close(value, (share * rows).sum())
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_default_share_is_the_mean_and_small_matrices_agree() -> None:
+    query, key = operands(5, 6)
+    torch.testing.assert_close(pair_logsumexp_total(query, key), pair_logsumexp(query, key).rows.mean())
+
+
+def test_a_row_without_entries_counts_only_with_a_share() -> None:
+    query, key = operands(80, 80, dtype=torch.float32)
+    label = torch.zeros(80, dtype=torch.long)
+    label[0] = 1
+    share = torch.ones(80)
+    share[1:] = 0
+    asked = {"exclude": Labels(label)}
+    # Only rows of label 0 lose all other rows of their label; row 0 keeps them.
+    value = pair_logsumexp_total(query, key, share, **asked)
+    assert value.isfinite()
+    query.grad = None
+    value.backward()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+    everything = pair_logsumexp_total(query, key, exclude=Labels(torch.zeros(80, dtype=torch.long)))
+    assert everything == -math.inf
+
+
+def test_second_derivative_is_refused() -> None:
+    query, key = operands()
+    (first,) = torch.autograd.grad(pair_logsumexp_total(query, key), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(first.sum(), query)
+
+
+def test_shares_of_another_length_are_an_error() -> None:
+    query, key = operands()
+    with pytest.raises(ValueError, match=r"share must be \[rows\] = \[90\]"):
+        pair_logsumexp_total(query, key, torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("way", ["rows", "total", "fixed keys", "itself"])
+def test_bf16_on_a_cpu_rounds_gradients_and_not_values(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast_bf16", lambda: True)
+    monkeypatch.setattr(kernel, "fast_bf16", lambda: True)
+    query, key = operands(700, 900, 32, torch.float32)
+
+    def value() -> torch.Tensor:
+        if way == "total":
+            return pair_logsumexp_total(query, key)
+        if way == "itself":
+            return pair_logsumexp(query, exclude=Diagonal()).rows.mean()
+        return pair_logsumexp(query, key.detach() if way == "fixed keys" else key).rows.mean()
+
+    exact = value()
+    (wanted,) = torch.autograd.grad(exact, query)
+    with products("bf16"):
+        rounded = value()
+    (found,) = torch.autograd.grad(rounded, query)
+    assert torch.equal(exact, rounded)
+    error = (found - wanted).norm() / wanted.norm()
+    assert 1e-5 < error < 4e-3
