@@ -88,7 +88,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
-    **dict.fromkeys(("supcon", "triplet"), (PICTURES, IMAGES)),
+    **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
@@ -146,7 +146,7 @@ def test_items_that_lack_a_modality_change_nothing() -> None:
         present = {name: there.clone() for name, there in batch["present"].items()}
         for number, there in enumerate(present.values()):
             there[number::4] = False
-        return batch | {"present": present}
+        return batch | {"present": present, "whole": frozenset()}
 
     compared("clip", *EXACT["clip"], holed)
 
