@@ -94,8 +94,8 @@ def expand(images: Float[Tensor, "b channels height width"], name: str = "rotati
     Raises ValueError for images that are not square under quarter turns, and for another number of channels than three.
     Raises CounterpointError for an unknown set.
 
-    >>> expand(torch.tensor([[[[1, 2], [3, 4]]]]), "rotation")[1].tolist()
-    [[[2, 4], [1, 3]]]
+    >>> expand(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), "rotation")[1].tolist()
+    [[[2.0, 4.0], [1.0, 3.0]]]
     """
     turns, orders = _chosen(name)
     if images.ndim != 4:
@@ -367,6 +367,7 @@ class SLA(ImageLearner):
                 "kind": "matrix",
                 "values": table.tolist(),
                 "names": names,
+                "caption": "Rows: transformation of a copy. Columns: the one that its joint logits name, over all classes.",
             },
         }
 
