@@ -27,7 +27,7 @@ def new(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_new_system_trains_and_its_tests_fail_where_it_is_to_be_written(project: Path) -> None:
     """A planned system of pictures and one of several modalities, in one run of pytest."""
-    systems = (["krr-st"], ["my-way", "--title", "My way", "--area", "alignment", "--form", "aligned"])
+    systems = (["pixpro"], ["my-way", "--title", "My way", "--area", "alignment", "--form", "aligned"])
     for words in systems:
         assert new(project, *words).returncode == 0
     files = [f"tests/systems/test_{words[0].replace('-', '_')}.py" for words in systems]
