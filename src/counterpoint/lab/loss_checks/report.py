@@ -1,0 +1,70 @@
+"""Define the result of a check and the report of all checks of a loss."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+Verdict: TypeAlias = Literal["holds", "fails", "not applicable", "error"]
+HOLDS: Verdict = "holds"
+FAILS: Verdict = "fails"
+NOT_APPLICABLE: Verdict = "not applicable"
+ERROR: Verdict = "error"
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check of a loss."""
+
+    name: str
+    """Name of the check, such as "2 processes: gradient"."""
+    verdict: Verdict
+    """"error" means that the loss, or a process, raised an exception or ended; `found` has its message."""
+    error: float | None
+    """Largest relative error of the loss and its gradients, at least 0. None where nothing was compared."""
+    found: str
+    """The observation in words; empty where no word is needed."""
+    meaning: str
+    """The effect of a failure on training, in one sentence."""
+    convention: str | None = None
+    """For checks of several processes: the convention that value or gradient follows, such as "mean" or "sum"."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one loss."""
+
+    loss: str
+    """The loss as it was named."""
+    settings: dict[str, Any]
+    """Arguments of its constructor, or keyword arguments of the function."""
+    inputs: str
+    """Description of its inputs."""
+    size: int
+    """Items of a process's batch."""
+    dim: int
+    """Width of a row."""
+    normalize: bool
+    """Whether rows have length 1."""
+    reference: str
+    """Number type of the comparisons between one and several processes: "float64" or "float32"."""
+    checks: tuple[Check, ...]
+    versions: dict[str, str]
+    """Versions of Python, torch and the package of the loss."""
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether no check fails or ends in an error."""
+        return all(check.verdict in (HOLDS, NOT_APPLICABLE) for check in self.checks)
+
+    def __getitem__(self, name: str) -> Check:
+        """Return the check of this name. Raise KeyError for an unknown name."""
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(f"{name!r}; the checks are: {', '.join(check.name for check in self.checks)}")
+
+    def record(self) -> dict[str, Any]:
+        """Return the report as values that JSON can hold."""
+        return {**asdict(self), "holds": self.holds}
