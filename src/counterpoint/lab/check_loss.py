@@ -89,6 +89,7 @@ def check_loss(
     subject = Subject(given, parse(inputs, dim), size, normalize)
     todo = [name for name in known if name not in skip]
     checks: list[Check] = []
+    preload = [loss.partition(":")[0]] if isinstance(loss, str) and ".py:" not in loss else []
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -98,7 +99,7 @@ def check_loss(
         console=console or Console(stderr=True),
         transient=True,
     )
-    with progress, nullcontext(crew) if crew else Crew(max(worlds, default=2)) as team:
+    with progress, nullcontext(crew) if crew else Crew(max(worlds, default=2), preload) as team:
         bar = progress.add_task("ordinary rows", total=len(todo))
         subject.ordinary  # raises where the loss cannot be called  # noqa: B018
         for name in todo:
@@ -110,7 +111,9 @@ def check_loss(
                 checks += processes.check(subject, team, world, uneven=name.endswith("uneven"))
             progress.advance(bar)
     return Report(
-        loss if isinstance(loss, str) else f"{type(loss).__module__}:{getattr(loss, '__qualname__', type(loss).__name__)}",
+        loss
+        if isinstance(loss, str)
+        else f"{type(loss).__module__}:{getattr(loss, '__qualname__', type(loss).__name__)}",
         dict(given.settings),
         inputs,
         size,

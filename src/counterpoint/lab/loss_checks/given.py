@@ -253,6 +253,12 @@ def versions_of(found: Any) -> dict[str, str]:
     """Return the versions of Python, torch and the distribution that an object's module belongs to."""
     said = {"python": platform.python_version(), "torch": str(torch.__version__)}
     top = str(getattr(found, "__module__", "")).partition(".")[0]
-    for distribution in importlib.metadata.packages_distributions().get(top, ()):
+    for distribution in _distributions().get(top, ()):
         said[distribution] = importlib.metadata.version(distribution)
     return said
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the installed distributions of each package; reading them takes up to seconds."""
+    return importlib.metadata.packages_distributions()

@@ -74,7 +74,9 @@ def _item(text: str, dim: int) -> Item:
     sizes = {"d": dim} | {digits: int(digits) for digits in others if digits.isdigit() and int(digits)}
     unknown = [other for other in others if other not in sizes]
     if unknown:
-        raise CounterpointError(f"cannot read '{unknown[0]}' in the input '{text}'; sizes are d and numbers from 1; {SYNTAX}")
+        raise CounterpointError(
+            f"cannot read '{unknown[0]}' in the input '{text}'; sizes are d and numbers from 1; {SYNTAX}"
+        )
     return Item(name, kinds[word.strip()], int(views[1] or 1), tuple(sizes[other] for other in others))
 
 

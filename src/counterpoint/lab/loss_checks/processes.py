@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn  # its functions keep the process group that exists when it is imported as their default
 from torch import Tensor
 
 from counterpoint.lab.loss_checks.given import Given, Outcome
@@ -72,11 +74,16 @@ def _serve(rank: int, pipe: Connection, errors: str) -> None:
         except Exception as error:  # a loss may raise any exception; it is the answer
             answer = said(error)
         pipe.send(answer)
+        # A process that leaves early would close connections that others still wait for.
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        dist.destroy_process_group()
 
 
 def _answer(rank: int, question: Question) -> Outcome:
-    import torch.distributed as dist
-
+    """Join the processes of a question and evaluate the loss on this process's part of the batch."""
     world = len(question.counts)
     dist.init_process_group(
         "gloo",
@@ -85,24 +92,24 @@ def _answer(rank: int, question: Question) -> Outcome:
         world_size=world,
         timeout=timedelta(seconds=ANSWER_SECONDS),
     )
-    try:
-        own = share(question.items, question.batch, question.counts, rank)
-        return question.given.evaluate(question.items, own, question.dtype, rank=rank, world=world)
-    finally:
-        dist.destroy_process_group()
+    own = share(question.items, question.batch, question.counts, rank)
+    return question.given.evaluate(question.items, own, question.dtype, rank=rank, world=world)
 
 
 class Crew:
     """Processes that answer questions about losses; a context manager, which ends them.
 
-    They start with the first question and serve many, because to import torch takes seconds.
+    They start with the first question and serve many, because to import torch takes seconds. Where the system has fork, they
+    are copies of one process that has imported torch, so that new ones start fast, too.
 
     Args:
         size: Largest number of processes of a question, at least 2.
+        preload: Names of modules that this one process imports, too.
     """
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 3, preload: Sequence[str] = ()) -> None:
         self.size = size
+        self._preload = [__name__, *preload]
         self._members: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="counterpoint-check-loss-")
         self._asked = 0
@@ -110,7 +117,9 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end()
         self._folder.cleanup()
 
@@ -130,17 +139,28 @@ class Crew:
             pipe.send(Question(given, items, batch, counts, dtype, store))
         self._collect(members, START_SECONDS, only="ready")
         answers = self._collect(members, ANSWER_SECONDS + GRACE_SECONDS)
+        for _, pipe in members:
+            pipe.send("leave")
         return [answers[rank] for rank in range(len(counts))]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        fork = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        if fork:
+            context.set_forkserver_preload(self._preload)  # without effect where such a process runs already
         for rank in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, self._errors(rank)), daemon=True)
             process.start()
             theirs.close()
             self._members.append((process, ours))
-        self._collect(self._members, START_SECONDS, only="started")
+        try:
+            self._collect(self._members, START_SECONDS, only="started")
+        except Failed as error:
+            words = (
+                f"the processes did not start ({error}); a script calls check_loss below `if __name__ == '__main__':`"
+            )
+            raise Failed(words) from error
 
     def _errors(self, rank: int) -> str:
         return str(Path(self._folder.name) / f"errors-{rank}")
@@ -174,7 +194,9 @@ class Crew:
                     end = min(end, time.monotonic() + GRACE_SECONDS)
         if len(answers) < len(members):
             self._end()
-            raise Failed(_first_cause(failures) or f"no answer within {seconds:.0f} s: the processes wait for each other")
+            raise Failed(
+                _first_cause(failures) or f"no answer within {seconds:.0f} s: the processes wait for each other"
+            )
         return answers
 
     def _ending(self, rank: int) -> str:
@@ -184,8 +206,9 @@ class Crew:
         code = process.exitcode
         how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         text = Path(self._errors(rank)).read_text(errors="replace") if Path(self._errors(rank)).is_file() else ""
-        told = [line.partition("what():")[2].strip() for line in text.splitlines() if "what():" in line]
-        return f"ended by {how}{': ' + told[-1][-160:] if told else ''}"
+        told = [line.partition("what():")[2] for line in text.splitlines() if "what():" in line]
+        why = re.sub(r"^\s*\[enforce fail at [^\]]*\]\s*", "", told[-1])[:200] if told else ""
+        return f"ended by {how}{': ' if why else ''}{why}"
 
     def _end(self) -> None:
         for process, pipe in self._members:
@@ -246,7 +269,9 @@ def check(subject: Subject, crew: Crew, world: int, *, uneven: bool) -> list[Che
     gradient = gradient_of(subject.items, found, whole, alone, counts, tolerance)
     return [
         Check(f"{kind}: value", value.verdict, value.error, value.found, VALUE_MEANING, value.convention),
-        Check(f"{kind}: gradient", gradient.verdict, gradient.error, gradient.found, GRADIENT_MEANING, gradient.convention),
+        Check(
+            f"{kind}: gradient", gradient.verdict, gradient.error, gradient.found, GRADIENT_MEANING, gradient.convention
+        ),
     ]
 
 
@@ -340,7 +365,9 @@ def gradient_of(
         words = f"the sum over the processes is the gradient of one process: the mean is {world} times too small"
         return Compared(FAILS, error, words, "sum")
     words = "; ".join(f"{name}: {_words(*pairs[name][:2], said_of[name], world)}" for name in said_of)
-    return Compared(FAILS, error, words, "neither" if names == {"neither"} else "mixed" if len(names) > 1 else names.pop())
+    return Compared(
+        FAILS, error, words, "neither" if names == {"neither"} else "mixed" if len(names) > 1 else names.pop()
+    )
 
 
 def _part(outcome: Outcome, number: int) -> Tensor:
@@ -376,10 +403,6 @@ def _words(ours: Tensor, one: Tensor, convention: str, world: int) -> str:
     if convention == "scaled":
         return f"the mean is {factor:.3g} times the gradient of one process"
     rest = distance(ours / world, one * factor, 0.0) * abs(factor)
-    return f"the mean is {factor:.2f} times the gradient of one process and a part of size {rest:.2f} in another direction"
-
-
-def described(error: BaseException) -> str:
-    """Describe a failure to start processes, for users of a script without a guarded main part."""
-    hint = "" if hasattr(sys, "ps1") else "; call check_loss below `if __name__ == '__main__':`"
-    return f"the processes did not start ({error}){hint}"
+    return (
+        f"the mean is {factor:.2f} times the gradient of one process and a part of size {rest:.2f} in another direction"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +11,8 @@ HOLDS: Verdict = "holds"
 FAILS: Verdict = "fails"
 NOT_APPLICABLE: Verdict = "not applicable"
 ERROR: Verdict = "error"
+
+JSON = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -66,5 +69,12 @@ class Report:
         raise KeyError(f"{name!r}; the checks are: {', '.join(check.name for check in self.checks)}")
 
     def record(self) -> dict[str, Any]:
-        """Return the report as values that JSON can hold."""
-        return {**asdict(self), "holds": self.holds}
+        """Return the report as values that JSON can hold. An error that is not finite becomes the text "inf" or "nan"."""
+        checks = [
+            asdict(check)
+            if check.error is None or math.isfinite(check.error)
+            else {**asdict(check), "error": str(check.error)}
+            for check in self.checks
+        ]
+        settings = {name: value if isinstance(value, JSON) else repr(value) for name, value in self.settings.items()}
+        return {**asdict(self), "settings": settings, "checks": checks, "holds": self.holds}

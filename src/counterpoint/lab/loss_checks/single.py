@@ -194,9 +194,9 @@ def double_backward(subject: Subject) -> Finding:
     second: Sequence[Tensor | None] = [None] * len(rows)
     if along:
         second = torch.autograd.grad(torch.stack(along).sum(), rows, allow_unused=True)
-    found = torch.cat([
-        (torch.zeros_like(row) if s is None else s.detach()).flatten() for row, s in zip(rows, second, strict=True)
-    ])
+    found = torch.cat(
+        [(torch.zeros_like(row) if s is None else s.detach()).flatten() for row, s in zip(rows, second, strict=True)]
+    )
 
     def gradient(sign: float) -> Tensor:
         moved = [t if way is None else t + sign * step * way for t, way in zip(batch, ways, strict=True)]
@@ -283,8 +283,14 @@ CHECKS: dict[str, tuple[Callable[[Subject], Finding], str]] = {
         partial(hard, change="collapsed"),
         "Where all embeddings coincide, the run stops or takes a wrong step instead of showing the collapse.",
     ),
-    "zero row": (partial(hard, change="zero row"), "One empty row, as from a dead layer or padding, ruins the weights."),
-    "zero logits": (partial(hard, change="zero rows"), "A network whose last layer starts at zero cannot begin to train."),
+    "zero row": (
+        partial(hard, change="zero row"),
+        "One empty row, as from a dead layer or padding, ruins the weights.",
+    ),
+    "zero logits": (
+        partial(hard, change="zero rows"),
+        "A network whose last layer starts at zero cannot begin to train.",
+    ),
     "huge logits": (partial(hard, change="huge"), "Rows of large norm, as early in training, overflow the loss."),
     "batch of one": (one, "The last batch of an epoch may have one item; it stops the run."),
     "double backward": (
