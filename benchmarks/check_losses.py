@@ -216,10 +216,17 @@ def main() -> None:
                 "what": "counterpoint.lab.check_loss on losses of other libraries and ours; see benchmarks/check_losses.py",
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": machine(),
-                "losses": list(records.values()),
+                "losses": [records[key] for key in sorted(records, key=_order)],
             }
             with replacing(OUT) as file:
                 file.write((json.dumps(written, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _order(key: tuple[str, str, str]) -> tuple[int, str]:
+    """Return the place of a record: the order of ENTRIES, then the version."""
+    library, version, title = key
+    places = [place for place, entry in enumerate(ENTRIES) if (entry.library, entry.title) == (library, title)]
+    return (places or [len(ENTRIES)])[0], version
 
 
 if __name__ == "__main__":

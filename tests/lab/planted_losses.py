@@ -33,13 +33,13 @@ def place():
 
 
 def right(query, key):
-    """The loss of the whole batch on every process; the gathers' gradient is the sum over processes."""
+    """Compute the loss of the whole batch on every process; the gathers' gradient is the sum over processes."""
     with over("world"):
         return info_nce(gather_rows(query), gather_rows(key))
 
 
 def cut(query, key):
-    """The classic fault: keys gathered without a gradient, so that no process's keys learn from the others' queries."""
+    """Gather keys without a gradient, the classic fault: keys learn from the queries of their own process alone."""
     parts = without_gradient(key)
     rank, _ = place()
     parts[rank] = key
@@ -47,7 +47,7 @@ def cut(query, key):
 
 
 def summed(query, key, factor=1):
-    """The whole loss, with a gradient for this process's rows only: W times too small after DDP's mean."""
+    """Give the whole loss a gradient for this process's rows only: W times too small after DDP's mean."""
     rank, world = place()
     rows = []
     for own in (query, key):
@@ -58,17 +58,17 @@ def summed(query, key, factor=1):
 
 
 def own_batch(query, key):
-    """The loss of this process's batch alone."""
+    """Contrast this process's batch alone."""
     return info_nce(query, key)
 
 
 def mean_of_rows(query, key):
-    """A mean of rows, which needs no gather; only uneven batches change it."""
+    """Take a mean over rows, which needs no gather; only uneven batches change it."""
     return (query - key).square().mean()
 
 
 def waits_for_ever(query, key):
-    """A collective that only the first process calls."""
+    """Call a collective on the first process only."""
     if place() == (0, 2):
         dist.barrier()
     return info_nce(query, key)
@@ -97,7 +97,7 @@ def inverse_distance(rows):
 
 
 def overflows_in_half(query, key):
-    """Exponentials without a reference: at most e^12 = 162,755, and 65,504 is the largest number in float16."""
+    """Take exponentials without a reference, up to e^12 = 162,755; 65,504 is the largest number in float16."""
     e = (normalize(query, dim=1) @ normalize(key, dim=1).T * 12).exp()
     return (e.sum(1) / e.diagonal()).log().mean()
 
@@ -206,5 +206,5 @@ def supervised(rows, *, labels, scale):
 
 
 def whole_numbers(rows):
-    """A loss that supports float32 alone."""
+    """Multiply with a float32 matrix; no other type works."""
     return (rows @ torch.ones(rows.shape[1], 2)).square().mean()

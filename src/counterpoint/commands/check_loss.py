@@ -25,7 +25,7 @@ def main(
 ) -> int:
     """Test a loss: several processes against one, number types, hard rows, second derivatives, memory.
 
-    The exit code is 0 where all checks hold, 1 where one fails or ends in an error, 2 for a loss that cannot be called.
+    The exit code is 0 where all checks hold and 1 where one fails or ends in an error. It is 2 for a loss that cannot be called.
 
     Example: counterpoint check-loss lightly.loss:NTXentLoss --set gather_distributed=true temperature=0.1
 

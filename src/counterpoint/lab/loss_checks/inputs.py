@@ -85,7 +85,7 @@ def draw(
 ) -> list[Tensor]:
     """Draw a batch of `count` items, always the same one for a seed.
 
-    A row is the item's own vector plus noise of the same size, so the views of an item are alike but not equal.
+    A row is the item's own vector plus noise of the same size. So the views of an item are alike, not equal.
 
     Args:
         items: Inputs, as `parse` returns them.

@@ -100,7 +100,7 @@ class Crew:
     """Processes that answer questions about losses; a context manager, which ends them.
 
     They start with the first question and serve many, because to import torch takes seconds. Where the system has fork, they
-    are copies of one process that has imported torch, so that new ones start fast, too.
+    are copies of one process that has imported torch. So new ones start fast, too.
 
     Args:
         size: Largest number of processes of a question, at least 2.
@@ -339,9 +339,9 @@ def gradient_of(
 ) -> Compared:
     """Name the convention that the gradients of several processes follow.
 
-    A process's gradient of its own rows reaches the weights through its own network, and DistributedDataParallel takes the
-    mean over processes. So the gradient of one process is reached where each process's gradient of its rows is W times its
-    part ("mean"). Where it is its part itself ("sum"), the mean is W times too small.
+    A process's gradient of its own rows reaches the weights through its own network. DistributedDataParallel takes the mean
+    over processes. Each process's gradient of its rows must therefore be W times its part of one process's gradient
+    ("mean"). Where it is the part itself ("sum"), the mean is W times too small.
     """
     world = len(found)
     pairs: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # name: (sum over processes, one process, sum of each alone)

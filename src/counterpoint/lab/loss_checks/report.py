@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -78,3 +79,53 @@ class Report:
         ]
         settings = {name: value if isinstance(value, JSON) else repr(value) for name, value in self.settings.items()}
         return {**asdict(self), "settings": settings, "checks": checks, "holds": self.holds}
+
+
+def markdown(losses: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of recorded losses: the gradient over processes, uneven batches, and faults in one process.
+
+    Args:
+        losses: Records as `Report.record` makes them, each with `library`, `version` and `title`.
+    """
+    lines = [
+        "| library | loss | value | gradient | uneven batches | does not hold in one process |",
+        "|---|---|---|---|---|---|",
+    ]
+    for loss in losses:
+        checks = {check["name"]: check for check in loss["checks"]}
+        cells = [
+            " / ".join(
+                dict.fromkeys(_cell(check) for name, check in checks.items() if name.endswith(ending) and chosen(name))
+            )
+            for ending, chosen in (
+                (": value", lambda name: "uneven" not in name),
+                (": gradient", lambda name: "uneven" not in name),
+                (": gradient", lambda name: "uneven" in name),
+            )
+        ]
+        alone = [
+            f"{name}{' (error)' if check['verdict'] == ERROR else ''}"
+            for name, check in checks.items()
+            if "process" not in name and check["verdict"] in (FAILS, ERROR)
+        ]
+        lines.append(
+            f"| {loss['library']} {loss['version']} | {loss['title']} | {' | '.join(cells)} | {', '.join(alone)} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(check: Mapping[str, Any]) -> str:
+    """Describe a check over processes in a few words."""
+    if check["verdict"] == HOLDS:
+        return "holds"
+    if check["verdict"] == ERROR:
+        return "a process ends" if "ended by" in check["found"] else "error"
+    words = {
+        "own batch": "own batch alone",
+        "sum": "W times too small",
+        "W times": "W times too large",
+        "mixed": check["found"],
+        "scaled": check["found"],
+        "neither": f"wrong, relative error {check['error']:.2f}" if isinstance(check["error"], float) else "not finite",
+    }
+    return words.get(check["convention"], check["convention"])
