@@ -137,7 +137,7 @@ def test_the_convention_of_values_is_named(values, convention, verdict):
             "input 1: the mean is 2 times too small; scale: the mean is right",
         ),
         (([[7.0], [8.0]], [[5.0]]), (1.0, 1.0), "own batch", "its own batch"),
-        (([[3.0], [6.0]], [[9.0]]), (6.0, 6.0), "scaled", "input 1: the mean is 1.5 times the gradient"),
+        (([[3.0], [6.0]], [[9.0]]), (6.0, 6.0), "scaled", "input 1, scale: the mean is 1.5 times the gradient"),
         (([[1.0], [1.0]], [[1.0]]), (9.0, 9.0), "mixed", "in another direction; scale: the mean is 2.25 times"),
     ],
 )

@@ -13,14 +13,14 @@ from counterpoint.commands.common import Place, Text, console, say, table, unset
 def main(
     loss: Annotated[Positional[str], arg(metavar="MODULE:NAME")],
     *,
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")] = (),
+    set: Annotated[tuple[str, ...], unset(metavar="NAME=VALUE")] = (),
     inputs: str = "n d, n d",
     output: Annotated[Text, unset(metavar="NAME")] = None,
     size: int = 32,
     dim: int = 16,
     normalize: Annotated[bool, arg(aliases=("--normalise",))] = False,
     processes: Annotated[tuple[int, ...], arg(metavar="INT")] = (2, 3),
-    skip: Annotated[tuple[str, ...], arg(metavar="CHECK")] = (),
+    skip: Annotated[tuple[str, ...], unset(metavar="CHECK")] = (),
     json: Annotated[Place, unset(metavar="FILE")] = None,
 ) -> int:
     """Test a loss: several processes against one, number types, hard rows, second derivatives, memory.
@@ -31,17 +31,15 @@ def main(
 
     Args:
         loss: A function or class, as `module:name` or `file.py:name`.
-        set: Arguments of a class's constructor, or keyword arguments of a function. `{rank}` and `{world}` stand for the
-            number of the process and of all processes.
-        inputs: The inputs, separated by commas: `n d` rows, `2n d` two views in one batch, `n d:fixed` rows without gradient,
-            `n:int` labels, `10.0` a learnt number. `NAME=` before one passes it by name.
+        set: Arguments of a constructor or function. `{rank}` and `{world}`: number of the process, and of all. Default: none.
+        inputs: The inputs: `n d` rows, `2n d` two views, `n d:fixed` no gradient, `n:int` labels, `10.0` learnt, `NAME=` by name.
         output: Key, index or attribute of the loss in what a call returns. Default: the call returns the loss.
         size: Items of a process's batch (n), at least 4.
         dim: Width of a row (d), at least 1.
         normalize: Draw rows of length 1.
         processes: Numbers of processes, each at least 2.
-        skip: Names of checks to leave out, such as "double backward" or "3 processes, uneven".
-        json: File of the report.
+        skip: Names of checks to leave out, such as "double backward" or "3 processes, uneven". Default: none.
+        json: File of the report. Default: none is written.
     """
     import json as encoding
 

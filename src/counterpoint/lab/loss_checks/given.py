@@ -95,12 +95,12 @@ class Given:
         found = self.found()
         torch.manual_seed(0)
         if isinstance(found, type):
-            return found(**settings)  # type: ignore[no-any-return]
+            return found(**settings)
         if isinstance(found, nn.Module):
             if settings:
                 raise CounterpointError("settings are for a class or a function; this loss is an object")
             return copy.deepcopy(found)
-        return functools.partial(found, **settings) if settings else found  # type: ignore[no-any-return]
+        return functools.partial(found, **settings) if settings else found
 
     def call(self, made: Callable[..., Any], items: Sequence[Item], tensors: Sequence[Tensor]) -> Tensor:
         """Call a loss on its inputs and return the loss, a tensor of one number."""
@@ -137,10 +137,9 @@ class Given:
             value = self.call(made, items, leaves)
         parameters = dict(made.named_parameters()) if isinstance(made, nn.Module) else {}
         sources = [leaf for leaf in leaves if leaf.requires_grad] + [p for p in parameters.values() if p.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(sources)
         if value.requires_grad:
             found = torch.autograd.grad(value, sources, allow_unused=True)
-        else:
-            found = tuple(None for _ in sources)
         gradients = {
             id(source): torch.zeros_like(source) if gradient is None else gradient.detach()
             for source, gradient in zip(sources, found, strict=True)

@@ -145,7 +145,7 @@ class Crew:
 
     def _start(self) -> None:
         fork = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
         if fork:
             context.set_forkserver_preload(self._preload)  # without effect where such a process runs already
         for rank in range(self.size):
@@ -364,7 +364,10 @@ def gradient_of(
     if names == {"sum"}:
         words = f"the sum over the processes is the gradient of one process: the mean is {world} times too small"
         return Compared(FAILS, error, words, "sum")
-    words = "; ".join(f"{name}: {_words(*pairs[name][:2], said_of[name], world)}" for name in said_of)
+    by_words: dict[str, list[str]] = {}
+    for name, convention in said_of.items():
+        by_words.setdefault(_words(*pairs[name][:2], convention, world), []).append(name)
+    words = "; ".join(f"{', '.join(of)}: {words}" for words, of in by_words.items())
     return Compared(
         FAILS, error, words, "neither" if names == {"neither"} else "mixed" if len(names) > 1 else names.pop()
     )

@@ -94,14 +94,8 @@ def markdown(losses: Sequence[Mapping[str, Any]]) -> str:
     for loss in losses:
         checks = {check["name"]: check for check in loss["checks"]}
         cells = [
-            " / ".join(
-                dict.fromkeys(_cell(check) for name, check in checks.items() if name.endswith(ending) and chosen(name))
-            )
-            for ending, chosen in (
-                (": value", lambda name: "uneven" not in name),
-                (": gradient", lambda name: "uneven" not in name),
-                (": gradient", lambda name: "uneven" in name),
-            )
+            _cells([check for name, check in checks.items() if name.endswith(ending) and ("uneven" in name) == uneven])
+            for ending, uneven in ((": value", False), (": gradient", False), (": gradient", True))
         ]
         alone = [
             f"{name}{' (error)' if check['verdict'] == ERROR else ''}"
@@ -112,6 +106,14 @@ def markdown(losses: Sequence[Mapping[str, Any]]) -> str:
             f"| {loss['library']} {loss['version']} | {loss['title']} | {' | '.join(cells)} | {', '.join(alone)} |"
         )
     return "\n".join(lines)
+
+
+def _cells(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Describe checks over 2, 3, ... processes: the first one of each convention."""
+    first: dict[Any, Mapping[str, Any]] = {}
+    for check in checks:
+        first.setdefault((check["verdict"], check["convention"]), check)
+    return " / ".join(_cell(check) for check in first.values())
 
 
 def _cell(check: Mapping[str, Any]) -> str:
@@ -126,6 +128,6 @@ def _cell(check: Mapping[str, Any]) -> str:
         "W times": "W times too large",
         "mixed": check["found"],
         "scaled": check["found"],
-        "neither": f"wrong, relative error {check['error']:.2f}" if isinstance(check["error"], float) else "not finite",
+        "neither": f"wrong, relative error {check['error']:.2g}" if isinstance(check["error"], float) else "not finite",
     }
     return words.get(check["convention"], check["convention"])

@@ -131,8 +131,10 @@ def precision(subject: Subject, dtype: torch.dtype, *, autocast: bool) -> Findin
     if dtype == subject.reference:
         return NOT_APPLICABLE, None, f"the loss does not support a wider type than {str(dtype).removeprefix('torch.')}"
     expected = subject.evaluate(batch, subject.reference)
-    ours = {"dtype": torch.float32, "autocast": dtype} if autocast else {"dtype": dtype}
-    found = subject.evaluate(batch, **ours)  # type: ignore[arg-type]
+    if autocast:
+        found = subject.evaluate(batch, torch.float32, autocast=dtype)
+    else:
+        found = subject.evaluate(batch, dtype)
     verdict, error, words = judged(found, expected, subject.floors(), TOLERANCES[dtype])
     if verdict == HOLDS and all(float(gradient.abs().max()) == 0 for gradient in found.rows if gradient is not None):
         return FAILS, 1.0, "no gradient reaches the inputs"
