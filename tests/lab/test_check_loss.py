@@ -17,6 +17,7 @@ from counterpoint.lab.loss_checks import processes
 from counterpoint.lab.loss_checks.given import Outcome, read_settings
 from counterpoint.lab.loss_checks.inputs import draw, joined, parse, share
 from counterpoint.lab.loss_checks.processes import gradient_of, value_of
+from counterpoint.lab.loss_checks.report import markdown
 
 PLANTED = str(Path(__file__).parent / "planted_losses.py")
 ALONE = names(())
@@ -298,6 +299,18 @@ def test_the_command_prints_a_table_and_writes_a_report(tmp_path, capsys):
 def test_the_command_exits_with_2_for_bad_input(capsys):
     assert cli.main(["check-loss", f"{PLANTED}:right", "--inputs", "n x"]) == 2
     assert "cannot read 'x'" in capsys.readouterr().err
+
+
+def test_the_recorded_losses_have_a_row_each_and_ours_hold_over_processes():
+    losses = json.loads((Path(__file__).parents[2] / "results" / "check-loss.json").read_text())["losses"]
+    rows = markdown(losses).splitlines()[2:]
+    assert len(rows) == len(losses)
+    assert {loss["library"] for loss in losses} >= {"counterpoint", "lightly", "open_clip_torch", "stable-pretraining"}
+    ours = [row for row in rows if row.startswith("| counterpoint")]
+    assert len(ours) == 7
+    assert all("| holds | holds | holds |" in row for row in ours)
+    (default,) = [row for row in rows if "local_loss=False, gather_with_grad=False" in row]
+    assert "input 1, input 2: the mean is 2 times too small; logit_scale: the mean is right" in default
 
 
 def test_a_report_with_infinite_errors_is_json():
