@@ -37,7 +37,7 @@ class Subject:
     normalize: bool
 
     def batch(self, count: int, change: Change = "none", seed: int = 0) -> list[Tensor]:
-        """Draw a batch of `count` items; every fourth item has a new label."""
+        """Draw a batch of `count` items, with four items of each label."""
         return draw(
             self.items, count, classes=max(1, self.size // 4), normalize=self.normalize, change=change, seed=seed
         )
