@@ -4,7 +4,7 @@
 # One would guess: gather_distributed=True gives the loss and the gradient of one process with the whole batch, as the code
 #   comment says ("matching single-GPU behaviour") and as the authors' code does with a synchronised batch normalisation.
 # What happens: only the cross-correlation is summed over processes. Its rows were standardised by the process's own batch. On 2
-#   processes with 16 rows each, about a third of the gradient has another direction. Equal batches on all processes hide it.
+#   processes with 16 rows each, the gradient has a relative error of 0.38. Equal batches on all processes hide it.
 # Who is hurt: whoever trains Barlow Twins on several GPUs with small batches on each: the loss depends on how rows are spread.
 set -euo pipefail
 place=$(mktemp -d)
