@@ -72,6 +72,11 @@ def bags(n: int, draw: Callable[..., Tensor]) -> list[Any]:
     ]
 
 
+def word_weights(words: Tensor) -> Tensor:
+    """Map words of 4 numbers to unit weights of DIM numbers, for OBoW."""
+    return unit(torch.cat([words, words[:, :2] * words[:, 2:]], 1).tanh())
+
+
 def iso_state(n: int, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: torch.full((n,), 0.1 if name.startswith("tau") else 0.0) for name in names}
 
@@ -280,6 +285,19 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
     ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
+    CORE + "codes:local_words": Case(
+        lambda n, d: [d(0, n, 4, 5, 6), torch.arange(n) / max(n, 1)], (), (0, 0), memory=(1,), permutes=False
+    ),
+    CORE + "codes:perplexity": Case(lambda n, d: [d(0, n, 9).softmax(1)], (), (0,)),
+    CORE + "codes:bow_targets": Case(
+        lambda n, d: [d(0, n, 4, 5, 6), d(1, 9, 4), 2.0, 3.0, "max", True], (), (0, None, None, None, None, None)
+    ),
+    IMAGES + "obow:obow_loss": Case(
+        lambda n, d: [[d(0, n, DIM), d(1, 2 * n, DIM)], [d(2, 9, 4)], [d(3, n, 9).softmax(1)], [word_weights], 2.0],
+        (),
+        (0, None, 0, None, None),
+        permutes=False,
+    ),
     IMAGES + "mochi:hardest": Case(
         lambda n, d: [d(0, n, DIM), unit(d(1, 20, DIM)), 3], (), (0, None, None), memory=(1,), permutes=False
     ),
@@ -318,6 +336,7 @@ OTHERS = {
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
+    "obow:WordGenerator": "a network",
     "grouped:grouped_batches": "whole numbers",
     "bags:fit_length": "moves values",
     "bags:frame_ap": "a measure",

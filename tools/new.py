@@ -1,6 +1,6 @@
 """Start a system: write its file, test and claim from templates, and fill in its row of the catalogue.
 
-    make new SLUG=obow                     a planned system of the catalogue
+    make new SLUG=bss                      a planned system of the catalogue
     make new SLUG=my-method TITLE="My method" AREA=images FORM=views
 
 The new system can be trained at once, with InfoNCE instead of the paper's loss. Its test fails until the equations and the

@@ -9,6 +9,7 @@ import pytest
 
 from counterpoint import data
 from counterpoint.data.worlds import digits as world
+from counterpoint.errors import DataError
 
 ALL = np.arange(1797)
 
@@ -97,6 +98,7 @@ def contents(found):
         ("digits", "views", "b3313e42d181f489"),
         ("digits?size=8&imbalance=10&seed=3", "views", "526a902df881ec6f"),
         ("digit-patterns?seed=4", "views", "f5f45e16dd4169b8"),
+        ("digit-canvases?train=50&test=20", "views", "5e05911b8ca43ec9"),
         ("digit-captions", "aligned", "1d272a0320a774a8"),
         ("digit-captions?train=100&seed=3&valid=0.2", "aligned", "25388a2d2b37b911"),
         ("digit-pairs", "aligned", "0a35e40db30dee9c"),
@@ -108,3 +110,29 @@ def contents(found):
 )
 def test_contents_are_those_that_records_were_made_with(spec, task, expected):
     assert contents(data.load(spec, task=task)) == expected
+
+
+def test_canvases_hold_the_digits_of_their_tags_in_different_cells():
+    found = data.load("digit-canvases?train=60&test=20&grid=2&least=1&most=3&noise=0")
+    pixels = found.train.images(np.arange(60))[..., 0]
+    assert pixels.shape == (60, 16, 16)
+    cells = pixels.reshape(60, 2, 8, 2, 8).swapaxes(2, 3).reshape(60, 4, 64)
+    filled = cells.any(2).sum(1)
+    assert set(filled) == {1, 2, 3}
+    assert bool((found.tags.train.sum(1) <= filled).all())
+    assert bool((found.tags.train.sum(1) >= 1).all())
+    alone = filled == 1
+    known = {image.tobytes(): label for image, label in zip(*known_digits(), strict=True)}
+    for own, tags in zip(cells[alone], found.tags.train[alone], strict=True):
+        assert tags.tolist() == np.eye(10)[known[own.sum(0).astype(np.uint8).tobytes()]].tolist()
+    other = data.load("digit-canvases?train=60&test=20", seed=1)
+    assert not np.array_equal(
+        other.train.images(np.arange(60)), data.load("digit-canvases?train=60").train.images(np.arange(60))
+    )
+    with pytest.raises(DataError, match="least <= most <= cells"):
+        data.load("digit-canvases?grid=1&most=2")
+
+
+def known_digits():
+    shades, labels = world.inventory()
+    return np.rint(shades * (255 / world.SHADES)).astype(np.uint8).reshape(-1, 64), labels

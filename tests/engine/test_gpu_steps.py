@@ -30,6 +30,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys([*VIEWS, *ADDED], (DIGITS, SMALL)),
     **dict.fromkeys(["kd", "rkd", "crd"], (DIGITS, TAUGHT)),
     "mae": (DIGITS, {"encoder": "vit-s", "batch_size": 20}),
+    "obow": ("digits?size=16&train=60", SMALL | {"levels": ["stem", "layer1"], "words": 40, "patch_size": 8}),
     "mean-teacher": (DIGITS, SMALL | {"labels_per_class": 3, "labelled_batch": 8}),
     **dict.fromkeys(["clip", "siglip", "contrastive-gap", "symile"], (CAPTIONS, PAIRS)),
 }

@@ -285,6 +285,7 @@ WITHOUT = {
     "rkd:rkd_angle": "RKD with distance_weight=0",
     "crd:crd": "CRD keeps banks and writes in place, as the system: CRDLoss",
     "mae:mae": "masking and MAE's loss in one call; the system calls reconstruction, as MAE does",
+    "obow:obow_loss": "its head is a network, generated from a vocabulary that the teacher writes between steps: the learner",
     "mochi:mochi_logits": "logits; MoCHi's loss of them is made block by block, as the system does",
     "hallucinator:extrapolate_positive": "makes rows, of which another loss is taken",
     "audio-sheet-retrieval:canonical_projections": "a layer, CCALayer",

@@ -57,8 +57,18 @@ def of_two_sides():
     def unit(f):
         return lambda x, y: f(F.normalize(x, dim=1), F.normalize(y, dim=1))
 
+    g = torch.Generator().manual_seed(3)
+    maps = torch.randn(sum(COUNTS), 4, 5, 5, generator=g, dtype=torch.float64)
+    words, head = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((9, 4), (4, 5)))
+
+    def bags(x, y):
+        bow = fn.bow_targets(mine(maps), words, 0.5, 3.0, train=True, momentum=0.5).bow
+        crops = torch.stack([y, x + y], 1).flatten(0, 1)
+        return fn.obow_loss([x, crops], [words], [bow], [lambda v: v @ head], 2.0).loss
+
     index = torch.tensor([0, 1, 0, 2, 3, 4])
     return {
+        "obow": bags,
         "dcl": lambda x, y: fn.dcl(x, y, 0.3),
         "dclw": lambda x, y: fn.dcl(x, y, 0.3, 0.5),
         "dcl one way": lambda x, y: fn.dcl(x, y, 0.3, symmetric=False),

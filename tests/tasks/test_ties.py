@@ -205,6 +205,7 @@ ITEM_MEASURES = {
     "zero-shot": lambda x, y, labels: zero_shot_accuracy(x, torch.eye(CLASSES, DIM).round(), labels),
     "knn": lambda x, y, labels: knn_accuracy(x, labels, y, labels, k=4),
     "linear-probe": lambda x, y, labels: linear_probe(x, labels, y, labels)[0],
+    "tags": lambda x, y, labels: EVALUATORS["tags"](x, F.one_hot(labels), y, F.one_hot(labels)),
     "gap": lambda x, y, labels: sum(gap_metrics(x.numpy(), y.numpy()).values()),
     "alignment": lambda x, y, labels: EVALUATORS["alignment"](x, y),
     "uniformity": lambda x, y, labels: EVALUATORS["uniformity"](x),

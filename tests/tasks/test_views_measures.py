@@ -17,7 +17,15 @@ from counterpoint import cli
 from counterpoint.data.images import ArrayImages, ImageData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.measures import RocCounts, alignment, confusion, knn_accuracy, linear_probe, uniformity
+from counterpoint.tasks.measures import (
+    RocCounts,
+    alignment,
+    confusion,
+    knn_accuracy,
+    linear_probe,
+    tag_precision,
+    uniformity,
+)
 from counterpoint.tasks.views import TASK, ViewsConfig, ViewsEvaluator
 
 
@@ -130,3 +138,16 @@ def test_test_images_of_no_known_class_are_judged_by_geometry_alone():
     assert set(found) == {"alignment", "uniformity"}
     shown = evaluator.figures["Nearest neighbours"]["parts"][0]["rows"]
     assert not any(cell["right"] for row in shown for cell in row["found"])
+
+
+def test_tag_precision_is_one_for_known_tags_and_the_prevalence_for_equal_features():
+    tags = (torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) < 0.3).long()
+    assert tag_precision(tags.float(), tags, tags.float(), tags) == pytest.approx(1)
+    alike = torch.ones(200, 4)
+    assert tag_precision(alike, tags, alike, tags) == pytest.approx(float(tags.float().mean()))
+    none = torch.zeros_like(tags)
+    assert math.isnan(tag_precision(alike, tags, alike, none))
+    some = torch.cat([tags, none[:, :1]], 1)  # a tag that no test item has is left out
+    assert tag_precision(tags.float(), some, tags.float(), some) == pytest.approx(1)
+    with pytest.raises(ValueError, match="tags must be"):
+        tag_precision(alike, tags[:3], alike, tags)

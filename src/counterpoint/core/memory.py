@@ -22,10 +22,18 @@ from counterpoint.core.operands import unit
 from counterpoint.core.transforms import holds
 
 
+def _noise(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    return torch.randn(rows, dim, generator=generator, device=generator.device)
+
+
 def unit_noise(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
     """Draw normalised Gaussian rows, uniform on the sphere."""
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, device=generator.device), dim=1)
+    return F.normalize(_noise(rows, dim, seed), dim=1)
+
+
+def _rectified(rows: int, dim: int, seed: int | torch.Generator) -> Float[Tensor, "rows dim"]:
+    return _noise(rows, dim, seed).clamp_(min=0)
 
 
 def latest(index: Int[Tensor, " n"]) -> Int[Tensor, " distinct"]:
@@ -59,13 +67,15 @@ def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
 
 
 class Queue(nn.Module):
-    """First-in-first-out queue of normalised keys (MoCo, arXiv 1911.05722, Sec. 3.2: the dictionary as a queue).
+    """First-in-first-out queue of keys (MoCo, arXiv 1911.05722, Sec. 3.2: the dictionary as a queue).
 
     Args:
         length: number of keys; the queue is always full, at first of normalised Gaussian noise.
         dim: width of a key.
         seed: seed of the noise, a number or a generator; the same on every process.
         owned: whether `owner` stores the example of each key, -1 for none.
+        normalize: normalise keys (default); False: keep them as they are, at first the positive parts of the noise, not
+            normalised (OBoW, arXiv 2012.11552).
 
     >>> queue = Queue(4, 2)
     >>> negatives = queue.read()            # of earlier batches
@@ -79,11 +89,19 @@ class Queue(nn.Module):
     pointer: Int[Tensor, ""]
     owner: Int[Tensor, " length"]
 
-    def __init__(self, length: int, dim: int, *, seed: int | torch.Generator = 0, owned: bool = False) -> None:
+    def __init__(
+        self,
+        length: int,
+        dim: int,
+        *,
+        seed: int | torch.Generator = 0,
+        owned: bool = False,
+        normalize: bool = True,
+    ) -> None:
         super().__init__()
         need_positive(length=length, dim=dim)
-        self.owned = owned
-        self.register_buffer("rows", unit_noise(length, dim, seed))
+        self.owned, self.normalize = owned, normalize
+        self.register_buffer("rows", unit_noise(length, dim, seed) if normalize else _rectified(length, dim, seed))
         self.register_buffer("pointer", torch.tensor(0))  # where the oldest row is
         if owned:
             self.register_buffer("owner", torch.full((length,), -1))
@@ -94,7 +112,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def write(self, keys: Float[Tensor, "n dim"], owner: Int[Tensor, " n"] | None = None) -> None:
-        """Normalise the keys (of all processes) and replace the oldest ones by them; an owned queue also stores their owners.
+        """Replace the oldest keys by these (of all processes), normalised by default. An owned queue also stores their owners.
 
         The number of keys is free: the length need not be a multiple of it, and of too many keys the last ones stay.
         Raises ValueError for keys of another width, for owners without an owned queue, and for an owned queue without owners.
@@ -104,7 +122,8 @@ class Queue(nn.Module):
         length, dim = self.rows.shape
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must be [n, {dim}], got {list(keys.shape)}")
-        keys = unit(gather_rows(keys.detach())).to(self.rows.dtype)
+        keys = gather_rows(keys.detach())
+        keys = (unit(keys) if self.normalize else keys).to(self.rows.dtype)
         n = len(keys)
         places = torch.arange(max(n - length, 0), n, device=keys.device)
         self.rows[(self.pointer + places) % length] = keys[places]

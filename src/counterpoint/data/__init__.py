@@ -118,6 +118,15 @@ SOURCES: dict[str, Source] = {
             function="load_patterns",
         ),
         Source(
+            "digit-canvases",
+            "views",
+            "counterpoint.data.digits",
+            "several handwritten digits in a grid, on noise; the digits present are labels: data of OBoW's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "2,000 + 500 + 500 images, at hand",
+            function="load_canvases",
+        ),
+        Source(
             "clusters",
             "views",
             "counterpoint.data.clusters",

@@ -2,6 +2,7 @@
 
     digits           pictures with labels, scaled up; splits, cuts and long tails
     digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
+    digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_size, long_tailed
+from counterpoint.data.images import ArrayImages, ImageData, Indices, Tags, checked_size, long_tailed
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.data.worlds import digits as world
@@ -118,6 +119,77 @@ def load_patterns(
         classes=world.NAMES,
         size=world.SIDE,
         attributes={"pattern": (which[parts.train], which[parts.valid], which[parts.test])},
+    )
+
+
+def load_canvases(
+    argument: None = None,
+    *,
+    train: int = 2000,
+    test: int = 500,
+    grid: int = 3,
+    least: int = 3,
+    most: int = 3,
+    noise: float = 0.1,
+    held_out: float = 0.2,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-canvases`: pictures of several digits in cells of a grid, on noise. Tags name the digits in a picture.
+
+    A picture has 8 x 8 pixels for each cell. No digit of a split is in another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training pictures, at least 2.
+        test: number of test pictures, at least 2.
+        grid: cells in a row and in a column, 1 to 8.
+        least, most: range of the number of digits in a picture, 1 to the number of cells. Each number is as frequent.
+        noise: standard deviation of the noise, in intensities of 0..1.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of digits, cells and noise of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    if (
+        min(train, test) < 2
+        or not 1 <= grid <= 8
+        or not 1 <= least <= most <= grid**2
+        or noise < 0
+        or not 0 < held_out < 1
+    ):
+        raise DataError(
+            "digit-canvases: train and test must be at least 2, and grid 1 to 8. It needs 1 <= least <= most <= cells. noise "
+            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {least=}, {most=}, "
+            f"{noise=}, {held_out=}"
+        )
+    parts = world.parts("digit-canvases", held_out, valid)
+    labels = world.inventory()[1]
+    rng = np.random.default_rng([2012_11552, seed])
+
+    def canvases(pool: Indices, count: int) -> tuple[ArrayImages, Indices]:
+        truth = world.scene(rng.choice(pool, (count, most)))
+        cells = rng.random((count, grid**2)).argsort(1)[:, :most]
+        # A digit beyond a picture's number is the first one again, in the same cell.
+        shown = np.arange(most) < rng.integers(least, most, count, endpoint=True)[:, None]
+        numbers = np.where(shown, truth.numbers, truth.numbers[:, :1])
+        cells = np.where(shown, cells, cells[:, :1])
+        present = np.zeros((count, len(world.NAMES)), np.int64)
+        present[np.arange(count)[:, None], labels[numbers]] = 1
+        return ArrayImages(world.canvases(world.scene(numbers), cells, grid, noise, rng)), present
+
+    (trained, first), (watched, second), (tested, third) = (
+        canvases(pool, count) for pool, count in zip(parts, (train, test, test), strict=True)
+    )
+    return ImageData(
+        name="digit-canvases",
+        train=trained,
+        valid=watched,
+        test=tested,
+        classes=(),
+        size=world.SIDE * grid,
+        tags=Tags(world.NAMES, first, second, third),
     )
 
 

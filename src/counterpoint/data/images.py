@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,15 @@ class Listed(Protocol):
         ...
 
 
+class Tags(NamedTuple):
+    """Labels of which a picture may have several: [pictures, names] for each split, 1 where present, 0 where not."""
+
+    names: tuple[str, ...]
+    train: Indices
+    valid: Indices
+    test: Indices
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A source's three splits, and the facts needed to read them."""
@@ -98,6 +107,8 @@ class ImageData:
     epoch: int | None = None
     # Further labels of a picture: name -> classes of training, valid and test split, -1 for none.
     attributes: dict[str, tuple[Indices, Indices, Indices]] = field(default_factory=dict)
+    # Labels of which a picture may have several.
+    tags: Tags | None = None
     # Numbers found, read and left out, of sources that read the user's own files.
     accounts: Accounts | None = None
 

@@ -3,6 +3,7 @@
     name               encoder
     mlp-s              layers of 128 and 64 units with batch normalisation, for pictures of a few pixels, 64 wide
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
+    conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
@@ -10,7 +11,7 @@
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder
 
 An encoder is a module with `dim`, the width of its vectors. An encoder from a library holds the library's model as `model`,
-with the library's names of submodules. The submodules of conv-s and resnet-s are `stem`, `layer1`, `layer2`, ..., as in
+with the library's names of submodules. The submodules of conv-s, conv-fine and resnet-s are `stem`, `layer1`, `layer2`, ..., as in
 torchvision's ResNet. Hooks may rely on these names.
 """
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "conv-fine", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -65,6 +66,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return MLPS(size, channels)
         if name == "conv-s":
             return ConvS(channels)
+        if name == "conv-fine":
+            return ConvS(channels, (32, 64, 64), (1, 2, 1))
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
@@ -151,14 +154,16 @@ class MLPS(ImageEncoder):
 
 
 class ConvS(_ChannelsLast):
-    """Three 3 x 3 convolutions of stride 2 with batch normalisation and ReLU, averaged over the picture."""
+    """Three 3 x 3 convolutions, by default of stride 2, with batch normalisation and ReLU, averaged over the picture."""
 
-    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(
+        self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128), strides: tuple[int, ...] = (2, 2, 2)
+    ) -> None:
         super().__init__()
         self.dim = widths[-1]
-        self.stem = _conv(channels, widths[0], 2)
-        self.layer1 = _conv(widths[0], widths[1], 2)
-        self.layer2 = _conv(widths[1], widths[2], 2)
+        self.stem = _conv(channels, widths[0], strides[0])
+        self.layer1 = _conv(widths[0], widths[1], strides[1])
+        self.layer2 = _conv(widths[1], widths[2], strides[2])
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:

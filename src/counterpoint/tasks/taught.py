@@ -11,8 +11,7 @@ The teacher runs in evaluation mode and without gradient. Both networks see the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -23,12 +22,13 @@ from torch import Tensor, nn
 from counterpoint.core.distil import kd
 from counterpoint.data.images import ImageData
 from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.taps import recorded
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
-from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.errors import CounterpointError, RunError
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
 
@@ -94,44 +94,6 @@ LAPTOP: dict[str, Any] = labelled.LAPTOP | {
 
 
 # --------------------------------------------------------------------------------------------------- networks seen inside
-
-
-def layer(encoder: nn.Module, name: str) -> nn.Module:
-    """Return the layer of this name in an encoder, or in the library's model that it wraps.
-
-    Raises CounterpointError for an unknown name.
-    """
-    modules = dict(encoder.named_modules())
-    found = modules.get(name) or modules.get(f"model.{name}")
-    if found is None or not name:
-        raise unknown("layer", name, [known for known in modules if known and "." not in known.removeprefix("model.")])
-    return found
-
-
-@contextmanager
-def recorded(encoder: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Record the outputs of the named layers in the forward passes inside the context, by name.
-
-    >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> with recorded(network, ["0"]) as seen:
-    ...     _ = network(torch.ones(1, 2))
-    >>> seen["0"].shape
-    torch.Size([1, 3])
-    """
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
-
-    handles = [layer(encoder, name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Seen(NamedTuple):

@@ -13,8 +13,9 @@ A learner's `predict` returns for a test batch:
 - "embedding" [n, dim'], if its loss compares rows of another space.
 - "pair", a list of two features, if the batch also holds "views" (pairs for the alignment).
 
-The evaluation measures k-nearest neighbours and a linear probe on frozen features, alignment, uniformity and tolerance. The
-measures are functions of plain arrays (tasks/measures/).
+The evaluation measures k-nearest neighbours and a linear probe on frozen features, alignment, uniformity and tolerance. Where a
+picture may have several labels (tags), it measures the mean average precision of a probe for each. The measures are
+functions of plain arrays (tasks/measures/).
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from counterpoint.tasks.measures import (
     knn_accuracy,
     linear_probe,
     principal_axes,
+    tag_precision,
     tolerance,
     uniformity,
 )
@@ -275,6 +277,11 @@ class ViewsEvaluator:
                 self.figures |= confusion_figure(
                     confusion(test_labels[asked], predicted, len(self.classes)), self.classes
                 )
+        if (tags := self.data.tags) is not None:
+            own, asked = torch.from_numpy(tags.train), torch.from_numpy(getattr(tags, self.split))
+            own, asked = own[torch.cat(self.index["bank"])], asked[torch.cat(self.index["test"])]
+            found["tag_precision"] = tag_precision(bank, own, test, asked)
+            self.chances["tag_precision"] = float(asked.float().mean())
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
         if self.embedded:

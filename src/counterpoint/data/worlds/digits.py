@@ -4,7 +4,7 @@ The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, i
 
     parts      the digits for training, valid and test; every source divides them by the same rule
     scene      the truth of n pictures: the digits side by side, and their classes
-    grey, intensity, enlarged, noisy, over_patterns, halves, tower     styles of rendering a scene
+    grey, intensity, enlarged, noisy, over_patterns, canvases, halves, tower     styles of rendering a scene
     words, wordy                                                       captions
 """
 
@@ -135,6 +135,27 @@ def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:
         patterns: [n, 8, 8] uint8, one for each picture.
     """
     return np.stack([grey(truth), patterns, np.zeros_like(patterns)], 3)
+
+
+def canvases(truth: Scene, cells: Indices, grid: int, deviation: float, rng: np.random.Generator) -> Pixels:
+    """Render the digits of each picture in cells of a grid, with Gaussian noise: [n, 8 grid, 8 grid].
+
+    Args:
+        truth: k digits in each picture.
+        cells: [n, k] different cells of each picture, row by row.
+        grid: number of cells in a row and in a column.
+        deviation: standard deviation of the noise, in intensities of 0..1; the result is clipped to 0..1.
+        rng: draws the noise.
+    """
+    n, many = cells.shape
+    found = np.zeros((n, grid, SIDE, grid, SIDE))
+    digits = inventory()[0][truth.numbers] / SHADES
+    for column in range(many):
+        row, across = np.divmod(cells[:, column], grid)
+        found[np.arange(n), row, :, across] = digits[:, column]
+    canvas = found.reshape(n, grid * SIDE, grid * SIDE)
+    canvas += deviation * rng.standard_normal(canvas.shape, np.float32)
+    return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8)
 
 
 def halves(truth: Scene) -> tuple[Intensity, Intensity]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -192,6 +193,61 @@ def linear_probe(
     logits, known = F.linear(test, weight, bias).detach(), test_labels >= 0
     shares = decided_shares(logits[known], test_labels[known], slack=LOGIT_SLACK)
     return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)
+
+
+def tag_precision(
+    features: Float[Tensor, "n dim"],
+    tags: Int[Tensor, "n tags"],
+    test_features: Float[Tensor, "m dim"],
+    test_tags: Int[Tensor, "m tags"],
+    *,
+    regularisation: float = 1e-3,
+    steps: int = 100,
+) -> float:
+    """Fit a logistic regression for each tag on frozen, standardised features; return the mean average precision.
+
+    The result is deterministic. Items of equal score count as one step of the curve of precision and recall. A tag that no test
+    item has, or all have, is left out. Without any other tag the result is nan.
+
+    Args:
+        features, tags: rows to learn from, and 1 where an item has a tag, else 0.
+        test_features, test_tags: rows to rank, and their tags.
+        regularisation: weight of the sum of squared coefficients, added to the mean cross-entropy; by default 1e-3.
+        steps: > 0, maximum number of iterations of L-BFGS; by default 100.
+
+    Raises ValueError for shapes that do not fit and NaN.
+    """
+    from sklearn.metrics import average_precision_score
+
+    features, test_features = finite(features=features, test_features=test_features)
+    tags, test_tags = (torch.as_tensor(x).float() for x in (tags, test_tags))
+    if tags.ndim != 2 or len(tags) != len(features) or test_tags.shape != (len(test_features), tags.shape[1]):
+        raise ValueError(
+            f"tags must be [{len(features)}, tags] and test_tags [{len(test_features)}, tags], got {list(tags.shape)} and "
+            f"{list(test_tags.shape)}"
+        )
+    mean, spread = (
+        features.float().mean(0),
+        features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6),
+    )
+    train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
+    weight = torch.zeros(tags.shape[1], train.shape[1], requires_grad=True)
+    bias = torch.zeros(tags.shape[1], requires_grad=True)
+    optimizer = light(torch.optim.LBFGS)([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        each = F.binary_cross_entropy_with_logits(F.linear(train, weight, bias), tags, reduction="none")
+        loss = each.mean(0).sum() + regularisation * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    scores = F.linear(test, weight, bias).detach()
+    judged = [n for n, own in enumerate(test_tags.T) if 0 < float(own.sum()) < len(own)]
+    found = [average_precision_score(test_tags[:, n].numpy(), scores[:, n].numpy()) for n in judged]
+    return float(np.mean(found)) if found else math.nan
 
 
 class RocCounts(nn.Module):

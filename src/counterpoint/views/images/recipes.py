@@ -56,6 +56,7 @@ _MOCO = Recipe(scale=(0.2, 1.0), jitter=0.8, grey=0.2, blur=0.5)
 _SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
 _ADAINF = Recipe(scale=(0.2, 1.0), jitter=0.4, grey=0.2, blur=0.5)
+_OBOW = Recipe(scale=(0.08, 0.6), jitter=0.8, grey=0.2, blur=0.5)
 _DIGITS = Recipe(scale=None, flip=0.0)
 _PATTERNS = replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8, channels=1, other_noise=0.05)
 # Each recipe: the settings of its views, taken in turn (first, second, first again), and the settings of local crops.
@@ -116,6 +117,15 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
                 Recipe(scale=(0.4, 1.0), jitter=0.8, grey=0.2, solarise=0.2),
             ],
             Recipe(scale=(0.05, 0.4), jitter=0.8, grey=0.2),
+        ),
+        # Gidaris et al. 2021: small crops; patches are cut from a large crop without blur, the local view. Small pictures have
+        # no blur. Canvases of digits have noise and changes of brightness in place of colours.
+        ("obow", [_OBOW], replace(_OBOW, scale=(0.6, 1.0), blur=0.0)),
+        ("obow-cifar", [replace(_OBOW, blur=0.0)], replace(_OBOW, scale=(0.6, 1.0), blur=0.0)),
+        (
+            "obow-canvases",
+            [Recipe(scale=(0.16, 0.49), flip=0.0, gain=0.3, noise=0.1)],
+            Recipe(scale=(0.6, 1.0), flip=0.0, gain=0.3, noise=0.1),
         ),
         # He et al. 2022.
         ("mae", [Recipe(scale=(0.2, 1.0))], Recipe(scale=(0.05, 0.2))),
