@@ -118,6 +118,15 @@ SOURCES: dict[str, Source] = {
             function="load_patterns",
         ),
         Source(
+            "digit-canvases",
+            "views",
+            "counterpoint.data.digits",
+            "two or three handwritten digits in a grid, with a teacher's features and tags: data of MLCD's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "2,000 + 600 + 600 images, at hand",
+            function="load_canvases",
+        ),
+        Source(
             "clusters",
             "views",
             "counterpoint.data.clusters",

@@ -2,11 +2,12 @@
 
     digits           pictures with labels, scaled up; splits, cuts and long tails
     digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
+    digit-canvases   two or three digits in a grid, with features of a teacher that sees all: data of MLCD's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
 
-Except in digit-halves, the test split holds the same digits for every seed.
+Except in digit-halves, the test split's digits are the same for every seed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import numpy as np
 
 from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_size, long_tailed
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
-from counterpoint.data.valid import SHARE, checked_share
+from counterpoint.data.valid import SHARE, checked_count, checked_share
 from counterpoint.data.worlds import digits as world
 from counterpoint.errors import CounterpointError, DataError
 
 TEST_EACH = 5  # test pairs of each of the 100 captions of digit-pairs, and as many valid pairs
-NOISE = 0.15  # standard deviation of the noise on digit-pairs, of intensities in 0..1
+NOISE = 0.15  # standard deviation of the noise on digit-pairs and digit-canvases, of intensities in 0..1
+CODE = 32  # numbers of a teacher's code of a digit
 
 
 def load(
@@ -118,6 +120,67 @@ def load_patterns(
         classes=world.NAMES,
         size=world.SIDE,
         attributes={"pattern": (which[parts.train], which[parts.valid], which[parts.test])},
+    )
+
+
+def load_canvases(
+    argument: None = None,
+    *,
+    train: int = 2000,
+    valid: int = -1,
+    test: int = 600,
+    noise: float = NOISE,
+    teacher_noise: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-canvases`: two or three digits in the cells of a 2 x 2 grid, 16 x 16 pixels, under noise.
+
+    The tags of a picture are its digits, ten of them. Every picture has features of a stand-in for a pre-trained teacher, 32
+    numbers. They are the sum of a fixed random unit code for each digit, divided by its length, plus Gaussian noise. No
+    digit of one split is in another.
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training pictures, at least 2.
+        valid: number of valid pictures; -1 for as many as `test`.
+        test: number of test pictures, at least 2.
+        noise: standard deviation of the noise on pixels, of intensities in 0..1; at least 0.
+        teacher_noise: standard deviation of the noise on each of the teacher's numbers, at least 0.
+        seed: seed of all draws, except the digits of each split and the codes.
+
+    Raises DataError for a number out of range.
+    """
+    valid = checked_count("digit-canvases", valid, test)
+    if min(train, test) < 2 or min(noise, teacher_noise) < 0:
+        raise DataError(
+            "digit-canvases: train and test must be at least 2, noise and teacher_noise must not be negative; "
+            f"got {train=}, {test=}, {noise=}, {teacher_noise=}"
+        )
+    parts = world.parts("digit-canvases", 0.2, SHARE)
+    rng = np.random.default_rng([2407_17331, seed])
+    codes = np.random.default_rng(2407_17331).standard_normal((len(world.NAMES), CODE))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+
+    def pictures(pool: Indices, count: int) -> ArrayImages:
+        cells = rng.choice(pool, (count, 4))
+        order = rng.random((count, 4)).argsort(1)
+        cells[order < rng.integers(1, 3, (count, 1))] = -1  # one or two empty cells
+        digits = world.inventory()[1][cells]
+        said = np.where(cells[..., None] >= 0, codes[digits], 0).sum(1)
+        said /= np.linalg.norm(said, axis=1, keepdims=True)
+        tags = ((digits[..., None] == np.arange(len(world.NAMES))) & (cells[..., None] >= 0)).any(1)
+        shades = world.in_grid(cells) + noise * rng.standard_normal((count, 2 * world.SIDE, 2 * world.SIDE))
+        pixels = np.rint(np.clip(shades, 0, 1) * 255).astype(np.uint8)
+        seen = said + teacher_noise * rng.standard_normal(said.shape)
+        return ArrayImages(pixels, tags=tags, features=seen.astype(np.float32))
+
+    return ImageData(
+        name="digit-canvases",
+        train=pictures(parts.train, train),
+        valid=pictures(parts.valid, valid),
+        test=pictures(parts.test, test),
+        classes=(),
+        size=2 * world.SIDE,
     )
 
 

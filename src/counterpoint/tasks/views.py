@@ -55,6 +55,7 @@ from counterpoint.tasks.measures import (
     knn_accuracy,
     linear_probe,
     principal_axes,
+    tag_probe,
     tolerance,
     uniformity,
 )
@@ -275,6 +276,10 @@ class ViewsEvaluator:
                 self.figures |= confusion_figure(
                     confusion(test_labels[asked], predicted, len(self.classes)), self.classes
                 )
+        if (tags := self._tags()) is not None:
+            known, asked = tags
+            found["tags_map"] = tag_probe(bank, known, test, asked)
+            self.chances["tags_map"] = float(asked.float().mean())
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
         if self.embedded:
@@ -292,6 +297,15 @@ class ViewsEvaluator:
     def chance(self) -> dict[str, float]:
         """Return the chance level of every accuracy of `compute`: 1 / classes."""
         return dict(self.chances)
+
+    def _tags(self) -> tuple[Tensor, Tensor] | None:
+        """Return the tags of the bank's images and of the images to measure; None where the source has none."""
+        parts = {"bank": self.data.bank or self.data.train, "test": named_split(self.data, self.split)}
+        every = {name: getattr(split, "tags", None) for name, split in parts.items()}
+        if every["bank"] is None or every["test"] is None:
+            return None
+        known, asked = (torch.from_numpy(every[name])[torch.cat(self.index[name])] for name in ("bank", "test"))
+        return known, asked
 
     def _learned(self, bank: Tensor, test: Tensor, judged: bool) -> dict[str, float]:
         """Fit linear probes for every known attribute of the images, on all features and on each part of them.

@@ -5,6 +5,7 @@ The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, i
     parts      the digits for training, valid and test; every source divides them by the same rule
     scene      the truth of n pictures: the digits side by side, and their classes
     grey, intensity, enlarged, noisy, over_patterns, halves, tower     styles of rendering a scene
+    in_grid    digits in a grid of two rows and columns
     words, wordy                                                       captions
 """
 
@@ -125,6 +126,17 @@ def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity
     """
     clean = intensity(truth)
     return clean + deviation * rng.standard_normal(clean.shape, np.float32)
+
+
+def in_grid(cells: Indices) -> Intensity:
+    """Render digits in a grid of two rows and two columns: [n, 16, 16] in 0..1.
+
+    Args:
+        cells: [n, 4] numbers of the inventory, row by row; -1 for an empty cell.
+    """
+    shades = inventory()[0][np.maximum(cells, 0)] * (cells >= 0)[..., None, None]
+    grid = shades.reshape(len(cells), 2, 2, SIDE, SIDE).transpose(0, 1, 3, 2, 4)
+    return (grid.reshape(len(cells), 2 * SIDE, 2 * SIDE) / SHADES).astype(np.float32)
 
 
 def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:

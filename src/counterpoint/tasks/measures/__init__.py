@@ -6,6 +6,7 @@
     zero-shot        zero_shot_accuracy    share of items whose class's prompt (or mean, `class_means`) is the nearest
     knn              knn_accuracy          share of items whose class their nearest neighbours vote for
     linear-probe     linear_probe          accuracy of logistic regression on frozen features
+    tag-probe        tag_probe             mean average precision of logistic regressions, for several tags of an item
     gap              gap_metrics           distance between two modalities
     alignment, uniformity                  Wang and Isola's measures of one modality's features
     tolerance        tolerance             closeness of examples of one class
@@ -34,6 +35,7 @@ from counterpoint.tasks.measures.classes import (
     decided_shares,
     knn_accuracy,
     linear_probe,
+    tag_probe,
     zero_shot_accuracy,
 )
 from counterpoint.tasks.measures.geometry import alignment, gallery_rows, principal_axes, tolerance, uniformity
@@ -54,6 +56,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
     "zero-shot": zero_shot_accuracy,
     "knn": knn_accuracy,
     "linear-probe": linear_probe,
+    "tag-probe": tag_probe,
     "gap": gap_metrics,
     "alignment": alignment,
     "uniformity": uniformity,
@@ -83,6 +86,7 @@ __all__ = [
     "retrieval_chance",
     "retrieval_ranks",
     "retrieval_recall",
+    "tag_probe",
     "tolerance",
     "uniformity",
     "zero_shot_accuracy",

@@ -194,6 +194,58 @@ def linear_probe(
     return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)
 
 
+def tag_probe(
+    features: Float[Tensor, "n dim"],
+    tags: Bool[Tensor, "n tags"],
+    test_features: Float[Tensor, "m dim"],
+    test_tags: Bool[Tensor, "m tags"],
+    *,
+    regularisation: float = 1e-3,
+    steps: int = 100,
+) -> float:
+    """Fit logistic regression for each tag on frozen, standardised features; return the mean average precision over tags.
+
+    The result is deterministic.
+
+    Args:
+        features, tags: rows to learn, and whether each has each tag.
+        test_features, test_tags: rows to rank by each tag, and the truth. Tags that no test row has, or all have, do not count.
+        regularisation: weight of the sum of squared coefficients, added to the sum over tags of the mean loss; by default 1e-3.
+        steps: > 0, maximum number of iterations of L-BFGS; by default 100.
+
+    Returns nan if no tag counts. Raises ValueError for shapes that do not fit, NaN, and no row to learn from.
+    """
+    from sklearn.metrics import average_precision_score
+
+    features, test_features = finite(features=features, test_features=test_features)
+    for name, rows, truth in (("tags", features, tags), ("test_tags", test_features, test_tags)):
+        if truth.ndim != 2 or len(truth) != len(rows) or truth.shape[1] != tags.shape[1]:
+            raise ValueError(f"{name} must be [{len(rows)}, {tags.shape[1]}], got {list(truth.shape)}")
+    if not len(features):
+        raise ValueError("features: no row to learn from")
+    mean = features.float().mean(0)
+    spread = features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
+    train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
+    wanted = tags.float()
+    weight = torch.zeros(wanted.shape[1], train.shape[1], requires_grad=True)
+    bias = torch.zeros(wanted.shape[1], requires_grad=True)
+    optimizer = light(torch.optim.LBFGS)([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        each = F.binary_cross_entropy_with_logits(F.linear(train, weight, bias), wanted, reduction="none")
+        loss = each.mean(0).sum() + regularisation * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    scores, truth = F.linear(test, weight, bias).detach().numpy(), test_tags.numpy()
+    counted = [tag for tag in range(truth.shape[1]) if 0 < truth[:, tag].sum() < len(truth)]
+    found = [average_precision_score(truth[:, tag], scores[:, tag]) for tag in counted]
+    return float(sum(found) / len(found)) if found else math.nan
+
+
 class RocCounts(nn.Module):
     """Histograms of a score from -1 to 1, of negative and of positive items: the area under its ROC curve.
 
