@@ -18,7 +18,7 @@ from counterpoint.core.checks import need_positive, need_rows, need_within
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import unit
-from counterpoint.core.rules import Listed, Rule, Where
+from counterpoint.core.rules import Listed, Where
 from counterpoint.core.transforms import holds, need_fixed, once
 
 CHUNK = 1024  # rows that are compared with all centres at a time, without gradient
@@ -133,14 +133,14 @@ class ClassLogits:
 
     def others(self) -> Tensor:
         """Return log B [n]: the log-sum-exp over the classes that are no labels of the row; -inf if there are none."""
-        rules: list[Rule] = [Listed(self.at)]
+        listed = Listed(self.at)
         if not self.threshold:
-            return pair_logsumexp(self.query, self.key, exclude=rules).rows
+            return pair_logsumexp(self.query, self.key, exclude=listed).rows
         query, key, limit = self.query.detach(), self.key.detach(), self.threshold * self.scale
-        rules.append(Where(lambda rows, columns: query[rows] @ key[columns].T > limit))
+        filtered = Where(lambda rows, columns: query[rows] @ key[columns].T > limit)
         near = torch.cat([(part @ key.T > limit).sum(1) for part in query.split(CHUNK)])
         near = near - ((self.cosine.detach() > self.threshold) & self.valid).sum(1)
-        rest = pair_logsumexp(self.query, self.key, exclude=rules).rows
+        rest = pair_logsumexp(self.query, self.key, exclude=(filtered, listed)).rows
         return torch.where(near > 0, torch.logaddexp(rest, near.clamp(min=1).to(rest).log()), rest)
 
 

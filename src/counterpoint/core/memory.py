@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -309,10 +309,11 @@ def nearest_clusters(
         raise ValueError(
             f"features and centers must be [n, dim] and [k, dim], got {list(features.shape)}, {list(centers.shape)}"
         )
+    need_rows(features=features, centers=centers)
     if not 1 <= count < len(centers):
         raise ValueError(f"count must lie in 1..{len(centers) - 1}, below the number of clusters, got {count}")
     if holds(~(features.isfinite().all() & centers.isfinite().all())):
         raise ValueError("features or centers hold numbers that are not finite, NaN or infinite")
     w = unit(centers)
     found = [(unit(part) @ w.T).topk(count).indices for part in features.split(1024)]
-    return torch.cat(found or [features.new_empty(0, count).long()])
+    return torch.cat(found)

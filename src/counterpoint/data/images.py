@@ -116,7 +116,7 @@ class ArrayImages:
         tags: [N, tags] whether a picture has each of several properties, such as objects in it. Default: none are known.
         features: [N, dim] a teacher's features of the pictures, for sources that bring them. Default: none.
 
-    Raises DataError for pixels of another type or shape, and for a number of labels, tags or features other than N.
+    Raises DataError for pixels of another type or shape. Raises it too where labels, tags or features are not N.
     """
 
     def __init__(

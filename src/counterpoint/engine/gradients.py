@@ -50,7 +50,7 @@ def _average_rows(parameter: nn.Parameter) -> Tensor:
     """Return the mean over the processes of sparse gradients, as a sparse gradient."""
     own = parameter.grad
     if own is None:
-        own = torch.sparse_coo_tensor(size=parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        own = _rows(parameter, torch.empty(1, 0, dtype=torch.long), torch.empty(0, *parameter.shape[1:]))
     own = own.coalesce()
     rows, values = own.indices().T, own.values()
     with over("world"):
@@ -63,8 +63,13 @@ def _average_rows(parameter: nn.Parameter) -> Tensor:
             everywhere = rows
         else:
             values = gather_rows(values)
-    found = torch.sparse_coo_tensor(everywhere.T, values / processes()[1], parameter.shape)
-    return found.coalesce()
+    return _rows(parameter, everywhere.T, values / processes()[1]).coalesce()
+
+
+def _rows(parameter: nn.Parameter, rows: Tensor, values: Tensor) -> Tensor:
+    """Return a sparse gradient of a parameter with these rows [1, n] and values [n, ...]."""
+    device, dtype = parameter.device, parameter.dtype
+    return torch.sparse_coo_tensor(rows.to(device), values.to(device, dtype), parameter.shape, check_invariants=False)
 
 
 def _average(gradients: list[Tensor]) -> None:

@@ -273,39 +273,56 @@ class MLCD(ViewsLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, (view,) = self.config, batch["views"]
-        labels = self.labels[batch["index"]]
+        labels, generator = self.labels[batch["index"]], torch.Generator().manual_seed(batch["draw"])
         embedding = self.projector(self.encoder(view))
-        generator = torch.Generator().manual_seed(batch["draw"])
-        given = embedding, self.centers, labels, 1 / config.temperature, config.margin
-        options: dict[str, Any] = {"filter_threshold": config.filter_threshold, "sparse": True}
         if config.objective == "softmax":
-            drawn = {"sample_rate": config.sample_rate, "generator": generator}
-            loss = margin_cluster_loss(*given, config.cosine_margin, **drawn, **options)
+            loss = margin_cluster_loss(
+                embedding,
+                self.centers,
+                labels,
+                1 / config.temperature,
+                config.margin,
+                config.cosine_margin,
+                config.filter_threshold,
+                sample_rate=config.sample_rate,
+                generator=generator,
+                sparse=True,
+            )
         else:
-            options |= {"coupled": config.objective == "mlc", "m_cos": config.cosine_margin}
-            loss = mlcd_loss(*given, config.sample_rate, generator, **options)
+            loss = mlcd_loss(
+                embedding,
+                self.centers,
+                labels,
+                1 / config.temperature,
+                config.margin,
+                config.sample_rate,
+                generator,
+                coupled=config.objective == "mlc",
+                m_cos=config.cosine_margin,
+                filter_threshold=config.filter_threshold,
+                sparse=True,
+            )
         with torch.no_grad():
-            u = unit(embedding.float())
-            own = torch.einsum("nd,nld->nl", u, unit(self.centers[labels]))
+            own = torch.einsum("nd,nld->nl", unit(embedding), unit(self.centers[labels]))
         return {"loss": loss, "positive_cosine": global_mean(own.mean(1))}
 
     def turns(self) -> list[Turn]:
         """Return a turn of two optimisers: that of the networks, and Adam on the drawn rows of the class centres."""
         config, networks = self.config, [self.encoder, self.projector]
         turn = optimisers(config, networks, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)
-        self.group = turn.optimizers[0].param_groups[0]  # its learning rate and weight decay are the centres', too
-        self.rows = light(torch.optim.SparseAdam)([self.centers], lr=self.group["lr"])
-        return [Turn([*turn.optimizers, self.rows], turn.schedules)]
+        rows = light(torch.optim.SparseAdam)([self.centers])
+        self.optimizers = *turn.optimizers, rows
+        return [Turn(self.optimizers, turn.schedules)]
 
     @torch.no_grad()
     def before_step(self) -> None:
         """Give the class centres the networks' learning rate, and decay the drawn rows as AdamW does."""
-        lr = self.group["lr"] * self.config.center_rate
-        self.rows.param_groups[0]["lr"] = lr
+        group, own = (optimizer.param_groups[0] for optimizer in self.optimizers)
+        own["lr"] = lr = group["lr"] * self.config.center_rate
         gradient = self.centers.grad
         if gradient is not None and self.config.optimizer == "adamw":
             drawn = gradient.coalesce().indices()[0]
-            self.centers[drawn] *= 1 - lr * self.group["weight_decay"]
+            self.centers[drawn] *= 1 - lr * group["weight_decay"]
 
     # --- what remains: the encoder and its head
 
@@ -339,7 +356,8 @@ class MLCD(ViewsLearner):
 
     def _gallery(self, survey: Survey, positions: Indices, cosine: Tensor, classes: Tensor) -> dict[str, Any]:
         """Show a few images, and for each of their clusters another image whose nearest cluster it is."""
-        split, labels, rows = survey.split("train"), self.labels.cpu(), []
+        split, labels = survey.split("train"), self.labels.cpu()
+        rows: list[dict[str, Any]] = []
         known = getattr(split, "tags", None) if survey.labels is None else F.one_hot(survey.labels + 1).bool().numpy()
         for number in range(0, len(positions), -(-len(positions) // SHOWN)):
             query, found = int(positions[number]), []

@@ -240,9 +240,9 @@ def tag_probe(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    scores, truth = F.linear(test, weight, bias).detach().numpy(), test_tags.numpy()
-    counted = [tag for tag in range(truth.shape[1]) if 0 < truth[:, tag].sum() < len(truth)]
-    found = [average_precision_score(truth[:, tag], scores[:, tag]) for tag in counted]
+    columns = zip(F.linear(test, weight, bias).detach().T, test_tags.T, strict=True)
+    counted = [(scores.numpy(), right.numpy()) for scores, right in columns if 0 < int(right.sum()) < len(right)]
+    found = [average_precision_score(right, scores) for scores, right in counted]
     return float(sum(found) / len(found)) if found else math.nan
 
 
