@@ -256,12 +256,12 @@ CASES: dict[str, Case] = {
     "MLCD": Case(
         lambda: losses.MLCD(9, DIM, 0.2, 0.1, 0.5),
         lambda: [draw(0, N, DIM), torch.arange(2 * N).view(N, 2) % 9, generator()],
-        lambda m, e, y, g: fn.mlcd_loss(e, m.class_center, y, 5.0, 0.1, 0.5, generator()),
+        lambda m, e, y, g: fn.mlcd_loss(e, m.weight, y, 5.0, 0.1, 0.5, generator()),
     ),
     "ClusterMargin": Case(
         lambda: losses.ClusterMargin(9, DIM, 0.2, 0.1, 0.2),
         lambda: [draw(0, N, DIM), LABELS],
-        lambda m, e, y: fn.margin_cluster_loss(e, m.class_center, y, 5.0, 0.1, 0.2),
+        lambda m, e, y: fn.margin_cluster_loss(e, m.weight, y, 5.0, 0.1, 0.2),
     ),
     "KD": Case(lambda: losses.KD(3.0), pair, lambda m, s, t: fn.kd(s, t, 3.0)),
     "FitNets": Case(

@@ -139,7 +139,7 @@ class Triplet(Loss):
 
 
 class _Clusters(Loss):
-    """The base class of losses with learnt class centres, which start at N(0, 0.01^2)."""
+    """The base class of losses with learnt class centres, `weight`, which start at N(0, 0.01^2)."""
 
     def __init__(
         self, classes: int, dim: int, temperature: float, sample_rate: float, filter_threshold: float, group: Group
@@ -148,7 +148,7 @@ class _Clusters(Loss):
         need_positive(classes=classes, dim=dim, temperature=temperature)
         self.classes, self.dim, self.temperature = classes, dim, temperature
         self.sample_rate, self.filter_threshold = sample_rate, filter_threshold
-        self.class_center = nn.Parameter(0.01 * torch.randn(classes, dim))
+        self.weight = nn.Parameter(0.01 * torch.randn(classes, dim))
 
 
 class MLCD(_Clusters):
@@ -205,7 +205,7 @@ class MLCD(_Clusters):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, ""]:
         """Return the mean loss of all rows."""
-        given = embeddings, self.class_center, labels, 1 / self.temperature, self.margin, self.sample_rate, generator
+        given = embeddings, self.weight, labels, 1 / self.temperature, self.margin, self.sample_rate, generator
         with over(self.group):
             return self.function(*given, coupled=self.coupled, filter_threshold=self.filter_threshold)
 
@@ -265,6 +265,6 @@ class ClusterMargin(_Clusters):
     ) -> Float[Tensor, ""]:
         """Return the mean loss of all labels."""
         margins = self.margin, self.cosine_margin, self.filter_threshold
-        given = embeddings, self.class_center, labels, 1 / self.temperature, *margins
+        given = embeddings, self.weight, labels, 1 / self.temperature, *margins
         with over(self.group):
             return self.function(*given, sample_rate=self.sample_rate, generator=generator)
