@@ -329,6 +329,8 @@ def test_training_calls_the_function_that_equals_the_authors(
     assert options.get("coupled", False) == (objective == "mlc")
     assert set(map(tuple, given[2].tolist())) <= set(map(tuple, model.labels.tolist()))
     assert not torch.equal(model.centers, before)
+    drawing = [options.get("generator", given[-1]) for given, options in calls]
+    assert len({generator.initial_seed() for generator in drawing}) == 3
 
 
 def test_only_drawn_centres_move() -> None:

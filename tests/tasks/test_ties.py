@@ -29,6 +29,7 @@ from counterpoint.tasks.measures import (
     retrieval,
     retrieval_chance,
     retrieval_ranks,
+    tag_probe,
     zero_shot_accuracy,
 )
 from counterpoint.tasks.views import ViewsConfig, ViewsEvaluator
@@ -205,6 +206,7 @@ ITEM_MEASURES = {
     "zero-shot": lambda x, y, labels: zero_shot_accuracy(x, torch.eye(CLASSES, DIM).round(), labels),
     "knn": lambda x, y, labels: knn_accuracy(x, labels, y, labels, k=4),
     "linear-probe": lambda x, y, labels: linear_probe(x, labels, y, labels)[0],
+    "tag-probe": lambda x, y, labels: tag_probe(x, F.one_hot(labels).bool(), y, F.one_hot(labels).bool()),
     "gap": lambda x, y, labels: sum(gap_metrics(x.numpy(), y.numpy()).values()),
     "alignment": lambda x, y, labels: EVALUATORS["alignment"](x, y),
     "uniformity": lambda x, y, labels: EVALUATORS["uniformity"](x),

@@ -275,33 +275,14 @@ class MLCD(ViewsLearner):
         config, (view,) = self.config, batch["views"]
         labels, generator = self.labels[batch["index"]], torch.Generator().manual_seed(batch["draw"])
         embedding = self.projector(self.encoder(view))
+        given = embedding, self.centers, labels, 1 / config.temperature, config.margin
+        rate, extra, limit = config.sample_rate, config.cosine_margin, config.filter_threshold
         if config.objective == "softmax":
-            loss = margin_cluster_loss(
-                embedding,
-                self.centers,
-                labels,
-                1 / config.temperature,
-                config.margin,
-                config.cosine_margin,
-                config.filter_threshold,
-                sample_rate=config.sample_rate,
-                generator=generator,
-                sparse=True,
-            )
+            loss = margin_cluster_loss(*given, extra, limit, sample_rate=rate, generator=generator, sparse=True)
         else:
-            loss = mlcd_loss(
-                embedding,
-                self.centers,
-                labels,
-                1 / config.temperature,
-                config.margin,
-                config.sample_rate,
-                generator,
-                coupled=config.objective == "mlc",
-                m_cos=config.cosine_margin,
-                filter_threshold=config.filter_threshold,
-                sparse=True,
-            )
+            coupled = config.objective == "mlc"
+            options: dict[str, Any] = {"coupled": coupled, "m_cos": extra, "filter_threshold": limit}
+            loss = mlcd_loss(*given, rate, generator, **options, sparse=True)
         with torch.no_grad():
             own = torch.einsum("nd,nld->nl", unit(embedding), unit(self.centers[labels]))
         return {"loss": loss, "positive_cosine": global_mean(own.mean(1))}
@@ -367,7 +348,7 @@ class MLCD(ViewsLearner):
                     alike = known is None or bool((known[query] & known[item]).any())
                     near = float(cosine[number, torch.searchsorted(classes, label)])
                     found.append({"item": item, "similarity": near, "right": alike})
-            rows.append({"query": query, "found": found})
+            rows.append({"query": query, "found": sorted(found, key=lambda cell: -cell["similarity"])})
         wanted = sorted({row["query"] for row in rows} | {cell["item"] for row in rows for cell in row["found"]})
         larger = -(-48 // self.size)  # pictures of a few pixels are shown larger
         pictures = split.images(np.array(wanted)).repeat(larger, axis=1).repeat(larger, axis=2)

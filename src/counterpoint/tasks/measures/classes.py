@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.operands import EPS
-from counterpoint.core.rows import Keys
+from counterpoint.core.rows import Keys, distinct_rows
 from counterpoint.engine.optim import light
 from counterpoint.tasks.measures.checks import finite, item_numbers, rows_of
 from counterpoint.tasks.measures.retrieval import CHUNK, SLACK, nearest_weights
@@ -240,7 +240,8 @@ def tag_probe(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    columns = zip(F.linear(test, weight, bias).detach().T, test_tags.T, strict=True)
+    first, number = distinct_rows(test)  # equal rows tie to the last bit
+    columns = zip(F.linear(test[first], weight, bias).detach()[number].T, test_tags.T, strict=True)
     counted = [(scores.numpy(), right.numpy()) for scores, right in columns if 0 < int(right.sum()) < len(right)]
     found = [average_precision_score(right, scores) for scores, right in counted]
     return float(sum(found) / len(found)) if found else math.nan
