@@ -20,7 +20,7 @@ image are negatives of others.
   cosines without gradient. So the gradient is that of the plain cosine, at the changed logits. This is not ArcFace's own.
 - Chosen: the mean over the batch, a linear layer as head, crops of 20 to 100 % with a flip as views.
 
-Departures: centres always train with Adam, and the norm of `clip_norm` leaves them out. Every process holds all centres; the
+Departures: centres always train with Adam, with decay for adamw, and the norm of `clip_norm` leaves them out. Every process holds all centres; the
 ancestor's code divides them over processes. The averaged ablation shares one draw of classes, the group's later code draws for
 each label. Not built: averages of image and caption features, and the text tower that a locked encoder would get afterwards.
 """
@@ -34,7 +34,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -338,14 +337,14 @@ class MLCD(ViewsLearner):
     def _gallery(self, survey: Survey, positions: Indices, cosine: Tensor, classes: Tensor) -> dict[str, Any]:
         """Show a few images, and for each of their clusters another image whose nearest cluster it is."""
         split, labels = survey.split("train"), self.labels.cpu()
-        rows: list[dict[str, Any]] = []
-        known = getattr(split, "tags", None) if survey.labels is None else F.one_hot(survey.labels + 1).bool().numpy()
+        tags, truth, rows = getattr(split, "tags", None), survey.labels, list[dict[str, Any]]()
         for number in range(0, len(positions), -(-len(positions) // SHOWN)):
             query, found = int(positions[number]), []
             for label in labels[query][:SHOWN]:
                 members = (labels[:, 0] == label).nonzero().flatten()
                 for item in members[members != query][:1].tolist():
-                    alike = known is None or bool((known[query] & known[item]).any())
+                    alike = truth is None or bool(truth[query] == truth[item])
+                    alike = alike if tags is None else bool((tags[query] & tags[item]).any())
                     near = float(cosine[number, torch.searchsorted(classes, label)])
                     found.append({"item": item, "similarity": near, "right": alike})
             rows.append({"query": query, "found": sorted(found, key=lambda cell: -cell["similarity"])})
