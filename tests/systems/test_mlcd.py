@@ -23,6 +23,7 @@ from counterpoint import functional as fn
 from counterpoint.data.digits import load_canvases
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import DataError, Interrupted
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import mlcd as file
@@ -356,7 +357,7 @@ def test_only_drawn_centres_move() -> None:
     assert all(changed == labels for changed, labels in steps)
 
 
-def test_the_table_holds_clusters_of_the_teacher() -> None:
+def test_the_table_holds_clusters_of_the_teacher_and_one_process_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = learner()
     fit(model, task, bar=False)
     tags = task.data.train.tags
@@ -367,6 +368,14 @@ def test_the_table_holds_clusters_of_the_teacher() -> None:
     ]
     chance = [(tags[i] & tags[j]).any() for i in range(96) for j in range(i)]
     assert np.mean(shared) > np.mean(chance) + 0.2
+    # The first process alone makes the figures: a pass of all processes would wait for the others.
+    monkeypatch.delattr(Survey, "over")
+    found = model.eval().figures(model.survey)
+    (part,) = found["Images and their clusters"]["parts"]
+    assert len(part["rows"]) == 8
+    nearest = [[cell["similarity"] for cell in row["found"]] for row in part["rows"]]
+    assert nearest == [sorted(row, reverse=True) for row in nearest]
+    assert set(found["Cosines with class centres"]["series"]) == {"own clusters", "other clusters"}
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

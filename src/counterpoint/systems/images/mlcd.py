@@ -53,7 +53,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.image_teachers import check_teacher, teacher_features
-from counterpoint.tasks.images import ImagesConfig
+from counterpoint.tasks.images import BATCH, ImagesConfig
 from counterpoint.tasks.views import LAPTOP, ViewsLearner
 
 SHOWN = 8  # images of the gallery, and clusters of each
@@ -317,10 +317,14 @@ class MLCD(ViewsLearner):
 
     # --- the page
 
+    @torch.no_grad()
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show images with their clusters, and their cosines with the centres of these clusters and of others."""
         positions = np.unique(np.linspace(0, survey.examples - 1, min(COMPARED, survey.examples)).astype(np.int64))
-        u = unit(survey.over("train", lambda batch: self.projector(self.encoder(batch["image"])), positions))
+        parts = [
+            survey.batch("train", part)["image"] for part in np.array_split(positions, -(-len(positions) // BATCH))
+        ]
+        u = torch.cat([unit(self.projector(self.encoder(images))).cpu() for images in parts])
         labels, centers = self.labels.cpu(), self.centers.detach().cpu()
         own = labels[positions]
         classes = torch.cat([own.flatten(), torch.arange(len(centers))[:COMPARED]]).unique()
