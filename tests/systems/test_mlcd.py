@@ -370,7 +370,7 @@ def test_the_table_holds_clusters_of_the_teacher_and_one_process_draws_them(monk
     assert np.mean(shared) > np.mean(chance) + 0.2
     # The first process alone makes the figures: a pass of all processes would wait for the others.
     monkeypatch.delattr(Survey, "over")
-    found = model.eval().figures(model.survey)
+    found = model.eval().figures(Survey(task, model))
     (part,) = found["Images and their clusters"]["parts"]
     assert len(part["rows"]) == 8
     nearest = [[cell["similarity"] for cell in row["found"]] for row in part["rows"]]
