@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [check] [time] [train] [--out FILE] [--tilings]
 
 `check` compares every function and rule with float64 on the CPU, in float32, tf32, bf16 and fp16. It also compares two runs.
-`time` measures forward and backward beside the peers, in turns, in one run. `train` measures SimCLR and CLIP end to end.
+`time` measures forward and backward beside the peers, in turns, in one run. `train` measures SimCLR end to end.
 `--tilings` times the kernels with other shapes of tiles, for `counterpoint.core.chunks.tiling`.
 The record has the card, the versions and the clocks as found. A short table is printed last.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -166,12 +167,10 @@ def check(device: str, sizes: tuple[int, int, int] = (1403, 1797, 200)) -> list[
 # ------------------------------------------------------------------------------------------------------------------- time
 
 
-def losses(n: int, dim: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def losses(n: int, device: str = "cuda") -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Return name -> loss of two batches of unit rows [n, dim] in bf16; peers that are not installed are missing."""
-    from counterpoint.core.distributed import over  # noqa: F401  (imports before the clock)
-
-    scale = torch.tensor(math.log(1 / 0.07), device="cuda")
-    numbers = torch.arange(n, device="cuda") % max(1, n // 8)
+    scale = torch.tensor(math.log(1 / 0.07), device=device)
+    numbers = torch.arange(n, device=device) % max(1, n // 8)
 
     def two_way(q: Tensor, k: Tensor, keep: int | None = None) -> Tensor:
         s = unit(q, 1 / 0.07)
@@ -283,7 +282,7 @@ def timed(started: float) -> list[dict[str, Any]]:
     """Time every loss of a size in turns, twice; the smaller median counts."""
     rows = []
     for n, dim, names in SIZES:
-        there = losses(n, dim)
+        there = losses(n)
         for name in names:
             if name not in there:
                 continue
@@ -315,7 +314,7 @@ def tilings() -> list[dict[str, Any]]:
         row: dict[str, Any] = {"tile": list(tile)}
         try:
             for name in ("two-way", "two-way, nothing kept", "nt-xent"):
-                found = clocked(losses(32768, 512)[name], 32768, 512, 3)
+                found = clocked(losses(32768)[name], 32768, 512, 3)
                 row[name] = found and round(found["ms"], 2)
         except Exception as error:  # a tile that does not fit is a result
             row["error"] = str(error)[:200]
@@ -328,35 +327,78 @@ def tilings() -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------------- training
 
 
-def train() -> list[dict[str, Any]]:
-    """Measure images a second of SimCLR on cifar10-sized random pictures: our learner, and a plain loop around lightly's loss."""
+def train(
+    device: str = "cuda", encoder: str = "torchvision:resnet18", batch: int = 512, steps: int = 12
+) -> list[dict[str, Any]]:
+    """Measure images a second of SimCLR in bf16 on random pictures of 32 pixels.
+
+    Ours draws views on the device. The other loop has the same network, lightly's transforms in worker processes, and its loss.
+    """
     from types import SimpleNamespace
 
-    from counterpoint.systems.classics.simclr import SYSTEM, SimCLRConfig
+    import numpy as np
 
-    rows = []
-    config = SimCLRConfig(encoder="resnet18", batch_size=512)  # type: ignore[call-arg]
-    for batch in (512,):
-        pictures = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8, device="cuda")
-        facts = SimpleNamespace(channels=3, size=32, train=50_000, classes=10)
-        learner = SYSTEM.learner(config, facts, 0).cuda()
-        optimizer = torch.optim.SGD(learner.parameters(), 0.03, momentum=0.9)
-        generator = torch.Generator().manual_seed(0)
-        times = []
-        for _ in range(12):
+    from counterpoint.systems.classics.simclr import SYSTEM
+
+    config = SYSTEM.config(encoder=encoder, batch_size=batch, recipe="simclr-cifar")
+    facts = SimpleNamespace(channels=3, size=32, examples=batch * steps, classes=10, class_names=list("0123456789"))
+    learner = SYSTEM.learner(config, facts, 0).to(device)
+    network = torch.nn.Sequential(learner.encoder, learner.projector)  # type: ignore[arg-type]
+    pictures = np.random.default_rng(0).integers(0, 256, (batch * steps, 32, 32, 3), np.uint8)
+    found: dict[str, list[float]] = {"counterpoint": [], "lightly": []}
+
+    def wait() -> float:
+        if device == "cuda":
             torch.cuda.synchronize()
-            started = time.perf_counter()
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                prepared = learner.prepare({"image": pictures, "index": torch.arange(batch)}, generator)
-                loss = learner.loss(prepared)["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-        rows.append({"system": "simclr", "batch": batch, "images_per_second": batch / statistics.median(times[2:])})
-        say(json.dumps(rows[-1]))
-    return rows
+        return time.perf_counter()
+
+    def update(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    optimizer, generator = torch.optim.SGD(network.parameters(), 0.03, momentum=0.9), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        started = wait()
+        rows = slice(step * batch, (step + 1) * batch)
+        images = torch.from_numpy(pictures[rows]).permute(0, 3, 1, 2).to(device, non_blocking=True)
+        prepared = learner.prepare({"image": images, "index": torch.arange(batch)}, generator)
+        update(lambda given=prepared: learner.loss(given)["loss"], optimizer)  # type: ignore[misc]
+        found["counterpoint"].append(wait() - started)
+    try:
+        from lightly.loss import NTXentLoss
+        from lightly.transforms import SimCLRTransform
+        from PIL import Image
+    except ImportError:
+        say("lightly is not installed: no loop to compare training with")
+    else:
+        transform, contrast = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(0.1)
+
+        class Pictures(torch.utils.data.Dataset[Any]):
+            def __len__(self) -> int:
+                return len(pictures)
+
+            def __getitem__(self, index: int) -> Any:
+                return transform(Image.fromarray(pictures[index]))
+
+        workers = max(1, len(os.sched_getaffinity(0)) - 1)
+        loader = torch.utils.data.DataLoader(Pictures(), batch, num_workers=workers, pin_memory=device == "cuda")
+        started = wait()
+        for pair in loader:
+            one, two = (view.to(device, non_blocking=True) for view in pair)
+            update(lambda a=one, b=two: contrast(network(a), network(b)), optimizer)  # type: ignore[misc]
+            found["lightly"].append(wait() - started)
+            started = wait()
+    rows_found = []
+    for name, times in found.items():
+        if times:
+            # All steps but the first count: those of a loader that lags behind come in bursts.
+            rate = batch * (len(times) - 1) / sum(times[1:])
+            rows_found.append({"loop": name, "encoder": encoder, "batch": batch, "images_per_second": rate})
+            say(json.dumps(rows_found[-1]))
+    return rows_found
 
 
 # --------------------------------------------------------------------------------------------------------------- the run

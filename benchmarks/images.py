@@ -133,6 +133,24 @@ def mochi(n: int) -> Case:
     return [query, key], ours, plain
 
 
+def sla(n: int) -> Case:
+    """Make n pictures with four copies each and 100 classes, with self-distillation."""
+    g = torch.Generator().manual_seed(0)
+    joint, second = (torch.randn(4 * n, width, generator=g).requires_grad_() for width in (400, 100))
+    label = torch.randint(0, 100, (n,), generator=g)
+
+    def plain() -> Tensor:
+        loss, votes = torch.zeros(()), []
+        for i in range(4):
+            loss = loss + F.cross_entropy(joint[i::4], label * 4 + i) / 4
+            votes.append(joint[i::4, i::4])
+        target = F.softmax(torch.stack(votes).mean(0), dim=1).detach()
+        own = second[::4]
+        return loss + F.cross_entropy(own, label) + F.kl_div(F.log_softmax(own, 1), target, reduction="batchmean")
+
+    return [joint, second], lambda: fn.sla_loss(joint, label, 4, second), plain
+
+
 SIZES = (256, 1024, 4096)
 CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
     "dcl": (dcl, SIZES),
@@ -141,6 +159,7 @@ CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
     "hard-contrastive": (hard, (256, 1024, 2048)),
     "adainf": (by_index, SIZES),
     "mochi": (mochi, (64, 256, 512)),
+    "sla": (sla, (128, 1024)),
 }
 
 if __name__ == "__main__":

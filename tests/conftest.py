@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from counterpoint import catalog
 from counterpoint.files import patient_threads
 
 patient_threads()  # before any test module imports torch
@@ -17,6 +20,19 @@ patient_threads()  # before any test module imports torch
 if not Path("/proc/driver/nvidia").exists():
     # Without a GPU, Triton's interpreter runs the kernels. It must know so before anything imports Triton.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A new process takes seconds for its imports. A test's processes are copies of one server, which makes the imports once.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch.distributed",
+        "timm",
+        "sklearn.linear_model",
+        "sklearn.cluster",
+        "counterpoint.training",
+        "counterpoint.report.run",
+        *sorted({row.module.partition(":")[0] for row in catalog.entries().values() if row.built}),
+    ]
+)
 
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
     "train": {
@@ -94,6 +110,21 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec = "arcade?train=16&test=4"
         run = training.train("macil-sd", config, data=spec, out=folder / "runs", name="clips", say=lambda _: None)
     return run.path
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Leave the drawings out of the pages, but for their text alternatives.
+
+    Matplotlib takes longer for them than a test takes to train. A test of a system's smoke run, or of pages, draws them.
+    """
+    from markupsafe import Markup
+
+    from counterpoint.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "svg", lambda figure, alt: Markup('<svg role="img" aria-label="{}"></svg>').format(alt))
+        yield
 
 
 @pytest.fixture

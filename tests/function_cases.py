@@ -95,6 +95,12 @@ def m3co(n: int, draw: Callable[..., Tensor]) -> list[Any]:
     return [*pair(n, draw), torch.arange(n).roll(1), draw(3, n).sigmoid()]
 
 
+def hydra_weights(draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    shapes = {"bn1_weight": (4,), "bn1_bias": (4,), "fc1_weight": (5, 4), "fc1_bias": (5,), "bn2_weight": (5,),
+              "bn2_bias": (5,), "fc2_weight": (DIM, 5), "fc2_bias": (DIM,), "label_embedding": (3, 4)}  # fmt: skip
+    return {name: draw(number, *shape) for number, (name, shape) in enumerate(shapes.items())}
+
+
 def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> list[Tensor]:
     a = draw(seed, n, DIM)
     return [a + 0.5 * draw(seed + 1 + number, n, DIM) for number in range(many)]
@@ -259,6 +265,20 @@ CASES: dict[str, Case] = {
     HARD + "penalty_distribution": Case(lambda n, d: [d(1, n, 40).tanh(), 0.05], (0,), (0, None), permutes=False),
     HARD + "simple_contrastive": Case(lambda n, d: [d(0, n).tanh(), d(1, n, 40).tanh()], (0, 1), (0, 0)),
     IMAGES + "isogclr:isogclr_step": Case(iso, (2,), (None, 0, 0), permutes=False),
+    IMAGES + "hydra:gated_pair_infonce": Case(
+        lambda n, d: [*pair(n, d), labels(n), (labels(n) + 1) % 3, d(3, n, DIM).sigmoid(), 0.2],
+        (0, 1, 4),
+        (0, 0, 0, 0, 0, None),
+    ),
+    IMAGES + "hydra:pair_gate": Case(
+        lambda n, d: [labels(n), (labels(n) + 1) % 3, hydra_weights(d)], (), (0, 0, None), permutes=False
+    ),
+    # With one transformation; test_sla.py has more.
+    IMAGES + "sla:aggregate": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:single": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:sla_loss": Case(
+        lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
+    ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
     CORE + "memory:nearest_clusters": Case(
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
@@ -308,6 +328,9 @@ OTHERS = {
     "mae:unpatchify": "moves values, whatever their type",
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
+    "hydra:draw_partners": "draws",
+    "sla:expand": "moves images",
+    "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "class_logits:sampled_classes": "whole numbers",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from counterpoint import catalog
+from counterpoint.core.precision import fast_bf16
 from function_cases import CASES, OTHERS, Case
 
 warnings.filterwarnings("ignore", message="CCA of .* rows")
@@ -93,7 +94,9 @@ def compare(place: str, n: int, dtype: torch.dtype, autocast: torch.dtype | None
         close(ours, theirs, max(4e-5, 2 * torch.finfo(ours.dtype).eps))
     for ours, theirs in zip(slopes, true, strict=True):
         assert ours.dtype is dtype or ours.ndim == 0
-        close(ours, theirs, max(2e-4, 2 * torch.finfo(ours.dtype).eps))
+        # Where the CPU has bf16 instructions, autocast to bf16 rounds the factors of the gradients to 8 bits.
+        rounded = 8e-3 if autocast is torch.bfloat16 and CASES[place].kernel and fast_bf16() else 2e-4
+        close(ours, theirs, max(rounded, 2 * torch.finfo(ours.dtype).eps))
 
 
 def close(ours: Tensor, theirs: Tensor, share: float) -> None:
@@ -235,7 +238,17 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         for x, axis in zip(args, [*case.batch, *[None] * (len(args) - len(case.batch))], strict=True)
     ]
     # A batch without a masked token counts 0; what returns a row for each row returns none.
-    rowwise = (":mlm_distill", ":mix", ":mixed_targets", ":weighted_mean", ":realign", ":realigned", ":gradient_cosine")
+    rowwise = (
+        ":aggregate",
+        ":single",
+        ":mlm_distill",
+        ":mix",
+        ":mixed_targets",
+        ":weighted_mean",
+        ":realign",
+        ":realigned",
+        ":gradient_cosine",
+    )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):
             function(*cut)

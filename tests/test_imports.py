@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ def modules(source: Path) -> dict[str, Path]:
     }
 
 
+@cache
 def imports(source: Path = SOURCE) -> list[Import]:
     """List every import of a module of the package by another one."""
     known = modules(source)

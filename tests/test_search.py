@@ -14,6 +14,8 @@ from counterpoint import cli, search, training
 from counterpoint.data import load
 from counterpoint.errors import CounterpointError, DataError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = "glyphs?train=96&test=40&size=32&styles=codicon"
 TRAIN = [
     "--epochs",

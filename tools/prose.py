@@ -106,9 +106,9 @@ def texts(path: Path) -> Iterator[Text]:
             for part in node.exc.args[:1]:
                 if said := _said(part):
                     yield Text(path, part.lineno, "message", said)
-    comment, first = [], 0
+    lines, comment, first = source.splitlines(), [], 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        alone = token.type == tokenize.COMMENT and not source.splitlines()[token.start[0] - 1][: token.start[1]].strip()
+        alone = token.type == tokenize.COMMENT and not lines[token.start[0] - 1][: token.start[1]].strip()
         if token.type == tokenize.COMMENT and not alone:
             yield Text(path, token.start[0], "comment", token.string.lstrip("# "))
         elif alone:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from pathlib import Path
 
@@ -240,7 +239,6 @@ def work(rank, folder):
 
 
 def test_processes_together_have_the_axes_and_the_gradients_of_one(tmp_path):
-    multiprocessing.set_forkserver_preload(["counterpoint.core.cca"])
     mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
     loss, *gradients, u = run()
     for rank in range(len(COUNTS)):

@@ -141,7 +141,7 @@ def _process(rank, size, folder):
 
 def test_processes_together_have_the_loss_and_the_gradients_of_one(tmp_path):
     size = 3
-    mp.spawn(_process, (size, str(tmp_path)), nprocs=size)
+    mp.start_processes(_process, (size, str(tmp_path)), nprocs=size, start_method="forkserver")
     whole = WHOLE.clone().requires_grad_()
     loss = _loss(whole)
     loss.backward()

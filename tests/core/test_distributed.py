@@ -98,4 +98,4 @@ def test_several_processes_equal_one(counts):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (counts, port), nprocs=len(counts))
+    mp.start_processes(work, (counts, port), nprocs=len(counts), start_method="forkserver")

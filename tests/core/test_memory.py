@@ -199,7 +199,8 @@ def _process(rank, size, folder):
 
 
 def test_all_processes_hold_the_memory_of_one(tmp_path):
-    mp.spawn(_process, (3, str(tmp_path)), nprocs=3)  # shares of 3, 3 and 1
+    # Shares of 3, 3 and 1.
+    mp.start_processes(_process, (3, str(tmp_path)), nprocs=3, start_method="forkserver")
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), _write(slice(None)))
 

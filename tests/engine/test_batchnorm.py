@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,6 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_processes_with_uneven_shares_equal_one_process(tmp_path: Path) -> None:
-    multiprocessing.set_forkserver_preload(["counterpoint.engine.batchnorm", "timm.layers"])
     mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
     net = network()

@@ -16,6 +16,8 @@ from counterpoint.errors import RunError
 from counterpoint.experiment import Experiment
 from counterpoint.report.run import reproduce
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = ["--data", "digits", "--epochs", "1", "--encoder", "mlp-s", "--hidden", "16", "--batch-size", "512"]
 
 

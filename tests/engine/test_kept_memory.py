@@ -13,7 +13,7 @@ from counterpoint.engine import memory
 
 # What glibc itself says it holds: page faults would depend on the machine's kernel.
 CODE = """
-import ctypes, sys
+import ctypes
 import torch
 from counterpoint.engine.memory import keep_freed_memory
 class Info(ctypes.Structure):
@@ -21,22 +21,26 @@ class Info(ctypes.Structure):
                 "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
 library = ctypes.CDLL(None)
 library.mallinfo2.restype = Info
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-before = library.mallinfo2()
-parts = [torch.ones(10_000_000) for _ in range(4)]
-during = library.mallinfo2()
-del parts
-after = library.mallinfo2()
-print(during.hblks - before.hblks, after.fordblks - before.fordblks)
+def show():
+    before = library.mallinfo2()
+    parts = [torch.ones(10_000_000) for _ in range(4)]
+    during = library.mallinfo2()
+    del parts
+    after = library.mallinfo2()
+    print(during.hblks - before.hblks, after.fordblks - before.fordblks)
+show()
+assert keep_freed_memory()
+show()
 """
 
 
-def held(how: str) -> tuple[int, int]:
-    """Count the blocks that four tensors of 40 MB have mapped, and the heap's free bytes after their deletion."""
-    done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True)
-    mapped, free = done.stdout.split()
-    return int(mapped), int(free)
+def held() -> list[tuple[int, int]]:
+    """Count the blocks that four tensors of 40 MB have mapped, and the heap's free bytes after their deletion.
+
+    Return both for a plain process, and for the same process once it keeps freed memory.
+    """
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    return [(int(mapped), int(free)) for mapped, free in (line.split() for line in done.stdout.splitlines())]
 
 
 def test_freed_memory_stays_in_the_process():
@@ -45,10 +49,9 @@ def test_freed_memory_stays_in_the_process():
         return
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("glibc before 2.33 does not say what it holds")
-    mapped, free = held("plain")
-    assert mapped == 4
-    assert free < 40_000_000
-    mapped, free = held("keep")
+    (mapped_before, free_before), (mapped, free) = held()
+    assert mapped_before == 4
+    assert free_before < 40_000_000
     assert mapped == 0
     assert free >= 150_000_000
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from toy import never_otherwise
 
+from counterpoint.engine.fit import fit
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
+from counterpoint.engine.services import Callback
 from counterpoint.experiment import Experiment
+from launch import exit_code
 
 DIGITS = "digits?size=16&train=40&held_out=0.02"
 SMALL = {"encoder": "conv-s", "batch_size": 10, "evaluate_every": 1, "bank": 40, "warmup_epochs": 0}
@@ -36,7 +38,7 @@ KINDS = {
     "moco-v2+isogclr": (DIGITS, VIEWS | {"queue": 20}),
     "byol": (DIGITS, VIEWS | {"schedule": "step"}),
     "mean-teacher": (DIGITS, SMALL | {"epochs": 2, "labels_per_class": 2, "labelled_batch": 4}),
-    "albef": ("digit-pairs?train=14", ALBEF),
+    "albef": ("digit-captions?train=14&valid=0.02", ALBEF),
 }
 
 
@@ -98,43 +100,28 @@ def test_a_student_of_a_run_resumes_exactly(tmp_path):
     never_otherwise(make, tmp_path, points(make))
 
 
-# Trains or resumes in a process of its own, which is killed from within: as hard as `kill -9` is.
-CHILD = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from test_kinds import made
-from counterpoint.engine.fit import fit
-from counterpoint.engine.options import Loop
-from counterpoint.engine.run import Run
-from counterpoint.engine.services import Callback
+class KillProcess(Callback):
+    """Kills the process from within in step `at`, as hard as `kill -9` does."""
 
-class Kill(Callback):
-    def on_start(self, learner, task):
-        self.learner = learner
+    def __init__(self, at: int) -> None:
+        self.at = at
 
     def on_step(self, learner, batch, losses):
-        if learner.position.all_steps == int(sys.argv[2]):
+        if learner.position.all_steps == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-folder = Path(sys.argv[1])
-run = Run.open(folder) if folder.exists() else Run.create(folder.parent, {{"slug": "simclr"}}, folder.name)
-learner, task = made("moco-v2+mcl")()
-fit(learner, task, run=run, loop=Loop(checkpoint_minutes=0), bar=False, callbacks=[Kill()])
-"""
+
+def child(folder: Path, at: int) -> None:
+    """Train, or resume what is there."""
+    run = Run.open(folder) if folder.exists() else Run.create(folder.parent, {"slug": "simclr"}, folder.name)
+    learner, task = made("moco-v2+mcl")()
+    fit(learner, task, run=run, loop=Loop(checkpoint_minutes=0), bar=False, callbacks=[KillProcess(at)])
 
 
 def test_a_killed_run_resumes_exactly(tmp_path):
-    code = CHILD.format(here=str(Path(__file__).parent))
-
-    def child(name: str, at: int) -> int:
-        words = [sys.executable, "-c", code, str(tmp_path / name), str(at)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(words, capture_output=True, timeout=120, env=environment).returncode
-
-    assert child("whole", -1) == 0
-    assert child("broken", 9) == -signal.SIGKILL  # in the second stage
-    assert child("broken", -1) == 0
+    assert exit_code(child, tmp_path / "whole", -1) == 0
+    assert exit_code(child, tmp_path / "broken", 9) == -signal.SIGKILL  # in the second stage
+    assert exit_code(child, tmp_path / "broken", -1) == 0
     whole, broken = Run.open(tmp_path / "whole"), Run.open(tmp_path / "broken")
     assert whole.metrics() == broken.metrics()
     theirs = whole.load_weights()

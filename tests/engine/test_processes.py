@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -154,7 +153,6 @@ def both(tmp_path_factory):
     torch.set_num_threads(1)
     one, folder = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     whole = everything(one)
-    multiprocessing.set_forkserver_preload(["counterpoint.engine.fit", "counterpoint.experiment"])
     mp.start_processes(_process, (2, str(folder)), nprocs=2, start_method="forkserver")
     parts = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     torch.set_num_threads(before)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from counterpoint import training
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import Interrupted, RunError
 from counterpoint.systems.alignment.macil_sd import MacilSD
+from launch import exit_code
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 DATA = "async-bags?train=40&test=10"
 STEPS = 3 * 5  # epochs x batches
@@ -27,48 +28,29 @@ def config():
     return replace(base, epochs=3, batch_size=9, contrast_delay=0, contrast_step=0.2, cosine_epochs=3)
 
 
-# Trains or resumes in a process of its own, and kills it from within at a given step: as hard as `kill -9` is.
-CHILD = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from test_resume import DATA, config
-from counterpoint import training
-from counterpoint.engine.options import Loop
-from counterpoint.systems.alignment.macil_sd import MacilSD
-
-folder, kill_at, minutes = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-count, loss = 0, MacilSD.loss
-
-def counted(self, batch):
-    global count
-    if count == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    count += 1
-    return loss(self, batch)
-
-MacilSD.loss = counted
-if folder.exists():
-    training.resume(folder, loop=Loop(checkpoint_minutes=minutes))
-else:
-    loop = Loop(checkpoint_minutes=minutes)
-    training.train("macil-sd", config(), data=DATA, seed=5, out=folder.parent, name=folder.name, loop=loop)
-"""
-
-
 def child(folder, kill_at, minutes):
-    code = CHILD.format(here=str(Path(__file__).parent))
-    arguments = [sys.executable, "-c", code, str(folder), str(kill_at), str(minutes)]
-    return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    """Train or resume, and kill the process from within at a given step: as hard as `kill -9` does."""
+    count, loss = 0, MacilSD.loss
+
+    def counted(self, batch):
+        nonlocal count
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        return loss(self, batch)
+
+    MacilSD.loss = counted
+    loop = Loop(checkpoint_minutes=minutes)
+    if folder.exists():
+        training.resume(folder, loop=loop)
+    else:
+        training.train("macil-sd", config(), data=DATA, seed=5, out=folder.parent, name=folder.name, loop=loop)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    result = child(folder, -1, 10)
-    assert result.returncode == 0, result.stderr
+    assert exit_code(child, folder, -1, 10.0) == 0
     return Run.open(folder)
 
 
@@ -86,13 +68,11 @@ def test_killed_at_several_steps_and_resumed_it_ends_the_same(whole, tmp_path):
     folder = tmp_path / "run"
     # In the first epoch, before anything was saved; then two steps into the second; then at its last step.
     for kill_at, minutes in ((3, 10.0), (7, 0.0), (2, 0.0)):
-        result = child(folder, kill_at, minutes)
-        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert exit_code(child, folder, kill_at, minutes) == -signal.SIGKILL
         assert not Run.open(folder).complete
         with pytest.raises(RunError, match=r"counterpoint train --resume|train it first"):
             Run.open(folder).load_weights()
-    result = child(folder, -1, 10.0)
-    assert result.returncode == 0, result.stderr
+    assert exit_code(child, folder, -1, 10.0) == 0
     same(Run.open(folder), whole)
     assert (folder / "report.html").is_file()
     with pytest.raises(RunError, match="is complete"):

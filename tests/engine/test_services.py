@@ -24,17 +24,21 @@ from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.systems.classics.simclr import SimCLR
 from counterpoint.tasks.online import OnlineKnn, OnlineProbe
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+DATA = "digits?size=8&train=320"  # 10 steps an epoch
+
 
 def config(**changes: Any) -> Any:
     base = training.default_config("simclr", "digits")
-    return replace(base, encoder="mlp-s", epochs=3, batch_size=128, evaluate_every=1, **changes)
+    return replace(base, encoder="mlp-s", epochs=3, batch_size=32, evaluate_every=1, **changes)
 
 
 def train(folder: Any, name: str, *, loop: Loop | None = None, **more: Any) -> Run:
     return training.train(
         "simclr",
         config(),
-        data="digits",
+        data=DATA,
         out=folder,
         name=name,
         loop=loop or Loop(),
@@ -42,6 +46,12 @@ def train(folder: Any, name: str, *, loop: Loop | None = None, **more: Any) -> R
         bar=False,
         **more,
     )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, undrawn: None) -> Run:
+    """Train a run without options."""
+    return train(tmp_path_factory.mktemp("plain"), "plain")
 
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -71,9 +81,10 @@ def same(run: Run, other: Run) -> None:
     [Loop(precision="bf16"), Loop(precision="16"), Loop(ema=0.9), Loop(patience=1)],
     ids=["bf16", "16", "ema", "patience"],
 )
-def test_a_run_with_this_option_resumes_bit_for_bit(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+def test_a_run_with_this_option_resumes_bit_for_bit(
+    plain: Run, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, loop: Loop
+) -> None:
     whole = train(tmp_path, "whole", loop=loop)
-    plain = train(tmp_path, "plain")
     if not loop.patience:
         assert any(not torch.equal(v, plain.load_weights()[n]) for n, v in whole.load_weights().items())
     with monkeypatch.context() as patch:
@@ -247,7 +258,7 @@ def test_early_stopping_keeps_the_best_weights_and_measures_test_once(
 
     monkeypatch.setattr(fit, "measure", measured)
     run = training.train(
-        "simclr", replace(config(), epochs=5), data="digits", out=tmp_path, name="run", loop=Loop(patience=2),
+        "simclr", replace(config(), epochs=5), data=DATA, out=tmp_path, name="run", loop=Loop(patience=2),
         say=lambda _: None, bar=False,
     )  # fmt: skip
     assert splits == ["valid"] * 4 + ["test"]
@@ -289,9 +300,8 @@ def test_callbacks_are_called_in_order_and_add_to_the_row(tmp_path: Any) -> None
 
 
 def test_online_measures_learn_resume_and_leave_the_learner_alone(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    plain: Run, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = train(tmp_path, "plain")
     whole = train(tmp_path, "whole", callbacks=[OnlineProbe(lr=0.01), OnlineKnn(k=5)])
     for name, value in plain.load_weights().items():
         assert torch.equal(value, whole.load_weights()[name]), name
@@ -378,9 +388,8 @@ def test_tensorboard_has_the_figures_of_metrics_csv(tmp_path: Any) -> None:
 # --- compilation
 
 
-def test_a_compiled_run_learns_what_another_learns(tmp_path: Any) -> None:
+def test_a_compiled_run_learns_what_another_learns(plain: Run, tmp_path: Any) -> None:
     run = train(tmp_path, "run", loop=Loop(compile=True, accumulate=1))
-    plain = train(tmp_path, "plain")
     assert run.metrics()[0]["train/loss"] == pytest.approx(plain.metrics()[0]["train/loss"], rel=1e-3)
     assert run.load_weights().keys() == plain.load_weights().keys()
 
@@ -417,7 +426,7 @@ def test_a_learner_that_collapses_is_warned_about_once(tmp_path: Any, monkeypatc
 
     monkeypatch.setattr(SimCLR, "predict", alike)
     run = training.train(
-        "simclr", config(), data="digits", out=tmp_path, name="run", say=said.append, bar=False
+        "simclr", config(), data=DATA, out=tmp_path, name="run", say=said.append, bar=False
     )  # fmt: skip
     assert sum("collapsing" in text for text in said) == 1
     assert run.metrics()[-1]["watch/rank"] == 1.0
@@ -425,10 +434,10 @@ def test_a_learner_that_collapses_is_warned_about_once(tmp_path: Any, monkeypatc
 
 @pytest.mark.parametrize("slug", ["simclr", "mae"])
 def test_a_learner_that_does_not_collapse_is_not_warned_about(tmp_path: Any, slug: str) -> None:
-    encoder = {"simclr": "mlp-s", "mae": "vit-s"}[slug]
-    settings = replace(training.default_config(slug, "digits"), epochs=1, batch_size=256, encoder=encoder)
+    small = {"simclr": {"encoder": "mlp-s"}, "mae": {"encoder": "vit-s", "decoder_width": 24, "decoder_depth": 1}}[slug]
+    settings = replace(training.default_config(slug, "digits"), epochs=1, batch_size=32, **small)
     said: list[str] = []
-    run = training.train(slug, settings, data="digits", out=tmp_path, name="run", say=said.append, bar=False)
+    run = training.train(slug, settings, data=DATA, out=tmp_path, name="run", say=said.append, bar=False)
     assert not any("collapsing" in text for text in said)
     assert run.metrics()[-1]["watch/rank"] > 1.5
 

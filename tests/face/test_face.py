@@ -16,6 +16,8 @@ from counterpoint.engine.services import Callback
 from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
 from counterpoint.lab.claims import records
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = {"epochs": 1, "batch_size": 16, "encoder": "conv-s", "quiet": True}
 
 

@@ -80,15 +80,15 @@ def test_an_effect_within_its_margin_is_not_said_to_hold(tmp_path):
 REAL = """
 sentence = "Training with labels retrieves digits of a class better than training with shuffled labels."
 kind = "outcome"
-data = "digits?size=8&train=300"
+data = "digits?size=8&train=200"
 [setting]
 encoder = "mlp-s"
 recipe = "digits-plain"
 hidden = 32
 projection = 16
-batch_size = 100
-epochs = 10
-evaluate_every = 10
+batch_size = 50
+epochs = 6
+evaluate_every = 6
 lr = 0.2
 warmup_epochs = 0
 [arms.shuffled]

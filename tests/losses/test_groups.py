@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,6 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("groups")
-    multiprocessing.set_forkserver_preload(["test_losses"])
     mp.start_processes(work, (str(folder),), nprocs=len(COUNTS), start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(COUNTS))]
 

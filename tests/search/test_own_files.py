@@ -15,6 +15,8 @@ from counterpoint.report.search import write_search_report
 from counterpoint.search import Encoder, shown, writing
 from counterpoint.search.stored import read_embeddings
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 pytest.importorskip("pyarrow")
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 200)}

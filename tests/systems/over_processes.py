@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,10 +46,8 @@ def _work(rank: int, folder: str, losses: Losses, draw: Draw, counts: Sequence[i
     dist.destroy_process_group()
 
 
-def check(losses: Losses, draw: Draw, counts: Sequence[int], folder: Path, preload: str) -> None:
+def check(losses: Losses, draw: Draw, counts: Sequence[int], folder: Path) -> None:
     """Fail unless processes with so many rows each have the losses of one process, and gradients whose mean is its."""
-    # What takes long in a new process is its imports: here one makes them for all.
-    multiprocessing.set_forkserver_preload([preload])
     mp.start_processes(_work, (str(folder), losses, draw, counts), nprocs=len(counts), start_method="forkserver")
     results = [torch.load(folder / f"{rank}.pt") for rank in range(len(counts))]
     for name in losses():

@@ -332,7 +332,10 @@ def test_compositions_that_do_not_fit_raise_an_error() -> None:
     ],
 )
 def test_with_composes_systems_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -> None:
-    assert cli.main(["train", *words, "--data", "digits?size=8", *SMALL, "--out", str(tmp_path), "--name", "r"]) == 0
+    assert (
+        cli.main(["train", *words, "--data", "digits?size=8&train=320", *SMALL, "--out", str(tmp_path), "--name", "r"])
+        == 0
+    )
     run = Run.open(tmp_path / "r")
     assert run.slug == slug
     assert training.evaluate(run.path)["knn_accuracy"] == pytest.approx(run.metrics()[-1]["test/knn_accuracy"])
@@ -346,7 +349,7 @@ def test_clip_with_an_addition_trains(addition: str, tmp_path: Path) -> None:
         "--with",
         addition,
         "--data",
-        "digit-captions",
+        "digit-captions?train=128",
         "--epochs",
         "1",
         "--batch-size",
@@ -371,19 +374,15 @@ def test_an_owned_queue_knows_whose_its_keys_are() -> None:
         queue.write(torch.eye(2))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("slug", ["isogclr", "mcl", "mochi", "simclr+hallucinator"])
-@pytest.mark.parametrize("at", [3, 5])
-def test_interrupted_and_resumed_it_ends_the_same(
-    slug: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_resumed_it_ends_the_same(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"encoder": "mlp-s", "recipe": "digits-plain", "batch_size": 40, "hidden": 8, "projection": 8, "epochs": 2}
     small |= {"queue": 80, "mochi.mixing_from": 0} if slug == "mochi" else {}
     small |= {"mcl.stages": 1, "mcl.clusters": 2} if slug == "mcl" else {}
     config = catalog.load_system(slug).config(**small)
     quiet = {"data": "digits?size=8&train=120", "out": tmp_path, "say": lambda _: None}
-    whole = training.train(slug, config, name="whole", **quiet)
-
-    steps = 0
+    one = training.train(slug, config, name="whole", **quiet).load_weights()
 
     def stop(self: Learner) -> None:
         nonlocal steps
@@ -391,15 +390,16 @@ def test_interrupted_and_resumed_it_ends_the_same(
         if steps == at:
             raise RuntimeError("the lights go out")
 
-    with monkeypatch.context() as m:
-        m.setattr(Learner, "end_step", stop)
-        with pytest.raises(RuntimeError, match="lights"):
-            training.train(slug, config, name="halves", loop=Loop(checkpoint_minutes=0.0), **quiet)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    one, two = whole.load_weights(), halves.load_weights()
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=name)
+    for at in (3, 5):
+        steps, run = 0, tmp_path / f"stopped-{at}"
+        with monkeypatch.context() as m:
+            m.setattr(Learner, "end_step", stop)
+            with pytest.raises(RuntimeError, match="lights"):
+                training.train(slug, config, name=run.name, loop=Loop(checkpoint_minutes=0.0), **quiet)
+        two = training.resume(run, say=lambda _: None).load_weights()
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=f"{name}, stopped in step {at}")
 
 
 def _never(compared: Compared) -> Losses:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -96,8 +94,6 @@ def work(rank, folder):
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
     from counterpoint import functional as fn
 
-    # What takes long in a new process is its imports: here one makes them for all.
-    multiprocessing.set_forkserver_preload(["counterpoint.systems.alignment.symile"])
     mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
     for name in losses():

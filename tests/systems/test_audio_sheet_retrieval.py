@@ -389,7 +389,7 @@ def losses():
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    over_processes.check(losses, draw, COUNTS, tmp_path, room.__name__)
+    over_processes.check(losses, draw, COUNTS, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -374,7 +373,6 @@ def work(rank, folder):
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    multiprocessing.set_forkserver_preload(["counterpoint.systems.images.cacr"])
     mp.start_processes(work, (str(tmp_path),), nprocs=len(COUNTS), start_method="forkserver")
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(COUNTS))]
     for name, f in losses().items():

@@ -314,7 +314,7 @@ def _process(rank, size, folder):
 
 
 def test_crd_over_processes_is_that_of_one(tmp_path):
-    mp.spawn(_process, (2, str(tmp_path)), nprocs=2)
+    mp.start_processes(_process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     out, gradients = _crd_step(slice(None))
     for rank in range(2):
         found, own = torch.load(tmp_path / f"{rank}.pt")

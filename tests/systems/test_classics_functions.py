@@ -368,7 +368,7 @@ def _process(rank, size, folder, rows):
 @pytest.mark.parametrize("rows", [7, 2])  # uneven shares, and one process without any
 def test_processes_together_have_the_loss_and_the_gradients_of_one(tmp_path, rows):
     size = 3
-    mp.spawn(_process, (size, str(tmp_path), rows), nprocs=size)
+    mp.start_processes(_process, (size, str(tmp_path), rows), nprocs=size, start_method="forkserver")
     for rank in range(size):
         for name, (loss, gradients, center) in torch.load(tmp_path / f"{rank}.pt").items():
             whole, whole_gradients, whole_center = _run(name, rows)

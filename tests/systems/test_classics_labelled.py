@@ -33,10 +33,10 @@ from counterpoint.systems.classics.triplet import Triplet, TripletConfig, triple
 from counterpoint.tasks.labelled import LabelledTask
 from counterpoint.tasks.taught import TaughtLearner, layer, look, recorded
 
-DATA = "digits?size=16"
+DATA = "digits?size=16&train=320"
 FACTS = {"size": 16, "channels": 3, "classes": 10, "class_names": list("0123456789"), "examples": 50}
 FACTS["teacher_encoder"] = "conv-s"
-SMALL = {"epochs": 1, "batch_size": 256, "encoder": "conv-s", "evaluate_every": 1}
+SMALL = {"epochs": 1, "batch_size": 64, "encoder": "conv-s", "evaluate_every": 1}
 TAUGHT = SMALL | {"teacher_encoder": "conv-s", "teacher_epochs": 1}
 SETTINGS = {  # what makes a run of each take seconds
     "kd": TAUGHT,
@@ -46,7 +46,7 @@ SETTINGS = {  # what makes a run of each take seconds
     "attention-transfer": TAUGHT | {"teacher_layers": ("stem", "layer1", "layer2")},
     "mean-teacher": SMALL | {"labels_per_class": 10, "labelled_batch": 16},
     "supcon": SMALL | {"bank": 400},
-    "triplet": SMALL | {"batch_size": 120, "bank": 400},
+    "triplet": SMALL | {"batch_size": 60, "bank": 400},
 }
 DISTILLED = [slug for slug, settings in SETTINGS.items() if "teacher_epochs" in settings]
 
@@ -163,7 +163,7 @@ def test_the_teacher_learns_first_and_then_stands_still():
             super().end_epoch(epoch)
             seen.append({name: copied(module) for name, module in self.named_children()})
 
-    begun = Watched(config_of("crd"), SimpleNamespace(**FACTS | {"examples": 1295}), 0)
+    begun = Watched(config_of("crd"), SimpleNamespace(**FACTS | {"examples": 320}), 0)
     start = {name: copied(module) for name, module in begun.named_children()}
     learner, rows = fitted("crd", Watched, epochs=2, teacher_epochs=2)
     assert len(seen) == len(rows) == 4
@@ -215,6 +215,7 @@ def test_gradients_reach_the_student_only():
         assert not reached() & of_teacher, slug
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_a_labelled_system_teaches(runs, tmp_path):
     taught: list[dict[str, torch.Tensor]] = []
 
@@ -258,6 +259,7 @@ def test_runs_that_cannot_teach_raise_an_error(runs, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- resumption
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stopped_in_either_stage_it_ends_the_same(tmp_path, monkeypatch):
     config = config_of("crd", epochs=2, teacher_epochs=2)
     options = {"data": DATA, "out": tmp_path, "seed": 5}
@@ -290,6 +292,7 @@ def test_stopped_in_either_stage_it_ends_the_same(tmp_path, monkeypatch):
     assert same(mine, theirs)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_needs_its_teacher_and_a_finished_one_does_not(runs, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher"
     shutil.copytree(runs / "rkd", teacher)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -375,8 +374,6 @@ def _process(rank: int, size: int, folder: str) -> None:
 
 
 def test_processes_together_take_the_step_of_one(tmp_path):
-    # What takes long in a new process is its imports: here one makes them for all.
-    multiprocessing.set_forkserver_preload(["counterpoint.systems.alignment.gradient_harmonization"])
     mp.start_processes(_process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for number_, (losses, gradients, counts) in enumerate(_step(slice(None))):

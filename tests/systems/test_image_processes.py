@@ -75,4 +75,4 @@ def losses():
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
-    over_processes.check(losses, draw, COUNTS, tmp_path, "counterpoint.systems.images.mochi")
+    over_processes.check(losses, draw, COUNTS, tmp_path)

@@ -15,6 +15,8 @@ from counterpoint import cli
 from counterpoint.errors import CounterpointError
 from counterpoint.use import export as room
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PICTURES = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), np.uint8)
 ONNX = all(importlib.util.find_spec(name) for name in room.NEEDS)
 needs_onnx = pytest.mark.skipif(not ONNX, reason="needs the extra export: pip install 'counterpoint[export]'")
@@ -31,7 +33,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def aligned(tmp_path_factory):
+def aligned(tmp_path_factory, undrawn):
     rng = np.random.default_rng(1)
     data = {
         "image": PICTURES,
@@ -44,17 +46,23 @@ def aligned(tmp_path_factory):
     return cp.train("clip", data=own, out=tmp_path_factory.mktemp("aligned"), name="one", **small)
 
 
-def computed(path, inputs):
-    """Compute the outputs of a file without this package's own way of reading it."""
+def program(path):
+    """Return the function of a file, from tensors to an array. It is read without this package's own way."""
     if path.suffix == ".pt2":
-        with torch.no_grad():
-            return torch.export.load(path).module()(*inputs).numpy()
+        module = torch.export.load(path).module()
+
+        def computed(*inputs):
+            with torch.no_grad():
+                return module(*inputs).numpy()
+
+        return computed
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path))
-    return session.run(
-        None, {one.name: value.numpy() for one, value in zip(session.get_inputs(), inputs, strict=True)}
-    )[0]
+    names = [one.name for one in session.get_inputs()]
+    return lambda *inputs: session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[
+        0
+    ]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -64,16 +72,16 @@ def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(a
     assert [one.path.name for one in made] == [f"clip.{m}.{ENDING[format]}" for m in ("image", "text", "audio", "imu")]
     facts = json.loads((tmp_path / "clip.json").read_text(encoding="utf-8"))
     assert facts["modalities"]["audio"] == {"kind": "audio", "rate": 2000, "samples": 2000, "inputs": ["wave"]}
-    by_name = {one.modality: one for one in made}
+    computed = {one.modality: program(one.path) for one in made}
     for count in (1, 2, 7):
         pixels = torch.from_numpy(PICTURES[:count]).permute(0, 3, 1, 2)
-        found = computed(by_name["image"].path, (pixels,))
+        found = computed["image"](pixels)
         np.testing.assert_allclose(found, aligned.encode(images=PICTURES[:count]), atol=1e-5)
         vectors = np.random.default_rng(count).normal(size=(count, 5)).astype(np.float32)
-        found = computed(by_name["imu"].path, (torch.from_numpy(vectors),))
+        found = computed["imu"](torch.from_numpy(vectors))
         np.testing.assert_allclose(found, aligned.encode(vectors=vectors), atol=1e-5)
         waves = np.random.default_rng(count).uniform(-1, 1, (count, 2000)).astype(np.float32)
-        found = computed(by_name["audio"].path, (torch.from_numpy(waves),))
+        found = computed["audio"](torch.from_numpy(waves))
         np.testing.assert_allclose(found, aligned.encode(sounds=list(waves)), atol=1e-5)
     import tokenizers
 
@@ -83,7 +91,7 @@ def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(a
     tokenizer.enable_padding()
     coded = tokenizer.encode_batch(texts)
     inputs = torch.tensor([c.ids for c in coded]), torch.tensor([c.attention_mask for c in coded], dtype=torch.bool)
-    np.testing.assert_allclose(computed(by_name["text"].path, inputs), aligned.encode(texts=texts), atol=1e-5)
+    np.testing.assert_allclose(computed["text"](*inputs), aligned.encode(texts=texts), atol=1e-5)
     assert all(0 <= one.difference < 1e-4 for one in made)
 
 
@@ -101,7 +109,7 @@ def test_runs_of_pictures_are_exported_whatever_their_network(slug, settings, fo
     run = cp.train(slug, data=data, out=tmp_path, name=slug, **settings)
     (made,) = run.export(tmp_path / f"encoder.{ENDING[format]}")
     assert made.path == tmp_path / f"encoder.{ENDING[format]}"
-    found = computed(made.path, (torch.from_numpy(PICTURES[:4]).permute(0, 3, 1, 2),))
+    found = program(made.path)(torch.from_numpy(PICTURES[:4]).permute(0, 3, 1, 2))
     np.testing.assert_allclose(found, run.encode(images=PICTURES[:4]), atol=1e-5)
 
 

@@ -30,7 +30,8 @@ def _log_mean(u: Tensor, v: Tensor | None, total: int, sharpness: float) -> Tens
     """Log of the mean over pairs i != j of exp(-sharpness |a - b|^2), of rows of length 1 or 0; v None: pairs of u with itself."""
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: no distance, whose gradient at zero is NaN, is ever taken.
     empty = [row_is_zero(x) for x in (u, u if v is None else v)]
-    if traced() or bool(torch.cat(empty).any()) or world()[1] > 1:
+    # On a GPU the processor would wait for the answer: the longer way there costs less.
+    if traced() or u.is_cuda or bool(torch.cat(empty).any()) or world()[1] > 1:
         # A row of zeros lies at the distance 1 from a unit row and 0 from another: its lengths make up for what 2t takes.
         query, key = with_bias(
             scaled(u, 1 / (2 * sharpness)),

@@ -14,7 +14,7 @@ from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Where
-from counterpoint.core.transforms import need_fixed
+from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.core.world import over_group
 
 
@@ -40,9 +40,9 @@ def extreme_snippets(
     time = torch.arange(score.shape[1], device=score.device)
     valid = time < seq_len[:, None]
     need_fixed("extreme_snippets", seq_len=seq_len, count=count)
-    if bool((seq_len < 1).any()) or bool((seq_len > score.shape[1]).any()):
+    if holds((seq_len < 1).any()) or holds((seq_len > score.shape[1]).any()):
         raise ValueError(f"seq_len must lie in 1..{score.shape[1]}, got {seq_len.min().item()}..{seq_len.max().item()}")
-    if bool((count > seq_len).any()):
+    if holds((count > seq_len).any()):
         raise ValueError("count exceeds seq_len: a bag has fewer snippets than its count")
     hidden = -torch.inf if largest else torch.inf
     most = int(count.max()) if len(count) else 0

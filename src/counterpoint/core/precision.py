@@ -1,8 +1,9 @@
 """One rule for the types of what a function is given.
 
     half precision   float16 and bfloat16 tensors are widened to float32; gradients come back in the type of the input
-    autocast         is off within the function: exponentials and sums are float32 or wider, and so are products on a CPU
-    GPU              products of a matrix of similarities are of the half precision of the tensors or of autocast (`products`)
+    autocast         is off within the function: exponentials and sums are float32 or wider
+    products         of a matrix of similarities follow the half precision of the tensors or of autocast (`products`): on a GPU
+                     all of them; on a CPU with bf16 instructions those of the gradients, for bf16. Others are float32 or wider
     mixed types      operands are all of one floating type once widened, otherwise ValueError; 0-dim tensors and numbers follow
     memories         (queues, banks, centres, states) keep their own type and are read in the operands'
     whole numbers    narrow integers (indices, labels, permutations) are widened to int64

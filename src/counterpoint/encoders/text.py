@@ -272,13 +272,15 @@ class TextTransformer(nn.Module):
         x = self.embed(ids) + self.position[: ids.shape[1]]
         # A text without tokens attends to its first padding, so that nothing becomes NaN. Zero it below.
         hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
-        # The shapes of an exported program must not depend on the mask, so it computes padding too.
-        at = torch.arange(mask.numel(), device=ids.device) if exporting() else mask.flatten().nonzero().squeeze(1)
+        # The shapes of an exported program must not depend on the mask, so it computes padding too. So does a GPU, where
+        # the processor would wait for the mask.
+        padded = exporting() or ids.is_cuda
+        at = torch.arange(mask.numel(), device=ids.device) if padded else mask.flatten().nonzero().squeeze(1)
         shape, x = x.shape, x.flatten(0, 1)[at]
         for block in self.blocks:
             x = block(x, at, hidden)
         found = x.new_zeros(shape[0] * shape[1], shape[2]).index_copy(0, at, self.norm(x)).view(shape)
-        return found * mask[..., None] if exporting() else found
+        return found * mask[..., None] if padded else found
 
     def forward(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]

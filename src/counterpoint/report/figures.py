@@ -56,6 +56,11 @@ def svg(figure: Figure, alt: str) -> Markup:
     with warnings.catch_warnings():
         # Text stays text: the browser has the glyphs, and matplotlib only estimates the width.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # `savefig` would draw the whole figure once for its layout and once more for the file.
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(
             out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )

@@ -7,7 +7,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     points   "points" {name: [[x, y], ...]}, "axes" (two labels), "caption"
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
-    matrix   "values" [[...]] (rows: true classes, columns: predicted), "names"
+    matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
@@ -61,6 +61,8 @@ def _table(part: Mapping[str, Any]) -> Markup:
 def _matrix(part: Mapping[str, Any]) -> Markup:
     values = np.asarray(part["values"], float)
     names = [str(name) for name in part["names"]]
+    if "caption" in part:
+        return page.figure(figures.matrix(values, names if len(values) <= LARGEST_MATRIX else []), part["caption"])
     caption = "Rows: true classes. Columns: predicted classes. A row's shades are shares of its items."
     if len(values) > LARGEST_MATRIX:
         return page.join(page.figure(figures.matrix(values, []), caption), _confused(values, names))

@@ -150,9 +150,9 @@ class FusedLearner(AlignedLearner):
 
     def embedded(self, networks: Any, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
         """Compute unit embeddings of every modality by the student's or its copy's networks; zeros where an item lacks it."""
-        present, found = batch.get("present", {}), {}
+        present, whole, found = batch.get("present", {}), batch.get("whole", ()), {}
         for name, values in batch["inputs"].items():
-            rows = there(present.get(name))
+            rows = None if name in whole else there(present.get(name))
             z = unit(networks["heads"][name](self.see(networks, name, taken(values, rows)).vector))
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found

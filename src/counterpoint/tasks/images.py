@@ -51,8 +51,9 @@ class ImagesConfig(OptimConfig):
     """Start from published weights if the encoder has them."""
     recipe: str = "simclr"
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
-    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
-    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain, digits-shifted,
+    digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters
+    (see counterpoint.views.images.RECIPES)."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
     neighbours: int = 20

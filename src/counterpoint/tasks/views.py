@@ -290,7 +290,7 @@ class ViewsEvaluator:
             if int(known.sum()) > len(labels[known].unique()):
                 found["embedding_tolerance"] = tolerance(embedded[known], labels[known])
         if final:
-            found |= self._learned(bank, test, "knn_accuracy" in found)
+            found |= self._learned(bank, test, found.get("linear_accuracy"))
             self.figures = self._map(test) | self.figures | self._neighbours(test)
         return found
 
@@ -307,12 +307,12 @@ class ViewsEvaluator:
         known, asked = (torch.from_numpy(every[name])[torch.cat(self.index[name])] for name in ("bank", "test"))
         return known, asked
 
-    def _learned(self, bank: Tensor, test: Tensor, judged: bool) -> dict[str, float]:
+    def _learned(self, bank: Tensor, test: Tensor, of_class: float | None) -> dict[str, float]:
         """Fit linear probes for every known attribute of the images, on all features and on each part of them.
 
         Args:
             bank, test: features of the training images and of the images to measure.
-            judged: whether the images' class is known too.
+            of_class: accuracy of the linear probe for the class on all features; None where no class is known.
         """
         at = {part: torch.cat(index) for part, index in self.index.items()}
         known: dict[str, tuple[Tensor, Tensor]] = {
@@ -328,7 +328,9 @@ class ViewsEvaluator:
         self.chances |= {f"{name}_accuracy": value for name, value in guess.items()}
         if not self.parts:
             return found
-        if judged:
+        whole = dict(found)  # accuracies on all features
+        if of_class is not None:
+            whole = {"class_accuracy": of_class} | whole
             known = {"class": (torch.cat(self.labels["bank"]), torch.cat(self.labels["test"]))} | known
             guess = {"class": class_chance(len(self.classes))} | guess
         rows: list[list[Any]] = []
@@ -339,7 +341,7 @@ class ViewsEvaluator:
             named = part.replace(" ", "_")
             found |= {f"{named}_{name}": v for name, v in zip(known, values, strict=True)}
             self.chances |= {f"{named}_{name}": guess[name] for name in known}
-        rows.append(["all", *(_probe(bank, test, *pair) for pair in known.values())])
+        rows.append(["all", *(whole[f"{name}_accuracy"] for name in known)])
         self.figures["What each stage learned"] = {
             "kind": "table",
             "columns": ["features", *known],

@@ -23,7 +23,7 @@ from counterpoint.core.precision import full_precision, scalar
 from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, chosen
 
 
 @over_group
@@ -81,7 +81,7 @@ class CLIP(ContrastiveLearner, AlignedLearner):
     def compared(self, batch: dict[str, Any]) -> list[Compared]:
         temperature = (-self.log_scale).exp()
         rows = self.paired_rows(self.embed(batch), batch)
-        return [Compared(a, b, pairs, temperature, batch["index"].to(both.device)[both]) for a, b, both in rows]
+        return [Compared(a, b, pairs, temperature, chosen(batch["index"], both, len(a))) for a, b, both in rows]
 
     def objective(self, compared: Compared) -> dict[str, Tensor]:
         loss = clip(compared.query, compared.key, self.log_scale, ring=self.config.ring)

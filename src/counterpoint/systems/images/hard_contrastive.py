@@ -215,12 +215,12 @@ class HardContrastive(Part):
     """The base's comparison with only the nearest negatives, with softmax or equal weights."""
 
     config: HardContrastiveConfig
-    spread = -1.0  # uniformity of the last batch
+    spread: float | Tensor = -1.0  # uniformity of the last batch
 
     def end_epoch(self, epoch: int) -> None:
-        if self.spread > COLLAPSED:
+        if float(self.spread) > COLLAPSED:
             raise CounterpointError(
-                f"all embeddings have become nearly the same (uniformity {self.spread:.3f} in the last batch): the nearest "
+                f"all embeddings have become nearly the same (uniformity {float(self.spread):.3f} in the last batch): the nearest "
                 "negatives are nearer than the positives. Keep more negatives (--hard-contrastive.keep-fraction), or use "
                 "weaker views"
             )
@@ -228,7 +228,7 @@ class HardContrastive(Part):
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         with torch.no_grad():
             spread = uniformity(gather_rows(unit(compared.query)[:SEEN]))
-        self.spread = float(spread)
+        self.spread = spread  # read at the end of the epoch, so that no step waits for a GPU
         config, t = self.config, compared.temperature
         if config.push == "softmax" and config.keep_fraction == 1:
             return below(compared) | {"batch_uniformity": spread}

@@ -2,6 +2,7 @@
 
     batch["inputs"]   {modality: tensor, or (ids, mask) for text}; images uint8 [B, 3, H, W] until the learner prepares them
     batch["present"]  {modality: [B] bool}; a missing modality is filled with zeros, and is not encoded
+    batch["whole"]    the modalities that all items of the batch have; a GPU's learner reads no mask for these
     batch["index"]    [B] positions in the training set
     batch["label"]    [B] int64, -1 where there is none, or None
 
@@ -43,6 +44,7 @@ from counterpoint.tasks.aligned.batches import BATCH
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator
 from counterpoint.tasks.aligned.learner import (
     AlignedLearner,
+    chosen,
     each_without,
     first_two,
     need_finite,
@@ -65,6 +67,7 @@ __all__ = [
     "AlignedLearner",
     "AlignedTask",
     "UnpairedLearner",
+    "chosen",
     "each_without",
     "first_two",
     "need_finite",

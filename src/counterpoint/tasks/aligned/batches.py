@@ -38,9 +38,11 @@ class SplitBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, indices: list[int]) -> dict[str, Any]:
         rows = np.asarray(indices, np.int64)
         labels = self.split.labels
+        present = {name: torch.from_numpy(self.split.present(name, rows)) for name in self.data.modalities}
         return {
             "inputs": {name: self.inputs(name, rows) for name in self.data.modalities},
-            "present": {name: torch.from_numpy(self.split.present(name, rows)) for name in self.data.modalities},
+            "present": present,
+            "whole": frozenset(name for name, mask in present.items() if bool(mask.all())),
             "index": torch.from_numpy(rows),
             "label": None if labels is None else torch.from_numpy(labels[rows]),
         }

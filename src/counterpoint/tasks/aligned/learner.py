@@ -84,10 +84,10 @@ class AlignedLearner(Learner):
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Float[Tensor, "n embedding"]]:
         """Compute unit embeddings of every modality; zeros where an item lacks it."""
-        present = batch.get("present", {})
+        present, whole = batch.get("present", {}), batch.get("whole", ())
         found = {}
         for name, values in batch["inputs"].items():
-            rows = there(present.get(name))
+            rows = None if name in whole else there(present.get(name))
             z = F.normalize(self.projected(name, taken(values, rows)), dim=1, eps=EPS)
             found[name] = z if rows is None else z.new_zeros(len(present[name]), z.shape[1]).index_copy(0, rows, z)
         return found
@@ -103,7 +103,9 @@ class AlignedLearner(Learner):
         found = []
         for a, b in itertools.combinations(embeddings, 2):
             both = batch["present"][a] & batch["present"][b]
-            if place(int(both.sum()), self.device).total > 0:
+            if {a, b} <= set(batch.get("whole", ())):
+                found.append((embeddings[a], embeddings[b], both))
+            elif place(int(both.sum()), self.device).total > 0:
                 found.append((embeddings[a][both], embeddings[b][both], both))
         if not found:
             raise CounterpointError(
@@ -149,6 +151,11 @@ def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
     rows = present.nonzero().flatten()
     # Batch normalisation needs two rows, and every process must use every parameter.
     return rows if len(rows) > 1 else None
+
+
+def chosen(values: Tensor, mask: Bool[Tensor, " n"], count: int) -> Tensor:
+    """Select the rows of a mask with `count` True entries. Where these are all, read nothing: a GPU need not be waited for."""
+    return values.to(mask.device) if count == len(mask) else values.to(mask.device)[mask]
 
 
 def taken(values: Any, rows: Tensor | None) -> Any:

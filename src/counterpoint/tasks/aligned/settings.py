@@ -43,8 +43,9 @@ class AlignedConfig(OptimConfig):
     """Maximum number of tokens that text-s learns from the training captions."""
     recipe: str = "weak"
     """Augmentation of training images: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
-    adainf-cifar, mae, supervised, weak, none; for small digits digits-easy, digits-plain, digits-shifted, digits-hard,
-    digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters (see counterpoint.views.images.RECIPES)."""
+    adainf-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain, digits-shifted,
+    digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns; clusters
+    (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
     """A class's prompt in zero-shot classification; {} is the class's name."""
     evaluate_every: int = 5

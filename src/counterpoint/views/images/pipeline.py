@@ -26,7 +26,7 @@ from counterpoint.views.images.colours import (
 from counterpoint.views.images.recipes import RECIPES, Recipe, check_recipe
 from counterpoint.views.images.resampling import gaussian_blur, random_boxes, resized_crop
 
-GROUP = 64  # images per pass, so that their tensors stay in a core's cache
+GROUP = 64  # images per pass on a CPU, so that their tensors stay in a core's cache
 _ORDERS = list(itertools.permutations(range(4)))
 
 
@@ -150,8 +150,9 @@ class ViewPipeline:
             if len(view.boxes) != len(source):
                 raise CounterpointError(f"parameters of {len(view.boxes)} images were drawn, got {len(source)} images")
             done = source.new_empty(len(source), 3, view.size, view.size)
-            for start in range(0, len(source), GROUP):
-                part = slice(start, start + GROUP)
+            group = max(1, len(source)) if source.is_cuda else GROUP
+            for start in range(0, len(source), group):
+                part = slice(start, start + group)
                 done[part] = self._view(source[part], view.take(part))
             out.append(done)
         return out

@@ -91,6 +91,7 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             replace(_BYOL, scale=(0.05, 0.4), blur=0.5),
         ),
         # Grey 8 x 8 digits, as in the pilots of several papers' claims: from hardly changed to hardly recognisable.
+        ("digits-moved", [replace(_DIGITS, shift=1 / 8)], _DIGITS),
         ("digits-easy", [replace(_DIGITS, noise=0.05, cut=2, cut_chance=0.7, gain=0.2)], _DIGITS),
         ("digits-plain", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.2)], _DIGITS),
         ("digits-shifted", [replace(_DIGITS, noise=0.1, cut=2, cut_chance=0.5, gain=0.3, shift=1 / 8)], _DIGITS),
