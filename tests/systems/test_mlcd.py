@@ -263,7 +263,7 @@ def losses() -> dict[str, tuple[int, Any]]:
 
 
 def test_processes_together_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
-    over_processes.check(losses, draw, COUNTS, tmp_path, "counterpoint.systems.images.mlcd")
+    over_processes.check(losses, draw, COUNTS, tmp_path)
 
 
 # --- clusters
