@@ -133,6 +133,25 @@ def mochi(n: int) -> Case:
     return [query, key], ours, plain
 
 
+def hydra(n: int) -> Case:
+    """Make n anchors and keys of 100 classes; the other way gates every key for every anchor, as the first author's code."""
+    z1, z2 = rows(2, n)
+    g = torch.Generator().manual_seed(0)
+    gate, y1 = torch.rand(z1.shape, generator=g), torch.randint(0, 100, (n,), generator=g)
+    y2 = y1[torch.randperm(n, generator=g)]
+
+    def plain() -> Tensor:
+        one = F.normalize(gate * z1, dim=1)
+        two = F.normalize(gate[:, None] * z2[None], dim=2)
+        logits = torch.einsum("nd,nkd->nk", one, two) / T
+        own, positive = y1 == y1[:, None], y1 == y2[:, None]
+        negative = (logits.exp() * ~(own | positive)).sum(1, keepdim=True)
+        each = (logits.exp() + negative).log() - logits
+        return (each * positive).sum() / positive.sum()
+
+    return [z1, z2], lambda: fn.gated_pair_infonce(z1, z2, y1, y2, gate, T), plain
+
+
 def sla(n: int) -> Case:
     """Make n pictures with four copies each and 100 classes, with self-distillation."""
     g = torch.Generator().manual_seed(0)
@@ -160,6 +179,7 @@ CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
     "adainf": (by_index, SIZES),
     "mochi": (mochi, (64, 256, 512)),
     "sla": (sla, (128, 1024)),
+    "hydra": (hydra, (256, 1024)),
 }
 
 if __name__ == "__main__":

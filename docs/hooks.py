@@ -32,6 +32,7 @@ from docstrings import lists  # noqa: E402
 from counterpoint import catalog  # noqa: E402
 from counterpoint.commands import COMMANDS, main  # noqa: E402
 from counterpoint.data import SOURCES  # noqa: E402
+from counterpoint.lab.loss_checks.report import markdown as losses_table  # noqa: E402
 from counterpoint.report.claim import by_unit, label, rule_said  # noqa: E402
 from counterpoint.report.figures import effects  # noqa: E402
 from counterpoint.systems.settings import flat  # noqa: E402
@@ -110,7 +111,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
+    markdown = markdown.replace("<!-- checked losses -->", checked_losses())
     return markdown.replace("<!-- sources -->", sources())
+
+
+def checked_losses() -> str:
+    """Return the table of the losses that benchmarks/check_losses.py has checked."""
+    record = json.loads((ROOT / "results" / "check-loss.json").read_text(encoding="utf-8"))
+    return losses_table(record["losses"])
 
 
 def sources() -> str:

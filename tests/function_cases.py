@@ -298,6 +298,21 @@ CASES: dict[str, Case] = {
         (0, None, 0, None, None),
         permutes=False,
     ),
+    CORE + "memory:nearest_clusters": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
+    ),
+    IMAGES + "mlcd:mlcd_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 50, DIM), listed(n, 50, 3), 16.0, 0.3, 1.0],
+        (0, 1),
+        (0, None, 0),
+        kernel=True,
+    ),
+    IMAGES + "mlcd:margin_cluster_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 50, DIM), listed(n, 50, 3), 16.0, 0.3, 0.1],
+        (0, 1),
+        (0, None, 0),
+        kernel=True,
+    ),
     IMAGES + "mochi:hardest": Case(
         lambda n, d: [d(0, n, DIM), unit(d(1, 20, DIM)), 3], (), (0, None, None), memory=(1,), permutes=False
     ),
@@ -337,6 +352,7 @@ OTHERS = {
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "obow:WordGenerator": "a network",
+    "class_logits:sampled_classes": "whole numbers",
     "grouped:grouped_batches": "whole numbers",
     "bags:fit_length": "moves values",
     "bags:frame_ap": "a measure",

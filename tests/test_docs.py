@@ -131,7 +131,7 @@ def commands(path: Path) -> list[list[str]]:
 def parse_only(monkeypatch):
     """Return the command line with commands that do nothing."""
     for name in COMMANDS:
-        module = importlib.import_module(f"counterpoint.commands.{name}")
+        module = importlib.import_module(f"counterpoint.commands.{name.replace('-', '_')}")
         if inspect.isfunction(module.main):
             monkeypatch.setattr(module, "main", functools.wraps(module.main)(lambda *args, **kwargs: 0))
     monkeypatch.setattr(Train, "run", lambda self: 0)

@@ -87,6 +87,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         (PICTURES, IMAGES),
     ),
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
+    "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
@@ -98,13 +99,29 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient-harmonization": ("noisy-triplets", {"batch_size": 12, "epochs": 1, "realign": True}),
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-transfer": (
         PICTURES,
         IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},
     ),
     "fitnets": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"}),
     "audio-sheet-retrieval": ("scores", {"batch_size": 12, "epochs": 1}),
+    # Its networks have feature maps, and batch statistics.
+    "obow": (
+        "digit-canvases?train=24&test=8",
+        {
+            "encoder": "conv-s",
+            "levels": ["stem", "layer1"],
+            "words": 40,
+            "recipe": "obow-canvases",
+            "large_size": 8,
+            "patches": 2,
+            "patch_size": 8,
+            "batch_size": 12,
+            "epochs": 1,
+            "warmup_epochs": 0,
+        },
+    ),
 }
 # Their networks are another system's: adainf's data take minutes to make, cwcl's text tower is a package of 90 MB.
 LIKE_ANOTHER = {"adainf": "simclr", "cwcl": "clip"}

@@ -176,6 +176,16 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, N, DIM), LABELS],
         lambda m, x, y: fn.supcon_single_view(x, y, 0.2),
     ),
+    "SLA": Case(
+        lambda: losses.SLA(2, 2.0, True),
+        lambda: [draw(0, 2 * N, 6), LABELS % 3, draw(1, 2 * N, 3)],
+        lambda m, j, y, s: fn.sla_loss(j, y, 2, s, 2.0, True),
+    ),
+    "Hydra": Case(
+        lambda: losses.Hydra(0.2, False, True),
+        lambda: [*pair(), LABELS, LABELS.roll(1), draw(3, N, DIM).sigmoid()],
+        lambda m, a, b, y, p, g: fn.gated_pair_infonce(a, b, y, p, g, 0.2, False, True),
+    ),
     "Triplet": Case(
         lambda: losses.Triplet(0.4), lambda: [draw(0, N, DIM), LABELS], lambda m, x, y: fn.triplet_hard(x, y, 0.4).loss
     ),
@@ -253,6 +263,16 @@ CASES: dict[str, Case] = {
         lambda m, x, n, y: F.binary_cross_entropy(fn.topk_mil_pool(x, n, divisor=8), y),
     ),
     "MACILSD": Case(lambda: losses.MACILSD(0.2), bags, lambda m, *x: sum(fn.semi_bag_contrast(*x, 0.2))),
+    "MLCD": Case(
+        lambda: losses.MLCD(9, DIM, 0.2, 0.1, 0.5),
+        lambda: [draw(0, N, DIM), torch.arange(2 * N).view(N, 2) % 9, generator()],
+        lambda m, e, y, g: fn.mlcd_loss(e, m.weight, y, 5.0, 0.1, 0.5, generator()),
+    ),
+    "ClusterMargin": Case(
+        lambda: losses.ClusterMargin(9, DIM, 0.2, 0.1, 0.2),
+        lambda: [draw(0, N, DIM), LABELS],
+        lambda m, e, y: fn.margin_cluster_loss(e, m.weight, y, 5.0, 0.1, 0.2),
+    ),
     "KD": Case(lambda: losses.KD(3.0), pair, lambda m, s, t: fn.kd(s, t, 3.0)),
     "FitNets": Case(
         lambda: losses.FitNets((DIM,), (4,)),
@@ -275,6 +295,8 @@ CASES: dict[str, Case] = {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "sla:aggregate": "logits of a vote, no loss",
+    "sla:single": "logits, no loss",
     "cacr:expected_distance": "CACR's repulsion; CACR has it",
     "cwcl:cwcl_terms": "the two terms of CWCL",
     "improved-vlp-baselines:barlow_cross": "the term of one pair of BarLIP, which is BarLIP without strong views",

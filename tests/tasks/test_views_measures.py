@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -63,6 +64,23 @@ def test_the_probe_is_logistic_regression(blobs):
     assert accuracy == pytest.approx(float((predicted == asked).float().mean()))
     assert confusion(asked, predicted, 4).sum() == 100
     assert confusion(asked, predicted, 4).trace() == pytest.approx(100 * accuracy)
+
+
+def test_the_probe_of_tags_is_a_logistic_regression_for_each_tag(blobs):
+    x, y, test, asked = blobs
+    tags, truth = (torch.stack([labels == 0, labels < 2, labels < 9], 1) for labels in (y, asked))
+    scale = StandardScaler().fit(x.numpy() * 1.0)
+    precisions = []
+    for tag in range(2):  # the third tag is on every row and does not count
+        model = LogisticRegression(C=1 / (2 * 1e-3 * 200), max_iter=2000, tol=1e-8)
+        model.fit(scale.transform(x.numpy()), tags[:, tag].numpy())
+        ranked = model.decision_function(scale.transform(test.numpy()))
+        precisions.append(average_precision_score(truth[:, tag].numpy(), ranked))
+    assert tag_precision(x, tags, test, truth) == pytest.approx(np.mean(precisions), abs=0.01)
+    assert tag_precision(x, tags, torch.ones(100, 12), truth) == pytest.approx(float(truth[:, :2].float().mean()))
+    assert math.isnan(tag_precision(x, tags[:, 2:], test, truth[:, 2:]))
+    with pytest.raises(ValueError, match="test_tags"):
+        tag_precision(x, tags, test, truth[:, :2])
 
 
 @settings(max_examples=30, deadline=None)

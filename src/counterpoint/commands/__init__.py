@@ -1,4 +1,4 @@
-"""Run the command line. Each command is one file of this package.
+"""Run the command line. Each command is one file of this package; `check-loss` is `check_loss.py`.
 
 A command's file has a function `main`, which returns the exit code. Its signature and docstring give the command's options
 and help. `train` also has `prepare`, because its options depend on the system. Each function imports the heavy packages
@@ -22,7 +22,7 @@ from counterpoint.files import patient_threads
 
 COMMANDS = (
     *("systems", "show", "data", "train", "replay", "evaluate", "verify", "claims", "analyse", "compare", "detect"),
-    *("embed", "index", "search", "export", "report", "doctor"),
+    *("embed", "index", "search", "export", "report", "check-loss", "doctor"),
 )
 
 
@@ -59,7 +59,7 @@ def _run(words: list[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         raise unknown("option" if name.startswith("-") else "command", name, COMMANDS)
-    module = import_module(f"counterpoint.commands.{name}")
+    module = import_module(f"counterpoint.commands.{name.replace('-', '_')}")
     command, rest, prog = module.main, words[1:], f"counterpoint {name}"
     if hasattr(module, "prepare"):
         command, rest, prog = module.prepare(rest)
@@ -99,7 +99,8 @@ def overview() -> str:
 
 def summary(name: str) -> str:
     """Return the first sentence of a command's docstring, read from its file without importing it."""
-    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    file = Path(__file__).parent / f"{name.replace('-', '_')}.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in ("main", "Train"):
             with contextlib.suppress(TypeError):

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 
 
@@ -304,3 +305,34 @@ def kmeans(
     return Clusters(
         torch.from_numpy(centers).to(features), torch.from_numpy(labels).to(device=features.device, dtype=torch.long)
     )
+
+
+@full_precision
+@torch.no_grad()
+def nearest_clusters(
+    features: Float[Tensor, "n dim"], centers: Float[Tensor, "k dim"], count: int = 8
+) -> Int[Tensor, "n count"]:
+    """Return the nearest clusters of each row by cosine, the nearest first.
+
+    Args:
+        features: rows of a teacher, which this function normalises.
+        centers: rows to choose from, such as those of `kmeans`, which this function normalises.
+        count: number of clusters of each row, 1 to k - 1; by default 8.
+
+    Raises ValueError for shapes that do not fit, a number out of range, and features that are not finite.
+
+    >>> nearest_clusters(torch.tensor([[1.0, 0.1]]), torch.eye(2), 1)
+    tensor([[0]])
+    """
+    if features.ndim != 2 or centers.ndim != 2 or features.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"features and centers must be [n, dim] and [k, dim], got {list(features.shape)}, {list(centers.shape)}"
+        )
+    need_rows(features=features, centers=centers)
+    if not 1 <= count < len(centers):
+        raise ValueError(f"count must lie in 1..{len(centers) - 1}, below the number of clusters, got {count}")
+    if holds(~(features.isfinite().all() & centers.isfinite().all())):
+        raise ValueError("features or centers hold numbers that are not finite, NaN or infinite")
+    w = unit(centers)
+    found = [(unit(part) @ w.T).topk(count).indices for part in features.split(1024)]
+    return torch.cat(found)

@@ -121,7 +121,7 @@ SOURCES: dict[str, Source] = {
             "digit-canvases",
             "views",
             "counterpoint.data.digits",
-            "several handwritten digits in a grid, on noise; the digits present are labels: data of OBoW's claim",
+            "several handwritten digits in a grid, on noise; the digits present are labels: data of OBoW's and MLCD's claims",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "2,000 + 500 + 500 images, at hand",
             function="load_canvases",

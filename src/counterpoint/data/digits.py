@@ -2,12 +2,12 @@
 
     digits           pictures with labels, scaled up; splits, cuts and long tails
     digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
-    digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's claim
+    digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
 
-Except in digit-halves, the test split holds the same digits for every seed.
+Except in digit-halves, the test split's digits are the same for every seed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.data.worlds import digits as world
 from counterpoint.errors import CounterpointError, DataError
 
+CODE = 32  # numbers of a teacher's code of a digit
 TEST_EACH = 5  # test pairs of each of the 100 captions of digit-pairs, and as many valid pairs
 NOISE = 0.15  # standard deviation of the noise on digit-pairs, of intensities in 0..1
+CODE = 32  # numbers of a teacher's code of a digit
 
 
 def load(
@@ -131,6 +133,7 @@ def load_canvases(
     least: int = 3,
     most: int = 3,
     noise: float = 0.1,
+    teacher_noise: float = 0.1,
     held_out: float = 0.2,
     valid: float = SHARE,
     seed: int = 0,
@@ -138,6 +141,8 @@ def load_canvases(
     """Return `digit-canvases`: pictures of several digits in cells of a grid, on noise. Tags name the digits in a picture.
 
     A picture has 8 x 8 pixels for each cell. No digit of a split is in another split. There are as many valid as test pictures.
+    Every picture has features of a stand-in for a pre-trained teacher, 32 numbers. They are the sum of a fixed random unit
+    code for each digit, divided by its length, plus Gaussian noise.
 
     Args:
         argument: not used; sources share a signature.
@@ -146,9 +151,10 @@ def load_canvases(
         grid: cells in a row and in a column, 1 to 8.
         least, most: range of the number of digits in a picture, 1 to the number of cells. Each number is as frequent.
         noise: standard deviation of the noise, in intensities of 0..1.
+        teacher_noise: standard deviation of the noise on each of the teacher's numbers, at least 0.
         held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
         valid: share of the other digits that valid pictures are made of, between 0 and 1.
-        seed: seed of digits, cells and noise of all splits.
+        seed: seed of digits, cells and noise of all splits; the codes are the same for every seed.
 
     Raises DataError for a number or share out of range.
     """
@@ -156,17 +162,19 @@ def load_canvases(
         min(train, test) < 2
         or not 1 <= grid <= 8
         or not 1 <= least <= most <= grid**2
-        or noise < 0
+        or min(noise, teacher_noise) < 0
         or not 0 < held_out < 1
     ):
         raise DataError(
             "digit-canvases: train and test must be at least 2, and grid 1 to 8. It needs 1 <= least <= most <= cells. noise "
-            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {least=}, {most=}, "
-            f"{noise=}, {held_out=}"
+            f"and teacher_noise must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, "
+            f"{least=}, {most=}, {noise=}, {teacher_noise=}, {held_out=}"
         )
     parts = world.parts("digit-canvases", held_out, valid)
     labels = world.inventory()[1]
-    rng = np.random.default_rng([2012_11552, seed])
+    rng, of_teacher = (np.random.default_rng([number, seed]) for number in (2012_11552, 2407_17331))
+    codes = np.random.default_rng(2407_17331).standard_normal((len(world.NAMES), CODE))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
 
     def canvases(pool: Indices, count: int) -> tuple[ArrayImages, Indices]:
         truth = world.scene(rng.choice(pool, (count, most)))
@@ -177,7 +185,11 @@ def load_canvases(
         cells = np.where(shown, cells, cells[:, :1])
         present = np.zeros((count, len(world.NAMES)), np.int64)
         present[np.arange(count)[:, None], labels[numbers]] = 1
-        return ArrayImages(world.canvases(world.scene(numbers), cells, grid, noise, rng)), present
+        seen = np.where(shown[..., None], codes[labels[numbers]], 0).sum(1)
+        seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+        seen += teacher_noise * of_teacher.standard_normal(seen.shape)
+        pixels = world.canvases(world.scene(numbers), cells, grid, noise, rng)
+        return ArrayImages(pixels, features=seen.astype(np.float32)), present
 
     (trained, first), (watched, second), (tested, third) = (
         canvases(pool, count) for pool, count in zip(parts, (train, test, test), strict=True)

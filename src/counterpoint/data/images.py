@@ -124,15 +124,24 @@ class ArrayImages:
     Args:
         pixels: [N, H, W, 3] uint8, or [N, H, W] grey, which is repeated over the channels when read.
         labels: [N] class numbers, -1 for none. Default: no labels.
+        features: [N, dim] a teacher's features of the pictures, for sources that bring them. Default: none.
 
-    Raises DataError for pixels of another type or shape, and for a number of labels other than N.
+    Raises DataError for pixels of another type or shape. Raises it too where labels or features are not N.
     """
 
-    def __init__(self, pixels: Pixels, labels: Indices | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        labels: Indices | None = None,
+        features: NDArray[np.float32] | None = None,
+    ) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
             raise DataError(f"images must be uint8 [N, H, W, 3] or [N, H, W], got {pixels.dtype} {list(pixels.shape)}")
         self.pixels = pixels
         self.labels = checked_labels(labels, len(pixels))
+        if features is not None and (features.ndim != 2 or len(features) != len(pixels)):
+            raise DataError(f"features must be [{len(pixels)}, any number], got {list(features.shape)}")
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.pixels)

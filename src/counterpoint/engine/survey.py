@@ -73,6 +73,12 @@ class Survey:
         return self._numbers("groups")
 
     @property
+    def tags(self) -> Tensor | None:
+        """[examples, tags] 1 where an example has a label of which it may have several, else 0; None without such labels."""
+        found = getattr(self._task.data, "tags", None)
+        return None if found is None else torch.from_numpy(np.asarray(found.train, np.int64))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return tuple(getattr(self._task.data, "classes", None) or ())

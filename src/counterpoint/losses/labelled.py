@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive
 from counterpoint.core.world import Group, over
@@ -135,3 +136,237 @@ class Triplet(Loss):
         with over(self.group):
             loss: Tensor = self.function(embeddings, labels, self.margin).loss
         return loss
+
+
+class _Clusters(Loss):
+    """The base class of losses with learnt class centres, `weight`, which start at N(0, 0.01^2)."""
+
+    def __init__(
+        self, classes: int, dim: int, temperature: float, sample_rate: float, filter_threshold: float, group: Group
+    ) -> None:
+        super().__init__(group)
+        need_positive(classes=classes, dim=dim, temperature=temperature)
+        self.classes, self.dim, self.temperature = classes, dim, temperature
+        self.sample_rate, self.filter_threshold = sample_rate, filter_threshold
+        self.weight = nn.Parameter(0.01 * torch.randn(classes, dim))
+
+
+class MLCD(_Clusters):
+    """Multi-label cluster discrimination: separate terms for a row's several classes and for all others.
+
+    Args:
+        classes: Number of classes.
+        dim: Width of an embedding.
+        temperature: Divisor of the cosines, > 0.
+        margin: Added to the angle between a row and its class, 0 to below pi.
+        sample_rate: Share of the classes that take part, 0 to 1; those of the batch always do.
+        coupled: Use one term of all pairs instead (MLC).
+        filter_threshold: A cosine with another class above it counts as 0; 0: no filter.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | embeddings | [n, dim] | one vector for each example, of any norm |
+        | labels | [n, l] | classes of each example, -1 for none |
+        | generator | | draws classes if sample_rate < 1, in the same state on all processes |
+
+    Relations: coupled, with one label and sample_rate = 1, it is ClusterMargin with one label.
+
+    Source: An et al., arXiv 2407.17331. The margin's gradient is that of the plain cosine, as in the authors' UNICOM.
+
+    >>> import torch
+    >>> loss = MLCD(2, 2, temperature=1.0, margin=0.0, sample_rate=1.0)
+    >>> loss(torch.zeros(1, 2), torch.tensor([[0]])).detach()
+    tensor(1.3863)
+    """
+
+    calls = "mlcd:mlcd_loss"
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        temperature: float = 1 / 64,
+        margin: float = 0.3,
+        sample_rate: float = 0.1,
+        *,
+        coupled: bool = False,
+        filter_threshold: float = 0.0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(classes, dim, temperature, sample_rate, filter_threshold, group)
+        self.margin, self.coupled = margin, coupled
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "n dim"],
+        labels: Int[Tensor, "n labels"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of all rows."""
+        given = embeddings, self.weight, labels, 1 / self.temperature, self.margin, self.sample_rate, generator
+        with over(self.group):
+            return self.function(*given, coupled=self.coupled, filter_threshold=self.filter_threshold)
+
+
+class ClusterMargin(_Clusters):
+    """Cross-entropy of learnt class centres with margins; of several labels of an example, the mean.
+
+    Args:
+        classes: Number of classes.
+        dim: Width of an embedding.
+        temperature: Divisor of the cosines, > 0.
+        margin: Added to the angle between a row and its class, 0 to below pi (ArcFace).
+        cosine_margin: Subtracted from the cosine between a row and its class, at least 0 (CosFace).
+        sample_rate: Share of the classes that take part, 0 to 1; those of the batch always do.
+        filter_threshold: A cosine with another class above it counts as 0; 0: no filter.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | embeddings | [n, dim] | one vector for each example, of any norm |
+        | labels | [n] or [n, l] | classes of each example, -1 for none |
+        | generator | | draws classes if sample_rate < 1, in the same state on all processes |
+
+    Relations: MLCD has separate terms for an example's classes and for all others.
+
+    Source: An et al., UNICOM, arXiv 2304.05884. The angle's margin has the gradient of the plain cosine, as in its code.
+
+    >>> import torch
+    >>> loss = ClusterMargin(2, 2, temperature=1.0, margin=0.0)
+    >>> loss(torch.zeros(1, 2), torch.tensor([0])).detach()
+    tensor(0.6931)
+    """
+
+    calls = "mlcd:margin_cluster_loss"
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        temperature: float = 1 / 64,
+        margin: float = 0.3,
+        cosine_margin: float = 0.0,
+        sample_rate: float = 1.0,
+        *,
+        filter_threshold: float = 0.0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(classes, dim, temperature, sample_rate, filter_threshold, group)
+        self.margin, self.cosine_margin = margin, cosine_margin
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "n dim"],
+        labels: Int[Tensor, " n *labels"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of all labels."""
+        margins = self.margin, self.cosine_margin, self.filter_threshold
+        given = embeddings, self.weight, labels, 1 / self.temperature, *margins
+        with over(self.group):
+            return self.function(*given, sample_rate=self.sample_rate, generator=generator)
+
+
+class SLA(Loss):
+    """Self-supervised label augmentation: one label for class and transformation, with self-distillation of the vote.
+
+    Args:
+        num_transforms: M, number of transformations, at least 1; see `counterpoint.functional.expand`.
+        temperature: Temperature of the self-distillation, > 0.
+        sum_over_transforms: Sum the loss over the copies. False: their mean.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | joint_logits | [n M, classes M] | of all copies of a picture together; columns by class, then transformation |
+        | labels | [n] | class of each picture |
+        | single_logits | [n M, classes] | of the second head; default none: no self-distillation |
+
+    Relations: with one transformation it is the cross-entropy.
+
+    Source: Lee, Hwang and Shin, arXiv 1910.05872, Eqs. 3 and 5.
+
+    >>> import torch
+    >>> SLA(2)(torch.zeros(4, 6), torch.tensor([0, 2]))
+    tensor(1.7918)
+    """
+
+    calls = "sla:sla_loss"
+
+    def __init__(
+        self,
+        num_transforms: int = 4,
+        temperature: float = 1.0,
+        sum_over_transforms: bool = False,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(num_transforms=num_transforms, temperature=temperature)
+        self.num_transforms, self.temperature = num_transforms, temperature
+        self.sum_over_transforms = sum_over_transforms
+
+    def forward(
+        self,
+        joint_logits: Float[Tensor, "nm cm"],
+        labels: Int[Tensor, " n"],
+        single_logits: Float[Tensor, "nm c"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of a batch."""
+        options = self.num_transforms, single_logits, self.temperature, self.sum_over_transforms
+        with over(self.group):
+            return self.function(joint_logits, labels, *options)
+
+
+class Hydra(Loss):
+    """InfoNCE with positives of any partner class, compared in the subspace of a gate.
+
+    Args:
+        temperature: Divisor of the similarities, > 0.
+        renormalise: Cosine of the gated rows (form A). False: gated product of unit rows (form B).
+        row_mean: Average over anchors, each with the mean of its positives. False: over all positive pairs.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | anchors, keys | [n, dim] | projections of two views, of any norm |
+        | labels, partners | [n] | class of each picture, and its partner class |
+        | gate | [n, dim] | in 0..1, such as the output of `systems.images.hydra.FeatureFilter`; default ones |
+
+    Relations: with partners equal to labels and no gate, each positive of SupCon competes alone with the negatives.
+
+    Source: Wu et al., arXiv 2410.18200; the first author's code.
+
+    >>> import torch
+    >>> z, y = torch.eye(3), torch.tensor([0, 1, 2])
+    >>> Hydra(temperature=1.0)(z, z, y, y)
+    tensor(0.5514)
+    """
+
+    calls = "hydra:gated_pair_infonce"
+
+    def __init__(
+        self, temperature: float = 0.1, renormalise: bool = True, row_mean: bool = False, *, group: Group = None
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.renormalise, self.row_mean = temperature, renormalise, row_mean
+
+    def forward(
+        self,
+        anchors: Float[Tensor, "n dim"],
+        keys: Float[Tensor, "n dim"],
+        labels: Int[Tensor, " n"],
+        partners: Int[Tensor, " n"],
+        gate: Float[Tensor, "n dim"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of a batch; 0 without positives."""
+        gate = torch.ones_like(anchors) if gate is None else gate
+        options = self.temperature, self.renormalise, self.row_mean
+        with over(self.group):
+            return self.function(anchors, keys, labels, partners, gate, *options)

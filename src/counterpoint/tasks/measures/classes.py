@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.operands import EPS
-from counterpoint.core.rows import Keys
+from counterpoint.core.rows import Keys, distinct_rows
 from counterpoint.engine.optim import light
 from counterpoint.tasks.measures.checks import finite, item_numbers, rows_of
 from counterpoint.tasks.measures.retrieval import CHUNK, SLACK, nearest_weights
@@ -244,7 +244,8 @@ def tag_precision(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    scores = F.linear(test, weight, bias).detach()
+    first, number = distinct_rows(test)  # equal rows tie to the last bit
+    scores = F.linear(test[first], weight, bias).detach()[number]
     judged = [n for n, own in enumerate(test_tags.T) if 0 < float(own.sum()) < len(own)]
     found = [average_precision_score(test_tags[:, n].numpy(), scores[:, n].numpy()) for n in judged]
     return float(np.mean(found)) if found else math.nan

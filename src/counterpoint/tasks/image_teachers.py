@@ -1,0 +1,76 @@
+"""Compute the features of training images by a teacher that a setting names: a network, or the source's own features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import cached, frozen
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.tasks.images import ImageLearner
+
+LIBRARIES = ("hf", "timm", "torchvision")
+KINDS = (*LIBRARIES, "run", "fit")
+
+
+def check_teacher(name: str) -> None:
+    """Raise CounterpointError for a name that is of no kind of teacher. Runs before data are read."""
+    kind, colon, rest = name.partition(":")
+    if name != "data" and (kind not in KINDS or not colon or not rest):
+        raise unknown("teacher", name, ["data", *(f"{known}:NAME" for known in KINDS)])
+
+
+def teacher_features(name: str, survey: Survey, size: int, device: torch.device) -> Tensor:
+    """Return the teacher's features [examples, dim] of all training images, without augmentation.
+
+    Args:
+        name: hf:NAME, timm:NAME or torchvision:NAME: an image encoder with its published weights. run:RUN or
+            fit:SLUG?data=SOURCE: a learner of images. data: the features that come with the source.
+        survey: access to the images.
+        size: height and width to which a library's encoder gets the images enlarged, in pixels.
+        device: device of the teacher.
+
+    A network's features are kept in the cache. Raises CounterpointError for a teacher that cannot be loaded or gives no
+    features, and for features that are not finite. Raises DataError for a source without features.
+    """
+    if name == "data":
+        own = getattr(survey.split("train"), "features", None)
+        if own is None:
+            raise DataError(
+                "--teacher data: the source brings no features; name a network, such as --teacher run:RUN or "
+                "--teacher hf:openai/clip-vit-base-patch32"
+            )
+        found = torch.from_numpy(np.asarray(own, np.float32))
+    else:
+        found = cached(_network(name, size).to(device), survey, "train")[torch.arange(survey.examples)]
+    if not bool(found.isfinite().all()):
+        raise CounterpointError(f"--teacher {name} gives features that are NaN or infinite")
+    return found
+
+
+def _network(name: str, size: int) -> Any:
+    library = name.partition(":")[0] in LIBRARIES
+
+    def enlarged(network: nn.Module) -> Any:
+        def image_features(batch: dict[str, Any]) -> Tensor:
+            found: Tensor = network(F.interpolate(batch["image"], size, mode="bilinear", antialias=True))
+            return found
+
+        return image_features
+
+    try:
+        teacher = frozen(name, enlarged if library else None, size=size)
+    except CounterpointError as error:
+        raise CounterpointError(
+            f"--teacher {name}: {error}. Any finished run can teach, too: --teacher run:RUN"
+        ) from error
+    if not library and not isinstance(teacher.module, ImageLearner):
+        raise CounterpointError(
+            f"--teacher {name} has no features of single images; name a run of a system of images, such as simclr"
+        )
+    return teacher
