@@ -106,7 +106,7 @@ class ObowOutput(NamedTuple):
 @over_group
 @full_precision
 def obow_loss(
-    student_feats: Sequence[Float[Tensor, "crops width"]],
+    student_feats: Sequence[Float[Tensor, "_ width"]],
     dictionaries: Sequence[Float[Tensor, "words _"]],
     bows: Sequence[Float[Tensor, "n words"]],
     generators: Sequence[Callable[[Tensor], Tensor] | Mapping[str, Tensor]],
