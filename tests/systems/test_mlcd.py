@@ -435,7 +435,10 @@ def test_a_run_shows_its_clusters_and_is_measured_without_them(tmp_path: Path) -
     assert training.evaluate(run.path)["tag_precision"] == pytest.approx(run.metrics()[-1]["test/tag_precision"])
 
 
-def test_on_a_folder_of_images_another_run_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_folder_of_images_another_run_teaches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "find_spec", lambda name: None)
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
         (tmp_path / "mine" / name).mkdir(parents=True)
@@ -464,6 +467,7 @@ def test_on_a_folder_of_images_another_run_teaches(tmp_path: Path, capsys: pytes
         (["--teacher", "data"], "the source brings no features"),
         (["--teacher", "clip"], "unknown teacher 'clip'"),
         (["--teacher", f"run:{tmp_path / 'none'}"], "Any finished run can teach"),
+        (["--cluster-library", "faiss"], "faiss is not installed"),
         (["--margin", "4"], "margin must lie in 0..pi"),
         (["--sample-rate", "2"], "sample_rate must lie in 0..1"),
         (["--temperature", "0"], "temperature must be > 0"),

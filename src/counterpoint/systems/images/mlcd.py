@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -226,6 +227,13 @@ class MLCDConfig(ImagesConfig):
             if getattr(self, name) not in known:
                 raise unknown(name.replace("_", " "), getattr(self, name), known)
         check_teacher(self.teacher)
+
+    def check(self) -> None:
+        super().check()
+        if self.cluster_library == "faiss" and not find_spec("faiss"):
+            raise CounterpointError(
+                "--cluster-library faiss is not installed: pip install faiss-cpu, or leave the option out"
+            )
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         if self.clusters > len(data.train):
