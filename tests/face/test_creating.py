@@ -27,6 +27,7 @@ FACTS = {
 MORE = {
     "m3col": {"classes": 3},
     "mae": {"encoder": "vit-s"},
+    "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},
     "albef": {"image_encoder": "vit-s"},
     "triplet": {"pretrained": False},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},

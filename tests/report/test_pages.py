@@ -444,3 +444,16 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
 
     assert dots([1.0, np.nan, 2.0, np.nan, 3.0, 3.5]) == 2
     assert dots([1.0, 2.0, 3.0, np.nan, 3.0, 3.5]) == 0
+
+
+def test_a_matrix_of_numbers_shows_decimals_and_its_own_caption() -> None:
+    from counterpoint.report.found import found_sections
+
+    part = {"kind": "matrix", "values": [[0.25, 0.5], [0.75, 0.5]], "names": ["a", "b"], "caption": "Gates."}
+    ((heading, section),) = found_sections({"Pairs": part})
+    assert heading == "Pairs"
+    assert "Gates." in section
+    assert "Most often confused" not in section
+    counts = found_sections({"Confusion": {"kind": "matrix", "values": [[3, 1], [0, 2]], "names": ["a", "b"]}})[0][1]
+    assert "Most often confused" in counts
+    assert "Gates." not in counts

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import counterpoint.functional as fn
 from counterpoint import catalog, cli, training
 from counterpoint.core.teacher import sigmoid_ramp
+from counterpoint.encoders.taps import layer, recorded
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.services import Callback
@@ -31,7 +32,7 @@ from counterpoint.systems.classics.rkd import RKD, RKDConfig
 from counterpoint.systems.classics.supcon import SupCon, SupConConfig, supcon
 from counterpoint.systems.classics.triplet import Triplet, TripletConfig, triplet_hard
 from counterpoint.tasks.labelled import LabelledTask
-from counterpoint.tasks.taught import TaughtLearner, layer, look, recorded
+from counterpoint.tasks.taught import TaughtLearner, look
 
 DATA = "digits?size=16&train=320"
 FACTS = {"size": 16, "channels": 3, "classes": 10, "class_names": list("0123456789"), "examples": 50}

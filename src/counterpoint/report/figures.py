@@ -251,19 +251,23 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
         return svg(figure, f"{axes[0]} and {axes[1]}: {told}")
 
 
-def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
-    """Draw a table of counts as shades, each row in shares of its sum.
+def matrix(values: NDArray[np.floating], names: Sequence[str], alt: str = "") -> Markup:
+    """Draw a table as shades: counts in shares of their row's sum, other numbers between the least and the largest.
 
     Args:
-        values: Counts, [classes, classes].
-        names: Names of the classes; the counts are then written as numbers, too. Empty: shades without names and numbers.
+        values: Counts, or numbers of which some are not whole, [classes, classes].
+        names: Names of the classes; the values are then written as numbers, too. Empty: shades without names and numbers.
+        alt: Description for readers who do not see it. Default: that of a confusion matrix.
     """
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
         side = min(9.0, 1.6 + 0.36 * max(4, len(names)))
         figure, frame = _axes(side, side)
+        counts = np.array_equal(values, values.round())
         share = values / np.maximum(values.sum(1, keepdims=True), 1)
+        if not counts:
+            share = 0.05 + 0.9 * (values - values.min()) / max(float(np.ptp(values)), 1e-12)
         # One colour of the page in several opacities: the same drawing serves light and dark pages.
         for (row, column), value in np.ndenumerate(share):
             if value > 0:
@@ -271,7 +275,7 @@ def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
                     mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, color=SERIES[1], alpha=float(value), lw=0)
                 )
                 if names:
-                    said = f"{int(values[row, column])}"
+                    said = f"{values[row, column]:.0f}" if counts else f"{values[row, column]:.2f}"
                     frame.text(column, row, said, ha="center", va="center", fontsize=7, color=INK)
         frame.set_xlim(-0.5, len(values) - 0.5)
         frame.set_ylim(len(values) - 0.5, -0.5)
@@ -283,7 +287,8 @@ def matrix(values: NDArray[np.floating], names: Sequence[str]) -> Markup:
         frame.tick_params(length=0)
         right = float(np.trace(values) / max(1.0, values.sum()))
         return svg(
-            figure, f"Confusion of {len(values)} classes; {right:.0%} of {int(values.sum())} items on the diagonal"
+            figure,
+            alt or f"Confusion of {len(values)} classes; {right:.0%} of {int(values.sum())} items on the diagonal",
         )
 
 

@@ -62,7 +62,8 @@ def _matrix(part: Mapping[str, Any]) -> Markup:
     values = np.asarray(part["values"], float)
     names = [str(name) for name in part["names"]]
     if "caption" in part:
-        return page.figure(figures.matrix(values, names if len(values) <= LARGEST_MATRIX else []), part["caption"])
+        shown = names if len(values) <= LARGEST_MATRIX else []
+        return page.figure(figures.matrix(values, shown, alt=part["caption"]), part["caption"])
     caption = "Rows: true classes. Columns: predicted classes. A row's shades are shares of its items."
     if len(values) > LARGEST_MATRIX:
         return page.join(page.figure(figures.matrix(values, []), caption), _confused(values, names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -243,7 +244,9 @@ def alive() -> tuple[int, int]:
         if issubclass(type(found), Tensor):
             if found.layout == torch.strided and found.device.type != "meta":
                 storage = found.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
+                # Fake tensors, which compilers leave behind, have no memory.
+                with contextlib.suppress(RuntimeError):
+                    storages[storage.data_ptr()] = storage.nbytes()
             if found.grad_fn is not None:
                 nodes.add(found.grad_fn)
     waiting = list(nodes)

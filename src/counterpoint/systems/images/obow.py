@@ -24,7 +24,9 @@ Differences from the authors' code:
 - The vocabulary need not be a multiple of the batch; its queue wraps around.
 - m has a floor of 1e-12, so equal features give finite codes.
 
-The encoder needs feature maps: not mlp-s, no vision transformer. Not built: probes on Places and VOC, few-shot episodes.
+In the claim's 500 steps the generated head gains 4.6 points over a learned head. The interval is 1.6 to 7.7. So a gain of 5
+points is not shown. Online words do not beat static ones there. The encoder needs feature maps: not mlp-s, no vision
+transformer. Not built: probes on Places and VOC, few-shot episodes.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class ObowOutput(NamedTuple):
 @over_group
 @full_precision
 def obow_loss(
-    student_feats: Sequence[Float[Tensor, "crops width"]],
+    student_feats: Sequence[Float[Tensor, "_ width"]],
     dictionaries: Sequence[Float[Tensor, "words _"]],
     bows: Sequence[Float[Tensor, "n words"]],
     generators: Sequence[Callable[[Tensor], Tensor] | Mapping[str, Tensor]],

@@ -331,8 +331,8 @@ class SLA(ImageLearner):
             logits = self.classifier(features).view(-1, self.copies, self.classes)
             # A baseline classifies the picture itself; the mean over its copies is measured too.
             heads = {"single": logits[:, 0], "aggregated": logits.mean(1)}
-        chosen = self.config.inference if self.joint is not None else "single"
-        return found | {"logits": heads[chosen]} | {f"{name}_logits": logits for name, logits in heads.items()}
+        chosen = heads.pop(self.config.inference if self.joint is not None else "single")
+        return found | {"logits": chosen} | {f"{name}_logits": logits for name, logits in heads.items()}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show how accuracy grows with the copies that vote, and which transformations the joint head recognises."""
