@@ -1,6 +1,8 @@
 """Compare the kernel with common libraries: time, memory, distance to the machine's limit, and training end to end.
 
-    python benchmarks/contrast.py [--only time memory limit training]      writes results/bench/contrast.json and .svg
+    python benchmarks/contrast.py [--only time memory limit training] [--peers WORD]
+
+It writes results/bench/contrast.json and .svg.
 
 The extra [bench] installs the peers: open_clip_torch, lightly, pytorch-metric-learning. Each measurement runs in a separate
 process, ours and the peer's in turn. It is forward and backward in float32 on two threads. A round's ratio is the peer's time over
@@ -10,12 +12,13 @@ ours; the record has the median over the rounds. Extra memory is the process's p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,9 +272,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def time_peers() -> list[dict[str, Any]]:
-    rows = []
-    for peer, (ours, goal) in PEERS.items():
+def time_peers(wanted: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Time the peers whose names contain one of these words; default: all. The record keeps the rows of the others."""
+    chosen = {peer: of for peer, of in PEERS.items() if not wanted or any(word in peer for word in wanted)}
+    known = json.loads(OUT.read_text()).get("time", []) if OUT.is_file() else []
+    rows = [row for row in known if row["peer"] in PEERS and row["peer"] not in chosen]
+    for peer, (ours, goal) in chosen.items():
         for n in (*SIZES, 16384) if peer.startswith("torch") else SIZES:
             repeats = {256: 40, 1024: 10, 4096: 3}.get(n, 1)
             pairs = [
@@ -380,6 +386,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["time", "memory", "limit", "training"])
+    parser.add_argument("--peers", nargs="*", default=(), help="time only peers whose names contain one of these words")
     parser.add_argument("--child", nargs="*")
     words = parser.parse_args()
     if words.child:
@@ -387,15 +394,19 @@ def main() -> None:
         call = {"measure": measure, "products": products, "training": training}[what]
         print(json.dumps(call(*(int(x) if x.isdigit() else x for x in rest))))  # type: ignore[operator]
         return
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from counterpoint.engine.run import machine, versions
 
     record = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    parts = {"time": time_peers, "memory": memory, "limit": limit, "training": end_to_end}
+    parts = {"time": lambda: time_peers(words.peers), "memory": memory, "limit": limit, "training": end_to_end}
     for part in words.only:
         record[part] = parts[part]()
-        record["peers"] = {name: version(name) for name in ("open_clip_torch", "lightly", "pytorch-metric-learning")}
+        for name in ("open_clip_torch", "lightly", "pytorch-metric-learning"):
+            with contextlib.suppress(
+                PackageNotFoundError
+            ):  # the rows of a peer that is not here stay, so does its version
+                record.setdefault("peers", {})[name] = version(name)
         record |= {"threads": 2, "versions": versions(), "machine": machine()}
         OUT.parent.mkdir(parents=True, exist_ok=True)
         OUT.write_text(json.dumps(record, indent=2) + "\n")  # after each part: the whole takes half an hour
