@@ -19,7 +19,7 @@ def operands(n: int = 90, m: int = 130, dim: int = 16, dtype: torch.dtype = torc
     return [torch.randn(rows, dim, generator=g).to(dtype).requires_grad_() for rows in (n, m)]
 
 
-@pytest.mark.parametrize("stripe", [1000, 2**21])
+@pytest.mark.parametrize("stripe", [1000, 2**23])
 def test_total_and_its_gradients_are_those_of_the_rows(stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(total, "STRIPE", stripe)
     query, key = operands()
