@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -29,13 +30,16 @@ from counterpoint.core import chunks
 from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.contrast import pair_logsumexp, pair_logsumexp_towards, pair_softplus
 from counterpoint.core.operands import class_similarity, positive_similarity, unit
-from counterpoint.core.precision import products
+from counterpoint.core.precision import Products, products
 from counterpoint.core.rules import Diagonal, Labels, Listed, Rule, Targets, Views, Where
 from counterpoint.core.total import pair_logsumexp_total
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "gpu.json"
 # Largest error of values (absolute, of logs) and of gradients (relative to the largest), by type of product.
 ALLOWED = {"exact": (5e-6, 5e-6), "tf32": (5e-2, 5e-2), "bf16": (2e-1, 1e-1), "fp16": (5e-2, 3e-2)}
+TYPES: dict[Products, torch.dtype | None] = {
+    "exact": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
 DEADLINE = 470.0  # seconds after which nothing new is started
 
 Function = Callable[..., list[Tensor]]
@@ -138,10 +142,10 @@ def check(device: str, sizes: tuple[int, int, int] = (1403, 1797, 200)) -> list[
         torch.manual_seed(0)
         operands = [torch.randn(*shape) * 0.4 for shape in shapes]
         # The reference has the rounded operands: what remains is the error of the computation.
-        for kind, dtype in (("exact", None), ("tf32", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        for kind, dtype in TYPES.items():
             given = [x if dtype is None else x.to(dtype).float() for x in operands]
             wanted = graded(value, [x.double().requires_grad_() for x in given])
-            with products(kind):  # type: ignore[arg-type]
+            with products(kind):
                 leaves = [x.to(device).requires_grad_() for x in given]
                 found, again = graded(value, leaves), graded(value, leaves)
             allowed = ALLOWED[kind]
@@ -302,7 +306,6 @@ def timed(started: float) -> list[dict[str, Any]]:
 def tilings() -> list[dict[str, Any]]:
     """Time the two-way loss with other tiles; a tile that does not compile is reported."""
     rows = []
-    choose = chunks.tiling
     for tile in [
         chunks.Tiling(*shape)
         for shape in (
@@ -310,17 +313,16 @@ def tilings() -> list[dict[str, Any]]:
             (128, 256, 64, 8, 4), (64, 256, 64, 8, 3), (64, 256, 64, 4, 4), (256, 128, 64, 8, 3), (128, 64, 64, 4, 4),
         )
     ]:  # fmt: skip
-        chunks.tiling = lambda dtype, width, t=tile: t  # type: ignore[assignment, misc]
         row: dict[str, Any] = {"tile": list(tile)}
         try:
-            for name in ("two-way", "two-way, nothing kept", "nt-xent"):
-                found = clocked(losses(32768)[name], 32768, 512, 3)
-                row[name] = found and round(found["ms"], 2)
+            with mock.patch.object(chunks, "tiling", return_value=tile):
+                for name in ("two-way", "two-way, nothing kept", "nt-xent"):
+                    found = clocked(losses(32768)[name], 32768, 512, 3)
+                    row[name] = found and round(found["ms"], 2)
         except Exception as error:  # a tile that does not fit is a result
             row["error"] = str(error)[:200]
         say(json.dumps(row))
         rows.append(row)
-    chunks.tiling = choose
     return rows
 
 
@@ -343,7 +345,7 @@ def train(
     config = SYSTEM.config(encoder=encoder, batch_size=batch, recipe="simclr-cifar")
     facts = SimpleNamespace(channels=3, size=32, examples=batch * steps, classes=10, class_names=list("0123456789"))
     learner = SYSTEM.learner(config, facts, 0).to(device)
-    network = torch.nn.Sequential(learner.encoder, learner.projector)  # type: ignore[arg-type]
+    network = torch.nn.Sequential(*(getattr(learner, name) for name in ("encoder", "projector")))
     pictures = np.random.default_rng(0).integers(0, 256, (batch * steps, 32, 32, 3), np.uint8)
     found: dict[str, list[float]] = {"counterpoint": [], "lightly": []}
 
@@ -352,9 +354,9 @@ def train(
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def update(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def update(loss: Callable[..., Tensor], *given: Any) -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
-            value = loss()
+            value = loss(*given)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -365,7 +367,7 @@ def train(
         rows = slice(step * batch, (step + 1) * batch)
         images = torch.from_numpy(pictures[rows]).permute(0, 3, 1, 2).to(device, non_blocking=True)
         prepared = learner.prepare({"image": images, "index": torch.arange(batch)}, generator)
-        update(lambda given=prepared: learner.loss(given)["loss"], optimizer)  # type: ignore[misc]
+        update(lambda given: learner.loss(given)["loss"], prepared)
         found["counterpoint"].append(wait() - started)
     try:
         from lightly.loss import NTXentLoss
@@ -388,7 +390,7 @@ def train(
         started = wait()
         for pair in loader:
             one, two = (view.to(device, non_blocking=True) for view in pair)
-            update(lambda a=one, b=two: contrast(network(a), network(b)), optimizer)  # type: ignore[misc]
+            update(lambda a, b: contrast(network(a), network(b)), one, two)
             found["lightly"].append(wait() - started)
             started = wait()
     rows_found = []

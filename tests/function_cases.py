@@ -280,7 +280,7 @@ CASES: dict[str, Case] = {
     ),
     # With one transformation; test_sla.py has more.
     IMAGES + "sla:aggregate": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
-    IMAGES + "sla:single": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
+    IMAGES + "sla:identity_logits": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
     IMAGES + "sla:sla_loss": Case(
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
     ),

@@ -240,7 +240,7 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
     # A batch without a masked token counts 0; what returns a row for each row returns none.
     rowwise = (
         ":aggregate",
-        ":single",
+        ":identity_logits",
         ":mlm_distill",
         ":mix",
         ":mixed_targets",

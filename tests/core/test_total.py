@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from counterpoint.core import kernel, precision, total
+from counterpoint.core import distributed, kernel, precision, total
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.precision import products
 from counterpoint.core.rules import Diagonal, Labels
@@ -25,14 +26,14 @@ def test_total_and_its_gradients_are_those_of_the_rows(stripe: int, monkeypatch:
     query, key = operands()
     share = torch.rand(len(query), dtype=torch.float64, requires_grad=True)
     label = torch.arange(130) % 7
-    asked = {
+    asked: dict[str, Any] = {
         "exclude": (Diagonal(), Labels(label[:90], label)),
         "weight": lambda r, c: 1.0 + (torch.arange(r.start, r.stop)[:, None] + torch.arange(c.start, c.stop)) % 3,
         "origin": (0, 0),
     }
-    rows = pair_logsumexp(query, key, method="plain", **asked).rows  # type: ignore[arg-type]
+    rows = pair_logsumexp(query, key, method="plain", **asked).rows
     wanted = torch.autograd.grad((share * rows).sum() * 3, (query, key, share))
-    value = pair_logsumexp_total(query, key, share, **asked)  # type: ignore[arg-type]
+    value = pair_logsumexp_total(query, key, share, **asked)
     found = torch.autograd.grad(value * 3, (query, key, share))
     torch.testing.assert_close(value, (share * rows).sum())
     for x, y in zip(found, wanted, strict=True):
@@ -96,3 +97,19 @@ def test_bf16_on_a_cpu_rounds_gradients_and_not_values(way: str, monkeypatch: py
     assert torch.equal(exact, rounded)
     error = (found - wanted).norm() / wanted.norm()
     assert 1e-5 < error < 4e-3
+
+
+def test_a_ring_s_backward_pass_takes_the_forward_s_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass may run in a thread without the choice of products, and under no `with` block."""
+    monkeypatch.setattr(kernel, "fast_bf16", lambda: True)
+    monkeypatch.setattr(distributed, "_pass_on", lambda tensors, rows, told: list(tensors))
+    query, key = operands(700, 900, 32, torch.float32)
+    found = []
+    for kind in ("bf16", "exact"):
+        with products(kind):  # type: ignore[arg-type]
+            rows, _ = distributed._Ring.apply(query, key, (), False)
+        found.append(torch.autograd.grad(rows.sum(), query)[0])
+    with products("bf16"):
+        wanted = torch.autograd.grad(pair_logsumexp(query, key, keep=0).rows.sum(), query)[0]
+    assert torch.equal(found[0], wanted)
+    assert not torch.equal(found[0], found[1])

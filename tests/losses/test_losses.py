@@ -296,7 +296,7 @@ CASES: dict[str, Case] = {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "sla:aggregate": "logits of a vote, no loss",
-    "sla:single": "logits, no loss",
+    "sla:identity_logits": "logits, no loss",
     "cacr:expected_distance": "CACR's repulsion; CACR has it",
     "cwcl:cwcl_terms": "the two terms of CWCL",
     "improved-vlp-baselines:barlow_cross": "the term of one pair of BarLIP, which is BarLIP without strong views",

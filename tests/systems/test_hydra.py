@@ -161,16 +161,26 @@ def test_arguments_and_settings_that_do_not_fit_are_refused_by_name() -> None:
 
 
 def test_the_functions_that_pass_are_the_functions_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
+    calls: dict[str, list[Any]] = {"pair_gate": [], "gated_pair_infonce": []}
 
     def counted(name: str) -> Any:
         function = getattr(room, name)
-        return lambda *args, **named: (calls.append(name), function(*args, **named))[1]
 
-    for name in ("pair_gate", "gated_pair_infonce"):
+        def call(*args: Any) -> Any:
+            found = function(*args)
+            calls[name].append((args, found))
+            return found
+
+        return call
+
+    for name in calls:
         monkeypatch.setattr(room, name, counted(name))
-    rows = Experiment.resolve("hydra", DATA, overrides=SMALL).run(0)
-    assert {"pair_gate", "gated_pair_infonce"} <= set(calls)
+    rows = Experiment.resolve("hydra", DATA, overrides=SMALL | {"pairs": "distinct"}).run(0)
+    ((y1, y2, *_), gates), ((_, _, own, partner, gate, *_), _) = calls["pair_gate"][0], calls["gated_pair_infonce"][0]
+    assert (y1 != y2).all()
+    assert torch.equal(own, y1)
+    assert torch.equal(partner, y2)
+    assert torch.equal(gate, gates)
     assert math.isfinite(rows[-1]["train/loss"])
     assert 0 < rows[-1]["train/gate"] < 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from counterpoint import cli
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import sla as room
-from counterpoint.systems.images.sla import SLAConfig, aggregate, expand, joint_label, named, single, sla_loss
+from counterpoint.systems.images.sla import SLAConfig, aggregate, expand, identity_logits, joint_label, named, sla_loss
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "sla.npz")
 DATA = "digits?size=8&train=60"
@@ -49,7 +50,7 @@ def test_value_and_gradient_equal_the_authors_numbers(number: int, dtype: torch.
         torch.testing.assert_close(gradient.double(), torch.from_numpy(at[f"grad/{name}"]), rtol=rtol, atol=rtol)
     joint = leaves[0].detach().double()
     assert np.array_equal(joint_label(label, m), at["out/joint_label"])
-    used = leaves[1].detach().double()[::m] if len(leaves) > 1 else single(joint, m)
+    used = leaves[1].detach().double()[::m] if len(leaves) > 1 else identity_logits(joint, m)
     for ours, theirs in ((aggregate(joint, m), "aggregated_logits"), (used, "single_logits_used")):
         torch.testing.assert_close(ours, torch.from_numpy(at[f"out/{theirs}"]), rtol=max(rtol, 1e-6), atol=1e-6)
 
@@ -91,7 +92,7 @@ def test_one_transformation_is_the_plain_cross_entropy() -> None:
     logits, label = draw(5, 3), torch.tensor([0, 1, 2, 1, 0])
     torch.testing.assert_close(sla_loss(logits, label, 1), F.cross_entropy(logits, label))
     assert torch.equal(aggregate(logits, 1), logits)
-    assert torch.equal(single(logits, 1), logits)
+    assert torch.equal(identity_logits(logits, 1), logits)
 
 
 def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
@@ -160,8 +161,6 @@ def test_inference_chooses_the_head_and_changes_no_weight() -> None:
 
 
 def test_colours_change_places_before_they_are_normalised() -> None:
-    from types import SimpleNamespace
-
     from counterpoint.views.images import normalise
 
     config = SLAConfig(encoder="mlp-s", transformations="color_perm3")
@@ -176,3 +175,20 @@ def test_a_run_from_the_command_line_shows_the_votes(tmp_path: Path, capsys: pyt
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
     assert "Votes of the copies" in page
     assert "Transformations that the joint head recognises" in page
+
+
+def test_the_network_sees_rotated_copies_with_the_labels_of_the_method() -> None:
+    images, label = torch.rand(2, 3, 8, 8), torch.tensor([3, 1])
+    facts = SimpleNamespace(size=8, channels=3, classes=4)
+    batch = {"views": [images], "label": label}
+    wanted = expand(images, "rotation")
+    for method in ("sla", "augment", "multi-task"):
+        learner = room.SLA(SLAConfig(encoder="mlp-s", method=method), facts, 0).eval()  # type: ignore[arg-type]
+        features = learner.encoder(wanted)
+        if method == "sla":
+            expected = sla_loss(learner.joint(features), label, 4)
+        else:
+            expected = F.cross_entropy(learner.classifier(features), label.repeat_interleave(4))
+        if method == "multi-task":
+            expected = expected + F.cross_entropy(learner.transformed(features), torch.arange(4).repeat(2))
+        torch.testing.assert_close(learner.loss(batch)["loss"], expected)

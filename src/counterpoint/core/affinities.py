@@ -100,7 +100,7 @@ class _PairCrossEntropy(torch.autograd.Function):
         columns: bool,
         keep: int,
         share: float,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         student = Operands(query, key)
         teacher = Operands(teacher_query, teacher_query if teacher_key is None else teacher_key)
         n, m = len(query), len(key)
@@ -113,7 +113,7 @@ class _PairCrossEntropy(torch.autograd.Function):
             for found in (of_rows, of_columns) if of_columns is not None else (of_rows,):
                 out += [found[0] - share * found[2], found[1] - found[3]]
             ctx.mark_non_differentiable(*out[1::2])
-            return tuple(out + [None] * (4 - len(out)))  # type: ignore[return-value]
+            return tuple(out + [None] * (4 - len(out)))
         keep = keep if any(ctx.needs_input_grad) else 0
         sides = [(_Mean(query, n), 1)] + ([(_Mean(query, m), 0)] if columns else [])
         logs = [query.new_full((n,), -math.inf)] + ([query.new_full((m,), -math.inf)] if columns else [])
@@ -151,7 +151,7 @@ class _PairCrossEntropy(torch.autograd.Function):
         for (mean, _), log in zip(sides, logs, strict=True):
             out += [log - share * mean.means[0], mean.logs - mean.means[1]]
         ctx.mark_non_differentiable(*out[1::2])
-        return tuple(out + [None] * (4 - len(out)))  # type: ignore[return-value]
+        return tuple(out + [None] * (4 - len(out)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -49,19 +49,15 @@ REACH = 60.0
 # Ways to the similarities of a tile, as in `triton_kernels`.
 PRODUCT, STORED, EXPONENTIALS = 0, 1, 2
 
+TRITON = importlib.util.find_spec("triton") is not None
+
 # For tests without a GPU: run the kernels on the processor, in Triton's interpreter.
 interpreted = False
 
 
 def usable(x: Tensor) -> bool:
     """Return whether the kernels can take this tensor: float32 on a CUDA device, with Triton installed."""
-    if x.dtype != torch.float32 or not (x.is_cuda or interpreted):
-        return False
-    return interpreted or _triton_found()
-
-
-def _triton_found() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return x.dtype == torch.float32 and (interpreted or (x.is_cuda and TRITON))
 
 
 def keep_default(x: Tensor) -> int:
@@ -159,7 +155,7 @@ class Rules:
         if self.weight is not None:
             numbers = self.weight(rows, columns).to(torch.float32).log().contiguous()
         else:
-            numbers = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+            numbers = torch.zeros(shape, device=device)
         for rule in self.others:
             rule.exclude(numbers, rows, columns)
         return numbers
@@ -378,16 +374,12 @@ class Matrix:
         """Return memory for a tensor of this shape on the operands' device."""
         return torch.empty(shape, dtype=dtype, device=self.query.device)
 
-    def add_products(
-        self, chunk: Chunk, g: Tensor, to_query: Tensor | None, to_key: Tensor | None, *, mirrored: bool = False
-    ) -> None:
-        """Add g k to dq of a chunk's rows and g^T q to dk of its columns; `mirrored`: dk is dq."""
+    def add_products(self, chunk: Chunk, g: Tensor, to_query: Tensor | None, to_key: Tensor | None) -> None:
+        """Add g k to dq of a chunk's rows, and g^T q to dk of its columns, unless None. Both may be one tensor."""
         if to_query is not None:
             to_query[chunk.rows] += multiply(g, self.key[chunk.left :].to(g.dtype))
-        if to_key is not None or mirrored:
-            into = to_query if mirrored else to_key
-            assert into is not None
-            into[chunk.left :] += multiply(g.T, self.query[chunk.rows].to(g.dtype))
+        if to_key is not None:
+            to_key[chunk.left :] += multiply(g.T, self.query[chunk.rows].to(g.dtype))
 
 
 # ------------------------------------------------------------------------------------------------------ forward and backward
@@ -459,47 +451,28 @@ def backward(
                 None if towards is None else towards[chunk.rows],
                 kept[number] if kept else None,
             )
+            both = matrix.symmetric
             matrix.add_products(
-                chunk,
-                g,
-                to_query if wanted[0] or matrix.symmetric else None,
-                None if matrix.symmetric or not wanted[1] else to_key,
-                mirrored=matrix.symmetric,
+                chunk, g, to_query if both or wanted[0] else None, to_key if both or wanted[1] else None
             )
     return to_query, to_key
 
 
-def known(
-    matrix: Matrix, gradient: Tensor, *, to_key: bool, towards: Tensor | None = None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Return log Z, T, dq and dk for a gradient of log Z that is known before the backward pass.
-
-    T [N] is None without targets, dk [M, D] where it is not wanted.
+def known(matrix: Matrix, gradient: Tensor, *, to_key: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log Z [N], dq and dk for a gradient of log Z that is known before the backward pass.
 
     Args:
-        matrix: the matrix, not symmetric.
+        matrix: the matrix, not symmetric and without targets.
         gradient: a, [N].
-        to_key: whether dk is wanted: 3 products, 2 without.
-        towards: gradient of T, [N]; None without targets.
+        to_key: whether dk is wanted: 3 products. Without it dk is None: 2 products.
     """
-    rows, new = len(matrix.query), matrix.new
-    row, along = new(rows), None if matrix.target is None else new(rows)
-    to_query = new(*matrix.query.shape).zero_()
-    into = new(*matrix.key.shape).zero_() if to_key else None
+    row = matrix.new(len(matrix.query))
+    to_query = matrix.new(*matrix.query.shape).zero_()
+    into = matrix.new(*matrix.key.shape).zero_() if to_key else None
     with library_products(matrix.kind, matrix.query.device.type):
         for chunk in matrix.chunks():
-            found, _, part, held = matrix.sums(chunk, columns=False, keep=True)
+            row[chunk.rows], _, _, held = matrix.sums(chunk, columns=False, keep=True)
             assert held is not None
-            row[chunk.rows] = found
-            if along is not None and part is not None:
-                along[chunk.rows] = part
-            g = matrix.pull(
-                chunk,
-                (found, gradient[chunk.rows]),
-                None,
-                None if towards is None else towards[chunk.rows],
-                held,
-                into=held.exponentials,
-            )
-            matrix.add_products(chunk, g, to_query, into)
-    return row, along, to_query, into
+            a = row[chunk.rows], gradient[chunk.rows]
+            matrix.add_products(chunk, matrix.pull(chunk, a, None, None, held, into=held.exponentials), to_query, into)
+    return row, to_query, into

@@ -62,7 +62,7 @@ def pooled_codes(
     bags, places, _ = rows.shape
     left = KEEP if keep is None else keep
     lengths = words.square().sum(1)
-    kept: dict[int, Tensor] = {}
+    kept: list[Tensor | None] = []
     bow, least = rows.new_zeros(bags, len(words)), rows.new_empty(bags, places)
 
     def blocks() -> Iterator[slice]:
@@ -85,14 +85,16 @@ def pooled_codes(
                 continue
             least[block] = found.amin(1).view(-1, places)
             size = found.numel() * found.element_size()
-            if size <= left:
-                kept[block.start], left = found, left - size
+            fits = size <= left
+            kept.append(found if fits else None)
+            left -= size if fits else 0
         sharpness = sharpen(least + rows.square().sum(2))
         if hard:
             return bow
-        for block in blocks():
-            found = kept.pop(block.start, None)  # type: ignore[arg-type]
-            scores = distances(block, -sharpness) if found is None else found.mul_(-sharpness)
+        for number, block in enumerate(blocks()):
+            whole = kept[number]
+            kept[number] = None
+            scores = distances(block, -sharpness) if whole is None else whole.mul_(-sharpness)
             codes = scores.softmax(1).view(-1, places, len(words))
             bow[block] = codes.amax(1) if pool == "max" else codes.mean(1)
     return bow

@@ -153,7 +153,7 @@ class _PairSoftplus(torch.autograd.Function):
             matrix = chunks.Matrix(query, key, kind=work.kind, softplus=True)
             fixed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
             if fixed:
-                rows, _, pull, _ = chunks.known(matrix, query.new_ones(len(query)), to_key=False)
+                rows, pull, _ = chunks.known(matrix, query.new_ones(len(query)), to_key=False)
             else:
                 pull = None
                 rows, _, _, ctx.kept = chunks.forward(matrix, columns=False, keep=keep)

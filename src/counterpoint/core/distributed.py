@@ -28,7 +28,7 @@ from counterpoint.core import kernel
 from counterpoint.core.contrast import PairLogSumExp, PairLogSumExpTowards, pair_logsumexp, pair_logsumexp_towards
 from counterpoint.core.kernel import Operands, Side
 from counterpoint.core.operands import positive_similarity
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import chosen_products, full_precision, wide
 from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import once, traced
 from counterpoint.core.world import Group, over, over_group, process_group, world
@@ -224,7 +224,8 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, rules: Sequence[Rule], columns: bool
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.rules, ctx.columns = rules, columns
+        # The backward pass may run in a thread that knows no `products`.
+        ctx.rules, ctx.columns, ctx.kind = rules, columns, chosen_products(query.device.type)
         ctx.told, ctx.keys = _told(query), row_counts(len(key), key.device)
         rank, size = ctx.told.rank, len(ctx.keys)
         row = query.new_full((len(query),), -math.inf)
@@ -232,7 +233,7 @@ class _Ring(torch.autograd.Function):
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = Operands(query, held, rules, origin=_origin(ctx, owner))
+                work = Operands(query, held, rules, origin=_origin(ctx, owner), kind=ctx.kind)
                 part, across, _, _ = kernel.forward(work, columns=columns)
                 row = torch.logaddexp(row, part)
                 column = column if across is None else torch.logaddexp(column, across)
@@ -255,7 +256,7 @@ class _Ring(torch.autograd.Function):
         for step in range(size):
             owner = (rank - step) % size
             if len(query) and len(held):
-                work = Operands(query, held, ctx.rules, origin=_origin(ctx, owner))
+                work = Operands(query, held, ctx.rules, origin=_origin(ctx, owner), kind=ctx.kind)
                 across = Side(logs, arriving) if ctx.columns else None
                 here, there = kernel.backward(work, Side(row, gradients[0]), across)
                 to_query += here

@@ -505,7 +505,7 @@ class FixedKeys(torch.autograd.Function):
     ) -> Tensor:
         work = Operands(query, key, rules, weight, origin)
         if chunks.usable(query):
-            rows, _, mean, _ = chunks.known(work.matrix(), query.new_ones(len(query)), to_key=False)
+            rows, mean, _ = chunks.known(work.matrix(), query.new_ones(len(query)), to_key=False)
             ctx.save_for_backward(query, mean)
             return rows
         # Each row has a reference of its own, the largest similarity so far. When a tile raises it, what was summed
@@ -600,14 +600,15 @@ def logsumexp(
     if key is None and not symmetric:
         key = query
     entries = len(query) * len(query if key is None else key)
-    small = method == "auto" and entries <= (chunks.SMALL if chunks.usable(query) else SMALL)
+    on_gpu = chunks.usable(query)
+    small = method == "auto" and entries <= (chunks.SMALL if on_gpu else SMALL)
     if traced() or method == "plain" or small or entries == 0:
         found = plain(query, query if key is None else key, rules, weight, columns, origin, target)
         return *found, *([positive_similarity(query, query if key is None else key)] if own else [])
     if key is not None and fixed(query, key) and not (columns or target or own):
         return FixedKeys.apply(query, key, rules, weight, origin), None, None
     if keep is None:
-        keep = chunks.keep_default(query) if chunks.usable(query) else KEEP_SYMMETRIC if key is None else KEEP
+        keep = chunks.keep_default(query) if on_gpu else KEEP_SYMMETRIC if key is None else KEEP
     return LogSumExp.apply(query, key, rules, weight, columns, origin, target, keep, own)
 
 

@@ -161,9 +161,10 @@ def class_similarity(
         found, index = torch.unique(labels, return_inverse=True)
         classes = len(found)
     rows, columns = index[: len(query)], index[len(query) :]
-    # index_put adds in a fixed order on a GPU too, where index_add does not.
-    sums = key.new_zeros(classes, key.shape[1]).index_put((columns,), key, accumulate=True)
-    count = columns.new_zeros(classes).index_put((columns,), torch.ones_like(columns), accumulate=True)
+    sums, count = key.new_zeros(classes, key.shape[1]), columns.new_zeros(classes)
+    # On a GPU index_put adds in a fixed order, index_add does not. On a CPU index_add does, and is five times as fast.
+    sums = sums.index_put((columns,), key, accumulate=True) if key.is_cuda else sums.index_add(0, columns, key)
+    count = count.index_add(0, columns, torch.ones_like(columns))
     return (query * sums[rows]).sum(1), count[rows]
 
 

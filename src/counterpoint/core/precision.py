@@ -43,8 +43,8 @@ def products(kind: Products | Literal["auto"]) -> Iterator[None]:
             float32. "auto": no choice. Then the type is that of half-precision inputs or of autocast, otherwise what
             `torch.backends.cuda.matmul` says about float32.
 
-    Raises ValueError for another kind. A CPU always computes exact similarities. Those with bf16 instructions round the
-    operands of the gradients' products for "bf16"; other kinds make no difference there.
+    Raises ValueError for another kind. A CPU always computes exact similarities. For "bf16", one with bf16 instructions
+    rounds the factors of gradients in `pair_logsumexp` beyond one tile, and in its total. Other kinds make no difference there.
     """
     if kind != "auto" and kind not in get_args(Products):
         raise ValueError(f"precision must be auto or one of {', '.join(get_args(Products))}, got {kind!r}")

@@ -45,8 +45,9 @@ class _Total(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         with exact(query.device.type):
             if chunks.usable(query):
-                log_z, _, to_query, to_key = chunks.known(work.matrix(), share, to_key=wanted[1])
-                found: tuple[Tensor, Tensor | None, Tensor | None] = (log_z, to_query, to_key)
+                found: tuple[Tensor, Tensor | None, Tensor | None] = chunks.known(
+                    work.matrix(), share, to_key=wanted[1]
+                )
             else:
                 found = _stripes(work, share, wanted)
         ctx.save_for_backward(query, key, share, *found)

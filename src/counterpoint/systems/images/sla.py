@@ -146,10 +146,10 @@ def aggregate(joint_logits: Float[Tensor, "bm cm"], num_transforms: int) -> Floa
 
 
 @full_precision
-def single(joint_logits: Float[Tensor, "bm cm"], num_transforms: int) -> Float[Tensor, "b c"]:
+def identity_logits(joint_logits: Float[Tensor, "bm cm"], num_transforms: int) -> Float[Tensor, "b c"]:
     """Return J[b, 0, c, 0]: the untransformed copy in the columns of the identity; arguments as in `aggregate`.
 
-    >>> single(torch.tensor([[1.0, 0.0, 5.0, 0.0], [0.0, 3.0, 0.0, 1.0]]), 2)
+    >>> identity_logits(torch.tensor([[1.0, 0.0, 5.0, 0.0], [0.0, 3.0, 0.0, 1.0]]), 2)
     tensor([[1., 5.]])
     """
     return _joint(joint_logits, num_transforms)[:, 0, :, 0]
@@ -323,7 +323,7 @@ class SLA(ImageLearner):
         found = {"feature": features[:: self.copies]}
         if self.joint is not None:
             joint = self.joint(features)
-            heads = {"aggregated": aggregate(joint, self.copies), "single": single(joint, self.copies)}
+            heads = {"aggregated": aggregate(joint, self.copies), "single": identity_logits(joint, self.copies)}
             if self.classifier is not None:
                 heads["distilled"] = self.classifier(found["feature"])
         else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,22 +12,23 @@ from torch import Tensor
 from counterpoint.errors import CounterpointError
 
 
+@dataclass
 class Parameters:
     """The random parameters of a batch: tensors with one row per item, except those named in `shared`."""
 
-    shared: tuple[str, ...] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
 
     def take(self, rows: slice | Tensor) -> Self:
         """Select the parameters of some items, such as one process's share of a batch that is drawn as a whole."""
         chosen = {name: value[rows] for name, value in self._tensors() if name not in self.shared}
-        return replace(self, **chosen)  # type: ignore[type-var]
+        return replace(self, **chosen)
 
     def moved(self, device: torch.device) -> Self:
         """Move the parameters to a device, that of the items."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors()})  # type: ignore[type-var]
+        return replace(self, **{name: value.to(device) for name, value in self._tensors()})
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
 
 
 def uniform(low: float, high: float, size: int | Sequence[int], generator: torch.Generator) -> Tensor:
