@@ -25,9 +25,8 @@ def test_map_has_a_vector_for_each_cell(name):
     images = torch.randn(2, 3, 32, 32)
     found = feature_map(encoder, images)
     assert found.requires_grad
-    assert found.shape[0] == 2 and found.ndim == 4
     side, dim = CASES[name]
-    assert found.shape[1:] == (dim, side, side)
+    assert found.shape == (2, dim, side, side)
 
 
 @pytest.mark.parametrize("name", ["conv-s", "resnet-s"])

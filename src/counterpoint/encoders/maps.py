@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,8 +19,8 @@ def feature_map(
 ) -> Float[Tensor, "batch dim rows columns"]:
     """Compute the last map before an encoder pools it, with channels first. Gradients flow through it.
 
-    A convolutional network gives its last map, a transformer the tokens of its patches as a grid, without class token and
-    registers.
+    A convolutional network gives its last map. A transformer gives the tokens of its patches as a grid, and leaves out class
+    token and registers.
 
     Args:
         encoder: an encoder of `build_image_encoder`.
@@ -29,6 +28,7 @@ def feature_map(
 
     Raises CounterpointError for an encoder without a map, such as mlp-s.
 
+    >>> import torch
     >>> from counterpoint.encoders.images import build_image_encoder
     >>> feature_map(build_image_encoder("conv-s", 32), torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 128, 4, 4])
