@@ -37,7 +37,8 @@ def feature_map(
         rows, columns = (side // encoder.patch for side in images.shape[2:])
         return _grid(encoder.tokens(images)[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
-        return encoder.features(images)
+        found: Tensor = encoder.features(images)  # type: ignore[operator]
+        return found
     model: Any = getattr(encoder, "model", None)
     if model is None:
         raise CounterpointError(
@@ -65,6 +66,11 @@ def feature_map(
         if isinstance(value, Tensor) and value.ndim == 3:
             return _tokens_of(value, images, _patch(model))
     raise CounterpointError(f"{type(model).__name__} has no feature map; choose another encoder")
+
+
+def has_map(encoder: nn.Module) -> bool:
+    """Return whether `feature_map` takes an encoder: all but plain layers such as mlp-s."""
+    return isinstance(encoder, VisionTokens) or hasattr(encoder, "features") or hasattr(encoder, "model")
 
 
 def _patch(model: Any) -> tuple[int, int]:
