@@ -26,7 +26,7 @@ class CellPairs(NamedTuple):
 
 
 def _axes(coords: Tensor, shape: tuple[int, int]) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return the centres (y [n, H], x [n, W]) of a crop's cells, and the squared diagonal [n] of a cell."""
+    """Return the centres (y [n, H], x [n, W]) of the cells of crops, and their squared diagonals [n]."""
     found, square = [], coords.new_zeros(len(coords))
     for low, high, cells in ((1, 3, shape[0]), (0, 2, shape[1])):
         step = (coords[:, high] - coords[:, low]) / cells
@@ -42,8 +42,8 @@ def near_cells(
     """List the pairs of cells of two crops whose centres are closer than `reach` diagonals of the larger cell.
 
     Distances are those of PixPro (arXiv 2011.10043, Sec. 3.1): in shares of the picture's sides, divided by the larger of the
-    two crops' cell diagonals. Time and memory are linear in the pairs, because the near rows and the near columns of a cell
-    are found first, each on its own axis.
+    two crops' cell diagonals. Time and memory are linear in the pairs: the near rows and the near columns of a cell
+    are found first.
 
     Args:
         coords_1, coords_2: coordinates of the crops, see the module.

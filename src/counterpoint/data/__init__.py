@@ -247,6 +247,16 @@ SOURCES: dict[str, Source] = {
             function="load_imagefolder",
         ),
         Source(
+            "masks",
+            "dense",
+            "counterpoint.data.masks",
+            "your own images with a class for each pixel, in DIR/images/ and DIR/masks/; several modalities side by side",
+            "yours",
+            "what you have",
+            argument="DIR",
+            also=("views",),
+        ),
+        Source(
             "parquet",
             "views",
             "counterpoint.data.tables",
@@ -286,6 +296,7 @@ SOURCES: dict[str, Source] = {
 # Sources that read a place on disk, and the content they expect there.
 PLACES = {
     "imagefolder": "pictures, a folder for each class",
+    "masks": "pictures and masks, a folder for each",
     "manifest": "items in several modalities, a row each",
     "csv": "pictures with labels or captions",
     "parquet": "the same in Parquet files",

@@ -48,8 +48,8 @@ def load(
         raise unknown("kind of class", by, world.KINDS)
     if min(train, test) < 2 or not 1 <= least <= most <= 20 or labelled < -1 or labelled == 0 or seed < 0:
         raise CounterpointError(
-            "shapes: train and test must be at least 2, and 1 <= least <= most <= 20. labelled is -1 or at least 1, and seed is "
-            f"at least 0; got {train=}, {test=}, {least=}, {most=}, {labelled=}, {seed=}"
+            "shapes: train and test must be at least 2. It needs 1 <= least <= most <= 20. labelled is -1 or at least 1, and "
+            f"seed is at least 0; got {train=}, {test=}, {least=}, {most=}, {labelled=}, {seed=}"
         )
     counts = (train, checked_count("shapes", valid, test), test)
     drawn = []
