@@ -31,13 +31,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.world import processes
+from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group, processes
 from counterpoint.data.dense import IGNORE, DenseData, DenseSplit, labelled_rows
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
@@ -86,8 +88,10 @@ LAPTOP: dict[str, Any] = {
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
+@over_group
+@full_precision
 def pixel_cross_entropy(
-    logits: Float[Tensor, "n classes height width"], masks: UInt8[Tensor, "n height width"]
+    logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"]
 ) -> Float[Tensor, ""]:
     """Compute the cross-entropy of each picture's known pixels, the mean over pictures with any, over all processes.
 
@@ -95,9 +99,17 @@ def pixel_cross_entropy(
         logits: one number per class and pixel.
         masks: class numbers, IGNORE where unknown.
 
-    Pictures without a known pixel count as 0, with gradient 0.
+    Pictures without a known pixel count as 0, with gradient 0. Raises ValueError for an empty batch and shapes that differ.
+
+    >>> pixel_cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[1, 255]]]))
+    tensor(0.6931)
     """
-    each = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
+    if logits.ndim != 4 or masks.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(
+            f"masks must be [n, height, width] of logits' pixels, got {shapes(logits=logits, masks=masks)}"
+        )
+    need_rows(logits=logits)
+    each = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
     return global_mean(each / (masks != IGNORE).sum((1, 2)).clamp(min=1))
 
 
