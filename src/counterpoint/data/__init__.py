@@ -265,6 +265,15 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "ytvis",
+            "frames",
+            "counterpoint.data.ytvis",
+            "your own video frames with tracked boxes or masks, in the JSON layout of YouTube-VIS: ?images=DIR names their folder",
+            "yours",
+            "what you have",
+            argument="FILE",
+        ),
+        Source(
             "parquet",
             "views",
             "counterpoint.data.tables",
