@@ -136,6 +136,15 @@ SOURCES: dict[str, Source] = {
             also=("views", "aligned"),
         ),
         Source(
+            "phantoms",
+            "dense",
+            "counterpoint.data.phantoms",
+            "slices of synthetic volumes of three tissues, of which one training volume has masks: data of Global-Local's claim",
+            "made on the spot",
+            "21 + 1 + 8 volumes of 16 slices, made in a second",
+            also=("views",),
+        ),
+        Source(
             "moving-shapes",
             "frames",
             "counterpoint.data.moving_shapes",
