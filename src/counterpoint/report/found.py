@@ -9,6 +9,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
+    pictures "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, with a text under each
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -33,6 +34,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "gallery": _gallery,
         "matrix": _matrix,
         "maps": _maps,
+        "pictures": _pictures,
         "curves": _curves,
         "table": _table,
     }
@@ -104,3 +106,16 @@ def _maps(part: Mapping[str, Any]) -> Markup:
             )
             pictures.append(page.figure(drawn, found["text"]))
     return page.figures(*pictures)
+
+
+def _pictures(part: Mapping[str, Any]) -> Markup:
+    """Show rows of pictures in a table, with the caption below."""
+    cell = '<td><img src="data:image/png;base64,{}" alt="{}"><span class="remark">{}</span></td>'
+    rows = Markup("").join(
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(Markup(cell).format(one["png"], one["text"], one["text"]) for one in row["cells"])
+        )
+        for row in part["rows"]
+    )
+    drawn = Markup('<div class="scroll"><table class="gallery pictures"><tbody>{}</tbody></table></div>').format(rows)
+    return page.figure(drawn, part.get("caption", ""))
