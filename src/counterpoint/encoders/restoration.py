@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.images import _fetched
 from counterpoint.errors import CounterpointError, RunError, unknown
-from counterpoint.views.images.degraded import upscaled
 
 SCALES = (2, 3, 4)
 OWN = {"edsr-s": (4, 24, True), "edsr": (16, 64, False)}  # blocks, channels, whether over bicubic scaling
@@ -97,20 +97,25 @@ class EDSR(nn.Module):
         x = self.head((images * 255 - self.mean).contiguous(memory_format=torch.channels_last))
         out = self.tail(x + self.body(x))
         if self.over_bicubic:
-            return out / 255 + upscaled(images, self.scale)
+            return out / 255 + F.interpolate(images, scale_factor=self.scale, mode="bicubic", align_corners=False)
         return (out + self.mean) / 255
 
 
 class Reconstructed(nn.Module):
     """An image-to-image model of transformers (`model`), with its `reconstruction` as the output."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, scale: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.scale = model, scale
+        self.window = int(getattr(model.config, "window_size", 1))  # type: ignore[arg-type]
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 H W"]:
-        found: Tensor = self.model(pixel_values=images).reconstruction
-        return found
+        # The model takes whole windows alone; the added rows and columns are cut off again.
+        height, width = images.shape[2:]
+        more = (0, -width % self.window, 0, -height % self.window)
+        padded = F.pad(images, more, mode="reflect" if more[1] < width and more[3] < height else "replicate")
+        found: Tensor = self.model(pixel_values=padded).reconstruction
+        return found[..., : height * self.scale, : width * self.scale]
 
 
 def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
@@ -132,7 +137,7 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
         model = _fetched(lambda: AutoModelForImageToImage.from_pretrained(name), f"hf:{name}")
     else:
         model = _fetched(lambda: AutoModelForImageToImage.from_config(settings), f"hf:{name}")
-    return Reconstructed(model.float())
+    return Reconstructed(model.float(), scale)
 
 
 def load_restoration(network: nn.Module, path: Path | str) -> None:

@@ -169,7 +169,7 @@ def optimisers(
         constant: Parameters that keep the full learning rate throughout (SimSiam's predictor). Default: none.
         steps_per_epoch: Number of steps in an epoch, for schedules that change after each step.
         rate: Factor of all learning rates, by default 1.
-        curve: Function from the epoch to the factor of the learning rate. Default: warm-up, then half a cosine.
+        curve: Function from the epoch to the factor of the learning rate after the warm-up. Default: half a cosine.
 
     Raises CounterpointError when no parameter of the modules requires a gradient, and for an unknown optimiser.
     """
@@ -195,9 +195,9 @@ def optimisers(
     early = 1 - 1 / (steps or 1)  # `factor` warms up to the end of the current epoch; by steps, to the end of the step
 
     def moving(epoch: float) -> float:
-        if curve is not None:
-            return rate * curve(epoch)
         warm = epoch < config.warmup_epochs
+        if curve is not None:
+            return rate * curve(epoch) * (factor(epoch - early, epochs, config.warmup_epochs) if warm else 1.0)
         return rate * factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
 
     factors = [(lambda _: rate) if group["still"] else moving for group in optimizer.param_groups]
