@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -36,8 +38,8 @@ def test_a_seed_gives_its_squares_and_another_one_others() -> None:
     assert np.array_equal(pixels[0][0], inventory()[first.photograph, first.top : first.top + 96, first.left :][:, :96])
 
 
+@pytest.mark.skipif(find_spec("arcade") is None, reason="draws with the package arcade: pip install --no-deps arcade")
 def test_sprites_double_every_split() -> None:
-    pytest.importorskip("arcade")
     found = data.load("photographs?size=213&sprites=1")
     assert found.classes == ("china", "flower", "sprites")
     assert [len(split) for split in (found.train, found.valid, found.test)] == [8, 8, 8]

@@ -19,7 +19,14 @@ def test_pictures_of_any_size_are_enlarged_by_the_scale(scale: int) -> None:
 def test_edsr_has_the_published_size_and_names() -> None:
     network = build_restoration("edsr", 2)
     assert sum(p.numel() for p in network.parameters()) == 1_369_859  # 1.37 M, as the authors report
-    names = {"head.0.weight", "body.0.body.0.weight", "body.15.body.2.bias", "body.16.weight", "tail.0.0.weight", "tail.1.bias"}
+    names = {
+        "head.0.weight",
+        "body.0.body.0.weight",
+        "body.15.body.2.bias",
+        "body.16.weight",
+        "tail.0.0.weight",
+        "tail.1.bias",
+    }
     assert names <= set(network.state_dict())
 
 
@@ -28,7 +35,9 @@ def test_weights_of_the_authors_layout_are_loaded_from_either_kind_of_file(tmp_p
 
     source, x = EDSR(2, 4, 24, over_bicubic=True), torch.rand(1, 3, 6, 6)
     weights = source.state_dict()
-    torch.save({"params": weights | {"sub_mean.weight": torch.eye(3), "add_mean.bias": torch.zeros(3)}}, tmp_path / "a.pt")
+    torch.save(
+        {"params": weights | {"sub_mean.weight": torch.eye(3), "add_mean.bias": torch.zeros(3)}}, tmp_path / "a.pt"
+    )
     save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "a.safetensors")
     for name in ("a.pt", "a.safetensors"):
         network = build_restoration("edsr-s", 2)
@@ -74,7 +83,11 @@ def test_a_model_of_transformers_is_built_loaded_and_checked_for_its_scale(tmp_p
 
 
 def test_unknown_names_and_scales_are_refused() -> None:
-    for name, words in (("edsrs", "did you mean edsr"), ("timm:resnet18", "library of restoration"), ("hf:", "library")):
+    for name, words in (
+        ("edsrs", "did you mean edsr"),
+        ("timm:resnet18", "library of restoration"),
+        ("hf:", "library"),
+    ):
         with pytest.raises(CounterpointError, match=words):
             check_restoration(name)
     with pytest.raises(CounterpointError, match="scale must be 2, 3 or 4"):

@@ -23,6 +23,7 @@ FACTS = {
         "pretrained": False,
     },
     "bags": {"visual_dim": 8, "audio_dim": 4},
+    "restored": {"network": "edsr-s", "scale": 2, "patch": 16, "batch_size": 8},
 }
 MORE = {
     "m3col": {"classes": 3},

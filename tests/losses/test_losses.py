@@ -290,11 +290,25 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, N, 3, 4, 4), draw(1, N, 2, 2, 2)],
         lambda m, s, t: fn.attention_transfer(s, t, 2.0),
     ),
+    "PatchNCE": Case(
+        lambda: losses.PatchNCE(False),
+        lambda: [draw(0, N, 4, 3, 2), draw(1, 2, N, 4, 3, 2), draw(2, 3, N, 4, 3, 2)],
+        lambda m, *x: fn.patch_nce(*x, False),
+    ),
+    "FeatureRatio": Case(
+        lambda: losses.FeatureRatio("l1", True),
+        lambda: [[draw(0, N, 4, 3, 2)], [draw(1, 2, N, 4, 3, 2)], [draw(2, 3, N, 4, 3, 2)]],
+        lambda m, *x: fn.feature_ratio(*x, "l1", True).loss,
+    ),
+    "DualContrast": Case(
+        losses.DualContrast, lambda: [draw(0, N, 2), draw(1, N, 2)], lambda m, *x: fn.contrastive_discriminator(*x)
+    ),
     "MeanTeacher": Case(lambda: losses.MeanTeacher("kl"), pair, lambda m, s, t: fn.mean_teacher(s, t).kl),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "pcl-sr:haar_high_frequency": "bands, no loss",
     "sla:aggregate": "logits of a vote, no loss",
     "sla:identity_logits": "logits, no loss",
     "cacr:expected_distance": "CACR's repulsion; CACR has it",

@@ -35,7 +35,9 @@ TYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
 
 
 def case(name: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    found = {k.removeprefix(f"{name}/"): torch.from_numpy(NUMBERS[k]) for k in NUMBERS.files if k.startswith(f"{name}/")}
+    found = {
+        k.removeprefix(f"{name}/"): torch.from_numpy(NUMBERS[k]) for k in NUMBERS.files if k.startswith(f"{name}/")
+    }
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
 
 
@@ -202,10 +204,14 @@ def test_statistics_of_each_set_make_the_features_of_a_picture_independent_of_th
     torch.testing.assert_close(alone, wanted)
 
 
-def test_the_critic_learns_from_originals_and_copies_against_outputs_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_critic_learns_from_originals_and_copies_against_outputs_and_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     learner, task = built()
     batch, seen = batch_of(learner, task), []
-    monkeypatch.setattr(learner.critic, "forward", lambda images: (seen.append(images), torch.zeros(len(images), 16))[1])
+    monkeypatch.setattr(
+        learner.critic, "forward", lambda images: (seen.append(images), torch.zeros(len(images), 16))[1]
+    )
     learner.critic_loss(batch)
     restored, k, n = learner.network(batch["low"]), learner.config.copies, len(batch["high"])
     assert len(seen[0]) == (2 + 2 * k) * n

@@ -31,7 +31,9 @@ def haar_high_frequency(
     tensor([-4., -3.,  2.])
     """
     if image.ndim != 4 or min(image.shape[2:]) < 2:
-        raise ValueError(f"image must be [b, channels, height, width] of 2 x 2 pixels and more, got {shapes(image=image)}")
+        raise ValueError(
+            f"image must be [b, channels, height, width] of 2 x 2 pixels and more, got {shapes(image=image)}"
+        )
     need_rows(image=image)
     channels, height, width = image.shape[1:]
     if height % 2 or width % 2:

@@ -39,7 +39,9 @@ def inventory() -> Pixels:
 
     found = np.stack([load_sample_image(f"{name}.jpg") for name in NAMES])
     if found.shape != (len(NAMES), HEIGHT, WIDTH, 3):
-        raise DataError(f"photographs: scikit-learn's sample images have shape {list(found.shape)}, which this version does not know")
+        raise DataError(
+            f"photographs: scikit-learn's sample images have shape {list(found.shape)}, which this version does not know"
+        )
     found.flags.writeable = False
     return found
 

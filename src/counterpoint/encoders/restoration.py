@@ -169,4 +169,3 @@ def load_restoration(network: nn.Module, path: Path | str) -> None:
         target.load_state_dict(held)
     except (RuntimeError, AttributeError) as error:
         raise RunError(f"{path}: its weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
-

@@ -68,6 +68,7 @@ def create(
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
+        restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
 
     "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
     `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as

@@ -110,7 +110,7 @@ class RestoredLearner(Learner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        self.config, self.size = config, data.size
+        self.config = config
         torch.manual_seed(seed)
         self.network = build_restoration(config.network, config.scale, config.pretrained)
         self.pairs = PatchPairs(config.scale, config.patch)
@@ -277,7 +277,9 @@ class RestoredEvaluator:
         low, high = batch["low"].float(), batch["high"].float()
         for name, restored in (("", outputs["restored"].float()), ("bicubic_", upscaled(low, self.scale))):
             if not bool(restored.isfinite().all()):
-                raise CounterpointError("the restored pictures hold NaN or infinite values: training diverged; lower --lr")
+                raise CounterpointError(
+                    "the restored pictures hold NaN or infinite values: training diverged; lower --lr"
+                )
             for measure, values in restoration(restored, high, self.scale).items():
                 self.found.setdefault(name + measure, []).append(values.double().cpu())
 

@@ -36,7 +36,13 @@ from counterpoint.views.images import normalise
 
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 LARGEST = 1e-4  # maximum difference from the run's own embedding, relative to its largest value
-INPUTS = {"image": ("pixels",), "text": ("tokens", "mask"), "audio": ("wave",), "vector": ("vector",), "picture": ("pixels",)}
+INPUTS = {
+    "image": ("pixels",),
+    "text": ("tokens", "mask"),
+    "audio": ("wave",),
+    "vector": ("vector",),
+    "picture": ("pixels",),
+}
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 

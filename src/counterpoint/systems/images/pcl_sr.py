@@ -294,7 +294,9 @@ class PCLSRConfig(RestoredConfig):
                 raise CounterpointError(f"{name} must be two numbers in order, above 0, got {self.__dict__[name]}")
         most = BLOCKS if self.embedding == "critic" else 37
         if not self.layers or not all(0 <= layer < most for layer in self.layers):
-            raise CounterpointError(f"layers must be numbers from 0 to {most - 1} of {self.embedding}, got {self.layers}")
+            raise CounterpointError(
+                f"layers must be numbers from 0 to {most - 1} of {self.embedding}, got {self.layers}"
+            )
         if self.contrast != "none" and self.patch < 2 * max(8, max(KERNELS) // 2 + 1 if self.copies else 0):
             raise CounterpointError(f"patch must be at least 16 pixels for the critic, got {self.patch}")
 
@@ -383,7 +385,9 @@ class PCLSR(RestoredLearner):
             logits = [self.critic(images) for images in (*real, *fake)]
         else:
             logits = list(self.critic(torch.cat([*real, *fake])).chunk(len(real) + len(fake)))
-        return {"critic_loss": contrastive_discriminator(torch.cat(logits[: len(real)]), torch.cat(logits[len(real) :]))}
+        return {
+            "critic_loss": contrastive_discriminator(torch.cat(logits[: len(real)]), torch.cat(logits[len(real) :]))
+        }
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config

@@ -80,7 +80,11 @@ def restoration(
     pair = [shaved((x.clamp(0, 1) * 255).round(), border) for x in (restored, truth)]
     ours, theirs = (luma(x / 255) for x in pair)
     small = min(ours.shape[2:]) < WINDOW
-    bands = haar_high_frequency(pair[0] - pair[1]) if min(ours.shape[2:]) > 1 else pair[0].new_full((len(ours), 1), torch.nan)
+    bands = (
+        haar_high_frequency(pair[0] - pair[1])
+        if min(ours.shape[2:]) > 1
+        else pair[0].new_full((len(ours), 1), torch.nan)
+    )
     return {
         "psnr": psnr(ours, theirs),
         "ssim": ours.new_full((len(ours),), torch.nan) if small else ssim(ours, theirs),

@@ -55,7 +55,9 @@ class PairParameters:
     """The random parameters of one pair of patches of each of B pictures."""
 
     corners: Int[Tensor, "batch 2"]  # top and left, in pixels of the small picture
-    turned: Bool[Tensor, "batch 3"]  # whether to flip left and right, to flip top and bottom, to exchange rows and columns
+    turned: Bool[
+        Tensor, "batch 3"
+    ]  # whether to flip left and right, to flip top and bottom, to exchange rows and columns
 
     def take(self, rows: slice | Tensor) -> PairParameters:
         """Select the parameters of some pictures."""
