@@ -308,7 +308,7 @@ CASES: dict[str, Case] = {
     IMAGES + "pcl_sr:feature_ratio": Case(
         lambda n, d: [[d(0, n, 4, 3, 2)], [d(1, 2, n, 4, 3, 2)], [d(2, 3, n, 4, 3, 2)]], (), (0, 1, 1), most=70
     ),
-    IMAGES + "pcl_sr:contrastive_discriminator": Case(lambda n, d: [d(0, n), d(1, n)], (0, 1), (0, 0)),
+    CORE + "adversarial:contrastive_discriminator": Case(lambda n, d: [d(0, n), d(1, n)], (0, 1), (0, 0)),
     IMAGES + "mlcd:mlcd_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, 50, DIM), listed(n, 50, 3), 16.0, 0.3, 1.0],
         (0, 1),

@@ -2,7 +2,7 @@
 
 The photographs come with scikit-learn, 640 x 427 pixels each: `china` by danielbuechele and `flower` by vultilion, CC BY 2.0.
 
-Each is divided into upright strips of equal width, 5 for squares of up to 128 pixels, else 4 or 3. The seed gives one strip to the
+Each is divided into upright strips of equal width: 5 for squares of up to 128 pixels, else fewer. The seed gives one strip to the
 valid and one to the test split, and the others to training. It also shifts the squares within their strip. No two squares share
 a pixel. The label of a square is its photograph. With `?sprites=1` each split has as many pictures of the source `sprites`,
 too.
@@ -11,7 +11,7 @@ too.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,5 +98,6 @@ def _sprites(size: int, counts: dict[str, int], seed: int) -> dict[str, Pixels]:
     """Return pictures of the source `sprites` for each split."""
     from counterpoint.data.sprites import load as load_sprites
 
-    found = load_sprites(task="views", size=size, seed=seed, **counts)
+    numbers: dict[str, Any] = dict(counts)
+    found = load_sprites(task="views", size=size, seed=seed, **numbers)
     return {name: getattr(found, name).images(np.arange(count)) for name, count in counts.items()}

@@ -107,7 +107,7 @@ class Reconstructed(nn.Module):
     def __init__(self, model: nn.Module, scale: int) -> None:
         super().__init__()
         self.model, self.scale = model, scale
-        self.window = int(getattr(model.config, "window_size", 1))  # type: ignore[arg-type]
+        self.window = int(getattr(model.config, "window_size", 1))
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 H W"]:
         # The model takes whole windows alone; the added rows and columns are cut off again.

@@ -87,7 +87,7 @@ def factor(epoch: float, epochs: int, warmup: int) -> float:
 
 
 def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) -> Callable[[float], float]:
-    """Return the factor of the learning rate by epoch, for a `curve` of `optimisers`: several halves of a cosine, one after another.
+    """Return the factor of the learning rate by epoch: halves of a cosine, one after another. A `curve` of `optimisers`.
 
     Args:
         epochs: Number of epochs, at least 1.

@@ -119,7 +119,7 @@ class DualContrast(Loss):
 
     calls = "pcl-sr:contrastive_discriminator"
 
-    def forward(self, real: Float[Tensor, "..."], fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    def forward(self, real: Float[Tensor, ...], fake: Float[Tensor, ...]) -> Float[Tensor, ""]:
         """Return the sum of both directions, each a mean over logits."""
         with over(self.group):
             return self.function(real, fake)

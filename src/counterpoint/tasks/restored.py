@@ -9,7 +9,7 @@ A training batch, before and after the learner has cut its patches:
     batch["low"]     [B, 3, patch / scale, patch / scale] float in 0..1
     batch["high"]    [B, 3, patch, patch] float in 0..1
 
-An epoch cuts `repeats` patches of each picture. For a test batch, which holds whole pictures as "low" and "high", `predict`
+An epoch cuts `repeats` patches of each picture. A test batch holds whole pictures as "low" and "high". For it `predict`
 returns "restored" [n, 3, H, W], not clamped. Rows and columns beyond a multiple of the scale are cut off first.
 
 The evaluation measures `psnr`, `ssim` and `high_frequency_error` (tasks/measures/restored.py). The level of each that
@@ -199,7 +199,7 @@ def start_from(network: nn.Module, config: Any) -> None:
 
 
 def worst_part(error: Float[Tensor, "h w"], scale: int) -> tuple[slice, slice]:
-    """Return the rows and columns of the square of at most ZOOM pixels with the largest mean error, on the grid of the scale."""
+    """Return rows and columns of the square of ZOOM pixels with the largest mean error, in steps of the scale."""
     side = min(ZOOM, *error.shape) // scale * scale
     means = torch.nn.functional.avg_pool2d(error[None, None].double(), side, scale)[0, 0]
     top, left = (int(n) * scale for n in np.unravel_index(int(means.argmax()), means.shape))

@@ -11,7 +11,7 @@
     vector   vector   float32  [n, dim]
     picture  pixels   uint8    [n, 3, height, width]; the output is the restored picture, float32 in 0..1
 
-The number of items n, the length of texts, and the size of pictures to restore may differ from call to call.
+The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
 def _dynamic(kind: str) -> dict[int, Any]:
     """Return the axes whose length may differ from call to call. A network that fixes one of them fails the check."""
     free = torch.export.Dim.AUTO
-    return {axis: free for axis in {"text": (0, 1), "picture": (0, 2, 3)}.get(kind, (0,))}
+    return dict.fromkeys({"text": (0, 1), "picture": (0, 2, 3)}.get(kind, (0,)), free)
 
 
 def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:

@@ -3,9 +3,9 @@ r"""PCL-SR: re-train a network that enlarges pictures with L1 and a contrast of 
 Wu, Jiang, Liu: "A Practical Contrastive Learning Framework for Single-Image Super-Resolution", IEEE TNNLS 2023, arXiv
 2111.13924. Code: github.com/Aitical/PCL-SISR.
 
-Pixel losses give blurred pictures. PCL-SR pulls the output towards the original and sharpened copies of it, and away from the
-enlarged input and blurred copies of the original. Features come from a small critic that sees the Haar bands without the low
-frequencies. It learns in turns with the network. The network gets no adversarial loss.
+Pixel losses give blurred pictures. PCL-SR pulls the output towards the original and sharpened copies of it. It pushes the output
+away from the enlarged input and blurred copies of the original. Features come from a small critic of the Haar bands without the
+low frequencies. It learns in turns with the network. The network gets no adversarial loss.
 
     F, x, y       the network, a small picture in 0..1, the original; F(x) is the output
     K             number of sharpened copies, and of blurred ones
@@ -20,8 +20,8 @@ frequencies. It learns in turns with the network. The network gets no adversaria
     L           = R mean|F(x) - y| + alpha mean_l mean_k l_k
 
 A step updates E by L_critic, then F by L through the updated E. E's weights and running statistics do not change in the second
-turn. `contrast` chooses among l_k, its form without the positive in the denominator (lmcl), and three ratios of means over
-the layers, Pbar and Nbar (`feature_ratio`). "none" is L1 alone. The naive ratio is --contrast l1 --copies 0.
+turn. Other values of `contrast`: l_k without the positive in the denominator (lmcl), and three ratios of means over the layers
+(`feature_ratio`). "none" is L1 alone. The naive ratio is --contrast l1 --copies 0.
 
 Differences from the released code:
   - It computes E(F(x)) without gradient, so F learns from L1 alone. Here the gradient flows; `gradient_bug` restores the fault.
@@ -44,9 +44,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.operands import EPS, unit
+from counterpoint.core.adversarial import contrastive_discriminator
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, unit_maps
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.critics import BLOCKS, VGG19, HaarCritic, fixed
@@ -59,33 +59,9 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown
 from counterpoint.views.images.sharpness import KERNELS, Samples
 
-Maps = Float[Tensor, "b channels height width"]
 TINY = 3e-7  # the floor of a ratio's denominator
 
 # --------------------------------------------------------------------------------------------------------------- equations
-
-
-def _alike(anchor: Tensor, **others: Sequence[Tensor] | Tensor) -> None:
-    if anchor.ndim != 4:
-        raise ValueError(f"anchor must be [b, channels, height, width], got {shapes(anchor=anchor)}")
-    need_rows(anchor=anchor)
-    for name, maps in others.items():
-        for one in maps:
-            if one.shape != anchor.shape:
-                raise ValueError(f"{name} must each be like anchor {list(anchor.shape)}, got {list(one.shape)}")
-
-
-def _unit_maps(anchor: Maps) -> Float[Tensor, "b height width channels"]:
-    """Normalise over channels at each place. A place of zeros stays zero and gets no gradient."""
-    zero = (anchor.detach() == 0).all(1, keepdim=True)
-    return unit(anchor.masked_fill(zero, 0.0).movedim(1, 3))
-
-
-def _similarity(unit_anchor: Tensor, other: Maps) -> Float[Tensor, " b"]:
-    """Compute s of each row, without a normalised copy of the other maps."""
-    rows = other.detach().movedim(1, 3)
-    length = torch.linalg.vector_norm(rows, dim=-1).clamp(min=EPS)
-    return (torch.linalg.vecdot(unit_anchor, rows) / length).mean((1, 2))
 
 
 @over_group
@@ -119,16 +95,16 @@ def patch_nce(
     >>> patch_nce(a, [a], [-a])  # log(1 + e^-2)
     tensor(0.1269)
     """
-    _alike(anchor, positives=positives, negatives=negatives)
+    need_maps(anchor, positives=positives, negatives=negatives)
     if not len(positives):
         raise ValueError("positives must hold at least one map")
     if not len(negatives) and not include_positive_in_denominator:
         raise ValueError("negatives must hold at least one map where the denominator has no positive (LMCL)")
-    a = _unit_maps(anchor)
-    positive = torch.stack([_similarity(a, one) for one in positives])
+    a = unit_maps(anchor)
+    positive = torch.stack([map_similarity(a, one) for one in positives])
     if not len(negatives):
         return global_mean(0 * positive.mean(0))
-    log_z = torch.stack([_similarity(a, one) for one in negatives]).logsumexp(0)
+    log_z = torch.stack([map_similarity(a, one) for one in negatives]).logsumexp(0)
     losses = F.softplus(log_z - positive) if include_positive_in_denominator else log_z - positive
     return global_mean(losses.mean(0))
 
@@ -160,16 +136,16 @@ def feature_ratio(
             (or 1): Pbar / (Nbar + 3e-7) of mean absolute differences. It is huge where negatives equal the anchor.
         layer_weight: weight layer number j of the list by 1 / 2^j; default no. Pbar is a sum over layers, a mean over positives.
 
-    Returns the loss, Pbar and Nbar. Raises ValueError for shapes that do not fit, an empty batch, no layer, an unknown kind,
-    and a layer without a positive or a negative. Source: the authors' code, loss/cl.py.
+    Returns the loss, Pbar and Nbar. Raises ValueError for shapes that do not fit, an empty batch, no layer and an unknown kind.
+    Raises it too for a layer without a positive or a negative. Source: the authors' code, loss/cl.py.
 
     >>> a = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
     >>> feature_ratio([a], [[a]], [[a.flip(1)]]).loss
     tensor(-1.)
     """
-    names = get_args(Ratio)
-    kind = names[kind] if isinstance(kind, int) and 0 <= kind < len(names) else kind
-    if kind not in names:
+    names: tuple[str, ...] = get_args(Ratio)
+    chosen = names[kind] if isinstance(kind, int) and 0 <= kind < len(names) else str(kind)
+    if chosen not in names:
         raise ValueError(f"kind must be one of {', '.join(names)}, got {kind!r}")
     if not len(anchors) or not len(anchors) == len(positives) == len(negatives):
         raise ValueError(
@@ -180,42 +156,19 @@ def feature_ratio(
     for name, sides in (("positives", positives), ("negatives", negatives)):
         total = torch.zeros((), device=anchors[0].device)
         for layer, (anchor, maps) in enumerate(zip(anchors, sides, strict=True)):
-            _alike(anchor, **{name: maps})
+            need_maps(anchor, **{name: maps})
             if not len(maps):
                 raise ValueError(f"{name} of layer {layer} must hold at least one map")
-            if kind == "l1":
+            if chosen == "l1":
                 found = [(anchor - one.detach()).abs().mean((1, 2, 3)) for one in maps]
             else:
-                a = _unit_maps(anchor)
-                found = [_similarity(a, one) for one in maps]
+                a = unit_maps(anchor)
+                found = [map_similarity(a, one) for one in maps]
             total = total + global_mean(torch.stack(found).mean(0)) * (0.5**layer if layer_weight else 1.0)
         sums.append(total)
     p, n = sums
-    loss = {"cosine": n - p, "l1": p / (n + TINY), "l2": (1 - p) / (1 - n + TINY)}[kind]
+    loss = {"cosine": n - p, "l1": p / (n + TINY), "l2": (1 - p) / (1 - n + TINY)}[chosen]
     return FeatureRatio(loss, p, n)
-
-
-@over_group
-@full_precision
-def contrastive_discriminator(real: Float[Tensor, "..."], fake: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    r"""Compute L_critic = half(r, f) + half(-f, -r): each logit of one kind is contrasted with all logits of the other.
-
-    Args:
-        real: logits r of original pictures, of any shape.
-        fake: logits f of restored pictures, of any shape.
-
-    Returns:
-        The loss, a scalar; for one logit each it is 2 log(1 + e^(f - r)). Time and memory are linear in the logits.
-
-    Raises ValueError where one kind has no logits. Source: the authors' code, loss/adversarial.py (a dual contrastive GAN loss).
-
-    >>> contrastive_discriminator(torch.zeros(1), torch.zeros(1))  # 2 log 2
-    tensor(1.3863)
-    """
-    r, f = real.flatten(), fake.flatten()
-    need_rows(real=r, fake=f)
-    r, f = gather_rows(r), gather_rows(f)
-    return F.softplus(f.logsumexp(0) - r).mean() + F.softplus((-r).logsumexp(0) + f).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
@@ -414,7 +367,7 @@ class PCLSR(RestoredLearner):
         negatives = [layer[many:] for layer in maps]
         if config.shuffled:
             negatives = [torch.cat([layer, layer[:, batch["order"]]]) for layer in negatives]
-        if config.contrast in get_args(Ratio):
+        if config.contrast in ("cosine", "l1", "l2"):
             return feature_ratio(anchors, positives, negatives, config.contrast, config.layer_weights).loss
         include = config.contrast == "infonce"
         each_layer = zip(anchors, positives, negatives, strict=True)

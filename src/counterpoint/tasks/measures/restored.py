@@ -74,8 +74,8 @@ def restoration(
         truth: of 8 bits.
         border: number of pixels to leave out at every side, at least 0; the scale, by custom.
 
-    Returns `psnr` in dB and `ssim` of Y, and `high_frequency_error`: the mean absolute error of the Haar bands LH, HL and HH of
-    the three colours, in grey levels of 0..255. `ssim` is nan for pictures below 11 pixels.
+    Returns `psnr` in dB and `ssim` of Y, and `high_frequency_error`. This is the mean absolute error of the Haar bands LH, HL
+    and HH, in grey levels of 0..255. `ssim` is nan for pictures below 11 pixels.
     """
     pair = [shaved((x.clamp(0, 1) * 255).round(), border) for x in (restored, truth)]
     ours, theirs = (luma(x / 255) for x in pair)
