@@ -32,6 +32,8 @@ def test_a_seed_gives_its_squares_and_another_one_others() -> None:
     pixels = [found.train.images(np.arange(24)) for found in (one, again, other)]
     assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(pixels[0], pixels[2])
+
+    assert len({tile.left % 128 for seed in range(9) for tile in tiles(96, seed)}) > 3
     assert one.test.labels is not None
     assert one.test.labels.tolist() == [0] * 4 + [1] * 4
     first = next(tile for tile in tiles(96, 1) if tile.split == "train")

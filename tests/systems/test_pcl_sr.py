@@ -301,6 +301,23 @@ def test_every_variant_takes_a_step_with_a_finite_gradient(settings: dict[str, A
         assert all(slope is None or slope.isfinite().all() for slope in slopes)
 
 
+@pytest.mark.parametrize("contrast", ["infonce", "lmcl", "cosine", "l1", "l2"])
+def test_the_contrast_is_the_named_function_of_the_critic_s_features(contrast: str) -> None:
+    learner, task = built(contrast=contrast, layers=(1, 4), layer_weights=True)
+    batch = batch_of(learner, task)
+    found = learner.loss(dict(batch))["contrast"]
+    learner.critic.eval()
+    anchors = learner.critic.features(learner.network(batch["low"]), [1, 4])
+    sides = [[learner.critic.features(x, [1, 4]) for x in batch[name]] for name in ("positives", "negatives")]
+    positives, negatives = ([torch.stack([maps[n] for maps in side]) for n in (0, 1)] for side in sides)
+    if contrast in ("infonce", "lmcl"):
+        each = zip(anchors, positives, negatives, strict=True)
+        wanted = sum(patch_nce(*maps, contrast == "infonce") for maps in each) / 2
+    else:
+        wanted = feature_ratio(anchors, positives, negatives, contrast, True).loss
+    torch.testing.assert_close(found, wanted)
+
+
 def test_shuffled_negatives_are_those_of_other_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, task = built(shuffled=True, copies=1)
     batch, seen = batch_of(learner, task), []
@@ -402,7 +419,10 @@ def test_interrupted_in_either_stage_and_resumed_it_ends_the_same(
     state = torch.load(tmp_path / "halves" / "last.ckpt", weights_only=True)
     halves = training.resume(tmp_path / "halves", say=lambda _: None)
     assert count == 10
-    assert state["teachers"]["before"]["weights"]
+    first = Experiment.resolve("pcl-sr", DATA, config=config)
+    began = first.learner(first.task().facts, 3).network.state_dict()
+    before = state["teachers"]["before"]["weights"]
+    assert not torch.equal(before["head.0.weight"], began["head.0.weight"])  # that of the pre-trained network
     assert len(state["turns"]) == 2
     assert whole.metrics() == halves.metrics()
     mine = halves.load_weights()
