@@ -56,7 +56,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown
+from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown, worst_part
 from counterpoint.views.images.sharpness import KERNELS, Samples
 
 TINY = 3e-7  # the floor of a ratio's denominator
@@ -385,15 +385,24 @@ class PCLSR(RestoredLearner):
         if self.config.contrast == "none":
             return found
         batch, generator = survey.batch("test", [0]), torch.Generator().manual_seed(self.seed)
-        drawn = self.samples.draw(tuple(batch["high"].shape), generator)
-        positives, negatives = self.samples.apply(batch["high"], batch["low"], drawn)
+        high, low = batch["high"], batch["low"]
+        drawn = self.samples.draw(tuple(high.shape), generator)
+        positives, negatives = self.samples.apply(high, low, drawn)
+        part = worst_part((negatives[0] - high).square().mean(1)[0], self.config.scale)
         sharper = [f"sharpened, factor {float(factor):.2f}" for factor in drawn.factors[0]] + ["with noise"]
         softer = [f"blurred, deviation {down:.1f} x {across:.1f}" for *_, down, across in drawn.blurs]
         rows = [
-            {"cells": [{"png": shown(one[0]), "text": text} for one, text in zip(images, names, strict=False)]}
+            {
+                "cells": [
+                    {"png": shown(one[0, :, *part]), "text": text} for one, text in zip(images, names, strict=False)
+                ]
+            }
             for images, names in ((positives, [NAMED[0], *sharper]), (negatives, [NAMED[1], *softer]))
         ]
-        caption = "First row: positives of a test picture. Second row: its negatives. Factors and blurs are drawn in every step."
+        caption = (
+            "The framed part of the first test picture. First row: its positives. Second row: its negatives. Factors and blurs "
+            "are drawn in every step."
+        )
         return found | {"Positives and negatives": {"kind": "pictures", "rows": rows, "caption": caption}}
 
 
