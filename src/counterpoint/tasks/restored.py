@@ -176,7 +176,7 @@ class RestoredLearner(Learner):
             rows.append({"cells": cells})
         caption = (
             "A test picture with a frame, and the framed part in each version: where bicubic scaling errs most. PSNR is that of "
-            "the whole picture."
+            "the whole picture. Beside the test metrics, chance is the level of bicubic scaling."
         )
         return {"Restored pictures": {"kind": "pictures", "rows": rows, "caption": caption}}
 
