@@ -358,6 +358,7 @@ def test_settings_that_do_not_fit_are_refused_by_name() -> None:
         ({"restart_weight": 2.0}, "restart_weight"),
         ({"rgb_range": 0.0}, "rgb_range"),
         ({"repeats": 0}, "repeats"),
+        ({"norm": "each", "batch_size": 1, "patch": 32}, "--norm shared"),
     ):
         with pytest.raises(CounterpointError, match=words):
             PCLSRConfig(**settings)

@@ -252,6 +252,11 @@ class PCLSRConfig(RestoredConfig):
             )
         if self.contrast != "none" and self.patch < 2 * max(8, max(KERNELS) // 2 + 1 if self.copies else 0):
             raise CounterpointError(f"patch must be at least 16 pixels for the critic, got {self.patch}")
+        if self.norm == "each" and self.batch_size == 1 and self.patch <= 32:
+            raise CounterpointError(
+                f"a batch of one patch of {self.patch} pixels has no statistics in the critic's last block; set --norm shared or "
+                "a larger --batch-size or --patch"
+            )
 
 
 class PCLSR(RestoredLearner):
