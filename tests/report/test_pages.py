@@ -450,7 +450,7 @@ def test_pictures_stand_side_by_side_with_their_texts_escaped() -> None:
     from counterpoint.report.found import found_sections
 
     rows = [{"cells": [{"png": "AAAA", "text": NASTY}, {"png": "BBBB", "text": "output"}]}]
-    section = found_sections({"Restored": {"kind": "pictures", "rows": rows, "caption": "Parts."}})[0][1]
+    section = found_sections({"Restored": {"kind": "captioned", "rows": rows, "caption": "Parts."}})[0][1]
     assert section.count("<img ") == 2
     assert "data:image/png;base64,BBBB" in section
     assert "<script>" not in section

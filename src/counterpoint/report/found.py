@@ -8,8 +8,9 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
+    pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
-    pictures "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, with a text under each
+    captioned "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, each with its own text
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -35,6 +36,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "matrix": _matrix,
         "maps": _maps,
         "pictures": _pictures,
+        "captioned": _captioned,
         "curves": _curves,
         "table": _table,
     }
@@ -97,6 +99,10 @@ def _gallery(part: Mapping[str, Any]) -> Markup:
     return page.part("gallery", sections)
 
 
+def _pictures(part: Mapping[str, Any]) -> Markup:
+    return page.figure(page.part("pictures", part["columns"], part["rows"]), part.get("caption", ""))
+
+
 def _maps(part: Mapping[str, Any]) -> Markup:
     pictures = []
     for row in part["rows"]:
@@ -108,7 +114,7 @@ def _maps(part: Mapping[str, Any]) -> Markup:
     return page.figures(*pictures)
 
 
-def _pictures(part: Mapping[str, Any]) -> Markup:
+def _captioned(part: Mapping[str, Any]) -> Markup:
     """Show rows of pictures in a table, with the caption below."""
     cell = '<td><img src="data:image/png;base64,{}" alt="{}"><span class="remark">{}</span></td>'
     rows = Markup("").join(
@@ -117,5 +123,5 @@ def _pictures(part: Mapping[str, Any]) -> Markup:
         )
         for row in part["rows"]
     )
-    drawn = Markup('<div class="scroll"><table class="gallery pictures"><tbody>{}</tbody></table></div>').format(rows)
+    drawn = Markup('<div class="scroll"><table class="gallery captioned"><tbody>{}</tbody></table></div>').format(rows)
     return page.figure(drawn, part.get("caption", ""))

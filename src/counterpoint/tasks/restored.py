@@ -178,7 +178,7 @@ class RestoredLearner(Learner):
             "A test picture with a frame, and the framed part in each version: where bicubic scaling errs most. PSNR is that of "
             "the whole picture. Beside the test metrics, chance is the level of bicubic scaling."
         )
-        return {"Restored pictures": {"kind": "pictures", "rows": rows, "caption": caption}}
+        return {"Restored pictures": {"kind": "captioned", "rows": rows, "caption": caption}}
 
 
 def start_from(network: nn.Module, config: Any) -> None:

@@ -408,7 +408,7 @@ class PCLSR(RestoredLearner):
             "The framed part of the first test picture. First row: its positives. Second row: its negatives. Factors and blurs "
             "are drawn in every step."
         )
-        return found | {"Positives and negatives": {"kind": "pictures", "rows": rows, "caption": caption}}
+        return found | {"Positives and negatives": {"kind": "captioned", "rows": rows, "caption": caption}}
 
 
 LAPTOP: dict[str, Any] = {
