@@ -144,7 +144,7 @@ def feature_ratio(
     tensor(-1.)
     """
     names: tuple[str, ...] = get_args(Ratio)
-    chosen = names[kind] if isinstance(kind, int) and 0 <= kind < len(names) else str(kind)
+    chosen = kind if isinstance(kind, str) else dict(enumerate(names)).get(int(kind), str(kind))
     if chosen not in names:
         raise ValueError(f"kind must be one of {', '.join(names)}, got {kind!r}")
     if not len(anchors) or not len(anchors) == len(positives) == len(negatives):
