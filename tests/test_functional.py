@@ -249,6 +249,9 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         ":realigned",
         ":gradient_cosine",
         ":pixel_propagation",
+        ":item_losses",
+        ":memory_positives",
+        ":similarity_guided_memory",
     )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):

@@ -320,12 +320,18 @@ CASES |= {
         lambda m, *x: fn.pixpro_loss(*x, m.value),
     ),
     "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "ReID": Case(
+        lambda: losses.ReID(0.7, 0.4),
+        lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
+        lambda m, *x: 0.7 * fn.item_losses(*x).contrastive + 0.4 * fn.item_losses(*x).aux,
+    ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "pcl-sr:haar_high_frequency": "bands, no loss",
+    "ctvis:similarity_guided_memory": "memories, no loss",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",
