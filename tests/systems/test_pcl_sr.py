@@ -27,9 +27,9 @@ from counterpoint.systems.images import pcl_sr as room
 from counterpoint.systems.images.pcl_sr import PCLSRConfig, contrastive_discriminator, feature_ratio, patch_nce
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "pcl-sr.npz")
-DATA = "digits?size=16&train=40"
+DATA = "digits?size=20&train=40"
 SMALL: dict[str, Any] = {
-    "patch": 16, "batch_size": 8, "repeats": 1, "critic_width": 4, "pretrain_epochs": 1, "epochs": 1, "evaluate_every": 9,
+    "patch": 20, "batch_size": 8, "repeats": 1, "critic_width": 4, "pretrain_epochs": 1, "epochs": 1, "evaluate_every": 9,
 }  # fmt: skip
 TYPES = [(torch.float64, 1e-9), (torch.float32, 1e-5)]
 
@@ -236,7 +236,7 @@ def test_the_functions_that_pass_are_the_functions_that_train(monkeypatch: pytes
     haar = critics.haar_high_frequency
     monkeypatch.setattr(critics, "haar_high_frequency", lambda x: (bands.append(x.shape), haar(x))[1])
     rows = Experiment.resolve("pcl-sr", DATA, overrides=SMALL).run(0)
-    assert calls["patch_nce"][0] == [(8, 16, 2, 2), (4, 8, 16, 2, 2), (4, 8, 16, 2, 2), ()]
+    assert calls["patch_nce"][0] == [(8, 16, 3, 3), (4, 8, 16, 3, 3), (4, 8, 16, 3, 3), ()]
     assert calls["contrastive_discriminator"][0] == [(32, 16), (32, 16)]
     assert len(bands) == 3 * 5  # three passes of the critic in each of five steps
     assert {"train/contrast", "train/critic_loss", "test/psnr", "lr/1"} <= set(rows[-1])
@@ -354,7 +354,7 @@ def test_settings_that_do_not_fit_are_refused_by_name() -> None:
         ({"blur": (0.0, 2.0)}, "blur"),
         ({"scale": 5}, "scale"),
         ({"patch": 50}, "patch"),
-        ({"patch": 12, "scale": 2}, "patch must be at least 16"),
+        ({"patch": 16, "scale": 2}, "patch must be at least 17"),
         ({"restart_weight": 2.0}, "restart_weight"),
         ({"rgb_range": 0.0}, "rgb_range"),
         ({"repeats": 0}, "repeats"),
@@ -439,7 +439,7 @@ def test_from_the_command_line_on_a_folder_then_from_the_run_s_weights(tmp_path:
             pixels = rng.integers(0, 255, (33, 41, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
     words = ["train", "pcl-sr", "--data", f"imagefolder:{tmp_path / 'pictures'}?size=33", "--batch-size", "4"]
-    words += ["--patch", "16", "--repeats", "1", "--critic-width", "4", "--epochs", "1", "--out", str(tmp_path)]
+    words += ["--patch", "20", "--repeats", "1", "--critic-width", "4", "--epochs", "1", "--out", str(tmp_path)]
     assert cli.main([*words, "--pretrain-epochs", "1", "--name", "a"]) == 0
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "Restored pictures" in page

@@ -57,9 +57,10 @@ from counterpoint.engine.teachers import Frozen, snapshot
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown, worst_part
-from counterpoint.views.images.sharpness import KERNELS, Samples
+from counterpoint.views.images.sharpness import Samples
 
 TINY = 3e-7  # the floor of a ratio's denominator
+LEAST = 17  # pixels of a patch: on maps of one place PyTorch's CPU leaves weight gradients in bf16 unset (docs/guides/libraries.md)
 
 # --------------------------------------------------------------------------------------------------------------- equations
 
@@ -250,8 +251,8 @@ class PCLSRConfig(RestoredConfig):
             raise CounterpointError(
                 f"layers must be numbers from 0 to {most - 1} of {self.embedding}, got {self.layers}"
             )
-        if self.contrast != "none" and self.patch < 2 * max(8, max(KERNELS) // 2 + 1 if self.copies else 0):
-            raise CounterpointError(f"patch must be at least 16 pixels for the critic, got {self.patch}")
+        if self.contrast != "none" and self.patch < LEAST:
+            raise CounterpointError(f"patch must be at least {LEAST} pixels for the critic, got {self.patch}")
         if self.norm == "each" and self.batch_size == 1 and self.patch <= 32:
             raise CounterpointError(
                 f"a batch of one patch of {self.patch} pixels has no statistics in the critic's last block; set --norm shared or "
