@@ -309,6 +309,14 @@ CASES: dict[str, Case] = {
     CORE + "memory:nearest_clusters": Case(
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
     ),
+    CORE + "wavelets:haar_high_frequency": Case(lambda n, d: [d(0, n, 2, 4, 6)], (0,), (0,), most=70),
+    IMAGES + "pcl_sr:patch_nce": Case(
+        lambda n, d: [d(0, n, 4, 3, 2), d(1, 2, n, 4, 3, 2), d(2, 3, n, 4, 3, 2)], (0,), (0, 1, 1), most=70
+    ),
+    IMAGES + "pcl_sr:feature_ratio": Case(
+        lambda n, d: [[d(0, n, 4, 3, 2)], [d(1, 2, n, 4, 3, 2)], [d(2, 3, n, 4, 3, 2)]], (), (0, 1, 1), most=70
+    ),
+    CORE + "adversarial:contrastive_discriminator": Case(lambda n, d: [d(0, n), d(1, n)], (0, 1), (0, 0)),
     IMAGES + "mlcd:mlcd_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, 50, DIM), listed(n, 50, 3), 16.0, 0.3, 1.0],
         (0, 1),

@@ -297,6 +297,19 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, N, 3, 4, 4), draw(1, N, 2, 2, 2)],
         lambda m, s, t: fn.attention_transfer(s, t, 2.0),
     ),
+    "PatchNCE": Case(
+        lambda: losses.PatchNCE(False),
+        lambda: [draw(0, N, 4, 3, 2), draw(1, 2, N, 4, 3, 2), draw(2, 3, N, 4, 3, 2)],
+        lambda m, *x: fn.patch_nce(*x, False),
+    ),
+    "FeatureRatio": Case(
+        lambda: losses.FeatureRatio("l1", True),
+        lambda: [[draw(0, N, 4, 3, 2)], [draw(1, 2, N, 4, 3, 2)], [draw(2, 3, N, 4, 3, 2)]],
+        lambda m, *x: fn.feature_ratio(*x, "l1", True).loss,
+    ),
+    "DualContrast": Case(
+        losses.DualContrast, lambda: [draw(0, N, 2), draw(1, N, 2)], lambda m, *x: fn.contrastive_discriminator(*x)
+    ),
     "MeanTeacher": Case(lambda: losses.MeanTeacher("kl"), pair, lambda m, s, t: fn.mean_teacher(s, t).kl),
 }
 
@@ -317,6 +330,7 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",

@@ -127,6 +127,14 @@ SOURCES: dict[str, Source] = {
             function="load_canvases",
         ),
         Source(
+            "photographs",
+            "views",
+            "counterpoint.data.photographs",
+            "squares of two photographs, to learn to enlarge pictures; ?sprites=1 adds game sprites: data of PCL-SR's claim",
+            "CC BY 2.0 (danielbuechele, vultilion; ride in scikit-learn)",
+            "24 + 8 + 8 squares of 96 pixels, at hand",
+        ),
+        Source(
             "shapes",
             "dense",
             "counterpoint.data.shapes",

@@ -76,6 +76,7 @@ def create(
         frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
+        restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
 
     "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
     `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as

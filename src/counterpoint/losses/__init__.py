@@ -31,6 +31,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
+    "restored": "DualContrast FeatureRatio PatchNCE",
     "distillation": "AttentionTransfer CRD FitNets KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
