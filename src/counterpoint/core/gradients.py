@@ -185,3 +185,29 @@ def weight_gradients(
     if world()[1] > 1:
         dist.all_reduce(flat, group=process_group())
     return flat
+
+
+def gradient_discrepancy(
+    loss_a: Float[Tensor, ""], loss_b: Float[Tensor, ""], params: Sequence[Tensor]
+) -> Float[Tensor, ""]:
+    """Compute the mean over parameters of 1 - cos(dloss_a/dtheta, dloss_b/dtheta).
+
+    Args:
+        loss_a: loss whose gradients are constants.
+        loss_b: loss through whose gradients the result is differentiated.
+        params: parameters; the cosines of a matrix are those of its rows (axis 1), averaged.
+
+    Raises ValueError without parameters.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> round(float(gradient_discrepancy(w[0] * 3, w.sum() ** 2, [w])), 4)
+    0.2929
+    """
+    if not len(params):
+        raise ValueError("params is empty; the gradients of at least one parameter are compared")
+    constant = torch.autograd.grad(loss_a, params, retain_graph=True)
+    moving = torch.autograd.grad(loss_b, params, create_graph=True)
+    cosines = [
+        F.cosine_similarity(b, a.detach(), dim=min(1, a.ndim - 1)).mean() for a, b in zip(constant, moving, strict=True)
+    ]
+    return (1 - torch.stack(cosines)).mean()

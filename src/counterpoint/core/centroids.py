@@ -1,0 +1,122 @@
+"""Clustering around class centroids that begin as means weighted by a classifier's probabilities, or as prototypes.
+
+The rounds are those of SHOT (arXiv 2002.08546, Sec. 3.2); prototypes and given labels are those of WSCoL (arXiv 2410.05557).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, wide
+
+
+class Clustering(NamedTuple):
+    """Result of a clustering: nearest centroids of k classes."""
+
+    distance: Float[Tensor, "rows k"]
+    label_set: Int[Tensor, " k"]  # class numbers of the columns
+    labels: Int[Tensor, " rows"]  # class number of the nearest centroid
+
+
+def _appended(rows: Tensor) -> Tensor:
+    """Append a constant 1, and normalise."""
+    return F.normalize(F.pad(wide(rows), (0, 1), value=1.0), dim=1, eps=1e-12)
+
+
+@torch.no_grad()
+def _clustered(
+    features: Tensor,
+    logits: Tensor,
+    prototypes: Tensor | None,
+    fg_index: Tensor,
+    fg_labels: Tensor,
+    steps: int,
+    cosine: bool,
+) -> Clustering:
+    if features.ndim != 2 or logits.ndim != 2 or len(features) != len(logits):
+        raise ValueError(
+            f"features must be [rows, dim] and logits [rows, classes], got {shapes(features=features, logits=logits)}"
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if prototypes is not None and prototypes.shape != (logits.shape[1] - 1, features.shape[1]):
+        raise ValueError(f"prototypes must be [classes - 1, dim], got {shapes(prototypes=prototypes)}")
+    need_rows(features=features)
+    rows, affinity = _appended(features), wide(logits).softmax(1).to(features.dtype)
+    labels = logits.argmax(1)
+    for step in range(steps):
+        label_set = labels.unique()
+        if step and len(label_set) == 1:
+            break  # the distances of the last round stand
+        centroids = affinity.T @ rows / (1e-8 + affinity.sum(0))[:, None]
+        if step == 0 and prototypes is not None:
+            centroids = torch.cat([_appended(prototypes), centroids[-1:]])
+        kept = centroids[label_set]
+        if cosine:
+            distance = 1 - unit(rows) @ unit(kept).T
+        else:
+            distance = torch.cdist(rows, kept, compute_mode="donot_use_mm_for_euclid_dist")
+        found = Clustering(distance, label_set, label_set[distance.argmin(1)])
+        labels = found.labels.clone()
+        labels[fg_index] = fg_labels.to(labels.dtype)
+        affinity = F.one_hot(labels, logits.shape[1]).to(rows.dtype)
+    return found
+
+
+@full_precision
+def prototype_clustering(
+    features: Float[Tensor, "rows dim"],
+    logits: Float[Tensor, "rows classes"],
+    prototypes: Float[Tensor, "foreground dim"] | None,
+    fg_index: Int[Tensor, " fg"],
+    fg_labels: Int[Tensor, " fg"],
+    steps: int = 4,
+    use_prototypes: bool = True,
+) -> Clustering:
+    """Cluster regions around centroids that begin as the class prototypes (Sec. 3.3).
+
+    A constant 1 is appended to each row, which is normalised then. The first centroids are means weighted by softmax(logits);
+    prototypes replace those of the foreground. Later ones are means of the rows with a label. Distances are Euclidean.
+
+    Args:
+        features: rows z of the weak views.
+        logits: the teacher's; the last class is the background.
+        prototypes: one for each class but the background; None: without prototypes.
+        fg_index, fg_labels: rows whose label is given, and that label.
+        steps: rounds, at least 1, by default 4.
+        use_prototypes: False where not all classes have a prototype yet; they are ignored then.
+
+    Only classes with a row keep a centroid. Rounds end early where one class is left. The labels are those of the last distances;
+    given labels do not replace them. Raises ValueError for an empty batch, shapes that do not fit and steps below 1.
+
+    >>> rows, no = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.empty(0, dtype=torch.long)
+    >>> prototype_clustering(rows, torch.eye(3)[:, :2], torch.tensor([[0.0, 1.0]]), no, no).labels
+    tensor([1, 0, 0])
+    """
+    return _clustered(features, logits, prototypes if use_prototypes else None, fg_index, fg_labels, steps, False)
+
+
+@full_precision
+def plain_clustering(
+    features: Float[Tensor, "rows dim"],
+    logits: Float[Tensor, "rows classes"],
+    fg_index: Int[Tensor, " fg"],
+    fg_labels: Int[Tensor, " fg"],
+    steps: int = 2,
+) -> Clustering:
+    """Cluster regions around weighted centroids, without prototypes and by cosine distance.
+
+    Arguments and errors are those of `prototype_clustering`; steps are 2 by default.
+
+    >>> rows, no = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.empty(0, dtype=torch.long)
+    >>> plain_clustering(rows, torch.eye(3)[:, :2], no, no).labels
+    tensor([0, 1, 1])
+    """
+    return _clustered(features, logits, None, fg_index, fg_labels, steps, True)

@@ -1,0 +1,594 @@
+"""WSCoL: adapt a classifier of regions to a new domain without source data; weak views label the contrast of strong views.
+
+Yang, Tang, Zhang, Li, Ye, Zhang, Zhu: "Rethinking Weak-to-Strong Augmentation in Source-Free Domain Adaptive Object
+Detection", arXiv 2410.05557 (version 1; version 3 names the method WSCo).
+
+    symbol      here               meaning
+    M, m, z     mapper             network that maps region features to the shared space: m(x), and z(x) for the contrast
+    g           Student.pooled     spatial mean of a region's feature map
+    P           probabilities      softmax of the teacher's logits over C classes and the background (number C)
+    p_c         prototypes         mean of z over the memory of class c, moved by eta at each step
+    rho         progress           share of the first epoch that is done
+    H           hard_positive      far positives: alike in label, but not among the nearest in the weak view
+    U           uncertainty        variance of the number of proposals that survive NMS, over its thresholds
+    tau         temperature        0.07
+
+Stage `source` trains encoder and classifier on labelled regions. Stage `adapt` sees regions of the target without their labels:
+the student learns on strong views what its moving average, the teacher, predicts on weak views.
+
+Differences from the authors' code: the detector's proposals, RPN loss and box loss are not built. Proposals come with the
+data, and the detection loss is the classification of all of a picture's proposals. Each region is cropped from its picture,
+then encoded. The frozen batch normalisation of the mapping network is the identity, and left out. With several pictures in a
+batch all of them enter the memory before the prototypes move. Sums over an empty set count 0, not NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.centroids import plain_clustering, prototype_clustering
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.distil import kd
+from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total
+from counterpoint.core.gradients import gradient_discrepancy
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.proposals import Pseudo, proposal_variance, pseudo_boxes
+from counterpoint.core.rules import Diagonal
+from counterpoint.core.teacher import EMATeacher
+from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
+from counterpoint.engine.loading import Batches
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.regions import (
+    ChosenBatches,
+    RegionEncoder,
+    RegionsConfig,
+    RegionsLearner,
+    drawn_regions,
+    regions_figure,
+)
+from counterpoint.views.images import normalise
+
+SHOWN = 4  # pictures on the page
+
+
+# ------------------------------------------------------------------------------------------------------------ equations
+
+
+def _mean_of_nonzero(rows: Tensor) -> Tensor:
+    """Return the mean over the rows that are not exactly 0; 0 without such a row."""
+    return rows.sum() / (rows != 0).sum().clamp(min=1)
+
+
+@full_precision
+def weak_guided_contrast(
+    strong: Float[Tensor, "rows dim"],
+    labels: Int[Tensor, " rows"],
+    temperature: float = 0.07,
+    hard_positive: Float[Tensor, "rows rows"] | None = None,
+    alpha: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Compute the supervised contrast of strong features under labels of weak features (Sec. 3.2).
+
+    l_i = -1/2 mean over positives j of log p_ij, log p_ij = s_ij - log sum_k e^s_ik, s = cos / temperature. A row is its own
+    positive, and in its own denominator.
+
+    Args:
+        strong: rows, normalised here.
+        labels: class numbers; rows with equal numbers are positives.
+        temperature: > 0, by default 0.07.
+        hard_positive: 1 for far positives, 0 elsewhere, see `hard_positive_mask`. None (default) or all 0: no far positives;
+            memory is linear in the rows then.
+        alpha: weight of the loss of the far positives, 0 to 1; the others have 1 - alpha. By default 0.
+
+    The mean is over the rows whose loss is not exactly 0. It is 0 without such rows. Raises ValueError for an empty batch,
+    shapes that do not fit and arguments out of range.
+
+    >>> weak_guided_contrast(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]))  # log(4) / 2
+    tensor(0.6931)
+    """
+    need_positive(temperature=temperature)
+    need_within(0, 1, alpha=alpha)
+    if strong.ndim != 2 or labels.shape != strong.shape[:1]:
+        raise ValueError(f"strong must be [rows, dim] and labels [rows], got {shapes(strong=strong, labels=labels)}")
+    need_rows(strong=strong)
+    if hard_positive is not None and hard_positive.shape != (len(strong), len(strong)):
+        raise ValueError(f"hard_positive must be [rows, rows], got {shapes(hard_positive=hard_positive)}")
+    z = unit(strong, temperature**-0.5)
+    own = (z * z).sum(1)
+    # log Z_i - s_ii without the difference of two large numbers: it is exactly 0 where the others underflow.
+    beyond = torch.log1p(torch.exp(pair_logsumexp(z, exclude=Diagonal()).rows - own))
+    if hard_positive is None or not bool((hard_positive != 0).any()):
+        _, number = labels.unique(return_inverse=True)
+        sums = z.new_zeros(int(number.max()) + 1, z.shape[1]).index_add(0, number, z)
+        positives = number.bincount()[number]
+        # A lone row's similarity with itself is `own`: their difference is 0, not a rounding error.
+        towards = torch.where(positives > 1, (z * sums[number]).sum(1) / positives - own, 0.0)
+        return _mean_of_nonzero(-(towards - beyond) / 2)
+    log_p = z @ z.T - (own + beyond)[:, None]
+    far = hard_positive.to(z.dtype)
+    near = (labels[:, None] == labels).to(z.dtype) * (1 - far)
+    rows = [-(mask * log_p).sum(1) / (mask.sum(1) + 1e-5) / 2 for mask in (far, near)]
+    return alpha * _mean_of_nonzero(rows[0]) + (1 - alpha) * _mean_of_nonzero(rows[1])
+
+
+@torch.no_grad()
+def hard_positive_mask(
+    weak: Float[Tensor, "rows dim"], labels: Int[Tensor, " rows"], background: int
+) -> Float[Tensor, "rows rows"]:
+    """Mark far positives H of each foreground row: alike in label, but not among its n - 1 nearest rows by cosine.
+
+    Args:
+        weak: rows of the weak views.
+        labels: class numbers. n is the number of rows with a row's label.
+        background: class number of the background, whose rows have no far positives.
+
+    Raises ValueError for shapes that do not fit.
+
+    >>> hard_positive_mask(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]), torch.tensor([0, 0, 3]), 3)[0]
+    tensor([0., 1., 0.])
+    """
+    if weak.ndim != 2 or labels.shape != weak.shape[:1]:
+        raise ValueError(f"weak must be [rows, dim] and labels [rows], got {shapes(weak=weak, labels=labels)}")
+    z = unit(wide(weak))
+    similarity = (z @ z.T).fill_diagonal_(-torch.inf)
+    alike = labels[:, None] == labels
+    rank = similarity.argsort(1, descending=True).argsort(1)
+    near = rank < (alike.sum(1) - 1)[:, None]
+    far = alike & ~near & (labels != background)[:, None]
+    return far.fill_diagonal_(False).to(z.dtype)
+
+
+def proposal_distillation(
+    student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]
+) -> Float[Tensor, ""]:
+    """Compute KL(softmax(teacher) || softmax(student)), the mean over proposals: `kd` at temperature 1.
+
+    Args:
+        student: logits on strong views.
+        teacher: logits on weak views, without gradient.
+
+    Raises ValueError for shapes that differ and for an empty batch.
+
+    >>> proposal_distillation(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    tensor(0.6031)
+    """
+    need_alike("n classes", student=student, teacher=teacher)
+    return kd(student, teacher, temperature=1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+class Mapper(nn.Module):
+    """The mapping network M: convolutions without padding, then m(x) of the features' width, then z(x).
+
+    Args:
+        dim, side: channels and height of a region's feature map.
+        hidden: channels of the convolutions.
+        projection: width of z.
+
+    A map of 7 x 7 gets three convolutions; a smaller one as many as fit. Where a map remains, it is averaged.
+    """
+
+    def __init__(self, dim: int, side: int, hidden: int, projection: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in range(min(3, (side - 1) // 2)):
+            layers += [nn.Conv2d(hidden if n else dim, hidden, 3), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.linear = nn.Sequential(nn.Linear(hidden if layers else dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.projector = nn.Linear(dim, projection)
+
+    def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
+        return self.linear(self.convolutions(maps).mean((2, 3)))
+
+    def forward(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n projection"]:
+        return self.projector(F.relu(self.m(maps)))
+
+
+class Student(nn.Module):
+    """Encoder of regions, classifier of C classes and the background, and mapping network."""
+
+    def __init__(self, config: WSCoLConfig, classes: int) -> None:
+        super().__init__()
+        self.encoder = RegionEncoder(config.encoder, config.layer, config.crop, config.pretrained)
+        self.classifier = nn.Linear(self.encoder.dim, classes + 1)
+        self.mapper = Mapper(self.encoder.dim, self.encoder.side, config.hidden, config.projection)
+
+    def pooled(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
+        return maps.mean((2, 3))
+
+    def logits(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n classes"]:
+        return self.classifier(self.pooled(maps))
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+@dataclass
+class WSCoLConfig(RegionsConfig):
+    """Settings of WSCoL. Defaults are those of the authors' script for ResNet-50."""
+
+    lr: float = 0.256
+    source_epochs: int = 20
+    """Passes over the labelled pictures of the source, at least 1."""
+    source_batch: int = 8
+    """Pictures of the source in a batch."""
+    source_lr: float = 0.256
+    """Learning rate on the source at a batch of 256."""
+    pseudo_threshold: float = 0.9
+    """Least probability of a pseudo box, 0 to 1; pictures without a pseudo box are skipped."""
+    contrast: Literal["none", "teacher", "clusters", "truth"] = "clusters"
+    """Labels of the contrast: none (mean teacher), the teacher's classes, clusters (the method), or the target's true classes, an
+    upper bound that uses labels."""
+    contrast_weight: float = 0.5
+    """Weight of the contrast, at least 0."""
+    temperature: float = 0.07
+    """Temperature of the contrast, > 0."""
+    hard_positives: bool = True
+    """Treat far positives apart: same label, but not among the nearest in the weak view."""
+    alpha: float = 0.0
+    """Weight of the far positives' own loss, 0 to 1."""
+    rounds: int = 4
+    """Rounds of the clustering around prototypes, at least 1."""
+    plain_rounds: int = 2
+    """Rounds of the plain clustering in the first epoch, from which labels slide over to prototypes; 0: prototypes alone."""
+    eta: float = 0.4
+    """Share of a prototype that a step replaces, 0 to 1."""
+    memory: int = 10
+    """Regions of each class in the memory, at least 1."""
+    uncertainty: float = 20.0
+    """Greatest variance U of the proposals with which the background joins the contrast, at least 0."""
+    distil_weight: float = 1.0
+    """Weight of the divergence from the teacher, at least 0."""
+    instance_weight: float = 0.01
+    """Weight of L_inst, the contrast of a region's weak and strong view, at least 0."""
+    gradient_weight: float = 0.1
+    """Weight of L_grad, the agreement of gradients of both views, at least 0."""
+    teacher_momentum: float = 0.9
+    """Share of the teacher that an update keeps, 0 to 1."""
+    teacher_every: int = 0
+    """Steps between updates of the teacher; 0: after each epoch."""
+    hidden: int = 1024
+    """Channels of the mapping network's convolutions."""
+    projection: int = 512
+    """Width of z."""
+
+    counts = (
+        *RegionsConfig.counts, "source_epochs", "source_batch", "rounds", "memory", "hidden", "projection",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("temperature", "source_lr")
+        self.need_share("pseudo_threshold", "alpha", "eta", "teacher_momentum")
+        least = ("contrast_weight", "distil_weight", "instance_weight", "gradient_weight", "uncertainty")
+        for name in (*least, "plain_rounds", "teacher_every"):
+            if getattr(self, name) < 0:
+                raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class WSCoL(RegionsLearner):
+    """A student, its teacher, the memory of regions and the prototypes."""
+
+    bank: Tensor
+    filled: Tensor
+    prototypes: Tensor
+    seen: Tensor
+    adapted: Tensor
+    before: Tensor
+
+    def __init__(self, config: WSCoLConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.student = Student(config, self.classes)
+        self.teacher = EMATeacher(self.student, buffers="copy", mode="eval")
+        encoder = self.student.encoder
+        maps = torch.zeros(self.classes, config.memory, encoder.dim, encoder.side, encoder.side)
+        self.register_buffer("bank", maps)  # teacher features at pseudo boxes, the oldest first
+        self.register_buffer("filled", torch.zeros(self.classes, dtype=torch.long))
+        self.register_buffer("prototypes", torch.zeros(self.classes, config.projection))
+        self.register_buffer("seen", torch.zeros(self.classes, dtype=torch.bool))
+        self.register_buffer("adapted", torch.zeros((), dtype=torch.bool))  # whether the teacher is the network to use
+        self.register_buffer("before", torch.zeros(SHOWN, self.count, self.classes + 1))  # logits before adaptation
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config, student = self.config, self.student
+        detector = [student.encoder, student.classifier]
+        found = [Stage("source", config.source_epochs, lambda: detector, turns=self.of_source, batches=self._sources)]
+        if config.epochs:
+            found.append(Stage("adapt", config.epochs, lambda: [student], batches=self._targets, enter=self.enter))
+        return found
+
+    def _sources(self, survey: Survey) -> Batches:
+        return ChosenBatches(np.flatnonzero(survey.split().domains == SOURCE), self.config.source_batch)
+
+    def _targets(self, survey: Survey) -> Batches:
+        return ChosenBatches(np.flatnonzero(survey.split().domains == TARGET), self.config.batch_size)
+
+    def of_source(self) -> list[Turn]:
+        config = replace(self.config, lr=self.config.source_lr)
+        detector = [self.student.encoder, self.student.classifier]
+        return [optimisers(config, detector, self.epochs, config.source_batch, steps_per_epoch=self.steps_per_epoch)]
+
+    def turns(self) -> list[Turn]:
+        """Return an optimiser of the student with a constant learning rate."""
+        config = self.config
+        return [optimisers(config, [self.student], self.epochs, config.batch_size, curve=lambda epoch: 1.0)]
+
+    def enter(self, survey: Survey) -> None:
+        """Begin the adaptation: the teacher is the source network; keep its predictions for the page."""
+        self.teacher.update(self.student, 0.0)
+        self.adapted.fill_(True)
+        rows = np.arange(min(SHOWN, len(survey.split("valid"))))
+        self.before[: len(rows)] = survey.over("valid", lambda batch: self.predict(batch)["logits"], rows).to(
+            self.device
+        )
+
+    @property
+    def strong(self) -> bool:  # type: ignore[override]
+        return bool(self.adapted)
+
+    def end_step(self) -> None:
+        every = self.config.teacher_every
+        if self.adapted and every and (self.position.step + 1) % every == 0:
+            self.teacher.update(self.student, self.config.teacher_momentum)
+
+    def end_epoch(self, epoch: int) -> None:
+        if self.adapted and not self.config.teacher_every:
+            self.teacher.update(self.student, self.config.teacher_momentum)
+
+    # --- a step
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.on_target(batch) if self.adapted else self.on_source(batch)
+
+    def on_source(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the cross-entropy of labelled regions."""
+        labels = batch["label"].flatten()
+        rows = F.cross_entropy(
+            self.student.logits(self.student.encoder(batch["views"][0])), labels, ignore_index=UNKNOWN, reduction="none"
+        )
+        return {"loss": global_mean(rows)}
+
+    def on_target(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the sum of all losses, the mean over the pictures with a pseudo box."""
+        config, student, teacher = self.config, self.student, self.teacher.module
+        student.encoder.eval()  # the detector's batch normalisation is frozen
+        pictures, count = batch["label"].shape
+        weak_views, strong_views = batch["views"]
+        with torch.no_grad():
+            weak = teacher.encoder(weak_views)
+            logits = teacher.logits(weak)
+        maps = student.encoder(strong_views)
+        own = None
+        if config.instance_weight or config.gradient_weight:
+            own = student.encoder(weak_views).unflatten(0, (pictures, count))
+        weak, maps, logits = (part.unflatten(0, (pictures, count)) for part in (weak, maps, logits))
+        pseudo = [pseudo_boxes(logits[n], batch["boxes"][n], config.pseudo_threshold) for n in range(pictures)]
+        if config.contrast == "clusters":
+            self.remember(weak, pseudo)
+        names = ("detection", "distil", "contrast", "instance", "gradient")
+        weights = (1.0, config.distil_weight, config.contrast_weight, config.instance_weight, config.gradient_weight)
+        sums = [maps.sum() * 0.0] * len(names)
+        used = 0
+        for n, found in enumerate(pseudo):
+            if not len(found.boxes):
+                continue
+            used += 1
+            guess = student.logits(maps[n])
+            target = torch.full((count,), self.classes, device=guess.device)
+            target[found.fg_index] = found.fg_labels
+            parts = [F.cross_entropy(guess, target), proposal_distillation(guess, logits[n])]
+            parts.append(self.contrast(n, batch, weak[n], maps[n], logits[n], found))
+            parts += self.aligned(None if own is None else own[n], maps[n], found)
+            sums = [a + b for a, b in zip(sums, parts, strict=True)]
+        whole = int(gather_rows(torch.tensor([used], device=self.device)).sum())
+        means = [mean_of_total(total, max(1, whole)) for total in sums]
+        loss = torch.stack([weight * mean for weight, mean in zip(weights, means, strict=True)]).sum()
+        rows = torch.tensor([float(len(found.boxes)) for found in pseudo], device=self.device)
+        told = {name: mean.detach() for name, mean in zip(names, means, strict=True)}
+        return {"loss": loss, **told, "pseudo_boxes": global_mean(rows)}
+
+    @torch.no_grad()
+    def remember(self, weak: Float[Tensor, "pictures n dim h w"], pseudo: Sequence[Pseudo]) -> None:
+        """Append the teacher's features at the pseudo boxes of all processes to the memory, and move the prototypes."""
+        classes = torch.full(weak.shape[:2], -1, device=weak.device)
+        for n, found in enumerate(pseudo):
+            classes[n, found.boxes] = found.classes
+        weak, classes = self.whole(weak).flatten(0, 1), self.whole(classes).flatten()
+        length = self.config.memory
+        for c in range(self.classes):
+            new = weak[classes == c]
+            if len(new):
+                kept = torch.cat([self.bank[c, : self.filled[c]], new])[-length:]
+                self.bank[c, : len(kept)] = kept
+                self.filled[c] = len(kept)
+        stored, owner = self.stored()
+        if not len(stored):
+            return
+        z = self.student.mapper(stored)
+        for c in owner.unique().tolist():
+            mean = z[owner == c].mean(0)
+            eta = self.config.eta if self.seen[c] else 1.0
+            self.prototypes[c] = (1 - eta) * self.prototypes[c] + eta * mean
+            self.seen[c] = True
+
+    def stored(self) -> tuple[Float[Tensor, "rows dim h w"], Int[Tensor, " rows"]]:
+        """Return the maps of the memory and their classes."""
+        there = torch.arange(self.bank.shape[1], device=self.bank.device) < self.filled[:, None]
+        return self.bank[there], there.nonzero()[:, 0]
+
+    @torch.no_grad()
+    def clusters(self, weak: Tensor, logits: Tensor, found: Pseudo) -> Int[Tensor, " n"]:
+        """Return the labels of a picture's regions: plain clustering, sliding over to prototypes in the first epoch."""
+        config = self.config
+        given = (found.fg_index, found.fg_labels)
+        guided = prototype_clustering(
+            self.student.mapper(weak), logits, self.prototypes, *given, config.rounds, bool(self.seen.all())
+        )
+        labels, distance = guided.labels, guided.distance
+        if self.position.epoch == 0 and config.plain_rounds:
+            stored, _ = self.stored()
+            teacher = self.teacher.module
+            rows = teacher.pooled(torch.cat([weak, stored]))
+            both = torch.cat([logits, teacher.logits(stored)])
+            plain = plain_clustering(rows, both, *given, config.plain_rounds)
+            if torch.equal(plain.label_set, guided.label_set):
+                progress = self.position.step / max(1, self.steps_per_epoch)
+                distance = (1 - progress) * plain.distance[: len(weak)] + progress * distance
+                labels = guided.label_set[distance.argmin(1)]
+        labels = labels.clone()
+        labels[found.fg_index] = found.fg_labels
+        return labels
+
+    def contrast(
+        self, n: int, batch: dict[str, Any], weak: Tensor, maps: Tensor, logits: Tensor, found: Pseudo
+    ) -> Float[Tensor, ""]:
+        """Compute the weak-guided contrast of picture n; 0 with two foreground regions or fewer."""
+        config, none = self.config, maps.sum() * 0.0
+        if config.contrast == "none" or not config.contrast_weight:
+            return none
+        if config.contrast == "clusters":
+            labels = self.clusters(weak, logits, found)
+        elif config.contrast == "truth":
+            labels = torch.where(batch["label"][n] >= 0, batch["label"][n], self.classes)
+        else:
+            labels = logits.argmax(1)
+            labels[found.fg_index] = found.fg_labels
+        foreground = labels != self.classes
+        if int(foreground.sum()) <= 2:
+            return none
+        uncertain = proposal_variance(batch["boxes"][n], batch["score"][n]) > config.uncertainty
+        rows = foreground if uncertain else torch.ones_like(foreground)
+        far = None
+        if config.hard_positives:
+            with torch.no_grad():
+                z_weak = self.student.mapper(weak[rows])
+            far = hard_positive_mask(z_weak, labels[rows], self.classes)
+        z = self.student.mapper(maps[rows])
+        return weak_guided_contrast(z, labels[rows], config.temperature, far, config.alpha)
+
+    def aligned(self, weak: Tensor | None, strong: Tensor, found: Pseudo) -> list[Tensor]:
+        """Compute L_inst and L_grad of a picture from the student's features of both views."""
+        config, student = self.config, self.student
+        losses = [strong.sum() * 0.0] * 2
+        if weak is None:
+            return losses
+        if config.instance_weight:
+            both = student.mapper(torch.cat([weak, strong]))
+            losses[0] = weak_guided_contrast(both, found.owner.repeat(2), config.temperature)
+        if config.gradient_weight and torch.is_grad_enabled():
+            frozen = student.classifier.weight.detach(), student.classifier.bias.detach()
+            rows = [student.mapper.m(part[found.fg_index]) for part in (weak, strong)]
+            parts = [F.cross_entropy(F.linear(row, *frozen), found.fg_labels) for row in rows]
+            inner = [*student.mapper.convolutions.parameters(), *student.mapper.linear.parameters()]
+            losses[1] = gradient_discrepancy(parts[0], parts[1], inner)
+        return losses
+
+    # --- what it learned
+
+    def classify(self, regions: Tensor) -> Tensor:
+        network = self.teacher.module if self.adapted else self.student
+        return network.logits(network.encoder(regions))
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure the mean cosine of the student's strong features between classes; lower is better."""
+
+        def strong(batch: dict[str, Any]) -> Tensor:
+            crops = drawn_regions(batch["image"], batch["boxes"], self.config.crop).unflatten(0, batch["label"].shape)
+            views = []
+            for regions, number in zip(crops, batch["index"].tolist(), strict=True):  # a picture's draws are its own
+                drawn = self.erased(regions.shape, torch.Generator().manual_seed(1000 * self.seed + number))
+                views += self.pipeline.apply(regions, [drawn])
+            rows = unit(self.student.pooled(self.student.encoder(torch.cat(views))).float())
+            return torch.cat([rows, batch["label"].flatten()[:, None].to(rows.dtype)], 1)
+
+        found = survey.over(split, strong)
+        rows, labels = found[:, :-1], found[:, -1].long()
+        own = (labels >= 0) & (labels < self.classes)
+        sums = torch.zeros(self.classes, rows.shape[1]).index_add(0, labels[own], rows[own])
+        counts = labels[own].bincount(minlength=self.classes).float()
+        pairs = float(counts.sum() ** 2 - (counts**2).sum())
+        return {"class_cosine": float(sums.sum(0).square().sum() - sums.square().sum()) / pairs} if pairs else {}
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the predicted classes before and after, and the clusters of the valid pictures."""
+        if not self.adapted:
+            return {}
+        shown = np.arange(min(SHOWN, len(survey.split("valid"))))
+        after = survey.over("valid", lambda batch: self.predict(batch)["logits"], shown)
+        found = regions_figure(
+            survey.split("valid"), survey.classes, shown, {"before": self.before.cpu(), "after": after}
+        )
+        return {"Regions of the target": found, **self._clustered(survey)}
+
+    def _clustered(self, survey: Survey) -> dict[str, Any]:
+        """Count the labels that the clustering gives the regions of the valid pictures, by true class."""
+        if self.config.contrast != "clusters" or not self.seen.any():
+            return {}
+        table = np.zeros((self.classes + 1, self.classes + 1), np.int64)
+
+        def cluster(batch: dict[str, Any]) -> Tensor:
+            teacher = self.teacher.module
+            views = normalise(drawn_regions(batch["image"], batch["boxes"], self.config.crop))
+            maps = teacher.encoder(views).unflatten(0, batch["label"].shape)
+            labels = []
+            for n, weak in enumerate(maps):
+                logits = teacher.logits(weak)
+                found = pseudo_boxes(logits, batch["boxes"][n], self.config.pseudo_threshold)
+                labels.append(self.clusters(weak, logits, found))
+            return torch.stack([torch.stack(labels), batch["label"]], -1)
+
+        for given, true in survey.over("valid", cluster).flatten(0, 1).tolist():
+            if true >= 0:
+                table[true, given] += 1
+        names = [*survey.classes, "background"]
+        return {
+            "Clusters of the teacher's weak features": {
+                "kind": "table",
+                "columns": ["true class", *names],
+                "rows": [[name, *map(str, row)] for name, row in zip(names, table.tolist(), strict=True)],
+                "caption": "Numbers of proposals of the valid pictures, by true class (rows) and cluster label (columns).",
+            }
+        }
+
+
+SYSTEM = System(
+    slug="wscol",
+    task="regions",
+    config=WSCoLConfig,
+    learner=WSCoL,
+    data="shifted-shapes",
+    recipe={
+        "encoder": "conv-cells",
+        "layer": "",
+        "crop": 20,
+        "source_epochs": 12,
+        "source_batch": 4,
+        "source_lr": 0.064,  # 1e-3 for a batch of 4
+        "epochs": 2,
+        "optimizer": "adam",
+        "lr": 0.0512,  # 2e-4 for a batch of 1
+        "weight_decay": 0.0,
+        "teacher_every": 20,
+        "hidden": 64,
+        "projection": 64,
+        "evaluate_every": 2,
+    },
+)
