@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor

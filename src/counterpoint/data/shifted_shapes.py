@@ -72,7 +72,7 @@ def _picture(rng: np.random.Generator, size: int, count: int, shift: float) -> t
     from scipy.ndimage import gaussian_filter
 
     truth = world.scene(rng, 3, 3)
-    objects = tuple(replace(one, texture=int(rng.choice(TEXTURES)), radius=0.75 * one.radius) for one in truth.objects)
+    objects = tuple(replace(one, texture=int(rng.choice(TEXTURES)), radius=0.9 * one.radius) for one in truth.objects)
     truth = world.Scene(objects, GREY)
     pixels, owner = world.render(truth, size, rng)
     found = pixels.astype(float)

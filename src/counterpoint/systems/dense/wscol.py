@@ -110,7 +110,7 @@ def weak_guided_contrast(
     z = unit(strong, temperature**-0.5)
     own = (z * z).sum(1)
     # log Z_i - s_ii without the difference of two large numbers: it is exactly 0 where the others underflow.
-    beyond = torch.log1p(torch.exp(pair_logsumexp(z, exclude=Diagonal()).rows - own))
+    beyond = torch.log(1 + torch.exp(pair_logsumexp(z, exclude=Diagonal()).rows - own))
     if hard_positive is None or not bool((hard_positive != 0).any()):
         _, number = labels.unique(return_inverse=True)
         sums = z.new_zeros(int(number.max()) + 1, z.shape[1]).index_add(0, number, z)
