@@ -352,6 +352,10 @@ CASES |= {
         (),
         (0, 0, 0, 0),
     ),
+    DENSE + "wscol:weak_guided_contrast": Case(
+        lambda n, d: [d(0, n, DIM), torch.arange(n) % 5, 0.1], (0,), (0, 0, None), kernel=True
+    ),
+    DENSE + "wscol:proposal_distillation": Case(lambda n, d: [d(0, n, 7), d(1, n, 7)], (0,), (0, 0)),
     DENSE + "pixpro:pixel_propagation": Case(lambda n, d: [d(0, n, 3, 4, 3), None, 2.0], (0,), (0, None, None)),
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
@@ -368,6 +372,11 @@ OTHERS = {
     "tracks:online_tracker": "whole numbers",
     "tracks:Tracker": "whole numbers",
     "cells:near_cells": "whole numbers",
+    "wscol:hard_positive_mask": "zeros and ones",
+    "centroids:prototype_clustering": "classes by nearest centroids",
+    "centroids:plain_clustering": "classes by nearest centroids",
+    "proposals:proposal_variance": "counts",
+    "gradients:gradient_discrepancy": "takes losses, differentiates them",
     "cca:CCALayer": "a layer over canonical_projections",
     "fitnets:hint_regressor": "makes a layer",
     "gap:explained_variance_ratios": "a figure, in float64",

@@ -110,6 +110,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "moving-shapes?train=12&test=2&size=16",
         {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "hidden": 8},
     ),
+    "wscol": (
+        "shifted-shapes?train=12&target=12&test=2&size=32&proposals=8",
+        {"encoder": "conv-s", "layer": "", "crop": 16, "batch_size": 12, "source_batch": 12, "epochs": 0, "hidden": 8},
+    ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (
         PICTURES,

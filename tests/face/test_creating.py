@@ -24,6 +24,15 @@ FACTS = {
     },
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
+    "regions": {
+        "size": 32,
+        "class_names": ["disc", "square"],
+        "proposals": 6,
+        "encoder": "conv-s",
+        "layer": "",
+        "crop": 16,
+        "batch_size": 8,
+    },
     "bags": {"visual_dim": 8, "audio_dim": 4},
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }

@@ -325,6 +325,11 @@ CASES |= {
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
         lambda m, *x: 0.7 * fn.item_losses(*x).contrastive + 0.4 * fn.item_losses(*x).aux,
     ),
+    "WeakGuidedContrast": Case(
+        lambda: losses.WeakGuidedContrast(0.2),
+        lambda: [draw(0, N, 7), torch.arange(N) % 3],
+        lambda m, *x: fn.weak_guided_contrast(*x, m.temperature),
+    ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
 }
 
@@ -332,6 +337,7 @@ CASES |= {
 WITHOUT = {
     "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
+    "wscol:proposal_distillation": "KD with temperature=1",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",

@@ -27,6 +27,11 @@ NEEDED: dict[str, dict[str, str]] = {
         "regions": "regions=['background', 'road'] (names of the pixels' classes)",
     },
     "frames": {"size": "size=64 (pixels, height and width of a crop)"},
+    "regions": {
+        "size": "size=256 (pixels, height and width of a picture)",
+        "class_names": "class_names=['cat', 'dog'] (names of the objects' classes)",
+        "proposals": "proposals=100 (boxes of a picture)",
+    },
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
         "audio_dim": "audio_dim=128 (width of audio rows)",
@@ -34,7 +39,7 @@ NEEDED: dict[str, dict[str, str]] = {
 }
 FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
-    *("regions", "background"),
+    *("regions", "background", "proposals"),
     *("visual_dim", "audio_dim", "snippet_seconds"),
 )
 
@@ -67,13 +72,15 @@ def create(
             size: height and width of images, in pixels; channels: number of channels of images, default 3; classes: number of
             classes, or their names; examples: number of training examples, for systems that keep state for each; modalities:
             {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
-            audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data.
+            audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
         frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
+        regions           what `learner.prepare` makes of {"image": uint8 [n, 3, size, size], "boxes": float [n, k, 4],
+                          "label": int64 [n, k], "score": float [n, k]}
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)

@@ -45,6 +45,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.proposals import Pseudo, proposal_variance, pseudo_boxes
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher
+from counterpoint.core.world import over
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
 from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import optimisers
@@ -394,9 +395,10 @@ class WSCoL(RegionsLearner):
             guess = student.logits(maps[n])
             target = torch.full((count,), self.classes, device=guess.device)
             target[found.fg_index] = found.fg_labels
-            parts = [F.cross_entropy(guess, target), proposal_distillation(guess, logits[n])]
-            parts.append(self.contrast(n, batch, weak[n], maps[n], logits[n], found))
-            parts += self.aligned(None if own is None else own[n], maps[n], found)
+            with over(None):  # the losses of a picture are its process's own
+                parts = [F.cross_entropy(guess, target), proposal_distillation(guess, logits[n])]
+                parts.append(self.contrast(n, batch, weak[n], maps[n], logits[n], found))
+                parts += self.aligned(None if own is None else own[n], maps[n], found)
             sums = [a + b for a, b in zip(sums, parts, strict=True)]
         whole = int(gather_rows(torch.tensor([used], device=self.device)).sum())
         means = [mean_of_total(total, max(1, whole)) for total in sums]
