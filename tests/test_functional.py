@@ -377,6 +377,7 @@ def test_a_log_scale_and_a_logit_scale_say_what_they_are():
 
 # Functions that take no group, and why.
 WITHOUT_GROUP = {
+    "wscol:weak_guided_contrast": "of the rows that are given; the module gathers them",
     "macil-sd:info_nce": "of the rows that are given; the module gathers them",
     "macil-sd:topk_mil_pool": "bag by bag",
     "macil-sd:semi_bag_contrast": "of the bags that are given; the module gathers them",

@@ -1,0 +1,147 @@
+"""The user's own pictures with boxes in COCO's layout: two domains, their proposals, and all their faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from counterpoint import cli
+from counterpoint.data.coco import load
+from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN, RegionSplit
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+
+
+def scene(root: Path, count: int = 8, grey: int = 120) -> tuple[Path, dict[str, Any]]:
+    """Write pictures with a red and a green square; return the file and its content."""
+    root.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 7, "name": "red"}, {"id": 3, "name": "green"}],
+    }
+    for n in range(count):
+        pixels = np.full((40, 80, 3), grey, np.uint8)
+        pixels[4:20, 4 + n : 20 + n] = (200, 30, 30)
+        pixels[20:36, 50:66] = (30, 200, 30)
+        Image.fromarray(pixels).save(root / f"{n}.png")
+        found["images"].append({"id": n + 1, "file_name": f"{n}.png", "width": 80, "height": 40})
+        for kind, box in ((7, [4 + n, 4, 16, 16]), (3, [50, 20, 16, 16])):
+            found["annotations"].append(
+                {"id": len(found["annotations"]) + 1, "image_id": n + 1, "category_id": kind, "bbox": box}
+            )
+    return written(root, found), found
+
+
+def written(root: Path, content: dict[str, Any]) -> Path:
+    (root / "boxes.json").write_text(json.dumps(content))
+    return root / "boxes.json"
+
+
+def test_pictures_are_scaled_with_their_boxes_and_domains_are_apart(tmp_path):
+    source, _ = scene(tmp_path / "a")
+    target, _ = scene(tmp_path / "b", 10, grey=40)
+    found = load(str(source), target=str(target), size=40, proposals=20)
+    assert found.classes == ("green", "red")  # in the order of their ids
+    assert isinstance(found.train, RegionSplit)
+    assert (found.train.domains == SOURCE).sum() == 8
+    assert (found.train.domains == TARGET).sum() + len(found.valid) + len(found.test) == 10
+    pixels = found.train.images(np.array([0]))[0]
+    assert (pixels[22:] == 128).all()  # the longer side is 40; the rest of the square is grey
+    assert (found.test.images(np.array([0]))[0][10, 39] == 40).all()
+    for row in range(len(found.train)):
+        one, shown = found.train.proposals(row), found.train.images(np.array([row]))[0]
+        assert len(one.corners) == 20
+        for (left, top, right, bottom), label in zip(one.corners, one.labels, strict=True):
+            assert right - left >= 0.99
+            assert bottom <= 20.01
+            red, green, _ = shown[int((top + bottom) / 2), int((left + right) / 2)].astype(int)
+            if label != 2:
+                assert (green > red) == (label == 0)
+
+
+def test_folder_of_pictures_is_a_target_with_squares_on_a_grid(tmp_path):
+    source, _ = scene(tmp_path / "a")
+    scene(tmp_path / "b", 3)
+    found = load(str(source), target=str(tmp_path / "b"), size=32, proposals=12)
+    rows = np.flatnonzero(found.train.domains == TARGET)
+    assert len(rows) == 3
+    assert (found.train.proposals(int(rows[0])).labels == UNKNOWN).all()
+    assert any("measure the source" in note for note in found.notes)
+    assert (found.test.domains == SOURCE).all()
+
+
+def test_bad_boxes_and_pictures_are_listed_and_nothing_is_lost(tmp_path):
+    file, content = scene(tmp_path)
+    boxes = {
+        "is of an unknown category": {"category_id": 99, "bbox": [1, 1, 5, 5]},
+        "names no picture of the file": {"image_id": 99, "bbox": [1, 1, 5, 5]},
+        "has no bbox": {"bbox": [1, 1, None, 5]},
+        "a box that is empty or outside its picture": {"bbox": [100, 100, 5, 5]},
+        "is a crowd": {"bbox": [1, 1, 5, 5], "iscrowd": 1},
+    }
+    for number, change in enumerate([*boxes.values(), {"bbox": [3, 3, 0, 5]}, {"bbox": [3, 3, 5]}]):
+        content["annotations"].append({"id": 100 + number, "image_id": 1, "category_id": 7, **change})
+    (tmp_path / "7.png").write_bytes(b"no picture")
+    (tmp_path / "6.png").unlink()
+    found = load(str(written(tmp_path, content)), size=32, proposals=8)
+    assert found.accounts is not None
+    assert found.accounts.counts("boxes") == (16 + 7, 12, 11)
+    assert found.accounts.counts("pictures") == (8, 6, 2)
+    reasons = " ".join(line.reason for line in found.accounts.lines)
+    for reason in boxes:
+        assert reason in reasons
+    assert len(found.train) + len(found.valid) + len(found.test) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no JSON"),
+        ("[]", "not in COCO's layout"),
+        ('{"images": [], "annotations": []}', "not in COCO's layout"),
+        ('{"images": [{"file_name": "a.png"}], "annotations": [], "categories": []}', "ids"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "no 'file_name'"),
+        ('{"images": [], "annotations": [], "categories": []}', "no picture can be used"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "x.json"))
+
+
+def test_missing_places_and_options_out_of_range_are_refused(tmp_path):
+    file, _ = scene(tmp_path / "a", 3)
+    (tmp_path / "empty").mkdir()
+    for options in ({"images": str(tmp_path / "none")}, {"target": str(tmp_path / "none")}):
+        with pytest.raises(DataError, match="none"):
+            load(str(file), **options)
+    with pytest.raises(DataError, match="no pictures"):
+        load(str(file), target=str(tmp_path / "empty"))
+    for options in ({"size": 9}, {"proposals": 1}):
+        with pytest.raises(CounterpointError):
+            load(str(file), **options)
+
+
+def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path):
+    source, _ = scene(tmp_path / "a")
+    target, _ = scene(tmp_path / "b", 10, grey=40)
+    words = "--encoder conv-s --layer  --crop 16 --source-epochs 1 --epochs 1 --hidden 8 --projection 4".split(" ")
+    spec = f"coco:{source}?target={target}&size=40&proposals=8"
+    assert cli.main(["train", "wscol", "--data", spec, "--out", str(tmp_path), "--name", "run", *words]) == 0
+    run = Run.open(tmp_path / "run")
+    assert 0 <= run.metrics()[-1]["test/accuracy"] <= 1
+    assert (run.path / "model.safetensors").exists()
+
+
+def test_adaptation_without_a_target_is_refused(tmp_path, capsys):
+    source, _ = scene(tmp_path / "a")
+    words = ["train", "wscol", "--data", f"coco:{source}?size=32&proposals=8", "--out", str(tmp_path)]
+    assert cli.main([*words, "--encoder", "conv-s", "--layer", "", "--crop", "16"]) == 2
+    assert "?target=PLACE" in capsys.readouterr().err
