@@ -77,7 +77,7 @@ def test_folder_of_pictures_is_a_target_with_squares_on_a_grid(tmp_path):
 
 
 def test_bad_boxes_and_pictures_are_listed_and_nothing_is_lost(tmp_path):
-    file, content = scene(tmp_path)
+    _, content = scene(tmp_path)
     boxes = {
         "is of an unknown category": {"category_id": 99, "bbox": [1, 1, 5, 5]},
         "names no picture of the file": {"image_id": 99, "bbox": [1, 1, 5, 5]},
@@ -132,7 +132,16 @@ def test_missing_places_and_options_out_of_range_are_refused(tmp_path):
 def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path):
     source, _ = scene(tmp_path / "a")
     target, _ = scene(tmp_path / "b", 10, grey=40)
-    words = "--encoder conv-s --layer  --crop 16 --source-epochs 1 --epochs 1 --hidden 8 --projection 4".split(" ")
+    settings = {
+        "encoder": "conv-s",
+        "layer": "",
+        "crop": 16,
+        "source-epochs": 1,
+        "epochs": 1,
+        "hidden": 8,
+        "projection": 4,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     spec = f"coco:{source}?target={target}&size=40&proposals=8"
     assert cli.main(["train", "wscol", "--data", spec, "--out", str(tmp_path), "--name", "run", *words]) == 0
     run = Run.open(tmp_path / "run")

@@ -107,7 +107,7 @@ def test_variance_discrepancy_and_distillation_equal_the_authors(dtype, rtol):
 
 
 def plain_contrast(z: Tensor, labels: Tensor, mask: Tensor | None = None, temperature: float = 0.07) -> Tensor:
-    """The matrix, row by row."""
+    """Compute the contrast from the whole matrix."""
     log_p = (F.normalize(z) @ F.normalize(z).T / temperature).log_softmax(1)
     positive = (labels[:, None] == labels).to(z.dtype) * (1 if mask is None else 1 - mask)
     rows = -(positive * log_p).sum(1) / positive.sum(1) / 2

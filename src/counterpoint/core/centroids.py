@@ -58,16 +58,19 @@ def _clustered(
         centroids = affinity.T @ rows / (1e-8 + affinity.sum(0))[:, None]
         if step == 0 and prototypes is not None:
             centroids = torch.cat([_appended(prototypes), centroids[-1:]])
-        kept = centroids[label_set]
+        kept, kept_set = centroids[label_set], label_set
         if cosine:
-            distance = 1 - unit(rows) @ unit(kept).T
-        else:
-            distance = torch.cdist(rows, kept, compute_mode="donot_use_mm_for_euclid_dist")
-        found = Clustering(distance, label_set, label_set[distance.argmin(1)])
-        labels = found.labels.clone()
+            near = unit(rows) @ unit(kept).T
+        else:  # the order of the distances; their values are needed of the last round alone
+            near = rows @ kept.T - kept.square().sum(1) / 2
+        labels = kept_set[near.argmax(1)]
         labels[fg_index] = fg_labels.to(labels.dtype)
         affinity = F.one_hot(labels, logits.shape[1]).to(rows.dtype)
-    return found
+    if cosine:
+        distance = 1 - near
+    else:
+        distance = torch.cdist(rows, kept, compute_mode="donot_use_mm_for_euclid_dist")
+    return Clustering(distance, kept_set, kept_set[distance.argmin(1)])
 
 
 @full_precision

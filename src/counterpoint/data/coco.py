@@ -9,9 +9,14 @@ second domain is `?target=PLACE`: another file of this layout with the same cate
 boxes. Pictures are scaled so that their longer side is `size`; the rest of the square is grey.
 
 Proposals are drawn around the boxes, of both domains; the classes of the target serve measures alone. Pictures without boxes have
-squares on a grid. These are left out and listed: pictures that cannot be read, boxes that are empty or outside their picture or no
-numbers, annotations of unknown pictures or categories, and crowds. A target file is divided into training, valid and test. With
-a target folder nothing measures the target: valid and test are of the source, and a note says so.
+squares on a grid. Left out and listed are:
+
+- pictures that cannot be read;
+- boxes that are empty, outside their picture, or no four numbers;
+- annotations of unknown pictures or categories, and crowds.
+
+A target file is divided into training, valid and test. With a target folder nothing measures the target: valid and test are of
+the source, and a note reports it.
 """
 
 from __future__ import annotations
@@ -202,7 +207,7 @@ class _Read:
     def __init__(
         self, pictures: list[_Picture], classes: tuple[str, ...], size: int, count: int, seed: int, accounts: Accounts
     ) -> None:
-        pixels, self.found, self.kept = [], [], []  # type: ignore[var-annotated]
+        pixels, self.found, self.kept = [], [], []
         for number, picture in enumerate(pictures):
             accounts.find("pictures")
             try:

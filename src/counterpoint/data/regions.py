@@ -1,8 +1,8 @@
 """The contract of regions: pictures of two domains with proposals, boxes that may hold an object (numpy only, no torch).
 
 The training split has pictures of the source (domain 0), whose proposals have classes, and of the target (domain 1). Classes of
-the target's proposals serve measures alone. A proposal's class is that of the object that it meets with an IoU of 0.5 or more,
-else the background, whose number is the number of classes. Every picture has the same number of proposals.
+the target's proposals serve measures alone. A proposal has the class of the object that it meets with an IoU of at least 0.5.
+Else it is background, whose number is the number of classes. Every picture has the same number of proposals.
 """
 
 from __future__ import annotations

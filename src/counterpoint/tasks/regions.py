@@ -8,8 +8,8 @@ A training batch, before and after the learner has drawn its views:
     batch["score"]   [B, N] logits of objectness
     batch["views"]   regions [B * N, 3, crop, crop], normalised: the weak view, and the strong one where the stage needs it
 
-A learner returns "logits" [B, N, C + 1] from `predict`. The evaluation measures `accuracy`, the share of the proposals of objects
-that get their class, and `background`, the same of the proposals without an object.
+A learner returns "logits" [B, N, C + 1] from `predict`. `accuracy` is the share of the objects' proposals that get their class.
+`background` is the same share of the proposals without an object.
 """
 
 from __future__ import annotations

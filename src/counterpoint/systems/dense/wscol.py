@@ -109,17 +109,17 @@ def weak_guided_contrast(
     if hard_positive is not None and hard_positive.shape != (len(strong), len(strong)):
         raise ValueError(f"hard_positive must be [rows, rows], got {shapes(hard_positive=hard_positive)}")
     z = unit(strong, temperature**-0.5)
-    own = (z * z).sum(1)
-    # log Z_i - s_ii without the difference of two large numbers: it is exactly 0 where the others underflow.
-    beyond = torch.log(1 + torch.exp(pair_logsumexp(z, exclude=Diagonal()).rows - own))
     if hard_positive is None or not bool((hard_positive != 0).any()):
+        own = (z * z).sum(1)
+        # log Z_i - s_ii without the difference of two large numbers: it is exactly 0 where the others underflow.
+        beyond = torch.log(1 + torch.exp(pair_logsumexp(z, exclude=Diagonal()).rows - own))
         _, number = labels.unique(return_inverse=True)
         sums = z.new_zeros(int(number.max()) + 1, z.shape[1]).index_add(0, number, z)
         positives = number.bincount()[number]
         # A lone row's similarity with itself is `own`: their difference is 0, not a rounding error.
         towards = torch.where(positives > 1, (z * sums[number]).sum(1) / positives - own, 0.0)
-        return _mean_of_nonzero(-(towards - beyond) / 2)
-    log_p = z @ z.T - (own + beyond)[:, None]
+        return _mean_of_nonzero((beyond - towards) / 2)
+    log_p = F.log_softmax(z @ z.T, 1)
     far = hard_positive.to(z.dtype)
     near = (labels[:, None] == labels).to(z.dtype) * (1 - far)
     rows = [-(mask * log_p).sum(1) / (mask.sum(1) + 1e-5) / 2 for mask in (far, near)]
@@ -342,6 +342,12 @@ class WSCoL(RegionsLearner):
         )
 
     @property
+    def taught(self) -> Student:
+        """The teacher's network."""
+        found: Student = self.teacher.module  # type: ignore[assignment]
+        return found
+
+    @property
     def strong(self) -> bool:  # type: ignore[override]
         return bool(self.adapted)
 
@@ -369,7 +375,7 @@ class WSCoL(RegionsLearner):
 
     def on_target(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute the sum of all losses, the mean over the pictures with a pseudo box."""
-        config, student, teacher = self.config, self.student, self.teacher.module
+        config, student, teacher = self.config, self.student, self.taught
         student.encoder.eval()  # the detector's batch normalisation is frozen
         pictures, count = batch["label"].shape
         weak_views, strong_views = batch["views"]
@@ -447,7 +453,7 @@ class WSCoL(RegionsLearner):
         labels, distance = guided.labels, guided.distance
         if self.position.epoch == 0 and config.plain_rounds:
             stored, _ = self.stored()
-            teacher = self.teacher.module
+            teacher = self.taught
             rows = teacher.pooled(torch.cat([weak, stored]))
             both = torch.cat([logits, teacher.logits(stored)])
             plain = plain_clustering(rows, both, *given, config.plain_rounds)
@@ -506,7 +512,7 @@ class WSCoL(RegionsLearner):
     # --- what it learned
 
     def classify(self, regions: Tensor) -> Tensor:
-        network = self.teacher.module if self.adapted else self.student
+        network = self.taught if self.adapted else self.student
         return network.logits(network.encoder(regions))
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
@@ -547,7 +553,7 @@ class WSCoL(RegionsLearner):
         table = np.zeros((self.classes + 1, self.classes + 1), np.int64)
 
         def cluster(batch: dict[str, Any]) -> Tensor:
-            teacher = self.teacher.module
+            teacher = self.taught
             views = normalise(drawn_regions(batch["image"], batch["boxes"], self.config.crop))
             maps = teacher.encoder(views).unflatten(0, batch["label"].shape)
             labels = []
