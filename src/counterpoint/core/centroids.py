@@ -50,9 +50,9 @@ def _clustered(
         raise ValueError(f"prototypes must be [classes - 1, dim], got {shapes(prototypes=prototypes)}")
     need_rows(features=features)
     rows, affinity = _appended(features), wide(logits).softmax(1).to(features.dtype)
-    labels = logits.argmax(1)
+    one_hot, labels = torch.eye(logits.shape[1], dtype=rows.dtype, device=rows.device), logits.argmax(1)
     for step in range(steps):
-        label_set = labels.unique()
+        label_set = labels.bincount(minlength=logits.shape[1]).nonzero()[:, 0]
         if step and len(label_set) == 1:
             break  # the distances of the last round stand
         centroids = affinity.T @ rows / (1e-8 + affinity.sum(0))[:, None]
@@ -62,14 +62,16 @@ def _clustered(
         if cosine:
             near = unit(rows) @ unit(kept).T
         else:  # the order of the distances; their values are needed of the last round alone
-            near = rows @ kept.T - kept.square().sum(1) / 2
+            near = rows @ kept.T - (kept * kept).sum(1) / 2
         labels = kept_set[near.argmax(1)]
         labels[fg_index] = fg_labels.to(labels.dtype)
-        affinity = F.one_hot(labels, logits.shape[1]).to(rows.dtype)
+        affinity = one_hot[labels]
     if cosine:
         distance = 1 - near
     else:
-        distance = torch.cdist(rows, kept, compute_mode="donot_use_mm_for_euclid_dist")
+        a, b = rows.double(), kept.double()  # so that the expanded square keeps its digits
+        square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+        distance = square.clamp(min=0).sqrt().to(rows.dtype)
     return Clustering(distance, kept_set, kept_set[distance.argmin(1)])
 
 

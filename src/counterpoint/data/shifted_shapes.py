@@ -1,7 +1,7 @@
 """`shifted-shapes`: scenes of plain shapes in two domains with boxes; made from the world of shapes.
 
-The source has shapes on a clean grey ground. The target has inverted and tinted colours, a textured ground, and blur. A class is
-a shape in one of two textures.
+The source has shapes on a clean grey ground. The target has tinted colours, which are inverted in half of its pictures, a textured
+ground, and blur. A class is a shape in one of two textures.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def load(
     checked_size(size)
     if min(train, target, test) < 2 or size < 16 or not 4 <= proposals <= 2000 or not 0 <= shift <= 1 or seed < 0:
         raise CounterpointError(
-            "shifted-shapes: train, target and test must be at least 2, and size at least 16. proposals lies in 4..2000 and "
-            f"shift in 0..1. seed is at least 0. Got {train=}, {target=}, {test=}, {size=}, {proposals=}, {shift=}, {seed=}"
+            "shifted-shapes: train, target and test must be at least 2, and size at least 16. proposals lies in "
+            f"4..2000, and shift in 0..1. seed is at least 0. "
+            f"Got {train=}, {target=}, {test=}, {size=}, {proposals=}, {shift=}, {seed=}"
         )
     splits = []
     for number, domains in enumerate(
@@ -81,10 +82,10 @@ def _picture(rng: np.random.Generator, size: int, count: int, shift: float) -> t
         rows, columns = np.mgrid[:size, :size] * (rng.uniform(8, 20, (2, 1, 1)) / size)
         waves = np.sin(rows + columns * rng.uniform(-1, 1) + rng.uniform(0, 6)) * np.cos(columns + rng.uniform(0, 6))
         ground = (28 * waves + 14 * rng.standard_normal((size, size)))[..., None] * (owner == 0)[..., None]
-        tint = rng.uniform(0.55, 1.0, 3)
-        changed = (255 - found + ground) * tint + 25 * (1 - tint)
-        changed = gaussian_filter(changed, (rng.uniform(0.3, 0.9) * size / 64,) * 2 + (0,))
-        found = (1 - shift) * found + shift * changed
+        tint = 1 - shift * rng.uniform(0, 0.45, 3)
+        inverted = rng.random() < shift / 2
+        changed = ((255 - found if inverted else found) + shift * ground) * tint + 25 * (1 - tint)
+        found = gaussian_filter(changed, (shift * rng.uniform(0.3, 0.9) * size / 64,) * 2 + (0,))
     found = np.clip(np.rint(found + 4 * rng.standard_normal(found.shape)), 0, 255).astype(np.uint8)
     boxes = world.boxes(truth, owner)
     kinds = [len(TEXTURES) * objects[n - 1].shape + TEXTURES.index(objects[n - 1].texture) for n in boxes.identities]

@@ -251,7 +251,7 @@ class RegionsEvaluator:
             self.figures = {
                 "Classes of the proposals": {
                     "kind": "matrix",
-                    "values": (self.table / np.maximum(total, 1)[:, None]).tolist(),
+                    "values": self.table.tolist(),
                     "names": [*self.classes, "background"],
                 }
             }
@@ -268,7 +268,7 @@ def with_boxes(picture: NDArray[np.uint8], corners: NDArray[np.float32], labels:
         picture: [H, W, 3].
         corners: [n, 4] left, top, right, bottom in pixels.
         labels: class number of each box.
-        larger: whole factor by which the picture is enlarged, by default 3.
+        larger: whole factor by which the picture is enlarged, by default 4.
     """
     from PIL import Image, ImageDraw
 
@@ -299,15 +299,17 @@ def regions_figure(
         true = torch.from_numpy(given.labels)
         kinds = [(logits[n].argmax(1), logits[n].softmax(1)[:, :-1].max(1).values) for logits in predicted.values()]
         cells = []
-        for kind, score in [*kinds, (true, torch.from_numpy(given.scores))]:
+        for heading, (kind, score) in zip(
+            [*predicted, "true classes"], [*kinds, (true, torch.from_numpy(given.scores))], strict=True
+        ):
             chosen = ((kind >= 0) & (kind < len(classes))).nonzero()[:, 0]
             chosen = chosen[nms(corners[chosen], score[chosen].float(), 0.3)]
-            cells.append(with_boxes(picture, given.corners[chosen.numpy()], kind[chosen].tolist()))
-        drawn.append(cells)
+            shown = with_boxes(picture, given.corners[chosen.numpy()], kind[chosen].tolist())
+            cells.append({"png": shown, "text": heading})
+        drawn.append({"cells": cells})
     colours = ", ".join(f"{name}: {PALETTE[n % len(PALETTE)]}" for n, name in enumerate(classes[: len(PALETTE)]))
     return {
-        "kind": "pictures",
-        "columns": [*predicted, "true classes"],
+        "kind": "captioned",
         "rows": drawn,
         "caption": f"Proposals in the colours of their classes. Those of the background are left out. {colours}.",
     }

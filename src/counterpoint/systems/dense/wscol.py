@@ -586,13 +586,14 @@ SYSTEM = System(
     recipe={
         "encoder": "conv-cells",
         "layer": "",
-        "crop": 20,
-        "source_epochs": 12,
-        "source_batch": 4,
-        "source_lr": 0.064,  # 1e-3 for a batch of 4
+        "crop": 16,
+        "source_epochs": 10,
+        "source_batch": 2,
+        "source_lr": 0.2,  # 1.6e-3 for a batch of 2
+        "pseudo_threshold": 0.5,  # its probabilities are lower than a detector's
         "epochs": 2,
         "optimizer": "adam",
-        "lr": 0.0512,  # 2e-4 for a batch of 1
+        "lr": 0.0128,  # 5e-5 for a batch of 1
         "weight_decay": 0.0,
         "teacher_every": 20,
         "hidden": 64,
