@@ -117,6 +117,8 @@ def drawn_regions(images: Tensor, boxes: Float[Tensor, "pictures n 4"], size: in
 
     if images.ndim != 4 or boxes.ndim != 3 or len(boxes) != len(images) or boxes.shape[2] != 4:
         raise ValueError(f"boxes must be [pictures, n, 4] of images, got {shapes(images=images, boxes=boxes)}")
+    if not len(images):  # a process's share of a small batch
+        return torch.zeros(0, 3, size, size, device=images.device)
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
     return roi_align(pixels, list(boxes.to(pixels.dtype)), size, sampling_ratio=2, aligned=True)
 

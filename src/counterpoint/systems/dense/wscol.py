@@ -182,7 +182,8 @@ class Mapper(nn.Module):
         hidden: channels of the convolutions.
         projection: width of z.
 
-    A map of 7 x 7 gets three convolutions; a smaller one as many as fit. Where a map remains, it is averaged.
+    A map of 7 x 7 gets three convolutions; a smaller one as many as fit. Where a map remains, it is averaged. Weights begin as
+    Kaiming's, which is our choice.
     """
 
     def __init__(self, dim: int, side: int, hidden: int, projection: int) -> None:
@@ -193,6 +194,10 @@ class Mapper(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         self.linear = nn.Sequential(nn.Linear(hidden if layers else dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.projector = nn.Linear(dim, projection)
+        for module in self.modules():  # PyTorch's own start shrinks the signal, until biases make all rows alike
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
 
     def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
         return self.linear(self.convolutions(maps).mean((2, 3)))
