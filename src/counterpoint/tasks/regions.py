@@ -331,12 +331,13 @@ class _Pictures(Dataset[dict[str, Any]]):
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Any]:
         at = np.asarray(indices, np.int64)
-        found = [self.split.proposals(int(n)) for n in at]
+        # A process's share of a small batch may be empty; the shape is then that of any picture.
+        found = [self.split.proposals(int(n)) for n in (at if len(at) else [0])]
         return {
             "image": torch.from_numpy(self.split.images(at)).permute(0, 3, 1, 2).contiguous(),
-            "boxes": torch.from_numpy(np.stack([one.corners for one in found])),
-            "label": torch.from_numpy(np.stack([one.labels for one in found])),
-            "score": torch.from_numpy(np.stack([one.scores for one in found])),
+            "boxes": torch.from_numpy(np.stack([one.corners for one in found])[: len(at)]),
+            "label": torch.from_numpy(np.stack([one.labels for one in found])[: len(at)]),
+            "score": torch.from_numpy(np.stack([one.scores for one in found])[: len(at)]),
             "index": torch.from_numpy(at),
         }
 
