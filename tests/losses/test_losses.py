@@ -337,7 +337,7 @@ CASES |= {
 WITHOUT = {
     "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
-    "wscol:proposal_distillation": "KD with temperature=1",
+    "wscol:proposal_distillation": "KD with temperature=1, of one process",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",

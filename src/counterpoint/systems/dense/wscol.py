@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from counterpoint.core.centroids import plain_clustering, prototype_clustering
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distil import kd
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total
 from counterpoint.core.gradients import gradient_discrepancy
 from counterpoint.core.operands import unit
@@ -45,7 +44,6 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.proposals import Pseudo, proposal_variance, pseudo_boxes
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.teacher import EMATeacher
-from counterpoint.core.world import over
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
 from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import optimisers
@@ -153,10 +151,13 @@ def hard_positive_mask(
     return far.fill_diagonal_(False).to(z.dtype)
 
 
+@full_precision
 def proposal_distillation(
     student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]
 ) -> Float[Tensor, ""]:
-    """Compute KL(softmax(teacher) || softmax(student)), the mean over proposals: `kd` at temperature 1.
+    """Compute KL(softmax(teacher) || softmax(student)), the mean over the proposals of one picture.
+
+    It is `kd` at temperature 1, of this process's rows alone.
 
     Args:
         student: logits on strong views.
@@ -168,7 +169,8 @@ def proposal_distillation(
     tensor(0.6031)
     """
     need_alike("n classes", student=student, teacher=teacher)
-    return kd(student, teacher, temperature=1.0)
+    target = wide(teacher.detach()).softmax(1)
+    return F.kl_div(F.log_softmax(wide(student), 1), target, reduction="batchmean")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -406,10 +408,10 @@ class WSCoL(RegionsLearner):
             guess = student.logits(maps[n])
             target = torch.full((count,), self.classes, device=guess.device)
             target[found.fg_index] = found.fg_labels
-            with over(None):  # the losses of a picture are its process's own
-                parts = [F.cross_entropy(guess, target), proposal_distillation(guess, logits[n])]
-                parts.append(self.contrast(n, batch, weak[n], maps[n], logits[n], found))
-                parts += self.aligned(None if own is None else own[n], maps[n], found)
+            # The losses of a picture are its process's own: none of them gathers rows.
+            parts = [F.cross_entropy(guess, target), proposal_distillation(guess, logits[n])]
+            parts.append(self.contrast(n, batch, weak[n], maps[n], logits[n], found))
+            parts += self.aligned(None if own is None else own[n], maps[n], found)
             sums = [a + b for a, b in zip(sums, parts, strict=True)]
         whole = int(gather_rows(torch.tensor([used], device=self.device)).sum())
         means = [mean_of_total(total, max(1, whole)) for total in sums]
