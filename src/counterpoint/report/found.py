@@ -8,7 +8,8 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
-    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
+    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image; "caption"
+    joined   "rows" [{"left", "right" (png), "lines" [[x, y, x, y, right]], "text"}], "caption": lines between two images
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -33,6 +34,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "gallery": _gallery,
         "matrix": _matrix,
         "maps": _maps,
+        "joined": _joined,
         "curves": _curves,
         "table": _table,
     }
@@ -103,4 +105,13 @@ def _maps(part: Mapping[str, Any]) -> Markup:
                 row["png"], np.asarray(found["map"], float), alt=f"where '{found['text']}' is found"
             )
             pictures.append(page.figure(drawn, found["text"]))
-    return page.figures(*pictures)
+    return page.join(page.text(part["caption"]) if "caption" in part else "", page.figures(*pictures))
+
+
+def _joined(part: Mapping[str, Any]) -> Markup:
+    pictures = []
+    for row in part["rows"]:
+        right = sum(bool(line[4]) for line in row["lines"])
+        said = f"{row['text']}: {right} of {len(row['lines'])} right"
+        pictures.append(page.figure(figures.joined(row["left"], row["right"], row["lines"], alt=said), said))
+    return page.join(page.text(part["caption"]), page.figures(*pictures))
