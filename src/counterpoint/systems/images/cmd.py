@@ -164,8 +164,8 @@ def cmd_loss(
         return ((outputs.detach() - centre.detach().view(k).to(outputs.dtype)) / teacher_temp).log_softmax(-1)
 
     pairs = 2 * num_crops - 2
-    scaled = student_cls.view(num_crops, b, k) / student_temp
-    log_p = log_teacher(teacher_cls, center).view(GLOBAL, b, k)
+    scaled = student_cls.reshape(num_crops, b, k) / student_temp
+    log_p = log_teacher(teacher_cls, center).reshape(GLOBAL, b, k)
     p = log_p.exp()
     image = swapped_entropy(p, scaled)
     zero = image.new_zeros(())
@@ -174,8 +174,8 @@ def cmd_loss(
 
     # The teacher's regions, [b, 2, T_g, ...]: those of a picture together.
     t_g = counts[0]
-    grid = log_teacher(teacher_region.view(GLOBAL, b, t_g, k).transpose(0, 1), center_grid).exp_()
-    theirs = teacher_feat.detach().view(GLOBAL, b, t_g, -1).transpose(0, 1)
+    grid = log_teacher(teacher_region.reshape(GLOBAL, b, t_g, k).transpose(0, 1), center_grid).exp_()
+    theirs = teacher_feat.detach().reshape(GLOBAL, b, t_g, -1).transpose(0, 1)
     bags, log_bags = [], []
     if inter in ("within", "across"):
         for q in range(GLOBAL):
@@ -189,7 +189,7 @@ def cmd_loss(
     region_rows, inter_rows = student_cls.new_zeros(2, b).unbind()
     sizes = [b * count for count in counts]
     for v, (outputs, features) in enumerate(zip(student_region.split(sizes), student_feat.split(sizes), strict=True)):
-        outputs, features = (x.view(b, counts[v], -1) for x in (outputs, features))
+        outputs, features = (x.reshape(b, counts[v], -1) for x in (outputs, features))
         partners = [q for q in range(GLOBAL) if q != v]
         first = partners[0]
         targets = grid[:, first : first + len(partners)].flatten(1, 2)
