@@ -20,6 +20,7 @@ AXES = {
     "CACRMomentum": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
+    "CMD": (1,) * 6,
 }
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
@@ -29,13 +30,14 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "CMD",
 ]  # fmt: skip
 
 
 def shared(x: Any, rank: int, axis: int = 0) -> Any:
     """Return this process's share of an argument."""
     if isinstance(x, list):
-        return [shared(part, rank) for part in x]
+        return [shared(part, rank, axis) for part in x]
     if not isinstance(x, Tensor):
         return x
     many = x.shape[axis] // sum(COUNTS) if x.shape[axis] % sum(COUNTS) == 0 else 0
@@ -156,7 +158,7 @@ def test_world_is_the_loss_and_the_mean_gradient_of_the_whole_batch(parts, name)
         def next_share(x: Any, axis: int) -> None:
             if isinstance(x, list):
                 for one in x:
-                    next_share(one, 0)
+                    next_share(one, axis)
             elif isinstance(x, Tensor) and x.requires_grad:
                 cut.append(shared(next(at), rank, axis))
 

@@ -222,8 +222,8 @@ def load_tiles(
     """Return `tile-canvases`: pictures whose class is decided by one tile among many.
 
     A picture is a grid of tiles of 8 x 8 pixels. One tile at a random place is a digit, the picture's class. All others are
-    textures: the pixels of a digit in another order. Every tile has its own colour. So shades and colours tell nothing of the
-    class. No digit of a split is in another split. There are as many valid as test pictures.
+    textures: smooth patterns with the shades of a digit. Every tile has its own colour. So shades and colours tell nothing of
+    the class. No digit of a split is in another split. There are as many valid as test pictures.
 
     Args:
         argument: not used; sources share a signature.
@@ -248,9 +248,9 @@ def load_tiles(
         or not 0 < held_out < 1
     ):
         raise DataError(
-            "tile-canvases: train and test must be at least 2, grid 1 to 8, kinds 2 to 10, textures at least 1. noise must not "
-            f"be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {kinds=}, {textures=}, {noise=}, "
-            f"{held_out=}"
+            "tile-canvases: train and test must be at least 2, grid 1 to 8, kinds 2 to 10. It needs at least 1 texture. noise "
+            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {kinds=}, {textures=}, "
+            f"{noise=}, {held_out=}"
         )
     parts = world.parts("tile-canvases", held_out, valid)
     labels = world.inventory()[1]

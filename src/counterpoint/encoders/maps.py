@@ -46,9 +46,9 @@ def vector_and_map(
     if isinstance(encoder, VisionTokens):
         rows, columns = (side // encoder.patch for side in images.shape[2:])
         tokens = encoder.tokens(images)
-        return encoder.model.forward_head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
+        return encoder.head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
-        found = encoder.features(images)
+        found: Tensor = encoder.features(images)  # type: ignore[operator]
         return found.mean((2, 3)), found
     model: Any = getattr(encoder, "model", None)
     if model is None:

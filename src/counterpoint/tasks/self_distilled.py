@@ -1,4 +1,4 @@
-"""Train a student on all crops and a teacher on the large ones, which is the student's moving average (DINO and EsViT).
+"""Train a student whose crops predict its moving average's large crops, as DINO and EsViT do.
 
 The settings and the learner have what those methods share: heads with prototypes, centres, temperatures that warm up, and a
 last layer that is frozen at first. A system writes the loss.
@@ -70,7 +70,7 @@ class SelfDistilledConfig(MultiCropConfig):
 class SelfDistilledLearner(MultiCropLearner):
     """A student on all crops, and a teacher on the large crops, which is the student's moving average.
 
-    Subclasses write `loss(batch)`, which moves the centres. `network` is what the teacher copies; its first module is the encoder.
+    Subclasses write `loss(batch)`, which moves the centres. The teacher copies `network`, whose first module is the encoder.
     """
 
     center: Tensor

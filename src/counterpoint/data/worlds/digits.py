@@ -159,9 +159,15 @@ def canvases(truth: Scene, cells: Indices, grid: int, deviation: float, rng: np.
 
 
 def textures(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Make textures with the shades of digits: the pixels of one digit in another order, [count, 8, 8], 0 to SHADES."""
-    chosen = inventory()[0][rng.integers(len(inventory()[0]), size=count)].reshape(count, SIDE * SIDE)
-    return rng.permuted(chosen, axis=1).reshape(count, SIDE, SIDE)
+    """Make textures with the shades of digits, [count, 8, 8], 0 to SHADES.
+
+    A texture is a smooth random field. Its pixels, in order of their value, have the sorted shades of one digit.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    shades = np.sort(inventory()[0][rng.integers(len(inventory()[0]), size=count)].reshape(count, -1), axis=1)
+    fields = gaussian_filter(rng.standard_normal((count, SIDE, SIDE)), (0, 1, 1), mode="wrap").reshape(count, -1)
+    return np.take_along_axis(shades, fields.argsort(1).argsort(1), 1).reshape(count, SIDE, SIDE)
 
 
 def tiles(

@@ -19,9 +19,12 @@ IEEE TIP 2025, arXiv 2401.08860. Code: github.com/BiQiWHU/CMD, a patch of EsViT 
     CMD          EsViT + lambda mean over pairs of L_S(v)
 
 The paper's exact inter-level term was not available. `inter` chooses among three: "within" is the corrected term L_S above.
-"across" takes the other network's level: KL(beta_q || softmax(s_v)) + KL(p_q || beta_v). "literal" is the released code. It
-uses probabilities and logits where logarithms are expected, and is NaN where the sum of a bag's logits is negative. The
-teacher's own term KL(beta_q || p_q) has no gradient, and is logged. "none" is EsViT; with region_weight 0 it is DINO.
+"across" takes the other network's level: KL(beta_q || softmax(s_v)) + KL(p_q || beta_v). "literal" is the released code:
+
+    mean_bk(X log X - X p_q) + mean_bk(Y log Y - Y s_v),    X = sum_n p_qn,  Y = sum_m s_vm
+
+There probabilities and logits stand where logarithms belong. It is NaN where Y is negative. "none" is EsViT, and with
+region_weight 0 DINO. The teacher's own term KL(beta_q || p_q) has no gradient, and is logged.
 
 Attention is softmax_m(cos(region, mean region) / 0.1): regions near the picture's vector weigh more. Its gradient reaches
 the features. The released code pools by the mean.
@@ -107,7 +110,7 @@ def cmd_loss(
     region_weight: float = 0.5,
     attention_temperature: float = 0.1,
 ) -> CMDOutput:
-    r"""Compute (1 - r) L_img + r L_reg + lambda L_inter, each the mean over pairs of a global crop q and a crop v != q.
+    r"""Compute (1 - r) L_img + r L_reg + lambda L_inter, each the mean over pairs q != v.
 
     Args:
         student_cls: image outputs, crop by crop, the global ones first; in a crop, picture by picture.
@@ -124,8 +127,8 @@ def cmd_loss(
         region_weight: r, 0 to 1, by default 0.5; 0: DINO's loss.
         attention_temperature: temperature > 0 of the attention, by default 0.1.
 
-    Returns the loss, its three terms without their weights, and the mean of KL(beta_q || p_q) of the teacher (0 without an
-    inter-level term). The centres are not moved: see `moved_center`. NaN in a feature gives NaN. Raises ValueError for
+    Returns the loss, and its three terms without their weights. `teacher_divergence` is the mean of KL(beta_q || p_q), and 0
+    where no bag is pooled. The centres are not moved: see `moved_center`. NaN in a feature gives NaN. Raises ValueError for
     shapes that do not fit, an empty batch and numbers out of range.
 
     >>> zeros = torch.zeros(2, 3)
@@ -139,23 +142,9 @@ def cmd_loss(
         if value not in get_args(kinds):
             raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
     counts = _crop_regions(regions, num_crops)
-    if student_cls.ndim != 2 or len(student_cls) % num_crops:
-        raise ValueError(
-            f"student_cls must be [{num_crops} crops of b, outcomes], got {shapes(student_cls=student_cls)}"
-        )
-    need_rows(student_cls=student_cls)
+    student, teacher = (student_cls, student_region, student_feat), (teacher_cls, teacher_region, teacher_feat)
+    _need_shapes(*student, *teacher, counts)
     b, k = len(student_cls) // num_crops, student_cls.shape[1]
-    wanted = {"student_region": b * sum(counts), "teacher_cls": GLOBAL * b, "teacher_region": b * sum(counts[:GLOBAL])}
-    given = {"student_region": student_region, "teacher_cls": teacher_cls, "teacher_region": teacher_region}
-    for name, rows in wanted.items():
-        if given[name].shape != (rows, k):
-            raise ValueError(f"{name} must be {[rows, k]}, got {shapes(**{name: given[name]})}")
-    for name, feat in (("student_feat", student_feat), ("teacher_feat", teacher_feat)):
-        rows = wanted[name.replace("feat", "region")]
-        if feat.ndim != 2 or feat.shape != (rows, teacher_feat.shape[-1]):
-            raise ValueError(
-                f"{name} must be [{rows}, dim] alike, got {shapes(student_feat=student_feat, teacher_feat=teacher_feat)}"
-            )
     for name, centre in (("center", center), ("center_grid", center_grid)):
         if centre.numel() != k:
             raise ValueError(f"{name} must be [{k}], got {shapes(**{name: centre})}")
@@ -163,64 +152,79 @@ def cmd_loss(
     def log_teacher(outputs: Tensor, centre: Tensor) -> Tensor:
         return ((outputs.detach() - centre.detach().view(k).to(outputs.dtype)) / teacher_temp).log_softmax(-1)
 
-    pairs = 2 * num_crops - 2
-    scaled = student_cls.reshape(num_crops, b, k) / student_temp
+    s = student_cls.reshape(num_crops, b, k) / student_temp
     log_p = log_teacher(teacher_cls, center).reshape(GLOBAL, b, k)
     p = log_p.exp()
-    image = swapped_entropy(p, scaled)
+    image = swapped_entropy(p, s)
     zero = image.new_zeros(())
     if not sum(counts):
         return CMDOutput((1 - region_weight) * image, image, zero, zero, zero)
 
-    # The teacher's regions, [b, 2, T_g, ...]: those of a picture together.
-    t_g = counts[0]
-    grid = log_teacher(teacher_region.reshape(GLOBAL, b, t_g, k).transpose(0, 1), center_grid).exp_()
-    theirs = teacher_feat.detach().reshape(GLOBAL, b, t_g, -1).transpose(0, 1)
-    bags, log_bags = [], []
-    if inter in ("within", "across"):
-        for q in range(GLOBAL):
-            weight = _log_weights(theirs[:, q], pooling, attention_temperature).exp()
-            bags.append(torch.bmm(weight[:, None], grid[:, q])[:, 0])
-            log_bags.append(bags[q].clamp(min=torch.finfo(grid.dtype).tiny).log())
-    elif inter == "literal":
-        bags = [grid[:, q].sum(1) for q in range(GLOBAL)]
+    # The teacher's regions, [b, 2, T_g, ...]: those of a picture together. Its bags, [2, b, K].
+    side = GLOBAL, b, counts[0], -1
+    grid = log_teacher(teacher_region.reshape(side).transpose(0, 1), center_grid).exp_()
+    theirs = teacher_feat.detach().reshape(side).transpose(0, 1)
+    pooled = inter in ("within", "across")
+    log_q = s.log_softmax(-1) if pooled else s
+    weight = _log_weights(theirs.flatten(0, 1), pooling, attention_temperature).exp().view(b, GLOBAL, -1, 1)
+    beta = (weight * grid).sum(2).transpose(0, 1) if pooled else grid.sum(2).transpose(0, 1)
+    log_beta = beta.clamp(min=torch.finfo(beta.dtype).tiny).log()
     unit_theirs = unit(theirs)
-    between = scaled.log_softmax(-1) if inter in ("within", "across") else scaled
-    region_rows, inter_rows = student_cls.new_zeros(2, b).unbind()
+
+    region_rows = inter_rows = student_cls.new_zeros(b)
     sizes = [b * count for count in counts]
-    for v, (outputs, features) in enumerate(zip(student_region.split(sizes), student_feat.split(sizes), strict=True)):
-        outputs, features = (x.reshape(b, counts[v], -1) for x in (outputs, features))
+    for v, crop in enumerate(zip(student_region.split(sizes), student_feat.split(sizes), strict=True)):
+        outputs, features = (x.reshape(b, counts[v], -1) for x in crop)
         partners = [q for q in range(GLOBAL) if q != v]
-        first = partners[0]
-        targets = grid[:, first : first + len(partners)].flatten(1, 2)
-        select = outputs.new_zeros(b, counts[v], len(targets[0]))
+        targets = grid[:, partners[0] : partners[-1] + 1].flatten(1, 2)
+        select = outputs.new_zeros(b, counts[v], targets.shape[1])
         own = unit(features.detach())
         for n, q in enumerate(partners):
             best, number = matched_regions(own, unit_theirs[:, q])
             # 1 for the match; a feature that is NaN has no match, and gives NaN.
-            select = select.scatter(2, (number + n * t_g)[..., None], (1 + 0 * best)[..., None])
-        mixes = inter in ("within", "across")
-        weight = _log_weights(features, pooling, attention_temperature) if mixes else None
-        cross, log_beta = bag_terms(outputs, targets, select, weight, student_temp)
+            select = select.scatter(2, (number + n * counts[0])[..., None], (1 + 0 * best)[..., None])
+        log_w = _log_weights(features, pooling, attention_temperature) if pooled else None
+        cross, log_bag = bag_terms(outputs, targets, select, log_w, student_temp)
         region_rows = region_rows + cross.mean(1)
-        if inter == "within" and log_beta is not None:
-            inter_rows = inter_rows + len(partners) * _divergence(log_beta.exp(), log_beta, between[v])
-        elif inter == "across" and log_beta is not None:
-            for q in partners:
-                to_image = _divergence(bags[q], log_bags[q], between[v])
-                inter_rows = inter_rows + to_image + _divergence(p[q], log_p[q], log_beta)
-        elif inter == "literal":
-            y = outputs.sum(1) / student_temp
-            mine = (torch.xlogy(y, y) - y * between[v]).mean(1)
-            for q in partners:
-                inter_rows = inter_rows + mine + (torch.xlogy(bags[q], bags[q]) - bags[q] * p[q]).mean(1)
-    region, inter_level = global_mean(region_rows) / pairs, global_mean(inter_rows) / pairs
-    teacher = zero
-    if inter in ("within", "across"):
-        teacher = global_mean(torch.stack([_divergence(bags[q], log_bags[q], log_p[q]) for q in range(GLOBAL)]).mean(0))
+        y = outputs.sum(1) / student_temp if inter == "literal" else s[v]
+        for q in partners:
+            if inter == "within" and log_bag is not None:
+                inter_rows = inter_rows + _divergence(log_bag.exp(), log_bag, log_q[v])
+            elif inter == "across" and log_bag is not None:
+                inter_rows = (
+                    inter_rows + _divergence(beta[q], log_beta[q], log_q[v]) + _divergence(p[q], log_p[q], log_bag)
+                )
+            elif inter == "literal":
+                x = beta[q]
+                inter_rows = inter_rows + (torch.xlogy(x, x) - x * p[q] + torch.xlogy(y, y) - y * s[v]).mean(1)
+    pairs = 2 * num_crops - 2
+    region, between = global_mean(region_rows) / pairs, global_mean(inter_rows) / pairs
     loss = (1 - region_weight) * image + region_weight * region
-    loss = loss if inter == "none" else loss + inter_weight * inter_level
-    return CMDOutput(loss, image, region, inter_level, teacher)
+    loss = loss if inter == "none" else loss + inter_weight * between
+    own_term = global_mean(_divergence(beta, log_beta, log_p).mean(0)) if pooled else zero
+    return CMDOutput(loss, image, region, between, own_term)
+
+
+def _need_shapes(
+    student_cls: Tensor, student_region: Tensor, student_feat: Tensor,
+    teacher_cls: Tensor, teacher_region: Tensor, teacher_feat: Tensor, counts: list[int],
+) -> None:  # fmt: skip
+    """Raise ValueError for a tensor whose rows are not those of the crops and regions."""
+    crops = len(counts)
+    if student_cls.ndim != 2 or len(student_cls) % crops:
+        raise ValueError(f"student_cls must be [{crops} crops of b, outcomes], got {shapes(student_cls=student_cls)}")
+    need_rows(student_cls=student_cls)
+    b, k = len(student_cls) // crops, student_cls.shape[1]
+    rows, teacher_rows, dim = b * sum(counts), b * sum(counts[:GLOBAL]), teacher_feat.shape[-1]
+    for name, tensor, wanted in (
+        ("student_region", student_region, [rows, k]),
+        ("teacher_cls", teacher_cls, [GLOBAL * b, k]),
+        ("teacher_region", teacher_region, [teacher_rows, k]),
+        ("student_feat", student_feat, [rows, dim]),
+        ("teacher_feat", teacher_feat, [teacher_rows, dim]),
+    ):
+        if list(tensor.shape) != wanted:
+            raise ValueError(f"{name} must be {wanted}, got {shapes(**{name: tensor})}")
 
 
 def _crop_regions(regions: Sequence[int], num_crops: int) -> list[int]:
@@ -265,10 +269,10 @@ def esvit_loss(
     >>> esvit_loss(zeros, zeros, zeros, zeros, zeros, zeros, [1], 2, zeros[0], zeros[0])
     tensor(1.0986)
     """
-    student = student_cls, student_region, student_feat
-    teacher = teacher_cls, teacher_region, teacher_feat
-    others = regions, num_crops, center, center_grid, student_temp, teacher_temp
-    return cmd_loss(*student, *teacher, *others, inter="literal" if literal_mil else "none").loss
+    return cmd_loss(
+        student_cls, student_region, student_feat, teacher_cls, teacher_region, teacher_feat, regions, num_crops,
+        center, center_grid, student_temp, teacher_temp, inter="literal" if literal_mil else "none",
+    ).loss  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- the learner
@@ -326,7 +330,7 @@ class TwoLevels(nn.Module):
 
 
 class CMD(SelfDistilledLearner):
-    """A student of all crops and a teacher of the global ones, each with an image head and a region head."""
+    """A student of all crops and a teacher of the global ones, each with two heads: for images and for regions."""
 
     config: CMDConfig
     center_grid: Tensor

@@ -127,11 +127,11 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             [Recipe(scale=(0.16, 0.49), flip=0.0, gain=0.3, noise=0.1)],
             Recipe(scale=(0.6, 1.0), flip=0.0, gain=0.3, noise=0.1),
         ),
-        # One key tile among 16: crops that keep the size of tiles nearly, and colours that tell nothing.
+        # One key tile among 16: crops that keep the size of tiles nearly.
         (
             "tile-canvases",
-            [Recipe(scale=(0.56, 1.0), flip=0.0, jitter=0.8, hue=0.5, grey=0.2)],
-            Recipe(scale=(0.15, 0.4), flip=0.0, jitter=0.8, hue=0.5, grey=0.2),
+            [Recipe(scale=(0.56, 1.0), flip=0.0, gain=0.3, noise=0.1)],
+            Recipe(scale=(0.15, 0.4), flip=0.0, gain=0.3, noise=0.1),
         ),
         # He et al. 2022.
         ("mae", [Recipe(scale=(0.2, 1.0))], Recipe(scale=(0.05, 0.2))),
