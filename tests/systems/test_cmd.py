@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
-from counterpoint.core.regions import bag_terms, log_attention
+from counterpoint.core.regions import attention, bag_terms
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
@@ -191,7 +191,7 @@ def test_the_literal_term_is_nan_where_a_bag_has_negative_logits_and_nan_feature
 
 def test_nothing_of_the_size_of_the_logits_is_kept_for_the_backward_pass():
     logits = draw(0, 2, 6, 500).requires_grad_()
-    targets, select = draw(1, 2, 6, 500).softmax(2), torch.eye(6).double().expand(2, 6, 6)
+    table, number = draw(1, 12, 500).softmax(1), torch.arange(12).view(2, 6, 1)
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -199,8 +199,8 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_the_backward_pass():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        bag_terms(logits, targets, select, log_attention(draw(2, 2, 6, 4)), 0.1)
-    own = {x.data_ptr() for x in (logits, targets)}
+        bag_terms(logits, table, number, attention(draw(2, 2, 6, 4)), 0.1)
+    own = {x.data_ptr() for x in (logits, table)}
     assert sum(x.numel() for x in kept if x.data_ptr() not in own) < logits.numel() / 2
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,20 +35,18 @@ def matched_regions(
     return best, number
 
 
-def log_attention(
-    features: Float[Tensor, "bags regions dim"], temperature: float = 0.1
-) -> Float[Tensor, "bags regions"]:
-    """Compute log softmax_m(cos(f_m, mean of f) / temperature), the weights of regions in attention pooling.
+def attention(features: Float[Tensor, "bags regions dim"], temperature: float = 0.1) -> Float[Tensor, "bags regions"]:
+    """Compute softmax_m(cos(f_m, mean of f) / temperature), the weights of regions in attention pooling.
 
     Args:
         features: features of regions, whose mean is the picture's vector.
         temperature: > 0; default 0.1.
 
-    >>> log_attention(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])).exp()
+    >>> attention(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
     tensor([[0.5000, 0.5000]])
     """
     cosine = (unit(features) * unit(features.mean(1, keepdim=True))).sum(2)
-    return (cosine / temperature).log_softmax(1)
+    return (cosine / temperature).softmax(1)
 
 
 class _Bag(torch.autograd.Function):
@@ -55,72 +54,85 @@ class _Bag(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, select: Tensor, log_weight: Tensor | None, temperature: float
+        ctx: Any, logits: Tensor, table: Tensor, number: Tensor, weight: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor | None]:
-        log_z, cross, mixture = _composed(logits, targets, select, log_weight, temperature)
+        cross, mixture = _composed(logits, table, number, weight, temperature)
         ctx.temperature = temperature
-        ctx.save_for_backward(logits, targets, select, log_weight, log_z, mixture)
+        ctx.save_for_backward(logits, table, number, weight, mixture)
         return cross, mixture
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits, targets, select, log_weight, log_z, mixture = ctx.saved_tensors
+        logits, table, number, weight, mixture = ctx.saved_tensors
         to_cross, to_mixture = gradients
-        to_z = to_cross * select.sum(2)
+        p = (logits / ctx.temperature).softmax(2)
+        scale = to_cross / ctx.temperature
+        factor = scale * number.shape[2]
         to_weight = None
-        found = (logits / ctx.temperature).sub_(log_z[..., None])
         if mixture is None:
-            found.exp_().mul_(to_z[..., None])
+            p.mul_(factor[..., None])
         else:
-            # A region's share of the mixture, times the arriving gradient.
-            shared = (found + (log_weight[..., None] - mixture[:, None])).exp_().mul_(to_mixture[:, None])
-            to_weight = shared.sum(2)
-            found.exp_().mul_((to_z - to_weight)[..., None]).add_(shared)
-        found.baddbmm_(select * to_cross[..., None], targets, alpha=-1).div_(ctx.temperature)
-        return found, None, None, to_weight, None
+            share = to_mixture / mixture.exp()
+            to_weight = torch.bmm(p, share[..., None])[..., 0]
+            kept = weight / ctx.temperature
+            factor = factor - kept * to_weight
+            p.mul_(torch.baddbmm(factor[..., None], kept[..., None], share[:, None]))
+        return p.sub_(_gathered(table, number, scale)), None, None, to_weight, None
+
+
+def _gathered(table: Tensor, number: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Sum the rows of the table that belong to each region, [bags, regions, outcomes], times a factor of each region."""
+    index = number.flatten(0, 1)
+    if traced():
+        found = table[index].sum(1)
+        return (found if scale is None else found * scale.reshape(-1, 1)).view(*number.shape[:2], -1)
+    factors = None if scale is None else scale.reshape(-1, 1).expand(index.shape).contiguous()
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=factors).view(*number.shape[:2], -1)
 
 
 def _composed(
-    logits: Tensor, targets: Tensor, select: Tensor, log_weight: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    x = logits / temperature
-    log_z = x.logsumexp(2)
-    towards = torch.bmm(x, targets.transpose(1, 2)) * select
-    cross = log_z * select.sum(2) - towards.sum(2)
-    mixture = None if log_weight is None else (x + (log_weight - log_z)[..., None]).logsumexp(1)
-    return log_z, cross, mixture
+    logits: Tensor, table: Tensor, number: Tensor, weight: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor | None]:
+    p = (logits / temperature).softmax(2)
+    log_z = logits.amax(2) / temperature - p.amax(2).log()
+    towards = torch.linalg.vecdot(_gathered(table, number), logits) / temperature
+    cross = number.shape[2] * log_z - towards
+    if weight is None:
+        return cross, None
+    mixture = torch.bmm(weight[:, None], p)[:, 0]
+    return cross, mixture.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
 def bag_terms(
     logits: Float[Tensor, "bags regions outcomes"],
-    targets: Float[Tensor, "bags others outcomes"],
-    select: Float[Tensor, "bags regions others"],
-    log_weight: Float[Tensor, "bags regions"] | None,
+    table: Float[Tensor, "rows outcomes"],
+    number: Int[Tensor, "bags regions targets"],
+    weight: Float[Tensor, "bags regions"] | None,
     temperature: float,
 ) -> tuple[Float[Tensor, "bags regions"], Float[Tensor, "bags outcomes"] | None]:
     r"""Compute the cross-entropy of every region with its targets, and the logarithm of the bag's mixture.
 
-        cross_m       = -sum_n select_mn sum_k targets_nk log p_mk,    p_m = softmax(logits_m / temperature)
+        cross_m       = -sum_n sum_k table[number_mn]_k log p_mk,    p_m = softmax(logits_m / temperature)
         log beta_k    = log sum_m w_m p_mk
 
     Args:
         logits: of the regions.
-        targets: distributions, rows that sum to 1; no gradient.
-        select: weight of each target for each region, such as 1 for its match and 0 elsewhere; no gradient.
-        log_weight: log w, finite; None: no mixture.
+        table: distributions, rows that sum to 1; no gradient.
+        number: rows of the table that are the targets of each region, at least one.
+        weight: w, at least 0; None: no mixture.
         temperature: > 0.
 
-    A selected target is never copied: its products with all regions of the bag are computed, then selected. For the
-    backward pass only the inputs are kept. beta has no zeros under the logarithm. A second derivative raises RuntimeError.
+    For the backward pass only the inputs are kept. beta is at least the smallest normal number. A second derivative raises
+    RuntimeError.
 
-    >>> uniform = torch.full((1, 1, 4), 0.25)
-    >>> cross, mixture = bag_terms(torch.zeros(1, 2, 4), uniform, torch.ones(1, 2, 1), torch.full((1, 2), 0.5).log(), 1.0)
+    >>> number, weight = torch.zeros(1, 2, 1, dtype=torch.long), torch.full((1, 2), 0.5)
+    >>> cross, mixture = bag_terms(torch.zeros(1, 2, 4), torch.full((1, 4), 0.25), number, weight, 1.0)
     >>> cross, mixture.exp()
     (tensor([[1.3863, 1.3863]]), tensor([[0.2500, 0.2500, 0.2500, 0.2500]]))
     """
-    targets, select = targets.detach(), select.detach()
+    table = table.detach()
     if traced():
-        return _composed(logits, targets, select, log_weight, temperature)[1:]
+        return _composed(logits, table, number, weight, temperature)
     found: tuple[Tensor, Tensor | None]
-    found = _Bag.apply(once(logits, "a loss of bags of regions"), targets, select, log_weight, temperature)
+    found = _Bag.apply(once(logits, "a loss of bags of regions"), table, number, weight, temperature)
     return found

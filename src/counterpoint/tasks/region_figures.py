@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.operands import unit
-from counterpoint.core.regions import log_attention, matched_regions
+from counterpoint.core.regions import attention, matched_regions
 from counterpoint.data.images import ImageSplit
 from counterpoint.data.shown import png
 from counterpoint.views.images import ViewPipeline, denormalise, normalise
@@ -43,10 +43,10 @@ def region_figures(
     drawn = pipeline.draw(images.shape, torch.Generator().manual_seed(0))
     views = pipeline.apply(images, drawn)
     whole, own, other = (features(x).float().cpu() for x in (normalise(images), views[-1], views[0]))
-    weight = log_attention(whole.flatten(2).transpose(1, 2), temperature).exp().view(len(rows), *whole.shape[2:])
+    weight = attention(whole.flatten(2).transpose(1, 2), temperature).view(len(rows), *whole.shape[2:])
     mine, theirs = (unit(x.flatten(2).transpose(1, 2)) for x in (own, other))
     number = matched_regions(mine, theirs)[1]
-    shown = log_attention(own.flatten(2).transpose(1, 2), temperature).topk(min(REGIONS, mine.shape[1])).indices
+    shown = attention(own.flatten(2).transpose(1, 2), temperature).topk(min(REGIONS, mine.shape[1])).indices
     here, there = _centres(drawn[-1], own), _centres(drawn[0], other)
     reach = drawn[0].boxes[:, 2:].float() / torch.tensor(other.shape[2:])
     joined, maps = [], []

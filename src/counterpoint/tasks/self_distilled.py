@@ -1,13 +1,14 @@
 """Train a student whose crops predict its moving average's large crops, as DINO and EsViT do.
 
 The settings and the learner have what those methods share: heads with prototypes, centres, temperatures that warm up, and a
-last layer that is frozen at first. A system writes the loss.
+last layer that is frozen at first. A system writes the loss. `TwoLevels` is EsViT's network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.prototypes import DINOHead
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
+from counterpoint.encoders.images import ImageEncoder
+from counterpoint.encoders.maps import vector_and_map
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.views import MultiCropConfig, MultiCropLearner
 
@@ -65,6 +68,29 @@ class SelfDistilledConfig(MultiCropConfig):
             raise CounterpointError(
                 f"teacher_warmup and freeze_epochs must not be negative, got {self.teacher_warmup} and {self.freeze_epochs}"
             )
+
+
+class Levels(NamedTuple):
+    """Outputs of crops, crop by crop and picture by picture, and the number of regions of a crop of each size."""
+
+    image: Float[Tensor, "vb outcomes"]
+    region: Float[Tensor, "rows outcomes"]
+    feature: Float[Tensor, "rows dim"]
+    regions: list[int]
+
+
+class TwoLevels(nn.Module):
+    """An encoder with a head for its vectors and a head for the regions of its maps."""
+
+    def __init__(self, encoder: ImageEncoder, image: DINOHead, region: DINOHead) -> None:
+        super().__init__()
+        self.encoder, self.image, self.region = encoder, image, region
+
+    def forward(self, crops: Sequence[Tensor]) -> Levels:
+        """Compute both levels of groups of crops, each [crops of b, 3, side, side] of its own size."""
+        vectors, maps = zip(*(vector_and_map(self.encoder, group) for group in crops), strict=True)
+        feature = torch.cat([found.flatten(2).transpose(1, 2).flatten(0, 1) for found in maps])
+        return Levels(self.image(torch.cat(vectors)), self.region(feature), feature, [m[0, 0].numel() for m in maps])
 
 
 class SelfDistilledLearner(MultiCropLearner):

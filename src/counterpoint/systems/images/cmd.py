@@ -52,15 +52,14 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.prototypes import DINOHead, moved_center
-from counterpoint.core.regions import bag_terms, log_attention, matched_regions
+from counterpoint.core.regions import attention, bag_terms, matched_regions
 from counterpoint.core.world import over_group
-from counterpoint.encoders.images import ImageEncoder
 from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.region_figures import region_figures
-from counterpoint.tasks.self_distilled import SelfDistilledConfig, SelfDistilledLearner
+from counterpoint.tasks.self_distilled import Levels, SelfDistilledConfig, SelfDistilledLearner, TwoLevels
 from counterpoint.tasks.views import LAPTOP
 
 Inter = Literal["within", "across", "literal", "none"]
@@ -76,11 +75,11 @@ class CMDOutput(NamedTuple):
     teacher_divergence: Float[Tensor, ""]
 
 
-def _log_weights(features: Tensor, pooling: str, temperature: float) -> Tensor:
-    """Compute the logarithms of the weights of the regions of each bag [B, T, P]."""
+def _weights(features: Tensor, pooling: str, temperature: float) -> Tensor:
+    """Compute the weights of the regions of each bag [B, T, P]."""
     if pooling == "attention":
-        return log_attention(features, temperature)
-    return features.new_full(features.shape[:2], 1 / features.shape[1]).log()
+        return attention(features, temperature)
+    return features.new_full(features.shape[:2], 1 / features.shape[1])
 
 
 def _divergence(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -166,25 +165,25 @@ def cmd_loss(
     theirs = teacher_feat.detach().reshape(side).transpose(0, 1)
     pooled = inter in ("within", "across")
     log_q = s.log_softmax(-1) if pooled else s
-    weight = _log_weights(theirs.flatten(0, 1), pooling, attention_temperature).exp().view(b, GLOBAL, -1, 1)
+    weight = _weights(theirs.flatten(0, 1), pooling, attention_temperature).view(b, GLOBAL, -1, 1)
     beta = (weight * grid).sum(2).transpose(0, 1) if pooled else grid.sum(2).transpose(0, 1)
     log_beta = beta.clamp(min=torch.finfo(beta.dtype).tiny).log()
     unit_theirs = unit(theirs)
+    # Row of the table of all teacher regions where those of picture b and crop q begin.
+    offset = torch.arange(b * GLOBAL, device=grid.device).view(b, GLOBAL) * counts[0]
 
     region_rows = inter_rows = student_cls.new_zeros(b)
     sizes = [b * count for count in counts]
     for v, crop in enumerate(zip(student_region.split(sizes), student_feat.split(sizes), strict=True)):
         outputs, features = (x.reshape(b, counts[v], -1) for x in crop)
         partners = [q for q in range(GLOBAL) if q != v]
-        targets = grid[:, partners[0] : partners[-1] + 1].flatten(1, 2)
-        select = outputs.new_zeros(b, counts[v], targets.shape[1])
         own = unit(features.detach())
-        for n, q in enumerate(partners):
-            best, number = matched_regions(own, unit_theirs[:, q])
-            # 1 for the match; a feature that is NaN has no match, and gives NaN.
-            select = select.scatter(2, (number + n * counts[0])[..., None], (1 + 0 * best)[..., None])
-        log_w = _log_weights(features, pooling, attention_temperature) if pooled else None
-        cross, log_bag = bag_terms(outputs, targets, select, log_w, student_temp)
+        matches = [matched_regions(own, unit_theirs[:, q]) for q in partners]
+        number = torch.stack([match + offset[:, q, None] for (_, match), q in zip(matches, partners, strict=True)], 2)
+        w = _weights(features, pooling, attention_temperature) if pooled else None
+        cross, log_bag = bag_terms(outputs, grid.flatten(0, 2), number, w, student_temp)
+        # A feature that is NaN has no match, and gives NaN.
+        cross = cross + 0 * sum(best for best, _ in matches)
         region_rows = region_rows + cross.mean(1)
         y = outputs.sum(1) / student_temp if inter == "literal" else s[v]
         for q in partners:
@@ -306,29 +305,6 @@ class CMDConfig(SelfDistilledConfig):
                 raise unknown(name, getattr(self, name), get_args(kinds))
 
 
-class Levels(NamedTuple):
-    """Outputs of crops, in the order of `cmd_loss`, and the number of regions of a crop of each size."""
-
-    image: Float[Tensor, "vb outcomes"]
-    region: Float[Tensor, "rows outcomes"]
-    feature: Float[Tensor, "rows dim"]
-    regions: list[int]
-
-
-class TwoLevels(nn.Module):
-    """An encoder with a head for its vectors and a head for the regions of its maps."""
-
-    def __init__(self, encoder: ImageEncoder, image: DINOHead, region: DINOHead) -> None:
-        super().__init__()
-        self.encoder, self.image, self.region = encoder, image, region
-
-    def forward(self, crops: Sequence[Tensor]) -> Levels:
-        """Compute both levels of groups of crops, each [crops of b, 3, side, side] of its own size."""
-        vectors, maps = zip(*(vector_and_map(self.encoder, group) for group in crops), strict=True)
-        feature = torch.cat([found.flatten(2).transpose(1, 2).flatten(0, 1) for found in maps])
-        return Levels(self.image(torch.cat(vectors)), self.region(feature), feature, [m[0, 0].numel() for m in maps])
-
-
 class CMD(SelfDistilledLearner):
     """A student of all crops and a teacher of the global ones, each with two heads: for images and for regions."""
 
@@ -385,8 +361,8 @@ class CMD(SelfDistilledLearner):
         log_p = (region / config.student_temperature).log_softmax(1).view(len(image), count, -1)
         found = []
         for pooling in get_args(Pooling):
-            weight = _log_weights(feature.view(len(image), count, -1), pooling, config.attention_temperature)
-            log_beta = (log_p + weight[..., None]).logsumexp(1)
+            weight = _weights(feature.view(len(image), count, -1), pooling, config.attention_temperature)
+            log_beta = (log_p + weight[..., None].log()).logsumexp(1)
             found.append(_divergence(log_beta.exp(), log_beta, log_q))
         return torch.stack(found, 1)
 
