@@ -71,7 +71,7 @@ class SelfDistilledConfig(MultiCropConfig):
 
 
 class Levels(NamedTuple):
-    """Outputs of crops, crop by crop and picture by picture, and the number of regions of a crop of each size."""
+    """Outputs, crop by crop and picture by picture, and the number of regions of each size of crops."""
 
     image: Float[Tensor, "vb outcomes"]
     region: Float[Tensor, "rows outcomes"]
