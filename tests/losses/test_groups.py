@@ -30,7 +30,7 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
-    "CMD",
+    "CMD", "PixPro", "PixelRegression", "PixContrast",
 ]  # fmt: skip
 
 

@@ -93,6 +93,11 @@ def map_networks(encoder: ImageEncoder) -> list[tuple[nn.Module, str]]:
     return [(model, "forward_features")] if isinstance(model, nn.Module) and hasattr(model, "forward_features") else []
 
 
+def has_map(encoder: nn.Module) -> bool:
+    """Return whether `feature_map` takes an encoder: all but plain layers such as mlp-s."""
+    return isinstance(encoder, VisionTokens) or hasattr(encoder, "features") or hasattr(encoder, "model")
+
+
 def _patch(model: Any) -> tuple[int, int]:
     """Return height and width in pixels of a transformer's patch."""
     owner = getattr(model, "config", None) or getattr(model, "patch_embed", None) or model

@@ -26,6 +26,7 @@ _FILES = {
     "regions": "CMD",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
+    "cells": "PixContrast PixPro PixelRegression",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",

@@ -8,6 +8,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
+    pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image; "caption"
     joined   "rows" [{"left", "right" (png), "lines" [[x, y, x, y, right]], "text"}], "caption": lines between two images
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
@@ -35,6 +36,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "matrix": _matrix,
         "maps": _maps,
         "joined": _joined,
+        "pictures": _pictures,
         "curves": _curves,
         "table": _table,
     }
@@ -95,6 +97,10 @@ def _gallery(part: Mapping[str, Any]) -> Markup:
             rows.append(cells)
         sections.append((f"{block['query']} → {block['key']}", rows))
     return page.part("gallery", sections)
+
+
+def _pictures(part: Mapping[str, Any]) -> Markup:
+    return page.figure(page.part("pictures", part["columns"], part["rows"]), part.get("caption", ""))
 
 
 def _maps(part: Mapping[str, Any]) -> Markup:
