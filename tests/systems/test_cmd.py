@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from counterpoint import cli, training
+from counterpoint import cli, data, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
 from counterpoint.core.regions import attention, bag_terms
@@ -23,6 +23,8 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import cmd
+from counterpoint.tasks.region_figures import region_figures
+from counterpoint.views.images import Recipe, ViewPipeline
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "cmd.npz")
 NAMES = ("student_cls", "student_region", "student_feat", "teacher_cls", "teacher_region", "teacher_feat")
@@ -373,6 +375,20 @@ def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):
     page = (run.path / "report.html").read_text()
     assert "Key patches" in page
     assert "Which region of the teacher" in page
+
+
+def test_equal_crops_match_region_by_region_in_the_figures_and_flips_are_followed():
+    pictures = data.load("digits?size=16&train=60", task="views").valid
+    for flip in (0.0, 1.0):
+        pipeline = ViewPipeline(16, 2, [Recipe(scale=None, flip=0.0), Recipe(scale=None, flip=flip)])
+        found = region_figures(pictures, lambda x: F.pixel_unshuffle(x, 4), pipeline)
+        joined, maps = found.values()
+        lines = np.array([line for row in joined["rows"] for line in row["lines"]], float)
+        here = np.stack([1 - lines[:, 0] if flip else lines[:, 0], lines[:, 1]], 1)
+        near = (np.abs(here - lines[:, 2:4]) <= 0.2501).all(1)
+        assert (near == lines[:, 4].astype(bool)).all()
+        assert near.all() or flip
+        assert all(np.sum(row["maps"][0]["map"]) == pytest.approx(1) for row in maps["rows"])
 
 
 @pytest.mark.parametrize(

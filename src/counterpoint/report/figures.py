@@ -330,20 +330,15 @@ def joined(left: str, right: str, lines: Sequence[tuple[float, float, float, flo
         ).format(x, png)
         for x, png in (("0", left), ("1.5", right))
     )
-    looks = {True: Markup('stroke="var(--s1)"'), False: Markup('stroke="var(--s2)" stroke-dasharray=".04 .03"')}
-    strokes = Markup("").join(
-        Markup(
-            '<line x1="{}" y1="{}" x2="{}" y2="{}" stroke-width=".014" {}/><circle cx="{}" cy="{}" r=".02" {}/>'
-        ).format(
-            *(f"{number:.3f}" for number in (x1, y1, 1.5 + x2, y2)),
-            looks[bool(right_one)],
-            *(f"{number:.3f}" for number in (x1, y1)),
-            looks[bool(right_one)] + Markup(' fill="none" stroke-width=".014"'),
-        )
-        for x1, y1, x2, y2, right_one in lines
-    )
+    stroke = Markup('<path d="M{:.3f} {:.3f}L{:.3f} {:.3f}" fill="none" stroke-width=".014" stroke="var(--{})"{}/>')
+    end = Markup('<circle cx="{:.3f}" cy="{:.3f}" r=".02" fill="var(--{})"/>')
+    drawn = []
+    for x1, y1, x2, y2, fits in lines:
+        colour, dashes = ("s1", "") if fits else ("s2", Markup(' stroke-dasharray=".04 .03"'))
+        drawn.append(stroke.format(x1, y1, 1.5 + x2, y2, colour, dashes))
+        drawn += [end.format(x1, y1, colour), end.format(1.5 + x2, y2, colour)]
     return Markup('<svg class="joined" role="img" aria-label="{}" viewBox="-.03 -.03 2.56 1.06">{}{}</svg>').format(
-        alt, images, strokes
+        alt, images, Markup("").join(drawn)
     )
 
 

@@ -17,7 +17,7 @@ from counterpoint.data.shown import png
 from counterpoint.views.images import ViewPipeline, denormalise, normalise
 from counterpoint.views.images.pipeline import ViewParameters
 
-PICTURES, REGIONS = 6, 16
+PICTURES, REGIONS = 6, 8
 SIDE = 96  # pixels of a picture as shown, at least
 
 
@@ -32,7 +32,7 @@ def region_figures(
     Args:
         pictures: a split, of which some pictures are shown.
         features: map of normalised pictures.
-        pipeline: makes the crops; the first is matched with the last.
+        pipeline: makes the crops; the second is matched with the first.
         temperature: > 0, of the attention, by default 0.1.
 
     A match is right if the centres of the two regions are at most a cell apart in the picture.
@@ -42,12 +42,12 @@ def region_figures(
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     drawn = pipeline.draw(images.shape, torch.Generator().manual_seed(0))
     views = pipeline.apply(images, drawn)
-    whole, own, other = (features(x).float().cpu() for x in (normalise(images), views[-1], views[0]))
+    whole, own, other = (features(x).float().cpu() for x in (normalise(images), views[1], views[0]))
     weight = attention(whole.flatten(2).transpose(1, 2), temperature).view(len(rows), *whole.shape[2:])
     mine, theirs = (unit(x.flatten(2).transpose(1, 2)) for x in (own, other))
     number = matched_regions(mine, theirs)[1]
     shown = attention(own.flatten(2).transpose(1, 2), temperature).topk(min(REGIONS, mine.shape[1])).indices
-    here, there = _centres(drawn[-1], own), _centres(drawn[0], other)
+    here, there = _centres(drawn[1], own), _centres(drawn[0], other)
     reach = drawn[0].boxes[:, 2:].float() / torch.tensor(other.shape[2:])
     joined, maps = [], []
     for at in range(len(rows)):
@@ -57,7 +57,7 @@ def region_figures(
             right = bool(((here[at, region] - there[at, match]).abs() <= reach[at]).all())
             ends = [_place(region, own), _place(match, other)]
             lines.append([*ends[0], *ends[1], right])
-        pair = [_shown((denormalise(view[at]) * 255).byte().permute(1, 2, 0).numpy()) for view in (views[-1], views[0])]
+        pair = [_shown((denormalise(view[at]) * 255).byte().permute(1, 2, 0).numpy()) for view in views[1::-1]]
         name = f"picture {rows[at]}"
         joined.append({"left": pair[0], "right": pair[1], "lines": lines, "text": name})
         maps.append({"png": _shown(pixels[at]), "maps": [{"text": name, "map": weight[at].tolist()}]})
