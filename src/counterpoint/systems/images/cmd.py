@@ -29,8 +29,8 @@ region_weight 0 DINO. The teacher's own term KL(beta_q || p_q) has no gradient, 
 Attention is softmax_m(cos(region, mean region) / 0.1): regions near the picture's vector weigh more. Its gradient reaches
 the features. The released code pools by the mean.
 
-Memory: the outputs and their gradient, the teacher's distributions, and two tensors of one crop (`core.regions`). No pair of
-crops has a tensor of [regions, K]. With 224 and 96 pixels, V = 10 and K = 65,536, a picture has 170 student and 98
+Memory: the outputs and their gradient, the teacher's distributions, and three tensors of one crop (`core.regions`). Nothing
+of a pair of crops is kept. With 224 and 96 pixels, V = 10 and K = 65,536, a picture has 170 student and 98
 teacher regions: 45 MB and 26 MB for each such tensor.
 
 Differences from the authors' code: batches are shuffled, those of the code are not. What DINO's file lists holds here.
@@ -93,7 +93,7 @@ def cmd_loss(
     student_cls: Float[Tensor, "vb outcomes"],
     student_region: Float[Tensor, "rows outcomes"],
     student_feat: Float[Tensor, "rows dim"],
-    teacher_cls: Float[Tensor, "2b outcomes"],
+    teacher_cls: Float[Tensor, "teacher_images outcomes"],
     teacher_region: Float[Tensor, "teacher_rows outcomes"],
     teacher_feat: Float[Tensor, "teacher_rows dim"],
     regions: Sequence[int],
@@ -245,7 +245,7 @@ def esvit_loss(
     student_cls: Float[Tensor, "vb outcomes"],
     student_region: Float[Tensor, "rows outcomes"],
     student_feat: Float[Tensor, "rows dim"],
-    teacher_cls: Float[Tensor, "2b outcomes"],
+    teacher_cls: Float[Tensor, "teacher_images outcomes"],
     teacher_region: Float[Tensor, "teacher_rows outcomes"],
     teacher_feat: Float[Tensor, "teacher_rows dim"],
     regions: Sequence[int],
