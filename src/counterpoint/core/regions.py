@@ -5,7 +5,7 @@ A bag is the set of regions of one picture. Its tensors are [bags, regions, widt
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from counterpoint.core.operands import unit
 from counterpoint.core.transforms import once, traced
+
+Pooling = Literal["mean", "attention"]
 
 
 @torch.no_grad()
@@ -47,6 +49,26 @@ def attention(features: Float[Tensor, "bags regions dim"], temperature: float = 
     """
     cosine = (unit(features) * unit(features.mean(1, keepdim=True))).sum(2)
     return (cosine / temperature).softmax(1)
+
+
+def bag_weights(
+    features: Float[Tensor, "bags regions dim"], pooling: Pooling = "mean", temperature: float = 0.1
+) -> Float[Tensor, "bags regions"]:
+    """Compute the weights of the regions of each bag, which sum to 1.
+
+    Args:
+        features: features of regions.
+        pooling: "mean" (default) for equal weights, or "attention".
+        temperature: > 0, of the attention, by default 0.1.
+    """
+    if pooling == "attention":
+        return attention(features, temperature)
+    return features.new_full(features.shape[:2], 1 / features.shape[1])
+
+
+def divergence(p: Float[Tensor, "*n k"], log_p: Float[Tensor, "*n k"], log_q: Float[Tensor, "*n k"]) -> Tensor:
+    """Compute KL(p || q) = sum_k p_k (log p_k - log q_k) of each row, from finite logarithms."""
+    return (p * (log_p - log_q)).sum(-1)
 
 
 class _Bag(torch.autograd.Function):

@@ -52,7 +52,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.prototypes import DINOHead, moved_center
-from counterpoint.core.regions import attention, bag_terms, matched_regions
+from counterpoint.core.regions import Pooling, bag_terms, bag_weights, divergence, matched_regions
 from counterpoint.core.world import over_group
 from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
 from counterpoint.engine.survey import Survey
@@ -63,7 +63,6 @@ from counterpoint.tasks.self_distilled import Levels, SelfDistilledConfig, SelfD
 from counterpoint.tasks.views import LAPTOP
 
 Inter = Literal["within", "across", "literal", "none"]
-Pooling = Literal["mean", "attention"]
 GLOBAL = 2  # global crops, the teacher's
 
 
@@ -73,18 +72,6 @@ class CMDOutput(NamedTuple):
     region: Float[Tensor, ""]
     inter: Float[Tensor, ""]
     teacher_divergence: Float[Tensor, ""]
-
-
-def _weights(features: Tensor, pooling: str, temperature: float) -> Tensor:
-    """Compute the weights of the regions of each bag [B, T, P]."""
-    if pooling == "attention":
-        return attention(features, temperature)
-    return features.new_full(features.shape[:2], 1 / features.shape[1])
-
-
-def _divergence(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Compute KL(p || q) of each row; an outcome of probability 0 adds nothing."""
-    return (p * (log_p - log_q)).sum(-1)
 
 
 @over_group
@@ -165,7 +152,7 @@ def cmd_loss(
     theirs = teacher_feat.detach().reshape(side).transpose(0, 1)
     pooled = inter in ("within", "across")
     log_q = s.log_softmax(-1) if pooled else s
-    weight = _weights(theirs.flatten(0, 1), pooling, attention_temperature).view(b, GLOBAL, -1, 1)
+    weight = bag_weights(theirs.flatten(0, 1), pooling, attention_temperature).view(b, GLOBAL, -1, 1)
     beta = (weight * grid).sum(2).transpose(0, 1) if pooled else grid.sum(2).transpose(0, 1)
     log_beta = beta.clamp(min=torch.finfo(beta.dtype).tiny).log()
     unit_theirs = unit(theirs)
@@ -180,7 +167,7 @@ def cmd_loss(
         own = unit(features.detach())
         matches = [matched_regions(own, unit_theirs[:, q]) for q in partners]
         number = torch.stack([match + offset[:, q, None] for (_, match), q in zip(matches, partners, strict=True)], 2)
-        w = _weights(features, pooling, attention_temperature) if pooled else None
+        w = bag_weights(features, pooling, attention_temperature) if pooled else None
         cross, log_bag = bag_terms(outputs, grid.flatten(0, 2), number, w, student_temp)
         # A feature that is NaN has no match, and gives NaN.
         cross = cross + 0 * sum(best for best, _ in matches)
@@ -188,10 +175,10 @@ def cmd_loss(
         y = outputs.sum(1) / student_temp if inter == "literal" else s[v]
         for q in partners:
             if inter == "within" and log_bag is not None:
-                inter_rows = inter_rows + _divergence(log_bag.exp(), log_bag, log_q[v])
+                inter_rows = inter_rows + divergence(log_bag.exp(), log_bag, log_q[v])
             elif inter == "across" and log_bag is not None:
                 inter_rows = (
-                    inter_rows + _divergence(beta[q], log_beta[q], log_q[v]) + _divergence(p[q], log_p[q], log_bag)
+                    inter_rows + divergence(beta[q], log_beta[q], log_q[v]) + divergence(p[q], log_p[q], log_bag)
                 )
             elif inter == "literal":
                 x = beta[q]
@@ -200,7 +187,7 @@ def cmd_loss(
     region, between = global_mean(region_rows) / pairs, global_mean(inter_rows) / pairs
     loss = (1 - region_weight) * image + region_weight * region
     loss = loss if inter == "none" else loss + inter_weight * between
-    own_term = global_mean(_divergence(beta, log_beta, log_p).mean(0)) if pooled else zero
+    own_term = global_mean(divergence(beta, log_beta, log_p).mean(0)) if pooled else zero
     return CMDOutput(loss, image, region, between, own_term)
 
 
@@ -361,9 +348,9 @@ class CMD(SelfDistilledLearner):
         log_p = (region / config.student_temperature).log_softmax(1).view(len(image), count, -1)
         found = []
         for pooling in get_args(Pooling):
-            weight = _weights(feature.view(len(image), count, -1), pooling, config.attention_temperature)
+            weight = bag_weights(feature.view(len(image), count, -1), pooling, config.attention_temperature)
             log_beta = (log_p + weight[..., None].log()).logsumexp(1)
-            found.append(_divergence(log_beta.exp(), log_beta, log_q))
+            found.append(divergence(log_beta.exp(), log_beta, log_q))
         return torch.stack(found, 1)
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
