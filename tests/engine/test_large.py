@@ -110,6 +110,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "moving-shapes?train=12&test=2&size=16",
         {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "hidden": 8},
     ),
+    "global-local-seg": (
+        "phantoms?train=3&test=2&slices=8&size=16",
+        {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
+    ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (
         PICTURES,

@@ -320,6 +320,11 @@ CASES |= {
         lambda m, *x: fn.pixpro_loss(*x, m.value),
     ),
     "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "SoftDice": Case(
+        lambda: losses.SoftDice(True),
+        lambda: [draw(0, N, 3, 4, 4), (draw(1, N, 4, 4) * 10).long().remainder(3)],
+        lambda m, *x: fn.soft_dice_loss(*x, True),
+    ),
     "ReID": Case(
         lambda: losses.ReID(0.7, 0.4),
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
@@ -330,6 +335,8 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
+    "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
     "pixpro:pixel_propagation": "maps, no loss",

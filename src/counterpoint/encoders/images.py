@@ -31,16 +31,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders.image_encoder import ImageEncoder
+from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
 OWN = ("mlp-s", "conv-s", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
-
-
-class ImageEncoder(nn.Module):
-    """A module that maps normalised pictures [batch, channels, height, width] to vectors [batch, dim]."""
-
-    dim: int
 
 
 def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: bool = False) -> ImageEncoder:
@@ -67,9 +63,7 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         if name == "mlp-s":
             return MLPS(size, channels)
         if name.startswith("unet"):
-            from counterpoint.encoders import unet  # it builds on this module
-
-            return unet.UNetEncoder(size, channels, unet.WIDTHS[name])
+            return UNetEncoder(size, channels, WIDTHS[name])
         if name == "conv-s":
             return ConvS(channels)
         if name == "conv-fine":
