@@ -1,6 +1,6 @@
 """`phantoms`: synthetic volumes of three tissues that lie alike in every subject, with a class for each pixel of each slice.
 
-A ring around a cavity and a blob beside it drift along the axis, in the same way in all subjects. Subjects differ in place,
+A ring around a cavity and a blob beside it drift along the axis, alike in all subjects. Subjects differ in place,
 size and intensities. A smooth bias field, noise and three other blobs make slices hard to read.
 """
 

@@ -18,8 +18,8 @@ limited annotations", NeurIPS 2020, arXiv 2006.10511.
 Stage 1 trains e and g1. Stage 2 trains the decoder and g2, with e frozen. Stage 3 trains the whole U-Net on labelled slices.
 
 Differences from the authors' code: groups of runs are always whole; their loop leaves the last one black. Any number of
-partitions is possible. A negative at the anchor's own place is left out. Processes gather their rows, so W processes compute the loss
-of one. Not built: keeping the model of the best validation Dice, and Mixup.
+partitions is possible. A negative at the anchor's own place is left out. Processes gather their rows, so W processes compute
+the loss of one. Not built: keeping the model of the best validation Dice, and Mixup.
 """
 
 from __future__ import annotations
