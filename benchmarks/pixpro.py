@@ -2,8 +2,8 @@
 
     python benchmarks/pixpro.py [--rounds 7] [--threads 1]      writes results/bench/pixpro.json
 
-The authors compute all distances of the cells of two crops, [n, T, T], and a mask of the near ones; the loss multiplies the mask
-with all similarities. `side` is the number of cells in a row of the map: 7 for ResNet-50 at 224 pixels, 14 and 28 for dense maps.
+The authors compute the matrix of all distances, [n, T, T], and a mask of near cells. Their loss multiplies the mask with all
+similarities. The cases name the rows and columns of the maps: 7 for ResNet-50 at 224 pixels, 14 and 28 for dense maps.
 """
 
 from __future__ import annotations

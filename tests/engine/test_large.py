@@ -89,6 +89,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
     "cmd": (PICTURES, IMAGES | {"pooling": "attention"}),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
+    "pcl-sr": (
+        "digits?size=20&train=24",
+        {"patch": 20, "batch_size": 12, "epochs": 1, "repeats": 1, "critic_width": 4, "pretrain_epochs": 0},
+    ),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
@@ -103,6 +107,14 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     # Their networks have feature maps.
     "pixpro": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1, "hidden": 8}),
+    "ctvis": (
+        "moving-shapes?train=12&test=2&size=16",
+        {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "hidden": 8},
+    ),
+    "global-local-seg": (
+        "phantoms?train=3&test=2&slices=8&size=16",
+        {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
+    ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (
         PICTURES,

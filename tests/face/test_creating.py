@@ -23,9 +23,12 @@ FACTS = {
         "pretrained": False,
     },
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
+    "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "bags": {"visual_dim": 8, "audio_dim": 4},
+    "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
+    "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "m3col": {"classes": 3},
     "mae": {"encoder": "vit-s"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

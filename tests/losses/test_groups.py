@@ -21,6 +21,8 @@ AXES = {
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "CMD": (1,) * 6,
+    "PatchNCE": (0, 1, 1),
+    "FeatureRatio": (0, 1, 1),
 }
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
@@ -30,7 +32,9 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
-    "CMD", "PixPro", "PixelRegression", "PixContrast",
+    "CMD",
+    "PatchNCE", "FeatureRatio", "DualContrast",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice",
 ]  # fmt: skip
 
 

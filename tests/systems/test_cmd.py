@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint import cli, data, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
-from counterpoint.core.regions import attention, bag_terms
+from counterpoint.core.region_bags import attention, bag_terms
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted

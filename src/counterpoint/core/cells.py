@@ -31,7 +31,7 @@ FEW = 128  # cells of a map up to which the matrix of all pairs is faster
 
 
 def _axes(coords: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the cells' centres, y [H, n] and x [W, n], and the squared diagonal [n] of a cell of each crop."""
+    """Return the centres of cells, y [H, n] and x [W, n], and their squared diagonals [n]."""
     found, square = [], coords.new_zeros(len(coords))
     for low, high, cells in ((1, 3, shape[0]), (0, 2, shape[1])):
         step = (coords[:, high] - coords[:, low]) / cells
@@ -78,7 +78,7 @@ def _of_matrix(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Ten
 
 
 def _of_axes(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the pairs of near cells from the near rows and the near columns, in time and memory linear in the pairs."""
+    """Find the pairs of near cells from near rows and near columns. Time and memory are linear in the pairs."""
     down, across = (square.permute(2, 0, 1).contiguous() for square in (down, across))
     high, wide = down.shape[1], across.shape[1]
     # Near rows of a row follow each other, and so do near columns: a beginning and a number for each.

@@ -1,160 +1,72 @@
-"""Compare the regions of two pictures: the best match of each region, and losses of a bag of distributions.
-
-A bag is the set of regions of one picture. Its tensors are [bags, regions, width].
-"""
+"""Regions of feature maps: small squares at the points of a grid, and their fixed neighbours (arXiv 2006.10511, Sec. 3.2)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.operands import unit
-from counterpoint.core.transforms import once, traced
-
-Pooling = Literal["mean", "attention"]
-
-
-@torch.no_grad()
-def matched_regions(
-    student: Float[Tensor, "bags regions dim"], teacher: Float[Tensor, "bags others dim"]
-) -> tuple[Float[Tensor, "bags regions"], Int[Tensor, "bags regions"]]:
-    """Find the teacher's region with the largest product for each of the student's regions, in the same bag.
-
-    Args:
-        student, teacher: features of regions, at least one; unit rows give cosines.
-
-    Returns the product and the number of the region; among equal products, any.
-
-    >>> _, number = matched_regions(torch.eye(2)[None], torch.eye(2).flip(0)[None])
-    >>> number
-    tensor([[1, 0]])
-    """
-    best, number = torch.bmm(student, teacher.transpose(1, 2)).max(2)
-    return best, number
+# Grid points 0..4 x 0..4 of 13 regions, each with its five nearest points, as "row column".
+NEIGHBOURS = {
+    "00": "02 11 12 20 21",
+    "02": "00 04 11 13 22",
+    "04": "02 12 13 23 24",
+    "20": "00 11 22 40 31",
+    "22": "11 13 31 33 20",
+    "24": "04 22 44 13 33",
+    "40": "20 21 42 31 32",
+    "42": "22 40 44 31 33",
+    "44": "23 24 42 33 32",
+    "11": "00 02 20 22 13",
+    "13": "02 04 11 22 24",
+    "31": "20 22 40 42 33",
+    "33": "22 24 42 44 31",
+}
 
 
-def attention(features: Float[Tensor, "bags regions dim"], temperature: float = 0.1) -> Float[Tensor, "bags regions"]:
-    """Compute softmax_m(cos(f_m, mean of f) / temperature), the weights of regions in attention pooling.
+class Regions(NamedTuple):
+    """The corners of regions and of their negatives."""
 
-    Args:
-        features: features of regions, whose mean is the picture's vector.
-        temperature: > 0; default 0.1.
-
-    >>> attention(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
-    tensor([[0.5000, 0.5000]])
-    """
-    cosine = (unit(features) * unit(features.mean(1, keepdim=True))).sum(2)
-    return (cosine / temperature).softmax(1)
+    positive: Int[Tensor, "regions 2"]
+    negative: Int[Tensor, "regions negatives 2"]
 
 
-def bag_weights(
-    features: Float[Tensor, "bags regions dim"], pooling: Pooling = "mean", temperature: float = 0.1
-) -> Float[Tensor, "bags regions"]:
-    """Compute the weights of the regions of each bag, which sum to 1.
+def grid_regions(height: int, width: int, region: int = 3, negatives: int = 5) -> Regions:
+    """Return 13 regions on a quarter grid of a map, with their neighbours as negatives.
 
     Args:
-        features: features of regions.
-        pooling: "mean" (default) for equal weights, or "attention".
-        temperature: > 0, of the attention, by default 0.1.
+        height, width: of the map, at least `region` + 2.
+        region: height and width of a region, by default 3.
+        negatives: number of neighbours, 1 to 5, by default 5.
+
+    Raises ValueError for a map that is too small and for numbers out of range.
+
+    >>> grid_regions(12, 12).positive[4]
+    tensor([4, 4])
     """
-    if pooling == "attention":
-        return attention(features, temperature)
-    return features.new_full(features.shape[:2], 1 / features.shape[1])
+    if region < 1 or min(height, width) < region + 2:
+        raise ValueError(
+            f"regions of {region} x {region} need a map of at least {region + 2} cells a side, got {height} x {width}"
+        )
+    if not 1 <= negatives <= 5:
+        raise ValueError(f"negatives must lie in 1..5, got {negatives}")
+
+    def corner(point: str) -> list[int]:
+        reach = [extent - (4 if region == 3 else region) for extent in (height, width)]
+        return [int(number) * extent // 4 for number, extent in zip(point, reach, strict=True)]
+
+    positive = [corner(point) for point in NEIGHBOURS]
+    negative = [[corner(point) for point in points.split()[:negatives]] for points in NEIGHBOURS.values()]
+    return Regions(torch.tensor(positive), torch.tensor(negative))
 
 
-def divergence(p: Float[Tensor, "*n k"], log_p: Float[Tensor, "*n k"], log_q: Float[Tensor, "*n k"]) -> Tensor:
-    """Compute KL(p || q) = sum_k p_k (log p_k - log q_k) of each row, from finite logarithms."""
-    return (p * (log_p - log_q)).sum(-1)
-
-
-class _Bag(torch.autograd.Function):
-    """The two results of `bag_terms`. The backward pass computes the softmaxes again, and adds all gradients in one buffer."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, table: Tensor, number: Tensor, weight: Tensor | None, temperature: float
-    ) -> tuple[Tensor, Tensor | None]:
-        cross, mixture = _composed(logits, table, number, weight, temperature)
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits, table, number, weight, mixture)
-        return cross, mixture
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        logits, table, number, weight, mixture = ctx.saved_tensors
-        to_cross, to_mixture = gradients
-        p = (logits / ctx.temperature).softmax(2)
-        scale = to_cross / ctx.temperature
-        factor = scale * number.shape[2]
-        to_weight = None
-        if mixture is None:
-            p.mul_(factor[..., None])
-        else:
-            share = to_mixture / mixture.exp()
-            to_weight = torch.bmm(p, share[..., None])[..., 0]
-            kept = weight / ctx.temperature
-            factor = factor - kept * to_weight
-            p.mul_(torch.baddbmm(factor[..., None], kept[..., None], share[:, None]))
-        return p.sub_(_gathered(table, number, scale)), None, None, to_weight, None
-
-
-def _gathered(table: Tensor, number: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Sum the rows of the table that belong to each region, [bags, regions, outcomes], times a factor of each region."""
-    index = number.flatten(0, 1)
-    if traced():
-        found = table[index].sum(1)
-        return (found if scale is None else found * scale.reshape(-1, 1)).view(*number.shape[:2], -1)
-    factors = None if scale is None else scale.reshape(-1, 1).expand(index.shape).contiguous()
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=factors).view(*number.shape[:2], -1)
-
-
-def _composed(
-    logits: Tensor, table: Tensor, number: Tensor, weight: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor | None]:
-    p = (logits / temperature).softmax(2)
-    log_z = logits.amax(2) / temperature - p.amax(2).log()
-    towards = torch.linalg.vecdot(_gathered(table, number), logits) / temperature
-    cross = number.shape[2] * log_z - towards
-    if weight is None:
-        return cross, None
-    mixture = torch.bmm(weight[:, None], p)[:, 0]
-    return cross, mixture.clamp(min=torch.finfo(p.dtype).tiny).log()
-
-
-def bag_terms(
-    logits: Float[Tensor, "bags regions outcomes"],
-    table: Float[Tensor, "rows outcomes"],
-    number: Int[Tensor, "bags regions targets"],
-    weight: Float[Tensor, "bags regions"] | None,
-    temperature: float,
-) -> tuple[Float[Tensor, "bags regions"], Float[Tensor, "bags outcomes"] | None]:
-    r"""Compute the cross-entropy of every region with its targets, and the logarithm of the bag's mixture.
-
-        cross_m       = -sum_n sum_k table[number_mn]_k log p_mk,    p_m = softmax(logits_m / temperature)
-        log beta_k    = log sum_m w_m p_mk
-
-    Args:
-        logits: of the regions.
-        table: distributions, rows that sum to 1; no gradient.
-        number: rows of the table that are the targets of each region, at least one.
-        weight: w, at least 0; None: no mixture.
-        temperature: > 0.
-
-    For the backward pass only the inputs are kept. beta is at least the smallest normal number. A second derivative raises
-    RuntimeError.
-
-    >>> number, weight = torch.zeros(1, 2, 1, dtype=torch.long), torch.full((1, 2), 0.5)
-    >>> cross, mixture = bag_terms(torch.zeros(1, 2, 4), torch.full((1, 4), 0.25), number, weight, 1.0)
-    >>> cross, mixture.exp()
-    (tensor([[1.3863, 1.3863]]), tensor([[0.2500, 0.2500, 0.2500, 0.2500]]))
-    """
-    table = table.detach()
-    if traced():
-        return _composed(logits, table, number, weight, temperature)
-    found: tuple[Tensor, Tensor | None]
-    found = _Bag.apply(once(logits, "a loss of bags of regions"), table, number, weight, temperature)
-    return found
+def region_rows(
+    maps: Float[Tensor, "n height width channels"], corners: Int[Tensor, "regions 2"], region: int
+) -> Float[Tensor, "n regions values"]:
+    """Return the values of the squares with these corners, in the order row, column, channel."""
+    within = torch.arange(region, device=maps.device)
+    rows = (corners[:, 0, None] + within)[:, :, None]
+    columns = (corners[:, 1, None] + within)[:, None, :]
+    return maps[:, rows, columns].flatten(2)

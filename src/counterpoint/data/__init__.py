@@ -136,6 +136,14 @@ SOURCES: dict[str, Source] = {
             function="load_tiles",
         ),
         Source(
+            "photographs",
+            "views",
+            "counterpoint.data.photographs",
+            "squares of two photographs, to learn to enlarge pictures; ?sprites=1 adds game sprites: data of PCL-SR's claim",
+            "CC BY 2.0 (danielbuechele, vultilion; ride in scikit-learn)",
+            "24 + 8 + 8 squares of 96 pixels, at hand",
+        ),
+        Source(
             "shapes",
             "dense",
             "counterpoint.data.shapes",
@@ -143,6 +151,23 @@ SOURCES: dict[str, Source] = {
             "made on the spot",
             "1,200 + 200 + 200 images, made in a second",
             also=("views", "aligned"),
+        ),
+        Source(
+            "phantoms",
+            "dense",
+            "counterpoint.data.phantoms",
+            "slices of synthetic volumes of three tissues, of which one training volume has masks: data of Global-Local's claim",
+            "made on the spot",
+            "21 + 1 + 8 volumes of 16 slices, made in a second",
+            also=("views",),
+        ),
+        Source(
+            "moving-shapes",
+            "frames",
+            "counterpoint.data.moving_shapes",
+            "clips of look-alike shapes that turn, are covered and disappear, with their identities: data of CTVIS's claim",
+            "made on the spot",
+            "120 + 40 + 40 clips of 12 frames, made in seconds",
         ),
         Source(
             "clusters",
@@ -266,6 +291,15 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "ytvis",
+            "frames",
+            "counterpoint.data.ytvis",
+            "your own video frames with tracked boxes or masks, in the JSON layout of YouTube-VIS: ?images=DIR names their folder",
+            "yours",
+            "what you have",
+            argument="FILE",
+        ),
+        Source(
             "parquet",
             "views",
             "counterpoint.data.tables",
@@ -324,8 +358,8 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense or aligned; the result is that task's contract (`BagData`, `ImageData`, `DenseData`,
-            `AlignedData`). Default: the source's first task.
+        task: bags, views, dense, frames or aligned; the result is that task's contract (`BagData`, `ImageData`, `DenseData`,
+            `ClipData`, `AlignedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

@@ -11,6 +11,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image; "caption"
     joined   "rows" [{"left", "right" (png), "lines" [[x, y, x, y, right]], "text"}], "caption": lines between two images
+    captioned "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, each with its own text
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -37,6 +38,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "maps": _maps,
         "joined": _joined,
         "pictures": _pictures,
+        "captioned": _captioned,
         "curves": _curves,
         "table": _table,
     }
@@ -121,3 +123,16 @@ def _joined(part: Mapping[str, Any]) -> Markup:
         said = f"{row['text']}: {right} of {len(row['lines'])} right"
         pictures.append(page.figure(figures.joined(row["left"], row["right"], row["lines"], alt=said), said))
     return page.join(page.text(part["caption"]), page.figures(*pictures))
+
+
+def _captioned(part: Mapping[str, Any]) -> Markup:
+    """Show rows of pictures in a table, with the caption below."""
+    cell = '<td><img src="data:image/png;base64,{}" alt="{}"><span class="remark">{}</span></td>'
+    rows = Markup("").join(
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(Markup(cell).format(one["png"], one["text"], one["text"]) for one in row["cells"])
+        )
+        for row in part["rows"]
+    )
+    drawn = Markup('<div class="scroll"><table class="gallery captioned"><tbody>{}</tbody></table></div>').format(rows)
+    return page.figure(drawn, part.get("caption", ""))

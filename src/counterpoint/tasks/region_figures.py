@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.operands import unit
-from counterpoint.core.regions import attention, matched_regions
+from counterpoint.core.region_bags import attention, matched_regions
 from counterpoint.data.images import ImageSplit
 from counterpoint.data.shown import png
 from counterpoint.views.images import ViewPipeline, denormalise, normalise

@@ -29,7 +29,7 @@ region_weight 0 DINO. The teacher's own term KL(beta_q || p_q) has no gradient, 
 Attention is softmax_m(cos(region, mean region) / 0.1): regions near the picture's vector weigh more. Its gradient reaches
 the features. The released code pools by the mean.
 
-Memory: the outputs and their gradient, the teacher's distributions, and three tensors of one crop (`core.regions`). Nothing
+Memory: the outputs and their gradient, the teacher's distributions, and three tensors of one crop (`core.region_bags`). Nothing
 of a pair of crops is kept. With 224 and 96 pixels, V = 10 and K = 65,536, a picture has 170 student and 98
 teacher regions: 45 MB and 26 MB for each such tensor.
 
@@ -52,7 +52,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.prototypes import DINOHead, moved_center
-from counterpoint.core.regions import Pooling, bag_terms, bag_weights, divergence, matched_regions
+from counterpoint.core.region_bags import Pooling, bag_terms, bag_weights, divergence, matched_regions
 from counterpoint.core.world import over_group
 from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
 from counterpoint.engine.survey import Survey
