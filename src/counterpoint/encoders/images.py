@@ -3,6 +3,7 @@
     name               encoder
     mlp-s              layers of 128 and 64 units with batch normalisation, for pictures of a few pixels, 64 wide
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
+    conv-group         conv-s with group normalisation, which uses no statistics of the batch
     conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-fine", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -66,6 +67,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return MLPS(size, channels)
         if name == "conv-s":
             return ConvS(channels)
+        if name == "conv-group":
+            return ConvS(channels, groups=8)
         if name == "conv-fine":
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
@@ -129,10 +132,10 @@ class _ChannelsLast(ImageEncoder):
         return self.features(images).mean((2, 3))
 
 
-def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(True)
-    )
+def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3, groups: int = 0) -> nn.Sequential:
+    """Build a convolution, batch normalisation (or, with `groups`, group normalisation) and ReLU."""
+    norm = nn.GroupNorm(groups, outputs) if groups else nn.BatchNorm2d(outputs)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm, nn.ReLU(True))
 
 
 class MLPS(ImageEncoder):
@@ -154,16 +157,23 @@ class MLPS(ImageEncoder):
 
 
 class ConvS(_ChannelsLast):
-    """Three 3 x 3 convolutions, by default of stride 2, with batch normalisation and ReLU, averaged over the picture."""
+    """Three 3 x 3 convolutions, by default of stride 2, with normalisation and ReLU, averaged over the picture.
+
+    The normalisation is over the batch, or with `groups` over groups of a picture's channels.
+    """
 
     def __init__(
-        self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128), strides: tuple[int, ...] = (2, 2, 2)
+        self,
+        channels: int = 3,
+        widths: tuple[int, ...] = (32, 64, 128),
+        strides: tuple[int, ...] = (2, 2, 2),
+        groups: int = 0,
     ) -> None:
         super().__init__()
         self.dim = widths[-1]
-        self.stem = _conv(channels, widths[0], strides[0])
-        self.layer1 = _conv(widths[0], widths[1], strides[1])
-        self.layer2 = _conv(widths[1], widths[2], strides[2])
+        self.stem = _conv(channels, widths[0], strides[0], groups=groups)
+        self.layer1 = _conv(widths[0], widths[1], strides[1], groups=groups)
+        self.layer2 = _conv(widths[1], widths[2], strides[2], groups=groups)
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:

@@ -11,6 +11,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
+    pictures "columns" [...], "rows" [[png, ...]], "caption": a grid of pictures
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "maps": _maps,
         "curves": _curves,
         "table": _table,
+        "pictures": _pictures,
     }
     return [(heading, draw[part["kind"]](part)) for heading, part in found.items() if part.get("kind") in draw]
 
@@ -56,6 +58,10 @@ def _curves(part: Mapping[str, Any]) -> Markup:
 
 def _table(part: Mapping[str, Any]) -> Markup:
     return page.table(part["columns"], part["rows"], caption=part.get("caption", ""))
+
+
+def _pictures(part: Mapping[str, Any]) -> Markup:
+    return page.part("pictures", part["columns"], part["rows"], part["caption"])
 
 
 def _matrix(part: Mapping[str, Any]) -> Markup:
