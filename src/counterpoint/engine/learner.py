@@ -120,7 +120,9 @@ class Learner(nn.Module):
 
         The first process alone calls it, once, after the fit. Default: those of the learner's parts.
         """
-        return {k: v for part in self.parts.values() if isinstance(part, _Drawn) for k, v in part.figures(survey).items()}
+        return {
+            k: v for part in self.parts.values() if isinstance(part, _Drawn) for k, v in part.figures(survey).items()
+        }
 
     # --- large batches and compilation
 

@@ -139,11 +139,11 @@ class Style:
 def style(size: int, rng: np.random.Generator) -> Style:
     """Draw a style for pictures of `size` pixels.
 
-    Ink and paper differ by at least 0.8 in the sum over the channels. The light is 1 plus half of three waves of at most one
-    period a side.
+    Ink is lighter than paper, by at least 0.2 in the mean of the channels. The light is 1 plus half of the mean of three waves
+    of at most one period a side.
     """
     ink, paper = rng.random((2, 3))
-    while np.abs(ink - paper).sum() < 0.8:
+    while ink.mean() - paper.mean() < 0.2:
         ink, paper = rng.random((2, 3))
     at = (np.arange(size) + 0.5) / size
     light = np.ones((size, size))

@@ -53,7 +53,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
-from counterpoint.systems.settings import PartConfig
+from counterpoint.systems.settings import PartConfig, claim_settings
 from counterpoint.views.images import ViewParameters, ViewPipeline, denormalise, zero_to_one
 
 Images = Float[Tensor, "n channels height width"]
@@ -315,7 +315,9 @@ class Standardised(Part):
         super().__init__(config, learner, data, ways)
         pipeline: Any = getattr(learner, "views", None)
         if not isinstance(pipeline, ViewPipeline):
-            raise CounterpointError("bss changes a ViewPipeline of whole images or crops; this system makes other views")
+            raise CounterpointError(
+                "bss changes a ViewPipeline of whole images or crops; this system makes other views"
+            )
         if len(pipeline.recipes) < 2:
             raise CounterpointError("bss needs at least two views of an image: the columns of its grid")
         if any(recipe.channels < 3 for recipe in pipeline.recipes):
@@ -367,4 +369,8 @@ SYSTEM = Addition(
     fits=(views, by_view),
     loss="own",
     defaults={"temperature": 0.5},
+    # Without the temperature, which is the host's.
+    recipes={"digit-styles": {k: v for k, v in claim_settings("bss").items() if k != "temperature"}},
+    # Windows of 3 to 7 frequencies in pictures of 32 pixels.
+    recipe={"bss.r_min": 0.01, "bss.r_max": 0.05},
 )

@@ -145,7 +145,10 @@ class ViewPipeline:
     ) -> list[Images]:
         """Make the views with these parameters. Raises CounterpointError if they are for another number of images."""
         source = zero_to_one(images)
-        return [self._in_groups(source, view, lambda x, part: self._coloured(self._moved(x, part), part, x)) for view in parameters]
+        return [
+            self._in_groups(source, view, lambda x, part: self._coloured(self._moved(x, part), part, x))
+            for view in parameters
+        ]
 
     def moved(self, images: Images, view: ViewParameters) -> Images:
         """Crop, scale and flip: the first half of a view. Values stay in [0, 1].
