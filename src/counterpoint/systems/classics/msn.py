@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.assignment import sinkhorn
-from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
 from counterpoint.core.compared import by_view
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.operands import unit

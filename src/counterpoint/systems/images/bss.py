@@ -130,14 +130,12 @@ def transfer_style(
              [1., 1.]]])
     """
     _check_images(images)
-    n, device = len(images), images.device
-    height, width = images.shape[2:]
-    chosen = torch.as_tensor(donors, device=device).expand(n) if _fits(donors, n, "donors") else donors
+    n, (height, width), device = len(images), images.shape[2:], images.device
+    chosen, b = (_each(value, images, name) for name, value in (("donors", donors), ("half_window", half_window)))
     bank = n if amplitudes is None else len(amplitudes)
-    least, most = (int(x) for x in torch.as_tensor(chosen).aminmax())
+    least, most = (int(x) for x in chosen.aminmax())
     if least < 0 or most >= bank:
         raise ValueError(f"donors must be numbers of {bank} images, 0 to {bank - 1}; got {least} to {most}")
-    b = torch.as_tensor(half_window, device=device).expand(n) if _fits(half_window, n, "half_window") else half_window
     reach = min(int(b.max()), width // 2)
     if int(b.min()) < -1:
         raise ValueError(f"half_window must be at least -1, got {int(b.min())}")
@@ -164,11 +162,12 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _fits(value: int | Tensor, n: int, name: str) -> bool:
-    """Return whether a value is one number for all images. Raises ValueError unless it is that or n whole numbers."""
-    if isinstance(value, Tensor) and (value.is_floating_point() or value.shape not in ((), (n,))):
-        raise ValueError(f"{name} must be a whole number or {n} of them, got {value.dtype} {list(value.shape)}")
-    return not isinstance(value, Tensor) or value.ndim == 0
+def _each(value: int | Tensor, images: Tensor, name: str) -> Int[Tensor, " n"]:
+    """Return one whole number for each image. Raises ValueError for other numbers and other shapes."""
+    found, n = torch.as_tensor(value, device=images.device), len(images)
+    if found.is_floating_point() or found.dtype == torch.bool or found.shape not in ((), (n,)):
+        raise ValueError(f"{name} must be a whole number or {n} of them, got {found.dtype} {list(found.shape)}")
+    return found.long().expand(n)
 
 
 # --- the loss by column -----------------------------------------------------------------------------------------------
@@ -324,8 +323,8 @@ class Standardised(Part):
             raise CounterpointError("bss needs a recipe of views that changes all three channels; set --recipe")
         self.styled = StyledViews(pipeline, config)
         learner.views = self.styled  # type: ignore[assignment]
-        if ways is by_view and hasattr(learner, "by_view"):
-            learner.by_view = config.by_column
+        if hasattr(learner, "by_view"):
+            learner.by_view = config.by_column  # type: ignore[assignment]
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         if not self.config.by_column:
