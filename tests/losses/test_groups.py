@@ -18,6 +18,7 @@ AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
     "CACRMomentum": (1, 0),
+    "MSN": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
 }
@@ -28,7 +29,7 @@ NAMES = [
     "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "Triplet", "CLIP",
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
-    "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra", "ColumnInfoNCE", "MSN",
 ]  # fmt: skip
 
 
