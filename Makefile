@@ -53,6 +53,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/fixed_keys.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/obow.py
+	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit

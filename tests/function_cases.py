@@ -270,7 +270,6 @@ CASES: dict[str, Case] = {
         (0, 0, 0),
         permutes=False,
     ),
-    IMAGES + "bss:low_amplitudes": Case(lambda n, d: [d(0, n, 3, 6, 6).sigmoid(), 2], (0,), (0,), permutes=False),
     IMAGES + "bss:column_infonce": Case(lambda n, d: [torch.stack(pair(n, d), 1), 0.3], (0,), (0,), kernel=True),
     IMAGES + "hallucinator:extrapolate_positive": Case(
         lambda n, d: [*pair(n, d), 0.7], (0, 1), (0, 0, None), permutes=False
@@ -358,6 +357,7 @@ OTHERS = {
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
     "bss:half_window": "numbers only",
+    "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",

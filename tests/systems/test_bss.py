@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import over_processes
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import over_processes
-from counterpoint import catalog, cli, training
+from counterpoint import catalog, cli, data, training
 from counterpoint import functional as fn
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
@@ -228,7 +228,11 @@ def test_no_transfer_leaves_the_views_of_the_host() -> None:
 
 
 def of_columns() -> dict[str, Any]:
-    return {"column_infonce": (2, lambda a, b: column_infonce(torch.stack([a, b], 1), 0.3)), "msn": (2, of_msn), "views": (1, styled_share)}
+    return {
+        "column_infonce": (2, lambda a, b: column_infonce(torch.stack([a, b], 1), 0.3)),
+        "msn": (2, of_msn),
+        "views": (1, styled_share),
+    }
 
 
 def of_msn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -325,7 +329,9 @@ def test_every_host_trains(slug: str, settings: dict[str, Any]) -> None:
     assert {"test/domain_purity", "test/unseen_linear_accuracy"} <= rows[-1].keys()
 
 
-@pytest.mark.parametrize("base", ["moco-v2", "dino", "byol", "simsiam", "vicreg", "barlow-twins", "mae", "obow", "clip"])
+@pytest.mark.parametrize(
+    "base", ["moco-v2", "dino", "byol", "simsiam", "vicreg", "barlow-twins", "mae", "obow", "clip"]
+)
 def test_hosts_whose_terms_cross_styles_are_refused(base: str) -> None:
     with pytest.raises(CounterpointError, match=f"bss does not go over {base}"):
         catalog.load_system(f"{base}+bss")
@@ -370,13 +376,40 @@ def test_interrupted_and_resumed_it_ends_the_same(slug: str, tmp_path: Path, mon
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=name)
 
 
+def test_the_users_domains_come_from_folders_and_some_may_be_left_out(tmp_path: Path) -> None:
+    for number in range(60):
+        split, domain, label = (
+            ("train", "train", "test")[number % 3],
+            ("photo", "scan")[number // 3 % 2],
+            "ab"[number % 2],
+        )
+        path = tmp_path / split / domain / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    place = f"imagefolder:{tmp_path}?size=8&domain=folder"
+    found, less = data.load(place), data.load(f"{place}&unseen=scan")
+    assert (found.classes, found.domains, found.shifts) == (("a", "b"), ("photo", "scan"), {})
+    assert set(found.train.domains.tolist()) == {0, 1}
+    parts = (less.train, less.valid, less.test)
+    assert [set(part.domains.tolist()) for part in (*parts, less.shifts["unseen"])] == [{0}, {0}, {0}, {1}]
+    assert sum(map(len, parts)) + len(less.shifts["unseen"]) == 60
+    assert data.load(f"imagefolder:{tmp_path}?size=8").train.domains is None
+    for options, word in (("&unseen=sketch", "no domain 'sketch'"), ("&task=x", "task")):
+        with pytest.raises(CounterpointError, match=word):
+            data.load(place + options)
+    with pytest.raises(CounterpointError, match="unseen: there are no domains"):
+        data.load(f"imagefolder:{tmp_path}?size=8&unseen=scan")
+    with pytest.raises(CounterpointError, match="no column 'style'"):
+        data.load(f"imagefolder:{tmp_path}?size=8&domain=style")
+
+
 def test_the_users_own_folder_trains_and_its_page_shows_contents_and_styles(tmp_path: Path) -> None:
     for number in range(24):
         path = tmp_path / "mine" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"batch_size": 8}).items()]
-    data = f"imagefolder:{tmp_path / 'mine'}?size=16"
-    assert cli.main(["train", "simclr", "--with", "bss", "--data", data, *words, "--bss.r-max=0.1",
+    mine = f"imagefolder:{tmp_path / 'mine'}?size=16"
+    assert cli.main(["train", "simclr", "--with", "bss", "--data", mine, *words, "--bss.r-max=0.1",
                      "--out", str(tmp_path), "--name", "one"]) == 0  # fmt: skip
     assert "Contents and styles" in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")

@@ -165,8 +165,8 @@ def load_styles(
     other = sorted({*map(int, words)}) if words else list(range(sources, styles))
     if styles < 2 or not 1 <= sources < styles or not 0 < len(other) < styles or other[-1] >= styles:
         raise DataError(
-            "digit-styles: needs at least 2 styles, 1 <= sources < styles, and unseen styles from 0 to styles - 1 that leave "
-            f"one for training; got {styles=}, {sources=}, {unseen=}"
+            "digit-styles: it needs at least 2 styles, and 1 <= sources < styles. Unseen styles lie in 0 to styles - 1 and "
+            f"leave one for training; got {styles=}, {sources=}, {unseen=}"
         )
     if noise < 0 or not 0 < held_out < 1:
         raise DataError(

@@ -23,8 +23,8 @@ They pass each view through the network alone, where batch normalisation removes
 Order of a view: crop and flip each image, transfer the style, then change colours. Changes of colour, blur and solarisation are
 style, too; by default all images of a view share them. The result of a transfer may leave 0..1 and is not clipped.
 
-The authors' code could not be obtained. From FDA (arXiv 2004.05498) are the square window and its rounding. Not from the paper
-are also the default range of r, and the arrangement of the three losses, which follows its description of rows and columns.
+The authors' code could not be obtained. The square window and its rounding are those of FDA (arXiv 2004.05498). The default
+range of r is our choice. The three losses follow the paper's description of rows and columns.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def column_infonce(
             f"z must be [n, views, dim] with at least one row and two views, whose pairs are positives; got {list(z.shape)}"
         )
     need_positive(temperature=temperature)
-    columns = [scaled(unit(column) if normalize else column, temperature**0.5) for column in z.unbind(1)]
+    rows = z.transpose(0, 1).flatten(0, 1)
+    columns = scaled(unit(rows) if normalize else rows, temperature**0.5).chunk(z.shape[1])
     negative = [batch_logsumexp(column, exclude=Diagonal()).rows for column in columns]
     terms = [
         F.softplus(negative[v] - positive)
