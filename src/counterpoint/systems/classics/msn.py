@@ -9,7 +9,8 @@ Learning", ECCV 2022, arXiv 2204.07141.
 
 The first large crop is the target. The second one loses patches, and small crops stay whole (focal views). A vision transformer
 drops its masked patches, as in the paper. For any other encoder they become zeros of the normalised picture. A run keeps and
-measures the moving average. This file is the third host of BSS, and has no parity numbers of its authors.
+measures the moving average. This file is the third host of BSS, and has no parity numbers of its authors. The target crop
+passes the network alone. Under BSS it has one style, which batch normalisation would remove: choose vit-s or conv-group.
 
 Differences from the authors' code: ReLU instead of GELU in the projector, a constant weight decay, and one masked crop a picture.
 """
