@@ -131,7 +131,7 @@ def transfer_style(
     """
     _check_images(images)
     n, (height, width), device = len(images), images.shape[2:], images.device
-    chosen, b = (_each(value, images, name) for name, value in (("donors", donors), ("half_window", half_window)))
+    chosen, b = _each(donors, n, "donors"), _each(half_window, n, "half_window")
     bank = n if amplitudes is None else len(amplitudes)
     least, most = (int(x) for x in chosen.aminmax())
     if least < 0 or most >= bank:
@@ -146,6 +146,7 @@ def transfer_style(
     given = own if amplitudes is None else amplitudes[..., : reach + 1]
     if given.shape[1:] != own.shape[1:]:
         raise ValueError(f"amplitudes are too few or of other images: {shapes(amplitudes=given, needed=own)}")
+    chosen, b = chosen.to(device), b.to(device)  # after the checks: on a GPU nothing has to wait
     fy = torch.fft.fftfreq(height, 1 / height, device=device).abs().round()
     fx = torch.arange(reach + 1, device=device)
     inside = torch.maximum(fy[:, None], fx) <= b[:, None, None, None]
@@ -162,9 +163,9 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _each(value: int | Tensor, images: Tensor, name: str) -> Int[Tensor, " n"]:
+def _each(value: int | Tensor, n: int, name: str) -> Int[Tensor, " n"]:
     """Return one whole number for each image. Raises ValueError for other numbers and other shapes."""
-    found, n = torch.as_tensor(value, device=images.device), len(images)
+    found = torch.as_tensor(value)
     if found.is_floating_point() or found.dtype == torch.bool or found.shape not in ((), (n,)):
         raise ValueError(f"{name} must be a whole number or {n} of them, got {found.dtype} {list(found.shape)}")
     return found.long().expand(n)
@@ -268,13 +269,12 @@ class StyledViews:
         found = []
         for drawn in parameters:
             x = self.pipeline.moved(source, drawn.view)
-            donors, window = drawn.donors.to(x.device), drawn.half_window.to(x.device)
             bank = None
             if world()[1] > 1 and not alone:  # a donor may be an image of another process
                 reach = max(0, half_window(self.config.r_max, drawn.view.size, drawn.view.size))
                 gathered = gather_rows(low_amplitudes(x, reach))
                 bank = torch.empty_like(gathered).index_copy_(0, batch_order(len(gathered)).to(x.device), gathered)
-            x = transfer_style(x, donors, window, amplitudes=bank)
+            x = transfer_style(x, drawn.donors, drawn.half_window, amplitudes=bank)
             found.append(self.pipeline.coloured(x, drawn.view))
         return found
 
