@@ -304,7 +304,6 @@ CASES: dict[str, Case] = {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "bss:transfer_style": "makes images",
-    "bss:low_amplitudes": "makes amplitudes of images",
     "sla:aggregate": "logits of a vote, no loss",
     "sla:identity_logits": "logits, no loss",
     "cacr:expected_distance": "CACR's repulsion; CACR has it",
