@@ -29,7 +29,8 @@ NAMES = [
     "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "Triplet", "CLIP",
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
-    "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra", "ColumnInfoNCE", "MSN",
+    "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "PixPro", "PixelRegression", "PixContrast", "ColumnInfoNCE", "MSN",
 ]  # fmt: skip
 
 

@@ -136,6 +136,15 @@ SOURCES: dict[str, Source] = {
             function="load_canvases",
         ),
         Source(
+            "shapes",
+            "dense",
+            "counterpoint.data.shapes",
+            "textured shapes on a flat ground, with a class for each pixel, boxes and captions: data of PixPro's claim",
+            "made on the spot",
+            "1,200 + 200 + 200 images, made in a second",
+            also=("views", "aligned"),
+        ),
+        Source(
             "clusters",
             "views",
             "counterpoint.data.clusters",
@@ -247,6 +256,16 @@ SOURCES: dict[str, Source] = {
             function="load_imagefolder",
         ),
         Source(
+            "masks",
+            "dense",
+            "counterpoint.data.masks",
+            "your own images with a class for each pixel, in DIR/images/ and DIR/masks/; several modalities side by side",
+            "yours",
+            "what you have",
+            argument="DIR",
+            also=("views",),
+        ),
+        Source(
             "parquet",
             "views",
             "counterpoint.data.tables",
@@ -286,6 +305,7 @@ SOURCES: dict[str, Source] = {
 # Sources that read a place on disk, and the content they expect there.
 PLACES = {
     "imagefolder": "pictures, a folder for each class",
+    "masks": "pictures and masks, a folder for each",
     "manifest": "items in several modalities, a row each",
     "csv": "pictures with labels or captions",
     "parquet": "the same in Parquet files",
@@ -304,8 +324,8 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views or aligned; the result is that task's contract (`BagData`, `ImageData`, `AlignedData`). Default: the
-            source's first task.
+        task: bags, views, dense or aligned; the result is that task's contract (`BagData`, `ImageData`, `DenseData`,
+            `AlignedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

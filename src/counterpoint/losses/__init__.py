@@ -25,6 +25,7 @@ _FILES = {
     "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
+    "cells": "PixContrast PixPro PixelRegression",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",

@@ -8,10 +8,10 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
+    pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
-    pictures "columns" [...], "rows" [[png, ...]], "caption": a grid of pictures
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "gallery": _gallery,
         "matrix": _matrix,
         "maps": _maps,
+        "pictures": _pictures,
         "curves": _curves,
         "table": _table,
-        "pictures": _pictures,
     }
     return [(heading, draw[part["kind"]](part)) for heading, part in found.items() if part.get("kind") in draw]
 
@@ -58,10 +58,6 @@ def _curves(part: Mapping[str, Any]) -> Markup:
 
 def _table(part: Mapping[str, Any]) -> Markup:
     return page.table(part["columns"], part["rows"], caption=part.get("caption", ""))
-
-
-def _pictures(part: Mapping[str, Any]) -> Markup:
-    return page.part("pictures", part["columns"], part["rows"], part["caption"])
 
 
 def _matrix(part: Mapping[str, Any]) -> Markup:
@@ -99,6 +95,10 @@ def _gallery(part: Mapping[str, Any]) -> Markup:
             rows.append(cells)
         sections.append((f"{block['query']} → {block['key']}", rows))
     return page.part("gallery", sections)
+
+
+def _pictures(part: Mapping[str, Any]) -> Markup:
+    return page.figure(page.part("pictures", part["columns"], part["rows"]), part.get("caption", ""))
 
 
 def _maps(part: Mapping[str, Any]) -> Markup:

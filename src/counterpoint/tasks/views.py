@@ -13,6 +13,8 @@ A learner's `predict` returns for a test batch:
 - "embedding" [n, dim'], if its loss compares rows of another space.
 - "pair", a list of two features, if the batch also holds "views" (pairs for the alignment).
 
+Where pictures have masks (`DenseData`), it returns "maps", feature maps of the pictures or of the two views.
+
 The evaluation measures k-nearest neighbours and a linear probe on frozen features, alignment, uniformity and tolerance. Where a
 picture may have several labels (tags), it measures the mean average precision of a probe for each. Where pictures have
 domains, it measures how far neighbours are of one domain. Test splits of other domains (`shifts`) are measured by the same
@@ -35,11 +37,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from counterpoint.data.dense import DenseData
 from counterpoint.data.images import ImageData, ImageSplit
 from counterpoint.data.shown import png
 from counterpoint.encoders.images import need_size
+from counterpoint.encoders.maps import feature_map, has_map
 from counterpoint.engine.learner import Learner
 from counterpoint.errors import CounterpointError
+from counterpoint.tasks.cells import CellMeasures
 from counterpoint.tasks.images import (
     BATCH,
     EvaluationBatches,
@@ -177,8 +182,15 @@ class ViewsLearner(ImageLearner):
         found = super().predict(batch)
         if batch.get("part") == "test" and self.compares:
             found["embedding"] = self.projector(found["feature"])
+        return found | self.seen(batch)
+
+    def seen(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Compute what the evaluation needs besides the features: pairs of views, and feature maps of pictures with masks."""
+        found: dict[str, Any] = {}
         if "views" in batch:
             found["pair"] = [self.embed(view) for view in batch["views"]]
+        if ("mask" in batch or "coords" in batch) and has_map(self.encoder):
+            found["maps"] = [feature_map(self.encoder, image) for image in batch.get("views", [batch["image"]])]
         return found
 
 
@@ -215,13 +227,19 @@ class _AskedBatches(EvaluationBatches):
         more = [(name, part, np.arange(len(part))) for name, part in shifts.items()]
         super().__init__([("bank", known, bank), ("test", split, asked), *more, ("pair", split, asked[:1024])])
         self.pipeline = ViewPipeline(data.size, crops=2, recipe=config.recipe)
+        self.dense = isinstance(data, DenseData)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         batch = super().__getitem__(number)
+        _, split, rows = self.at[number]
         if batch["part"] == "pair":
-            _, split, rows = self.at[number]
             pixels = ImageBatches(split)[rows.tolist()]["image"]
-            batch["views"] = self.pipeline(pixels, torch.Generator().manual_seed(number))
+            drawn = self.pipeline.draw(tuple(pixels.shape), torch.Generator().manual_seed(number))
+            batch["views"] = self.pipeline.apply(pixels, drawn)
+            if self.dense:
+                batch["coords"] = [view.coordinates(*pixels.shape[2:]) for view in drawn]
+        elif self.dense:
+            batch["mask"] = torch.from_numpy(split.masks(rows))  # type: ignore[attr-defined]
         return batch
 
 
@@ -249,12 +267,17 @@ class ViewsEvaluator:
         self.pairs: list[list[Tensor]] = []
         self.figures: dict[str, Any] = {}
         self.chances: dict[str, float] = {}
+        self.cells = CellMeasures(self.data) if isinstance(self.data, DenseData) else None
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         part = batch["part"]
         if part == "pair":
             self.pairs.append([x.detach().float().cpu() for x in outputs["pair"]])
+            if self.cells is not None and "maps" in outputs:
+                self.cells.update_pairs(outputs["maps"], batch["coords"])
             return
+        if self.cells is not None and "maps" in outputs and part in ("bank", "test"):
+            self.cells.update(part, outputs["maps"][0], batch["mask"])
         self.features[part].append(outputs["feature"].detach().float().cpu())
         self.index[part].append(batch["index"].cpu())
         for name, value in outputs.get("parts", {}).items() if part in ("bank", "test") else ():
@@ -294,6 +317,10 @@ class ViewsEvaluator:
             found |= self._domains(part, every[part])
             if part != "test" and self.classes and self.labels["bank"] and self.labels[part]:
                 found |= self._shifted(part, bank, every[part], final=final)
+        if self.cells is not None:
+            of_cells, guesses = self.cells.compute(final=final)
+            found |= of_cells
+            self.chances |= guesses
         pairs = [torch.cat(side) for side in zip(*self.pairs, strict=True)]
         found["alignment"], found["uniformity"] = alignment(*pairs), uniformity(test)
         if self.embedded:
@@ -449,6 +476,8 @@ class ViewsTask(ImageTask):
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         super().__init__(data, config)
         config.check_batch()
+        if isinstance(data, DenseData) and not data.classes:
+            self.headline = "correspondence"  # type: ignore[misc]
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Return the batches for `evaluator(split)`: the bank, then images of the split, then pairs of their views."""

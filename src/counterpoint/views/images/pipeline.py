@@ -48,6 +48,20 @@ class ViewParameters:
     channels: int = 3
     cut: Int[Tensor, "batch 3"] | None = None  # top, left, side in pixels of the view
 
+    def coordinates(self, height: int, width: int) -> Float[Tensor, "batch 4"]:
+        """Return the places of the crops: left, top, right, bottom, in shares of the image; a flip exchanges left and right.
+
+        0 is the first pixel and 1 the last one, as in the authors' code of PixPro (arXiv 2011.10043).
+
+        Args:
+            height, width: of the source images in pixels.
+        """
+        top, left, tall, broad = self.boxes.float().unbind(1)
+        left, right = left / max(width - 1, 1), (left + broad - 1) / max(width - 1, 1)
+        flipped = torch.where(self.flip, right, left), torch.where(self.flip, left, right)
+        down = max(height - 1, 1)
+        return torch.stack([flipped[0], top / down, flipped[1], (top + tall - 1) / down], 1)
+
     def take(self, rows: slice | Tensor) -> ViewParameters:
         """Select the parameters of some images, such as one process's share of a batch that is drawn as a whole."""
         per_image = ("boxes", "flip", "jitter", "grey", "sigma", "solarise", "gain", "noise", "other_noise", "cut")

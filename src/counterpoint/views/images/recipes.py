@@ -57,6 +57,7 @@ _SUPCON = replace(_MOCO, blur=0.0)
 _BYOL = Recipe(jitter=0.8, saturation=0.2, grey=0.2)
 _ADAINF = Recipe(scale=(0.2, 1.0), jitter=0.4, grey=0.2, blur=0.5)
 _OBOW = Recipe(scale=(0.08, 0.6), jitter=0.8, grey=0.2, blur=0.5)
+_SHAPES = Recipe(scale=(0.25, 1.0), ratio=(1.0, 1.0), jitter=1.0, saturation=0.0, hue=0.0)
 _DIGITS = Recipe(scale=None, flip=0.0)
 _PATTERNS = replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8, channels=1, other_noise=0.05)
 # Each recipe: the settings of its views, taken in turn (first, second, first again), and the settings of local crops.
@@ -129,6 +130,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             [Recipe(scale=(0.16, 0.49), flip=0.0, gain=0.3, noise=0.1)],
             Recipe(scale=(0.6, 1.0), flip=0.0, gain=0.3, noise=0.1),
         ),
+        # Textured shapes: crops of half to the whole side; brightness and contrast change, hues stay.
+        ("shapes", [_SHAPES], replace(_SHAPES, scale=(0.05, 0.25))),
         # He et al. 2022.
         ("mae", [Recipe(scale=(0.2, 1.0))], Recipe(scale=(0.05, 0.2))),
         # Crop and flip, as ImageNet classifiers are trained.

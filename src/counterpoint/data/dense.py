@@ -1,0 +1,142 @@
+"""The contract of dense data: pictures, a class for each of their pixels, and boxes (numpy only, no torch).
+
+`DenseData` is `ImageData` with masks, so every system of pictures can learn from its pictures. Each split also implements
+`DenseSplit`. A mask has a class number for each pixel, or `IGNORE` where the class is unknown. Masks are never interpolated:
+they are scaled by the nearest pixel. A picture without a mask has IGNORE everywhere, so it is a picture without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
+from counterpoint.errors import DataError
+
+IGNORE = 255  # class number of a pixel whose class is unknown
+MOST = 255  # maximum number of classes, 0 to 254
+
+
+class Boxes(NamedTuple):
+    """The objects in a picture, k of them."""
+
+    corners: NDArray[np.float32]  # [k, 4] left, top, right, bottom in pixels; right and bottom are exclusive
+    labels: Indices  # [k] class numbers
+    identities: Indices  # [k] numbers that identify an object in its scene or clip
+
+
+@runtime_checkable
+class DenseSplit(ImageSplit, Protocol):
+    """One split of pictures with masks. `images` returns the first modality."""
+
+    def masks(self, indices: Indices) -> Pixels:
+        """Return the masks at [n] positions: [n, size, size] class numbers, IGNORE where unknown."""
+        ...
+
+    def boxes(self, indices: Indices) -> list[Boxes] | None:
+        """Return the objects of the pictures at [n] positions; None where the data have no boxes."""
+        ...
+
+    def modality(self, name: str, indices: Indices) -> Pixels:
+        """Return one modality of the pictures at [n] positions: [n, size, size, 3] RGB."""
+        ...
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        """Return [len] whether an item has this modality. Where it has not, the picture is black."""
+        ...
+
+    @property
+    def groups(self) -> Indices | None:
+        """[len] numbers of the volumes or clips that pictures are slices of; None for single pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseData(ImageData):
+    """Three `DenseSplit`s, and the facts needed to read them. `classes` are classes of whole pictures, usually none."""
+
+    regions: tuple[str, ...] = ()  # names of the pixels' classes; number 0 is the background where there is one
+    modalities: tuple[str, ...] = ("image",)
+    background: bool = True  # whether class 0 is the background, which the mean Dice leaves out
+
+    @property
+    def spec(self) -> dict[str, object]:
+        """The facts that a learner is built from, ready for JSON."""
+        return super().spec | {
+            "regions": list(self.regions),
+            "modalities": list(self.modalities),
+            "background": self.background,
+        }
+
+
+class ArrayScenes(ArrayImages):
+    """A split in memory: a `DenseSplit`.
+
+    Args:
+        pixels: [N, H, W, 3] uint8 of each modality, by name; the first one is the picture that systems of one modality use.
+            An array alone is the modality "image".
+        masks: [N, H, W] uint8 class numbers, IGNORE where unknown.
+        boxes: the objects of each picture. Default: no boxes.
+        groups: [N] numbers of volumes or clips. Default: single pictures.
+        present: [N] whether an item has a modality, by name. Default: every item has it.
+
+    Raises DataError for arrays of another type or shape.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels | Mapping[str, Pixels],
+        masks: Pixels,
+        boxes: list[Boxes] | None = None,
+        groups: Indices | None = None,
+        present: Mapping[str, NDArray[np.bool_]] | None = None,
+    ) -> None:
+        self.by_name = dict(pixels) if isinstance(pixels, Mapping) else {"image": pixels}
+        first = next(iter(self.by_name.values()))
+        super().__init__(first)
+        if masks.dtype != np.uint8 or masks.shape != first.shape[:3]:
+            raise DataError(
+                f"masks must be uint8 {list(first.shape[:3])} like the pictures, got {masks.dtype} {list(masks.shape)}"
+            )
+        for name, value in self.by_name.items():
+            if value.dtype != np.uint8 or value.shape != first.shape:
+                raise DataError(
+                    f"modality {name} must be uint8 {list(first.shape)}, got {value.dtype} {list(value.shape)}"
+                )
+        self._masks, self._boxes, self.has = masks, boxes, dict(present or {})
+        self.groups = groups
+
+    def masks(self, indices: Indices) -> Pixels:
+        return self._masks[indices]
+
+    def boxes(self, indices: Indices) -> list[Boxes] | None:
+        return None if self._boxes is None else [self._boxes[int(n)] for n in indices]
+
+    def modality(self, name: str, indices: Indices) -> Pixels:
+        found = self.by_name[name][indices]
+        return found if found.ndim == 4 else np.repeat(found[..., None], 3, axis=3)
+
+    def present(self, name: str) -> NDArray[np.bool_]:
+        return self.has.get(name, np.ones(len(self), bool))
+
+
+def labelled_rows(split: DenseSplit) -> Indices:
+    """Return the positions of the pictures with at least one pixel of known class."""
+    found = [
+        start + np.flatnonzero((split.masks(np.arange(start, min(start + 256, len(split)))) != IGNORE).any((1, 2)))
+        for start in range(0, len(split), 256)
+    ]
+    return np.concatenate(found or [np.empty(0, np.int64)]).astype(np.int64)
+
+
+def hidden(masks: Pixels, labelled: int) -> Pixels:
+    """Return masks of which the first `labelled` are kept; the others are IGNORE. -1 keeps all."""
+    if labelled < 0 or labelled >= len(masks):
+        return masks
+    found = np.full_like(masks, IGNORE)
+    found[:labelled] = masks[:labelled]
+    return found

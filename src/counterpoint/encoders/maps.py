@@ -1,0 +1,92 @@
+"""Compute the last feature map of any image encoder: one vector for each cell of a grid over the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.encoders.images import ImageEncoder, VisionTokens
+from counterpoint.encoders.taps import recorded
+from counterpoint.errors import CounterpointError
+
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity)
+
+
+def feature_map(
+    encoder: ImageEncoder, images: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch dim rows columns"]:
+    """Compute the last map before an encoder pools it, with channels first. Gradients flow through it.
+
+    A convolutional network gives its last map. A transformer gives the tokens of its patches as a grid, and leaves out class
+    token and registers.
+
+    Args:
+        encoder: an encoder of `build_image_encoder`.
+        images: normalised pictures.
+
+    Raises CounterpointError for an encoder without a map, such as mlp-s.
+
+    >>> import torch
+    >>> from counterpoint.encoders.images import build_image_encoder
+    >>> feature_map(build_image_encoder("conv-s", 32), torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 128, 4, 4])
+    """
+    if isinstance(encoder, VisionTokens):
+        rows, columns = (side // encoder.patch for side in images.shape[2:])
+        return _grid(encoder.tokens(images)[:, encoder.prefix :], rows, columns)
+    if hasattr(encoder, "features"):
+        found: Tensor = encoder.features(images)  # type: ignore[operator]
+        return found
+    model: Any = getattr(encoder, "model", None)
+    if model is None:
+        raise CounterpointError(
+            f"{type(encoder).__name__} has no feature map; choose an encoder with one: conv-s, conv-fine, resnet-s, vit-s, "
+            "timm:NAME, torchvision:NAME or hf:NAME"
+        )
+    if hasattr(model, "forward_features"):
+        found = model.forward_features(images)
+        if found.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
+            return found.permute(0, 3, 1, 2)
+        return found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
+    if hasattr(model, "config"):  # transformers
+        with recorded(encoder, ["model"]) as seen:
+            encoder(images)
+        found = seen["model"].last_hidden_state  # type: ignore[attr-defined]
+        return found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
+    # torchvision: the output of the last of its children that has a map and is no pooling layer.
+    names = [name for name, child in model.named_children() if not isinstance(child, _POOLS)]
+    with recorded(encoder, names) as maps:
+        encoder(images)
+    for name in reversed(list(maps)):
+        value = maps[name]
+        if isinstance(value, Tensor) and value.ndim == 4:
+            return value
+        if isinstance(value, Tensor) and value.ndim == 3:
+            return _tokens_of(value, images, _patch(model))
+    raise CounterpointError(f"{type(model).__name__} has no feature map; choose another encoder")
+
+
+def has_map(encoder: nn.Module) -> bool:
+    """Return whether `feature_map` takes an encoder: all but plain layers such as mlp-s."""
+    return isinstance(encoder, VisionTokens) or hasattr(encoder, "features") or hasattr(encoder, "model")
+
+
+def _patch(model: Any) -> tuple[int, int]:
+    """Return height and width in pixels of a transformer's patch."""
+    owner = getattr(model, "config", None) or getattr(model, "patch_embed", None) or model
+    size = getattr(owner, "patch_size", None)
+    if size is None:
+        raise CounterpointError(f"{type(model).__name__} has no feature map: its patch size is unknown")
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _tokens_of(tokens: Tensor, images: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Arrange the tokens of patches as a map; other tokens come first and are left out."""
+    rows, columns = (side // size for side, size in zip(images.shape[2:], patch, strict=True))
+    return _grid(tokens[:, tokens.shape[1] - rows * columns :], rows, columns)
+
+
+def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, (rows, columns))

@@ -1,0 +1,141 @@
+"""finetune-seg: segment pictures with the encoder of any trained run, the field's downstream test of learned features.
+
+Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, arXiv 1411.4038.
+
+    counterpoint train finetune-seg --from runs/x --data masks:mine                 fine-tune encoder and head
+    counterpoint train finetune-seg --from runs/x --data masks:mine --frozen        train the head alone
+    counterpoint train finetune-seg --encoder timm:resnet18 --pretrained --data masks:mine
+
+The head is FCN's without skips, as in the transfer of MoCo and PixPro to Cityscapes. On the last feature map it has 3 x 3
+convolutions with batch normalisation and ReLU. Dropout and a 1 x 1 convolution to the classes follow. Logits are upsampled
+bilinearly. With `--frozen` the encoder keeps its weights and its running statistics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from tyro.conf import arg
+
+from counterpoint.encoders.maps import feature_map
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.dense import LAPTOP, DenseConfig, DenseLearner, pixel_cross_entropy
+
+
+@dataclass
+class FinetuneSegConfig(DenseConfig):
+    """Settings of the fine-tuning. Defaults are common values for small sets of pictures."""
+
+    epochs: int = 60
+    batch_size: int = 16
+    recipe: str = "supervised"
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_epochs: int = 1
+    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
+    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder. Default: the encoder's
+    random or published weights."""
+    frozen: bool = False
+    """Keep the encoder as it is and train the head alone."""
+    head: Literal["fcn", "linear"] = "fcn"
+    """Two convolutions before the classes, or a linear layer on each cell."""
+    head_width: int = 128
+    """Channels of the head's convolutions."""
+    dropout: float = 0.1
+    """Share of the head's channels to drop in training, 0 to 1."""
+
+    counts = (*DenseConfig.counts, "head_width")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_share("dropout")
+
+    def facts(self, data: Any) -> dict[str, Any]:
+        # A run keeps its facts, so that it can be loaded when the first run is gone.
+        found = super().facts(data)
+        if not self.start:
+            return found | {"encoder": self.encoder}
+        before = importlib.import_module("counterpoint.experiment").Experiment.of_run(self.start.removeprefix("run:"))
+        name = getattr(before.config, "encoder", None) or getattr(before.config, "image_encoder", None)
+        if name is None:
+            raise CounterpointError(f"--from {self.start}: a run of {before.system.slug} has no encoder of pictures")
+        return found | {"encoder": name}
+
+
+class FinetuneSeg(DenseLearner):
+    """An encoder with a fully convolutional head."""
+
+    def __init__(self, config: FinetuneSegConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(replace(config, encoder=data.encoder), data, seed)
+        width, classes = config.head_width, len(self.regions)
+        dim = self.encoder.dim
+        layers: list[nn.Module] = []
+        if config.head == "fcn":
+            for inputs in (dim, width):
+                layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
+            dim = width
+        self.head = nn.Sequential(*layers, nn.Dropout2d(config.dropout), nn.Conv2d(dim, classes, 1))
+        with torch.no_grad():
+            feature_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))  # an error if it has no map
+        self.train()
+        if config.frozen:
+            self.encoder.requires_grad_(False)
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if self.config.start:
+            load = importlib.import_module("counterpoint.experiment").load_learner
+            before = load(self.config.start.removeprefix("run:"))
+            found = getattr(before, "encoder", None)
+            if found is None:
+                encoders = getattr(before, "encoders", {})
+                found = encoders[before.image] if getattr(before, "image", None) in encoders else None
+            if found is None:
+                raise CounterpointError(f"--from {self.config.start}: the run has no encoder of pictures")
+            try:
+                self.encoder.load_state_dict(found.state_dict())
+            except RuntimeError as error:
+                raise CounterpointError(
+                    f"--from {self.config.start}: its encoder does not fit pictures of {self.size} pixels; use data of the run's "
+                    f"size (?size=): {' '.join(str(error).split())[:200]}"
+                ) from error
+
+    def train(self, mode: bool = True) -> FinetuneSeg:
+        super().train(mode)
+        if self.config.frozen:
+            self.encoder.eval()  # running statistics stay, too
+        return self
+
+    def turns(self) -> list[Turn]:
+        config = self.config
+        modules: list[nn.Module] = [self.head] if config.frozen else [self]
+        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+
+    def segment(self, images: Tensor) -> Float[Tensor, "n classes h w"]:
+        found = self.head(feature_map(self.encoder, images))
+        return F.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        (images,), (masks,) = batch["views"], batch["masks"]
+        return {"loss": pixel_cross_entropy(self.segment(images), masks)}
+
+
+SYSTEM = System(
+    slug="finetune-seg",
+    task="dense",
+    config=FinetuneSegConfig,
+    learner=FinetuneSeg,
+    data="shapes",
+    recipe=LAPTOP,
+)
