@@ -291,6 +291,16 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "volumes",
+            "dense",
+            "counterpoint.data.volumes",
+            "your own scans as NIfTI files with a class for each voxel, in DIR/images/ and DIR/masks/, slice by slice",
+            "yours",
+            "what you have",
+            argument="DIR",
+            also=("views",),
+        ),
+        Source(
             "ytvis",
             "frames",
             "counterpoint.data.ytvis",
