@@ -167,7 +167,7 @@ def _add(found: _Volumes, split: str, pair: dict[str, Path], size: int, axis: in
 
 
 def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
-    """Return a file's voxels, with axes from left to right, back to front and feet to head, and their spacings in mm."""
+    """Return a file's voxels, with axes to the right, the front and the head, and their spacings in mm."""
     try:
         import nibabel
     except ImportError as error:
