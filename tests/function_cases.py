@@ -263,6 +263,9 @@ CASES: dict[str, Case] = {
     CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),
+    CLASSICS + "msn:msn": Case(
+        lambda n, d: [d(0, 2, n, DIM), d(1, n, DIM), d(2, 5, DIM)], (0, 2), (1, 0, None), kwargs=(("iterations", 2),)
+    ),
     CLASSICS + "triplet:triplet_hard": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), permutes=False),
     CLASSICS + "vicreg:vicreg": Case(pair, (0, 1), (0, 0)),
     IMAGES + "adainf:ntxent_by_index": Case(
@@ -278,6 +281,13 @@ CASES: dict[str, Case] = {
     IMAGES + "cacr:pairwise_nt_xent": Case(lambda n, d: [d(0, 2, n, DIM), 0.05], (0,), (1, None), kernel=True),
     IMAGES + "dcl:dcl": Case(lambda n, d: [*pair(n, d), 0.05, 0.5], (0, 1), (0, 0, None, None), kernel=True),
     IMAGES + "dcl:dclw_weight": Case(lambda n, d: [d(0, n).tanh(), 0.5], (), (0, None), permutes=False),
+    IMAGES + "bss:transfer_style": Case(
+        lambda n, d: [d(0, n, 3, 6, 6).sigmoid(), torch.arange(n).roll(1), torch.arange(n) % 3 - 1],
+        (0,),
+        (0, 0, 0),
+        permutes=False,
+    ),
+    IMAGES + "bss:column_infonce": Case(lambda n, d: [torch.stack(pair(n, d), 1), 0.3], (0,), (0,), kernel=True),
     IMAGES + "hallucinator:extrapolate_positive": Case(
         lambda n, d: [*pair(n, d), 0.7], (0, 1), (0, 0, None), permutes=False
     ),
@@ -432,6 +442,8 @@ OTHERS = {
     "mae:unpatchify": "moves values, whatever their type",
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
+    "bss:half_window": "numbers only",
+    "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",

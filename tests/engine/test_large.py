@@ -83,10 +83,10 @@ def compared(slug: str, data: str | None, settings: dict[str, Any], batch_change
 # Every system that is built stands in one of these lists: compared with N = 1, or refused for a reason.
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(
-        ("simclr", "simsiam", "byol", "moco-v1", "moco-v2", "barlow-twins", "vicreg", "cacr", "swav", "dino"),
+        ("simclr", "simsiam", "byol", "moco-v1", "moco-v2", "barlow-twins", "vicreg", "cacr", "swav", "msn", "dino"),
         (PICTURES, IMAGES),
     ),
-    **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
+    **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl", "bss"), (PICTURES, IMAGES)),
     "cmd": (PICTURES, IMAGES | {"pooling": "attention"}),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
     "pcl-sr": (

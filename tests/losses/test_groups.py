@@ -18,6 +18,7 @@ AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
     "CACRMomentum": (1, 0),
+    "MSN": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "CMD": (1,) * 6,
@@ -34,7 +35,7 @@ NAMES = [
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "ColumnInfoNCE", "MSN",
 ]  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from typing import Any
 from counterpoint.errors import unknown
 
 _FILES = {
-    "contrastive": "DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
+    "contrastive": "ColumnInfoNCE DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
     "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
-    "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
+    "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
     "regions": "CMD",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
