@@ -309,7 +309,7 @@ def test_both_last_layers_are_frozen_in_the_first_epoch_and_the_teacher_follows_
     [
         {"inter": "across", "pooling": "attention", "head_norm": True},
         {"inter": "none", "region_weight": 0.0, "local_crops": 0},
-        {"encoder": "vit-s", "inter_weight": 0.1, "teacher_warmup": 3},
+        {"inter_weight": 0.1, "teacher_warmup": 3},
     ],
 )
 def test_options_train(settings):
