@@ -41,6 +41,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.frames import FramesConfig, FramesLearner
 
 POSITIVE, NEGATIVE, NONE = 1, 0, -1  # roles of candidates
+DRAWN = 128  # instances of a clip with random numbers of their own
 
 
 class ReidLosses(NamedTuple):
@@ -237,9 +238,9 @@ class CTVIS(FramesLearner):
         batch = super().prepare(batch, generator)
         match, config = batch["match"], self.config
         total, mine = self.share(len(match))
-        # Instances are numbered within a clip; draw for the most there may be, so that W processes draw as one.
-        shape = (total, config.frames, 2, batch["crops"].shape[2])
-        drawn = torch.rand(shape, generator=generator)[mine, : match.shape[1], :, : match.shape[2]].to(match.device)
+        # Draw for a fixed number of instances, so that W processes draw as one; more share the numbers of others.
+        drawn = torch.rand((total, config.frames, 2, DRAWN), generator=generator)[mine, : match.shape[1]]
+        drawn = drawn[..., torch.arange(match.shape[2]) % DRAWN].to(match.device)
         batch["use_memory"] = drawn[:, :, 0] < config.memory_share
         if config.noise:
             batch["noise"] = self._noise(batch, drawn[:, :, 1])
