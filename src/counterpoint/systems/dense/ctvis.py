@@ -13,6 +13,9 @@ Segmentation", ICCV 2023, arXiv 2307.12616.
 An item is an instance in a frame t >= 1 with its positive and its negatives. The positive is the memory M[t - 1] or, by the toss
 of a coin, the last embedding; without an earlier one, the first later one. The tracker of the test uses the same memory.
 
+In the claim, memories hold identities better than many references (+8.6 points of detections). Single references over four times
+as many clips are better still at equal crops (by 6.4 points). All arms chose the grid's largest rate.
+
 Differences from the authors' code: an instance that appears later is always found (their test compares two counts). Losses are
 means over the items of all processes, theirs are means of each process. Not built: the segmenter, Mask2Former. Detections come
 from the data, and an encoder of their crops takes the place of its queries.
