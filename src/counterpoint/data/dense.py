@@ -190,7 +190,7 @@ def aligned_scenes(data: DenseData) -> AlignedData:
         there = {name: split.present(name) for name in data.modalities}  # type: ignore[attr-defined]
         splits.append(AlignedColumns(columns, presence=there))
     kinds = {name: Modality("image", size=data.size) for name in data.modalities} | {"text": Modality("text")}
-    return AlignedData(data.name, *splits, kinds, notes=data.notes, accounts=data.accounts)
+    return AlignedData(data.name, splits[0], splits[1], splits[2], kinds, notes=data.notes, accounts=data.accounts)
 
 
 def labelled_rows(split: DenseSplit) -> Indices:
