@@ -89,7 +89,8 @@ def modality_agnostic_fusion(
     Args:
         features: maps F_m; any number M >= 1 of modalities.
         previous: an earlier modality-agnostic map; the anchor is then (previous + mean) / 2. Default: none.
-        candidates: only the first so many modalities are selected and averaged, 1 to M. Default: all.
+        candidates: only the first so many modalities are selected and averaged, 1 to M. Default: all. A sample that has
+            none of these uses those it has.
         present: whether a sample has a modality; others count nowhere. Default: all.
         tokens: correlations of each pixel instead of each sample; they also weight the mean. Default: no.
         output: "selected" (default), or "mean": the mean alone, as in the two-modality model file.
@@ -115,11 +116,10 @@ def modality_agnostic_fusion(
     if present is not None and present.shape != (modalities, n):
         raise ValueError(f"present must be {[modalities, n]}, got {shapes(present=present)}")
     here = features.new_ones(modalities, n, dtype=torch.bool) if present is None else present.bool()
-    able = here.clone()
-    if candidates is not None:
-        able[candidates:] = False
-    if present is not None and holds((~able.any(0)).any()):
+    if present is not None and holds((~here.any(0)).any()):
         raise ValueError("present leaves a sample without a modality")
+    able = here & (torch.arange(modalities, device=here.device) < (candidates or modalities))[:, None]
+    able = torch.where(able.any(0), able, here)
     anchor = weighted_sum(features, mean_weights(here, features.dtype))
     anchor = anchor if previous is None else (previous + anchor) / 2
     axes = (1,) if tokens else (1, 2, 3)
