@@ -193,7 +193,8 @@ def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, floa
         x.grad = None
     started = time.perf_counter()
     value = loss()
-    value.backward()
+    if value.requires_grad:
+        value.backward()
     return time.perf_counter() - started, value.item()
 
 

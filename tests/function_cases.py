@@ -72,6 +72,13 @@ def bags(n: int, draw: Callable[..., Tensor]) -> list[Any]:
     ]
 
 
+def cell_maps(n: int, draw: Callable[..., Tensor]) -> list[Any]:
+    """Return maps of two crops, keys, and coordinates of crops that overlap, for PixPro."""
+    low = draw(9, n, 2).sigmoid() / 4
+    coords = [torch.cat([low, low + 0.6], 1), torch.cat([0.3 - low, 0.9 - low], 1)]
+    return [*(draw(k, n, 3, 4, 3) for k in range(4)), *coords]
+
+
 def word_weights(words: Tensor) -> Tensor:
     """Map words of 4 numbers to unit weights of DIM numbers, for OBoW."""
     return unit(torch.cat([words, words[:, :2] * words[:, 2:]], 1).tanh())
@@ -113,6 +120,7 @@ def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> 
 
 CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
+DENSE = "counterpoint.systems.dense."
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
 
 CASES: dict[str, Case] = {
@@ -319,8 +327,32 @@ CASES: dict[str, Case] = {
     IMAGES + "mochi:mochi_logits": Case(mochi, (0,), (0, 0, None, 0, 0, 0, 0, 0), memory=(2, 5, 7), permutes=False),
 }
 
+CASES |= {
+    DENSE + "pixpro:pixel_propagation": Case(lambda n, d: [d(0, n, 3, 4, 3), None, 2.0], (0,), (0, None, None)),
+    DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
+    DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
+    DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
+    DENSE + "any2seg:modality_agnostic_fusion": Case(
+        lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
+    ),
+    DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
+    DENSE + "any2seg:intra_modal_loss": Case(
+        lambda n, d: [d(0, n, 4, DIM), d(1, 4, 3), d(2, n, 4) > -0.5, 0.3], (0,), (0, None, 0, None), memory=(1,)
+    ),
+    CORE + "regions:class_sums": Case(
+        lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4), 4],
+        (0,),
+        (0, 0, None),
+        permutes=False,
+    ),
+    "counterpoint.tasks.dense:pixel_cross_entropy": Case(
+        lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
+    ),
+}
+
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
+    "cells:near_cells": "whole numbers",
     "cca:CCALayer": "a layer over canonical_projections",
     "fitnets:hint_regressor": "makes a layer",
     "gap:explained_variance_ratios": "a figure, in float64",

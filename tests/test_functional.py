@@ -248,6 +248,7 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         ":realign",
         ":realigned",
         ":gradient_cosine",
+        ":pixel_propagation",
     )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):

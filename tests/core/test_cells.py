@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from counterpoint.core import cells
 from counterpoint.core.cells import near_cells, near_sums
 
 
@@ -33,19 +34,28 @@ def boxes(seed, n):
     return found
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (7, 4), (3, 8)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (7, 4), (3, 8), (13, 12)])  # of the matrix, and of the axes
 @pytest.mark.parametrize("reach", [0.3, 0.7, 2.5, 100.0])
 def test_pairs_equal_the_matrix_of_distances(shape, reach):
     one, two = boxes(0, 6), boxes(5, 6)
     wanted = plain(one, two, shape, reach)
     found = near_cells(one, two, shape, reach)
-    cells = shape[0] * shape[1]
+    each = shape[0] * shape[1]
     dense = torch.zeros_like(wanted)
-    dense.view(-1, cells)[found.first, found.second % cells] = True
+    dense.view(-1, each)[found.first, found.second % each] = True
     assert torch.equal(dense, wanted)
-    assert torch.equal(found.first // cells, found.second // cells)  # pairs stay within a picture
+    assert torch.equal(found.first // each, found.second // each)  # pairs stay within a picture
     assert torch.equal(found.counts, wanted.sum((1, 2)))
     assert (found.first.diff() >= 0).all()
+
+
+def test_both_ways_find_the_same_pairs(monkeypatch):
+    one, two = boxes(0, 6), boxes(5, 6)
+    found = [near_cells(one, two, (6, 5), 1.2)]
+    monkeypatch.setattr(cells, "FEW", 0)
+    found.append(near_cells(one, two, (6, 5), 1.2))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_sums_equal_the_product_with_the_mask():

@@ -100,6 +100,13 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Their networks have feature maps.
+    "any2seg": (
+        "sensors?train=24&test=8&size=16",
+        {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "width": 8, "inter_weight": 0.0, "intra_weight": 0.0},
+    ),
+    "pixpro": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1, "hidden": 8}),
+    "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (
         PICTURES,
         IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},

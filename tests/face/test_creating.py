@@ -22,6 +22,7 @@ FACTS = {
         "batch_size": 8,
         "pretrained": False,
     },
+    "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "bags": {"visual_dim": 8, "audio_dim": 4},
 }
 MORE = {

@@ -49,6 +49,13 @@ class Case:
     by: Callable[..., Tensor]
 
 
+def maps() -> list[Tensor]:
+    """Return maps of two crops, keys, and coordinates of crops that overlap."""
+    low = draw(9, N, 2).sigmoid() / 4
+    coords = [torch.cat([low, low + 0.6], 1), torch.cat([0.3 - low, 0.9 - low], 1)]
+    return [*(draw(n, N, 3, 3, 4) for n in range(4)), *(x.detach() for x in coords)]
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(4)
 
@@ -293,8 +300,28 @@ CASES: dict[str, Case] = {
     "MeanTeacher": Case(lambda: losses.MeanTeacher("kl"), pair, lambda m, s, t: fn.mean_teacher(s, t).kl),
 }
 
+CASES |= {
+    "PixPro": Case(
+        lambda: losses.PixPro(3),
+        maps,
+        lambda m, *x: fn.pixpro_loss(*x, m.value),
+    ),
+    "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
+    "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
+    "IntraModal": Case(
+        lambda: losses.IntraModal(0.3, "mse"),
+        lambda: [draw(0, N, 4, DIM), draw(1, 4, 3), draw(2, N, 4) > -0.5],
+        lambda m, p, t, y: fn.intra_modal_loss(p, t, y, 0.3, "mse"),
+    ),
+}
+
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "any2seg:modality_agnostic_fusion": "maps, no loss",
+    "any2seg:class_sums": "sums of features, no loss",
+    "pixpro:pixel_propagation": "maps, no loss",
+    "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",
     "sla:identity_logits": "logits, no loss",
     "cacr:expected_distance": "CACR's repulsion; CACR has it",

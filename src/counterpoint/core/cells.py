@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.core.precision import wide as widened
+
 
 class CellPairs(NamedTuple):
     """Pairs of near cells of n pictures with H x W = T cells each, sorted by the first cell."""
@@ -25,15 +27,18 @@ class CellPairs(NamedTuple):
     counts: Int[Tensor, " n"]  # number of pairs of each picture
 
 
-def _axes(coords: Tensor, shape: tuple[int, int]) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Return the centres (y [n, H], x [n, W]) of the cells of crops, and their squared diagonals [n]."""
+FEW = 128  # cells of a map up to which the matrix of all pairs is faster
+
+
+def _axes(coords: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the centres of cells, y [H, n] and x [W, n], and their squared diagonals [n]."""
     found, square = [], coords.new_zeros(len(coords))
     for low, high, cells in ((1, 3, shape[0]), (0, 2, shape[1])):
         step = (coords[:, high] - coords[:, low]) / cells
-        at = torch.arange(cells, dtype=coords.dtype, device=coords.device) + 0.5
-        found.append(coords[:, low, None] + at * step[:, None])
+        at = torch.arange(cells, dtype=coords.dtype, device=coords.device)[:, None] + 0.5
+        found.append(coords[:, low].contiguous() + at * step)
         square = square + step.square()
-    return (found[0], found[1]), square
+    return found[0], found[1], square
 
 
 def near_cells(
@@ -42,8 +47,7 @@ def near_cells(
     """List the pairs of cells of two crops whose centres are closer than `reach` diagonals of the larger cell.
 
     Distances are those of PixPro (arXiv 2011.10043, Sec. 3.1): in shares of the picture's sides, divided by the larger of the
-    two crops' cell diagonals. Time and memory are linear in the pairs: the near rows and the near columns of a cell
-    are found first.
+    two crops' cell diagonals. Time and memory are linear in the pairs, except for maps of FEW cells at most.
 
     Args:
         coords_1, coords_2: coordinates of the crops, see the module.
@@ -54,30 +58,43 @@ def near_cells(
     >>> near_cells(whole, whole, (2, 2), 0.7).second
     tensor([0, 1, 2, 3])
     """
-    high, wide = shape
-    (y1, x1), square_1 = _axes(coords_1, shape)
-    (y2, x2), square_2 = _axes(coords_2, shape)
+    (y1, x1, square_1), (y2, x2, square_2) = (_axes(widened(coords), shape) for coords in (coords_1, coords_2))
     limit = reach**2 * torch.maximum(square_1, square_2)
-    down = (y1[:, :, None] - y2[:, None, :]).square_()  # [n, H, H]
-    across = (x1[:, :, None] - x2[:, None, :]).square_()  # [n, W, W]
+    # Squared distances on each axis, [H, H, n] and [W, W, n]: pictures come last, which is fast.
+    down, across = ((a[:, None] - b[None]).square_() for a, b in ((y1, y2), (x1, x2)))
+    cells = shape[0] * shape[1]
+    first, second = (_of_matrix if cells <= FEW else _of_axes)(down, across, limit)
+    per_cell = torch.bincount(first, minlength=len(coords_1) * cells)
+    return CellPairs(first, second, per_cell.cumsum(0) - per_cell, per_cell.view(-1, cells).sum(1))
+
+
+def _of_matrix(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the pairs of near cells in the matrix of all pairs."""
+    cells, n = len(down) * len(across), len(limit)
+    near = down[:, None, :, None] < (limit - across)[None, :, None, :]  # [H, W, H, W, n]
+    place = near.view(cells, cells, n).permute(2, 0, 1).reshape(-1).nonzero()[:, 0]
+    first = place // cells
+    return first, first // cells * cells + place % cells
+
+
+def _of_axes(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the pairs of near cells from near rows and near columns. Time and memory are linear in the pairs."""
+    down, across = (square.permute(2, 0, 1).contiguous() for square in (down, across))
+    high, wide = down.shape[1], across.shape[1]
     # Near rows of a row follow each other, and so do near columns: a beginning and a number for each.
     near_rows, near_columns = (square < limit[:, None, None] for square in (down, across))
-    top, left = (near.to(torch.uint8).argmax(2) for near in (near_rows, near_columns))
+    top, left = (near.to(torch.uint8).argmax(2).flatten() for near in (near_rows, near_columns))
     tall, broad = near_rows.sum(2), near_columns.sum(2)
     most = (tall[:, :, None] * broad[:, None, :]).flatten()  # candidates of each cell of crop 1
     cell = torch.repeat_interleave(torch.arange(len(most), device=most.device), most)
     place = torch.arange(len(cell), device=cell.device) - (most.cumsum(0) - most)[cell]
     row, column = cell // wide, cell // (high * wide) * wide + cell % wide  # of the flattened axes of all pictures
     width = broad.flatten()[column]
-    other_row = top.flatten()[row] + place // width
-    other_column = left.flatten()[column] + place % width
+    other_row, other_column = top[row] + place // width, left[column] + place % width
     distance = down.flatten()[row * high + other_row] + across.flatten()[column * wide + other_column]
     picture = cell // (high * wide)
     kept = distance < limit[picture]
-    cell, picture = cell[kept], picture[kept]
-    second = (picture * high + other_row[kept]) * wide + other_column[kept]
-    per_cell = torch.bincount(cell, minlength=len(most))
-    return CellPairs(cell, second, per_cell.cumsum(0) - per_cell, torch.bincount(picture, minlength=len(coords_1)))
+    return cell[kept], ((picture * high + other_row) * wide + other_column)[kept]
 
 
 def near_sums(pairs: CellPairs, values: Float[Tensor, "cells dim"]) -> Float[Tensor, "cells dim"]:

@@ -146,6 +146,14 @@ SOURCES: dict[str, Source] = {
             also=("views", "aligned"),
         ),
         Source(
+            "moving-shapes",
+            "frames",
+            "counterpoint.data.moving_shapes",
+            "clips of look-alike shapes that turn, are covered and disappear, with their identities: data of CTVIS's claim",
+            "made on the spot",
+            "120 + 40 + 40 clips of 12 frames, made in seconds",
+        ),
+        Source(
             "clusters",
             "views",
             "counterpoint.data.clusters",
@@ -325,8 +333,8 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense or aligned; the result is that task's contract (`BagData`, `ImageData`, `DenseData`,
-            `AlignedData`). Default: the source's first task.
+        task: bags, views, dense, frames or aligned; the result is that task's contract (`BagData`, `ImageData`, `DenseData`,
+            `ClipData`, `AlignedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

@@ -413,7 +413,7 @@ def _data(reader: _Reader, place: str, classes: str, background: bool, test: str
         )
     alike = by_content(np.stack(reader.pixels[reader.modalities[0]])) if reader.kept else np.arange(len(labelled))
     train, watched, held, more = item_splits(place, [item.split for item in reader.items], labelled, alike, test, valid)
-    for name in reader.modalities[1:] if len(reader.modalities) > 1 else ():
+    for name in reader.modalities:
         lacking = len(everything) - int(everything.present(name).sum())
         if lacking:
             notes.append(f"{place}: {lacking} of {len(everything)} items lack the modality {name}")

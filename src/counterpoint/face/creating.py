@@ -22,6 +22,10 @@ NEEDED: dict[str, dict[str, str]] = {
         "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
         "or rate and samples of each)"
     },
+    "dense": {
+        "size": "size=224 (pixels, height and width)",
+        "regions": "regions=['background', 'road'] (names of the pixels' classes)",
+    },
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
         "audio_dim": "audio_dim=128 (width of audio rows)",
@@ -29,6 +33,7 @@ NEEDED: dict[str, dict[str, str]] = {
 }
 FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
+    *("regions", "background"),
     *("visual_dim", "audio_dim", "snippet_seconds"),
 )
 
@@ -61,11 +66,12 @@ def create(
             size: height and width of images, in pixels; channels: number of channels of images, default 3; classes: number of
             classes, or their names; examples: number of training examples, for systems that keep state for each; modalities:
             {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
-            audio_dim: widths of feature rows.
+            audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
+        dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
 
@@ -138,14 +144,16 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if not isinstance(facts.get("classes", 0), int):
         facts["class_names"] = [str(name) for name in facts["classes"]]
         facts["classes"] = len(facts["class_names"])
-    if task in ("views", "labelled"):
+    if task == "dense":
+        facts = {"modalities": ["image"], "background": True} | facts
+    if task in ("views", "labelled", "dense"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
     if task == "aligned":
         facts.setdefault("classes", len(facts["class_names"]))
     if task == "bags":
         facts = {"snippet_seconds": 16 / 24, "backbones": None} | facts
-    for name in ("teacher_encoder",):  # for a system with its own teacher network
+    for name in ("teacher_encoder", "encoder"):  # for a system whose facts name a network
         if hasattr(config, name):
             facts.setdefault(name, getattr(config, name))
     return Facts(**facts)

@@ -25,11 +25,12 @@ _FILES = {
     "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
+    "cells": "PixContrast PixPro PixelRegression",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
-    "distillation": "AttentionTransfer CRD FitNets KD MeanTeacher RKD",
+    "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

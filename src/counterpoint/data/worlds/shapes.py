@@ -4,6 +4,7 @@ Its functions:
     scene      the truth: the objects from back to front
     render     pixels, and the object that owns each pixel
     mask       class numbers of pixels, by texture or by shape
+    portrait   one object in the middle of a square, turned and scaled
     boxes      the visible extent of each object
     caption    "a striped red disc and a dotted blue square"
 """
@@ -88,10 +89,13 @@ def scene(rng: np.random.Generator, least: int = 2, most: int = 4, named: bool =
     return Scene(tuple(objects), rng.uniform(40, 215, 3))
 
 
-def inside(shape: int, size: int, place: tuple[float, float], radius: float) -> NDArray[np.bool_]:
-    """Return [size, size] whether the centre of a pixel lies inside a shape."""
+def _centres(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     at = (np.arange(size) + 0.5) / size
-    down, across = at[:, None] - place[0], at[None, :] - place[1]
+    return at[:, None], at[None, :]
+
+
+def within(shape: int, down: NDArray[np.float64], across: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+    """Return whether points lie inside a shape, by their distances down and across from its centre."""
     if SHAPES[shape] == "disc":
         return down**2 + across**2 <= radius**2
     if SHAPES[shape] == "square":
@@ -101,18 +105,43 @@ def inside(shape: int, size: int, place: tuple[float, float], radius: float) -> 
     return (down <= 0.5 * reach) & (np.abs(across) * np.sqrt(3) <= down + reach)
 
 
-def weave(texture: int, size: int, phase: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return [size, size] shares of a texture's second colour, 0..1. Patterns repeat every 4 pixels of 32."""
-    at = np.arange(size) * 32 / size + 4 * phase
-    down, across = at[:, None], at[None, :]
+def weave(
+    texture: int, down: NDArray[np.float64], across: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return shares of a texture's second colour at points, 0..1. Patterns repeat every 4 units."""
     name = TEXTURES[texture]
+    shape = np.broadcast_shapes(down.shape, across.shape)
     if name == "stripes":
-        return np.broadcast_to(down % 4 < 2, (size, size)).astype(float)
+        return np.broadcast_to(down % 4 < 2, shape).astype(float)
     if name == "checks":
         return ((down % 4 < 2) ^ (across % 4 < 2)).astype(float)
     if name == "dots":
         return ((down % 4 - 1.5) ** 2 + (across % 4 - 1.5) ** 2 < 1.6).astype(float)
-    return rng.random((size, size))
+    return rng.random(shape)
+
+
+def portrait(
+    shown: Object, size: int, rng: np.random.Generator, angle: float, zoom: float, shift: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Render one object in the middle of a square: pixels [size, size, 3], and whether it covers a pixel.
+
+    Args:
+        shown: the object; its place and radius do not count.
+        size: height and width in pixels.
+        rng: source of the speckles; the same state gives the same speckles.
+        angle: rotation in degrees.
+        zoom: factor of its size; at 1 it fills most of the square.
+        shift: displacement down and across, in shares of the side.
+    """
+    down, across = _centres(size)
+    turn = np.deg2rad(angle)
+    down, across = down - 0.5 - shift[0], across - 0.5 - shift[1]
+    down, across = down * np.cos(turn) - across * np.sin(turn), down * np.sin(turn) + across * np.cos(turn)
+    unit = 24 / zoom  # so that a texture grows with its object
+    share = weave(shown.texture, down * unit + 4 * shown.phase + 64, across * unit + 4 * shown.phase + 64, rng)[
+        ..., None
+    ]
+    return shown.colour * (1 - share) + shown.other * share, within(shown.shape, down, across, 0.36 * zoom)
 
 
 def render(truth: Scene, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -126,8 +155,10 @@ def render(truth: Scene, size: int, rng: np.random.Generator) -> tuple[NDArray[n
     pixels = np.broadcast_to(truth.background, (size, size, 3)).copy()
     owner = np.zeros((size, size), np.int64)
     for number, object in enumerate(truth.objects, start=1):
-        own = inside(object.shape, size, object.place, object.radius)
-        share = weave(object.texture, size, object.phase, rng)[..., None]
+        down, across = _centres(size)
+        own = within(object.shape, down - object.place[0], across - object.place[1], object.radius)
+        at = np.arange(size) * 32 / size + 4 * object.phase
+        share = weave(object.texture, at[:, None], at[None, :], rng)[..., None]
         pixels[own] = (object.colour * (1 - share) + object.other * share)[own]
         owner[own] = number
     return np.rint(pixels).astype(np.uint8), owner

@@ -6,8 +6,8 @@ Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentatio
     counterpoint train finetune-seg --from runs/x --data masks:mine --frozen        train the head alone
     counterpoint train finetune-seg --encoder timm:resnet18 --pretrained --data masks:mine
 
-The head is FCN's without skips, as in the transfer of MoCo and PixPro to Cityscapes. It has 3 x 3 convolutions with batch
-normalisation and ReLU on the last feature map, dropout, and a 1 x 1 convolution to the classes. Logits are upsampled
+The head is FCN's without skips, as in the transfer of MoCo and PixPro to Cityscapes. On the last feature map it has 3 x 3
+convolutions with batch normalisation and ReLU. Dropout and a 1 x 1 convolution to the classes follow. Logits are upsampled
 bilinearly. With `--frozen` the encoder keeps its weights and its running statistics.
 """
 

@@ -200,10 +200,12 @@ def pix_contrast(
         s = unit(cell_rows(proj), temperature**-1) @ unit(cell_rows(key.detach())).transpose(1, 2)
         cells = s.shape[1]
         listed = s.flatten()[pairs.first * cells + pairs.second % cells]
-        # log of a segment's sum of exponentials, relative to the row's largest entry.
-        most = s.detach().amax(2).flatten()
+        # The logarithm of a cell's sum of exponentials over its near cells, relative to the largest of them.
+        most = listed.new_full((len(pairs.starts),), -torch.inf)
+        most = most.scatter_reduce(0, pairs.first, listed.detach(), "amax")
+        has = ~(most == -torch.inf)  # NaN passes
+        most = torch.where(has, most, 0.0)
         own = torch.zeros_like(most).index_add(0, pairs.first, (listed - most[pairs.first]).exp())
-        has = own > 0
         each = torch.where(has, s.logsumexp(2).flatten() - most - torch.where(has, own, 1.0).log(), 0.0)
         number = has.view(-1, cells).sum(1).clamp(min=1)
         total = total + each.view(-1, cells).sum(1) / number / 2
