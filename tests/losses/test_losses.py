@@ -319,7 +319,6 @@ CASES |= {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "any2seg:modality_agnostic_fusion": "maps, no loss",
-    "any2seg:class_sums": "sums of features, no loss",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",
