@@ -78,8 +78,8 @@ def load(
     checked_size(size)
     if min(train, test) < 2 or labelled < -1 or labelled == 0 or seed < 0 or not 0 <= night <= 1 or not 0 < points <= 1:
         raise CounterpointError(
-            "sensors: train and test must be at least 2, night lies in 0..1 and points above 0 to 1. labelled is -1 or at least "
-            f"1, and seed is at least 0; got {train=}, {test=}, {night=}, {points=}, {labelled=}, {seed=}"
+            "sensors: train and test must be at least 2. Night lies in 0..1, and points too, without 0. Labelled is -1 or at "
+            f"least 1. Seed is at least 0; got {train=}, {test=}, {night=}, {points=}, {labelled=}, {seed=}"
         )
     splits = []
     for number, count in enumerate((train, checked_count("sensors", valid, test), test)):

@@ -87,7 +87,7 @@ class AnyModalitiesLearner(DenseLearner):
         self.classifier = nn.Conv2d(config.width * (1 if early else beside), len(self.regions), 1)
 
     def fused(self, maps: list[Maps], present: Bool[Tensor, "modalities n"]) -> Outputs:
-        """Fuse maps and classify."""
+        """Combine maps of the modalities that are there, and classify."""
         raise NotImplementedError
 
     def row_wise(self) -> list[Any]:
@@ -130,7 +130,7 @@ class AnyModalitiesLearner(DenseLearner):
         return torch.where(some.any(0), some, here)  # a picture without these modalities keeps its own
 
     def forward(self, pictures: Tensor, present: Tensor | None = None) -> Outputs:
-        """Segment normalised pictures [n, M, 3, H, W]; `present` [M, n] marks the modalities that are there."""
+        """Compute the results for pictures [n, M, 3, H, W]; `present` [M, n] marks the modalities that are there."""
         here = pictures.new_ones(pictures.shape[1], len(pictures), dtype=torch.bool) if present is None else present
         return self.fused(self.encoded(pictures, here), here)
 

@@ -18,8 +18,8 @@ For each, the evaluation measures:
 - `dice`: the mean over the classes but the background of the Dice coefficient, of all pixels, or per volume, then averaged.
 - `pixel_accuracy`: the share of known pixels that are classified right.
 
-Of a learner with any subset of several modalities (`tasks/subsets.py`) only `<name>_miou` is measured for each subset and
-corruption, and the means over these:
+A learner from any subset of several modalities returns a head for each subset and each corruption (`tasks/subsets.py`). Only
+`<name>_miou` is measured for these, and their means:
 
 - `subset_miou`: over all non-empty subsets of the modalities.
 - `corrupted_miou`: over the corruptions of one modality.

@@ -84,7 +84,7 @@ def modality_agnostic_fusion(
     tokens: bool = False,
     output: Output = "selected",
 ) -> Fusion:
-    """Fuse the maps of several modalities: per pixel, add the modality nearest to their correlation-weighted sum to their mean.
+    """Combine the maps of several modalities: their mean, plus at each pixel the modality nearest to their weighted sum.
 
     Args:
         features: maps F_m; any number M >= 1 of modalities.
