@@ -199,7 +199,7 @@ class AnyModalitiesLearner(DenseLearner):
         first, rho = self.modalities[0], plain.correlation.mean(1).tolist()
         shares = [[(out == n).float().mean().item() for out in (plain.selected, dark.selected)] for n in range(count)]
         named = zip([*COLOURS] * count, self.modalities, strict=False)
-        headings = ["truth", "selected", "prediction", f"selected, {first} dark", f"prediction, {first} dark"]
+        headings = ["truth", "selected", "prediction", "selected, dark", "prediction, dark"]
         return {
             "Selected modality": {
                 "kind": "pictures",
@@ -207,7 +207,7 @@ class AnyModalitiesLearner(DenseLearner):
                 "rows": [[png(enlarged(column[n])) for column in columns] for n in range(len(rows))],
                 "caption": "The modality that the fusion selects at each pixel: "
                 + ", ".join(f"{colour} is {name}" for colour, name in named)
-                + ".",
+                + f". On the right {first} is dark.",
             },
             "Modalities": {
                 "kind": "table",

@@ -216,6 +216,8 @@ class DenseEvaluator:
     def __init__(self, data: DenseData, split: str) -> None:
         self.data, self.split = data, split
         self.classes = len(data.regions)
+        self.groups = {"subset": [*subsets(data.modalities)], "corrupted": [*corruptions(data.modalities)]}
+        self.brief = {f"{name}_" for names in self.groups.values() for name in names}  # heads of which mIoU is enough
         self.reset()
 
     def reset(self) -> None:
@@ -248,16 +250,14 @@ class DenseEvaluator:
     def compute(self, *, final: bool = False) -> dict[str, float]:
         found: dict[str, float] = {}
         first = 1 if self.data.background else 0
-        groups = {"subset": [*subsets(self.data.modalities)], "corrupted": [*corruptions(self.data.modalities)]}
-        brief = {f"{name}_" for names in groups.values() for name in names}
         for head, tables in self.tables.items():
             whole = torch.stack(list(tables.values())).sum(0)
             found[f"{head}miou"] = _mean(ious(whole))
-            if head in brief:
+            if head in self.brief:
                 continue
             found[f"{head}dice"] = _mean(np.array([_mean(dices(table)[first:]) for table in tables.values()]))
             found[f"{head}pixel_accuracy"] = float(whole.diagonal().sum() / whole.sum().clamp(min=1))
-        for group, names in groups.items():
+        for group, names in self.groups.items():
             if names and all(f"{name}_miou" in found for name in names):
                 found[f"{group}_miou"] = float(np.mean([found[f"{name}_miou"] for name in names]))
         if final and "" in self.tables:
@@ -268,6 +268,8 @@ class DenseEvaluator:
         """Return the measures of a prediction that gives every pixel the most frequent class of the split."""
         found: dict[str, float] = {}
         for head, tables in self.tables.items():
+            if head in self.brief:
+                continue
             count = torch.stack(list(tables.values())).sum((0, 2))
             share = float(count.max() / count.sum().clamp(min=1))
             found[f"{head}pixel_accuracy"] = share
