@@ -20,7 +20,7 @@ from alignment import run
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.core.regions import class_sums
+from counterpoint.core.regions import class_means
 from counterpoint.experiment import Experiment
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "any2seg.json"
@@ -78,8 +78,8 @@ def intra(side: int) -> Case:
     text = drawn(CLASSES, 384, seed=2)
 
     def ours() -> Tensor:
-        sums, counts = class_sums(features, masks, CLASSES)
-        return fn.intra_modal_loss(sums / counts.clamp(min=1)[..., None], text, counts > 0)
+        means, shown = class_means(features, masks, CLASSES)
+        return fn.intra_modal_loss(means, text, shown)
 
     return [features], ours, lambda: plain_intra(features, masks, text)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.core.regions import class_sums, inverse_length, mean_weights, weighted_sum
+from counterpoint.core.regions import class_means, class_sums, inverse_length, mean_weights, weighted_sum
 
 
 def draw(seed, *shape):
@@ -22,6 +22,20 @@ def test_class_sums_equal_loops_over_images_and_classes():
             torch.testing.assert_close(sums[n, k], features[n][:, own].sum(1))
             assert counts[n, k] == own.sum()
     assert counts[1, 2] == counts[:, 3].sum() == 0
+
+
+def test_means_are_of_each_image_or_of_the_batch():
+    features = draw(0, 2, 5, 3, 3)
+    masks = torch.tensor([0, 1, 255], dtype=torch.uint8).repeat(2, 3, 1)
+    masks[1, :, 1] = 0
+    means, shown = class_means(features, masks, 3)
+    torch.testing.assert_close(means[1, 0], features[1][:, :, :2].mean((1, 2)))
+    assert shown.tolist() == [[True, True, False], [True, False, False]]
+    means, shown = class_means(features, masks, 3, whole=True)
+    own = torch.cat([features[0][:, :, :1], features[1][:, :, :2]], 2)
+    torch.testing.assert_close(means[0], own.mean((1, 2)))
+    assert shown.tolist() == [True, True, False]
+    assert not means[2].any()
 
 
 def test_larger_masks_are_scaled_by_the_nearest_pixel():

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from counterpoint.core.checks import shapes
+from counterpoint.core.distributed import gather_rows
 from counterpoint.core.precision import full_precision
 
 Maps = Float[Tensor, "modalities n channels rows columns"]
@@ -38,6 +39,21 @@ def class_sums(
     small = F.interpolate(masks[:, None].float(), features.shape[2:], mode="nearest-exact")[:, 0]
     of = small.flatten(1)[:, None] == torch.arange(classes, device=masks.device)[:, None]
     return of.to(features.dtype) @ features.flatten(2).transpose(1, 2), of.sum(2)
+
+
+def class_means(
+    features: Map, masks: UInt8[Tensor, "n height width"], classes: int, whole: bool = False
+) -> tuple[Float[Tensor, "*n classes channels"], Bool[Tensor, "*n classes"]]:
+    """Average the features of each class (masked average pooling); zeros, and False, where a class is absent.
+
+    Args:
+        features, masks, classes: as in `class_sums`.
+        whole: average over the batch of all processes, without the axis n. Default: over each image.
+    """
+    sums, counts = class_sums(features, masks, classes)
+    if whole:
+        sums, counts = (gather_rows(x.sum(0)[None]).sum(0) for x in (sums, counts))
+    return sums / counts.clamp(min=1)[..., None], counts > 0
 
 
 def weighted_sum(features: Maps, weight: Tensor) -> Map:

@@ -35,10 +35,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
-from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
-from counterpoint.core.regions import Map, Maps, class_sums, inverse_length, mean_weights, weighted_sum
+from counterpoint.core.regions import Map, Maps, class_means, inverse_length, mean_weights, weighted_sum
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
@@ -385,15 +385,13 @@ class Any2Seg(AnyModalitiesLearner):
         loss = found["supervised"]
         if self.agreement is not None and out.correlation is not None:
             rows = self.agreement[batch["index"].cpu()].to(out.correlation)
-            settings = (config.inter_temperature, here.T, config.distance)
-            found["inter"] = inter_modal_loss(out.correlation.T, rows, *settings)
+            temperature = config.inter_temperature
+            found["inter"] = inter_modal_loss(out.correlation.T, rows, temperature, here.T, config.distance)
             loss = loss + config.inter_weight * found["inter"]
         if self.class_text is not None:
-            sums, counts = class_sums(out.features, masks, len(self.regions))
-            if config.pooling == "batch":
-                sums, counts = (gather_rows(x.sum(0)[None]).sum(0) for x in (sums, counts))
-            means, text = sums / counts.clamp(min=1)[..., None], self.class_text.to(sums.device)
-            found["intra"] = intra_modal_loss(means, text, counts > 0, config.intra_temperature, config.distance)
+            means, shown = class_means(out.features, masks, len(self.regions), config.pooling == "batch")
+            settings = (config.intra_temperature, config.distance)
+            found["intra"] = intra_modal_loss(means, self.class_text.to(means.device), shown, *settings)
             loss = loss + config.intra_weight * found["intra"]
         return {"loss": loss} | {name: value.detach() for name, value in found.items()}
 
