@@ -42,6 +42,8 @@ def test_larger_masks_are_scaled_by_the_nearest_pixel():
     masks = torch.tensor([[0, 1], [1, 255]], dtype=torch.uint8).repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
     sums, counts = class_sums(torch.ones(1, 1, 2, 2), masks, 2)
     assert sums.flatten().tolist() == counts.flatten().tolist() == [1, 2]
+    centre = torch.tensor([[[0, 0, 0], [0, 1, 0], [0, 0, 0]]], dtype=torch.uint8)
+    assert class_sums(torch.ones(1, 1, 1, 1), centre, 2)[1].tolist() == [[0, 1]]
 
 
 def test_weighted_sums_have_the_gradient_of_the_formula():

@@ -447,7 +447,11 @@ def test_an_absent_modality_of_an_item_or_a_whole_batch_does_not_change_the_loss
             train = scenes(8, {"depth": there})
             train.by_name["depth"][~there] = noise
             learner, task = built(source=source(train), recipe="none")
-            loss = learner.loss(first_batch(learner, task))["loss"]
+            batch = first_batch(learner, task)
+            learner.config.inter_weight = 1.0
+            learner.agreement = torch.linspace(-1, 1, 16).view(8, 2)
+            learner.agreement[~there, 1] = noise
+            loss = learner.loss(batch)["loss"]
             loss.backward()
             losses.append(loss.item())
             assert all(p.grad.isfinite().all() for p in learner.parameters())
