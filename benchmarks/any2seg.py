@@ -20,7 +20,7 @@ from alignment import run
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.core.regions import class_means
+from counterpoint.core.map_sums import class_means
 from counterpoint.experiment import Experiment
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "any2seg.json"

@@ -309,6 +309,14 @@ CASES: dict[str, Case] = {
     CORE + "memory:nearest_clusters": Case(
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
     ),
+    CORE + "wavelets:haar_high_frequency": Case(lambda n, d: [d(0, n, 2, 4, 6)], (0,), (0,), most=70),
+    IMAGES + "pcl_sr:patch_nce": Case(
+        lambda n, d: [d(0, n, 4, 3, 2), d(1, 2, n, 4, 3, 2), d(2, 3, n, 4, 3, 2)], (0,), (0, 1, 1), most=70
+    ),
+    IMAGES + "pcl_sr:feature_ratio": Case(
+        lambda n, d: [[d(0, n, 4, 3, 2)], [d(1, 2, n, 4, 3, 2)], [d(2, 3, n, 4, 3, 2)]], (), (0, 1, 1), most=70
+    ),
+    CORE + "adversarial:contrastive_discriminator": Case(lambda n, d: [d(0, n), d(1, n)], (0, 1), (0, 0)),
     IMAGES + "mlcd:mlcd_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, 50, DIM), listed(n, 50, 3), 16.0, 0.3, 1.0],
         (0, 1),
@@ -328,6 +336,22 @@ CASES: dict[str, Case] = {
 }
 
 CASES |= {
+    DENSE + "ctvis:item_losses": Case(
+        lambda n, d: [d(0, n, 7), d(1, n, 7).tanh(), torch.arange(7).expand(n, 7) % 3 - 1], (0, 1), (0, 0, 0)
+    ),
+    CORE + "tracks:similarity_guided_memory": Case(
+        lambda n, d: [d(0, n, 5, DIM), (torch.arange(5 * n).view(n, 5) % 3 > 0).long()], (0,), (0, 0)
+    ),
+    CORE + "tracks:memory_positives": Case(
+        lambda n, d: [
+            d(0, n, 5, DIM),
+            (torch.arange(5 * n).view(n, 5) % 3 > 0).long(),
+            d(1, n, 5, DIM),
+            d(2, n, 5) > 0,
+        ],
+        (),
+        (0, 0, 0, 0),
+    ),
     DENSE + "pixpro:pixel_propagation": Case(lambda n, d: [d(0, n, 3, 4, 3), None, 2.0], (0,), (0, None, None)),
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
@@ -346,6 +370,10 @@ CASES |= {
 
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
+    "ctvis:reid_loss": "lists of rows for item_losses",
+    "tracks:select_positive": "memory_positives of one instance",
+    "tracks:online_tracker": "whole numbers",
+    "tracks:Tracker": "whole numbers",
     "cells:near_cells": "whole numbers",
     "cca:CCALayer": "a layer over canonical_projections",
     "fitnets:hint_regressor": "makes a layer",

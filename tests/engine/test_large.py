@@ -88,6 +88,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
+    "pcl-sr": (
+        "digits?size=20&train=24",
+        {"patch": 20, "batch_size": 12, "epochs": 1, "repeats": 1, "critic_width": 4, "pretrain_epochs": 0},
+    ),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
@@ -106,6 +110,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "width": 8, "inter_weight": 0.0, "intra_weight": 0.0},
     ),
     "pixpro": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1, "hidden": 8}),
+    "ctvis": (
+        "moving-shapes?train=12&test=2&size=16",
+        {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "hidden": 8},
+    ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (
         PICTURES,

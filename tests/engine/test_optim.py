@@ -181,3 +181,18 @@ def test_training_does_not_import_the_compiler(tmp_path):
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_curve_of_ones_own_follows_the_warm_up():
+    from counterpoint.engine.optim import restarts
+
+    config = OptimConfig(optimizer="adam", lr=1.0, warmup_epochs=2)
+    turn = optimisers(config, [nn.Linear(2, 2)], 8, 256, curve=restarts(8, 2, weight=0.5))
+    rates = []
+    for _ in range(8):
+        rates.append(turn.optimizers[0].param_groups[0]["lr"])
+        turn.optimizers[0].step()
+        turn.schedules[0].step()
+    half = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
+    assert rates == pytest.approx([half[0] / 2, half[1], *half[2:], *(x / 2 for x in half)])
+    assert restarts(8, 1, floor=0.1)(8) == pytest.approx(0.1)

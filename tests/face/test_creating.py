@@ -23,7 +23,9 @@ FACTS = {
         "pretrained": False,
     },
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
+    "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "bags": {"visual_dim": 8, "audio_dim": 4},
+    "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
     "m3col": {"classes": 3},

@@ -21,6 +21,8 @@ AXES = {
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "IntraModal": (0, None, 0),
+    "PatchNCE": (0, 1, 1),
+    "FeatureRatio": (0, 1, 1),
 }
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
@@ -30,7 +32,8 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
-    "PixPro", "PixelRegression", "PixContrast",
+    "PatchNCE", "FeatureRatio", "DualContrast",
+    "PixPro", "PixelRegression", "PixContrast", "ReID",
     "InterModal", "IntraModal",
 ]  # fmt: skip
 
@@ -38,7 +41,7 @@ NAMES = [
 def shared(x: Any, rank: int, axis: int | None = 0) -> Any:
     """Return this process's share of an argument."""
     if isinstance(x, list):
-        return [shared(part, rank) for part in x]
+        return [shared(part, rank, axis) for part in x]
     if not isinstance(x, Tensor) or axis is None:
         return x
     many = x.shape[axis] // sum(COUNTS) if x.shape[axis] % sum(COUNTS) == 0 else 0
@@ -159,7 +162,7 @@ def test_world_is_the_loss_and_the_mean_gradient_of_the_whole_batch(parts, name)
         def next_share(x: Any, axis: int) -> None:
             if isinstance(x, list):
                 for one in x:
-                    next_share(one, 0)
+                    next_share(one, axis)
             elif isinstance(x, Tensor) and x.requires_grad:
                 cut.append(shared(next(at), rank, axis))
 

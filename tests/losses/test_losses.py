@@ -297,6 +297,19 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, N, 3, 4, 4), draw(1, N, 2, 2, 2)],
         lambda m, s, t: fn.attention_transfer(s, t, 2.0),
     ),
+    "PatchNCE": Case(
+        lambda: losses.PatchNCE(False),
+        lambda: [draw(0, N, 4, 3, 2), draw(1, 2, N, 4, 3, 2), draw(2, 3, N, 4, 3, 2)],
+        lambda m, *x: fn.patch_nce(*x, False),
+    ),
+    "FeatureRatio": Case(
+        lambda: losses.FeatureRatio("l1", True),
+        lambda: [[draw(0, N, 4, 3, 2)], [draw(1, 2, N, 4, 3, 2)], [draw(2, 3, N, 4, 3, 2)]],
+        lambda m, *x: fn.feature_ratio(*x, "l1", True).loss,
+    ),
+    "DualContrast": Case(
+        losses.DualContrast, lambda: [draw(0, N, 2), draw(1, N, 2)], lambda m, *x: fn.contrastive_discriminator(*x)
+    ),
     "MeanTeacher": Case(lambda: losses.MeanTeacher("kl"), pair, lambda m, s, t: fn.mean_teacher(s, t).kl),
 }
 
@@ -307,6 +320,11 @@ CASES |= {
         lambda m, *x: fn.pixpro_loss(*x, m.value),
     ),
     "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "ReID": Case(
+        lambda: losses.ReID(0.7, 0.4),
+        lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
+        lambda m, *x: 0.7 * fn.item_losses(*x).contrastive + 0.4 * fn.item_losses(*x).aux,
+    ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
     "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
     "IntraModal": Case(
@@ -319,6 +337,8 @@ CASES |= {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "any2seg:modality_agnostic_fusion": "maps, no loss",
+    "pcl-sr:haar_high_frequency": "bands, no loss",
+    "ctvis:similarity_guided_memory": "memories, no loss",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",

@@ -446,6 +446,17 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
     assert dots([1.0, 2.0, 3.0, np.nan, 3.0, 3.5]) == 0
 
 
+def test_pictures_stand_side_by_side_with_their_texts_escaped() -> None:
+    from counterpoint.report.found import found_sections
+
+    rows = [{"cells": [{"png": "AAAA", "text": NASTY}, {"png": "BBBB", "text": "output"}]}]
+    section = found_sections({"Restored": {"kind": "captioned", "rows": rows, "caption": "Parts."}})[0][1]
+    assert section.count("<img ") == 2
+    assert "data:image/png;base64,BBBB" in section
+    assert "<script>" not in section
+    assert "Parts." in section
+
+
 def test_a_matrix_of_numbers_shows_decimals_and_its_own_caption() -> None:
     from counterpoint.report.found import found_sections
 

@@ -22,7 +22,7 @@ def of_two_sides():
     from counterpoint import functional as fn
     from counterpoint.core.compared import Compared, Queued, pairs, views
     from counterpoint.core.distributed import global_mean
-    from counterpoint.core.regions import class_means
+    from counterpoint.core.map_sums import class_means
     from counterpoint.systems.images.hard_contrastive import hard_losses
     from counterpoint.systems.images.isogclr import Settings, _side, _views
     from counterpoint.systems.images.mochi import mixed_losses

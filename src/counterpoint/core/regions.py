@@ -1,77 +1,72 @@
-"""Sums and means of maps over the regions of a mask, and over modalities."""
+"""Regions of feature maps: small squares at the points of a grid, and their fixed neighbours (arXiv 2006.10511, Sec. 3.2)."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
-from counterpoint.core.distributed import gather_rows
-from counterpoint.core.precision import full_precision
-
-Maps = Float[Tensor, "modalities n channels rows columns"]
-Map = Float[Tensor, "n channels rows columns"]
-
-
-@full_precision
-def class_sums(
-    features: Map, masks: UInt8[Tensor, "n height width"], classes: int
-) -> tuple[Float[Tensor, "n classes channels"], Int[Tensor, "n classes"]]:
-    """Sum the features of each class in each image, for masked average pooling, and count its cells.
-
-    Args:
-        features: maps.
-        masks: class numbers; those outside 0..classes - 1, such as 255 for unknown, count nowhere. The masks are scaled to
-            the maps by the nearest pixel.
-        classes: number of classes.
-
-    Raises ValueError for shapes that do not fit.
-
-    >>> sums, counts = class_sums(torch.ones(1, 1, 2, 2), torch.tensor([[[0, 1], [1, 255]]], dtype=torch.uint8), 2)
-    >>> sums.flatten(), counts.flatten()
-    (tensor([1., 2.]), tensor([1, 2]))
-    """
-    if features.ndim != 4 or masks.ndim != 3 or len(features) != len(masks):
-        raise ValueError(f"features must be [n, channels, rows, columns] and masks [n, height, width], got "
-                         f"{shapes(features=features, masks=masks)}")  # fmt: skip
-    small = F.interpolate(masks[:, None].float(), features.shape[2:], mode="nearest-exact")[:, 0]
-    of = small.flatten(1)[:, None] == torch.arange(classes, device=masks.device)[:, None]
-    return of.to(features.dtype) @ features.flatten(2).transpose(1, 2), of.sum(2)
+# Grid points 0..4 x 0..4 of 13 regions, each with its five nearest points, as "row column".
+NEIGHBOURS = {
+    "00": "02 11 12 20 21",
+    "02": "00 04 11 13 22",
+    "04": "02 12 13 23 24",
+    "20": "00 11 22 40 31",
+    "22": "11 13 31 33 20",
+    "24": "04 22 44 13 33",
+    "40": "20 21 42 31 32",
+    "42": "22 40 44 31 33",
+    "44": "23 24 42 33 32",
+    "11": "00 02 20 22 13",
+    "13": "02 04 11 22 24",
+    "31": "20 22 40 42 33",
+    "33": "22 24 42 44 31",
+}
 
 
-def class_means(
-    features: Map, masks: UInt8[Tensor, "n height width"], classes: int, whole: bool = False
-) -> tuple[Float[Tensor, "*n classes channels"], Bool[Tensor, "*n classes"]]:
-    """Average the features of each class (masked average pooling); zeros, and False, where a class is absent.
+class Regions(NamedTuple):
+    """The corners of regions and of their negatives."""
+
+    positive: Int[Tensor, "regions 2"]
+    negative: Int[Tensor, "regions negatives 2"]
+
+
+def grid_regions(height: int, width: int, region: int = 3, negatives: int = 5) -> Regions:
+    """Return 13 regions on a quarter grid of a map, with their neighbours as negatives.
 
     Args:
-        features, masks, classes: as in `class_sums`.
-        whole: average over the batch of all processes, without the axis n. Default: over each image.
+        height, width: of the map, at least `region` + 2.
+        region: height and width of a region, by default 3.
+        negatives: number of neighbours, 1 to 5, by default 5.
+
+    Raises ValueError for a map that is too small and for numbers out of range.
+
+    >>> grid_regions(12, 12).positive[4]
+    tensor([4, 4])
     """
-    sums, counts = class_sums(features, masks, classes)
-    if whole:
-        sums, counts = (gather_rows(x.sum(0)[None]).sum(0) for x in (sums, counts))
-    return sums / counts.clamp(min=1)[..., None], counts > 0
+    if region < 1 or min(height, width) < region + 2:
+        raise ValueError(
+            f"regions of {region} x {region} need a map of at least {region + 2} cells a side, got {height} x {width}"
+        )
+    if not 1 <= negatives <= 5:
+        raise ValueError(f"negatives must lie in 1..5, got {negatives}")
+
+    def corner(point: str) -> list[int]:
+        reach = [extent - (4 if region == 3 else region) for extent in (height, width)]
+        return [int(number) * extent // 4 for number, extent in zip(point, reach, strict=True)]
+
+    positive = [corner(point) for point in NEIGHBOURS]
+    negative = [[corner(point) for point in points.split()[:negatives]] for points in NEIGHBOURS.values()]
+    return Regions(torch.tensor(positive), torch.tensor(negative))
 
 
-def weighted_sum(features: Maps, weight: Tensor) -> Map:
-    """Return the sum over modalities by weights [M, n] or [M, n, rows, columns], without a second [M, ...] tensor."""
-    weight = weight[..., None, None, None] if weight.ndim == 2 else weight[:, :, None]
-    first, *others = features.unbind(0)
-    found = first * weight[0]
-    for n, x in enumerate(others, start=1):
-        found = torch.addcmul(found, x, weight[n])
-    return found
-
-
-def mean_weights(present: Bool[Tensor, "modalities n"], dtype: torch.dtype) -> Float[Tensor, "modalities n"]:
-    """Return the weights of a mean over the modalities that are there; zeros where there is none."""
-    return present.to(dtype) / present.sum(0).clamp(min=1)
-
-
-def inverse_length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return 1 / length over axes; 0 for zeros, with gradient 0 there."""
-    square = x.square().sum(axes)
-    return torch.where(square > 0, torch.where(square > 0, square, 1.0).rsqrt(), 0.0)
+def region_rows(
+    maps: Float[Tensor, "n height width channels"], corners: Int[Tensor, "regions 2"], region: int
+) -> Float[Tensor, "n regions values"]:
+    """Return the values of the squares with these corners, in the order row, column, channel."""
+    within = torch.arange(region, device=maps.device)
+    rows = (corners[:, 0, None] + within)[:, :, None]
+    columns = (corners[:, 1, None] + within)[:, None, :]
+    return maps[:, rows, columns].flatten(2)

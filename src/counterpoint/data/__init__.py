@@ -127,6 +127,14 @@ SOURCES: dict[str, Source] = {
             function="load_canvases",
         ),
         Source(
+            "photographs",
+            "views",
+            "counterpoint.data.photographs",
+            "squares of two photographs, to learn to enlarge pictures; ?sprites=1 adds game sprites: data of PCL-SR's claim",
+            "CC BY 2.0 (danielbuechele, vultilion; ride in scikit-learn)",
+            "24 + 8 + 8 squares of 96 pixels, at hand",
+        ),
+        Source(
             "shapes",
             "dense",
             "counterpoint.data.shapes",
@@ -144,6 +152,15 @@ SOURCES: dict[str, Source] = {
             "made on the spot",
             "800 + 200 + 200 scenes of 48 x 48 pixels, made in seconds",
             also=("views", "aligned"),
+        ),
+        Source(
+            "phantoms",
+            "dense",
+            "counterpoint.data.phantoms",
+            "slices of synthetic volumes of three tissues, of which one training volume has masks: data of Global-Local's claim",
+            "made on the spot",
+            "21 + 1 + 8 volumes of 16 slices, made in a second",
+            also=("views",),
         ),
         Source(
             "moving-shapes",
@@ -273,6 +290,15 @@ SOURCES: dict[str, Source] = {
             "what you have",
             argument="DIR",
             also=("views", "aligned"),
+        ),
+        Source(
+            "ytvis",
+            "frames",
+            "counterpoint.data.ytvis",
+            "your own video frames with tracked boxes or masks, in the JSON layout of YouTube-VIS: ?images=DIR names their folder",
+            "yours",
+            "what you have",
+            argument="FILE",
         ),
         Source(
             "parquet",

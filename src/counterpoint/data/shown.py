@@ -38,14 +38,15 @@ def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[s
     return {"numbers": [round(float(number), 3) for number in value[:NUMBERS]]}
 
 
-def png(pixels: NDArray[np.uint8]) -> str:
-    """Encode a picture as a PNG in base64, scaled down to at most 96 pixels a side.
+def png(pixels: NDArray[np.uint8], largest: int = LARGEST) -> str:
+    """Encode a picture as a PNG in base64, scaled down where it is large.
 
     Args:
         pixels: [H, W, 3] or [H, W].
+        largest: most pixels of a side; by default 96.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((largest, largest))
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()

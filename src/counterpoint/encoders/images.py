@@ -5,6 +5,7 @@
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
     conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     conv-cells         four convolutions, of which two halve the picture, 0.08 M parameters, 64 wide, for its feature map
+    unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-fine", "conv-cells", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -65,6 +66,10 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
         if name == "mlp-s":
             return MLPS(size, channels)
+        if name.startswith("unet"):
+            from counterpoint.encoders import unet  # it builds on this module
+
+            return unet.UNetEncoder(size, channels, unet.WIDTHS[name])
         if name == "conv-s":
             return ConvS(channels)
         if name == "conv-fine":

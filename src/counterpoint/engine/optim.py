@@ -86,6 +86,27 @@ def factor(epoch: float, epochs: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
 
 
+def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) -> Callable[[float], float]:
+    """Return the factor of the learning rate by epoch: halves of a cosine, one after another. A `curve` of `optimisers`.
+
+    Args:
+        epochs: Number of epochs, at least 1.
+        cycles: Number of cycles, all of the same length; at least 1.
+        weight: Factor of all cycles after the first, at least 0. Default: 1.
+        floor: Factor that a cycle ends with, at least 0. Default: 0.
+
+    Source: SGDR (Loshchilov and Hutter, arXiv 1608.03983).
+    """
+
+    def curve(epoch: float) -> float:
+        at = min(epoch / epochs, 1.0) * cycles
+        cycle = min(int(at), cycles - 1)
+        share = 0.5 * (1 + math.cos(math.pi * (at - cycle)))
+        return floor + (weight if cycle else 1.0) * (1 - floor) * share
+
+    return curve
+
+
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
     """A schedule of the learning rate's factors, and of a weight decay from `first` to `last` on half a cosine.
 
@@ -136,6 +157,7 @@ def optimisers(
     *,
     steps_per_epoch: int = 1,
     rate: float = 1.0,
+    curve: Callable[[float], float] | None = None,
 ) -> Turn:
     """Return a turn of one optimiser over the modules' trainable parameters, with its schedule.
 
@@ -147,6 +169,7 @@ def optimisers(
         constant: Parameters that keep the full learning rate throughout (SimSiam's predictor). Default: none.
         steps_per_epoch: Number of steps in an epoch, for schedules that change after each step.
         rate: Factor of all learning rates, by default 1.
+        curve: Function from the epoch to the factor of the learning rate after the warm-up. Default: half a cosine.
 
     Raises CounterpointError when no parameter of the modules requires a gradient, and for an unknown optimiser.
     """
@@ -173,6 +196,8 @@ def optimisers(
 
     def moving(epoch: float) -> float:
         warm = epoch < config.warmup_epochs
+        if curve is not None:
+            return rate * curve(epoch) * (factor(epoch - early, epochs, config.warmup_epochs) if warm else 1.0)
         return rate * factor(epoch - early if warm else epoch, epochs, config.warmup_epochs)
 
     factors = [(lambda _: rate) if group["still"] else moving for group in optimizer.param_groups]

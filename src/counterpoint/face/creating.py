@@ -26,6 +26,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "size": "size=224 (pixels, height and width)",
         "regions": "regions=['background', 'road'] (names of the pixels' classes)",
     },
+    "frames": {"size": "size=64 (pixels, height and width of a crop)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
         "audio_dim": "audio_dim=128 (width of audio rows)",
@@ -72,8 +73,10 @@ def create(
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
+        frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
+        restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
 
     "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
     `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as

@@ -23,6 +23,7 @@ from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
 from counterpoint.use import hub
 from counterpoint.use.export import Exported, export
+from counterpoint.use.restorer import Restorer
 
 Rows = NDArray[np.float32] | torch.Tensor
 
@@ -202,6 +203,8 @@ class Trained(ModelHubMixin):
     ) -> list[Exported]:
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
 
+        Of a run that restores pictures, write its network.
+
         Args:
             out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
             format: onnx, or torch for torch.export. Default: from the ending of `out`.
@@ -210,7 +213,9 @@ class Trained(ModelHubMixin):
         Returns a record for each file: path, inputs, and the largest difference that the check found.
         """
         with plainly():
-            return export(self.encoder, out, format=format, modality=modality)
+            restores = self.run.config.get("task") == "restored"
+            encoder: Any = Restorer.load(self.run, self.learner) if restores else self.encoder
+            return export(encoder, out, format=format, modality=modality)
 
     # --- the hub (ModelHubMixin: save_pretrained, from_pretrained, push_to_hub)
 

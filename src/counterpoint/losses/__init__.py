@@ -26,10 +26,12 @@ _FILES = {
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
     "cells": "PixContrast PixPro PixelRegression",
+    "instances": "ReID",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
+    "restored": "DualContrast FeatureRatio PatchNCE",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}

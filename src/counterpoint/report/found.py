@@ -10,6 +10,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
     pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
+    captioned "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, each with its own text
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
 """
@@ -35,6 +36,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "matrix": _matrix,
         "maps": _maps,
         "pictures": _pictures,
+        "captioned": _captioned,
         "curves": _curves,
         "table": _table,
     }
@@ -110,3 +112,16 @@ def _maps(part: Mapping[str, Any]) -> Markup:
             )
             pictures.append(page.figure(drawn, found["text"]))
     return page.figures(*pictures)
+
+
+def _captioned(part: Mapping[str, Any]) -> Markup:
+    """Show rows of pictures in a table, with the caption below."""
+    cell = '<td><img src="data:image/png;base64,{}" alt="{}"><span class="remark">{}</span></td>'
+    rows = Markup("").join(
+        Markup("<tr>{}</tr>").format(
+            Markup("").join(Markup(cell).format(one["png"], one["text"], one["text"]) for one in row["cells"])
+        )
+        for row in part["rows"]
+    )
+    drawn = Markup('<div class="scroll"><table class="gallery captioned"><tbody>{}</tbody></table></div>').format(rows)
+    return page.figure(drawn, part.get("caption", ""))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.regions import Map, Maps
+from counterpoint.core.map_sums import Map, Maps
 from counterpoint.data.shown import png
 from counterpoint.encoders.maps import MapDecoder, feature_maps, map_channels
 from counterpoint.engine.survey import Survey

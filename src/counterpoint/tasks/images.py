@@ -206,7 +206,7 @@ class ImageTask:
     at_once: ClassVar[int] = BATCH  # rows of an `evaluation_batch` at most
     watched: ClassVar[str] = "images"  # what a valid split must hold
 
-    def __init__(self, data: ImageData, config: ImagesConfig) -> None:
+    def __init__(self, data: ImageData, config: Any) -> None:
         if not isinstance(data, ImageData):
             raise CounterpointError(
                 f"{data.name} has no single images, which the task {self.name} needs; name a source of images"

@@ -9,8 +9,9 @@
     text     tokens   int64    [n, length], length at most the run's context; mask bool [n, length]
     audio    wave     float32  [n, samples], mono in [-1, 1] at the run's rate
     vector   vector   float32  [n, dim]
+    picture  pixels   uint8    [n, 3, height, width]; the output is the restored picture, float32 in 0..1
 
-The number of items n and the length of texts may differ from call to call.
+The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from counterpoint.views.images import normalise
 
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 LARGEST = 1e-4  # maximum difference from the run's own embedding, relative to its largest value
-INPUTS = {"image": ("pixels",), "text": ("tokens", "mask"), "audio": ("wave",), "vector": ("vector",)}
+INPUTS = {
+    "image": ("pixels",),
+    "text": ("tokens", "mask"),
+    "audio": ("wave",),
+    "vector": ("vector",),
+    "picture": ("pixels",),
+}
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -152,7 +159,7 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
 def _dynamic(kind: str) -> dict[int, Any]:
     """Return the axes whose length may differ from call to call. A network that fixes one of them fails the check."""
     free = torch.export.Dim.AUTO
-    return {0: free, 1: free} if kind == "text" else {0: free}
+    return dict.fromkeys({"text": (0, 1), "picture": (0, 2, 3)}.get(kind, (0,)), free)
 
 
 def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
@@ -174,7 +181,7 @@ def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> N
         tuple(inputs),
         str(path),
         input_names=list(INPUTS[kind]),
-        output_names=["embeddings"],
+        output_names=["restored" if kind == "picture" else "embeddings"],
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -193,6 +200,8 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
     spec, draw = encoder.transform.modalities[name], torch.Generator().manual_seed(seed + count)
     if spec["kind"] == "image":
         return (torch.randint(256, (count, 3, spec["size"], spec["size"]), generator=draw, dtype=torch.uint8),)
+    if spec["kind"] == "picture":
+        return (torch.randint(256, (count, 3, 16 + count, 17 + 2 * count), generator=draw, dtype=torch.uint8),)
     if spec["kind"] == "audio":
         return (torch.rand(count, spec["samples"], generator=draw) * 2 - 1,)
     if spec["kind"] == "vector":

@@ -173,7 +173,10 @@ def card(run: Run) -> str:
         lines += [f"| {k} | {v:.4f} | {f'{levels[k]:.4f}' if k in levels else ''} |" for k, v in found.items()]
     else:
         lines.append("None are recorded.")
-    use = {"bags": "scores = run.learner.timeline(audio, visual)"}
+    use = {
+        "bags": "scores = run.learner.timeline(audio, visual)",
+        "restored": "large = run.learner.restore(small)  # [n, 3, height, width] in 0..1, of any size",
+    }
     encode = {"aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on"}
     lines += [
         "",

@@ -36,9 +36,9 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.map_sums import Map, Maps, class_means, inverse_length, mean_weights, weighted_sum
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
-from counterpoint.core.regions import Map, Maps, class_means, inverse_length, mean_weights, weighted_sum
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey

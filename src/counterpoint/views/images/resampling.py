@@ -34,6 +34,21 @@ def gaussian_blur(images: Images, sigma: Float[Tensor, " batch"], kernel: int) -
     return _separable(images, _band(weights, height), _band(weights, width))
 
 
+def blur_across(images: Images, kernels: tuple[int, int], sigmas: tuple[float, float]) -> Images:
+    """Blur all images with one Gaussian, whose window and deviation differ down and across; edges are mirrored.
+
+    Args:
+        images: floating point.
+        kernels: numbers of taps down and across, odd and below twice the side.
+        sigmas: standard deviations down and across, in pixels, positive.
+    """
+    bands = []
+    for side, kernel, sigma in zip(images.shape[-2:], kernels, sigmas, strict=True):
+        taps = torch.arange(kernel, dtype=images.dtype, device=images.device) - kernel // 2
+        bands.append(_band(torch.softmax(-0.5 * (taps / sigma) ** 2, 0)[None], side).expand(len(images), -1, -1))
+    return _separable(images, *bands)
+
+
 def _band(weights: Float[Tensor, "batch taps"], size: int) -> Float[Tensor, "batch size size"]:
     """Build the matrix of each image's blur along one axis."""
     taps = weights.shape[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.core.regions import class_means, class_sums, inverse_length, mean_weights, weighted_sum
+from counterpoint.core.map_sums import class_means, class_sums, inverse_length, mean_weights, weighted_sum
 
 
 def draw(seed, *shape):
