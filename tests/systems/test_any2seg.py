@@ -215,6 +215,8 @@ def test_inter_modal_loss_is_zero_for_rows_that_differ_by_a_constant_and_for_one
     assert fn.inter_modal_loss(rows + 2, rows).abs() < 1e-12
     assert fn.inter_modal_loss(draw(1, 3, 4), rows) > 0
     assert fn.inter_modal_loss(rows[:, :1], rows[:, 1:2]) == 0
+    one = fn.inter_modal_loss(draw(1, 4), rows[0])
+    torch.testing.assert_close(one, fn.inter_modal_loss(draw(1, 4)[None], rows[:1]))
 
 
 @pytest.mark.parametrize("distance", ["kl", "mse"])

@@ -157,16 +157,16 @@ def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, temperature: flo
 @over_group
 @full_precision(keep=("present",))
 def inter_modal_loss(
-    student_row: Float[Tensor, "n modalities"],
-    teacher_row: Float[Tensor, "n modalities"],
+    student_row: Float[Tensor, "*n modalities"],
+    teacher_row: Float[Tensor, "*n modalities"],
     temperature: float = 1.0,
-    present: Bool[Tensor, "n modalities"] | None = None,
+    present: Bool[Tensor, "*n modalities"] | None = None,
     distance: Distance = "kl",
 ) -> Float[Tensor, ""]:
     """Compute L_cr: the modalities' relative agreement with the scene follows the teacher's (Eq. 2).
 
     Args:
-        student_row: M^f, the correlations rho of each sample; `modality_agnostic_fusion` returns them as [M, n].
+        student_row: M^f, the correlations rho of each sample or of one; `modality_agnostic_fusion` returns them as [M, n].
         teacher_row: M^e, cosines of each modality's embedding with the sentence's; no gradient.
         temperature: t > 0, by default 1.
         present: whether a sample has a modality. Default: all.
@@ -178,13 +178,15 @@ def inter_modal_loss(
     tensor(0.1110)
     """
     mask = torch.ones_like(student_row, dtype=torch.bool) if present is None else present.bool()
-    if student_row.ndim != 2 or not student_row.shape == teacher_row.shape == mask.shape:
+    if student_row.ndim not in (1, 2) or not student_row.shape == teacher_row.shape == mask.shape:
         raise ValueError(
             f"rows must be [n, modalities] alike, got {shapes(student_row=student_row, teacher_row=teacher_row, present=mask)}"
         )
     need_rows(student_row=student_row)
     need_positive(temperature=temperature)
     _check_distance(distance)
+    if student_row.ndim == 1:
+        student_row, teacher_row, mask = student_row[None], teacher_row[None], mask[None]
     target = teacher_row.detach()
     if distance == "kl":
         return global_mean(_divergence(student_row, target, mask, temperature))
