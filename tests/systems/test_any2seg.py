@@ -314,23 +314,6 @@ def first_batch(learner, task):
 CLIP = "fit:clip?data=sensors%3Ftrain=24%26test=6%26size=16&image_encoder=conv-s&embedding=8&batch_size=12&epochs=1&vocabulary=300"
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """Save a tiny text encoder with its tokenizer, as transformers does."""
-    import transformers
-
-    from counterpoint.encoders.text import train_bpe
-
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer = train_bpe(["a road with a tree and a car"], 300)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.model, pad_token="[PAD]").save_pretrained(folder)
-    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                                     vocab_size=tokenizer.vocabulary)  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder)
-    return f"hf:{folder}"
-
-
 def test_a_step_trains_with_the_public_functions(monkeypatch):
     learner, task = built(teacher=CLIP, inter_weight=2.0, intra_weight=3.0, inter_temperature=0.1)
     calls: dict[str, list] = {}
@@ -378,6 +361,22 @@ def test_agreement_is_the_cosine_of_a_modality_and_the_sentence():
     torch.testing.assert_close(learner.agreement, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_class_names_are_embedded_by_the_named_text_encoder(monkeypatch):
+    class Text(torch.nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            assert name == "minilm"
+
+        def text(self, texts):
+            return torch.tensor([[len(text), 3.0] for text in texts])
+
+    monkeypatch.setattr(any2seg, "TextTeacher", Text)
+    learner, task = built(intra_weight=1.0, class_text="minilm", teacher="run:none")  # no other teacher is needed
+    first_batch(learner, task)
+    wanted = torch.tensor([[len(name), 3.0] for name in ("road", "tree", "car", "person", "wall", "ball")])
+    torch.testing.assert_close(learner.class_text, torch.nn.functional.normalize(wanted, dim=1))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -386,12 +385,10 @@ def test_agreement_is_the_cosine_of_a_modality_and_the_sentence():
         {"fusion": "concat", "level": "features"},
         {"level": "features", "previous": True},
         {"tokens": True, "output": "mean", "hard_pixels": 0.7},
-        {"intra_weight": 1.0, "class_text": "words", "distance": "mse", "pooling": "batch", "candidates": 2},
+        {"intra_weight": 1.0, "teacher": CLIP, "distance": "mse", "pooling": "batch", "candidates": 2},
     ],
 )
-def test_options_train(settings, words):
-    if "class_text" in settings:
-        settings = settings | {"class_text": words}
+def test_options_train(settings):
     learner, task = built("sensors?train=8&test=4&size=16", **settings)
     (row,) = fit(learner, task, bar=False)
     assert np.isfinite(row["train/loss"])
@@ -460,9 +457,9 @@ def test_an_absent_modality_of_an_item_or_a_whole_batch_does_not_change_the_loss
         assert losses[0] == losses[1]
 
 
-def test_pixels_of_unknown_class_alone_give_zero_loss_and_gradient(words):
+def test_pixels_of_unknown_class_alone_give_zero_loss_and_gradient():
     unknown = np.full((8, 16, 16), 255, np.uint8)
-    learner, task = built(source=source(scenes(8)), intra_weight=1.0, class_text=words, hard_pixels=0.7)
+    learner, task = built(source=source(scenes(8)), intra_weight=1.0, teacher=CLIP, hard_pixels=0.7)
     batch = first_batch(learner, task)
     batch["masks"] = [torch.from_numpy(unknown)]
     found = learner.loss(batch)
