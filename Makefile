@@ -53,6 +53,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/fixed_keys.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/obow.py
+	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py

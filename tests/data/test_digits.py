@@ -112,6 +112,26 @@ def test_contents_are_those_that_records_were_made_with(spec, task, expected):
     assert contents(data.load(spec, task=task)) == expected
 
 
+def test_styles_of_the_test_are_not_those_of_training_and_the_seed_draws_them_anew():
+    found = data.load("digit-styles?size=8&noise=0")
+    assert set(found.train.domains.tolist()) == set(found.test.domains.tolist()) == {0, 1, 2}
+    assert set(found.shifts["unseen"].domains.tolist()) == {3, 4, 5, 6, 7}
+    assert np.array_equal(found.shifts["unseen"].labels, found.test.labels)
+    one = data.load("digit-styles?size=8&unseen=0-4&train=100")
+    assert len(one.train) == 100
+    assert set(one.train.domains.tolist()) == {1, 2, 3, 5, 6, 7}
+    assert set(one.shifts["unseen"].domains.tolist()) == {0, 4}
+    # A style is two colours times a smooth light: the corners of most digits are paper.
+    first = np.flatnonzero(found.train.domains == 0)[:40]
+    corner = found.train.images(first)[:, 0, 0].astype(int)
+    assert (np.abs(corner - np.median(corner, 0)).max(1) <= 1).mean() > 0.9
+    other = data.load("digit-styles?size=8&noise=0&seed=1")
+    assert not np.array_equal(found.train.images(np.arange(9)), other.train.images(np.arange(9)))
+    for options in ("sources=8", "styles=1", "unseen=8", "unseen=a", "unseen=0-1-2-3-4-5-6-7", "noise=-1", "train=1"):
+        with pytest.raises(DataError, match="digit-styles"):
+            data.load(f"digit-styles?{options}")
+
+
 def test_canvases_hold_the_digits_of_their_tags_in_different_cells():
     found = data.load("digit-canvases?train=60&test=20&grid=2&least=1&most=3&noise=0")
     pixels = found.train.images(np.arange(60))[..., 0]

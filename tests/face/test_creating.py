@@ -28,6 +28,7 @@ FACTS = {
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
+    "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "m3col": {"classes": 3},
     "mae": {"encoder": "vit-s"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

@@ -18,6 +18,7 @@ AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
     "CACRMomentum": (1, 0),
+    "MSN": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "IntraModal": (0, None, 0),
@@ -33,8 +34,7 @@ NAMES = [
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "PixPro", "PixelRegression", "PixContrast", "ReID",
-    "InterModal", "IntraModal",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "ColumnInfoNCE", "MSN", "InterModal", "IntraModal",
 ]  # fmt: skip
 
 

@@ -109,6 +109,9 @@ CASES: dict[str, Case] = {
     ),
     "MoCHi": Case(lambda: losses.MoCHi(DIM, 9, 4, 3, 2), lambda: [*pair(), generator()], mixed_by),
     "DCL": Case(lambda: losses.DCL(0.2, 0.5), pair, lambda m, a, b: fn.dcl(a, b, 0.2, 0.5)),
+    "ColumnInfoNCE": Case(
+        lambda: losses.ColumnInfoNCE(0.2), lambda: [draw(0, N, 3, DIM)], lambda m, z: fn.column_infonce(z, 0.2)
+    ),
     "NTXentByIndex": Case(
         lambda: losses.NTXentByIndex(0.3),
         lambda: [draw(0, N, DIM), LABELS],
@@ -163,6 +166,11 @@ CASES: dict[str, Case] = {
     "BarlowTwins": Case(lambda: losses.BarlowTwins(0.01), pair, lambda m, a, b: fn.barlow(a, b, 0.01)),
     "VICReg": Case(lambda: losses.VICReg(2.0, 3.0, 4.0), pair, lambda m, a, b: fn.vicreg(a, b, 2.0, 3.0, 4.0)),
     "SwAV": Case(lambda: losses.SwAV(DIM, 7, 0.2, queue=9), lambda: [draw(0, 2, N, DIM), draw(1, 3, N, DIM)], swav_by),
+    "MSN": Case(
+        lambda: losses.MSN(DIM, 7, 0.2, 0.5, 0.7, iterations=2),
+        lambda: [draw(0, 2, N, DIM), draw(1, N, DIM)],
+        lambda m, a, t: fn.msn(a, t, m.prototypes, 0.2, 0.5, 0.7, 2).loss,
+    ),
     "DINO": Case(
         lambda: losses.DINO(DIM, 0.2, 0.05, 0.8),
         lambda: [draw(0, 4, N, DIM), draw(1, 2, N, DIM)],
@@ -320,6 +328,11 @@ CASES |= {
         lambda m, *x: fn.pixpro_loss(*x, m.value),
     ),
     "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "SoftDice": Case(
+        lambda: losses.SoftDice(True),
+        lambda: [draw(0, N, 3, 4, 4), (draw(1, N, 4, 4) * 10).long().remainder(3)],
+        lambda m, *x: fn.soft_dice_loss(*x, True),
+    ),
     "ReID": Case(
         lambda: losses.ReID(0.7, 0.4),
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
@@ -337,8 +350,11 @@ CASES |= {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "any2seg:modality_agnostic_fusion": "maps, no loss",
+    "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
+    "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
+    "bss:transfer_style": "makes images",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",

@@ -20,13 +20,14 @@ from typing import Any
 from counterpoint.errors import unknown
 
 _FILES = {
-    "contrastive": "DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
+    "contrastive": "ColumnInfoNCE DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
     "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
-    "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
+    "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
     "cells": "PixContrast PixPro PixelRegression",
     "instances": "ReID",
+    "masks": "SoftDice",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",

@@ -4,7 +4,7 @@ The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, i
 
     parts      the digits for training, valid and test; every source divides them by the same rule
     scene      the truth of n pictures: the digits side by side, and their classes
-    grey, intensity, enlarged, noisy, over_patterns, canvases, halves, tower     styles of rendering a scene
+    grey, intensity, enlarged, noisy, over_patterns, styled, canvases, halves, tower     styles of rendering a scene
     words, wordy                                                       captions
 """
 
@@ -125,6 +125,50 @@ def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity
     """
     clean = intensity(truth)
     return clean + deviation * rng.standard_normal(clean.shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Style:
+    """A drawing style: two colours, and a smooth field of light over the picture."""
+
+    ink: NDArray[np.float64]  # [3] in 0..1
+    paper: NDArray[np.float64]  # [3] in 0..1
+    light: NDArray[np.float64]  # [size, size] factors, around 1
+
+
+def style(size: int, rng: np.random.Generator) -> Style:
+    """Draw a style for pictures of `size` pixels.
+
+    Ink is lighter than paper, by at least 0.2 in the mean of the channels. The light is 1 plus half of the mean of three waves
+    of at most one period a side.
+    """
+    ink, paper = rng.random((2, 3))
+    while ink.mean() - paper.mean() < 0.2:
+        ink, paper = rng.random((2, 3))
+    at = (np.arange(size) + 0.5) / size
+    light = np.ones((size, size))
+    for _ in range(3):
+        across, down, phase = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.random()
+        light += 0.5 / 3 * np.cos(2 * np.pi * (down * at[:, None] + across * at + phase))
+    return Style(ink, paper, light)
+
+
+def styled(truth: Scene, styles: list[Style], which: Indices, deviation: float, rng: np.random.Generator) -> Pixels:
+    """Render one digit in each picture in colours and light of a style, with noise: [n, size, size, 3].
+
+    Args:
+        truth: one digit in each picture.
+        styles: styles for one size.
+        which: [n] numbers of styles, one for each picture.
+        deviation: standard deviation of the noise, in intensities of 0..1; the result is clipped to 0..1.
+        rng: draws the noise.
+    """
+    size = len(styles[0].light)
+    stroke = enlarged(truth, size)[..., None] / 255
+    ink, paper, light = (np.stack([getattr(one, name) for one in styles])[which] for name in ("ink", "paper", "light"))
+    found = (stroke * ink[:, None, None] + (1 - stroke) * paper[:, None, None]) * light[..., None]
+    found += deviation * rng.standard_normal(found.shape, np.float32)
+    return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
 
 
 def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:

@@ -15,11 +15,11 @@ limited annotations", NeurIPS 2020, arXiv 2006.10511.
     L^R       local strategy 0     a region of two augmentations of one picture, against its neighbours in both
     L^D       local strategy 1     also against the same region of other volumes' slices
 
-Stage 1 trains e and g1, stage 2 the decoder and g2 with e frozen, stage 3 the whole U-Net on the labelled slices.
+Stage 1 trains e and g1. Stage 2 trains the decoder and g2, with e frozen. Stage 3 trains the whole U-Net on labelled slices.
 
-Differences from the authors' code: groups of runs are always whole (their loop leaves the last one black), partitions may have
-any number, and a negative at the anchor's own place is left out. Processes gather their rows, so W processes compute the loss
-of one. Not built: keeping the model of the best validation Dice, and Mixup.
+Differences from the authors' code: groups of runs are always whole; their loop leaves the last one black. Any number of
+partitions is possible. A negative at the anchor's own place is left out. Processes gather their rows, so W processes compute
+the loss of one. Not built: keeping the model of the best validation Dice, and Mixup.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.regions import grid_regions, region_rows
 from counterpoint.core.rules import Diagonal, Labels
+from counterpoint.core.world import over_group
 from counterpoint.data.dense import IGNORE, labelled_rows
 from counterpoint.encoders.unet import UNetDecoder, UNetEncoder
 from counterpoint.engine.loading import Batches
@@ -180,6 +181,7 @@ def local_region_contrastive_loss(
     return (torch.cat([towards, negatives], 2).logsumexp(2) - towards[..., 0]).sum() / regions / n
 
 
+@over_group
 @full_precision
 def soft_dice_loss(
     logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"], foreground: bool = False

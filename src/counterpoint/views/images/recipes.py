@@ -100,6 +100,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
         # The hardest, applied to the digit's channel alone: for MCL's claim.
         ("digit-patterns", [_PATTERNS], replace(_DIGITS, channels=1)),
+        # Shifts of an eighth and changes of colour, for digits in many styles: for BSS's claim.
+        ("digit-styles", [replace(_DIGITS, shift=1 / 8, jitter=0.8)], replace(_DIGITS, jitter=0.8)),
         # Changes of the same kinds, from very weak to very strong: for AdaInf's claim.
         ("digits-s0", [replace(_DIGITS, noise=0.05, gain=0.1)], _DIGITS),
         ("digits-s25", [replace(_DIGITS, shift=1 / 8, noise=0.1, cut=1, cut_chance=0.9, gain=0.225)], _DIGITS),
