@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from counterpoint.core.map_sums import Map, Maps
 from counterpoint.data.shown import png
 from counterpoint.encoders.maps import MapDecoder, feature_maps, map_channels
+from counterpoint.encoders.text import exporting
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import unknown
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
@@ -109,7 +110,7 @@ class AnyModalitiesLearner(DenseLearner):
             pictures: [n, M, 3, H, W], normalised.
             present: which pictures to encode.
         """
-        whole = bool(present.all())
+        whole = exporting() or bool(present.all())  # an exported program must not depend on values
         flat = pictures.transpose(0, 1)
         maps = feature_maps(self.encoder, flat.flatten(0, 1) if whole else flat[present])
         if self.config.level == "logits":
@@ -117,7 +118,8 @@ class AnyModalitiesLearner(DenseLearner):
         if not whole:
             at = present.flatten().nonzero()[:, 0]
             maps = [x.new_zeros(present.numel(), *x.shape[1:]).index_copy(0, at, x) for x in maps]
-        return [x.unflatten(0, present.shape) for x in maps]
+        maps = [x.unflatten(0, present.shape) for x in maps]
+        return [torch.where(present[..., None, None, None], x, 0.0) for x in maps] if exporting() else maps
 
     def seen(self, batch: dict[str, Any]) -> Bool[Tensor, "modalities n"]:
         """Return which modalities a batch has; in training, which it uses."""

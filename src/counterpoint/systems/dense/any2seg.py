@@ -119,7 +119,7 @@ def modality_agnostic_fusion(
     if present is not None and holds((~here.any(0)).any()):
         raise ValueError("present leaves a sample without a modality")
     able = here & (torch.arange(modalities, device=here.device) < (candidates or modalities))[:, None]
-    able = torch.where(able.any(0), able, here)
+    able = able | (here & ~able.any(0))
     anchor = weighted_sum(features, mean_weights(here, features.dtype))
     anchor = anchor if previous is None else (previous + anchor) / 2
     axes = (1,) if tokens else (1, 2, 3)
