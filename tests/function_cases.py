@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from counterpoint.core.regions import grid_regions
+
 DIM = 6
 
 
@@ -122,6 +124,13 @@ CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
 DENSE = "counterpoint.systems.dense."
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
+
+
+def cmd_rows(n: int, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """Make outputs and features of three crops of n pictures, and of the teacher's two."""
+    student = [draw(0, 3 * n, 5), draw(1, 7 * n, 5), draw(2, 7 * n, 4)]
+    return [*student, draw(3, 2 * n, 5), draw(4, 6 * n, 5), draw(5, 6 * n, 4)]
+
 
 CASES: dict[str, Case] = {
     CORE + "alignment:negative_cosine": Case(pair, (0,), (0, 0)),
@@ -254,6 +263,9 @@ CASES: dict[str, Case] = {
     CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),
+    CLASSICS + "msn:msn": Case(
+        lambda n, d: [d(0, 2, n, DIM), d(1, n, DIM), d(2, 5, DIM)], (0, 2), (1, 0, None), kwargs=(("iterations", 2),)
+    ),
     CLASSICS + "triplet:triplet_hard": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), permutes=False),
     CLASSICS + "vicreg:vicreg": Case(pair, (0, 1), (0, 0)),
     IMAGES + "adainf:ntxent_by_index": Case(
@@ -269,6 +281,13 @@ CASES: dict[str, Case] = {
     IMAGES + "cacr:pairwise_nt_xent": Case(lambda n, d: [d(0, 2, n, DIM), 0.05], (0,), (1, None), kernel=True),
     IMAGES + "dcl:dcl": Case(lambda n, d: [*pair(n, d), 0.05, 0.5], (0, 1), (0, 0, None, None), kernel=True),
     IMAGES + "dcl:dclw_weight": Case(lambda n, d: [d(0, n).tanh(), 0.5], (), (0, None), permutes=False),
+    IMAGES + "bss:transfer_style": Case(
+        lambda n, d: [d(0, n, 3, 6, 6).sigmoid(), torch.arange(n).roll(1), torch.arange(n) % 3 - 1],
+        (0,),
+        (0, 0, 0),
+        permutes=False,
+    ),
+    IMAGES + "bss:column_infonce": Case(lambda n, d: [torch.stack(pair(n, d), 1), 0.3], (0,), (0,), kernel=True),
     IMAGES + "hallucinator:extrapolate_positive": Case(
         lambda n, d: [*pair(n, d), 0.7], (0, 1), (0, 0, None), permutes=False
     ),
@@ -300,6 +319,22 @@ CASES: dict[str, Case] = {
     CORE + "codes:bow_targets": Case(
         lambda n, d: [d(0, n, 4, 5, 6), d(1, 9, 4), 2.0, 3.0, "max", True], (), (0, None, None, None, None, None)
     ),
+    # Three crops of every picture, the local one with a single region.
+    IMAGES + "cmd:cmd_loss": Case(
+        lambda n, d: [*cmd_rows(n, d), [3, 1], 3, d(6, 1, 5), d(7, 1, 5), 0.2, 0.1],
+        (0, 1, 2),
+        (0, 0, 0, 0, 0, 0),
+        memory=(8, 9),
+        permutes=False,
+        kwargs=(("pooling", "attention"),),
+    ),
+    IMAGES + "cmd:esvit_loss": Case(
+        lambda n, d: [*cmd_rows(n, d), [3, 1], 3, d(6, 1, 5), d(7, 1, 5), 0.2, 0.1],
+        (0, 1),
+        (0, 0, 0, 0, 0, 0),
+        memory=(8, 9),
+        permutes=False,
+    ),
     IMAGES + "obow:obow_loss": Case(
         lambda n, d: [[d(0, n, DIM), d(1, 2 * n, DIM)], [d(2, 9, 4)], [d(3, n, 9).softmax(1)], [word_weights], 2.0],
         (),
@@ -310,10 +345,10 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
     ),
     CORE + "wavelets:haar_high_frequency": Case(lambda n, d: [d(0, n, 2, 4, 6)], (0,), (0,), most=70),
-    IMAGES + "pcl_sr:patch_nce": Case(
+    DENSE + "pcl_sr:patch_nce": Case(
         lambda n, d: [d(0, n, 4, 3, 2), d(1, 2, n, 4, 3, 2), d(2, 3, n, 4, 3, 2)], (0,), (0, 1, 1), most=70
     ),
-    IMAGES + "pcl_sr:feature_ratio": Case(
+    DENSE + "pcl_sr:feature_ratio": Case(
         lambda n, d: [[d(0, n, 4, 3, 2)], [d(1, 2, n, 4, 3, 2)], [d(2, 3, n, 4, 3, 2)]], (), (0, 1, 1), most=70
     ),
     CORE + "adversarial:contrastive_discriminator": Case(lambda n, d: [d(0, n), d(1, n)], (0, 1), (0, 0)),
@@ -336,6 +371,19 @@ CASES: dict[str, Case] = {
 }
 
 CASES |= {
+    DENSE + "global_local_seg:partition_contrastive_loss": Case(
+        lambda n, d: [d(0, -(-n // 8) * 8, DIM), 2, 2], (0,), (0, None, None), permutes=False
+    ),
+    DENSE + "global_local_seg:local_region_contrastive_loss": Case(
+        lambda n, d: [d(0, -(-n // 2) * 2, 9, 9, 2), *grid_regions(9, 9)],
+        (0,),
+        (0, None, None),
+        most=40,
+        permutes=False,
+    ),
+    DENSE + "global_local_seg:soft_dice_loss": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), (d(1, n, 4, 4) * 100).long().remainder(3)], (0,), (0, 0)
+    ),
     DENSE + "ctvis:item_losses": Case(
         lambda n, d: [d(0, n, 7), d(1, n, 7).tanh(), torch.arange(7).expand(n, 7) % 3 - 1], (0, 1), (0, 0, 0)
     ),
@@ -360,6 +408,13 @@ CASES |= {
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
+    DENSE + "any2seg:modality_agnostic_fusion": Case(
+        lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
+    ),
+    DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
+    DENSE + "any2seg:intra_modal_loss": Case(
+        lambda n, d: [d(0, n, 4, DIM), d(1, 4, 3), d(2, n, 4) > -0.5, 0.3], (0,), (0, None, 0, None), memory=(1,)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),
@@ -367,6 +422,7 @@ CASES |= {
 
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
+    "regions:grid_regions": "whole numbers",
     "ctvis:reid_loss": "lists of rows for item_losses",
     "tracks:select_positive": "memory_positives of one instance",
     "tracks:online_tracker": "whole numbers",
@@ -402,12 +458,16 @@ OTHERS = {
     "mae:unpatchify": "moves values, whatever their type",
     "mae:random_masking": "moves values, whatever their type",
     "adainf:inflate": "moves images",
+    "bss:half_window": "numbers only",
+    "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "obow:WordGenerator": "a network",
+    "prototypes:DINOHead": "a network",
+    "prototypes:moved_center": "moves a memory",
     "class_logits:sampled_classes": "whole numbers",
     "grouped:grouped_batches": "whole numbers",
     "bags:fit_length": "moves values",

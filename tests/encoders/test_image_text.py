@@ -37,6 +37,7 @@ def pictures(count, size, channels=3):
     [
         ("conv-s", 32, 128),
         ("conv-s", 9, 128),
+        ("conv-group", 16, 128),
         ("conv-fine", 8, 64),
         ("resnet-s", 32, 128),
         ("resnet-s", 64, 128),

@@ -83,10 +83,11 @@ def compared(slug: str, data: str | None, settings: dict[str, Any], batch_change
 # Every system that is built stands in one of these lists: compared with N = 1, or refused for a reason.
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(
-        ("simclr", "simsiam", "byol", "moco-v1", "moco-v2", "barlow-twins", "vicreg", "cacr", "swav", "dino"),
+        ("simclr", "simsiam", "byol", "moco-v1", "moco-v2", "barlow-twins", "vicreg", "cacr", "swav", "msn", "dino"),
         (PICTURES, IMAGES),
     ),
-    **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl"), (PICTURES, IMAGES)),
+    **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl", "bss"), (PICTURES, IMAGES)),
+    "cmd": (PICTURES, IMAGES | {"pooling": "attention"}),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
     "pcl-sr": (
         "digits?size=20&train=24",
@@ -105,6 +106,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     # Their networks have feature maps.
+    "any2seg": (
+        "sensors?train=24&test=8&size=16",
+        {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "width": 8, "inter_weight": 0.0, "intra_weight": 0.0},
+    ),
     "pixpro": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1, "hidden": 8}),
     "ctvis": (
         "moving-shapes?train=12&test=2&size=16",
@@ -113,6 +118,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "wscol": (
         "shifted-shapes?train=12&target=12&test=2&size=32&proposals=8",
         {"encoder": "conv-s", "layer": "", "crop": 16, "batch_size": 12, "source_batch": 12, "epochs": 0, "hidden": 8},
+    ),
+    "global-local-seg": (
+        "phantoms?train=3&test=2&slices=8&size=16",
+        {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
     ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
     "attention-transfer": (

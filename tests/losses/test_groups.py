@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 COUNTS = [3, 1, 2]
-# Arguments whose batch is not the first axis. Lists hold tensors whose first axis is it.
+# Arguments whose batch is not the first axis, or that have none (None). Lists hold tensors whose first axis is it.
 AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
     "CACRMomentum": (1, 0),
+    "MSN": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
+    "CMD": (1,) * 6,
+    "IntraModal": (0, None, 0),
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
 }
@@ -31,16 +34,18 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "PixPro", "PixelRegression", "PixContrast", "ReID", "WeakGuidedContrast",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "ColumnInfoNCE", "MSN", "InterModal", "IntraModal",
+    "WeakGuidedContrast",
 ]  # fmt: skip
 
 
-def shared(x: Any, rank: int, axis: int = 0) -> Any:
+def shared(x: Any, rank: int, axis: int | None = 0) -> Any:
     """Return this process's share of an argument."""
     if isinstance(x, list):
         return [shared(part, rank, axis) for part in x]
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or axis is None:
         return x
     many = x.shape[axis] // sum(COUNTS) if x.shape[axis] % sum(COUNTS) == 0 else 0
     sizes = [many * count for count in COUNTS] if many else [x.shape[axis] - 2, 1, 1]

@@ -109,6 +109,9 @@ CASES: dict[str, Case] = {
     ),
     "MoCHi": Case(lambda: losses.MoCHi(DIM, 9, 4, 3, 2), lambda: [*pair(), generator()], mixed_by),
     "DCL": Case(lambda: losses.DCL(0.2, 0.5), pair, lambda m, a, b: fn.dcl(a, b, 0.2, 0.5)),
+    "ColumnInfoNCE": Case(
+        lambda: losses.ColumnInfoNCE(0.2), lambda: [draw(0, N, 3, DIM)], lambda m, z: fn.column_infonce(z, 0.2)
+    ),
     "NTXentByIndex": Case(
         lambda: losses.NTXentByIndex(0.3),
         lambda: [draw(0, N, DIM), LABELS],
@@ -163,10 +166,33 @@ CASES: dict[str, Case] = {
     "BarlowTwins": Case(lambda: losses.BarlowTwins(0.01), pair, lambda m, a, b: fn.barlow(a, b, 0.01)),
     "VICReg": Case(lambda: losses.VICReg(2.0, 3.0, 4.0), pair, lambda m, a, b: fn.vicreg(a, b, 2.0, 3.0, 4.0)),
     "SwAV": Case(lambda: losses.SwAV(DIM, 7, 0.2, queue=9), lambda: [draw(0, 2, N, DIM), draw(1, 3, N, DIM)], swav_by),
+    "MSN": Case(
+        lambda: losses.MSN(DIM, 7, 0.2, 0.5, 0.7, iterations=2),
+        lambda: [draw(0, 2, N, DIM), draw(1, N, DIM)],
+        lambda m, a, t: fn.msn(a, t, m.prototypes, 0.2, 0.5, 0.7, 2).loss,
+    ),
     "DINO": Case(
         lambda: losses.DINO(DIM, 0.2, 0.05, 0.8),
         lambda: [draw(0, 4, N, DIM), draw(1, 2, N, DIM)],
         lambda m, s, t: fn.dino(s, t, m.center.clone(), 0.2, 0.05, 0.8).loss,
+    ),
+    "CMD": Case(
+        lambda: losses.CMD(DIM, 0.2, 0.05, 0.8, pooling="attention", inter_weight=0.7),
+        lambda: [
+            draw(0, 3, N, DIM),
+            [draw(1, 2, N, 4, DIM), draw(2, 1, N, 2, DIM)],
+            [draw(3, 2, N, 4, DIM), draw(4, 1, N, 2, DIM)],
+            *(draw(5, 2, N, DIM), draw(6, 2, N, 4, DIM), draw(7, 2, N, 4, DIM)),
+        ],
+        lambda m, s, r, f, t, tr, tf: (
+            fn.cmd_loss(
+                *(s.flatten(0, 1), torch.cat([x.flatten(0, 2) for x in r]), torch.cat([x.flatten(0, 2) for x in f])),
+                *(t.flatten(0, 1), tr.flatten(0, 2), tf.flatten(0, 2)),
+                *([4, 2], 3, m.center.clone(), m.center_grid.clone(), 0.2, 0.05),
+                pooling="attention",
+                inter_weight=0.7,
+            ).loss
+        ),
     ),
     "MAE": Case(
         lambda: losses.MAE(2),
@@ -320,6 +346,11 @@ CASES |= {
         lambda m, *x: fn.pixpro_loss(*x, m.value),
     ),
     "PixelRegression": Case(lambda: losses.PixelRegression(1.0), maps, lambda m, *x: fn.pixel_regression(*x, 1.0)),
+    "SoftDice": Case(
+        lambda: losses.SoftDice(True),
+        lambda: [draw(0, N, 3, 4, 4), (draw(1, N, 4, 4) * 10).long().remainder(3)],
+        lambda m, *x: fn.soft_dice_loss(*x, True),
+    ),
     "ReID": Case(
         lambda: losses.ReID(0.7, 0.4),
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
@@ -331,13 +362,23 @@ CASES |= {
         lambda m, *x: fn.weak_guided_contrast(*x, m.temperature),
     ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
+    "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
+    "IntraModal": Case(
+        lambda: losses.IntraModal(0.3, "mse"),
+        lambda: [draw(0, N, 4, DIM), draw(1, 4, 3), draw(2, N, 4) > -0.5],
+        lambda m, p, t, y: fn.intra_modal_loss(p, t, y, 0.3, "mse"),
+    ),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "any2seg:modality_agnostic_fusion": "maps, no loss",
+    "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
+    "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",
     "ctvis:similarity_guided_memory": "memories, no loss",
     "wscol:proposal_distillation": "KD with temperature=1, of one process",
+    "bss:transfer_style": "makes images",
     "pixpro:pixel_propagation": "maps, no loss",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",
@@ -352,6 +393,7 @@ WITHOUT = {
     "rkd:rkd_angle": "RKD with distance_weight=0",
     "crd:crd": "CRD keeps banks and writes in place, as the system: CRDLoss",
     "mae:mae": "masking and MAE's loss in one call; the system calls reconstruction, as MAE does",
+    "cmd:esvit_loss": 'CMD with inter="none" or "literal"',
     "obow:obow_loss": "its head is a network, generated from a vocabulary that the teacher writes between steps: the learner",
     "mochi:mochi_logits": "logits; MoCHi's loss of them is made block by block, as the system does",
     "hallucinator:extrapolate_positive": "makes rows, of which another loss is taken",

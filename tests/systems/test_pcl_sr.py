@@ -23,8 +23,8 @@ from counterpoint.encoders.critics import HaarCritic, fixed
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
-from counterpoint.systems.images import pcl_sr as room
-from counterpoint.systems.images.pcl_sr import PCLSRConfig, contrastive_discriminator, feature_ratio, patch_nce
+from counterpoint.systems.dense import pcl_sr as room
+from counterpoint.systems.dense.pcl_sr import PCLSRConfig, contrastive_discriminator, feature_ratio, patch_nce
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "pcl-sr.npz")
 DATA = "digits?size=20&train=40"

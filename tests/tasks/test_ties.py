@@ -204,6 +204,7 @@ ITEM_MEASURES = {
     "identification": lambda x, y, labels: identification(x, y, labels, labels, neighbours=4)["mrr"],
     "zero-shot": lambda x, y, labels: zero_shot_accuracy(x, torch.eye(CLASSES, DIM).round(), labels),
     "knn": lambda x, y, labels: knn_accuracy(x, labels, y, labels, k=4),
+    "purity": lambda x, y, labels: EVALUATORS["purity"](x, labels, k=4),
     "linear-probe": lambda x, y, labels: linear_probe(x, labels, y, labels)[0],
     "tags": lambda x, y, labels: EVALUATORS["tags"](x, F.one_hot(labels), y, F.one_hot(labels)),
     "gap": lambda x, y, labels: sum(gap_metrics(x.numpy(), y.numpy()).values()),

@@ -24,6 +24,7 @@ from counterpoint.tasks.measures import (
     confusion,
     knn_accuracy,
     linear_probe,
+    purity,
     tag_precision,
     uniformity,
 )
@@ -49,6 +50,43 @@ def test_knn_votes_as_scikit_learn_does(blobs):
     assert found == pytest.approx(expected.score(units, asked.numpy()))
     assert knn_accuracy(x, y, x, y, k=1) == 1.0
     assert knn_accuracy(x[:5], y[:5], test, asked, k=20) == knn_accuracy(x[:5], y[:5], test, asked, k=5)
+
+
+def test_purity_is_the_share_of_neighbours_of_the_own_group(blobs):
+    x, y, *_ = blobs
+    rows = torch.nn.functional.normalize(x, dim=1)
+    nearest = (rows @ rows.T).fill_diagonal_(-2).topk(10, dim=1).indices
+    assert purity(x, y) == pytest.approx(float((y[nearest] == y[:, None]).float().mean()))
+    assert purity(x, torch.where(y == 0, -1, y)) == pytest.approx(purity(x[y > 0], y[y > 0]))
+    assert purity(torch.ones(6, 2), torch.arange(6) % 2, k=3) == pytest.approx(2 / 5)  # all neighbours tie
+    assert math.isnan(purity(x[:1], y[:1]))
+    with pytest.raises(ValueError, match="k must"):
+        purity(x, y, k=0)
+
+
+def test_shifts_are_measured_with_the_bank_of_the_training_split_and_only_on_test():
+    rng = np.random.default_rng(0)
+
+    def split(classes, domains):
+        count = len(classes)
+        return ArrayImages(rng.integers(0, 255, (count, 8, 8), np.uint8), np.array(classes), domains=np.array(domains))
+
+    train, held = split([0, 1] * 10, [0, 0, 1, 1] * 5), split([0, 1] * 4, [0, 1] * 4)
+    shifts = {"other-style": split([0, 1, 2] * 4, [2] * 12)}  # the class 2 is not in the bank
+    task = TASK(ImageData("mine", train, held, held, ("a", "b", "c"), 8, shifts=shifts), ViewsConfig(neighbours=3))
+    found = {}
+    for name in ("valid", "test"):
+        evaluator = task.evaluator(name)
+        for batch in task.evaluation_loader(name):
+            label = torch.nn.functional.one_hot(batch["label"], 3).float()
+            feature = label + 0.01 * batch["image"].flatten(1)[:, :3]
+            evaluator.update(batch, {"feature": feature, "pair": [feature, feature]})
+        found[name] = evaluator.compute(final=True)
+    assert not any(key.startswith("other_style") for key in found["valid"])
+    assert found["test"]["other_style_knn_accuracy"] == found["test"]["other_style_linear_accuracy"] == 1.0
+    assert found["test"]["other_style_domain_purity"] == 1.0
+    assert evaluator.chance()["domain_purity"] == pytest.approx(0.5)
+    assert evaluator.chance()["other_style_knn_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_the_probe_is_logistic_regression(blobs):

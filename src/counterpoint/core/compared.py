@@ -9,6 +9,7 @@ The rules exclude rows of the bank for an anchor.
     pairs       two: each side is contrasted with the other side                   CLIP
     Queued      one: the query is the anchor, the bank is a queue of older keys    MoCo
     predicted   two: each side is predicted from the other, the bank is empty      SimSiam
+    by_view     none: no row is contrasted; each view is spread over prototypes    SwAV, MSN
 """
 
 from __future__ import annotations
@@ -149,3 +150,8 @@ def predicted(compared: Compared, apart: bool = False) -> list[Direction]:
     query, key, index = compared.query, compared.key, compared.index
     of_query, of_key = compared.targets or (query, key)
     return [Direction(query, of_key, key[:0], (), index), Direction(key, of_query, query[:0], (), index)]
+
+
+def by_view(compared: Compared, apart: bool = False) -> list[Direction]:
+    """Raise ValueError: methods whose terms over a batch cover one view at a time have no anchors and no bank."""
+    raise ValueError("a method that spreads each view over prototypes contrasts no rows")

@@ -2,7 +2,9 @@
 
     digits           pictures with labels, scaled up; splits, cuts and long tails
     digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
+    digit-styles     coloured pictures in several styles; other styles are left for the test: data of BSS's claim
     digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
+    tile-canvases    pictures of one digit, the key patch, among tiles of texture: data of CMD's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
@@ -124,6 +126,77 @@ def load_patterns(
     )
 
 
+def load_styles(
+    argument: None = None,
+    *,
+    size: int = 16,
+    styles: int = 8,
+    sources: int = 3,
+    unseen: str = "",
+    noise: float = 0.03,
+    held_out: float = 0.332,
+    valid: float = SHARE,
+    train: int = 0,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-styles`: digits in drawing styles (domains), of which training sees some.
+
+    A style has two colours, ink and paper, and a smooth field of light. Each digit has one style at random. The splits have
+    the source styles. `shifts["unseen"]` is the test digits again, in the other styles. The label is the digit.
+
+    Args:
+        argument: not used; sources share a signature.
+        size: height and width in pixels, 8 to 4096.
+        styles: number of styles, at least 2.
+        sources: number of styles in training, the first ones, at least 1 and fewer than `styles`.
+        unseen: numbers of the styles to leave out instead, from 0, such as "0-3-7"; training has all others. Default: by
+            `sources`.
+        noise: standard deviation of the noise, in intensities of 0..1.
+        held_out: share of the digits in the test split, between 0 and 1, the same for every class.
+        valid: share of the other digits in the valid split, between 0 and 1, the same for every class.
+        train: number of training digits, at least 2, drawn with `seed`; 0 for all.
+        seed: seed of the styles, of their assignment to digits and of the noise.
+
+    Raises DataError for a number or share out of range.
+    """
+    checked_size(size)
+    words = [word for word in unseen.split("-") if word]
+    if any(not word.isdecimal() for word in words):
+        raise DataError(f'digit-styles: unseen must be numbers of styles, such as "0-3-7"; got "{unseen}"')
+    other = sorted({*map(int, words)}) if words else list(range(sources, styles))
+    if styles < 2 or not 1 <= sources < styles or not 0 < len(other) < styles or other[-1] >= styles:
+        raise DataError(
+            "digit-styles: it needs at least 2 styles, and 1 <= sources < styles. Unseen styles lie in 0 to styles - 1 and "
+            f"leave one for training; got {styles=}, {sources=}, {unseen=}"
+        )
+    if noise < 0 or not 0 < held_out < 1:
+        raise DataError(
+            f"digit-styles: noise must not be negative and held_out lies between 0 and 1; got {noise=}, {held_out=}"
+        )
+    parts = world.parts("digit-styles", held_out, valid)
+    if train and not 2 <= train <= len(parts.train):
+        raise DataError(f"digit-styles: train must be 2 to {len(parts.train)} digits, got {train}")
+    rng = np.random.default_rng([2303_06088, seed])
+    drawn = [world.style(size, rng) for _ in range(styles)]
+    seen = [number for number in range(styles) if number not in other]
+
+    def images(numbers: Indices, chosen: list[int]) -> ArrayImages:
+        truth, which = world.scene(numbers), rng.choice(chosen, len(numbers))
+        return ArrayImages(world.styled(truth, drawn, which, noise, rng), truth.labels[:, 0], domains=which)
+
+    trained = np.sort(rng.permutation(parts.train)[: train or None])
+    return ImageData(
+        name="digit-styles",
+        train=images(trained, seen),
+        valid=images(parts.valid, seen),
+        test=images(parts.test, seen),
+        classes=world.NAMES,
+        size=size,
+        shifts={"unseen": images(parts.test, other)},
+        domains=tuple(f"style {number}" for number in range(styles)),
+    )
+
+
 def load_canvases(
     argument: None = None,
     *,
@@ -202,6 +275,75 @@ def load_canvases(
         classes=(),
         size=world.SIDE * grid,
         tags=Tags(world.NAMES, first, second, third),
+    )
+
+
+def load_tiles(
+    argument: None = None,
+    *,
+    train: int = 2000,
+    test: int = 500,
+    grid: int = 4,
+    kinds: int = 8,
+    textures: int = 64,
+    noise: float = 0.05,
+    held_out: float = 0.2,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `tile-canvases`: pictures whose class is decided by one tile among many.
+
+    A picture is a grid of tiles of 8 x 8 pixels. One tile at a random place is a digit, the picture's class. All others are
+    textures: smooth patterns with the shades of a digit. Every tile has its own colour. So shades and colours tell nothing of
+    the class. No digit of a split is in another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training pictures, at least 2.
+        test: number of test pictures, at least 2.
+        grid: tiles in a row and in a column, 1 to 8.
+        kinds: number of classes, 2 to 10: the digits from zero on.
+        textures: number of textures, at least 1, shared by all splits.
+        noise: standard deviation of the noise, in intensities of 0..1.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of digits, textures, places, colours and noise of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    if (
+        min(train, test) < 2
+        or not 1 <= grid <= 8
+        or not 2 <= kinds <= len(world.NAMES)
+        or textures < 1
+        or noise < 0
+        or not 0 < held_out < 1
+    ):
+        raise DataError(
+            "tile-canvases: train and test must be at least 2, grid 1 to 8, kinds 2 to 10. It needs at least 1 texture. noise "
+            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {kinds=}, {textures=}, "
+            f"{noise=}, {held_out=}"
+        )
+    parts = world.parts("tile-canvases", held_out, valid)
+    labels = world.inventory()[1]
+    rng = np.random.default_rng([2401_08860, seed])
+    pool = world.textures(textures, rng)
+
+    def canvases(numbers: Indices, count: int) -> ArrayImages:
+        truth = world.scene(rng.choice(numbers[labels[numbers] < kinds], count))
+        pixels = world.tiles(truth, pool, rng.integers(grid * grid, size=count), grid, noise, rng)
+        return ArrayImages(pixels, truth.labels[:, 0])
+
+    trained, watched, tested = (
+        canvases(numbers, count) for numbers, count in zip(parts, (train, test, test), strict=True)
+    )
+    return ImageData(
+        name="tile-canvases",
+        train=trained,
+        valid=watched,
+        test=tested,
+        classes=world.NAMES[:kinds],
+        size=world.SIDE * grid,
     )
 
 

@@ -101,6 +101,8 @@ class ImageData:
     channels: int = 3
     # More test splits by name, from other domains than the training split, such as unseen drawing styles.
     shifts: dict[str, ImageSplit] = field(default_factory=dict)
+    # Names of the domains, such as styles or scanners, that pictures come from; the splits number them. Empty without domains.
+    domains: tuple[str, ...] = ()
     # Images whose features neighbours and probes use, and number of images in an epoch. None: those of the training split.
     # Set where a system has inflated the training split.
     bank: ImageSplit | None = None
@@ -125,8 +127,9 @@ class ArrayImages:
         pixels: [N, H, W, 3] uint8, or [N, H, W] grey, which is repeated over the channels when read.
         labels: [N] class numbers, -1 for none. Default: no labels.
         features: [N, dim] a teacher's features of the pictures, for sources that bring them. Default: none.
+        domains: [N] numbers of `ImageData.domains`, -1 for none. Default: no domains.
 
-    Raises DataError for pixels of another type or shape. Raises it too where labels or features are not N.
+    Raises DataError for pixels of another type or shape. Raises it too where labels, features or domains are not N.
     """
 
     def __init__(
@@ -134,11 +137,13 @@ class ArrayImages:
         pixels: Pixels,
         labels: Indices | None = None,
         features: NDArray[np.float32] | None = None,
+        domains: Indices | None = None,
     ) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
             raise DataError(f"images must be uint8 [N, H, W, 3] or [N, H, W], got {pixels.dtype} {list(pixels.shape)}")
         self.pixels = pixels
         self.labels = checked_labels(labels, len(pixels))
+        self.domains = checked_labels(domains, len(pixels))
         if features is not None and (features.ndim != 2 or len(features) != len(pixels)):
             raise DataError(f"features must be [{len(pixels)}, any number], got {list(features.shape)}")
         self.features = features

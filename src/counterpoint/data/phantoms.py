@@ -1,7 +1,7 @@
 """`phantoms`: synthetic volumes of three tissues that lie alike in every subject, with a class for each pixel of each slice.
 
-A ring around a cavity and a blob beside it drift along the axis in the same way in all subjects, as organs do. Subjects differ
-in place, size and intensities. A smooth bias field, noise and three other blobs make slices hard to read.
+A ring around a cavity and a blob beside it drift along the axis, alike in all subjects. Subjects differ in place,
+size and intensities. A smooth bias field, noise and three other blobs make slices hard to read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load(
     checked_size(size)
     if not 1 <= labelled <= train or test < 1 or slices < 2 or seed < 0:
         raise CounterpointError(
-            f"phantoms: it needs 1 <= labelled <= train, test of at least 1, slices of at least 2 and seed of at least 0; got "
+            f"phantoms: it needs 1 <= labelled <= train. test is at least 1, slices at least 2, and seed at least 0; got "
             f"{train=}, {labelled=}, {test=}, {slices=}, {seed=}"
         )
     splits = []

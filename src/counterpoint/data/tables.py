@@ -15,6 +15,9 @@ The source reads files as `manifest:` does (see data/manifest.py). Cells keep th
 or a text stay together in splits that are cut here. A list names all that is left out, with the reason. A row without a label is
 kept without one.
 
+`?domain=COLUMN` names a column of domains, such as styles or scanners; `imagefolder:DIR?domain=folder` takes them from
+DIR/DOMAIN/CLASS/. `?unseen=sketch,scan` leaves these domains out of the splits, and measures them apart.
+
 The test split is the split named "test", else "validation". Otherwise a fifth of the items is cut, the same every time, each
 class in proportion. `?test=0.1` cuts another fraction; `?test=NAME` takes the split of that name. The valid split is the
 split named "validation" (valid, val, dev) where there is a test split too. Otherwise a tenth of the training items is cut.
@@ -27,7 +30,7 @@ from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import ImageData, checked_size
 from counterpoint.data.own.archives import member_column
 from counterpoint.data.own.contracts import aligned_data, image_data
-from counterpoint.data.own.folders import read_folder
+from counterpoint.data.own.folders import DOMAIN, read_folder
 from counterpoint.data.own.opening import open_table
 from counterpoint.data.own.places import is_folder
 from counterpoint.data.own.reader import Reader
@@ -45,6 +48,8 @@ def load_imagefolder(
     image: str = "",
     label: str = "",
     text: str = "",
+    domain: str = "",
+    unseen: str = "",
     test: str = "",
     valid: str = "",
 ) -> ImageData | AlignedData:
@@ -56,6 +61,9 @@ def load_imagefolder(
         size: height and width of images in pixels, 8 to 4096.
         image, label, text: columns of metadata files. Default: columns with the usual names, and the folders' names as
             classes.
+        domain: column with the domain of each picture, such as a style or a scanner. "folder": the folders are
+            DIR/DOMAIN/CLASS/ (or DIR/train/DOMAIN/CLASS/). Default: no domains. For the task views.
+        unseen: domains to leave out of all splits and to measure apart, joined by commas. Default: none.
         test: fraction of the items in the test split, or the name of a split. Default: the split "test", else
             "validation", else a fifth.
         valid: fraction of the training items in the valid split, or the name of a split. Default: the split
@@ -63,7 +71,7 @@ def load_imagefolder(
 
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
-    return _load("imagefolder", place, task, size, image, label, text, test, valid)
+    return _load("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen)
 
 
 def load_parquet(
@@ -74,11 +82,13 @@ def load_parquet(
     image: str = "",
     label: str = "",
     text: str = "",
+    domain: str = "",
+    unseen: str = "",
     test: str = "",
     valid: str = "",
 ) -> ImageData | AlignedData:
     """Open Parquet files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("parquet", place, task, size, image, label, text, test, valid)
+    return _load("parquet", place, task, size, image, label, text, test, valid, domain, unseen)
 
 
 def load_csv(
@@ -89,11 +99,13 @@ def load_csv(
     image: str = "",
     label: str = "",
     text: str = "",
+    domain: str = "",
+    unseen: str = "",
     test: str = "",
     valid: str = "",
 ) -> ImageData | AlignedData:
     """Open CSV files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("csv", place, task, size, image, label, text, test, valid)
+    return _load("csv", place, task, size, image, label, text, test, valid, domain, unseen)
 
 
 def load_webdataset(
@@ -104,23 +116,41 @@ def load_webdataset(
     image: str = "",
     label: str = "",
     text: str = "",
+    domain: str = "",
+    unseen: str = "",
     test: str = "",
     valid: str = "",
 ) -> ImageData | AlignedData:
     """Open WebDataset archives (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("webdataset", place, task, size, image, label, text, test, valid)
+    return _load("webdataset", place, task, size, image, label, text, test, valid, domain, unseen)
 
 
 def _load(
-    kind: str, place: str, task: str, size: int, image: str, label: str, text: str, test: str, valid: str
+    kind: str,
+    place: str,
+    task: str,
+    size: int,
+    image: str,
+    label: str,
+    text: str,
+    test: str,
+    valid: str,
+    domain: str,
+    unseen: str,
 ) -> ImageData | AlignedData:
     checked_size(size)
     pairs = task == "aligned"
+    if pairs and (domain or unseen):
+        raise CounterpointError(f"{kind}: domain and unseen are options of the task views, not of aligned")
+    by_folder = kind == "imagefolder" and domain == "folder"
+    if by_folder:
+        domain = DOMAIN
     prefer = ""
     if kind == "webdataset":
         (image, ending), (label, _), (text, _) = _member(image), _member(label), _member(text)
         prefer = ending
-    named = {name.partition(".")[0] for name in (image, label, text) if name} | {image, label, text}
+    options = (image, label, text, domain)
+    named = {name.partition(".")[0] for name in options if name} | {*options}
     usual = {*IMAGE, *LABEL, *(TEXT if pairs else ())}
 
     def wanted(name: str) -> bool:
@@ -133,16 +163,16 @@ def _load(
                 if "://" in place:
                     raise DataError(f"{place} is on the net; download it and name the folder")
                 raise DataError(f"{place}: no such directory; it should hold a folder of images for every class")
-            table, notes = read_folder(place, wanted, accounts)
+            table, notes = read_folder(place, wanted, accounts, by_folder=by_folder)
         else:
             table, notes = open_table(place, "tar" if kind == "webdataset" else kind, wanted, accounts, prefer)
         known = table.usual | ({"image": "image", "label": "label"} if kind == "imagefolder" else {})
-        roles = image_roles(place, table.columns, known, image, label, text, pairs=pairs)
+        roles = image_roles(place, table.columns, known, image, label, text, domain, pairs=pairs)
         reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
         reader.judge(None)
         if pairs:
             return aligned_data(reader, f"{kind}:{place}", test, valid, notes)
-        return image_data(reader, f"{kind}:{place}", test, valid, notes)
+        return image_data(reader, f"{kind}:{place}", test, valid, notes, unseen)
     except CounterpointError:
         accounts.write()
         raise

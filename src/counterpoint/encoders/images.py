@@ -3,6 +3,7 @@
     name               encoder
     mlp-s              layers of 128 and 64 units with batch normalisation, for pictures of a few pixels, 64 wide
     conv-s             three strided convolutions, 0.09 M parameters, 128 wide
+    conv-group         conv-s with group normalisation, which uses no statistics of the batch
     conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     conv-cells         four convolutions, of which two halve the picture, 0.08 M parameters, 64 wide, for its feature map
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
@@ -31,16 +32,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders.image_encoder import ImageEncoder
+from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
 LIBRARIES = ("timm", "torchvision", "hf")
-
-
-class ImageEncoder(nn.Module):
-    """A module that maps normalised pictures [batch, channels, height, width] to vectors [batch, dim]."""
-
-    dim: int
 
 
 def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: bool = False) -> ImageEncoder:
@@ -67,11 +64,11 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         if name == "mlp-s":
             return MLPS(size, channels)
         if name.startswith("unet"):
-            from counterpoint.encoders import unet  # it builds on this module
-
-            return unet.UNetEncoder(size, channels, unet.WIDTHS[name])
+            return UNetEncoder(size, channels, WIDTHS[name])
         if name == "conv-s":
             return ConvS(channels)
+        if name == "conv-group":
+            return ConvS(channels, groups=8)
         if name == "conv-fine":
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         if name == "conv-cells":
@@ -137,10 +134,10 @@ class _ChannelsLast(ImageEncoder):
         return self.features(images).mean((2, 3))
 
 
-def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(True)
-    )
+def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3, groups: int = 0) -> nn.Sequential:
+    """Build a convolution, batch normalisation (or, with `groups`, group normalisation) and ReLU."""
+    norm = nn.GroupNorm(groups, outputs) if groups else nn.BatchNorm2d(outputs)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm, nn.ReLU(True))
 
 
 class MLPS(ImageEncoder):
@@ -162,16 +159,23 @@ class MLPS(ImageEncoder):
 
 
 class ConvS(_ChannelsLast):
-    """3 x 3 convolutions, by default three of stride 2, with batch normalisation and ReLU, averaged over the picture."""
+    """3 x 3 convolutions, by default three of stride 2, with normalisation and ReLU, averaged over the picture.
+
+    The normalisation is over the batch, or with `groups` over groups of a picture's channels.
+    """
 
     def __init__(
-        self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 128), strides: tuple[int, ...] = (2, 2, 2)
+        self,
+        channels: int = 3,
+        widths: tuple[int, ...] = (32, 64, 128),
+        strides: tuple[int, ...] = (2, 2, 2),
+        groups: int = 0,
     ) -> None:
         super().__init__()
         self.dim, self.layers = widths[-1], len(widths) - 1
-        self.stem = _conv(channels, widths[0], strides[0])
+        self.stem = _conv(channels, widths[0], strides[0], groups=groups)
         for n in range(1, len(widths)):
-            setattr(self, f"layer{n}", _conv(widths[n - 1], widths[n], strides[n]))
+            setattr(self, f"layer{n}", _conv(widths[n - 1], widths[n], strides[n], groups=groups))
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
@@ -243,6 +247,11 @@ class VisionTokens(ImageEncoder):
 
     def forward(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch dim"]:
         return self.model(images)
+
+    def head(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Compute the vector of a picture from all of its `tokens`."""
+        found: Tensor = self.model.forward_head(tokens)
+        return found
 
     def tokens(
         self, images: Float[Tensor, "batch channels size size"], keep: Int[Tensor, "batch kept"] | None = None
@@ -373,9 +382,11 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
     options: dict[str, Any] = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
 
     def build() -> nn.Module:
-        # Transformers need the size, and some take other sizes by interpolating positions. Convolutional networks accept
-        # neither argument.
-        sizes: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size})
+        # Transformers need the size. Some take other sizes by interpolating positions, and Swin by padding its windows.
+        # Convolutional networks accept none of these arguments.
+        other_sizes = ("dynamic_img_size", True), ("strict_img_size", False)
+        sizes: list[dict[str, Any]] = [{"img_size": size, name: value} for name, value in other_sizes]
+        sizes.append({"img_size": size})
         for more in sizes:
             with contextlib.suppress(TypeError):
                 return timm.create_model(name, **options, **more)

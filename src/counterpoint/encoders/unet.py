@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import ImageEncoder
+from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.errors import CounterpointError
 
 WIDTHS = {"unet": (16, 32, 64, 128, 128, 128), "unet-s": (8, 16, 32)}

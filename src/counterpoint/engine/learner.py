@@ -6,7 +6,7 @@ It is a plain torch module, so that a trained system can be used without the eng
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from counterpoint.engine.loading import Position
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
+
+
+@runtime_checkable
+class _Drawn(Protocol):
+    """A part with figures."""
+
+    def figures(self, survey: Survey) -> dict[str, Any]: ...
 
 
 class Learner(nn.Module):
@@ -111,9 +118,11 @@ class Learner(nn.Module):
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Return figures for a run's page: heading -> {"kind": ...}, as JSON values (see counterpoint.report.found).
 
-        The first process alone calls it, once, after the fit.
+        The first process alone calls it, once, after the fit. Default: those of the learner's parts.
         """
-        return {}
+        return {
+            k: v for part in self.parts.values() if isinstance(part, _Drawn) for k, v in part.figures(survey).items()
+        }
 
     # --- large batches and compilation
 

@@ -20,20 +20,22 @@ from typing import Any
 from counterpoint.errors import unknown
 
 _FILES = {
-    "contrastive": "DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
+    "contrastive": "ColumnInfoNCE DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
     "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
-    "views": "BYOL BarlowTwins DINO MAE NegativeCosine SimSiam SwAV VICReg",
+    "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
+    "regions": "CMD",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
     "cells": "PixContrast PixPro PixelRegression",
     "instances": "ReID",
-    "regions": "WeakGuidedContrast",
+    "proposals": "WeakGuidedContrast",
+    "masks": "SoftDice",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
     "restored": "DualContrast FeatureRatio PatchNCE",
-    "distillation": "AttentionTransfer CRD FitNets KD MeanTeacher RKD",
+    "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

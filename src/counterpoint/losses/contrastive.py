@@ -49,6 +49,41 @@ class NTXent(Loss):
             return self.function(z1, z2, self.temperature, ring=self.ring)
 
 
+class ColumnInfoNCE(Loss):
+    """BSS's loss for SimCLR: on a grid of contents and views, positives share the row and negatives share the column.
+
+    Args:
+        temperature: Divisor of the similarities, > 0.
+        normalize: Divide projections by their norm.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | z | [n, views, dim] | projections of at least two views; all images of a view have one style |
+
+    Relations: NTXent also has the other views of other contents as negatives. `counterpoint.functional.transfer_style` makes
+    the views.
+
+    Source: Scalbert et al., arXiv 2303.06088.
+
+    >>> ColumnInfoNCE()(torch.eye(4)[:, None].expand(4, 2, 4))
+    tensor(0.3408)
+    """
+
+    calls = "bss:column_infonce"
+
+    def __init__(self, temperature: float = 0.5, *, normalize: bool = True, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.normalize = temperature, normalize
+
+    def forward(self, z: Float[Tensor, "n views dim"]) -> Float[Tensor, ""]:
+        """Return the mean loss over all rows and ordered pairs of columns."""
+        with over(self.group):
+            return self.function(z, self.temperature, self.normalize)
+
+
 class InfoNCE(Loss):
     """InfoNCE with a bank of negatives that all queries share.
 

@@ -201,6 +201,73 @@ class VICReg(Loss):
             return self.function(z1, z2, self.invariance, self.variance, self.covariance, self.eps)
 
 
+class MSN(Loss):
+    """MSN: predict from masked crops which prototypes a whole crop belongs to. The prototypes are this module's parameter.
+
+    Args:
+        dim: Width of the projections.
+        prototypes: Number of prototypes.
+        temperature: Temperature of the predictions, > 0.
+        sharpening: Exponent 1 / sharpening of the targets, > 0.
+        weight: Weight of the entropy of the mean prediction, >= 0.
+        iterations: Iterations of Sinkhorn's algorithm on the targets; 0: none.
+        by_view: Take the mean prediction of each view alone (BSS), not of all views.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | anchors | [views, n, dim] | projections of the masked and the small crops, of any norm |
+        | target | [n, dim] | projections of whole crops by a moving average of the network; no gradient |
+
+    State: `prototypes`, a parameter for the optimiser. The caller provides the moving average
+    (`counterpoint.core.teacher.EMATeacher`).
+
+    Relations: SwAV assigns every full-size crop, and has no term of its own that spreads the predictions.
+
+    Source: Assran et al., arXiv 2204.07141, Eqs. 1 and 2.
+
+    >>> MSN(dim=4, prototypes=8)(torch.randn(2, 6, 4), torch.randn(6, 4)).shape
+    torch.Size([])
+    """
+
+    calls = "msn:msn"
+
+    def __init__(
+        self,
+        dim: int,
+        prototypes: int = 1024,
+        temperature: float = 0.1,
+        sharpening: float = 0.25,
+        weight: float = 1.0,
+        *,
+        iterations: int = 3,
+        by_view: bool = False,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(dim=dim, prototypes=prototypes, temperature=temperature, sharpening=sharpening)
+        self.dim = dim
+        self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
+        self.temperature, self.sharpening, self.weight = temperature, sharpening, weight
+        self.iterations, self.by_view = iterations, by_view
+
+    def forward(self, anchors: Float[Tensor, "views n dim"], target: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """Return the cross-entropy, plus the weighted distance of the mean prediction's entropy from its largest value."""
+        with over(self.group):
+            loss: Tensor = self.function(
+                anchors,
+                target,
+                self.prototypes,
+                self.temperature,
+                self.sharpening,
+                self.weight,
+                self.iterations,
+                self.by_view,
+            ).loss
+        return loss
+
+
 class SwAV(Loss):
     """SwAV: predict one crop's assignment to prototypes from another crop. The prototypes are this module's parameter.
 

@@ -136,11 +136,5 @@ class ContrastiveLearner(Learner):
         for _, part in self._parts():
             part.end_epoch(epoch)
 
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        found = super().figures(survey)
-        for _, part in self._parts():
-            found |= part.figures(survey)
-        return found
-
     def _parts(self) -> list[tuple[str, Part]]:
         return [(slug, part) for slug, part in self.parts.items() if isinstance(part, Part)]

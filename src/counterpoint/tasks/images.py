@@ -46,16 +46,15 @@ class ImagesConfig(OptimConfig):
     batch_size: int = 256
     """Images in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     encoder: str = "torchvision:resnet50"
-    """The network to train and keep: resnet-s, conv-s, conv-fine, conv-cells, mlp-s, vit-s, timm:NAME,
+    """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, mlp-s, vit-s, timm:NAME,
     torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
     recipe: str = "simclr"
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
-    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, obow-canvases; shapes;
-    clusters (see
-    counterpoint.views.images.RECIPES)."""
+    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles,
+    obow-canvases, tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
     neighbours: int = 20

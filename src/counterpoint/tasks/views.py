@@ -16,8 +16,9 @@ A learner's `predict` returns for a test batch:
 Where pictures have masks (`DenseData`), it returns "maps", feature maps of the pictures or of the two views.
 
 The evaluation measures k-nearest neighbours and a linear probe on frozen features, alignment, uniformity and tolerance. Where a
-picture may have several labels (tags), it measures the mean average precision of a probe for each. The measures are
-functions of plain arrays (tasks/measures/).
+picture may have several labels (tags), it measures the mean average precision of a probe for each. Where pictures have
+domains, it measures how far neighbours are of one domain. Test splits of other domains (`shifts`) are measured by the same
+neighbours and the same probe, under the names <shift>_.... The measures are functions of plain arrays (tasks/measures/).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +63,7 @@ from counterpoint.tasks.measures import (
     knn_accuracy,
     linear_probe,
     principal_axes,
+    purity,
     tag_precision,
     tolerance,
     uniformity,
@@ -213,13 +216,16 @@ class MultiCropLearner(ViewsLearner):
 
 
 class _AskedBatches(EvaluationBatches):
-    """Batches of the bank (training images), then of the images to measure, then of pairs of views of these."""
+    """Batches of the bank (training images), then of the images to measure and of shifts, then of pairs of views."""
 
-    def __init__(self, data: ImageData, config: ViewsConfig, split: ImageSplit) -> None:
+    def __init__(
+        self, data: ImageData, config: ViewsConfig, split: ImageSplit, shifts: Mapping[str, ImageSplit]
+    ) -> None:
         asked = np.arange(len(split))
         known = data.bank or data.train
         bank = chosen_bank(np.arange(len(known)), config.bank)
-        super().__init__([("bank", known, bank), ("test", split, asked), ("pair", split, asked[:1024])])
+        more = [(name, part, np.arange(len(part))) for name, part in shifts.items()]
+        super().__init__([("bank", known, bank), ("test", split, asked), *more, ("pair", split, asked[:1024])])
         self.pipeline = ViewPipeline(data.size, crops=2, recipe=config.recipe)
         self.dense = isinstance(data, DenseData)
 
@@ -252,9 +258,10 @@ class ViewsEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        self.features: dict[str, list[Tensor]] = {"bank": [], "test": []}
-        self.labels: dict[str, list[Tensor]] = {"bank": [], "test": []}
-        self.index: dict[str, list[Tensor]] = {"bank": [], "test": []}
+        every = ("bank", "test", *_shifts(self.data, self.split))
+        self.features: dict[str, list[Tensor]] = {part: [] for part in every}
+        self.labels: dict[str, list[Tensor]] = {part: [] for part in every}
+        self.index: dict[str, list[Tensor]] = {part: [] for part in every}
         self.parts: dict[str, dict[str, list[Tensor]]] = {}
         self.embedded: list[Tensor] = []
         self.pairs: list[list[Tensor]] = []
@@ -269,11 +276,11 @@ class ViewsEvaluator:
             if self.cells is not None and "maps" in outputs:
                 self.cells.update_pairs(outputs["maps"], batch["coords"])
             return
-        if self.cells is not None and "maps" in outputs:
+        if self.cells is not None and "maps" in outputs and part in ("bank", "test"):
             self.cells.update(part, outputs["maps"][0], batch["mask"])
         self.features[part].append(outputs["feature"].detach().float().cpu())
         self.index[part].append(batch["index"].cpu())
-        for name, value in outputs.get("parts", {}).items():
+        for name, value in outputs.get("parts", {}).items() if part in ("bank", "test") else ():
             self.parts.setdefault(name, {"bank": [], "test": []})[part].append(value.detach().float().cpu())
         if part == "test" and "embedding" in outputs:
             self.embedded.append(outputs["embedding"].detach().float().cpu())
@@ -281,8 +288,9 @@ class ViewsEvaluator:
             self.labels[part].append(batch["label"].cpu())
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
-        bank, test = (torch.cat(self.features[part]) for part in ("bank", "test"))
-        for features in (bank, test):
+        every = {part: torch.cat(features) for part, features in self.features.items()}
+        bank, test = every["bank"], every["test"]
+        for features in every.values():
             if not bool(torch.isfinite(features).all()):
                 raise CounterpointError("the features hold NaN or infinite values: training diverged; lower --lr")
         found: dict[str, float] = {}
@@ -305,6 +313,10 @@ class ViewsEvaluator:
             own, asked = own[torch.cat(self.index["bank"])], asked[torch.cat(self.index["test"])]
             found["tag_precision"] = tag_precision(bank, own, test, asked)
             self.chances["tag_precision"] = float(asked.float().mean())
+        for part in (name for name in every if name != "bank"):
+            found |= self._domains(part, every[part])
+            if part != "test" and self.classes and self.labels["bank"] and self.labels[part]:
+                found |= self._shifted(part, bank, every[part], final=final)
         if self.cells is not None:
             of_cells, guesses = self.cells.compute(final=final)
             found |= of_cells
@@ -326,6 +338,31 @@ class ViewsEvaluator:
     def chance(self) -> dict[str, float]:
         """Return the chance level of every accuracy of `compute`: 1 / classes."""
         return dict(self.chances)
+
+    def _domains(self, part: str, features: Tensor) -> dict[str, float]:
+        """Measure how far neighbours are of one domain, in the measured split or a shift, where pictures have domains."""
+        split = named_split(self.data, self.split) if part == "test" else self.data.shifts[part]
+        numbers = getattr(split, "domains", None)
+        if numbers is None or len(features) < 2:
+            return {}
+        domains = torch.from_numpy(numbers)[torch.cat(self.index[part])]
+        name = "domain_purity" if part == "test" else f"{_prefix(part)}domain_purity"
+        shares = torch.bincount(domains[domains >= 0]).double()
+        self.chances[name] = float((shares / shares.sum()).square().sum())
+        return {name: purity(features, domains)}
+
+    def _shifted(self, part: str, bank: Tensor, features: Tensor, *, final: bool) -> dict[str, float]:
+        """Measure pictures of other domains whose classes the bank has."""
+        labels, asked = torch.cat(self.labels["bank"]), torch.cat(self.labels[part])
+        known, there = labels >= 0, torch.isin(asked, labels[labels >= 0])
+        if not bool(there.any()):
+            return {}
+        four = bank[known], labels[known], features[there], asked[there]
+        found = {f"{_prefix(part)}knn_accuracy": knn_accuracy(*four, k=self.config.neighbours)}
+        if final:
+            found[f"{_prefix(part)}linear_accuracy"] = linear_probe(*four)[0]
+        self.chances |= dict.fromkeys(found, class_chance(len(self.classes)))
+        return found
 
     def _learned(self, bank: Tensor, test: Tensor, of_class: float | None) -> dict[str, float]:
         """Fit linear probes for every known attribute of the images, on all features and on each part of them.
@@ -415,6 +452,15 @@ class ViewsEvaluator:
         return {"Nearest neighbours": {"kind": "gallery", "parts": [part], "items": items}}
 
 
+def _shifts(data: ImageData, split: str) -> dict[str, ImageSplit]:
+    """Return the splits of other domains that are measured with a split, by name: with test alone."""
+    return dict(data.shifts) if split == "test" else {}
+
+
+def _prefix(shift: str) -> str:
+    return f"{shift.replace('-', '_')}_"
+
+
 def _probe(bank: Tensor, test: Tensor, labels: Tensor, asked: Tensor) -> float:
     """Compute the accuracy of a linear probe on the rows of known class."""
     here, there = labels >= 0, asked >= 0
@@ -426,6 +472,7 @@ class ViewsTask(ImageTask):
 
     name = "views"
     headline = "knn_accuracy"  # the measure it judges by
+    stand_ins: ClassVar[tuple[str, ...]] = ("correspondence",)  # instead, on data without classes
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         super().__init__(data, config)
@@ -435,7 +482,8 @@ class ViewsTask(ImageTask):
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Return the batches for `evaluator(split)`: the bank, then images of the split, then pairs of their views."""
-        return DataLoader(_AskedBatches(self.data, self.config, self.split(split)), batch_size=None, shuffle=False)
+        asked = _AskedBatches(self.data, self.config, self.split(split), _shifts(self.data, split))
+        return DataLoader(asked, batch_size=None, shuffle=False)
 
     def evaluator(self, split: str) -> ViewsEvaluator:
         return ViewsEvaluator(self.config, self.data, split)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.data.images import ImageData, Indices, Pixels
+from counterpoint.data.images import ImageData, Indices, Pixels, some
 from counterpoint.data.own.reader import Column, Reader
 from counterpoint.data.own.splits import labels_of, split_rows
 from counterpoint.data.pairs import AlignedColumns, AlignedData
@@ -24,11 +24,19 @@ class OwnImages:
         column: The modality.
         rows: [n] rows of the table.
         labels: [n] class numbers, -1 for none. None: no row has a label.
+        domains: [n] numbers of domains, -1 for none. None: no row has one.
     """
 
-    def __init__(self, reader: Reader, column: Column, rows: Indices, labels: Indices | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        column: Column,
+        rows: Indices,
+        labels: Indices | None = None,
+        domains: Indices | None = None,
+    ) -> None:
         assert column.sources is not None
-        self.reader, self.column, self.rows, self.labels = reader, column, rows, labels
+        self.reader, self.column, self.rows, self.labels, self.domains = reader, column, rows, labels, domains
         self.sources = column.sources
         self.at = np.where(column.has[rows], column.sources.at[rows], -1)
         self.lacking = bool((self.at < 0).any())
@@ -190,12 +198,24 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
     )
 
 
-def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> ImageData:
-    """Convert the rows to pictures, with classes where there are some (see `aligned_data` for the arguments)."""
+def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str], unseen: str = "") -> ImageData:
+    """Convert the rows to pictures, with classes and domains where there are some (see `aligned_data` for the arguments).
+
+    The rows of the domains in `unseen`, joined by commas, are in no split. They form `shifts["unseen"]`.
+    """
     (column,) = reader.columns
     labels, classes = labels_of(reader)
-    parts = split_rows(reader, column.has, labels, test, valid)
-    three = parts.train, parts.valid, parts.test
+    domains, styles = labels_of(reader, what="domain")
+    usable, apart = column.has, None
+    if words := [word.strip() for word in unseen.split(",") if word.strip()]:
+        if domains is None or styles is None:
+            raise DataError(f"{reader.place}: unseen: there are no domains; name their column with ?domain=COLUMN")
+        if odd := [word for word in words if word not in styles]:
+            raise DataError(f"{reader.place}: unseen: no domain '{odd[0]}'; its domains: {some(styles)}")
+        apart = usable & reader.good & np.isin(domains, [styles.index(word) for word in words])
+        usable = usable & ~apart
+    parts = split_rows(reader, usable, labels, test, valid)
+    three = tuple(rows if apart is None else rows[~apart[rows]] for rows in (parts.train, parts.valid, parts.test))
     if labels is not None:
         without = int((labels[np.concatenate(three)] < 0).sum())
         if without:
@@ -204,10 +224,23 @@ def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str
                 f"{reader.place}: {without} pictures have no class in '{reader.roles.label}'; systems that need classes leave "
                 "them out",
             ]
-    train, watched, held = (OwnImages(reader, column, rows, None if labels is None else labels[rows]) for rows in three)
-    notes = _notes(reader, [*notes, *reader.notes, *parts.notes])
-    size = reader.wanted.size
-    return ImageData(name, train, watched, held, classes or (), size, notes, accounts=reader.accounts)
+
+    def images(rows: Indices) -> OwnImages:
+        return OwnImages(reader, column, rows, *(None if of is None else of[rows] for of in (labels, domains)))
+
+    train, watched, held = map(images, three)
+    return ImageData(
+        name,
+        train,
+        watched,
+        held,
+        classes or (),
+        reader.wanted.size,
+        _notes(reader, [*notes, *reader.notes, *parts.notes]),
+        shifts={} if apart is None else {"unseen": images(np.flatnonzero(apart))},
+        domains=styles or (),
+        accounts=reader.accounts,
+    )
 
 
 def _notes(reader: Reader, notes: list[str]) -> list[str]:

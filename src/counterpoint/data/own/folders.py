@@ -3,6 +3,7 @@
     DIR/CLASS/...                  the class is the first folder, at any depth of the picture
     DIR/train/CLASS/...            the same below the folders of splits
     DIR/test/CLASS/...
+    DIR/DOMAIN/CLASS/...           if asked for; also below the folders of splits
     DIR/3.png                      a picture beside the folders has no class; it is kept for training
     metadata.csv, metadata.jsonl   in any folder: file_name names a picture, relative to that folder
 
@@ -29,6 +30,7 @@ from counterpoint.errors import DataError
 from counterpoint.files import walk
 
 PICTURE, CLASS = "image", "label"  # columns of the table that a folder makes
+DOMAIN = "domain folder"  # one more, where the first folders are domains
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 NAMES = ("file_name", "filename", "file_path", "image", "path")  # names of the column that names pictures
 
@@ -68,13 +70,16 @@ def plain_folder(folder: Path, count: int, accounts: Accounts) -> Table:
     return Table(str(folder), [Segment(folder, len(taken), dict(cells), folder="")], Spool(), own_files=PICTURE)
 
 
-def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -> tuple[Table, list[str]]:
+def read_folder(
+    place: str, wanted: Callable[[str], bool], accounts: Accounts, *, by_folder: bool = False
+) -> tuple[Table, list[str]]:
     """Read the pictures of a folder as a table. Each picture has one row, or one for each of its metadata rows.
 
     Args:
         place: The folder.
         wanted: Returns whether a column of a metadata file is read.
         accounts: Counts files and rows of metadata.
+        by_folder: Take the first folder as the domain, and the second one as the class.
 
     Returns the table and notes. Raises DataError when there is no picture, or a metadata file cannot be read.
     """
@@ -99,13 +104,15 @@ def read_folder(place: str, wanted: Callable[[str], bool], accounts: Accounts) -
         (path, cells) for path in pictures for cells in described.get(path, [{}])
     ]
     labelled = CLASS in columns  # the labels of metadata have priority over the folders
-    classes = [_class(root, path, bool(splits)) for path, _ in rows]
+    classes = [_class(root, path, bool(splits) + by_folder) for path, _ in rows]
     own: dict[str, list[Any]] = {PICTURE: [str(path) for path, _ in rows]}
     if not labelled and any(classes):
         own[CLASS] = classes
         loose = sum(1 for path, name in zip((p for p, _ in rows), classes, strict=True) if not name)
         if loose:
             notes.append(f"{place}: {loose} pictures stand beside the folders of classes and have no class")
+    if by_folder:
+        own[DOMAIN] = [_class(root, path, int(bool(splits))) for path, _ in rows]
     own |= {name: [cells.get(name) for _, cells in rows] for name in columns}
     segments = []
     order = dict.fromkeys(splits.get(path, "") for path, _ in rows)
@@ -137,9 +144,9 @@ def _splits(root: Path, pictures: list[Path]) -> tuple[dict[Path, str], list[str
     return {}, []
 
 
-def _class(root: Path, path: Path, split: bool) -> str:
-    """Return a picture's class: the first folder below the root, or below its split's folder; "" without a folder."""
-    parts = path.relative_to(root).parts[1 if split else 0 :]
+def _class(root: Path, path: Path, above: int) -> str:
+    """Return a picture's class: the first folder below the root and so many folders above; "" without a folder."""
+    parts = path.relative_to(root).parts[above:]
     return parts[0] if len(parts) > 1 else ""
 
 

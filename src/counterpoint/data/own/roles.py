@@ -56,6 +56,7 @@ class Roles:
 
     modalities: list[Role]
     label: str = ""
+    domain: str = ""
     split: str = ""
     id: str = ""
     guessed: str = ""  # roles that were guessed by names, for a note; empty where the user named all
@@ -64,7 +65,7 @@ class Roles:
     def columns(self) -> list[str]:
         """All columns that are read."""
         names = [name for role in self.modalities for name in role.columns]
-        return list(dict.fromkeys(filter(None, [*names, self.label, self.split, self.id])))
+        return list(dict.fromkeys(filter(None, [*names, self.label, self.domain, self.split, self.id])))
 
 
 def known_by_name(name: str, usual: Mapping[str, str]) -> str:
@@ -149,7 +150,15 @@ def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], c
 
 
 def image_roles(
-    place: str, names: Sequence[str], usual: Mapping[str, str], image: str, label: str, text: str, *, pairs: bool
+    place: str,
+    names: Sequence[str],
+    usual: Mapping[str, str],
+    image: str,
+    label: str,
+    text: str,
+    domain: str = "",
+    *,
+    pairs: bool,
 ) -> Roles:
     """Return the roles of the columns of a source with one picture in each row.
 
@@ -158,6 +167,7 @@ def image_roles(
         names: Names of all columns.
         usual: Roles that are known without names.
         image, label, text: The user's options. Empty: columns with usual names.
+        domain: The user's option. Empty: no domains.
         pairs: Require a text beside the picture.
 
     Raises DataError when a column is missing.
@@ -167,6 +177,8 @@ def image_roles(
     if pairs:
         roles.modalities.append(Role("text", _column(place, names, usual, text, TEXT, "text")[:1], "text"))
     roles.label = next(iter(_column(place, names, usual, label, LABEL, "label", needed=bool(label))), "")
+    if domain:
+        (roles.domain,) = _column(place, names, usual, domain, (), "domain")
     taken = roles.columns
     roles.split = next((n for n in names if known_by_name(n, usual) == "split" and n not in taken), "")
     roles.id = next((n for n in names if known_by_name(n, usual) == "id" and n not in taken), "")

@@ -36,15 +36,16 @@ class Parts:
     notes: list[str]
 
 
-def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[str, ...] | None]:
+def labels_of(reader: Reader, *, odd: str = "", what: str = "label") -> tuple[Indices | None, tuple[str, ...] | None]:
     """Return the class numbers of all rows, -1 where a row has none, and the classes' names; None without any class.
 
     A class is a value as text, so "01" and "1" are two classes. Numbers come first in their order, then words in theirs.
     An empty cell and -1 are no class.
 
-    Raises DataError when a label is neither a name nor a whole number.
+    With `what` "domain", these are the numbers and names of domains. Raises DataError when a label is neither a name nor a
+    whole number.
     """
-    name = reader.roles.label
+    name = reader.roles.domain if what == "domain" else reader.roles.label
     if not name:
         return None, None
     cells = reader.table.cells(name)
@@ -72,7 +73,7 @@ def labels_of(reader: Reader, *, odd: str = "") -> tuple[Indices | None, tuple[s
             if len(rows):
                 where, cell = reader.table.short(int(rows[0])), shown(cells[int(rows[0])])
                 raise DataError(
-                    f"{reader.place}: {where}: the label column '{name}' holds {cell}; labels are names or whole "
+                    f"{reader.place}: {where}: the {what} column '{name}' holds {cell}; {what}s are names or whole "
                     "numbers"
                 )
             written.append("")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.compared import by_view
 from counterpoint.core.distributed import gather_rows, place
 from counterpoint.core.memory import Queue
 from counterpoint.core.operands import unit
@@ -175,5 +176,6 @@ SYSTEM = System(
     config=SwAVConfig,
     learner=SwAV,
     data="cifar10",
+    compares=by_view,  # each crop has its own codes
     recipe=LAPTOP | {"epochs": 20, "local_crops": 2, "prototypes": 512, "queue": 1024, "queue_from": 5},
 )

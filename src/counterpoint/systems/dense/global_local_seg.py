@@ -15,11 +15,11 @@ limited annotations", NeurIPS 2020, arXiv 2006.10511.
     L^R       local strategy 0     a region of two augmentations of one picture, against its neighbours in both
     L^D       local strategy 1     also against the same region of other volumes' slices
 
-Stage 1 trains e and g1, stage 2 the decoder and g2 with e frozen, stage 3 the whole U-Net on the labelled slices.
+Stage 1 trains e and g1. Stage 2 trains the decoder and g2, with e frozen. Stage 3 trains the whole U-Net on labelled slices.
 
-Differences from the authors' code: groups of runs are always whole (their loop leaves the last one black), partitions may have
-any number, and a negative at the anchor's own place is left out. Processes gather their rows, so W processes compute the loss
-of one. Not built: keeping the model of the best validation Dice, and Mixup.
+Differences from the authors' code: groups of runs are always whole; their loop leaves the last one black. Any number of
+partitions is possible. A negative at the anchor's own place is left out. Processes gather their rows, so W processes compute
+the loss of one. Not built: keeping the model of the best validation Dice, and Mixup.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.regions import grid_regions, region_rows
 from counterpoint.core.rules import Diagonal, Labels
+from counterpoint.core.world import over_group
 from counterpoint.data.dense import IGNORE, labelled_rows
 from counterpoint.encoders.unet import UNetDecoder, UNetEncoder
 from counterpoint.engine.loading import Batches
@@ -139,9 +140,8 @@ def local_region_contrastive_loss(
     Negatives lie in the anchor's map and in the positive's map. The sum over pairs is divided by regions and by n. Raises
     ValueError for shapes that do not fit, corners outside the map and arguments out of range.
 
-    >>> regions = grid_regions(5, 5)
-    >>> local_region_contrastive_loss(torch.ones(2, 5, 5, 1), *regions).exp().round()  # 10 negatives, fewer at small maps
-    tensor(7.)
+    >>> local_region_contrastive_loss(torch.ones(2, 12, 12, 1), *grid_regions(12, 12))  # log(1 + 10)
+    tensor(2.3979)
     """
     need_positive(temperature=temperature)
     if strategy not in (0, 1):
@@ -180,6 +180,7 @@ def local_region_contrastive_loss(
     return (torch.cat([towards, negatives], 2).logsumexp(2) - towards[..., 0]).sum() / regions / n
 
 
+@over_group
 @full_precision
 def soft_dice_loss(
     logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"], foreground: bool = False

@@ -5,6 +5,7 @@
     identification   identification        wholes that queries were cut from, by the votes of the retrieved items
     zero-shot        zero_shot_accuracy    share of items whose class's prompt (or mean, `class_means`) is the nearest
     knn              knn_accuracy          share of items whose class their nearest neighbours vote for
+    purity           purity                share of an item's neighbours that are of its own group, such as its domain
     linear-probe     linear_probe          accuracy of logistic regression on frozen features
     tags             tag_precision         mean average precision of a logistic regression for each of several labels
     gap              gap_metrics           distance between two modalities
@@ -35,6 +36,7 @@ from counterpoint.tasks.measures.classes import (
     decided_shares,
     knn_accuracy,
     linear_probe,
+    purity,
     tag_precision,
     zero_shot_accuracy,
 )
@@ -55,6 +57,7 @@ EVALUATORS: dict[str, Callable[..., Any]] = {
     "identification": identification,
     "zero-shot": zero_shot_accuracy,
     "knn": knn_accuracy,
+    "purity": purity,
     "linear-probe": linear_probe,
     "tags": tag_precision,
     "gap": gap_metrics,
@@ -82,6 +85,7 @@ __all__ = [
     "linear_probe",
     "means_by_class",
     "principal_axes",
+    "purity",
     "retrieval",
     "retrieval_chance",
     "retrieval_ranks",

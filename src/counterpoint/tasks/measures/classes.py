@@ -145,6 +145,39 @@ def knn_accuracy(
     return right / len(queries)
 
 
+def purity(features: Float[Tensor, "n dim"], groups: Int[Tensor, " n"], *, k: int = 10) -> float:
+    """Compute the mean share of a row's k nearest other rows, by cosine, that are of its own group.
+
+    With domains as groups, it is domain purity: low where neighbours mix domains. Neighbours that tie for the last places
+    share these.
+
+    Args:
+        features: rows to compare.
+        groups: numbers of groups; rows of group -1 are left out.
+        k: > 0, number of neighbours, at most the number of other rows; by default 10.
+
+    Returns nan for fewer than two rows. Raises ValueError for shapes that do not fit, NaN, and k below 1.
+
+    >>> purity(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), k=1)
+    1.0
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    (features,) = finite(features=features)
+    groups = item_numbers("groups", groups, len(features))
+    rows, groups = F.normalize(features[groups >= 0].float(), dim=1, eps=EPS), groups[groups >= 0]
+    if len(rows) < 2:
+        return math.nan
+    keys, k, total = Keys(rows), min(k, len(rows) - 1), 0.0
+    for start in range(0, len(rows), CHUNK):
+        similarity = keys.products(rows[start : start + CHUNK])
+        at = torch.arange(len(similarity))
+        similarity[at, start + at] = -math.inf
+        same = groups[start : start + CHUNK, None] == groups
+        total += float((nearest_weights(similarity, k) * same).sum())
+    return total / (k * len(rows))
+
+
 def linear_probe(
     features: Float[Tensor, "n dim"],
     labels: Int[Tensor, " n"],

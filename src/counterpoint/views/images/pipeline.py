@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -159,25 +159,53 @@ class ViewPipeline:
     ) -> list[Images]:
         """Make the views with these parameters. Raises CounterpointError if they are for another number of images."""
         source = zero_to_one(images)
-        out = []
-        for view in parameters:
-            if len(view.boxes) != len(source):
-                raise CounterpointError(f"parameters of {len(view.boxes)} images were drawn, got {len(source)} images")
-            done = source.new_empty(len(source), 3, view.size, view.size)
-            group = max(1, len(source)) if source.is_cuda else GROUP
-            for start in range(0, len(source), group):
-                part = slice(start, start + group)
-                done[part] = self._view(source[part], view.take(part))
-            out.append(done)
-        return out
+        return [
+            self._in_groups(source, view, lambda x, part: self._coloured(self._moved(x, part), part, x))
+            for view in parameters
+        ]
 
-    def _view(self, x: Images, view: ViewParameters) -> Images:
-        boxes, flip, kept = view.boxes, view.flip, x[:, view.channels :]
+    def moved(self, images: Images, view: ViewParameters) -> Images:
+        """Crop, scale and flip: the first half of a view. Values stay in [0, 1].
+
+        Args:
+            images: floating point in [0, 1].
+            view: parameters for as many images.
+        """
+        return self._in_groups(images, view, self._moved)
+
+    def coloured(self, images: Images, view: ViewParameters) -> Images:
+        """Change colours, blur, cut and normalise: the second half of a view, after `moved`.
+
+        Args:
+            images: floating point, of the view's size.
+            view: parameters for as many images. Those for fewer than three channels need `apply`.
+        """
+        return self._in_groups(images, view, self._coloured)
+
+    def _in_groups(
+        self, source: Images, view: ViewParameters, change: Callable[[Images, ViewParameters], Images]
+    ) -> Images:
+        """Apply a change to some images at a time."""
+        if len(view.boxes) != len(source):
+            raise CounterpointError(f"parameters of {len(view.boxes)} images were drawn, got {len(source)} images")
+        done = source.new_empty(len(source), 3, view.size, view.size)
+        group = max(1, len(source)) if source.is_cuda else GROUP
+        for start in range(0, len(source), group):
+            part = slice(start, start + group)
+            done[part] = change(source[part], view.take(part))
+        return done
+
+    def _moved(self, x: Images, view: ViewParameters) -> Images:
+        boxes, flip = view.boxes, view.flip
         whole = torch.tensor([0, 0, *x.shape[2:]])
         if view.size != x.shape[2] or view.size != x.shape[3] or (boxes != whole).any():
-            x = resized_crop(x, boxes, view.size, flip, self.antialias)
-        elif flip.any():
-            x = torch.where(per_image(flip.to(x.device)), x.flip(3), x)
+            return resized_crop(x, boxes, view.size, flip, self.antialias)
+        if flip.any():
+            return torch.where(per_image(flip.to(x.device)), x.flip(3), x)
+        return x
+
+    def _coloured(self, x: Images, view: ViewParameters, source: Images | None = None) -> Images:
+        """Change the values of moved images; `source` has the channels that the view does not change."""
         device, dtype = x.device, x.dtype
         jitter = view.jitter
         if (jitter != _IDENTITY).any():
@@ -200,7 +228,8 @@ class ViewPipeline:
             x = x + view.noise.to(device, dtype)
         if view.cut is not None:
             x = x.masked_fill(_square(view.cut, view.size).to(device), 0.0)
-        if view.channels < 3:
+        if source is not None and view.channels < 3:
+            kept = source[:, view.channels :]
             if kept.shape[2:] != x.shape[2:]:
                 kept = F.interpolate(kept, size=x.shape[2:], mode="bilinear", align_corners=False)
             kept = kept if view.other_noise is None else kept + view.other_noise.to(device, dtype)

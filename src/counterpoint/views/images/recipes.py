@@ -100,6 +100,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("digits-hard", [replace(_DIGITS, noise=0.15, cut=3, cut_chance=0.8, gain=0.4, shift=1 / 8)], _DIGITS),
         # The hardest, applied to the digit's channel alone: for MCL's claim.
         ("digit-patterns", [_PATTERNS], replace(_DIGITS, channels=1)),
+        # Shifts of an eighth and changes of colour, for digits in many styles: for BSS's claim.
+        ("digit-styles", [replace(_DIGITS, shift=1 / 8, jitter=0.8)], replace(_DIGITS, jitter=0.8)),
         # Changes of the same kinds, from very weak to very strong: for AdaInf's claim.
         ("digits-s0", [replace(_DIGITS, noise=0.05, gain=0.1)], _DIGITS),
         ("digits-s25", [replace(_DIGITS, shift=1 / 8, noise=0.1, cut=1, cut_chance=0.9, gain=0.225)], _DIGITS),
@@ -127,6 +129,12 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             "obow-canvases",
             [Recipe(scale=(0.16, 0.49), flip=0.0, gain=0.3, noise=0.1)],
             Recipe(scale=(0.6, 1.0), flip=0.0, gain=0.3, noise=0.1),
+        ),
+        # One key tile among 16: crops that keep the size of tiles nearly.
+        (
+            "tile-canvases",
+            [Recipe(scale=(0.56, 1.0), flip=0.0, gain=0.3, noise=0.1)],
+            Recipe(scale=(0.15, 0.4), flip=0.0, gain=0.3, noise=0.1),
         ),
         # Textured shapes: crops of half to the whole side; brightness and contrast change, hues stay.
         ("shapes", [_SHAPES], replace(_SHAPES, scale=(0.05, 0.25))),
