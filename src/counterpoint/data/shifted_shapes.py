@@ -53,8 +53,8 @@ def load(
     checked_size(size)
     if min(train, target, test) < 2 or size < 16 or not 4 <= proposals <= 2000 or not 0 <= shift <= 1 or seed < 0:
         raise CounterpointError(
-            "shifted-shapes: train, target and test must be at least 2, and size at least 16. proposals lies in "
-            f"4..2000, and shift in 0..1. seed is at least 0. "
+            "shifted-shapes: train, target and test must be at least 2, and size at least 16. It needs proposals in 4..2000, "
+            "shift in 0..1 and a seed of at least 0. "
             f"Got {train=}, {target=}, {test=}, {size=}, {proposals=}, {shift=}, {seed=}"
         )
     splits = []

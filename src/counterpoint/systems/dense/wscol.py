@@ -19,7 +19,8 @@ the student learns on strong views what its moving average, the teacher, predict
 Differences from the authors' code: the detector's proposals, RPN loss and box loss are not built. Proposals come with the
 data, and the detection loss is the classification of all of a picture's proposals. Each region is cropped from its picture,
 then encoded. The frozen batch normalisation of the mapping network is the identity, and left out. With several pictures in a
-batch all of them enter the memory before the prototypes move. Sums over an empty set count 0, not NaN.
+batch all of them enter the memory before the prototypes move. Means over an empty set are 0, not NaN. Region features of a
+detector of torchvision are not built. The claim's protocol is committed, and its seeds have not run.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class Mapper(nn.Module):
         for module in self.modules():  # PyTorch's own start shrinks the signal, until biases make all rows alike
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
         return self.linear(self.convolutions(maps).mean((2, 3)))
