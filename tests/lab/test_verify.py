@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from counterpoint import catalog
 from counterpoint.errors import CounterpointError, ProtocolError
 from counterpoint.lab import claims, rerun, runner
 from counterpoint.lab import verify as room
@@ -247,7 +248,7 @@ def test_figures_that_cannot_answer_are_not_judged_anew():
         room.judge(part, results, range(5))
 
 
-@pytest.mark.parametrize("slug", slugs())
+@pytest.mark.parametrize("slug", [slug for slug in slugs() if catalog.get(slug).state == "done"])
 def test_a_committed_record_is_what_its_protocol_says_of_its_figures(slug, tmp_path):
     """The verdicts in the repository belong to the protocols and figures in it."""
     record = room.read_record(slug, ROOT / "results/claims")
