@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.checks import need_rows, shapes
 
@@ -145,3 +145,90 @@ def _own(net: _Named) -> bool:
 def _hyper(net: _Named, number: int, query: Tensor) -> Tensor:
     name = f"output_hypernetworks_mlps.{number}.layers"
     return net.linear(f"{name}.2", net.linear(f"{name}.1", net.linear(f"{name}.0", query).relu()).relu())
+
+
+# ------------------------------------------------------------------------------------------------------------- modules
+
+
+class _Attention(nn.Module):
+    """The weights of an attention of this inner width."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, inner) for _ in range(3))
+        self.out_proj = nn.Linear(inner, dim)
+
+
+class _TwoWay(nn.Module):
+    """The weights of a two-way block."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = _Attention(dim, dim)
+        self.cross_attn_token_to_image, self.cross_attn_image_to_token = (_Attention(dim, dim // 2) for _ in range(2))
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))
+        self.mlp = nn.ModuleDict({"lin1": nn.Linear(dim, hidden), "lin2": nn.Linear(hidden, dim)})
+
+
+class QueryDecoder(nn.Module):
+    """The shared weights of `query_decoupled_decoder`, without the queries and the MLPs of their masks.
+
+    Args:
+        dim: width, a multiple of 8 and of twice `heads`.
+        heads: number of heads, by default 8.
+        hidden: width of the MLPs' hidden layers, by default 2048.
+        depth: number of two-way blocks, by default 2.
+
+    Raises ValueError for a width that does not fit.
+    """
+
+    def __init__(self, dim: int, heads: int = 8, hidden: int = 2048, depth: int = 2) -> None:
+        super().__init__()
+        if dim % 8 or dim % (2 * heads):
+            raise ValueError(f"dim must be a multiple of 8 and of {2 * heads}, twice the heads, got {dim}")
+        self.heads = heads
+        self.transformer = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList(_TwoWay(dim, hidden) for _ in range(depth)),
+                "final_attn_token_to_image": _Attention(dim, dim // 2),
+                "norm_final_attn": nn.LayerNorm(dim),
+            }
+        )
+        self.output_upscaling = nn.ModuleDict(
+            {
+                "0": nn.ConvTranspose2d(dim, dim // 4, 2, 2),
+                "1": nn.LayerNorm(dim // 4),
+                "3": nn.ConvTranspose2d(dim // 4, dim // 8, 2, 2),
+            }
+        )
+
+
+class MaskMLP(nn.Module):
+    """Map a query of width `dim` to the weights of its mask, by three linear layers."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim // 8)])
+
+
+class SelfPrompt(nn.Module):
+    """Self-patch prompt generator: predict coarse patches of foreground, and add them to the map as a prompt.
+
+    Args:
+        dim: channels of the map.
+        hidden: channels of the patch head, by default 64.
+    """
+
+    def __init__(self, dim: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.down, self.norm, self.patch = nn.Conv2d(dim, hidden, 2, 2), nn.LayerNorm(hidden), nn.Conv2d(hidden, 1, 1)
+        self.embed, self.embed_norm = nn.Conv2d(1, dim, 1), nn.LayerNorm(dim)
+
+    def forward(
+        self, maps: Float[Tensor, "n dim rows columns"]
+    ) -> tuple[Float[Tensor, "n dim rows columns"], Float[Tensor, "n coarse wide"]]:
+        """Return the prompted maps, and the logits of patches of 2 x 2 cells. No gradient flows through the prompt to them."""
+        patches = self.patch(F.gelu(channel_norm(self.down(maps), self.norm.weight, self.norm.bias)))
+        prompt = F.interpolate((patches.detach().sigmoid() >= 0.5).to(maps.dtype), scale_factor=2.0)
+        dense = F.gelu(channel_norm(self.embed(prompt), self.embed_norm.weight, self.embed_norm.bias))
+        return maps + dense, patches[:, 0]

@@ -77,9 +77,7 @@ def load(
             of += [-1] * natural
         splits.append(ArrayScenes(np.stack(pixels), np.stack(masks), domains=np.array(of, np.int64)))
     regions = ("background", "target")
-    return DenseData(
-        "medical-shapes", splits[0], splits[1], splits[2], (), size, regions=regions, domains=kept
-    )
+    return DenseData("medical-shapes", splits[0], splits[1], splits[2], (), size, regions=regions, domains=kept)
 
 
 def _bytes(picture: Grey, rng: np.random.Generator) -> NDArray[np.uint8]:

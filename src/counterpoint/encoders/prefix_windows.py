@@ -11,7 +11,7 @@ of the authors' checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,7 +71,7 @@ def student_block(
     window: int,
     controllers: Sequence[Weights] | None = None,
     modality: Int[Tensor, " batch"] | None = None,
-    moving: bool = False,
+    norm: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "batch cells dim"]:
     """Compute a block: windowed attention with prefix, depthwise convolution, MLP and adapter.
 
@@ -85,7 +85,8 @@ def student_block(
         controllers: weights of several modalities: `attn.deep_QKV_embeddings_med`, `attn.med_attention_biases`, `med_dah`.
             Default: those among `weights`, where there are any.
         modality: [batch] number of each picture's controller, -1 for none. Needed with `controllers`.
-        moving: normalise by the batch's statistics and update the running ones. Default: use the running statistics.
+        norm: normalisation that replaces that of `local_conv.bn`, such as a module in training. Default: by the running
+            statistics.
 
     Raises ValueError for an empty batch, maps that are not square, and numbers of controllers out of range.
     """
@@ -110,8 +111,11 @@ def student_block(
     y = y.view(grid).transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :side, :side]
     y = (x.unflatten(1, (side, side)) + y).permute(0, 3, 1, 2)
     y = F.conv2d(y, weights["local_conv.c.weight"], padding=1, groups=x.shape[2])
-    statistics = (weights["local_conv.bn.running_mean"], weights["local_conv.bn.running_var"])
-    y = F.batch_norm(y, *statistics, weights["local_conv.bn.weight"], weights["local_conv.bn.bias"], moving)
+    if norm is None:
+        names = ("running_mean", "running_var", "weight", "bias")
+        y = F.batch_norm(y, *(weights[f"local_conv.bn.{name}"] for name in names))
+    else:
+        y = norm(y)
     y = y.flatten(2).mT
     found = y + _mlp(y, _part(weights, "mlp"))
     if controllers is None or modality is None:
@@ -326,8 +330,9 @@ class PrefixWindows(ImageEncoder):
     def _block(self, number: int, x: Tensor, which: Tensor) -> Tensor:
         block: PrefixBlock = self.blocks[number]  # type: ignore[assignment]
         own = [tensors_of(each[number]) for each in self.controllers.values()]  # type: ignore[index]
-        moving = block.local_conv["bn"].training
-        return student_block(x, tensors_of(block), block.heads, block.window, own, which, moving)
+        norm = block.local_conv["bn"]
+        statistics = norm if norm.training else None
+        return student_block(x, tensors_of(block), block.heads, block.window, own, which, statistics)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], modality: Int[Tensor, " batch"] | None = None

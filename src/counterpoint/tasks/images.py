@@ -24,6 +24,7 @@ from tyro.conf import Suppress
 
 from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, ImageSplit, Indices
+from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
@@ -106,9 +107,7 @@ class ImageLearner(Learner):
             data, "examples", None
         )  # number of training images, to which positions refer
         torch.manual_seed(seed)
-        self.encoder = build_image_encoder(
-            config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
-        )
+        self.encoder = self.build_encoder(data)
         self.views = self.build_views()
 
     def begin(self, survey: Survey) -> None:
@@ -119,6 +118,11 @@ class ImageLearner(Learner):
                 f"the data has {survey.examples} training images now, this run was begun on {self.examples}; restore the set, or "
                 "start a new run"
             )
+
+    def build_encoder(self, data: Any) -> ImageEncoder:
+        """Build the network that the settings name."""
+        config = self.config
+        return build_image_encoder(config.encoder, data.size, channels=data.channels, pretrained=config.pretrained)
 
     def build_views(self) -> ViewPipeline:
         """Build the pipeline that makes views of the images."""
