@@ -28,7 +28,6 @@ paper's claim is committed, but has not been run.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -50,17 +49,17 @@ from counterpoint.core.query_decoder import (
 )
 from counterpoint.data.dense import IGNORE, labelled_rows
 from counterpoint.data.shown import png
-from counterpoint.encoders.maps import feature_map
 from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality, tensors_of
 from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached, frozen
+from counterpoint.engine.teachers import Cached, Frozen, cached
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
 from counterpoint.tasks.image_teachers import check_teacher
+from counterpoint.tasks.map_teachers import map_teacher
 from counterpoint.views.images import check_recipe, normalise
 
 COMMON, SHARED, JOINT, SEGMENT, CONTROLLER = (
@@ -161,17 +160,6 @@ def _key(name: str) -> str:
     return "of_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _maps_of(network: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
-    encoder: Any = network.encoder if hasattr(network, "stages") else network  # of a learner, or itself
-
-    def teacher_maps(batch: dict[str, Any]) -> Tensor:
-        if isinstance(encoder, PrefixWindows):
-            return encoder.features(batch["image"], batch.get("domain"))
-        return feature_map(encoder, batch["image"])
-
-    return teacher_maps
-
-
 class EspMedSam(DenseLearner):
     """An encoder with controllers, a self-prompt, and a decoder with a query for each modality."""
 
@@ -204,6 +192,8 @@ class EspMedSam(DenseLearner):
         own = keys if config.mask_mlps == "own" else ["all"]
         self.mask_mlps = nn.ModuleDict({key: MaskMLP(dim) for key in own})
         self.register_buffer("gaussian", torch.randn(2, dim // 2))
+        # Squared errors to the teacher's maps of valid and test pictures when segmentation began; nan without teachers.
+        self.register_buffer("distilled", torch.full((2,), torch.nan))
         self.teachers: dict[str, Frozen] = {}
         self.known: dict[str, Cached] = {}
 
@@ -255,6 +245,7 @@ class EspMedSam(DenseLearner):
             for name in self.chosen if config.controllers else ():
                 stage(CONTROLLER + name, config.controller_epochs, [self.encoder.controllers[_key(name)]])
         stage(SEGMENT, config.epochs, self._segmenting(), evaluated=True)
+        found[-1].enter = self._measure_distillation
         return found
 
     def _segmenting(self) -> list[nn.Module]:
@@ -310,28 +301,12 @@ class EspMedSam(DenseLearner):
         if config.start:
             self._start(config.start.removeprefix("run:"))
         if config.common_epochs or config.controller_epochs:
-            self.teachers = {"natural": self._teacher("teacher", config.teacher, survey)}
-            if config.medical_teacher:
-                self.teachers["medical"] = self._teacher("medical_teacher", config.medical_teacher, survey)
+            shape = (config.dim, self.encoder.grid)
+            self.teachers = {"natural": map_teacher(f"--teacher {config.teacher}", config.teacher, survey, *shape)}
+            if name := config.medical_teacher:
+                self.teachers["medical"] = map_teacher(f"--medical-teacher {name}", name, survey, *shape)
             if config.cached:
                 self.known = {name: cached(teacher, survey, "train") for name, teacher in self.teachers.items()}
-
-    def _teacher(self, setting: str, name: str, survey: Survey) -> Frozen:
-        flag = f"--{setting.replace('_', '-')} {name}"
-        try:
-            found = frozen(name, _maps_of, size=self.size).to(self.device)
-        except CounterpointError as error:
-            raise CounterpointError(f"{flag}: {error}") from error
-        maps = found(survey.batch("train", [0]))
-        grid, dim = self.encoder.grid, self.config.dim
-        if tuple(maps.shape[2:]) != (grid, grid):
-            raise CounterpointError(
-                f"{flag} gives a map of {maps.shape[2]} x {maps.shape[3]} cells, the student of {grid} x {grid}; choose a teacher "
-                "or --encoder with the other's patches"
-            )
-        if maps.shape[1] != dim:
-            raise CounterpointError(f"{flag} gives maps of {maps.shape[1]} channels, the student of {dim}; set --dim")
-        return found
 
     def _start(self, run: str) -> None:
         """Take the weights of a finished run by name; modalities that it lacks keep their random weights."""
@@ -373,6 +348,19 @@ class EspMedSam(DenseLearner):
         each = (self.encoder.features(images, modality).float() - target.float()).square().flatten(1).mean(1)
         loss = global_mean(each)
         return {"loss": loss, "distil": loss.detach()}
+
+    def _measure_distillation(self, survey: Survey) -> None:
+        """Measure the squared error of maps, a mean over modalities of means over pictures."""
+
+        def row(batch: dict[str, Any]) -> Tensor:
+            maps = self.encoder.features(batch["image"], batch["domain"] if self.config.controllers else None)
+            return (maps - self._targets(batch, kept=False)).square().flatten(1).mean(1)
+
+        for number, split in enumerate(("valid", "test") if self.teachers else ()):
+            rows = labelled_rows(survey.split(split))
+            errors, domains = survey.over(split, row, rows), survey.split(split).domains[rows]
+            each = [errors[torch.from_numpy(domains == domain)].mean() for domain in np.unique(domains)]
+            self.distilled[number] = torch.stack(each).mean()  # type: ignore[index]
 
     def _targets(self, batch: dict[str, Any], kept: bool = True) -> Tensor:
         """Return the maps of each picture's teacher: the medical one, where there is one, for pictures of a modality."""
@@ -453,7 +441,7 @@ class EspMedSam(DenseLearner):
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure Dice of each modality and IoU, both with 1 added above and below, as means over pictures.
 
-        In a fit with teachers, measure the squared error of the map, too.
+        The squared error of maps is that when segmentation began.
         """
 
         def row(batch: dict[str, Any]) -> Tensor:
@@ -466,21 +454,18 @@ class EspMedSam(DenseLearner):
                 truth = patch_labels(batch["mask"], *patches.shape[1:])
                 right = (truth == (patches >= 0)) & (truth != IGNORE)
                 each.append(right.sum((1, 2)) / (truth != IGNORE).sum((1, 2)).clamp(min=1))
-            if self.teachers:
-                maps = self.encoder.features(batch["image"], batch["domain"] if self.config.controllers else None)
-                each.append((maps - self._targets(batch, kept=False)).square().flatten(1).mean(1))
             return torch.stack([part.double() for part in each], 1)
 
         rows = labelled_rows(survey.split(split))
         values = survey.over(split, row, rows)
         domains = torch.from_numpy(survey.split(split).domains[rows])
-        names = (
-            ["dice", "iou"] + ["patch_accuracy"] * (self.self_prompt is not None) + ["distil_mse"] * bool(self.teachers)
-        )
+        names = ["dice", "iou", "patch_accuracy"][: values.shape[1]]
         present = [number for number in range(len(self.names)) if bool((domains == number).any())]
         by = torch.stack([values[domains == number].mean(0) for number in present])
         found = {f"modality_{name}": float(value) for name, value in zip(names, by.mean(0), strict=True)}
-        return found | {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
+        found |= {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
+        error = float(self.distilled[("valid", "test").index(split)])  # type: ignore[index]
+        return found if np.isnan(error) else found | {"modality_distil_mse": error}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw two pictures of each modality with predicted patches, truth and prediction."""
@@ -489,7 +474,7 @@ class EspMedSam(DenseLearner):
         drawn = []
         training = self.training
         self.eval()
-        for number, name in enumerate(self.names):
+        for number in range(len(self.names)):
             chosen = rows[split.domains[rows] == number][:2]
             if not len(chosen):
                 continue
@@ -514,7 +499,7 @@ class EspMedSam(DenseLearner):
         }
 
 
-TEACHER = "fit:finetune-seg?data=medical-shapes&encoder=vit-s&epochs=30&recipe=none&optimizer=adamw&lr=0.016"
+TEACHER = "fit:finetune-seg?data=medical-shapes%3Fseed=900&encoder=vit-s&epochs=30&recipe=none&optimizer=adamw&lr=0.016"
 SYSTEM = System(
     slug="esp-medsam",
     task="dense",
