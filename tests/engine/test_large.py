@@ -110,6 +110,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "moving-shapes?train=12&test=2&size=16",
         {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "hidden": 8},
     ),
+    "esp-medsam": (
+        "medical-shapes?train=12&test=2&natural=12",
+        {
+            "encoder": "prefix-s",
+            "dim": 16,
+            "batch_size": 12,
+            "epochs": 1,
+            "steps": 1,
+            "mlp_width": 8,
+            "common_epochs": 0,
+            "controller_epochs": 0,
+        },
+    ),  # fmt: skip
     "global-local-seg": (
         "phantoms?train=3&test=2&slices=8&size=16",
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},

@@ -33,7 +33,7 @@ NAMES = [
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "ColumnInfoNCE", "MSN",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN",
 ]  # fmt: skip
 
 

@@ -333,6 +333,11 @@ CASES |= {
         lambda: [draw(0, N, 3, 4, 4), (draw(1, N, 4, 4) * 10).long().remainder(3)],
         lambda m, *x: fn.soft_dice_loss(*x, True),
     ),
+    "BinaryMask": Case(
+        lambda: losses.BinaryMask(0.5, 0.3),
+        lambda: [draw(0, N, 4, 4), (draw(1, N, 4, 4) > 0).long()],
+        lambda m, *x: fn.binary_mask_loss(*x, 0.5, 0.3),
+    ),
     "ReID": Case(
         lambda: losses.ReID(0.7, 0.4),
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],
@@ -343,6 +348,9 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "esp-medsam:prefix_window_attention": "a layer, no loss",
+    "esp-medsam:student_block": "a block of layers, no loss",
+    "esp-medsam:query_decoupled_decoder": "masks, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",
