@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "common_epochs": 0,
             "controller_epochs": 0,
         },
-    ),  # fmt: skip
+    ),
     "global-local-seg": (
         "phantoms?train=3&test=2&slices=8&size=16",
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},

@@ -348,9 +348,6 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
-    "esp-medsam:prefix_window_attention": "a layer, no loss",
-    "esp-medsam:student_block": "a block of layers, no loss",
-    "esp-medsam:query_decoupled_decoder": "masks, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",

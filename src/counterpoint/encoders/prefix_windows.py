@@ -112,8 +112,10 @@ def student_block(
     y = (x.unflatten(1, (side, side)) + y).permute(0, 3, 1, 2)
     y = F.conv2d(y, weights["local_conv.c.weight"], padding=1, groups=x.shape[2])
     if norm is None:
-        names = ("running_mean", "running_var", "weight", "bias")
-        y = F.batch_norm(y, *(weights[f"local_conv.bn.{name}"] for name in names))
+        mean, variance, scale, shift = (
+            weights[f"local_conv.bn.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        y = F.batch_norm(y, mean, variance, scale, shift)
     else:
         y = norm(y)
     y = y.flatten(2).mT

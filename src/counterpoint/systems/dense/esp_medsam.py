@@ -164,6 +164,7 @@ class EspMedSam(DenseLearner):
     """An encoder with controllers, a self-prompt, and a decoder with a query for each modality."""
 
     encoder: PrefixWindows
+    distilled: Tensor
 
     def __init__(self, config: EspMedSamConfig, data: Any, seed: int = 0) -> None:
         self.names = tuple(getattr(data, "domains", ()) or ())
@@ -360,7 +361,7 @@ class EspMedSam(DenseLearner):
             rows = labelled_rows(survey.split(split))
             errors, domains = survey.over(split, row, rows), survey.split(split).domains[rows]
             each = [errors[torch.from_numpy(domains == domain)].mean() for domain in np.unique(domains)]
-            self.distilled[number] = torch.stack(each).mean()  # type: ignore[index]
+            self.distilled[number] = torch.stack(each).mean()
 
     def _targets(self, batch: dict[str, Any], kept: bool = True) -> Tensor:
         """Return the maps of each picture's teacher: the medical one, where there is one, for pictures of a modality."""
@@ -464,7 +465,7 @@ class EspMedSam(DenseLearner):
         by = torch.stack([values[domains == number].mean(0) for number in present])
         found = {f"modality_{name}": float(value) for name, value in zip(names, by.mean(0), strict=True)}
         found |= {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
-        error = float(self.distilled[("valid", "test").index(split)])  # type: ignore[index]
+        error = float(self.distilled[("valid", "test").index(split)])
         return found if np.isnan(error) else found | {"modality_distil_mse": error}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
