@@ -125,6 +125,13 @@ ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "image
 DENSE = "counterpoint.systems.dense."
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
 
+
+def cmd_rows(n: int, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """Make outputs and features of three crops of n pictures, and of the teacher's two."""
+    student = [draw(0, 3 * n, 5), draw(1, 7 * n, 5), draw(2, 7 * n, 4)]
+    return [*student, draw(3, 2 * n, 5), draw(4, 6 * n, 5), draw(5, 6 * n, 4)]
+
+
 CASES: dict[str, Case] = {
     CORE + "alignment:negative_cosine": Case(pair, (0,), (0, 0)),
     CORE + "assignment:sinkhorn": Case(lambda n, d: [d(0, n, 5)], (), (0,)),
@@ -312,6 +319,22 @@ CASES: dict[str, Case] = {
     CORE + "codes:bow_targets": Case(
         lambda n, d: [d(0, n, 4, 5, 6), d(1, 9, 4), 2.0, 3.0, "max", True], (), (0, None, None, None, None, None)
     ),
+    # Three crops of every picture, the local one with a single region.
+    IMAGES + "cmd:cmd_loss": Case(
+        lambda n, d: [*cmd_rows(n, d), [3, 1], 3, d(6, 1, 5), d(7, 1, 5), 0.2, 0.1],
+        (0, 1, 2),
+        (0, 0, 0, 0, 0, 0),
+        memory=(8, 9),
+        permutes=False,
+        kwargs=(("pooling", "attention"),),
+    ),
+    IMAGES + "cmd:esvit_loss": Case(
+        lambda n, d: [*cmd_rows(n, d), [3, 1], 3, d(6, 1, 5), d(7, 1, 5), 0.2, 0.1],
+        (0, 1),
+        (0, 0, 0, 0, 0, 0),
+        memory=(8, 9),
+        permutes=False,
+    ),
     IMAGES + "obow:obow_loss": Case(
         lambda n, d: [[d(0, n, DIM), d(1, 2 * n, DIM)], [d(2, 9, 4)], [d(3, n, 9).softmax(1)], [word_weights], 2.0],
         (),
@@ -434,6 +457,8 @@ OTHERS = {
     "hallucinator:Hallucinator": "a network",
     "mcl:compose": "whole numbers",
     "obow:WordGenerator": "a network",
+    "prototypes:DINOHead": "a network",
+    "prototypes:moved_center": "moves a memory",
     "class_logits:sampled_classes": "whole numbers",
     "grouped:grouped_batches": "whole numbers",
     "bags:fit_length": "moves values",

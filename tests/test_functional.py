@@ -344,6 +344,7 @@ NAMED_BY_CASES = {
     "mlcd:margin_cluster_loss": {"scale"},
     "mlcd:mlcd_loss": {"scale"},
     "query_decoder:query_decoupled_decoder": {"pos"},  # a positional encoding
+    "tracks:select_positive": {"t"},  # a frame
 }
 
 

@@ -99,6 +99,7 @@ def contents(found):
         ("digits?size=8&imbalance=10&seed=3", "views", "526a902df881ec6f"),
         ("digit-patterns?seed=4", "views", "f5f45e16dd4169b8"),
         ("digit-canvases?train=50&test=20", "views", "5e05911b8ca43ec9"),
+        ("tile-canvases?train=50&test=20", "views", "1cf032334b020d7e"),
         ("digit-captions", "aligned", "1d272a0320a774a8"),
         ("digit-captions?train=100&seed=3&valid=0.2", "aligned", "25388a2d2b37b911"),
         ("digit-pairs", "aligned", "0a35e40db30dee9c"),
@@ -151,6 +152,37 @@ def test_canvases_hold_the_digits_of_their_tags_in_different_cells():
     )
     with pytest.raises(DataError, match="least <= most <= cells"):
         data.load("digit-canvases?grid=1&most=2")
+
+
+def test_tiles_are_a_digit_in_its_cell_and_textures_elsewhere_each_in_a_colour():
+    rng = np.random.default_rng(0)
+    truth, pool, cells = world.scene(np.arange(12)), world.textures(3, rng), rng.integers(0, 4, 12)
+    shades = np.sort(world.inventory()[0].reshape(-1, 64), 1)
+    assert all(bool((np.sort(texture.ravel()) == shades).all(1).any()) for texture in pool)  # the shades of a digit
+    pixels = world.tiles(truth, pool, cells, 2, 0.0, rng).astype(float)
+    tiles = pixels.reshape(12, 2, 8, 2, 8, 3).swapaxes(2, 3).reshape(12, 4, 64, 3)
+
+    def cosine(tile, pattern):
+        return float(tile @ pattern.ravel() / np.linalg.norm(tile) / np.linalg.norm(pattern))
+
+    for picture, number, cell in zip(tiles, truth.numbers[:, 0], cells, strict=True):
+        for at, tile in enumerate(picture):
+            wanted = [world.inventory()[0][number]] if at == cell else list(pool)
+            for channel in tile.T:
+                assert max(cosine(channel, pattern) for pattern in wanted) > 0.999
+    colours = tiles.max(2)
+    assert 0.3 * 255 * 15 / 16 - 1 < colours.min() < 120 < colours.max() <= 255
+
+
+def test_tile_canvases_have_the_classes_that_they_name_and_change_with_the_seed():
+    found = data.load("tile-canvases?train=40&test=20&kinds=3&grid=2")
+    assert found.classes == ("zero", "one", "two")
+    assert set(found.train.labels) == {0, 1, 2}
+    assert found.train.images(np.arange(40)).shape == (40, 16, 16, 3)
+    other = data.load("tile-canvases?train=40&test=20&kinds=3&grid=2", seed=1)
+    assert not np.array_equal(other.train.images(np.arange(40)), found.train.images(np.arange(40)))
+    with pytest.raises(DataError, match="kinds 2 to 10"):
+        data.load("tile-canvases?kinds=11")
 
 
 def known_digits():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterpoint.encoders.images import build_image_encoder
-from counterpoint.encoders.maps import feature_map
+from counterpoint.encoders.maps import feature_map, vector_and_map
 from counterpoint.errors import CounterpointError
 
 CASES = {
@@ -27,6 +27,16 @@ def test_map_has_a_vector_for_each_cell(name):
     assert found.requires_grad
     side, dim = CASES[name]
     assert found.shape == (2, dim, side, side)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_pass_gives_the_vector_and_the_map(name):
+    torch.manual_seed(0)
+    encoder = build_image_encoder(name, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    vector, found = vector_and_map(encoder, images)
+    torch.testing.assert_close(vector, encoder(images))
+    torch.testing.assert_close(found, feature_map(encoder, images))
 
 
 @pytest.mark.parametrize("name", ["conv-s", "resnet-s"])

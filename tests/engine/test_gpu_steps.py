@@ -25,7 +25,7 @@ SMALL = {"encoder": "conv-s", "batch_size": 20}
 TAUGHT = SMALL | {"teacher_encoder": "conv-s"}
 PAIRS = {"image_encoder": "conv-s", "batch_size": 20}
 VIEWS = ["simclr", "moco-v2", "byol", "simsiam", "barlow-twins", "vicreg", "swav", "dino"]
-ADDED = ["supcon", "sla", "dcl", "hallucinator"]
+ADDED = ["supcon", "sla", "dcl", "hallucinator", "cmd"]
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys([*VIEWS, *ADDED], (DIGITS, SMALL)),
     **dict.fromkeys(["kd", "rkd", "crd"], (DIGITS, TAUGHT)),

@@ -87,6 +87,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         (PICTURES, IMAGES),
     ),
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl", "bss"), (PICTURES, IMAGES)),
+    "cmd": (PICTURES, IMAGES | {"pooling": "attention"}),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
     "pcl-sr": (
         "digits?size=20&train=24",

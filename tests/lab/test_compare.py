@@ -113,3 +113,15 @@ def test_the_page_repeats_every_option(fake, tmp_path):
     assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
     (page,) = tmp_path.glob("*.html")
     assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy" in page.read_text()
+
+
+def test_pictures_with_masks_are_compared_by_their_cells(tmp_path, monkeypatch):
+    """No class of such pictures is known, so there is no nearest-neighbour accuracy."""
+    monkeypatch.setattr(
+        runner, "run_one", lambda slug, *rest: {"correspondence": 0.4 + 0.1 * (slug == "pixpro"), "alignment": 0.1}
+    )
+    record = compare.compare(["byol", "pixpro"], "shapes", seeds=2, jobs=1, out=tmp_path)
+    assert record["metric"] == "correspondence"
+    monkeypatch.setattr(runner, "run_one", lambda *rest: {"alignment": 0.1})
+    with pytest.raises(CounterpointError, match="not every system has the metric 'knn_accuracy'"):
+        compare.compare(["byol", "simclr"], "shapes", seeds=2, jobs=1, out=tmp_path)

@@ -21,6 +21,7 @@ AXES = {
     "MSN": (1, 0),
     "SwAV": (1, 1),
     "DINO": (1, 1),
+    "CMD": (1,) * 6,
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
 }
@@ -32,6 +33,7 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN",
 ]  # fmt: skip

@@ -176,6 +176,24 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, 4, N, DIM), draw(1, 2, N, DIM)],
         lambda m, s, t: fn.dino(s, t, m.center.clone(), 0.2, 0.05, 0.8).loss,
     ),
+    "CMD": Case(
+        lambda: losses.CMD(DIM, 0.2, 0.05, 0.8, pooling="attention", inter_weight=0.7),
+        lambda: [
+            draw(0, 3, N, DIM),
+            [draw(1, 2, N, 4, DIM), draw(2, 1, N, 2, DIM)],
+            [draw(3, 2, N, 4, DIM), draw(4, 1, N, 2, DIM)],
+            *(draw(5, 2, N, DIM), draw(6, 2, N, 4, DIM), draw(7, 2, N, 4, DIM)),
+        ],
+        lambda m, s, r, f, t, tr, tf: (
+            fn.cmd_loss(
+                *(s.flatten(0, 1), torch.cat([x.flatten(0, 2) for x in r]), torch.cat([x.flatten(0, 2) for x in f])),
+                *(t.flatten(0, 1), tr.flatten(0, 2), tf.flatten(0, 2)),
+                *([4, 2], 3, m.center.clone(), m.center_grid.clone(), 0.2, 0.05),
+                pooling="attention",
+                inter_weight=0.7,
+            ).loss
+        ),
+    ),
     "MAE": Case(
         lambda: losses.MAE(2),
         lambda: [draw(0, N, 3, 4, 4), draw(1, N, 4, 12), torch.tensor([[1.0, 0, 1, 0]]).expand(N, 4).double()],
@@ -367,6 +385,7 @@ WITHOUT = {
     "rkd:rkd_angle": "RKD with distance_weight=0",
     "crd:crd": "CRD keeps banks and writes in place, as the system: CRDLoss",
     "mae:mae": "masking and MAE's loss in one call; the system calls reconstruction, as MAE does",
+    "cmd:esvit_loss": 'CMD with inter="none" or "literal"',
     "obow:obow_loss": "its head is a network, generated from a vocabulary that the teacher writes between steps: the learner",
     "mochi:mochi_logits": "logits; MoCHi's loss of them is made block by block, as the system does",
     "hallucinator:extrapolate_positive": "makes rows, of which another loss is taken",

@@ -66,9 +66,19 @@ def of_two_sides():
         crops = torch.stack([y, x + y], 1).flatten(0, 1)
         return fn.obow_loss([x, crops], [words], [bow], [lambda v: v @ head], 2.0).loss
 
+    def cross_level(x, y):
+        """Compare two crops of two regions each; what the regions are made of depends on the picture alone."""
+        one, two = x + y, x - y
+        region = torch.cat([torch.stack(pair, 1).flatten(0, 1) for pair in ((x, one), (y, two))])
+        feature, teacher = region.sin(), torch.cat([two, one])
+        grid = torch.cat([torch.stack(pair, 1).flatten(0, 1) for pair in ((two, y), (one, x))]).detach()
+        at = torch.cat([x, y]), region, feature, teacher.detach(), grid, grid.cos()
+        return fn.cmd_loss(*at, [2], 2, head[0], head[1], 0.3, 0.2, pooling="attention").loss
+
     index = torch.tensor([0, 1, 0, 2, 3, 4])
     return {
         "obow": bags,
+        "cmd": cross_level,
         "dcl": lambda x, y: fn.dcl(x, y, 0.3),
         "dclw": lambda x, y: fn.dcl(x, y, 0.3, 0.5),
         "dcl one way": lambda x, y: fn.dcl(x, y, 0.3, symmetric=False),

@@ -136,6 +136,15 @@ SOURCES: dict[str, Source] = {
             function="load_canvases",
         ),
         Source(
+            "tile-canvases",
+            "views",
+            "counterpoint.data.digits",
+            "a handwritten digit among tiles of texture in random colours; the digit is the class: data of CMD's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "2,000 + 500 + 500 images, at hand",
+            function="load_tiles",
+        ),
+        Source(
             "photographs",
             "views",
             "counterpoint.data.photographs",

@@ -4,6 +4,7 @@
     digit-patterns   pictures of a digit and a pattern; plain contrast learns the easier pattern: data of MCL's claim
     digit-styles     coloured pictures in several styles; other styles are left for the test: data of BSS's claim
     digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
+    tile-canvases    pictures of one digit, the key patch, among tiles of texture: data of CMD's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
@@ -274,6 +275,75 @@ def load_canvases(
         classes=(),
         size=world.SIDE * grid,
         tags=Tags(world.NAMES, first, second, third),
+    )
+
+
+def load_tiles(
+    argument: None = None,
+    *,
+    train: int = 2000,
+    test: int = 500,
+    grid: int = 4,
+    kinds: int = 8,
+    textures: int = 64,
+    noise: float = 0.05,
+    held_out: float = 0.2,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `tile-canvases`: pictures whose class is decided by one tile among many.
+
+    A picture is a grid of tiles of 8 x 8 pixels. One tile at a random place is a digit, the picture's class. All others are
+    textures: smooth patterns with the shades of a digit. Every tile has its own colour. So shades and colours tell nothing of
+    the class. No digit of a split is in another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training pictures, at least 2.
+        test: number of test pictures, at least 2.
+        grid: tiles in a row and in a column, 1 to 8.
+        kinds: number of classes, 2 to 10: the digits from zero on.
+        textures: number of textures, at least 1, shared by all splits.
+        noise: standard deviation of the noise, in intensities of 0..1.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of digits, textures, places, colours and noise of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    if (
+        min(train, test) < 2
+        or not 1 <= grid <= 8
+        or not 2 <= kinds <= len(world.NAMES)
+        or textures < 1
+        or noise < 0
+        or not 0 < held_out < 1
+    ):
+        raise DataError(
+            "tile-canvases: train and test must be at least 2, grid 1 to 8, kinds 2 to 10. It needs at least 1 texture. noise "
+            f"must not be negative, and held_out lies between 0 and 1; got {train=}, {test=}, {grid=}, {kinds=}, {textures=}, "
+            f"{noise=}, {held_out=}"
+        )
+    parts = world.parts("tile-canvases", held_out, valid)
+    labels = world.inventory()[1]
+    rng = np.random.default_rng([2401_08860, seed])
+    pool = world.textures(textures, rng)
+
+    def canvases(numbers: Indices, count: int) -> ArrayImages:
+        truth = world.scene(rng.choice(numbers[labels[numbers] < kinds], count))
+        pixels = world.tiles(truth, pool, rng.integers(grid * grid, size=count), grid, noise, rng)
+        return ArrayImages(pixels, truth.labels[:, 0])
+
+    trained, watched, tested = (
+        canvases(numbers, count) for numbers, count in zip(parts, (train, test, test), strict=True)
+    )
+    return ImageData(
+        name="tile-canvases",
+        train=trained,
+        valid=watched,
+        test=tested,
+        classes=world.NAMES[:kinds],
+        size=world.SIDE * grid,
     )
 
 

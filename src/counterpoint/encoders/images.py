@@ -248,6 +248,11 @@ class VisionTokens(ImageEncoder):
     def forward(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch dim"]:
         return self.model(images)
 
+    def head(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Compute the vector of a picture from all of its `tokens`."""
+        found: Tensor = self.model.forward_head(tokens)
+        return found
+
     def tokens(
         self, images: Float[Tensor, "batch channels size size"], keep: Int[Tensor, "batch kept"] | None = None
     ) -> Float[Tensor, "batch tokens dim"]:
@@ -377,9 +382,11 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
     options: dict[str, Any] = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
 
     def build() -> nn.Module:
-        # Transformers need the size, and some take other sizes by interpolating positions. Convolutional networks accept
-        # neither argument.
-        sizes: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size})
+        # Transformers need the size. Some take other sizes by interpolating positions, and Swin by padding its windows.
+        # Convolutional networks accept none of these arguments.
+        other_sizes = ("dynamic_img_size", True), ("strict_img_size", False)
+        sizes: list[dict[str, Any]] = [{"img_size": size, name: value} for name, value in other_sizes]
+        sizes.append({"img_size": size})
         for more in sizes:
             with contextlib.suppress(TypeError):
                 return timm.create_model(name, **options, **more)

@@ -33,12 +33,23 @@ def feature_map(
     >>> feature_map(build_image_encoder("conv-s", 32), torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 128, 4, 4])
     """
+    return vector_and_map(encoder, images)[1]
+
+
+def vector_and_map(
+    encoder: ImageEncoder, images: Float[Tensor, "batch channels height width"]
+) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch channels rows columns"]]:
+    """Compute an encoder's vector and its last map in one pass; arguments and errors are those of `feature_map`.
+
+    The widths of the two differ for networks with layers after the pooling.
+    """
     if isinstance(encoder, VisionTokens):
         rows, columns = (side // encoder.patch for side in images.shape[2:])
-        return _grid(encoder.tokens(images)[:, encoder.prefix :], rows, columns)
+        tokens = encoder.tokens(images)
+        return encoder.head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
         found: Tensor = encoder.features(images)  # type: ignore[operator]
-        return found
+        return found.mean((2, 3)), found
     model: Any = getattr(encoder, "model", None)
     if model is None:
         raise CounterpointError(
@@ -47,25 +58,39 @@ def feature_map(
         )
     if hasattr(model, "forward_features"):
         found = model.forward_features(images)
+        vector = model.forward_head(found)
         if found.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC":
-            return found.permute(0, 3, 1, 2)
-        return found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
+            return vector, found.permute(0, 3, 1, 2)
+        return vector, found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
     if hasattr(model, "config"):  # transformers
         with recorded(encoder, ["model"]) as seen:
-            encoder(images)
+            vector = encoder(images)
         found = seen["model"].last_hidden_state  # type: ignore[attr-defined]
-        return found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
+        return vector, found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
     # torchvision: the output of the last of its children that has a map and is no pooling layer.
     names = [name for name, child in model.named_children() if not isinstance(child, _POOLS)]
     with recorded(encoder, names) as maps:
-        encoder(images)
+        vector = encoder(images)
     for name in reversed(list(maps)):
         value = maps[name]
         if isinstance(value, Tensor) and value.ndim == 4:
-            return value
+            return vector, value
         if isinstance(value, Tensor) and value.ndim == 3:
-            return _tokens_of(value, images, _patch(model))
+            return vector, _tokens_of(value, images, _patch(model))
     raise CounterpointError(f"{type(model).__name__} has no feature map; choose another encoder")
+
+
+def map_networks(encoder: ImageEncoder) -> list[tuple[nn.Module, str]]:
+    """List the (module, method) pairs that `vector_and_map` calls and that treat each picture independently.
+
+    The list is empty for encoders whose maps come from hooks: they cannot run a batch part by part (`--accumulate`).
+    """
+    if isinstance(encoder, VisionTokens):
+        return [(encoder, "tokens")]
+    if hasattr(encoder, "features"):
+        return [(encoder, "features")]
+    model = getattr(encoder, "model", None)
+    return [(model, "forward_features")] if isinstance(model, nn.Module) and hasattr(model, "forward_features") else []
 
 
 def has_map(encoder: nn.Module) -> bool:

@@ -23,6 +23,7 @@ _FILES = {
     "contrastive": "ColumnInfoNCE DCL InfoNCE MixedNTXent NTXent NTXentByIndex PairwiseNTXent SimpleContrastive SnippetNTXent",
     "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
     "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
+    "regions": "CMD",
     "labelled": "ClusterMargin Hydra MLCD SLA SupCon SupConSingleView Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
     "cells": "PixContrast PixPro PixelRegression",

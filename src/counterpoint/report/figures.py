@@ -315,6 +315,33 @@ def overlay(png: str, shades: NDArray[np.floating], *, alt: str) -> Markup:
     ).format(alt, png, columns, rows, cells)
 
 
+def joined(left: str, right: str, lines: Sequence[tuple[float, float, float, float, bool]], *, alt: str) -> Markup:
+    """Draw two images side by side with lines between their points.
+
+    Args:
+        left, right: The images, PNG in base64, drawn as squares.
+        lines: For each line x and y in the left image, x and y in the right one, all 0 to 1, and whether it is right. Wrong
+            lines are dashed, in the second colour.
+        alt: Text alternative.
+    """
+    images = Markup("").join(
+        Markup(
+            '<image x="{}" width="1" height="1" preserveAspectRatio="none" href="data:image/png;base64,{}"/>'
+        ).format(x, png)
+        for x, png in (("0", left), ("1.5", right))
+    )
+    stroke = Markup('<path d="M{:.3f} {:.3f}L{:.3f} {:.3f}" fill="none" stroke-width=".014" stroke="var(--{})"{}/>')
+    end = Markup('<circle cx="{:.3f}" cy="{:.3f}" r=".02" fill="var(--{})"/>')
+    drawn = []
+    for x1, y1, x2, y2, fits in lines:
+        colour, dashes = ("s1", "") if fits else ("s2", Markup(' stroke-dasharray=".04 .03"'))
+        drawn.append(stroke.format(x1, y1, 1.5 + x2, y2, colour, dashes))
+        drawn += [end.format(x1, y1, colour), end.format(1.5 + x2, y2, colour)]
+    return Markup('<svg class="joined" role="img" aria-label="{}" viewBox="-.03 -.03 2.56 1.06">{}{}</svg>').format(
+        alt, images, Markup("").join(drawn)
+    )
+
+
 def envelope(values: NDArray[np.floating], columns: int) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
     """Return the middle index, the least and the greatest value of each of `columns` equal parts, without NaN.
 

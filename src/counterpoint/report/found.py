@@ -9,7 +9,8 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
     matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
     pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
-    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image
+    maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image; "caption"
+    joined   "rows" [{"left", "right" (png), "lines" [[x, y, x, y, right]], "text"}], "caption": lines between two images
     captioned "rows" [{"cells": [{"png", "text"}]}], "caption": pictures side by side, each with its own text
     curves   "series" {name: [[x...], [y...]]}, "xlabel", "caption"
     table    "columns" [...], "rows" [[...]], "caption"
@@ -35,6 +36,7 @@ def found_sections(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Ma
         "gallery": _gallery,
         "matrix": _matrix,
         "maps": _maps,
+        "joined": _joined,
         "pictures": _pictures,
         "captioned": _captioned,
         "curves": _curves,
@@ -111,7 +113,16 @@ def _maps(part: Mapping[str, Any]) -> Markup:
                 row["png"], np.asarray(found["map"], float), alt=f"where '{found['text']}' is found"
             )
             pictures.append(page.figure(drawn, found["text"]))
-    return page.figures(*pictures)
+    return page.join(page.text(part["caption"]) if "caption" in part else "", page.figures(*pictures))
+
+
+def _joined(part: Mapping[str, Any]) -> Markup:
+    pictures = []
+    for row in part["rows"]:
+        right = sum(bool(line[4]) for line in row["lines"])
+        said = f"{row['text']}: {right} of {len(row['lines'])} right"
+        pictures.append(page.figure(figures.joined(row["left"], row["right"], row["lines"], alt=said), said))
+    return page.join(page.text(part["caption"]), page.figures(*pictures))
 
 
 def _captioned(part: Mapping[str, Any]) -> Markup:

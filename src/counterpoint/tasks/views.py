@@ -472,6 +472,7 @@ class ViewsTask(ImageTask):
 
     name = "views"
     headline = "knn_accuracy"  # the measure it judges by
+    stand_ins: ClassVar[tuple[str, ...]] = ("correspondence",)  # instead, on data without classes
 
     def __init__(self, data: ImageData, config: ViewsConfig) -> None:
         super().__init__(data, config)

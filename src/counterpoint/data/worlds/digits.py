@@ -4,7 +4,7 @@ The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, i
 
     parts      the digits for training, valid and test; every source divides them by the same rule
     scene      the truth of n pictures: the digits side by side, and their classes
-    grey, intensity, enlarged, noisy, over_patterns, styled, canvases, halves, tower     styles of rendering a scene
+    grey, intensity, enlarged, noisy, over_patterns, styled, canvases, tiles, halves, tower     styles of rendering a scene
     words, wordy                                                       captions
 """
 
@@ -199,6 +199,41 @@ def canvases(truth: Scene, cells: Indices, grid: int, deviation: float, rng: np.
         found[np.arange(n), row, :, across] = digits[:, column]
     canvas = found.reshape(n, grid * SIDE, grid * SIDE)
     canvas += deviation * rng.standard_normal(canvas.shape, np.float32)
+    return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8)
+
+
+def textures(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Make textures with the shades of digits, [count, 8, 8], 0 to SHADES.
+
+    A texture is a smooth random field. Its pixels, in order of their value, have the sorted shades of one digit.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    shades = np.sort(inventory()[0][rng.integers(len(inventory()[0]), size=count)].reshape(count, -1), axis=1)
+    fields = gaussian_filter(rng.standard_normal((count, SIDE, SIDE)), (0, 1, 1), mode="wrap").reshape(count, -1)
+    return np.take_along_axis(shades, fields.argsort(1).argsort(1), 1).reshape(count, SIDE, SIDE)
+
+
+def tiles(
+    truth: Scene, pool: NDArray[np.float64], cells: Indices, grid: int, deviation: float, rng: np.random.Generator
+) -> Pixels:
+    """Render a digit among textures, one in each cell of a grid, in colours: [n, 8 grid, 8 grid, 3].
+
+    Args:
+        truth: one digit in each picture.
+        pool: textures [count, 8, 8]; every other cell has one at random.
+        cells: [n] cell of each digit, row by row.
+        grid: number of cells in a row and in a column.
+        deviation: standard deviation of the noise, in intensities of 0..1; the result is clipped to 0..1.
+        rng: draws textures, noise, and a colour for each cell from the same distribution for digits and textures.
+    """
+    n = len(cells)
+    shades = pool[rng.integers(len(pool), size=(n, grid * grid))]
+    shades[np.arange(n), cells] = inventory()[0][truth.numbers[:, 0]]
+    colour = rng.uniform(0.3, 1.0, (n, grid * grid, 1, 1, 3))
+    canvas = (shades[..., None] / SHADES * colour).reshape(n, grid, grid, SIDE, SIDE, 3).swapaxes(2, 3)
+    canvas = canvas.reshape(n, grid * SIDE, grid * SIDE, 3)
+    canvas = canvas + deviation * rng.standard_normal(canvas.shape, np.float32)
     return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8)
 
 

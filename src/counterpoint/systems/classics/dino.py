@@ -17,23 +17,21 @@ Differences from the authors' code:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterpoint.core.alignment import swapped_entropy
 from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
-from counterpoint.core.distributed import gather_rows
-from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.teacher import EMATeacher, cosine_momentum
+from counterpoint.core.prototypes import moved_center
 from counterpoint.core.world import over_group
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
+from counterpoint.tasks.self_distilled import SelfDistilledConfig, SelfDistilledLearner
+from counterpoint.tasks.views import LAPTOP
 
 
 class DINOOutput(NamedTuple):
@@ -84,111 +82,18 @@ def dino(
     raw = wide(teacher.detach())
     q = F.softmax((raw - center) / teacher_temperature, dim=-1)
     loss = swapped_entropy(q, wide(student) / student_temperature)
-    rows = gather_rows(torch.tensor([raw.shape[1]], device=raw.device)).sum()
-    mean = gather_rows(raw.mean(0).sum(0, keepdim=True)).sum(0) / rows
-    return DINOOutput(loss, center.detach().lerp(mean.to(center.dtype), 1 - center_momentum))
+    return DINOOutput(loss, moved_center(center, raw.flatten(0, 1), center_momentum))
 
 
 @dataclass
-class DINOConfig(MultiCropConfig):
+class DINOConfig(SelfDistilledConfig):
     """Settings of DINO. Defaults are the paper's for ViT-S/16 on ImageNet (Sec. 3.2 and Appendix C)."""
 
-    epochs: int = 300
-    batch_size: int = 1024
     encoder: str = "timm:vit_small_patch16_224"
-    recipe: str = "dino"
-    optimizer: str = "adamw"
-    lr: float = 5e-4
-    weight_decay: float = 0.04
-    final_weight_decay: float | None = 0.4
-    warmup_epochs: int = 10
-    clip_norm: float | None = 3.0
-    hidden: int = 2048
-    """Width of the head's two hidden layers."""
-    bottleneck: int = 256
-    """Width of the head's third layer, whose output is normalised."""
-    head_norm: bool = False
-    """Use batch normalisation in the head's hidden layers, for convolutional encoders."""
-    projection: int = 65536
-    """Number of outcomes of the distributions that the loss compares."""
-    student_temperature: float = 0.1
-    """Temperature of the student."""
-    teacher_temperature: float = 0.07
-    """Temperature of the teacher after its warm-up."""
-    teacher_temperature_start: float = 0.04
-    """Temperature of the teacher in the first epoch."""
-    teacher_warmup: int = 30
-    """Number of epochs in which the teacher's temperature rises linearly."""
-    center_momentum: float = 0.9
-    """Share of the centre that each step keeps, 0 to 1."""
-    momentum_teacher: float = 0.996
-    """Momentum of the teacher at the first step, 0 to 1; it rises to 1 on half a cosine."""
-    freeze_epochs: int = 1
-    """Number of first epochs in which the head's last layer is frozen."""
-
-    counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "bottleneck")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("center_momentum", "momentum_teacher"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if min(self.teacher_warmup, self.freeze_epochs) < 0:
-            raise CounterpointError(
-                f"teacher_warmup and freeze_epochs must not be negative, got {self.teacher_warmup} and {self.freeze_epochs}"
-            )
 
 
-class DINOHead(nn.Module):
-    """A head of three layers with GELU between them, a normalisation, and a linear layer of unit rows.
-
-    The third layer is a bottleneck. Unit rows equal the authors' weight normalisation with its gain fixed to 1.
-    """
-
-    def __init__(self, dim: int, hidden: int, bottleneck: int, outcomes: int, *, norm: bool = False) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in (dim, hidden):
-            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.last = nn.Linear(bottleneck, outcomes, bias=False)
-
-    def forward(self, features: Float[Tensor, "n dim"]) -> Float[Tensor, "n outcomes"]:
-        return F.linear(unit(self.mlp(features)), unit(self.last.weight))
-
-
-class DINO(MultiCropLearner):
+class DINO(SelfDistilledLearner):
     """A student on all crops, and a teacher on the large crops, which is the student's moving average."""
-
-    center: Tensor
-    projector: DINOHead
-
-    def __init__(self, config: DINOConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
-        self.teacher = EMATeacher(self.network)
-        self.register_buffer("center", torch.zeros(config.projection))
-
-    def build_projector(self, dim: int) -> DINOHead:
-        config = self.config
-        return DINOHead(dim, config.hidden, config.bottleneck, config.projection, norm=config.head_norm)
-
-    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        encoder, _ = cast(nn.Sequential, self.teacher.module)
-        return encoder(images)
-
-    def teacher_temperature(self) -> float:
-        """Compute the teacher's temperature in this epoch."""
-        config = self.config
-        share = min(1.0, self.position.epoch / max(1, config.teacher_warmup - 1)) if config.teacher_warmup else 1.0
-        start = config.teacher_temperature_start
-        return start + (config.teacher_temperature - start) * share
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, views = self.config, batch["views"]
@@ -198,14 +103,6 @@ class DINO(MultiCropLearner):
         out = dino(student, teacher, self.center, *temperatures, config.center_momentum)
         self.center.copy_(out.center_after)
         return {"loss": out.loss}
-
-    def before_step(self) -> None:
-        if self.position.epoch < self.config.freeze_epochs:
-            self.projector.last.weight.grad = None
-
-    def end_step(self) -> None:
-        momentum = cosine_momentum(self.position.step, self.total_steps, self.config.momentum_teacher)
-        self.teacher.update(self.network, momentum)
 
 
 SYSTEM = System(

@@ -92,8 +92,8 @@ def reid_loss(
 
     It pads the candidates and calls `item_losses`, as training does. Raises ValueError without items.
 
-    >>> reid_loss([(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(3, 2))]).aux
-    tensor(0.)
+    >>> reid_loss([(torch.ones(1, 2), torch.ones(1, 2), torch.zeros(3, 2))]).contrastive  # log(1 + 3 / e^2)
+    tensor(0.3408)
     """
     if not items:
         raise ValueError("items is empty: there must be at least one (anchor, positives, negatives)")

@@ -140,9 +140,8 @@ def local_region_contrastive_loss(
     Negatives lie in the anchor's map and in the positive's map. The sum over pairs is divided by regions and by n. Raises
     ValueError for shapes that do not fit, corners outside the map and arguments out of range.
 
-    >>> regions = grid_regions(5, 5)
-    >>> local_region_contrastive_loss(torch.ones(2, 5, 5, 1), *regions).exp().round()  # 10 negatives, fewer at small maps
-    tensor(7.)
+    >>> local_region_contrastive_loss(torch.ones(2, 12, 12, 1), *grid_regions(12, 12))  # log(1 + 10)
+    tensor(2.3979)
     """
     need_positive(temperature=temperature)
     if strategy not in (0, 1):

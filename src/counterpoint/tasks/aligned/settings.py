@@ -45,8 +45,8 @@ class AlignedConfig(OptimConfig):
     recipe: str = "weak"
     """Augmentation of training images: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
-    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, obow-canvases; shapes; clusters
-    (see counterpoint.views.images.RECIPES)."""
+    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, obow-canvases,
+    tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
     """A class's prompt in zero-shot classification; {} is the class's name."""
     evaluate_every: int = 5

@@ -130,6 +130,12 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
             [Recipe(scale=(0.16, 0.49), flip=0.0, gain=0.3, noise=0.1)],
             Recipe(scale=(0.6, 1.0), flip=0.0, gain=0.3, noise=0.1),
         ),
+        # One key tile among 16: crops that keep the size of tiles nearly.
+        (
+            "tile-canvases",
+            [Recipe(scale=(0.56, 1.0), flip=0.0, gain=0.3, noise=0.1)],
+            Recipe(scale=(0.15, 0.4), flip=0.0, gain=0.3, noise=0.1),
+        ),
         # Textured shapes: crops of half to the whole side; brightness and contrast change, hues stay.
         ("shapes", [_SHAPES], replace(_SHAPES, scale=(0.05, 0.25))),
         # He et al. 2022.
