@@ -171,7 +171,7 @@ class EspMedSam(DenseLearner):
         if not self.names:
             raise CounterpointError(
                 "esp-medsam needs pictures of named kinds of imaging; use medical-shapes, or your own: "
-                "'masks:DIR?domain=folder'"
+                "'masks:DIR?domain=folder'. Without data, give domains=['xray', 'scan'] (their names)"
             )
         if len(data.regions) != 2:
             raise CounterpointError(
