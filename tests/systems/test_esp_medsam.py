@@ -398,7 +398,7 @@ def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(sam, tmp_path, mo
     mine = halves.load_weights()
     for name, value in whole.load_weights().items():
         assert torch.equal(value, mine[name]), name
-    assert "patches of the self-prompt" in (whole.path / "report.html").read_text()
+    assert "self-prompt" in (whole.path / "report.html").read_text()
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

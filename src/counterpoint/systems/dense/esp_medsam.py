@@ -493,7 +493,7 @@ class EspMedSam(DenseLearner):
         return {
             "Modalities": {
                 "kind": "pictures",
-                "columns": ["picture", "patches of the self-prompt", "truth", "prediction"],
+                "columns": ["picture", "self-prompt", "truth", "prediction"],
                 "rows": drawn,
                 "caption": f"Two test pictures of each modality, in the order {', '.join(self.names)}.",
             }
