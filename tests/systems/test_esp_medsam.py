@@ -63,6 +63,28 @@ def test_attention_block_and_decoder_equal_the_authors(dtype):
     torch.testing.assert_close(found[:, modality : modality + 1], of(name, "out", dtype)["mask"], rtol=1e-5, atol=5e-8)
 
 
+def test_gradients_equal_finite_differences():
+    weights = of("prefix_window_attention", "weight")
+    names = ("deep_QKV_embeddings_med", "med_attention_biases", "attention_biases", "qkv.weight")
+
+    def attention(x, *values):
+        return fn.prefix_window_attention(x, weights | dict(zip(names, values, strict=True)), 2)
+
+    inputs = [of("prefix_window_attention", "in")["x"][:1], *(weights[name] for name in names)]
+    assert torch.autograd.gradcheck(attention, [x.clone().requires_grad_() for x in inputs], fast_mode=True)
+    block = of("student_block", "weight")
+    x = of("student_block", "in")["x"].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: fn.student_block(x, block, 2, 3), [x], fast_mode=True)
+    decoder, given = of("query_decoupled_decoder", "weight"), of("query_decoupled_decoder", "in")
+    src, tokens = (given[name].clone().requires_grad_() for name in ("src", "tokens"))
+    heads = int(of("query_decoupled_decoder", "param")["heads"])
+
+    def masks(src, tokens):
+        return fn.query_decoupled_decoder(src, given["pos"], tokens, decoder, heads)
+
+    assert torch.autograd.gradcheck(masks, [src, tokens], fast_mode=True)
+
+
 # ------------------------------------------------------------------------------------------------------------- equations
 
 
@@ -239,6 +261,19 @@ def built(sam: Path, source: str = DATA, seed: int = 0, **overrides):
 
 def state(learner) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in learner.state_dict().items()}
+
+
+@pytest.mark.parametrize("settings", [{"queries": "alone", "mask_mlps": "own"}, {}, {"queries": "shared"}])
+def test_masks_of_a_mixed_batch_are_those_of_its_pictures_alone(sam, settings):
+    learner, _ = built(sam, **settings)
+    learner.eval()
+    images, which = torch.randn(5, 3, 16, 16), torch.tensor([3, 0, 3, 1, 0])
+    with torch.no_grad():
+        found = learner.segmented(images, which)[0]
+        each = [learner.segmented(images[n : n + 1], which[n : n + 1])[0] for n in range(5)]
+        torch.testing.assert_close(found, torch.cat(each), rtol=1e-4, atol=1e-5)
+        other = learner.segmented(images, (which + 1) % 4)[0]
+    assert not torch.allclose(found, other, atol=1e-3)
 
 
 def test_sam_is_loaded_by_name_and_its_map_is_the_library_s(sam):
