@@ -92,7 +92,8 @@ def test_masked_prefix_is_plain_window_attention():
     weights, x = of("prefix_window_attention", "weight"), of("prefix_window_attention", "in")["x"]
     masked = weights | {"med_attention_biases": torch.tensor([-torch.inf], dtype=torch.float64)}
     plain = {name: value for name, value in weights.items() if "med" not in name}
-    assert torch.equal(fn.prefix_window_attention(x, masked, 2), fn.prefix_window_attention(x, plain, 2))
+    found = fn.prefix_window_attention(x, masked, 2)
+    torch.testing.assert_close(found, fn.prefix_window_attention(x, plain, 2), rtol=1e-12, atol=1e-14)
     assert not torch.allclose(fn.prefix_window_attention(x, weights, 2), fn.prefix_window_attention(x, plain, 2))
 
 
@@ -467,6 +468,8 @@ def test_own_folders_name_the_modalities_and_train_from_the_command_line(sam, tm
     again = training.evaluate(run.path, say=lambda _: None)
     assert again["modality_dice"] == run.metrics()[-1]["test/modality_dice"]
     assert again["modality_distil_mse"] == run.metrics()[-1]["test/modality_distil_mse"]
+    with pytest.raises(CounterpointError, match="trained on scan, xray"):
+        training.evaluate(run.path, data=source.replace("domain=folder&", ""), say=lambda _: None)
 
 
 @pytest.mark.parametrize("domain", ["word", "folder"])

@@ -65,13 +65,15 @@ def prefix_window_attention(
     u = F.layer_norm(x, (dim,), weights["norm.weight"], weights["norm.bias"])
     joint = F.linear(u, weights["qkv.weight"], weights["qkv.bias"]).view(count, tokens, heads, -1).transpose(1, 2)
     q, k, v = joint.chunk(3, 3)  # [windows, heads, tokens, size]
-    logits = q @ k.mT * q.shape[3] ** -0.5 + table[:, offset_numbers(window).to(x.device)]
+    q = q * q.shape[3] ** -0.5
+    bias = table[:, offset_numbers(window).to(x.device)]
     if (prefix := weights.get("deep_QKV_embeddings_med")) is None:
-        y = logits.softmax(3) @ v
+        y = (q @ k.mT + bias).softmax(3) @ v
     else:
-        bias = weights["med_attention_biases"].view(-1, 1, 1, 1)
-        more = q @ prefix.mT * q.shape[3] ** -0.5 + bias  # [windows, heads, tokens, 1]
-        attention = torch.cat([logits, more], 3).softmax(3)
-        value = weights.get("deep_V_embeddings_med", prefix)
-        y = attention[..., :tokens] @ v + attention[..., tokens:] * value
+        shape = (count, heads, 1, q.shape[3])
+        k = torch.cat([k, prefix.expand(shape)], 2)
+        v = torch.cat([v, weights.get("deep_V_embeddings_med", prefix).expand(shape)], 2)
+        own = weights["med_attention_biases"].view(-1, 1, 1, 1)
+        bias = torch.cat([bias.expand(len(own), -1, -1, -1), own.expand(-1, heads, tokens, 1)], 3)
+        y = (q @ k.mT + bias).softmax(3) @ v
     return F.linear(y.transpose(1, 2).reshape(count, tokens, -1), weights["proj.weight"], weights["proj.bias"])

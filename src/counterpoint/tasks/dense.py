@@ -67,6 +67,7 @@ class DenseConfig(ImagesConfig):
     counterpoint.views.images.RECIPES."""
 
     labels_only: ClassVar[bool] = True  # whether pictures without labels are left out of training
+    by_domain: ClassVar[bool] = False  # whether the learner has parts for the data's domains, by number
 
     def facts(self, data: Any) -> dict[str, Any]:
         return super().facts(data) | {"regions": list(data.regions), "modalities": list(data.modalities)}
@@ -345,7 +346,7 @@ class DenseTask(ImageTask):
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         super().check_facts(trained)
-        for name in ("regions", "modalities"):
+        for name in ("regions", "modalities", *(["domains"] if self.config.by_domain else [])):
             if list(trained[name]) != list(getattr(self.data, name)):
                 raise CounterpointError(
                     f"{self.data.name} has the {name} {', '.join(getattr(self.data, name))}; the run was trained on "

@@ -130,6 +130,7 @@ class EspMedSamConfig(DenseConfig):
     decoder what is theirs alone (their query with --queries alone, their MLP with --mask-mlps own). Default: all."""
 
     labels_only = False
+    by_domain = True
     counts = (*DenseConfig.counts, "steps", "dim", "mlp_width")
 
     def __post_init__(self) -> None:
