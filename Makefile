@@ -56,6 +56,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
 	$(BIN)/python benchmarks/cmd.py
+	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit

@@ -407,6 +407,13 @@ CASES |= {
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
+    DENSE + "any2seg:modality_agnostic_fusion": Case(
+        lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
+    ),
+    DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
+    DENSE + "any2seg:intra_modal_loss": Case(
+        lambda n, d: [d(0, n, 4, DIM), d(1, 4, 3), d(2, n, 4) > -0.5, 0.3], (0,), (0, None, 0, None), memory=(1,)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterpoint.encoders.images import build_image_encoder
-from counterpoint.encoders.maps import feature_map, vector_and_map
+from counterpoint.encoders.maps import MapDecoder, feature_map, feature_maps, map_channels, vector_and_map
 from counterpoint.errors import CounterpointError
 
 CASES = {
@@ -80,3 +80,37 @@ def test_encoder_without_a_map_is_refused():
     encoder = build_image_encoder("mlp-s", 32)
     with pytest.raises(CounterpointError, match="has no feature map; choose an encoder with one"):
         feature_map(encoder, torch.zeros(1, 3, 32, 32))
+
+
+PYRAMIDS = {
+    "conv-s": [(32, 16), (64, 8), (128, 4)],
+    "conv-cells": [(48, 16), (64, 8)],
+    "vit-s": [(128, 8)],
+    "timm:test_resnet": [(32, 16), (32, 8), (48, 4), (192, 2), (96, 1)],
+    "torchvision:resnet18": [(64, 16), (64, 8), (128, 4), (256, 2), (512, 1)],
+}
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_maps_of_several_resolutions_end_with_the_last_map(name):
+    encoder = build_image_encoder(name, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    found = feature_maps(encoder, images)
+    assert [(x.shape[1], x.shape[2]) for x in found] == PYRAMIDS[name]
+    torch.testing.assert_close(found[-1], feature_map(encoder, images))
+    assert map_channels(encoder, 32) == [channels for channels, _ in PYRAMIDS[name]]
+
+
+def test_segformers_four_maps_are_joined_at_a_quarter_of_the_picture(tmp_path):
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2],
+                             decoder_hidden_size=16)  # fmt: skip
+    SegformerModel(config).save_pretrained(tmp_path)
+    encoder = build_image_encoder(f"hf:{tmp_path}", 64, pretrained=True)
+    assert map_channels(encoder, 64) == [8, 16, 24, 32]
+    found = feature_maps(encoder, torch.randn(2, 3, 64, 64))
+    joined = MapDecoder([8, 16, 24, 32], 12)(found)
+    assert joined.shape == (2, 12, 16, 16)
+    joined.square().sum().backward()
+    assert all(p.grad is not None for name, p in encoder.named_parameters())

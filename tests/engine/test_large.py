@@ -106,6 +106,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     # Their networks have feature maps.
+    "any2seg": (
+        "sensors?train=24&test=8&size=16",
+        {"encoder": "conv-s", "batch_size": 12, "epochs": 1, "width": 8, "inter_weight": 0.0, "intra_weight": 0.0},
+    ),
     "pixpro": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1, "hidden": 8}),
     "ctvis": (
         "moving-shapes?train=12&test=2&size=16",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 COUNTS = [3, 1, 2]
-# Arguments whose batch is not the first axis. Lists hold tensors whose first axis is it.
+# Arguments whose batch is not the first axis, or that have none (None). Lists hold tensors whose first axis is it.
 AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
@@ -22,6 +22,7 @@ AXES = {
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "CMD": (1,) * 6,
+    "IntraModal": (0, None, 0),
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
 }
@@ -36,14 +37,15 @@ NAMES = [
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN",
+    "InterModal", "IntraModal",
 ]  # fmt: skip
 
 
-def shared(x: Any, rank: int, axis: int = 0) -> Any:
+def shared(x: Any, rank: int, axis: int | None = 0) -> Any:
     """Return this process's share of an argument."""
     if isinstance(x, list):
         return [shared(part, rank, axis) for part in x]
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or axis is None:
         return x
     many = x.shape[axis] // sum(COUNTS) if x.shape[axis] % sum(COUNTS) == 0 else 0
     sizes = [many * count for count in COUNTS] if many else [x.shape[axis] - 2, 1, 1]

@@ -362,10 +362,17 @@ CASES |= {
         lambda m, *x: 0.7 * fn.item_losses(*x).contrastive + 0.4 * fn.item_losses(*x).aux,
     ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
+    "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
+    "IntraModal": Case(
+        lambda: losses.IntraModal(0.3, "mse"),
+        lambda: [draw(0, N, 4, DIM), draw(1, 4, 3), draw(2, N, 4) > -0.5],
+        lambda m, p, t, y: fn.intra_modal_loss(p, t, y, 0.3, "mse"),
+    ),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
     "pcl-sr:haar_high_frequency": "bands, no loss",

@@ -300,8 +300,8 @@ def test_perfect_embeddings_are_tracked_without_a_mistake():
 def test_frames_are_drawn_in_order_from_one_window_of_the_clip():
     there = torch.ones(50, 12, dtype=torch.bool)
     there[0, 2:] = False
-    found = chosen_frames(there, 4, 6, torch.Generator().manual_seed(0))
-    assert found[0].tolist() == [-1, -1, 0, 1] or sorted(found[0].tolist()) == [-1, -1, 0, 1]
+    found = chosen_frames(there, 4, 6, torch.rand(50, 20, generator=torch.Generator().manual_seed(0)))
+    assert sorted(found[0].tolist()) == [-1, -1, 0, 1]
     for row in found[1:]:
         assert (row.diff() > 0).all()
         assert row.max() - row.min() < 6

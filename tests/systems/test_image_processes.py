@@ -22,6 +22,7 @@ def of_two_sides():
     from counterpoint import functional as fn
     from counterpoint.core.compared import Compared, Queued, pairs, views
     from counterpoint.core.distributed import global_mean
+    from counterpoint.core.map_sums import class_means
     from counterpoint.systems.images.hard_contrastive import hard_losses
     from counterpoint.systems.images.isogclr import Settings, _side, _views
     from counterpoint.systems.images.mochi import mixed_losses
@@ -75,8 +76,19 @@ def of_two_sides():
         at = torch.cat([x, y]), region, feature, teacher.detach(), grid, grid.cos()
         return fn.cmd_loss(*at, [2], 2, head[0], head[1], 0.3, 0.2, pooling="attention").loss
 
+    masks, names = (
+        torch.tensor([0, 1, 3, 1, 0, 3], dtype=torch.uint8),
+        torch.randn(4, 3, generator=g, dtype=torch.float64),
+    )
+
+    def relations(x, y):
+        features = torch.stack([x, y], 2)[..., None]  # [n, 5, 2, 1]
+        means, shown = class_means(features, mine(masks)[:, None, None].expand(-1, 2, 1), 4, whole=True)
+        return fn.intra_modal_loss(means, names, shown, 0.3)
+
     index = torch.tensor([0, 1, 0, 2, 3, 4])
     return {
+        "relations of classes over the batch": relations,
         "obow": bags,
         "cmd": cross_level,
         "dcl": lambda x, y: fn.dcl(x, y, 0.3),

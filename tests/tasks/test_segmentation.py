@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_loss_of_unknown_pixels_is_zero_without_gradient():
     loss.backward()
     assert logits.grad[1].abs().sum() == 0
     torch.testing.assert_close(loss.detach() * 2, F.cross_entropy(logits[:1], masks[:1].long()).detach())
+
+
+def test_hard_pixels_are_those_of_low_probability_and_a_sixteenth_at_least():
+    logits = torch.zeros(2, 2, 8, 8)
+    logits[0, 0, :2] = torch.linspace(-3, 3, 16).view(2, 8)  # a quarter of the pixels, from hard to easy
+    logits[0, 0, 2:] = 9.0
+    logits[1, 0] = torch.linspace(3, 9, 64).view(8, 8)  # easy everywhere
+    masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    masks[1, 0, 0] = IGNORE
+    logits.requires_grad_()
+    loss = pixel_cross_entropy(logits, masks, hard=0.7)
+    each = F.cross_entropy(logits.detach(), masks.long().clamp(max=1) * 0, reduction="none").flatten(1)
+    first = each[0][each[0] >= -math.log(0.7)].mean()
+    second = each[1][1:4].mean()  # the hardest three of 63 known pixels
+    torch.testing.assert_close(loss.detach(), (first + second) / 2)
+    loss.backward()
+    assert (logits.grad[1].abs().sum(0) > 0).sum() == 3
+    torch.testing.assert_close(
+        pixel_cross_entropy(logits, masks, hard=1.0).detach(), pixel_cross_entropy(logits, masks).detach()
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- views

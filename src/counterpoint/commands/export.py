@@ -23,7 +23,8 @@ def main(
     Example: counterpoint export runs/first --format onnx --out encoder.onnx
 
     Args:
-        run: A finished run of the task aligned, views, labelled or restored; a folder in the layout of a hub, or hf:USER/NAME.
+        run: A finished run of the task aligned, views, labelled, dense or restored; a folder in the layout of a hub, or
+            hf:USER/NAME.
         out: The file to write. For a run with several modalities, each file has the modality's name before its ending.
         format: Format of the file. Default: from the ending of FILE: .onnx is onnx, .pt2 is torch.
         modality: Export only this modality. Default: all.

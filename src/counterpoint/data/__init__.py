@@ -162,6 +162,16 @@ SOURCES: dict[str, Source] = {
             also=("views", "aligned"),
         ),
         Source(
+            "sensors",
+            "dense",
+            "counterpoint.data.sensors",
+            "street-like scenes seen by four sensors (rgb, some at night, depth, events, lidar), with a class for each pixel and "
+            "captions: data of Any2Seg's claim",
+            "made on the spot",
+            "800 + 200 + 200 scenes of 48 x 48 pixels, made in seconds",
+            also=("views", "aligned"),
+        ),
+        Source(
             "phantoms",
             "dense",
             "counterpoint.data.phantoms",
@@ -306,7 +316,7 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="DIR",
-            also=("views",),
+            also=("views", "aligned"),
         ),
         Source(
             "volumes",

@@ -7,14 +7,15 @@ they are scaled by the nearest pixel. A picture without a mask has IGNORE everyw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
+from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.errors import DataError
 
 IGNORE = 255  # class number of a pixel whose class is unknown
@@ -54,6 +55,11 @@ class DenseSplit(ImageSplit, Protocol):
         """[len] numbers of the volumes or clips that pictures are slices of; None for single pictures."""
         ...
 
+    @property
+    def captions(self) -> list[str] | None:
+        """[len] a sentence about each picture; None where the data have none (see `sentences`)."""
+        ...
+
 
 @dataclass(frozen=True)
 class DenseData(ImageData):
@@ -84,6 +90,7 @@ class ArrayScenes(ArrayImages):
         boxes: the objects of each picture. Default: no boxes.
         groups: [N] numbers of volumes or clips. Default: single pictures.
         present: [N] whether an item has a modality, by name. Default: every item has it.
+        captions: a sentence about each picture. Default: none.
         domains: [N] numbers of `DenseData.domains`, such as kinds of imaging, -1 for none. Default: no domains.
 
     Raises DataError for arrays of another type or shape.
@@ -96,6 +103,7 @@ class ArrayScenes(ArrayImages):
         boxes: list[Boxes] | None = None,
         groups: Indices | None = None,
         present: Mapping[str, NDArray[np.bool_]] | None = None,
+        captions: list[str] | None = None,
         domains: Indices | None = None,
     ) -> None:
         self.by_name = dict(pixels) if isinstance(pixels, Mapping) else {"image": pixels}
@@ -111,7 +119,7 @@ class ArrayScenes(ArrayImages):
                     f"modality {name} must be uint8 {list(first.shape)}, got {value.dtype} {list(value.shape)}"
                 )
         self._masks, self._boxes, self.has = masks, boxes, dict(present or {})
-        self.groups = groups
+        self.groups, self.captions = groups, captions
 
     def masks(self, indices: Indices) -> Pixels:
         return self._masks[indices]
@@ -125,6 +133,67 @@ class ArrayScenes(ArrayImages):
 
     def present(self, name: str) -> NDArray[np.bool_]:
         return self.has.get(name, np.ones(len(self), bool))
+
+
+class OneModality:
+    """One modality of a `DenseSplit` as an `ImageSplit`, without labels."""
+
+    labels = None
+
+    def __init__(self, split: DenseSplit, name: str) -> None:
+        self.split, self.name = split, name
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def images(self, indices: Indices) -> Pixels:
+        return self.split.modality(self.name, indices)
+
+
+def sentences(split: DenseSplit, regions: Sequence[str]) -> list[str]:
+    """Return a sentence about each picture: its caption, else the names of the classes in its mask.
+
+    Args:
+        split: a split of pictures with masks.
+        regions: names of the pixels' classes.
+
+    A picture whose mask is unknown is "a scene".
+    """
+    if split.captions is not None:
+        return list(split.captions)
+    found = []
+    for row in range(len(split)):
+        present = np.unique(split.masks(np.array([row])))
+        found.append(sentence([regions[number] for number in present[present != IGNORE]]))
+    return found
+
+
+def sentence(names: Sequence[str]) -> str:
+    """Write a sentence about the classes of a picture.
+
+    >>> sentence(["road", "tree", "car"])
+    'a scene with road, tree and car'
+    """
+    if not names:
+        return "a scene"
+    return "a scene with " + (f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0])
+
+
+def aligned_scenes(data: DenseData) -> AlignedData:
+    """Return the modalities of pictures with masks as aligned data, with a sentence as the modality "text".
+
+    CLIP learns from it how well each modality agrees with the sentence. Raises DataError for a modality of the name "text".
+    """
+    if "text" in data.modalities:
+        raise DataError(f"{data.name}: a folder of pictures has the name text, which the sentences need; rename it")
+    splits = []
+    for split in (data.train, data.valid, data.test):
+        columns: dict[str, Any] = {name: OneModality(split, name) for name in data.modalities}  # type: ignore[arg-type]
+        columns["text"] = sentences(split, data.regions)  # type: ignore[arg-type]
+        there = {name: split.present(name) for name in data.modalities}  # type: ignore[attr-defined]
+        splits.append(AlignedColumns(columns, presence=there))
+    kinds = {name: Modality("image", size=data.size) for name in data.modalities} | {"text": Modality("text")}
+    return AlignedData(data.name, splits[0], splits[1], splits[2], kinds, notes=data.notes, accounts=data.accounts)
 
 
 def labelled_rows(split: DenseSplit) -> Indices:

@@ -38,10 +38,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from counterpoint.data.accounts import Accounts, Line
-from counterpoint.data.dense import IGNORE, MOST, DenseData
+from counterpoint.data.dense import IGNORE, MOST, DenseData, aligned_scenes
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size, decode
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.own.places import SPLITS, is_folder
+from counterpoint.data.pairs import AlignedData
 from counterpoint.data.valid import by_content
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import walk
@@ -75,12 +76,13 @@ def load(
     test: str = "",
     valid: str = "",
     domain: str = "",
-) -> DenseData:
+) -> DenseData | AlignedData:
     """Open a folder of pictures and masks (see the module).
 
     Args:
         place: the folder.
-        task: "dense", or "views" to learn from the pictures; the result is the same.
+        task: "dense", or "views" to learn from the pictures; the result is the same. "aligned": the modalities, and
+            sentences that name the classes of each picture.
         size: height and width of pictures and masks in pixels, 8 to 4096.
         images, masks: names of the two folders. Default: those with the usual names.
         modalities: names of the folders of several modalities, between commas; `images` is then not used.
@@ -109,7 +111,8 @@ def load(
     try:
         kinds, items = _items(Path(place), images, masks, names, accounts)
         reader = _Reader(place, kinds, items, size, ignore, accounts)
-        return _data(reader, place, classes, bool(background), test, valid, bool(domain))
+        found = _data(reader, place, classes, bool(background), test, valid, bool(domain))
+        return aligned_scenes(found) if task == "aligned" else found
     except CounterpointError:
         accounts.write()
         raise
@@ -293,6 +296,7 @@ class _OwnScenes:
 
     labels = None
     groups = None
+    captions = None
 
     def __init__(self, reader: _Reader, rows: Indices, domains: Indices | None = None) -> None:
         self.reader, self.rows = reader, rows

@@ -1,9 +1,11 @@
-"""Compute the last feature map of any image encoder: one vector for each cell of a grid over the picture."""
+"""Compute feature maps of any image encoder: one vector for each cell of a grid over the picture."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,7 +30,6 @@ def feature_map(
 
     Raises CounterpointError for an encoder without a map, such as mlp-s.
 
-    >>> import torch
     >>> from counterpoint.encoders.images import build_image_encoder
     >>> feature_map(build_image_encoder("conv-s", 32), torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 128, 4, 4])
@@ -91,6 +92,85 @@ def map_networks(encoder: ImageEncoder) -> list[tuple[nn.Module, str]]:
         return [(encoder, "features")]
     model = getattr(encoder, "model", None)
     return [(model, "forward_features")] if isinstance(model, nn.Module) and hasattr(model, "forward_features") else []
+
+
+def feature_maps(
+    encoder: ImageEncoder, images: Float[Tensor, "batch channels height width"]
+) -> list[Float[Tensor, "batch dim rows columns"]]:
+    """Compute an encoder's last map of every resolution, the finest first, for decoders that use several scales.
+
+    A network without stages of several resolutions, such as a vision transformer, gives its last map alone.
+
+    Args:
+        encoder: an encoder of `build_image_encoder`.
+        images: normalised pictures.
+
+    Raises CounterpointError for an encoder without a map, such as mlp-s.
+
+    >>> from counterpoint.encoders.images import build_image_encoder
+    >>> [list(x.shape) for x in feature_maps(build_image_encoder("conv-s", 32), torch.zeros(2, 3, 32, 32))]
+    [[2, 32, 16, 16], [2, 64, 8, 8], [2, 128, 4, 4]]
+    """
+    model: Any = getattr(encoder, "model", None)
+    found: list[Any] = []
+    if isinstance(encoder, VisionTokens):
+        pass
+    elif hasattr(encoder, "features"):
+        names = [name for name, _ in encoder.named_children() if name == "stem" or name.startswith("layer")]
+        with recorded(encoder, names) as maps:
+            feature_map(encoder, images)
+        found = list(maps.values())
+    elif hasattr(model, "forward_intermediates"):
+        found = model.forward_intermediates(images, intermediates_only=True)
+    elif hasattr(model, "config"):
+        found = list(model(pixel_values=images, output_hidden_states=True).hidden_states or ())
+    elif model is not None:
+        inner = model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
+        prefix = "features." if inner is not model else ""
+        names = [f"{prefix}{name}" for name, child in inner.named_children() if not isinstance(child, _POOLS)]
+        with recorded(encoder, names) as maps:
+            encoder(images)
+        found = list(maps.values())
+    last: dict[tuple[int, ...], Tensor] = {}  # by resolution
+    for value in found:
+        if isinstance(value, Tensor) and value.ndim == 4:
+            last[tuple(value.shape[2:])] = value
+    return sorted(last.values(), key=lambda x: -x.shape[2]) if len(last) > 1 else [feature_map(encoder, images)]
+
+
+class MapDecoder(nn.Module):
+    """The decoder of SegFormer (arXiv 2105.15203): it joins maps of several resolutions at the finest one.
+
+    Each map passes a 1 x 1 convolution to `width` channels and is scaled up bilinearly. A 1 x 1 convolution with batch
+    normalisation and ReLU joins them.
+
+    Args:
+        channels: channels of each map, the finest first.
+        width: channels of the result.
+    """
+
+    def __init__(self, channels: list[int], width: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(each, width, 1) for each in channels)
+        self.join = nn.Sequential(
+            nn.Conv2d(width * len(channels), width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, maps: list[Tensor]) -> Float[Tensor, "batch width rows columns"]:
+        """Return one map of the resolution of the first."""
+        size = maps[0].shape[2:]
+        each = [project(x) for project, x in zip(self.project, maps, strict=True)]
+        scaled = [F.interpolate(x, size, mode="bilinear", align_corners=False) if n else x for n, x in enumerate(each)]
+        return self.join(torch.cat(scaled, 1))
+
+
+def map_channels(encoder: ImageEncoder, size: int, channels: int = 3) -> list[int]:
+    """Return the channels of an encoder's `feature_maps` of pictures of `size` pixels, the finest first."""
+    training = encoder.training
+    with torch.no_grad():
+        found = feature_maps(encoder.eval(), torch.zeros(1, channels, size, size))
+    encoder.train(training)
+    return [x.shape[1] for x in found]
 
 
 def has_map(encoder: nn.Module) -> bool:

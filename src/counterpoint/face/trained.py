@@ -24,6 +24,7 @@ from counterpoint.training import Measured
 from counterpoint.use import hub
 from counterpoint.use.export import Exported, export
 from counterpoint.use.restorer import Restorer
+from counterpoint.use.segmenter import Segmenter
 
 Rows = NDArray[np.float32] | torch.Tensor
 
@@ -203,7 +204,7 @@ class Trained(ModelHubMixin):
     ) -> list[Exported]:
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
 
-        Of a run that restores pictures, write its network.
+        Of a run that restores or segments pictures, write its network.
 
         Args:
             out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
@@ -213,8 +214,9 @@ class Trained(ModelHubMixin):
         Returns a record for each file: path, inputs, and the largest difference that the check found.
         """
         with plainly():
-            restores = self.run.config.get("task") == "restored"
-            encoder: Any = Restorer.load(self.run, self.learner) if restores else self.encoder
+            task = self.run.config.get("task")
+            own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
+            encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)
             return export(encoder, out, format=format, modality=modality)
 
     # --- the hub (ModelHubMixin: save_pretrained, from_pretrained, push_to_hub)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive
@@ -280,3 +280,85 @@ class MeanTeacher(Loss):
             both = self.function(student, teacher)
         loss: Tensor = both.mse if self.kind == "mse" else both.kl
         return loss
+
+
+class InterModal(Loss):
+    """Any2Seg's relations between modalities: their relative agreement with the scene follows a teacher's.
+
+    Args:
+        temperature: Divisor of the correlations, > 0.
+        distance: "kl" of the softmax over modalities, or "mse" of the correlations.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student_row | [n, modalities] | correlation of each modality's maps with the fused map |
+        | teacher_row | [n, modalities] | cosine of each modality's embedding with the sentence's; no gradient |
+        | present | [n, modalities] | whether a sample has a modality; None: all |
+
+    Relations: with distance="kl" it is KD without the factor temperature^2, over modalities instead of classes.
+
+    Source: Zheng, Lyu and Wang, arXiv 2407.11351, Eq. 2; the distance is a choice of this library.
+
+    >>> InterModal()(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor(0.1110)
+    """
+
+    calls = "any2seg:inter_modal_loss"
+
+    def __init__(self, temperature: float = 1.0, distance: Literal["kl", "mse"] = "kl", *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.distance = temperature, distance
+
+    def forward(
+        self,
+        student_row: Float[Tensor, "n modalities"],
+        teacher_row: Float[Tensor, "n modalities"],
+        present: Bool[Tensor, "n modalities"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean over samples."""
+        with over(self.group):
+            return self.function(student_row, teacher_row, self.temperature, present, self.distance)
+
+
+class IntraModal(Loss):
+    """Any2Seg's relations between classes: cosines of their features follow cosines of their names' embeddings.
+
+    Args:
+        temperature: Divisor of the cosines, > 0.
+        distance: "kl" of the softmax over a row's classes, or "mse" of the cosines off the diagonal.
+        group: Processes whose images are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student_prototypes | [n, classes, dim] | mean feature of each class in each image |
+        | class_text | [classes, text] | embeddings of the names; no gradient |
+        | present | [n, classes] | whether an image shows a class |
+
+    Relations: RKD compares distances and angles of the examples of a batch; this loss compares cosines of classes.
+
+    Source: Zheng, Lyu and Wang, arXiv 2407.11351, Eq. 5; the distance is a choice of this library.
+
+    >>> IntraModal()(torch.eye(2)[None], torch.ones(2, 3), torch.tensor([[True, True]]))
+    tensor(0.1201)
+    """
+
+    calls = "any2seg:intra_modal_loss"
+
+    def __init__(self, temperature: float = 1.0, distance: Literal["kl", "mse"] = "kl", *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.distance = temperature, distance
+
+    def forward(
+        self,
+        student_prototypes: Float[Tensor, "n classes dim"],
+        class_text: Float[Tensor, "classes text"],
+        present: Bool[Tensor, "n classes"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over a class's row, then over images."""
+        with over(self.group):
+            return self.function(student_prototypes, class_text, present, self.temperature, self.distance)

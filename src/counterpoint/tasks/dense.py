@@ -19,12 +19,19 @@ For each, the evaluation measures:
 - `dice`: the mean over the classes but the background of the Dice coefficient, of all pixels, or per volume, then averaged.
 - `pixel_accuracy`: the share of known pixels that are classified right.
 
+A learner from any subset of several modalities returns a head for each subset and each corruption (`tasks/subsets.py`). Only
+`<name>_miou` is measured for these, and their means:
+
+- `subset_miou`: over all non-empty subsets of the modalities.
+- `corrupted_miou`: over the corruptions of one modality.
+
 Pixels of unknown class do not count. A class that is in neither truth nor prediction does not count.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,12 +55,14 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.images import ImageBatches, ImageLearner, ImagesConfig, ImageTask
 from counterpoint.tasks.measures.masks import dices, ious, pixel_confusion
+from counterpoint.tasks.subsets import corruptions, subsets
 from counterpoint.views.images import normalise
 from counterpoint.views.images.masks import cropped_masks
 
 SHOWN = 6  # pictures on the page
 SIDE = 96  # pixels of a picture as shown
 BATCH = 32  # pictures in a batch of the evaluation
+HARDEST = 16  # one in so many pixels of a picture counts as hard in any case
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
@@ -93,13 +102,15 @@ LAPTOP: dict[str, Any] = {
 @over_group
 @full_precision
 def pixel_cross_entropy(
-    logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"]
+    logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"], hard: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Compute the cross-entropy of each picture's known pixels, the mean over pictures with any, over all processes.
+    """Compute the cross-entropy of each picture's known pixels, the mean over the pictures of all processes.
 
     Args:
         logits: one number per class and pixel.
         masks: class numbers, IGNORE where unknown.
+        hard: online hard examples (OHEM): a pixel counts if its true class has at most this probability, 0 to 1, or if it is
+            among the hardest sixteenth of the picture's known pixels. Default 0: all pixels count.
 
     Pictures without a known pixel count as 0, with gradient 0. Raises ValueError for an empty batch and shapes that differ.
 
@@ -111,8 +122,16 @@ def pixel_cross_entropy(
             f"masks must be [n, height, width] of logits' pixels, got {shapes(logits=logits, masks=masks)}"
         )
     need_rows(logits=logits)
-    each = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="none").sum((1, 2))
-    return global_mean(each / (masks != IGNORE).sum((1, 2)).clamp(min=1))
+    known = masks != IGNORE
+    each = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="none").flatten(1)
+    count = known.sum((1, 2))
+    if hard > 0:
+        with torch.no_grad():
+            ordered = each.masked_fill(~known.flatten(1), -1.0).sort(1, descending=True).values
+            least = ordered.gather(1, (count // HARDEST - 1).clamp(min=0)[:, None]).clamp(max=-math.log(hard))
+            chosen = (each >= least) & known.flatten(1)
+        each, count = torch.where(chosen, each, 0.0), chosen.sum(1)
+    return global_mean(each.sum(1) / count.clamp(min=1))
 
 
 class DenseLearner(ImageLearner):
@@ -201,6 +220,8 @@ class DenseEvaluator:
     def __init__(self, data: DenseData, split: str) -> None:
         self.data, self.split = data, split
         self.classes = len(data.regions)
+        self.groups = {"subset": [*subsets(data.modalities)], "corrupted": [*corruptions(data.modalities)]}
+        self.brief = {f"{name}_" for names in self.groups.values() for name in names}  # heads of which mIoU is enough
         self.reset()
 
     def reset(self) -> None:
@@ -236,8 +257,13 @@ class DenseEvaluator:
         for head, tables in self.tables.items():
             whole = torch.stack(list(tables.values())).sum(0)
             found[f"{head}miou"] = _mean(ious(whole))
+            if head in self.brief:
+                continue
             found[f"{head}dice"] = _mean(np.array([_mean(dices(table)[first:]) for table in tables.values()]))
             found[f"{head}pixel_accuracy"] = float(whole.diagonal().sum() / whole.sum().clamp(min=1))
+        for group, names in self.groups.items():
+            if names and all(f"{name}_miou" in found for name in names):
+                found[f"{group}_miou"] = float(np.mean([found[f"{name}_miou"] for name in names]))
         if final and "" in self.tables:
             self.figures = self._drawn(torch.stack(list(self.tables[""].values())).sum(0))
         return found
@@ -246,6 +272,8 @@ class DenseEvaluator:
         """Return the measures of a prediction that gives every pixel the most frequent class of the split."""
         found: dict[str, float] = {}
         for head, tables in self.tables.items():
+            if head in self.brief:
+                continue
             count = torch.stack(list(tables.values())).sum((0, 2))
             share = float(count.max() / count.sum().clamp(min=1))
             found[f"{head}pixel_accuracy"] = share
@@ -272,7 +300,31 @@ class DenseEvaluator:
             )
         ]
         several = self.data.modalities if len(self.data.modalities) > 1 else ("picture",)
-        return {
+        named = [
+            (" + ".join(self.data.modalities[n] for n in at), f"{name}_")
+            for name, at in subsets(self.data.modalities).items()
+        ]
+        named += [
+            (
+                f"all, {self.data.modalities[change.modality]} is {'noise' if change.kind == 'noise' else 'dark'}",
+                f"{name}_",
+            )
+            for name, change in corruptions(self.data.modalities).items()
+        ]
+        measured = [
+            [said, _mean(ious(torch.stack(list(self.tables[head].values())).sum(0)))]
+            for said, head in named
+            if head in self.tables
+        ]
+        some = {
+            "Subsets of the modalities": {
+                "kind": "table",
+                "columns": ["modalities", "mIoU"],
+                "rows": measured,
+                "caption": "The same network with these modalities alone, and with one of them corrupted.",
+            }
+        }
+        return (some if measured else {}) | {
             "Segmentations": {
                 "kind": "pictures",
                 "columns": [*several, "truth", "prediction"],

@@ -94,29 +94,28 @@ class FramesConfig(OptimConfig):
 
     def facts(self, data: ClipData) -> dict[str, Any]:
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
-        return data.spec | {"examples": len(data.train)}
+        return data.spec | {"examples": len(data.train), "longest": int(data.train.frames.max(initial=2))}
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
 def chosen_frames(
-    there: Bool[Tensor, "clips frames"], number: int, window: int, generator: torch.Generator
+    there: Bool[Tensor, "clips frames"], number: int, window: int, drawn: Float[Tensor, "clips _"]
 ) -> Int[Tensor, "clips number"]:
-    """Draw frames in their order from a window of successive frames of each clip; -1 where a clip has too few.
+    """Choose frames in their order from a window of successive frames of each clip; -1 where a clip has too few.
 
     Args:
         there: whether a frame belongs to the clip; the first ones do.
-        number: frames to draw.
+        number: frames to choose.
         window: length of the window.
-        generator: source of all draws.
+        drawn: uniform numbers in 0..1, one for the window and one for each frame; further ones are not used.
     """
-    clips, frames = there.shape
-    length = there.sum(1)
-    start = (torch.rand(clips, generator=generator) * (length - window + 1).clamp(min=1)).floor().long()
-    at = torch.arange(frames)
+    frames = there.shape[1]
+    start = (drawn[:, 0] * (there.sum(1) - window + 1).clamp(min=1)).floor().long()
+    at = torch.arange(frames, device=there.device)
     inside = there & (at >= start[:, None]) & (at < start[:, None] + window)
-    keys = torch.where(inside, torch.rand(clips, frames, generator=generator), 2.0)
+    keys = torch.where(inside, drawn[:, 1 : frames + 1], 2.0)
     chosen = keys.argsort(1)[:, :number]
     chosen = torch.where(keys.gather(1, chosen) < 2, chosen, frames)
     chosen = chosen.sort(1).values
@@ -136,6 +135,7 @@ class FramesLearner(Learner):
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
         self.config, self.size = config, data.size
+        self.longest: int | None = getattr(data, "longest", None)  # frames of the longest training clip
         torch.manual_seed(seed)
         self.encoder = build_image_encoder(config.encoder, data.size, pretrained=config.pretrained)
 
@@ -143,11 +143,13 @@ class FramesLearner(Learner):
         """Draw the frames of each clip, and mirror some clips."""
         config, rows = self.config, len(batch["crops"])
         total, mine = self.share(rows)
-        there = self.whole((batch["identities"] != PADDING).any(2)).cpu()
-        frames = chosen_frames(there, min(config.frames, there.shape[1]), config.window, generator)[mine]
-        mirrored = (torch.rand(total, generator=generator) < config.flip)[mine].to(batch["crops"].device)
-        frames = frames.to(batch["crops"].device)
-        number = torch.arange(rows, device=frames.device)[:, None]
+        device = batch["crops"].device
+        there = (batch["identities"] != PADDING).any(2)
+        # A number for each frame of the longest clip, so that W processes draw the same as one.
+        uniform = torch.rand(total, 2 + (self.longest or there.shape[1]), generator=generator)[mine].to(device)
+        frames = chosen_frames(there, min(config.frames, there.shape[1]), config.window, uniform[:, 1:])
+        mirrored = uniform[:, 0] < config.flip
+        number = torch.arange(rows, device=device)[:, None]
         found = {name: batch[name][number, frames.clamp(min=0)] for name in ("crops", "identities", "scores")}
         found["identities"] = found["identities"].masked_fill((frames < 0)[..., None], PADDING)
         found["crops"] = torch.where(mirrored.view(-1, 1, 1, 1, 1, 1), found["crops"].flip(-1), found["crops"])

@@ -10,6 +10,8 @@
     audio    wave     float32  [n, samples], mono in [-1, 1] at the run's rate
     vector   vector   float32  [n, dim]
     picture  pixels   uint8    [n, 3, height, width]; the output is the restored picture, float32 in 0..1
+    scene    pixels   uint8    [n, 3, size, size]; the output is logits of the pixels' classes [n, classes, size, size]
+    scenes   pixels   uint8    [n, modalities, 3, size, size]; present bool [n, modalities], at least one of each item
 
 The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore.
 """
@@ -42,7 +44,10 @@ INPUTS = {
     "audio": ("wave",),
     "vector": ("vector",),
     "picture": ("pixels",),
+    "scene": ("pixels",),
+    "scenes": ("pixels", "present"),
 }
+OUTPUTS = {"picture": "restored", "scene": "logits", "scenes": "logits"}  # others: embeddings
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -70,7 +75,7 @@ class Tower(nn.Module):
         """Return embeddings [n, dim]."""
         if self.kind == "image":
             return self.encoder.embedded(self.name, normalise(inputs[0]))
-        return self.encoder.embedded(self.name, tuple(inputs) if self.kind == "text" else inputs[0])
+        return self.encoder.embedded(self.name, tuple(inputs) if self.kind in ("text", "scenes") else inputs[0])
 
 
 def export(
@@ -181,7 +186,7 @@ def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> N
         tuple(inputs),
         str(path),
         input_names=list(INPUTS[kind]),
-        output_names=["restored" if kind == "picture" else "embeddings"],
+        output_names=[OUTPUTS.get(kind, "embeddings")],
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -202,6 +207,13 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
         return (torch.randint(256, (count, 3, spec["size"], spec["size"]), generator=draw, dtype=torch.uint8),)
     if spec["kind"] == "picture":
         return (torch.randint(256, (count, 3, 16 + count, 17 + 2 * count), generator=draw, dtype=torch.uint8),)
+    if spec["kind"] in ("scene", "scenes"):
+        several = len(spec["modalities"])
+        shape = (count, *((several,) if several > 1 else ()), 3, spec["size"], spec["size"])
+        pixels = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
+        there = torch.rand(count, several, generator=draw) < 0.5
+        there[:, count % several] = True
+        return (pixels, there) if several > 1 else (pixels,)
     if spec["kind"] == "audio":
         return (torch.rand(count, spec["samples"], generator=draw) * 2 - 1,)
     if spec["kind"] == "vector":

@@ -175,6 +175,7 @@ def card(run: Run) -> str:
         lines.append("None are recorded.")
     use = {
         "bags": "scores = run.learner.timeline(audio, visual)",
+        "dense": "logits = run.learner.segment(pictures)  # normalised; [n, classes, height, width]",
         "restored": "large = run.learner.restore(small)  # [n, 3, height, width] in 0..1, of any size",
     }
     encode = {"aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on"}

@@ -13,6 +13,9 @@ Segmentation", ICCV 2023, arXiv 2307.12616.
 An item is an instance in a frame t >= 1 with its positive and its negatives. The positive is the memory M[t - 1] or, by the toss
 of a coin, the last embedding; without an earlier one, the first later one. The tracker of the test uses the same memory.
 
+In the claim, memories hold identities better than many references (+8.6 points of detections). Single references over four times
+as many clips are better still at equal crops (by 6.4 points). All arms chose the grid's largest rate.
+
 Differences from the authors' code: an instance that appears later is always found (their test compares two counts). Losses are
 means over the items of all processes, theirs are means of each process. Not built: the segmenter, Mask2Former. Detections come
 from the data, and an encoder of their crops takes the place of its queries.
@@ -41,6 +44,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.frames import FramesConfig, FramesLearner
 
 POSITIVE, NEGATIVE, NONE = 1, 0, -1  # roles of candidates
+DRAWN = 128  # instances of a clip with random numbers of their own
 
 
 class ReidLosses(NamedTuple):
@@ -237,9 +241,9 @@ class CTVIS(FramesLearner):
         batch = super().prepare(batch, generator)
         match, config = batch["match"], self.config
         total, mine = self.share(len(match))
-        # Instances are numbered within a clip; draw for the most there may be, so that W processes draw as one.
-        shape = (total, config.frames, 2, batch["crops"].shape[2])
-        drawn = torch.rand(shape, generator=generator)[mine, : match.shape[1], :, : match.shape[2]].to(match.device)
+        # Draw for a fixed number of instances, so that W processes draw as one; more share the numbers of others.
+        drawn = torch.rand((total, config.frames, 2, DRAWN), generator=generator)[mine, : match.shape[1]]
+        drawn = drawn[..., torch.arange(match.shape[2]) % DRAWN].to(match.device)
         batch["use_memory"] = drawn[:, :, 0] < config.memory_share
         if config.noise:
             batch["noise"] = self._noise(batch, drawn[:, :, 1])

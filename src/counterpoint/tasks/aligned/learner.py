@@ -31,6 +31,7 @@ class AlignedLearner(Learner):
         super().__init__(seed)
         self.config = config
         self.kinds: dict[str, str] = {name: spec["kind"] for name, spec in data.modalities.items()}
+        self.facts = data  # from which the learner was built
         torch.manual_seed(seed)
         self.encoders = nn.ModuleDict()
         self.heads = nn.ModuleDict()
