@@ -384,6 +384,9 @@ CASES |= {
     DENSE + "global_local_seg:soft_dice_loss": Case(
         lambda n, d: [d(0, n, 3, 4, 4), (d(1, n, 4, 4) * 100).long().remainder(3)], (0,), (0, 0)
     ),
+    CORE + "mask_losses:binary_mask_loss": Case(
+        lambda n, d: [d(0, n, 4, 4), (d(1, n, 4, 4) * 100).long().remainder(2)], (0,), (0, 0)
+    ),
     DENSE + "ctvis:item_losses": Case(
         lambda n, d: [d(0, n, 7), d(1, n, 7).tanh(), torch.arange(7).expand(n, 7) % 3 - 1], (0, 1), (0, 0, 0)
     ),
@@ -423,6 +426,10 @@ CASES |= {
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
     "regions:grid_regions": "whole numbers",
+    "mask_losses:patch_labels": "whole numbers",
+    "prefix:prefix_window_attention": "a layer, whose weights are a mapping",
+    "prefix_windows:student_block": "a block of layers, whose weights are a mapping",
+    "query_decoder:query_decoupled_decoder": "a network, whose weights are a mapping",
     "ctvis:reid_loss": "lists of rows for item_losses",
     "tracks:select_positive": "memory_positives of one instance",
     "tracks:online_tracker": "whole numbers",

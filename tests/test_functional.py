@@ -343,6 +343,7 @@ def signatures() -> dict[str, inspect.Signature]:
 NAMED_BY_CASES = {
     "mlcd:margin_cluster_loss": {"scale"},
     "mlcd:mlcd_loss": {"scale"},
+    "query_decoder:query_decoupled_decoder": {"pos"},  # a positional encoding
     "tracks:select_positive": {"t"},  # a frame
 }
 

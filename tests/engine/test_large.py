@@ -119,6 +119,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "shifted-shapes?train=12&target=12&test=2&size=32&proposals=8",
         {"encoder": "conv-s", "layer": "", "crop": 16, "batch_size": 12, "source_batch": 12, "epochs": 0, "hidden": 8},
     ),
+    "esp-medsam": (
+        "medical-shapes?train=12&test=2&natural=12",
+        {
+            "encoder": "prefix-s",
+            "dim": 16,
+            "batch_size": 12,
+            "epochs": 1,
+            "steps": 1,
+            "mlp_width": 8,
+            "common_epochs": 0,
+            "controller_epochs": 0,
+        },
+    ),
     "global-local-seg": (
         "phantoms?train=3&test=2&slices=8&size=16",
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},

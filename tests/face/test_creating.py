@@ -38,6 +38,7 @@ FACTS = {
 }
 MORE = {
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
+    "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},
     "m3col": {"classes": 3},
     "mae": {"encoder": "vit-s"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

@@ -36,8 +36,8 @@ NAMES = [
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "ColumnInfoNCE", "MSN", "InterModal", "IntraModal",
-    "WeakGuidedContrast",
+    "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
+    "IntraModal", "WeakGuidedContrast",
 ]  # fmt: skip
 
 

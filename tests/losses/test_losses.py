@@ -351,6 +351,11 @@ CASES |= {
         lambda: [draw(0, N, 3, 4, 4), (draw(1, N, 4, 4) * 10).long().remainder(3)],
         lambda m, *x: fn.soft_dice_loss(*x, True),
     ),
+    "BinaryMask": Case(
+        lambda: losses.BinaryMask(0.5, 0.3),
+        lambda: [draw(0, N, 4, 4), (draw(1, N, 4, 4) > 0).long()],
+        lambda m, *x: fn.binary_mask_loss(*x, 0.5, 0.3),
+    ),
     "ReID": Case(
         lambda: losses.ReID(0.7, 0.4),
         lambda: [draw(0, N, 7), draw(1, N, 7).tanh(), torch.arange(7).expand(N, 7) % 3 - 1],

@@ -181,6 +181,15 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "medical-shapes",
+            "dense",
+            "counterpoint.data.medical_shapes",
+            "four synthetic kinds of imaging with contradictory rules, and natural pictures: data of ESP-MedSAM's claim",
+            "made on the spot",
+            "600 + 80 + 160 images, made in a second",
+            also=("views",),
+        ),
+        Source(
             "moving-shapes",
             "frames",
             "counterpoint.data.moving_shapes",

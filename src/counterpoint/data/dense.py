@@ -76,6 +76,7 @@ class DenseData(ImageData):
             "regions": list(self.regions),
             "modalities": list(self.modalities),
             "background": self.background,
+            "domains": list(self.domains),
         }
 
 
@@ -90,6 +91,7 @@ class ArrayScenes(ArrayImages):
         groups: [N] numbers of volumes or clips. Default: single pictures.
         present: [N] whether an item has a modality, by name. Default: every item has it.
         captions: a sentence about each picture. Default: none.
+        domains: [N] numbers of `DenseData.domains`, such as kinds of imaging, -1 for none. Default: no domains.
 
     Raises DataError for arrays of another type or shape.
     """
@@ -102,10 +104,11 @@ class ArrayScenes(ArrayImages):
         groups: Indices | None = None,
         present: Mapping[str, NDArray[np.bool_]] | None = None,
         captions: list[str] | None = None,
+        domains: Indices | None = None,
     ) -> None:
         self.by_name = dict(pixels) if isinstance(pixels, Mapping) else {"image": pixels}
         first = next(iter(self.by_name.values()))
-        super().__init__(first)
+        super().__init__(first, domains=domains)
         if masks.dtype != np.uint8 or masks.shape != first.shape[:3]:
             raise DataError(
                 f"masks must be uint8 {list(first.shape[:3])} like the pictures, got {masks.dtype} {list(masks.shape)}"

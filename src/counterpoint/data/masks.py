@@ -9,6 +9,12 @@ The folder of masks may also be named `labels`, `annotations` or `SegmentationCl
 `?modalities=rgb,depth,event` takes the folders `rgb`, `depth` and `event`. The first one is the picture that systems of one
 modality use. An item may lack a modality; its picture is then black.
 
+`?domain=folder` takes the first folder below the two as a picture's domain, such as its kind of imaging. Pictures without one
+have no domain:
+
+    DIR/images/xray/a.jpg      DIR/masks/xray/a.png          of the domain xray
+    DIR/images/b.jpg                                         of none, such as natural pictures
+
 A mask is a PNG or TIFF of class numbers: grey of 8 or 16 bits, palette or 1 bit. `?ignore=` is the number of pixels of unknown
 class, 255 by default. Masks of 0 and 255 alone are masks of one class, 255. Names of classes stand in DIR/classes.txt, one a
 line in the order of their numbers, or in `?classes=road,car`.
@@ -38,7 +44,7 @@ from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.own.places import SPLITS, is_folder
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.valid import by_content
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import walk
 
 IMAGES = ("images", "image", "img", "imgs", "jpegimages", "leftimg8bit", "rgb")
@@ -69,6 +75,7 @@ def load(
     background: int = 1,
     test: str = "",
     valid: str = "",
+    domain: str = "",
 ) -> DenseData | AlignedData:
     """Open a folder of pictures and masks (see the module).
 
@@ -86,12 +93,15 @@ def load(
             else a fifth.
         valid: fraction of the training items in the valid split, or the name of a split. Default: the split "validation"
             where it is not the test split, else a tenth.
+        domain: "folder": the first folder below that of pictures is the domain. Default: no domains.
 
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
     checked_size(size)
     if background not in (0, 1):
         raise CounterpointError(f"background is 0 or 1, got {background}")
+    if domain not in ("", "folder"):
+        raise unknown("domain", domain, ["folder"])
     if not is_folder(place):
         raise DataError(f"{place}: no such directory; it should hold a folder of images and a folder of masks")
     accounts = Accounts(place, f"masks:{images},{masks},{modalities}")
@@ -101,7 +111,7 @@ def load(
     try:
         kinds, items = _items(Path(place), images, masks, names, accounts)
         reader = _Reader(place, kinds, items, size, ignore, accounts)
-        found = _data(reader, place, classes, bool(background), test, valid)
+        found = _data(reader, place, classes, bool(background), test, valid, bool(domain))
         return aligned_scenes(found) if task == "aligned" else found
     except CounterpointError:
         accounts.write()
@@ -288,8 +298,9 @@ class _OwnScenes:
     groups = None
     captions = None
 
-    def __init__(self, reader: _Reader, rows: Indices) -> None:
+    def __init__(self, reader: _Reader, rows: Indices, domains: Indices | None = None) -> None:
         self.reader, self.rows = reader, rows
+        self.domains = None if domains is None else domains[rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -390,7 +401,14 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
     return tuple(names), notes
 
 
-def _data(reader: _Reader, place: str, classes: str, background: bool, test: str, valid: str) -> DenseData:
+def _domain(item: Item) -> str:
+    """Return the first folder of an item, "" for a file without one."""
+    return item.key.rpartition("/")[0].partition("/")[0]
+
+
+def _data(
+    reader: _Reader, place: str, classes: str, background: bool, test: str, valid: str, by_folder: bool
+) -> DenseData:
     regions, notes = _regions(reader, classes)
     everything = _OwnScenes(reader, np.arange(len(reader.items)))
     known, empty = [], 0
@@ -419,7 +437,15 @@ def _data(reader: _Reader, place: str, classes: str, background: bool, test: str
             notes.append(f"{place}: {lacking} of {len(everything)} items lack the modality {name}")
     reader.accounts.check()
     reader.accounts.write()
-    splits = [_OwnScenes(reader, rows) for rows in (train, watched, held)]
+    domains: tuple[str, ...] = ()
+    numbers = None
+    if by_folder:
+        of = [_domain(item) for item in reader.items]
+        domains = tuple(sorted({name for name in of if name}))
+        if not domains:
+            raise DataError(f"{place}: domain=folder needs folders below that of pictures, one for each domain")
+        numbers = np.array([domains.index(name) if name else -1 for name in of], np.int64)
+    splits = [_OwnScenes(reader, rows, numbers) for rows in (train, watched, held)]
     return DenseData(
         f"masks:{place}",
         splits[0],
@@ -432,4 +458,5 @@ def _data(reader: _Reader, place: str, classes: str, background: bool, test: str
         regions=regions,
         modalities=reader.modalities,
         background=background,
+        domains=domains,
     )

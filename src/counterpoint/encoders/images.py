@@ -11,7 +11,7 @@
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
-    hf:NAME            any vision model of transformers, by its name on the Hub or its folder
+    hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
 
 An encoder is a module with `dim`, the width of its vectors. An encoder from a library holds the library's model as `model`,
 with the library's names of submodules. The submodules of conv-s, conv-fine, conv-cells and resnet-s are `stem`, `layer1`,
@@ -438,6 +438,10 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         model = _fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
     else:
         model = _fetched(lambda: AutoModel.from_config(AutoConfig.from_pretrained(name)), f"hf:{name}")
+    if model.config.model_type == "sam":
+        from counterpoint.encoders.sam import SamEncoder
+
+        return SamEncoder(model.vision_encoder.float(), f"hf:{name}", size)
     # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
     model = getattr(model, "vision_model", model).float()  # of CLIP and similar models, the image encoder
     if "pixel_values" not in inspect.signature(model.forward).parameters:

@@ -105,3 +105,21 @@ class Steps(Batches):
     def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
         for _ in range(self.examples):
             yield []
+
+
+class ChosenBatches(Batches):
+    """Batches of some examples, for a number of steps, in a new order each time all were seen.
+
+    Args:
+        rows: Their positions.
+        batch_size: Number of examples in a batch.
+        steps: Number of batches in an epoch.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], batch_size: int, steps: int) -> None:
+        super().__init__(steps * batch_size, batch_size)
+        self.rows = rows
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        turns = -(-self.examples // len(self.rows))
+        return np.concatenate([generator.permutation(self.rows) for _ in range(turns)])[: self.examples]

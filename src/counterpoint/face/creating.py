@@ -39,7 +39,7 @@ NEEDED: dict[str, dict[str, str]] = {
 }
 FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
-    *("regions", "background", "proposals"),
+    *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds"),
 )
 
@@ -72,7 +72,8 @@ def create(
             size: height and width of images, in pixels; channels: number of channels of images, default 3; classes: number of
             classes, or their names; examples: number of training examples, for systems that keep state for each; modalities:
             {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
-            audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture.
+            audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
+            domains: names of kinds of imaging.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 

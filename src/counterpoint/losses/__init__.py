@@ -29,7 +29,7 @@ _FILES = {
     "cells": "PixContrast PixPro PixelRegression",
     "instances": "ReID",
     "proposals": "WeakGuidedContrast",
-    "masks": "SoftDice",
+    "masks": "BinaryMask SoftDice",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",

@@ -6,6 +6,7 @@ A training batch, before and after the learner has drawn its views:
     batch["modalities"]  [B, M, 3, H, W] uint8, where the data have several modalities
     batch["present"]     [B, M] bool, whether an item has a modality, where the data have several
     batch["mask"]        [B, H, W] uint8 class numbers, 255 (IGNORE) where unknown
+    batch["domain"]      [B] number of the domain that an item comes from, -1 for none, where the data have domains
     batch["index"]       [B] positions in the training set
     batch["views"]       list of V float tensors, normalised: [B, 3, S, S], or [B, M, 3, S, S] of several modalities
     batch["masks"]       list of V masks, cropped as the views
@@ -75,6 +76,7 @@ class DenseConfig(ImagesConfig):
     counterpoint.views.images.RECIPES."""
 
     labels_only: ClassVar[bool] = True  # whether pictures without labels are left out of training
+    by_domain: ClassVar[bool] = False  # whether the learner has parts for the data's domains, by number
 
     def facts(self, data: Any) -> dict[str, Any]:
         return super().facts(data) | {"regions": list(data.regions), "modalities": list(data.modalities)}
@@ -174,6 +176,8 @@ class DenseBatches(ImageBatches):
         found = super().__getitem__(indices)
         rows = found["index"].numpy()
         found["mask"] = torch.from_numpy(self.split.masks(rows))
+        if (domains := getattr(self.split, "domains", None)) is not None:
+            found["domain"] = torch.from_numpy(domains[rows])
         if len(self.modalities) > 1:
             each = [torch.from_numpy(self.split.modality(name, rows)).permute(0, 3, 1, 2) for name in self.modalities]
             found["modalities"] = torch.stack(each, 1)
@@ -394,7 +398,7 @@ class DenseTask(ImageTask):
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         super().check_facts(trained)
-        for name in ("regions", "modalities"):
+        for name in ("regions", "modalities", *(["domains"] if self.config.by_domain else [])):
             if list(trained[name]) != list(getattr(self.data, name)):
                 raise CounterpointError(
                     f"{self.data.name} has the {name} {', '.join(getattr(self.data, name))}; the run was trained on "

@@ -24,6 +24,7 @@ from tyro.conf import Suppress
 
 from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, ImageSplit, Indices
+from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
@@ -46,8 +47,8 @@ class ImagesConfig(OptimConfig):
     batch_size: int = 256
     """Images in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     encoder: str = "torchvision:resnet50"
-    """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, mlp-s, vit-s, timm:NAME,
-    torchvision:NAME, hf:NAME."""
+    """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, unet, unet-s, mlp-s, vit-s,
+    timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
     recipe: str = "simclr"
@@ -106,9 +107,7 @@ class ImageLearner(Learner):
             data, "examples", None
         )  # number of training images, to which positions refer
         torch.manual_seed(seed)
-        self.encoder = build_image_encoder(
-            config.encoder, data.size, channels=data.channels, pretrained=config.pretrained
-        )
+        self.encoder = self.build_encoder(data)
         self.views = self.build_views()
 
     def begin(self, survey: Survey) -> None:
@@ -119,6 +118,11 @@ class ImageLearner(Learner):
                 f"the data has {survey.examples} training images now, this run was begun on {self.examples}; restore the set, or "
                 "start a new run"
             )
+
+    def build_encoder(self, data: Any) -> ImageEncoder:
+        """Build the network that the settings name."""
+        config = self.config
+        return build_image_encoder(config.encoder, data.size, channels=data.channels, pretrained=config.pretrained)
 
     def build_views(self) -> ViewPipeline:
         """Build the pipeline that makes views of the images."""

@@ -111,7 +111,7 @@ class LabelledConfig(ImagesConfig):
     recipe: str = "weak"
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
-    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, obow-canvases,
+    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone

@@ -45,7 +45,7 @@ from counterpoint.core.rules import Diagonal, Labels
 from counterpoint.core.world import over_group
 from counterpoint.data.dense import IGNORE, labelled_rows
 from counterpoint.encoders.unet import UNetDecoder, UNetEncoder
-from counterpoint.engine.loading import Batches
+from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -249,24 +249,6 @@ class PartitionBatches(Batches):
             yield rows
 
 
-class LabelledBatches(Batches):
-    """Batches of the slices with known pixels.
-
-    Args:
-        rows: their positions.
-        batch_size: slices of a batch.
-        steps: number of batches in an epoch.
-    """
-
-    def __init__(self, rows: NDArray[np.int64], batch_size: int, steps: int) -> None:
-        super().__init__(steps * batch_size, batch_size)
-        self.rows = rows
-
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        turns = -(-self.examples // len(self.rows))
-        return np.concatenate([generator.permutation(self.rows) for _ in range(turns)])[: self.examples]
-
-
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
@@ -402,7 +384,7 @@ class GlobalLocal(DenseLearner):
 
     def _labelled(self, survey: Survey) -> Batches:
         rows = labelled_rows(survey.split())
-        return LabelledBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
+        return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
 
     # --- a step
 

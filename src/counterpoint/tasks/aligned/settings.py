@@ -24,8 +24,8 @@ class AlignedConfig(OptimConfig):
     batch_size: int = 256
     """Items in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     image_encoder: str = "torchvision:resnet50"
-    """The network for images: resnet-s, conv-s, conv-group, conv-fine, conv-cells, mlp-s, vit-s, timm:NAME, torchvision:NAME,
-    hf:NAME."""
+    """The network for images: resnet-s, conv-s, conv-group, conv-fine, conv-cells, unet, unet-s, mlp-s, vit-s,
+    timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
     """The network for text: text-s, minilm, hf:NAME."""
     audio_encoder: str = "sound-s"
@@ -45,7 +45,7 @@ class AlignedConfig(OptimConfig):
     recipe: str = "weak"
     """Augmentation of training images: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
-    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, obow-canvases,
+    digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
     """A class's prompt in zero-shot classification; {} is the class's name."""

@@ -1,0 +1,526 @@
+"""ESP-MedSAM: distil SAM into a small segmenter of many kinds of imaging, which shares an encoder and decouples the rest.
+
+Xu, Li, He and others: "ESP-MedSAM: Efficient Self-Prompting SAM for Universal Image Segmentation" (later De-LightSAM), arXiv
+2407.14153.
+
+    symbol    here                   meaning
+    k         domain, modality       kind of imaging of a picture; -1: a natural picture
+    MA        encoder.shared         modality aggregator, the shared part of the student's encoder
+    MC_k      encoder.controllers    modality controller: a prefix, its bias and an adapter for each block
+    F_SAM     teacher                teacher of natural pictures
+    F_Med     medical_teacher        teacher of the modalities
+    g, m      SelfPrompt             logits of coarse patches; binary prompt without gradient
+    q_k       queries                query of a modality's mask
+
+Stages: MA learns F_SAM's maps of natural pictures, without controllers. Then each MC_k alone learns F_Med's maps of its
+modality. Then everything learns to segment. `--from RUN --only NAME` adds a modality to a finished run.
+
+    counterpoint train esp-medsam
+    counterpoint train esp-medsam --data 'masks:mine?domain=folder&size=1024' --teacher hf:facebook/sam-vit-base --dim 256
+
+Choices where paper and code are silent or differ: the distance of the first stage is that of the second; controllers are
+selected per picture (the code has one checkpoint per modality); pictures are normalised by (x - mean) / std; the loss of masks
+is 0.8 BCE + 0.2 Dice. Not built: keeping the epoch of the best
+validation loss; MobileSAM's weights as a start; fine-tuning of F_Med, which is any finished run here. The protocol of the
+paper's claim is committed, but has not been run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tyro.conf import arg
+
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.mask_losses import binary_mask_loss, patch_labels
+from counterpoint.core.query_decoder import (
+    MaskMLP,
+    QueryDecoder,
+    SelfPrompt,
+    fourier_positions,
+    query_decoupled_decoder,
+)
+from counterpoint.data.dense import IGNORE, labelled_rows
+from counterpoint.data.shown import png
+from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality, tensors_of
+from counterpoint.engine.loading import Batches, ChosenBatches
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
+from counterpoint.tasks.image_teachers import check_teacher
+from counterpoint.tasks.map_teachers import map_teacher
+from counterpoint.views.images import check_recipe, normalise
+
+COMMON, SHARED, JOINT, SEGMENT, CONTROLLER = (
+    "common",
+    "modalities",
+    "joint",
+    "segment",
+    "controller ",
+)  # names of stages
+
+
+# -------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class EspMedSamConfig(DenseConfig):
+    """Settings of ESP-MedSAM. Defaults are the authors': pictures of 1024 pixels, Adam at 5e-4 for a batch of 4."""
+
+    epochs: int = 200
+    """Epochs of segmentation; an epoch has `steps` steps in every stage."""
+    batch_size: int = 4
+    """Pictures in a batch of every stage."""
+    encoder: str = "prefix-tiny"
+    """The student's encoder: prefix-tiny (TinyViT-5M, cells of 16 pixels) or prefix-s (three blocks, cells of 4 pixels)."""
+    recipe: str = "none"
+    optimizer: str = "adam"
+    lr: float = 0.032  # 5e-4 for a batch of 4
+    weight_decay: float = 0.0
+    decay: float = 0.98
+    """Factor of the learning rate after each epoch of a stage, above 0."""
+    steps: int = 100
+    """Steps of an epoch."""
+    dim: int = 256
+    """Channels of the map, those of the teachers' maps; a multiple of 16."""
+    teacher: str = "hf:facebook/sam-vit-base"
+    """Teacher of natural pictures: hf:NAME (SAM, or another vision model), timm:NAME, torchvision:NAME, run:RUN or
+    fit:SLUG?data=SOURCE; its map has `dim` channels on the student's grid."""
+    medical_teacher: str = ""
+    """Teacher of the modalities, such as run:RUN of finetune-seg on them. Default: `teacher`."""
+    cached: bool = False
+    """Compute the teachers' maps once and keep them on disk, not at each step."""
+    common_epochs: int = 200
+    """Epochs of the shared part's distillation; 0: without it."""
+    controller_epochs: int = 200
+    """Epochs of each controller's distillation; 0: without it."""
+    joint: bool = False
+    """Distil the shared part and all controllers in one stage, of as many epochs as the stages it replaces."""
+    controllers: bool = True
+    """Give each modality a controller. Without: the shared part learns the modalities' pictures, in as many epochs."""
+    adapter_ratio: float = 4.0
+    """Width of the adapters' hidden layers, in widths of the block, > 0."""
+    separate_prefixes: bool = False
+    """Give keys and values a prefix each, as in the paper. Default: they share one, as in the code."""
+    queries: Literal["together", "alone", "shared"] = "together"
+    """A query for each modality, which attend to each other (the code), or each of which is alone; or one for all."""
+    mask_mlps: Literal["shared", "own"] = "shared"
+    """One MLP for all queries (the code), or one for each modality (the paper)."""
+    prompt: bool = True
+    """Prompt the decoder with the predicted patches."""
+    mlp_width: int = 2048
+    """Width of the hidden layers of the decoder's blocks."""
+    supervision: Literal["weighted", "sum"] = "weighted"
+    """Loss of masks: 0.8 BCE + 0.2 Dice, or their sum."""
+    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
+    """A finished run of esp-medsam, whose weights to start from. Default: random weights."""
+    only: str = ""
+    """Modalities to train, between commas; needs --from. All that others use stays as it is: controllers train, and of the
+    decoder what is theirs alone (their query with --queries alone, their MLP with --mask-mlps own). Default: all."""
+
+    labels_only = False
+    by_domain = True
+    counts = (*DenseConfig.counts, "steps", "dim", "mlp_width")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("decay", "adapter_ratio")
+        if min(self.common_epochs, self.controller_epochs) < 0:
+            raise CounterpointError("common_epochs and controller_epochs must not be negative")
+        if self.dim % 16:
+            raise CounterpointError(f"dim must be a multiple of 16, got {self.dim}")
+        if self.only and (not self.start or not self.controllers):
+            raise CounterpointError("only names modalities to add to a run with controllers; it needs --from RUN")
+        if self.pretrained:
+            raise CounterpointError(f"there are no pretrained weights of {self.encoder}; start from a run: --from RUN")
+
+    def check(self) -> None:
+        if self.encoder not in SHAPES:
+            raise unknown("encoder of esp-medsam", self.encoder, list(SHAPES))
+        check_recipe(self.recipe)
+        for name in filter(None, (self.teacher, self.medical_teacher)):
+            check_teacher(name)
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+def _key(name: str) -> str:
+    """Return a modality's name as a module's name."""
+    return "of_" + name.replace("%", "%25").replace(".", "%2E")
+
+
+class EspMedSam(DenseLearner):
+    """An encoder with controllers, a self-prompt, and a decoder with a query for each modality."""
+
+    encoder: PrefixWindows
+    distilled: Tensor
+
+    def __init__(self, config: EspMedSamConfig, data: Any, seed: int = 0) -> None:
+        self.names = tuple(getattr(data, "domains", ()) or ())
+        if not self.names:
+            raise CounterpointError(
+                "esp-medsam needs pictures of named kinds of imaging; use medical-shapes, or your own: "
+                "'masks:DIR?domain=folder'. Without data, give domains=['xray', 'scan'] (their names)"
+            )
+        if len(data.regions) != 2:
+            raise CounterpointError(
+                f"esp-medsam segments one class from the background; the masks have {', '.join(data.regions)}"
+            )
+        if odd := [name for name in self._words(config.only) if name not in self.names]:
+            raise unknown("modality (--only)", odd[0], list(self.names))
+        super().__init__(config, data, seed)
+        dim = config.dim
+        if self.encoder.grid % 2 and config.prompt:
+            raise CounterpointError(
+                f"the prompt's patches have 2 x 2 cells; pictures of {self.size} pixels have {self.encoder.grid} cells a side. "
+                "Use another ?size=, or --no-prompt"
+            )
+        self.self_prompt = SelfPrompt(dim) if config.prompt else None
+        self.decoder = QueryDecoder(dim, hidden=config.mlp_width)
+        keys = ["all"] if config.queries == "shared" else [_key(name) for name in self.names]
+        self.queries = nn.ParameterDict({key: torch.randn(1, dim) for key in [*keys, "spare"]})
+        own = keys if config.mask_mlps == "own" else ["all"]
+        self.mask_mlps = nn.ModuleDict({key: MaskMLP(dim) for key in own})
+        self.register_buffer("gaussian", torch.randn(2, dim // 2))
+        # Squared errors to the teacher's maps of valid and test pictures when segmentation began; nan without teachers.
+        self.register_buffer("distilled", torch.full((2,), torch.nan))
+        self.teachers: dict[str, Frozen] = {}
+        self.known: dict[str, Cached] = {}
+
+    def build_encoder(self, data: Any) -> PrefixWindows:
+        config = self.config
+        found = PrefixWindows(
+            data.size, config.encoder, config.dim, data.channels, config.adapter_ratio, config.separate_prefixes
+        )
+        for name in self.names if config.controllers else ():
+            found.add(_key(name))
+        return found
+
+    @staticmethod
+    def _words(names: str) -> list[str]:
+        return [name.strip() for name in names.split(",") if name.strip()]
+
+    @property
+    def chosen(self) -> list[str]:
+        """The modalities that train."""
+        return self._words(self.config.only) or list(self.names)
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+        found: list[Stage] = []
+
+        def stage(name: str, epochs: int, modules: list[nn.Module], evaluated: bool = False) -> None:
+            if epochs:
+                found.append(
+                    Stage(
+                        name,
+                        epochs,
+                        lambda: modules,
+                        batches=lambda survey: self._batches(survey, name),
+                        evaluated=evaluated,
+                    )
+                )
+
+        shared = self.encoder.shared
+        later = config.controller_epochs * len(self.chosen)
+        if config.joint:
+            stage(JOINT, config.common_epochs + later, [self.encoder])
+        else:
+            if not config.only:
+                stage(COMMON, config.common_epochs, shared)
+            if not config.controllers:
+                stage(SHARED, later, shared)
+            for name in self.chosen if config.controllers else ():
+                stage(CONTROLLER + name, config.controller_epochs, [self.encoder.controllers[_key(name)]])
+        stage(SEGMENT, config.epochs, self._segmenting(), evaluated=True)
+        found[-1].enter = self._measure_distillation
+        return found
+
+    def _segmenting(self) -> list[nn.Module]:
+        if not self.config.only:
+            return [self]
+        found: list[nn.Module] = []
+        for key in map(_key, self.chosen):
+            found.append(self.encoder.controllers[key])
+            found += [self.mask_mlps[key]] if self.config.mask_mlps == "own" else []
+        return found + ([self.queries] if self.config.queries == "alone" else [])
+
+    @property
+    def stage(self) -> str:
+        """The name of the current stage."""
+        return self.stages()[self.position.stage].name
+
+    def _batches(self, survey: Survey, stage: str) -> Batches:
+        domains = survey.split().domains
+        numbers = [self.names.index(name) for name in self.chosen]
+        if stage == COMMON:  # natural pictures; all, where there are none
+            rows = np.flatnonzero(domains < 0) if (domains < 0).any() else np.arange(len(domains))
+        elif stage in (JOINT, SHARED):
+            rows = np.arange(len(domains))
+        elif stage == SEGMENT:
+            labelled = labelled_rows(survey.split())
+            rows = labelled[np.isin(domains[labelled], numbers)]
+        else:
+            rows = np.flatnonzero(domains == self.names.index(stage.removeprefix(CONTROLLER)))
+        if not len(rows):
+            raise DataError(f"stage {stage} of esp-medsam has no training picture")
+        return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
+
+    def turns(self) -> list[Turn]:
+        config = self.config
+        return [
+            optimisers(
+                config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch,
+                curve=lambda epoch: config.decay**epoch,
+            )
+        ]  # fmt: skip
+
+    # --- the beginning
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config = self.config
+        for split in ("train", "valid", "test"):
+            of = survey.split(split)
+            if bad := int((of.domains[labelled_rows(of)] < 0).sum()):
+                raise DataError(
+                    f"{bad} pictures of {split} have a mask but no kind of imaging; put them into its folder"
+                )
+        if config.start:
+            self._start(config.start.removeprefix("run:"))
+        if config.common_epochs or config.controller_epochs:
+            shape = (config.dim, self.encoder.grid)
+            self.teachers = {"natural": map_teacher(f"--teacher {config.teacher}", config.teacher, survey, *shape)}
+            if name := config.medical_teacher:
+                self.teachers["medical"] = map_teacher(f"--medical-teacher {name}", name, survey, *shape)
+            if config.cached:
+                self.known = {name: cached(teacher, survey, "train") for name, teacher in self.teachers.items()}
+
+    def _start(self, run: str) -> None:
+        """Take the weights of a finished run by name; modalities that it lacks keep their random weights."""
+        before = importlib.import_module("counterpoint.experiment").load_learner(run)
+        if not isinstance(before, EspMedSam):
+            raise CounterpointError(f"--from {run}: it is no run of esp-medsam")
+        old, mine = before.state_dict(), self.state_dict()
+        new = [_key(name) for name in self.names if name not in before.names]
+        lacking = [
+            name
+            for name, value in mine.items()
+            if (name not in old or old[name].shape != value.shape) and not any(part in new for part in name.split("."))
+        ]
+        if lacking:
+            raise CounterpointError(
+                f"--from {run}: its weights do not fit these settings: {', '.join(lacking[:3])}; keep the settings of its networks"
+            )
+        self.load_state_dict(mine | {name: value for name, value in old.items() if name in mine})
+
+    # --- a step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        if self.stage == SEGMENT:
+            return super().prepare(batch, generator)
+        return batch | {"views": [normalise(batch["image"])]}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        stage = self.stage
+        moving = stage in (COMMON, JOINT, SHARED, SEGMENT) and not self.config.only
+        if moving != self.encoder.moving:
+            self.encoder.moving = moving
+            self.encoder.train(self.training)
+        if stage == SEGMENT:
+            return self.of_masks(batch)
+        images = batch["views"][0]
+        none = stage == COMMON or not self.config.controllers
+        modality = torch.full_like(batch["domain"], -1) if none else batch["domain"]
+        target = self._targets(batch | {"image": images})
+        each = (self.encoder.features(images, modality).float() - target.float()).square().flatten(1).mean(1)
+        loss = global_mean(each)
+        return {"loss": loss, "distil": loss.detach()}
+
+    def _measure_distillation(self, survey: Survey) -> None:
+        """Measure the squared error of maps, a mean over modalities of means over pictures."""
+
+        def row(batch: dict[str, Any]) -> Tensor:
+            maps = self.encoder.features(batch["image"], batch["domain"] if self.config.controllers else None)
+            return (maps - self._targets(batch, kept=False)).square().flatten(1).mean(1)
+
+        for number, split in enumerate(("valid", "test") if self.teachers else ()):
+            rows = labelled_rows(survey.split(split))
+            errors, domains = survey.over(split, row, rows), survey.split(split).domains[rows]
+            each = [errors[torch.from_numpy(domains == domain)].mean() for domain in np.unique(domains)]
+            self.distilled[number] = torch.stack(each).mean()
+
+    def _targets(self, batch: dict[str, Any], kept: bool = True) -> Tensor:
+        """Return the maps of each picture's teacher: the medical one, where there is one, for pictures of a modality."""
+        found = {}
+        for name, teacher in self.teachers.items():
+            if kept and name in self.known:
+                grid = self.encoder.grid
+                found[name] = self.known[name][batch["index"]].unflatten(1, (-1, grid, grid))
+            else:
+                found[name] = teacher(batch)
+        if len(found) == 1:
+            return found["natural"]
+        medical = (batch["domain"] >= 0)[:, None, None, None]
+        return torch.where(medical, found["medical"], found["natural"])
+
+    def of_masks(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the loss of masks and of patches."""
+        (images,), (masks,) = batch["views"], batch["masks"]
+        logits, patches = self.segmented(images, batch["domain"])
+        weights = (0.8, 0.2) if self.config.supervision == "weighted" else (1.0, 1.0)
+        found = {"mask": binary_mask_loss(logits, masks, *weights)}
+        if patches is not None:
+            found["patch"] = binary_mask_loss(patches, patch_labels(masks, *patches.shape[1:]), 1.0, 0.0)
+        return {"loss": torch.stack(list(found.values())).sum()} | {key: value.detach() for key, value in found.items()}
+
+    def segmented(
+        self, images: Tensor, modality: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n size size"], Float[Tensor, "n coarse wide"] | None]:
+        """Compute the logits of the pixels, and of the patches, of pictures of known modalities.
+
+        Raises ValueError for a number that is no modality.
+        """
+        check_modality(modality, len(self.names))
+        if bool((modality < 0).any()):
+            raise ValueError("modality must not be -1 here: a picture of no modality has no query")
+        maps = self.encoder.features(images, modality if self.config.controllers else None)
+        patches = None
+        if self.self_prompt is not None:
+            maps, patches = self.self_prompt(maps)
+        fine = self._decoded(maps, modality)
+        found = F.interpolate(fine[:, None], images.shape[2:], mode="bilinear", align_corners=False)
+        return found[:, 0], patches
+
+    def _decoded(self, maps: Tensor, modality: Tensor) -> Tensor:
+        """Decode the mask of each picture's own query."""
+        position = fourier_positions(self.gaussian, *maps.shape[2:])  # type: ignore[arg-type]
+        rows = torch.arange(len(maps), device=maps.device)
+        if self.config.queries != "alone":
+            tokens = torch.stack(list(self.queries.values()), 1)
+            which = torch.zeros_like(modality) if self.config.queries == "shared" else modality
+            weights = self._weights(list(self.mask_mlps))
+            return query_decoupled_decoder(maps, position, tokens, weights, self.decoder.heads)[rows, which]
+        order, found = [], []
+        for number in modality.unique().tolist():
+            mine, key = rows[modality == number], _key(self.names[number])
+            weights = self._weights([key if key in self.mask_mlps else "all"])
+            token = self.queries[key][None]
+            found.append(query_decoupled_decoder(maps[mine], position, token, weights, self.decoder.heads, 1)[:, 0])
+            order.append(mine)
+        return torch.cat(found)[torch.cat(order).argsort()]
+
+    def _weights(self, keys: list[str]) -> dict[str, Tensor]:
+        """Return the decoder's weights by name, with the mask MLPs of these keys in order."""
+        found = tensors_of(self.decoder)
+        for number, key in enumerate(keys):
+            for name, value in self.mask_mlps[key].named_parameters():
+                found[f"output_hypernetworks_mlps.{number}.{name}"] = value
+        return found
+
+    # --- what it learned
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if batch.get("domain") is None:
+            raise CounterpointError("esp-medsam needs the modality of each picture: batch['domain']")
+        logits, _ = self.segmented(batch["image"], batch["domain"])
+        return {"logits": torch.stack([torch.zeros_like(logits), logits], 1)}
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure Dice of each modality and IoU, both with 1 added above and below, as means over pictures.
+
+        The squared error of maps is that when segmentation began.
+        """
+
+        def row(batch: dict[str, Any]) -> Tensor:
+            logits, patches = self.segmented(batch["image"], batch["domain"])
+            known = batch["mask"] != IGNORE
+            p, y = (logits > 0) & known, (batch["mask"] != 0) & known
+            both, total = (p & y).sum((1, 2)), p.sum((1, 2)) + y.sum((1, 2))
+            each = [(2 * both + 1) / (total + 1), (both + 1) / (total - both + 1)]
+            if patches is not None:
+                truth = patch_labels(batch["mask"], *patches.shape[1:])
+                right = (truth == (patches >= 0)) & (truth != IGNORE)
+                each.append(right.sum((1, 2)) / (truth != IGNORE).sum((1, 2)).clamp(min=1))
+            return torch.stack([part.double() for part in each], 1)
+
+        rows = labelled_rows(survey.split(split))
+        values = survey.over(split, row, rows)
+        domains = torch.from_numpy(survey.split(split).domains[rows])
+        names = ["dice", "iou", "patch_accuracy"][: values.shape[1]]
+        present = [number for number in range(len(self.names)) if bool((domains == number).any())]
+        by = torch.stack([values[domains == number].mean(0) for number in present])
+        found = {f"modality_{name}": float(value) for name, value in zip(names, by.mean(0), strict=True)}
+        found |= {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
+        error = float(self.distilled[("valid", "test").index(split)])
+        return found if np.isnan(error) else found | {"modality_distil_mse": error}
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw two pictures of each modality with predicted patches, truth and prediction."""
+        split = survey.split("test")
+        rows = labelled_rows(split)
+        drawn = []
+        training = self.training
+        self.eval()
+        for number in range(len(self.names)):
+            chosen = rows[split.domains[rows] == number][:2]
+            if not len(chosen):
+                continue
+            batch = survey.batch("test", chosen)
+            with torch.no_grad():
+                logits, patches = self.segmented(batch["image"], batch["domain"])
+            coarse = torch.zeros_like(logits) if patches is None else patches
+            coarse = F.interpolate(coarse[:, None], logits.shape[1:])[:, 0]
+            shown = [(value >= 0).byte().cpu().numpy() for value in (coarse, logits)]
+            pictures, masks = split.images(chosen), split.masks(chosen)
+            for n in range(len(chosen)):
+                parts = [pictures[n], *(painted(part, 2) for part in (shown[0][n], masks[n], shown[1][n]))]
+                drawn.append([png(enlarged(part)) for part in parts])
+        self.train(training)
+        return {
+            "Modalities": {
+                "kind": "pictures",
+                "columns": ["picture", "self-prompt", "truth", "prediction"],
+                "rows": drawn,
+                "caption": f"Two test pictures of each modality, in the order {', '.join(self.names)}.",
+            }
+        }
+
+
+TEACHER = "fit:finetune-seg?data=medical-shapes%3Fseed=900&encoder=vit-s&epochs=30&recipe=none&optimizer=adamw&lr=0.016"
+SYSTEM = System(
+    slug="esp-medsam",
+    task="dense",
+    config=EspMedSamConfig,
+    learner=EspMedSam,
+    data="medical-shapes",
+    recipe={
+        "encoder": "prefix-s",
+        "dim": 128,  # of vit-s, the teacher
+        "teacher": TEACHER,
+        "cached": True,
+        "mlp_width": 256,
+        "adapter_ratio": 1.0,
+        "batch_size": 16,
+        "lr": 0.016,  # 1e-3 for a batch of 16
+        "steps": 25,
+        "common_epochs": 12,
+        "controller_epochs": 3,
+        "epochs": 16,
+        "evaluate_every": 4,
+    },
+)
