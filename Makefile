@@ -58,6 +58,10 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/cmd.py
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py
+	$(BIN)/python benchmarks/pixpro.py
+	$(BIN)/python benchmarks/ctvis.py
+	$(BIN)/python benchmarks/wscol.py
+	$(BIN)/python benchmarks/global_local_seg.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

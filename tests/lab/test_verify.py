@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 from dataclasses import replace
@@ -261,7 +262,7 @@ def test_a_committed_record_is_what_its_protocol_says_of_its_figures(slug, tmp_p
         assert part["claim"] == made.sentence
         assert len(part["seeds"]) >= 5
         assert not any(name.endswith("_best") for name in part["metrics"])
-    page = write_claim_report(record, tmp_path / "page.html").read_text()
+    page = html.unescape(write_claim_report(record, tmp_path / "page.html").read_text())
     assert all(row["says"].partition(":")[0] in page for row in record["conjuncts"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from counterpoint.core.checks import shapes
@@ -17,7 +17,7 @@ Map = Float[Tensor, "n channels rows columns"]
 
 @full_precision
 def class_sums(
-    features: Map, masks: UInt8[Tensor, "n height width"], classes: int
+    features: Map, masks: Integer[Tensor, "n height width"], classes: int
 ) -> tuple[Float[Tensor, "n classes channels"], Int[Tensor, "n classes"]]:
     """Sum the features of each class in each image, for masked average pooling, and count its cells.
 
@@ -42,7 +42,7 @@ def class_sums(
 
 
 def class_means(
-    features: Map, masks: UInt8[Tensor, "n height width"], classes: int, whole: bool = False
+    features: Map, masks: Integer[Tensor, "n height width"], classes: int, whole: bool = False
 ) -> tuple[Float[Tensor, "*n classes channels"], Bool[Tensor, "*n classes"]]:
     """Average the features of each class (masked average pooling); zeros, and False, where a class is absent.
 

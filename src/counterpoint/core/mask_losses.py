@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, shapes
@@ -18,7 +18,7 @@ from counterpoint.core.world import over_group
 IGNORE = 255  # class number of a pixel whose class is unknown
 
 
-def patch_labels(masks: Int[Tensor, "n height width"], rows: int, columns: int) -> Int[Tensor, "n rows columns"]:
+def patch_labels(masks: Integer[Tensor, "n height width"], rows: int, columns: int) -> Int[Tensor, "n rows columns"]:
     """Label the patches of masks: 1 where any pixel is foreground, else 255 where any is unknown, else 0.
 
     Args:
@@ -42,7 +42,7 @@ def patch_labels(masks: Int[Tensor, "n height width"], rows: int, columns: int) 
 @full_precision
 def binary_mask_loss(
     logits: Float[Tensor, "n height width"],
-    masks: Int[Tensor, "n height width"],
+    masks: Integer[Tensor, "n height width"],
     bce_weight: float = 0.8,
     dice_weight: float = 0.2,
 ) -> Float[Tensor, ""]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from counterpoint.core.world import Group, over
@@ -37,7 +37,7 @@ class SoftDice(Loss):
         self.foreground = foreground
 
     def forward(
-        self, logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"]
+        self, logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"]
     ) -> Float[Tensor, ""]:
         """Return the loss, from 0 to 1."""
         with over(self.group):
@@ -73,7 +73,7 @@ class BinaryMask(Loss):
         self.bce_weight, self.dice_weight = bce_weight, dice_weight
 
     def forward(
-        self, logits: Float[Tensor, "n height width"], masks: Int[Tensor, "n height width"]
+        self, logits: Float[Tensor, "n height width"], masks: Integer[Tensor, "n height width"]
     ) -> Float[Tensor, ""]:
         """Return the loss, at least 0."""
         with over(self.group):

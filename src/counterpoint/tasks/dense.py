@@ -39,7 +39,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -102,7 +102,7 @@ LAPTOP: dict[str, Any] = {
 @over_group
 @full_precision
 def pixel_cross_entropy(
-    logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"], hard: float = 0.0
+    logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"], hard: float = 0.0
 ) -> Float[Tensor, ""]:
     """Compute the cross-entropy of each picture's known pixels, the mean over the pictures of all processes.
 

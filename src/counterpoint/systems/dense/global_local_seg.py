@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -183,7 +183,7 @@ def local_region_contrastive_loss(
 @over_group
 @full_precision
 def soft_dice_loss(
-    logits: Float[Tensor, "n classes height width"], masks: Int[Tensor, "n height width"], foreground: bool = False
+    logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"], foreground: bool = False
 ) -> Float[Tensor, ""]:
     """Compute 1 - mean over pictures and classes of 2 sum(p y) / (sum p + sum y + 1e-10), p = softmax(logits).
 
