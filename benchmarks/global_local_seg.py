@@ -2,8 +2,8 @@
 
     python benchmarks/global_local_seg.py [--rounds 7] [--threads 1]      writes results/bench/global-local-seg.json
 
-The authors' TensorFlow code builds a term for each pair of rows, and for each region of a pair of maps. The transcriptions here
-are the same loops in PyTorch. n is the number of slices of a batch; maps have 48 x 48 cells of 64 channels, as at 192 pixels.
+The authors' TensorFlow code builds a term for each pair of rows, and for each region of two maps. The transcriptions here are
+such loops in PyTorch. n is the number of slices of a batch; maps have 48 x 48 cells of 64 channels, as at 192 pixels.
 """
 
 from __future__ import annotations
