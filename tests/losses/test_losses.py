@@ -347,7 +347,7 @@ CASES |= {
     ),
     "VLMOOD": Case(
         lambda: losses.VLMOOD(0.2, 2, False),
-        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM).detach(), torch.arange(N) % 3],
         lambda m, *x: fn.vlm_ood_distillation_loss(*x, temperature=0.2, topk=2, filter_misaligned=False)[0],
     ),
     "PixPro": Case(
@@ -388,7 +388,6 @@ CASES |= {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "vl2v-adip:vl2v_rows": "rows of VL2V",
-    "vl2v-adip:swad_loss_valley": "averages weights",
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",

@@ -79,8 +79,8 @@ def vl2v_rows(
     Args:
         features: the backbone's features g(x).
         labels: class numbers, 0 to classes - 1.
-        teacher_image: the teacher's embeddings of the pictures, normalised here.
-        class_text: embeddings of the classes' texts, normalised here.
+        teacher_image: the teacher's embeddings of the pictures, normalised here, without gradient.
+        class_text: embeddings of the classes' texts, normalised here, without gradient.
         proj_weight, proj_bias: the projector P.
         lmd: lam, 0 (texts alone) to 1 (pictures alone), by default 0.5.
 
@@ -103,7 +103,9 @@ def vl2v_rows(
         raise ValueError(
             f"labels must lie in 0 to {len(class_text) - 1}, got {int(labels.min())} to {int(labels.max())}"
         )
-    rows, image, text = (F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image, class_text[labels]))
+    rows, image, text = (
+        F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image.detach(), class_text.detach()[labels])
+    )
     return -(lmd * (rows * image).sum(1) + (1 - lmd) * (rows * text).sum(1))
 
 

@@ -132,7 +132,7 @@ def vlm_ood_distillation_loss(
     """Compute the sum of the chosen losses, each of weight 1, and the parts language_loss, mse_loss, contrastive_loss.
 
     Args:
-        student, teacher: features of the pictures, normalised here.
+        student, teacher: features of the pictures, normalised here; the teacher's without gradient.
         text: embeddings of the classes' texts, normalised here.
         labels: class numbers, 0 to classes - 1.
         temperature: T > 0, by default 0.07.
@@ -161,7 +161,7 @@ def vlm_ood_distillation_loss(
         raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
     if topk == 0 or topk < -1:
         raise ValueError(f"topk must be at least 1, or -1 for none, got {topk}")
-    s, t, w = (F.normalize(rows, dim=1, eps=EPS) for rows in (student, teacher, text))
+    s, t, w = (F.normalize(rows, dim=1, eps=EPS) for rows in (student, teacher.detach(), text))
     zero = (student * 0).sum()
     language = visual = contrast = zero
     if use_cls:
@@ -174,9 +174,9 @@ def vlm_ood_distillation_loss(
             )
         if captions is not None:
             need_alike("n dim", student=student, captions=captions)
-            language = language + caption_contrast(s, F.normalize(captions, dim=1, eps=EPS), labels)
+            language = language + caption_contrast(s, F.normalize(captions.detach(), dim=1, eps=EPS), labels)
     if use_mse_unnorm:
-        visual = torch.log1p(global_mean((student - teacher).square().sum(1)) / 10)
+        visual = torch.log1p(global_mean((student - teacher.detach()).square().sum(1)) / 10)
     elif use_mse:
         visual = global_mean((s - t).square().sum(1))
     if use_contrastive:
