@@ -9,6 +9,7 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
+    resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
@@ -37,6 +38,7 @@ from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
 OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+SPACES = ("resnet-cifar", "nas-201")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -56,11 +58,15 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         raise CounterpointError(f"an encoder needs pictures with pixels and channels, got size={size}, {channels=}")
     check_image_encoder(name)
     library, colon, model = name.partition(":")
-    if not colon:
+    if not colon or library in SPACES:
         if pretrained:
             raise CounterpointError(f"there are no pretrained weights of {name}; name a timm: or torchvision: model")
         if size < 8:
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
+        if colon:
+            from counterpoint.encoders.spaces import build_member
+
+            return build_member(name, channels)
         if name == "mlp-s":
             return MLPS(size, channels)
         if name.startswith("unet"):
@@ -86,7 +92,12 @@ def check_image_encoder(name: str) -> None:
     library, colon, model = name.partition(":")
     if not colon:
         if name not in OWN:
-            raise unknown("image encoder", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
+            names = [*(f"{space}:MEMBER" for space in SPACES), *(f"{library}:NAME" for library in LIBRARIES)]
+            raise unknown("image encoder", name, [*OWN, *names])
+    elif library in SPACES:
+        from counterpoint.encoders.spaces import parsed
+
+        parsed(name)
     elif library not in LIBRARIES:
         raise unknown("library of image encoders", library, LIBRARIES)
     elif library == "timm":
