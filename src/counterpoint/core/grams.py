@@ -16,7 +16,9 @@ BLOCK = 2**20  # maximum number of entries of the blocks of a Gram matrix
 
 
 def gram_distance(
-    student: Float[Tensor, "sets rows dim"], teacher: Float[Tensor, "sets rows teacher_dim"], what: str = "gram_distance"
+    student: Float[Tensor, "sets rows dim"],
+    teacher: Float[Tensor, "sets rows teacher_dim"],
+    what: str = "gram_distance",
 ) -> Float[Tensor, " sets"]:
     """Sum the squared differences of two Gram matrices with rows of length 1, for each set of vectors.
 

@@ -52,9 +52,7 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x)))))
@@ -100,7 +98,9 @@ class _Cell(nn.Module):
     def __init__(self, operators: Member, width: int) -> None:
         super().__init__()
         made = {
-            f"{a}>{b}": op for (a, b), n in zip(EDGES, operators, strict=True) if (op := _operator(n, width)) is not None
+            f"{a}>{b}": op
+            for (a, b), n in zip(EDGES, operators, strict=True)
+            if (op := _operator(n, width)) is not None
         }
         self.edges = nn.ModuleDict(made)
 
@@ -108,7 +108,9 @@ class _Cell(nn.Module):
         nodes = [x]
         for node in (1, 2, 3):
             found = [
-                self.edges[f"{before}>{node}"](nodes[before]) for before in range(node) if f"{before}>{node}" in self.edges
+                self.edges[f"{before}>{node}"](nodes[before])
+                for before in range(node)
+                if f"{before}>{node}" in self.edges
             ]
             nodes.append(torch.stack(found).sum(0) if found else torch.zeros_like(x))
         return nodes[3]
@@ -163,7 +165,9 @@ def parsed(name: str) -> tuple[Space, Member]:
     form, within = FORMS[kind]
     try:
         member = tuple(map(int, numbers.split("-")))
-        options = {key: int(value) for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))}
+        options = {
+            key: int(value) for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        }
     except ValueError as error:
         raise CounterpointError(f"{kind} takes {form}, and options as ?width=16; got '{name}'") from error
     known = ("width", "cells") if kind == "nas-201" else ("width",)
