@@ -179,12 +179,12 @@ def semantic_distance(
 
 def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
     """Factor the matrices g_k g_k^T with normalised rows: [K, C] signs, shrunk for short rows, and unit rows g_k / |g_k|."""
-    zero = (g.detach() == 0).all(1, keepdim=True)
-    length = torch.linalg.vector_norm(g.masked_fill(zero, 1.0), dim=1, keepdim=True)
-    products = g * length
+    largest = g.detach().abs().amax(1, keepdim=True)  # squares of small numbers would underflow
+    g = g / torch.where(largest == 0, 1.0, largest)
+    length = torch.linalg.vector_norm(g.masked_fill(largest == 0, 1.0), dim=1, keepdim=True)
+    products = (largest * g) * (largest * length)
     long = products.detach().abs() >= EPS
     signs = torch.where(long, g.detach().sign(), products.masked_fill(long, 0.0) / EPS)
-    signs = signs + 0 * g  # NaN stays NaN
     return signs, g / length
 
 
@@ -296,7 +296,7 @@ class DisWOT(SearchedLearner):
         totals = torch.zeros(3)
         with alone(), torch.autocast(self.device.type, enabled=False):
             for repeat, (images, labels, feature, gradient) in enumerate(self.bench):
-                own, slope = self._random(name, repeat, images, labels)
+                own, slope = self._random(name, (repeat, *member), images, labels)
                 relation = relation_distance(feature, own)
                 comparable = config.semantic == "classes" or slope.shape == gradient.shape
                 semantic = (
@@ -320,12 +320,12 @@ class DisWOT(SearchedLearner):
         chosen = np.random.default_rng([self.seed, repeat]).permutation(rows)[: self.config.score_batch]
         batch = self.survey.batch("train", chosen)
         images, labels = batch["image"], batch["label"]
-        return images, labels, *self._random(self.facts.teacher_encoder, repeat, images, labels)
+        return images, labels, *self._random(self.facts.teacher_encoder, (repeat,), images, labels)
 
-    def _random(self, name: str, repeat: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the last map and the classifier's gradient of a network with random weights."""
+    def _random(self, name: str, draw: Sequence[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the last map and the classifier's gradient of a network whose random weights depend on seed and `draw`."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, repeat]).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
             network = Classifier(name, self.facts)
             network = (gaussian(network) if self.config.initialisation == "normal" else network).to(self.device).train()
         vector, last = vector_and_map(network.encoder, images)
