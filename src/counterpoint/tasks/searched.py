@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,11 +26,10 @@ from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows, global_max
 from counterpoint.data import students
-from counterpoint.data.images import Indices
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.spaces import CHOICES, OPERATORS, Member, Space
-from counterpoint.engine.loading import Batches
+from counterpoint.engine.loading import Batches, Steps
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -162,18 +161,6 @@ def propose(
     return near[int(rng.integers(len(near)))], one
 
 
-class _Candidates(Batches):
-    """One batch for each candidate; its pictures are not used."""
-
-    def __init__(self, examples: int, candidates: int) -> None:
-        super().__init__(examples, 1)
-        self.counted = candidates
-
-    def epoch(self, generator: np.random.Generator) -> Iterator[Indices]:
-        for _ in range(self.counted):
-            yield np.arange(self.size) % self.examples
-
-
 class SearchedLearner(TaughtLearner):
     """A search that trains nothing, then a teacher and the student that was found. Subclasses write `score`.
 
@@ -231,7 +218,7 @@ class SearchedLearner(TaughtLearner):
 
     def _steps(self, survey: Survey) -> Batches:
         once = self.config.search != "evolution"  # each member once
-        return _Candidates(len(survey.rows), min(self.config.candidates, len(self.within) if once else 2**62))
+        return Steps(min(self.config.candidates, len(self.within)) if once else self.config.candidates)
 
     @property
     def at_search(self) -> bool:
