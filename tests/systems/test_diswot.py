@@ -178,7 +178,7 @@ def learner(**settings: Any) -> tuple[Any, Any]:
 
 
 def evolved(steps: int, **settings: Any) -> tuple[list[tuple[Any, float]], list[Any], Space]:
-    """Evolve on a known score, the sum of the places."""
+    """Run an evolution on a known score, the sum of the places."""
     space = Space("nas-201", tuple(range(5)))
     within = [member for member in space.members() if sum(member) <= 20]
     config = SimpleNamespace(

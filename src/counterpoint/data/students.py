@@ -1,6 +1,6 @@
 """Published accuracies of 64 students of one search space, to compare a score of students with.
 
-The students are ResNets for CIFAR with 1, 3, 5 or 7 blocks in each of three stages, of widths 16, 32 and 64.
+The students are ResNets for CIFAR. Each of three stages, of widths 16, 32 and 64, has 1, 3, 5 or 7 blocks.
 Accuracies are those on CIFAR-100's test images, in percent. Source: lists released with DisWOT (arXiv 2303.15678),
 exps/s1-gt-kd.txt and exps/s1-gt-cls.txt.
 """

@@ -5,9 +5,10 @@
     nas-201:E-E-E-E-E-E          a network of NAS-Bench-201 (Dong and Yang 2020): each number is the operator of an edge of its
                                  cell, in the order of edges 0>1, 0>2, 1>2, 0>3, 1>3, 2>3
 
-The operators of an edge: 0 none, 1 skip, 2 convolution of 1 x 1, 3 convolution of 3 x 3, 4 average of 3 x 3. Options follow a
-question mark: `width=16`, channels of the first stage, which double at each further stage; `cells=5`, cells in a stage of nas-201.
-The last map has 4 * width channels. The submodules are `stem`, `layer1`, `layer2`, `layer3`, and `last` in nas-201.
+The operators of an edge are 0 none, 1 skip, 2 convolution of 1 x 1, 3 convolution of 3 x 3, 4 average.
+Options follow a question mark. `width=16` is the number of channels of the first stage, which double at each further stage.
+`cells=5` is the number of cells in a stage of nas-201. The last map has 4 * width channels. The submodules are `stem`, `layer1`,
+`layer2`, `layer3`, and `last` in nas-201.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import _ChannelsLast, _conv
+from counterpoint.encoders.channels_last import ChannelsLast, conv
 from counterpoint.errors import CounterpointError, unknown
 
 Member = tuple[int, ...]
@@ -59,13 +60,13 @@ class _Block(nn.Module):
         return F.relu_(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class CifarResNet(_ChannelsLast):
+class CifarResNet(ChannelsLast):
     """A stem, and three stages of basic blocks, of which the second and the third halve the picture."""
 
     def __init__(self, depths: Sequence[int], channels: int = 3, width: int = 16) -> None:
         super().__init__()
         self.dim = 4 * width
-        self.stem = _conv(channels, width, 1)
+        self.stem = conv(channels, width, 1)
         inputs = width
         for stage, depth in enumerate(depths):
             blocks = []
@@ -137,7 +138,7 @@ class _Reduction(nn.Module):
         return self.conv(x) + self.shortcut(x)
 
 
-class Nas201(_ChannelsLast):
+class Nas201(ChannelsLast):
     """A stem, three stages of equal cells with a halving block before the second and the third, normalisation and ReLU."""
 
     def __init__(self, operators: Member, channels: int = 3, width: int = 16, cells: int = 5) -> None:
@@ -147,13 +148,16 @@ class Nas201(_ChannelsLast):
         for stage in range(3):
             wide = width << stage
             before = [_Reduction(wide // 2, wide)] if stage else []
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*before, *(_Cell(operators, wide) for _ in range(cells))))
+            made = nn.Sequential(*before, *(_Cell(operators, wide) for _ in range(cells)))
+            self.add_module(f"layer{stage + 1}", made)
         self.last = nn.Sequential(nn.BatchNorm2d(self.dim), nn.ReLU())
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
-        return self.last(self.layer3(self.layer2(self.layer1(x))))
+        for stage in ("layer1", "layer2", "layer3", "last"):
+            x = getattr(self, stage)(x)
+        return x
 
 
 def parsed(name: str) -> tuple[Space, Member]:
@@ -178,7 +182,7 @@ def parsed(name: str) -> tuple[Space, Member]:
         raise CounterpointError(f"{kind} takes {form}; got '{name}'")
     if min(options.values(), default=1) < 1:
         raise CounterpointError(f"the options of {kind} must be at least 1; got '{name}'")
-    return Space(kind, **options), member
+    return Space(kind, (), options.get("width", 16), options.get("cells", 5)), member
 
 
 def build_member(name: str, channels: int = 3) -> Any:
@@ -266,7 +270,7 @@ def cost(name: str, size: int, channels: int = 3) -> tuple[int, int]:
     """Return the multiply-adds of an encoder's convolutions and products for one picture, and its parameters.
 
     Args:
-        name: name of an encoder of `build_image_encoder`.
+        name: name of a member.
         size: height and width of the picture in pixels.
         channels: channels of the picture.
 
@@ -274,10 +278,8 @@ def cost(name: str, size: int, channels: int = 3) -> tuple[int, int]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from counterpoint.encoders.images import build_image_encoder
-
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        network = build_image_encoder(name, size, channels).eval()
+        network = build_member(name, channels).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, channels, size, size))
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())

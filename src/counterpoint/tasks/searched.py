@@ -231,7 +231,7 @@ class SearchedLearner(TaughtLearner):
         return super().prepare(batch, generator)
 
     def search(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Propose a candidate and score it, unless the budget is spent. A member that was scored before keeps its score."""
+        """Choose a candidate and score it, unless the budget is spent. A member that was scored before keeps its score."""
         config, known = self.config, {tuple(one["member"]): one for one in self.history}
         late = bool(config.seconds) and bool(global_max(int(self.spent >= config.seconds), self.device))
         if len(known) < len(self.within) and not (late and self.history):
@@ -286,13 +286,13 @@ class SearchedLearner(TaughtLearner):
 
     def compare_sizes(self) -> None:
         """Warn if the student is larger than its teacher."""
-        names = (self.student, self.facts.teacher_encoder)
-        own, its = (sum(p.numel() for p in x.parameters()) for x in (self.encoder, self.instructing.encoder))
+        encoders: list[Any] = [self.encoder, self.instructing.encoder]
+        own, its = (sum(int(p.numel()) for p in encoder.parameters()) for encoder in encoders)
         if own > its:
-            warnings.warn(
-                f"the student {names[0]} has {own:,} parameters, more than its teacher {names[1]} with {its:,}",
-                stacklevel=2,
+            said = (
+                f"the student {self.student} has {own:,} parameters, more than its teacher {self.facts.teacher_encoder}"
             )
+            warnings.warn(f"{said} with {its:,}", stacklevel=2)
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure rank correlations of scores with published accuracies, where the search scored that whole space."""

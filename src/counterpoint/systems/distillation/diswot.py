@@ -16,13 +16,14 @@ authors: github lliai/DisWOT-CVPR2023 (Apache-2.0).
     distil       ce_weight CE + kd_weight KD + relation_weight D_rel + channel_weight D_ch, where D_ch is D_sem's form on maps
 
 - Certain: distances, spaces, evolution without crossover, initialisation N(0, 1) of the correlation experiments, the recipe.
-- Chosen: crossover as an option, `--semantic classes` for unequal widths, the mean over `repeats` draws of weights and batch,
-  a history without repeated measurements, gradients of a linear head in closed form.
-- Slips of the code that are not repeated: parents of the lowest scores, one member checked for FLOPs and copied, scores of a
-  batch's first image, gradients of the teacher that add up, a Zen score under this method's name.
+- Chosen: crossover as an option, `--semantic classes` for unequal widths, the mean over `repeats` draws of weights and batch.
+  Also gradients of the linear head in closed form. A member that is proposed again keeps its score.
+- Slips of the code that are not repeated. It takes parents of the lowest scores. It checks one member for FLOPs and copies it.
+  It scores a batch's first image. It adds up gradients of the teacher. A Zen score has this method's name.
 
-Not built: the Zen-like macro space S2, the other proxies of the paper's tables (NWOT, SynFlow, SNIP, GradNorm, Zen), and the step
-schedule (see `TaughtConfig`). D_rel is about 1e-2 and D_sem about 1: D_sem rules their sum, as in the code.
+Not built: the Zen-like macro space S2, and the step schedule (see `TaughtConfig`). Two proxies of the paper's tables are built,
+the numbers of parameters and of multiply-adds. NWOT, SynFlow, SNIP, GradNorm and Zen are not. D_rel is about 1e-2 and D_sem
+about 1: D_sem rules their sum, as in the code.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def semantic_distance(
 
 
 def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor the matrices g_k g_k^T with normalised rows: [K, C] signs, shrunk for short rows, and unit rows g_k / |g_k|."""
+    """Divide the matrices g_k g_k^T with normalised rows: [K, C] signs, shrunk for short rows, and unit rows g_k / |g_k|."""
     largest = g.detach().abs().amax(1, keepdim=True)  # squares of small numbers would underflow
     g = g / torch.where(largest == 0, 1.0, largest)
     length = torch.linalg.vector_norm(g.masked_fill(largest == 0, 1.0), dim=1, keepdim=True)
@@ -327,7 +328,9 @@ class DisWOT(SearchedLearner):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
             network = Classifier(name, self.facts)
-            network = (gaussian(network) if self.config.initialisation == "normal" else network).to(self.device).train()
+            if self.config.initialisation == "normal":
+                gaussian(network)
+        network.to(self.device).train()
         vector, last = vector_and_map(network.encoder, images)
         return last, classifier_gradient(vector, network.classifier(vector), labels)
 
@@ -380,10 +383,10 @@ class DisWOT(SearchedLearner):
             terms["channel"] = config.channel_weight * channel_correlation(own, teacher.maps[0])
         if config.gradient_weight:
             labels = gather_rows(batch["label"])
-            slopes = [
+            its, own = (
                 classifier_gradient(gather_rows(x.feature), gather_rows(x.logits), labels) for x in (teacher, student)
-            ]
-            terms["gradient"] = config.gradient_weight * semantic_distance(*slopes, config.semantic)
+            )
+            terms["gradient"] = config.gradient_weight * semantic_distance(its, own, config.semantic)
         return terms
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
