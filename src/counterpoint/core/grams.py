@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoint.core.operands import EPS
 from counterpoint.core.transforms import once, traced
 
-BLOCK = 2**20  # maximum number of entries of the blocks of a Gram matrix
+BLOCK = 2**22  # maximum number of entries of the blocks of a Gram matrix
 
 
 def gram_distance(
@@ -52,31 +52,33 @@ class _GramDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        sets, count, _ = student.shape
+        count = student.shape[1]
         at_once, step = max(1, BLOCK // count**2), max(1, min(count, BLOCK // count))
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(student) if wanted else None
-        total = student.new_zeros(sets)
-        for first in range(0, sets, at_once):
-            these = slice(first, first + at_once)
-            x, y = student[these], teacher[these]
+        wanted, whole = ctx.needs_input_grad[0], step >= count
+        totals, gradients = [], []
+        for x, y in zip(student.split(at_once), teacher.split(at_once), strict=True):
+            gradient = torch.zeros_like(x) if wanted and not whole else None
+            total = x.new_zeros(len(x))
             for start in range(0, count, step):
                 rows = slice(start, start + step)
                 own, length = _normalised(x, rows)
                 difference = own - _normalised(y, rows)[0].to(x.dtype)
-                total[these] += difference.square().sum((1, 2))
-                if gradient is None:
+                total += difference.square().sum((1, 2))
+                if not wanted:
                     continue
-                # Differentiate the normalisation, of which rows shorter than EPS have none.
-                along = (difference * own).sum(2, keepdim=True).masked_fill(length < EPS, 0.0)
-                pull = (difference - along * own).mul_(2 / length.clamp(min=EPS))
-                if step >= count:
-                    gradient[these] = (pull + pull.mT) @ x
+                # Differentiate the normalisation. Rows shorter than EPS are divided by EPS.
+                along = (difference * own).sum(2, keepdim=True).masked_fill_(length < EPS, 0.0)
+                pull = torch.addcmul(difference, along, own, value=-1).mul_(2 / length.clamp_(min=EPS))
+                if gradient is None:
+                    gradient = torch.bmm(pull + pull.mT, x)
                 else:
-                    gradient[these] += pull.mT @ x[:, rows]
-                    gradient[these, rows] += pull @ x
-        ctx.save_for_backward(*([] if gradient is None else [gradient]))
-        return total
+                    gradient.baddbmm_(pull.mT, x[:, rows])
+                    gradient[:, rows].baddbmm_(pull, x)
+            totals.append(total)
+            gradients.append(gradient)
+        made = [one for one in gradients if one is not None]
+        ctx.save_for_backward(*([torch.cat(made) if len(made) > 1 else made[0]] if made else []))
+        return torch.cat(totals)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

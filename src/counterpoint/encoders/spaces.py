@@ -5,7 +5,8 @@
     nas-201:E-E-E-E-E-E          a network of NAS-Bench-201 (Dong and Yang 2020): each number is the operator of an edge of its
                                  cell, in the order of edges 0>1, 0>2, 1>2, 0>3, 1>3, 2>3
 
-The operators of an edge are 0 none, 1 skip, 2 convolution of 1 x 1, 3 convolution of 3 x 3, 4 average.
+    operator of an edge          0 none, 1 skip, 2 convolution of 1 x 1, 3 convolution of 3 x 3, 4 average of 3 x 3
+
 Options follow a question mark. `width=16` is the number of channels of the first stage, which double at each further stage.
 `cells=5` is the number of cells in a stage of nas-201. The last map has 4 * width channels. The submodules are `stem`, `layer1`,
 `layer2`, `layer3`, and `last` in nas-201.
