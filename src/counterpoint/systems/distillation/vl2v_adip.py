@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tyro.conf import arg
 
+from counterpoint.core.class_texts import class_prototypes
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
