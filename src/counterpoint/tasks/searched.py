@@ -213,7 +213,7 @@ class SearchedLearner(TaughtLearner):
             return later
         if later:
             later[-1].enter = lambda survey: self.adopt(self.best())
-        turns = [Turn([], loss=self.search)]
+        turns = [Turn([], loss=self.search, minimise="distance")]
         return [Stage("search", 1, turns=lambda: turns, batches=self._steps, evaluated=not later, learns=False), *later]
 
     def _steps(self, survey: Survey) -> Batches:
@@ -242,7 +242,7 @@ class SearchedLearner(TaughtLearner):
             found = known[member] if member in known else self._agreed(self.score(member))
             self.spent += time.monotonic() - started
             self.history.append(found | {"member": list(member), "parent": None if parent is None else list(parent)})
-        return {"loss": torch.tensor(-float(self.history[-1]["score"]))}
+        return {"distance": torch.tensor(-float(self.history[-1]["score"]))}
 
     def _agreed(self, found: dict[str, float]) -> dict[str, float]:
         """Return numbers that are equal on all processes, to the last bit."""
@@ -323,7 +323,8 @@ class SearchedLearner(TaughtLearner):
         for one in ranked[:SHOWN]:
             flops, parameters = self.costs[tuple(one["member"])]
             distances = [round(float(one[key]), 5) if key in one else "" for key in ("score", "relation", "semantic")]
-            rows.append([self._said(one["member"]), *distances, round(flops / 1e6, 1), round(parameters / 1e6, 3)])
+            sizes = [f"{number / 1e6:.3g}" for number in (flops, parameters)]
+            rows.append([self._said(one["member"]), *distances, *sizes])
         drawn: dict[str, Any] = {
             "Scores in the order of the search": {
                 "kind": "curves",
