@@ -192,7 +192,11 @@ def test_a_stage_may_train_nothing_and_the_next_one_trains_all():
             seen.append({name: value.clone() for name, value in self.named_parameters()})
 
     learner = Watched(1)
+    asked = []
+    score = learner.score
+    learner.score = lambda batch: (asked.append([p.requires_grad for p in learner.parameters()]), score(batch))[1]
     rows = fit(learner, Task(), bar=False)
+    assert not any(map(any, asked))
     before = dict(start.named_parameters())
     for name in before:
         assert [torch.equal(state[name], before[name]) for state in seen] == [True, True, False, False]

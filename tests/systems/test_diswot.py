@@ -90,6 +90,15 @@ def test_distances_in_blocks_equal_whole_matrices(block: int, monkeypatch: pytes
         torch.testing.assert_close(*(torch.autograd.grad(x, s, retain_graph=True)[0] for x in (found, wanted)))
 
 
+def test_rows_too_short_to_normalise_have_the_gradient_of_their_quotient() -> None:
+    t, s = draw(4, 3), (1e-7 * draw(4, 3, seed=1)).requires_grad_()
+    wanted = (rows_of_length_one(t) - rows_of_length_one(s)).square().mean()
+    found = fn.relation_distance(t, s)
+    assert float(torch.linalg.vector_norm(s @ s.mT, dim=1).max().detach()) < 1e-12
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(x, s)[0] for x in (found, wanted)))
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-7, 1e-18, 1e-30])
 def test_the_semantic_distance_equals_all_matrices_of_all_classes(size: float) -> None:
     t, s = draw(4, 6), size * draw(4, 6, seed=1)
