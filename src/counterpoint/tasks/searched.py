@@ -265,7 +265,8 @@ class SearchedLearner(TaughtLearner):
         self.student = name
         self.encoder = self.build_encoder(self.facts).to(self.device)
         self.classifier = nn.Linear(self.encoder.dim, self.facts.classes).to(self.device)
-        self.compare_sizes()
+        if self.survey is not None:
+            self.compare_sizes()
 
     def structure(self) -> dict[str, Any]:
         if not self.history:
