@@ -29,6 +29,7 @@ from counterpoint.systems.distillation import diswot as file
 from counterpoint.tasks.searched import propose
 from counterpoint.tasks.taught import Classifier
 
+pytestmark = pytest.mark.filterwarnings("ignore:the student")
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "diswot.npz")
 
 
@@ -388,6 +389,18 @@ def test_all_of_the_published_space_is_compared_with_published_accuracies() -> N
     assert len(shown["Scores and published accuracy"]["points"]["students"]) == 64
     model.history = model.history[:-1]
     assert model.measures(Survey(task, model), "test") == {}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_from_another_one_s_weights_keeps_its_student(tmp_path: Path) -> None:
+    config = Experiment.resolve("diswot", DATA, overrides=SMALL | {"choices": (1, 2), "candidates": 4}).config
+    options: dict[str, Any] = {"seed": 3, "out": tmp_path, "say": lambda _: None}
+    first = training.train("diswot", config, data=DATA, name="first", **options)
+    again = training.train("diswot", name="again", parent=first.path, **options)
+    assert again.structure() == first.structure()
+    before, after = first.load_weights(), again.load_weights()
+    moved = float((after["encoder.stem.0.weight"] - before["encoder.stem.0.weight"]).norm())
+    assert 0 < moved < 0.5 * float(before["encoder.stem.0.weight"].norm())
 
 
 def test_unequal_maps_are_projected_and_a_named_student_is_not_searched() -> None:

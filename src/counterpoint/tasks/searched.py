@@ -212,7 +212,7 @@ class SearchedLearner(TaughtLearner):
         if self.config.encoder:
             return later
         if later:
-            later[-1].enter = lambda survey: self.adopt(self.best())
+            later[-1].enter = lambda survey: None if self.student else self.adopt(self.best())
         turns = [Turn([], loss=self.search, minimise="distance")]
         return [Stage("search", 1, turns=lambda: turns, batches=self._steps, evaluated=not later, learns=False), *later]
 
@@ -234,7 +234,8 @@ class SearchedLearner(TaughtLearner):
         """Choose a candidate and score it, unless the budget is spent. A member that was scored before keeps its score."""
         config, known = self.config, {tuple(one["member"]): one for one in self.history}
         late = bool(config.seconds) and bool(global_max(int(self.spent >= config.seconds), self.device))
-        if len(known) < len(self.within) and not (late and self.history):
+        # A run that starts from another one's weights keeps the student that was found there.
+        if not self.student and len(known) < len(self.within) and not (late and self.history):
             history = [(tuple(one["member"]), float(one["score"])) for one in self.history]
             rng = np.random.default_rng(batch["draw"])
             member, parent = propose(history, self.space, self.within, config, rng)
@@ -255,7 +256,7 @@ class SearchedLearner(TaughtLearner):
 
     def end_epoch(self, epoch: int) -> None:
         super().end_epoch(epoch)
-        if self.at_search and not self.config.epochs:
+        if self.at_search and not self.config.epochs and not self.student:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(SEED)
                 self.adopt(self.best())
@@ -310,7 +311,7 @@ class SearchedLearner(TaughtLearner):
         return {name: float(value.statistic) for name, value in found.items()}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        if not self.history:
+        if not self.history or self.config.encoder:
             return super().figures(survey)
         scores = [float(one["score"]) for one in self.history]
         best = [*np.maximum.accumulate(scores).tolist()]
