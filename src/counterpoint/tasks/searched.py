@@ -115,10 +115,8 @@ class SearchedConfig(TaughtConfig):
 # Settings for a small set of small pictures on a few cores, which replace the paper's.
 RECIPE: dict[str, Any] = taught.LAPTOP | {
     "encoder": "",
-    "teacher_encoder": "resnet-cifar:5-5-5?width=8",
+    "teacher_encoder": "resnet-cifar:9-9-9?width=8",
     "width": 8,
-    "choices": (1, 2, 3),
-    "population": 9,
 }
 
 
