@@ -17,6 +17,7 @@ from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
+from embedded import embeddings
 from launch import command_over_processes
 
 IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
@@ -98,6 +99,13 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    **dict.fromkeys(
+        ("vl2v-adip", "vlm-ood-distill"),
+        (
+            "styled-shapes?train=24&test=8&size=16&label=shape",
+            {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
+        ),
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),
     "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),
