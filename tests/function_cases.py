@@ -123,6 +123,7 @@ def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> 
 CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
 DENSE = "counterpoint.systems.dense."
+DISWOT = "counterpoint.systems.distillation.diswot:"
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
 
 
@@ -146,6 +147,16 @@ CASES: dict[str, Case] = {
     ),
     CLASSICS + "attention_transfer:attention_transfer": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
+    ),
+    DISWOT + "relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
+    DISWOT + "channel_correlation": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, 3, 4, 2)], (0,), (0, 0)),
+    # The rows of a gradient are classes.
+    DISWOT + "semantic_distance": Case(pair, (1,), (0, 0)),
+    DISWOT + "classifier_gradient": Case(
+        lambda n, d: [d(0, n, DIM), d(1, n, 3), labels(n)], (0, 1), (0, 0, 0), permutes=False
+    ),
+    DISWOT + "diswot_score": Case(
+        lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM), d(2, 5, 4), d(3, 5, 4)], (1, 3), (0, 0, None, None)
     ),
     CLASSICS + "crd:crd": Case(crd, (0, 1), (0, 0, None, None, 0, 0), memory=(2, 3)),
     CLASSICS + "fitnets:feature_mse": Case(pair, (0,), (0, 0)),

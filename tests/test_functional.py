@@ -382,6 +382,7 @@ def test_a_log_scale_and_a_logit_scale_say_what_they_are():
 
 # Functions that take no group, and why.
 WITHOUT_GROUP = {
+    "diswot:semantic_distance": "of the gradients that are given; the module gathers rows",
     "wscol:weak_guided_contrast": "of the rows that are given; the module gathers them",
     "macil-sd:info_nce": "of the rows that are given; the module gathers them",
     "macil-sd:topk_mil_pool": "bag by bag",

@@ -97,6 +97,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
+    "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
     **dict.fromkeys(
         ("vl2v-adip", "vlm-ood-distill"),

@@ -40,7 +40,7 @@ NAMES = [
     "PatchNCE", "FeatureRatio", "DualContrast",
     "VL2V", "VLMOOD",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
-    "IntraModal", "WeakGuidedContrast",
+    "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
 ]  # fmt: skip
 
 

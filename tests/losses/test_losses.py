@@ -377,6 +377,21 @@ CASES |= {
         lambda m, *x: fn.weak_guided_contrast(*x, m.temperature),
     ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
+    "RelationDistance": Case(
+        losses.RelationDistance, lambda: [draw(0, N, 4, 3, 2), draw(1, N, DIM)], lambda m, *x: fn.relation_distance(*x)
+    ),
+    "ChannelCorrelation": Case(
+        losses.ChannelCorrelation,
+        lambda: [draw(0, N, 4, 3, 2), draw(1, N, 4, 2, 2)],
+        lambda m, *x: fn.channel_correlation(*x),
+    ),
+    "SemanticDistance": Case(
+        lambda: losses.SemanticDistance("classes"),
+        lambda: [draw(0, N, DIM), draw(1, N, 3), draw(2, N, 4), draw(3, N, 3), LABELS],
+        lambda m, a, b, c, d, y: fn.semantic_distance(
+            fn.classifier_gradient(a, b, y), fn.classifier_gradient(c, d, y), "classes"
+        ),
+    ),
     "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
     "IntraModal": Case(
         lambda: losses.IntraModal(0.3, "mse"),
@@ -387,6 +402,8 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "diswot:classifier_gradient": "a gradient, no loss",
+    "diswot:diswot_score": "a score, no loss; RelationDistance and SemanticDistance are its parts",
     "vl2v-adip:vl2v_rows": "rows of VL2V",
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",

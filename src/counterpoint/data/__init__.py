@@ -145,6 +145,15 @@ SOURCES: dict[str, Source] = {
             function="load_tiles",
         ),
         Source(
+            "digit-colours",
+            "views",
+            "counterpoint.data.digits",
+            "three handwritten digits as colours; two of them are the class, one of 100: data of DisWOT's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "2,000 + 500 + 500 images, at hand",
+            function="load_colours",
+        ),
+        Source(
             "photographs",
             "views",
             "counterpoint.data.photographs",

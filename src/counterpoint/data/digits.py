@@ -5,6 +5,7 @@
     digit-styles     coloured pictures in several styles; other styles are left for the test: data of BSS's claim
     digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
     tile-canvases    pictures of one digit, the key patch, among tiles of texture: data of CMD's claim
+    digit-colours    pictures of a digit in each colour, of 100 classes: data of DisWOT's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
@@ -345,6 +346,51 @@ def load_tiles(
         classes=world.NAMES[:kinds],
         size=world.SIDE * grid,
     )
+
+
+def load_colours(
+    argument: None = None,
+    *,
+    size: int = 16,
+    train: int = 2000,
+    test: int = 500,
+    held_out: float = 0.2,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-colours`: pictures with a digit in each colour channel, of 100 classes.
+
+    The class is 10 times the red digit plus the green one; the blue digit tells nothing of it. No digit of a split is in
+    another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        size: height and width in pixels, 8 to 4096.
+        train: number of training pictures, at least 2.
+        test: number of test pictures, at least 2.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of the digits of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    checked_size(size)
+    if min(train, test) < 2 or not 0 < held_out < 1:
+        raise DataError(
+            "digit-colours: train and test must be at least 2, and held_out a share between 0 and 1; "
+            f"got {train=}, {test=}, {held_out=}"
+        )
+    parts = world.parts("digit-colours", held_out, valid)
+    rng = np.random.default_rng([2303_15678, seed])
+
+    def pictures(pool: Indices, count: int) -> ArrayImages:
+        truth = [world.scene(rng.choice(pool, count)) for _ in range(3)]
+        pixels = np.stack([world.enlarged(one, size) for one in truth], -1)
+        return ArrayImages(pixels, 10 * truth[0].labels[:, 0] + truth[1].labels[:, 0])
+
+    trained, watched, tested = (pictures(pool, count) for pool, count in zip(parts, (train, test, test), strict=True))
+    names = tuple(f"{red} {green}" for red in world.NAMES for green in world.NAMES)
+    return ImageData(name="digit-colours", train=trained, valid=watched, test=tested, classes=names, size=size)
 
 
 def load_captions(argument: None = None, *, train: int = 300, valid: float = SHARE, seed: int = 0) -> AlignedData:

@@ -9,6 +9,7 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
+    resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
@@ -32,11 +33,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders.channels_last import ChannelsLast, conv
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
 OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+SPACES = ("resnet-cifar", "nas-201")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -56,11 +59,15 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         raise CounterpointError(f"an encoder needs pictures with pixels and channels, got size={size}, {channels=}")
     check_image_encoder(name)
     library, colon, model = name.partition(":")
-    if not colon:
+    if not colon or library in SPACES:
         if pretrained:
             raise CounterpointError(f"there are no pretrained weights of {name}; name a timm: or torchvision: model")
         if size < 8:
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
+        if colon:
+            from counterpoint.encoders.spaces import build_member
+
+            return build_member(name, channels)
         if name == "mlp-s":
             return MLPS(size, channels)
         if name.startswith("unet"):
@@ -86,7 +93,12 @@ def check_image_encoder(name: str) -> None:
     library, colon, model = name.partition(":")
     if not colon:
         if name not in OWN:
-            raise unknown("image encoder", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
+            names = [*(f"{space}:MEMBER" for space in SPACES), *(f"{library}:NAME" for library in LIBRARIES)]
+            raise unknown("image encoder", name, [*OWN, *names])
+    elif library in SPACES:
+        from counterpoint.encoders.spaces import parsed
+
+        parsed(name)
     elif library not in LIBRARIES:
         raise unknown("library of image encoders", library, LIBRARIES)
     elif library == "timm":
@@ -117,29 +129,6 @@ def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) ->
 # --- small ones, trained here -----------------------------------------------------------------------------------------
 
 
-class _ChannelsLast(ImageEncoder):
-    """A convolutional encoder with channels last, which on a CPU is 1.3 to 1.5 times as fast forward and backward."""
-
-    def _finish(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
-
-    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        """Compute the last feature map."""
-        raise NotImplementedError
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
-        return self.features(images).mean((2, 3))
-
-
-def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3, groups: int = 0) -> nn.Sequential:
-    """Build a convolution, batch normalisation (or, with `groups`, group normalisation) and ReLU."""
-    norm = nn.GroupNorm(groups, outputs) if groups else nn.BatchNorm2d(outputs)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm, nn.ReLU(True))
-
-
 class MLPS(ImageEncoder):
     """Two linear layers of 128 and 64 units, each followed by batch normalisation and ReLU.
 
@@ -158,7 +147,7 @@ class MLPS(ImageEncoder):
         return self.layer2(self.layer1(images.flatten(1)))
 
 
-class ConvS(_ChannelsLast):
+class ConvS(ChannelsLast):
     """3 x 3 convolutions, by default three of stride 2, with normalisation and ReLU, averaged over the picture.
 
     The normalisation is over the batch, or with `groups` over groups of a picture's channels.
@@ -173,9 +162,9 @@ class ConvS(_ChannelsLast):
     ) -> None:
         super().__init__()
         self.dim, self.layers = widths[-1], len(widths) - 1
-        self.stem = _conv(channels, widths[0], strides[0], groups=groups)
+        self.stem = conv(channels, widths[0], strides[0], groups=groups)
         for n in range(1, len(widths)):
-            setattr(self, f"layer{n}", _conv(widths[n - 1], widths[n], strides[n], groups=groups))
+            setattr(self, f"layer{n}", conv(widths[n - 1], widths[n], strides[n], groups=groups))
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
@@ -203,7 +192,7 @@ class BasicBlock(nn.Module):
         return F.relu_(out)
 
 
-class ResNetS(_ChannelsLast):
+class ResNetS(ChannelsLast):
     """A 3 x 3 stem and three residual blocks, each of which halves the picture. From 48 pixels on the stem halves it too.
 
     On 2 CPU threads, forward and backward process 1,800 images a second at 32 pixels. A stem of 24 and widths up to 192
@@ -214,7 +203,7 @@ class ResNetS(_ChannelsLast):
     def __init__(self, size: int, channels: int = 3, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
         self.dim = widths[-1]
-        self.stem = _conv(channels, stem, 2 if size >= 48 else 1)
+        self.stem = conv(channels, stem, 2 if size >= 48 else 1)
         self.layer1 = BasicBlock(stem, widths[0], 2)
         self.layer2 = BasicBlock(widths[0], widths[1], 2)
         self.layer3 = BasicBlock(widths[1], widths[2], 2)
