@@ -259,7 +259,7 @@ CASES: dict[str, Case] = {
         (0, 0, None, None),
         kernel=True,
     ),
-    CLASSICS + "simclr:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
+    "counterpoint.core.nt_xent:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
     CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),

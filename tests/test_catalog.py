@@ -79,7 +79,7 @@ assert "info_nce" in dir(fn)
 assert "of" in dir(fn)
 for name in dir(fn):
     assert callable(getattr(fn, name)), name
-assert fn.of("simclr").nt_xent.__module__.endswith("simclr")
+assert fn.of("simclr").nt_xent.__module__.endswith("core.nt_xent")
 assert fn.of("audio-sheet-retrieval").nt_xent.__module__.endswith("audio_sheet_retrieval")
 try:
     fn.info_nec

@@ -115,6 +115,7 @@ class LabelledConfig(ImagesConfig):
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
+    uses_unlabelled: ClassVar[bool] = False  # whether pictures without a class remain in the training split
 
 
 @dataclass
@@ -147,6 +148,8 @@ class SemiSupervisedConfig(LabelledConfig):
     """Training images of each class that keep their label, chosen by the seed; 0: all."""
     labelled_batch: int = 62
     """Images of known class in each batch; 0: draw images regardless of whether their class is known."""
+
+    uses_unlabelled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -337,7 +340,7 @@ class LabelledTask(ImageTask):
                 "at least two classes. For pictures without labels, use a system of the task views (see "
                 "counterpoint systems)"
             )
-        return super().training_rows() if isinstance(self.config, SemiSupervisedConfig) else labelled
+        return super().training_rows() if self.config.uses_unlabelled else labelled
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         super().check_facts(trained)
