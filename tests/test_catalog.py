@@ -94,7 +94,7 @@ else:
 def test_a_name_that_two_systems_give_to_different_functions_is_refused():
     import counterpoint.functional as fn
 
-    said = r'two systems give the name nt_xent .* functional\.of\("audio-sheet-retrieval"\)\.nt_xent or functional\.of\("simclr"\)'
+    said = r'two systems give the name nt_xent .* functional\.of\("audio-sheet-retrieval"\)\.nt_xent or functional\.of\("kd3"\)'
     with pytest.raises(CounterpointError, match=said):
         _ = fn.nt_xent
     with pytest.raises(CounterpointError, match=said):

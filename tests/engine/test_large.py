@@ -97,6 +97,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    "kd3": (
+        "web-digits?train=24&web=12&others=12&size=16",
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "contrast_weight": 0.1, "select": False},
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),
     "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),

@@ -366,6 +366,11 @@ CASES |= {
         lambda: [draw(0, N, 7), torch.arange(N) % 3],
         lambda m, *x: fn.weak_guided_contrast(*x, m.temperature),
     ),
+    "WeightedFeature": Case(
+        losses.WeightedFeature,
+        lambda: [draw(0, N, 3, 4, 4), draw(1, N, 3, 4, 4), draw(2, N, 5), draw(3, N, 5)],
+        lambda m, *x: fn.weighted_feature_loss(*x),
+    ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
     "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
     "IntraModal": Case(
@@ -377,6 +382,7 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "kd3:mix_distribution": "makes pictures, of which another loss is taken",
     "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",

@@ -35,7 +35,7 @@ _FILES = {
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
     "restored": "DualContrast FeatureRatio PatchNCE",
-    "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
+    "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

@@ -205,9 +205,7 @@ class TeacherNetwork(nn.Module):
         try:
             x = self._taken(pictures)
             vector, found = vector_and_map(self.encoder, x)
-            return vector.shape == found.shape[:2] and torch.allclose(
-                vector, found.mean((2, 3)), rtol=1e-3, atol=1e-5
-            )
+            return vector.shape == found.shape[:2] and torch.allclose(vector, found.mean((2, 3)), rtol=1e-3, atol=1e-5)
         except CounterpointError:
             return False
         finally:
@@ -292,7 +290,7 @@ def load_teacher(config: WebConfig, size: int, channels: int, names: Sequence[st
             f"--teacher {name} has {network.classifier.out_features} classes, and the data has {len(names)}; name a teacher "
             "of the data's classes"
         )
-    return network
+    return network.eval()
 
 
 def _reordered(head: nn.Linear, classes: Sequence[str], names: Sequence[str]) -> nn.Linear:
@@ -318,7 +316,9 @@ class WebLearner(ImageLearner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.first, self.web, self.class_names = data.first, data.web, list(data.class_names)
+        # Facts that `counterpoint.create` need not have: then all pictures are web pictures.
+        self.first, self.web = getattr(data, "first", 0), getattr(data, "web", self.examples or 0)
+        self.class_names = list(getattr(data, "class_names", ()))
         self.channels = data.channels
         self.teacher: TeacherNetwork | None = None
         self.instructor: Frozen | None = None  # set when a fit begins
@@ -382,13 +382,18 @@ class WebLearner(ImageLearner):
 
     def turns(self) -> list[Turn]:
         config, epochs = self.config, self.epochs
-        steps = None if config.decay == "cosine" else lambda epoch: 0.1 ** sum(epoch >= n * epochs / 8 for n in (5, 6, 7))
+        steps = (
+            None if config.decay == "cosine" else lambda epoch: 0.1 ** sum(epoch >= n * epochs / 8 for n in (5, 6, 7))
+        )
         given = {"steps_per_epoch": self.steps_per_epoch, "curve": steps}
         return [optimisers(config, self.student_parts(), epochs, config.batch_size, **given)]
 
     def teacher_turns(self) -> list[Turn]:
         """Return the turns of the teacher's stage."""
-        config, given = self.config, {"steps_per_epoch": self.steps_per_epoch, "rate": self.config.teacher_lr / self.config.lr}
+        config, given = (
+            self.config,
+            {"steps_per_epoch": self.steps_per_epoch, "rate": self.config.teacher_lr / self.config.lr},
+        )
         return [optimisers(config, [self.instructing], self.epochs, config.batch_size, **given)]
 
     def teacher_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ from counterpoint.core.mixing import draw_mix
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
+from counterpoint.core.transforms import holds, once
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.maps import has_map, vector_and_map
 from counterpoint.engine.stepper import seed_of
@@ -100,6 +100,7 @@ def _passes(confidence: Tensor, predicted: Tensor, classes: int, cutoff: float) 
     return confidence > (cutoff * beta / (2 - beta))[predicted]
 
 
+@full_precision
 @torch.no_grad()
 def dynamic_selection(
     teacher_logits: Float[Tensor, "n classes"],
@@ -126,8 +127,6 @@ def dynamic_selection(
     """
     need_alike("n classes", teacher_logits=teacher_logits, student_logits=student_logits)
     need_within(0, 1, alpha=alpha, cutoff=cutoff)
-    if not len(teacher_logits):
-        return torch.zeros(0, dtype=torch.bool, device=teacher_logits.device)
     confidence, predicted = _combined(teacher_logits, student_logits, alpha)
     if bool(confidence.isnan().any()):
         raise ValueError("teacher_logits and student_logits must be finite; a combined prediction is NaN")
@@ -219,7 +218,8 @@ def mix_distribution(
         eps: added to variances, >= 0; a constant channel takes the partner's mean.
         statistics: `picture_statistics` of the pictures that `perm` numbers, for a batch over several processes. Default: of x.
 
-    Raises ValueError for shapes that do not fit, an empty batch, pictures of one pixel and partners out of range.
+    There is no second derivative. Raises ValueError for shapes that do not fit, an empty batch, pictures of one pixel and
+    partners out of range.
 
     >>> x = torch.tensor([[0.0, 1.0], [4.0, 8.0]]).view(2, 1, 1, 2)
     >>> mix_distribution(x, torch.tensor([0.0, 1.0]), torch.tensor([1, 0])).flatten(1)
@@ -242,7 +242,8 @@ def mix_distribution(
     mu, sigma = own[..., None, None].unbind(2)
     share = wide(lam).to(own.dtype)[:, None, None]
     new_mu, new_sigma = torch.lerp(whole[perm].to(own.dtype), own, share)[..., None, None].unbind(2)
-    return torch.addcmul(new_mu, wide(x) - mu, new_sigma / sigma).to(x.dtype)
+    # The statistics are constants of the gradient, so a second derivative would be wrong.
+    return torch.addcmul(new_mu, once(wide(x), "mix_distribution") - mu, new_sigma / sigma).to(x.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------- networks
