@@ -319,7 +319,7 @@ CASES: dict[str, Case] = {
     DISTILLATION + "kd3:weighted_feature_loss": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 3, 4, 4), d(2, n, 5), d(3, n, 5)], (0,), (0, 0, 0, 0)
     ),
-    DISTILLATION + "kd3:mix_distribution": Case(
+    CORE + "mixing:mix_distribution": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n).sigmoid(), torch.arange(n).flip(0)], (0,), (0, 0, 0), permutes=False
     ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),

@@ -302,9 +302,9 @@ def test_the_student_answers_by_the_teacher_s_classifier_on_the_mean_of_its_proj
 
 
 def test_the_larger_map_is_pooled_to_the_other_s_size():
-    student, teacher = kd3.at_one_size(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2, 2))
+    student, teacher = web.at_one_size(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2, 2))
     assert (student.shape, teacher.shape) == ((1, 2, 2, 2), (1, 3, 2, 2))
-    student, teacher = kd3.at_one_size(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 8, 8))
+    student, teacher = web.at_one_size(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 8, 8))
     assert (student.shape, teacher.shape) == ((1, 2, 4, 4), (1, 3, 4, 4))
 
 
@@ -346,12 +346,12 @@ def test_an_empty_selection_keeps_the_last_one_or_the_most_confident_tenth_or_ra
     assert learner.select(learner.survey).nonzero()[:, 0].tolist() == [0, 1, 2]
     learner, task = begun(cutoff=1.0, when_empty="error")
     unsure(learner)
-    with pytest.raises(CounterpointError, match="no web picture passes the selection of epoch 1: .* --cutoff is 1.0"):
+    with pytest.raises(CounterpointError, match=r"no web picture passes the selection of epoch 1: .* --cutoff is 1\.0"):
         fit(learner, task, bar=False)
 
 
 def test_a_batch_of_one_picture_trains_on_maps_and_is_named_on_single_positions():
-    learner, task = begun(cutoff=0.0)
+    learner, _ = begun(cutoff=0.0)
     view = torch.randn(1, 3, 8, 8)
     found = learner.loss({"views": [view], "mixed": view, "label": torch.tensor([-1])})
     assert float(found["contrast"].detach()) == pytest.approx(0, abs=1e-6)
@@ -498,11 +498,11 @@ def test_bad_settings_are_named(settings, error, message):
 
 
 def test_data_without_web_pictures_say_how_to_name_some():
-    with pytest.raises(DataError, match="digits brings no web pictures: .* --web imagefolder:DIR"):
+    with pytest.raises(DataError, match=r"digits brings no web pictures: .* --web imagefolder:DIR"):
         built("digits?size=8&train=40")
     learner, _task = built("digits?size=8&train=40", web="web-digits?train=30")
     assert (learner.first, learner.web) == (40, 30)
-    with pytest.raises(DataError, match="train must be at least 2"):
+    with pytest.raises(DataError, match="train must be at least 2 and web at least 1"):
         built("web-digits?train=5000")
 
 

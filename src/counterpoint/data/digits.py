@@ -362,9 +362,9 @@ def load_web(
 ) -> ImageData:
     """Return `web-digits`: labelled digits for a teacher, and pictures of another distribution for its student.
 
-    The web pictures are digits that the teacher has not seen, with less contrast, more light and noise, and pictures that show
-    no digit: digits with permuted pixels, changed likewise. Valid and test pictures are unchanged digits. The training
-    split has the labelled digits; `ImageData.web` has the web pictures, whose label is -1 where they show no digit.
+    Some web pictures are digits that the teacher has not seen, with less contrast, more light and noise. The others show no
+    digit: they are digits with permuted pixels, changed likewise. Valid and test pictures are unchanged digits. The training
+    split has the labelled digits. `ImageData.web` has the web pictures, whose label is -1 where they show no digit.
 
     Args:
         argument: not used; sources share a signature.
@@ -385,8 +385,8 @@ def load_web(
     parts = world.parts("web-digits", held_out, valid)
     if train < 2 or web < 1 or others < 0 or train + web > len(parts.train):
         raise DataError(
-            f"web-digits has {len(parts.train)} digits for training; train must be at least 2, web at least 1, both together at "
-            f"most that number, and others at least 0; got {train=}, {web=}, {others=}"
+            f"web-digits has {len(parts.train)} digits for training. train must be at least 2 and web at least 1; their sum "
+            f"is limited to that number. others must not be negative; got {train=}, {web=}, {others=}"
         )
     rng = np.random.default_rng([2307_11469, seed])
     drawn = rng.permutation(parts.train)

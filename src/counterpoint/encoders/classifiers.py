@@ -35,8 +35,8 @@ def published_classifier(name: str) -> Published:
     Args:
         name: timm:NAME, torchvision:NAME or hf:NAME; the last also a folder.
 
-    Raises CounterpointError for an unknown name, for weights that cannot be loaded, and for a network whose last layer is not
-    a linear map of one vector.
+    Raises CounterpointError for an unknown name, and for weights that cannot be loaded. Raises it too for a network whose last
+    layer is not a linear map of one vector.
     """
     library, _, model = name.partition(":")
     if library not in LIBRARIES or not model:
@@ -90,7 +90,7 @@ def _torchvision(model: str, name: str) -> Published:
     import torchvision.models as tv
 
     network = _fetched(lambda: tv.get_model(model, weights="DEFAULT"), name)
-    weights = tv.get_model_weights(model).DEFAULT  # type: ignore[attr-defined]
+    weights = tv.get_model_weights(model).DEFAULT
     seen = weights.transforms()
     size = int(seen.crop_size[0])
     head = _parts(network, name, size, _call)

@@ -9,7 +9,7 @@ data (`ImageData.web`). Sources of the teacher:
     --teacher timm:NAME, torchvision:NAME, hf:NAME   a published network with its own classifier
     default                                 train it first, in the same run, on the labelled pictures: a stage before the student's
 
-The training split is the labelled pictures, which only that stage sees, and then the web pictures, whose label is -1.
+The training split has the labelled pictures, which only that stage sees. The web pictures follow; their label is -1.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Looked(NamedTuple):
 class TeacherNetwork(nn.Module):
     """An encoder and a linear classifier, with access to the map that the classifier's input is the mean of.
 
-    If the encoder's vector is not the mean of its last map, the vector itself is the map, of one position.
+    A vector that is not the mean of the encoder's last map is itself the map, of one position.
 
     Args:
         encoder, classifier: the two parts.
@@ -243,6 +243,17 @@ class TeacherNetwork(nn.Module):
         return found[1], found[2], found[3]
 
 
+def at_one_size(student: Tensor, teacher: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Pool the larger of two maps to the other's height and width; `teacher` may be a shape alone."""
+    shape = teacher.shape if isinstance(teacher, Tensor) else teacher
+    size = min(student.shape[-2], shape[-2]), min(student.shape[-1], shape[-1])
+
+    def pooled(x: Tensor) -> Tensor:
+        return x if tuple(x.shape[-2:]) == size else F.adaptive_avg_pool2d(x, size)
+
+    return pooled(student), pooled(teacher) if isinstance(teacher, Tensor) else None
+
+
 def _some(size: int, channels: int) -> Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -276,7 +287,7 @@ def load_teacher(config: WebConfig, size: int, channels: int, names: Sequence[st
                 f"--teacher {name} cannot teach: it has no linear classifier on its encoder; name a run of kd or of sla with "
                 "method plain"
             )
-        network = TeacherNetwork(*parts, pictures)
+        network = TeacherNetwork(parts[0], parts[1], pictures)
         if source.startswith("run:"):
             own = Run.open(source.removeprefix("run:")).facts()
             for fact, wanted in (("size", size), ("channels", channels), ("class_names", list(names))):
@@ -385,16 +396,14 @@ class WebLearner(ImageLearner):
         steps = (
             None if config.decay == "cosine" else lambda epoch: 0.1 ** sum(epoch >= n * epochs / 8 for n in (5, 6, 7))
         )
-        given = {"steps_per_epoch": self.steps_per_epoch, "curve": steps}
-        return [optimisers(config, self.student_parts(), epochs, config.batch_size, **given)]
+        parts, size = self.student_parts(), config.batch_size
+        return [optimisers(config, parts, epochs, size, steps_per_epoch=self.steps_per_epoch, curve=steps)]
 
     def teacher_turns(self) -> list[Turn]:
         """Return the turns of the teacher's stage."""
-        config, given = (
-            self.config,
-            {"steps_per_epoch": self.steps_per_epoch, "rate": self.config.teacher_lr / self.config.lr},
-        )
-        return [optimisers(config, [self.instructing], self.epochs, config.batch_size, **given)]
+        config, modules, rate = self.config, [self.instructing], self.config.teacher_lr / self.config.lr
+        size, steps = config.batch_size, self.steps_per_epoch
+        return [optimisers(config, modules, self.epochs, size, steps_per_epoch=steps, rate=rate)]
 
     def teacher_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the loss of the teacher's stage, cross-entropy."""

@@ -21,12 +21,14 @@ frozen, on the mean of G(F_S). The loss is
 
 No label of any picture enters. The last term trains E_T alone, because the teacher is frozen.
 
-Controls: `--no-select` aligns on all web pictures, `--no-weighted` uses equal weights, `--contrast-weight 0` mixes nothing, and
-`--classifier own` trains a classifier of the student by KD. All four together are KD with a hint; without the last, SimKD.
+Controls: `--no-select` aligns on all web pictures, and `--no-weighted` has equal weights. `--contrast-weight 0` mixes nothing.
+`--classifier own` trains a classifier of the student by KD. The first three together are SimKD.
 
-Choices where the paper and its code say nothing: if no picture passes, the last selection stays, or before there is one, the
-most confident tenth. With other than 240 epochs, the schedule of alpha is scaled. A teacher whose map does not average to the
-input of its classifier, such as a vision transformer, gives its vector as a map of one position.
+Choices where the paper and its code say nothing:
+
+- If no picture passes, the last selection stays. Before there is one, the most confident tenth is selected.
+- With other than 240 epochs, the schedule of alpha is scaled.
+- A teacher's map must average to the input of its classifier. A vision transformer's does not: its vector is the map then.
 
 Differences from the authors' code: biases and normalisation layers have no weight decay. The figure after the last epoch
 counts, not the best one on the test split. Not built: generators of pictures (DAFL, DFQ, CMI), the search for web pictures
@@ -36,30 +38,28 @@ counts, not the best one on the test split. Not built: generators of pictures (D
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.mixing import draw_mix
+from counterpoint.core.mixing import draw_mix, mix_distribution, picture_statistics
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds, once
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.maps import has_map, vector_and_map
 from counterpoint.engine.stepper import seed_of
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.web import LAPTOP, WebConfig, WebLearner, with_web
+from counterpoint.tasks.web import LAPTOP, WebConfig, WebLearner, at_one_size, with_web
 from counterpoint.tasks.web_figures import selection_figures
 from counterpoint.views.images import denormalise
 
@@ -110,8 +110,9 @@ def dynamic_selection(
 ) -> Bool[Tensor, " n"]:
     """Select the pictures whose combined prediction is confident for its class.
 
-    With q = softmax(alpha l_T + (1 - alpha) l_S), n_c pictures of predicted class c and beta_c = n_c / max n, a picture passes
-    if max q > cutoff beta_c / (2 - beta_c). Counts are over all pictures (FlexMatch's mapping, arXiv 2110.08263).
+    Let q = softmax(alpha l_T + (1 - alpha) l_S). Let n_c be the number of pictures of predicted class c, and
+    beta_c = n_c / max n. A picture passes if max q > cutoff beta_c / (2 - beta_c). This is FlexMatch's mapping, arXiv 2110.08263; counts are over all
+    pictures.
 
     Args:
         teacher_logits, student_logits: of all pictures.
@@ -180,70 +181,8 @@ def weighted_feature_loss(
     if len(weights) != len(feat_student):
         raise ValueError(f"logits and maps must have as many rows, got {shapes(feat_student=feat_student)} and "
                          f"{shapes(logit_student=logit_student)}")  # fmt: skip
-    apart = wide(feat_student) - wide(feat_teacher.detach())
-    return global_mean(weights * apart.square().mean((1, 2, 3)))
-
-
-# --------------------------------------------------------------------------------------------------- 3. MixDistribution
-
-
-def picture_statistics(x: Float[Tensor, "n channels height width"], eps: float = 1e-6) -> Float[Tensor, "n channels 2"]:
-    """Return the mean and sqrt(unbiased variance + eps) over the positions of each channel, without gradient.
-
-    Args:
-        x: pictures of at least two pixels.
-        eps: >= 0, by default 1e-6.
-    """
-    variance, mean = torch.var_mean(wide(x.detach()), (2, 3), correction=1)
-    return torch.stack([mean, (variance + eps).sqrt()], 2)
-
-
-@full_precision
-def mix_distribution(
-    x: Float[Tensor, "n channels height width"],
-    lam: Float[Tensor, " n"],
-    perm: Int[Tensor, " n"],
-    eps: float = 1e-6,
-    *,
-    statistics: Float[Tensor, "whole channels 2"] | None = None,
-) -> Float[Tensor, "n channels height width"]:
-    """Give each picture statistics between its own and a partner's: x' = (x - mu) / sigma * sigma' + mu'.
-
-    mu' = lam mu + (1 - lam) mu[perm], and sigma' likewise, for each picture and channel. Statistics have no gradient.
-
-    Args:
-        x: pictures, in any range.
-        lam: each picture's own share, 0 to 1; 1 leaves it unchanged.
-        perm: the partner of each picture.
-        eps: added to variances, >= 0; a constant channel takes the partner's mean.
-        statistics: `picture_statistics` of the pictures that `perm` numbers, for a batch over several processes. Default: of x.
-
-    There is no second derivative. Raises ValueError for shapes that do not fit, an empty batch, pictures of one pixel and
-    partners out of range.
-
-    >>> x = torch.tensor([[0.0, 1.0], [4.0, 8.0]]).view(2, 1, 1, 2)
-    >>> mix_distribution(x, torch.tensor([0.0, 1.0]), torch.tensor([1, 0])).flatten(1)
-    tensor([[4.0000, 8.0000],
-            [4.0000, 8.0000]])
-    """
-    if x.ndim != 4 or lam.shape != x.shape[:1] or perm.shape != x.shape[:1]:
-        raise ValueError(
-            f"x must be [n, channels, height, width], lam and perm [n], got {shapes(x=x, lam=lam, perm=perm)}"
-        )
-    need_rows(x=x)
-    if x.shape[2] * x.shape[3] < 2 or eps < 0:
-        raise ValueError(
-            f"x must have at least two pixels, of which a variance is taken, and eps must not be negative; got {shapes(x=x)}"
-        )
-    own = picture_statistics(x, eps)
-    whole = own if statistics is None else statistics.detach()
-    if holds((perm < 0).any() | (perm >= len(whole)).any()):
-        raise ValueError(f"perm must number the {len(whole)} pictures from 0, got {perm.tolist()}")
-    mu, sigma = own[..., None, None].unbind(2)
-    share = wide(lam).to(own.dtype)[:, None, None]
-    new_mu, new_sigma = torch.lerp(whole[perm].to(own.dtype), own, share)[..., None, None].unbind(2)
-    # The statistics are constants of the gradient, so a second derivative would be wrong.
-    return torch.addcmul(new_mu, once(wide(x), "mix_distribution") - mu, new_sigma / sigma).to(x.dtype)
+    squares = F.mse_loss(wide(feat_student), wide(feat_teacher.detach()), reduction="none")
+    return global_mean(weights * squares.flatten(1).mean(1))
 
 
 # --------------------------------------------------------------------------------------------------------------- networks
@@ -269,17 +208,6 @@ class Embed(nn.Linear):
 
     def forward(self, pooled: Float[Tensor, "n channels"]) -> Float[Tensor, "n dim"]:
         return unit(super().forward(pooled))
-
-
-def at_one_size(student: Tensor, teacher: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Pool the larger of two maps to the other's height and width; `teacher` may be a shape alone."""
-    shape = teacher.shape if isinstance(teacher, Tensor) else teacher
-    size = [min(a, b) for a, b in zip(student.shape[-2:], shape[-2:], strict=True)]
-
-    def pooled(x: Tensor) -> Tensor:
-        return x if list(x.shape[-2:]) == size else F.adaptive_avg_pool2d(x, size)
-
-    return pooled(student), pooled(teacher) if isinstance(teacher, Tensor) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------- settings
@@ -357,6 +285,7 @@ class KD3(WebLearner):
     config: KD3Config
     confidence: Tensor
     predicted: Tensor
+    passed: Tensor
     unkept: ClassVar[tuple[str, ...]] = (*WebLearner.unkept, "confidence", "predicted", "passed")
 
     def __init__(self, config: KD3Config, data: Any, seed: int = 0) -> None:
@@ -364,7 +293,7 @@ class KD3(WebLearner):
         _, channels, height, width = self._map(torch.zeros(2, data.channels, data.size, data.size))[1].shape
         taught = self.teacher_map[0]
         self.single = [min(height, self.teacher_map[1]), min(width, self.teacher_map[2])] == [1, 1]
-        self.projector = Projector(channels, taught)
+        self.projector: nn.Module = Projector(channels, taught)
         own = config.classifier == "own"
         self.classifier = nn.Linear(self.encoder.dim if own else taught, data.classes)
         self.embed_student = Embed(self.encoder.dim, config.embedding)
