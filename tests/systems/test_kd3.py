@@ -112,8 +112,8 @@ def test_one_class_faces_the_cutoff_itself_and_may_leave_nothing():
     assert fn.dynamic_selection(logits, logits, 1.0).tolist() == [True, False]
     assert not fn.dynamic_selection(unsure, unsure, 1.0).any()
     # Beside a frequent class, a rare one passes with a lower confidence.
-    both = torch.cat([sure.repeat(9, 1), -0.1 * unsure.flip(1)])
-    assert fn.dynamic_selection(both, both, 1.0).all() == fn.dynamic_selection(both, both, 0.0).all()
+    both = torch.cat([sure.repeat(9, 1), unsure, unsure.flip(1)])
+    assert fn.dynamic_selection(both, both, 1.0).tolist() == [True] * 9 + [False, True]
 
 
 def test_logits_are_combined_not_probabilities():
@@ -526,6 +526,19 @@ def test_web_digits_show_digits_that_no_other_split_has():
     digits = plain.web.pixels[plain.web.labels >= 0].reshape(500, -1)
     seen = {p.tobytes() for split in (plain.train, plain.valid, plain.test) for p in split.pixels.reshape(-1, 64)}
     assert sum(p.tobytes() in seen for p in digits) < 5  # two people may write the same picture
+
+
+def test_the_page_counts_the_selected_pictures_of_each_class_and_of_none():
+    learner, _ = begun()
+    learner.selected.copy_(learner.select(learner.survey))
+    found = learner.figures(learner.survey)
+    table = found["Predicted classes of web pictures"]["rows"]
+    assert sum(row[1] for row in table) == 48
+    assert sum(row[3] for row in table) == int(learner.selected.sum())
+    assert max(row[2] for row in table) == learner.config.cutoff
+    caption = found["Web pictures of the last epoch"]["caption"]
+    assert " of 20, of the others " in caption
+    assert caption.endswith(" of 28.")
 
 
 def test_defaults_are_the_paper_s():

@@ -10,7 +10,7 @@ import torch
 from counterpoint.data.shown import png
 from counterpoint.engine.survey import Survey
 
-SHOWN = 8  # pictures in a row
+SHOWN = 6  # pictures in a row
 LISTED = 20  # classes in the table
 
 
@@ -52,7 +52,7 @@ def selection_figures(learner: Any, survey: Survey) -> dict[str, Any]:
             "kind": "captioned",
             "rows": rows,
             "caption": "Pictures that passed the selection of the last epoch, and pictures that did not: predicted class and "
-            f"confidence. {int(chosen.sum())} of {len(chosen)} passed.",
+            f"confidence. {int(chosen.sum())} of {len(chosen)} passed." + _by_label(learner, survey, chosen),
         },
         "Predicted classes of web pictures": {
             "kind": "table",
@@ -61,3 +61,16 @@ def selection_figures(learner: Any, survey: Survey) -> dict[str, Any]:
             "caption": "Frequent classes face a threshold near the cutoff, rare ones near 0.",
         },
     }
+
+
+def _by_label(learner: Any, survey: Survey, chosen: torch.Tensor) -> str:
+    """Tell how many pictures with and without a label passed, where the web pictures bring labels; these train nothing."""
+    web = getattr(survey.split("train"), "generated", None)
+    labels = getattr(web, "labels", None)
+    if labels is None or len(labels) != len(chosen):
+        return ""
+    known = torch.from_numpy(np.asarray(labels) >= 0)
+    if bool(known.all()):
+        return ""
+    said = [f"{int((chosen & part).sum())} of {int(part.sum())}" for part in (known, ~known)]
+    return f" Of pictures that show a class {said[0]}, of the others {said[1]}."

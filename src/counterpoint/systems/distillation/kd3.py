@@ -111,8 +111,8 @@ def dynamic_selection(
     """Select the pictures whose combined prediction is confident for its class.
 
     Let q = softmax(alpha l_T + (1 - alpha) l_S). Let n_c be the number of pictures of predicted class c, and
-    beta_c = n_c / max n. A picture passes if max q > cutoff beta_c / (2 - beta_c). This is FlexMatch's mapping, arXiv 2110.08263; counts are over all
-    pictures.
+    beta_c = n_c / max n. A picture passes if max q > cutoff beta_c / (2 - beta_c). This is FlexMatch's mapping, arXiv
+    2110.08263; counts are over all pictures.
 
     Args:
         teacher_logits, student_logits: of all pictures.
