@@ -116,6 +116,15 @@ def test_one_class_faces_the_cutoff_itself_and_may_leave_nothing():
     assert fn.dynamic_selection(both, both, 1.0).tolist() == [True] * 9 + [False, True]
 
 
+def test_thresholds_follow_the_convex_mapping():
+    # Class 1 is half as frequent as class 0: its threshold is 0.95 / 3 = 0.317, not 0.475.
+    def confident(label: int, share: float) -> Tensor:
+        return torch.full((1, 5), (1 - share) / 4).index_fill(1, torch.tensor([label]), share).log()
+
+    logits = torch.cat([*[confident(0, 0.96)] * 4, confident(1, 0.32), confident(1, 0.31)])
+    assert fn.dynamic_selection(logits, logits, 0.3).tolist() == [True] * 5 + [False]
+
+
 def test_logits_are_combined_not_probabilities():
     teacher, student = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[-3.0, 0.0], [0.0, 1.0]])
     assert fn.dynamic_selection(teacher, student, 0.5, cutoff=0.6).tolist() == [False, True]
@@ -315,7 +324,6 @@ def test_the_larger_map_is_pooled_to_the_other_s_size():
         {"classifier": "own", "select_views": False, "epoch_of": "selected", "decay": "steps"},
         {"classifier": "own", "feature_weight": 0.0, "encoder": "mlp-s", "mix_probability": 0.5},
         {"encoder": "mlp-s", "teacher_encoder": "mlp-s"},
-        {"encoder": "vit-s", "teacher_encoder": "vit-s"},
     ],
 )
 def test_options_train(settings):
@@ -362,7 +370,7 @@ def test_a_batch_of_one_picture_trains_on_maps_and_is_named_on_single_positions(
 
 
 def test_views_of_the_selection_depend_on_the_epoch_alone():
-    learner, _ = begun(recipe="digits-hard")
+    learner, _ = begun(recipe="digits-hard", vote_until=0)  # so that the networks alone decide
     learner.select(learner.survey)
     first = learner.confidence.clone()
     learner.select(learner.survey)
@@ -372,7 +380,7 @@ def test_views_of_the_selection_depend_on_the_epoch_alone():
     assert not torch.equal(first, learner.confidence)
 
 
-@pytest.mark.parametrize("interrupt_at", [3, 5, 8])  # in the teacher's second epoch; in both epochs of the student
+@pytest.mark.parametrize("interrupt_at", [3, 8])  # in the second epoch of the teacher, and of the student
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("kd3", DATA, overrides=SMALL).config
     count, loss, stop_at = 0, kd3.KD3.loss, -1
