@@ -625,8 +625,8 @@ def test_a_system_is_imported_when_its_loss_is_first_made():
     code = (
         "import sys; from counterpoint import losses; made = lambda: [m for m in sys.modules if '.systems.' in m]; "
         "dir(losses); losses.CLIP; losses.MoCo; assert not made(), made(); losses.KD(); "
-        "assert not any('classics' in m for m in made()), made(); losses.NTXent(); "
-        "assert 'counterpoint.systems.classics.simclr' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
+        "assert not any('classics' in m for m in made()), made(); losses.RKD(); "
+        "assert 'counterpoint.systems.classics.rkd' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
