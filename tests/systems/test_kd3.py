@@ -358,6 +358,13 @@ def test_an_empty_selection_keeps_the_last_one_or_the_most_confident_tenth_or_ra
         fit(learner, task, bar=False)
 
 
+def test_a_teacher_whose_logits_are_nan_is_named():
+    learner, _ = begun()
+    learner.teacher.classifier.bias.data[0] = torch.nan
+    with pytest.raises(CounterpointError, match="the teacher's logits of web pictures are NaN"):
+        learner.select(learner.survey)
+
+
 def test_a_batch_of_one_picture_trains_on_maps_and_is_named_on_single_positions():
     learner, _ = begun(cutoff=0.0)
     view = torch.randn(1, 3, 8, 8)
@@ -547,6 +554,7 @@ def test_the_page_counts_the_selected_pictures_of_each_class_and_of_none():
     caption = found["Web pictures of the last epoch"]["caption"]
     assert " of 20, of the others " in caption
     assert caption.endswith(" of 28.")
+    assert "The student is larger" in found["Sizes of both networks"]["caption"]  # conv-fine and a projector
 
 
 def test_defaults_are_the_paper_s():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from counterpoint.data.shown import png
 from counterpoint.engine.survey import Survey
@@ -74,3 +75,25 @@ def _by_label(learner: Any, survey: Survey, chosen: torch.Tensor) -> str:
         return ""
     said = [f"{int((chosen & part).sum())} of {int(part.sum())}" for part in (known, ~known)]
     return f" Of pictures that show a class {said[0]}, of the others {said[1]}."
+
+
+def sizes(student: list[nn.Module], teacher: Any) -> dict[str, Any]:
+    """Return the table of both networks' parameters; the caption tells if the student is the larger one.
+
+    Args:
+        student: the modules that a finished student needs.
+        teacher: the teacher's network.
+    """
+    parts = {"student": student, "teacher": [teacher]}
+    counts = {name: sum(p.numel() for part in found for p in part.parameters()) for name, found in parts.items()}
+    caption = "Of the student what a finished run needs to classify."
+    if counts["student"] > counts["teacher"]:
+        caption += " The student is larger than its teacher."
+    return {
+        "Sizes of both networks": {
+            "kind": "table",
+            "columns": ["network", "parameters"],
+            "rows": [list(row) for row in counts.items()],
+            "caption": caption,
+        }
+    }

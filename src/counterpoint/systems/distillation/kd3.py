@@ -60,7 +60,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.web import LAPTOP, WebConfig, WebLearner, at_one_size, with_web
-from counterpoint.tasks.web_figures import selection_figures
+from counterpoint.tasks.web_figures import selection_figures, sizes
 from counterpoint.views.images import denormalise
 
 PAPER_EPOCHS = 240
@@ -362,6 +362,11 @@ class KD3(WebLearner):
             return torch.stack([self.instruct(images).logits, self.answer(vector, self.project(feature_map))], 1)
 
         logits = survey.over("train", both, self.positions)
+        for name, part in zip(("teacher", "student"), logits.unbind(1), strict=True):
+            if not bool(part.isfinite().all()):
+                raise CounterpointError(
+                    f"the {name}'s logits of web pictures are NaN or infinite; lower --lr, or check it"
+                )
         mask = dynamic_selection(logits[:, 0], logits[:, 1], alpha, config.cutoff)
         confidence, predicted = _combined(logits[:, 0], logits[:, 1], alpha)
         self.confidence.copy_(confidence)
@@ -424,8 +429,9 @@ class KD3(WebLearner):
     # --- the page
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Show the last selection: pictures that passed or not, and the counts of classes before and after."""
-        return selection_figures(self, survey) if self.config.select else {}
+        """Show the last selection, pictures and counts of classes, and the sizes of both networks."""
+        student = [self.encoder, *([] if self.config.classifier == "own" else [self.projector]), self.classifier]
+        return (selection_figures(self, survey) if self.config.select else {}) | sizes(student, self.instructing)
 
 
 SYSTEM = System(
