@@ -494,3 +494,40 @@ OTHERS = {
     "bags:frame_ap_step": "a measure",
     "geometry:tolerance": "a measure",
 }
+
+DISTILLATION = "counterpoint.systems.distillation."
+
+
+def taught_rows(n: int, d: Callable[..., Tensor]) -> list[Any]:
+    return [d(0, n, DIM), d(1, n, DIM), d(2, 5, DIM), torch.arange(n) % 5]
+
+
+CASES |= {
+    CORE + "class_texts:class_prototypes": Case(lambda n, d: [d(0, n, 2, DIM)], (0,), (0,)),
+    CORE + "class_texts:cosine_text_logits": Case(
+        lambda n, d: [d(0, n, DIM), unit(d(1, 5, DIM)), 10.0], (0,), (0, None, None)
+    ),
+    DISTILLATION + "vl2v_adip:vl2v_loss": Case(
+        lambda n, d: [d(0, n, DIM), torch.arange(n) % 5, d(1, n, 4), d(2, 5, 4), d(3, 4, DIM), d(4, 4), 0.3],
+        (0, 4, 5),
+        (0, 0, 0, None, None, None),
+    ),
+    DISTILLATION + "vl2v_adip:vl2v_rows": Case(
+        lambda n, d: [d(0, n, DIM), torch.arange(n) % 5, d(1, n, 4), d(2, 5, 4), d(3, 4, DIM), d(4, 4), 0.3],
+        (0, 4, 5),
+        (0, 0, 0, None, None, None),
+    ),
+    DISTILLATION + "vlm_ood_distill:feature_contrast": Case(
+        lambda n, d: [unit(d(0, n, DIM)), unit(d(1, n, DIM)), 0.1], (0,), (0, 0), kernel=True
+    ),
+    DISTILLATION + "vlm_ood_distill:caption_contrast": Case(
+        lambda n, d: [unit(d(0, n, DIM)), unit(d(1, n, DIM)), torch.arange(n) % 5], (0,), (0, 0, 0), kernel=True
+    ),
+    DISTILLATION + "vlm_ood_distill:vision_language_alignment": Case(
+        lambda n, d: [d(0, n, 5), d(1, n, 5), torch.arange(n) % 5, 3], (0,), (0, 0, 0)
+    ),
+}
+OTHERS |= {
+    "vlm_ood_distill:vlm_ood_distillation_loss": "a sum of other public functions, with a mapping of parts",
+    "vl2v_adip:swad_loss_valley": "averages weights",
+}

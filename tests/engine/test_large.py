@@ -17,6 +17,7 @@ from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
+from embedded import embeddings
 from launch import command_over_processes
 
 IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
@@ -100,6 +101,13 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "kd3": (
         "web-digits?train=24&web=12&others=12&size=16",
         IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "contrast_weight": 0.1, "select": False},
+    ),
+    **dict.fromkeys(
+        ("vl2v-adip", "vlm-ood-distill"),
+        (
+            "styled-shapes?train=24&test=8&size=16&label=shape",
+            {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
+        ),
     ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),

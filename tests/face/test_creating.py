@@ -44,6 +44,8 @@ MORE = {
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},
     "albef": {"image_encoder": "vit-s"},
     "triplet": {"pretrained": False},
+    "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
+    "vlm-ood-distill": {"teacher_dim": 6},
     "any2seg": {"pretrained": False, "width": 8},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},
     "attention-transfer": {"encoder": "resnet-s", "teacher_encoder": "resnet-s"},

@@ -22,6 +22,8 @@ AXES = {
     "SwAV": (1, 1),
     "DINO": (1, 1),
     "CMD": (1,) * 6,
+    "VL2V": (0, 0, 0, None),
+    "VLMOOD": (0, 0, None, 0),
     "IntraModal": (0, None, 0),
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
@@ -36,6 +38,7 @@ NAMES = [
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
+    "VL2V", "VLMOOD",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "WeightedFeature",
 ]  # fmt: skip

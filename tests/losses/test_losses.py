@@ -340,6 +340,16 @@ CASES: dict[str, Case] = {
 }
 
 CASES |= {
+    "VL2V": Case(
+        lambda: losses.VL2V(DIM, 4, 0.3),
+        lambda: [draw(0, N, DIM), torch.arange(N) % 3, draw(1, N, 4), draw(2, 3, 4)],
+        lambda m, f, y, t, c: fn.vl2v_loss(f, y, t, c, m.projector.weight, m.projector.bias, 0.3),
+    ),
+    "VLMOOD": Case(
+        lambda: losses.VLMOOD(0.2, 2, False),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
+        lambda m, *x: fn.vlm_ood_distillation_loss(*x, temperature=0.2, topk=2, filter_misaligned=False)[0],
+    ),
     "PixPro": Case(
         lambda: losses.PixPro(3),
         maps,
@@ -383,6 +393,13 @@ CASES |= {
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "kd3:mix_distribution": "makes pictures, of which another loss is taken",
+    "vl2v-adip:vl2v_rows": "rows of VL2V",
+    "vl2v-adip:swad_loss_valley": "averages weights",
+    "vl2v-adip:class_prototypes": "rows, no loss",
+    "vl2v-adip:cosine_text_logits": "logits, no loss",
+    "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",
+    "vlm-ood-distill:feature_contrast": "a term of VLMOOD; CLIP of unit rows, or one way",
+    "vlm-ood-distill:caption_contrast": "an optional term of vlm_ood_distillation_loss",
     "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",

@@ -89,7 +89,7 @@ class _Transformers(DualEncoder):
         scale = getattr(model, "logit_scale", None)
         super().__init__(
             int(width),
-            float(scale.exp()) if scale is not None else 100.0,
+            float(scale.detach().exp()) if scale is not None else 100.0,
             int(vision.image_size),
             getattr(processor, "image_mean", None) or CLIP_MEAN,
             getattr(processor, "image_std", None) or CLIP_STD,
@@ -109,7 +109,9 @@ class _Transformers(DualEncoder):
 
     def text_rows(self, texts: list[str]) -> Tensor:
         need_short(self.name, texts, [len(ids) for ids in self.tokenizer(texts)["input_ids"]], self.context)
-        found = self.tokenizer(texts, padding=self.padding, max_length=self.context, return_tensors="pt")
+        found = self.tokenizer(
+            texts, padding=self.padding, max_length=self.context, truncation=True, return_tensors="pt"
+        )
         names = [name for name in ("input_ids", "attention_mask") if name in found]
         return self._rows(self.model.get_text_features(**{name: found[name].to(self.factor.device) for name in names}))
 
@@ -148,8 +150,8 @@ def build_dual_encoder(name: str) -> DualEncoder:
     Args:
         name: name from the module's table.
 
-    Raises CounterpointError for an unknown library, a missing extra, weights that cannot be downloaded, and a model that
-    lacks one of the two.
+    Raises CounterpointError for an unknown library, a missing extra and weights that cannot be downloaded. Raises it too for a
+    model that lacks pictures or texts.
     """
     library, _, model = name.partition(":")
     if library not in LIBRARIES or not model:

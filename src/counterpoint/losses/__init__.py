@@ -34,6 +34,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
+    "class_texts": "VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
 }

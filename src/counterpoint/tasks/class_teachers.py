@@ -7,9 +7,13 @@ Sources of a teacher (`--teacher`):
     open_clip:MODEL/WEIGHTS          a model of open_clip
     file:PLACE.npz                   embeddings alone, of a teacher that gives nothing else
 
-A file holds `train` [pictures, dim] in the order of the training split, `text` [classes, dim] or [classes, templates, dim] in the
-order of the classes, and may hold `scale`, `classes` (names, by which the texts are ordered) and `names` (the training
-pictures' file names, which are compared).
+Arrays of a file:
+
+    train     [pictures, dim] in the order of the training split
+    text      [classes, dim] or [classes, templates, dim] in the order of the classes
+    scale     factor of cosines in the logits; default 100
+    classes   names, by which the texts are then ordered; may be missing
+    names     file names of the training pictures, which are compared; may be missing
 """
 
 from __future__ import annotations
@@ -127,7 +131,7 @@ class Table:
             )
         split = survey.split()
         if self.names and isinstance(split, Listed):
-            own = [Path(name).name for name in split.row_names(np.arange(len(split)))]
+            own = [Path(name).name for name in split.row_names(np.arange(survey.examples))]
             odd = [n for n, (a, b) in enumerate(zip(own, self.names, strict=True)) if a != Path(b).name]
             if odd:
                 raise DataError(
@@ -220,7 +224,7 @@ class ClassTextLearner(ImageLearner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.taught, self.base = int(data.teacher_dim), int(data.base_classes)
+        self.taught, self.base = int(data.teacher_dim), config.base_classes(data.classes)
         self.register_buffer("prototypes", torch.zeros(data.classes, self.taught))
         self.register_buffer("scale", torch.tensor(100.0))
         self.network: Frozen | None = None

@@ -1,15 +1,15 @@
 """Measure classifiers by texts on classes and domains that training did not see; settings and evaluation for the task `labelled`.
 
 With `--base 0.5` the first half of the classes, in their order, are base classes; the others are novel. No label of a novel class
-trains. The evaluation measures base pictures among the base classes, novel pictures among the novel ones, and the harmonic mean of
-both. Domains are left out by the data: `?unseen=...` (see LabelledEvaluator).
+trains. The evaluation measures base pictures among the base classes, and novel pictures among the novel ones. It also gives the
+harmonic mean of both. Domains are left out by the data: `?unseen=...` (see LabelledEvaluator).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -50,9 +50,6 @@ class OpenConfig(LabelledConfig):
         base = self.base_classes(len(data.classes))
         assert data.train.labels is not None
         return rows if self.transductive else rows[data.train.labels[rows] < base]
-
-    def facts(self, data: ImageData) -> dict[str, Any]:
-        return super().facts(data) | {"base_classes": self.base_classes(len(data.classes))}
 
     def evaluator(self, data: ImageData) -> OpenEvaluator:
         """Return the evaluator of data with these classes."""

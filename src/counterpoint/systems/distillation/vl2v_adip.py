@@ -27,6 +27,7 @@ epoch, without effect on the average. Fine-tuning of the teacher's own encoder (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -50,11 +51,15 @@ from counterpoint.data.images import ImageData
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
 from counterpoint.tasks.labelled import cross_entropy
+from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.started import encoder_name, start_encoder
+
+DRAWN = 300  # test pictures in the picture of the space
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -237,8 +242,10 @@ class VL2V(ClassTextLearner):
         super().begin(survey)
         config = self.config
         if self.network is not None and config.foreign_statistics:
-            self.network.module.factor.fill_(1.0)
-            self.network.module.shift.zero_()
+            network: Any = copy.deepcopy(self.network.module)  # the library's module may be in use elsewhere
+            network.factor.fill_(1.0)
+            network.shift.zero_()
+            self.network = Frozen(network, config.teacher, network.images)
         if config.start:
             start_encoder(self.encoder, config.start, self.size)
         if config.swad:
@@ -309,7 +316,7 @@ class VL2V(ClassTextLearner):
         total, mine = self.share(len(found["label"]))
         mix = draw_mix(total, self.config.cutmix_beta, generator, probability=self.config.cutmix)
         images, labels = self.whole(found["views"][0]), self.whole(found["label"])
-        boxes = cutmix_boxes(*images.shape[2:], mix.lam, generator)
+        boxes = cutmix_boxes(images.shape[2], images.shape[3], mix.lam, generator)
         boxes = Boxes(*(part.to(images.device) for part in boxes))
         order = mix.permutation.to(images.device)
         mixed = {"views": [cutmix(images, order, boxes)[mine]], "label_b": labels[order][mine], "lam": boxes.lam[mine]}
@@ -381,6 +388,27 @@ class VL2V(ClassTextLearner):
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = batch["image"]
         return {"feature": self.embed(images), "logits": self.logits(images), **self.of_teacher(batch)}
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw test pictures of the student and of the teacher beside the classes' texts, on two principal axes."""
+        if self.config.objective != "vl2v":
+            return {}
+        shown = np.arange(min(DRAWN, len(survey.split("test"))))
+        rows = {"student": survey.over("test", lambda batch: self.embed(batch["image"]), shown)}
+        if self.network is not None:
+            network = self.network
+            rows["teacher"] = F.normalize(survey.over("test", lambda batch: network(batch["image"]), shown), dim=1)
+        rows["texts"] = self.prototypes.cpu()
+        flat, axes = principal_axes(torch.cat(list(rows.values())))
+        parts = flat.split([len(part) for part in rows.values()])
+        return {
+            "The teacher's space": {
+                "kind": "points",
+                "points": {name: np.round(part.numpy(), 4).tolist() for name, part in zip(rows, parts, strict=True)},
+                "axes": axes,
+                "caption": "Test pictures as student and teacher embed them, and the texts of the classes.",
+            }
+        }
 
 
 TEACHER = (

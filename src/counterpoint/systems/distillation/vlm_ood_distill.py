@@ -255,7 +255,8 @@ class VLMOOD(ClassTextLearner):
             )
         assert self.network is not None
         with torch.no_grad():
-            self.captions = self.network.module.texts(lines).cpu()
+            network: Any = self.network.module
+            self.captions = network.texts(lines).cpu()
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
         return self.head(self.encoder(images))
@@ -285,28 +286,24 @@ class VLMOOD(ClassTextLearner):
         """Draw the student's accuracy on each class beside the teacher's, base classes first."""
         labels = np.asarray(survey.split("test").labels)
         known = np.flatnonzero(labels >= 0)
-        found = {}
-        for name in ("logits", "teacher_logits"):
-            logits = survey.over(
-                "test",
-                lambda batch, name=name: self.predict(batch).get(name, torch.zeros(len(batch["image"]), 0)),
-                known,
-            )
-            if not logits.shape[1]:
-                continue
-            own = torch.from_numpy(labels[known])
-            novel = own >= self.base
-            inside = torch.arange(logits.shape[1]) < self.base
-            right = logits.masked_fill(inside == novel[:, None], -torch.inf).argmax(1) == own
-            found[name] = [
-                float(right[own == c].float().mean()) if bool((own == c).any()) else None
-                for c in range(logits.shape[1])
-            ]
+        own = torch.from_numpy(labels[known])
+        novel = own >= self.base
+
+        def both(batch: dict[str, Any]) -> Tensor:
+            found = self.predict(batch)
+            return torch.stack([found["logits"], found.get("teacher_logits", torch.zeros_like(found["logits"]))], 1)
+
+        logits = survey.over("test", both, known)
+        inside = torch.arange(logits.shape[2]) < self.base
+        found = []
+        for part in logits.unbind(1)[: 1 if self.network is None else 2]:
+            right = part.masked_fill(inside == novel[:, None], -torch.inf).argmax(1) == own
+            found.append([float(right[own == c].float().mean()) for c in range(len(survey.classes))])  # nan: no picture
         rows = [
             [
                 name,
                 "base" if number < self.base else "novel",
-                *("" if values[number] is None else f"{values[number]:.2f}" for values in found.values()),
+                *("" if values[number] != values[number] else f"{values[number]:.2f}" for values in found),
             ]
             for number, name in enumerate(survey.classes)
         ]
@@ -329,7 +326,7 @@ SYSTEM = System(
     task="labelled",
     config=VLMOODConfig,
     learner=VLMOOD,
-    data="styled-shapes?label=colour-shape",
+    data="styled-shapes?label=shape-colour",
     recipe={
         "teacher": TEACHER,
         "encoder": "conv-s",

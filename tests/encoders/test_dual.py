@@ -1,0 +1,144 @@
+"""Networks of pictures and texts of transformers and open_clip, on tiny models of the same classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.encoders.dual import MEAN, STD, DualEncoder, build_dual_encoder
+from counterpoint.encoders.text import train_bpe
+from counterpoint.errors import CounterpointError
+
+TEXTS = ["a photo of a cat", "a drawing of a dog"]
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    build_dual_encoder.cache_clear()
+
+
+def saved_clip(folder: Path, dtype: torch.dtype = torch.float32, kind: str = "CLIP", length: int = 12) -> Any:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_bpe(TEXTS * 3, 300)
+    words = {
+        "vocab_size": tokenizer.vocabulary,
+        "max_position_embeddings": length,
+        "eos_token_id": tokenizer.model.token_to_id("[END]"),
+    }
+    vision = SMALL | {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=SMALL | words | {"pad_token_id": 0, "bos_token_id": 1},
+        vision_config=vision,
+        **({"projection_dim": 8} if kind == "CLIP" else {}),
+    )
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.to(dtype).save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.model, pad_token="[PAD]")
+    fast.save_pretrained(folder)
+    return model, fast
+
+
+def test_a_clip_of_transformers_gives_its_own_rows_scale_and_statistics(tmp_path: Path) -> None:
+    model, tokenizer = saved_clip(tmp_path)
+    transformers = pytest.importorskip("transformers")
+    transformers.CLIPImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.1]).save_pretrained(tmp_path)
+    found = build_dual_encoder(f"hf:{tmp_path}")
+    assert (found.dim, found.size) == (8, 16)
+    assert found.scale == pytest.approx(float(model.logit_scale.exp()))
+    ids = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        want = model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
+        torch.testing.assert_close(found.texts(TEXTS), getattr(want, "pooler_output", want))
+        pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        own = (pixels - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.2, 0.1])[:, None, None]
+        want = model.get_image_features(pixel_values=own)
+        arrived = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        torch.testing.assert_close(found.images(arrived), getattr(want, "pooler_output", want), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_in_bfloat16_is_widened(tmp_path: Path) -> None:
+    saved_clip(tmp_path, torch.bfloat16)
+    found = build_dual_encoder(f"hf:{tmp_path}")
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert found.texts(TEXTS).dtype == torch.float32
+    assert not any(p.requires_grad for p in found.parameters())
+
+
+def test_siglip_pads_its_texts_to_the_context(tmp_path: Path) -> None:
+    model, tokenizer = saved_clip(tmp_path, kind="Siglip")
+    found = build_dual_encoder(f"hf:{tmp_path}")
+    ids = tokenizer(TEXTS, padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        mask = tokenizer(TEXTS, padding="max_length", max_length=12, return_tensors="pt")["attention_mask"]
+        want = model.get_text_features(input_ids=ids, attention_mask=mask)
+    torch.testing.assert_close(found.texts(TEXTS), getattr(want, "pooler_output", want))
+    assert found.dim == 16
+
+
+def test_pictures_of_another_size_are_enlarged() -> None:
+    seen: list[Tensor] = []
+
+    class Kept(DualEncoder):
+        def image_rows(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images.mean((2, 3))
+
+    small = torch.rand(1, 3, 8, 8)
+    Kept(3, 1.0, 16).images(small)
+    torch.testing.assert_close(seen[0], F.interpolate(small, 16, mode="bilinear", antialias=True))
+
+
+def test_texts_longer_than_the_context_are_refused_by_name(tmp_path: Path) -> None:
+    saved_clip(tmp_path, length=4)
+    with pytest.raises(CounterpointError, match="reads 4 tokens, and 2 texts are longer, such as 'a photo of a cat'"):
+        build_dual_encoder(f"hf:{tmp_path}").texts(TEXTS)
+
+
+def test_a_model_without_texts_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    with pytest.raises(CounterpointError, match="does not embed pictures and texts in one space"):
+        build_dual_encoder(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:resnet18", "unknown model of pictures and texts"),
+        ("hf:/no/such/folder", "could not be loaded"),
+        ("open_clip:ViT-B-32", "name its weights too"),
+    ],
+)
+def test_bad_names_are_refused(name: str, message: str) -> None:
+    if name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
+    with pytest.raises(CounterpointError, match=message):
+        build_dual_encoder(name)
+
+
+def test_a_model_of_open_clip_gives_its_own_rows(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "tiny-pair.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-pair.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model("tiny-pair").eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    found = build_dual_encoder(f"open_clip:tiny-pair/{tmp_path / 'weights.pt'}")
+    assert (found.dim, found.size) == (8, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found.texts(TEXTS), model.encode_text(open_clip.get_tokenizer("tiny-pair")(TEXTS)))
+    with pytest.raises(CounterpointError, match="reads 12 tokens, and 1 texts are longer"):
+        found.texts(["a photo of " + "a cat and " * 10])
