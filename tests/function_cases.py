@@ -122,6 +122,7 @@ def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> 
 
 CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
+DISTILLATION = SYSTEMS + "distillation."
 DENSE = "counterpoint.systems.dense."
 DISWOT = "counterpoint.systems.distillation.diswot:"
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
@@ -270,7 +271,7 @@ CASES: dict[str, Case] = {
         (0, 0, None, None),
         kernel=True,
     ),
-    CLASSICS + "simclr:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
+    "counterpoint.core.nt_xent:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
     CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),
@@ -321,6 +322,16 @@ CASES: dict[str, Case] = {
     IMAGES + "sla:identity_logits": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
     IMAGES + "sla:sla_loss": Case(
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
+    ),
+    DISTILLATION + "kd3:dynamic_selection": Case(
+        lambda n, d: [3 * d(0, n, 5), 3 * d(1, n, 5), 0.4, 0.9], (), (0, 0, None, None), permutes=False
+    ),
+    DISTILLATION + "kd3:disagreement_weights": Case(lambda n, d: [d(0, n, 5), d(1, n, 5)], (), (0, 0), permutes=False),
+    DISTILLATION + "kd3:weighted_feature_loss": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 3, 4, 4), d(2, n, 5), d(3, n, 5)], (0,), (0, 0, 0, 0)
+    ),
+    CORE + "mixing:mix_distribution": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), d(1, n).sigmoid(), torch.arange(n).flip(0)], (0,), (0, 0, 0), permutes=False
     ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
     CORE + "codes:local_words": Case(
@@ -479,6 +490,7 @@ OTHERS = {
     "bss:half_window": "numbers only",
     "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
+    "kd3:combination_weight": "numbers only",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",

@@ -99,6 +99,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    "kd3": (
+        "web-digits?train=24&web=12&others=12&size=16",
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "contrast_weight": 0.1, "select": False},
+    ),
     **dict.fromkeys(
         ("vl2v-adip", "vlm-ood-distill"),
         (

@@ -41,6 +41,7 @@ NAMES = [
     "VL2V", "VLMOOD",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
+    "WeightedFeature",
 ]  # fmt: skip
 
 

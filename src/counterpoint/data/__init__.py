@@ -154,6 +154,15 @@ SOURCES: dict[str, Source] = {
             function="load_colours",
         ),
         Source(
+            "web-digits",
+            "views",
+            "counterpoint.data.digits",
+            "labelled digits, and unlabelled web pictures of another distribution, most without a digit: data of KD3's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "600 + 125 + 540 digits and 2,000 web pictures, at hand",
+            function="load_web",
+        ),
+        Source(
             "photographs",
             "views",
             "counterpoint.data.photographs",
