@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import cached, frozen
+from counterpoint.engine.teachers import Frozen, cached, frozen
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.images import ImageLearner
 
@@ -47,13 +48,22 @@ def teacher_features(name: str, survey: Survey, size: int, device: torch.device)
             )
         found = torch.from_numpy(np.asarray(own, np.float32))
     else:
-        found = cached(_network(name, size).to(device), survey, "train")[torch.arange(survey.examples)]
+        found = cached(image_teacher(name, size).to(device), survey, "train")[torch.arange(survey.examples)]
     if not bool(found.isfinite().all()):
         raise CounterpointError(f"--teacher {name} gives features that are NaN or infinite")
     return found
 
 
-def _network(name: str, size: int) -> Any:
+def image_teacher(name: str, size: int = 224) -> Frozen:
+    """Load the network of a teacher that a setting names. Called with a batch of images, it returns features.
+
+    Args:
+        name: hf:NAME, timm:NAME or torchvision:NAME: an image encoder with its published weights. run:RUN or
+            fit:SLUG?data=SOURCE: a learner of images.
+        size: height and width to which a library's encoder gets the images enlarged, in pixels; by default 224.
+
+    Raises CounterpointError for a teacher that cannot be loaded or gives no features.
+    """
     library = name.partition(":")[0] in LIBRARIES
 
     def enlarged(network: nn.Module) -> Any:
@@ -74,3 +84,10 @@ def _network(name: str, size: int) -> Any:
             f"--teacher {name} has no features of single images; name a run of a system of images, such as simclr"
         )
     return teacher
+
+
+def features_of(teacher: Frozen, batch: dict[str, Any]) -> Tensor:
+    """Compute the features [n, dim] of an `image_teacher` for a batch with normalised images at "image"."""
+    found = teacher(batch)
+    rows: Tensor = found["feature"] if isinstance(found, Mapping) else found
+    return rows.float().flatten(1)
