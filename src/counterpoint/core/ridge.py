@@ -47,7 +47,9 @@ def gram(rows: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
 def ridge_weights(
     rows: Float[Tensor, "m d"], targets: Float[Tensor, "m k"], ridge: float = 1e-6
 ) -> Float[Tensor, "d k"]:
-    """Compute the W that minimises |H W - Y|^2 + r |W|^2, with r = `ridge` times the sum of squares of all rows.
+    """Compute the W that minimises |H W - Y|^2 + r |W|^2.
+
+    r is `ridge` times the sum of squares of all rows, which has no gradient.
 
     Args:
         rows: H.
