@@ -37,7 +37,7 @@ NAMES = [
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
-    "IntraModal", "WeakGuidedContrast",
+    "IntraModal", "WeakGuidedContrast", "KernelRidge",
 ]  # fmt: skip
 
 

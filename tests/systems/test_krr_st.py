@@ -452,7 +452,7 @@ def of_two(rank: int, folder: str) -> None:
         dist.all_reduce(own.grad)
         pairs.append((loss.detach(), own.grad))
     torch.testing.assert_close(*pairs)
-    experiment = Experiment.resolve("krr-st", DATA, overrides=SMALL)
+    experiment = Experiment.resolve("krr-st", DATA, overrides=SMALL | {"pretrain_batch": 5})
     task = experiment.task()
     learner: Any = experiment.learner(task.facts, 0)
     fit(learner, task, bar=False)
@@ -462,7 +462,7 @@ def of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_learn_the_set_and_the_encoder_of_one(tmp_path: Path) -> None:
-    experiment = Experiment.resolve("krr-st", DATA, overrides=SMALL)
+    experiment = Experiment.resolve("krr-st", DATA, overrides=SMALL | {"pretrain_batch": 5})
     task = experiment.task()
     learner: Any = experiment.learner(task.facts, 0)
     fit(learner, task, bar=False)

@@ -35,6 +35,7 @@ _FILES = {
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
     "restored": "DualContrast FeatureRatio PatchNCE",
+    "distilled_sets": "KernelRidge",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}

@@ -139,6 +139,8 @@ class DistilledSetLearner(ViewsLearner):
     measure: ClassVar[str]  # first word of the metrics of `outer_loss`
     config: Any
     teacher: Frozen | None = None
+    inherited: bool = False  # the set is that of the run that this one continues
+    held: DistilledSet | None = None
     synthetic: Synthetic
     mean: Tensor
     spread: Tensor
@@ -213,8 +215,19 @@ class DistilledSetLearner(ViewsLearner):
     # --- the teacher
 
     def begin(self, survey: Survey) -> None:
+        """Load the teacher, and build a set of its width, which `start` fills. A run that continues another one has a set."""
         super().begin(survey)
-        self.taught()
+        width, config = self.known(survey, "train").shape[1], self.config
+        self.inherited = hasattr(self, "synthetic")
+        if not self.inherited:
+            self.held = read_set(config.start, self.size) if config.start else None
+            self.shape(config.pictures if self.held is None else len(self.held.targets), width)
+        found = self.synthetic.targets if self.inherited or self.held is None else self.held.targets
+        if found.shape[1] != width:
+            raise CounterpointError(
+                f"--teacher {config.teacher} gives {width} features, and the set to start from has targets of "
+                f"{found.shape[1]}: name the teacher of that set"
+            )
 
     def taught(self) -> Frozen:
         """Load the teacher. CounterpointError where it was trained on images of another size."""
@@ -243,41 +256,29 @@ class DistilledSetLearner(ViewsLearner):
 
     # --- the start
 
-    def start(self, survey: Survey) -> None:
-        """Choose the images and targets to start from. A run that continues another one starts from its set."""
-        features = self.known(survey, "train")
-        if not hasattr(self, "synthetic"):
-            self._choose(survey, features)
-        if self.synthetic.targets.shape[1] != features.shape[1]:
-            raise CounterpointError(
-                f"--teacher {self.config.teacher} gives {features.shape[1]} features, and the set to start from has targets "
-                f"of {self.synthetic.targets.shape[1]}: name the teacher of that set"
-            )
-
     @torch.no_grad()
-    def _choose(self, survey: Survey, features: Float[Tensor, "examples k"]) -> None:
-        config = self.config
-        held = read_set(config.start, self.size) if config.start else None
-        m, width = (config.pictures, features.shape[1]) if held is None else held.targets.shape
-        self.shape(m, width)
-        if width != features.shape[1]:
-            return  # `start` names it
+    def start(self, survey: Survey) -> None:
+        """Choose the images and targets to start from."""
+        if self.inherited:
+            return
+        config, features = self.config, self.known(survey, "train")
         if config.standardise:
             self.mean.copy_(features.mean(0))
             spread = features.std(0, correction=0)
             least = LEAST * spread.square().mean().sqrt().clamp(min=1e-6)
             self.spread.copy_(spread.maximum(least))
-        if held is not None:
-            pictures, targets = map(torch.from_numpy, held)
+        if self.held is not None:
+            pictures, targets = map(torch.from_numpy, self.held)
         else:
             rows = (features - self.mean) / self.spread
-            self.origin.copy_(torch.randperm(survey.examples)[:m])
+            self.origin.copy_(torch.randperm(survey.examples)[: config.pictures])
             pixels = survey.split("train").images(self.origin.cpu().numpy())
             pictures = zero_to_one(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             pictures = normalise(pictures) if config.normalised_start else pictures
             targets = rows[self.origin]
             if config.start_targets == "random":
-                targets = rows.mean(0) + torch.randn(m, width).to(self.device) * rows.std(0, correction=0)
+                noise = torch.randn(targets.shape).to(self.device)
+                targets = rows.mean(0) + noise * rows.std(0, correction=0)
         self.synthetic.pictures.copy_(pictures)
         self.synthetic.targets.copy_(targets)
 

@@ -165,23 +165,27 @@ class KRRST(DistilledSetLearner):
         found = super().structure()
         return found | {"pool": len(self.pool)} if found else {}
 
-    def shape(self, pictures: int, width: int, pool: int = 0) -> None:
+    def shape(self, pictures: int, width: int, pool: int | None = None) -> None:
         super().shape(pictures, width)
-        self.pool, self.inner = nn.ModuleList(self.new_network() for _ in range(pool)), None
+        self.fill_pool(self.config.pool if pool is None else pool)
+
+    def fill_pool(self, many: int) -> None:
+        """Build new networks of the pool, without their optimiser."""
+        self.pool, self.inner = nn.ModuleList(self.new_network() for _ in range(many)), None
 
     def stages(self) -> list[Stage]:
         def trains() -> list[nn.Module]:
             return [self.synthetic, self.pool]
 
-        distil = Stage("distil", self.config.epochs, trains, enter=self._fill_pool, evaluated=False)
+        distil = Stage("distil", self.config.epochs, trains, enter=self._begin_distillation, evaluated=False)
         return [distil, self.pretraining()] if self.config.learn != "none" else [self.pretraining()]
 
     # --- 1. start
 
-    def _fill_pool(self, survey: Survey) -> None:
+    def _begin_distillation(self, survey: Survey) -> None:
         """Choose the set's start, and train each network of the pool on it for a random number of steps."""
         self.start(survey)
-        self.pool = nn.ModuleList(self.new_network() for _ in range(self.config.pool))
+        self.fill_pool(self.config.pool)
         self.inner = self.sgd(self.pool)
         self.ages.copy_(torch.randint(1, self.config.most_age, (self.config.pool,)))
         for member, age in zip(self.pool, self.ages.tolist(), strict=True):
@@ -240,7 +244,7 @@ class KRRST(DistilledSetLearner):
 
     def _begin_pretraining(self, survey: Survey) -> None:
         super()._begin_pretraining(survey)
-        self.pool, self.inner = nn.ModuleList(), None
+        self.fill_pool(0)
 
 
 # Settings for a small set of small pictures on a few cores.
