@@ -45,6 +45,7 @@ from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.ridge import ridge_weights
+from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -91,6 +92,7 @@ def krr_outer_loss(
     if not len(feat_syn):
         raise ValueError(f"feat_syn is an empty set: {shapes(feat_syn=feat_syn)}")
     need_rows(feat_real=feat_real)
+    feat_syn = once(feat_syn, "krr_outer_loss")  # the trace counts as a constant
     weights = ridge_weights(torch.cat([feat_syn, feat_syn.new_ones(len(feat_syn), 1)], 1), target_syn, ridge)
     weights = weights.to(feat_real.dtype)
     error = torch.addmm(weights[-1], feat_real.detach(), weights[:-1]) - target_real.detach()
