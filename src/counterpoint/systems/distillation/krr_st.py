@@ -22,8 +22,8 @@ head alone has a closed form. So no step is unrolled. In the order of a run:
   set are neither augmented nor cut to a range.
 - The code never sets a replaced network's age back, so every later visit replaces it again. Default here: the age is set back,
   the evident intent. `--no-reset-age` has the code's behaviour.
-- Chosen: P is H_x W, with W from the smaller of two equal systems, small ones in float64 (`core.ridge`). Mini-batches of
-  pre-training have equal sizes. An age counts a network's steps before distillation, too. Standardised targets and a normalised
+- Chosen: the cheapest of three equal ways to P, small systems in float64 (`core.ridge`). Mini-batches of pre-training have equal
+  sizes. An age counts a network's steps before distillation, too. Standardised targets and a normalised
   start are settings, as are targets alone, images alone, and random targets.
 
 `--start SET --learn none` pre-trains other networks on a set. Not built: fine-tuning of the whole network, the baselines with
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
-from counterpoint.core.ridge import ridge_weights
+from counterpoint.core.ridge import ridge_predict
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
 from counterpoint.engine.optim import optimisers
@@ -93,10 +93,8 @@ def krr_outer_loss(
         raise ValueError(f"feat_syn is an empty set: {shapes(feat_syn=feat_syn)}")
     need_rows(feat_real=feat_real)
     feat_syn = once(feat_syn, "krr_outer_loss")  # the trace counts as a constant
-    weights = ridge_weights(torch.cat([feat_syn, feat_syn.new_ones(len(feat_syn), 1)], 1), target_syn, ridge)
-    weights = weights.to(feat_real.dtype)
-    error = torch.addmm(weights[-1], feat_real.detach(), weights[:-1]) - target_real.detach()
-    return global_mean(error.square().mean(1))
+    error = ridge_predict(feat_syn, target_syn, feat_real.detach(), ridge) - target_real.detach()
+    return global_mean(error.square().mean(1)).to(feat_syn.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- settings
