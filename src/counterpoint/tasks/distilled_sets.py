@@ -38,7 +38,7 @@ from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.views import ViewsLearner
 from counterpoint.views.images import denormalise, normalise, zero_to_one
 
-SHOWN = 10  # synthetic images on the page
+SHOWN = 6  # synthetic images on the page
 ROUNDS = 20  # epochs at most, in which pre-training is counted
 LEAST = 0.1  # of the root mean square of all deviations: an output that hardly varies is not blown up
 
