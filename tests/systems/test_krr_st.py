@@ -342,17 +342,25 @@ class Stopper(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-# In the middle of distillation, at its end, and in pre-training.
-@pytest.mark.parametrize("after", [4, 6, 9])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(after: int, tmp_path: Path, undrawn: None) -> None:
+def test_a_run_interrupted_in_and_between_its_stages_ends_as_an_uninterrupted_one(
+    tmp_path: Path, undrawn: None
+) -> None:
     config = Experiment.resolve("krr-st", DATA, overrides=SMALL).config
-    more: dict[str, Any] = {"data": DATA, "out": tmp_path, "say": lambda _: None, "bar": False}
-    whole = training.train("krr-st", config, name="whole", **more)
+    more: dict[str, Any] = {"say": lambda _: None, "bar": False}
+    whole = training.train("krr-st", config, name="whole", data=DATA, out=tmp_path, **more)
+    place = tmp_path / "parts"
     with pytest.raises(Interrupted):
-        training.train("krr-st", config, name="halves", callbacks=[Stopper(after)], **more)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
+        training.train("krr-st", config, name="parts", data=DATA, out=tmp_path, callbacks=[Stopper(2)], **more)
+    seen = []
+    for after in (2, 2, 3):  # in distillation, at its last step, in pre-training
+        with pytest.raises(Interrupted):
+            training.resume(place, callbacks=[Stopper(after)], **more)
+        state = torch.load(place / "last.ckpt", weights_only=True)["position"]
+        seen.append((state["stage"], state["step"]))
+    assert seen == [(0, 4), (0, 6), (1, 3)]
+    parts = training.resume(place, **more)
+    assert whole.metrics() == parts.metrics()
+    mine = parts.load_weights()
     assert all(torch.equal(value, mine[name]) for name, value in whole.load_weights().items())
 
 

@@ -212,10 +212,6 @@ class ConvNet(_ChannelsLast):
         super().__init__()
         widths = widths or ((128, 256, 512) if size < 64 else (64, 128, 256, 512))
         side = size >> len(widths)
-        if not side:
-            raise CounterpointError(
-                f"this network halves pictures {len(widths)} times and takes {2 ** len(widths)} pixels and more, got {size}"
-            )
         self.dim, self.blocks = widths[-1] * side * side, len(widths)
         for n, (a, b) in enumerate(itertools.pairwise((channels, *widths))):
             setattr(self, f"layer{n}" if n else "stem", nn.Sequential(_conv(a, b, 1), nn.AvgPool2d(2)))

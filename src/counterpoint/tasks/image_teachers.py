@@ -14,6 +14,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, cached, frozen
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.images import ImageLearner
+from counterpoint.views.images import MEAN, STD
 
 LIBRARIES = ("hf", "timm", "torchvision")
 KINDS = (*LIBRARIES, "run", "fit")
@@ -62,13 +63,23 @@ def image_teacher(name: str, size: int = 224) -> Frozen:
             fit:SLUG?data=SOURCE: a learner of images.
         size: height and width to which a library's encoder gets the images enlarged, in pixels; by default 224.
 
+    A library's encoder gets the images by the means and deviations that it was trained with, as far as the library tells them.
     Raises CounterpointError for a teacher that cannot be loaded or gives no features.
     """
     library = name.partition(":")[0] in LIBRARIES
 
     def enlarged(network: nn.Module) -> Any:
+        mean, std = _statistics(name, network)
+        same = (mean, std) == (tuple(MEAN), tuple(STD))
+
         def image_features(batch: dict[str, Any]) -> Tensor:
-            found: Tensor = network(F.interpolate(batch["image"], size, mode="bilinear", antialias=True))
+            images = batch["image"]
+            if not same:
+                ours, theirs = (
+                    [images.new_tensor(part).view(3, 1, 1) for part in two] for two in ((MEAN, STD), (mean, std))
+                )
+                images = (images * ours[1] + ours[0] - theirs[0]) / theirs[1]
+            found: Tensor = network(F.interpolate(images, size, mode="bilinear", antialias=True))
             return found
 
         return image_features
@@ -84,6 +95,23 @@ def image_teacher(name: str, size: int = 224) -> Frozen:
             f"--teacher {name} has no features of single images; name a run of a system of images, such as simclr"
         )
     return teacher
+
+
+def _statistics(name: str, network: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return means and deviations of the channels that a library's encoder was trained with; ImageNet's where it tells none."""
+    library, _, model = name.partition(":")
+    if library == "timm":
+        known = getattr(network.model, "pretrained_cfg", None) or {}
+        return tuple(known.get("mean") or MEAN), tuple(known.get("std") or STD)
+    if library == "hf":
+        from transformers import AutoImageProcessor
+
+        try:
+            seen: Any = AutoImageProcessor.from_pretrained(model)
+            return tuple(seen.image_mean or MEAN), tuple(seen.image_std or STD)
+        except (OSError, ValueError, AttributeError):  # a folder with the weights alone
+            pass
+    return tuple(MEAN), tuple(STD)
 
 
 def features_of(teacher: Frozen, batch: dict[str, Any]) -> Tensor:
