@@ -63,7 +63,7 @@ def image_teacher(name: str, size: int = 224) -> Frozen:
             fit:SLUG?data=SOURCE: a learner of images.
         size: height and width to which a library's encoder gets the images enlarged, in pixels; by default 224.
 
-    A library's encoder gets the images by the means and deviations that it was trained with, as far as the library tells them.
+    A library's encoder gets images of the means and deviations that it was trained with, where the library has them.
     Raises CounterpointError for a teacher that cannot be loaded or gives no features.
     """
     library = name.partition(":")[0] in LIBRARIES
