@@ -263,16 +263,21 @@ def load_learner(run: Run | Path | str) -> Learner:
     return learner.eval()
 
 
+def of_spec(spec: str) -> tuple[Experiment, int]:
+    """Resolve "SLUG?data=SOURCE&seed=0&OPTION=VALUE" (see `fitted`): the experiment and its seed."""
+    slug, _, query = spec.partition("?")
+    given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+    data, seed = given.pop("data", None), int(given.pop("seed", 0))
+    return Experiment.resolve(slug, data, overrides=given), seed
+
+
 def fitted(spec: str) -> Learner:
     """Load a small learner that is trained once and kept in the cache: "SLUG?data=SOURCE&seed=0&OPTION=VALUE".
 
     A question mark or an ampersand within the data's name is written %3F or %26. The cache identifies the run by its
     settings, the package's version and torch's version. Raises CounterpointError as `Experiment.resolve` does.
     """
-    slug, _, query = spec.partition("?")
-    given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
-    data, seed = given.pop("data", None), int(given.pop("seed", 0))
-    experiment = Experiment.resolve(slug, data, overrides=given)
+    experiment, seed = of_spec(spec)
     record = experiment.record(seed)
     place = cached.place("fitted", record, versions(), suffix="")
     with cached.locked(place):
