@@ -83,7 +83,7 @@ def errors(d: int) -> dict[str, dict[str, float]]:
 
 def steps() -> dict[str, float]:
     """Time steps of the learner and of a plain loop in turn, by their medians."""
-    settings = {"teacher": TEACHER, "batch_size": 256, "most_age": 10**6, "judges": 0}
+    settings = {"teacher": TEACHER, "batch_size": 256, "judges": 0}
     experiment = Experiment.resolve("krr-st", "digits?size=8", overrides=settings)
     task = experiment.task()
     learners: list[Any] = []
@@ -91,10 +91,10 @@ def steps() -> dict[str, float]:
         learner: Any = experiment.learner(task.facts, 0)
         stepper = Stepper(learner, task, Loop(device="cpu"))
         stepper.begin(torch.device("cpu"))
-        learner.ages.zero_()
         stepper.enter(0)
         learners.append((learner, stepper))
     (learner, stepper), (other, its) = learners
+    experiment.config.most_age = 10**6  # from here on no network is replaced
     synthetic = other.synthetic
     outer = torch.optim.AdamW(synthetic.parameters(), lr=0.03, weight_decay=0.0)
     inner = [torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3) for n in other.pool]
