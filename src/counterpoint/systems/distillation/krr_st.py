@@ -23,8 +23,8 @@ head alone has a closed form. So no step is unrolled. In the order of a run:
 - The code never sets a replaced network's age back, so every later visit replaces it again. Default here: the age is set back,
   the evident intent. `--no-reset-age` has the code's behaviour.
 - Chosen: the cheapest of three equal ways to P, small systems in float64 (`core.ridge`). Mini-batches of pre-training have equal
-  sizes. An age counts a network's steps before distillation, too. Standardised targets and a normalised
-  start are settings, as are targets alone, images alone, and random targets.
+  sizes. An age counts a network's steps before distillation, too. Standardised targets and a normalised start are settings, as
+  are targets alone, images alone, and random targets.
 
 `--start SET --learn none` pre-trains other networks on a set. Not built: fine-tuning of the whole network, the baselines with
 labels, distillation without data. Nor the paper's ResNet-18 with a padded stem: any teacher by name serves.
@@ -73,8 +73,9 @@ def krr_outer_loss(
         feat_real, target_real: features and the teacher's targets of n real images; no gradient.
         ridge: r over the trace of K_ss, at least 0, by default 1e-6. With 0 the rows, or the columns, must be independent.
 
-    Source: Eq. 7 without its factor n k / 2. Duplicate rows are tolerated. The column of ones keeps the trace above 0, so no
-    absolute ridge is needed. Raises ValueError for shapes that do not fit, an empty set, and a negative ridge.
+    Source: the paper's outer objective, without its constant factor n k / 2. Duplicate rows are tolerated. The column of ones
+    keeps the trace above 0, so no absolute ridge is needed. Raises ValueError for shapes that do not fit, an empty set, a
+    negative ridge, and a singular system.
 
     >>> krr_outer_loss(torch.eye(2), torch.zeros(2, 1), torch.eye(2), torch.ones(2, 1))
     tensor(1.)
