@@ -2,8 +2,9 @@
 
 Cha, Chun, Lee, Cho, Park, Lee, Park: "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, arXiv 2102.08604.
 
-The steps between two evaluations form a segment: the mean of its weights, and the loss measured at its end. The valley begins
-where a segment's loss is the smallest of `n_converge` in a row, and ends where all of `n_tolerance` in a row are above the threshold.
+The steps between two evaluations form a segment: the mean of its weights, and the loss measured at its end. The valley
+begins where a segment's loss is the smallest of `n_converge` in a row. It ends where all of `n_tolerance` in a row are above
+the threshold.
 """
 
 from __future__ import annotations

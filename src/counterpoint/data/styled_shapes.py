@@ -14,7 +14,7 @@ from counterpoint.data.valid import checked_count
 from counterpoint.data.worlds import styles as world
 from counterpoint.errors import CounterpointError, unknown
 
-LABELS = ("both", "shape", "colour")
+LABELS = ("both", "shape", "colour", "colour-shape")
 
 
 def load(
@@ -40,7 +40,9 @@ def load(
         train, test: numbers of pictures, at least 2.
         valid: number of valid pictures; -1 for half as many as test pictures.
         size: height and width in pixels, 8 to 4096.
-        label: class of a picture: both (64 classes, ordered by shape), shape (8) or colour (8).
+        label: class of a picture: both (64 classes, ordered by shape), shape (8) or colour (8). With colour-shape the classes are
+            the 8 colours ("red thing"), then the 8 shapes. Training pictures have their colour as class, and every second valid
+            and test picture its shape.
         styles: names of the styles to draw, such as "plain-bright"; default: all.
         unseen: styles to leave out of the splits, such as "outline". They form `shifts["unseen"]`, as many pictures as the
             test split (task views). Default: none.
@@ -70,6 +72,7 @@ def load(
         "both": tuple(world.name(s, c) for s in range(len(shapes)) for c in range(len(colours))),
         "shape": shapes,
         "colour": colours,
+        "colour-shape": (*(f"{colour} thing" for colour in colours), *shapes),
     }[label]
     counts = (train, checked_count("styled-shapes", valid, max(2, test // 2)), test)
     splits: list[ArrayImages] = []
@@ -79,7 +82,9 @@ def load(
         pair = rng.permutation(np.arange(count) % (len(shapes) * len(colours)))
         styled = [world.STYLES.index(word) for word in (apart if number == len(counts) else chosen)]
         truth = world.scenes(count, rng, pair // len(colours), pair % len(colours), styled)
-        labels = {"both": pair, "shape": truth.shape, "colour": truth.colour}[label]
+        second = (np.arange(count) % 2 == 1) & (number > 0)
+        mixed = np.where(second, len(colours) + truth.shape, truth.colour)
+        labels = {"both": pair, "shape": truth.shape, "colour": truth.colour, "colour-shape": mixed}[label]
         splits.append(ArrayImages(world.render(truth, size, noise, rng), labels, domains=truth.style))
         words.append([world.caption(truth, row, drop, rng) for row in range(count)] if task == "aligned" else [])
     if task != "aligned":

@@ -11,17 +11,18 @@ CVPR 2024, arXiv 2310.08255.
     lam      lmd                     share of the picture's embedding in the loss; the text has 1 - lam
 
 Stage `align` trains P with g frozen, and keeps the best P on `valid`. Stage `distill` trains g with P frozen. Both minimise
-`vl2v_loss`. To predict, take the class whose text is nearest to P g(x). The weights of stage `distill` are averaged over a valley of
-the validation loss (SWAD, core/loss_valley.py).
+`vl2v_loss`. To predict, take the class whose text is nearest to P g(x). The weights of stage `distill` are averaged over a
+valley of the validation loss (SWAD, core/loss_valley.py).
 
     counterpoint train vl2v-adip --teacher hf:openai/clip-vit-base-patch16 --data 'imagefolder:mine?domain=folder&unseen=sketch'
     counterpoint train vl2v-adip --teacher file:embeddings.npz --from runs/x --data imagefolder:mine
 
-`--objective ce` and `kd` are the baselines of the claim: a linear classifier, first alone and then with the backbone, on labels,
-or on labels and the teacher's logits. Differences from the authors' code: a teacher that is a network sees pictures normalised as
-it was trained, not by ImageNet's statistics (`--foreign-statistics` restores this). Once the valley has ended, training goes on to its
-last epoch, without effect on the average. A segment of SWAD is an epoch. Fine-tuning of the teacher's own encoder (the paper's
-self-distillation) is `--from` a run of clip.
+`--objective ce` and `kd` are the baselines of the claim: a linear classifier, first alone and then with the backbone. It
+learns from labels, or from labels and the teacher's logits.
+
+Differences from the authors' code: a network that teaches sees pictures normalised by its own statistics, not by ImageNet's
+(`--foreign-statistics` restores this). A segment of SWAD is an epoch. Once the valley has ended, training goes on to its last
+epoch, without effect on the average. Fine-tuning of the teacher's own encoder (self-distillation) is `--from` a run of clip.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tyro.conf import arg
 
-from counterpoint.core.class_texts import class_prototypes
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
