@@ -55,6 +55,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/obow.py
 	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
+	$(BIN)/python benchmarks/krr_st.py
 	$(BIN)/python benchmarks/cmd.py
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py

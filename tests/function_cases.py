@@ -440,6 +440,9 @@ CASES |= {
     DENSE + "any2seg:intra_modal_loss": Case(
         lambda n, d: [d(0, n, 4, DIM), d(1, 4, 3), d(2, n, 4) > -0.5, 0.3], (0,), (0, None, 0, None), memory=(1,)
     ),
+    "counterpoint.systems.distillation.krr_st:krr_outer_loss": Case(
+        lambda n, d: [d(8, 4, DIM), d(9, 4, 3), d(0, n, DIM), d(1, n, 3), 1e-2], (0, 1), (None, None, 0, 0, None)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),

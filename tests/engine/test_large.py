@@ -150,6 +150,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
     ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
+    # A step trains the set, and a network of the pool on all of it.
+    "krr-st": (
+        "digits?size=8&train=24",
+        {
+            "encoder": "mlp-s",
+            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
+            "&evaluate_every=9",
+            "pictures": 5,
+            "pool": 1,
+            "batch_size": 12,
+            "epochs": 1,
+            "lr": 0.01,
+        },
+    ),
     "attention-transfer": (
         PICTURES,
         IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},

@@ -403,6 +403,11 @@ CASES |= {
         lambda: [draw(0, N, 4, DIM), draw(1, 4, 3), draw(2, N, 4) > -0.5],
         lambda m, p, t, y: fn.intra_modal_loss(p, t, y, 0.3, "mse"),
     ),
+    "KernelRidge": Case(
+        lambda: losses.KernelRidge(1e-3),
+        lambda: [draw(0, 4, DIM), draw(1, 4, 3), draw(2, N, DIM), draw(3, N, 3)],
+        lambda m, *four: fn.krr_outer_loss(*four, 1e-3),
+    ),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.

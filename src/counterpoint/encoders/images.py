@@ -6,6 +6,8 @@
     conv-group         conv-s with group normalisation, which uses no statistics of the batch
     conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     conv-cells         four convolutions, of which two halve the picture, 0.08 M parameters, 64 wide, for its feature map
+    convnet            three blocks of convolution and average pooling, 128-256-512 (from 64 pixels on a fourth, 64), flattened
+    convnet-s          two such blocks, 32-64, 256 wide for pictures of 8 pixels
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
@@ -15,7 +17,7 @@
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
 
 An encoder is a module with `dim`, the width of its vectors. An encoder from a library holds the library's model as `model`,
-with the library's names of submodules. The submodules of conv-s, conv-fine, conv-cells and resnet-s are `stem`, `layer1`,
+with the library's names of submodules. The submodules of the convolutional ones and resnet-s are `stem`, `layer1`,
 `layer2`, ..., as in torchvision's ResNet. Hooks may rely on these names.
 """
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +41,19 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+OWN = (
+    "mlp-s",
+    "conv-s",
+    "conv-group",
+    "conv-fine",
+    "conv-cells",
+    "convnet",
+    "convnet-s",
+    "unet",
+    "unet-s",
+    "resnet-s",
+    "vit-s",
+)
 SPACES = ("resnet-cifar", "nas-201")
 LIBRARIES = ("timm", "torchvision", "hf")
 
@@ -80,6 +95,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         if name == "conv-cells":
             return ConvS(channels, (24, 48, 64, 64), (2, 1, 2, 1))
+        if name.startswith("convnet"):
+            return ConvNet(size, channels, (32, 64) if name == "convnet-s" else None)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
@@ -172,6 +189,31 @@ class ConvS(ChannelsLast):
         for n in range(1, self.layers + 1):
             x = getattr(self, f"layer{n}")(x)
         return x
+
+
+class ConvNet(_ChannelsLast):
+    """Blocks of a 3 x 3 convolution, batch normalisation, ReLU and average pooling of 2; the last map is flattened.
+
+    The network of few-shot learning and of dataset distillation. Its width grows with the picture: 8,192 at 32 pixels.
+    """
+
+    def __init__(self, size: int, channels: int = 3, widths: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        widths = widths or ((128, 256, 512) if size < 64 else (64, 128, 256, 512))
+        side = size >> len(widths)
+        self.dim, self.blocks = widths[-1] * side * side, len(widths)
+        for n, (a, b) in enumerate(itertools.pairwise((channels, *widths))):
+            setattr(self, f"layer{n}" if n else "stem", nn.Sequential(_conv(a, b, 1), nn.AvgPool2d(2)))
+        self._finish()
+
+    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
+        x = images.contiguous(memory_format=torch.channels_last)
+        for n in range(self.blocks):
+            x = getattr(self, f"layer{n}" if n else "stem")(x)
+        return x
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
+        return self.features(images).flatten(1)
 
 
 class BasicBlock(nn.Module):

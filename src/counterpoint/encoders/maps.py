@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import ImageEncoder, VisionTokens
+from counterpoint.encoders.images import ConvNet, ImageEncoder, VisionTokens
 from counterpoint.encoders.taps import recorded
 from counterpoint.errors import CounterpointError
 
@@ -50,7 +50,7 @@ def vector_and_map(
         return encoder.head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
         found: Tensor = encoder.features(images)  # type: ignore[operator]
-        return found.mean((2, 3)), found
+        return found.flatten(1) if isinstance(encoder, ConvNet) else found.mean((2, 3)), found
     model: Any = getattr(encoder, "model", None)
     if model is None:
         raise CounterpointError(

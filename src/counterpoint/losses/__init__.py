@@ -37,6 +37,7 @@ _FILES = {
     "class_texts": "VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
+    "distilled_sets": "KernelRidge",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
