@@ -9,6 +9,7 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
+    vit-xs             the same with patches of 2 (4 from 32 pixels on) and 4 blocks of width 48, for pictures of a few pixels
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
@@ -36,7 +37,7 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s", "vit-xs")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -73,6 +74,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         if name == "conv-cells":
             return ConvS(channels, (24, 48, 64, 64), (2, 1, 2, 1))
+        if name == "vit-xs":
+            return vit_s(size, channels, patch=2 if size < 32 else 4, width=48)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
@@ -442,6 +445,8 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         from counterpoint.encoders.sam import SamEncoder
 
         return SamEncoder(model.vision_encoder.float(), f"hf:{name}", size)
+    if model.config.model_type == "vit_mae":
+        model.config.mask_ratio = 0.0  # its pre-training hides patches at random, in evaluation mode as well
     # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
     model = getattr(model, "vision_model", model).float()  # of CLIP and similar models, the image encoder
     if "pixel_values" not in inspect.signature(model.forward).parameters:
