@@ -80,7 +80,9 @@ def drop_redundant_tokens(
     if redundancy == "mean":
         rho = (z * (z.sum(1, keepdim=True) - z)).sum(2) / max(1, count - 1)
     else:
-        rho = (z @ z.transpose(1, 2)).diagonal_scatter(z.new_full(z.shape[:2], -math.inf), dim1=1, dim2=2).amax(2)
+        cosine = z @ z.transpose(1, 2)
+        cosine = torch.maximum(cosine, cosine.transpose(1, 2))  # equal both ways, so that mutual neighbours tie
+        rho = cosine.diagonal_scatter(z.new_full(z.shape[:2], -math.inf), dim1=1, dim2=2).amax(2)
     if holds(rho.isnan().any()):
         raise ValueError("tokens holds NaN, which cannot be ordered")
     kept = rho.argsort(dim=1, stable=True)[:, : kept_count(count, keep_ratio)].sort(1).values

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.encoders.images import check_image_encoder
 from counterpoint.encoders.inside import Inside, TokenNetwork
 from counterpoint.engine.teachers import Frozen, frozen
 from counterpoint.errors import CounterpointError, unknown
@@ -64,6 +65,7 @@ def token_teacher(setting: str, name: str, grid: tuple[int, int]) -> Frozen:
     std: Sequence[float] = STD
     try:
         if library:
+            check_image_encoder(name)
             size = grid[0] * _patch(name)
             encoder: Any = frozen(name, size=size).module
             mean, std = _normalisation(name, encoder)
@@ -92,7 +94,7 @@ def _patch(name: str) -> int:
         import timm
 
         with torch.device("meta"):
-            model: Any = timm.create_model(place.partition("?")[0], pretrained=False)
+            model: Any = timm.create_model(place, pretrained=False)
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     else:
         try:
