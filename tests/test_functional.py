@@ -252,6 +252,10 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         ":item_losses",
         ":memory_positives",
         ":similarity_guided_memory",
+        ":token_relations",
+        ":drop_redundant_tokens",
+        ":attention_distance",
+        ":attention_nmi",
     )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):

@@ -38,6 +38,7 @@ NAMES = [
     "PatchNCE", "FeatureRatio", "DualContrast",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast",
+    "TokenRelation", "TokenFeature",
 ]  # fmt: skip
 
 

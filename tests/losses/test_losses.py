@@ -375,8 +375,24 @@ CASES |= {
     ),
 }
 
+CASES |= {
+    "TokenRelation": Case(
+        lambda: losses.TokenRelation(),
+        lambda: [[draw(n, N, 2, 4, 3) for n in range(3)], [draw(n + 3, N, 2, 4, 5) for n in range(3)]],
+        lambda m, s, t: fn.relation_distillation_loss(s, t),
+    ),
+    "TokenFeature": Case(
+        lambda: losses.TokenFeature(DIM, 4),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
+        lambda m, s, t: fn.feature_distillation_loss(s, t, m.projector),
+    ),
+}
+
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "hybrid-distill:token_relations": "relations, no loss",
+    "hybrid-distill:attention_distance": "figures, no loss",
+    "hybrid-distill:attention_nmi": "figures, no loss",
     "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",

@@ -138,4 +138,4 @@ def attention_nmi(attn: Float[Tensor, "*heads tokens tokens"]) -> Float[Tensor, 
     information = torch.xlogy(joint, found).sum((-2, -1)) - torch.xlogy(key, key).sum(-1)
     entropies = -torch.xlogy(key, key).sum(-1) * math.log(found.shape[-1])
     tiny = torch.finfo(found.dtype).eps
-    return torch.where(entropies > tiny, information / entropies.clamp(min=tiny).sqrt(), 0.0)
+    return torch.where(entropies <= tiny, 0.0, information / entropies.clamp(min=tiny).sqrt())

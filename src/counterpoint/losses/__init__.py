@@ -36,6 +36,7 @@ _FILES = {
     "bags": "MACILSD MIL",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
+    "tokens": "TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 
