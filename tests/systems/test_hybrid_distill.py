@@ -354,6 +354,12 @@ def test_a_weight_of_zero_loads_and_calls_no_teacher(used):
     }
 
 
+def test_a_learner_without_its_teachers_says_how_to_load_them():
+    learner, task = built(begin=False)
+    with pytest.raises(CounterpointError, match="feature teacher is not loaded"):
+        learner.loss(prepared(learner, task))
+
+
 def test_weights_scale_the_terms():
     learner, task = built(feature_weight=0.5, relation_weight=3.0)
     found = learner.loss(prepared(learner, task))

@@ -17,7 +17,7 @@ from counterpoint.core.transforms import holds
 
 def log_relations(q: Tensor, k: Tensor) -> Tensor:
     """Compute the logarithm of `token_relations`, without its checks."""
-    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).log_softmax(-1)
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).log_softmax(-1)
 
 
 @full_precision

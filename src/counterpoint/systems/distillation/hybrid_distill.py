@@ -270,7 +270,12 @@ class HybridDistill(ViewsLearner):
             self.heads()
 
     def network_of(self, name: str) -> TokenNetwork:
-        """Return the network of the "feature" or the "relation" teacher."""
+        """Return the network of the "feature" or the "relation" teacher. CounterpointError before it is loaded."""
+        if name not in self.teachers:
+            raise CounterpointError(
+                f"the {name} teacher is not loaded: a fit loads it when it begins. In a loop of your own, set "
+                f"learner.teachers[{name!r}] = token_teacher(...), see counterpoint.tasks.token_teachers"
+            )
         module: Any = self.teachers[name].module
         return module
 
