@@ -136,7 +136,8 @@ def test_the_feature_target_does_not_change_with_scale_and_shift():
 
 
 @pytest.mark.parametrize(
-    ("beta", "error", "wanted"), [(1.0, 1e-3, 5e-7), (1.0, 10.0, 9.5), (2.0, 1.0, 0.25), (2.0, 10.0, 9.0), (0.0, 3.0, 3.0)]
+    ("beta", "error", "wanted"),
+    [(1.0, 1e-3, 5e-7), (1.0, 10.0, 9.5), (2.0, 1.0, 0.25), (2.0, 10.0, 9.0), (0.0, 3.0, 3.0)],
 )
 def test_a_constant_error_costs_its_square_and_then_its_size(beta, error, wanted):
     teacher = draw(0, 2, 3, 8)
@@ -184,7 +185,10 @@ def test_the_least_redundant_patches_and_all_prefix_tokens_survive_in_order(redu
         cosine = F.normalize(row, dim=1) @ F.normalize(row, dim=1).T
         others = cosine[~torch.eye(7, dtype=torch.bool)].view(7, 6)
         rho = others.mean(1) if redundancy == "mean" else others.amax(1)
-        wanted = [*range(prefix), *(prefix + n for n in sorted(rho.round(decimals=12).argsort(stable=True)[:4].tolist()))]
+        wanted = [
+            *range(prefix),
+            *(prefix + n for n in sorted(rho.round(decimals=12).argsort(stable=True)[:4].tolist())),
+        ]
         assert kept.tolist() == wanted
 
 
@@ -206,7 +210,9 @@ def test_a_blank_picture_keeps_the_first_patches_and_zero_tokens_have_no_cosine(
     assert fn.drop_redundant_tokens(tokens, 0.3, 0).tolist() == [[2]]
 
 
-@pytest.mark.parametrize(("tokens", "ratio", "kept"), [(16, 0.7, 12), (10, 0.7, 7), (100, 0.55, 55), (5, 1e-6, 1), (1, 0.3, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "kept"), [(16, 0.7, 12), (10, 0.7, 7), (100, 0.55, 55), (5, 1e-6, 1), (1, 0.3, 1)]
+)
 def test_the_number_kept_is_the_ceiling_of_the_share_and_at_least_one(tokens, ratio, kept):
     assert fn.drop_redundant_tokens(draw(0, 1, tokens, 4), ratio, 0).shape == (1, kept)
     assert core.kept_count(tokens, ratio) == kept
@@ -386,7 +392,7 @@ def test_a_deeper_teacher_of_another_width_and_other_heads_teaches(monkeypatch):
     assert [learner.layer_of_teacher(n) for n in range(4)] == [0, 2, 3, 5]
     assert [x[0].shape[1:] for pair in relations for x in pair] == [(4, 10, 12), (4, 10, 10), (4, 8, 12), (4, 8, 10)]
     learner.config.relation_heads = 6
-    with pytest.raises(CounterpointError, match="relation_heads: 6 heads do not divide.*choose one of 1, 2, 4, 8"):
+    with pytest.raises(CounterpointError, match=r"relation_heads: 6 heads do not divide.*choose one of 1, 2, 4, 8"):
         learner.heads()
 
 
@@ -401,7 +407,9 @@ def test_teachers_have_no_gradient_and_are_no_part_of_the_weights():
     for teacher in learner.teachers.values():
         assert all(p.grad is None and not p.requires_grad for p in teacher.module.parameters())
     assert {name.partition(".")[0] for name in learner.exported()} == {"encoder", "projector"}
-    assert all(p.grad is not None for name, p in learner.named_parameters() if not name.startswith("encoder.model.blocks.3"))
+    assert all(
+        p.grad is not None for name, p in learner.named_parameters() if not name.startswith("encoder.model.blocks.3")
+    )
 
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn):
@@ -445,7 +453,9 @@ def test_trains_from_the_command_line_on_a_folder_with_runs_as_teachers_and_expo
     assert cli.main(["train", "hybrid-distill", *data, *common, *runs, "--name", "run"]) == 0
     run = Run.open(tmp_path / "run")
     row = run.metrics()[-1]
-    assert {"train/feature", "train/relation", "test/nmi", "test/relation_teacher_nmi", "test/distance_spread"} <= set(row)
+    assert {"train/feature", "train/relation", "test/nmi", "test/relation_teacher_nmi", "test/distance_spread"} <= set(
+        row
+    )
     assert row["test/feature_teacher_nmi"] == row["test/relation_teacher_nmi"]
     assert training.evaluate(run.path, say=lambda _: None)["nmi"] == row["test/nmi"]
     page = (run.path / "report.html").read_text()

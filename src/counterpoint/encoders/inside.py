@@ -39,7 +39,7 @@ class Inside(NamedTuple):
 
 def _attentions(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]]:
     """Return (name, module, names of its projections) of every attention in a transformer, in order."""
-    found = []
+    found: list[tuple[str, nn.Module, tuple[str, ...]]] = []
     for name, module in model.named_modules():
         for projections in (("qkv",), *PROJECTIONS):
             if all(isinstance(getattr(module, each, None), nn.Linear) for each in projections):
@@ -56,8 +56,12 @@ class TokenNetwork(nn.Module):
         name: name of the encoder, for messages.
         size: height and width of the pictures, in pixels.
 
-    Attributes: `depth` (layers), `heads`, `width` (of all heads together), `dim` (of the last tokens), `grid` (patches down
-    and across), `prefix` (tokens before the patches), `classes` (whether the first of them is a class token).
+    Attributes:
+        depth: number of layers.
+        heads: number of heads of a layer; `width` is the width of all of them together.
+        dim: width of the last tokens.
+        grid: number of patches down and across.
+        prefix: number of tokens before the patches; `classes` is whether the first of them is a class token.
 
     Raises CounterpointError for a network that is no plain vision transformer, and for one with rotary positions.
     """
@@ -86,7 +90,7 @@ class TokenNetwork(nn.Module):
             self.patch, self.prefix = encoder.patch, encoder.prefix
             self.classes = bool(encoder.model.has_class_token)
         else:
-            config: Any = self.encoder.model.config
+            config: Any = encoder.model.config  # type: ignore[union-attr]
             self.patch = int(config.patch_size[0] if isinstance(config.patch_size, list | tuple) else config.patch_size)
             trained = getattr(config, "image_size", size)
             trained = trained[0] if isinstance(trained, list | tuple) else trained
@@ -150,7 +154,7 @@ class TokenNetwork(nn.Module):
         if isinstance(self.encoder, VisionTokens):
             return self.encoder.tokens(images)
         model = self.encoder.model
-        more = dict(self._options)
+        more: dict[str, Any] = dict(self._options)
         if (
             model.config.model_type == "vit_mae"
         ):  # its patches are shuffled by this noise; a rising one leaves the order

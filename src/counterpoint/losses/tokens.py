@@ -36,7 +36,9 @@ class TokenRelation(Loss):
     calls = "hybrid-distill:relation_distillation_loss"
 
     def forward(
-        self, student_qkv: Sequence[Float[Tensor, "n heads tokens d"]], teacher_qkv: Sequence[Float[Tensor, "n heads tokens dt"]]
+        self,
+        student_qkv: Sequence[Float[Tensor, "n heads tokens d"]],
+        teacher_qkv: Sequence[Float[Tensor, "n heads tokens dt"]],
     ) -> Float[Tensor, ""]:
         """Return the mean over pictures, heads and rows of the two divergences' sum."""
         with over(self.group):

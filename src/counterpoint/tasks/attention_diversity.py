@@ -51,7 +51,7 @@ def diversity(networks: Mapping[str, Looked], survey: Survey, split: str) -> dic
 
     Measures: nmi and distance, the means over heads; distance_spread, the deviation over a layer's heads.
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, looked in networks.items():
         distance, nmi = head_diversity(looked, survey, split)[:, -LAST:]
         prefix = f"{name}_" if name else ""

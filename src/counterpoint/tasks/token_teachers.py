@@ -1,9 +1,13 @@
 """Make a frozen teacher of tokens that a setting names: a vision transformer whose tokens and attention can be read.
 
-hf:NAME, timm:NAME   a published transformer (CLIP, DINO, ViT-MAE, DeiT, ...). It sees the student's picture at the size at
-                     which its patches form the student's grid, normalised by its own mean and deviation.
-run:RUN              the encoder of a finished run of a learner of pictures (mae, dino, kd, ...)
-fit:SLUG?data=SOURCE the same, trained once and kept in the cache
+Sources of the teacher:
+
+    hf:NAME, timm:NAME     a published transformer (CLIP, DINO, ViT-MAE, DeiT, ...)
+    run:RUN                the encoder of a finished run (mae, dino, kd, ...)
+    fit:SLUG?data=SOURCE   the encoder of a learner that is trained once and kept in the cache
+
+A published one sees the student's picture at the size at which its patches form the student's grid. It gets its own mean and
+deviation.
 """
 
 from __future__ import annotations

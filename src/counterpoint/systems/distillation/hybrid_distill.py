@@ -336,7 +336,7 @@ class HybridDistill(ViewsLearner):
         return ()  # layers inside are recorded once, for the whole batch
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
-        return self.encoder.tokens(images)[:, self.student.prefix :].mean(1)
+        return self.student.encoder.tokens(images)[:, self.student.prefix :].mean(1)
 
     def _networks(self) -> dict[str, Any]:
         """Return the student ("") and the loaded teachers: network, and function of pictures and layers."""
@@ -344,8 +344,15 @@ class HybridDistill(ViewsLearner):
         return {"": (self.student, self.student)} | teachers
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the diversity of attention in the last two layers. Only a fit has teachers and measures theirs."""
-        return diversity(self._networks(), survey, split)
+        """Measure the diversity of attention in the last two layers. Only a fit has teachers and measures theirs.
+
+        teachers_nmi and teachers_distance_spread are the second teacher's measure minus the first one's.
+        """
+        found = diversity(self._networks(), survey, split)
+        if len(self.teachers) == 2:  # the paper's premise: the masked autoencoder's attention is the more diverse
+            for name in ("nmi", "distance_spread"):
+                found[f"teachers_{name}"] = found[f"relation_teacher_{name}"] - found[f"feature_teacher_{name}"]
+        return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw distance and NMI of every head, and the tokens that survive each dropping."""
