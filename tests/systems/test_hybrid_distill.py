@@ -366,6 +366,15 @@ def test_a_learner_without_its_teachers_says_how_to_load_them():
         learner.loss(prepared(learner, task))
 
 
+def test_drop_path_skips_layers_in_training_alone():
+    learner, task = built(drop_path=0.9, keep_ratio=1.0)
+    (view,) = prepared(learner, task)["views"]
+    passes = [learner.train(mode).look(view).tokens for mode in (True, True, False, False)]
+    assert not torch.equal(passes[0], passes[1])
+    assert torch.equal(passes[2], passes[3])
+    assert [block.drop_path1.drop_prob for block in learner.encoder.model.blocks] == pytest.approx([0, 0.3, 0.6, 0.9])
+
+
 def test_weights_scale_the_terms():
     learner, task = built(feature_weight=0.5, relation_weight=3.0)
     found = learner.loss(prepared(learner, task))
@@ -470,6 +479,7 @@ def test_trains_from_the_command_line_on_a_folder_with_runs_as_teachers_and_expo
         ({"feature_weight": 0.0, "relation_weight": 0.0}, "no teacher"),
         ({"relation_weight": -1.0}, "relation_weight must be at least 0"),
         ({"transition": math.nan}, "transition"),
+        ({"drop_path": 1.0}, "drop_path must be"),
         ({"relation_layers": ()}, "relation_layers must name"),
         ({"relation_layers": (4,)}, "relation_layers must name layers 0 to 3 of vit-xs"),
         ({"relation_layers": (2, -2)}, "relation_layers must name .* each once"),
