@@ -366,6 +366,16 @@ def test_a_learner_without_its_teachers_says_how_to_load_them():
         learner.loss(prepared(learner, task))
 
 
+def test_the_projector_starts_alike_whatever_was_drawn_before():
+    weights = []
+    for number in range(2):
+        learner, task = built(begin=False)
+        torch.manual_seed(number)  # a teacher that is fitted now draws, a kept one does not
+        learner.begin(Survey(task, learner))
+        weights.append(learner.projector.weight)
+    assert torch.equal(*weights)
+
+
 def test_drop_path_skips_layers_in_training_alone():
     learner, task = built(drop_path=0.9, keep_ratio=1.0)
     (view,) = prepared(learner, task)["views"]
