@@ -146,5 +146,5 @@ def test_optimisers_of_torch_are_those_that_timm_makes(name, theirs):
 
 def test_a_small_learner_is_not_fitted_by_several_processes(monkeypatch):
     monkeypatch.setattr("counterpoint.experiment.processes", lambda: (0, 2))
-    with pytest.raises(CounterpointError, match="fit:simclr.* is trained in one process"):
+    with pytest.raises(CounterpointError, match=r"fit:simclr.* is trained in one process"):
         fitted("simclr?data=digits&epochs=1&seed=7777")

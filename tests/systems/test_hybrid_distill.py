@@ -415,6 +415,28 @@ def test_a_deeper_teacher_of_another_width_and_other_heads_teaches(monkeypatch):
         learner.heads()
 
 
+@pytest.mark.parametrize(("kind", "classes"), [("CLIPVision", 1), ("SiglipVision", 0)])
+def test_published_transformers_teach_with_a_class_token_where_both_have_one(kind, classes, tmp_path, monkeypatch):
+    import transformers
+
+    tiny = {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48, "image_size": 16,
+        "patch_size": 4,
+    }  # fmt: skip
+    for name in (kind, "ViTMAE"):
+        config = getattr(transformers, f"{name}Config")(**tiny)
+        getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / name)
+    teachers = {"feature_teacher": f"hf:{tmp_path / kind}", "relation_teacher": f"hf:{tmp_path / 'ViTMAE'}"}
+    learner, task = built(**teachers, relation_heads=3)
+    calls = {name: watched(monkeypatch, f"{name}_distillation_loss") for name in ("feature", "relation")}
+    found = learner.loss(prepared(learner, task))
+    assert bool(found["loss"].isfinite())
+    assert calls["feature"][0][1].shape == (16, classes + 7, 24)
+    assert [x.shape for net in calls["relation"][0] for x in net] == [(16, 3, 8, 16)] * 3 + [(16, 3, 8, 8)] * 3
+    with pytest.raises(CounterpointError, match="relation_heads: 4 heads .* 24; choose|relation_heads: 5 heads"):
+        built(**teachers, relation_heads=5)
+
+
 def test_one_picture_is_a_batch():
     learner, task = built(batch_size=1)
     assert float(learner.loss(prepared(learner, task))["loss"].detach()) > 0
