@@ -264,6 +264,14 @@ def load_learner(run: Run | Path | str) -> Learner:
     return learner.eval()
 
 
+def of_spec(spec: str) -> tuple[Experiment, int]:
+    """Resolve "SLUG?data=SOURCE&seed=0&OPTION=VALUE" (see `fitted`): the experiment and its seed."""
+    slug, _, query = spec.partition("?")
+    given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
+    data, seed = given.pop("data", None), int(given.pop("seed", 0))
+    return Experiment.resolve(slug, data, overrides=given), seed
+
+
 def fitted(spec: str) -> Learner:
     """Load a small learner that is trained once and kept in the cache: "SLUG?data=SOURCE&seed=0&OPTION=VALUE".
 
@@ -271,10 +279,7 @@ def fitted(spec: str) -> Learner:
     settings, the package's version and torch's version. Raises CounterpointError as `Experiment.resolve` does, and under
     several processes for a learner that is not kept yet: one process would hold the lock and wait for the others.
     """
-    slug, _, query = spec.partition("?")
-    given = {name: yaml.safe_load(value) for name, value in parse_qsl(query, keep_blank_values=True)}
-    data, seed = given.pop("data", None), int(given.pop("seed", 0))
-    experiment = Experiment.resolve(slug, data, overrides=given)
+    experiment, seed = of_spec(spec)
     record = experiment.record(seed)
     place = cached.place("fitted", record, versions(), suffix="")
     kept = (place / "config.yaml").is_file() and Run.open(place).complete

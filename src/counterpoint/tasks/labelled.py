@@ -14,6 +14,7 @@ A learner with a classifier returns "logits" [n, classes] for a test batch from 
 
 - the share of test pictures classified right.
 - the mean of this share over the classes.
+- both on each test split of other domains (`shifts`), under the names <shift>_....
 
 A learner without a classifier returns only "feature" [n, dim]. The evaluation measures:
 
@@ -115,6 +116,14 @@ class LabelledConfig(ImagesConfig):
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
+
+    def trained_on(self, rows: Indices, data: ImageData) -> Indices:
+        """Select the training pictures to use of these positions, which have a class. Default: all."""
+        return rows
+
+    def evaluator(self, data: ImageData) -> LabelledEvaluator:
+        """Return the evaluator of data with these classes."""
+        return LabelledEvaluator(self, data.classes)
 
 
 @dataclass
@@ -265,10 +274,11 @@ class LabelledEvaluator:
         self.outputs: dict[str, list[Tensor]] = {}
         self.labels: dict[str, list[Tensor]] = {"bank": [], "test": []}
         self.figures: dict[str, Any] = {}
+        self.chances: dict[str, float] = {}  # of the last figures of classifiers
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         part = batch["part"]
-        self.labels[part].append(batch["label"].cpu())
+        self.labels.setdefault(part, []).append(batch["label"].cpu())
         heads = [name for name in outputs if name.endswith("logits")] or ["feature"]
         for name in heads:
             self.outputs.setdefault(f"{part}/{name}", []).append(outputs[name].detach().float().cpu())
@@ -286,12 +296,24 @@ class LabelledEvaluator:
             return self._embedding(*bank, outputs["test/feature"], labels, final)
         found: dict[str, float] = {}
         for name, logits in outputs.items():
-            head = name.removeprefix("test/").removesuffix("logits")  # "" for the learner's own, else "teacher_"
-            table = confusion_of(labels, logits)
-            found[f"{head}accuracy"] = float(table.diagonal().sum() / table.sum())
-            found[f"{head}macro_recall"] = macro_recall(table)
-            self.figures |= confusion_figure(table, self.classes, head)
+            part, _, head = name.partition("/")
+            prefix = ("" if part == "test" else f"{part}_") + head.removesuffix("logits")  # "teacher_" of a teacher's
+            own = torch.cat(self.labels[part])
+            measured = self.classified(own, logits)
+            found |= {f"{prefix}{key}": value for key, (value, _) in measured.items()}
+            self.chances |= {f"{prefix}{key}": level for key, (_, level) in measured.items() if level is not None}
+            if part == "test":
+                self.figures |= confusion_figure(confusion_of(own, logits), self.classes, head.removesuffix("logits"))
         return found
+
+    def classified(self, labels: Tensor, logits: Tensor) -> dict[str, tuple[float, float | None]]:
+        """Measure a classifier: the value and the chance level (None where there is none) of each figure."""
+        table = confusion_of(labels, logits)
+        guess = class_chance(len(self.classes))
+        return {
+            "accuracy": (float(table.diagonal().sum() / table.sum()), guess),
+            "macro_recall": (macro_recall(table), guess),
+        }
 
     def chance(self) -> dict[str, float]:
         """Return the chance level of every figure of `compute`: 1 / classes, and that of a random neighbour."""
@@ -300,8 +322,7 @@ class LabelledEvaluator:
         if "test/feature" in self.outputs:
             names = ("accuracy", "knn_accuracy", "linear_accuracy")
             return dict.fromkeys(names, guess) | {"recall_at_1": recall_at_1_chance(labels)}
-        heads = [name.removeprefix("test/").removesuffix("logits") for name in self.outputs]
-        return {f"{head}{name}": guess for head in heads for name in ("accuracy", "macro_recall")}
+        return dict(self.chances)
 
     def _embedding(
         self, bank: Tensor, bank_labels: Tensor, test: Tensor, labels: Tensor, final: bool
@@ -337,7 +358,9 @@ class LabelledTask(ImageTask):
                 "at least two classes. For pictures without labels, use a system of the task views (see "
                 "counterpoint systems)"
             )
-        return super().training_rows() if isinstance(self.config, SemiSupervisedConfig) else labelled
+        if isinstance(self.config, SemiSupervisedConfig):
+            return super().training_rows()
+        return self.config.trained_on(labelled, self.data)
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         super().check_facts(trained)
@@ -379,10 +402,13 @@ class LabelledTask(ImageTask):
         if not self.config.classifies:
             bank = chosen_bank(_labelled(self.data.train.labels), self.config.bank)
             parts.insert(0, ("bank", self.data.train, bank))
+        elif split == "test":
+            shifts = self.data.shifts.items()
+            parts += [(name, shift, rows) for name, shift in shifts if len(rows := _labelled(shift.labels))]
         return DataLoader(EvaluationBatches(parts), batch_size=None, shuffle=False)
 
     def evaluator(self, split: str) -> LabelledEvaluator:
-        return LabelledEvaluator(self.config, self.data.classes)
+        return self.config.evaluator(self.data)
 
 
 def _labelled(labels: Indices | None) -> Indices:

@@ -13,7 +13,6 @@ bilinearly. With `--frozen` the encoder keeps its weights and its running statis
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -27,9 +26,9 @@ from counterpoint.encoders.maps import feature_map
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import LAPTOP, DenseConfig, DenseLearner, pixel_cross_entropy
+from counterpoint.tasks.started import encoder_name, start_encoder
 
 
 @dataclass
@@ -66,11 +65,7 @@ class FinetuneSegConfig(DenseConfig):
         found = super().facts(data)
         if not self.start:
             return found | {"encoder": self.encoder}
-        before = importlib.import_module("counterpoint.experiment").Experiment.of_run(self.start.removeprefix("run:"))
-        name = getattr(before.config, "encoder", None) or getattr(before.config, "image_encoder", None)
-        if name is None:
-            raise CounterpointError(f"--from {self.start}: a run of {before.system.slug} has no encoder of pictures")
-        return found | {"encoder": name}
+        return found | {"encoder": encoder_name(self.start)}
 
 
 class FinetuneSeg(DenseLearner):
@@ -95,21 +90,7 @@ class FinetuneSeg(DenseLearner):
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
         if self.config.start:
-            load = importlib.import_module("counterpoint.experiment").load_learner
-            before = load(self.config.start.removeprefix("run:"))
-            found = getattr(before, "encoder", None)
-            if found is None:
-                encoders = getattr(before, "encoders", {})
-                found = encoders[before.image] if getattr(before, "image", None) in encoders else None
-            if found is None:
-                raise CounterpointError(f"--from {self.config.start}: the run has no encoder of pictures")
-            try:
-                self.encoder.load_state_dict(found.state_dict())
-            except RuntimeError as error:
-                raise CounterpointError(
-                    f"--from {self.config.start}: its encoder does not fit pictures of {self.size} pixels; use data of the run's "
-                    f"size (?size=): {' '.join(str(error).split())[:200]}"
-                ) from error
+            start_encoder(self.encoder, self.config.start, self.size)
 
     def train(self, mode: bool = True) -> FinetuneSeg:
         super().train(mode)

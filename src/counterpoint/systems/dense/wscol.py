@@ -20,7 +20,7 @@ Differences from the authors' code: the detector's proposals, RPN loss and box l
 data, and the detection loss is the classification of all of a picture's proposals. Each region is cropped from its picture,
 then encoded. The frozen batch normalisation of the mapping network is the identity, and left out. With several pictures in a
 batch all of them enter the memory before the prototypes move. Means over an empty set are 0, not NaN. Region features of a
-detector of torchvision are not built. The claim's protocol is committed, and its seeds have not run.
+detector of torchvision are not built.
 """
 
 from __future__ import annotations

@@ -1,0 +1,408 @@
+"""VL2V-ADiP: align, distill, predict; a small classifier keeps the robustness of a teacher that gives embeddings alone.
+
+Addepalli, Asokan, Sharma, Babu: "Leveraging Vision-Language Models for Improving Domain Generalization in Image Classification",
+CVPR 2024, arXiv 2310.08255.
+
+    symbol   here                    meaning
+    g        encoder                 the student's pre-trained backbone
+    P        projector               linear map from its features to the teacher's space, with a bias
+    t(x)     teacher_rows            the teacher's embedding of the same augmented picture, or of the picture as it is
+    c_j      prototypes              unit mean of the unit embeddings of class j's texts
+    lam      lmd                     share of the picture's embedding in the loss; the text has 1 - lam
+
+Stage `align` trains P with g frozen, and keeps the best P on `valid`. Stage `distill` trains g with P frozen. Both minimise
+`vl2v_loss`. To predict, take the class whose text is nearest to P g(x). The weights of stage `distill` are averaged over a
+valley of the validation loss (SWAD, core/loss_valley.py).
+
+    counterpoint train vl2v-adip --teacher hf:openai/clip-vit-base-patch16 --data 'imagefolder:mine?domain=folder&unseen=sketch'
+    counterpoint train vl2v-adip --teacher file:embeddings.npz --from runs/x --data imagefolder:mine
+
+`--objective ce` and `kd` are the baselines of the claim: a linear classifier, first alone and then with the backbone. It
+learns from labels, or from labels and the teacher's logits.
+
+Differences from the authors' code: a network that teaches sees pictures normalised by its own statistics, not by ImageNet's
+(`--foreign-statistics` restores this). A segment of SWAD is an epoch. Once the valley has ended, training goes on to its last
+epoch, without effect on the average. Fine-tuning of the teacher's own encoder (self-distillation) is `--from` a run of clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tyro.conf import arg
+
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.distil import kd
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.loss_valley import LossValley
+from counterpoint.core.mixing import Boxes, cutmix, cutmix_boxes, draw_mix
+from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision
+from counterpoint.data.images import ImageData
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
+from counterpoint.tasks.labelled import cross_entropy
+from counterpoint.tasks.started import encoder_name, start_encoder
+
+# ------------------------------------------------------------------------------------------------------------ equations
+
+
+@full_precision
+def vl2v_rows(
+    features: Float[Tensor, "n width"],
+    labels: Int[Tensor, " n"],
+    teacher_image: Float[Tensor, "n dim"],
+    class_text: Float[Tensor, "classes dim"],
+    proj_weight: Float[Tensor, "dim width"],
+    proj_bias: Float[Tensor, " dim"],
+    lmd: float = 0.5,
+) -> Float[Tensor, " n"]:
+    """Compute -lam cos(P g(x), t(x)) - (1 - lam) cos(P g(x), c_y) for each picture.
+
+    Args:
+        features: the backbone's features g(x).
+        labels: class numbers, 0 to classes - 1.
+        teacher_image: the teacher's embeddings of the pictures, normalised here.
+        class_text: embeddings of the classes' texts, normalised here.
+        proj_weight, proj_bias: the projector P.
+        lmd: lam, 0 (texts alone) to 1 (pictures alone), by default 0.5.
+
+    Raises ValueError for shapes that do not fit, an empty batch, and labels or lam out of range.
+    """
+    need_within(0, 1, lmd=lmd)
+    if features.ndim != 2 or proj_weight.ndim != 2 or proj_weight.shape != (len(proj_bias), features.shape[1]):
+        raise ValueError(
+            f"proj_weight must be [dim, {features.shape[-1]}] and proj_bias [dim], got "
+            f"{shapes(features=features, proj_weight=proj_weight, proj_bias=proj_bias)}"
+        )
+    need_rows(features=features)
+    projected = F.linear(features, proj_weight, proj_bias)
+    need_alike("n dim", projected=projected, teacher_image=teacher_image)
+    if class_text.ndim != 2 or class_text.shape[1] != projected.shape[1] or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"class_text must be [classes, dim] and labels [n], got {shapes(class_text=class_text, labels=labels)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= len(class_text):
+        raise ValueError(
+            f"labels must lie in 0 to {len(class_text) - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
+    rows, image, text = (F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image, class_text[labels]))
+    return -(lmd * (rows * image).sum(1) + (1 - lmd) * (rows * text).sum(1))
+
+
+def vl2v_loss(
+    features: Float[Tensor, "n width"],
+    labels: Int[Tensor, " n"],
+    teacher_image: Float[Tensor, "n dim"],
+    class_text: Float[Tensor, "classes dim"],
+    proj_weight: Float[Tensor, "dim width"],
+    proj_bias: Float[Tensor, " dim"],
+    lmd: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Compute the mean of `vl2v_rows` over the pictures of all processes, the loss of both stages (Eq. 2 and 3).
+
+    >>> one = torch.ones(1, 2)
+    >>> vl2v_loss(one, torch.tensor([0]), one, one, torch.eye(2), torch.zeros(2))
+    tensor(-1.)
+    """
+    return global_mean(vl2v_rows(features, labels, teacher_image, class_text, proj_weight, proj_bias, lmd))
+
+
+def swad_loss_valley(
+    weights: Float[Tensor, "steps n"],
+    val_losses: Sequence[float] | Float[Tensor, " evaluations"],
+    steps_per_eval: int,
+    n_converge: int = 3,
+    n_tolerance: int = 6,
+    tolerance_ratio: float = 0.3,
+) -> tuple[Float[Tensor, " n"], int, int, int, bool]:
+    """Average weights over the valley of a series of validation losses (see `LossValley`, which training uses).
+
+    Args:
+        weights: the weights after each step.
+        val_losses: the loss after every `steps_per_eval` steps.
+        steps_per_eval: steps between two evaluations, at least 1.
+        n_converge, n_tolerance, tolerance_ratio: see `LossValley`.
+
+    Returns the average, its first and last step, its number of segments, and whether the valley has ended. A series that
+    never converged returns the last segment's mean, and its number of steps.
+    """
+    valley = LossValley(weights[0], n_converge, n_tolerance, tolerance_ratio)
+    for number, loss in enumerate(val_losses):
+        for row in weights[number * steps_per_eval : (number + 1) * steps_per_eval]:
+            valley.update(row)
+        valley.evaluate(float(loss))
+        if bool(valley.dead):
+            break
+    return (*valley.finish(), bool(valley.dead))
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class VL2VConfig(ClassTextConfig):
+    """Settings of VL2V-ADiP. Defaults are the authors' for ResNet-50, in epochs instead of steps."""
+
+    epochs: int = 25
+    """Passes over the training pictures in stage `distill`."""
+    align_epochs: int = 25
+    """Passes in stage `align`; 0: train backbone and projector together from a random projector."""
+    batch_size: int = 96
+    """Pictures in a batch: 32 of each of three domains in the paper."""
+    encoder: str = "torchvision:resnet50"
+    pretrained: bool = True
+    recipe: str = "supervised"
+    optimizer: str = "adam"
+    lr: float = 5e-5 * 256 / 96
+    align_lr: float = 5e-5 * 256 / 96
+    """Learning rate of stage `align` at a batch of 256, > 0."""
+    weight_decay: float = 0.0
+    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
+    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder."""
+    objective: Literal["vl2v", "ce", "kd"] = "vl2v"
+    """The method, or a baseline with a linear classifier: cross-entropy, or cross-entropy and the teacher's logits."""
+    lmd: float = 0.5
+    """Share of the picture's embedding in the loss, 0 to 1; for kd the share of the teacher's logits."""
+    swad: bool = True
+    """Average the backbone's weights over a valley of the validation loss. Default: on."""
+    n_converge: int = 3
+    """Epochs in a row that decide the beginning of the valley, at least 1."""
+    n_tolerance: int = 6
+    """Epochs in a row that decide its end, at least 1."""
+    tolerance_ratio: float = 0.3
+    """Share by which the valley's threshold lies above the mean loss at its beginning, at least 0."""
+    frozen_norm: bool = True
+    """Keep the statistics of batch normalisation as they are."""
+    cutmix: float = 0.0
+    """Probability of pasting a box of another picture into each batch's pictures, 0 to 1."""
+    cutmix_beta: float = 1.0
+    """Both parameters of the Beta distribution of the pasted share, > 0."""
+    foreign_statistics: bool = False
+    """Show a teacher that is a network pictures normalised by ImageNet's statistics, as the released code does."""
+
+    counts = (*ClassTextConfig.counts, "n_converge", "n_tolerance")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.align_epochs < 0 or self.tolerance_ratio < 0:
+            raise CounterpointError("align_epochs and tolerance_ratio must not be negative")
+        if not (0 <= self.lmd <= 1 and 0 <= self.cutmix <= 1):
+            raise CounterpointError(f"lmd and cutmix must lie in 0 to 1, got {self.lmd} and {self.cutmix}")
+        if min(self.align_lr, self.cutmix_beta) <= 0:
+            raise CounterpointError("align_lr and cutmix_beta must be > 0")
+        if self.cutmix and (self.cached or self.teacher.startswith("file:")):
+            raise CounterpointError(
+                "cutmix needs a teacher that sees the mixed pictures: name a network, without --cached"
+            )
+        if self.cutmix and self.objective != "vl2v":
+            raise CounterpointError("cutmix is for the objective vl2v")
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        # A run keeps its facts, so that it can be loaded when the first run is gone.
+        return super().facts(data) | {"encoder": encoder_name(self.start) if self.start else self.encoder}
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class VL2V(ClassTextLearner):
+    """A backbone, its projector into the teacher's space, and the average of its weights."""
+
+    best: Tensor
+
+    def __init__(self, config: VL2VConfig, data: Any, seed: int = 0) -> None:
+        started = replace(config, encoder=data.encoder, pretrained=config.pretrained and not config.start)
+        super().__init__(started, data, seed)
+        self.config = config
+        width = self.taught if config.objective == "vl2v" else data.classes
+        self.projector = nn.Linear(self.encoder.dim, width)
+        self.register_buffer("best", torch.tensor(-torch.inf))  # accuracy on valid of the best projector
+        self.kept = nn.Linear(self.encoder.dim, width).requires_grad_(False)  # that projector
+        self.valley: LossValley | None = None
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config = self.config
+        if self.network is not None and config.foreign_statistics:
+            self.network.module.factor.fill_(1.0)
+            self.network.module.shift.zero_()
+        if config.start:
+            start_encoder(self.encoder, config.start, self.size)
+        if config.swad:
+            self.valley = LossValley(self.vector(), config.n_converge, config.n_tolerance, config.tolerance_ratio)
+
+    def averaged(self) -> list[nn.Parameter]:
+        """Return the parameters that the last stage trains."""
+        joint = not self.config.align_epochs or self.config.objective != "vl2v"
+        return [*self.encoder.parameters(), *(self.projector.parameters() if joint else ())]
+
+    def vector(self) -> Float[Tensor, " n"]:
+        """Return these parameters as one vector."""
+        return torch.cat([one.detach().reshape(-1) for one in self.averaged()])
+
+    def exported(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("valley.")}
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+        joint = not config.align_epochs or config.objective != "vl2v"
+        modules = [self.encoder, *([self.projector] if joint else [])]
+        found = [Stage("distill", config.epochs, lambda: modules, enter=self.enter)]
+        if config.align_epochs:
+            found.insert(0, Stage("align", config.align_epochs, lambda: [self.projector], turns=self.of_align))
+        return found
+
+    @property
+    def aligning(self) -> bool:
+        """Whether the current stage trains the projector alone."""
+        return bool(self.config.align_epochs) and self.position.stage == 0
+
+    def of_align(self) -> list[Turn]:
+        config = replace(self.config, lr=self.config.align_lr)
+        return [self._turn(config, [self.projector])]
+
+    def turns(self) -> list[Turn]:
+        joint = not self.config.align_epochs or self.config.objective != "vl2v"
+        return [self._turn(self.config, [self.encoder, *([self.projector] if joint else [])])]
+
+    def _turn(self, config: VL2VConfig, modules: list[nn.Module]) -> Turn:
+        """Return Adam with a constant learning rate."""
+        steps = self.steps_per_epoch
+        return optimisers(
+            config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
+        )
+
+    def enter(self, survey: Survey) -> None:
+        """Take the best projector of stage `align`."""
+        if bool(self.best.isfinite()):
+            self.projector.load_state_dict(self.kept.state_dict())
+
+    def train(self, mode: bool = True) -> VL2V:
+        super().train(mode)
+        if self.config.frozen_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    # --- a step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        found = super().prepare(batch, generator)
+        if not self.config.cutmix:
+            return found
+        total, mine = self.share(len(found["label"]))
+        mix = draw_mix(total, self.config.cutmix_beta, generator, probability=self.config.cutmix)
+        images, labels = self.whole(found["views"][0]), self.whole(found["label"])
+        boxes = cutmix_boxes(*images.shape[2:], mix.lam, generator)
+        boxes = Boxes(*(part.to(images.device) for part in boxes))
+        order = mix.permutation.to(images.device)
+        mixed = {"views": [cutmix(images, order, boxes)[mine]], "label_b": labels[order][mine], "lam": boxes.lam[mine]}
+        return found | mixed
+
+    def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        return self.projector(self.encoder(images))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        features = self.encoder(batch["views"][0])
+        if self.config.objective != "vl2v":
+            return self.baseline(features, batch)
+        teacher = self.teacher_rows(batch)
+
+        weights = self.projector.weight, self.projector.bias, self.config.lmd
+        if "lam" not in batch:
+            return {"loss": vl2v_loss(features, batch["label"], teacher, self.prototypes, *weights)}
+        a, b = (vl2v_rows(features, batch[name], teacher, self.prototypes, *weights) for name in ("label", "label_b"))
+        return {"loss": global_mean(batch["lam"] * a + (1 - batch["lam"]) * b)}
+
+    def baseline(self, features: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the cross-entropy of a linear classifier; with kd also the divergence from the teacher's logits."""
+        logits = self.projector(features)
+        loss = cross_entropy(logits, batch["label"])
+        if self.config.objective == "kd":
+            taught = kd(logits, self.classify(self.teacher_rows(batch)), 1.0)
+            loss = (1 - self.config.lmd) * loss + self.config.lmd * taught
+        return {"loss": loss}
+
+    # --- selection
+
+    def end_step(self) -> None:
+        if self.valley is not None and not self.aligning:
+            self.valley.update(self.vector())
+
+    def end_epoch(self, epoch: int) -> None:
+        assert self.survey is not None
+        loss, accuracy = self._on_valid(self.survey)
+        if self.aligning:
+            if accuracy > float(self.best):
+                self.best.fill_(accuracy)
+                self.kept.load_state_dict(self.projector.state_dict())
+        elif self.valley is not None:
+            self.valley.evaluate(loss)
+            if epoch + 1 == self.epochs:
+                found = self.valley.finish()[0].split([one.numel() for one in self.averaged()])
+                with torch.no_grad():
+                    for one, values in zip(self.averaged(), found, strict=True):
+                        one.copy_(values.view(one.shape))
+
+    def _on_valid(self, survey: Survey) -> tuple[float, float]:
+        """Measure cross-entropy and accuracy on the labelled base classes of `valid`."""
+        labels = torch.from_numpy(np.asarray(survey.split("valid").labels))
+        rows = np.flatnonzero((labels >= 0) & (labels < self.base))
+        logits = survey.over("valid", lambda batch: self.logits(batch["image"]), rows)[:, : self.base]
+        own = labels[rows]
+        return float(F.cross_entropy(logits, own)), float((logits.argmax(1) == own).float().mean())
+
+    def logits(self, images: Tensor) -> Float[Tensor, "n classes"]:
+        """Compute the logits of normalised pictures."""
+        found = self.projected(images)
+        return self.classify(found) if self.config.objective == "vl2v" else found
+
+    # --- what it learned
+
+    def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        return super().embed(images) if self.config.objective == "vl2v" else self.encoder(images)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = batch["image"]
+        return {"feature": self.embed(images), "logits": self.logits(images), **self.of_teacher(batch)}
+
+
+TEACHER = (
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "&batch_size=128&lr=0.003&evaluate_every=20"
+)
+START = "fit:simclr?data=styled-shapes%3Ftrain=4096%26seed=901&encoder=conv-s&recipe=digits-moved&epochs=20&evaluate_every=20"
+SYSTEM = System(
+    slug="vl2v-adip",
+    task="labelled",
+    config=VL2VConfig,
+    learner=VL2V,
+    data="styled-shapes?unseen=outline",
+    recipe={
+        "teacher": TEACHER,
+        "start": START,
+        "recipe": "none",
+        "batch_size": 64,
+        "align_epochs": 10,
+        "epochs": 15,
+        "lr": 2e-3,
+        "align_lr": 8e-3,
+        "evaluate_every": 5,
+    },
+)

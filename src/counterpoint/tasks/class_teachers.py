@@ -1,0 +1,277 @@
+"""Teach students of pictures by a network of pictures and texts, whose class texts are the classifier.
+
+Sources of a teacher (`--teacher`):
+
+    run:RUN, fit:SLUG?data=SOURCE    a run of the task `aligned` with one picture and one text modality, such as clip
+    hf:NAME                          a model of transformers (CLIP, SigLIP)
+    open_clip:MODEL/WEIGHTS          a model of open_clip
+    file:PLACE.npz                   embeddings alone, of a teacher that gives nothing else
+
+A file holds `train` [pictures, dim] in the order of the training split, `text` [classes, dim] or [classes, templates, dim] in the
+order of the classes, and may hold `scale`, `classes` (names, by which the texts are ordered) and `names` (the training
+pictures' file names, which are compared).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
+from counterpoint.core.operands import EPS
+from counterpoint.data.images import ImageData, Listed
+from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short
+from counterpoint.encoders.text import Tokenizer
+from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.tasks.aligned import AlignedLearner, one_each
+from counterpoint.tasks.class_texts import templates_of, texts_of
+from counterpoint.tasks.images import ImageLearner
+from counterpoint.tasks.open_classes import OpenConfig
+
+KINDS = ("run", "fit", "hf", "open_clip", "file")
+
+
+class AlignedDual(DualEncoder):
+    """A learner of the task `aligned` as a network of pictures and texts.
+
+    Raises CounterpointError unless it has one picture and one text modality.
+    """
+
+    def __init__(self, learner: AlignedLearner, name: str) -> None:
+        facts = learner.facts
+        image, text = one_each(facts.modalities, f"the teacher {name}", "image", "text")
+        log_scale = getattr(learner, "log_scale", None)
+        scale = float(log_scale.detach().exp()) if log_scale is not None else 1 / 0.07
+        super().__init__(learner.config.embedding, scale, facts.modalities[image]["size"])
+        self.learner, self.name, self.image, self.text = learner, name, image, text
+        self.tokenizer = Tokenizer.from_json(facts.tokenizers[text])
+
+    def image_rows(self, images: Tensor) -> Tensor:
+        return self.learner.projected(self.image, images)
+
+    def text_rows(self, texts: list[str]) -> Tensor:
+        context = self.learner.config.context
+        long = set(self.tokenizer.too_long(texts, context))
+        need_short(self.name, texts, [context + (n in long) for n in range(len(texts))], context)
+        ids, mask = self.tokenizer.encode(texts, context)
+        device = self.factor.device
+        return self.learner.projected(self.text, (ids.to(device), mask.to(device)))
+
+
+@dataclass
+class Table:
+    """Embeddings of a teacher from a file."""
+
+    name: str
+    rows: NDArray[np.float32]  # [pictures, dim] of the training split
+    text: NDArray[np.float32]  # [classes, templates, dim]
+    scale: float
+    classes: tuple[str, ...]  # of the texts; empty where the file does not say
+    names: tuple[str, ...]  # of the pictures; empty where the file does not say
+
+    @classmethod
+    def read(cls, name: str) -> Table:
+        """Read a file. Raises DataError for a missing array, a wrong shape, and rows that are NaN or infinite."""
+        place = name.partition(":")[2]
+        try:
+            with np.load(place, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{place}: cannot be read as .npz ({error})") from error
+        missing = [key for key in ("train", "text") if key not in arrays]
+        if missing:
+            raise DataError(f"{place}: lacks the array {missing[0]}; it has {', '.join(sorted(arrays)) or 'none'}")
+        rows, text = np.asarray(arrays["train"], np.float32), np.asarray(arrays["text"], np.float32)
+        text = text[:, None] if text.ndim == 2 else text
+        if rows.ndim != 2 or text.ndim != 3 or rows.shape[1] != text.shape[2]:
+            raise DataError(
+                f"{place}: train must be [pictures, dim] and text [classes, dim] or [classes, templates, dim], got "
+                f"{list(arrays['train'].shape)} and {list(arrays['text'].shape)}"
+            )
+        for key, values in (("train", rows), ("text", text.reshape(len(text), -1))):
+            bad = np.flatnonzero(~np.isfinite(values).all(1))
+            if len(bad):
+                raise DataError(f"{place}: {len(bad)} rows of {key} are NaN or infinite, the first is row {bad[0]}")
+        words = {key: tuple(map(str, arrays.get(key, ()))) for key in ("classes", "names")}
+        return cls(name, rows, text, float(arrays.get("scale", 100.0)), words["classes"], words["names"])
+
+    def texts(self, classes: tuple[str, ...]) -> Float[Tensor, "classes templates dim"]:
+        """Return the embeddings of the texts in the order of these classes. DataError where they do not fit."""
+        text = self.text
+        if self.classes:
+            missing = [name for name in classes if name not in self.classes]
+            if missing:
+                raise DataError(f"{self.name}: has no text of {len(missing)} classes, such as '{missing[0]}'")
+            text = text[[self.classes.index(name) for name in classes]]
+        if len(text) != len(classes):
+            raise DataError(f"{self.name}: has texts of {len(text)} classes, the data has {len(classes)}")
+        return torch.from_numpy(text)
+
+    def table(self, survey: Survey) -> Cached:
+        """Return the rows by position in the training split. DataError for another number or order of pictures."""
+        if len(self.rows) != survey.examples:
+            raise DataError(
+                f"{self.name}: has {len(self.rows)} rows of train, the training split has {survey.examples} pictures; embed "
+                "its pictures in their order"
+            )
+        split = survey.split()
+        if self.names and isinstance(split, Listed):
+            own = [Path(name).name for name in split.row_names(np.arange(len(split)))]
+            odd = [n for n, (a, b) in enumerate(zip(own, self.names, strict=True)) if a != Path(b).name]
+            if odd:
+                raise DataError(
+                    f"{self.name}: row {odd[0]} is of {self.names[odd[0]]}, the training split has {own[odd[0]]} there"
+                )
+        return Cached(self.rows)
+
+
+def check_class_teacher(name: str) -> None:
+    """Raise CounterpointError for a name that is of no kind of teacher. Runs before data are read."""
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        raise unknown("teacher of pictures and texts", name, [f"{known}:NAME" for known in KINDS])
+
+
+def _experiment() -> Any:
+    return importlib.import_module("counterpoint.experiment")  # above this package
+
+
+def teacher_width(name: str) -> int:
+    """Return the width of a teacher's embeddings, without training it."""
+    kind, _, rest = name.partition(":")
+    if kind == "file":
+        return Table.read(name).rows.shape[1]
+    if kind in ("hf", "open_clip"):
+        return build_dual_encoder(name).dim
+    room = _experiment()
+    config = (room.Experiment.of_run(rest) if kind == "run" else room.of_spec(rest)[0]).config
+    if not hasattr(config, "embedding"):
+        raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
+    return int(config.embedding)
+
+
+def open_network(name: str) -> DualEncoder:
+    """Load a teacher that is a network. Raises CounterpointError for one that has no pictures or no texts."""
+    kind, _, rest = name.partition(":")
+    if kind in ("hf", "open_clip"):
+        return build_dual_encoder(name)
+    room = _experiment()
+    learner = room.load_learner(rest) if kind == "run" else room.fitted(rest)
+    if not isinstance(learner, AlignedLearner):
+        raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
+    return AlignedDual(learner, name).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------- the students
+
+
+@dataclass
+class ClassTextConfig(OpenConfig):
+    """Settings of students that classify by a teacher's texts."""
+
+    teacher: str = "hf:openai/clip-vit-base-patch16"
+    """The teacher of pictures and texts: hf:NAME, open_clip:MODEL/WEIGHTS, run:RUN or fit:SLUG?data=SOURCE of clip, or file:X.npz
+    with embeddings alone (see counterpoint.tasks.class_teachers)."""
+    templates: str = "a photo of a {}"
+    """Texts of a class, with {} for its name: one, several between "|", or a text file with one a line."""
+    class_names: str = ""
+    """File of names for the classes: JSON {class: name} or a line for each class. Default: the data's."""
+    descriptions: str = ""
+    """File of descriptions of the classes in the same form, which follow the name. Default: none."""
+    cached: bool = False
+    """Give the student the teacher's embeddings of pictures without augmentation, computed once and kept on disk. Default: of the
+    same augmented view. A file has only the first."""
+
+    from_file: ClassVar[bool] = True  # whether embeddings alone suffice
+
+    def check(self) -> None:
+        super().check()
+        check_class_teacher(self.teacher)
+        templates_of(self.templates)
+        if self.teacher.startswith("file:") and not self.from_file:
+            raise CounterpointError(f"--teacher {self.teacher}: embeddings alone do not suffice; name a network")
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        return super().facts(data) | {"teacher_dim": teacher_width(self.teacher)}
+
+
+class ClassTextLearner(ImageLearner):
+    """A student that classifies by the teacher's embeddings of the classes' texts. Subclasses write `projected` and `loss`.
+
+    Attributes:
+        prototypes: [classes, dim] unit embeddings of the classes' texts, means over templates.
+        scale: factor of cosines in the logits, the teacher's.
+        taught: width of the teacher's embeddings.
+    """
+
+    prototypes: Tensor
+    scale: Tensor
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.taught, self.base = int(data.teacher_dim), int(data.base_classes)
+        self.register_buffer("prototypes", torch.zeros(data.classes, self.taught))
+        self.register_buffer("scale", torch.tensor(100.0))
+        self.network: Frozen | None = None
+        self.known: Cached | None = None
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config = self.config
+        if config.teacher.startswith("file:"):
+            table = Table.read(config.teacher)
+            self.known, scale = table.table(survey), table.scale
+            texts = table.texts(survey.classes)
+        else:
+            network = open_network(config.teacher).to(self.device)
+            self.network, scale = Frozen(network, config.teacher, network.images), network.scale
+            words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
+            with torch.no_grad():
+                texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
+            if config.cached:
+                of_batch = Frozen(network, config.teacher, lambda batch: network.images(batch["image"]))
+                self.known = cached(of_batch, survey, "train")
+        if not bool(texts.isfinite().all()):
+            raise CounterpointError(f"--teacher {config.teacher} gives texts that are NaN or infinite")
+        self.prototypes.copy_(class_prototypes(texts))
+        self.scale.fill_(scale)
+
+    def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""
+        if self.known is not None:
+            return self.known[batch["index"]]
+        assert self.network is not None
+        found: Tensor = self.network(batch["views"][0])
+        return found
+
+    def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        """Compute the student's rows in the teacher's space, not normalised."""
+        raise NotImplementedError
+
+    def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        return F.normalize(self.projected(images), dim=1, eps=EPS)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = self.embed(batch["image"])
+        return {"feature": rows, "logits": self.classify(rows), **self.of_teacher(batch)}
+
+    def classify(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n classes"]:
+        """Compute logits of rows in the teacher's space by its texts."""
+        return cosine_text_logits(rows, self.prototypes, self.scale)
+
+    def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the teacher's logits for evaluation pictures; nothing outside a fit or where it is a file."""
+        if self.network is None or self.survey is None:
+            return {}
+        return {"teacher_logits": self.classify(self.network(batch["image"]))}
