@@ -105,7 +105,7 @@ def relation_distillation_loss(
 def feature_distillation_loss(
     student_tokens: Float[Tensor, "n tokens dim"],
     teacher_tokens: Float[Tensor, "n tokens width"],
-    projection: Callable[[Tensor], Tensor] | Sequence[Tensor] | Tensor,
+    projection: Callable[[Tensor], Tensor] | Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
     beta: float = 2.0,
 ) -> Float[Tensor, ""]:
     """Compute L_feat: smooth L1 between the projected student tokens and the teacher's, normalised token by token.
@@ -114,7 +114,8 @@ def feature_distillation_loss(
         student_tokens: the student's last tokens.
         teacher_tokens: the teacher's tokens at the same places; no gradient. Their target has mean 0 and variance 1 over the
             channels (+ 1e-5), so it does not change with the teacher's scale and shift.
-        projection: P, a module from dim to width; or its weight [width, dim]; or (weight, bias [width]).
+        projection: P, a module from dim to width; or its weight [width, dim]; or (weight, bias [width]), also
+            by these names.
         beta: transition from squared to absolute error, at least 0, by default 2; 0: absolute error.
 
     Returns the mean over pictures, tokens and channels. Raises ValueError for shapes that do not fit and an empty batch.
@@ -135,7 +136,10 @@ def feature_distillation_loss(
     if callable(projection) and not isinstance(projection, Tensor):
         projected = projection(student_tokens)
     else:
-        parts = (projection,) if isinstance(projection, Tensor) else tuple(projection)
+        given: Any = projection
+        if isinstance(projection, Mapping):
+            given = [projection[name] for name in ("weight", "bias") if name in projection]
+        parts = (given,) if isinstance(given, Tensor) else tuple(given)
         if not 1 <= len(parts) <= 2 or parts[0].shape != (target.shape[2], student_tokens.shape[2]):
             raise ValueError(
                 f"projection must be a module, a weight [{target.shape[2]}, {student_tokens.shape[2]}], or weight and bias, got "
