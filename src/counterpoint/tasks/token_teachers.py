@@ -109,7 +109,7 @@ def _patch(name: str) -> int:
             text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CounterpointError(
                 f"could not be loaded: {text[:300].rstrip('.')}. A model that is not on this machine is downloaded. Without a "
-                "network, name a run: --feature-teacher run:RUN"
+                "network, name a finished run: run:RUN"
             ) from error
         patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
     if patch is None:
