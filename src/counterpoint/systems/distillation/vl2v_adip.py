@@ -398,7 +398,7 @@ class VL2V(ClassTextLearner):
         if self.config.objective != "vl2v":
             return {}
         shown = np.arange(min(DRAWN, len(survey.split("test"))))
-        rows = {"student": survey.over("test", lambda batch: self.embed(batch["image"]), shown)}
+        rows = {"student": F.normalize(survey.over("test", lambda batch: self.embed(batch["image"]), shown), dim=1)}
         if self.network is not None:
             network = self.network
             rows["teacher"] = F.normalize(survey.over("test", lambda batch: network(batch["image"]), shown), dim=1)
