@@ -45,7 +45,7 @@ def main(
     """
     import yaml
 
-    from counterpoint.use.distil import distil
+    from counterpoint.distilling import distil
 
     given = {}
     for word in settings:

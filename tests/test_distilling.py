@@ -11,7 +11,7 @@ import torch
 from counterpoint import cli, training
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
-from counterpoint.use import distil as room
+from counterpoint import distilling as room
 from embedded import embeddings
 
 DATA = "digits?size=8&train=60"
