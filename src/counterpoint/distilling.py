@@ -37,7 +37,9 @@ def distillers() -> list[str]:
     for entry in catalog.entries().values():
         if entry.built and entry.module:
             config: Any = catalog.load_system(entry.slug).config
-            names = {one.name for one in fields(config)} if is_dataclass(config) else set()  # an addition has a function
+            names = (
+                {one.name for one in fields(config)} if is_dataclass(config) else set()
+            )  # an addition has a function
             if "teacher" in names and names & {"encoder", "image_encoder"}:
                 found.append(entry.slug)
     return found
