@@ -1,0 +1,622 @@
+"""PromptKD: a small CLIP learns a domain from pictures without labels, by prompts and a stored classifier of a large CLIP.
+
+Li, Li, Fu, Zhang, Wang, Chen, Yang: "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024, arXiv
+2403.02781. Stage `tune` is PromptSRC (Khattak et al., ICCV 2023, arXiv 2307.06948).
+
+    symbol   here                meaning
+    W        prototypes          the teacher's unit embeddings of all class texts, computed once and stored
+    U, q_T   teacher_rows        the teacher's unit embedding of the augmented picture, and its logits s_T U W^T
+    P_i      prompts             n vectors appended to the student's tokens before block i < J
+    h        features            the student's features with prompts, not normalised
+    u, q_S   projected           unit(projector(h)), and the student's logits s_S u W^T
+    lambda   kd_weight           weight of the divergence, which is divided by the number of classes C
+
+    counterpoint train promptkd --student hf:openai/clip-vit-base-patch16 --teacher hf:openai/clip-vit-large-patch14 \
+        --data imagefolder:mine --base 0.5 --tune-epochs 20
+
+Stage `tune`, for `--tune-epochs` above 0, learns prompts in both towers of the teacher from `--shots` labelled pictures of each
+base class. Stage `distill` trains the student's prompts and projector on all training pictures, without any label. All weights of
+both networks stay frozen, and so without its prompts the student is the network that it was.
+
+Differences from the authors' code: biases and normalisation layers have no weight decay. W is computed once, not in every step.
+Text prompts after the first block, and a teacher's picture prompts, need transformers. Not built: CoOp and other ways of stage 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
+from counterpoint.core.distil import kd
+from counterpoint.core.distributed import global_mean, place
+from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision
+from counterpoint.data.images import ImageData, Indices
+from counterpoint.encoders.prompts import (
+    ClipWeights,
+    appended_prompts,
+    blocks_of,
+    prompt_width,
+    replaced_prompts,
+)
+from counterpoint.engine.loading import Batches, ChosenBatches
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.systems.base import System
+from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
+from counterpoint.tasks.class_texts import templates_of, texts_of
+from counterpoint.tasks.image_towers import ImageTower, text_tower, tower_facts
+from counterpoint.tasks.labelled import cross_entropy
+from counterpoint.tasks.open_classes import class_shots
+
+# ------------------------------------------------------------------------------------------------------------ equations
+
+
+def prompted_vit(
+    image: Float[Tensor, "n 3 size size"],
+    weights: Mapping[str, Tensor],
+    patch: int,
+    num_heads: int,
+    depth: int,
+    n_ctx: int,
+    *,
+    tower: nn.Module | None = None,
+) -> Float[Tensor, "n out"]:
+    """Compute a vision transformer's features with deep prompts, not normalised (independent vision prompting).
+
+    Args:
+        image: normalised pictures.
+        weights: the prompts VPT [n_ctx, width] and transformer.resblocks.N.VPT_shallow for 1 <= N < depth, and the
+            transformer's weights by OpenAI's names.
+        patch: side of a patch in pixels.
+        num_heads: number of attention heads.
+        depth: J, number of sets of prompts, 0 (no prompts) to the number of blocks.
+        n_ctx: n, number of prompts in a set, at least 1 where depth > 0.
+        tower: a transformer that replaces the weights, `patch` and `num_heads`. Default: CLIP's, by the weights.
+
+    Prompts stand after all other tokens. The first set passes through the initial norm. Raises ValueError for missing weights and
+    for sets of another shape.
+    """
+    names = prompt_names(depth)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(f"weights lack {missing[0]}, which depth {depth} needs")
+    prompts = [weights[name] for name in names]
+    if any(len(one) != n_ctx or n_ctx < 1 for one in prompts):
+        raise ValueError(f"n_ctx is {n_ctx}, the prompts are {shapes(**dict(zip(names, prompts, strict=True)))}")
+    network = ClipWeights(weights, patch, num_heads) if tower is None else tower
+    with appended_prompts(network, prompts):
+        found: Tensor = network(image)
+    return found
+
+
+def prompt_names(depth: int) -> list[str]:
+    """Return the names of J = depth sets of prompts in the authors' checkpoints. ValueError for a negative depth."""
+    if depth < 0:
+        raise ValueError(f"depth must be at least 0, got {depth}")
+    return ["VPT", *(f"transformer.resblocks.{n}.VPT_shallow" for n in range(1, depth))][:depth]
+
+
+class Projector(nn.Module):
+    """The projector's layers: linear layers with batch normalisation and ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in range(1, len(widths)):
+            layers += [nn.Linear(widths[n - 1], widths[n]), nn.BatchNorm1d(widths[n]), nn.ReLU()]
+        self.conv1 = nn.Sequential(*layers[:-2])
+
+    def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n dim"]:
+        return self.conv1(h)
+
+
+def prompt_projector(
+    h: Float[Tensor, "n width"], weights: Mapping[str, Tensor], train: bool, *, layers: nn.Module | None = None
+) -> Float[Tensor, "n dim"]:
+    """Compute u = unit(projector(h)).
+
+    Args:
+        h: the student's features, not normalised.
+        weights: conv1.N.weight [out, in] or [out, in, 1, 1] and conv1.N.bias of the linear layers N = 0, 3, ...; of the batch
+            normalisation N = 1, 4, ... also running_mean and running_var.
+        train: normalise by the statistics of the batch. A single row, and False, take the running ones.
+        layers: the projector itself, whose running statistics then follow; default: built from the weights, which stay.
+
+    Raises ValueError for an empty batch, for missing weights and for widths that do not fit.
+    """
+    need_rows(h=h)
+    if layers is None:
+        linear = sorted((n for n in weights if weights[n].ndim > 1), key=lambda name: int(name.split(".")[1]))
+        if not linear or weights[linear[0]].shape[1] != h.shape[1]:
+            raise ValueError(f"weights must map rows of width {h.shape[1]}, got {shapes(**dict(weights))}")
+        layers = Projector(h.shape[1], *(len(weights[name]) for name in linear)).to(h)
+        weights = {n: w.flatten(1) if n in linear else w.clone() for n, w in weights.items()}
+        missing = {n for n in layers.state_dict() if not n.endswith("tracked")} - weights.keys()
+        if missing:
+            raise ValueError(f"weights lack {min(missing)}")
+    layers.train(train and place(len(h), h.device).total > 1)
+    return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)
+
+
+@full_precision
+def prompt_distillation_loss(
+    student_logits: Float[Tensor, "n classes"],
+    teacher_logits: Float[Tensor, "n classes"],
+    temperature: float = 1.0,
+    kd_weight: float = 1000.0,
+) -> Float[Tensor, ""]:
+    """Compute lambda tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)) / C, the mean over the pictures of all processes.
+
+    Args:
+        student_logits, teacher_logits: q_S and q_T over all classes; the teacher's get no gradient.
+        temperature: tau > 0, by default 1.
+        kd_weight: lambda, at least 0, by default 1000. A plain mean divergence has the weight lambda / C.
+
+    Raises ValueError for shapes that differ, an empty batch, and numbers out of range. One class gives 0.
+
+    >>> prompt_distillation_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 4.0]]), kd_weight=2.0)
+    tensor(0.6031)
+    """
+    if not kd_weight >= 0:
+        raise ValueError(f"kd_weight must be at least 0, got {kd_weight}")
+    loss: Tensor = kd(student_logits, teacher_logits, temperature)
+    return kd_weight / student_logits.shape[1] * loss
+
+
+@full_precision
+def prompt_tuning_loss(
+    image: Float[Tensor, "n dim"],
+    text: Float[Tensor, "classes dim"],
+    frozen_image: Float[Tensor, "n dim"],
+    frozen_text: Float[Tensor, "classes dim"],
+    labels: Int[Tensor, " n"],
+    scale: float,
+    text_weight: float = 25.0,
+    image_weight: float = 10.0,
+) -> Float[Tensor, ""]:
+    """Compute PromptSRC's four terms: cross-entropy, distance of texts, distance of pictures, divergence of the logits.
+
+    Args:
+        image, text: embeddings with prompts, normalised here.
+        frozen_image, frozen_text: embeddings without prompts, normalised here, without gradient.
+        labels: class numbers, 0 to classes - 1.
+        scale: factor of cosines, > 0.
+        text_weight, image_weight: weights of the mean absolute differences, by default 25 and 10.
+
+    Raises ValueError for shapes that do not fit, an empty batch, and labels or numbers out of range.
+
+    >>> one = torch.eye(2)
+    >>> prompt_tuning_loss(one, one, one, one, torch.tensor([0, 1]), 100.0).item()
+    0.0
+    """
+    need_positive(scale=scale)
+    need_rows(image=image)
+    need_alike("n dim", image=image, frozen_image=frozen_image)
+    need_alike("classes dim", text=text, frozen_text=frozen_text)
+    if image.shape[1] != text.shape[1] or labels.shape != image.shape[:1]:
+        raise ValueError(f"text must be [classes, {image.shape[1]}] and labels [n], got {shapes(text=text, labels=labels)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= len(text):
+        raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
+    u, w, v, t = (F.normalize(x, dim=1, eps=EPS) for x in (image, text, frozen_image.detach(), frozen_text.detach()))
+    logits = scale * u @ w.T
+    fitted = global_mean(F.cross_entropy(logits, labels, reduction="none"))
+    texts, images = (w - t).abs().mean(), global_mean((u - v).abs().mean(1))
+    agreed = prompt_distillation_loss(logits, scale * v @ t.T, 1.0, 1.0)
+    return fitted + text_weight * texts + image_weight * images + agreed
+
+
+def gaussian_epoch_weights(epochs: int, mean: float = 15.0, std: float = 1.0) -> Float[Tensor, " epochs"]:
+    """Compute weights of epochs 1, 2, ..., which sum to 1: a Gaussian around the epoch `mean`.
+
+    Args:
+        epochs: number of epochs, at least 1.
+        mean: epoch of the largest weight, by default 15.
+        std: standard deviation in epochs, > 0, by default 1.
+
+    >>> gaussian_epoch_weights(2, mean=1.5)
+    tensor([0.5000, 0.5000])
+    """
+    need_positive(epochs=epochs, std=std)
+    return (-0.5 * ((torch.arange(1, epochs + 1) - mean) / std) ** 2).softmax(0)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class PromptKDConfig(ClassTextConfig):
+    """Settings of PromptKD. Defaults are the authors' for base and novel classes; learning rates are for a batch of 256."""
+
+    epochs: int = 20
+    """Passes over the pictures in stage `distill`."""
+    batch_size: int = 8
+    """Pictures in a batch, in both stages."""
+    student: str = "hf:openai/clip-vit-base-patch16"
+    """The student, a network of pictures and texts with a vision transformer: hf:NAME, open_clip:MODEL/WEIGHTS, run:RUN or
+    fit:SLUG?data=SOURCE of clip. Empty: --encoder, such as timm:NAME, with --pretrained."""
+    teacher: str = "hf:openai/clip-vit-large-patch14"
+    recipe: str = "supervised"
+    optimizer: str = "sgd"
+    lr: float = 0.16  # 0.005 for a batch of 8
+    weight_decay: float = 5e-4
+    cold_epochs: int = 1
+    """First epochs, at least 0, at a constant learning rate of 1e-5."""
+    prompts: int = 4
+    """n, vectors in a set of prompts, at least 1."""
+    prompt_depth: int = 9
+    """J, number of blocks with prompts of their own, 0 (no prompts) to the student's number of blocks."""
+    projector_layers: int = 2
+    """Linear layers of the projector, 0 to 3. 0 needs a student as wide as the class texts."""
+    temperature: float = 1.0
+    """tau, which divides the logits of both, > 0."""
+    kd_weight: float = 1000.0
+    """lambda of the objectives kl, l1 and mse, at least 0."""
+    objective: Literal["kl", "l1", "mse", "ce", "none"] = "kl"
+    """The method; or the mean absolute or squared difference of unit features; or cross-entropy of base classes' labels (--shots of
+    each); or nothing, the student as it is."""
+    texts: Literal["teacher", "own"] = "teacher"
+    """Class texts of the student: the teacher's, or those of the student's own text encoder."""
+    trains: Literal["prompts", "all"] = "prompts"
+    """Train prompts and projector, or also the student's own weights."""
+    shuffled: bool = False
+    """Control: while it learns, the student gets the class texts in another order."""
+    tune_epochs: int = 0
+    """Passes over the labelled pictures in stage `tune`; 0 (default): the teacher stays as it is."""
+    tune_lr: float = 0.16
+    """Learning rate of stage `tune` at a batch of 256, > 0."""
+    tune_depth: int = 9
+    """Number of blocks with prompts in each tower of the teacher, 1 to the number of its blocks."""
+    tune_images: bool = True
+    """Put prompts into the teacher's image tower as well, which has to be a transformer."""
+    shots: int = 16
+    """Labelled pictures of each base class, for stage `tune` and the objective ce; 0: all."""
+    text_weight: float = 25.0
+    """Weight of the distance of the teacher's texts from those without prompts, at least 0."""
+    image_weight: float = 10.0
+    """Weight of the same for pictures, at least 0."""
+    frozen_templates: str = ""
+    """Templates, in the form of --templates, whose mean the teacher's texts stay close to. Default: those of --templates."""
+    epoch_mean: float = 15.0
+    """Epoch of stage `tune` whose prompts weigh most in the teacher's."""
+    epoch_std: float = 1.0
+    """Standard deviation of these weights in epochs, > 0."""
+
+    transductive: ClassVar[bool] = True
+    counts = (*ClassTextConfig.counts, "prompts", "tune_depth")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("temperature", "tune_lr", "epoch_std")
+        for name in ("kd_weight", "text_weight", "image_weight", "prompt_depth", "tune_epochs", "shots", "cold_epochs"):
+            if getattr(self, name) < 0:
+                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.projector_layers <= 3:
+            raise CounterpointError(f"projector_layers must lie in 0 to 3, got {self.projector_layers}")
+        if self.texts == "own" and (not self.student or self.objective in ("l1", "mse")):
+            raise CounterpointError(
+                "texts own needs a --student with a text encoder, and the objective kl, ce or none; l1 and mse compare with the "
+                "teacher's rows"
+            )
+        if self.objective != "none" and not self.prompt_depth and not self.projector_layers and self.trains != "all":
+            raise CounterpointError("the student has neither prompts nor a projector to train; set --prompt-depth")
+        if self.tune_epochs and (self.cached or self.teacher.startswith("file:")):
+            raise CounterpointError("tune_epochs needs a teacher that is a network, without --cached")
+
+    def check(self) -> None:
+        super().check()
+        if self.student.startswith("file:"):
+            raise CounterpointError("--student: embeddings alone do not learn; name a network")
+        if self.frozen_templates:
+            templates_of(self.frozen_templates)
+
+    def trained_on(self, rows: Indices, data: ImageData) -> Indices:
+        """Select all training pictures, also those without a class: no label enters the distillation."""
+        return rows if self.objective == "ce" else np.arange(len(data.train))
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        found = super().facts(data) | {"student": tower_facts(self.student) if self.student else None}
+        if self.tune_epochs:
+            found["teacher_widths"] = _teacher_widths(self)
+        return found
+
+
+def _teacher_widths(config: PromptKDConfig) -> list[int]:
+    """Return the widths of words, of tokens of texts and of tokens of pictures in a teacher that stage `tune` changes."""
+    network = open_network(config.teacher)
+    towers = [text_tower(network), *([network.tower] if config.tune_images else [])]
+    for tower in towers:
+        if len(blocks_of(tower)) < config.tune_depth:
+            raise CounterpointError(
+                f"tune_depth {config.tune_depth} is more than the {len(blocks_of(tower))} blocks of a tower of the teacher"
+            )
+    return [network.width, *map(prompt_width, towers)]
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class TeacherPrompts(nn.Module):
+    """Prompts of both towers of a teacher: `text` and `image` are lists of [n, width], the first texts' ones are words."""
+
+    def __init__(self, count: int, depth: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        words, tokens, *pixels = widths
+        self.text = _prompts(count, [words, *[tokens] * (depth - 1)])
+        self.image = _prompts(count, [*pixels * depth])
+
+
+def _prompts(count: int, widths: Sequence[int]) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for width in widths)
+
+
+class PromptKD(ClassTextLearner):
+    """A frozen image tower with prompts, and a projector into the teacher's space."""
+
+    own: Tensor
+    student_scale: Tensor
+
+    def __init__(self, config: PromptKDConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        if config.prompt_depth > (count := len(blocks_of(self.encoder)) if config.prompt_depth else 0):
+            raise CounterpointError(f"prompt_depth {config.prompt_depth} is more than the {count} blocks of the student")
+        own, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
+        if not config.projector_layers and own != dim:
+            raise CounterpointError(
+                f"projector_layers 0 needs equal widths; the student's is {own}, that of the class texts {dim}"
+            )
+        self.encoder.requires_grad_(config.trains == "all")
+        width = prompt_width(self.encoder) if config.prompt_depth else 0
+        self.prompts = _prompts(config.prompts, [width] * config.prompt_depth)
+        self.projector = Projector(own, *[dim] * config.projector_layers) if config.projector_layers else None
+        self.register_buffer("own", torch.zeros(data.classes, own))  # the student's own class texts
+        self.register_buffer("student_scale", torch.tensor(100.0))
+        self.tuned = self.sums = None
+        if config.tune_epochs:
+            self.tuned = TeacherPrompts(config.prompts, config.tune_depth, data.teacher_widths)
+            self.sums = TeacherPrompts(config.prompts, config.tune_depth, data.teacher_widths).requires_grad_(False)
+            for one in self.sums.parameters():
+                one.zero_()
+        self.order = torch.randperm(data.classes, generator=torch.Generator().manual_seed(seed))  # of the control
+
+    def build_encoder(self, data: Any) -> Any:
+        return ImageTower(data.student) if self.config.student else super().build_encoder(data)
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config = self.config
+        if config.student:
+            network = open_network(config.student)
+            self.encoder.take(network, config.student)
+            words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
+            with torch.no_grad():
+                texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
+            self.own.copy_(class_prototypes(texts))
+            self.student_scale.fill_(network.scale)
+        self.encoder.to(self.device)
+        if config.tune_epochs:
+            self._begin_tuning(survey)
+
+    def train(self, mode: bool = True) -> PromptKD:
+        super().train(mode)
+        self.encoder.train(mode and self.config.trains == "all")  # else neither dropout nor running statistics
+        return self
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+        parts = [self.prompts, self.projector, self.encoder if config.trains == "all" else None]
+        trained: list[nn.Module] = [part for part in parts if part is not None]
+        few = self._labelled if config.objective == "ce" else None
+        found = [Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)]
+        if config.tune_epochs:
+            tuned: Any = self.tuned
+            tune = Stage("tune", config.tune_epochs, lambda: [tuned], lambda: self._turns(config.tune_lr, [tuned]))
+            found[0] = replace(found[0], enter=self._store)
+            found.insert(0, replace(tune, batches=self._labelled, evaluated=False))
+        return found
+
+    @property
+    def tuning(self) -> bool:
+        """Whether the current stage tunes the teacher."""
+        return bool(self.config.tune_epochs) and self.position.stage == 0
+
+    def _turns(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
+        config, epochs = replace(self.config, lr=lr), self.epochs
+        cold = 1e-5 / (lr * config.batch_size / 256)
+
+        def curve(epoch: float) -> float:
+            return cold if epoch < config.cold_epochs < epochs else 0.5 * (1 + math.cos(math.pi * min(1, epoch / epochs)))
+
+        return [optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch, curve=curve)]
+
+    def _labelled(self, survey: Survey) -> Batches:
+        """Return batches of the few labelled pictures of base classes, as positions among the training rows."""
+        labels = np.asarray(survey.labels)
+        rows = class_shots(np.where(labels < self.base, labels, -1), self.config.shots, self.seed)
+        if not len(rows):
+            raise DataError("no training picture has a label of a base class, which the stage needs")
+        if self.config.objective == "ce":  # positions among the pictures with a label
+            rows = np.searchsorted(np.flatnonzero(labels >= 0), rows)
+        size = min(self.config.batch_size, len(rows))
+        return ChosenBatches(rows, size, max(1, len(rows) // size))
+
+    # --- the student
+
+    def features(self, images: Tensor) -> Float[Tensor, "n width"]:
+        """Compute h, the student's features with prompts."""
+        named = dict(zip(prompt_names(len(self.prompts)), self.prompts, strict=True))
+        return prompted_vit(images, named, 0, 0, len(named), self.config.prompts, tower=self.encoder)
+
+    def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        if self.config.objective == "none":
+            return F.normalize(self.encoder(images), dim=1, eps=EPS)
+        h = self.features(images)
+        if self.projector is None:
+            return F.normalize(h, dim=1, eps=EPS)
+        named = dict(self.projector.named_parameters()) | dict(self.projector.named_buffers())
+        return prompt_projector(h, named, self.training, layers=self.projector)
+
+    def class_rows(self) -> Float[Tensor, "classes dim"]:
+        """Return the class texts of the student."""
+        own = self.config.texts == "own" or (self.config.objective == "none" and bool(self.config.student))
+        return self.own if own else self.prototypes
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = self.embed(batch["image"])
+        logits = cosine_text_logits(rows, self.class_rows(), self.student_scale)
+        return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.tuning:
+            return self.tuning_loss(batch)
+        config, images = self.config, batch["views"][0]
+        if config.objective == "none":
+            trained: list[Tensor] = [one for one in self.parameters() if one.requires_grad]
+            return {"loss": torch.stack([0 * one.sum() for one in trained]).sum()}
+        rows, texts = self.projected(images), self.class_rows()
+        if config.objective == "ce":
+            logits = cosine_text_logits(rows, texts[: self.base], self.student_scale)
+            return {"loss": cross_entropy(logits, batch["label"])}
+        teacher = F.normalize(self.teacher_rows(batch), dim=1, eps=EPS)
+        if config.objective == "kl":
+            if config.shuffled:
+                texts = texts[self.order.to(texts.device)]
+            logits = cosine_text_logits(rows, texts, self.student_scale)
+            taught = self.classify(teacher)
+            return {"loss": prompt_distillation_loss(logits, taught, config.temperature, config.kd_weight)}
+        distance = (rows - teacher).abs() if config.objective == "l1" else (rows - teacher).square()
+        return {"loss": config.kd_weight * global_mean(distance.mean(1))}
+
+    # --- the teacher: PromptSRC
+
+    def _begin_tuning(self, survey: Survey) -> None:
+        """Store the texts of a teacher without prompts, and begin the text prompts with the template's words."""
+        config, network = self.config, self._teacher()
+        words = texts_of(survey.classes, config.frozen_templates or config.templates, config.class_names, config.descriptions)
+        with torch.no_grad():
+            texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
+        self.frozen_text = F.normalize(texts.mean(1), dim=1, eps=EPS)
+        before, _, after = templates_of(config.templates)[0].partition("{}")
+        self.words = [text for (text,) in texts_of(survey.classes, "{}" + after, config.class_names, config.descriptions)]
+        assert self.tuned is not None
+        rows = network.word_rows(before)[: config.prompts] if before.strip() else torch.zeros(0, 1)
+        with torch.no_grad():
+            self.tuned.text[0][: len(rows)] = rows
+
+    def _teacher(self) -> Any:
+        assert self.network is not None
+        return self.network.module
+
+    def tuned_texts(self, count: int) -> Float[Tensor, "count dim"]:
+        """Compute the teacher's texts of the first classes with its prompts, not normalised."""
+        assert self.tuned is not None
+        network, prompts = self._teacher(), list(self.tuned.text)
+        with replaced_prompts(text_tower(network), prompts[1:], network.start):
+            return network.text_rows_with_context(prompts[0], self.words[:count], count)
+
+    def tuned_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        """Compute the teacher's embeddings of pictures with its prompts, not normalised."""
+        network = self._teacher()
+        with ExitStack() as stack:
+            if self.tuned is not None and len(self.tuned.image):
+                stack.enter_context(appended_prompts(network.tower, list(self.tuned.image)))
+            found: Tensor = network.images(images)
+        return found
+
+    def tuning_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the loss of stage `tune`."""
+        config, images = self.config, batch["views"][0]
+        assert self.network is not None
+        loss = prompt_tuning_loss(
+            self.tuned_images(images),
+            self.tuned_texts(self.base),
+            self.network(images),
+            self.frozen_text[: self.base],
+            batch["label"],
+            float(self.scale),
+            config.text_weight,
+            config.image_weight,
+        )
+        return {"loss": loss}
+
+    def end_epoch(self, epoch: int) -> None:
+        """Add the teacher's prompts to their weighted mean."""
+        if not self.tuning:
+            return
+        weight = gaussian_epoch_weights(self.epochs, self.config.epoch_mean, self.config.epoch_std)[epoch]
+        assert self.tuned is not None
+        assert self.sums is not None
+        with torch.no_grad():
+            for total, one in zip(self.sums.parameters(), self.tuned.parameters(), strict=True):
+                total.add_(weight.to(one) * one)
+
+    def _store(self, survey: Survey) -> None:
+        """Take the mean of the teacher's prompts, and store its texts of all classes."""
+        assert self.tuned is not None
+        assert self.sums is not None
+        self.tuned.load_state_dict(self.sums.state_dict())
+        with torch.no_grad():
+            self.prototypes.copy_(F.normalize(self.tuned_texts(len(self.prototypes)), dim=1, eps=EPS))
+
+    def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        if self.known is not None:
+            return super().teacher_rows(batch)
+        with torch.no_grad():
+            return self.tuned_images(batch["views"][0])
+
+    def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.network is None or self.survey is None:
+            return {}
+        with torch.no_grad():
+            return {"teacher_logits": self.classify(self.tuned_images(batch["image"]))}
+
+    # --- what it learned
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw each class's accuracy: the student before and after, and its teacher; base classes first."""
+        labels = np.asarray(survey.split("test").labels)
+        known = np.flatnonzero(labels >= 0)
+        own = torch.from_numpy(labels[known])
+        if not len(known):
+            return {}
+
+        def every(batch: dict[str, Any]) -> Tensor:
+            found = self.predict(batch)
+            before = F.normalize(self.encoder(batch["image"]), dim=1, eps=EPS) @ self.own.T
+            return torch.stack([before, found["logits"], found.get("teacher_logits", before)], 1)
+
+        logits = survey.over("test", every, known)
+        novel = torch.arange(logits.shape[2]) >= self.base
+        inside = (own >= self.base)[:, None] == novel
+        names = ["student before", "student", "teacher"]
+        shown = [bool(self.own.any()), True, self.network is not None]
+        series: dict[str, Any] = {}
+        for name, part, there in zip(names, logits.unbind(1), shown, strict=True):
+            if there:
+                right = part.masked_fill(~inside, -torch.inf).argmax(1) == own
+                share = [float(right[own == c].float().mean()) for c in own.unique().tolist()]
+                series[name] = [own.unique().tolist(), np.round(share, 4).tolist()]
+        return {
+            "Classes": {
+                "kind": "curves",
+                "series": series,
+                "xlabel": f"class; novel ones from {self.base} on" if self.base < len(novel) else "class",
+                "caption": "Share of each class's test pictures that get their class, among the base or the novel classes.",
+            }
+        }
