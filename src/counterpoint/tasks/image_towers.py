@@ -7,7 +7,6 @@ open_clip:MODEL/WEIGHTS. A run keeps the settings of a run's half, and so it can
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from counterpoint.encoders.dual import DualEncoder, build_dual_encoder
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.errors import CounterpointError
-from counterpoint.tasks.class_teachers import AlignedDual
+from counterpoint.tasks.class_teachers import AlignedDual, open_network
 
 TEXT_PARTS = ("text_model", "text_projection", "transformer", "token_embedding", "positional_embedding", "ln_final", "text")
 
@@ -36,7 +35,7 @@ class _RunHalf(DualEncoder):
 
 
 class ImageTower(ImageEncoder):
-    """The picture half of a network of pictures and texts (`half`), with its projection into their space.
+    """The picture half of a network of pictures and texts (`network`), with its projection into their space.
 
     Args:
         facts: what `tower_facts` returned.
@@ -45,23 +44,23 @@ class ImageTower(ImageEncoder):
     def __init__(self, facts: Mapping[str, Any]) -> None:
         super().__init__()
         if "name" in facts:
-            self.half: DualEncoder = picture_half(build_dual_encoder(str(facts["name"])))
+            self.network: DualEncoder = picture_half(build_dual_encoder(str(facts["name"])))
         else:
-            self.half = _RunHalf(facts["encoder"], facts["dim"], facts["size"])
-        self.dim = self.half.dim
+            self.network = _RunHalf(facts["encoder"], facts["dim"], facts["size"])
+        self.dim = self.network.dim
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
         """Compute the embeddings of normalised pictures of any size. They are not normalised."""
-        return self.half.images(images)
+        return self.network.images(images)
 
     def take(self, network: DualEncoder, name: str) -> None:
         """Take the weights of a run's network. Raises CounterpointError for a run whose projection is not linear."""
-        if not isinstance(self.half, _RunHalf) or not isinstance(network, AlignedDual):
+        if not isinstance(self.network, _RunHalf) or not isinstance(network, AlignedDual):
             return
         learner = network.learner
         try:
-            self.half.encoder.load_state_dict(learner.encoders[network.image].state_dict())
-            self.half.head.load_state_dict(learner.heads[network.image].state_dict())
+            self.network.encoder.load_state_dict(learner.encoders[network.image].state_dict())
+            self.network.head.load_state_dict(learner.heads[network.image].state_dict())
         except RuntimeError as error:
             raise CounterpointError(
                 f"--student {name}: the run has no linear projection of its pictures; name a run of clip or siglip"
@@ -76,19 +75,19 @@ def tower_facts(name: str) -> dict[str, Any]:
 
     Raises CounterpointError for a run without pictures and texts.
     """
-    kind, _, rest = name.partition(":")
-    if kind in ("hf", "open_clip"):
+    if name.partition(":")[0] in ("hf", "open_clip"):
         return {"name": name}
-    room: Any = importlib.import_module("counterpoint.experiment")  # above this package
-    experiment = room.Experiment.of_run(rest) if kind == "run" else room.of_spec(rest)[0]
-    config = experiment.config
-    if not hasattr(config, "embedding") or not hasattr(config, "image_encoder"):
-        raise CounterpointError(f"--student {name} does not embed pictures and texts; name a run of clip or siglip")
-    facts = experiment.task().facts
-    sizes = [spec["size"] for spec in facts.modalities.values() if spec["kind"] == "image"]
-    if len(sizes) != 1:
-        raise CounterpointError(f"--student {name} has {len(sizes)} modalities of pictures; it needs one")
-    return {"encoder": config.image_encoder, "dim": int(config.embedding), "size": int(sizes[0])}
+    network: Any = open_network(name)
+    return {"encoder": network.learner.config.image_encoder, "dim": network.dim, "size": network.size}
+
+
+def text_tower(network: DualEncoder) -> nn.Module:
+    """Return the text encoder of a network, whose blocks take prompts."""
+    if isinstance(network, AlignedDual):
+        return network.learner.encoders[network.text]
+    model: Any = network.model
+    found = (getattr(model, name, None) for name in ("text_model", "text", "transformer"))
+    return next(part for part in found if isinstance(part, nn.Module))
 
 
 def picture_half(network: DualEncoder) -> DualEncoder:

@@ -620,3 +620,31 @@ class PromptKD(ClassTextLearner):
                 "caption": "Share of each class's test pictures that get their class, among the base or the novel classes.",
             }
         }
+
+
+_PAIRS = "&image_encoder={}&embedding={}&recipe=none&batch_size=128&evaluate_every=30"
+TEACHER = "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+TEACHER += "&batch_size=128&lr=0.003&evaluate_every=20"
+STUDENT = "fit:clip?data=styled-shapes%3Ftrain=4096%26seed=911%26styles=plain-bright&image_encoder=vit-xs&embedding=32"
+STUDENT += "&recipe=none&epochs=20&batch_size=128&lr=0.003&evaluate_every=20"
+SYSTEM = System(
+    slug="promptkd",
+    task="labelled",
+    config=PromptKDConfig,
+    learner=PromptKD,
+    data="styled-shapes?styles=outline-striped",
+    recipe={
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "recipe": "none",
+        "base": 0.5,
+        "batch_size": 64,
+        "prompt_depth": 3,
+        "epochs": 10,
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "weight_decay": 0.0,
+        "cold_epochs": 0,
+        "evaluate_every": 5,
+    },
+)
