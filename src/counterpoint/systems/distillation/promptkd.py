@@ -622,11 +622,15 @@ class PromptKD(ClassTextLearner):
         }
 
 
-_PAIRS = "&image_encoder={}&embedding={}&recipe=none&batch_size=128&evaluate_every=30"
-TEACHER = "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
-TEACHER += "&batch_size=128&lr=0.003&evaluate_every=20"
-STUDENT = "fit:clip?data=styled-shapes%3Ftrain=4096%26seed=911%26styles=plain-bright&image_encoder=vit-xs&embedding=32"
-STUDENT += "&recipe=none&epochs=20&batch_size=128&lr=0.003&evaluate_every=20"
+TEACHER = (
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "&batch_size=128&lr=0.003&evaluate_every=20"
+)
+STUDENT = (
+    "fit:clip?data=styled-shapes%3Ftrain=3072%26drop=0.0%26seed=911%26styles=plain-bright&image_encoder=vit-conv"
+    "&embedding=32&recipe=none&epochs=5&batch_size=64&lr=0.004&warmup_epochs=1&schedule=step&weight_decay=0.01"
+    "&evaluate_every=20"
+)
 SYSTEM = System(
     slug="promptkd",
     task="labelled",
@@ -639,12 +643,13 @@ SYSTEM = System(
         "recipe": "none",
         "base": 0.5,
         "batch_size": 64,
-        "prompt_depth": 3,
-        "epochs": 10,
+        "prompt_depth": 2,
+        "epochs": 6,
         "optimizer": "adamw",
         "lr": 4e-3,
         "weight_decay": 0.0,
         "cold_epochs": 0,
-        "evaluate_every": 5,
+        "schedule": "step",
+        "evaluate_every": 3,
     },
 )
