@@ -97,7 +97,11 @@ def test_projector_and_loss_equal_the_authors(case: int, dtype: torch.dtype) -> 
     loss.backward()
     for name, want in values(case, dtype, "grad").items():
         size = float(want.abs().max())
-        bound = {"rtol": 1e-9, "atol": 1e-9 * max(1.0, size)} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4 * size + 1e-3}
+        bound = (
+            {"rtol": 1e-9, "atol": 1e-9 * max(1.0, size)}
+            if dtype == torch.float64
+            else {"rtol": 1e-3, "atol": 1e-4 * size + 1e-3}
+        )
         torch.testing.assert_close(leaves[name].grad, want, **bound)
 
 
@@ -217,7 +221,9 @@ def test_a_tower_of_transformers_takes_prompts_and_gives_them_back() -> None:
     assert all(not torch.allclose(found.pooler_output, before) for found in rows)
     assert not torch.allclose(rows[0].pooler_output, rows[1].pooler_output)
     assert torch.equal(tower(pixel_values=image).pooler_output, before)
-    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=9, max_position_embeddings=6, **small)).eval()
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(vocab_size=9, max_position_embeddings=6, **small)
+    ).eval()
     ids = torch.tensor([[1, 4, 5, 3, 8]])
     with replaced_prompts(text, prompts[:2], 1):
         changed = text(input_ids=ids, output_hidden_states=True).hidden_states

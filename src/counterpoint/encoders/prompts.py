@@ -60,11 +60,17 @@ def _axis(block: nn.Module) -> int:
 
 def _wide(prompt: Tensor, like: Tensor, axis: int) -> Tensor:
     """Repeat a set of prompts for every item of a batch of tokens."""
-    return prompt.to(like.dtype).unsqueeze(1 - axis).expand(*((-1, like.shape[1], -1) if axis == 0 else (len(like), -1, -1)))
+    return (
+        prompt.to(like.dtype)
+        .unsqueeze(1 - axis)
+        .expand(*((-1, like.shape[1], -1) if axis == 0 else (len(like), -1, -1)))
+    )
 
 
 @contextmanager
-def _hooked(hooks: Sequence[tuple[nn.Module, Callable[[Any], Any]]], last: tuple[nn.Module, Any] | None) -> Iterator[None]:
+def _hooked(
+    hooks: Sequence[tuple[nn.Module, Callable[[Any], Any]]], last: tuple[nn.Module, Any] | None
+) -> Iterator[None]:
     """Change the first input of modules, and the output of one, in the forward passes inside the context."""
     handles = [
         module.register_forward_pre_hook(lambda _, given, change=change: change(given)) for module, change in hooks

@@ -19,7 +19,15 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.class_teachers import AlignedDual, open_network
 
-TEXT_PARTS = ("text_model", "text_projection", "transformer", "token_embedding", "positional_embedding", "ln_final", "text")
+TEXT_PARTS = (
+    "text_model",
+    "text_projection",
+    "transformer",
+    "token_embedding",
+    "positional_embedding",
+    "ln_final",
+    "text",
+)
 
 
 class _RunHalf(DualEncoder):

@@ -209,7 +209,9 @@ def prompt_tuning_loss(
     need_alike("n dim", image=image, frozen_image=frozen_image)
     need_alike("classes dim", text=text, frozen_text=frozen_text)
     if image.shape[1] != text.shape[1] or labels.shape != image.shape[:1]:
-        raise ValueError(f"text must be [classes, {image.shape[1]}] and labels [n], got {shapes(text=text, labels=labels)}")
+        raise ValueError(
+            f"text must be [classes, {image.shape[1]}] and labels [n], got {shapes(text=text, labels=labels)}"
+        )
     if int(labels.min()) < 0 or int(labels.max()) >= len(text):
         raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
     u, w, v, t = (F.normalize(x, dim=1, eps=EPS) for x in (image, text, frozen_image.detach(), frozen_text.detach()))
@@ -373,7 +375,9 @@ class PromptKD(ClassTextLearner):
     def __init__(self, config: PromptKDConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         if config.prompt_depth > (count := len(blocks_of(self.encoder)) if config.prompt_depth else 0):
-            raise CounterpointError(f"prompt_depth {config.prompt_depth} is more than the {count} blocks of the student")
+            raise CounterpointError(
+                f"prompt_depth {config.prompt_depth} is more than the {count} blocks of the student"
+            )
         own, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
         if not config.projector_layers and own != dim:
             raise CounterpointError(
@@ -423,7 +427,9 @@ class PromptKD(ClassTextLearner):
         parts = [self.prompts, self.projector, self.encoder if config.trains == "all" else None]
         trained: list[nn.Module] = [part for part in parts if part is not None]
         few = self._labelled if config.objective == "ce" else None
-        found = [Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)]
+        found = [
+            Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)
+        ]
         if config.tune_epochs:
             tuned: Any = self.tuned
             tune = Stage("tune", config.tune_epochs, lambda: [tuned], lambda: self._turns(config.tune_lr, [tuned]))
@@ -441,9 +447,13 @@ class PromptKD(ClassTextLearner):
         cold = 1e-5 / (lr * config.batch_size / 256)
 
         def curve(epoch: float) -> float:
-            return cold if epoch < config.cold_epochs < epochs else 0.5 * (1 + math.cos(math.pi * min(1, epoch / epochs)))
+            return (
+                cold if epoch < config.cold_epochs < epochs else 0.5 * (1 + math.cos(math.pi * min(1, epoch / epochs)))
+            )
 
-        return [optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch, curve=curve)]
+        return [
+            optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch, curve=curve)
+        ]
 
     def _labelled(self, survey: Survey) -> Batches:
         """Return batches of the few labelled pictures of base classes, as positions among the training rows."""
@@ -508,12 +518,16 @@ class PromptKD(ClassTextLearner):
     def _begin_tuning(self, survey: Survey) -> None:
         """Store the texts of a teacher without prompts, and begin the text prompts with the template's words."""
         config, network = self.config, self._teacher()
-        words = texts_of(survey.classes, config.frozen_templates or config.templates, config.class_names, config.descriptions)
+        words = texts_of(
+            survey.classes, config.frozen_templates or config.templates, config.class_names, config.descriptions
+        )
         with torch.no_grad():
             texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
         self.frozen_text = F.normalize(texts.mean(1), dim=1, eps=EPS)
         before, _, after = templates_of(config.templates)[0].partition("{}")
-        self.words = [text for (text,) in texts_of(survey.classes, "{}" + after, config.class_names, config.descriptions)]
+        self.words = [
+            text for (text,) in texts_of(survey.classes, "{}" + after, config.class_names, config.descriptions)
+        ]
         assert self.tuned is not None
         rows = network.word_rows(before)[: config.prompts] if before.strip() else torch.zeros(0, 1)
         with torch.no_grad():
