@@ -2,10 +2,10 @@
 
     python benchmarks/promptkd.py [--rounds 5] [--threads 1]      writes results/bench/promptkd.json
 
-The transcriptions follow the authors' trainer: KL with the reduction "sum", divided by the number of logits; two 1 x 1 convolutions
-with batch normalisation; prompts joined to the tokens inside the transformer's loop. Both sides take the same float32 tensors, in turn
-in one process. The last case is a step of a student of 4 blocks: ours with the stored class texts, the authors' trainer with the
-teacher's texts computed again.
+The transcriptions follow the authors' trainer: KL with the reduction "sum", divided by the number of logits; two 1 x 1
+convolutions with batch normalisation; prompts joined to the tokens inside the transformer's loop. Both sides take the same float32
+tensors, in turn in one process. The last case is a step of a student of 4 blocks: ours with the stored class texts, the authors'
+trainer with the teacher's texts computed again.
 """
 
 from __future__ import annotations

@@ -43,6 +43,11 @@ def prompt_width(tower: nn.Module) -> int:
     return int(next(shape[-1] for shape in shapes if shape))
 
 
+def new_prompts(count: int, widths: Sequence[int]) -> nn.ParameterList:
+    """Make a set of `count` prompts of each width, normal with standard deviation 0.02."""
+    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for width in widths)
+
+
 def need_prompts(tower: nn.Module, prompts: Sequence[Tensor], name: str = "prompts") -> None:
     """Raise ValueError for more sets of prompts than blocks, and for another shape than [n, width]."""
     count, width = len(blocks_of(tower)), prompt_width(tower)
@@ -174,7 +179,8 @@ class _Norm(nn.Module):
         self.normalized_shape = (len(weight),)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, *self.given)
+        weight, bias = self.given
+        return F.layer_norm(x, self.normalized_shape, weight, bias)
 
 
 class _Attention(nn.Module):

@@ -14,8 +14,8 @@ Li, Li, Fu, Zhang, Wang, Chen, Yang: "PromptKD: Unsupervised Prompt Distillation
     counterpoint train promptkd --student hf:openai/clip-vit-base-patch16 --teacher hf:openai/clip-vit-large-patch14 \
         --data imagefolder:mine --base 0.5 --tune-epochs 20
 
-Stage `tune`, for `--tune-epochs` above 0, learns prompts in both towers of the teacher from `--shots` labelled pictures of each
-base class. Stage `distill` trains the student's prompts and projector on all training pictures, without any label. All weights of
+Stage `tune` learns prompts in both towers of the teacher from `--shots` labelled pictures of each base class. It runs where
+`--tune-epochs` is above 0. Stage `distill` trains the student's prompts and projector on all training pictures, without any label. All weights of
 both networks stay frozen, and so without its prompts the student is the network that it was.
 
 Differences from the authors' code: biases and normalisation layers have no weight decay. W is computed once, not in every step.
@@ -26,20 +26,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
-from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean, place
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
@@ -48,8 +46,8 @@ from counterpoint.encoders.prompts import (
     ClipWeights,
     appended_prompts,
     blocks_of,
+    new_prompts,
     prompt_width,
-    replaced_prompts,
 )
 from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.optim import optimisers
@@ -57,11 +55,12 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
-from counterpoint.tasks.class_texts import templates_of, texts_of
-from counterpoint.tasks.image_towers import ImageTower, text_tower, tower_facts
+from counterpoint.tasks.class_teachers import ClassTextLearner, open_network
+from counterpoint.tasks.class_texts import texts_of
+from counterpoint.tasks.image_towers import ImageTower, tower_facts
 from counterpoint.tasks.labelled import cross_entropy
 from counterpoint.tasks.open_classes import class_shots
+from counterpoint.tasks.tuned_teachers import TunedConfig, TunedTeacher, tuned_widths
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -174,74 +173,22 @@ def prompt_distillation_loss(
     """
     if not kd_weight >= 0:
         raise ValueError(f"kd_weight must be at least 0, got {kd_weight}")
-    loss: Tensor = kd(student_logits, teacher_logits, temperature)
-    return kd_weight / student_logits.shape[1] * loss
-
-
-@full_precision
-def prompt_tuning_loss(
-    image: Float[Tensor, "n dim"],
-    text: Float[Tensor, "classes dim"],
-    frozen_image: Float[Tensor, "n dim"],
-    frozen_text: Float[Tensor, "classes dim"],
-    labels: Int[Tensor, " n"],
-    scale: float,
-    text_weight: float = 25.0,
-    image_weight: float = 10.0,
-) -> Float[Tensor, ""]:
-    """Compute PromptSRC's four terms: cross-entropy, distance of texts, distance of pictures, divergence of the logits.
-
-    Args:
-        image, text: embeddings with prompts, normalised here.
-        frozen_image, frozen_text: embeddings without prompts, normalised here, without gradient.
-        labels: class numbers, 0 to classes - 1.
-        scale: factor of cosines, > 0.
-        text_weight, image_weight: weights of the mean absolute differences, by default 25 and 10.
-
-    Raises ValueError for shapes that do not fit, an empty batch, and labels or numbers out of range.
-
-    >>> one = torch.eye(2)
-    >>> prompt_tuning_loss(one, one, one, one, torch.tensor([0, 1]), 100.0).item()
-    0.0
-    """
-    need_positive(scale=scale)
-    need_rows(image=image)
-    need_alike("n dim", image=image, frozen_image=frozen_image)
-    need_alike("classes dim", text=text, frozen_text=frozen_text)
-    if image.shape[1] != text.shape[1] or labels.shape != image.shape[:1]:
-        raise ValueError(
-            f"text must be [classes, {image.shape[1]}] and labels [n], got {shapes(text=text, labels=labels)}"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= len(text):
-        raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
-    u, w, v, t = (F.normalize(x, dim=1, eps=EPS) for x in (image, text, frozen_image.detach(), frozen_text.detach()))
-    logits = scale * u @ w.T
-    fitted = global_mean(F.cross_entropy(logits, labels, reduction="none"))
-    texts, images = (w - t).abs().mean(), global_mean((u - v).abs().mean(1))
-    agreed = prompt_distillation_loss(logits, scale * v @ t.T, 1.0, 1.0)
-    return fitted + text_weight * texts + image_weight * images + agreed
-
-
-def gaussian_epoch_weights(epochs: int, mean: float = 15.0, std: float = 1.0) -> Float[Tensor, " epochs"]:
-    """Compute weights of epochs 1, 2, ..., which sum to 1: a Gaussian around the epoch `mean`.
-
-    Args:
-        epochs: number of epochs, at least 1.
-        mean: epoch of the largest weight, by default 15.
-        std: standard deviation in epochs, > 0, by default 1.
-
-    >>> gaussian_epoch_weights(2, mean=1.5)
-    tensor([0.5000, 0.5000])
-    """
-    need_positive(epochs=epochs, std=std)
-    return (-0.5 * ((torch.arange(1, epochs + 1) - mean) / std) ** 2).softmax(0)
+    need_alike("n classes", student_logits=student_logits, teacher_logits=teacher_logits)
+    need_positive(temperature=temperature)
+    need_rows(student_logits=student_logits)
+    own = F.log_softmax(student_logits / temperature, 1)
+    with torch.no_grad():  # two sums, of which the first needs no gradient: `kd` writes the matrix of all terms
+        target = F.softmax(teacher_logits / temperature, 1)
+        constant = -torch.special.entr(target).sum(1)
+    divergence = constant - torch.linalg.vecdot(target, own)
+    return kd_weight * temperature**2 / student_logits.shape[1] * global_mean(divergence)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
-class PromptKDConfig(ClassTextConfig):
+class PromptKDConfig(TunedConfig):
     """Settings of PromptKD. Defaults are the authors' for base and novel classes; learning rates are for a batch of 256."""
 
     epochs: int = 20
@@ -258,8 +205,6 @@ class PromptKDConfig(ClassTextConfig):
     weight_decay: float = 5e-4
     cold_epochs: int = 1
     """First epochs, at least 0, at a constant learning rate of 1e-5."""
-    prompts: int = 4
-    """n, vectors in a set of prompts, at least 1."""
     prompt_depth: int = 9
     """J, number of blocks with prompts of their own, 0 (no prompts) to the student's number of blocks."""
     projector_layers: int = 2
@@ -277,34 +222,12 @@ class PromptKDConfig(ClassTextConfig):
     """Train prompts and projector, or also the student's own weights."""
     shuffled: bool = False
     """Control: while it learns, the student gets the class texts in another order."""
-    tune_epochs: int = 0
-    """Passes over the labelled pictures in stage `tune`; 0 (default): the teacher stays as it is."""
-    tune_lr: float = 0.16
-    """Learning rate of stage `tune` at a batch of 256, > 0."""
-    tune_depth: int = 9
-    """Number of blocks with prompts in each tower of the teacher, 1 to the number of its blocks."""
-    tune_images: bool = True
-    """Put prompts into the teacher's image tower as well, which has to be a transformer."""
-    shots: int = 16
-    """Labelled pictures of each base class, for stage `tune` and the objective ce; 0: all."""
-    text_weight: float = 25.0
-    """Weight of the distance of the teacher's texts from those without prompts, at least 0."""
-    image_weight: float = 10.0
-    """Weight of the same for pictures, at least 0."""
-    frozen_templates: str = ""
-    """Templates, in the form of --templates, whose mean the teacher's texts stay close to. Default: those of --templates."""
-    epoch_mean: float = 15.0
-    """Epoch of stage `tune` whose prompts weigh most in the teacher's."""
-    epoch_std: float = 1.0
-    """Standard deviation of these weights in epochs, > 0."""
-
     transductive: ClassVar[bool] = True
-    counts = (*ClassTextConfig.counts, "prompts", "tune_depth")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("temperature", "tune_lr", "epoch_std")
-        for name in ("kd_weight", "text_weight", "image_weight", "prompt_depth", "tune_epochs", "shots", "cold_epochs"):
+        self.need_positive("temperature")
+        for name in ("kd_weight", "prompt_depth", "cold_epochs"):
             if getattr(self, name) < 0:
                 raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.projector_layers <= 3:
@@ -316,15 +239,11 @@ class PromptKDConfig(ClassTextConfig):
             )
         if self.objective != "none" and not self.prompt_depth and not self.projector_layers and self.trains != "all":
             raise CounterpointError("the student has neither prompts nor a projector to train; set --prompt-depth")
-        if self.tune_epochs and (self.cached or self.teacher.startswith("file:")):
-            raise CounterpointError("tune_epochs needs a teacher that is a network, without --cached")
 
     def check(self) -> None:
         super().check()
         if self.student.startswith("file:"):
             raise CounterpointError("--student: embeddings alone do not learn; name a network")
-        if self.frozen_templates:
-            templates_of(self.frozen_templates)
 
     def trained_on(self, rows: Indices, data: ImageData) -> Indices:
         """Select all training pictures, also those without a class: no label enters the distillation."""
@@ -333,37 +252,11 @@ class PromptKDConfig(ClassTextConfig):
     def facts(self, data: ImageData) -> dict[str, Any]:
         found = super().facts(data) | {"student": tower_facts(self.student) if self.student else None}
         if self.tune_epochs:
-            found["teacher_widths"] = _teacher_widths(self)
+            found["teacher_widths"] = tuned_widths(self)
         return found
 
 
-def _teacher_widths(config: PromptKDConfig) -> list[int]:
-    """Return the widths of words, of tokens of texts and of tokens of pictures in a teacher that stage `tune` changes."""
-    network = open_network(config.teacher)
-    towers = [text_tower(network), *([network.tower] if config.tune_images else [])]
-    for tower in towers:
-        if len(blocks_of(tower)) < config.tune_depth:
-            raise CounterpointError(
-                f"tune_depth {config.tune_depth} is more than the {len(blocks_of(tower))} blocks of a tower of the teacher"
-            )
-    return [network.width, *map(prompt_width, towers)]
-
-
 # ---------------------------------------------------------------------------------------------------------- the learner
-
-
-class TeacherPrompts(nn.Module):
-    """Prompts of both towers of a teacher: `text` and `image` are lists of [n, width], the first texts' ones are words."""
-
-    def __init__(self, count: int, depth: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        words, tokens, *pixels = widths
-        self.text = _prompts(count, [words, *[tokens] * (depth - 1)])
-        self.image = _prompts(count, [*pixels * depth])
-
-
-def _prompts(count: int, widths: Sequence[int]) -> nn.ParameterList:
-    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for width in widths)
 
 
 class PromptKD(ClassTextLearner):
@@ -385,16 +278,11 @@ class PromptKD(ClassTextLearner):
             )
         self.encoder.requires_grad_(config.trains == "all")
         width = prompt_width(self.encoder) if config.prompt_depth else 0
-        self.prompts = _prompts(config.prompts, [width] * config.prompt_depth)
+        self.prompts = new_prompts(config.prompts, [width] * config.prompt_depth)
         self.projector = Projector(own, *[dim] * config.projector_layers) if config.projector_layers else None
         self.register_buffer("own", torch.zeros(data.classes, own))  # the student's own class texts
         self.register_buffer("student_scale", torch.tensor(100.0))
-        self.tuned = self.sums = None
-        if config.tune_epochs:
-            self.tuned = TeacherPrompts(config.prompts, config.tune_depth, data.teacher_widths)
-            self.sums = TeacherPrompts(config.prompts, config.tune_depth, data.teacher_widths).requires_grad_(False)
-            for one in self.sums.parameters():
-                one.zero_()
+        self.tuned = TunedTeacher(config, data.teacher_widths) if config.tune_epochs else None
         self.order = torch.randperm(data.classes, generator=torch.Generator().manual_seed(seed))  # of the control
 
     def build_encoder(self, data: Any) -> Any:
@@ -404,16 +292,18 @@ class PromptKD(ClassTextLearner):
         super().begin(survey)
         config = self.config
         if config.student:
-            network = open_network(config.student)
-            self.encoder.take(network, config.student)
+            network, tower = open_network(config.student), cast("ImageTower", self.encoder)
+            tower.take(network, config.student)
             words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
             with torch.no_grad():
                 texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
             self.own.copy_(class_prototypes(texts))
             self.student_scale.fill_(network.scale)
         self.encoder.to(self.device)
-        if config.tune_epochs:
-            self._begin_tuning(survey)
+        if self.tuned is not None:
+            assert self.network is not None
+            teacher: Any = self.network.module
+            self.tuned.begin(teacher, survey.classes)
 
     def train(self, mode: bool = True) -> PromptKD:
         super().train(mode)
@@ -430,10 +320,10 @@ class PromptKD(ClassTextLearner):
         found = [
             Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)
         ]
-        if config.tune_epochs:
-            tuned: Any = self.tuned
-            tune = Stage("tune", config.tune_epochs, lambda: [tuned], lambda: self._turns(config.tune_lr, [tuned]))
-            found[0] = replace(found[0], enter=self._store)
+        if self.tuned is not None:
+            tuned = [self.tuned.current]
+            found[0].enter = self.store
+            tune = Stage("tune", config.tune_epochs, lambda: tuned, lambda: self._turns(config.tune_lr, tuned))
             found.insert(0, replace(tune, batches=self._labelled, evaluated=False))
         return found
 
@@ -494,7 +384,8 @@ class PromptKD(ClassTextLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.tuning:
-            return self.tuning_loss(batch)
+            assert self.tuned is not None
+            return {"loss": self.tuned.loss(batch["views"][0], batch["label"], self.base)}
         config, images = self.config, batch["views"][0]
         if config.objective == "none":
             trained: list[Tensor] = [one for one in self.parameters() if one.requires_grad]
@@ -513,92 +404,33 @@ class PromptKD(ClassTextLearner):
         distance = (rows - teacher).abs() if config.objective == "l1" else (rows - teacher).square()
         return {"loss": config.kd_weight * global_mean(distance.mean(1))}
 
-    # --- the teacher: PromptSRC
-
-    def _begin_tuning(self, survey: Survey) -> None:
-        """Store the texts of a teacher without prompts, and begin the text prompts with the template's words."""
-        config, network = self.config, self._teacher()
-        words = texts_of(
-            survey.classes, config.frozen_templates or config.templates, config.class_names, config.descriptions
-        )
-        with torch.no_grad():
-            texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
-        self.frozen_text = F.normalize(texts.mean(1), dim=1, eps=EPS)
-        before, _, after = templates_of(config.templates)[0].partition("{}")
-        self.words = [
-            text for (text,) in texts_of(survey.classes, "{}" + after, config.class_names, config.descriptions)
-        ]
-        assert self.tuned is not None
-        rows = network.word_rows(before)[: config.prompts] if before.strip() else torch.zeros(0, 1)
-        with torch.no_grad():
-            self.tuned.text[0][: len(rows)] = rows
-
-    def _teacher(self) -> Any:
-        assert self.network is not None
-        return self.network.module
-
-    def tuned_texts(self, count: int) -> Float[Tensor, "count dim"]:
-        """Compute the teacher's texts of the first classes with its prompts, not normalised."""
-        assert self.tuned is not None
-        network, prompts = self._teacher(), list(self.tuned.text)
-        with replaced_prompts(text_tower(network), prompts[1:], network.start):
-            return network.text_rows_with_context(prompts[0], self.words[:count], count)
-
-    def tuned_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        """Compute the teacher's embeddings of pictures with its prompts, not normalised."""
-        network = self._teacher()
-        with ExitStack() as stack:
-            if self.tuned is not None and len(self.tuned.image):
-                stack.enter_context(appended_prompts(network.tower, list(self.tuned.image)))
-            found: Tensor = network.images(images)
-        return found
-
-    def tuning_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the loss of stage `tune`."""
-        config, images = self.config, batch["views"][0]
-        assert self.network is not None
-        loss = prompt_tuning_loss(
-            self.tuned_images(images),
-            self.tuned_texts(self.base),
-            self.network(images),
-            self.frozen_text[: self.base],
-            batch["label"],
-            float(self.scale),
-            config.text_weight,
-            config.image_weight,
-        )
-        return {"loss": loss}
+    # --- the teacher
 
     def end_epoch(self, epoch: int) -> None:
-        """Add the teacher's prompts to their weighted mean."""
-        if not self.tuning:
-            return
-        weight = gaussian_epoch_weights(self.epochs, self.config.epoch_mean, self.config.epoch_std)[epoch]
-        assert self.tuned is not None
-        assert self.sums is not None
-        with torch.no_grad():
-            for total, one in zip(self.sums.parameters(), self.tuned.parameters(), strict=True):
-                total.add_(weight.to(one) * one)
+        if self.tuned is not None and self.tuning:
+            self.tuned.add(epoch, self.epochs)
 
-    def _store(self, survey: Survey) -> None:
-        """Take the mean of the teacher's prompts, and store its texts of all classes."""
+    def store(self, survey: Survey) -> None:
+        """Take the teacher's prompts, and store its texts of all classes."""
         assert self.tuned is not None
-        assert self.sums is not None
-        self.tuned.load_state_dict(self.sums.state_dict())
-        with torch.no_grad():
-            self.prototypes.copy_(F.normalize(self.tuned_texts(len(self.prototypes)), dim=1, eps=EPS))
+        self.prototypes.copy_(self.tuned.finish(len(self.prototypes)))
+
+    @torch.no_grad()
+    def taught_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        """Compute the teacher's embeddings of normalised pictures."""
+        assert self.network is not None
+        found: Tensor = self.network(images) if self.tuned is None else self.tuned.images(images)
+        return found
 
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         if self.known is not None:
             return super().teacher_rows(batch)
-        with torch.no_grad():
-            return self.tuned_images(batch["views"][0])
+        return self.taught_images(batch["views"][0])
 
     def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.network is None or self.survey is None:
             return {}
-        with torch.no_grad():
-            return {"teacher_logits": self.classify(self.tuned_images(batch["image"]))}
+        return {"teacher_logits": self.classify(self.taught_images(batch["image"]))}
 
     # --- what it learned
 
