@@ -21,7 +21,7 @@ def prompt_tuning_loss(
     frozen_image: Float[Tensor, "n dim"],
     frozen_text: Float[Tensor, "classes dim"],
     labels: Int[Tensor, " n"],
-    scale: float,
+    logit_scale: float,
     text_weight: float = 25.0,
     image_weight: float = 10.0,
 ) -> Float[Tensor, ""]:
@@ -31,7 +31,7 @@ def prompt_tuning_loss(
         image, text: embeddings with prompts, normalised here.
         frozen_image, frozen_text: embeddings without prompts, normalised here, without gradient.
         labels: class numbers, 0 to classes - 1.
-        scale: factor of cosines, > 0.
+        logit_scale: factor of cosines, > 0.
         text_weight, image_weight: weights of the mean absolute differences, by default 25 and 10.
 
     The divergence is divided by the number of classes. Raises ValueError for shapes that do not fit, an empty batch, and labels or
@@ -41,7 +41,7 @@ def prompt_tuning_loss(
     >>> prompt_tuning_loss(one, one, one, one, torch.tensor([0, 1]), 100.0).item()
     0.0
     """
-    need_positive(scale=scale)
+    need_positive(logit_scale=logit_scale)
     need_rows(image=image)
     need_alike("n dim", image=image, frozen_image=frozen_image)
     need_alike("classes dim", text=text, frozen_text=frozen_text)
@@ -52,10 +52,10 @@ def prompt_tuning_loss(
     if int(labels.min()) < 0 or int(labels.max()) >= len(text):
         raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
     u, w, v, t = (F.normalize(x, dim=1, eps=EPS) for x in (image, text, frozen_image.detach(), frozen_text.detach()))
-    logits = scale * u @ w.T
+    logits = logit_scale * u @ w.T
     fitted = global_mean(F.cross_entropy(logits, labels, reduction="none"))
     texts, images = (w - t).abs().mean(), global_mean((u - v).abs().mean(1))
-    return fitted + text_weight * texts + image_weight * images + kd(logits, scale * v @ t.T, 1.0) / len(text)
+    return fitted + text_weight * texts + image_weight * images + kd(logits, logit_scale * v @ t.T, 1.0) / len(text)
 
 
 def gaussian_epoch_weights(epochs: int, mean: float = 15.0, std: float = 1.0) -> Float[Tensor, " epochs"]:

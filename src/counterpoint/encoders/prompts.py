@@ -68,7 +68,7 @@ def _wide(prompt: Tensor, like: Tensor, axis: int) -> Tensor:
     return (
         prompt.to(like.dtype)
         .unsqueeze(1 - axis)
-        .expand(*((-1, like.shape[1], -1) if axis == 0 else (len(like), -1, -1)))
+        .expand(*((-1, like.shape[1], -1) if axis == 0 else (like.shape[0], -1, -1)))
     )
 
 

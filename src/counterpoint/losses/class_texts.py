@@ -173,7 +173,7 @@ class PromptTuning(Loss):
     """PromptSRC: few labels tune prompts, whose texts, pictures and logits stay close to those without prompts.
 
     Args:
-        scale: Factor of cosines, > 0.
+        logit_scale: Factor of cosines, > 0.
         text_weight, image_weight: Weights of the mean absolute differences of texts and of pictures, at least 0.
         group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
 
@@ -199,11 +199,11 @@ class PromptTuning(Loss):
     calls = "promptkd:prompt_tuning_loss"
 
     def __init__(
-        self, scale: float = 100.0, text_weight: float = 25.0, image_weight: float = 10.0, *, group: Group = None
+        self, logit_scale: float = 100.0, text_weight: float = 25.0, image_weight: float = 10.0, *, group: Group = None
     ) -> None:
         super().__init__(group)
-        need_positive(scale=scale)
-        self.scale, self.text_weight, self.image_weight = scale, text_weight, image_weight
+        need_positive(logit_scale=logit_scale)
+        self.logit_scale, self.text_weight, self.image_weight = logit_scale, text_weight, image_weight
 
     def forward(
         self,
@@ -214,7 +214,7 @@ class PromptTuning(Loss):
         labels: Int[Tensor, " n"],
     ) -> Float[Tensor, ""]:
         """Return the sum of the four terms."""
-        weights = self.scale, self.text_weight, self.image_weight
+        weights = self.logit_scale, self.text_weight, self.image_weight
         with over(self.group):
             loss: Tensor = self.function(image, text, frozen_image, frozen_text, labels, *weights)
         return loss

@@ -71,7 +71,7 @@ class TunedConfig(ClassTextConfig):
 
 
 def tuned_widths(config: TunedConfig) -> list[int]:
-    """Return the widths of words, of tokens of texts and, with prompts in them, of tokens of pictures of a teacher.
+    """Return the widths of a teacher's words, of its tokens of texts, and of those of pictures where these get prompts.
 
     Raises CounterpointError for towers that are no transformers, or have fewer blocks than `tune_depth`.
     """

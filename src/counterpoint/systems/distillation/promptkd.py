@@ -138,8 +138,8 @@ def prompt_projector(
 
     Raises ValueError for an empty batch, for missing weights and for widths that do not fit.
     """
-    need_rows(h=h)
     if layers is None:
+        need_rows(h=h)
         linear = sorted((n for n in weights if weights[n].ndim > 1), key=lambda name: int(name.split(".")[1]))
         if not linear or weights[linear[0]].shape[1] != h.shape[1]:
             raise ValueError(f"weights must map rows of width {h.shape[1]}, got {shapes(**dict(weights))}")
