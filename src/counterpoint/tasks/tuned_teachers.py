@@ -71,7 +71,7 @@ class TunedConfig(ClassTextConfig):
 
 
 def tuned_widths(config: TunedConfig) -> list[int]:
-    """Return the widths of a teacher's words, of its tokens of texts, and of those of pictures where these get prompts.
+    """Return the widths of a teacher's words, of its tokens of texts, and of tokens of pictures that get prompts.
 
     Raises CounterpointError for towers that are no transformers, or have fewer blocks than `tune_depth`.
     """

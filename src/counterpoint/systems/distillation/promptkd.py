@@ -15,8 +15,8 @@ Li, Li, Fu, Zhang, Wang, Chen, Yang: "PromptKD: Unsupervised Prompt Distillation
         --data imagefolder:mine --base 0.5 --tune-epochs 20
 
 Stage `tune` learns prompts in both towers of the teacher from `--shots` labelled pictures of each base class. It runs where
-`--tune-epochs` is above 0. Stage `distill` trains the student's prompts and projector on all training pictures, without any label. All weights of
-both networks stay frozen, and so without its prompts the student is the network that it was.
+`--tune-epochs` is above 0. Stage `distill` trains the student's prompts and projector on all training pictures, without any
+label. All weights of both networks stay frozen: without its prompts the student is the network that it was.
 
 Differences from the authors' code: biases and normalisation layers have no weight decay. W is computed once, not in every step.
 Text prompts after the first block, and a teacher's picture prompts, need transformers. Not built: CoOp and other ways of stage 1.
