@@ -489,3 +489,21 @@ def test_the_page_draws_each_class(rooms: dict[str, AlignedDual]) -> None:
     found = learner.figures(Survey(task, learner))["Classes"]
     assert list(found["series"]) == ["student before", "student", "teacher"]
     assert found["xlabel"] == "class; novel ones from 4 on"
+
+
+def test_an_exported_student_takes_any_number_of_pictures(rooms: dict[str, AlignedDual]) -> None:
+    experiment = resolved()
+    learner: Any = experiment.learner(experiment.task().facts, 0).eval()
+
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learner = learner
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.learner.predict({"image": images})["feature"]
+
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        program = torch.export.export(Student(), (images[:3],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.testing.assert_close(program.module()(images), learner.embed(images))
