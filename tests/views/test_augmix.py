@@ -72,13 +72,15 @@ def test_changes_of_place_equal_torchvisions(change: str) -> None:
         "translate-y": {"translate": [0, -4]},
     }[change]
     want = tv.affine(images, **given)
-    other = tv.affine(images, **{k: [-x for x in v] if isinstance(v, list) else -v if k == "angle" else v for k, v in given.items()})
+    other = tv.affine(
+        images, **{k: [-x for x in v] if isinstance(v, list) else -v if k == "angle" else v for k, v in given.items()}
+    )
     equal = [float((found == one).float().mean()) for one in (want, other)]
     assert max(equal) > 0.97, equal
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(CounterpointError, match="severity above 0.1"):
+    with pytest.raises(CounterpointError, match="severity above"):
         AugMix(severity=0.0)
     with pytest.raises(CounterpointError, match="at least one chain"):
         AugMix(chains=0)
