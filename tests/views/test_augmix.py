@@ -79,6 +79,19 @@ def test_changes_of_place_equal_torchvisions(change: str) -> None:
     assert max(equal) > 0.97, equal
 
 
+@pytest.mark.parametrize("change", ["autocontrast", "equalize"])
+def test_stretched_and_equalised_channels_equal_torchvisions(change: str) -> None:
+    images = pictures(3, 40) // 2 + 20
+    images[0, 1] = 7
+    images[1] = images[1] // 100
+    found = changed(images, change, torch.ones(3), torch.ones(3))
+    want = getattr(tv, change)(images)
+    assert int((found.int() - want.int()).abs().max()) <= (1 if change == "autocontrast" else 0)
+    assert not torch.equal(found, images)
+    small = pictures(2, 4)  # fewer pixels than levels: no step
+    assert torch.equal(changed(small, "equalize", torch.ones(2), torch.ones(2)), tv.equalize(small))
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(CounterpointError, match="severity above"):
         AugMix(severity=0.0)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as tv
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -107,6 +106,25 @@ class AugMix:
         return clean * x + (1 - clean) * mixed
 
 
+def autocontrast(images: UInt8[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Stretch each channel to 0..255. A channel of one value stays."""
+    x = images.float()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    stretched = ((x - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255).to(torch.uint8)
+    return torch.where(high > low, stretched, images)
+
+
+def equalize(images: UInt8[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Equalise each channel's histogram, as Pillow does. A channel whose step would be 0 stays."""
+    x = images.flatten(2).long()
+    counts = x.new_zeros(*x.shape[:2], 256).scatter_add_(2, x, torch.ones_like(x))
+    highest = counts.gather(2, x.amax(2, keepdim=True))
+    step = (x.shape[2] - highest) // 255
+    table = (counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)
+    found = torch.where(step > 0, table.clamp(0, 255).gather(2, x), x)
+    return found.view(images.shape).to(torch.uint8)
+
+
 def changed(
     images: UInt8[Tensor, "batch 3 height width"],
     change: str,
@@ -123,9 +141,9 @@ def changed(
         sign: direction, -1 or 1.
     """
     if change == "autocontrast":
-        return tv.autocontrast(images)
+        return autocontrast(images)
     if change == "equalize":
-        return tv.equalize(images)
+        return equalize(images)
     if change == "posterize":
         bits = 4 - (level * 4 / 10).long()
         step = (2 ** (8 - bits)).to(images.device)[:, None, None, None]
