@@ -39,7 +39,7 @@ NAMES = [
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "VL2V", "VLMOOD",
+    "VL2V", "VLMOOD", "GOPro",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",

@@ -43,7 +43,6 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.engine.optim import factor, optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
@@ -309,6 +308,10 @@ class _NoEncoder(ImageEncoder):
     dim = 0
 
 
+def _opened(learner: Any, keys: Any) -> None:
+    learner.open()
+
+
 class GOPro(ClassTextLearner):
     """The prompt generator and the projector beside a frozen network of pictures and texts."""
 
@@ -320,6 +323,8 @@ class GOPro(ClassTextLearner):
         self.projector.requires_grad_(bool(config.contrastive) or config.classifier_features == "projected")
         self.class_names = tuple(data.class_names)
         self.mixer = AugMix(config.severity)
+        self.opened: DualEncoder | None = None
+        self.register_load_state_dict_post_hook(_opened)
 
     def build_encoder(self, data: Any) -> ImageEncoder:
         return _NoEncoder()
@@ -329,18 +334,23 @@ class GOPro(ClassTextLearner):
         return ViewPipeline(self.size, crops=3, recipe=[plain, strong, plain], mean=None, std=None)
 
     def begin(self, survey: Survey) -> None:
+        self.opened = None
         super().begin(survey)
         with torch.no_grad():
             self.generator.context.copy_(self.dual.word_rows(self.config.context))
 
+    def open(self) -> None:
+        """Open the frozen network of a loaded run. During a fit it is no part of the learner."""
+        if self.network is None and self.opened is None:
+            self.opened = open_network(self.config.teacher).requires_grad_(False)
+            assert self.opened.start >= 0  # kept before torch.export traces the network
+
     @property
     def dual(self) -> DualEncoder:
-        """The frozen network; a loaded run opens it at its first use."""
-        if self.network is None:
-            network = open_network(self.config.teacher)
-            self.network = Frozen(network, self.config.teacher, network.images)
-        network_: Any = self.network.to(self.device).module
-        return network_
+        """The frozen network."""
+        self.open()
+        found: Any = self.opened if self.network is None else self.network.module
+        return found
 
     def turns(self) -> list[Turn]:
         config, steps = self.config, self.steps_per_epoch
@@ -405,9 +415,11 @@ class GOPro(ClassTextLearner):
     # --- what it learned
 
     def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        return self.compared(self.layers(images)[0])
+        return self.compared(F.normalize(self.dual.images(images), dim=1, eps=EPS))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if batch.get("part") == "bank":  # only features are needed, for search and export
+            return {"feature": self.embed(batch["image"])}
         rows, logits = self.classified(batch["image"])
         return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
 
