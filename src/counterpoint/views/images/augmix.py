@@ -107,7 +107,7 @@ class AugMix:
 
 
 def autocontrast(images: UInt8[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch 3 height width"]:
-    """Stretch each channel to 0..255. A channel of one value stays."""
+    """Scale each channel to 0..255. A channel of one value stays."""
     x = images.float()
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     stretched = ((x - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255).to(torch.uint8)
@@ -115,7 +115,7 @@ def autocontrast(images: UInt8[Tensor, "batch 3 height width"]) -> UInt8[Tensor,
 
 
 def equalize(images: UInt8[Tensor, "batch 3 height width"]) -> UInt8[Tensor, "batch 3 height width"]:
-    """Equalise each channel's histogram, as Pillow does. A channel whose step would be 0 stays."""
+    """Make each channel's histogram flat, as Pillow does. A channel whose step would be 0 stays."""
     x = images.flatten(2).long()
     counts = x.new_zeros(*x.shape[:2], 256).scatter_add_(2, x, torch.ones_like(x))
     highest = counts.gather(2, x.amax(2, keepdim=True))
