@@ -445,7 +445,6 @@ WITHOUT = {
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",
     "gopro:simclr_loss": "a term of GOPro; NTXent with another temperature",
-    "gopro:style_content_token": "tokens, no loss",
     "gopro:shifted_context": "vectors, no loss",
     "gopro:build_prompts": "vectors, no loss",
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",

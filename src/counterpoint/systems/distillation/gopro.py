@@ -37,6 +37,7 @@ from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.operands import EPS, positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
+from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.dual import DualEncoder
 from counterpoint.encoders.image_encoder import ImageEncoder
@@ -91,15 +92,18 @@ def style_content_token(
     return F.linear(torch.stack(mixed, 2), rho, bias)[..., 0]
 
 
+@full_precision
 def shifted_context(
     token: Float[Tensor, "n text_width"], ctx: Float[Tensor, "m text_width"]
 ) -> Float[Tensor, "n m text_width"]:
     """Add each picture's token to every context vector. Raises ValueError for widths that differ."""
     if token.ndim != 2 or ctx.ndim != 2 or token.shape[1] != ctx.shape[1]:
         raise ValueError(f"token must be [n, width] and ctx [m, width], got {shapes(token=token, ctx=ctx)}")
+    need_rows(token=token)
     return ctx + token[:, None]
 
 
+@full_precision
 def build_prompts(
     token: Float[Tensor, "n text_width"],
     ctx: Float[Tensor, "m text_width"],
@@ -123,6 +127,7 @@ def build_prompts(
     return torch.cat([prefix.expand(n, -1, -1, -1), middle, suffix.expand(n, -1, -1, -1)], 2)
 
 
+@over_group
 @full_precision
 def simclr_loss(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], temperature: float = 0.1) -> Float[Tensor, ""]:
     """Compute L-con, NT-Xent of two views: every other row of both views is a negative.
@@ -142,6 +147,7 @@ def simclr_loss(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], temperatur
     return global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive_similarity(*x.chunk(2)))
 
 
+@over_group
 @full_precision
 def gopro_loss(
     logits: Float[Tensor, "n classes"],
