@@ -25,13 +25,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
-from counterpoint.core.operands import EPS
 from counterpoint.data.images import ImageData, Listed
 from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short, word_layer
 from counterpoint.encoders.text import Tokenizer
@@ -267,17 +265,17 @@ class ClassTextLearner(ImageLearner):
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""
         if self.known is not None:
-            return self.known[batch["index"]]
+            return self.known[batch["index"]].to(self.prototypes.dtype)
         assert self.network is not None
         found: Tensor = self.network(batch["views"][0])
-        return found
+        return found.to(self.prototypes.dtype)
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
         """Compute the student's rows in the teacher's space, not normalised."""
         raise NotImplementedError
 
     def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        return F.normalize(self.projected(images), dim=1, eps=EPS)
+        return self.projected(images)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self.embed(batch["image"])
