@@ -477,7 +477,7 @@ class GOPro(ClassTextLearner):
 
 
 TEACHER = (
-    "fit:clip?data=styled-shapes%3Ftrain=8192%26drop=0.4%26seed=902&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
     "&batch_size=128&lr=0.003&evaluate_every=20"
 )
 SYSTEM = System(
@@ -493,7 +493,7 @@ SYSTEM = System(
         "ending": "",
         "base": 0.5,
         "batch_size": 8,
-        "lr": 0.01 * 256 / 8,
+        "lr": 0.002 * 256 / 8,
         "evaluate_every": 50,
     },
 )
