@@ -538,6 +538,13 @@ CASES |= {
     DISTILLATION + "vlm_ood_distill:feature_contrast": Case(
         lambda n, d: [unit(d(0, n, DIM)), unit(d(1, n, DIM)), 0.1], (0,), (0, 0), kernel=True
     ),
+    DISTILLATION + "gopro:simclr_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, n, DIM), 0.5], (0, 1), (0, 0), kernel=True
+    ),
+    DISTILLATION + "gopro:shifted_context": Case(lambda n, d: [d(0, n, 4), d(1, 3, 4)], (0, 1), (0, None)),
+    DISTILLATION + "gopro:build_prompts": Case(
+        lambda n, d: [d(0, n, 4), d(1, 3, 4), d(2, 2, 1, 4), d(3, 2, 5, 4)], (0, 1, 2, 3), (0, None, None, None)
+    ),
     DISTILLATION + "vlm_ood_distill:caption_contrast": Case(
         lambda n, d: [unit(d(0, n, DIM)), unit(d(1, n, DIM)), torch.arange(n) % 5], (0,), (0, 0, 0), kernel=True
     ),
@@ -546,6 +553,8 @@ CASES |= {
     ),
 }
 OTHERS |= {
+    "gopro:gopro_loss": "a sum of other public functions, with a mapping of parts",
+    "gopro:style_content_token": "takes a mapping of weights",
     "vlm_ood_distill:vlm_ood_distillation_loss": "a sum of other public functions, with a mapping of parts",
     "vl2v_adip:swad_loss_valley": "averages weights",
 }

@@ -175,6 +175,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
     ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
+    # Its projector normalises by the batch, and a frozen network computes nearly all.
+    "gopro": (
+        "styled-shapes?train=24&test=8&size=16&label=shape",
+        {
+            "teacher": "fit:clip?data=styled-shapes%3Ftrain=16%26valid=8%26test=8&image_encoder=conv-s&embedding=8&recipe=none"
+            "&epochs=1&batch_size=8",
+            "batch_size": 12,
+            "epochs": 1,
+        },
+    ),
     # A step trains the set, and a network of the pool on all of it.
     "krr-st": (
         "digits?size=8&train=24",

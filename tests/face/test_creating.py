@@ -48,6 +48,7 @@ MORE = {
     "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
     "vlm-ood-distill": {"teacher_dim": 6},
     "promptkd": {"teacher_dim": 6, "student": "", "encoder": "vit-s", "prompt_depth": 2},
+    "gopro": {"teacher_dim": 6, "words": 4, "text_width": 5, "layer_widths": [3, 8]},
     "any2seg": {"pretrained": False, "width": 8},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},
     "attention-transfer": {"encoder": "resnet-s", "teacher_encoder": "resnet-s"},

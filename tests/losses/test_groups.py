@@ -40,7 +40,7 @@ NAMES = [
     "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "VL2V", "VLMOOD", "PromptKD", "PromptTuning",
+    "VL2V", "VLMOOD", "GOPro", "PromptKD", "PromptTuning",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",

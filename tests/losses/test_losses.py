@@ -355,6 +355,17 @@ CASES |= {
         lambda: [draw(0, N, DIM), draw(1, 3, DIM), draw(2, N, DIM), draw(3, 3, DIM), torch.arange(N) % 3],
         lambda m, *x: fn.prompt_tuning_loss(*x, 10.0, 2.0, 3.0),
     ),
+    "GOPro": Case(
+        lambda: losses.GOPro(0.2, 0.3, 2.0),
+        lambda: [
+            draw(0, N, 3),
+            torch.arange(N) % 3,
+            *(draw(n, N, 3, 4) for n in (1, 2, 3)),
+            draw(4, N, DIM),
+            draw(5, N, DIM),
+        ],
+        lambda m, *x: fn.gopro_loss(*x, 0.2, 0.3, consistency_weight=2.0)[0],
+    ),
     "VLMOOD": Case(
         lambda: losses.VLMOOD(0.2, 2, False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
@@ -443,6 +454,9 @@ WITHOUT = {
     "vl2v-adip:vl2v_rows": "rows of VL2V",
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",
+    "gopro:simclr_loss": "a term of GOPro; NTXent with another temperature",
+    "gopro:shifted_context": "vectors, no loss",
+    "gopro:build_prompts": "vectors, no loss",
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",
     "vlm-ood-distill:feature_contrast": "a term of VLMOOD; CLIP of unit rows, or one way",
     "promptkd:prompted_vit": "a network, no loss",

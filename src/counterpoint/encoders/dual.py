@@ -108,7 +108,7 @@ class DualEncoder(nn.Module):
         weight: Any = self.words.weight
         return int(weight.shape[1])
 
-    @property
+    @functools.cached_property
     def start(self) -> int:
         """Number of special tokens before a text's own ones."""
         return self.token_ids(["a"])[0][0].tolist().index(self.own_ids("a")[0])

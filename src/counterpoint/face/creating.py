@@ -41,6 +41,7 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
+    *("words", "text_width", "layer_widths"),
 )
 
 
@@ -73,7 +74,8 @@ def create(
             classes, or their names; examples: number of training examples, for systems that keep state for each; modalities:
             {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
             audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
-            domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts.
+            domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
+            words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 

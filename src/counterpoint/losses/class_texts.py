@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -217,4 +219,66 @@ class PromptTuning(Loss):
         weights = self.logit_scale, self.text_weight, self.image_weight
         with over(self.group):
             loss: Tensor = self.function(image, text, frozen_image, frozen_text, labels, *weights)
+        return loss
+
+
+class GOPro(Loss):
+    """GOPro: cross-entropy, agreement of each picture's class texts with those of its views, contrast of two views.
+
+    Args:
+        temperature: Divisor of the contrast's cosines, > 0.
+        contrastive_weight, consistency_weight: Weights of the contrast and of the agreement, at least 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | logits | [n, classes] | of the pictures |
+        | labels | [n] | class numbers |
+        | text0 | [n, classes, dim] | unit text features by the pictures' own prompts |
+        | text1, text2 | [n, classes, dim] | the same by the prompts of their views |
+        | proj0, proj1 | [n, width] | projections of pictures and of their first views |
+
+    Relations: NTXent is its contrast. All inputs get a gradient.
+
+    Source: Singha et al., arXiv 2308.11605.
+
+    >>> import torch
+    >>> text = torch.ones(1, 1, 2)
+    >>> GOPro()(torch.zeros(1, 1), torch.tensor([0]), text, text, text, torch.ones(1, 2), torch.ones(1, 2))
+    tensor(0.)
+    """
+
+    calls = "gopro:gopro_loss"
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        contrastive_weight: float = 0.1,
+        consistency_weight: float = 1.0,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        need_within(0, math.inf, contrastive_weight=contrastive_weight, consistency_weight=consistency_weight)
+        self.temperature, self.contrastive_weight = temperature, contrastive_weight
+        self.consistency_weight = consistency_weight
+
+    def forward(
+        self,
+        logits: Float[Tensor, "n classes"],
+        labels: Int[Tensor, " n"],
+        text0: Float[Tensor, "n classes dim"],
+        text1: Float[Tensor, "n classes dim"],
+        text2: Float[Tensor, "n classes dim"],
+        proj0: Float[Tensor, "n width"],
+        proj1: Float[Tensor, "n width"],
+    ) -> Float[Tensor, ""]:
+        """Return the weighted sum."""
+        with over(self.group):
+            loss: Tensor = self.function(
+                *(logits, labels, text0, text1, text2, proj0, proj1, self.temperature, self.contrastive_weight),
+                consistency_weight=self.consistency_weight,
+            )[0]
         return loss

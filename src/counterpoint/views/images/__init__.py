@@ -17,6 +17,7 @@ Its files:
     recipes.py      `Recipe`, the settings of a view; RECIPES, those of published methods
     pipeline.py     `ViewPipeline`
     handled.py      `Handled`, views of tiny pictures
+    augmix.py       `AugMix`, mixtures of chains of changes
 """
 
 from counterpoint.views.images.colours import (

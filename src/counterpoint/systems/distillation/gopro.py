@@ -1,0 +1,499 @@
+"""GOPro: prompts of a frozen CLIP, made from each picture's content and style, agree between views of the picture.
+
+Singha, Jha, Banerjee: "GOPro: Generate and Optimize Prompts in CLIP using Self-Supervised Learning", BMVC 2023, arXiv 2308.11605.
+
+    symbol     here                meaning
+    Z_l        layer_features      tokens of block l of the frozen image encoder
+    mu, sd                         mean and standard deviation over a picture's tokens
+    A_l, C_l   style, content      linear layers of block l, to the width of the text encoder's tokens
+    rho        rho                 mixture of the blocks
+    ctx        context             M learned vectors, which begin as the words "a photo of a"
+    w, w', w'' text0, text1, text2 unit text features of the picture, of its view and of its AugMix view, for every class
+    h          projector           linear layer and batch normalisation
+    L-ce, L-sem, L-con             cross-entropy; agreement of the texts; contrast of the picture with its view
+
+`counterpoint train gopro --base 0.5 --shots 16 --data imagefolder:mine` learns from 16 pictures of each class of the first half.
+
+L-con trains h alone, since the tower is frozen: in the released code it does not change the classifier. The paper's figure
+classifies h's output, which `--classifier-features projected` does. The released code gives all pictures of a batch the AugMix
+view of the first one, and augments normalised values. Here each picture has its own views, made before the normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.operands import EPS, positive_similarity, scaled, unit
+from counterpoint.core.precision import full_precision
+from counterpoint.core.rules import Diagonal
+from counterpoint.core.world import over_group
+from counterpoint.data.images import ImageData, Indices
+from counterpoint.encoders.dual import DualEncoder
+from counterpoint.encoders.image_encoder import ImageEncoder
+from counterpoint.engine.optim import factor, optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
+from counterpoint.tasks.class_texts import texts_of
+from counterpoint.tasks.kept_classes import foreign_classes, kept_shares, views_figure
+from counterpoint.tasks.open_classes import class_shots
+from counterpoint.views.images import RECIPES, ViewPipeline, check_recipe, denormalise, normalise
+from counterpoint.views.images.augmix import AugMix
+
+TINY = 2.3e-8  # added to the sum of squares of a style
+DRAWN = 8  # test pictures of the figure
+AT_ONCE = 4096  # texts of an evaluation at once
+Layers = Float[Tensor, "layers n tokens width"] | Sequence[Float[Tensor, "n _ _"]]
+
+# ------------------------------------------------------------------------------------------------------------ equations
+
+
+def style_content_token(
+    layer_features: Layers, weights: Mapping[str, Tensor | Sequence[Tensor]]
+) -> Float[Tensor, "n text_width"]:
+    """Compute the token of each picture: sum_l rho_l (A_l((mu + sd) / 2) + C_l(mu)) / 2 + rho_0.
+
+    Args:
+        layer_features: tokens of each block; blocks may differ in tokens and width. They have no gradient.
+        weights: style_weight, style_bias, content_weight, content_bias (one for each block), rho_weight [1, layers] and
+            rho_bias [1].
+
+    Raises ValueError for weights of another number of blocks.
+    """
+    names = ("style_weight", "style_bias", "content_weight", "content_bias")
+    count = len(layer_features)
+    lengths = {name: len(weights[name]) for name in names} | {"rho_weight": weights["rho_weight"][0].shape[-1]}
+    if not count or set(lengths.values()) != {count}:
+        raise ValueError(f"weights must be of {count} blocks, at least one, got {lengths}")
+    mixed = []
+    for z, style_weight, style_bias, content_weight, content_bias in zip(
+        layer_features, *(weights[name] for name in names), strict=True
+    ):
+        z = z.detach()
+        mean = z.mean(1)
+        spread = ((z - mean[:, None]).square_().sum(1).add_(TINY) / z.shape[1]).sqrt()  # in place: a third of the time
+        style = F.linear((mean + spread) / 2, style_weight, style_bias)
+        mixed.append((style + F.linear(mean, content_weight, content_bias)) / 2)
+    rho: Any = weights["rho_weight"]
+    bias: Any = weights["rho_bias"]
+    return F.linear(torch.stack(mixed, 2), rho, bias)[..., 0]
+
+
+@full_precision
+def shifted_context(
+    token: Float[Tensor, "n text_width"], ctx: Float[Tensor, "m text_width"]
+) -> Float[Tensor, "n m text_width"]:
+    """Add each picture's token to every context vector. Raises ValueError for widths that differ."""
+    if token.ndim != 2 or ctx.ndim != 2 or token.shape[1] != ctx.shape[1]:
+        raise ValueError(f"token must be [n, width] and ctx [m, width], got {shapes(token=token, ctx=ctx)}")
+    need_rows(token=token)
+    return ctx + token[:, None]
+
+
+@full_precision
+def build_prompts(
+    token: Float[Tensor, "n text_width"],
+    ctx: Float[Tensor, "m text_width"],
+    prefix: Float[Tensor, "classes 1 text_width"],
+    suffix: Float[Tensor, "classes s text_width"],
+) -> Float[Tensor, "n classes length text_width"]:
+    """Build the vectors that the text encoder reads: [start, ctx + token, rest] for every picture and class.
+
+    Training writes `shifted_context` into the encoder's own vectors, with the same result.
+
+    Args:
+        token: of each picture.
+        ctx: context vectors.
+        prefix: vector of each class's start token.
+        suffix: vectors of the class's name, of the end and of the padding.
+    """
+    n, classes = len(token), len(prefix)
+    if suffix.shape[0] != classes:
+        raise ValueError(f"prefix and suffix must be of the same classes, got {shapes(prefix=prefix, suffix=suffix)}")
+    middle = shifted_context(token, ctx)[:, None].expand(-1, classes, -1, -1)
+    return torch.cat([prefix.expand(n, -1, -1, -1), middle, suffix.expand(n, -1, -1, -1)], 2)
+
+
+@over_group
+@full_precision
+def simclr_loss(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], temperature: float = 0.1) -> Float[Tensor, ""]:
+    """Compute L-con, NT-Xent of two views: every other row of both views is a negative.
+
+    Args:
+        a, b: outputs of the projector, normalised here.
+        temperature: > 0, by default 0.1.
+
+    One picture has loss 0; equal rows give ln(2n - 1).
+
+    >>> simclr_loss(torch.ones(2, 3), torch.ones(2, 3))
+    tensor(1.0986)
+    """
+    need_alike("n dim", a=a, b=b)
+    need_positive(temperature=temperature)
+    x = scaled(unit(torch.cat([a, b])), temperature**0.5)
+    return global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive_similarity(*x.chunk(2)))
+
+
+@over_group
+@full_precision
+def gopro_loss(
+    logits: Float[Tensor, "n classes"],
+    labels: Int[Tensor, " n"],
+    text0: Float[Tensor, "n classes dim"],
+    text1: Float[Tensor, "n classes dim"] | None = None,
+    text2: Float[Tensor, "n classes dim"] | None = None,
+    proj0: Float[Tensor, "n width"] | None = None,
+    proj1: Float[Tensor, "n width"] | None = None,
+    temperature: float = 0.1,
+    contrastive_weight: float = 0.1,
+    *,
+    consistency_weight: float = 1.0,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Compute L-ce + consistency_weight L-sem + contrastive_weight L-con, and the parts ce, consistency, contrastive.
+
+    Args:
+        logits: of the pictures.
+        labels: class numbers, 0 to classes - 1.
+        text0, text1, text2: unit text features of the pictures, of their views and of their AugMix views. L-sem is the mean
+            squared difference of text0 and text1, plus that of text0 and text2; a view that is None is left out.
+        proj0, proj1: projector's outputs of pictures and views, normalised here; None: without L-con.
+        temperature: of L-con, > 0, by default 0.1.
+        contrastive_weight: at least 0, by default 0.1.
+        consistency_weight: at least 0, by default 1.
+
+    Raises ValueError for shapes that do not fit, an empty batch, and labels or numbers out of range.
+
+    >>> text = torch.ones(1, 1, 2)
+    >>> gopro_loss(torch.zeros(1, 1), torch.tensor([0]), text, text, text, torch.ones(1, 2), torch.ones(1, 2))[0]
+    tensor(0.)
+    """
+    need_rows(logits=logits)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or text0.shape[:2] != logits.shape:
+        found = shapes(logits=logits, labels=labels, text0=text0)
+        raise ValueError(f"logits must be [n, classes], labels [n] and text0 [n, classes, dim], got {found}")
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must lie in 0 to {logits.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
+    if min(contrastive_weight, consistency_weight) < 0:
+        raise ValueError(
+            f"contrastive_weight and consistency_weight must not be negative, got {contrastive_weight} and {consistency_weight}"
+        )
+    if (proj0 is None) != (proj1 is None):
+        raise ValueError("proj0 and proj1 belong together; give both or neither")
+    ce = global_mean(F.cross_entropy(logits, labels, reduction="none"))
+    consistency = contrastive = (logits * 0).sum()
+    for name, text in (("text1", text1), ("text2", text2)):
+        if text is not None:
+            need_alike("n classes dim", **{"text0": text0, name: text})
+            consistency = consistency + global_mean((text0 - text).square().mean((1, 2)))
+    if proj0 is not None and proj1 is not None:
+        contrastive = simclr_loss(proj0, proj1, temperature)
+    loss = ce + consistency_weight * consistency + contrastive_weight * contrastive
+    return loss, {"ce": ce, "consistency": consistency, "contrastive": contrastive}
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class GOProConfig(ClassTextConfig):
+    """Settings of GOPro. Defaults are the authors' for CLIP ViT-B/16."""
+
+    epochs: int = 50
+    batch_size: int = 4
+    """Pictures in a batch, over all processes together; at least 2."""
+    encoder: Annotated[str, Suppress] = "conv-s"  # not used: the teacher's image encoder is
+    recipe: str = "supervised"
+    """Augmentation of the picture, and that before AugMix (see counterpoint.views.images.RECIPES)."""
+    optimizer: str = "sgd"
+    lr: float = 0.002 * 256 / 4
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 1
+    """Epochs with a constant small learning rate; then it falls to 0 on half a cosine."""
+    warmup_lr: float = 1e-5 * 256 / 4
+    """Learning rate of these epochs at a batch of 256, > 0."""
+    shots: int = 16
+    """Training pictures of each class that are used, at least 0; 0: all."""
+    shots_seed: int = 0
+    """Seed that chooses them, at least 0."""
+    context: str = "a photo of a"
+    """Words whose vectors the learned context begins with; their tokens are its length M."""
+    ending: str = "."
+    """Text after the name of a class."""
+    view_recipe: str = "byol"
+    """Augmentation of the second view, by default that of MoCo v3: crops, colours, grey, blur and flips."""
+    severity: float = 1.0
+    """Greatest strength of AugMix's changes, above 0.1 to 10."""
+    consistency: float = 1.0
+    """Weight of L-sem, at least 0; 0: one text pass for each picture and class instead of three."""
+    contrastive: float = 0.1
+    """Weight of L-con, at least 0."""
+    temperature: float = 0.1
+    """Temperature of L-con, > 0."""
+    classifier_features: Literal["raw", "projected"] = "raw"
+    """Picture's features in the logits: the frozen encoder's (the released code), or the projector's (the paper's figure)."""
+    chunk: int = 256
+    """Texts encoded at once. With more texts, the others are encoded once more in the backward pass."""
+
+    counts = (*ClassTextConfig.counts, "chunk")
+    from_file = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("temperature", "warmup_lr")
+        if min(self.shots, self.shots_seed, self.consistency, self.contrastive) < 0:
+            raise CounterpointError("shots, shots_seed, consistency and contrastive must not be negative")
+        if self.batch_size < 2:
+            raise CounterpointError(
+                f"batch_size must be at least 2 for the projector's batch normalisation, got {self.batch_size}"
+            )
+        if self.cached:
+            raise CounterpointError("--cached: gopro needs the tokens of augmented pictures, so nothing can be kept")
+        if not self.context.strip():
+            raise CounterpointError("context must have at least one word")
+        AugMix(self.severity)
+
+    def check(self) -> None:
+        super().check()
+        check_recipe(self.view_recipe)
+
+    def trained_on(self, rows: Indices, data: ImageData) -> Indices:
+        rows = super().trained_on(rows, data)
+        assert data.train.labels is not None
+        return rows[class_shots(data.train.labels[rows], self.shots, self.shots_seed)]
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        network = open_network(self.teacher)
+        with torch.no_grad():
+            layers = network.layers(torch.zeros(2, 3, data.size, data.size))[1]
+        found = {"teacher_dim": network.dim, "words": len(network.own_ids(self.context)), "text_width": network.width}
+        return super().facts(data) | found | {"layer_widths": [layer.shape[2] for layer in layers]}
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class PromptGenerator(nn.Module):
+    """The context vectors, and the layers that shift them by a picture's content and style."""
+
+    def __init__(self, words: int, text_width: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(words, text_width))
+        self.style = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
+        self.content = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
+        self.rho = nn.Linear(len(widths), 1)
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights by the names of `style_content_token`."""
+        found: dict[str, Any] = {"rho_weight": self.rho.weight, "rho_bias": self.rho.bias}
+        for name, layers in (("style", self.style), ("content", self.content)):
+            found |= {f"{name}_weight": [one.weight for one in layers], f"{name}_bias": [one.bias for one in layers]}
+        return found
+
+    def forward(self, layer_features: Sequence[Tensor]) -> Float[Tensor, "n words text_width"]:
+        return shifted_context(style_content_token(layer_features, self.weights()), self.context)
+
+
+class _NoEncoder(ImageEncoder):
+    """The place of an encoder in a learner that trains none."""
+
+    dim = 0
+
+
+def _opened(learner: Any, keys: Any) -> None:
+    learner.open()
+
+
+class GOPro(ClassTextLearner):
+    """The prompt generator and the projector beside a frozen network of pictures and texts."""
+
+    def __init__(self, config: GOProConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.generator = PromptGenerator(data.words, data.text_width, data.layer_widths)
+        self.projector = nn.Sequential(nn.Linear(self.taught, self.taught), nn.BatchNorm1d(self.taught))
+        # Without L-con and with raw features it has no part in the loss.
+        self.projector.requires_grad_(bool(config.contrastive) or config.classifier_features == "projected")
+        self.class_names = tuple(data.class_names)
+        self.mixer = AugMix(config.severity)
+        self.opened: DualEncoder | None = None
+        self.register_load_state_dict_post_hook(_opened)
+
+    def build_encoder(self, data: Any) -> ImageEncoder:
+        return _NoEncoder()
+
+    def build_views(self) -> ViewPipeline:
+        plain, strong = (RECIPES[name][0][0] for name in (self.config.recipe, self.config.view_recipe))
+        return ViewPipeline(self.size, crops=3, recipe=[plain, strong, plain], mean=None, std=None)
+
+    def begin(self, survey: Survey) -> None:
+        self.opened = None
+        super().begin(survey)
+        with torch.no_grad():
+            self.generator.context.copy_(self.dual.word_rows(self.config.context))
+
+    def open(self) -> None:
+        """Open the frozen network of a loaded run. During a fit it is no part of the learner."""
+        if self.network is None and self.opened is None:
+            self.opened = open_network(self.config.teacher).requires_grad_(False)
+            assert self.opened.start >= 0  # kept before torch.export traces the network
+
+    @property
+    def dual(self) -> DualEncoder:
+        """The frozen network."""
+        self.open()
+        found: Any = self.opened if self.network is None else self.network.module
+        return found
+
+    def turns(self) -> list[Turn]:
+        config, steps = self.config, self.steps_per_epoch
+
+        def curve(epoch: float) -> float:
+            warm = epoch < config.warmup_epochs
+            return config.warmup_lr / config.lr if warm else factor(epoch, self.epochs, config.warmup_epochs)
+
+        own = replace(config, warmup_epochs=0)  # the curve warms up
+        return [optimisers(own, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return ()
+
+    # --- a step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        shape = batch["image"].shape
+        total, mine = self.share(len(batch["image"]))
+        drawn = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
+        mixture = self.mixer.draw(total, generator).take(mine)
+        picture, view, plain = self.views.apply(batch["image"], drawn)
+        return batch | {"views": [normalise(x) for x in (picture, view, self.mixer.apply(plain, mixture))]}
+
+    def layers(self, images: Tensor) -> tuple[Float[Tensor, "n dim"], list[Tensor]]:
+        """Compute the unit rows of pictures, and the tokens of each block."""
+        with torch.no_grad():
+            rows, layers = self.dual.layers(images)
+        return F.normalize(rows, dim=1, eps=EPS), layers
+
+    def texts(self, layers: Sequence[Tensor], classes: int) -> Float[Tensor, "n classes dim"]:
+        """Compute the unit text features of the first classes, by each picture's own prompts."""
+        config = self.config
+        words = texts_of(self.class_names[:classes], "{}" + config.ending, config.class_names, config.descriptions)
+        rows = self.dual.text_rows_with_context(self.generator(layers), [text for text, *_ in words], config.chunk)
+        return F.normalize(rows, dim=2, eps=EPS)
+
+    def compared(self, rows: Tensor) -> Float[Tensor, "n dim"]:
+        """Return the unit features of pictures that the classifier compares with texts."""
+        projected = self.config.classifier_features == "projected"
+        return F.normalize(self.projector(rows), dim=1, eps=EPS) if projected else rows
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config = self.config
+        rows, layers = zip(*(self.layers(view) for view in batch["views"]), strict=True)
+        text = self.texts(layers[0], self.base)
+        view, mixture = (self.texts(each, self.base) if config.consistency else None for each in layers[1:])
+        one, other = (self.projector(x) if config.contrastive else None for x in rows[:2])
+        logits = self.scale * torch.einsum("nd,ncd->nc", self.compared(rows[0]), text)
+        weights = config.temperature, config.contrastive
+        loss, parts = gopro_loss(
+            logits,
+            batch["label"],
+            text,
+            view,
+            mixture,
+            one,
+            other,
+            *weights,
+            consistency_weight=config.consistency,
+        )
+        return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+
+    # --- what it learned
+
+    def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        return self.compared(F.normalize(self.dual.images(images), dim=1, eps=EPS))
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if batch.get("part") == "bank":  # only features are needed, for search and export
+            return {"feature": self.embed(batch["image"])}
+        rows, logits = self.classified(batch["image"])
+        return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
+
+    def classified(self, images: Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n classes"]]:
+        """Compute the features and the logits of normalised pictures."""
+        classes = len(self.class_names)
+        found: list[tuple[Tensor, Tensor]] = []
+        for part in images.split(max(1, AT_ONCE // classes)):
+            rows, layers = self.layers(part)
+            rows = self.compared(rows)
+            found.append((rows, self.scale * torch.einsum("nd,ncd->nc", rows, self.texts(layers, classes))))
+        features, logits = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(logits)
+
+    def views_of(self, batch: dict[str, Any], count: int) -> list[Tensor]:
+        """Make the picture, its view and its AugMix mixture, of `count` pictures; its position alone decides both."""
+        images, at = denormalise(batch["image"]), batch["index"].cpu()
+        generator = torch.Generator().manual_seed(0)
+        strong = self.views.draw((count, *images.shape[1:]), generator)[1].take(at)
+        mixture = self.mixer.draw(count, generator).take(at)
+        return [images, self.views.apply(images, [strong])[0], self.mixer.apply(images, mixture)]
+
+    def of_views(self, batch: dict[str, Any], count: int) -> Float[Tensor, "n 3 classes"]:
+        """Compute the logits of evaluation pictures and of their two views."""
+        return torch.stack([self.classified(normalise(view))[1] for view in self.views_of(batch, count)], 1)
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure the share of pictures that keep their class in the second view, and in an AugMix mixture."""
+        labels = np.asarray(survey.split(split).labels)
+        rows = np.flatnonzero(labels >= 0)
+        logits = survey.over(split, lambda batch: self.of_views(batch, len(labels)), rows)
+        foreign = foreign_classes(torch.from_numpy(labels[rows]), self.base, len(self.class_names))
+        return dict(zip(("view_stability", "augmix_stability"), kept_shares(logits, foreign).tolist(), strict=True))
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw test pictures and their views, with the class that each gets."""
+        labels = torch.from_numpy(np.asarray(survey.split("test").labels))
+        rows = np.flatnonzero(labels >= 0)
+        rows = rows[np.linspace(0, len(rows) - 1, min(DRAWN, len(rows))).astype(int)]
+        batch, own = survey.batch("test", rows), labels[rows]
+        with torch.no_grad():
+            logits = self.of_views(batch, len(labels)).cpu()
+        foreign = foreign_classes(own, self.base, len(self.class_names))
+        said = "Test pictures, their views by the second recipe and by AugMix: the class that each gets, and its share."
+        views = self.views_of(batch, len(labels))
+        return {"Views of a picture": views_figure(views, logits, foreign, own, self.class_names, said)}
+
+
+TEACHER = (
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "&batch_size=128&lr=0.003&evaluate_every=20"
+)
+SYSTEM = System(
+    slug="gopro",
+    task="labelled",
+    config=GOProConfig,
+    learner=GOPro,
+    data="styled-shapes?label=shape&unseen=outline",
+    recipe={
+        "teacher": TEACHER,
+        "recipe": "digits-moved",
+        "view_recipe": "shapes",
+        "ending": "",
+        "base": 0.5,
+        "batch_size": 8,
+        "lr": 0.002 * 256 / 8,
+        "evaluate_every": 50,
+    },
+)
