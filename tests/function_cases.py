@@ -443,6 +443,16 @@ CASES |= {
     "counterpoint.systems.distillation.krr_st:krr_outer_loss": Case(
         lambda n, d: [d(8, 4, DIM), d(9, 4, 3), d(0, n, DIM), d(1, n, 3), 1e-2], (0, 1), (None, None, 0, 0, None)
     ),
+    CORE + "tokens:token_relations": Case(lambda n, d: [d(0, n, 2, 3, 4), d(1, n, 2, 3, 4)], (0, 1), (0, 0)),
+    CORE + "tokens:drop_redundant_tokens": Case(lambda n, d: [d(0, n, 6, 4), 0.5], (), (0, None)),
+    CORE + "tokens:attention_distance": Case(lambda n, d: [d(0, n, 4, 4).softmax(2), 2], (0,), (0, None)),
+    CORE + "tokens:attention_nmi": Case(lambda n, d: [d(0, n, 4, 4).softmax(2)], (0,), (0,)),
+    DISTILLATION + "hybrid_distill:relation_distillation_loss": Case(
+        lambda n, d: [[d(s, n, 2, 3, 4) for s in range(3)], [d(s + 3, n, 2, 3, 5) for s in range(3)]], (), (0, 0)
+    ),
+    DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),
@@ -508,12 +518,6 @@ OTHERS = {
     "bags:frame_ap_step": "a measure",
     "geometry:tolerance": "a measure",
 }
-
-DISTILLATION = "counterpoint.systems.distillation."
-
-
-def taught_rows(n: int, d: Callable[..., Tensor]) -> list[Any]:
-    return [d(0, n, DIM), d(1, n, DIM), d(2, 5, DIM), torch.arange(n) % 5]
 
 
 CASES |= {

@@ -254,6 +254,10 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         ":item_losses",
         ":memory_positives",
         ":similarity_guided_memory",
+        ":token_relations",
+        ":drop_redundant_tokens",
+        ":attention_distance",
+        ":attention_nmi",
     )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):
@@ -343,6 +347,7 @@ def signatures() -> dict[str, inspect.Signature]:
 
 # Functions whose parity cases name an argument by an old spelling.
 NAMED_BY_CASES = {
+    "class_texts:cosine_text_logits": {"scale"},
     "mlcd:margin_cluster_loss": {"scale"},
     "mlcd:mlcd_loss": {"scale"},
     "query_decoder:query_decoupled_decoder": {"pos"},  # a positional encoding

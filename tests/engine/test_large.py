@@ -23,6 +23,7 @@ from launch import command_over_processes
 IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
 ALIGNED = {"image_encoder": "vit-s", "batch_size": 12, "epochs": 1}
 PICTURES = "digits?size=16&train=60"
+TEACHER = "fit:SLUG?data=digits%3Fsize=8%26train=24&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
 CAPTIONS = "digit-captions?train=60"
 
 
@@ -118,6 +119,18 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # It reads layers inside its networks.
+    "hybrid-distill": (
+        "digits?size=8&train=24",
+        {
+            "encoder": "vit-xs",
+            "batch_size": 12,
+            "epochs": 1,
+            "warmup_epochs": 0,
+            "feature_teacher": TEACHER.replace("SLUG", "mae"),
+            "relation_teacher": TEACHER.replace("SLUG", "mae"),
+        },
+    ),
     # Their networks have feature maps.
     "any2seg": (
         "sensors?train=24&test=8&size=16",

@@ -43,6 +43,7 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
+    "TokenRelation", "TokenFeature",
 ]  # fmt: skip
 
 

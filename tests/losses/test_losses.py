@@ -347,8 +347,10 @@ CASES |= {
     ),
     "VLMOOD": Case(
         lambda: losses.VLMOOD(0.2, 2, False),
-        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM).detach(), torch.arange(N) % 3],
-        lambda m, *x: fn.vlm_ood_distillation_loss(*x, temperature=0.2, topk=2, filter_misaligned=False)[0],
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
+        lambda m, s, t, w, y: fn.vlm_ood_distillation_loss(
+            s, t, w.detach(), y, temperature=0.2, topk=2, filter_misaligned=False
+        )[0],
     ),
     "PixPro": Case(
         lambda: losses.PixPro(3),
@@ -410,6 +412,19 @@ CASES |= {
     ),
 }
 
+CASES |= {
+    "TokenRelation": Case(
+        lambda: losses.TokenRelation(),
+        lambda: [[draw(n, N, 2, 4, 3) for n in range(3)], [draw(n + 3, N, 2, 4, 5) for n in range(3)]],
+        lambda m, s, t: fn.relation_distillation_loss(s, t),
+    ),
+    "TokenFeature": Case(
+        lambda: losses.TokenFeature(DIM, 4),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
+        lambda m, s, t: fn.feature_distillation_loss(s, t, m.projector),
+    ),
+}
+
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
     "diswot:classifier_gradient": "a gradient, no loss",
@@ -421,6 +436,9 @@ WITHOUT = {
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",
     "vlm-ood-distill:feature_contrast": "a term of VLMOOD; CLIP of unit rows, or one way",
     "vlm-ood-distill:caption_contrast": "an optional term of vlm_ood_distillation_loss",
+    "hybrid-distill:token_relations": "relations, no loss",
+    "hybrid-distill:attention_distance": "figures, no loss",
+    "hybrid-distill:attention_nmi": "figures, no loss",
     "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",

@@ -11,6 +11,7 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
+    vit-xs             the same with patches of 2 (4 from 32 pixels on) and 4 blocks of width 48, for pictures of a few pixels
     resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
@@ -53,6 +54,7 @@ OWN = (
     "unet-s",
     "resnet-s",
     "vit-s",
+    "vit-xs",
 )
 SPACES = ("resnet-cifar", "nas-201")
 LIBRARIES = ("timm", "torchvision", "hf")
@@ -95,6 +97,8 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         if name == "conv-cells":
             return ConvS(channels, (24, 48, 64, 64), (2, 1, 2, 1))
+        if name == "vit-xs":
+            return vit_s(size, channels, patch=2 if size < 32 else 4, width=48)
         if name.startswith("convnet"):
             return ConvNet(size, channels, (32, 64) if name == "convnet-s" else None)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
@@ -191,7 +195,7 @@ class ConvS(ChannelsLast):
         return x
 
 
-class ConvNet(_ChannelsLast):
+class ConvNet(ChannelsLast):
     """Blocks of a 3 x 3 convolution, batch normalisation, ReLU and average pooling of 2; the last map is flattened.
 
     The network of few-shot learning and of dataset distillation. Its width grows with the picture: 8,192 at 32 pixels.
@@ -203,7 +207,7 @@ class ConvNet(_ChannelsLast):
         side = size >> len(widths)
         self.dim, self.blocks = widths[-1] * side * side, len(widths)
         for n, (a, b) in enumerate(itertools.pairwise((channels, *widths))):
-            setattr(self, f"layer{n}" if n else "stem", nn.Sequential(_conv(a, b, 1), nn.AvgPool2d(2)))
+            setattr(self, f"layer{n}" if n else "stem", nn.Sequential(conv(a, b, 1), nn.AvgPool2d(2)))
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
@@ -473,6 +477,8 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         from counterpoint.encoders.sam import SamEncoder
 
         return SamEncoder(model.vision_encoder.float(), f"hf:{name}", size)
+    if model.config.model_type == "vit_mae":
+        model.config.mask_ratio = 0.0  # its pre-training hides patches at random, in evaluation mode as well
     # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
     model = getattr(model, "vision_model", model).float()  # of CLIP and similar models, the image encoder
     if "pixel_values" not in inspect.signature(model.forward).parameters:

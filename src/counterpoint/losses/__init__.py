@@ -39,6 +39,7 @@ _FILES = {
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
     "distilled_sets": "KernelRidge",
     "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
+    "tokens": "TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

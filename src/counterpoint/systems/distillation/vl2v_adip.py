@@ -47,6 +47,7 @@ from counterpoint.core.loss_valley import LossValley
 from counterpoint.core.mixing import Boxes, cutmix, cutmix_boxes, draw_mix
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -109,6 +110,7 @@ def vl2v_rows(
     return -(lmd * (rows * image).sum(1) + (1 - lmd) * (rows * text).sum(1))
 
 
+@over_group
 def vl2v_loss(
     features: Float[Tensor, "n width"],
     labels: Int[Tensor, " n"],
