@@ -1,7 +1,7 @@
 """`clustered-pairs`: vectors in two modalities whose items stand close together in clusters: data of DCD's claim.
 
-A hidden z has two parts: one of 40 random centres of 8 numbers, and 8 standard normal numbers of the item alone. Each modality is
-tanh of a random map of z to 24 numbers, plus noise. Items of one cluster share half of z, so they are hard negatives of each other.
+A hidden z has two parts: one of 40 random centres of 8 numbers, and 8 normal numbers of the item alone, with a standard deviation of 0.3. Each modality is
+tanh of a random map of z to 24 numbers, plus noise. Items of one cluster share half of z, the larger half, so they are hard negatives of each other.
 A random other item is nearly always of another cluster, and easy to reject.
 """
 
@@ -24,7 +24,7 @@ def load(
     valid: int = -1,
     test: int = 300,
     clusters: int = 40,
-    spread: float = 0.5,
+    spread: float = 0.3,
     noise: float = 0.05,
     seed: int = 0,
 ) -> AlignedData:
@@ -36,7 +36,7 @@ def load(
         valid: number of valid items; -1 for as many as test items.
         test: number of test items, at least 2.
         clusters: number of centres, at least 1.
-        spread: factor of the item's own 8 numbers, > 0; a smaller one makes the items of a cluster more alike.
+        spread: standard deviation of the item's own 8 numbers, > 0; a smaller one makes the items of a cluster more alike.
         noise: standard deviation of the noise of each modality, at least 0.
         seed: seed of the centres, the maps and all items.
 

@@ -33,7 +33,7 @@ published ones (`--image-encoder timm:NAME --pretrained`, `--text-encoder hf:NAM
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -287,6 +287,8 @@ class DCDConfig(PairConfig):
     """Passes over the training items in stage `teacher`, which trains the encoders and the teacher's scorer; at least 0."""
     teacher_candidates: int = 16
     """Captions for each picture in stage `teacher`, its own included; at least 2."""
+    teacher_lr: float = 5e-6 * 256 / 512
+    """Learning rate of stage `teacher` at a batch of 256, > 0."""
     student_layers: tuple[int, ...] = (0, 3, 5)
     """Layers of the teacher's scorer that the student starts from, counted from 0; it has as many layers."""
     from_teacher: bool = True
@@ -313,7 +315,7 @@ class DCDConfig(PairConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.student_layers = tuple(self.student_layers)
-        self.need_positive("fusion_lr", "distill_temperature")
+        self.need_positive("fusion_lr", "teacher_lr", "distill_temperature")
         self.need_share("alpha")
         if not 0 <= self.warmup < 1:
             raise CounterpointError(f"warmup must lie in 0..1, 1 not included, got {self.warmup}")
@@ -421,6 +423,7 @@ class DCD(PairLearner):
     def _turn(self, scorer: Any) -> Turn:
         """Return one update of the scorer's layers, at their own rate, and of all other parameters of the stage."""
         config, steps, epochs = self.config, self.steps_per_epoch, self.epochs
+        config = replace(config, lr=config.teacher_lr) if self.teaching else config
         rest = [scorer.head, *([self.encoders, self.heads, self.types] if self.teaching or self.alone else [])]
 
         def curve(epoch: float) -> float:
@@ -537,7 +540,7 @@ def _cross_entropy(scores: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
 _SMALL: dict[str, Any] = {
     "image_encoder": "vit-s", "pretrained": False, "embedding": 64, "heads": 4, "fusion_layers": 4, "student_layers": (0, 3),
     "dropout": 0.0, "candidates": 16, "teacher_candidates": 8, "num_hard": 3, "batch_size": 64, "epochs": 10,
-    "teacher_epochs": 20, "lr": 4e-4, "weight_decay": 0.01, "warmup_epochs": 0, "fusion_lr": 2.0, "retrieved": 200,
+    "teacher_epochs": 20, "lr": 4e-3, "teacher_lr": 4e-3, "weight_decay": 0.01, "warmup_epochs": 0, "fusion_lr": 1.0, "retrieved": 200,
     "evaluate_every": 10,
 }  # fmt: skip
 SYSTEM = System(
