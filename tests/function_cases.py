@@ -549,3 +549,14 @@ OTHERS |= {
     "vlm_ood_distill:vlm_ood_distillation_loss": "a sum of other public functions, with a mapping of parts",
     "vl2v_adip:swad_loss_valley": "averages weights",
 }
+
+CASES |= {
+    DISTILLATION + "dcd:dynamic_distillation_loss": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), 2.0, 0.3], (0,), (0, 0)),
+    DISTILLATION + "dcd:mined_distillation_loss": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), 2, 0.3], (0,), (0, 0)),
+    DISTILLATION + "dcd:uncertainty_weights": Case(lambda n, d: [d(0, n, 5)], (), (0,)),
+}
+OTHERS |= {
+    "dcd:select_hard_negatives": "whole numbers",
+    "dcd:matched_scores": "moves values",
+    "dcd:weighted_soft_label_loss": "its weight depends on the student without gradient: second differences disagree",
+}

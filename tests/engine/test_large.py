@@ -113,6 +113,21 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),
+    "dcd": (
+        "digit-captions?train=24",
+        {
+            **dict(ALIGNED),
+            "embedding": 16,
+            "heads": 2,
+            "fusion_layers": 2,
+            "student_layers": (1,),
+            "teacher_epochs": 0,
+            "dropout": 0.0,
+            "candidates": 6,
+            "num_hard": 2,
+            "weight_decay": 0.0,
+        },
+    ),  # fmt: skip
     "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),
     "symile": ("xor", {"batch_size": 12, "epochs": 1}),
     "gradient-harmonization": ("noisy-triplets", {"batch_size": 12, "epochs": 1, "realign": True}),

@@ -90,7 +90,9 @@ def test_with_float32_labels_the_weights_give_the_authors_numbers_to_the_last_di
     s, t, alpha = get(case, "in/student_scores").requires_grad_(), get(case, "in/teacher_scores"), number(case, "alpha")
     label = F.one_hot(torch.tensor(0), s.shape[1]).float()
     weights = fn.uncertainty_weights(t).task
-    task = torch.stack([F.binary_cross_entropy_with_logits(row, label) * w for row, w in zip(s, weights, strict=True)]).sum()
+    task = torch.stack(
+        [F.binary_cross_entropy_with_logits(row, label) * w for row, w in zip(s, weights, strict=True)]
+    ).sum()
     torch.testing.assert_close(task, get(case, "out/task"), rtol=1e-9, atol=1e-12)
     (alpha * (t - s).square().mean() + (1 - alpha) * task).backward()
     torch.testing.assert_close(s.grad, get(case, "grad/student_scores"), rtol=1e-9, atol=1e-12)
@@ -116,7 +118,9 @@ def test_weights_sum_to_one_and_an_uncertain_picture_counts_more_in_the_task_los
 
 def test_equal_teacher_rows_weigh_all_pictures_equally() -> None:
     s, t = scores(0), scores(1)[:1].expand(4, -1)
-    per_sample, uniform = (fn.dynamic_distillation_loss(s, t, 1.0, 0.3, kind).loss for kind in ("per_sample", "uniform"))
+    per_sample, uniform = (
+        fn.dynamic_distillation_loss(s, t, 1.0, 0.3, kind).loss for kind in ("per_sample", "uniform")
+    )
     torch.testing.assert_close(per_sample, uniform)
     torch.testing.assert_close(fn.uncertainty_weights(t).imitation, torch.full((4,), 0.25, dtype=torch.float64))
 
@@ -311,7 +315,10 @@ def test_a_scorer_trained_alone_teaches_another_run_and_is_not_part_of_it(tmp_pa
     [
         ({"embedding": 32}, "has embedding 16, this student 32"),
         ({"vector_encoder": "mlp"}, "has vector_encoder as-is, this student mlp: .*--vector-encoder as-is"),
-        ({"student_layers": (0, 5)}, "student_layers .* must name 2 layers of the teacher, which has the layers 0 to 2"),
+        (
+            {"student_layers": (0, 5)},
+            "student_layers .* must name 2 layers of the teacher, which has the layers 0 to 2",
+        ),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_the_first_step(changed: dict[str, Any], message: str) -> None:

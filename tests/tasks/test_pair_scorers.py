@@ -51,7 +51,9 @@ def test_a_set_of_one_picture_is_refused() -> None:
 
 
 def test_equal_words_and_known_pictures_get_equal_numbers() -> None:
-    split = AlignedColumns({"a": np.eye(4, 3, dtype=np.float32), "b": ["x", "y", "x", ""]}, same={"a": np.array([7, 7, 8, -1])})
+    split = AlignedColumns(
+        {"a": np.eye(4, 3, dtype=np.float32), "b": ["x", "y", "x", ""]}, same={"a": np.array([7, 7, 8, -1])}
+    )
     found = alike(split, "a", "b", {"a": "vector", "b": "text"})
     assert found[0, 0] == found[1, 0] != found[2, 0]
     assert found[0, 1] == found[2, 1] != found[1, 1]
@@ -92,7 +94,9 @@ def test_copied_layers_are_the_teachers_in_their_own_storage(fusion: str) -> Non
     copy_layers(student, teacher, (2, 0))
     state = teacher.state_dict()
     for name, value in student.state_dict().items():
-        source = name.replace("layers.0.", "layers.X.").replace("layers.1.", "layers.0.").replace("layers.X.", "layers.2.")
+        source = (
+            name.replace("layers.0.", "layers.X.").replace("layers.1.", "layers.0.").replace("layers.X.", "layers.2.")
+        )
         assert torch.equal(value, state[source])
         assert value.data_ptr() != state[source].data_ptr()
     assert len(teacher.layers) == 3

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, function_of
 

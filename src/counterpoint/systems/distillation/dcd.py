@@ -332,7 +332,9 @@ class DCDConfig(PairConfig):
                 raise unknown(name, getattr(self, name), values)
         if self.teacher not in ("", "none") and not self.teacher.startswith(("run:", "fit:")):
             raise CounterpointError(f"teacher must be run:RUN, fit:dcd?..., none, or left out, got '{self.teacher}'")
-        last = math.inf if self.teacher else self.fusion_layers - 1  # another run's layers are counted when it is opened
+        last = (
+            math.inf if self.teacher else self.fusion_layers - 1
+        )  # another run's layers are counted when it is opened
         if not self.student_layers or not all(0 <= number <= last for number in self.student_layers):
             raise CounterpointError(
                 f"student_layers must name layers of the teacher, 0 to {self.fusion_layers - 1}, got "
@@ -379,7 +381,15 @@ class DCD(PairLearner):
         if not isinstance(module, DCD):
             raise CounterpointError(f"the teacher {name} is no run of dcd, whose scorers of pairs can teach")
         own, other = self.config, module.config
-        for setting in ("fusion", "embedding", "heads", "image_encoder", "text_encoder", "audio_encoder", "vector_encoder"):
+        for setting in (
+            "fusion",
+            "embedding",
+            "heads",
+            "image_encoder",
+            "text_encoder",
+            "audio_encoder",
+            "vector_encoder",
+        ):
             if getattr(own, setting) != getattr(other, setting):
                 raise CounterpointError(
                     f"the teacher {name} has {setting} {getattr(other, setting)}, this student {getattr(own, setting)}: "
@@ -512,7 +522,9 @@ class DCD(PairLearner):
         for at, row in zip(asked, scores, strict=True):
             order = np.concatenate([[at], np.delete(np.arange(len(rows)), at)])  # its own caption first
             kept = order[select_hard_negatives(row[order][None], 5)[0].numpy()]
-            found = [{"item": int(rows[k]), "similarity": round(float(row[k]), 2), "right": bool(k == at)} for k in kept]
+            found = [
+                {"item": int(rows[k]), "similarity": round(float(row[k]), 2), "right": bool(k == at)} for k in kept
+            ]
             parts.append({"query": int(rows[at]), "found": found})
             wanted |= {(self.image, int(rows[at])), *((self.text, int(rows[k])) for k in kept)}
         data: Any = SimpleNamespace(modalities={name: Modality(**spec) for name, spec in self.facts.modalities.items()})
@@ -534,7 +546,9 @@ class DCD(PairLearner):
 
 def _cross_entropy(scores: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
     """Compute the mean cross-entropy of the own caption, column 0, over the batch of all processes."""
-    return global_mean(-scores.float().log_softmax(1)[:, 0] if scores.dtype != torch.float64 else -scores.log_softmax(1)[:, 0])
+    return global_mean(
+        -scores.float().log_softmax(1)[:, 0] if scores.dtype != torch.float64 else -scores.log_softmax(1)[:, 0]
+    )
 
 
 _SMALL: dict[str, Any] = {
@@ -551,7 +565,14 @@ SYSTEM = System(
     data="digit-captions",
     recipes={
         "clustered-pairs": _SMALL
-        | {"fusion": "mlp", "vector_encoder": "as-is", "embedding": 96, "candidates": 32, "num_hard": 7, "retrieved": 0},
+        | {
+            "fusion": "mlp",
+            "vector_encoder": "as-is",
+            "embedding": 96,
+            "candidates": 32,
+            "num_hard": 7,
+            "retrieved": 0,
+        },
     },
     recipe=LAPTOP | _SMALL | {"recipe": "none"},
 )
