@@ -127,7 +127,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hard": 2,
             "weight_decay": 0.0,
         },
-    ),  # fmt: skip
+    ),
     "m3col": ("digit-halves", {"batch_size": 12, "epochs": 1}),
     "symile": ("xor", {"batch_size": 12, "epochs": 1}),
     "gradient-harmonization": ("noisy-triplets", {"batch_size": 12, "epochs": 1, "realign": True}),

@@ -9,7 +9,7 @@ import torch
 from counterpoint.data.pairs import AlignedColumns
 from counterpoint.encoders.pair_scorers import build_scorer, copy_layers
 from counterpoint.errors import CounterpointError
-from counterpoint.tasks.pair_scorers import Captions, alike, joined, scored_retrieval, Side
+from counterpoint.tasks.pair_scorers import Captions, Side, alike, joined, scored_retrieval
 
 
 def captions(pictures: list[int], words: list[int]) -> Captions:

@@ -1,8 +1,8 @@
 """`clustered-pairs`: vectors in two modalities whose items stand close together in clusters: data of DCD's claim.
 
-A hidden z has two parts: one of 40 random centres of 8 numbers, and 8 normal numbers of the item alone, with a standard deviation of 0.3. Each modality is
-tanh of a random map of z to 24 numbers, plus noise. Items of one cluster share half of z, the larger half, so they are hard negatives of each other.
-A random other item is nearly always of another cluster, and easy to reject.
+A hidden z has 16 numbers. The first 8 are one of 40 random centres. The other 8 are the item's own, with a standard deviation of
+0.3. Each modality is tanh of a random map of z to 24 numbers, plus noise. Items of one cluster share the larger half of z, so they
+are hard negatives of each other. A random other item is nearly always of another cluster, and easy to reject.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Define learners of the task `aligned` that score pairs of items of two modalities, such as a picture and a text.
+"""Define learners of the task `aligned` that score pairs of items, such as a picture and a text.
 
-A pair scorer has an encoder and a linear map for each modality, and a scorer that reads both items (`encoders/pair_scorers.py`).
+A pair scorer has an encoder and a linear map for each of two modalities. Its scorer reads both items (`encoders/pair_scorers.py`).
 It gives no embeddings. To retrieve, it scores every pair of the split: recall at 1, 5 and 10 of both directions. In training, each
 picture is scored with a few captions of the training set, its own first. Captions of the same picture or with the same words are
 never drawn. Below, "picture" is the first modality and "caption" the second where the data have others.
@@ -69,7 +69,7 @@ class PairConfig(AlignedConfig):
             raise CounterpointError(f"embedding ({self.embedding}) must be a multiple of heads ({self.heads})")
 
     def check_batch(self) -> None:
-        """Allow a batch of one picture: its negatives are captions of the training set."""
+        """Accept a batch of one picture: its negatives are captions of the training set."""
 
 
 class Side(NamedTuple):
@@ -330,7 +330,7 @@ class PairLearner(AlignedLearner):
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure retrieval by the scores of all pairs, and the loss among random captions."""
         chosen = {name: scorer for name, (scorer, watched) in self.evaluated().items() if watched or split == "test"}
-        sides, groups = self._sides(survey, split)
+        sides, groups = self.sides(survey, split)
         if len(groups) < 2 or not chosen:
             return {}
         found: dict[str, float] = {}
@@ -348,7 +348,7 @@ class PairLearner(AlignedLearner):
         everything = torch.arange(len(text.states), device=text.states.device)
         return self.chunked(scorer, image, text, everything.expand(len(image.states), -1))
 
-    def _sides(self, survey: Survey, split: str) -> tuple[tuple[Side, Side], Indices]:
+    def sides(self, survey: Survey, split: str) -> tuple[tuple[Side, Side], Indices]:
         """Encode the items of a split that have both modalities. Return the tokens, and the numbers of their content."""
         items = survey.split(split)
         rows = np.arange(len(items))

@@ -1,4 +1,4 @@
-"""DCD: dynamic contrastive distillation; a deep scorer of pictures and texts teaches a shallower one, by negatives that it mines.
+"""DCD: a deep scorer of pictures and texts teaches a shallower one with negatives that it mines.
 
 Rao, Ding, Qi, Fang, Liu, Shen, Tao: "Dynamic Contrastive Distillation for Image-Text Retrieval", IEEE Transactions on
 Multimedia 2023, arXiv 2207.01426.
@@ -6,7 +6,7 @@ Multimedia 2023, arXiv 2207.01426.
     symbol   here                        meaning
     C        candidates                  captions drawn for each picture, its own first
     M        num_hard                    hard negatives that the student scores
-    t, s     teacher_scores, student_scores   scores of a picture and its captions, [n, captions], column 0 its own
+    t, s     teacher_scores, student_scores    [n, captions], scores of a picture and its captions, column 0 its own
     H        entropy of softmax(t)       the teacher's uncertainty about a picture
     w        task weight                 H / sum H over the batch: uncertain pictures count more in the task loss
     r        imitation weight            softmax over the batch of (1 - w)^2: certain pictures count more in the imitation
@@ -14,11 +14,11 @@ Multimedia 2023, arXiv 2207.01426.
     alpha    alpha                       share of D in the loss alpha D + (1 - alpha) N
 
 A cross-encoder scores one pair with one pass, so many negatives are too expensive for the student. The teacher scores C captions
-of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. Student and
-teacher share the unimodal encoders, frozen. The student starts from some of the teacher's layers (`--student-layers`).
+of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. They share
+the unimodal encoders, frozen. The student starts from some of the teacher's layers (`--student-layers`).
 
     counterpoint train dcd --data manifest:mine.csv                       stage `teacher`, then stage `student`
-    counterpoint train dcd --teacher none --data manifest:mine.csv --name large    a scorer alone, by cross-entropy
+    counterpoint train dcd --teacher none --data manifest:mine.csv --name large     a scorer alone
     counterpoint train dcd --teacher run:runs/large --data manifest:mine.csv       its student
 
 Two formulas of the released code defeat their purpose. Its teacher scores are in the order of the ranking, while the student's
@@ -26,15 +26,14 @@ begin with the own caption (`--teacher-order rank`). Its imitation weights multi
 no effect (`--imitation-weighting uniform`). The defaults here align both scores and weigh each picture. The released teacher also
 keeps its dropout; here it is in evaluation mode.
 
-Not supported: ViLT's variant with one stream (its code is not released), and METER's published weights. The unimodal encoders may be
-published ones (`--image-encoder timm:NAME --pretrained`, `--text-encoder hf:NAME`).
+Not supported: ViLT's variant with one stream (its code is not released), and METER's published weights. The unimodal encoders may
+be published ones (`--image-encoder timm:NAME --pretrained`, `--text-encoder hf:NAME`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import numpy as np
@@ -48,22 +47,22 @@ from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.data.pairs import Modality
-from counterpoint.data.shown import shown
-from counterpoint.encoders.pair_scorers import copy_layers
-from counterpoint.engine.optim import optimisers
+from counterpoint.encoders.pair_scorers import PairScorer, copy_layers
+from counterpoint.engine.optim import optimisers, rise_and_fall
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, taken
-from counterpoint.tasks.pair_scorers import PairConfig, PairLearner, Score, Side
+from counterpoint.tasks.pair_figures import pair_figures
+from counterpoint.tasks.pair_scorers import PairConfig, PairLearner, Score
 
 Order = Literal["aligned", "rank"]
 Weighting = Literal["per_sample", "uniform"]
 TaskWeighting = Literal["entropy", "uniform"]
 Objective = Literal["dcd", "wsl", "ce"]
+SHOWN = 5  # hard captions of a picture on the page
 EPSILON = 1e-7  # of the weighted soft label's quotient
 
 # ------------------------------------------------------------------------------------------------------------ equations
@@ -118,7 +117,9 @@ class Weights(NamedTuple):
 @over_group
 @full_precision
 def uncertainty_weights(teacher_scores: Float[Tensor, "n k"]) -> Weights:
-    """Compute w = H / sum H and r = softmax((1 - w)^2) over the batch of all processes, H the entropy of softmax(t_i) in nats.
+    """Compute w = H / sum H and r = softmax((1 - w)^2) over the batch of all processes.
+
+    H is the entropy of softmax(t_i), in nats.
 
     Args:
         teacher_scores: the teacher's scores; no gradient.
@@ -157,7 +158,9 @@ def dynamic_distillation_loss(
     task_weighting: TaskWeighting = "entropy",
     centre: bool = False,
 ) -> Distilled:
-    """Compute alpha D + (1 - alpha) N, D = T^2 sum_i r_i mean_k ((t_ik - s_ik) / T)^2, N = sum_i w_i mean_k BCE(s_ik, k = 0).
+    """Compute alpha D + (1 - alpha) N.
+
+        D = T^2 sum_i r_i mean_k ((t_ik - s_ik) / T)^2        N = sum_i w_i mean_k BCE(s_ik, 1 if k = 0 else 0)
 
     Args:
         student_scores: s; column 0 is the picture's own caption.
@@ -376,7 +379,7 @@ class DCD(PairLearner):
         name = self.config.teacher
         if not name or self.alone:
             return
-        self.master = frozen(name, call=lambda module: module.student)
+        self.master = frozen(name, call=lambda learner: cast(Any, learner).student)
         module: Any = self.master.module
         if not isinstance(module, DCD):
             raise CounterpointError(f"the teacher {name} is no run of dcd, whose scorers of pairs can teach")
@@ -422,7 +425,8 @@ class DCD(PairLearner):
             for name in ("encoders", "heads", "types"):
                 getattr(self, name).load_state_dict(getattr(source, name).state_dict())
         if self.config.from_teacher:
-            copy_layers(self.student, source.teacher if source is self else source.student, self.config.student_layers)
+            teacher = cast(PairScorer, source.teacher if source is self else source.student)
+            copy_layers(self.student, teacher, self.config.student_layers)
         else:
             torch.manual_seed(self.seed)
             self.student.load_state_dict(self.scorer(len(self.config.student_layers)).state_dict())
@@ -436,11 +440,7 @@ class DCD(PairLearner):
         config = replace(config, lr=config.teacher_lr) if self.teaching else config
         rest = [scorer.head, *([self.encoders, self.heads, self.types] if self.teaching or self.alone else [])]
 
-        def curve(epoch: float) -> float:
-            share = min(epoch / epochs, 1.0)
-            rising = (share + 1 / (epochs * steps)) / config.warmup if config.warmup else 1.0
-            return min(1.0, rising, (1 - share) / (1 - config.warmup))
-
+        curve = rise_and_fall(epochs, steps, config.warmup)
         found = [
             optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=curve)
             for modules, rate in ((rest, 1.0), (scorer.below_head(), config.fusion_lr))
@@ -506,57 +506,41 @@ class DCD(PairLearner):
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show the captions that the teacher finds hardest, and compare student and teacher."""
-        sides, _ = self._sides(survey, "test")
-        if self.alone or (self.teacher is None and self.master is None) or len(sides[0].states) < 2:
+        if self.alone or (self.teacher is None and self.master is None):
             return {}
-        return self._hardest(survey, *sides) | self._compared(*sides)
-
-    def _hardest(self, survey: Survey, image: Side, text: Side) -> dict[str, Any]:
-        """Show a few test pictures, and the captions of the split that the teacher would give the student."""
-        split = survey.split("test")
-        rows = np.arange(len(split))
-        rows = rows[split.present(self.image, rows) & split.present(self.text, rows)][: len(image.states)]
-        asked = np.arange(len(rows))[:: max(1, len(rows) // 6)][:6]
-        scores = self.all_pairs(self.taught, image.rows(torch.from_numpy(asked)), text).cpu()
-        parts, wanted = [], set()
-        for at, row in zip(asked, scores, strict=True):
-            order = np.concatenate([[at], np.delete(np.arange(len(rows)), at)])  # its own caption first
-            kept = order[select_hard_negatives(row[order][None], 5)[0].numpy()]
-            found = [
-                {"item": int(rows[k]), "similarity": round(float(row[k]), 2), "right": bool(k == at)} for k in kept
-            ]
-            parts.append({"query": int(rows[at]), "found": found})
-            wanted |= {(self.image, int(rows[at])), *((self.text, int(rows[k])) for k in kept)}
-        data: Any = SimpleNamespace(modalities={name: Modality(**spec) for name, spec in self.facts.modalities.items()})
-        items = {f"{name}/{row}": shown(data, split, name, row) for name, row in sorted(wanted)}
-        block = {"query": self.image, "key": self.text, "rows": parts}
-        return {"What the teacher finds hard": {"kind": "gallery", "parts": [block], "items": items}}
-
-    def _compared(self, image: Side, text: Side) -> dict[str, Any]:
-        """Compare layers, parameters and time of both scorers."""
-        lines = []
-        for name, scorer in (("teacher", self.taught), ("student", self.student)):
-            network: Any = scorer.module.student if isinstance(scorer, Frozen) else scorer
-            count = sum(p.numel() for p in network.parameters())
-            lines.append([name, len(network.layers), count, round(self.speed(scorer, image, text), 2)])
-        columns = ["scorer", "layers", "parameters", "ms for 1,000 pairs"]
-        caption = "The time is of the scorer alone; both share the encoders."
-        return {"Student and teacher": {"kind": "table", "columns": columns, "rows": lines, "caption": caption}}
+        master: Any = self.teacher if self.master is None else self.master.module
+        networks = {"teacher": master if self.master is None else master.student, "student": self.student}
+        return pair_figures(self, survey, networks, lambda scores: select_hard_negatives(scores, SHOWN))
 
 
 def _cross_entropy(scores: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
     """Compute the mean cross-entropy of the own caption, column 0, over the batch of all processes."""
-    return global_mean(
-        -scores.float().log_softmax(1)[:, 0] if scores.dtype != torch.float64 else -scores.log_softmax(1)[:, 0]
-    )
+    return global_mean(-wide(scores).log_softmax(1)[:, 0])
 
 
+# Small networks for small pictures and captions, from random weights.
 _SMALL: dict[str, Any] = {
-    "image_encoder": "vit-s", "pretrained": False, "embedding": 64, "heads": 4, "fusion_layers": 4, "student_layers": (0, 3),
-    "dropout": 0.0, "candidates": 16, "teacher_candidates": 8, "num_hard": 3, "batch_size": 64, "epochs": 10,
-    "teacher_epochs": 20, "lr": 4e-3, "teacher_lr": 4e-3, "weight_decay": 0.01, "warmup_epochs": 0, "fusion_lr": 1.0, "retrieved": 200,
+    "image_encoder": "vit-s",
+    "pretrained": False,
+    "embedding": 64,
+    "heads": 4,
+    "fusion_layers": 4,
+    "student_layers": (0, 3),
+    "dropout": 0.0,
+    "candidates": 16,
+    "teacher_candidates": 8,
+    "num_hard": 3,
+    "batch_size": 64,
+    "epochs": 10,
+    "teacher_epochs": 20,
+    "lr": 4e-3,
+    "teacher_lr": 4e-3,
+    "fusion_lr": 1.0,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0,
+    "retrieved": 200,
     "evaluate_every": 10,
-}  # fmt: skip
+}
 SYSTEM = System(
     slug="dcd",
     task="aligned",
