@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from counterpoint import cli, training
+from counterpoint import distilling as room
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
-from counterpoint import distilling as room
 from embedded import embeddings
 
 DATA = "digits?size=8&train=60"

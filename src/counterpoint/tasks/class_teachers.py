@@ -252,10 +252,10 @@ class ClassTextLearner(ImageLearner):
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""
         if self.known is not None:
-            return self.known[batch["index"]]
+            return self.known[batch["index"]].to(self.prototypes.dtype)
         assert self.network is not None
         found: Tensor = self.network(batch["views"][0])
-        return found
+        return found.to(self.prototypes.dtype)
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
         """Compute the student's rows in the teacher's space, not normalised."""
