@@ -3,8 +3,8 @@
     python benchmarks/dcd.py [--rounds 7] [--threads 1]      writes results/bench/dcd.json
 
 The method is that of benchmarks/alignment.py. n is the number of pictures, with 64 captions each. The authors' loss has a loop over
-pictures. `step` is one of a student of 3 co-attention layers, 64 wide, which scores 8 of 64 captions: those that a teacher of
-6 layers finds hardest. The other way scores all 64 by the student. `retrieval` scores all pairs of n pictures and n captions without
+pictures. `step` is one of a student of 3 co-attention layers, 64 wide. It scores the 8 captions that a teacher of 6 layers
+chooses among 64. The other way scores all 64 by the student. `retrieval` scores all pairs of n pictures and n captions without
 gradient by that student; the other way is by its teacher.
 """
 
