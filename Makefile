@@ -66,6 +66,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/global_local_seg.py
 	$(BIN)/python benchmarks/diswot.py
 	$(BIN)/python benchmarks/kd3.py
+	$(BIN)/python benchmarks/dcd.py
 	$(BIN)/python benchmarks/hybrid_distill.py
 	$(BIN)/python benchmarks/promptkd.py
 	$(BIN)/python benchmarks/gopro.py

@@ -559,6 +559,16 @@ OTHERS |= {
     "vl2v_adip:swad_loss_valley": "averages weights",
 }
 
+CASES |= {
+    DISTILLATION + "dcd:dynamic_distillation_loss": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), 2.0, 0.3], (0,), (0, 0)),
+    DISTILLATION + "dcd:mined_distillation_loss": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), 2, 0.3], (0,), (0, 0)),
+    DISTILLATION + "dcd:uncertainty_weights": Case(lambda n, d: [d(0, n, 5)], (), (0,)),
+}
+OTHERS |= {
+    "dcd:select_hard_negatives": "whole numbers",
+    "dcd:matched_scores": "moves values",
+    "dcd:weighted_soft_label_loss": "its weight depends on the student without gradient: second differences disagree",
+}
 
 CASES |= {
     DISTILLATION + "promptkd:prompt_distillation_loss": Case(

@@ -32,6 +32,7 @@ def test_sources_are_the_same_for_a_seed_and_others_for_another():
         ("digit-halves?labelled=100&train=50&test=20", "top"),
         ("noisy-triplets?train=50&test=20", "audio"),
         ("latent-views?train=50&test=20", "third"),
+        ("clustered-pairs?train=50&test=20", "second"),
         ("digit-captions?train=50", "text"),
     ):
         one, again, other = load(spec, seed=3), load(spec, seed=3), load(spec, seed=4)
@@ -99,6 +100,16 @@ def test_views_share_the_hidden_numbers_that_decide_the_class():
     assert np.corrcoef(guess.ravel(), second[asked].ravel())[0, 1] > 0.2
 
 
+def test_items_of_a_cluster_are_closer_than_others_in_both_modalities():
+    data = load("clustered-pairs?train=400&test=20")
+    labels = data.train.labels
+    same = (labels[:, None] == labels) & ~np.eye(400, dtype=bool)
+    for name in ("first", "second"):
+        x = column(data.train, name)
+        distance = np.linalg.norm(x[:, None] - x, axis=2)
+        assert 0 < distance[same].mean() < 0.5 * distance[~same].mean()
+
+
 def test_captions_name_their_digit_among_other_words():
     data = load("digit-captions")
     assert (len(data.train), len(data.test)) == (300, 359)
@@ -127,6 +138,8 @@ def test_captions_name_their_digit_among_other_words():
         ("noisy-triplets?misaligned=1.5", "misaligned must lie in 0..1"),
         ("noisy-triplets?train=1", "at least 2"),
         ("latent-views?test=0", "at least 2"),
+        ("clustered-pairs?train=1", "at least 2"),
+        ("clustered-pairs?spread=0", "spread > 0"),
         ("digit-captions?train=2000", "train must be 2 to 1295 digits, got 2000"),
     ],
 )

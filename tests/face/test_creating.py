@@ -45,6 +45,7 @@ MORE = {
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},
     "albef": {"image_encoder": "vit-s"},
     "triplet": {"pretrained": False},
+    "dcd": {"heads": 2, "teacher_epochs": 1},
     "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
     "vlm-ood-distill": {"teacher_dim": 6},
     "promptkd": {"teacher_dim": 6, "student": "", "encoder": "vit-s", "prompt_depth": 2},

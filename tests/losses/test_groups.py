@@ -37,7 +37,7 @@ NAMES = [
     "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "Triplet", "CLIP",
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
-    "FitNets", "RKD", "CRD", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
+    "FitNets", "RKD", "CRD", "DynamicScores", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "VL2V", "VLMOOD", "GOPro", "PromptKD", "PromptTuning",

@@ -373,6 +373,11 @@ CASES |= {
             s, t, w.detach(), y, temperature=0.2, topk=2, filter_misaligned=False
         )[0],
     ),
+    "DynamicScores": Case(
+        lambda: losses.DynamicScores(0.3, centre=True),
+        lambda: [draw(0, N, 4), draw(1, N, 4)],
+        lambda m, s, t: fn.dynamic_distillation_loss(s, t, 1.0, 0.3, centre=True)[0],
+    ),
     "PixPro": Case(
         lambda: losses.PixPro(3),
         maps,
@@ -451,6 +456,7 @@ WITHOUT = {
     "diswot:classifier_gradient": "a gradient, no loss",
     "diswot:diswot_score": "a score, no loss; RelationDistance and SemanticDistance are its parts",
     "kd3:mix_distribution": "makes pictures, of which another loss is taken",
+    "dcd:mined_distillation_loss": "selects, then DynamicScores",
     "vl2v-adip:vl2v_rows": "rows of VL2V",
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",

@@ -106,13 +106,23 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "n tokens width"],
-        mask: Bool[Tensor, "n tokens"],
+        mask: Bool[Tensor, "n tokens"] | None,
         image: Float[Tensor, "n patches image"] | None = None,
         kept: list[Tensor] | None = None,
+        image_mask: Bool[Tensor, "n patches"] | None = None,
     ) -> Float[Tensor, "n tokens width"]:
+        """Compute the states of the next layer.
+
+        Args:
+            x: states of the tokens.
+            mask: False at padding; None: no padding.
+            image: states that the cross-attention reads; None: no cross-attention.
+            kept: list to append the cross-attention probabilities to; None: do not keep them.
+            image_mask: False where a state of `image` is padding; None: none is.
+        """
         x = self.attention(x, x, mask)
         if image is not None:
-            x = self.crossattention(x, image, None, kept)
+            x = self.crossattention(x, image, image_mask, kept)
         return self.norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
 
 

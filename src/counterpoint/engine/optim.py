@@ -107,6 +107,23 @@ def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) 
     return curve
 
 
+def rise_and_fall(epochs: int, steps: int, warmup: float) -> Callable[[float], float]:
+    """Return the factor of the learning rate, which rises on a line and falls to 0 on another. A `curve` of `optimisers`.
+
+    Args:
+        epochs: Number of epochs, at least 1.
+        steps: Number of steps in an epoch, at least 1.
+        warmup: Share of all steps over which the factor rises, at least 0 and below 1.
+    """
+
+    def curve(epoch: float) -> float:
+        share = min(epoch / epochs, 1.0)
+        rising = (share + 1 / (epochs * steps)) / warmup if warmup else 1.0
+        return min(1.0, rising, (1 - share) / (1 - warmup))
+
+    return curve
+
+
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
     """A schedule of the learning rate's factors, and of a weight decay from `first` to `last` on half a cosine.
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, function_of
 
@@ -402,3 +402,62 @@ class WeightedFeature(Loss):
         """Return the mean over all entries of the maps."""
         with over(self.group):
             return self.function(feat_student, feat_teacher, logit_student, logit_teacher)
+
+
+class DynamicScores(Loss):
+    """DCD: a student imitates a teacher's scores of a picture and its captions, weighted by the teacher's uncertainty.
+
+    Args:
+        alpha: Share of the imitation, 0 to 1; the rest is the cross-entropy of each pair.
+        imitation_weighting: "per_sample" (pictures that the teacher is certain of count more) or "uniform".
+        task_weighting: "entropy" (pictures that the teacher is uncertain of count more) or "uniform".
+        centre: Subtract each row's mean from both scores in the imitation.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student_scores | [n, captions] | the student's scores; column 0 is the picture's own caption |
+        | teacher_scores | [n, captions] | the teacher's scores of the same captions; no gradient |
+
+    Relations: KD compares softened distributions, this loss the scores themselves. Choose the captions by
+    `counterpoint.functional.select_hard_negatives`.
+
+    Source: Rao et al., arXiv 2207.01426.
+
+    >>> import torch
+    >>> DynamicScores(alpha=1.0)(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(1.)
+    """
+
+    calls = "dcd:dynamic_distillation_loss"
+
+    def __init__(
+        self,
+        alpha: float = 0.2,
+        imitation_weighting: Literal["per_sample", "uniform"] = "per_sample",
+        task_weighting: Literal["entropy", "uniform"] = "entropy",
+        centre: bool = False,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_within(0, 1, alpha=alpha)
+        self.alpha, self.centre = alpha, centre
+        self.imitation_weighting, self.task_weighting = imitation_weighting, task_weighting
+
+    def forward(
+        self, student_scores: Float[Tensor, "n captions"], teacher_scores: Float[Tensor, "n captions"]
+    ) -> Float[Tensor, ""]:
+        """Return the weighted sum of both terms."""
+        with over(self.group):
+            loss: Tensor = self.function(
+                student_scores,
+                teacher_scores,
+                1.0,
+                self.alpha,
+                self.imitation_weighting,
+                self.task_weighting,
+                self.centre,
+            )[0]
+        return loss

@@ -82,7 +82,7 @@ class AlignedEvaluator:
                 measured = seen.compute(self.prompts, examples, final)
                 # Figures without any query are NaN: leave them out.
                 found |= {f"{split}{name}": value for name, value in measured.items() if value == value}
-        if final:
+        if final and self.seen[""].embeddings:  # a scorer of pairs has none
             self.figures = self._space() | self._gallery()
         self.found = tuple(found)
         return found
