@@ -9,6 +9,7 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
+    tower-W-D-H        CLIP's tower of pictures, D blocks of width W with heads of H channels (encoders/towers.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
@@ -32,6 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders import towers
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
@@ -63,6 +65,9 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
         if name == "mlp-s":
             return MLPS(size, channels)
+        if name.startswith("tower-"):
+            shape, patch = towers.parse(name)
+            return towers.ImageTower(size, shape, channels, patch)
         if name.startswith("unet"):
             return UNetEncoder(size, channels, WIDTHS[name])
         if name == "conv-s":
@@ -84,9 +89,11 @@ def check_image_encoder(name: str) -> None:
     Only `build_image_encoder` checks whether a model of transformers (`hf:NAME`) exists.
     """
     library, colon, model = name.partition(":")
-    if not colon:
+    if name.startswith("tower-"):
+        towers.parse(name)
+    elif not colon:
         if name not in OWN:
-            raise unknown("image encoder", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
+            raise unknown("image encoder", name, [*OWN, towers.FORM, *(f"{library}:NAME" for library in LIBRARIES)])
     elif library not in LIBRARIES:
         raise unknown("library of image encoders", library, LIBRARIES)
     elif library == "timm":
