@@ -1,6 +1,6 @@
 """Compute a pre-norm transformer block whose channels, heads and neurons are masked, and cut what the masks remove.
 
-Weights of a block have the names of CLIP's: ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj, ln_2, mlp.c_fc, mlp.c_proj.
+Weights have the names of CLIP's: ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj, ln_2, mlp.c_fc, mlp.c_proj.
 x is [length, batch, channels]. A mask entry of 0 removes the unit. Other entries scale its output.
 
     hidden_z         [channels]   of the residual stream, the same in all blocks

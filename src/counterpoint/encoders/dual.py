@@ -54,7 +54,7 @@ class DualEncoder(nn.Module):
     def image_rows(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         raise NotImplementedError
 
-    def text_rows(self, texts: list[str]) -> Float[Tensor, "n dim"]:
+    def text_rows(self, texts: list[str], cut: bool = False) -> Float[Tensor, "n dim"]:
         raise NotImplementedError
 
     def images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
@@ -63,9 +63,15 @@ class DualEncoder(nn.Module):
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         return self.image_rows(images * self.factor + self.shift).float()
 
-    def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-        """Compute the embeddings of texts, not normalised. Raises CounterpointError for texts longer than the context."""
-        rows = [self.text_rows(list(texts[at : at + TEXTS])).float() for at in range(0, len(texts), TEXTS)]
+    def texts(self, texts: Sequence[str], *, cut: bool = False) -> Float[Tensor, "n dim"]:
+        """Compute the embeddings of texts, not normalised.
+
+        Args:
+            texts: the texts.
+            cut: cut texts that are longer than the context. Default: raise CounterpointError for them.
+        """
+        more = (True,) if cut else ()
+        rows = [self.text_rows(list(texts[at : at + TEXTS]), *more).float() for at in range(0, len(texts), TEXTS)]
         return torch.cat(rows)
 
 
@@ -107,8 +113,9 @@ class _Transformers(DualEncoder):
     def image_rows(self, images: Tensor) -> Tensor:
         return self._rows(self.model.get_image_features(pixel_values=images))
 
-    def text_rows(self, texts: list[str]) -> Tensor:
-        need_short(self.name, texts, [len(ids) for ids in self.tokenizer(texts)["input_ids"]], self.context)
+    def text_rows(self, texts: list[str], cut: bool = False) -> Tensor:
+        if not cut:
+            need_short(self.name, texts, [len(ids) for ids in self.tokenizer(texts)["input_ids"]], self.context)
         found = self.tokenizer(
             texts, padding=self.padding, max_length=self.context, truncation=True, return_tensors="pt"
         )
@@ -137,8 +144,8 @@ class _OpenClip(DualEncoder):
     def image_rows(self, images: Tensor) -> Tensor:
         return self.model.encode_image(images)
 
-    def text_rows(self, texts: list[str]) -> Tensor:
-        if hasattr(self.tokenizer, "encode"):  # it cuts long texts without a word
+    def text_rows(self, texts: list[str], cut: bool = False) -> Tensor:
+        if not cut and hasattr(self.tokenizer, "encode"):  # it cuts long texts without a word
             need_short(self.name, texts, [len(self.tokenizer.encode(text)) + 2 for text in texts], self.context)
         return self.model.encode_text(self.tokenizer(texts).to(self.factor.device))
 

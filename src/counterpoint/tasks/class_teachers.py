@@ -64,9 +64,9 @@ class AlignedDual(DualEncoder):
     def image_rows(self, images: Tensor) -> Tensor:
         return self.learner.projected(self.image, images)
 
-    def text_rows(self, texts: list[str]) -> Tensor:
+    def text_rows(self, texts: list[str], cut: bool = False) -> Tensor:
         context = self.learner.config.context
-        long = set(self.tokenizer.too_long(texts, context))
+        long = set() if cut else set(self.tokenizer.too_long(texts, context))
         need_short(self.name, texts, [context + (n in long) for n in range(len(texts))], context)
         ids, mask = self.tokenizer.encode(texts, context)
         device = self.factor.device

@@ -9,7 +9,7 @@ Weight Inheritance", ICCV 2023, arXiv 2309.12314. Where paper and released code 
     s        student_scale, teacher_scale  factors of the cosines, 1 / temperature
     A        -                             softmax of s u v^T over texts (i2t), or over images (t2i)
     z        Gates (encoders/towers.py)    hard-concrete masks of channels, heads and neurons
-    q, e     target, expected sparsity     share of both towers' parameters to remove, and the expected share (core/hard_concrete.py)
+    q, e     target, expected              share of both towers' parameters to remove, and its expectation (core/hard_concrete.py)
 
 The student learns by `affinity_mimicking_loss` alone (alpha 1), or together with the loss of CLIP. It begins in one of three ways
 (`--inherit`):
@@ -22,8 +22,8 @@ The student learns by `affinity_mimicking_loss` alone (alpha 1), or together wit
     counterpoint train tinyclip --teacher open_clip:ViT-B-32/openai --inherit none --image-encoder resnet-s --data manifest:mine.csv
 
 Inheritance needs a teacher with towers of this library: a run of clip or siglip with `--image-encoder tower-...` and
-`--text-encoder tower-...`. Several stages run one after another: `--keep` lists shares for `auto`, and `--steps` towers for `manual`.
-Each stage inherits from the stage before. The teacher of the affinities stays the first network.
+`--text-encoder tower-...`. Stages run one after another: `--keep` lists shares for `auto`, `--steps` towers for `manual`. Each
+inherits from the stage before. The teacher of the affinities stays the first network.
 
 Differences from the released code. A later stage masks the network that was cut before, not one padded with zeros. A unit that was
 cut stays cut. A block without heads keeps the bias of its attention, so that the cut network equals the masked one. Rows of the
@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.checks import need_alike, need_scale
+from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
 from counterpoint.core.hard_concrete import scheduled_sparsity, sparsity_lagrangian
 from counterpoint.core.operands import positive_similarity, unit
@@ -101,7 +101,7 @@ def affinity_mimicking_loss(
     """
     need_alike("n dim", student_image=student_image, student_text=student_text)
     need_alike("n teacher_dim", teacher_image=teacher_image, teacher_text=teacher_text)
-    need_scale(student_scale=student_scale, teacher_scale=teacher_scale)
+    need_positive(student_scale=student_scale, teacher_scale=teacher_scale)
     if len(student_image) != len(teacher_image):
         raise ValueError(
             f"student_image and teacher_image must have equally many rows, got {len(student_image)} and {len(teacher_image)}"
@@ -314,7 +314,9 @@ class TinyCLIP(AlignedLearner):
         self.taught_scale = config.teacher_scale or network.scale
         if config.cached:
             of_pictures = Frozen(network, config.teacher, lambda batch: network.images(batch["inputs"][self.image]))
-            of_texts = Frozen(network, config.teacher, lambda batch: network.texts(self.captions(batch["index"])))
+            of_texts = Frozen(
+                network, config.teacher, lambda batch: network.texts(self.captions(batch["index"]), cut=True)
+            )
             self.known = {
                 self.image: cached(of_pictures, survey, "train", "image"),
                 self.text: cached(of_texts, survey, "train", "text"),
@@ -504,7 +506,7 @@ class TinyCLIP(AlignedLearner):
             rows = self.known[self.image][index], self.known[self.text][index]
         else:
             assert self.teacher is not None
-            rows = self.teacher(batch["inputs"][self.image][both]), self.network.texts(self.captions(index))
+            rows = self.teacher(batch["inputs"][self.image][both]), self.network.texts(self.captions(index), cut=True)
         return unit(rows[0]), unit(rows[1])
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -580,7 +582,7 @@ class TinyCLIP(AlignedLearner):
                     "Affinities of the student": (ours[self.image], ours[self.text], float(self.log_scale.exp())),
                     "Affinities of the teacher": (
                         unit(self.teacher(batch["inputs"][self.image])),
-                        unit(self.network.texts(texts)),
+                        unit(self.network.texts(texts, cut=True)),
                         float(self.taught_scale),
                     ),
                 }
@@ -618,6 +620,7 @@ SYSTEM = System(
         "batch_size": 128,
         "epochs": 4,
         "mask_epochs": 6,
+        "mask_lr": 0.1,
         "sparsity_steps": 60,
         "student_scale": 20.0,
         "teacher_scale": 20.0,
