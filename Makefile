@@ -62,6 +62,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/ctvis.py
 	$(BIN)/python benchmarks/wscol.py
 	$(BIN)/python benchmarks/global_local_seg.py
+	$(BIN)/python benchmarks/tinyclip.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

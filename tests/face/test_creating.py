@@ -46,6 +46,7 @@ MORE = {
     "triplet": {"pretrained": False},
     "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
     "vlm-ood-distill": {"teacher_dim": 6},
+    "tinyclip": {"image_encoder": "tower-16-1-8", "text_encoder": "tower-16-1-8"},
     "any2seg": {"pretrained": False, "width": 8},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},
     "attention-transfer": {"encoder": "resnet-s", "teacher_encoder": "resnet-s"},

@@ -39,6 +39,7 @@ NAMES = [
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "VL2V", "VLMOOD",
+    "AffinityMimicking",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from counterpoint.core import hard_concrete as hc
 from counterpoint.core.masked_transformer import cut_transformer_block
 from counterpoint.encoders.towers import Gates, ImageTower, Shape, TextTower
 from counterpoint.engine.fit import fit
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
@@ -155,7 +156,7 @@ def test_a_cut_block_computes_what_the_masked_block_does(absent: str) -> None:
 def test_a_cut_tower_computes_what_the_masked_tower_does(kind: str) -> None:
     torch.manual_seed(0)
     shape = Shape.whole(16, 3, 8)
-    tower = ImageTower(8, shape) if kind == "image" else TextTower(20, 6, shape)
+    tower = ImageTower(shape, 8) if kind == "image" else TextTower(shape, 20, 6)
     mask = torch.arange(6) < torch.tensor([6, 2, 0])[:, None]
     inputs = (torch.randn(3, 3, 8, 8),) if kind == "image" else (torch.randint(20, (3, 6)), mask)
     tower.double()
@@ -335,12 +336,12 @@ def test_each_stage_cuts_what_the_stage_before_left(teacher: str, monkeypatch: p
     shapes: list[tuple[Shape, ...]] = []
     before = file.TinyCLIP.cut
 
-    def noted(self: Any) -> None:
+    def noted(self: Any, survey: Any) -> None:
         with torch.no_grad():
             batch = self.survey.batch("valid", np.arange(4))
             self.eval()
             masked = self.embed(batch)
-            before(self)
+            before(self, survey)
             self.eval()
             found = self.embed(batch)
             for name, value in masked.items():
@@ -348,7 +349,7 @@ def test_each_stage_cuts_what_the_stage_before_left(teacher: str, monkeypatch: p
         shapes.append(tuple(one.shape for one in self.towers()))
 
     monkeypatch.setattr(file.TinyCLIP, "cut", noted)
-    learner, rows = trained(teacher, inherit="auto", mask_epochs=3)
+    learner, rows = trained(teacher, inherit="auto", mask_epochs=4, keep=[0.8, 0.1])
     assert len(shapes) == 2
     for first, second in zip(*shapes, strict=True):
         assert set(second.kept[0]) <= set(first.kept[0])
@@ -472,3 +473,16 @@ def test_a_teacher_without_towers_teaches_but_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(CounterpointError, match=r"cannot inherit from the teacher .* conv-s"):
         trained(f"run:{run.path}", inherit="auto")
     trained(f"run:{run.path}", inherit="none")
+
+
+def test_a_masked_step_in_parts_is_the_step_of_the_whole_batch(teacher: str) -> None:
+    found = []
+    for parts in (1, 3):
+        experiment = experiment_of(teacher, inherit="auto", keep=[0.5], optimizer="sgd", cut_rate=0.0)
+        task = experiment.task()
+        learner = experiment.learner(task.facts, 0)
+        fit(learner, task, loop=Loop(accumulate=parts), evaluate_every=9)
+        found.append(learner)
+    assert found[0].structure() == found[1].structure()
+    for name, value in found[0].state_dict().items():
+        torch.testing.assert_close(found[1].state_dict()[name], value, rtol=1e-4, atol=1e-5)

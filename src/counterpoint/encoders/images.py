@@ -67,7 +67,7 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return MLPS(size, channels)
         if name.startswith("tower-"):
             shape, patch = towers.parse(name)
-            return towers.ImageTower(size, shape, channels, patch)
+            return towers.ImageTower(shape, size, channels, patch)
         if name.startswith("unet"):
             return UNetEncoder(size, channels, WIDTHS[name])
         if name == "conv-s":

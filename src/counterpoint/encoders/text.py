@@ -394,7 +394,7 @@ def build_text_encoder(
     if name.startswith("tower-"):
         if vocabulary is None:
             raise CounterpointError("a tower needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
-        return towers.TextTower(vocabulary, length, towers.parse(name)[0])
+        return towers.TextTower(towers.parse(name)[0], vocabulary, length)
     place = _place(name)
     transformers = _transformers(name)
     if pretrained:

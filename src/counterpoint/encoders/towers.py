@@ -102,8 +102,7 @@ def parse(name: str) -> tuple[Shape, int | None]:
     width, depth, head, patch = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
     if not (width and depth and head) or width % head:
         raise CounterpointError(
-            f"'{name}' is no tower: write {FORM} with numbers of at least 1, and a width that is a multiple of the heads', such as "
-            "tower-64-4-16"
+            f"'{name}' is no tower: write {FORM}, such as tower-64-4-16; the width must be a multiple of the heads' width"
         )
     return Shape.whole(width, depth, head), patch or None
 
@@ -165,7 +164,8 @@ class Gates(nn.Module):
     def expected_size(self) -> Float[Tensor, ""]:
         """Compute the expected number of parameters that the masks leave."""
         shape = self.shape
-        return hc.expected_model_size(*self.logits(), shape.width, shape.neurons, shape.heads, shape.layers)
+        hidden, heads, neurons = self.logits()
+        return hc.expected_model_size(hidden, heads, neurons, shape.width, shape.neurons, shape.heads, shape.layers)
 
     @torch.no_grad()
     def lead(self) -> None:
@@ -224,8 +224,9 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "length batch width"], masks: Masks | None = None, number: int = 0
     ) -> Float[Tensor, "length batch width"]:
-        z = (None, None, None) if masks is None else (masks.hidden, masks.heads[number], masks.neurons[number])
-        return masked_transformer_block(x, dict(self.named_parameters()), *z, self.heads, self.causal)
+        hidden, heads, neurons = (None,) * 3 if masks is None else (masks.hidden, *(z[number] for z in masks[1:]))
+        weights = dict(self.named_parameters())
+        return masked_transformer_block(x, weights, hidden, heads, neurons, self.heads, self.causal)
 
 
 class Tower(ImageEncoder):
@@ -235,9 +236,11 @@ class Tower(ImageEncoder):
         shape: its units.
         dim: width of its output.
         gates: the masks' logits while they are learned, else None.
+        made: the arguments that it was made with, after the shape.
     """
 
     gates: Gates | None
+    made: tuple[int, ...]
     causal = False
     channels_last: tuple[str, ...] = ()  # parameters whose last axis is the channels, and which masks scale
     channels_first: tuple[str, ...] = ()  # likewise the first axis
@@ -309,8 +312,8 @@ class ImageTower(Tower):
     """A transformer of patches, whose class token is the output.
 
     Args:
-        size: height and width of the pictures in pixels, a multiple of the patch.
         shape: its units.
+        size: height and width of the pictures in pixels, a multiple of the patch.
         channels: channels of a picture, by default 3.
         patch: side of a patch in pixels; None: by the size, see the module's table.
     """
@@ -319,7 +322,7 @@ class ImageTower(Tower):
     channels_first = ("conv1.weight",)
     unscaled = ("ln_pre", "ln_post")
 
-    def __init__(self, size: int, shape: Shape, channels: int = 3, patch: int | None = None) -> None:
+    def __init__(self, shape: Shape, size: int, channels: int = 3, patch: int | None = None) -> None:
         super().__init__(shape)
         patch = patch or (4 if size < 64 else 8 if size < 160 else 16)
         if size % patch:
@@ -331,8 +334,7 @@ class ImageTower(Tower):
         self.ln_pre, self.ln_post = nn.LayerNorm(self.dim), nn.LayerNorm(self.dim)
 
     def again(self, shape: Shape) -> ImageTower:
-        size, channels, patch = self.made
-        return ImageTower(size, shape, channels, patch)
+        return ImageTower(shape, *self.made)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
         masks = self.masks()
@@ -347,25 +349,26 @@ class TextTower(Tower):
     """A causal transformer of tokens, whose last token is the output.
 
     Args:
+        shape: its units.
         vocabulary: number of tokens in the vocabulary.
         length: maximum number of tokens of a text.
-        shape: its units.
     """
 
     causal = True
     channels_last = ("token_embedding.weight", "positional_embedding")
     unscaled = ("ln_final",)
 
-    def __init__(self, vocabulary: int, length: int, shape: Shape) -> None:
+    def __init__(self, shape: Shape, vocabulary: int, length: int) -> None:
         super().__init__(shape)
         self.vocabulary, self.length = vocabulary, length
+        self.made = vocabulary, length
         self.token_embedding = nn.Embedding(vocabulary, self.dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.positional_embedding = nn.Parameter(torch.randn(length, self.dim) * 0.01)
         self.ln_final = nn.LayerNorm(self.dim)
 
     def again(self, shape: Shape) -> TextTower:
-        return TextTower(self.vocabulary, self.length, shape)
+        return TextTower(shape, *self.made)
 
     def tokens(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
@@ -373,8 +376,7 @@ class TextTower(Tower):
         """Compute the last layer's output for every token; zeros at padding."""
         if ids.shape != mask.shape or ids.shape[1] > self.length:
             raise CounterpointError(
-                f"this tower reads up to {self.length} tokens with a mask of the same shape, got ids {list(ids.shape)} and a mask "
-                f"{list(mask.shape)}"
+                f"this tower reads {self.length} tokens at most, and a mask alike, got {list(ids.shape)} and {list(mask.shape)}"
             )
         masks = self.masks()
         z = None if masks is None else masks.hidden

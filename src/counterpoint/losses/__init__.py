@@ -36,7 +36,7 @@ _FILES = {
     "bags": "MACILSD MIL",
     "class_texts": "VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
-    "distillation": "AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
+    "distillation": "AffinityMimicking AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

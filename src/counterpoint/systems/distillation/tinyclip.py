@@ -1,4 +1,4 @@
-"""TinyCLIP: a small CLIP begins as a part of a large one, and copies whom the large one takes for whose partner.
+"""TinyCLIP: a small CLIP begins as a part of a large one, and copies its affinities between pictures and texts.
 
 Wu, Peng, Zhou, Xiao, Liu, Yuan, Xuan, Valenzuela, Chen, Wang, Chao, Hu: "TinyCLIP: CLIP Distillation via Affinity Mimicking and
 Weight Inheritance", ICCV 2023, arXiv 2309.12314. Where paper and released code differ, the code counts.
@@ -35,8 +35,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ from counterpoint.core.operands import positive_similarity, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.text import Tokenizer
-from counterpoint.encoders.towers import Gates, ImageTower, Shape, TextTower, Tower, parse
+from counterpoint.encoders.towers import KINDS, Gates, ImageTower, Shape, TextTower, Tower, parse
 from counterpoint.engine.optim import light, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -269,11 +270,12 @@ class TinyCLIPConfig(AlignedConfig):
             raise CounterpointError(f"steps must be IMAGE/TEXT with | between stages, got '{self.steps}'")
         return [(part[0], part[1]) for part in parts] + [(self.image_encoder, self.text_encoder)]
 
-    def tokenizer(self, captions: list[str]) -> Tokenizer:
+    def tokenizer(self, captions: Sequence[str]) -> Tokenizer:
         """Return the teacher's tokenizer, if the student inherits the teacher's embeddings of tokens."""
         if self.inherit == "none":
             return super().tokenizer(captions)
-        return teacher_towers(self.teacher).tokenizer
+        found: Tokenizer = teacher_towers(self.teacher).tokenizer
+        return found
 
 
 def teacher_towers(name: str) -> AlignedDual:
@@ -332,12 +334,18 @@ class TinyCLIP(AlignedLearner):
 
     def towers(self) -> list[Tower]:
         """Return both networks, if they are towers."""
-        found: list[Any] = [self.encoders[self.image], self.encoders[self.text]]
-        return found
+        both: list[Any] = [self.encoders[self.image], self.encoders[self.text]]
+        return both
 
     def gates(self) -> list[Gates]:
         """Return the masks of both towers; none while no masks are learned."""
         return [one.gates for one in self.towers() if isinstance(one, Tower) and one.gates is not None]
+
+    def projection(self, name: str) -> Float[Tensor, "embedding channels"]:
+        """Return the weight of a modality's projection."""
+        head: Any = self.heads[name]
+        weight: Tensor = head.weight
+        return weight.detach()
 
     def place(self, towers: list[Tower], heads: Mapping[str, Tensor]) -> None:
         """Replace both networks and their projections."""
@@ -345,19 +353,18 @@ class TinyCLIP(AlignedLearner):
             self.encoders[name] = tower
             weight = heads[name]
             self.heads[name] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            with torch.no_grad():
-                self.heads[name].weight.copy_(weight)
-        self.to(weight.device).replaced = True
+            self.projection(name).copy_(weight)
+        self.to(weight.device)
+        self.replaced = True
 
     def structure(self) -> dict[str, Any]:
         if not self.replaced:
             return {}
-        image: Any
         image, text = self.towers()
         return {
             "image": vars(image.shape) | {"made": list(image.made)},
-            "text": vars(text.shape) | {"made": [text.vocabulary, text.length]},  # type: ignore[attr-defined]
-            "embedding": self.heads[self.image].out_features,
+            "text": vars(text.shape) | {"made": list(text.made)},
+            "embedding": len(self.projection(self.image)),
             "masks": bool(self.gates()),
         }
 
@@ -365,12 +372,8 @@ class TinyCLIP(AlignedLearner):
         if not structure:
             return
         image, text = dict(structure["image"]), dict(structure["text"])
-        size, channels, patch = image.pop("made")
-        vocabulary, length = text.pop("made")
-        towers = [
-            ImageTower(size, Shape.of(image), channels, patch),
-            TextTower(vocabulary, length, Shape.of(text)),
-        ]
+        made = tuple(image.pop("made")), tuple(text.pop("made"))
+        towers: list[Tower] = [ImageTower(Shape.of(image), *made[0]), TextTower(Shape.of(text), *made[1])]
         width = structure["embedding"]
         heads = {name: torch.empty(width, one.dim) for name, one in zip((self.image, self.text), towers, strict=True)}
         self.place(towers, heads)
@@ -378,7 +381,7 @@ class TinyCLIP(AlignedLearner):
             for tower in towers:
                 tower.gates = Gates(tower.shape)
 
-    def inherit(self, names: tuple[str, str], first: bool) -> None:
+    def inherit(self, names: tuple[str, str], first: bool, survey: Survey) -> None:
         """Begin a stage of manual inheritance: take parts of the teacher's weights, or of the stage before."""
         config, teacher = self.config, self.network
         of: Any = teacher.learner if first else self
@@ -388,15 +391,14 @@ class TinyCLIP(AlignedLearner):
             source = of.encoders[place]
             shape, patch = parse(name)
             if own == self.image:
-                size, channels, grid = source.made
-                tower: Tower = ImageTower(self.facts.modalities[own]["size"], shape, channels, patch)
-                if tower.made != (size, channels, grid):  # type: ignore[attr-defined]
+                tower: Tower = ImageTower(shape, self.facts.modalities[own]["size"], 3, patch)
+                if tower.made != source.made:
                     raise CounterpointError(
-                        f"--inherit manual: {name} sees pictures of {tower.made[0]} pixels in patches of {tower.made[2]}, the "  # type: ignore[attr-defined]
-                        f"teacher of {size} in patches of {grid}; use the teacher's size (?size=) and patch"
+                        f"--inherit manual: {name} sees pictures of {tower.made[0]} pixels in patches of {tower.made[2]}, the "
+                        f"teacher of {source.made[0]} in patches of {source.made[2]}; use the teacher's size (?size=) and patch"
                     )
             else:
-                tower = TextTower(source.vocabulary, config.context, shape)
+                tower = TextTower(shape, source.vocabulary, config.context)
             if shape.head_dim != source.shape.head_dim:
                 raise CounterpointError(
                     f"--inherit manual: heads of {name} are {shape.head_dim} channels wide, the teacher's {source.shape.head_dim}"
@@ -411,7 +413,7 @@ class TinyCLIP(AlignedLearner):
             heads[own] = part["head"]
         self.place(towers, heads)
 
-    def mask(self, first: bool) -> None:
+    def mask(self, first: bool, survey: Survey) -> None:
         """Begin to learn masks: of a copy of the teacher, or of the network that was cut before."""
         if first:
             found = self.network
@@ -422,7 +424,7 @@ class TinyCLIP(AlignedLearner):
                     f"--inherit auto: the teacher reads pictures of {image.made[0]} pixels and {text.length} tokens, this run has "
                     f"{self.facts.modalities[self.image]['size']} and {self.config.context}; use ?size= and --context"
                 )
-            towers = [image.again(image.shape), text.again(text.shape)]
+            towers: list[Tower] = [image.again(image.shape), text.again(text.shape)]
             for new, old in zip(towers, (image, text), strict=True):
                 new.load_state_dict(old.state_dict())
             places = ((self.image, found.image), (self.text, found.text))
@@ -430,7 +432,7 @@ class TinyCLIP(AlignedLearner):
         for tower in self.towers():
             tower.gates = Gates(tower.shape)
 
-    def cut(self) -> None:
+    def cut(self, survey: Survey) -> None:
         """Remove what the masks remove, and end their training."""
         towers = self.towers()
         if self.config.choice == "leading":
@@ -441,7 +443,7 @@ class TinyCLIP(AlignedLearner):
         heads = {}
         for name, before, after in zip((self.image, self.text), towers, smaller, strict=True):
             at = [before.shape.kept[0].index(channel) for channel in after.shape.kept[0]]
-            heads[name] = self.heads[name].weight.detach()[:, at]
+            heads[name] = self.projection(name)[:, at]
         self.place(smaller, heads)
 
     # --- stages
@@ -452,14 +454,14 @@ class TinyCLIP(AlignedLearner):
             return [Stage("distil", config.epochs)]
         if config.inherit == "manual":
             return [
-                Stage(f"distil {n + 1}", config.epochs, enter=lambda _, n=n, names=names: self.inherit(names, n == 0))
+                Stage(f"distil {n + 1}", config.epochs, enter=partial(self.inherit, names, n == 0))
                 for n, names in enumerate(config.path())
             ]
         found = []
         for n, share in enumerate(config.keep):
-            enter = lambda _, n=n: self.mask(n == 0)  # noqa: E731
+            enter = partial(self.mask, n == 0)
             found.append(Stage(f"mask {share:.0%}", config.mask_epochs, turns=self.masked_turns, enter=enter))
-            found.append(Stage(f"distil {share:.0%}", config.epochs, enter=lambda _: self.cut()))
+            found.append(Stage(f"distil {share:.0%}", config.epochs, enter=self.cut))
         return found
 
     def weights(self) -> list[nn.Parameter]:
@@ -474,7 +476,7 @@ class TinyCLIP(AlignedLearner):
     def masked_turns(self) -> list[Turn]:
         """Return optimisers of the weights, whose rate rises over the whole stage, of the masks, and of the multipliers."""
         turn = self._turn(replace(self.config, warmup_epochs=self.epochs, schedule="step"), self.config.masked_rate)
-        masks = [p for one in self.gates() for p in (one.hidden, one.heads, one.neurons)]
+        masks = [getattr(one, kind) for one in self.gates() for kind in KINDS]
         adam = light(torch.optim.AdamW)
         down = adam(masks, lr=self.config.mask_lr, weight_decay=0.0)
         up = adam([one.multipliers for one in self.gates()], lr=self.config.mask_lr, weight_decay=0.0, maximize=True)
@@ -505,8 +507,14 @@ class TinyCLIP(AlignedLearner):
         if self.known:
             rows = self.known[self.image][index], self.known[self.text][index]
         else:
-            assert self.teacher is not None
-            rows = self.teacher(batch["inputs"][self.image][both]), self.network.texts(self.captions(index), cut=True)
+            if self.teacher is None:
+                raise CounterpointError(
+                    "tinyclip reads its teacher when a fit begins: train it with `counterpoint train`"
+                )
+            rows = (
+                self.teacher(batch["inputs"][self.image][both].float()),
+                self.network.texts(self.captions(index), cut=True),
+            )
         return unit(rows[0]), unit(rows[1])
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -518,7 +526,7 @@ class TinyCLIP(AlignedLearner):
         scale = self.log_scale.exp()
         loss, named = u.new_zeros(()), {"scale": scale.detach()}
         if config.alpha > 0:
-            image, text = self.taught(batch, both)
+            image, text = (rows.to(u.dtype) for rows in self.taught(batch, both))
             affinity = affinity_mimicking_loss(u, v, scale, image, text, self.taught_scale).loss
             loss, named["affinity"] = loss + config.alpha * affinity, affinity.detach()
         if config.alpha < 1:
