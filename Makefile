@@ -55,6 +55,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/obow.py
 	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
+	$(BIN)/python benchmarks/krr_st.py
 	$(BIN)/python benchmarks/cmd.py
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py
@@ -63,6 +64,9 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/wscol.py
 	$(BIN)/python benchmarks/global_local_seg.py
 	$(BIN)/python benchmarks/tinyclip.py
+	$(BIN)/python benchmarks/diswot.py
+	$(BIN)/python benchmarks/kd3.py
+	$(BIN)/python benchmarks/hybrid_distill.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

@@ -122,7 +122,9 @@ def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> 
 
 CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
+DISTILLATION = SYSTEMS + "distillation."
 DENSE = "counterpoint.systems.dense."
+DISWOT = "counterpoint.systems.distillation.diswot:"
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
 
 
@@ -146,6 +148,16 @@ CASES: dict[str, Case] = {
     ),
     CLASSICS + "attention_transfer:attention_transfer": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
+    ),
+    DISWOT + "relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
+    DISWOT + "channel_correlation": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, 3, 4, 2)], (0,), (0, 0)),
+    # The rows of a gradient are classes.
+    DISWOT + "semantic_distance": Case(pair, (1,), (0, 0)),
+    DISWOT + "classifier_gradient": Case(
+        lambda n, d: [d(0, n, DIM), d(1, n, 3), labels(n)], (0, 1), (0, 0, 0), permutes=False
+    ),
+    DISWOT + "diswot_score": Case(
+        lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM), d(2, 5, 4), d(3, 5, 4)], (1, 3), (0, 0, None, None)
     ),
     CLASSICS + "crd:crd": Case(crd, (0, 1), (0, 0, None, None, 0, 0), memory=(2, 3)),
     CLASSICS + "fitnets:feature_mse": Case(pair, (0,), (0, 0)),
@@ -259,7 +271,7 @@ CASES: dict[str, Case] = {
         (0, 0, None, None),
         kernel=True,
     ),
-    CLASSICS + "simclr:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
+    "counterpoint.core.nt_xent:nt_xent": Case(lambda n, d: [*pair(n, d), 0.05], (0, 1), (0, 0, None), kernel=True),
     CLASSICS + "supcon:supcon": Case(lambda n, d: [unit(d(0, n, 2, DIM)), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "supcon:supcon_single_view": Case(lambda n, d: [d(0, n, DIM), labels(n)], (0,), (0, 0), kernel=True),
     CLASSICS + "swav:swav": Case(lambda n, d: [d(0, 2, n, 5), d(1, 2, n, 5)], (0, 1), (1, 1)),
@@ -310,6 +322,16 @@ CASES: dict[str, Case] = {
     IMAGES + "sla:identity_logits": Case(lambda n, d: [d(0, n, 6), 1], (0,), (0, None), permutes=False),
     IMAGES + "sla:sla_loss": Case(
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
+    ),
+    DISTILLATION + "kd3:dynamic_selection": Case(
+        lambda n, d: [3 * d(0, n, 5), 3 * d(1, n, 5), 0.4, 0.9], (), (0, 0, None, None), permutes=False
+    ),
+    DISTILLATION + "kd3:disagreement_weights": Case(lambda n, d: [d(0, n, 5), d(1, n, 5)], (), (0, 0), permutes=False),
+    DISTILLATION + "kd3:weighted_feature_loss": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 3, 4, 4), d(2, n, 5), d(3, n, 5)], (0,), (0, 0, 0, 0)
+    ),
+    CORE + "mixing:mix_distribution": Case(
+        lambda n, d: [d(0, n, 3, 4, 4), d(1, n).sigmoid(), torch.arange(n).flip(0)], (0,), (0, 0, 0), permutes=False
     ),
     IMAGES + "mcl:integrated": Case(lambda n, d: [pair(n, d)], (), (0,), permutes=False),
     CORE + "codes:local_words": Case(
@@ -418,6 +440,19 @@ CASES |= {
     DENSE + "any2seg:intra_modal_loss": Case(
         lambda n, d: [d(0, n, 4, DIM), d(1, 4, 3), d(2, n, 4) > -0.5, 0.3], (0,), (0, None, 0, None), memory=(1,)
     ),
+    "counterpoint.systems.distillation.krr_st:krr_outer_loss": Case(
+        lambda n, d: [d(8, 4, DIM), d(9, 4, 3), d(0, n, DIM), d(1, n, 3), 1e-2], (0, 1), (None, None, 0, 0, None)
+    ),
+    CORE + "tokens:token_relations": Case(lambda n, d: [d(0, n, 2, 3, 4), d(1, n, 2, 3, 4)], (0, 1), (0, 0)),
+    CORE + "tokens:drop_redundant_tokens": Case(lambda n, d: [d(0, n, 6, 4), 0.5], (), (0, None)),
+    CORE + "tokens:attention_distance": Case(lambda n, d: [d(0, n, 4, 4).softmax(2), 2], (0,), (0, None)),
+    CORE + "tokens:attention_nmi": Case(lambda n, d: [d(0, n, 4, 4).softmax(2)], (0,), (0,)),
+    DISTILLATION + "hybrid_distill:relation_distillation_loss": Case(
+        lambda n, d: [[d(s, n, 2, 3, 4) for s in range(3)], [d(s + 3, n, 2, 3, 5) for s in range(3)]], (), (0, 0)
+    ),
+    DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),
@@ -468,6 +503,7 @@ OTHERS = {
     "bss:half_window": "numbers only",
     "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
+    "kd3:combination_weight": "numbers only",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
@@ -482,12 +518,6 @@ OTHERS = {
     "bags:frame_ap_step": "a measure",
     "geometry:tolerance": "a measure",
 }
-
-DISTILLATION = "counterpoint.systems.distillation."
-
-
-def taught_rows(n: int, d: Callable[..., Tensor]) -> list[Any]:
-    return [d(0, n, DIM), d(1, n, DIM), d(2, 5, DIM), torch.arange(n) % 5]
 
 
 CASES |= {

@@ -13,7 +13,7 @@ from counterpoint.data.optical import load_digits
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.experiment import Experiment, load_learner
+from counterpoint.experiment import Experiment, fitted, load_learner
 from counterpoint.systems.settings import flat, with_settings
 
 
@@ -142,3 +142,9 @@ def test_optimisers_of_torch_are_those_that_timm_makes(name, theirs):
     assert isinstance(ours, type(made))
     faster = {"lr": 0, "fused": True}
     assert ours.defaults | faster == made.defaults | faster
+
+
+def test_a_small_learner_is_not_fitted_by_several_processes(monkeypatch):
+    monkeypatch.setattr("counterpoint.experiment.processes", lambda: (0, 2))
+    with pytest.raises(CounterpointError, match=r"fit:simclr.* is trained in one process"):
+        fitted("simclr?data=digits&epochs=1&seed=7777")

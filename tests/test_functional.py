@@ -191,7 +191,9 @@ def test_torch_func_equals_autograd(place):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("place", [p for p in EVERY if p.endswith((":m3co_loss", ":clip", "simclr:nt_xent", ":crd"))])
+@pytest.mark.parametrize(
+    "place", [p for p in EVERY if p.endswith((":m3co_loss", ":clip", "core.nt_xent:nt_xent", ":crd"))]
+)
 def test_compiled_functions_equal_plain_ones(place, backend):
     compiled_equals_plain(place, backend)
 
@@ -252,6 +254,10 @@ def test_narrow_integers_and_an_empty_batch_and_mixed_types(place):
         ":item_losses",
         ":memory_positives",
         ":similarity_guided_memory",
+        ":token_relations",
+        ":drop_redundant_tokens",
+        ":attention_distance",
+        ":attention_nmi",
     )
     if not place.endswith(rowwise):
         with pytest.raises(ValueError, match=r"\w"):
@@ -341,6 +347,7 @@ def signatures() -> dict[str, inspect.Signature]:
 
 # Functions whose parity cases name an argument by an old spelling.
 NAMED_BY_CASES = {
+    "class_texts:cosine_text_logits": {"scale"},
     "mlcd:margin_cluster_loss": {"scale"},
     "mlcd:mlcd_loss": {"scale"},
     "query_decoder:query_decoupled_decoder": {"pos"},  # a positional encoding
@@ -382,6 +389,7 @@ def test_a_log_scale_and_a_logit_scale_say_what_they_are():
 
 # Functions that take no group, and why.
 WITHOUT_GROUP = {
+    "diswot:semantic_distance": "of the gradients that are given; the module gathers rows",
     "wscol:weak_guided_contrast": "of the rows that are given; the module gathers them",
     "macil-sd:info_nce": "of the rows that are given; the module gathers them",
     "macil-sd:topk_mil_pool": "bag by bag",

@@ -24,6 +24,7 @@ import yaml
 
 from counterpoint import catalog
 from counterpoint import data as sources
+from counterpoint.core.world import processes
 from counterpoint.data import cached, source_name
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
@@ -275,11 +276,17 @@ def fitted(spec: str) -> Learner:
     """Load a small learner that is trained once and kept in the cache: "SLUG?data=SOURCE&seed=0&OPTION=VALUE".
 
     A question mark or an ampersand within the data's name is written %3F or %26. The cache identifies the run by its
-    settings, the package's version and torch's version. Raises CounterpointError as `Experiment.resolve` does.
+    settings, the package's version and torch's version. Raises CounterpointError as `Experiment.resolve` does, and under
+    several processes for a learner that is not kept yet: one process would hold the lock and wait for the others.
     """
     experiment, seed = of_spec(spec)
     record = experiment.record(seed)
     place = cached.place("fitted", record, versions(), suffix="")
+    kept = (place / "config.yaml").is_file() and Run.open(place).complete
+    if not kept and processes()[1] > 1:
+        raise CounterpointError(
+            f"fit:{spec} is trained in one process: run this command once without torchrun, then again with it"
+        )
     with cached.locked(place):
         run = Run.open(place) if (place / "config.yaml").is_file() else None
         if run is None or not run.complete:

@@ -9,9 +9,9 @@ Where two systems give one name to different functions, the flat name raises. `o
 >>> fn.nt_xent
 Traceback (most recent call last):
 counterpoint.errors.CounterpointError: counterpoint.functional: two systems give the name nt_xent to different functions; \
-write functional.of("audio-sheet-retrieval").nt_xent or functional.of("simclr").nt_xent
+write functional.of("audio-sheet-retrieval").nt_xent or functional.of("kd3").nt_xent
 >>> fn.of("simclr").nt_xent.__module__
-'counterpoint.systems.classics.simclr'
+'counterpoint.core.nt_xent'
 """
 
 from __future__ import annotations

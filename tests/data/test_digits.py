@@ -100,6 +100,7 @@ def contents(found):
         ("digit-patterns?seed=4", "views", "f5f45e16dd4169b8"),
         ("digit-canvases?train=50&test=20", "views", "5e05911b8ca43ec9"),
         ("tile-canvases?train=50&test=20", "views", "1cf032334b020d7e"),
+        ("digit-colours?train=50&test=20", "views", "71da308fdf538275"),
         ("digit-captions", "aligned", "1d272a0320a774a8"),
         ("digit-captions?train=100&seed=3&valid=0.2", "aligned", "25388a2d2b37b911"),
         ("digit-pairs", "aligned", "0a35e40db30dee9c"),
@@ -188,3 +189,22 @@ def test_tile_canvases_have_the_classes_that_they_name_and_change_with_the_seed(
 def known_digits():
     shades, labels = world.inventory()
     return np.rint(shades * (255 / world.SHADES)).astype(np.uint8).reshape(-1, 64), labels
+
+
+def test_colours_are_three_digits_of_which_two_are_the_class():
+    found = data.load("digit-colours?train=60&test=20&size=8&seed=1")
+    assert len(found.classes) == 100
+    assert found.classes[37] == "three seven"
+    assert (len(found.train), len(found.valid), len(found.test)) == (60, 20, 20)
+    labels = world.inventory()[1]
+    all_digits = world.enlarged(world.scene(np.arange(len(labels))), 8)
+    numbers = {one.tobytes(): int(label) for one, label in zip(all_digits, labels, strict=True)}
+    pictures = found.train.images(np.arange(60))
+    for picture, label in zip(pictures, found.train.labels, strict=True):
+        red, green, blue = (numbers[np.ascontiguousarray(picture[..., channel]).tobytes()] for channel in range(3))
+        assert label == 10 * red + green
+        assert 0 <= blue < 10
+    assert not np.array_equal(pictures, data.load("digit-colours?train=60&test=20&size=8").train.images(np.arange(60)))
+    for options in ("train=1", "held_out=1"):
+        with pytest.raises(DataError, match="digit-colours"):
+            data.load(f"digit-colours?{options}")

@@ -10,6 +10,7 @@ from counterpoint.errors import CounterpointError
 CASES = {
     "conv-s": (4, 128),
     "conv-fine": (16, 64),
+    "convnet-s": (8, 64),
     "resnet-s": (4, 128),
     "vit-s": (8, 128),
     "timm:test_vit": (2, 64),

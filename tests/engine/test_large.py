@@ -23,6 +23,7 @@ from launch import command_over_processes
 IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
 ALIGNED = {"image_encoder": "vit-s", "batch_size": 12, "epochs": 1}
 PICTURES = "digits?size=16&train=60"
+TEACHER = "fit:SLUG?data=digits%3Fsize=8%26train=24&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
 CAPTIONS = "digit-captions?train=60"
 
 
@@ -97,7 +98,12 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
+    "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    "kd3": (
+        "web-digits?train=24&web=12&others=12&size=16",
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "contrast_weight": 0.1, "select": False},
+    ),
     **dict.fromkeys(
         ("vl2v-adip", "vlm-ood-distill"),
         (
@@ -126,6 +132,18 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # It reads layers inside its networks.
+    "hybrid-distill": (
+        "digits?size=8&train=24",
+        {
+            "encoder": "vit-xs",
+            "batch_size": 12,
+            "epochs": 1,
+            "warmup_epochs": 0,
+            "feature_teacher": TEACHER.replace("SLUG", "mae"),
+            "relation_teacher": TEACHER.replace("SLUG", "mae"),
+        },
+    ),
     # Their networks have feature maps.
     "any2seg": (
         "sensors?train=24&test=8&size=16",
@@ -158,6 +176,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
     ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
+    # A step trains the set, and a network of the pool on all of it.
+    "krr-st": (
+        "digits?size=8&train=24",
+        {
+            "encoder": "mlp-s",
+            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
+            "&evaluate_every=9",
+            "pictures": 5,
+            "pool": 1,
+            "batch_size": 12,
+            "epochs": 1,
+            "lr": 0.01,
+        },
+    ),
     "attention-transfer": (
         PICTURES,
         IMAGES | {"teacher_epochs": 0, "teacher_encoder": "resnet-s", "encoder": "resnet-s"},

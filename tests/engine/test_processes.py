@@ -35,6 +35,10 @@ SMALL = {
 }  # fmt: skip
 BUILT = {
     "kd": SMALL | {"teacher_encoder": "vit-s", "teacher_epochs": 1, "epochs": 1, "kd_weight": 1.0},
+    # The search, and a student that is found, whose batch normalisation is over all processes.
+    "diswot": SMALL
+    | {"encoder": "", "teacher_encoder": "resnet-cifar:1-1-1?width=2", "width": 2, "choices": (1, 2), "score_batch": 8}
+    | {"teacher_epochs": 0, "epochs": 1, "candidates": 3, "population": 2, "gradient_weight": 0.5},
     "mcl": SMALL | {"epochs": 1, "hidden": 8, "projection": 8, "mcl.stages": 1, "mcl.clusters": 2},
 }
 

@@ -13,7 +13,7 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Steps
 from counterpoint.engine.services import Callback
-from counterpoint.engine.stages import Stage
+from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.teachers import snapshot
 
 # Two stages of two epochs of three steps: at once; within stage 0; at its end, before it is saved; in the first step of stage 1,
@@ -137,7 +137,23 @@ class Surveyed(Toy):
         return Own(6, 2)
 
 
-@pytest.mark.parametrize("kind", [Carried, Thawed, Grown, Born, Surveyed])
+class Measured(Toy):
+    """The first stage trains nothing: it records the score of each batch."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.register_buffer("scores", torch.zeros(16))
+
+    def stages(self):
+        return two({"learns": False, "turns": lambda: [Turn([], loss=self.score)]}, {})
+
+    def score(self, batch):
+        found = self.loss(batch)["loss"].detach()
+        self.scores[self.position.all_steps] = found
+        return {"loss": found}
+
+
+@pytest.mark.parametrize("kind", [Carried, Thawed, Grown, Born, Surveyed, Measured])
 def test_every_kind_of_stage_resumes_exactly(kind, tmp_path):
     rows = never_otherwise(lambda: (kind(3), Task()), tmp_path, POINTS)
     assert [row["stage"] for row in rows] == [0, 0, 1, 1]
@@ -166,6 +182,27 @@ def test_what_a_stage_does_not_train_stands_still():
     start = thawed.encoder.state_dict()
     still = [all(torch.equal(value, start[name]) for name, value in state.items()) for state in seen]
     assert still == [True, True, False, False]
+
+
+def test_a_stage_may_train_nothing_and_the_next_one_trains_all():
+    start, seen = Measured(1), []
+
+    class Watched(Measured):
+        def end_epoch(self, epoch):
+            seen.append({name: value.clone() for name, value in self.named_parameters()})
+
+    learner = Watched(1)
+    asked = []
+    score = learner.score
+    learner.score = lambda batch: (asked.append([p.requires_grad for p in learner.parameters()]), score(batch))[1]
+    rows = fit(learner, Task(), bar=False)
+    assert not any(map(any, asked))
+    before = dict(start.named_parameters())
+    for name in before:
+        assert [torch.equal(state[name], before[name]) for state in seen] == [True, True, False, False]
+    assert rows[0]["train/loss"] == pytest.approx(float(learner.scores[:3].mean()))
+    assert "lr" not in rows[0]
+    assert (learner.scores > 0).sum() == 6
 
 
 # --------------------------------------------------------------------------------------------------------------- turns

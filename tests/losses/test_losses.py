@@ -353,7 +353,9 @@ CASES |= {
     "VLMOOD": Case(
         lambda: losses.VLMOOD(0.2, 2, False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
-        lambda m, *x: fn.vlm_ood_distillation_loss(*x, temperature=0.2, topk=2, filter_misaligned=False)[0],
+        lambda m, s, t, w, y: fn.vlm_ood_distillation_loss(
+            s, t, w.detach(), y, temperature=0.2, topk=2, filter_misaligned=False
+        )[0],
     ),
     "PixPro": Case(
         lambda: losses.PixPro(3),
@@ -381,24 +383,67 @@ CASES |= {
         lambda: [draw(0, N, 7), torch.arange(N) % 3],
         lambda m, *x: fn.weak_guided_contrast(*x, m.temperature),
     ),
+    "WeightedFeature": Case(
+        losses.WeightedFeature,
+        lambda: [draw(0, N, 3, 4, 4), draw(1, N, 3, 4, 4), draw(2, N, 5), draw(3, N, 5)],
+        lambda m, *x: fn.weighted_feature_loss(*x),
+    ),
     "PixContrast": Case(lambda: losses.PixContrast(0.5), maps, lambda m, *x: fn.pix_contrast(*x, 0.5)),
+    "RelationDistance": Case(
+        losses.RelationDistance, lambda: [draw(0, N, 4, 3, 2), draw(1, N, DIM)], lambda m, *x: fn.relation_distance(*x)
+    ),
+    "ChannelCorrelation": Case(
+        losses.ChannelCorrelation,
+        lambda: [draw(0, N, 4, 3, 2), draw(1, N, 4, 2, 2)],
+        lambda m, *x: fn.channel_correlation(*x),
+    ),
+    "SemanticDistance": Case(
+        lambda: losses.SemanticDistance("classes"),
+        lambda: [draw(0, N, DIM), draw(1, N, 3), draw(2, N, 4), draw(3, N, 3), LABELS],
+        lambda m, a, b, c, d, y: fn.semantic_distance(
+            fn.classifier_gradient(a, b, y), fn.classifier_gradient(c, d, y), "classes"
+        ),
+    ),
     "InterModal": Case(lambda: losses.InterModal(0.3), pair, lambda m, s, t: fn.inter_modal_loss(s, t, 0.3)),
     "IntraModal": Case(
         lambda: losses.IntraModal(0.3, "mse"),
         lambda: [draw(0, N, 4, DIM), draw(1, 4, 3), draw(2, N, 4) > -0.5],
         lambda m, p, t, y: fn.intra_modal_loss(p, t, y, 0.3, "mse"),
     ),
+    "KernelRidge": Case(
+        lambda: losses.KernelRidge(1e-3),
+        lambda: [draw(0, 4, DIM), draw(1, 4, 3), draw(2, N, DIM), draw(3, N, 3)],
+        lambda m, *four: fn.krr_outer_loss(*four, 1e-3),
+    ),
+}
+
+CASES |= {
+    "TokenRelation": Case(
+        lambda: losses.TokenRelation(),
+        lambda: [[draw(n, N, 2, 4, 3) for n in range(3)], [draw(n + 3, N, 2, 4, 5) for n in range(3)]],
+        lambda m, s, t: fn.relation_distillation_loss(s, t),
+    ),
+    "TokenFeature": Case(
+        lambda: losses.TokenFeature(DIM, 4),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
+        lambda m, s, t: fn.feature_distillation_loss(s, t, m.projector),
+    ),
 }
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "diswot:classifier_gradient": "a gradient, no loss",
+    "diswot:diswot_score": "a score, no loss; RelationDistance and SemanticDistance are its parts",
+    "kd3:mix_distribution": "makes pictures, of which another loss is taken",
     "vl2v-adip:vl2v_rows": "rows of VL2V",
-    "vl2v-adip:swad_loss_valley": "averages weights",
     "vl2v-adip:class_prototypes": "rows, no loss",
     "vl2v-adip:cosine_text_logits": "logits, no loss",
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",
     "vlm-ood-distill:feature_contrast": "a term of VLMOOD; CLIP of unit rows, or one way",
     "vlm-ood-distill:caption_contrast": "an optional term of vlm_ood_distillation_loss",
+    "hybrid-distill:token_relations": "relations, no loss",
+    "hybrid-distill:attention_distance": "figures, no loss",
+    "hybrid-distill:attention_nmi": "figures, no loss",
     "any2seg:modality_agnostic_fusion": "maps, no loss",
     "global-local-seg:partition_contrastive_loss": "its rows are runs of a whole batch, which the learner gathers",
     "global-local-seg:local_region_contrastive_loss": "its maps are pairs of a whole batch, which the learner gathers",
@@ -641,8 +686,8 @@ def test_a_system_is_imported_when_its_loss_is_first_made():
     code = (
         "import sys; from counterpoint import losses; made = lambda: [m for m in sys.modules if '.systems.' in m]; "
         "dir(losses); losses.CLIP; losses.MoCo; assert not made(), made(); losses.KD(); "
-        "assert not any('classics' in m for m in made()), made(); losses.NTXent(); "
-        "assert 'counterpoint.systems.classics.simclr' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
+        "assert not any('classics' in m for m in made()), made(); losses.RKD(); "
+        "assert 'counterpoint.systems.classics.rkd' in made(); assert 'counterpoint.systems.classics.moco' not in made()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

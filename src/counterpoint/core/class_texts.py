@@ -6,17 +6,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
+from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision, wide
 
 
+@full_precision
 def class_prototypes(text_embeddings: Float[Tensor, "classes templates dim"]) -> Float[Tensor, "classes dim"]:
     """Compute the unit mean of each class's unit text embeddings.
 
     Args:
         text_embeddings: embeddings of each class's texts, not normalised.
 
-    Raises ValueError for another shape and for classes without texts.
+    Raises ValueError for another shape, no class, and classes without texts.
 
     >>> import torch
     >>> class_prototypes(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]))
@@ -24,9 +26,11 @@ def class_prototypes(text_embeddings: Float[Tensor, "classes templates dim"]) ->
     """
     if text_embeddings.ndim != 3 or not text_embeddings.shape[1]:
         raise ValueError(f"text_embeddings must be [classes, templates, dim], got {list(text_embeddings.shape)}")
-    return F.normalize(F.normalize(text_embeddings, dim=2, eps=EPS).mean(1), dim=1, eps=EPS)
+    need_rows(text_embeddings=text_embeddings)
+    return F.normalize(F.normalize(wide(text_embeddings), dim=2, eps=EPS).mean(1), dim=1, eps=EPS)
 
 
+@full_precision
 def cosine_text_logits(
     features: Float[Tensor, "n dim"], prototypes: Float[Tensor, "classes dim"], scale: float | Float[Tensor, ""]
 ) -> Float[Tensor, "n classes"]:
@@ -37,7 +41,7 @@ def cosine_text_logits(
         prototypes: unit rows, see `class_prototypes`.
         scale: 1 / temperature, > 0.
 
-    Raises ValueError for widths that differ.
+    Raises ValueError for widths that differ and an empty batch.
 
     >>> import torch
     >>> cosine_text_logits(torch.tensor([[2.0, 0.0]]), torch.eye(2), 10.0)
@@ -47,4 +51,5 @@ def cosine_text_logits(
         raise ValueError(
             f"features and prototypes must have equal widths, got {shapes(features=features, prototypes=prototypes)}"
         )
-    return scale * (F.normalize(features, dim=1, eps=EPS) @ prototypes.T)
+    need_rows(features=features)
+    return scale * (F.normalize(wide(features), dim=1, eps=EPS) @ wide(prototypes).T)

@@ -6,6 +6,9 @@ x~_i = lam_i x_i + (1 - lam_i) x_perm(i), lam ~ Beta(alpha, alpha).
     manifold mixup   on hidden layers (Verma et al., ICML 2019, arXiv 1806.05236)
     CutMix           pastes a box of one image into another; lam is the share that remains (Yun et al., ICCV 2019, arXiv
                      1905.04899)
+
+`mix_distribution` mixes the mean and the deviation of a picture's channels, not its pixels: MixStyle (Zhou et al., ICLR 2021, arXiv
+2104.02008) on pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import holds, once
 
 
 class Mix(NamedTuple):
@@ -223,3 +227,62 @@ def cutmix(
     across = (column >= boxes.left[:, None]) & (column < boxes.right[:, None])
     inside = down[:, None, :, None] & across[:, None, None, :]
     return torch.where(inside, images.index_select(0, permutation), images)
+
+
+def picture_statistics(x: Float[Tensor, "n channels height width"], eps: float = 1e-6) -> Float[Tensor, "n channels 2"]:
+    """Return the mean and sqrt(unbiased variance + eps) over the positions of each channel, without gradient.
+
+    Args:
+        x: pictures of at least two pixels.
+        eps: >= 0, by default 1e-6.
+    """
+    variance, mean = torch.var_mean(wide(x.detach()), (2, 3), correction=1)
+    return torch.stack([mean, (variance + eps).sqrt()], 2)
+
+
+@full_precision
+def mix_distribution(
+    x: Float[Tensor, "n channels height width"],
+    lam: Float[Tensor, " n"],
+    perm: Int[Tensor, " n"],
+    eps: float = 1e-6,
+    *,
+    statistics: Float[Tensor, "whole channels 2"] | None = None,
+) -> Float[Tensor, "n channels height width"]:
+    """Give each picture statistics between its own and a partner's: x' = (x - mu) / sigma * sigma' + mu'.
+
+    mu' = lam mu + (1 - lam) mu[perm], and sigma' likewise, for each picture and channel. Statistics have no gradient.
+
+    Args:
+        x: pictures, in any range.
+        lam: each picture's own share, 0 to 1; 1 leaves it unchanged.
+        perm: the partner of each picture.
+        eps: added to variances, >= 0; a constant channel takes the partner's mean.
+        statistics: `picture_statistics` of the pictures that `perm` numbers, for a batch over several processes. Default: of x.
+
+    There is no second derivative. Raises ValueError for shapes that do not fit, an empty batch, pictures of one pixel and
+    partners out of range.
+
+    >>> x = torch.tensor([[0.0, 1.0], [4.0, 8.0]]).view(2, 1, 1, 2)
+    >>> mix_distribution(x, torch.tensor([0.0, 1.0]), torch.tensor([1, 0])).flatten(1)
+    tensor([[4.0000, 8.0000],
+            [4.0000, 8.0000]])
+    """
+    if x.ndim != 4 or lam.shape != x.shape[:1] or perm.shape != x.shape[:1]:
+        raise ValueError(
+            f"x must be [n, channels, height, width], lam and perm [n], got {shapes(x=x, lam=lam, perm=perm)}"
+        )
+    need_rows(x=x)
+    if x.shape[2] * x.shape[3] < 2 or eps < 0:
+        raise ValueError(
+            f"x must have at least two pixels, of which a variance is taken, and eps must not be negative; got {shapes(x=x)}"
+        )
+    own = picture_statistics(x, eps)
+    whole = own if statistics is None else statistics.detach()
+    if holds((perm < 0).any() | (perm >= len(whole)).any()):
+        raise ValueError(f"perm must number the {len(whole)} pictures from 0, got {perm.tolist()}")
+    mu, sigma = own[..., None, None].unbind(2)
+    share = wide(lam).to(own.dtype)[:, None, None]
+    new_mu, new_sigma = torch.lerp(whole[perm].to(own.dtype), own, share)[..., None, None].unbind(2)
+    # The statistics are constants of the gradient, so a second derivative would be wrong.
+    return torch.addcmul(new_mu, once(wide(x), "mix_distribution") - mu, new_sigma / sigma).to(x.dtype)

@@ -71,6 +71,21 @@ def over(group: Group) -> Iterator[None]:
         _group.reset(token)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Take losses over this process's batch, also within `over`, as long as the context lasts.
+
+    >>> with over("world"), alone():
+    ...     world()
+    (0, 1)
+    """
+    token = _group.set(None)
+    try:
+        yield
+    finally:
+        _group.reset(token)
+
+
 GROUP_HELP = (
     "group: processes whose batches together are the batch: a ProcessGroup, or 'world' for all; see `core.distributed`.\n"
     "    None (default): this process's batch alone."

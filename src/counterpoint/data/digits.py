@@ -5,6 +5,8 @@
     digit-styles     coloured pictures in several styles; other styles are left for the test: data of BSS's claim
     digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
     tile-canvases    pictures of one digit, the key patch, among tiles of texture: data of CMD's claim
+    web-digits       labelled digits, and unlabelled pictures of another distribution for a student: data of KD3's claim
+    digit-colours    pictures of a digit in each colour, of 100 classes: data of DisWOT's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
     digit-halves     the upper and the lower half of a digit as vectors, or the upper as a frozen network sees it
@@ -345,6 +347,115 @@ def load_tiles(
         classes=world.NAMES[:kinds],
         size=world.SIDE * grid,
     )
+
+
+def load_web(
+    argument: None = None,
+    *,
+    train: int = 600,
+    web: int = 500,
+    others: int = 1500,
+    shift: float = 0.5,
+    size: int = 8,
+    held_out: float = 0.3,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `web-digits`: labelled digits for a teacher, and pictures of another distribution for its student.
+
+    Some web pictures are digits that the teacher has not seen, with less contrast, more light and noise. The others show no
+    digit: they are digits with permuted pixels, changed likewise. Valid and test pictures are unchanged digits. The training
+    split has the labelled digits. `ImageData.web` has the web pictures, whose label is -1 where they show no digit.
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of labelled digits, at least 2.
+        web: number of web pictures that show a digit, at least 1.
+        others: number of web pictures that show none, at least 0.
+        shift: strength of the changes of web pictures, 0 to 1.
+        size: height and width in pixels, 8 to 4096.
+        held_out: share of the digits in the test split, between 0 and 1, the same for every class.
+        valid: share of the other digits in the valid split, between 0 and 1, the same for every class.
+        seed: seed of the choice of digits and of all changes.
+
+    Raises DataError for a number or share out of range.
+    """
+    checked_size(size)
+    if not 0 < held_out < 1 or not 0 <= shift <= 1:
+        raise DataError(f"web-digits: held_out lies between 0 and 1 and shift in 0..1, got {held_out=}, {shift=}")
+    parts = world.parts("web-digits", held_out, valid)
+    if train < 2 or web < 1 or others < 0 or train + web > len(parts.train):
+        raise DataError(
+            f"web-digits has {len(parts.train)} digits for training. train must be at least 2 and web at least 1; their sum "
+            f"is limited to that number. others must not be negative; got {train=}, {web=}, {others=}"
+        )
+    rng = np.random.default_rng([2307_11469, seed])
+    drawn = rng.permutation(parts.train)
+    known, unseen = np.sort(drawn[:train]), drawn[train : train + web]
+    shades, labels = world.inventory()
+    pictures = np.concatenate([shades[unseen], world.shuffled(shades[rng.choice(unseen, others)], rng)])
+    shown = np.concatenate([labels[unseen], np.full(others, -1)])
+    order = rng.permutation(len(pictures))
+    changed = world.shifted(pictures, shift, rng)[order]
+
+    def images(numbers: Indices) -> ArrayImages:
+        truth = world.scene(numbers)
+        return ArrayImages(world.enlarged(truth, size), truth.labels[:, 0])
+
+    return ImageData(
+        name="web-digits",
+        train=images(known),
+        valid=images(parts.valid),
+        test=images(parts.test),
+        classes=world.NAMES,
+        size=size,
+        web=ArrayImages(world.resized(changed, size), shown[order]),
+    )
+
+
+def load_colours(
+    argument: None = None,
+    *,
+    size: int = 16,
+    train: int = 2000,
+    test: int = 500,
+    held_out: float = 0.2,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-colours`: pictures with a digit in each colour channel, of 100 classes.
+
+    The class is 10 times the red digit plus the green one; the blue digit tells nothing of it. No digit of a split is in
+    another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        size: height and width in pixels, 8 to 4096.
+        train: number of training pictures, at least 2.
+        test: number of test pictures, at least 2.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of the digits of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    checked_size(size)
+    if min(train, test) < 2 or not 0 < held_out < 1:
+        raise DataError(
+            "digit-colours: train and test must be at least 2, and held_out a share between 0 and 1; "
+            f"got {train=}, {test=}, {held_out=}"
+        )
+    parts = world.parts("digit-colours", held_out, valid)
+    rng = np.random.default_rng([2303_15678, seed])
+
+    def pictures(pool: Indices, count: int) -> ArrayImages:
+        truth = [world.scene(rng.choice(pool, count)) for _ in range(3)]
+        pixels = np.stack([world.enlarged(one, size) for one in truth], -1)
+        return ArrayImages(pixels, 10 * truth[0].labels[:, 0] + truth[1].labels[:, 0])
+
+    trained, watched, tested = (pictures(pool, count) for pool, count in zip(parts, (train, test, test), strict=True))
+    names = tuple(f"{red} {green}" for red in world.NAMES for green in world.NAMES)
+    return ImageData(name="digit-colours", train=trained, valid=watched, test=tested, classes=names, size=size)
 
 
 def load_captions(argument: None = None, *, train: int = 300, valid: float = SHARE, seed: int = 0) -> AlignedData:

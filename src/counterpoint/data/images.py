@@ -111,6 +111,8 @@ class ImageData:
     attributes: dict[str, tuple[Indices, Indices, Indices]] = field(default_factory=dict)
     # Labels of which a picture may have several.
     tags: Tags | None = None
+    # Pictures of another distribution, without labels or with labels that no learner may use.
+    web: ImageSplit | None = None
     # Numbers found, read and left out, of sources that read the user's own files.
     accounts: Accounts | None = None
 

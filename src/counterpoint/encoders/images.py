@@ -6,16 +6,20 @@
     conv-group         conv-s with group normalisation, which uses no statistics of the batch
     conv-fine          three convolutions, of which one halves the picture, 0.06 M parameters, 64 wide, for small pictures
     conv-cells         four convolutions, of which two halve the picture, 0.08 M parameters, 64 wide, for its feature map
+    convnet            three blocks of convolution and average pooling, 128-256-512 (from 64 pixels on a fourth, 64), flattened
+    convnet-s          two such blocks, 32-64, 256 wide for pictures of 8 pixels
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     tower-W-D-H        CLIP's tower of pictures, D blocks of width W with heads of H channels (encoders/towers.py)
+    vit-xs             the same with patches of 2 (4 from 32 pixels on) and 4 blocks of width 48, for pictures of a few pixels
+    resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
     hf:NAME            any vision model of transformers, by its name on the Hub or its folder; of SAM, its image encoder
 
 An encoder is a module with `dim`, the width of its vectors. An encoder from a library holds the library's model as `model`,
-with the library's names of submodules. The submodules of conv-s, conv-fine, conv-cells and resnet-s are `stem`, `layer1`,
+with the library's names of submodules. The submodules of the convolutional ones and resnet-s are `stem`, `layer1`,
 `layer2`, ..., as in torchvision's ResNet. Hooks may rely on these names.
 """
 
@@ -24,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,11 +39,26 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.encoders import towers
+from counterpoint.encoders.channels_last import ChannelsLast, conv
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
 from counterpoint.errors import CounterpointError, unknown
 
-OWN = ("mlp-s", "conv-s", "conv-group", "conv-fine", "conv-cells", "unet", "unet-s", "resnet-s", "vit-s")
+OWN = (
+    "mlp-s",
+    "conv-s",
+    "conv-group",
+    "conv-fine",
+    "conv-cells",
+    "convnet",
+    "convnet-s",
+    "unet",
+    "unet-s",
+    "resnet-s",
+    "vit-s",
+    "vit-xs",
+)
+SPACES = ("resnet-cifar", "nas-201")
 LIBRARIES = ("timm", "torchvision", "hf")
 
 
@@ -58,11 +78,15 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
         raise CounterpointError(f"an encoder needs pictures with pixels and channels, got size={size}, {channels=}")
     check_image_encoder(name)
     library, colon, model = name.partition(":")
-    if not colon:
+    if not colon or library in SPACES:
         if pretrained:
             raise CounterpointError(f"there are no pretrained weights of {name}; name a timm: or torchvision: model")
         if size < 8:
             raise CounterpointError(f"{name} takes pictures of 8 pixels and more, got {size}")
+        if colon:
+            from counterpoint.encoders.spaces import build_member
+
+            return build_member(name, channels)
         if name == "mlp-s":
             return MLPS(size, channels)
         if name.startswith("tower-"):
@@ -78,6 +102,10 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return ConvS(channels, (32, 64, 64), (1, 2, 1))
         if name == "conv-cells":
             return ConvS(channels, (24, 48, 64, 64), (2, 1, 2, 1))
+        if name == "vit-xs":
+            return vit_s(size, channels, patch=2 if size < 32 else 4, width=48)
+        if name.startswith("convnet"):
+            return ConvNet(size, channels, (32, 64) if name == "convnet-s" else None)
         return ResNetS(size, channels) if name == "resnet-s" else vit_s(size, channels)
     build = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library]
     return build(model, size, channels, pretrained)
@@ -93,7 +121,12 @@ def check_image_encoder(name: str) -> None:
         towers.parse(name)
     elif not colon:
         if name not in OWN:
-            raise unknown("image encoder", name, [*OWN, towers.FORM, *(f"{library}:NAME" for library in LIBRARIES)])
+            names = [*(f"{space}:MEMBER" for space in SPACES), *(f"{library}:NAME" for library in LIBRARIES)]
+            raise unknown("image encoder", name, [*OWN, towers.FORM, *names])
+    elif library in SPACES:
+        from counterpoint.encoders.spaces import parsed
+
+        parsed(name)
     elif library not in LIBRARIES:
         raise unknown("library of image encoders", library, LIBRARIES)
     elif library == "timm":
@@ -124,29 +157,6 @@ def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) ->
 # --- small ones, trained here -----------------------------------------------------------------------------------------
 
 
-class _ChannelsLast(ImageEncoder):
-    """A convolutional encoder with channels last, which on a CPU is 1.3 to 1.5 times as fast forward and backward."""
-
-    def _finish(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
-
-    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        """Compute the last feature map."""
-        raise NotImplementedError
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
-        return self.features(images).mean((2, 3))
-
-
-def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3, groups: int = 0) -> nn.Sequential:
-    """Build a convolution, batch normalisation (or, with `groups`, group normalisation) and ReLU."""
-    norm = nn.GroupNorm(groups, outputs) if groups else nn.BatchNorm2d(outputs)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm, nn.ReLU(True))
-
-
 class MLPS(ImageEncoder):
     """Two linear layers of 128 and 64 units, each followed by batch normalisation and ReLU.
 
@@ -165,7 +175,7 @@ class MLPS(ImageEncoder):
         return self.layer2(self.layer1(images.flatten(1)))
 
 
-class ConvS(_ChannelsLast):
+class ConvS(ChannelsLast):
     """3 x 3 convolutions, by default three of stride 2, with normalisation and ReLU, averaged over the picture.
 
     The normalisation is over the batch, or with `groups` over groups of a picture's channels.
@@ -180,9 +190,9 @@ class ConvS(_ChannelsLast):
     ) -> None:
         super().__init__()
         self.dim, self.layers = widths[-1], len(widths) - 1
-        self.stem = _conv(channels, widths[0], strides[0], groups=groups)
+        self.stem = conv(channels, widths[0], strides[0], groups=groups)
         for n in range(1, len(widths)):
-            setattr(self, f"layer{n}", _conv(widths[n - 1], widths[n], strides[n], groups=groups))
+            setattr(self, f"layer{n}", conv(widths[n - 1], widths[n], strides[n], groups=groups))
         self._finish()
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
@@ -190,6 +200,31 @@ class ConvS(_ChannelsLast):
         for n in range(1, self.layers + 1):
             x = getattr(self, f"layer{n}")(x)
         return x
+
+
+class ConvNet(ChannelsLast):
+    """Blocks of a 3 x 3 convolution, batch normalisation, ReLU and average pooling of 2; the last map is flattened.
+
+    The network of few-shot learning and of dataset distillation. Its width grows with the picture: 8,192 at 32 pixels.
+    """
+
+    def __init__(self, size: int, channels: int = 3, widths: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        widths = widths or ((128, 256, 512) if size < 64 else (64, 128, 256, 512))
+        side = size >> len(widths)
+        self.dim, self.blocks = widths[-1] * side * side, len(widths)
+        for n, (a, b) in enumerate(itertools.pairwise((channels, *widths))):
+            setattr(self, f"layer{n}" if n else "stem", nn.Sequential(conv(a, b, 1), nn.AvgPool2d(2)))
+        self._finish()
+
+    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
+        x = images.contiguous(memory_format=torch.channels_last)
+        for n in range(self.blocks):
+            x = getattr(self, f"layer{n}" if n else "stem")(x)
+        return x
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
+        return self.features(images).flatten(1)
 
 
 class BasicBlock(nn.Module):
@@ -210,7 +245,7 @@ class BasicBlock(nn.Module):
         return F.relu_(out)
 
 
-class ResNetS(_ChannelsLast):
+class ResNetS(ChannelsLast):
     """A 3 x 3 stem and three residual blocks, each of which halves the picture. From 48 pixels on the stem halves it too.
 
     On 2 CPU threads, forward and backward process 1,800 images a second at 32 pixels. A stem of 24 and widths up to 192
@@ -221,7 +256,7 @@ class ResNetS(_ChannelsLast):
     def __init__(self, size: int, channels: int = 3, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
         self.dim = widths[-1]
-        self.stem = _conv(channels, stem, 2 if size >= 48 else 1)
+        self.stem = conv(channels, stem, 2 if size >= 48 else 1)
         self.layer1 = BasicBlock(stem, widths[0], 2)
         self.layer2 = BasicBlock(widths[0], widths[1], 2)
         self.layer3 = BasicBlock(widths[1], widths[2], 2)
@@ -449,6 +484,8 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
         from counterpoint.encoders.sam import SamEncoder
 
         return SamEncoder(model.vision_encoder.float(), f"hf:{name}", size)
+    if model.config.model_type == "vit_mae":
+        model.config.mask_ratio = 0.0  # its pre-training hides patches at random, in evaluation mode as well
     # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
     model = getattr(model, "vision_model", model).float()  # of CLIP and similar models, the image encoder
     if "pixel_values" not in inspect.signature(model.forward).parameters:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import ImageEncoder, VisionTokens
+from counterpoint.encoders.images import ConvNet, ImageEncoder, VisionTokens
 from counterpoint.encoders.taps import recorded
 from counterpoint.errors import CounterpointError
 
@@ -50,7 +50,7 @@ def vector_and_map(
         return encoder.head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
         found: Tensor = encoder.features(images)  # type: ignore[operator]
-        return found.mean((2, 3)), found
+        return found.flatten(1) if isinstance(encoder, ConvNet) else found.mean((2, 3)), found
     model: Any = getattr(encoder, "model", None)
     if model is None:
         raise CounterpointError(
@@ -64,9 +64,12 @@ def vector_and_map(
             return vector, found.permute(0, 3, 1, 2)
         return vector, found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
     if hasattr(model, "config"):  # transformers
-        with recorded(encoder, ["model"]) as seen:
+        # A classifier holds the network whose output has the map under its family's name.
+        inner = getattr(model, "base_model_prefix", "")
+        name = f"model.{inner}" if inner and hasattr(model, inner) else "model"
+        with recorded(encoder, [name]) as seen:
             vector = encoder(images)
-        found = seen["model"].last_hidden_state  # type: ignore[attr-defined]
+        found = seen[name].last_hidden_state  # type: ignore[attr-defined]
         return vector, found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
     # torchvision: the output of the last of its children that has a map and is no pooling layer.
     names = [name for name, child in model.named_children() if not isinstance(child, _POOLS)]

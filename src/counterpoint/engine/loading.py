@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -123,3 +123,36 @@ class ChosenBatches(Batches):
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         turns = -(-self.examples // len(self.rows))
         return np.concatenate([generator.permutation(self.rows) for _ in range(turns)])[: self.examples]
+
+
+class RenewedBatches(Batches):
+    """Batches of a selection of examples that is renewed at the beginning of each epoch.
+
+    Args:
+        examples: Number of examples to select from.
+        batch_size: Number of examples in a batch.
+        renew: Called when an epoch begins, on every process. Returns the positions of the selected examples, at least one.
+        current: Returns the positions of the current selection, where a resumed fit continues within an epoch.
+        fill: Take as many batches as all examples give, in a new order each time the selection was seen. False: one pass over
+            the selection without its last, smaller batch; a selection below `batch_size` is one batch.
+    """
+
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        renew: Callable[[], NDArray[np.int64]],
+        current: Callable[[], NDArray[np.int64]],
+        *,
+        fill: bool,
+    ) -> None:
+        super().__init__(examples, batch_size, drop_last=True)
+        self.renew, self.current, self.fill = renew, current, fill
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
+        rows = self.current() if self.position.batch else self.renew()
+        if self.fill:
+            return ChosenBatches(rows, self.batch_size, len(self)).epoch(generator)
+        order = generator.permutation(rows)
+        size = min(self.batch_size, len(rows))
+        return iter(order[: len(rows) // size * size].reshape(-1, size))

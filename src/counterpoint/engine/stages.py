@@ -51,6 +51,8 @@ class Stage:
             would lack it. A fit resumed within the stage does not call this again.
         carry: Keep the optimisers and schedules of the stage before, with their state.
         evaluated: Measure the learner on `valid` in this stage.
+        learns: False for a stage that trains no parameter, such as a search. Its turns have no optimiser, and their losses
+            are only recorded.
     """
 
     name: str
@@ -61,3 +63,4 @@ class Stage:
     enter: Callable[[Survey], None] | None = None
     carry: bool = False
     evaluated: bool = True
+    learns: bool = True

@@ -134,7 +134,7 @@ class Stepper:
         later = False  # whether the `enter` of a stage may replace modules
         for stage in self.stages:
             later = later or stage.enter is not None
-            if stage.trains is not None and not later:
+            if stage.trains is not None and stage.learns and not later:
                 chosen = (names.get(id(p)) for module in stage.trains() for p in module.parameters())
                 if not self.trainable.intersection(chosen):
                     raise self._untrained(stage)
@@ -175,8 +175,9 @@ class Stepper:
             self.prepare(number - 1)  # makes the optimisers of the stage before, which this stage carries
         chosen = None if stage.trains is None else {id(p) for m in stage.trains() for p in m.parameters()}
         for name, parameter in learner.named_parameters():
-            parameter.requires_grad_(name in self.trainable and (chosen is None or id(parameter) in chosen))
-        if not any(p.requires_grad for p in learner.parameters()):
+            mine = stage.learns and (chosen is None or id(parameter) in chosen)
+            parameter.requires_grad_(name in self.trainable and mine)
+        if stage.learns and not any(p.requires_grad for p in learner.parameters()):
             raise self._untrained(stage)
         batches = None if stage.batches is None else stage.batches(self.survey)
         rank, size = processes()
@@ -196,7 +197,7 @@ class Stepper:
         if not (stage.carry and self.turns):
             self.turns = list((stage.turns or learner.turns)())
         held = {id(p) for turn in self.turns for o in turn.optimizers for g in o.param_groups for p in g["params"]}
-        if not any(p.requires_grad and id(p) in held for p in learner.parameters()):
+        if stage.learns and not any(p.requires_grad and id(p) in held for p in learner.parameters()):
             raise self._untrained(stage)
 
     # --- one step
@@ -233,6 +234,8 @@ class Stepper:
                 raise CounterpointError(
                     f"the loss is {float(loss.detach())} at step {learner.position.all_steps}: training diverged; lower --lr"
                 )
+            if not turn.optimizers:
+                return losses
             for optimizer in turn.optimizers:
                 optimizer.zero_grad()
             self.scaler.scale(loss).backward()

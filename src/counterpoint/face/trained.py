@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 
+from counterpoint.data import distilled
 from counterpoint.data.memory import Own, is_memory, plainly, said
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
@@ -204,16 +205,24 @@ class Trained(ModelHubMixin):
     ) -> list[Exported]:
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
 
-        Of a run that restores or segments pictures, write its network.
+        Of a run that restores or segments pictures, write its network. Of a run that distilled a set, the set can be written.
 
         Args:
             out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
-            format: onnx, or torch for torch.export. Default: from the ending of `out`.
+                A set of synthetic images goes into a file that ends in .npz or .safetensors, or into a folder of PNG files.
+            format: onnx, torch for torch.export, or set. Default: from the ending of `out`.
             modality: Export only this modality. Default: all.
 
         Returns a record for each file: path, inputs, and the largest difference that the check found.
         """
         with plainly():
+            if format == "set" or (format is None and Path(out).suffix in distilled.ENDINGS):
+                learner: Any = self.learner
+                if not hasattr(learner, "distilled"):
+                    said = f"{self.run.path} is a run of {self.run.slug}"
+                    raise CounterpointError(f"{said}, which learns no set of images")
+                files = distilled.write_set(learner.distilled(), learner.shown(), out)
+                return [Exported(path, "set", (), 0.0) for path in files]
             task = self.run.config.get("task")
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)

@@ -36,7 +36,10 @@ _FILES = {
     "bags": "MACILSD MIL",
     "class_texts": "VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
-    "distillation": "AffinityMimicking AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD",
+    "distances": "ChannelCorrelation RelationDistance SemanticDistance",
+    "distilled_sets": "KernelRidge",
+    "distillation": "AffinityMimicking AttentionTransfer CRD FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
+    "tokens": "TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

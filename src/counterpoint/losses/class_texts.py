@@ -75,7 +75,7 @@ class VLMOOD(Loss):
         |---|---|---|
         | student | [n, dim] | features |
         | teacher | [n, dim] | the teacher's features; no gradient |
-        | text | [classes, dim] | embeddings of the classes' texts |
+        | text | [classes, dim] | embeddings of the classes' texts; no gradient |
         | labels | [n] | class numbers |
 
     Relations: CLIP is its contrast, with the teacher's features as the other modality.
@@ -118,7 +118,7 @@ class VLMOOD(Loss):
             loss: Tensor = self.function(
                 student,
                 teacher,
-                text,
+                text.detach(),
                 labels,
                 temperature=self.temperature,
                 topk=self.topk,

@@ -413,3 +413,43 @@ class IntraModal(Loss):
         """Return the mean over a class's row, then over images."""
         with over(self.group):
             return self.function(student_prototypes, class_text, present, self.temperature, self.distance)
+
+
+class WeightedFeature(Loss):
+    """KD3's alignment: the student's maps equal the teacher's, pictures on which both networks disagree count more.
+
+    Args:
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | feat_student | [n, channels, height, width] | the student's maps, projected to the teacher's channels |
+        | feat_teacher | [n, channels, height, width] | the teacher's maps; no gradient |
+        | logit_student | [n, classes] | the student's logits; no gradient |
+        | logit_teacher | [n, classes] | the teacher's logits; no gradient |
+
+    Relations: FitNets weighs all examples equally. With equal logits this loss is half of FitNets' without a regressor.
+
+    Source: Tang et al., arXiv 2307.11469.
+
+    >>> maps, logits = torch.ones(1, 2, 2, 2), torch.zeros(1, 3)
+    >>> WeightedFeature()(maps, 0 * maps, logits, logits)
+    tensor(0.5000)
+    """
+
+    calls = "kd3:weighted_feature_loss"
+
+    def __init__(self, *, group: Group = None) -> None:
+        super().__init__(group)
+
+    def forward(
+        self,
+        feat_student: Float[Tensor, "n channels height width"],
+        feat_teacher: Float[Tensor, "n channels height width"],
+        logit_student: Float[Tensor, "n classes"],
+        logit_teacher: Float[Tensor, "n classes"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over all entries of the maps."""
+        with over(self.group):
+            return self.function(feat_student, feat_teacher, logit_student, logit_teacher)

@@ -47,8 +47,8 @@ class ImagesConfig(OptimConfig):
     batch_size: int = 256
     """Images in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     encoder: str = "torchvision:resnet50"
-    """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, unet, unet-s, mlp-s, vit-s,
-    timm:NAME, torchvision:NAME, hf:NAME."""
+    """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, convnet, convnet-s, unet,
+    unet-s, mlp-s, vit-s, vit-xs, timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
     recipe: str = "simclr"

@@ -116,6 +116,7 @@ class LabelledConfig(ImagesConfig):
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
+    uses_unlabelled: ClassVar[bool] = False  # whether pictures without a class remain in the training split
 
     def trained_on(self, rows: Indices, data: ImageData) -> Indices:
         """Select the training pictures to use of these positions, which have a class. Default: all."""
@@ -156,6 +157,8 @@ class SemiSupervisedConfig(LabelledConfig):
     """Training images of each class that keep their label, chosen by the seed; 0: all."""
     labelled_batch: int = 62
     """Images of known class in each batch; 0: draw images regardless of whether their class is known."""
+
+    uses_unlabelled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -358,7 +361,7 @@ class LabelledTask(ImageTask):
                 "at least two classes. For pictures without labels, use a system of the task views (see "
                 "counterpoint systems)"
             )
-        if isinstance(self.config, SemiSupervisedConfig):
+        if self.config.uses_unlabelled:
             return super().training_rows()
         return self.config.trained_on(labelled, self.data)
 

@@ -140,7 +140,7 @@ def encoder_of_run(path: str, data: ImageData) -> str:
             raise RunError(
                 f"{path} cannot teach on {data.name}: it was trained with {said} {trained.get(name)}, not {own}"
             )
-    return str(run.config["config"]["encoder"])
+    return str(run.structure().get("encoder") or run.config["config"]["encoder"])  # of a search, the one found
 
 
 def load_teacher(teacher: nn.Module, path: str) -> None:
@@ -210,6 +210,11 @@ class TaughtLearner(LabelledLearner):
         with torch.no_grad():
             return look(self.instructing.eval(), images, layers)
 
+    def both(self, images: Tensor) -> tuple[Seen, Seen]:
+        """Compute the student's and the teacher's outputs for a batch."""
+        of_student, of_teacher = self.layers()
+        return look(self, images, of_student), self.instruct(images, of_teacher)
+
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
         if self.instructor is not None:
@@ -243,8 +248,7 @@ class TaughtLearner(LabelledLearner):
         (view,) = batch["views"]
         if self.at_teacher:
             return {"loss": cross_entropy(self.instructing(view), batch["label"])}
-        of_student, of_teacher = self.layers()
-        student, teacher = look(self, view, of_student), self.instruct(view, of_teacher)
+        student, teacher = self.both(view)
         config, terms = self.config, {}
         if config.ce_weight:
             terms["ce"] = config.ce_weight * cross_entropy(student.logits, batch["label"])

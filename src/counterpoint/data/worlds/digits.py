@@ -4,7 +4,7 @@ The 1,797 digits are UCI's optical recognition set, 8 x 8 pixels in 17 shades, i
 
     parts      the digits for training, valid and test; every source divides them by the same rule
     scene      the truth of n pictures: the digits side by side, and their classes
-    grey, intensity, enlarged, noisy, over_patterns, styled, canvases, tiles, halves, tower     styles of rendering a scene
+    grey, intensity, enlarged, noisy, over_patterns, styled, shifted, canvases, tiles, halves, tower     styles of rendering a scene
     words, wordy                                                       captions
 """
 
@@ -110,9 +110,13 @@ def intensity(truth: Scene) -> Intensity:
 
 def enlarged(truth: Scene, size: int) -> Pixels:
     """Render one digit in each picture, enlarged by bicubic interpolation to `size` pixels: [n, size, size]."""
-    return np.stack(
-        [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in grey(truth)]
-    )
+    return resized(grey(truth), size)
+
+
+def resized(pictures: Pixels, size: int) -> Pixels:
+    """Scale grey pictures [n, height, width] by bicubic interpolation: [n, size, size]."""
+    scaled = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in pictures]
+    return np.stack(scaled)
 
 
 def noisy(truth: Scene, deviation: float, rng: np.random.Generator) -> Intensity:
@@ -169,6 +173,27 @@ def styled(truth: Scene, styles: list[Style], which: Indices, deviation: float, 
     found = (stroke * ink[:, None, None] + (1 - stroke) * paper[:, None, None]) * light[..., None]
     found += deviation * rng.standard_normal(found.shape, np.float32)
     return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+
+
+def shifted(shades: NDArray[np.float64], shift: float, rng: np.random.Generator) -> Pixels:
+    """Render shades [n, 8, 8], 0 to SHADES, with less contrast, more light and noise: uint8 [n, 8, 8].
+
+    Args:
+        shades: of digits, or of other pictures.
+        shift: strength, 0 to 1. The contrast falls by up to 0.8 of it, the light of paper rises by up to 0.6 of it, and the noise
+            has a standard deviation of 0.15 of it, in intensities of 0..1. 0: unchanged.
+        rng: draws contrast and light of each picture, and the noise.
+    """
+    n = len(shades)
+    contrast = 1 - 0.8 * shift * rng.random((n, 1, 1))
+    light = 0.6 * shift * rng.random((n, 1, 1))
+    found = shades / SHADES * contrast + light + 0.15 * shift * rng.standard_normal(shades.shape)
+    return np.rint(found.clip(0, 1) * 255).astype(np.uint8)
+
+
+def shuffled(shades: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Permute the pixels of each picture [n, 8, 8]: pictures with the shades of digits that show none."""
+    return rng.permuted(shades.reshape(len(shades), -1), axis=1).reshape(shades.shape)
 
 
 def over_patterns(truth: Scene, patterns: Pixels) -> Pixels:

@@ -21,8 +21,7 @@ modality. Then everything learns to segment. `--from RUN --only NAME` adds a mod
 Choices where paper and code are silent or differ: the distance of the first stage is that of the second; controllers are
 selected per picture (the code has one checkpoint per modality); pictures are normalised by (x - mean) / std; the loss of masks
 is 0.8 BCE + 0.2 Dice. Not built: keeping the epoch of the best
-validation loss; MobileSAM's weights as a start; fine-tuning of F_Med, which is any finished run here. The protocol of the
-paper's claim is committed, but has not been run.
+validation loss; MobileSAM's weights as a start; fine-tuning of F_Med, which is any finished run here.
 """
 
 from __future__ import annotations

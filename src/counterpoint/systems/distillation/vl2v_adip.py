@@ -47,6 +47,7 @@ from counterpoint.core.loss_valley import LossValley
 from counterpoint.core.mixing import Boxes, cutmix, cutmix_boxes, draw_mix
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -79,8 +80,8 @@ def vl2v_rows(
     Args:
         features: the backbone's features g(x).
         labels: class numbers, 0 to classes - 1.
-        teacher_image: the teacher's embeddings of the pictures, normalised here.
-        class_text: embeddings of the classes' texts, normalised here.
+        teacher_image: the teacher's embeddings of the pictures, normalised here, without gradient.
+        class_text: embeddings of the classes' texts, normalised here, without gradient.
         proj_weight, proj_bias: the projector P.
         lmd: lam, 0 (texts alone) to 1 (pictures alone), by default 0.5.
 
@@ -103,10 +104,13 @@ def vl2v_rows(
         raise ValueError(
             f"labels must lie in 0 to {len(class_text) - 1}, got {int(labels.min())} to {int(labels.max())}"
         )
-    rows, image, text = (F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image, class_text[labels]))
+    rows, image, text = (
+        F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image.detach(), class_text.detach()[labels])
+    )
     return -(lmd * (rows * image).sum(1) + (1 - lmd) * (rows * text).sum(1))
 
 
+@over_group
 def vl2v_loss(
     features: Float[Tensor, "n width"],
     labels: Int[Tensor, " n"],

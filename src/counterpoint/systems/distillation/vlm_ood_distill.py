@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total
 from counterpoint.core.operands import EPS, positive_similarity, scaled
-from counterpoint.core.precision import full_precision
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Where
+from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
@@ -47,6 +48,7 @@ from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
 # ------------------------------------------------------------------------------------------------------------ equations
 
 
+@full_precision
 def vision_language_alignment(
     student: Float[Tensor, "n classes"],
     teacher: Float[Tensor, "n classes"],
@@ -65,6 +67,8 @@ def vision_language_alignment(
     The mean is over the kept pictures of all processes; it is 0 without any.
     """
     need_alike("n classes", student=student, teacher=teacher)
+    need_rows(student=student)
+    student, teacher = wide(student), wide(teacher)
     need_positive(topk=topk)
     best, at = teacher.topk(min(topk, teacher.shape[1]), 1)
     p = best.log_softmax(1)
@@ -74,6 +78,7 @@ def vision_language_alignment(
     return mean_of_total((rows * kept).sum(), max(1, count))
 
 
+@full_precision
 def feature_contrast(
     student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n dim"], temperature: float, bidirectional: bool = True
 ) -> Float[Tensor, ""]:
@@ -84,12 +89,16 @@ def feature_contrast(
         temperature: > 0.
         bidirectional: the mean of both directions (default); else student to teacher alone.
     """
+    need_positive(temperature=temperature)
+    need_alike("n dim", student=student, teacher=teacher)
+    need_rows(student=student)
     query = scaled(student, temperature)
     out = batch_logsumexp(query, teacher, columns=bidirectional)
     found = out.rows if out.columns is None else (out.rows + out.columns) / 2
     return global_mean(found - positive_similarity(query, teacher))
 
 
+@full_precision
 def caption_contrast(
     student: Float[Tensor, "n dim"], captions: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
 ) -> Float[Tensor, ""]:
@@ -101,6 +110,8 @@ def caption_contrast(
         student, captions: unit rows.
         labels: class numbers.
     """
+    need_alike("n dim", student=student, captions=captions)
+    need_rows(student=student)
     every = gather_rows(labels)
 
     def alike(rows: slice, columns: slice) -> Tensor:
@@ -111,6 +122,7 @@ def caption_contrast(
     return global_mean(out.rows - positive_similarity(student, captions))
 
 
+@over_group
 @full_precision
 def vlm_ood_distillation_loss(
     student: Float[Tensor, "n dim"],
@@ -132,7 +144,7 @@ def vlm_ood_distillation_loss(
     """Compute the sum of the chosen losses, each of weight 1, and the parts language_loss, mse_loss, contrastive_loss.
 
     Args:
-        student, teacher: features of the pictures, normalised here.
+        student, teacher: features of the pictures, normalised here; the teacher's without gradient.
         text: embeddings of the classes' texts, normalised here.
         labels: class numbers, 0 to classes - 1.
         temperature: T > 0, by default 0.07.
@@ -161,7 +173,7 @@ def vlm_ood_distillation_loss(
         raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
     if topk == 0 or topk < -1:
         raise ValueError(f"topk must be at least 1, or -1 for none, got {topk}")
-    s, t, w = (F.normalize(rows, dim=1, eps=EPS) for rows in (student, teacher, text))
+    s, t, w = (F.normalize(rows, dim=1, eps=EPS) for rows in (student, teacher.detach(), text))
     zero = (student * 0).sum()
     language = visual = contrast = zero
     if use_cls:
@@ -174,9 +186,9 @@ def vlm_ood_distillation_loss(
             )
         if captions is not None:
             need_alike("n dim", student=student, captions=captions)
-            language = language + caption_contrast(s, F.normalize(captions, dim=1, eps=EPS), labels)
+            language = language + caption_contrast(s, F.normalize(captions.detach(), dim=1, eps=EPS), labels)
     if use_mse_unnorm:
-        visual = torch.log1p(global_mean((student - teacher).square().sum(1)) / 10)
+        visual = torch.log1p(global_mean((student - teacher.detach()).square().sum(1)) / 10)
     elif use_mse:
         visual = global_mean((s - t).square().sum(1))
     if use_contrastive:

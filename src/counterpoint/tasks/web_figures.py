@@ -1,0 +1,99 @@
+"""Draw a selection of web pictures for a run's page: pictures that passed or not, and classes before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from counterpoint.data.shown import png
+from counterpoint.engine.survey import Survey
+
+SHOWN = 6  # pictures in a row
+LISTED = 20  # classes in the table
+
+
+def class_counts(predicted: torch.Tensor, chosen: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Count the pictures of each predicted class, all and the chosen ones: [classes] each."""
+    return predicted.bincount(minlength=classes), predicted[chosen].bincount(minlength=classes)
+
+
+def selection_figures(learner: Any, survey: Survey) -> dict[str, Any]:
+    """Return the figures of the last selection.
+
+    Args:
+        learner: has `selected`, `confidence` and `predicted` of all web pictures, and `positions`.
+        survey: access to the pictures and the names of the classes.
+    """
+    chosen, predicted, confidence = learner.selected.cpu(), learner.predicted.cpu(), learner.confidence.cpu()
+    names = survey.classes
+    before, after = class_counts(predicted, chosen, len(names))
+    largest = max(1, int(before.max()))
+    order = before.argsort(descending=True)[:LISTED].tolist()
+    table = [
+        [names[n], int(before[n]), round(float(learner.config.cutoff * b / (2 - b)), 3), int(after[n])]
+        for n in order
+        for b in [float(before[n]) / largest]
+    ]
+    rows = []
+    for word, mask in (("selected", chosen), ("left out", ~chosen)):
+        members = mask.nonzero()[:, 0].numpy()
+        if not len(members):
+            continue
+        some = members[np.linspace(0, len(members) - 1, min(SHOWN, len(members))).astype(np.int64)]
+        pictures = survey.split("train").images(learner.positions[some])
+        larger = -(-48 // pictures.shape[1])  # pictures of a few pixels are shown larger
+        pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
+        said = [f"{word}: {names[predicted[n]]} {float(confidence[n]):.2f}" for n in some.tolist()]
+        rows.append({"cells": [{"png": png(p), "text": text} for p, text in zip(pictures, said, strict=True)]})
+    return {
+        "Web pictures of the last epoch": {
+            "kind": "captioned",
+            "rows": rows,
+            "caption": "Pictures that passed the selection of the last epoch, and pictures that did not: predicted class and "
+            f"confidence. {int(chosen.sum())} of {len(chosen)} passed." + _by_label(learner, survey, chosen),
+        },
+        "Predicted classes of web pictures": {
+            "kind": "table",
+            "columns": ["class", "predicted", "threshold", "selected"],
+            "rows": table,
+            "caption": "Frequent classes face a threshold near the cutoff, rare ones near 0.",
+        },
+    }
+
+
+def _by_label(learner: Any, survey: Survey, chosen: torch.Tensor) -> str:
+    """Tell how many pictures with and without a label passed, where the web pictures bring labels; these train nothing."""
+    web = getattr(survey.split("train"), "generated", None)
+    labels = getattr(web, "labels", None)
+    if labels is None or len(labels) != len(chosen):
+        return ""
+    known = torch.from_numpy(np.asarray(labels) >= 0)
+    if bool(known.all()):
+        return ""
+    said = [f"{int((chosen & part).sum())} of {int(part.sum())}" for part in (known, ~known)]
+    return f" Of pictures that show a class {said[0]}, of the others {said[1]}."
+
+
+def sizes(student: list[nn.Module], teacher: Any) -> dict[str, Any]:
+    """Return the table of both networks' parameters; the caption tells if the student is the larger one.
+
+    Args:
+        student: the modules that a finished student needs.
+        teacher: the teacher's network.
+    """
+    parts = {"student": student, "teacher": [teacher]}
+    counts = {name: sum(p.numel() for part in found for p in part.parameters()) for name, found in parts.items()}
+    caption = "Of the student what a finished run needs to classify."
+    if counts["student"] > counts["teacher"]:
+        caption += " The student is larger than its teacher."
+    return {
+        "Sizes of both networks": {
+            "kind": "table",
+            "columns": ["network", "parameters"],
+            "rows": [list(row) for row in counts.items()],
+            "caption": caption,
+        }
+    }
