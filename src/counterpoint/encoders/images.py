@@ -11,8 +11,8 @@
     unet, unet-s       the contracting path of a U-Net of six or three levels (encoders/unet.py)
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
-    tower-W-D-H        CLIP's tower of pictures, D blocks of width W with heads of H channels (encoders/towers.py)
     vit-xs             the same with patches of 2 (4 from 32 pixels on) and 4 blocks of width 48, for pictures of a few pixels
+    tower-W-D-H        CLIP's tower of pictures, D blocks of width W with heads of H channels (encoders/towers.py)
     resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
     torchvision:NAME   any torchvision classifier without its head
