@@ -559,7 +559,7 @@ CASES |= {
     ),
 }
 OTHERS |= {
-    "tinyclip:inherit_weights": "takes dictionaries of weights",
+    "inherited:inherit_weights": "takes dictionaries of weights",
     "hard_concrete:hard_concrete_sample": "masks of units, without a batch",
     "hard_concrete:hard_concrete_eval_mask": "a mask of a whole row of units",
     "hard_concrete:expected_model_size": "of units, without a batch",

@@ -336,12 +336,12 @@ def test_each_stage_cuts_what_the_stage_before_left(teacher: str, monkeypatch: p
     shapes: list[tuple[Shape, ...]] = []
     before = file.TinyCLIP.cut
 
-    def noted(self: Any, survey: Any) -> None:
+    def noted(self: Any, leading: bool, survey: Any) -> None:
         with torch.no_grad():
             batch = self.survey.batch("valid", np.arange(4))
             self.eval()
             masked = self.embed(batch)
-            before(self, survey)
+            before(self, leading, survey)
             self.eval()
             found = self.embed(batch)
             for name, value in masked.items():
@@ -356,6 +356,7 @@ def test_each_stage_cuts_what_the_stage_before_left(teacher: str, monkeypatch: p
         assert sum(map(len, (*second.kept[1], *second.kept[2]))) < sum(map(len, (*first.kept[1], *first.kept[2])))
         assert all(set(b) <= set(a) for n in (1, 2) for a, b in zip(first.kept[n], second.kept[n], strict=True))
     assert rows[-1]["test/image_parameters"] == learner.towers()[0].size
+    assert 0 < rows[-1]["test/kept_share"] < 0.5
 
 
 def test_manual_inheritance_begins_with_the_teachers_leading_weights(teacher: str) -> None:

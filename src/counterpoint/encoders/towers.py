@@ -37,6 +37,10 @@ START, GONE = 10.0, -math.inf  # log alpha of a unit at the beginning, and of on
 KINDS = ("hidden", "heads", "neurons")
 
 
+def _count(parts: tuple[tuple[int, ...], ...]) -> int:
+    return sum(map(len, parts))
+
+
 @dataclass(frozen=True)
 class Shape:
     """The units of a whole tower, and those that are left.
@@ -81,6 +85,12 @@ class Shape:
     def prunable(self) -> float:
         """The number of parameters in the blocks of the whole tower."""
         return hc.prunable_size(self.width, self.neurons, self.heads, self.layers)
+
+    @property
+    def left(self) -> float:
+        """The number of parameters in its blocks, as the budget counts them: without neurons' biases."""
+        hidden, heads, neurons = (torch.tensor(float(n)) for n in (len(self.kept[0]), *map(_count, self.kept[1:])))
+        return float(hc.size_of(hidden, heads, neurons, self.width, self.heads))
 
     def on(self) -> dict[str, Bool[Tensor, "*units"]]:
         """Return True for units that are left, by kind."""

@@ -34,8 +34,7 @@ inheritance from open_clip's files.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -49,19 +48,20 @@ from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
 from counterpoint.core.hard_concrete import scheduled_sparsity, sparsity_lagrangian
+from counterpoint.core.inherited import inherit_weights
 from counterpoint.core.operands import positive_similarity, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.text import Tokenizer
-from counterpoint.encoders.towers import KINDS, Gates, ImageTower, Shape, TextTower, Tower, parse
+from counterpoint.encoders.towers import KINDS, Gates, ImageTower, TextTower, Tower, parse
 from counterpoint.engine.optim import light, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner, one_each
-from counterpoint.tasks.class_teachers import AlignedDual, check_class_teacher, open_network
+from counterpoint.tasks.aligned import LAPTOP, AlignedConfig
+from counterpoint.tasks.class_teachers import check_class_teacher
+from counterpoint.tasks.tower_pairs import TowerLearner, teacher_towers
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -127,59 +127,6 @@ def _pairs_loss(image: Tensor, text: Tensor, scale: Tensor) -> Float[Tensor, ""]
     out = batch_logsumexp(query, key, columns=True)
     assert out.columns is not None
     return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))
-
-
-def inherit_weights(
-    student_state: Mapping[str, Tensor], teacher_state: Mapping[str, Tensor], head_dim: int
-) -> dict[str, Tensor]:
-    """Take the student's weights out of the teacher's: every n-th block, and the leading part of each axis.
-
-    Block i of the student takes block i floor(teacher depth / student depth). A joint weight of queries, keys and values gives each
-    of the three its leading heads. Scalars are copied.
-
-    Args:
-        student_state: tensors of the student by name, whose shapes count. Blocks are named "...resblocks.N....".
-        teacher_state: tensors of the teacher by the same names.
-        head_dim: channels of a head, the same in both.
-
-    Raises ValueError for a tensor that the teacher lacks, or that is larger than the teacher's.
-
-    >>> inherit_weights({"a.weight": torch.zeros(1, 2)}, {"a.weight": torch.arange(9.0).view(3, 3)}, 4)
-    {'a.weight': tensor([[0., 1.]])}
-    """
-    block = re.compile(r"(.*resblocks\.)(\d+)(\..*)")
-
-    def depths(state: Mapping[str, Tensor]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for match in filter(None, map(block.fullmatch, state)):
-            found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
-        return found
-
-    ours, theirs, found = depths(student_state), depths(teacher_state), dict[str, Tensor]()
-    for name, own in student_state.items():
-        match, source = block.fullmatch(name), name
-        if match and match[1] in theirs:
-            step = theirs[match[1]] // ours[match[1]]
-            if step < 1:
-                raise ValueError(
-                    f"the student has {ours[match[1]]} blocks, more than the teacher's {theirs[match[1]]} to inherit from"
-                )
-            source = f"{match[1]}{int(match[2]) * step}{match[3]}"
-        if source not in teacher_state:
-            raise ValueError(f"the student's {name} would stay empty: the teacher has no {source}")
-        value = teacher_state[source]
-        joint = name.endswith(("attn.in_proj_weight", "attn.in_proj_bias"))
-        if own.ndim != value.ndim or any(a > b for a, b in zip(own.shape, value.shape, strict=True)):
-            raise ValueError(
-                f"the student's {name} {list(own.shape)} does not fit into the teacher's {source} {list(value.shape)}"
-            )
-        if joint:
-            if own.shape[0] % (3 * head_dim) or value.shape[0] % (3 * head_dim):
-                raise ValueError(f"head_dim {head_dim} does not divide the heads of {name}")
-            value, own = value.unflatten(0, (3, -1, head_dim)), own.unflatten(0, (3, -1, head_dim))
-        part = value[tuple(slice(size) for size in own.shape)].clone()
-        found[name] = part.flatten(0, 2) if joint else part
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -278,108 +225,19 @@ class TinyCLIPConfig(AlignedConfig):
         return found
 
 
-def teacher_towers(name: str) -> AlignedDual:
-    """Load a teacher to inherit from. Raises CounterpointError unless both of its networks are whole towers."""
-    found: Any = open_network(name)
-    if isinstance(found, AlignedDual):
-        networks = [found.learner.encoders[part] for part in (found.image, found.text)]
-        if all(isinstance(one, Tower) and one.shape.is_whole for one in networks):
-            return found
-        name = f"{name} with {found.learner.config.image_encoder} and {found.learner.config.text_encoder}"
-    raise CounterpointError(
-        f"cannot inherit from the teacher {name}: train it with --image-encoder tower-WIDTH-DEPTH-HEAD and --text-encoder "
-        "tower-WIDTH-DEPTH-HEAD and without cuts, or choose --inherit none"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-class TinyCLIP(AlignedLearner):
+class TinyCLIP(TowerLearner):
     """A student of one picture and one text modality, whose towers a stage may replace or cut."""
 
     def __init__(self, config: TinyCLIPConfig, data: Any, seed: int = 0) -> None:
-        self.image, self.text = one_each(data.modalities, "tinyclip", "image", "text")
-        super().__init__(config, data, seed)
+        super().__init__(config, data, seed, slug="tinyclip", inherits=config.inherit != "none")
         fixed = config.student_scale > 0
         start = config.student_scale if fixed else 1 / 0.07
         self.log_scale = nn.Parameter(torch.tensor(math.log(start)), requires_grad=not fixed)
-        self.teacher: Frozen | None = None
-        self.known: dict[str, Cached] = {}
-        self.replaced = False
 
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        config = self.config
-        network = open_network(config.teacher) if config.inherit == "none" else teacher_towers(config.teacher)
-        self.teacher = Frozen(network.to(self.device), config.teacher, network.images)
-        self.taught_scale = config.teacher_scale or network.scale
-        if config.cached:
-            of_pictures = Frozen(network, config.teacher, lambda batch: network.images(batch["inputs"][self.image]))
-            of_texts = Frozen(
-                network, config.teacher, lambda batch: network.texts(self.captions(batch["index"]), cut=True)
-            )
-            self.known = {
-                self.image: cached(of_pictures, survey, "train", "image"),
-                self.text: cached(of_texts, survey, "train", "text"),
-            }
-
-    # --- towers
-
-    @property
-    def network(self) -> Any:
-        """The teacher, during a fit."""
-        assert self.teacher is not None
-        return self.teacher.module
-
-    def towers(self) -> list[Tower]:
-        """Return both networks, if they are towers."""
-        both: list[Any] = [self.encoders[self.image], self.encoders[self.text]]
-        return both
-
-    def gates(self) -> list[Gates]:
-        """Return the masks of both towers; none while no masks are learned."""
-        return [one.gates for one in self.towers() if isinstance(one, Tower) and one.gates is not None]
-
-    def projection(self, name: str) -> Float[Tensor, "embedding channels"]:
-        """Return the weight of a modality's projection."""
-        head: Any = self.heads[name]
-        weight: Tensor = head.weight
-        return weight.detach()
-
-    def place(self, towers: list[Tower], heads: Mapping[str, Tensor]) -> None:
-        """Replace both networks and their projections."""
-        for name, tower in zip((self.image, self.text), towers, strict=True):
-            self.encoders[name] = tower
-            weight = heads[name]
-            self.heads[name] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            self.projection(name).copy_(weight)
-        self.to(weight.device)
-        self.replaced = True
-
-    def structure(self) -> dict[str, Any]:
-        if not self.replaced:
-            return {}
-        image, text = self.towers()
-        return {
-            "image": vars(image.shape) | {"made": list(image.made)},
-            "text": vars(text.shape) | {"made": list(text.made)},
-            "embedding": len(self.projection(self.image)),
-            "masks": bool(self.gates()),
-        }
-
-    def restructure(self, structure: Mapping[str, Any]) -> None:
-        if not structure:
-            return
-        image, text = dict(structure["image"]), dict(structure["text"])
-        made = tuple(image.pop("made")), tuple(text.pop("made"))
-        towers: list[Tower] = [ImageTower(Shape.of(image), *made[0]), TextTower(Shape.of(text), *made[1])]
-        width = structure["embedding"]
-        heads = {name: torch.empty(width, one.dim) for name, one in zip((self.image, self.text), towers, strict=True)}
-        self.place(towers, heads)
-        if structure["masks"]:
-            for tower in towers:
-                tower.gates = Gates(tower.shape)
+    # --- inheritance
 
     def inherit(self, names: tuple[str, str], first: bool, survey: Survey) -> None:
         """Begin a stage of manual inheritance: take parts of the teacher's weights, or of the stage before."""
@@ -432,20 +290,6 @@ class TinyCLIP(AlignedLearner):
         for tower in self.towers():
             tower.gates = Gates(tower.shape)
 
-    def cut(self, survey: Survey) -> None:
-        """Remove what the masks remove, and end their training."""
-        towers = self.towers()
-        if self.config.choice == "leading":
-            for tower in towers:
-                assert tower.gates is not None
-                tower.gates.lead()
-        smaller = [tower.cut() for tower in towers]
-        heads = {}
-        for name, before, after in zip((self.image, self.text), towers, smaller, strict=True):
-            at = [before.shape.kept[0].index(channel) for channel in after.shape.kept[0]]
-            heads[name] = self.projection(name)[:, at]
-        self.place(smaller, heads)
-
     # --- stages
 
     def stages(self) -> list[Stage]:
@@ -461,7 +305,9 @@ class TinyCLIP(AlignedLearner):
         for n, share in enumerate(config.keep):
             enter = partial(self.mask, n == 0)
             found.append(Stage(f"mask {share:.0%}", config.mask_epochs, turns=self.masked_turns, enter=enter))
-            found.append(Stage(f"distil {share:.0%}", config.epochs, enter=self.cut))
+            found.append(
+                Stage(f"distil {share:.0%}", config.epochs, enter=partial(self.cut, config.choice == "leading"))
+            )
         return found
 
     def weights(self) -> list[nn.Parameter]:
@@ -494,28 +340,6 @@ class TinyCLIP(AlignedLearner):
         found = super().prepare(batch, generator)
         # All processes draw the same masks.
         return found | {"drawn": [one.draw(generator) for one in self.gates()]}
-
-    def captions(self, index: Tensor) -> list[str]:
-        """Return the words of training items."""
-        assert self.survey is not None
-        return [str(text) for text in self.survey.split().column(self.text, index.cpu().numpy())]
-
-    @torch.no_grad()
-    def taught(self, batch: Mapping[str, Any], both: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the teacher's unit rows of the items that have a picture and a text."""
-        index = batch["index"].to(both.device)[both]
-        if self.known:
-            rows = self.known[self.image][index], self.known[self.text][index]
-        else:
-            if self.teacher is None:
-                raise CounterpointError(
-                    "tinyclip reads its teacher when a fit begins: train it with `counterpoint train`"
-                )
-            rows = (
-                self.teacher(batch["inputs"][self.image][both].float()),
-                self.network.texts(self.captions(index), cut=True),
-            )
-        return unit(rows[0]), unit(rows[1])
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, gates = self.config, self.gates()
@@ -559,9 +383,13 @@ class TinyCLIP(AlignedLearner):
     # --- what it learned
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Return the numbers of parameters of both networks."""
+        """Return the numbers of parameters of both networks and, after cuts, the share of the blocks' that was kept."""
         sizes = [sum(p.numel() for n, p in one.named_parameters() if "gates." not in n) for one in self.towers()]
-        return {"image_parameters": float(sizes[0]), "text_parameters": float(sizes[1])}
+        found = {"image_parameters": float(sizes[0]), "text_parameters": float(sizes[1])}
+        if self.config.inherit == "auto" and self.replaced:
+            shapes = [one.shape for one in self.towers()]
+            found["kept_share"] = sum(one.left for one in shapes) / sum(one.prunable for one in shapes)
+        return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the units of each block that are left, and student and teacher's affinities of a few test pairs."""
@@ -599,8 +427,8 @@ class TinyCLIP(AlignedLearner):
                 found[heading] = {
                     "kind": "matrix",
                     "values": np.round(table, 3).tolist(),
-                    "names": texts,
-                    "caption": "Each row: a test picture, named by its caption, and its softmax over the captions.",
+                    "names": [f"{n + 1} " + " ".join(text.split()[-2:]) for n, text in enumerate(texts)],
+                    "caption": "Each row: a test picture, named by the end of its caption, and its softmax over the captions.",
                 }
         return found
 
@@ -628,7 +456,7 @@ SYSTEM = System(
         "batch_size": 128,
         "epochs": 4,
         "mask_epochs": 6,
-        "mask_lr": 0.1,
+        "mask_lr": 0.2,
         "sparsity_steps": 60,
         "student_scale": 20.0,
         "teacher_scale": 20.0,
