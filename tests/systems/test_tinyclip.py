@@ -317,16 +317,19 @@ def test_training_calls_the_functions_that_pass(teacher: str, monkeypatch: pytes
 
 def test_masks_move_downhill_and_multipliers_uphill(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
+    drawn: list[Tensor] = []
     before = file.TinyCLIP.end_step
 
     def noted(self: Any) -> None:
         before(self)
         seen.extend([one.multipliers.detach().clone() for one in self.gates()])
         assert all(float(one.hidden.detach().max()) <= np.log(100) + 1e-6 for one in self.gates())
+        drawn.extend(one.drawn["hidden"] for one in self.gates()[:1])
 
     monkeypatch.setattr(file.TinyCLIP, "end_step", noted)
     learner, rows = trained(teacher, inherit="auto", keep=[0.5], mask_epochs=3, epochs=1)
     assert bool((seen[-1] > seen[0]).all())
+    assert not torch.equal(drawn[0], drawn[1])
     masked = [row["train/sparsity"] for row in rows if "train/sparsity" in row]
     assert masked[-1] > masked[0] + 0.05
     assert not learner.gates()
@@ -487,3 +490,24 @@ def test_a_masked_step_in_parts_is_the_step_of_the_whole_batch(teacher: str) -> 
     assert found[0].structure() == found[1].structure()
     for name, value in found[0].state_dict().items():
         torch.testing.assert_close(found[1].state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_user_s_own_pictures_and_captions_train_a_student(teacher: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    lines = ["image,text"]
+    for n in range(60):
+        Image.fromarray(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)).save(tmp_path / f"{n}.png")
+        lines.append(f"{n}.png,a photo of thing {n}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    experiment = Experiment.resolve(
+        "tinyclip", f"manifest:{tmp_path}/mine.csv?size=8", overrides=settings(teacher, inherit="auto", keep=[0.5])
+    )
+    rows = experiment.run(0)
+    assert np.isfinite(rows[-1]["test/mean_recall"])
+
+
+def test_a_student_larger_than_its_teacher_warns(teacher: str) -> None:
+    with pytest.warns(UserWarning, match="more than its teacher"):
+        trained(teacher, inherit="none", image_encoder="tower-64-2-8", cut_rate=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,10 @@ class TowerLearner(AlignedLearner):
         network = teacher_towers(config.teacher) if self.inherits else open_network(config.teacher)
         self.teacher = Frozen(network.to(self.device), config.teacher, network.images)
         self.taught_scale = config.teacher_scale or network.scale
+        own, its = (sum(p.numel() for p in one.parameters()) for one in (self.encoders, network))
+        if own > its and not self.inherits:
+            said = f"the student's networks have {own:,} parameters, more than its teacher {config.teacher[:80]} with"
+            warnings.warn(f"{said} {its:,}", stacklevel=2)
         if config.cached:
             of_pictures = Frozen(network, config.teacher, lambda batch: network.images(batch["inputs"][self.image]))
             of_texts = Frozen(

@@ -18,7 +18,7 @@ The student learns by `affinity_mimicking_loss` alone (alpha 1), or together wit
     manual   from every n-th block, leading channels and leading heads of the teacher (`inherit_weights`)
     auto     as the whole teacher, whose units get masks; both towers share one budget; then the masked units are cut
 
-    counterpoint train tinyclip --teacher run:runs/clip --inherit auto --keep 0.75 0.5 --data imagefolder:mine
+    counterpoint train tinyclip --teacher run:runs/clip --inherit auto --keep 0.75 0.5 --data manifest:mine.csv
     counterpoint train tinyclip --teacher open_clip:ViT-B-32/openai --inherit none --image-encoder resnet-s --data manifest:mine.csv
 
 Inheritance needs a teacher with towers of this library: a run of clip or siglip with `--image-encoder tower-...` and
