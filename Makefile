@@ -62,6 +62,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/pixpro.py
 	$(BIN)/python benchmarks/ctvis.py
 	$(BIN)/python benchmarks/wscol.py
+	$(BIN)/python benchmarks/class_texts.py
 	$(BIN)/python benchmarks/global_local_seg.py
 	$(BIN)/python benchmarks/tinyclip.py
 	$(BIN)/python benchmarks/diswot.py

@@ -185,3 +185,24 @@ def test_shapes_train_and_colours_are_novel_in_shape_colour() -> None:
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(CounterpointError, match=message):
         load(**options)
+
+
+def test_several_templates_and_a_file_of_names_make_one_prompt_of_each_class(tmp_path: Path) -> None:
+    from counterpoint.core.class_texts import class_prototypes
+    from counterpoint.tasks.aligned import TASK, AlignedConfig
+
+    (tmp_path / "names.txt").write_text("".join(f"number {n}\n" for n in range(8)))
+    data = load(task="aligned", train=16, test=8, label="shape")
+    config = AlignedConfig(
+        batch_size=8, image_encoder="conv-s", prompt="a {}|the {}", class_names=str(tmp_path / "names.txt")
+    )
+    task = TASK(data, config)
+    (batch,) = [batch for batch in task.evaluation_loader("test") if batch["part"] == "prompts"]
+    ids, mask = batch["inputs"]["text"]
+    assert [task.tokenizers["text"].decode(row[own].tolist()).strip() for row, own in zip(ids[:3], mask[:3], strict=True)] == [
+        "a number 0", "the number 0", "a number 1",
+    ]  # fmt: skip
+    evaluator = task.evaluator("test")
+    rows = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    evaluator.update(batch, {"embedding": {"text": rows}})
+    torch.testing.assert_close(evaluator.prompts[""]["text"], class_prototypes(rows.view(8, 2, 4)))

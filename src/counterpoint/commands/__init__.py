@@ -21,7 +21,20 @@ from counterpoint.errors import CounterpointError, Interrupted, unknown
 from counterpoint.files import patient_threads
 
 COMMANDS = (
-    *("systems", "show", "data", "train", "replay", "evaluate", "verify", "claims", "analyse", "compare", "detect"),
+    *(
+        "systems",
+        "show",
+        "data",
+        "train",
+        "replay",
+        "evaluate",
+        "verify",
+        "claims",
+        "analyse",
+        "compare",
+        "distill",
+        "detect",
+    ),
     *("embed", "index", "search", "export", "report", "check-loss", "doctor"),
 )
 

@@ -39,7 +39,8 @@ class LossValley(nn.Module):
             raise ValueError(f"tolerance_ratio must not be negative, got {tolerance_ratio}")
         self.n_converge, self.n_tolerance, self.tolerance_ratio = n_converge, n_tolerance, tolerance_ratio
         kept = max(n_converge, n_tolerance)
-        self.register_buffer("means", weights.new_zeros(kept, len(weights)))  # of the last segments, the oldest first
+        self.register_buffer("means", weights.new_zeros(kept, len(weights)))  # of the last segments, see `slot`
+        self.register_buffer("head", torch.zeros((), dtype=torch.long))  # place of the oldest
         self.register_buffer("losses", torch.zeros(kept, dtype=torch.float64))
         self.register_buffer("spans", torch.zeros(kept, 2, dtype=torch.long))  # first and last step
         self.register_buffer("count", torch.zeros((), dtype=torch.long))  # segments kept
@@ -53,6 +54,7 @@ class LossValley(nn.Module):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         self.register_buffer("dead", torch.zeros((), dtype=torch.bool))
         self.means: Tensor
+        self.head: Tensor
         self.losses: Tensor
         self.spans: Tensor
         self.count: Tensor
@@ -65,70 +67,77 @@ class LossValley(nn.Module):
         self.converged: Tensor
         self.threshold: Tensor
 
+    def slot(self, n: int) -> int:
+        """Return the place of segment n, of which 0 is the oldest that is kept."""
+        return (int(self.head) + n) % len(self.losses)
+
+    def kept_losses(self) -> Float[Tensor, " segments"]:
+        """Return the losses of the kept segments, the oldest first."""
+        return self.losses[[self.slot(n) for n in range(int(self.count))]]
+
     @torch.no_grad()
     def update(self, weights: Float[Tensor, " n"]) -> None:
         """Add the weights after a step to the open segment."""
         self.open += 1
         self.step += 1
-        self.running += (weights - self.running) / self.open
+        self.running.lerp_(weights, 1 / int(self.open))
 
     @torch.no_grad()
     def evaluate(self, loss: float) -> None:
         """Close the segment with the loss measured at its end, and continue the average."""
         if not int(self.open):
             raise ValueError("a segment needs a step: call update before evaluate")
-        full = int(self.count) == len(self.losses)
-        for kept, new in (
-            (self.means, self.running),
-            (self.losses, torch.tensor(loss, dtype=torch.float64)),
-            (self.spans, torch.stack([self.step - self.open, self.step - 1])),
-        ):
-            if full:
-                kept.copy_(kept.roll(-1, 0))
-            kept[-1 if full else int(self.count)] = new.to(kept.device)
-        self.count += 0 if full else 1
+        kept = len(self.losses)
+        if int(self.count) == kept:  # the oldest makes room
+            self.head.copy_((self.head + 1) % kept)
+            self.count -= 1
+        self.count += 1
+        slot = self.slot(int(self.count) - 1)
+        self.means[slot], self.losses[slot] = self.running, loss
+        self.spans[slot] = torch.stack([self.step - self.open, self.step - 1])
         self.running.zero_()
         self.open.zero_()
         if bool(self.dead):
             return
         count, converge, tolerance = int(self.count), self.n_converge, self.n_tolerance
+        losses = self.kept_losses()
         smooth = range(max(0, count - tolerance), count)
         if int(self.converged) < 0:
             recent = range(count - converge, count)
-            if count < converge or int(self.losses[recent[0] : count].argmin()):
+            if count < converge or int(losses[recent[0] :].argmin()):
                 return
             self._begin(recent[0])
             if tolerance < converge:
                 chosen = recent[1 : 1 + converge - tolerance]
             else:
                 head = smooth[: tolerance - converge + 1]
-                above = [place for place, n in enumerate(head) if self.losses[n] > self.threshold]
+                above = [place for place, n in enumerate(head) if losses[n] > self.threshold]
                 chosen = head[(above[-1] + 1 if above else 0) + 1 :] if tolerance > converge else head[:0]
             for n in chosen:
                 self._add(n)
             return
-        if int(self.spans[smooth[0], 1]) < int(self.converged):
+        if int(self.spans[self.slot(smooth[0]), 1]) < int(self.converged):
             return
-        if float(self.losses[smooth[0] : count].min()) > float(self.threshold):
+        if float(losses[smooth[0] :].min()) > float(self.threshold):
             self.dead.fill_(True)
         else:
             self._add(smooth[0])
 
     def _begin(self, n: int) -> None:
-        self.converged.copy_(self.spans[n, 1])
-        mean = self.losses[int(self.count) - self.n_converge : int(self.count)].mean()
+        slot = self.slot(n)
+        self.converged.copy_(self.spans[slot, 1])
+        mean = self.kept_losses()[-self.n_converge :].mean()
         self.threshold.copy_(mean * (1 + self.tolerance_ratio))
-        self.average.copy_(self.means[n])  # alone until a segment is added
-        self.span.copy_(self.spans[n])
+        self.average.copy_(self.means[slot])  # alone until a segment is added
+        self.span.copy_(self.spans[slot])
 
     def _add(self, n: int) -> None:
+        slot = self.slot(n)
         if not int(self.averaged):
-            self.span[0] = self.spans[n, 0]
+            self.span[0] = self.spans[slot, 0]
         self.averaged += 1
-        self.average.copy_(
-            self.means[n] if int(self.averaged) == 1 else self.average + (self.means[n] - self.average) / self.averaged
-        )
-        self.span[1] = self.spans[n, 1]
+        self.average.lerp_(self.means[slot], 1 / int(self.averaged))  # the first replaces what stood alone
+        self.span[1] = self.spans[slot, 1]
 
     @torch.no_grad()
     def finish(self) -> tuple[Float[Tensor, " n"], int, int, int]:
@@ -140,11 +149,13 @@ class LossValley(nn.Module):
         if not count:
             raise ValueError("no segment was closed: call evaluate before finish")
         if int(self.converged) < 0:
-            first, last = self.spans[count - 1].tolist()
-            return self.means[count - 1], first, last, last - first + 1
+            slot = self.slot(count - 1)
+            first, last = self.spans[slot].tolist()
+            return self.means[slot], first, last, last - first + 1
+        losses = self.kept_losses()
         if not bool(self.dead):
             for n in range(max(0, count - self.n_tolerance) + 1, count):
-                if float(self.losses[n:count].min()) > float(self.threshold):
+                if float(losses[n:].min()) > float(self.threshold):
                     break
                 self._add(n)
         first, last = self.span.tolist()

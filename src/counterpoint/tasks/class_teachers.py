@@ -25,13 +25,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
-from counterpoint.core.operands import EPS
 from counterpoint.data.images import ImageData, Listed
 from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short
 from counterpoint.encoders.text import Tokenizer
@@ -264,7 +262,7 @@ class ClassTextLearner(ImageLearner):
         raise NotImplementedError
 
     def embed(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        return F.normalize(self.projected(images), dim=1, eps=EPS)
+        return self.projected(images)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self.embed(batch["image"])

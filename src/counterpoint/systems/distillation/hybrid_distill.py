@@ -27,7 +27,7 @@ paper, and therefore settings: layers of relations and of dropping, keep_ratio, 
 Choices: AdamW's beta2 of 0.95; layer l of L_S follows layer l L_T / L_S of the teacher, rounded; the class token is compared
 where both networks have one; other prefix tokens (registers) are not; no drop path unless asked for. Nothing of a teacher
 is cached, because each step has new crops. Not built: fine-tuning, detection and segmentation on ImageNet, COCO and ADE20K.
-A student larger than its teacher is allowed without a note. The seeds of the claim have not been run yet.
+A student larger than its teacher is allowed without a note.
 """
 
 from __future__ import annotations

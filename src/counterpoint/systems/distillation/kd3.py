@@ -79,7 +79,7 @@ def combination_weight(epoch: float, max_epoch: float = 120, horizon: float = 16
     Raises ValueError for a negative epoch and a horizon that is not positive.
 
     >>> [round(combination_weight(epoch), 3) for epoch in (1, 80, 119, 120)]
-    [0.992, 0.705, 0.268, 0.0]
+    [0.992, 0.704, 0.268, 0.0]
     """
     if epoch < 0 or not horizon > 0:
         raise ValueError(f"epoch must not be negative and horizon must be > 0, got {epoch} and {horizon}")

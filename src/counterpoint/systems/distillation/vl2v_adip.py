@@ -123,8 +123,8 @@ def vl2v_loss(
     """Compute the mean of `vl2v_rows` over the pictures of all processes, the loss of both stages (Eq. 2 and 3).
 
     >>> one = torch.ones(1, 2)
-    >>> vl2v_loss(one, torch.tensor([0]), one, one, torch.eye(2), torch.zeros(2))
-    tensor(-1.)
+    >>> round(float(vl2v_loss(one, torch.tensor([0]), one, one, torch.eye(2), torch.zeros(2))), 4)
+    -1.0
     """
     return global_mean(vl2v_rows(features, labels, teacher_image, class_text, proj_weight, proj_bias, lmd))
 
@@ -398,7 +398,7 @@ class VL2V(ClassTextLearner):
         if self.config.objective != "vl2v":
             return {}
         shown = np.arange(min(DRAWN, len(survey.split("test"))))
-        rows = {"student": survey.over("test", lambda batch: self.embed(batch["image"]), shown)}
+        rows = {"student": F.normalize(survey.over("test", lambda batch: self.embed(batch["image"]), shown), dim=1)}
         if self.network is not None:
             network = self.network
             rows["teacher"] = F.normalize(survey.over("test", lambda batch: network(batch["image"]), shown), dim=1)

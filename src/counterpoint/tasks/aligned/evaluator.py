@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.core.class_texts import class_prototypes
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown
 from counterpoint.tasks.aligned.seen import Seen, embeddings_of
@@ -61,7 +62,12 @@ class AlignedEvaluator:
             return
         for prefix, found in embeddings_of(outputs):
             if batch["part"] == "prompts":
-                self.prompts[prefix] = found
+                # Several texts of a class stand together: their mean counts.
+                classes = len(self.data.classes or ())
+                self.prompts[prefix] = {
+                    name: value if len(value) == classes else class_prototypes(value.unflatten(0, (classes, -1)))
+                    for name, value in found.items()
+                }
                 continue
             for name, value in found.items():
                 known = batch["present"][name].cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Suppress
@@ -49,7 +50,10 @@ class AlignedConfig(OptimConfig):
     digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
     tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
-    """A class's prompt in zero-shot classification; {} is the class's name."""
+    """Texts of a class in zero-shot classification; {} is the class's name. Several stand between "|", or in a text file, one a
+    line; the mean of their embeddings counts."""
+    class_names: str = ""
+    """File of the classes' names for these texts: JSON {class: name} or a line for each class. Default: the data's names."""
     evaluate_every: int = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
     workers: int = 0
@@ -66,7 +70,7 @@ class AlignedConfig(OptimConfig):
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.vector_noise < 0:
             raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
-        if "{}" not in self.prompt:
+        if "{}" not in self.prompt and not Path(self.prompt).suffix:
             raise CounterpointError(f"prompt must contain {{}}, the place of the class's name, got '{self.prompt}'")
 
     def tokenizer(self, captions: Sequence[str]) -> Tokenizer:

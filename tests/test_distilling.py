@@ -1,0 +1,110 @@
+"""`counterpoint distill`: settings of each method, run directories, resuming, the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint import cli, training
+from counterpoint import distilling as room
+from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment
+from embedded import embeddings
+
+DATA = "digits?size=8&train=60"
+SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 20, "recipe": "none", "evaluate_every": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    settings = SMALL | {"encoder": "conv-s", "teacher_epochs": 0, "kd_weight": 0.0, "ce_weight": 1.0}
+    config = Experiment.resolve("kd", DATA, overrides=settings).config
+    run = training.train("kd", config, data=DATA, out=tmp_path_factory.mktemp("runs"), name="big", say=lambda _: None)
+    return f"run:{run.path}"
+
+
+def test_each_method_gets_teacher_and_student_by_its_own_names() -> None:
+    assert room.settings_of("kd", "run:runs/x", "conv-s", {"epochs": 3, "base": 0.5}) == {
+        "teacher": "runs/x", "encoder": "conv-s", "epochs": 3,
+    }  # fmt: skip
+    assert room.settings_of("vl2v-adip", "hf:x", "conv-s", {"base": 0.5}) == {
+        "teacher": "hf:x", "encoder": "conv-s", "base": 0.5,
+    }  # fmt: skip
+    assert {"kd", "rkd", "crd", "vl2v-adip", "vlm-ood-distill", "kd3"} <= set(room.distillers())
+    assert "simclr" not in room.distillers()
+
+
+@pytest.mark.parametrize(
+    ("methods", "name", "given", "message"),
+    [
+        (["simclr"], "run:x", {}, "simclr learns from no teacher that is named; methods that do: "),
+        (["kd"], "hf:x", {}, "kd learns from a run of a labelled system"),
+        (["kd", "kd"], "run:x", {}, "each once"),
+        (["vl2v-adip"], "hf:x", {"colour": 1}, "no method has the setting 'colour'"),
+    ],
+)
+def test_bad_requests_are_refused_before_training(
+    methods: list[str], name: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CounterpointError, match=message):
+        room.distil(methods, name, "conv-s", DATA, given=given)
+
+
+def test_students_are_kept_measured_and_not_trained_again(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "distill",
+        "--teacher",
+        teacher,
+        "--student",
+        "mlp-s",
+        "--data",
+        DATA,
+        "--method",
+        "kd",
+        "rkd",
+        "--seeds",
+        "2",
+    ]
+    words += ["--out", str(tmp_path), "--set", *(f"{key}={value}" for key, value in SMALL.items())]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "95 % interval" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"distill-{slug}-{seed}" for slug in ("kd", "rkd") for seed in (0, 1)
+    ]
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained again"))
+    given = dict(SMALL)
+    record = room.distil(["kd", "rkd"], teacher, "mlp-s", DATA, seeds=2, given=given, out=tmp_path)
+    row = record["rows"][0]
+    assert row["metric"] == "accuracy"
+    assert row["low"] <= row["mean"] <= row["high"]
+    assert row["teacher"] is not None
+    assert row["parameters"] < row["teacher_parameters"]
+    assert row["images_a_second"] > 0
+    with pytest.raises(CounterpointError, match="is a run with other settings"):
+        room.distil(["kd"], teacher, "mlp-s", DATA, given=given | {"kd_weight": 0.5}, out=tmp_path)
+
+
+def test_a_teacher_that_is_a_file_has_no_size(tmp_path: Path) -> None:
+    name = embeddings(60, 10, folder=tmp_path)
+    given = SMALL | {"pretrained": False, "align_epochs": 0}
+    record = room.distil(["vl2v-adip"], name, "conv-s", DATA, given=given, out=tmp_path, say=lambda _: None)
+    (row,) = record["rows"]
+    assert row["teacher"] is None
+    assert row["teacher_parameters"] is None
+    assert row["high"] != row["high"]  # one seed has no interval
+
+
+def test_time_is_taken_of_the_network_in_evaluation_mode() -> None:
+    class Network(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            assert images.shape == (64, 3, 8, 8)
+            return images.mean((2, 3))
+
+    assert room.images_a_second(Network(), 8) > 0
