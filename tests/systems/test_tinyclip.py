@@ -513,3 +513,13 @@ def test_a_user_s_own_pictures_and_captions_train_a_student(teacher: str, tmp_pa
 def test_a_student_larger_than_its_teacher_warns(teacher: str) -> None:
     with pytest.warns(UserWarning, match="more than its teacher"):
         trained(teacher, inherit="none", image_encoder="tower-64-2-8", cut_rate=0.0)
+
+
+def test_a_tower_of_texts_exports_with_any_number_of_texts() -> None:
+    tower = TextTower(Shape.whole(8, 1, 8), 20, 6).eval()
+    mask = torch.arange(6) < torch.tensor([6, 2, 0])[:, None]
+    inputs = torch.randint(20, (3, 6)), mask
+    batch = torch.export.Dim("batch")
+    made = torch.export.export(tower, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    torch.testing.assert_close(made(*(x[:2] for x in inputs)), tower(*inputs)[:2])
+    assert not tower(*inputs)[2].any()

@@ -401,4 +401,4 @@ class TextTower(Tower):
         """Compute one vector per text; zeros for a text without tokens."""
         found = self.tokens(ids, mask)
         last = (torch.arange(mask.shape[1], device=mask.device) * mask).amax(1)
-        return found[torch.arange(len(found), device=found.device), last]
+        return found.gather(1, last[:, None, None].expand(-1, 1, found.shape[2])).squeeze(1)
