@@ -68,6 +68,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/diswot.py
 	$(BIN)/python benchmarks/kd3.py
 	$(BIN)/python benchmarks/hybrid_distill.py
+	$(BIN)/python benchmarks/promptkd.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

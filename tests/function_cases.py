@@ -566,3 +566,19 @@ OTHERS |= {
     "hard_concrete:sparsity_lagrangian": "of numbers, without a batch",
     "masked_transformer:masked_transformer_block": "takes a dictionary of weights",
 }
+
+CASES |= {
+    DISTILLATION + "promptkd:prompt_distillation_loss": Case(
+        lambda n, d: [d(0, n, 5), d(1, n, 5), 2.0, 10.0], (0,), (0, 0)
+    ),
+    CORE + "prompt_tuning:prompt_tuning_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 5, DIM), d(2, n, DIM), d(3, 5, DIM), torch.arange(n) % 5, 10.0],
+        (0, 1),
+        (0, None, 0, None, 0),
+    ),
+}
+OTHERS |= {
+    "promptkd:prompted_vit": "a network with named weights",
+    "promptkd:prompt_projector": "a network with named weights",
+    "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
+}

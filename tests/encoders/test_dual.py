@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.encoders.dual import MEAN, STD, DualEncoder, build_dual_encoder
-from counterpoint.encoders.text import train_bpe
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.taps import block_names
+from counterpoint.encoders.text import Tokenizer, train_bpe
 from counterpoint.errors import CounterpointError
+from counterpoint.experiment import of_spec
+from counterpoint.tasks.class_teachers import AlignedDual
 
 TEXTS = ["a photo of a cat", "a drawing of a dog"]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -26,7 +30,15 @@ def nothing_kept() -> None:
 
 def saved_clip(folder: Path, dtype: torch.dtype = torch.float32, kind: str = "CLIP", length: int = 12) -> Any:
     transformers = pytest.importorskip("transformers")
-    tokenizer = train_bpe(TEXTS * 3, 300)
+    # With number 2 for the end, transformers would pool the token of the largest number.
+    text = train_bpe(TEXTS * 3, 300).to_json()
+    for old, new in (('"[END]":2', '"[END]":9'), ('"[UNK]":3', '"[UNK]":2'), ('"[END]":9', '"[END]":3')):
+        text = text.replace(old, new)
+    parts = json.loads(text)
+    for added in parts["added_tokens"]:
+        added["id"] = parts["model"]["vocab"][added["content"]]
+    parts["post_processor"]["special_tokens"]["[END]"]["ids"] = [3]
+    tokenizer = Tokenizer.from_json(json.dumps(parts))
     words = {
         "vocab_size": tokenizer.vocabulary,
         "max_position_embeddings": length,
@@ -142,3 +154,95 @@ def test_a_model_of_open_clip_gives_its_own_rows(tmp_path: Path) -> None:
         torch.testing.assert_close(found.texts(TEXTS), model.encode_text(open_clip.get_tokenizer("tiny-pair")(TEXTS)))
     with pytest.raises(CounterpointError, match="reads 12 tokens, and 1 texts are longer"):
         found.texts(["a photo of " + "a cat and " * 10])
+
+
+# --- learned context and layers
+
+
+def of_library(kind: str, folder: Path) -> DualEncoder:
+    """Return a tiny network of each kind, without gradients."""
+    if kind == "own":
+        experiment, _ = of_spec(
+            "clip?data=styled-shapes%3Fsize=16%26train=64%26test=64&image_encoder=conv-s&embedding=8&batch_size=64"
+        )
+        learner = experiment.learner(experiment.task().facts, 0)
+        return AlignedDual(learner, "own").eval().requires_grad_(False)
+    if kind == "open_clip":
+        open_clip = pytest.importorskip("open_clip")
+        config = {
+            "embed_dim": 8,
+            "vision_cfg": {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
+            "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        }
+        (folder / "tiny-two.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder / "tiny-two.json")
+        torch.save(open_clip.create_model("tiny-two").state_dict(), folder / "weights.pt")
+        return build_dual_encoder(f"open_clip:tiny-two/{folder / 'weights.pt'}")
+    saved_clip(folder, kind=kind)
+    return build_dual_encoder(f"hf:{folder}")
+
+
+KINDS = ["own", "CLIP", "Siglip", "open_clip"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_context_of_a_templates_own_words_gives_the_whole_texts(kind: str, tmp_path: Path) -> None:
+    network = of_library(kind, tmp_path)
+    context = network.word_rows("a photo of a")
+    assert context.shape[1] == network.width
+    names = ["cat", "dog dog"]
+    want = network.texts([f"a photo of a {name}" for name in names])
+    torch.testing.assert_close(network.text_rows_with_context(context, names), want, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(network.text_rows_with_context(context.flip(1), names), want, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_reaches_the_context_alone_in_chunks_as_in_one_pass(kind: str, tmp_path: Path) -> None:
+    network = of_library(kind, tmp_path)
+    before = network.texts(["a cat"])
+    found = []
+    for chunk in (256, 2):
+        torch.manual_seed(0)
+        context = (network.word_rows("a photo")[None] + 0.1 * torch.randn(3, 1, network.width)).requires_grad_()
+        rows = network.text_rows_with_context(context, ["cat", "a dog"], chunk=chunk)
+        assert rows.shape == (3, 2, network.dim)
+        rows.square().sum().backward()
+        assert context.grad is not None
+        assert context.grad.abs().sum() > 0
+        found.append((rows.detach(), context.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    for n in range(3):  # each context by itself
+        alone = network.text_rows_with_context(context[n], ["cat", "a dog"])
+        torch.testing.assert_close(alone, rows[n], rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for p in network.parameters())
+    assert torch.equal(network.texts(["a cat"]), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_longer_than_the_context_beside_the_learned_one_are_refused(kind: str, tmp_path: Path) -> None:
+    network = of_library(kind, tmp_path)
+    with pytest.raises(CounterpointError, match="tokens beside the 9 of the context, and 1 texts are longer"):
+        network.text_rows_with_context(
+            torch.zeros(9, network.width), ["a cat and a dog " * (6 if kind == "own" else 1)]
+        )
+    with pytest.raises(ValueError, match="context must be"):
+        network.text_rows_with_context(torch.zeros(2, network.width + 1), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [("own", [(64, 32), (16, 64), (4, 128)]), ("CLIP", [(5, 16)]), ("Siglip", [(4, 16)]), ("open_clip", [(5, 16)] * 2)],
+)
+def test_layers_are_the_tokens_of_every_block_beside_the_rows(kind: str, shapes: list[Any], tmp_path: Path) -> None:
+    network = of_library(kind, tmp_path)
+    images = torch.rand(3, 3, 16, 16)
+    rows, layers = network.layers(images)
+    assert torch.equal(rows, network.images(images))
+    assert [tuple(layer.shape) for layer in layers] == [(3, *shape) for shape in shapes]
+
+
+def test_blocks_are_found_in_every_family() -> None:
+    assert block_names(build_image_encoder("vit-s", 16)) == [f"model.blocks.{n}" for n in range(4)]
+    assert block_names(build_image_encoder("torchvision:resnet18", 32)) == [f"model.layer{n}" for n in range(1, 5)]
+    with pytest.raises(CounterpointError, match="has no blocks"):
+        block_names(torch.nn.Linear(2, 2))

@@ -111,6 +111,18 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
+    "promptkd": (
+        "styled-shapes?train=24&test=8&size=16&label=shape",
+        {
+            "student": "",
+            "encoder": "vit-s",
+            "prompt_depth": 2,
+            "batch_size": 12,
+            "epochs": 1,
+            "recipe": "none",
+            "teacher": embeddings(24, 8),
+        },
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
         "styled-shapes?train=24&test=8&size=8",

@@ -48,6 +48,7 @@ MORE = {
     "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
     "vlm-ood-distill": {"teacher_dim": 6},
     "tinyclip": {"image_encoder": "tower-16-1-8", "text_encoder": "tower-16-1-8"},
+    "promptkd": {"teacher_dim": 6, "student": "", "encoder": "vit-s", "prompt_depth": 2},
     "any2seg": {"pretrained": False, "width": 8},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},
     "attention-transfer": {"encoder": "resnet-s", "teacher_encoder": "resnet-s"},

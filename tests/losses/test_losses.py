@@ -350,6 +350,16 @@ CASES |= {
         lambda: [draw(0, N, DIM), torch.arange(N) % 3, draw(1, N, 4), draw(2, 3, 4)],
         lambda m, f, y, t, c: fn.vl2v_loss(f, y, t, c, m.projector.weight, m.projector.bias, 0.3),
     ),
+    "PromptKD": Case(
+        lambda: losses.PromptKD(2.0, 10.0),
+        lambda: [draw(0, N, 4), draw(1, N, 4)],
+        lambda m, s, t: fn.prompt_distillation_loss(s, t, 2.0, 10.0),
+    ),
+    "PromptTuning": Case(
+        lambda: losses.PromptTuning(10.0, 2.0, 3.0),
+        lambda: [draw(0, N, DIM), draw(1, 3, DIM), draw(2, N, DIM), draw(3, 3, DIM), torch.arange(N) % 3],
+        lambda m, *x: fn.prompt_tuning_loss(*x, 10.0, 2.0, 3.0),
+    ),
     "VLMOOD": Case(
         lambda: losses.VLMOOD(0.2, 2, False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 3, DIM), torch.arange(N) % 3],
@@ -440,6 +450,9 @@ WITHOUT = {
     "vl2v-adip:cosine_text_logits": "logits, no loss",
     "vlm-ood-distill:vision_language_alignment": "a term of VLMOOD",
     "vlm-ood-distill:feature_contrast": "a term of VLMOOD; CLIP of unit rows, or one way",
+    "promptkd:prompted_vit": "a network, no loss",
+    "promptkd:prompt_projector": "rows, no loss",
+    "promptkd:gaussian_epoch_weights": "weights, no loss",
     "vlm-ood-distill:caption_contrast": "an optional term of vlm_ood_distillation_loss",
     "hybrid-distill:token_relations": "relations, no loss",
     "hybrid-distill:attention_distance": "figures, no loss",

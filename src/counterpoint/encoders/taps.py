@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.errors import unknown
+from counterpoint.errors import CounterpointError, unknown
+
+BLOCKS = ("blocks", "resblocks", "layers", "layer", "stages")  # names of libraries' lists of blocks
+STAGE = re.compile(r"stem|layer\d+")
 
 
 def layer(encoder: nn.Module, name: str) -> nn.Module:
@@ -47,3 +52,45 @@ def recorded(encoder: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Ten
     finally:
         for handle in handles:
             handle.remove()
+
+
+def block_names(encoder: nn.Module) -> list[str]:
+    """Return the names of an image encoder's blocks, first to last.
+
+    They are the longest list of modules called blocks, resblocks, layers, layer or stages; else the children stem, layer1, layer2
+    and so on. Raises CounterpointError for an encoder with neither.
+
+    >>> from counterpoint.encoders.images import build_image_encoder
+    >>> block_names(build_image_encoder("conv-s", 16))
+    ['stem', 'layer1', 'layer2']
+    """
+    lists: dict[str, list[str]] = {}
+    for name, _ in encoder.named_modules():
+        place, _, number = name.rpartition(".")
+        if number.isdigit() and place.rpartition(".")[2] in BLOCKS:
+            lists.setdefault(place, []).append(name)
+    if lists:
+        return max(lists.values(), key=len)
+    found = [name for name, _ in encoder.named_modules() if STAGE.fullmatch(name.rpartition(".")[2])]
+    if not found:
+        raise CounterpointError(
+            f"{type(encoder).__name__} has no blocks whose tokens could be read; name a transformer"
+        )
+    top = min(name.count(".") for name in found)
+    return [name for name in found if name.count(".") == top]
+
+
+def token_rows(output: Any, module: nn.Module) -> Float[Tensor, "n tokens width"]:
+    """Return a block's output as tokens: the places of a feature map, or a vector as one token.
+
+    Args:
+        output: a tensor, or a tuple whose first item it is.
+        module: the block; one whose attention has the tokens before the batch is transposed.
+    """
+    found: Tensor = output[0] if isinstance(output, tuple | list) else output
+    if found.ndim == 4:
+        return found.flatten(2).transpose(1, 2)
+    if found.ndim == 2:
+        return found[:, None]
+    attention = getattr(module, "attn", None)
+    return found.transpose(0, 1) if getattr(attention, "batch_first", True) is False else found

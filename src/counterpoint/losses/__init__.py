@@ -34,7 +34,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
-    "class_texts": "VL2V VLMOOD",
+    "class_texts": "PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
     "distilled_sets": "KernelRidge",

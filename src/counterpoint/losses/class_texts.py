@@ -128,3 +128,93 @@ class VLMOOD(Loss):
                 use_contrastive=self.contrast,
             )[0]
         return loss
+
+
+class PromptKD(Loss):
+    """PromptKD: divergence of a student's logits over class texts from a teacher's, divided by the number of classes.
+
+    Args:
+        temperature: Divisor of the logits of both, > 0.
+        kd_weight: Weight, at least 0; a plain mean divergence has the weight kd_weight / classes.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student_logits | [n, classes] | the student's scaled cosines with the class texts |
+        | teacher_logits | [n, classes] | the teacher's; no gradient |
+
+    Relations: KD is it times classes / kd_weight.
+
+    Source: Li et al., arXiv 2403.02781.
+
+    >>> import torch
+    >>> PromptKD()(torch.zeros(2, 3), torch.zeros(2, 3))
+    tensor(0.)
+    """
+
+    calls = "promptkd:prompt_distillation_loss"
+
+    def __init__(self, temperature: float = 1.0, kd_weight: float = 1000.0, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature, self.kd_weight = temperature, kd_weight
+
+    def forward(
+        self, student_logits: Float[Tensor, "n classes"], teacher_logits: Float[Tensor, "n classes"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean over rows."""
+        with over(self.group):
+            loss: Tensor = self.function(student_logits, teacher_logits, self.temperature, self.kd_weight)
+        return loss
+
+
+class PromptTuning(Loss):
+    """PromptSRC: few labels tune prompts, whose texts, pictures and logits stay close to those without prompts.
+
+    Args:
+        logit_scale: Factor of cosines, > 0.
+        text_weight, image_weight: Weights of the mean absolute differences of texts and of pictures, at least 0.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | image | [n, dim] | embeddings of pictures with prompts |
+        | text | [classes, dim] | embeddings of class texts with prompts |
+        | frozen_image | [n, dim] | those without prompts; no gradient |
+        | frozen_text | [classes, dim] | those without prompts; no gradient |
+        | labels | [n] | class numbers |
+
+    Relations: PromptKD is its divergence of logits, with temperature and weight 1.
+
+    Source: Khattak et al., arXiv 2307.06948, as stage 1 of Li et al., arXiv 2403.02781.
+
+    >>> import torch
+    >>> same = torch.eye(2)
+    >>> PromptTuning()(same, same, same, same, torch.tensor([0, 1]))
+    tensor(0.)
+    """
+
+    calls = "promptkd:prompt_tuning_loss"
+
+    def __init__(
+        self, logit_scale: float = 100.0, text_weight: float = 25.0, image_weight: float = 10.0, *, group: Group = None
+    ) -> None:
+        super().__init__(group)
+        need_positive(logit_scale=logit_scale)
+        self.logit_scale, self.text_weight, self.image_weight = logit_scale, text_weight, image_weight
+
+    def forward(
+        self,
+        image: Float[Tensor, "n dim"],
+        text: Float[Tensor, "classes dim"],
+        frozen_image: Float[Tensor, "n dim"],
+        frozen_text: Float[Tensor, "classes dim"],
+        labels: Int[Tensor, " n"],
+    ) -> Float[Tensor, ""]:
+        """Return the sum of the four terms."""
+        weights = self.logit_scale, self.text_weight, self.image_weight
+        with over(self.group):
+            loss: Tensor = self.function(image, text, frozen_image, frozen_text, labels, *weights)
+        return loss

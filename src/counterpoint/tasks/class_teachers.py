@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
 from counterpoint.data.images import ImageData, Listed
-from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short
+from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short, word_layer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Cached, Frozen, cached
@@ -62,13 +62,26 @@ class AlignedDual(DualEncoder):
     def image_rows(self, images: Tensor) -> Tensor:
         return self.learner.projected(self.image, images)
 
-    def text_rows(self, texts: list[str], cut: bool = False) -> Tensor:
+    def token_ids(self, texts: list[str], room: int = 0) -> tuple[Tensor, Tensor]:
         context = self.learner.config.context
-        long = set() if cut else set(self.tokenizer.too_long(texts, context))
-        need_short(self.name, texts, [context + (n in long) for n in range(len(texts))], context)
+        long = set(self.tokenizer.too_long(texts, context - room))
+        need_short(self.name, texts, [context - room + (n in long) for n in range(len(texts))], context, room)
         ids, mask = self.tokenizer.encode(texts, context)
-        device = self.factor.device
-        return self.learner.projected(self.text, (ids.to(device), mask.to(device)))
+        return ids.to(self.factor.device), mask.to(self.factor.device)
+
+    def token_embeddings(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.learner.projected(self.text, (ids, mask))
+
+    @property
+    def words(self) -> nn.Module:
+        return word_layer(self.learner.encoders[self.text])
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.learner.encoders[self.image]
+
+    def own_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.model.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass
@@ -252,10 +265,10 @@ class ClassTextLearner(ImageLearner):
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""
         if self.known is not None:
-            return self.known[batch["index"]]
+            return self.known[batch["index"]].to(self.prototypes.dtype)
         assert self.network is not None
         found: Tensor = self.network(batch["views"][0])
-        return found
+        return found.to(self.prototypes.dtype)
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
         """Compute the student's rows in the teacher's space, not normalised."""

@@ -48,7 +48,7 @@ class ImagesConfig(OptimConfig):
     """Images in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     encoder: str = "torchvision:resnet50"
     """The network to train and keep: resnet-s, conv-s, conv-group, conv-fine, conv-cells, convnet, convnet-s, unet,
-    unet-s, mlp-s, vit-s, vit-xs, timm:NAME, torchvision:NAME, hf:NAME."""
+    unet-s, mlp-s, vit-s, vit-xs, vit-conv, timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
     recipe: str = "simclr"

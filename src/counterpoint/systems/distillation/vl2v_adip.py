@@ -426,15 +426,17 @@ SYSTEM = System(
     config=VL2VConfig,
     learner=VL2V,
     data="styled-shapes?unseen=outline",
-    recipe={
-        "teacher": TEACHER,
-        "start": START,
-        "recipe": "none",
-        "batch_size": 64,
-        "align_epochs": 10,
-        "epochs": 15,
-        "lr": 2e-3,
-        "align_lr": 8e-3,
-        "evaluate_every": 5,
+    recipes={
+        "styled-shapes": {
+            "teacher": TEACHER,
+            "start": START,
+            "recipe": "none",
+            "batch_size": 64,
+            "align_epochs": 10,
+            "epochs": 15,
+            "lr": 2e-3,
+            "align_lr": 8e-3,
+            "evaluate_every": 5,
+        }
     },
 )

@@ -339,16 +339,18 @@ SYSTEM = System(
     config=VLMOODConfig,
     learner=VLMOOD,
     data="styled-shapes?label=shape-colour",
-    recipe={
-        "teacher": TEACHER,
-        "encoder": "conv-s",
-        "recipe": "none",
-        "base": 0.5,
-        "batch_size": 64,
-        "epochs": 20,
-        "optimizer": "adamw",
-        "lr": 4e-3,
-        "weight_decay": 0.01,
-        "evaluate_every": 5,
+    recipes={
+        "styled-shapes": {
+            "teacher": TEACHER,
+            "encoder": "conv-s",
+            "recipe": "none",
+            "base": 0.5,
+            "batch_size": 64,
+            "epochs": 20,
+            "optimizer": "adamw",
+            "lr": 4e-3,
+            "weight_decay": 0.01,
+            "evaluate_every": 5,
+        }
     },
 )

@@ -27,7 +27,7 @@ class AlignedConfig(OptimConfig):
     """Items in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     image_encoder: str = "torchvision:resnet50"
     """The network for images: resnet-s, conv-s, conv-group, conv-fine, conv-cells, convnet, convnet-s, unet,
-    unet-s, mlp-s, vit-s, vit-xs, tower-WIDTH-DEPTH-HEAD, timm:NAME, torchvision:NAME, hf:NAME."""
+    unet-s, mlp-s, vit-s, vit-xs, vit-conv, tower-WIDTH-DEPTH-HEAD, timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
     """The network for text: text-s, minilm, tower-WIDTH-DEPTH-HEAD, hf:NAME."""
     audio_encoder: str = "sound-s"

@@ -1,0 +1,501 @@
+"""PromptKD: a small CLIP learns a domain from pictures without labels, by prompts and a stored classifier of a large CLIP.
+
+Li, Li, Fu, Zhang, Wang, Chen, Yang: "PromptKD: Unsupervised Prompt Distillation for Vision-Language Models", CVPR 2024, arXiv
+2403.02781. Stage `tune` is PromptSRC (Khattak et al., ICCV 2023, arXiv 2307.06948).
+
+    symbol   here                meaning
+    W        prototypes          the teacher's unit embeddings of all class texts, computed once and stored
+    U, q_T   teacher_rows        the teacher's unit embedding of the augmented picture, and its logits s_T U W^T
+    P_i      prompts             n vectors appended to the student's tokens before block i < J
+    h        features            the student's features with prompts, not normalised
+    u, q_S   projected           unit(projector(h)), and the student's logits s_S u W^T
+    lambda   kd_weight           weight of the divergence, which is divided by the number of classes C
+
+    counterpoint train promptkd --student hf:openai/clip-vit-base-patch16 --teacher hf:openai/clip-vit-large-patch14 \
+        --data imagefolder:mine --base 0.5 --tune-epochs 20
+
+Stage `tune` learns prompts in both towers of the teacher from `--shots` labelled pictures of each base class. It runs where
+`--tune-epochs` is above 0. Stage `distill` trains the student's prompts and projector on all training pictures, without any
+label. All weights of both networks stay frozen: without its prompts the student is the network that it was.
+
+Differences from the authors' code: biases and normalisation layers have no weight decay. W is computed once, not in every step.
+Text prompts after the first block, and a teacher's picture prompts, need transformers. Not built: CoOp and other ways of stage 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
+from counterpoint.core.distributed import global_mean, place
+from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision
+from counterpoint.data.images import ImageData, Indices
+from counterpoint.encoders.prompts import (
+    ClipWeights,
+    appended_prompts,
+    blocks_of,
+    new_prompts,
+    prompt_width,
+)
+from counterpoint.engine.loading import Batches, ChosenBatches
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.systems.base import System
+from counterpoint.tasks.class_teachers import ClassTextLearner, open_network
+from counterpoint.tasks.class_texts import texts_of
+from counterpoint.tasks.image_towers import ImageTower, tower_facts
+from counterpoint.tasks.labelled import cross_entropy
+from counterpoint.tasks.open_classes import class_shots
+from counterpoint.tasks.tuned_teachers import TunedConfig, TunedTeacher, tuned_widths
+
+# ------------------------------------------------------------------------------------------------------------ equations
+
+
+def prompted_vit(
+    image: Float[Tensor, "n 3 size size"],
+    weights: Mapping[str, Tensor],
+    patch: int,
+    num_heads: int,
+    depth: int,
+    n_ctx: int,
+    *,
+    tower: nn.Module | None = None,
+) -> Float[Tensor, "n out"]:
+    """Compute a vision transformer's features with deep prompts, not normalised (independent vision prompting).
+
+    Args:
+        image: normalised pictures.
+        weights: the prompts VPT [n_ctx, width] and transformer.resblocks.N.VPT_shallow for 1 <= N < depth, and the
+            transformer's weights by OpenAI's names.
+        patch: side of a patch in pixels.
+        num_heads: number of attention heads.
+        depth: J, number of sets of prompts, 0 (no prompts) to the number of blocks.
+        n_ctx: n, number of prompts in a set, at least 1 where depth > 0.
+        tower: a transformer that replaces the weights, `patch` and `num_heads`. Default: CLIP's, by the weights.
+
+    Prompts stand after all other tokens. The first set passes through the initial norm. Raises ValueError for missing weights and
+    for sets of another shape.
+    """
+    names = prompt_names(depth)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(f"weights lack {missing[0]}, which depth {depth} needs")
+    prompts = [weights[name] for name in names]
+    if any(len(one) != n_ctx or n_ctx < 1 for one in prompts):
+        raise ValueError(f"n_ctx is {n_ctx}, the prompts are {shapes(**dict(zip(names, prompts, strict=True)))}")
+    network = ClipWeights(weights, patch, num_heads) if tower is None else tower
+    with appended_prompts(network, prompts):
+        found: Tensor = network(image)
+    return found
+
+
+def prompt_names(depth: int) -> list[str]:
+    """Return the names of J = depth sets of prompts in the authors' checkpoints. ValueError for a negative depth."""
+    if depth < 0:
+        raise ValueError(f"depth must be at least 0, got {depth}")
+    return ["VPT", *(f"transformer.resblocks.{n}.VPT_shallow" for n in range(1, depth))][:depth]
+
+
+class Projector(nn.Module):
+    """The projector's layers: linear layers with batch normalisation and ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in range(1, len(widths)):
+            layers += [nn.Linear(widths[n - 1], widths[n]), nn.BatchNorm1d(widths[n]), nn.ReLU()]
+        self.conv1 = nn.Sequential(*layers[:-2])
+
+    def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n dim"]:
+        return self.conv1(h)
+
+
+def prompt_projector(
+    h: Float[Tensor, "n width"], weights: Mapping[str, Tensor], train: bool, *, layers: nn.Module | None = None
+) -> Float[Tensor, "n dim"]:
+    """Compute u = unit(projector(h)).
+
+    Args:
+        h: the student's features, not normalised.
+        weights: conv1.N.weight [out, in] or [out, in, 1, 1] and conv1.N.bias of the linear layers N = 0, 3, ...; of the batch
+            normalisation N = 1, 4, ... also running_mean and running_var.
+        train: normalise by the statistics of the batch. A single row, and False, take the running ones.
+        layers: the projector itself, whose running statistics then follow; default: built from the weights, which stay.
+
+    Raises ValueError for an empty batch, for missing weights and for widths that do not fit.
+    """
+    if layers is None:
+        need_rows(h=h)
+        linear = sorted((n for n in weights if weights[n].ndim > 1), key=lambda name: int(name.split(".")[1]))
+        if not linear or weights[linear[0]].shape[1] != h.shape[1]:
+            raise ValueError(f"weights must map rows of width {h.shape[1]}, got {shapes(**dict(weights))}")
+        layers = Projector(h.shape[1], *(len(weights[name]) for name in linear)).to(h)
+        weights = {n: w.flatten(1) if n in linear else w.clone() for n, w in weights.items()}
+        missing = {n for n in layers.state_dict() if not n.endswith("tracked")} - weights.keys()
+        if missing:
+            raise ValueError(f"weights lack {min(missing)}")
+    layers.train(train and place(len(h), h.device).total > 1)
+    return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)
+
+
+@full_precision
+def prompt_distillation_loss(
+    student_logits: Float[Tensor, "n classes"],
+    teacher_logits: Float[Tensor, "n classes"],
+    temperature: float = 1.0,
+    kd_weight: float = 1000.0,
+) -> Float[Tensor, ""]:
+    """Compute lambda tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)) / C, the mean over the pictures of all processes.
+
+    Args:
+        student_logits, teacher_logits: q_S and q_T over all classes; the teacher's get no gradient.
+        temperature: tau > 0, by default 1.
+        kd_weight: lambda, at least 0, by default 1000. A plain mean divergence has the weight lambda / C.
+
+    Raises ValueError for shapes that differ, an empty batch, and numbers out of range. One class gives 0.
+
+    >>> prompt_distillation_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 4.0]]), kd_weight=2.0)
+    tensor(0.6031)
+    """
+    if not kd_weight >= 0:
+        raise ValueError(f"kd_weight must be at least 0, got {kd_weight}")
+    need_alike("n classes", student_logits=student_logits, teacher_logits=teacher_logits)
+    need_positive(temperature=temperature)
+    need_rows(student_logits=student_logits)
+    own = F.log_softmax(student_logits / temperature, 1)
+    with torch.no_grad():  # two sums, of which the first needs no gradient: `kd` writes the matrix of all terms
+        target = F.softmax(teacher_logits / temperature, 1)
+        constant = -torch.special.entr(target).sum(1)
+    divergence = constant - torch.linalg.vecdot(target, own)
+    return kd_weight * temperature**2 / student_logits.shape[1] * global_mean(divergence)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class PromptKDConfig(TunedConfig):
+    """Settings of PromptKD. Defaults are the authors' for base and novel classes; learning rates are for a batch of 256."""
+
+    epochs: int = 20
+    """Passes over the pictures in stage `distill`."""
+    batch_size: int = 8
+    """Pictures in a batch, in both stages."""
+    student: str = "hf:openai/clip-vit-base-patch16"
+    """The student, a network of pictures and texts with a vision transformer: hf:NAME, open_clip:MODEL/WEIGHTS, run:RUN or
+    fit:SLUG?data=SOURCE of clip. Empty: --encoder, such as timm:NAME, with --pretrained."""
+    teacher: str = "hf:openai/clip-vit-large-patch14"
+    recipe: str = "supervised"
+    optimizer: str = "sgd"
+    lr: float = 0.16  # 0.005 for a batch of 8
+    weight_decay: float = 5e-4
+    cold_epochs: int = 1
+    """First epochs, at least 0, at a constant learning rate of 1e-5."""
+    prompt_depth: int = 9
+    """J, number of blocks with prompts of their own, 0 (no prompts) to the student's number of blocks."""
+    projector_layers: int = 2
+    """Linear layers of the projector, 0 to 3. 0 needs a student as wide as the class texts."""
+    temperature: float = 1.0
+    """tau, which divides the logits of both, > 0."""
+    kd_weight: float = 1000.0
+    """lambda of the objectives kl, l1 and mse, at least 0."""
+    objective: Literal["kl", "l1", "mse", "ce", "none"] = "kl"
+    """The method; or the mean absolute or squared difference of unit features; or cross-entropy of base classes' labels (--shots of
+    each); or nothing, the student as it is."""
+    texts: Literal["teacher", "own"] = "teacher"
+    """Class texts of the student: the teacher's, or those of the student's own text encoder."""
+    trains: Literal["prompts", "all"] = "prompts"
+    """Train prompts and projector, or also the student's own weights."""
+    shuffled: bool = False
+    """Control: while it learns, the student gets the class texts in another order."""
+    transductive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("temperature")
+        for name in ("kd_weight", "prompt_depth", "cold_epochs"):
+            if getattr(self, name) < 0:
+                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.projector_layers <= 3:
+            raise CounterpointError(f"projector_layers must lie in 0 to 3, got {self.projector_layers}")
+        if self.texts == "own" and (not self.student or self.objective in ("l1", "mse")):
+            raise CounterpointError(
+                "texts own needs a --student with a text encoder, and the objective kl, ce or none; l1 and mse compare with the "
+                "teacher's rows"
+            )
+        if self.objective != "none" and not self.prompt_depth and not self.projector_layers and self.trains != "all":
+            raise CounterpointError("the student has neither prompts nor a projector to train; set --prompt-depth")
+
+    def check(self) -> None:
+        super().check()
+        if self.student.startswith("file:"):
+            raise CounterpointError("--student: embeddings alone do not learn; name a network")
+
+    def trained_on(self, rows: Indices, data: ImageData) -> Indices:
+        """Select all training pictures, also those without a class: no label enters the distillation."""
+        return rows if self.objective == "ce" else np.arange(len(data.train))
+
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        found = super().facts(data) | {"student": tower_facts(self.student) if self.student else None}
+        if self.tune_epochs:
+            found["teacher_widths"] = tuned_widths(self)
+        return found
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class PromptKD(ClassTextLearner):
+    """A frozen image tower with prompts, and a projector into the teacher's space."""
+
+    own: Tensor
+    student_scale: Tensor
+
+    def __init__(self, config: PromptKDConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        if config.prompt_depth > (count := len(blocks_of(self.encoder)) if config.prompt_depth else 0):
+            raise CounterpointError(
+                f"prompt_depth {config.prompt_depth} is more than the {count} blocks of the student"
+            )
+        own, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
+        if not config.projector_layers and own != dim:
+            raise CounterpointError(
+                f"projector_layers 0 needs equal widths; the student's is {own}, that of the class texts {dim}"
+            )
+        self.encoder.requires_grad_(config.trains == "all")
+        width = prompt_width(self.encoder) if config.prompt_depth else 0
+        self.prompts = new_prompts(config.prompts, [width] * config.prompt_depth)
+        self.projector = Projector(own, *[dim] * config.projector_layers) if config.projector_layers else None
+        self.register_buffer("own", torch.zeros(data.classes, own))  # the student's own class texts
+        self.register_buffer("student_scale", torch.tensor(100.0))
+        self.tuned = TunedTeacher(config, data.teacher_widths) if config.tune_epochs else None
+        self.order = torch.randperm(data.classes, generator=torch.Generator().manual_seed(seed))  # of the control
+
+    def build_encoder(self, data: Any) -> Any:
+        return ImageTower(data.student) if self.config.student else super().build_encoder(data)
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config = self.config
+        if config.student:
+            network, tower = open_network(config.student), cast("ImageTower", self.encoder)
+            tower.take(network, config.student)
+            words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
+            with torch.no_grad():
+                texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
+            self.own.copy_(class_prototypes(texts))
+            self.student_scale.fill_(network.scale)
+        self.encoder.to(self.device)
+        if self.tuned is not None:
+            assert self.network is not None
+            teacher: Any = self.network.module
+            self.tuned.begin(teacher, survey.classes)
+
+    def train(self, mode: bool = True) -> PromptKD:
+        super().train(mode)
+        self.encoder.train(mode and self.config.trains == "all")  # else neither dropout nor running statistics
+        return self
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+        parts = [self.prompts, self.projector, self.encoder if config.trains == "all" else None]
+        trained: list[nn.Module] = [part for part in parts if part is not None]
+        few = self._labelled if config.objective == "ce" else None
+        found = [
+            Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)
+        ]
+        if self.tuned is not None:
+            tuned = [self.tuned.current]
+            found[0].enter = self.store
+            tune = Stage("tune", config.tune_epochs, lambda: tuned, lambda: self._turns(config.tune_lr, tuned))
+            found.insert(0, replace(tune, batches=self._labelled, evaluated=False))
+        return found
+
+    @property
+    def tuning(self) -> bool:
+        """Whether the current stage tunes the teacher."""
+        return bool(self.config.tune_epochs) and self.position.stage == 0
+
+    def _turns(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
+        config, epochs = replace(self.config, lr=lr), self.epochs
+        cold = 1e-5 / (lr * config.batch_size / 256)
+
+        def curve(epoch: float) -> float:
+            return (
+                cold if epoch < config.cold_epochs < epochs else 0.5 * (1 + math.cos(math.pi * min(1, epoch / epochs)))
+            )
+
+        return [
+            optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch, curve=curve)
+        ]
+
+    def _labelled(self, survey: Survey) -> Batches:
+        """Return batches of the few labelled pictures of base classes, as positions among the training rows."""
+        labels = np.asarray(survey.labels)
+        rows = class_shots(np.where(labels < self.base, labels, -1), self.config.shots, self.seed)
+        if not len(rows):
+            raise DataError("no training picture has a label of a base class, which the stage needs")
+        if self.config.objective == "ce":  # positions among the pictures with a label
+            rows = np.searchsorted(np.flatnonzero(labels >= 0), rows)
+        size = min(self.config.batch_size, len(rows))
+        return ChosenBatches(rows, size, max(1, len(rows) // size))
+
+    # --- the student
+
+    def features(self, images: Tensor) -> Float[Tensor, "n width"]:
+        """Compute h, the student's features with prompts."""
+        named = dict(zip(prompt_names(len(self.prompts)), self.prompts, strict=True))
+        return prompted_vit(images, named, 0, 0, len(named), self.config.prompts, tower=self.encoder)
+
+    def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        if self.config.objective == "none":
+            return F.normalize(self.encoder(images), dim=1, eps=EPS)
+        h = self.features(images)
+        if self.projector is None:
+            return F.normalize(h, dim=1, eps=EPS)
+        named = dict(self.projector.named_parameters()) | dict(self.projector.named_buffers())
+        return prompt_projector(h, named, self.training, layers=self.projector)
+
+    def class_rows(self) -> Float[Tensor, "classes dim"]:
+        """Return the class texts of the student."""
+        own = self.config.texts == "own" or (self.config.objective == "none" and bool(self.config.student))
+        return self.own if own else self.prototypes
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = self.embed(batch["image"])
+        logits = self.student_scale * rows @ self.class_rows().T
+        return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.tuning:
+            assert self.tuned is not None
+            return {"loss": self.tuned.loss(batch["views"][0], batch["label"], self.base)}
+        config, images = self.config, batch["views"][0]
+        if config.objective == "none":
+            trained: list[Tensor] = [one for one in self.parameters() if one.requires_grad]
+            return {"loss": torch.stack([0 * one.sum() for one in trained]).sum()}
+        rows, texts = self.projected(images), self.class_rows()
+        if config.objective == "ce":
+            logits = cosine_text_logits(rows, texts[: self.base], self.student_scale)
+            return {"loss": cross_entropy(logits, batch["label"])}
+        teacher = F.normalize(self.teacher_rows(batch), dim=1, eps=EPS)
+        if config.objective == "kl":
+            if config.shuffled:
+                texts = texts[self.order.to(texts.device)]
+            logits = cosine_text_logits(rows, texts, self.student_scale)
+            taught = self.classify(teacher)
+            return {"loss": prompt_distillation_loss(logits, taught, config.temperature, config.kd_weight)}
+        distance = (rows - teacher).abs() if config.objective == "l1" else (rows - teacher).square()
+        return {"loss": config.kd_weight * global_mean(distance.mean(1))}
+
+    # --- the teacher
+
+    def end_epoch(self, epoch: int) -> None:
+        if self.tuned is not None and self.tuning:
+            self.tuned.add(epoch, self.epochs)
+
+    def store(self, survey: Survey) -> None:
+        """Take the teacher's prompts, and store its texts of all classes."""
+        assert self.tuned is not None
+        self.prototypes.copy_(self.tuned.finish(len(self.prototypes)))
+
+    @torch.no_grad()
+    def taught_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        """Compute the teacher's embeddings of normalised pictures."""
+        assert self.network is not None
+        found: Tensor = self.network(images) if self.tuned is None else self.tuned.images(images)
+        return found
+
+    def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        if self.known is not None:
+            return super().teacher_rows(batch)
+        return self.taught_images(batch["views"][0])
+
+    def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.network is None or self.survey is None:
+            return {}
+        return {"teacher_logits": self.classify(self.taught_images(batch["image"]))}
+
+    # --- what it learned
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw each class's accuracy: the student before and after, and its teacher; base classes first."""
+        labels = np.asarray(survey.split("test").labels)
+        known = np.flatnonzero(labels >= 0)
+        own = torch.from_numpy(labels[known])
+        if not len(known):
+            return {}
+
+        def every(batch: dict[str, Any]) -> Tensor:
+            found = self.predict(batch)
+            before = F.normalize(self.encoder(batch["image"]), dim=1, eps=EPS) @ self.own.T
+            return torch.stack([before, found["logits"], found.get("teacher_logits", before)], 1)
+
+        logits = survey.over("test", every, known)
+        novel = torch.arange(logits.shape[2]) >= self.base
+        inside = (own >= self.base)[:, None] == novel
+        names = ["student before", "student", "teacher"]
+        shown = [bool(self.own.any()), True, self.network is not None]
+        series: dict[str, Any] = {}
+        for name, part, there in zip(names, logits.unbind(1), shown, strict=True):
+            if there:
+                right = part.masked_fill(~inside, -torch.inf).argmax(1) == own
+                share = [float(right[own == c].float().mean()) for c in own.unique().tolist()]
+                series[name] = [own.unique().tolist(), np.round(share, 4).tolist()]
+        return {
+            "Classes": {
+                "kind": "curves",
+                "series": series,
+                "xlabel": f"class; novel ones from {self.base} on" if self.base < len(novel) else "class",
+                "caption": "Share of each class's test pictures that get their class, among the base or the novel classes.",
+            }
+        }
+
+
+TEACHER = (
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "&batch_size=128&lr=0.003&evaluate_every=20"
+)
+STUDENT = (
+    "fit:clip?data=styled-shapes%3Ftrain=3072%26drop=0.0%26seed=911%26styles=plain-bright&image_encoder=vit-conv"
+    "&embedding=32&recipe=none&epochs=5&batch_size=64&lr=0.004&warmup_epochs=1&schedule=step&weight_decay=0.01"
+    "&evaluate_every=20"
+)
+SYSTEM = System(
+    slug="promptkd",
+    task="labelled",
+    config=PromptKDConfig,
+    learner=PromptKD,
+    data="styled-shapes?styles=outline-striped",
+    recipe={
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "recipe": "none",
+        "base": 0.5,
+        "batch_size": 64,
+        "prompt_depth": 2,
+        "epochs": 6,
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "weight_decay": 0.0,
+        "cold_epochs": 0,
+        "schedule": "step",
+        "evaluate_every": 3,
+    },
+)
