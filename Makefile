@@ -64,6 +64,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/wscol.py
 	$(BIN)/python benchmarks/class_texts.py
 	$(BIN)/python benchmarks/global_local_seg.py
+	$(BIN)/python benchmarks/tinyclip.py
 	$(BIN)/python benchmarks/diswot.py
 	$(BIN)/python benchmarks/kd3.py
 	$(BIN)/python benchmarks/dcd.py

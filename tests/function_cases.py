@@ -569,6 +569,22 @@ OTHERS |= {
     "dcd:matched_scores": "moves values",
     "dcd:weighted_soft_label_loss": "its weight depends on the student without gradient: second differences disagree",
 }
+CASES |= {
+    DISTILLATION + "tinyclip:affinity_mimicking_loss": Case(
+        lambda n, d: [*unit_pair(n, d), 10.0, *unit_pair(n, d, 2), 5.0],
+        (0, 1),
+        (0, 0, None, 0, 0, None),
+        kernel=True,
+    ),
+}
+OTHERS |= {
+    "inherited:inherit_weights": "takes dictionaries of weights",
+    "hard_concrete:hard_concrete_sample": "masks of units, without a batch",
+    "hard_concrete:hard_concrete_eval_mask": "a mask of a whole row of units",
+    "hard_concrete:expected_model_size": "of units, without a batch",
+    "hard_concrete:sparsity_lagrangian": "of numbers, without a batch",
+    "masked_transformer:masked_transformer_block": "takes a dictionary of weights",
+}
 
 CASES |= {
     DISTILLATION + "promptkd:prompt_distillation_loss": Case(

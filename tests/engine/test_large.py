@@ -124,6 +124,19 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
+    "tinyclip": (
+        "styled-shapes?train=24&test=8&size=8",
+        {
+            "teacher": "fit:clip?data=styled-shapes%3Ftrain=24%26test=8%26size=8&image_encoder=tower-16-1-8"
+            "&text_encoder=tower-16-1-8&embedding=8&recipe=none&epochs=1&batch_size=12&context=16",
+            "inherit": "none",
+            "image_encoder": "tower-16-1-8",
+            "text_encoder": "tower-16-1-8",
+            "batch_size": 12,
+            "context": 16,
+            "recipe": "none",
+        },
+    ),
     "albef": (CAPTIONS, ALIGNED | {"queue": 48, "dropout": 0.0}),
     "dcd": (
         "digit-captions?train=24",

@@ -48,6 +48,7 @@ MORE = {
     "dcd": {"heads": 2, "teacher_epochs": 1},
     "vl2v-adip": {"pretrained": False, "teacher_dim": 6},
     "vlm-ood-distill": {"teacher_dim": 6},
+    "tinyclip": {"image_encoder": "tower-16-1-8", "text_encoder": "tower-16-1-8"},
     "promptkd": {"teacher_dim": 6, "student": "", "encoder": "vit-s", "prompt_depth": 2},
     "gopro": {"teacher_dim": 6, "words": 4, "text_width": 5, "layer_widths": [3, 8]},
     "any2seg": {"pretrained": False, "width": 8},

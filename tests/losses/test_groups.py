@@ -40,7 +40,7 @@ NAMES = [
     "FitNets", "RKD", "CRD", "DynamicScores", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
-    "VL2V", "VLMOOD", "GOPro", "PromptKD", "PromptTuning",
+    "VL2V", "VLMOOD", "GOPro", "PromptKD", "PromptTuning", "AffinityMimicking",
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",

@@ -340,6 +340,11 @@ CASES: dict[str, Case] = {
 }
 
 CASES |= {
+    "AffinityMimicking": Case(
+        lambda: losses.AffinityMimicking(0.2, 0.1),
+        lambda: [draw(n, N, DIM) for n in range(4)],
+        lambda m, u, v, a, b: fn.affinity_mimicking_loss(u, v, 5.0, a, b, 10.0).loss,
+    ),
     "VL2V": Case(
         lambda: losses.VL2V(DIM, 4, 0.3),
         lambda: [draw(0, N, DIM), torch.arange(N) % 3, draw(1, N, 4), draw(2, 3, 4)],

@@ -86,8 +86,9 @@ class DualEncoder(nn.Module):
         """Return the token numbers of a text without special tokens."""
         raise NotImplementedError
 
-    def text_rows(self, texts: list[str]) -> Float[Tensor, "n dim"]:
-        return self.token_embeddings(*self.token_ids(texts))
+    def text_rows(self, texts: list[str], cut: bool = False) -> Float[Tensor, "n dim"]:
+        # With less than no room, no text is too long; tokenizers cut at the context.
+        return self.token_embeddings(*self.token_ids(texts, -(2**20) if cut else 0))
 
     def images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
         """Compute the embeddings of normalised pictures of any size. They are not normalised."""
@@ -95,9 +96,14 @@ class DualEncoder(nn.Module):
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         return self.image_rows(images * self.factor + self.shift).float()
 
-    def texts(self, texts: Sequence[str]) -> Float[Tensor, "n dim"]:
-        """Compute the embeddings of texts, not normalised. Raises CounterpointError for texts longer than the context."""
-        rows = [self.text_rows(list(texts[at : at + TEXTS])).float() for at in range(0, len(texts), TEXTS)]
+    def texts(self, texts: Sequence[str], *, cut: bool = False) -> Float[Tensor, "n dim"]:
+        """Compute the embeddings of texts, not normalised.
+
+        Args:
+            texts: the texts.
+            cut: cut texts that are longer than the context. Default: raise CounterpointError for them.
+        """
+        rows = [self.text_rows(list(texts[at : at + TEXTS]), cut).float() for at in range(0, len(texts), TEXTS)]
         return torch.cat(rows)
 
     # --- learned context

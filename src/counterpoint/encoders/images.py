@@ -12,6 +12,7 @@
     resnet-s           a ResNet for 32 to 64 pixels, 0.30 M parameters, 128 wide
     vit-s              timm's VisionTransformer, small: patches of 4 (8 from 64 pixels on), 4 blocks of width 128
     vit-xs             the same with patches of 2 (4 from 32 pixels on) and 4 blocks of width 48, for pictures of a few pixels
+    tower-W-D-H        CLIP's tower of pictures, D blocks of width W with heads of H channels (encoders/towers.py)
     vit-conv           2 blocks of width 64 behind strided convolutions, which halve the picture 2 times (3 from 64 pixels on)
     resnet-cifar:A-B-C, nas-201:E-E-E-E-E-E   networks of two search spaces (encoders/spaces.py)
     timm:NAME          any timm model (timm:resnet18, timm:vit_tiny_patch16_224)
@@ -38,6 +39,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders import towers
 from counterpoint.encoders.channels_last import ChannelsLast, conv
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
@@ -89,6 +91,9 @@ def build_image_encoder(name: str, size: int, channels: int = 3, pretrained: boo
             return build_member(name, channels)
         if name == "mlp-s":
             return MLPS(size, channels)
+        if name.startswith("tower-"):
+            shape, patch = towers.parse(name)
+            return towers.ImageTower(shape, size, channels, patch)
         if name.startswith("unet"):
             return UNetEncoder(size, channels, WIDTHS[name])
         if name == "conv-s":
@@ -116,10 +121,12 @@ def check_image_encoder(name: str) -> None:
     Only `build_image_encoder` checks whether a model of transformers (`hf:NAME`) exists.
     """
     library, colon, model = name.partition(":")
-    if not colon:
+    if name.startswith("tower-"):
+        towers.parse(name)
+    elif not colon:
         if name not in OWN:
             names = [*(f"{space}:MEMBER" for space in SPACES), *(f"{library}:NAME" for library in LIBRARIES)]
-            raise unknown("image encoder", name, [*OWN, *names])
+            raise unknown("image encoder", name, [*OWN, towers.FORM, *names])
     elif library in SPACES:
         from counterpoint.encoders.spaces import parsed
 

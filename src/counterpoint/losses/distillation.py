@@ -47,6 +47,57 @@ class KD(Loss):
             return self.function(student, teacher, self.temperature)
 
 
+class AffinityMimicking(Loss):
+    """TinyCLIP's affinity mimicking: the softmaxes over a batch's pairings follow the teacher's, in both directions.
+
+    Args:
+        temperature: Divisor of the student's cosines, > 0. The paper's code has a scale of 50, a temperature of 0.02.
+        teacher_temperature: Divisor of the teacher's cosines, > 0. Default: the student's.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student_image | [n, dim] | the student's unit rows of pictures |
+        | student_text | [n, dim] | the student's unit rows of texts |
+        | teacher_image | [n, teacher_dim] | the teacher's unit rows of pictures; no gradient |
+        | teacher_text | [n, teacher_dim] | the teacher's unit rows of texts; no gradient |
+
+    Relations: CLIP is this loss with the identity instead of the teacher's softmaxes.
+
+    Source: Wu et al., arXiv 2309.12314.
+
+    >>> same = torch.eye(2)
+    >>> AffinityMimicking(1.0)(same, same, same, same)
+    tensor(0.5822)
+    """
+
+    calls = "tinyclip:affinity_mimicking_loss"
+
+    def __init__(
+        self, temperature: float = 0.02, teacher_temperature: float | None = None, *, group: Group = None
+    ) -> None:
+        super().__init__(group)
+        teacher_temperature = temperature if teacher_temperature is None else teacher_temperature
+        need_positive(temperature=temperature, teacher_temperature=teacher_temperature)
+        self.temperature, self.teacher_temperature = temperature, teacher_temperature
+
+    def forward(
+        self,
+        student_image: Float[Tensor, "n dim"],
+        student_text: Float[Tensor, "n dim"],
+        teacher_image: Float[Tensor, "n teacher_dim"],
+        teacher_text: Float[Tensor, "n teacher_dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean of both directions."""
+        scales = 1 / self.temperature, 1 / self.teacher_temperature
+        with over(self.group):
+            loss: Tensor = self.function(
+                student_image, student_text, scales[0], teacher_image, teacher_text, scales[1]
+            ).loss
+        return loss
+
+
 class FitNets(Loss):
     """FitNets' hint: a layer of the student, mapped by this module's regressor, learns to equal a layer of the teacher.
 

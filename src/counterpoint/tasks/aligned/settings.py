@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from tyro.conf import Suppress
 
 from counterpoint.encoders.audio import check_audio_encoder
 from counterpoint.encoders.images import check_image_encoder
-from counterpoint.encoders.text import check_text_encoder
+from counterpoint.encoders.text import Tokenizer, build_tokenizer, check_text_encoder
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.errors import CounterpointError
 from counterpoint.views.images import check_recipe
@@ -26,9 +27,9 @@ class AlignedConfig(OptimConfig):
     """Items in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
     image_encoder: str = "torchvision:resnet50"
     """The network for images: resnet-s, conv-s, conv-group, conv-fine, conv-cells, convnet, convnet-s, unet,
-    unet-s, mlp-s, vit-s, vit-xs, vit-conv, timm:NAME, torchvision:NAME, hf:NAME."""
+    unet-s, mlp-s, vit-s, vit-xs, vit-conv, tower-WIDTH-DEPTH-HEAD, timm:NAME, torchvision:NAME, hf:NAME."""
     text_encoder: str = "text-s"
-    """The network for text: text-s, minilm, hf:NAME."""
+    """The network for text: text-s, minilm, tower-WIDTH-DEPTH-HEAD, hf:NAME."""
     audio_encoder: str = "sound-s"
     """The network for sounds: sound-s, hf:NAME."""
     vector_encoder: str = "mlp"
@@ -71,6 +72,10 @@ class AlignedConfig(OptimConfig):
             raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
         if "{}" not in self.prompt and not Path(self.prompt).suffix:
             raise CounterpointError(f"prompt must contain {{}}, the place of the class's name, got '{self.prompt}'")
+
+    def tokenizer(self, captions: Sequence[str]) -> Tokenizer:
+        """Return the tokenizer of the texts; text-s and towers learn theirs from these captions."""
+        return build_tokenizer(self.text_encoder, captions, vocabulary=self.vocabulary)
 
     def check_batch(self) -> None:
         """Raise CounterpointError for a batch of one item, which has no other item to contrast it with."""

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedData, AlignedSplit
-from counterpoint.encoders.text import build_tokenizer
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned.batches import BATCH, EvaluationBatches, SplitBatches, as_trained, evaluated
@@ -54,11 +53,7 @@ class AlignedTask:
         self.notes: list[str] = []
         everything = np.arange(len(data.train))
         self.tokenizers = {
-            name: build_tokenizer(
-                config.text_encoder,
-                [str(text) for text in data.train.column(name, everything)],
-                vocabulary=config.vocabulary,
-            )
+            name: config.tokenizer([str(text) for text in data.train.column(name, everything)])
             for name, modality in data.modalities.items()
             if modality.kind == "text"
         }
