@@ -38,7 +38,8 @@ _FILES = {
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
     "distilled_sets": "KernelRidge",
-    "distillation": "AffinityMimicking AttentionTransfer CRD DynamicScores FitNets InterModal IntraModal KD MeanTeacher RKD WeightedFeature",
+    "distillation": "AffinityMimicking AttentionTransfer CRD DynamicScores FitNets InterModal IntraModal KD MeanTeacher RKD "
+    "WeightedFeature",
     "tokens": "TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
