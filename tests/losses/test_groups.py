@@ -30,6 +30,8 @@ AXES = {
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
 }
+# Numbers of the tensors with a gradient that every process holds whole, such as texts of classes.
+COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,)}
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
     "NTXent", "InfoNCE", "MoCo", "DCL", "NTXentByIndex", "PairwiseNTXent", "SnippetNTXent", "MixedNTXent",
@@ -188,8 +190,8 @@ def test_world_is_the_loss_and_the_mean_gradient_of_the_whole_batch(parts, name)
         wanted = of(rank)
         # Rows that every process holds, like parameters, have their mean gradient; others have that of their share.
         given = own[: len(wanted)]
-        if name == "KernelRidge":  # its real rows have no gradient
-            given[:2] = [sum(other["world"][name][1][at] for other in parts) for at in range(2)]
+        for at in COMMON.get(name, ()):
+            given[at] = sum(other["world"][name][1][at] for other in parts)
         torch.testing.assert_close([g / size for g in given], wanted, rtol=1e-7, atol=1e-10)
         torch.testing.assert_close(after, state, rtol=1e-8, atol=1e-10)
     # Of parameters the mean over the processes, which DistributedDataParallel takes, is the whole batch's.

@@ -12,8 +12,10 @@ from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 
 
+@over_group
 @full_precision
 def prompt_tuning_loss(
     image: Float[Tensor, "n dim"],
@@ -31,7 +33,7 @@ def prompt_tuning_loss(
         image, text: embeddings with prompts, normalised here.
         frozen_image, frozen_text: embeddings without prompts, normalised here, without gradient.
         labels: class numbers, 0 to classes - 1.
-        logit_scale: factor of cosines, > 0.
+        logit_scale: factor of cosines, 1 / temperature, > 0.
         text_weight, image_weight: weights of the mean absolute differences, by default 25 and 10.
 
     The divergence is divided by the number of classes. Raises ValueError for shapes that do not fit, an empty batch, and labels or

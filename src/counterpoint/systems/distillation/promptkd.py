@@ -41,6 +41,7 @@ from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
 from counterpoint.core.distributed import global_mean, place
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.prompts import (
     ClipWeights,
@@ -152,6 +153,7 @@ def prompt_projector(
     return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)
 
 
+@over_group
 @full_precision
 def prompt_distillation_loss(
     student_logits: Float[Tensor, "n classes"],
