@@ -111,18 +111,6 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
-    "promptkd": (
-        "styled-shapes?train=24&test=8&size=16&label=shape",
-        {
-            "student": "",
-            "encoder": "vit-s",
-            "prompt_depth": 2,
-            "batch_size": 12,
-            "epochs": 1,
-            "recipe": "none",
-            "teacher": embeddings(24, 8),
-        },
-    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
         "styled-shapes?train=24&test=8&size=8",
@@ -159,6 +147,19 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Its prompts enter between the blocks, outside the network that would be run again.
+    "promptkd": (
+        "styled-shapes?train=24&test=8&size=16&label=shape",
+        {
+            "student": "",
+            "encoder": "vit-s",
+            "prompt_depth": 2,
+            "batch_size": 12,
+            "epochs": 1,
+            "recipe": "none",
+            "teacher": embeddings(24, 8),
+        },
+    ),
     # It reads layers inside its networks.
     "hybrid-distill": (
         "digits?size=8&train=24",

@@ -384,6 +384,9 @@ class PromptKD(ClassTextLearner):
         logits = self.student_scale * rows @ self.class_rows().T
         return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
 
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return ()  # prompts enter between the blocks, outside the encoder's own forward pass
+
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.tuning:
             assert self.tuned is not None
