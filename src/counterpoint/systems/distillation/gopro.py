@@ -32,11 +32,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
-from counterpoint.core.distributed import batch_logsumexp, global_mean
-from counterpoint.core.operands import EPS, positive_similarity, scaled, unit
+from counterpoint.core.checks import need_alike, need_rows, shapes
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.nt_xent import nt_xent
+from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
-from counterpoint.core.rules import Diagonal
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.dual import DualEncoder
@@ -141,10 +141,7 @@ def simclr_loss(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], temperatur
     >>> simclr_loss(torch.ones(2, 3), torch.ones(2, 3))
     tensor(1.0986)
     """
-    need_alike("n dim", a=a, b=b)
-    need_positive(temperature=temperature)
-    x = scaled(unit(torch.cat([a, b])), temperature**0.5)
-    return global_mean(batch_logsumexp(x, exclude=Diagonal()).rows) - global_mean(positive_similarity(*x.chunk(2)))
+    return nt_xent(a, b, temperature)
 
 
 @over_group
