@@ -41,7 +41,7 @@ from counterpoint.data.images import Indices
 from counterpoint.data.tokens import TokenData, TokenSplit
 from counterpoint.encoders.clips import padded
 from counterpoint.encoders.masked_words import WordHead, mask_token, word_embedding
-from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
+from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder, pool
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
@@ -51,6 +51,7 @@ from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.measures.words import most_common, probe_attributes
 from counterpoint.tasks.splits import check_watched, named_split
 
+TEXT = "text"  # the one modality
 AT_ONCE = 256  # texts in a batch of the evaluation
 SHOWN = 300  # words on the map
 
@@ -104,8 +105,9 @@ class TokensConfig(OptimConfig):
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
         mask, vocabulary = mask_token(tokenizer, self.encoder)
         specials = tokenizer.model.encode("").ids
-        words = {"mask": mask, "vocabulary": vocabulary, "specials": specials, "tokenizer": tokenizer.to_json()}
-        return data.spec | words
+        words = {"mask": mask, "vocabulary": vocabulary, "specials": specials}
+        named = {"modalities": {TEXT: {"kind": "text"}}, "tokenizers": {TEXT: tokenizer.to_json()}}
+        return data.spec | words | named
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -198,6 +200,10 @@ class TokensLearner(Learner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         return outputs(self.model, batch)
+
+    def embed(self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"]) -> Float[Tensor, "n dim"]:
+        """Compute the mean state of each text's tokens; zeros for a text without tokens."""
+        return pool(self.model(ids, mask), mask, "mean")
 
     def turns(self) -> list[Turn]:
         return [self.turn([self.model], self.config)]
@@ -407,7 +413,7 @@ class TokensTask:
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         """Take the tokenizer of a trained run, whose model these data are measured by."""
-        self.tokenizer = Tokenizer.from_json(trained["tokenizer"])
+        self.tokenizer = Tokenizer.from_json(trained["tokenizers"][TEXT])
         self.facts = dict(trained)
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:

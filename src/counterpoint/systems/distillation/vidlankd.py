@@ -59,7 +59,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.tokens import LanguageModel, PairBatches, TokensConfig, TokensLearner, outputs
+from counterpoint.tasks.tokens import TEXT, LanguageModel, PairBatches, TokensConfig, TokensLearner, outputs
 
 FEW = 256  # rows of a position up to which one product of matrices is faster than the kernel
 
@@ -85,6 +85,7 @@ def paired_hinge_loss(
     video: Float[Tensor, "n dim"] | Float[Tensor, "n tokens dim"],
     mask: Mask | None = None,
     margin: float = 1.0,
+    position: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Compare each token with the video of its text and that of one other text: hinges, averaged over tokens (Sec. 3.1).
 
@@ -98,6 +99,7 @@ def paired_hinge_loss(
         video: the video of each text, or one for each token; unit vectors.
         mask: not 0 at tokens, 0 at padding; default: all are tokens.
         margin: any number, by default 1.
+        position: place of each text in the batch of all processes; default: the processes' texts one after another.
 
     Without any token the loss is 0. A single text is its own negative, and the loss is the margin. Raises ValueError for shapes
     that do not fit, an empty batch and types that differ.
@@ -115,7 +117,9 @@ def paired_hinge_loss(
     real = _real(mask, lang).to(lang.dtype)
     at = place(len(lang), lang.device)
     half = (at.total + 1) // 2
-    row_of = batch_order(at.total).argsort().to(lang.device)  # of each text, its row among those of all processes
+    if position is None:
+        position = torch.arange(at.offset, at.offset + at.rows, device=lang.device)
+    row_of = gather_rows(position).argsort()  # of each place in the batch, the row among those of all processes
     places = torch.arange(2 * half, device=lang.device)
     text, other = (row_of[p.clamp(max=at.total - 1)] for p in (places, (places + half) % (2 * half)))
     mine = (text >= at.offset) & (text < at.offset + at.rows)
@@ -416,12 +420,12 @@ class VidLanKDConfig(TokensConfig):
     def tokenizer(self, data: TokenData) -> Tokenizer:
         kind, _, rest = self.teacher.partition(":")
         if kind == "run":
-            found = Run.open(rest).facts().get("tokenizer")
-            if not isinstance(found, str):
+            run = Run.open(rest)
+            if run.config.get("task") != "tokens":
                 raise RunError(
                     f"{rest} is no run of a language model and cannot teach one; name a run of the task tokens"
                 )
-            return Tokenizer.from_json(found)
+            return Tokenizer.from_json(run.facts()["tokenizers"][TEXT])
         return build_tokenizer(self.teacher) if kind == "hf" else super().tokenizer(data)
 
     def facts(self, data: TokenData, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -546,7 +550,9 @@ class VidLanKD(TokensLearner):
         if self.video is not None:
             with torch.set_grad_enabled(not self.config.frozen_video and torch.is_grad_enabled()):
                 video = self.video(batch["clip"], batch["clip_mask"])
-            hinge = paired_hinge_loss(unit(states), video, batch["mask"], self.config.margin)
+            at = place(len(video), self.device)
+            position = batch_order(at.total)[at.offset : at.offset + at.rows].to(self.device)
+            hinge = paired_hinge_loss(unit(states), video, batch["mask"], self.config.margin, position)
             terms["hinge"] = self.config.video_weight * hinge
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
