@@ -149,7 +149,7 @@ def test_equal_rows_have_the_largest_terms_and_no_gradient():
 def test_far_salient_rows_do_not_underflow():
     x = torch.tensor([[0.0], [100.0]], requires_grad=True)
     assert sepclr.uniform(x).item() == pytest.approx(-1e4, rel=1e-6)
-    assert float(torch.autograd.grad(sepclr.uniform(x), x)[0][1, 0]) == pytest.approx(-200, rel=1e-5)
+    assert float(torch.autograd.grad(sepclr.uniform(x), x)[0][1, 0]) == pytest.approx(-200, rel=1e-3)
 
 
 def test_backgrounds_get_no_gradient_from_uniformity_and_joint_entropy():

@@ -38,8 +38,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -52,6 +53,15 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.images import chosen_bank
+from counterpoint.tasks.measures import principal_axes
+from counterpoint.tasks.spaces import Cause, matrix_figure, probe_matrix
+from counterpoint.tasks.views import ViewsConfig, ViewsLearner, mlp
 
 # ----------------------------------------------------------------------------------------------------------- the equations
 
@@ -239,3 +249,206 @@ def sepclr_loss(
         "background": background,
         "jem": jem,
     }
+
+
+# ----------------------------------------------------------------------------------------------------------- the learner
+
+
+@dataclass
+class SepCLRConfig(ViewsConfig):
+    """Settings of SepCLR. Defaults are the released code's for the eye data set ODIR, with its smaller weights."""
+
+    encoder: str = "torchvision:resnet18"
+    optimizer: str = "adam"
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    epochs: int = 200
+    recipe: str = "moco-v1"
+    hidden: int = 128
+    """Width of the hidden layer of both projectors."""
+    projection: int = 32
+    """Width of each space, common and salient, and of its projector's output."""
+    target: str = ""
+    """Name of the domain that has salient patterns; all other domains are background. Empty: the second of two domains."""
+    salient_weight: float = 1.0
+    """Weight of the salient term, at least 0; 1000 for overlaid digits and accessories of faces in the paper."""
+    background_weight: float = 100.0
+    """Weight that pins backgrounds to the information-less vector 0, at least 0; 10 to 1000 in the paper."""
+    jem_weight: float = 10.0
+    """Weight of the joint entropy, which keeps the spaces independent, at least 0; 0: the ablation without it."""
+    uniform_weight: float = 2.0
+    """Weight of uniformity against alignment in both spaces, at least 0."""
+    bandwidth: float = 0.5
+    """Bandwidth of all Gaussian kernels, a variance, > 0."""
+    space: Literal["both", "common", "salient"] = "both"
+    """Features to evaluate and to export: common, salient, or both side by side, the common ones first."""
+    membership: bool = True
+    """Use the sets. False: every picture is a target, which trains two contrastive encoders; a control."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("bandwidth")
+        for name in ("salient_weight", "background_weight", "jem_weight", "uniform_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.space not in SPACES:
+            raise unknown("space", self.space, list(SPACES))
+
+
+SPACES = ("both", "common", "salient")
+SHOWN = 500  # pictures of each set on the map
+
+
+class SepCLR(ViewsLearner):
+    """Two encoders with their projectors, trained together on backgrounds and targets."""
+
+    config: SepCLRConfig
+    compares = False
+
+    def __init__(self, config: SepCLRConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        width = config.projection
+        self.salient_encoder = self.build_encoder(data)
+        self.common, self.salient = (nn.Linear(self.encoder.dim, width) for _ in range(2))
+        self.salient_projector = self.build_projector(width)
+        self.is_target: Tensor | None = None  # [examples]
+
+    def build_projector(self, dim: int) -> nn.Module:
+        width = self.config.projection
+        return mlp(width, self.config.hidden, width)
+
+    # --- the sets
+
+    def target_number(self, survey: Survey) -> int:
+        """Return the number of the target domain. Raises CounterpointError where the data or the settings name none."""
+        names = survey.domain_names
+        if len(names) < 2:
+            raise DataError(
+                "sepclr learns from two sets of pictures, background and target, but these data have "
+                f"{len(names)} domains; name the column that tells the sets with ?domain=COLUMN"
+            )
+        if self.config.target:
+            if self.config.target not in names:
+                raise unknown("target", self.config.target, list(names))
+            return names.index(self.config.target)
+        if len(names) > 2:
+            raise CounterpointError(
+                f"target: the data have {len(names)} domains, {', '.join(names)}; name the target with --target"
+            )
+        return 1
+
+    def members(self, survey: Survey, split: str) -> Bool[Tensor, " n"]:
+        """Tell of every picture of a split whether it is a target. Raises DataError for pictures without a domain."""
+        number = self.target_number(survey)
+        domains = torch.from_numpy(survey.split(split).domains)
+        if bool((domains < 0).any()):
+            raise DataError(f"{int((domains < 0).sum())} pictures of {split} have no domain; give each one, or leave them out")
+        return domains == number
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        target = self.members(survey, "train")[torch.from_numpy(survey.rows)]
+        for what, there in (("target", target), ("background", ~target)):
+            if not bool(there.any()):
+                raise DataError(f"the training split has no {what} pictures; sepclr contrasts background with target")
+        self.is_target = self.members(survey, "train") | (not self.config.membership)
+
+    # --- the step
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert self.is_target is not None
+        config, images = self.config, torch.cat(batch["views"])
+        c = self.projector(self.common(self.encoder(images))).chunk(2)
+        s = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
+        target = self.is_target[batch["index"].cpu()].to(images.device)
+        weights = config.salient_weight, config.background_weight, config.jem_weight
+        return sepclr_loss(*c, *s, target, *weights, config.bandwidth, uniform_weight=config.uniform_weight)
+
+    def turns(self) -> list[Turn]:
+        config, steps = self.config, self.steps_per_epoch
+        turn = optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0)
+        return [turn]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [(self.encoder, "forward"), (self.salient_encoder, "forward")]
+
+    # --- what each space knows
+
+    def spaces(self, images: Float[Tensor, "n 3 size size"]) -> tuple[Tensor, Tensor]:
+        """Compute the common and the salient features [n, projection], before the projectors."""
+        return self.common(self.encoder(images)), self.salient(self.salient_encoder(images))
+
+    def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
+        common, salient = self.spaces(images)
+        return {"both": torch.cat([common, salient], 1), "common": common, "salient": salient}[self.config.space]
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Probe every known cause of target pictures, and the set of all pictures, from both spaces."""
+        found = self.probes(survey, split)[0]
+        return {f"{space}_to_{cause}": value for (space, cause), value in found.items()}
+
+    def probes(self, survey: Survey, split: str) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+        """Return the matrix of probes, and the shares of the most frequent class, by cause."""
+        at = {"train": chosen_bank(survey.rows, self.config.bank), split: np.arange(len(survey.split(split)))}
+        rows = {part: survey.over(part, lambda b: torch.cat(self.spaces(b["image"]), 1), at[part]) for part in at}
+        member = {part: self.members(survey, part)[torch.from_numpy(at[part])] for part in at}
+        causes = {"set": Cause(*(member[part].long() for part in at))}
+        labels = {part: survey.split(part).labels for part in at}
+        known = {part: survey.known(part) for part in at}
+        if all(label is not None for label in labels.values()):
+            known = {part: {"class": torch.from_numpy(labels[part])} | known[part] for part in at}
+        for name in known[split]:
+            pair = []
+            for part in at:
+                values = known[part][name][torch.from_numpy(at[part])]
+                absent = float("nan") if values.is_floating_point() else -1
+                mask = member[part].view(-1, *(1,) * (values.ndim - 1))
+                pair.append(torch.where(mask, values, absent))
+            causes[name] = Cause(*pair)
+        width = self.config.projection
+        spaces = {name: tuple(rows[part].split(width, 1)[n] for part in at) for n, name in enumerate(SPACES[1:])}
+        chance = {
+            name: float(there.bincount().max() / len(there))
+            for name, cause in causes.items()
+            if not cause.asked.is_floating_point() and len(there := cause.asked[cause.asked >= 0])
+        }
+        return probe_matrix(spaces, causes), chance  # type: ignore[arg-type]
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        found, chance = self.probes(survey, "test")
+        rows = survey.over("test", lambda b: torch.cat(self.spaces(b["image"]), 1))
+        member = self.members(survey, "test")
+        shown = {
+            "What each space knows": matrix_figure(
+                found,
+                chance,
+                "Probes on held-out target pictures: accuracy by logistic regression, or R2 of numbers by kernel ridge "
+                "regression. `set` tells targets from backgrounds. The last row always guesses the most frequent class.",
+            )
+        }
+        for name, part in zip(SPACES[1:], rows.split(self.config.projection, 1), strict=True):
+            flat, axes = principal_axes(part)
+            points = {what: flat[there][:SHOWN] for what, there in (("background", ~member), ("target", member))}
+            shown[f"The {name} space"] = {
+                "kind": "points",
+                "points": {what: np.round(at.numpy(), 4).tolist() for what, at in points.items() if len(at)},
+                "axes": axes,
+                "caption": f"{name.capitalize()} features of test pictures on their first two principal axes.",
+            }
+        return shown | super().figures(survey)
+
+
+SYSTEM = System(
+    slug="sepclr",
+    task="views",
+    config=SepCLRConfig,
+    learner=SepCLR,
+    data="digit-overlays",
+    recipe={"encoder": "conv-s", "recipe": "digits-moved", "epochs": 40, "batch_size": 256, "lr": 1e-3, "evaluate_every": 20},
+    recipes={
+        "latent-factors": {
+            "encoder": "mlp-s", "recipe": "latent-factors", "hidden": 64, "projection": 6, "epochs": 39, "lr": 1e-3,
+            "evaluate_every": 39,
+        },
+    },
+)  # fmt: skip
