@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.core import gaussian
+from counterpoint.data import load
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.experiment import Experiment
+from counterpoint.systems.labelled import sepclr as module
+from counterpoint.tasks.spaces import Cause, probe_matrix
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "sepclr.npz")
 HEADS = ("common1", "common2", "salient1", "salient2")
@@ -177,3 +189,183 @@ def test_wrong_arguments_are_named(change, named):
     given = dict(zip(HEADS, heads(), strict=True)) | {"is_target": torch.tensor([0, 1, 1, 0, 1, 0])}
     with pytest.raises(ValueError, match=named):
         sepclr.sepclr_loss(**given | change)
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+DATA = "digit-overlays?size=8&train=64&test=24"
+SMALL = {"encoder": "mlp-s", "recipe": "none", "batch_size": 16, "epochs": 2, "hidden": 8, "projection": 4, "evaluate_every": 2}
+WORDS = [
+    "--encoder", "mlp-s", "--recipe", "none", "--batch-size", "16", "--epochs", "1", "--hidden", "8", "--projection", "4",
+]  # fmt: skip
+
+
+def silent(_: object) -> None:
+    return None
+
+
+def task_and_learner(spec: str = DATA, **changes: Any) -> tuple[Any, module.SepCLR]:
+    experiment = Experiment.resolve("sepclr", spec, overrides=SMALL | changes)
+    task = experiment.task(experiment.source())
+    return task, module.SepCLR(experiment.config, SimpleNamespace(**task.facts), 0)
+
+
+def test_a_training_step_calls_the_function_that_passes(monkeypatch):
+    task, learner = task_and_learner(salient_weight=2.0, bandwidth=0.7)
+    learner.begin(Survey(task, learner))
+    calls: list[tuple[Any, ...]] = []
+
+    def noted(*args: Any, **more: Any) -> dict[str, Tensor]:
+        calls.append((*args, more))
+        return sepclr.sepclr_loss(*args, **more)
+
+    monkeypatch.setattr(module, "sepclr_loss", noted)
+    views = [torch.randn(6, 3, 8, 8) for _ in range(2)]
+    learner.loss({"views": views, "index": torch.tensor([0, 1, 3, 5, 8, 9])})["loss"].backward()
+    (call,) = calls
+    assert call[4].tolist() == [False, True, True, True, False, True]
+    assert call[5:] == (2.0, 100.0, 10.0, 0.7, {"uniform_weight": 2.0})
+    assert all(p.grad is not None for p in learner.parameters())
+
+
+def test_the_encoders_share_no_weights_and_features_are_taken_before_the_projectors():
+    _, learner = task_and_learner()
+    images = torch.randn(3, 3, 8, 8)
+    learner.eval()
+    common, salient = learner.spaces(images)
+    with torch.no_grad():
+        for p in [*learner.salient_encoder.parameters(), *learner.projector.parameters()]:
+            p.mul_(3)
+    torch.testing.assert_close(learner.spaces(images)[0], common)
+    assert not torch.allclose(learner.spaces(images)[1], salient)
+
+
+@pytest.mark.parametrize(("space", "width"), [("both", 8), ("common", 4), ("salient", 4)])
+def test_features_are_those_of_the_space_that_is_asked_for(space, width):
+    assert task_and_learner(space=space)[1].embed(torch.randn(3, 3, 8, 8)).shape == (3, width)
+
+
+def test_without_membership_every_picture_is_a_target():
+    task, learner = task_and_learner(membership=False)
+    learner.begin(Survey(task, learner))
+    assert learner.is_target is not None
+    assert bool(learner.is_target.all())
+
+
+def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
+    config = Experiment.resolve("sepclr", DATA, overrides=SMALL).config
+    count, loss, interrupt_at = 0, module.SepCLR.loss, -1
+
+    def counted(self, batch):
+        nonlocal count
+        if count == interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        count += 1
+        return loss(self, batch)
+
+    monkeypatch.setattr(module.SepCLR, "loss", counted)
+    whole = training.train("sepclr", config, data=DATA, seed=3, out=tmp_path, name="whole", say=silent)
+    interrupt_at, count = 5, 0  # in the second epoch
+    with pytest.raises(Interrupted):
+        training.train("sepclr", config, data=DATA, seed=3, out=tmp_path, name="halves", say=silent)
+    halves = training.resume(tmp_path / "halves", say=silent)
+    assert count == 8
+    assert whole.metrics() == halves.metrics()
+    mine = halves.load_weights()
+    for name, value in whole.load_weights().items():
+        assert torch.equal(value, mine[name]), name
+
+
+def test_trains_on_an_own_folder_and_draws_the_matrix(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("healthy/a", "healthy/b", "ill/a", "ill/b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    source = f"imagefolder:{tmp_path / 'pictures'}?domain=folder&size=8"
+    assert cli.main(["train", "sepclr", "--data", source, *WORDS, "--out", str(tmp_path), "--name", "r"]) == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "What each space knows" in page
+    assert "The salient space" in page
+    header = (tmp_path / "r" / "metrics.csv").read_text()
+    for name in ("common_to_set", "salient_to_set", "common_to_class", "salient_to_class"):
+        assert f"test/{name}" in header
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        ("digits?size=8&train=60", {}, "domain=COLUMN"),
+        ("styled-shapes?train=60&test=20&size=8", {}, "--target"),
+        ("styled-shapes?train=60&test=20&size=8", {"target": "striqed"}, "striped"),
+    ],
+)
+def test_data_that_do_not_tell_the_sets_are_refused(spec, changes, message):
+    task, learner = task_and_learner(spec, **changes)
+    with pytest.raises(CounterpointError, match=message):
+        learner.begin(Survey(task, learner))
+
+
+def test_one_of_several_domains_can_be_the_target():
+    task, learner = task_and_learner("styled-shapes?train=60&test=20&size=8", target="striped")
+    learner.begin(Survey(task, learner))
+    wanted = torch.from_numpy(task.data.train.domains) == task.data.domains.index("striped")
+    assert torch.equal(learner.is_target, wanted)
+
+
+@pytest.mark.parametrize(("domains", "message"), [(0, "no target"), (1, "no background"), (-1, "no domain")])
+def test_an_empty_set_and_pictures_without_a_set_are_refused(domains, message):
+    task, learner = task_and_learner()
+    task.data.train.domains = np.full(64, domains)
+    with pytest.raises(DataError, match=message):
+        learner.begin(Survey(task, learner))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bandwidth": 0.0}, {"jem_weight": -1.0}, {"salient_weight": float("nan")}, {"space": "all"}]
+)
+def test_settings_out_of_range_are_named(changes):
+    with pytest.raises(CounterpointError, match=next(iter(changes))):
+        module.SepCLRConfig(**changes)
+
+
+# ------------------------------------------------------------------------------------------------------ probes and sources
+
+
+def test_ridge_regression_finds_what_a_space_holds_and_not_what_it_lacks():
+    x, other = draw(0, 600, 2), draw(1, 600, 2)
+    found = probe_matrix(
+        {"space": (x[:400], x[400:])}, {"own": Cause(x[:400], x[400:]), "other": Cause(other[:400], other[400:])}
+    )
+    assert found["space", "own"] > 0.9
+    assert found["space", "other"] < 0.1
+
+
+def test_probes_leave_out_pictures_without_the_cause():
+    x = torch.cat([torch.ones(4, 2), -torch.ones(4, 2), torch.zeros(2, 2)])
+    label = torch.tensor([0] * 4 + [1] * 4 + [-1] * 2)
+    assert probe_matrix({"s": (x, x)}, {"a": Cause(label, label)}) == {("s", "a"): 1.0}
+    assert probe_matrix({"s": (x, x)}, {"a": Cause(label * 0 - 1, label)}) == {}
+
+
+def test_overlays_are_in_targets_alone():
+    found = load("digit-overlays?size=8&train=40&test=20", task="views")
+    domains, (overlay, *_) = found.train.domains, found.attributes["overlay"]
+    assert np.array_equal(overlay >= 0, domains == 1)
+    assert domains.mean() == 0.5
+    brightness = found.train.images(np.arange(40)).mean((1, 2, 3))
+    assert brightness[domains == 1].mean() > 1.5 * brightness[domains == 0].mean()
+    with pytest.raises(DataError, match="digit-overlays"):
+        load("digit-overlays?train=2", task="views")
+
+
+def test_latent_factors_make_the_pictures_and_backgrounds_have_no_salient_ones():
+    found = load("latent-factors?train=40&test=20&seed=3", task="views")
+    common, salient = found.factors["common_causes"][0], found.factors["salient_causes"][0]
+    assert np.array_equal(np.abs(salient).sum(1) > 0, found.train.domains == 1)
+    assert np.array_equal(found.train.labels, (common > 0) @ np.array([1, 2, 4]))
+    again = load("latent-factors?train=40&test=20&seed=4", task="views")
+    assert not np.array_equal(found.train.images(np.arange(40)), again.train.images(np.arange(40)))
+    with pytest.raises(DataError, match="latent-factors"):
+        load("latent-factors?test=1", task="views")

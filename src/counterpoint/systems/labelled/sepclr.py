@@ -356,13 +356,16 @@ class SepCLR(ViewsLearner):
     # --- the step
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        assert self.is_target is not None
+        target = batch.get("is_target")
+        if target is None:
+            if self.is_target is None:
+                raise CounterpointError('sepclr needs batch["is_target"], 1 for a target and 0 for a background, outside a fit')
+            target = self.is_target[batch["index"].cpu()]
         config, images = self.config, torch.cat(batch["views"])
         c = self.projector(self.common(self.encoder(images))).chunk(2)
         s = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
-        target = self.is_target[batch["index"].cpu()].to(images.device)
         weights = config.salient_weight, config.background_weight, config.jem_weight
-        return sepclr_loss(*c, *s, target, *weights, config.bandwidth, uniform_weight=config.uniform_weight)
+        return sepclr_loss(*c, *s, target.to(images.device), *weights, config.bandwidth, uniform_weight=config.uniform_weight)
 
     def turns(self) -> list[Turn]:
         config, steps = self.config, self.steps_per_epoch
