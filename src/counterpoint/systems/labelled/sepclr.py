@@ -283,7 +283,8 @@ class SepCLRConfig(ViewsConfig):
     space: Literal["both", "common", "salient"] = "both"
     """Features to evaluate and to export: common, salient, or both side by side, the common ones first."""
     membership: bool = True
-    """Use the sets. False: every picture is a target, which trains two contrastive encoders; a control."""
+    """Use the sets. False: every picture is a target, and both spaces are normalised; with jem_weight 0 these are two
+    ordinary contrastive encoders, the control of the claim."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -364,6 +365,8 @@ class SepCLR(ViewsLearner):
         config, images = self.config, torch.cat(batch["views"])
         c = self.projector(self.common(self.encoder(images))).chunk(2)
         s = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
+        if not config.membership:
+            s = [unit(x) for x in s]
         weights = config.salient_weight, config.background_weight, config.jem_weight
         return sepclr_loss(*c, *s, target.to(images.device), *weights, config.bandwidth, uniform_weight=config.uniform_weight)
 
