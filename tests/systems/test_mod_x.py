@@ -177,7 +177,7 @@ def test_the_history_gives_the_measures_of_the_stream():
     learner, task = built()
     row = fit(learner, task, bar=False)[-1]
     history = learner.history[:, :, 0].numpy()
-    assert not np.isnan(history).any()
+    assert (history >= 0).all()
     assert row["valid/first_image_to_text_r1"] == pytest.approx(history[2, 0], abs=1e-6)
     assert row["valid/last_image_to_text_r1"] == pytest.approx(history[2, 2], abs=1e-6)
     assert row["valid/mean_image_to_text_r1"] == pytest.approx(history[2].mean(), abs=1e-6)

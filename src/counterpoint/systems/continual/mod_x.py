@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.checks import need_alike
+from counterpoint.core.checks import need_alike, need_rows, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
@@ -56,6 +56,7 @@ class ModX(NamedTuple):
     alignment: Float[Tensor, ""]
 
 
+@full_precision
 @torch.no_grad()
 def trusted_rows(query: Float[Tensor, "n dim"], key: Float[Tensor, "m dim"], offset: int = 0) -> Bool[Tensor, " n"]:
     """Tell of each row whether its own key is the most similar one, of equals the first (step 2).
@@ -64,15 +65,18 @@ def trusted_rows(query: Float[Tensor, "n dim"], key: Float[Tensor, "m dim"], off
         query, key: unit rows; row i of `query` belongs to row offset + i of `key`.
         offset: position of the first row's own key, by default 0.
 
-    No gradient. Memory is a few blocks, never [n, m].
+    No gradient. Memory is a few blocks, never [n, m]. Raises ValueError for widths that differ and an empty batch.
 
     >>> trusted_rows(torch.eye(2), torch.eye(2)[[0, 0]])
     tensor([ True, False])
     """
+    need_rows(query=query, key=key)
+    if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
+        raise ValueError(f"query and key must be [n, dim] and [m, dim], got {shapes(query=query, key=key)}")
     step = max(1, CHUNK // max(1, len(key)))
     own = torch.arange(offset, offset + len(query), device=query.device)
     parts = [(x @ key.T).argmax(1) == at for x, at in zip(query.split(step), own.split(step), strict=True)]
-    return torch.cat(parts) if parts else own.bool()
+    return torch.cat(parts)
 
 
 @over_group
