@@ -13,7 +13,8 @@
     scene    pixels   uint8    [n, 3, size, size]; the output is logits of the pixels' classes [n, classes, size, size]
     scenes   pixels   uint8    [n, modalities, 3, size, size]; present bool [n, modalities], at least one of each item
 
-The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore.
+The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore. Adapters
+(`--lora`) are merged into the layers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoint.encoders.adapters import adapters_merged
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
@@ -146,7 +148,8 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
     with _quietly(), torch.no_grad():
-        program = _traced(tower, inputs, name)
+        with adapters_merged(encoder.learner):
+            program = _traced(tower, inputs, name)
         if format == "torch":
             torch.export.save(program, path)
         else:
