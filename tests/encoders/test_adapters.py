@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,22 @@ def test_weights_of_a_plain_network_load_under_adapters() -> None:
         adapters.load_base(network, {k: v for k, v in other.state_dict().items() if not k.startswith("mlp")})
 
 
+@pytest.mark.parametrize("name", ["timm", "vit-s", "gpt2"])
+def test_peft_reads_written_adapters(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    network, x = built(name)
+    network = getattr(network, "model", network)
+    plain = copy.deepcopy(network)
+    add_adapters(network, LoRA(2, alpha=3.0), lambda: network(x))
+    moved(network)
+    files = adapters.write_adapters(network, tmp_path / "new" / "adapters")
+    assert [file.name for file in files] == ["adapter_model.safetensors", "adapter_config.json"]
+    theirs = PeftModel.from_pretrained(plain, str(tmp_path / "new" / "adapters")).eval()
+    ours, read = (getattr(y, "last_hidden_state", y) for y in (network(x), theirs(x)))
+    torch.testing.assert_close(read, ours, rtol=1e-4, atol=1e-5)
+
+
 # --- which layers
 
 
@@ -275,6 +292,10 @@ def test_networks_that_adapters_do_not_fit_are_named(monkeypatch: pytest.MonkeyP
     tower = build_image_encoder("tower-64-2-32", 32)
     with pytest.raises(CounterpointError, match=r"only .* of the network's weights"):
         add_adapters(tower, LoRA(2), lambda: tower(torch.zeros(1, 3, 32, 32)))
+    with pytest.raises(CounterpointError, match="PyTorch's own attention"):
+        adapters.write_adapters(network, Path("nowhere"))
+    with pytest.raises(CounterpointError, match="no adapters to write"):
+        adapters.write_adapters(tower, Path("nowhere"))
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
     with pytest.raises(CounterpointError, match=r"counterpoint\[adapters\]"):
         add_adapters(nn.Sequential(nn.Linear(2, 2)), LoRA(1))

@@ -178,6 +178,19 @@ def test_an_export_merges_adapters(run: Path, tmp_path: Path, ending: str) -> No
         assert not any("lora" in name for name in names)
 
 
+def test_the_command_line_writes_adapters_for_peft(
+    run: Path, parents: Mapping[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(run), "--format", "peft", "--out", str(tmp_path / "new")]) == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert cli.main(["export", parents["vit-s"], "--format", "peft", "--out", str(tmp_path / "none")]) == 2
+    assert "trained without lora" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_run_with_adapters_starts_another_and_teaches(run: Path, tmp_path: Path, undrawn: None) -> None:
     encoder: Any = load_learner(run).encoder
     experiment = Experiment.resolve("supcon", DATA, overrides=PROJECTED | {"start": str(run)})

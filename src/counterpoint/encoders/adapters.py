@@ -12,8 +12,8 @@ first. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 
 Layers that can be adapted:
 
 - Linear layers, convolutions without groups, and Conv1D of transformers. Layers of peft replace them.
-- `torch.nn.MultiheadAttention`, by a parametrisation of its weights. The layer of peft adds and subtracts the adapter at each
-  step. Rounding then moves the weights.
+- `torch.nn.MultiheadAttention`, by a parametrisation of its weights. The layer of peft (0.21) adds and subtracts the adapter at
+  each step, so rounding moves the weights. It also adds the adapter of the output layer twice.
 
 A layer whose weights other code reads directly cannot be adapted: an adapter would have no effect. With `run`, only layers
 that it calls are adapted.
@@ -24,12 +24,14 @@ from __future__ import annotations
 import copy
 import math
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from counterpoint.errors import CounterpointError
+from counterpoint.files import replacing
 
 KINDS = ("attention", "linear", "conv")
 LEAST = 0.1  # share of a network's weights that adapters must fit by default
@@ -357,6 +360,48 @@ def load_base(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     names = plain_names(network)
     own = {name: value for name, value in network.state_dict().items() if _of_adapter(name)}
     network.load_state_dict(own | {names.get(plain, plain): value for plain, value in state.items()})
+
+
+def write_adapters(network: nn.Module, folder: Path) -> list[Path]:
+    """Write the adapters in the layout of peft, and return the files: adapter_model.safetensors, adapter_config.json.
+
+    `peft.PeftModel.from_pretrained` reads the folder, given the network without adapters.
+
+    Args:
+        network: a network with adapters.
+        folder: a folder, which is made where it is missing.
+
+    Raises CounterpointError for a network without adapters, and for one with adapted layers of PyTorch's own attention.
+    """
+    layers: dict[str, Any] = adapted(network)
+    if any(isinstance(layer, nn.MultiheadAttention) for layer in layers.values()):
+        raise CounterpointError(
+            "this network has PyTorch's own attention, and peft would add the adapter of its output twice; export it as onnx or "
+            "torch, with merged adapters"
+        )
+    if not layers:
+        raise CounterpointError("there are no adapters to write: the run was trained without --lora")
+    import peft
+    from safetensors.torch import save
+
+    state = {}
+    for name, parameter in adapter_parameters(network).items():
+        name = re.sub(r"\.(lora_[AB])\.default\.", r".\1.", name)
+        state[f"base_model.model.{name}"] = parameter.detach().cpu().contiguous()
+    first = next(iter(layers.values()))
+    rank, factor = first.r["default"], first.scaling["default"]
+    transposed = all(getattr(layer, "fan_in_fan_out", False) for layer in layers.values())
+    options: Any = {"r": rank, "lora_alpha": factor * rank, "target_modules": "|".join(map(re.escape, layers))}
+    config = peft.LoraConfig(**options, fan_in_fan_out=transposed)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+    with tempfile.TemporaryDirectory() as place:
+        config.save_pretrained(place)
+        texts = save(state, {"format": "pt"}), (Path(place) / files[1].name).read_bytes()
+    for path, text in zip(files, texts, strict=True):
+        with replacing(path) as file:
+            file.write(text)
+    return files
 
 
 # --- statistics

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoint.encoders.adapters import adapters_merged
+from counterpoint.encoders.adapters import adapters_merged, write_adapters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
@@ -131,6 +131,22 @@ def export(
     with replacing(out.with_suffix(".json")) as file:
         file.write(json.dumps(facts, ensure_ascii=False).encode())
     return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
+
+
+def export_adapters(learner: Any, out: Path | str) -> list[Exported]:
+    """Write the adapters of an encoder of pictures in the layout of peft, for the library's own network.
+
+    Args:
+        learner: A learner with an adapted `encoder`.
+        out: The folder.
+
+    Returns a record for each file. Raises CounterpointError for a learner without adapters, and for a path that is a file.
+    """
+    if Path(out).is_file():
+        raise CounterpointError(f"{out} is a file; name a folder for the two files of the adapters")
+    encoder = getattr(learner, "encoder", nn.Module())
+    files = write_adapters(getattr(encoder, "model", encoder), Path(out))
+    return [Exported(path, "adapters", (), 0.0) for path in files]
 
 
 def check_packages() -> None:
