@@ -22,6 +22,7 @@ FACTS = {
         "batch_size": 8,
         "pretrained": False,
     },
+    "tokens": {"texts": ["a red fox", "a blue bird"] * 4, "clip_dim": 3, "encoder": "text-8-1-2", "batch_size": 8},
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {
@@ -40,6 +41,7 @@ MORE = {
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},
     "m3col": {"classes": 3},
+    "mod-x": {"phases": 2},
     "mae": {"encoder": "vit-s"},
     "hybrid-distill": {"encoder": "vit-xs"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

@@ -34,13 +34,14 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
+    "continual": "ModX",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
     "distilled_sets": "KernelRidge",
     "distillation": "AffinityMimicking AttentionTransfer CRD DynamicScores FitNets InterModal IntraModal KD MeanTeacher RKD "
     "WeightedFeature",
-    "tokens": "TokenFeature TokenRelation",
+    "tokens": "NST PairedHinge TokenCRD TokenContrast TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 
