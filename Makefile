@@ -67,6 +67,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/tinyclip.py
 	$(BIN)/python benchmarks/diswot.py
 	$(BIN)/python benchmarks/kd3.py
+	$(BIN)/python benchmarks/crd.py
 	$(BIN)/python benchmarks/dcd.py
 	$(BIN)/python benchmarks/hybrid_distill.py
 	$(BIN)/python benchmarks/promptkd.py

@@ -24,7 +24,6 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, Say, load_learner, task_class
 from counterpoint.lab import statistics
-from counterpoint.systems.settings import stored
 from counterpoint.tasks.taught import TaughtConfig
 
 ROWS = 64  # pictures in a batch whose time is taken
@@ -129,8 +128,7 @@ def _trained(experiment: Experiment, seed: int, out: Path, name: str, loop: Loop
             say=say,
         )  # fmt: skip
     run = Run.open(place)
-    kept = run.config
-    if kept.get("data") != experiment.data or kept.get("config") != stored(experiment.config):
+    if run.config.get("data") != experiment.data or Experiment.of_run(run).config != experiment.config:
         raise CounterpointError(f"{place} is a run with other settings; choose another --name, or remove it")
     if not run.complete:
         say(f"resuming {place}")

@@ -34,6 +34,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.tasks import taught
+from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.taught import TaughtConfig, TaughtLearner
 from counterpoint.views.images import check_recipe
 
@@ -78,6 +79,7 @@ class SearchedConfig(TaughtConfig):
     crossover: float = 0.0
     """Probability that a child mixes the places of two parents instead of changing one place; an option of this library."""
 
+    adapts: ClassVar[bool] = False  # the student is found by a search
     counts: ClassVar[tuple[str, ...]] = (
         *(name for name in TaughtConfig.counts if name != "epochs"),
         *("candidates", "population", "sample", "parents"),
@@ -109,6 +111,7 @@ class SearchedConfig(TaughtConfig):
         for name in filter(None, (self.encoder, self.teacher_encoder)):
             check_image_encoder(name)
         check_recipe(self.recipe)
+        check_adapters(self)
         self.check_batch()
 
 

@@ -11,6 +11,7 @@ The teacher runs in evaluation mode and without gradient. Both networks see the 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.distil import kd
 from counterpoint.data.images import ImageData
+from counterpoint.encoders.adapters import merged_state
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.taps import recorded
 from counterpoint.engine.optim import optimisers
@@ -31,6 +33,7 @@ from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
+from counterpoint.tasks.started import started_encoder
 
 
 @dataclass
@@ -140,12 +143,15 @@ def encoder_of_run(path: str, data: ImageData) -> str:
             raise RunError(
                 f"{path} cannot teach on {data.name}: it was trained with {said} {trained.get(name)}, not {own}"
             )
-    return str(run.structure().get("encoder") or run.config["config"]["encoder"])  # of a search, the one found
+    # of a search, the one found
+    return str(run.structure().get("encoder") or started_encoder(run) or run.config["config"]["encoder"])
 
 
 def load_teacher(teacher: nn.Module, path: str) -> None:
     """Load the network of a run into `teacher`. Raises RunError if the run has no classifier or is not finished."""
     weights = Run.open(path).load_weights()
+    if any(".lora_A" in name for name in weights):  # its adapters are merged
+        weights = merged_state(importlib.import_module("counterpoint.experiment").load_learner(path))
     parts = ("encoder.", "classifier.")
     try:
         teacher.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})

@@ -248,6 +248,7 @@ class GOProConfig(ClassTextConfig):
 
     counts = (*ClassTextConfig.counts, "chunk")
     from_file = False
+    adapts = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -231,6 +231,7 @@ class HybridDistill(ViewsLearner):
         from timm.layers import DropPath
 
         super().__init__(config, data, seed)
+        config = self.config  # its encoder is that of the run to start from
         student = TokenNetwork(self.encoder, f"--encoder {config.encoder}", self.size)
         if not hasattr(self.encoder, "patch"):
             raise CounterpointError(

@@ -225,6 +225,7 @@ class PromptKDConfig(TunedConfig):
     shuffled: bool = False
     """Control: while it learns, the student gets the class texts in another order."""
     transductive: ClassVar[bool] = True
+    adapts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
