@@ -4,10 +4,9 @@
     python benchmarks/tinyclip.py --large                         measures memory alone, again; the times stay
 
 The method is that of benchmarks/alignment.py: float32 rows 256 wide, forward and backward. The student's rows have a gradient, the
-teacher's have none. Memory is the growth of the peak over one forward and backward pass, in MiB, in a process of its own. It is
-`VmHWM` of Linux, because `ru_maxrss` of a child process starts at the peak of its parent. Both ways are measured at 8,192 pairs. At
-32,768, ours alone is; the record has what the authors' way would take there, 16 times as much, because its matrices have 16 times as
-many entries.
+teacher's have none. Memory is the growth of the peak over one forward and backward pass, in MiB. Each number is of a process of its
+own, and from `VmHWM` of Linux: `ru_maxrss` of a child process starts at the peak of its parent. Both ways are measured at 8,192
+pairs, and ours at 32,768. There the record has 16 times the authors' memory, because their matrices have 16 times as many entries.
 """
 
 from __future__ import annotations

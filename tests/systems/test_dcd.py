@@ -310,6 +310,12 @@ def test_a_scorer_trained_alone_teaches_another_run_and_is_not_part_of_it(tmp_pa
     assert not any(name.startswith(("teacher", "master")) for name in run.load_weights())
 
 
+def test_a_run_of_another_system_cannot_teach() -> None:
+    name = "fit:clip?data=clustered-pairs%3Ftrain=24%26test=8&embedding=8&epochs=1&batch_size=8&evaluate_every=9"
+    with pytest.raises(CounterpointError, match="is no run of dcd, whose scorers of pairs can teach"):
+        started(teacher=name)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -34,7 +34,7 @@ from counterpoint.data.images import ImageData, Listed
 from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short, word_layer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.engine.teachers import Cached, Frozen, cached, parameters
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.aligned import AlignedLearner, one_each
 from counterpoint.tasks.class_texts import templates_of, texts_of
@@ -261,6 +261,10 @@ class ClassTextLearner(ImageLearner):
             raise CounterpointError(f"--teacher {config.teacher} gives texts that are NaN or infinite")
         self.prototypes.copy_(class_prototypes(texts))
         self.scale.fill_(scale)
+
+    def sizes(self) -> tuple[int, int] | None:
+        network: Any = None if self.network is None else self.network.module
+        return None if network is None else (parameters(self.encoder), parameters(network.tower))
 
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""

@@ -27,7 +27,7 @@ from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen
+from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
@@ -201,6 +201,9 @@ class TaughtLearner(LabelledLearner):
         network = self.teacher if self.instructor is None else self.instructor.module
         assert network is not None
         return network
+
+    def sizes(self) -> tuple[int, int] | None:
+        return parameters(self.encoder, self.classifier), parameters(self.instructing)
 
     def instruct(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
         """Compute the teacher's outputs for a batch, in evaluation mode and without gradient."""

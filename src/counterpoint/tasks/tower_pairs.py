@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from counterpoint.core.operands import unit
 from counterpoint.encoders.towers import Gates, ImageTower, Shape, TextTower, Tower
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.engine.teachers import Cached, Frozen, cached, parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.aligned import AlignedLearner, one_each
 from counterpoint.tasks.class_teachers import AlignedDual, open_network
@@ -63,10 +62,6 @@ class TowerLearner(AlignedLearner):
         network = teacher_towers(config.teacher) if self.inherits else open_network(config.teacher)
         self.teacher = Frozen(network.to(self.device), config.teacher, network.images)
         self.taught_scale = config.teacher_scale or network.scale
-        own, its = (sum(p.numel() for p in one.parameters()) for one in (self.encoders, network))
-        if own > its and not self.inherits:
-            said = f"the student's networks have {own:,} parameters, more than its teacher {config.teacher[:80]} with"
-            warnings.warn(f"{said} {its:,}", stacklevel=2)
         if config.cached:
             of_pictures = Frozen(network, config.teacher, lambda batch: network.images(batch["inputs"][self.image]))
             of_texts = Frozen(
@@ -82,6 +77,12 @@ class TowerLearner(AlignedLearner):
         """The teacher, during a fit."""
         assert self.teacher is not None
         return self.teacher.module
+
+    def sizes(self) -> tuple[int, int] | None:
+        if self.teacher is None:
+            return None
+        masks = sum(parameters(one) for one in self.gates())
+        return parameters(self.encoders, self.heads) - masks, parameters(self.network)
 
     def captions(self, index: Tensor) -> list[str]:
         """Return the words of training items."""

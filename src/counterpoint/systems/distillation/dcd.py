@@ -51,7 +51,7 @@ from counterpoint.encoders.pair_scorers import PairScorer, copy_layers
 from counterpoint.engine.optim import optimisers, rise_and_fall
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen, frozen
+from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, taken
@@ -366,6 +366,12 @@ class DCD(PairLearner):
         return self.config.teacher == "none"
 
     @property
+    def instructing(self) -> PairScorer | None:
+        """The teacher's scorer, of this run or of another one; None while there is none."""
+        master: Any = self.teacher if self.master is None else self.master.module.student
+        return master
+
+    @property
     def teaching(self) -> bool:
         """Whether the current stage trains the teacher."""
         return self.survey is not None and len(self.stages()) == 2 and self.position.stage == 0
@@ -379,7 +385,7 @@ class DCD(PairLearner):
         name = self.config.teacher
         if not name or self.alone:
             return
-        self.master = frozen(name, call=lambda learner: cast(Any, learner).student)
+        self.master = frozen(name, call=lambda found: found.student if isinstance(found, DCD) else found)
         module: Any = self.master.module
         if not isinstance(module, DCD):
             raise CounterpointError(f"the teacher {name} is no run of dcd, whose scorers of pairs can teach")
@@ -404,6 +410,11 @@ class DCD(PairLearner):
                 "same captions, or choose a published text encoder"
             )
         copy_layers(self.student, module.student, own.student_layers)  # a wrong layer raises before the first step
+
+    def sizes(self) -> tuple[int, int] | None:
+        return (
+            None if self.alone or self.instructing is None else (parameters(self.student), parameters(self.instructing))
+        )
 
     # --- stages
 
