@@ -258,6 +258,21 @@ def test_every_objective_scores_mined_captions_or_all(changed: dict[str, Any], s
     assert learner.student.head.weight.grad is not None
 
 
+def test_a_batch_without_a_whole_pair_is_refused_and_a_process_without_one_scores_nothing() -> None:
+    experiment = Experiment.resolve("dcd", "digit-captions?train=16&valid=0.05", overrides=CAPTIONS)
+    task = experiment.task()
+    learner = experiment.learner(task.facts, 0)
+    learner.survey = Survey(task, learner)
+    learner.begin(learner.survey)
+    batch = learner.prepare(next(iter(task.train_loader(0, learner.position))), torch.Generator().manual_seed(0))
+    batch["present"] = {name: torch.zeros_like(there) for name, there in batch["present"].items()}
+    with pytest.raises(CounterpointError, match="no item of a batch has both image and text"):
+        learner.loss(batch)
+    none = torch.zeros(0, dtype=torch.long)
+    image, text = learner.pictures(batch, none), learner.side("text", batch["pool"])
+    assert learner.scores(learner.student, image, text, batch["candidates"][none]).shape == (0, 8)
+
+
 def test_chunks_do_not_change_the_scores() -> None:
     learner, task = started()
     learner.double()

@@ -164,16 +164,25 @@ def _experiment() -> Any:
 
 def teacher_width(name: str) -> int:
     """Return the width of a teacher's embeddings, without training it."""
-    kind, _, rest = name.partition(":")
+    kind = name.partition(":")[0]
     if kind == "file":
         return Table.read(name).rows.shape[1]
     if kind in ("hf", "open_clip"):
         return build_dual_encoder(name).dim
+    return int(teacher_config(name).embedding)
+
+
+def teacher_config(name: str) -> Any:
+    """Return the settings of a teacher run:RUN or fit:SLUG?..., without training it.
+
+    Raises CounterpointError for one that does not embed pictures and texts.
+    """
+    kind, _, rest = name.partition(":")
     room = _experiment()
     config = (room.Experiment.of_run(rest) if kind == "run" else room.of_spec(rest)[0]).config
     if not hasattr(config, "embedding"):
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
-    return int(config.embedding)
+    return config
 
 
 def open_network(name: str) -> DualEncoder:

@@ -78,6 +78,17 @@ class TaughtConfig(LabelledConfig):
             said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))
             raise CounterpointError(f"weights must not be negative and not all be 0, got {said}")
 
+    @classmethod
+    def of_names(cls, teacher: str, student: str) -> dict[str, Any]:
+        """Return the settings of `counterpoint distill` for names of a teacher and a student."""
+        kind, _, place = teacher.partition(":")
+        if kind != "run":
+            raise CounterpointError(
+                f"kd, rkd, fitnets, attention-transfer, crd and diswot learn from a run of a labelled system: --teacher run:RUN; "
+                f"got '{teacher}'. For other teachers see vl2v-adip, vlm-ood-distill and kd3"
+            )
+        return {"teacher": place, "encoder": student}
+
     def facts(self, data: ImageData) -> dict[str, Any]:
         encoder = encoder_of_run(self.teacher, data) if self.teacher else self.teacher_encoder
         return super().facts(data) | {"teacher_encoder": encoder}

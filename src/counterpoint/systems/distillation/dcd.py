@@ -54,7 +54,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, taken
+from counterpoint.tasks.aligned import LAPTOP
 from counterpoint.tasks.pair_figures import pair_figures
 from counterpoint.tasks.pair_scorers import PairConfig, PairLearner, Score
 
@@ -476,14 +476,14 @@ class DCD(PairLearner):
         if "candidates" not in batch:
             batch = batch | self.drawn(batch, self.candidates, np.random.default_rng(self.position.step))
         rows, config = self.both(batch), self.config
-        at, inputs = batch["candidates"][rows], taken(batch["inputs"][self.image], rows)
+        at = batch["candidates"][rows]
         if self.teaching or self.alone:
             scorer = self.student if self.alone else cast(Any, self.teacher).train()
-            sides = self.side(self.image, inputs), self.side(self.text, batch["pool"])
+            sides = self.pictures(batch, rows), self.side(self.text, batch["pool"])
             return {"loss": _cross_entropy(self.scores(scorer, *sides, at))}
         self.encoders.eval()
         with torch.no_grad():
-            sides = self.side(self.image, inputs), self.side(self.text, batch["pool"])
+            sides = self.pictures(batch, rows), self.side(self.text, batch["pool"])
             selected = torch.arange(at.shape[1], device=at.device).expand_as(at)
             teacher = selected.new_zeros(at.shape).float()
             if config.mining or config.objective != "ce":
