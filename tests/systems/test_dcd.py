@@ -335,6 +335,7 @@ def test_a_run_of_another_system_cannot_teach() -> None:
     ("changed", "message"),
     [
         ({"embedding": 32}, "has embedding 16, this student 32"),
+        ({"context": 7}, "has context 50, this student 7: .*--context 50"),
         ({"vector_encoder": "mlp"}, "has vector_encoder as-is, this student mlp: .*--vector-encoder as-is"),
         (
             {"student_layers": (0, 5)},
