@@ -22,6 +22,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.distillation import dcd as file
+from counterpoint.tasks.class_teachers import open_network
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "dcd.npz")
 DATA = "clustered-pairs?train=48&test=16&clusters=4"
@@ -323,6 +324,14 @@ def test_a_scorer_trained_alone_teaches_another_run_and_is_not_part_of_it(tmp_pa
     student = load_learner(run)
     assert torch.equal(student.heads["first"].weight, teacher.heads["first"].weight)
     assert not any(name.startswith(("teacher", "master")) for name in run.load_weights())
+
+
+def test_a_scorer_of_pairs_cannot_teach_embeddings() -> None:
+    name = "fit:dcd?data=digit-captions%3Ftrain=24%26valid=0.05&teacher=none&" + "&".join(
+        f"{key}={value}" for key, value in CAPTIONS.items() if key != "student_layers"
+    )
+    with pytest.raises(CounterpointError, match="does not embed pictures and texts; name a run of clip or siglip"):
+        open_network(name)
 
 
 def test_a_run_of_another_system_cannot_teach() -> None:

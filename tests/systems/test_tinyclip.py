@@ -26,7 +26,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.distillation import tinyclip as file
-from counterpoint.tasks import tower_pairs
+from counterpoint.tasks import tower_figures, tower_pairs
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "tinyclip.npz")
 ROWS = ("student_image", "student_text", "teacher_image", "teacher_text")
@@ -370,6 +370,26 @@ def test_each_stage_cuts_what_the_stage_before_left(teacher: str, monkeypatch: p
         assert all(set(b) <= set(a) for n in (1, 2) for a, b in zip(first.kept[n], second.kept[n], strict=True))
     assert rows[-1]["test/image_parameters"] == learner.towers()[0].size
     assert 0 < rows[-1]["test/kept_share"] < 0.5
+
+
+@pytest.mark.parametrize(("rate", "missed"), [(0.02, True), (2.0, False)])
+def test_the_page_tells_whether_the_masks_reached_the_budget(teacher: str, rate: float, missed: bool) -> None:
+    learner, _ = trained(teacher, inherit="auto", keep=[0.5], mask_lr=rate, mask_epochs=6)
+    (table,) = tower_figures.units_left(dict(zip("ab", learner.towers(), strict=True)), 0.5).values()
+    assert "the budget is 50%" in table["caption"]
+    assert ("did not reach it: raise --mask-epochs" in table["caption"]) == missed
+
+
+def test_figures_compare_affinities_of_pairs_that_have_both_modalities(teacher: str) -> None:
+    experiment = experiment_of(teacher, inherit="none")
+    task = experiment.task()
+    learner: Any = experiment.learner(task.facts, 0)
+    learner.survey = Survey(task, learner)
+    learner.begin(learner.survey)
+    found = learner.eval().figures(learner.survey)
+    assert found.keys() == {"Affinities of the student", "Affinities of the teacher"}
+    assert all(np.allclose(np.sum(one["values"], 1), 1, atol=0.01) for one in found.values())
+    assert len(found["Affinities of the teacher"]["names"]) == 12
 
 
 def test_manual_inheritance_begins_with_the_teachers_leading_weights(teacher: str) -> None:

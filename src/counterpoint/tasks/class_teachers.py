@@ -192,7 +192,7 @@ def open_network(name: str) -> DualEncoder:
         return build_dual_encoder(name)
     room = _experiment()
     learner = room.load_learner(rest) if kind == "run" else room.fitted(rest)
-    if not isinstance(learner, AlignedLearner):
+    if not isinstance(learner, AlignedLearner) or not learner.embeds:
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
     return AlignedDual(learner, name).eval()
 

@@ -192,6 +192,7 @@ class PairLearner(AlignedLearner):
     """An encoder and a linear map of each modality's tokens, for scorers that subclasses build by `build_scorer`."""
 
     slug: ClassVar[str]  # for messages
+    embeds: ClassVar[bool] = False
 
     def __init__(self, config: PairConfig, data: Any, seed: int = 0) -> None:
         kinds = {name: spec["kind"] for name, spec in data.modalities.items()}

@@ -18,9 +18,20 @@ from counterpoint.tasks.tower_pairs import TowerLearner
 PAIRS = 12  # test items of the matrices
 
 
-def units_left(towers: Mapping[str, Tower]) -> dict[str, Any]:
-    """Return a table of the units of each block that the cuts left, by the towers' names."""
-    rows = []
+def units_left(towers: Mapping[str, Tower], budget: float) -> dict[str, Any]:
+    """Return a table of the units of each block that the cuts left.
+
+    Args:
+        towers: both towers by name.
+        budget: share of the blocks' parameters that the last cut should leave.
+    """
+    rows, shapes = [], [tower.shape for tower in towers.values()]
+    share = sum(shape.left for shape in shapes) / sum(shape.prunable for shape in shapes)
+    caption = (
+        f"Units of each block that the masks kept: {share:.0%} of the blocks' parameters; the budget is {budget:.0%}."
+    )
+    if share > budget + 0.02:
+        caption += " The masks did not reach it: raise --mask-epochs or --mask-lr, or lower --sparsity-steps."
     for name, tower in towers.items():
         shape = tower.shape
         for layer, (heads, neurons) in enumerate(zip(shape.kept[1], shape.kept[2], strict=True)):
@@ -31,7 +42,7 @@ def units_left(towers: Mapping[str, Tower]) -> dict[str, Any]:
             "kind": "table",
             "columns": ["tower", "block", "channels", "heads", "neurons"],
             "rows": rows,
-            "caption": "Units of each block that the masks kept.",
+            "caption": caption,
         }
     }
 

@@ -280,7 +280,7 @@ class TinyCLIP(TowerLearner):
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the units of each block that are left, and student and teacher's affinities of a few test pairs."""
         named = dict(zip((self.image, self.text), self.towers(), strict=True))
-        found = units_left(named) if self.config.inherit == "auto" else {}
+        found = units_left(named, self.config.keep[-1]) if self.config.inherit == "auto" else {}
         return found | affinity_matrices(self, survey, float(self.log_scale.exp()))
 
 
