@@ -108,6 +108,7 @@ class Fit:
         self.saved_at = time.monotonic()
         self.stopping = EarlyStopping(loop.patience)
         self.warned = False
+        self.noted = False  # that the student is larger than its teacher
         self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
         self.measured = False  # whether the test split has been measured
         self.evaluator: Any = None  # that of the test split, once measured
@@ -152,6 +153,7 @@ class Fit:
                     else:
                         self.stepper.enter(number)
                     resumed = None
+                    self._compare_sizes()
                     if self._stage(stage, shown):
                         break
                 self._finish()
@@ -172,6 +174,13 @@ class Fit:
         device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return True
+
+    def _compare_sizes(self) -> None:
+        """Note a student that is larger than its teacher, once: it is allowed, but seldom intended."""
+        own, its = self.learner.sizes() or (0, 0)
+        if own > its and self.first and not self.noted:
+            self.say(f"note: the student has {own:,} parameters, more than its teacher with {its:,}")
+            self.noted = True
 
     def _stage(self, stage: Stage, shown: Bar | None) -> bool:
         """Train a stage to its end. Return whether the fit is over: its test split has been measured."""

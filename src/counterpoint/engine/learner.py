@@ -124,6 +124,13 @@ class Learner(nn.Module):
             k: v for part in self.parts.values() if isinstance(part, _Drawn) for k, v in part.figures(survey).items()
         }
 
+    def sizes(self) -> tuple[int, int] | None:
+        """Return the numbers of parameters of the student and of its teacher in this stage.
+
+        A fit notes a student that is larger than its teacher. None, the default: there is no student, or no teacher to count.
+        """
+        return None
+
     # --- large batches and compilation
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:

@@ -34,7 +34,7 @@ from counterpoint.data.images import ImageData, Listed
 from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short, word_layer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.engine.teachers import Cached, Frozen, cached, parameters
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.aligned import AlignedLearner, one_each
 from counterpoint.tasks.class_texts import templates_of, texts_of
@@ -164,16 +164,25 @@ def _experiment() -> Any:
 
 def teacher_width(name: str) -> int:
     """Return the width of a teacher's embeddings, without training it."""
-    kind, _, rest = name.partition(":")
+    kind = name.partition(":")[0]
     if kind == "file":
         return Table.read(name).rows.shape[1]
     if kind in ("hf", "open_clip"):
         return build_dual_encoder(name).dim
+    return int(teacher_config(name).embedding)
+
+
+def teacher_config(name: str) -> Any:
+    """Return the settings of a teacher run:RUN or fit:SLUG?..., without training it.
+
+    Raises CounterpointError for one that does not embed pictures and texts.
+    """
+    kind, _, rest = name.partition(":")
     room = _experiment()
     config = (room.Experiment.of_run(rest) if kind == "run" else room.of_spec(rest)[0]).config
     if not hasattr(config, "embedding"):
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
-    return int(config.embedding)
+    return config
 
 
 def open_network(name: str) -> DualEncoder:
@@ -183,7 +192,7 @@ def open_network(name: str) -> DualEncoder:
         return build_dual_encoder(name)
     room = _experiment()
     learner = room.load_learner(rest) if kind == "run" else room.fitted(rest)
-    if not isinstance(learner, AlignedLearner):
+    if not isinstance(learner, AlignedLearner) or not learner.embeds:
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
     return AlignedDual(learner, name).eval()
 
@@ -261,6 +270,10 @@ class ClassTextLearner(ImageLearner):
             raise CounterpointError(f"--teacher {config.teacher} gives texts that are NaN or infinite")
         self.prototypes.copy_(class_prototypes(texts))
         self.scale.fill_(scale)
+
+    def sizes(self) -> tuple[int, int] | None:
+        network: Any = None if self.network is None else self.network.module
+        return None if network is None else (parameters(self.encoder), parameters(network.tower))
 
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""

@@ -29,7 +29,7 @@ from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen
+from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
@@ -80,6 +80,17 @@ class TaughtConfig(LabelledConfig):
         if min(values) < 0 or max(values) == 0:
             said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))
             raise CounterpointError(f"weights must not be negative and not all be 0, got {said}")
+
+    @classmethod
+    def of_names(cls, teacher: str, student: str) -> dict[str, Any]:
+        """Return the settings of `counterpoint distill` for names of a teacher and a student."""
+        kind, _, place = teacher.partition(":")
+        if kind != "run":
+            raise CounterpointError(
+                f"kd, rkd, fitnets, attention-transfer, crd and diswot learn from a run of a labelled system: --teacher run:RUN; "
+                f"got '{teacher}'. For other teachers see vl2v-adip, vlm-ood-distill and kd3"
+            )
+        return {"teacher": place, "encoder": student}
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         encoder = encoder_of_run(self.teacher, data) if self.teacher else self.teacher_encoder
@@ -207,6 +218,9 @@ class TaughtLearner(LabelledLearner):
         network = self.teacher if self.instructor is None else self.instructor.module
         assert network is not None
         return network
+
+    def sizes(self) -> tuple[int, int] | None:
+        return parameters(self.encoder, self.classifier), parameters(self.instructing)
 
     def instruct(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
         """Compute the teacher's outputs for a batch, in evaluation mode and without gradient."""
