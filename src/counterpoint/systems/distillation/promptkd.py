@@ -183,7 +183,7 @@ def prompt_distillation_loss(
         target = F.softmax(teacher_logits / temperature, 1)
         constant = -torch.special.entr(target).sum(1)
     divergence = constant - torch.linalg.vecdot(target, own)
-    return kd_weight * temperature**2 / student_logits.shape[1] * global_mean(divergence)
+    return global_mean(divergence) * temperature**2 * kd_weight / student_logits.shape[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
