@@ -29,6 +29,7 @@ from counterpoint.tasks.taught import TaughtConfig
 
 ROWS = 64  # pictures in a batch whose time is taken
 REPEATS = 5
+ENCODERS = ("encoder", "image_encoder")  # settings that name the student's network
 
 
 def distillers() -> list[str]:
@@ -40,7 +41,7 @@ def distillers() -> list[str]:
             names = (
                 {one.name for one in fields(config)} if is_dataclass(config) else set()
             )  # an addition has a function
-            if "teacher" in names and names & {"encoder", "image_encoder"}:
+            if "teacher" in names and names & set(ENCODERS) and getattr(config, "trains_encoder", True):
                 found.append(entry.slug)
     return found
 
@@ -51,15 +52,16 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
     Args:
         method: slug of a system with a setting `teacher`.
         teacher: run:RUN, fit:SLUG?data=SOURCE, hf:NAME or another kind that the method knows.
-        student: name of the student's encoder.
+        student: name of the student's encoder. Where a method adapts a network of pictures and texts (promptkd), run:RUN, fit:...,
+            hf:NAME and open_clip:NAME name such a network.
         given: further settings; those that the method lacks are left out.
 
     Raises CounterpointError for a system that learns from no named teacher.
     """
     config = catalog.load_system(method).config
     names = {one.name for one in fields(config)} if is_dataclass(config) else set()
-    encoder = next((name for name in ("encoder", "image_encoder") if name in names), "")
-    if "teacher" not in names or not encoder:
+    encoder = next((name for name in ENCODERS if name in names), "")
+    if "teacher" not in names or not encoder or not getattr(config, "trains_encoder", True):
         raise CounterpointError(
             f"{method} learns from no teacher that is named; methods that do: {', '.join(distillers())}"
         )
@@ -71,7 +73,11 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
                 "vl2v-adip, vlm-ood-distill and kd3"
             )
         teacher = place
-    return {"teacher": teacher, encoder: student} | {name: value for name, value in given.items() if name in names}
+    named = {encoder: student}
+    if "student" in names:  # a network of pictures and texts, whose place an encoder takes where there is none
+        both = student.partition(":")[0] in ("run", "fit", "hf", "open_clip")
+        named = {"student": student} if both else {"student": "", **named}
+    return {"teacher": teacher, **named} | {name: value for name, value in given.items() if name in names}
 
 
 def distil(

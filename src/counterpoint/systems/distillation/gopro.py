@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -245,6 +245,7 @@ class GOProConfig(ClassTextConfig):
 
     counts = (*ClassTextConfig.counts, "chunk")
     from_file = False
+    trains_encoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
