@@ -352,6 +352,17 @@ def test_what_does_not_fit_the_teacher_is_refused_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_goes_on_keeps_the_learned_context(tmp_path: Path) -> None:
+    runs, said = [], {"data": DATA, "out": tmp_path, "say": lambda _: None}
+    for name, lr in (("one", 10.0), ("two", 1e-12)):
+        config = resolved(lr=lr, epochs=1).config
+        runs.append(training.train("gopro", config, name=name, parent=runs[0].path if runs else None, **said))
+    one, two = (run.load_weights()["generator.context"] for run in runs)
+    torch.testing.assert_close(one, two)
+    learner, _, _ = prepared()
+    assert not torch.allclose(one, learner.generator.context.detach(), atol=1e-4)
+
+
 def test_a_file_of_names_is_read_once_and_a_loaded_run_needs_it_no_more(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"thing {n}" for n in range(8)))
     experiment = resolved(class_names=str(tmp_path / "names.txt"), ending="!", epochs=1)

@@ -459,6 +459,23 @@ def test_tuning_sees_few_labels_of_base_classes_and_stores_the_weighted_prompts(
         torch.testing.assert_close(learner.prototypes, F.normalize(learner.tuned.texts(8), dim=1))
 
 
+def test_a_run_that_goes_on_keeps_the_learned_prompts_and_weights(
+    rooms: dict[str, AlignedDual], tmp_path: Path
+) -> None:
+    runs: list[Run] = []
+    for name, lr in (("one", 0.01), ("two", 1e-12)):
+        given = {"lr": lr, "tune_lr": lr, "epochs": 1, "tune_epochs": 2, "epoch_mean": 1.0, "trains": "all"}
+        more = {"data": DATA, "out": tmp_path, "name": name, "say": lambda _: None}
+        parent = runs[0].path if runs else None
+        runs.append(training.train("promptkd", resolved(**given).config, parent=parent, **more))
+    one, two = (run.load_weights() for run in runs)
+    for name in one:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(one[name], two[name], msg=lambda m, name=name: f"{name}: {m}")
+    before = network(1, 6).learner.heads["image"].weight
+    assert not torch.equal(one["encoder.network.head.weight"], before)
+
+
 def test_the_template_begins_the_teacher_prompts(rooms: dict[str, AlignedDual]) -> None:
     experiment = resolved(tune_epochs=1, prompts=4, tune_depth=1, tune_images=False)
     task = experiment.task()

@@ -134,7 +134,7 @@ class TunedTeacher(nn.Module):
             one.zero_()
 
     def begin(self, network: DualEncoder, classes: Sequence[str]) -> None:
-        """Store the texts without prompts, and begin the text prompts with the words of the template."""
+        """Store the texts without prompts. New text prompts begin with the words of the template, a parent's as they are."""
         config = self.config
         self.held = [network]  # in a list, so that it is no submodule
         more = config.class_names, config.descriptions
@@ -147,7 +147,10 @@ class TunedTeacher(nn.Module):
         network.token_ids(self.names, config.prompts)  # raises for names that are too long, before the first step
         rows = network.word_rows(before)[: config.prompts] if before.strip() else torch.zeros(0, 1)
         with torch.no_grad():
-            self.current.text[0][: len(rows)] = rows
+            if not self.total.text[0].any():
+                self.current.text[0][: len(rows)] = rows
+            for total in self.total.parameters():
+                total.zero_()
 
     def texts(self, count: int) -> Float[Tensor, "count dim"]:
         """Compute the embeddings of the first classes with prompts, not normalised."""

@@ -79,7 +79,7 @@ def style_content_token(
         raise ValueError(f"weights must be of {count} blocks, as layer_features, and at least of one, got {lengths}")
     fused = []
     for z, *linear in zip(layer_features, *(weights[name] for name in names), strict=True):
-        z, (a, a0, c, c0) = z.detach(), map(wide, linear)
+        z, (a, a0, c, c0) = z.detach(), map(wide, linear)  # A_l and C_l with their biases
         mean = z.mean(1)
         spread = ((z - mean[:, None]).square_().sum(1).add_(TINY) / z.shape[1]).sqrt()  # in place: a third of the time
         style, content = F.linear((mean + spread) / 2, a, a0), F.linear(mean, c, c0)
@@ -330,8 +330,9 @@ class GOPro(NetworkLearner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        with torch.no_grad():
-            self.generator.context.copy_(self.dual.word_rows(self.config.context))
+        if not self.generator.context.any():  # else a parent's
+            with torch.no_grad():
+                self.generator.context.copy_(self.dual.word_rows(self.config.context))
 
     def turns(self) -> list[Turn]:
         config = self.config

@@ -296,7 +296,8 @@ class PromptKD(TunedLearner):
         config = self.config
         if config.student:
             network = open_network(config.student)
-            cast("ImageTower", self.encoder).take(network, config.student)
+            if not self.own.any():  # else a parent's weights are there
+                cast("ImageTower", self.encoder).take(network, config.student)
             words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
             with torch.no_grad():
                 texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
