@@ -576,7 +576,7 @@ def test_settings_that_do_not_fit_the_networks_are_refused_and_leave_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_page_draws_each_class(rooms: dict[str, AlignedDual]) -> None:
+def test_the_page_draws_each_class(rooms: dict[str, AlignedDual], monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = resolved(epochs=1)
     task = experiment.task()
     learner = experiment.learner(task.facts, 0)
@@ -584,6 +584,9 @@ def test_the_page_draws_each_class(rooms: dict[str, AlignedDual]) -> None:
     found = learner.figures(Survey(task, learner))["Classes"]
     assert list(found["series"]) == ["student before", "student", "teacher"]
     assert found["xlabel"] == "class; novel ones from 4 on"
+    assert not found["caption"].endswith("larger than its teacher.")
+    monkeypatch.setattr(AlignedDual, "tower", nn.Linear(1, 1))
+    assert learner.figures(Survey(task, learner))["Classes"]["caption"].endswith("larger than its teacher.")
 
 
 def test_an_exported_student_takes_any_number_of_pictures(rooms: dict[str, AlignedDual]) -> None:

@@ -188,11 +188,12 @@ def gopro_loss(
         raise ValueError("proj0 and proj1 belong together; give both, a row for each picture, or neither")
     ce = global_mean(F.cross_entropy(logits, labels, reduction="none"))
     consistency = contrastive = logits.new_zeros(())
-    for name, text in (("text1", text1), ("text2", text2)):
-        if text is not None:
-            need_alike("n classes dim", **{"text0": text0, name: text})
-            entries = place(len(text), text.device).total * text.shape[1] * text.shape[2]
-            consistency = consistency + mean_of_total(F.mse_loss(text0, text, reduction="sum"), entries)
+    views = {name: text for name, text in (("text1", text1), ("text2", text2)) if text is not None}
+    if views:
+        need_alike("n classes dim", text0=text0, **views)
+        entries = place(len(text0), text0.device).total * text0.shape[1] * text0.shape[2]
+        total = torch.stack([F.mse_loss(text0, text, reduction="sum") for text in views.values()]).sum()
+        consistency = mean_of_total(total, entries)
     if proj0 is not None and proj1 is not None:
         contrastive = simclr_loss(proj0, proj1, temperature)
     loss = ce + consistency_weight * consistency + contrastive_weight * contrastive

@@ -43,6 +43,7 @@ from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
+from counterpoint.encoders.dual import DualEncoder
 from counterpoint.encoders.prompts import ClipWeights, appended_prompts, blocks_of, new_prompts, prompt_width
 from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -263,6 +264,11 @@ class PromptKDConfig(TunedConfig):
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
+def size_of(network: nn.Module) -> int:
+    """Return the number of a network's parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
 class PromptKD(TunedLearner):
     """A frozen image tower with prompts, and a projector into the teacher's space."""
 
@@ -384,7 +390,11 @@ class PromptKD(TunedLearner):
 
         drawn = {"student before": bool(self.own.any()), "student": True, "teacher": self.network is not None}
         parts = zip(drawn.items(), survey.over("test", every, rows).unbind(1), strict=True)
-        return {"Classes": class_curves({name: part for (name, there), part in parts if there}, labels, self.base)}
+        found = class_curves({name: part for (name, there), part in parts if there}, labels, self.base)
+        own = self.encoder.network.tower if isinstance(self.encoder, ImageTower) else self.encoder
+        if self.network is not None and size_of(own) > size_of(cast("DualEncoder", self.network.module).tower):
+            found["caption"] += " The student is larger than its teacher."
+        return {"Classes": found}
 
 
 TEACHER = (
