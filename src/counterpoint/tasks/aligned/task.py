@@ -61,6 +61,7 @@ class AlignedTask:
         self.facts: dict[str, Any] = data.spec | {
             "examples": len(data.train),
             "class_names": list(data.classes or ()),
+            "domains": list(data.domains),
             "tokenizers": {name: tokenizer.to_json() for name, tokenizer in self.tokenizers.items()},
         }
 
