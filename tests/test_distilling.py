@@ -35,12 +35,27 @@ def test_each_method_gets_teacher_and_student_by_its_own_names() -> None:
         "teacher": "hf:x", "encoder": "conv-s", "base": 0.5,
     }  # fmt: skip
     assert {"kd", "rkd", "crd", "vl2v-adip", "vlm-ood-distill", "kd3"} <= set(room.distillers())
-    assert "simclr" not in room.distillers()
+    assert not {"simclr", "gopro"} & set(room.distillers())
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ("conv-s", {"student": "", "encoder": "conv-s"}),
+        ("hf:small", {"student": "hf:small"}),
+        ("run:x", {"student": "run:x"}),
+    ],
+)
+def test_a_method_that_adapts_a_network_of_pictures_and_texts_gets_it_as_student(
+    student: str, expected: dict[str, str]
+) -> None:
+    assert room.settings_of("promptkd", "hf:x", student, {}) == {"teacher": "hf:x", **expected}
 
 
 @pytest.mark.parametrize(
     ("methods", "name", "given", "message"),
     [
+        (["gopro"], "hf:x", {}, "gopro learns from no teacher that is named"),
         (["simclr"], "run:x", {}, "simclr learns from no teacher that is named; methods that do: "),
         (["dcd"], "run:x", {}, "dcd learns from no teacher that is named; methods that do: "),
         (["kd"], "hf:x", {}, "kd, .* learn from a run of a labelled system"),

@@ -33,6 +33,7 @@ from counterpoint.tasks.tower_pairs import TowerLearner
 
 ROWS = 64  # pictures in a batch whose time is taken
 REPEATS = 5
+ENCODERS = ("encoder", "image_encoder")  # settings that name the student's network
 
 
 def distillers() -> list[str]:
@@ -55,7 +56,8 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
     Args:
         method: slug of a system with a setting `teacher`.
         teacher: run:RUN, fit:SLUG?data=SOURCE, hf:NAME or another kind that the method knows.
-        student: name of the student's encoder.
+        student: name of the student's encoder. Where a method adapts a network of pictures and texts (promptkd), run:RUN, fit:...,
+            hf:NAME and open_clip:NAME name such a network.
         given: further settings; those that the method lacks are left out.
 
     Raises CounterpointError for a system that learns from no named teacher.

@@ -250,4 +250,6 @@ class Network(torch.nn.Module):
         return self.tower(images.mean((2, 3)))
 
     def texts(self, texts: list[str]) -> Tensor:
-        return torch.stack([torch.randn(6, generator=torch.Generator().manual_seed(len(text))) for text in texts])
+        return torch.stack(
+            [torch.randn(6, generator=torch.Generator().manual_seed(sum(text.encode()))) for text in texts]
+        )

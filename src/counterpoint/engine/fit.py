@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from counterpoint.core.distributed import global_max
-from counterpoint.core.world import over, processes
+from counterpoint.core.world import alone, over, processes
 from counterpoint.engine.checkpoint import read_checkpoint, write_checkpoint
 from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import share_buffers
@@ -340,16 +340,17 @@ class Fit:
         run, learner = self.run, self.learner
         if run is None or not self.first:
             return
-        evaluator = self.evaluator
-        if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
-            learner.begin_evaluation(self.stepper.survey)
-            _, evaluator, _ = measure(learner, self.task, "test", final=True)
-        if hasattr(evaluator, "chance"):
-            run.save_chance(evaluator.chance())
-        training = learner.training
-        learner.eval()
-        run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
-        learner.train(training)
+        with alone():  # no other process follows
+            evaluator = self.evaluator
+            if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
+                learner.begin_evaluation(self.stepper.survey)
+                _, evaluator, _ = measure(learner, self.task, "test", final=True)
+            if hasattr(evaluator, "chance"):
+                run.save_chance(evaluator.chance())
+            training = learner.training
+            learner.eval()
+            run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
+            learner.train(training)
         run.save_structure(learner.structure())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
         run.checkpoint.unlink(missing_ok=True)
