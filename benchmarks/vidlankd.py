@@ -2,8 +2,8 @@
 
     python benchmarks/vidlankd.py [--rounds 7] [--threads 1]      writes results/bench/vidlankd.json
 
-The method is that of benchmarks/alignment.py. n is the number of sentences, of 126 tokens with 768 numbers, or for `mod_x` the number of
-pairs with 512 numbers. The authors' contrast makes a matrix for each position in a loop.
+The method is that of benchmarks/alignment.py. n is the number of sentences, of 126 tokens with 768 numbers. For `mod_x` it is the
+number of pairs with 512 numbers. The authors' contrast makes a matrix for each position in a loop.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from counterpoint.experiment import Experiment
 
 DIGITS = "digits?size=8&train=60"
 SHAPES = "styled-shapes?train=32&valid=16&test=16&size=16&label=shape"
+TEXTS = "moving-objects?train=32&grounded=32&test=20&words=20"
 PAIRS = "clustered-pairs?train=48&test=16&clusters=4"
 KD = "fit:kd?data=digits%3Fsize=8%26train=60&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
 TAUGHT = {"encoder": "conv-s", "teacher_encoder": "mlp-s", "teacher_epochs": 1, "recipe": "none"}
@@ -43,6 +44,8 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("vl2v-adip", SHAPES, CLIP | {"start": ""}, True),
     ("vlm-ood-distill", SHAPES, CLIP, True),
     ("promptkd", SHAPES, CLIP | {"student": "", "encoder": "vit-s"}, True),
+    ("vidlankd", TEXTS, {"encoder": "text-16-1-2", "teacher_encoder": "text-8-1-2", "vocabulary": 300, "teacher_epochs": 1}, True),
+    ("vidlankd", TEXTS, {"encoder": "text-8-1-2", "vocabulary": 300, "teacher_epochs": 1}, False),
     ("gopro", SHAPES, {"teacher": "CLIP"}, False),
     ("tinyclip", SHAPES, TOWERS | {"teacher": "CLIP", "inherit": "none", "image_encoder": "conv-s"}, True),
     ("tinyclip", SHAPES, TOWERS | {"teacher": "CLIP", "inherit": "auto"}, False),
