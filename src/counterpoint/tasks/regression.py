@@ -86,8 +86,8 @@ class RegressionConfig(ImagesConfig):
     together in a second stage, by the absolute error."""
     finetune_epochs: int = 20
     """Epochs of the second stage; regressor fine-tuned needs at least 1."""
-    finetune_lr: float = 1e-3
-    """Learning rate of the second stage at a batch of 256, > 0."""
+    finetune_lr: float = 0.0
+    """Learning rate of the second stage at a batch of 256; 0: the same as lr."""
     many_shot: int = 100
     """A target is frequent where more training targets than this are in its bin."""
     few_shot: int = 20
@@ -99,7 +99,9 @@ class RegressionConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("finetune_lr", "bin_width")
+        self.need_positive("bin_width")
+        if self.finetune_lr < 0:
+            raise CounterpointError(f"finetune_lr must be at least 0, got {self.finetune_lr}")
         NumberViews([], self.noise, self.swapped, self.shift)
         if self.regressor not in ("frozen", "fine-tuned"):
             raise unknown("regressor", self.regressor, ["frozen", "fine-tuned"])
@@ -195,7 +197,7 @@ class RegressionLearner(ImageLearner):
     def turns(self) -> list[Turn]:
         config, tuning = self.config, self.in_tuning()
         networks = [self.encoder, self.regressor] if tuning else self.networks()
-        rate, curve = (config.finetune_lr / config.lr, None) if tuning else (1.0, self.curve())
+        rate, curve = ((config.finetune_lr or config.lr) / config.lr, None) if tuning else (1.0, self.curve())
         size, steps = config.batch_size, self.steps_per_epoch
         return [optimisers(config, networks, self.epochs, size, steps_per_epoch=steps, rate=rate, curve=curve)]
 

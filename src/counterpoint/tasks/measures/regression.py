@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -58,10 +57,10 @@ def fit_ridge(
     return min(reversed(found), key=lambda pair: pair[0])[1]
 
 
-def _ranks(values: Tensor) -> np.ndarray:
-    from scipy import stats
-
-    return np.asarray(stats.rankdata(values.double().cpu().numpy()))
+def _ranks(values: Tensor) -> Tensor:
+    """Return the rank of each number; equal numbers have their mean rank."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[place].double()
 
 
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
@@ -70,7 +69,7 @@ def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     >>> round(rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 8.0, 9.0])), 6)
     1.0
     """
-    return correlation(torch.from_numpy(_ranks(a)), torch.from_numpy(_ranks(b)))
+    return correlation(_ranks(a), _ranks(b))
 
 
 def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
