@@ -93,7 +93,9 @@ class BetaShares:
     count: int
 
     def __call__(self, rows: Int[Tensor, " r"]) -> Float[Tensor, "r n"]:
-        drawn = [np.random.default_rng([self.seed, row]).beta(self.alpha, self.beta, self.count) for row in rows.tolist()]
+        drawn = [
+            np.random.default_rng([self.seed, row]).beta(self.alpha, self.beta, self.count) for row in rows.tolist()
+        ]
         return torch.from_numpy(np.stack(drawn)).float().to(rows.device)
 
 
@@ -188,7 +190,10 @@ class _Between:
         self.below, self.above = groups.rows(below.start, below.stop), groups.rows(above.start, above.stop)
         self.a, self.c = groups.group[self.below] - below.start, groups.group[self.above] - above.start
         b = torch.from_numpy(groups.share(group, below, above)).to(logits)
-        self.b_rows, self.c_rows = b[self.a], (1 - b).T[self.c]  # [below rows, above groups], [above rows, below groups]
+        self.b_rows, self.c_rows = (
+            b[self.a],
+            (1 - b).T[self.c],
+        )  # [below rows, above groups], [above rows, below groups]
         high, low = top[:, below], top[:, above]
         self.largest = b * high[:, :, None] + (1 - b) * low[:, None]  # [anchors, below groups, above groups]
         self.down, self.up = logits[:, self.below] - high[:, self.a], logits[:, self.above] - low[:, self.c]
@@ -332,15 +337,18 @@ def _dense(x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
         logits.append((b * constant[:, :, None] + (1 - b) * constant[:, None]).flatten(1))
         weights.append(there.flatten(1).to(x))
         counts.append(there.flatten(1))
-    there = [(weight > 0) | (own if n == 0 and terms.separate else False) for n, weight in enumerate(weights)]
-    tops = [v.detach().masked_fill(~t, -torch.inf).amax(1) for v, t in zip(logits, there, strict=True)]
+    kept = [weight > 0 for weight in weights]
+    if terms.separate:  # the code's maximum of the rows is that with itself
+        kept[0] = kept[0] | own
+    tops = [v.detach().masked_fill(~k, -torch.inf).amax(1) for v, k in zip(logits, kept, strict=True)]
     mixed = torch.stack([*tops[1:], torch.zeros_like(tops[0]) if terms.separate else tops[0]]).amax(0)
     shifts = [tops[0] if terms.separate else mixed, *[mixed] * (len(tops) - 1)]
-    shifted = [v - torch.where(m.isinf(), 0.0, m)[:, None] for v, m in zip(logits, shifts, strict=True)]
-    safe = [v.masked_fill(w == 0, 0.0) for v, w in zip(shifted, weights, strict=True)]
-    z = sum((w * v.exp()).sum(1) for w, v in zip(weights, safe, strict=True))
-    number = sum(c.sum(1) for c in counts)
-    total = sum(torch.where(c, v, 0.0).sum(1) for c, v in zip(counts, shifted, strict=True))
+    parts = []
+    for v, w, c, m in zip(logits, weights, counts, shifts, strict=True):
+        shifted = v - torch.where(m.isinf(), 0.0, m)[:, None]
+        summed = (w * shifted.masked_fill(w == 0, 0.0).exp()).sum(1)
+        parts.append(torch.stack([summed, torch.where(c, shifted, 0.0).sum(1), c.sum(1).to(x)]))
+    z, total, number = torch.stack(parts).sum(0)
     has = number > 0
     lost = torch.where(has, torch.where(has, z, 1.0).log() - total / number.clamp(min=1), 0.0)
     return lost.sum(), has.sum().to(x)

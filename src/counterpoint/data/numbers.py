@@ -1,8 +1,8 @@
 """Built-in sources with a real-valued target, one of each kind of input.
 
-    digit-numbers   two handwritten digits side by side, the number that they write: data of SupReMix's claim
-    diabetes        ten numbers of a patient, and the progression of the disease after a year
-    pulses          a noisy series of beats of varying form, and their number a minute
+digit-numbers   two handwritten digits side by side, the number that they write: data of SupReMix's claim
+diabetes        ten numbers of a patient, and the progression of the disease after a year
+pulses          a noisy series of beats of varying form, and their number a minute
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def load_numbers(
         of_digit = [pool[labels[pool] == digit] for digit in range(10)]
         if not all(map(len, of_digit)):
             raise DataError(f"digit-numbers: {len(pool)} digits of a split lack a class; set a larger share")
-        chosen = np.array([[rng.choice(of_digit[digit]) for digit in divmod(number, 10)] for number in numbers.tolist()])
+        chosen = np.array(
+            [[rng.choice(of_digit[digit]) for digit in divmod(number, 10)] for number in numbers.tolist()]
+        )
         return Targets(np.pad(world.grey(world.scene(chosen)), ((0, 0), (4, 4), (0, 0))), numbers)
 
     trained = pictures(parts.train, train, imbalance)
@@ -107,8 +109,8 @@ def load_diabetes(
     kept, watched = carve("diabetes", rest, valid)
     if train and not 2 <= train <= len(kept):
         raise DataError(f"diabetes: train must be 2 to {len(kept)} patients, got {train}")
-    three = (Targets(rows[at], targets[at]) for at in (kept[: train or None], watched, tested))
-    return TargetData("diabetes", *three, kind="table", target="progression", columns=names)
+    trained, held, unseen = (Targets(rows[at], targets[at]) for at in (kept[: train or None], watched, tested))
+    return TargetData("diabetes", trained, held, unseen, "table", target="progression", columns=names)
 
 
 def _diabetes() -> tuple[NDArray[np.float32], NDArray[np.float64], tuple[str, ...]]:
@@ -145,7 +147,9 @@ def load_pulses(
     Raises DataError for a number out of range.
     """
     if min(train, test) < 2 or not 0 <= noise < float("inf"):
-        raise DataError(f"pulses: train and test must be at least 2 and noise at least 0; got {train=}, {test=}, {noise=}")
+        raise DataError(
+            f"pulses: train and test must be at least 2 and noise at least 0; got {train=}, {test=}, {noise=}"
+        )
     rng = np.random.default_rng([2309, 16633, seed])
     time = np.arange(SECONDS * RATE) / RATE
 

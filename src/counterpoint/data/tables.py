@@ -6,11 +6,13 @@
     csv:PATH             the same for CSV; the image column holds paths, absolute or relative to the file's folder
     webdataset:PATTERN   tar files ('shards/*.tar')
 
-The task `views` takes an image and, where there is one, a label. The task `aligned` takes an image and a text. The task `targets`
-takes a number to predict (`?target=age`) and an image, or a list of numbers (`?series=wave`), or columns of numbers
-(`?columns=chord,angle,speed`). Rows whose target is empty, NaN or text are left out and listed. The source finds columns by their usual names, and a note lists them. `?image=`, `?label=` and `?text=` name other columns: `json.caption` is a
+The task `views` takes an image and, where there is one, a label. The task `aligned` takes an image and a text. The source finds
+columns by their usual names, and a note lists them. `?image=`, `?label=` and `?text=` name other columns: `json.caption` is a
 field in a column of records, and in archives an ending is possible too, `?image=jpg`. Of several captions in a cell the first
 one counts.
+
+The task `targets` takes a number to predict (`?target=age`), and one of three inputs: an image, a list of numbers
+(`?series=wave`), or columns of numbers (`?columns=chord,angle,speed`). A row whose target is empty, NaN or text is left out.
 
 The source reads files as `manifest:` does (see data/manifest.py). Cells keep their values as written. Rows that share a picture
 or a text stay together in splits that are cut here. A list names all that is left out, with the reason. A row without a label is
@@ -180,7 +182,9 @@ def _load(
     checked_size(size)
     pairs, numbers = task == "aligned", task == "targets"
     if not numbers and inputs != Inputs():
-        raise CounterpointError(f"{kind}: target, series, columns and channels are options of the task targets, not of {task}")
+        raise CounterpointError(
+            f"{kind}: target, series, columns and channels are options of the task targets, not of {task}"
+        )
     if (pairs or numbers) and (domain or unseen):
         raise CounterpointError(f"{kind}: domain and unseen are options of the task views, not of {task}")
     by_folder = kind == "imagefolder" and domain == "folder"

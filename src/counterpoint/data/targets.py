@@ -66,7 +66,9 @@ class Targets:
         self.items: Any = ArrayImages(items) if pictures else items  # type: ignore[arg-type]
         self.targets = np.asarray(targets, np.float64)
         if self.targets.shape != (len(items),):
-            raise DataError(f"targets have shape {list(self.targets.shape)}, expected [{len(items)}]: one for each item")
+            raise DataError(
+                f"targets have shape {list(self.targets.shape)}, expected [{len(items)}]: one for each item"
+            )
         if not np.isfinite(self.targets).all():
             raise DataError(f"{int((~np.isfinite(self.targets)).sum())} of {len(items)} targets are NaN or infinite")
         if isinstance(self.items, np.ndarray) and not np.isfinite(self.items).all():
@@ -131,7 +133,11 @@ class TargetData:
         sums, squares, count = np.zeros(shape[-1]), np.zeros(shape[-1]), 0
         for start in range(0, len(self.train), AT_ONCE):
             rows = self.train.inputs(np.arange(start, min(start + AT_ONCE, len(self.train)))).reshape(-1, shape[-1])
-            sums, squares, count = sums + rows.sum(0, dtype=np.float64), squares + (rows.astype(float) ** 2).sum(0), count + len(rows)
+            sums, squares, count = (
+                sums + rows.sum(0, dtype=np.float64),
+                squares + (rows.astype(float) ** 2).sum(0),
+                count + len(rows),
+            )
         mean = sums / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return found | {

@@ -94,7 +94,11 @@ def build_series_encoder(name: str, length: int, mean: Sequence[float], deviatio
 
 
 def build_table_encoder(name: str, mean: Sequence[float], deviation: Sequence[float]) -> nn.Module:
-    """Build an encoder of columns, [n, columns] -> [n, dim], by a name of `encoders.vectors`, for columns of this mean and deviation.
+    """Build an encoder of columns, [n, columns] -> [n, dim], by a name of `encoders.vectors`.
+
+    Args:
+        name: name of the network.
+        mean, deviation: of each column.
 
     Raises CounterpointError for an unknown name.
     """

@@ -157,8 +157,8 @@ class RegressionLearner(ImageLearner):
     def build_views(self) -> Any:
         if self.kind == "image":
             return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
-        standard = self.encoder.standardise.deviation.tolist()
-        return NumberViews(standard, self.config.noise, self.config.swapped, self.config.shift, self.crops)
+        deviation: Any = self.encoder.standardise.deviation  # type: ignore[union-attr]
+        return NumberViews(deviation.tolist(), self.config.noise, self.config.swapped, self.config.shift, self.crops)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         if self.kind == "image":
@@ -167,7 +167,8 @@ class RegressionLearner(ImageLearner):
         total, mine = self.share(len(rows))
         # Other rows are needed for swapped numbers alone.
         every = self.whole(rows) if self.config.swapped else rows.new_empty(total, *rows.shape[1:])
-        return batch | {"views": self.views(rows, every, mine, generator)}
+        views: Any = self.views
+        return batch | {"views": views(rows, every, mine, generator)}
 
     # --- stages and losses
 

@@ -38,12 +38,16 @@ class NumberViews:
                 raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
     def __call__(
-        self, rows: Float[Tensor, "n *shape"], every: Float[Tensor, "total *shape"], mine: slice, generator: torch.Generator
-    ) -> list[Float[Tensor, "n *shape"]]:
+        self,
+        rows: Float[Tensor, ...],
+        every: Float[Tensor, ...],
+        mine: slice,
+        generator: torch.Generator,
+    ) -> list[Float[Tensor, ...]]:
         """Return the views of this process's rows.
 
         Args:
-            rows: this process's rows of the batch.
+            rows: this process's rows of the batch, [n, columns] or [n, length, channels].
             every: all rows of the batch, from which swapped numbers are taken.
             mine: the slice of the batch that `rows` are.
             generator: draws for the whole batch.

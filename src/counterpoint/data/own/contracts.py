@@ -273,7 +273,9 @@ def target_data(reader: Reader, name: str, test: str, valid: str, notes: list[st
     names = role.columns if kind == "table" else [f"channel {n + 1}" for n in range(channels)]
     return TargetData(
         name,
-        *map(split, (parts.train, parts.valid, parts.test)),
+        split(parts.train),
+        split(parts.valid),
+        split(parts.test),
         kind=kind,
         target=reader.roles.target,
         size=reader.wanted.size if kind == "image" else 0,

@@ -157,7 +157,9 @@ class Reader:
             bad.setdefault(row, f"'{role.columns[int(empty[row].argmax())]}' is empty")
         at = np.where(empty.any(1), -1, np.arange(len(values)))
         found = np.nan_to_num(values).astype(np.float32)
-        return Column(role, role.name, "vector", at >= 0, same_vectors(found[at >= 0], _counted(at)), vectors=found, at=at), bad
+        return Column(
+            role, role.name, "vector", at >= 0, same_vectors(found[at >= 0], _counted(at)), vectors=found, at=at
+        ), bad
 
     def _targets(self) -> None:
         """Read the numbers to predict; a row without one is bad."""
@@ -168,7 +170,8 @@ class Reader:
         values, bad = read_numbers([(name, cells)])
         self.targets = values[:, 0]
         for row in np.flatnonzero(np.isnan(self.targets)).tolist():
-            self._bad(row, name, cells[row], f"the target {bad.get(row, f"'{name}' is empty")}")
+            reason = bad.get(row, f"'{name}' is empty")
+            self._bad(row, name, cells[row], f"the target {reason}")
 
     def _bad(self, row: int, column: str, value: Any, reason: str) -> None:
         self.wrong.setdefault(row, []).append((column, value, reason))

@@ -100,7 +100,9 @@ def supremix_loss(
     """
     need_positive(temperature=temperature)
     if features.ndim != 3 or labels.shape != features.shape[:1]:
-        raise ValueError(f"features must be [n, views, dim] and labels [n], got {shapes(features=features, labels=labels)}")
+        raise ValueError(
+            f"features must be [n, views, dim] and labels [n], got {shapes(features=features, labels=labels)}"
+        )
     need_rows(features=features)
     if not window >= 0 or weight_power not in (0, 1, 2) or reduction not in ("mean", "sum"):
         raise ValueError(
@@ -112,7 +114,9 @@ def supremix_loss(
     features, labels = gather_rows(features), gather_rows(labels)
     (n, views, _), many = features.shape, len(features) * features.shape[1]
     if isinstance(alpha_neg, Tensor) and alpha_neg.shape != (many, many):
-        raise ValueError(f"alpha_neg must be [{many}, {many}], a share for each pair of rows, got {list(alpha_neg.shape)}")
+        raise ValueError(
+            f"alpha_neg must be [{many}, {many}], a share for each pair of rows, got {list(alpha_neg.shape)}"
+        )
     if pool < 1 or n % pool:
         raise ValueError(f"pool must divide the {n} examples of a batch, got {pool}")
     between = (alpha_neg is not None if mix_pos is None else mix_pos) and window > 0
@@ -186,8 +190,7 @@ class SupReMixConfig(RegressionConfig):
                 raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.temperature < math.inf or self.weight_power not in (0, 1, 2):
             raise CounterpointError(
-                "temperature must be finite and weight_power 0, 1 or 2, got "
-                f"{self.temperature} and {self.weight_power}"
+                f"temperature must be finite and weight_power 0, 1 or 2, got {self.temperature} and {self.weight_power}"
             )
         if self.reduction not in ("mean", "sum") or self.batch_size % self.pool:
             raise CounterpointError(
