@@ -423,8 +423,8 @@ SOURCES: dict[str, Source] = {
             "parquet",
             "views",
             "counterpoint.data.tables",
-            "your own images with labels or captions in Parquet files: ?image=COLUMN&label=COLUMN&text=COLUMN; or images, series or "
-            "columns of numbers with a real-valued ?target=COLUMN",
+            "your own images with labels or captions in Parquet files: ?image=COLUMN&label=COLUMN&text=COLUMN. Or "
+            "images, series or columns of numbers with a real-valued ?target=COLUMN",
             "yours",
             "what you have",
             argument="PATH",
