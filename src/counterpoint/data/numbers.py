@@ -1,8 +1,8 @@
 """Built-in sources with a real-valued target, one of each kind of input.
 
-digit-numbers   two handwritten digits side by side, the number that they write: data of SupReMix's claim
-diabetes        ten numbers of a patient, and the progression of the disease after a year
-pulses          a noisy series of beats of varying form, and their number a minute
+- `digit-numbers`: two handwritten digits side by side, and the number that they write. Data of SupReMix's claim.
+- `diabetes`: ten numbers of a patient, and the progression of the disease after a year.
+- `pulses`: a noisy series of beats of varying form, and their number a minute.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def load_numbers(
     """
     if min(train, test, watched) < 2 or not 0 < held_out < 1 or not 1 <= imbalance < float("inf"):
         raise DataError(
-            "digit-numbers: train, test and watched must be at least 2, held_out a share between 0 and 1, and imbalance at "
-            f"least 1; got {train=}, {test=}, {watched=}, {held_out=}, {imbalance=}"
+            "digit-numbers: train, test and watched must be at least 2, and imbalance at least 1; held_out is a share between 0 "
+            f"and 1; got {train=}, {test=}, {watched=}, {held_out=}, {imbalance=}"
         )
     parts = world.parts("digit-numbers", held_out, valid)
     labels = world.inventory()[1]
@@ -92,7 +92,7 @@ def load_diabetes(
 ) -> TargetData:
     """Return `diabetes`: ten numbers of each of 442 patients, and a measure of the disease's progression, 25 to 346.
 
-    The numbers are age, sex, body mass index, blood pressure and six blood values (Efron et al. 2004), as scikit-learn has them.
+    The numbers are age, sex, body mass index, blood pressure and six blood values. Source: Efron et al. 2004, in scikit-learn.
 
     Args:
         argument: not used; sources share a signature.
@@ -132,7 +132,7 @@ def _diabetes() -> tuple[NDArray[np.float32], NDArray[np.float64], tuple[str, ..
 def load_pulses(
     argument: None = None, *, train: int = 600, test: int = 500, valid: int = -1, noise: float = 1.0, seed: int = 0
 ) -> TargetData:
-    """Return `pulses`: 4 seconds of a noisy signal at 16 samples a second, whose target is its beats per minute, 50 to 180.
+    """Return `pulses`: noisy signals of 4 seconds, 16 samples a second, whose target is the beats per minute, 50 to 180.
 
     A beat is a wave with random phase and strengths of two harmonics, on a slow drift. Rates are whole numbers.
 

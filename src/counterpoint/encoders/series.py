@@ -35,7 +35,7 @@ class Standardise(nn.Module):
 
 
 class SeriesEncoder(nn.Module):
-    """Convolutions of width 5 with batch normalisation, each after the first with stride 2, and the mean and maximum over time.
+    """Convolutions of width 5 with batch normalisation, all but the first with stride 2; then mean and maximum over time.
 
     Args:
         length: number of steps, at least 1.

@@ -28,7 +28,7 @@ Deviations from the authors' code, numbered:
 5. The paper's text, brain and X-ray sets are not here; tables, pictures and series are.
 
 Targets have units: with w = 5 the paper means years. Targets of deviation 1 need w of about that, and get weights of about 1.
-The run warns where Mix-pos is empty for half of the anchors, or holds more than an eighth of all N^2 pairs.
+The run warns where half of the anchors have no Mix-pos, or more than N^2 / 8.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ def supremix_loss(
         pool: number of equal parts of the batch, each with its own loss; by default 1.
         reduction: "mean" (default) or "sum" of the parts' losses.
 
-    With a group, all of it is computed by every process, and alpha_neg is that of the whole batch, whose examples are in rank
-    order. An anchor without a positive does not count; without any anchor the loss is 0. Memory is O(views n dim) and a block.
+    With a group, every process computes all of it. Then alpha_neg is that of the whole batch, with examples in rank order. An anchor without a positive does not count; without any anchor the loss is 0. Memory is O(views n dim) and a block.
     Raises ValueError for shapes that do not fit, targets that are not finite, and numbers out of range.
 
     >>> pairs = torch.eye(2)[:, None].expand(2, 2, 2)
