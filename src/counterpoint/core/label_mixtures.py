@@ -14,8 +14,8 @@ A product with a mixture is a mixture of products:
     f_i . n_ik / tau  = a_ik s_ii + (1 - a_ik) s_ik
     f_i . p_ijk / tau = b s_ij + (1 - b) s_ik
 
-So the rows' similarities suffice. For p, b depends on labels alone. Rows with one label form a group. For a group A below the
-anchor and a group C above it, the sum over all pairs is a product of two sums:
+So the rows' similarities suffice. For p, b depends on labels alone. Rows with one label form a group. A is a group below the
+anchor, C is one above it. The sum over all their pairs is a product of two sums:
 
     sum_{j in A, k in C} exp(b s_ij + (1 - b) s_ik) = (sum_{j in A} exp(b s_ij)) (sum_{k in C} exp((1 - b) s_ik))
 

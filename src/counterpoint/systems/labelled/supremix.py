@@ -56,6 +56,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.regression import RegressionConfig, RegressionLearner
 
 COMPARED = 400  # items of the picture
+JUDGED = 4096  # maximum number of targets that the window is compared with
 
 
 @over_group
@@ -89,7 +90,8 @@ def supremix_loss(
         pool: number of equal parts of the batch, each with its own loss; by default 1.
         reduction: "mean" (default) or "sum" of the parts' losses.
 
-    With a group, every process computes all of it. Then alpha_neg is that of the whole batch, with examples in rank order. An anchor without a positive does not count; without any anchor the loss is 0. Memory is O(views n dim) and a block.
+    With a group, every process computes all of it. Then alpha_neg is that of the whole batch, with examples in rank order. An
+    anchor without a positive does not count; without any anchor the loss is 0. Memory is O(views n dim) and a block.
     Raises ValueError for shapes that do not fit, targets that are not finite, and numbers out of range.
 
     >>> pairs = torch.eye(2)[:, None].expand(2, 2, 2)
@@ -217,7 +219,6 @@ class SupReMix(RegressionLearner):
             nn.Linear(hidden, config.projection),
             nn.BatchNorm1d(config.projection),
         )
-        self.warned = False
 
     def networks(self) -> list[nn.Module]:
         return [self.encoder, self.head]
@@ -245,23 +246,28 @@ class SupReMix(RegressionLearner):
                 pool=config.pool,
                 reduction=config.reduction,
             )
-        return {"loss": loss} | self._counted(targets.repeat(len(views)))
+        if not config.mix_pos:
+            return {"loss": loss}
+        counts = mixture_counts(targets.repeat(len(views)), config.window)[1]
+        return {"loss": loss, "mix_pos": counts.double().median().float()}
 
-    def _counted(self, targets: Tensor) -> dict[str, Tensor]:
-        """Return the median number of Mix-pos of an anchor, and warn once where the window does not fit the targets."""
-        if not self.config.mix_pos:
-            return {}
-        window, rows = self.config.window, len(targets)
-        median = mixture_counts(targets, window)[1].double().median()
-        if not self.warned and not 0 < median <= rows**2 / 8:
-            what = "no" if not median else f"{int(median)} (more than N^2 / 8)"
+    def begin(self, survey: Survey) -> None:
+        """Warn where the window does not fit the targets: an anchor of median target has too few or too many Mix-pos."""
+        super().begin(survey)
+        config = self.config
+        if not (config.mix_pos and config.epochs):
+            return
+        known = torch.from_numpy(survey.split().targets)
+        known = known[torch.linspace(0, len(known) - 1, min(len(known), JUDGED)).long()]
+        rows = 2 * config.batch_size // config.pool
+        median = rows**2 * float(mixture_counts(known, config.window)[1].double().median()) / len(known) ** 2
+        if not 0.5 <= median <= rows**2 / 8:
+            what = "no" if median < 0.5 else f"{median:.0f} (more than N^2 / 8)"
             warnings.warn(
-                f"half of the anchors have {what} Mix-pos in a batch of {rows} views with window {window:g}; choose a "
-                f"--window in units of the targets, which lie in {float(targets.min()):g}..{float(targets.max()):g}",
+                f"half of the anchors have {what} Mix-pos in a batch of {rows} views with window {config.window:g}; choose a "
+                f"--window in units of the targets, which lie in {float(known.min()):g}..{float(known.max()):g}",
                 stacklevel=2,
             )
-        self.warned = True
-        return {"mix_pos": median.float()}
 
     def curve(self) -> Callable[[float], float]:
         """Return the factor of the learning rate during contrast, which falls to a tenth once."""
@@ -275,7 +281,10 @@ class SupReMix(RegressionLearner):
         """Show how similar rows are whose targets differ by more and more, in the encoder and behind the head."""
         split = survey.split("test")
         rows = torch.linspace(0, len(split) - 1, min(len(split), COMPARED)).long()
-        features = survey.over("test", lambda batch: self.embed(batch["input"]).float(), rows.numpy())
+        # The first process alone is here, so it cannot share the work.
+        features = torch.cat(
+            [self.embed(survey.batch("test", part.numpy())["input"]).float() for part in rows.split(200)]
+        )
         y = torch.from_numpy(split.targets)[rows]
         pairs = torch.triu_indices(len(y), len(y), 1)
         distance = (y[pairs[0]] - y[pairs[1]]).abs()
@@ -283,7 +292,7 @@ class SupReMix(RegressionLearner):
         at = torch.bucketize(distance, edges[1:-1])
         counts = at.bincount(minlength=20)
         series = {}
-        spaces = {"encoder": features, "head": self.head(features.to(self.device)).cpu()}
+        spaces = {"encoder": features.cpu(), "head": self.head(features).cpu()}
         for name, x in spaces.items():
             x = unit(x - x.mean(0))
             cosine = (x[pairs[0]] * x[pairs[1]]).sum(1).double()
