@@ -18,6 +18,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "size": "size=224 (pixels, height and width)",
         "classes": "classes=10 (number of classes, or their names)",
     },
+    "regression": {"size": "size=224 (pixels, height and width)"},
     "aligned": {
         "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
         "or rate and samples of each)"
@@ -42,6 +43,7 @@ FACTS = (
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
     *("words", "text_width", "layer_widths"),
+    *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
 )
 
 
@@ -75,12 +77,15 @@ def create(
             {name: {"kind": ...}} of aligned data; texts: {name: training texts}, from which a tokenizer is learnt; visual_dim,
             audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
-            words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens.
+            words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
+            kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
+            target_mean, target_deviation: of the targets.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
+        regression        what `learner.prepare` makes of {"input": uint8 [n, 3, size, size] or float rows, "target": float64 [n]}
         frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
         regions           what `learner.prepare` makes of {"image": uint8 [n, 3, size, size], "boxes": float [n, k, 4],
                           "label": int64 [n, k], "score": float [n, k]}
@@ -148,6 +153,8 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
             missing.append("texts")
     if missing:
         said = NEEDED.get(task, {}) | {
+            "mean": "mean=[...] (of each column)",
+            "deviation": "deviation=[...] (of each column)",
             "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}"
         }
         raise CounterpointError(
@@ -159,7 +166,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["classes"] = len(facts["class_names"])
     if task == "dense":
         facts = {"modalities": ["image"], "background": True} | facts
-    if task in ("views", "labelled", "dense"):
+    if task == "regression" and facts.get("kind", "image") != "image":
+        missing = [name for name in ("mean", "deviation") if name not in facts]
+    if task in ("views", "labelled", "dense", "regression"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
     if task == "aligned":
