@@ -2,9 +2,9 @@
 
     python benchmarks/supremix.py [--rounds 7] [--threads 1]      writes results/bench/supremix.json
 
-The method is that of benchmarks/alignment.py. n is the number of rows (two views of n / 2 examples) of 64 numbers. Targets are whole
-numbers of 0..99, the window is 5, and the shares of Mix-neg are given. The transcription builds the mixtures [n, n, 64] of Mix-neg,
-and of Mix-pos only those that exist. The authors' code has n^3 places for them. Both subtract two maxima, so values agree.
+The method is that of benchmarks/alignment.py. n is the number of rows (two views of n / 2 examples) of 64 numbers. Targets are
+whole numbers of 0..99, the window is 5, and the shares of Mix-neg are given. The transcription builds the mixtures [n, n, 64] of
+Mix-neg, and of Mix-pos only those that exist. The authors' code has n^3 places for them. Both subtract two maxima, so values agree.
 
 At 4,096 rows Mix-pos has about 110 million mixtures, 28 GB as vectors: there the transcription has Mix-neg alone.
 

@@ -196,7 +196,8 @@ def test_the_window_is_open_at_its_end():
     y = torch.tensor([0.0, 2.0, 4.0])
     assert fn.mixture_counts(y, 2.0)[1].tolist() == [0, 0, 0]
     assert fn.mixture_counts(y, 2.0001)[1].tolist() == [0, 1, 0]
-    assert Groups(torch.tensor([0.1, 0.3, 0.2])).near(1, 0.15) == (0, 3)
+    groups = Groups(torch.tensor([0.1, 0.3, 0.2]), 0.15)
+    assert (groups.low.tolist(), groups.high.tolist()) == ([0, 0, 1], [2, 3, 3])
 
 
 # ------------------------------------------------------------------------------------------------------------------ edges

@@ -20,6 +20,7 @@ anchor, C is one above it. The sum over all their pairs is a product of two sums
     sum_{j in A, k in C} exp(b s_ij + (1 - b) s_ik) = (sum_{j in A} exp(b s_ij)) (sum_{k in C} exp((1 - b) s_ik))
 
 Labels that differ in every example cost as many exponentials as there are mixtures; ten examples of a label cost a tenth of it.
+Where a block has few mixtures, they are listed one by one instead.
 
 Mixtures count as constants: their gradient reaches the anchor alone. All is computed in blocks of anchors, whose gradient is
 made at once: memory is O(N D), and a block is CELLS numbers. The dense form is for torch.func and torch.compile.
@@ -104,9 +105,12 @@ class Groups:
 
     Args:
         labels: [N] finite labels, in any order.
+        window: largest distance of labels in mixtures p, not included.
+
+    A group's mixtures p are of groups from `low` to below it, and from above it to before `high`.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(self, labels: Tensor, window: float) -> None:
         plain = labels.detach().cpu().double().numpy()
         order = plain.argsort(kind="stable")
         self.values, counts = np.unique(plain, return_counts=True)
@@ -117,12 +121,13 @@ class Groups:
         kind = torch.float32 if labels.device.type == "mps" else torch.float64
         self.y = torch.from_numpy(plain[order]).to(kind).to(labels.device)
 
-    def near(self, group: int, window: float) -> tuple[int, int]:
-        """Return the first group of the window around a group, and the one after the last."""
-        value = self.values[group]
-        below = int(np.count_nonzero(value - self.values[:group] < window))
-        above = int(np.count_nonzero(self.values[group + 1 :] - value < window))
-        return group - below, group + 1 + above
+        number, parts = np.arange(len(self.values)), max(1, CELLS // len(self.values)) if len(counts) else 1
+        self.low, self.high = number.copy(), number + 1
+        for start in range(0, len(number), parts):
+            some = slice(start, start + parts)
+            apart = self.values[some, None] - self.values
+            self.low[some] -= ((apart > 0) & (apart < window)).sum(1)
+            self.high[some] += ((apart < 0) & (-apart < window)).sum(1)
 
     def rows(self, first: int, stop: int) -> slice:
         """Return the rows of the groups first..stop - 1."""
@@ -144,12 +149,11 @@ def mixture_counts(labels: Float[Tensor, " n"], window: float) -> tuple[Int[Tens
     >>> mixture_counts(torch.tensor([1.0, 2.0, 2.0, 4.0]), 3.0)
     (tensor([3, 2, 2, 3]), tensor([0, 1, 1, 0]))
     """
-    groups = Groups(labels)
-    of_group = np.zeros((2, len(groups.values)), np.int64)
-    for group, size in enumerate(groups.sizes):
-        low, high = groups.near(group, window)
-        pairs = groups.sizes[low:group].sum() * groups.sizes[group + 1 : high].sum()
-        of_group[:, group] = len(labels) - size, pairs
+    groups = Groups(labels, window)
+    number = np.arange(len(groups.values))
+    below = groups.starts[number] - groups.starts[groups.low]
+    above = groups.starts[groups.high] - groups.starts[number + 1]
+    of_group = np.stack([len(labels) - groups.sizes, below * above])
     found = torch.from_numpy(of_group).to(labels.device)[:, groups.group]
     counts = torch.empty_like(found)
     counts[:, groups.order] = found
@@ -183,10 +187,53 @@ def _cells(groups: Groups, rows: int, a: tuple[int, int], c: tuple[int, int]) ->
         yield from _cells(groups, rows, a, (middle, c[1]))
 
 
-class _Between:
-    """The mixtures p of anchors of one group with the groups of one cell."""
+class _Listed:
+    """The mixtures p of some anchors, one by one, where there are few.
 
-    def __init__(self, groups: Groups, group: int, below: slice, above: slice, logits: Tensor, top: Tensor) -> None:
+    Args:
+        groups: all rows.
+        anchors: [r] groups of the anchors.
+        logits: [r, N] the anchors' similarities.
+    """
+
+    def __init__(self, groups: Groups, anchors: NDArray[np.int64], logits: Tensor) -> None:
+        starts, first = groups.starts, groups.starts[groups.low[anchors]]
+        below, above = starts[anchors] - first, starts[groups.high[anchors]] - starts[anchors + 1]
+        pairs = below * above
+        i = np.repeat(np.arange(len(anchors)), pairs)
+        at = np.arange(len(i)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+        j, k = first[i] + at // above[i], starts[anchors + 1][i] + at % above[i]
+        value = groups.values[np.repeat(np.arange(len(groups.values)), groups.sizes)]
+        b = np.clip((value[k] - groups.values[anchors][i]) / np.maximum(value[k] - value[j], FLOOR), 0, 1)
+        self.b = torch.from_numpy(b).to(logits)
+        self.anchor, self.pairs = (torch.from_numpy(x).to(logits.device) for x in (i, pairs))
+        self.below, self.above = (self.anchor * logits.shape[1] + torch.from_numpy(x).to(logits.device) for x in (j, k))
+        flat = logits.reshape(-1)
+        self.logits = self.b * flat[self.below] + (1 - self.b) * flat[self.above]
+
+    def lift(self, top: Tensor) -> None:
+        """Raise the anchors' maxima to those of these mixtures."""
+        top.scatter_reduce_(0, self.anchor, self.logits, "amax")
+
+    def add(self, block: _Block, shift: Tensor) -> None:
+        """Add these mixtures' terms, with this shift of each anchor's logits."""
+        e = (self.logits - shift[self.anchor]).exp_()
+        block.z.index_add_(0, self.anchor, e)
+        block.total.index_add_(0, self.anchor, self.logits)
+        for flat, each in ((block.mixed.view(-1), e), (block.drawn.view(-1), torch.ones_like(e))):
+            flat.index_add_(0, self.below, self.b * each)
+            flat.index_add_(0, self.above, (1 - self.b) * each)
+        block.terms += self.pairs
+        block.shifts += self.pairs * shift
+
+
+class _Between:
+    """The mixtures p of anchors of one group, rows of a block, with the groups of one cell."""
+
+    def __init__(
+        self, groups: Groups, group: int, rows: slice, below: slice, above: slice, logits: Tensor, top: Tensor
+    ) -> None:
+        self.anchors, logits, top = rows, logits[rows], top[rows]
         self.below, self.above = groups.rows(below.start, below.stop), groups.rows(above.start, above.stop)
         self.a, self.c = groups.group[self.below] - below.start, groups.group[self.above] - above.start
         b = torch.from_numpy(groups.share(group, below, above)).to(logits)
@@ -201,8 +248,13 @@ class _Between:
         self.below_counts, self.above_counts = self.b_rows @ sizes[above], self.c_rows @ sizes[below]
         self.pairs = float(sizes[below].sum() * sizes[above].sum())
 
-    def add(self, block: _Block, rows: slice, shift: Tensor) -> None:
-        """Add these mixtures' terms to a block's rows, with this shift of their logits."""
+    def lift(self, top: Tensor) -> None:
+        """Raise the anchors' maxima to those of these mixtures."""
+        top[self.anchors] = torch.maximum(top[self.anchors], self.largest.amax((1, 2)))
+
+    def add(self, block: _Block, shift: Tensor) -> None:
+        """Add these mixtures' terms, with this shift of each anchor's logits."""
+        rows, shift = self.anchors, shift[self.anchors]
         e1 = (self.down[:, :, None] * self.b_rows).exp_()  # [anchors, below rows, above groups]
         e2 = (self.up[:, :, None] * self.c_rows).exp_()  # [anchors, above rows, below groups]
         shape = self.largest.shape
@@ -220,21 +272,27 @@ class _Between:
         block.shifts[rows] += self.pairs * shift
 
 
-def _betweens(groups: Groups, first: int, block: _Block, window: float) -> Iterator[tuple[slice, _Between]]:
-    """Yield the mixtures p of a block's anchors, cell by cell, with the anchors' rows of the block."""
-    logits = block.logits
+def _betweens(groups: Groups, first: int, logits: Tensor) -> Iterator[_Listed | _Between]:
+    """Yield the mixtures p of a block's anchors: all at once where they are few, otherwise cell by cell."""
+    stop = first + len(logits)
+    anchors = np.searchsorted(groups.starts, np.arange(first, stop), "right") - 1
+    below = groups.starts[anchors] - groups.starts[groups.low[anchors]]
+    above = groups.starts[groups.high[anchors]] - groups.starts[anchors + 1]
+    many = int((below * above).sum())
+    if not many:
+        return
+    if many <= CELLS:
+        yield _Listed(groups, anchors, logits)
+        return
     index = groups.group.expand(len(logits), -1)
     top = logits.new_full((len(logits), len(groups.values)), -torch.inf).scatter_reduce_(1, index, logits, "amax")
-    numbers, counts = np.unique(groups.group[first : first + len(logits)].cpu().numpy(), return_counts=True)
-    at = 0
-    for group, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-        rows = slice(at, at + count)
-        at += count
-        low, high = groups.near(group, window)
+    for group in np.unique(anchors).tolist():
+        low, high = int(groups.low[group]), int(groups.high[group])
         if low == group or high == group + 1:
             continue
-        for below, above in _cells(groups, count, (low, group), (group + 1, high)):
-            yield rows, _Between(groups, group, below, above, logits[rows], top[rows])
+        rows = slice(max(int(groups.starts[group]), first) - first, min(int(groups.starts[group + 1]), stop) - first)
+        for cell in _cells(groups, rows.stop - rows.start, (low, group), (group + 1, high)):
+            yield _Between(groups, group, rows, *cell, logits, top)
 
 
 class _MixtureContrast(torch.autograd.Function):
@@ -285,9 +343,15 @@ def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple
     top = shift if not terms.separate else torch.zeros_like(shift)
     if drawn is not None:
         top = torch.maximum(top, drawn.amax(1))
-    if terms.separate and terms.between:
-        for rows, found in _betweens(groups, int(here[0]), block, terms.window):
-            top[rows] = torch.maximum(top[rows], found.largest.amax((1, 2)))
+    first: list[_Listed | _Between] = []
+    between = _betweens(groups, int(here[0]), logits) if terms.between else iter(())
+    if terms.separate:
+        for found in between:
+            found.lift(top)
+            first = [found]
+        # Listed mixtures are kept for the terms, cells are made again.
+        listed = bool(first) and isinstance(first[0], _Listed)
+        between = iter(first) if listed or not first else _betweens(groups, int(here[0]), logits)
     shift = shift if terms.separate else top
     real = terms.weight(distance) * (rest - shift[:, None]).exp_()
     block.z += real.sum(1)
@@ -301,9 +365,8 @@ def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple
         block.z += e.sum(1)
         block.mixed += (1 - share) * e
         block.mixed[local, here] += (share * e).sum(1)
-    if terms.between:
-        for rows, found in _betweens(groups, int(here[0]), block, terms.window):
-            found.add(block, rows, top[rows])
+    for found in between:
+        found.add(block, top)
     has = block.terms > 0
     each = block.terms.clamp(min=1)[:, None]
     z = torch.where(block.z > 0, block.z, 1.0)  # an anchor without any other row has no loss
@@ -373,4 +436,4 @@ def mixture_contrast(
     """
     if traced():
         return _dense(x, labels, terms)
-    return _MixtureContrast.apply(once(x, "a contrast with mixtures"), Groups(labels), terms)
+    return _MixtureContrast.apply(once(x, "a contrast with mixtures"), Groups(labels, terms.window), terms)

@@ -155,7 +155,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
             "deviation": "deviation=[...] (of each column)",
-            "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}"
+            "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}",
         }
         raise CounterpointError(
             f"{system} is built from facts of the data, and these are missing: {'; '.join(said[name] for name in missing)}. Give "

@@ -122,12 +122,12 @@ def supremix_loss(
         raise ValueError(f"pool must divide the {n} examples of a batch, got {pool}")
     between = (alpha_neg is not None if mix_pos is None else mix_pos) and window > 0
     losses = []
-    for part in torch.arange(n, device=features.device).view(pool, -1):
-        rows = (torch.arange(views, device=part.device)[:, None] * n + part).flatten()
-        own = alpha_neg if pool == 1 or alpha_neg is None else _part(alpha_neg, rows)
-        x, y = features[part].transpose(0, 1).flatten(0, 1), labels[part].repeat(views)
-        terms = Terms(temperature, window, weight_power, own, between, separate_max)
-        total, counted = mixture_contrast(x, y, terms)
+    for part in range(pool):
+        some, own = slice(part * n // pool, (part + 1) * n // pool), alpha_neg
+        if pool > 1 and alpha_neg is not None:
+            own = _part(alpha_neg, torch.arange(many, device=features.device).view(views, n)[:, some].flatten())
+        x, y = features[some].transpose(0, 1).flatten(0, 1), labels[some].repeat(views)
+        total, counted = mixture_contrast(x, y, Terms(temperature, window, weight_power, own, between, separate_max))
         losses.append(total / counted.clamp(min=1))
     loss = torch.stack(losses).sum()
     return loss / pool if reduction == "mean" else loss
