@@ -2,13 +2,13 @@
 
     python benchmarks/supremix.py [--rounds 7] [--threads 1]      writes results/bench/supremix.json
 
-The method is that of benchmarks/alignment.py. n is the number of rows (two views of n / 2 examples) of 64 numbers. Targets are
+The method is that of benchmarks/alignment.py. n is the number of rows of 64 numbers: two views of n / 2 examples. Targets are
 whole numbers of 0..99, the window is 5, and the shares of Mix-neg are given. The transcription builds the mixtures [n, n, 64] of
 Mix-neg, and of Mix-pos only those that exist. The authors' code has n^3 places for them. Both subtract two maxima, so values agree.
 
 At 4,096 rows Mix-pos has about 110 million mixtures, 28 GB as vectors: there the transcription has Mix-neg alone.
 
-The second part takes one step in a separate process for each row, with shares that are drawn block by block. `extra_bytes` is the
+The second part takes one step in a separate process for each line. Shares are drawn block by block. `extra_bytes` is the
 rise of the peak of resident memory. With one target for each example (`distinct`) the window holds 1 / 20 of the targets.
 """
 
