@@ -30,6 +30,7 @@ from counterpoint.errors import CounterpointError, DataError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search import Encoder
 from counterpoint.systems.labelled import supremix as file
+from counterpoint.tasks.regression import RegressionEvaluator
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "supremix.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -197,6 +198,8 @@ def test_the_window_is_open_at_its_end():
     y = torch.tensor([0.0, 2.0, 4.0])
     assert fn.mixture_counts(y, 2.0)[1].tolist() == [0, 0, 0]
     assert fn.mixture_counts(y, 2.0001)[1].tolist() == [0, 1, 0]
+    for targets in ([0.0, 2.0, 3.0], [0.0, 1.0, 3.0]):  # at the end below, and above
+        assert fn.mixture_counts(torch.tensor(targets), 2.0)[1].tolist() == [0, 0, 0]
     groups = Groups(torch.tensor([0.1, 0.3, 0.2]), 0.15)
     assert (groups.low.tolist(), groups.high.tolist()) == ([0, 0, 1], [2, 3, 3])
 
@@ -314,6 +317,27 @@ def test_inputs_and_options_train(data, settings):
     assert math.isfinite(row["train/loss"])
     assert row["test/mae"] > 0
     assert ("test/regressor_mae" in row) == (settings.get("regressor") == "fine-tuned")
+
+
+def test_only_a_fine_tuned_regressor_changes_the_encoder_after_the_contrast():
+    found = {}
+    for regressor in ("frozen", "fine-tuned"):
+        learner, task = built(epochs=1, regressor=regressor)
+        fit(learner, task, bar=False)
+        found[regressor] = dict(learner.state_dict())
+    name = "encoder.layer1.0.weight"
+    assert not torch.equal(found["frozen"][name], found["fine-tuned"][name])
+    assert torch.equal(found["frozen"]["head.0.weight"], found["fine-tuned"]["head.0.weight"])
+
+
+def test_early_stopping_waits_for_a_smaller_error(monkeypatch):
+    learner, task = built(epochs=5, regressor="frozen")
+    errors = iter([5.0, 4.0, 3.0, 2.0, 1.0, 1.0])
+    monkeypatch.setattr(RegressionEvaluator, "compute", lambda self, final=False: {"mae": next(errors)})
+    assert len(fit(learner, task, bar=False, evaluate_every=1, loop=Loop(patience=2))) == 5
+    learner, task = built(epochs=5)
+    errors = iter([1.0, 2.0, 3.0, 4.0])
+    assert len(fit(learner, task, bar=False, evaluate_every=1, loop=Loop(patience=2))) == 3
 
 
 def test_the_learning_rate_falls_to_a_tenth_once():
