@@ -163,12 +163,21 @@ def mixture_counts(labels: Float[Tensor, " n"], window: float) -> tuple[Int[Tens
 class _Block:
     """Some anchors and their terms so far: Z, the sum of logits in the numerator, and the gradient of each to similarities."""
 
-    def __init__(self, logits: Tensor, like: Tensor) -> None:
-        count = len(logits)
+    z: Tensor
+    total: Tensor
+    terms: Tensor
+    shifts: Tensor
+    mixed: Tensor | None = None  # gradient of Z through mixtures
+    drawn: Tensor | None = None  # gradient of the numerator through mixtures
+
+    def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        self.z, self.total, self.terms, self.shifts = (like.new_zeros(count) for _ in range(4))
-        self.mixed = torch.zeros_like(logits)  # gradient of Z through mixtures
-        self.drawn = torch.zeros_like(logits)  # gradient of the numerator through mixtures
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Return the gradients through mixtures, zeros before the first."""
+        self.mixed = torch.zeros_like(self.logits) if self.mixed is None else self.mixed
+        self.drawn = torch.zeros_like(self.logits) if self.drawn is None else self.drawn
+        return self.mixed, self.drawn
 
 
 def _cells(groups: Groups, rows: int, a: tuple[int, int], c: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
@@ -220,9 +229,11 @@ class _Listed:
         e = (self.logits - shift[self.anchor]).exp_()
         block.z.index_add_(0, self.anchor, e)
         block.total.index_add_(0, self.anchor, self.logits)
-        for flat, each in ((block.mixed.view(-1), e), (block.drawn.view(-1), torch.ones_like(e))):
-            flat.index_add_(0, self.below, self.b * each)
-            flat.index_add_(0, self.above, (1 - self.b) * each)
+        rest = 1 - self.b
+        for gradient, low, high in zip(block.both(), (self.b * e, self.b), (rest * e, rest), strict=True):
+            flat = gradient.view(-1)
+            flat.index_add_(0, self.below, low)
+            flat.index_add_(0, self.above, high)
         block.terms += self.pairs
         block.shifts += self.pairs * shift
 
@@ -262,12 +273,13 @@ class _Between:
         s2 = e2.new_zeros(shape[0], shape[2], shape[1]).index_add_(1, self.c, e2).transpose(1, 2)
         f = (self.largest - shift[:, None, None]).exp_()
         block.z[rows] += (f * s1 * s2).sum((1, 2))
-        block.mixed[rows, self.below] += (e1.mul_(self.b_rows) * (f * s2)[:, self.a]).sum(2)
-        block.mixed[rows, self.above] += (e2.mul_(self.c_rows) * (f * s1).transpose(1, 2)[:, self.c]).sum(2)
+        mixed, drawn = block.both()
+        mixed[rows, self.below] += (e1.mul_(self.b_rows) * (f * s2)[:, self.a]).sum(2)
+        mixed[rows, self.above] += (e2.mul_(self.c_rows) * (f * s1).transpose(1, 2)[:, self.c]).sum(2)
         logits = block.logits[rows]
         block.total[rows] += logits[:, self.below] @ self.below_counts + logits[:, self.above] @ self.above_counts
-        block.drawn[rows, self.below] += self.below_counts
-        block.drawn[rows, self.above] += self.above_counts
+        drawn[rows, self.below] += self.below_counts
+        drawn[rows, self.above] += self.above_counts
         block.terms[rows] += self.pairs
         block.shifts[rows] += self.pairs * shift
 
@@ -308,10 +320,10 @@ class _MixtureContrast(torch.autograd.Function):
         for start in range(0, n, chunk):
             stop = min(start + chunk, n)
             here = torch.arange(start, stop, device=x.device)
-            block = _Block(f[start:stop] @ f.T / tau, f)
+            block = _Block(f[start:stop] @ f.T / tau)
             to_rows, to_mixed, lost, has = _anchors(block, here, groups, terms)
             loss, counted = loss + lost, counted + has
-            gradient[start:stop] += (to_rows + to_mixed) @ f / tau
+            gradient[start:stop].addmm_(to_rows if to_mixed is None else to_rows + to_mixed, f, alpha=1 / tau)
             gradient.addmm_(to_rows.T, f[start:stop], alpha=1 / tau)
         back = torch.empty_like(gradient)
         back[order] = gradient
@@ -325,23 +337,19 @@ class _MixtureContrast(torch.autograd.Function):
         return gradients[0] * back, None, None
 
 
-def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple[Tensor, ...]:
+def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Return the gradient of a block's loss to similarities of rows and of mixtures, the loss, and the anchors counted."""
     logits, local = block.logits, torch.arange(len(here), device=here.device)
-    distance = (groups.y[here, None] - groups.y).abs().to(logits)
+    distance = (groups.y[here, None] - groups.y).abs_().to(logits)
     same = groups.group[here, None] == groups.group
-    alone = same.clone()
-    alone[local, here] = False  # positives, without the anchor itself
-    rest = logits.clone()
-    rest[local, here] = -torch.inf
+    rest = logits.index_put((local, here), logits.new_tensor(-torch.inf))
     shift = (logits if terms.separate else rest).amax(1)
     shift = torch.where(torch.isneginf(shift), 0.0, shift)
+    top = shift if not terms.separate else torch.zeros_like(shift)
     drawn = share = None
     if terms.own is not None:
         share = terms.shares(groups.order[here])[:, groups.order].to(logits)
-        drawn = (share * logits[local, here, None] + (1 - share) * logits).masked_fill_(same, -torch.inf)
-    top = shift if not terms.separate else torch.zeros_like(shift)
-    if drawn is not None:
+        drawn = torch.lerp(logits, logits[local, here, None], share).masked_fill_(same, -torch.inf)
         top = torch.maximum(top, drawn.amax(1))
     first: list[_Listed | _Between] = []
     between = _betweens(groups, int(here[0]), logits) if terms.between else iter(())
@@ -353,28 +361,30 @@ def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple
         listed = bool(first) and isinstance(first[0], _Listed)
         between = iter(first) if listed or not first else _betweens(groups, int(here[0]), logits)
     shift = shift if terms.separate else top
-    real = terms.weight(distance) * (rest - shift[:, None]).exp_()
-    block.z += real.sum(1)
-    block.total += torch.where(alone, logits, 0.0).sum(1)
-    positives = alone.sum(1)
-    block.terms += positives
-    block.shifts += positives * shift
+    real = rest.sub_(shift[:, None]).exp_().mul_(terms.weight(distance))
+    same[local, here] = False  # positives, without the anchor itself
+    block.z, block.total, block.terms = real.sum(1), logits.masked_fill(~same, 0.0).sum(1), same.sum(1).to(logits)
+    block.shifts = block.terms * shift
     if drawn is not None:
         assert share is not None
-        e = terms.weight((1 - share) * distance) * (drawn - top[:, None]).exp_()
+        e = drawn.sub_(top[:, None]).exp_().mul_(terms.weight((1 - share) * distance))
         block.z += e.sum(1)
-        block.mixed += (1 - share) * e
-        block.mixed[local, here] += (share * e).sum(1)
+        own = share * e
+        block.mixed = e.sub_(own)
+        block.mixed[local, here] += own.sum(1)
     for found in between:
         found.add(block, top)
     has = block.terms > 0
-    each = block.terms.clamp(min=1)[:, None]
+    each = block.terms.clamp(min=1)
     z = torch.where(block.z > 0, block.z, 1.0)  # an anchor without any other row has no loss
-    lost = torch.where(has, z.log() - (block.total - block.shifts) / each[:, 0], 0.0)
-    mine = has[:, None]
-    to_rows = torch.where(mine, real / z[:, None] - alone / each, 0.0)
-    to_mixed = torch.where(mine, block.mixed / z[:, None] - block.drawn / each, 0.0)
-    return to_rows, to_mixed, lost.sum(), has.sum().to(logits)
+    lost = torch.where(has, z.log() - (block.total - block.shifts) / each, 0.0)
+    part = (has / z)[:, None]
+    to_rows = real.mul_(part).sub_(same / each[:, None])
+    if block.mixed is not None:
+        block.mixed *= part
+        if block.drawn is not None:
+            block.mixed -= block.drawn / each[:, None]
+    return to_rows, block.mixed, lost.sum(), has.sum().to(logits)
 
 
 def _dense(x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
