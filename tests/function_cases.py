@@ -453,6 +453,17 @@ CASES |= {
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
     ),
+    DISTILLATION + "vidlankd:paired_hinge_loss": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
+    ),
+    DISTILLATION + "vidlankd:nst_loss": Case(lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4)], (0,), (0, 0)),
+    DISTILLATION + "vidlankd:ntxent_pair": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None)),
+    DISTILLATION + "vidlankd:token_contrastive_loss": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), 0.5], (0,), (0, 0, None)
+    ),
+    DISTILLATION + "vidlankd:token_crd_loss": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), d(8, 9, DIM), 0.5], (0,), (0, 0, None, None), memory=(2,)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),

@@ -461,8 +461,32 @@ CASES |= {
     ),
 }
 
+CASES |= {
+    "PairedHinge": Case(
+        lambda: losses.PairedHinge(0.7),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, DIM)],
+        lambda m, *x: fn.paired_hinge_loss(*x, margin=0.7),
+    ),
+    "NST": Case(
+        lambda: losses.NST("mean"),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
+        lambda m, *x: fn.nst_loss(*x, reduction="mean"),
+    ),
+    "TokenContrast": Case(
+        lambda: losses.TokenContrast(0.5),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],
+        lambda m, *x: fn.token_contrastive_loss(*x, 0.5),
+    ),
+    "TokenCRD": Case(
+        lambda: losses.TokenCRD(DIM, 16, 0.3),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],
+        lambda m, *x: fn.token_crd_loss(*x, m.bank.rows, 0.3),
+    ),
+}
+
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "vidlankd:ntxent_pair": "NTXent divided by the number of rows; TokenContrast takes it at each position",
     "diswot:classifier_gradient": "a gradient, no loss",
     "diswot:diswot_score": "a score, no loss; RelationDistance and SemanticDistance are its parts",
     "kd3:mix_distribution": "makes pictures, of which another loss is taken",

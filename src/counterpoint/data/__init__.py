@@ -251,6 +251,23 @@ SOURCES: dict[str, Source] = {
             "300 + 300 training pictures of 64 pixels with 40 proposals, made in seconds",
         ),
         Source(
+            "moving-objects",
+            "tokens",
+            "counterpoint.data.moving_objects",
+            "sentences on invented objects, some with clips of their size, speed and bounciness: data of VidLanKD's claim",
+            "made on the spot",
+            "10,000 + 2,400 + 2,400 texts and 5,000 with clips, made in a second",
+        ),
+        Source(
+            "texts",
+            "tokens",
+            "counterpoint.data.texts",
+            "your own texts, a line or a row each, some with videos: FILE.txt, a folder of them, or a table",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "styled-shapes",
             "views",
             "counterpoint.data.styled_shapes",

