@@ -489,3 +489,16 @@ def test_trains_from_python_on_a_table_in_memory(tmp_path, undrawn):
         "supremix", data=cp.own(table, columns="age:target"), out=tmp_path, epochs=1, batch_size=8, quiet=True
     )
     assert run.metrics["mae"] < 20
+
+
+def test_a_learner_of_tables_or_series_is_created_from_facts():
+    learner = cp.create(
+        "supremix", kind="series", mean=[0.0], deviation=[2.0], length=8, batch_size=8, series_encoder="conv-s"
+    )
+    batch = {"input": torch.randn(8, 8, 1), "index": torch.arange(8), "target": torch.arange(8).double()}
+    prepared = learner.prepare(batch, torch.Generator().manual_seed(0))
+    assert float(learner.loss(prepared)["loss"].detach()) > 0
+    with pytest.raises(CounterpointError, match=r"missing: mean=.*; deviation="):
+        cp.create("supremix", kind="table")
+    with pytest.raises(CounterpointError, match=r"missing: length="):
+        cp.create("supremix", kind="series", mean=[0.0], deviation=[1.0])

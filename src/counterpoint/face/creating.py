@@ -143,6 +143,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     """Return the facts of the data from keyword arguments. CounterpointError, which lists all missing facts."""
     facts = dict(given)
     missing = [name for name in NEEDED.get(task, {}) if name not in facts]
+    if task == "regression" and facts.get("kind", "image") != "image":
+        needed = ("mean", "deviation", "length") if facts["kind"] == "series" else ("mean", "deviation")
+        missing = [name for name in needed if name not in facts]
     if task == "labelled" and "class_names" in facts:
         missing = [name for name in missing if name != "classes"]
         facts.setdefault("classes", len(facts["class_names"]))
@@ -161,6 +164,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
             "deviation": "deviation=[...] (of each column)",
+            "length": "length=64 (steps of a series)",
             "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}",
         }
         raise CounterpointError(
@@ -172,8 +176,6 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["classes"] = len(facts["class_names"])
     if task == "dense":
         facts = {"modalities": ["image"], "background": True} | facts
-    if task == "regression" and facts.get("kind", "image") != "image":
-        missing = [name for name in ("mean", "deviation") if name not in facts]
     if task in ("views", "labelled", "dense", "regression"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])

@@ -22,13 +22,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tyro.conf import Suppress
 
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.world import processes
@@ -66,6 +67,14 @@ NAMES = ("kind", "size", "length", "columns")  # facts in which other data must 
 class RegressionConfig(ImagesConfig):
     """Settings of every learner of this task."""
 
+    epochs: int = 200
+    """Passes over the training items before those of a fine-tuned regressor; 0, with such a regressor: it alone is trained."""
+    batch_size: int = 256
+    """Items in a batch, over all processes together. The last, smaller batch of an epoch is dropped."""
+    bank: int = 10000
+    """Maximum number of training items on whose features the linear probe is fitted."""
+    neighbours: Annotated[int, Suppress] = 20
+    """Not used by this task."""
     recipe: str = "weak"
     """Augmentation of pictures: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
