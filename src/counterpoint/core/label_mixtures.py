@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -139,7 +139,7 @@ class Groups:
         return np.clip((high - self.values[group]) / np.maximum(high - low, FLOOR), 0, 1)
 
 
-def mixture_counts(labels: Float[Tensor, " n"], window: float) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+def mixture_counts(labels: Real[Tensor, " n"], window: float) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Count the mixtures n_ik and p_ijk of each anchor.
 
     Args:
@@ -428,7 +428,7 @@ def _dense(x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
 
 
 def mixture_contrast(
-    x: Float[Tensor, "n dim"], labels: Float[Tensor, " n"], terms: Terms
+    x: Float[Tensor, "n dim"], labels: Real[Tensor, " n"], terms: Terms
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Sum the anchors' losses, and count the anchors with a positive (a row or a mixture p of their label).
 

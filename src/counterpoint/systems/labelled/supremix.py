@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
@@ -63,7 +63,7 @@ JUDGED = 4096  # maximum number of targets that the window is compared with
 @full_precision(keep=("labels", "alpha_neg"))
 def supremix_loss(
     features: Float[Tensor, "n views dim"],
-    labels: Float[Tensor, " n"],
+    labels: Real[Tensor, " n"],
     temperature: float,
     window: float,
     alpha_neg: Shares | None = None,
@@ -112,6 +112,7 @@ def supremix_loss(
         )
     if holds(~labels.isfinite().all()):
         raise ValueError(f"labels must be finite targets, got {int((~labels.isfinite()).sum())} that are not")
+    temperature, window, weight_power = float(temperature), float(window), int(weight_power)
     features, labels = gather_rows(features), gather_rows(labels)
     (n, views, _), many = features.shape, len(features) * features.shape[1]
     if isinstance(alpha_neg, Tensor) and alpha_neg.shape != (many, many):
