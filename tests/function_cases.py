@@ -453,6 +453,10 @@ CASES |= {
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
     ),
+    "counterpoint.systems.continual.mod_x:mod_x": Case(
+        lambda n, d: [*pair(n, d), d(4, n, 3), d(5, n, 3), 0.7, 2.0], (0, 1), (0, 0, 0, 0, None, None)
+    ),
+    "counterpoint.systems.continual.mod_x:trusted_rows": Case(lambda n, d: pair(n, d), (), (0, 0), permutes=False),
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),

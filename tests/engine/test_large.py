@@ -112,6 +112,15 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
+    "vidlankd": (
+        "moving-objects?train=24&grounded=24&test=24&words=20",
+        {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1, "dropout": 0.0}
+        | {"video_dropout": 0.0},
+    ),
+    "mod-x": (
+        "digit-streams?vectors=1&train=24&test=20&phases=2",
+        {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "warmup_epochs": 0},
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
         "styled-shapes?train=24&test=8&size=8",
@@ -214,11 +223,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "batch_size": 12,
             "epochs": 1,
         },
-    ),
-    # Tokens of a batch are compared by their masks, which batches in parts do not have.
-    "vidlankd": (
-        "moving-objects?train=24&grounded=24&test=24&words=20",
-        {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1},
     ),
     # A step trains the set, and a network of the pool on all of it.
     "krr-st": (

@@ -42,6 +42,7 @@ MORE = {
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},
     "m3col": {"classes": 3},
+    "mod-x": {"phases": 2},
     "mae": {"encoder": "vit-s"},
     "hybrid-distill": {"encoder": "vit-xs"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

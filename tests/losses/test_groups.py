@@ -48,7 +48,7 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
-    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD",
+    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
 ]  # fmt: skip
 
 

@@ -472,6 +472,11 @@ CASES |= {
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
         lambda m, *x: fn.nst_loss(*x, reduction="mean"),
     ),
+    "ModX": Case(
+        lambda: losses.ModX(0.5, 2.0),
+        lambda: [draw(s, N, DIM) for s in range(4)],
+        lambda m, *x: fn.mod_x(*x, m.log_scale, 2.0).loss,
+    ),
     "TokenContrast": Case(
         lambda: losses.TokenContrast(0.5),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],

@@ -502,3 +502,14 @@ def test_a_learner_of_tables_or_series_is_created_from_facts():
         cp.create("supremix", kind="table")
     with pytest.raises(CounterpointError, match=r"missing: length="):
         cp.create("supremix", kind="series", mean=[0.0], deviation=[1.0])
+
+
+def test_the_encoder_starts_from_a_run_on_pictures_and_not_on_tables(tmp_path, undrawn):
+    small = {"encoder": "mlp-s", "recipe": "none", "epochs": 1, "batch_size": 12, "warmup_epochs": 0}
+    config = Experiment.resolve("simclr", "digits?size=16&train=24", overrides=small).config
+    run = training.train("simclr", config, data="digits?size=16&train=24", out=tmp_path, name="x", say=lambda _: None)
+    learner, task = built(start=str(run.path), encoder="conv-s")
+    learner.begin(Survey(task, learner))
+    torch.testing.assert_close(learner.encoder.state_dict(), load_learner(run).encoder.state_dict())
+    with pytest.raises(CounterpointError, match="--from is for encoders of pictures, and diabetes is a table"):
+        built("diabetes?train=60", start=str(run.path))

@@ -268,6 +268,14 @@ SOURCES: dict[str, Source] = {
             argument="PLACE",
         ),
         Source(
+            "digit-streams",
+            "aligned",
+            "counterpoint.data.digit_streams",
+            "two handwritten digits side by side and their words, in five phases of right digits: data of Mod-X's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "3,840 + 1,000 + 1,000 pairs, at hand",
+        ),
+        Source(
             "styled-shapes",
             "views",
             "counterpoint.data.styled_shapes",

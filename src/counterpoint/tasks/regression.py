@@ -131,7 +131,10 @@ class RegressionConfig(ImagesConfig):
         build_vector_encoder(self.table_encoder, 1)
 
     def facts(self, data: Any) -> dict[str, Any]:
-        return data.spec | {"examples": len(data.train)}
+        for name, given in (("--from", self.start), ("--lora", self.lora)):
+            if given and data.kind != "image":
+                raise CounterpointError(f"{name} is for encoders of pictures, and {data.name} is a {data.kind}")
+        return super().facts(data)
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

@@ -33,7 +33,7 @@ Not built: half precision of its own (`--precision` has it for all systems), and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -529,6 +529,12 @@ class VidLanKD(TokensLearner):
 
     def _teacher_turns(self) -> list[Turn]:
         return [self.turn(self._of_teacher(), replace(self.config, lr=self.config.teacher_lr))]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        if not self.at_teacher or self.teacher is None:
+            return super().row_wise()
+        video = [] if self.video is None else [(self.video, "forward")]
+        return [(self.teacher.encoder, "tokens"), *video]
 
     # --- losses
 
