@@ -616,3 +616,15 @@ OTHERS |= {
     "promptkd:prompt_projector": "a network with named weights",
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
 }
+
+CASES |= {
+    SYSTEMS + "labelled.supremix:supremix_loss": Case(
+        lambda n, d: [unit(d(0, n, 2, DIM)), torch.arange(n) % 5 * 1.5, 0.3, 4.0, d(1, 2 * n, 2 * n).sigmoid()],
+        (0,),
+        (0, 0),
+        most=70,
+        memory=(1, 4),
+        permutes=False,
+    ),
+}
+OTHERS |= {"label_mixtures:mixture_counts": "whole numbers"}

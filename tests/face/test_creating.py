@@ -34,6 +34,7 @@ FACTS = {
         "crop": 16,
         "batch_size": 8,
     },
+    "regression": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "bags": {"visual_dim": 8, "audio_dim": 4},
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }

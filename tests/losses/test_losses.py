@@ -204,6 +204,11 @@ CASES: dict[str, Case] = {
         lambda: [unit(0, N, 2, DIM), LABELS],
         lambda m, x, y: fn.supcon(x, y, 0.2, 0.1, False),
     ),
+    "SupReMix": Case(
+        lambda: losses.SupReMix(0.2, 2.5),
+        lambda: [draw(0, N, 2, DIM), LABELS * 1.5, draw(1, 2 * N, 2 * N).sigmoid().detach()],
+        lambda m, x, y, a: fn.supremix_loss(F.normalize(x, dim=2), y, 0.2, 2.5, a, separate_max=False),
+    ),
     "SupConSingleView": Case(
         lambda: losses.SupConSingleView(0.2),
         lambda: [draw(0, N, DIM), LABELS],

@@ -275,7 +275,8 @@ class Fit:
         value = torch.tensor(found[name], dtype=torch.float64, device=self.device)
         if processes()[1] > 1:
             dist.broadcast(value, 0)  # so that all processes stop at the same epoch
-        self.stopping.judge(float(value), self._weights)
+        worse = getattr(self.task, "lower", False)  # the smaller the headline, the better
+        self.stopping.judge(-float(value) if worse else float(value), self._weights)
 
     def _weights(self) -> dict[str, Tensor]:
         with self.stepper.averaged():
