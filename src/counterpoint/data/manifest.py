@@ -7,8 +7,8 @@
 
 The name of a column gives its kind (own/roles.py: KINDS): `image`, `jpg`, `image_left`, `caption`, `wav`, `video`,
 `vector_gyro`. A note lists the kinds that were found. With `?columns=photo:image,title:text,imu:vector` the user gives the
-kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation), `id`, and `domain` (also `phase`), the
-origin of an item. In archives, members with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`.
+kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation), `id`, and `domain` (also `phase`),
+the origin of an item. In archives, members with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`.
 Fields of the records are `json.FIELD`.
 
 A cell holds one of these:
