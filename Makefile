@@ -67,10 +67,13 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/tinyclip.py
 	$(BIN)/python benchmarks/diswot.py
 	$(BIN)/python benchmarks/kd3.py
+	$(BIN)/python benchmarks/crd.py
 	$(BIN)/python benchmarks/dcd.py
 	$(BIN)/python benchmarks/hybrid_distill.py
 	$(BIN)/python benchmarks/promptkd.py
 	$(BIN)/python benchmarks/gopro.py
+	$(BIN)/python benchmarks/supremix.py
+	$(BIN)/python benchmarks/vidlankd.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

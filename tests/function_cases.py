@@ -453,6 +453,10 @@ CASES |= {
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
     ),
+    "counterpoint.systems.continual.mod_x:mod_x": Case(
+        lambda n, d: [*pair(n, d), d(4, n, 3), d(5, n, 3), 0.7, 2.0], (0, 1), (0, 0, 0, 0, None, None)
+    ),
+    "counterpoint.systems.continual.mod_x:trusted_rows": Case(lambda n, d: pair(n, d), (), (0, 0), permutes=False),
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),
@@ -627,3 +631,15 @@ CASES |= {
     SEPCLR + "sup_align": Case(lambda n, d: [d(0, n), d(1, n).sigmoid()], (0,), (0, 0)),
     SEPCLR + "discrete_sup_align": Case(lambda n, d: [d(0, n), (torch.arange(n) % 3).double()], (0,), (0, 0)),
 }
+
+CASES |= {
+    SYSTEMS + "labelled.supremix:supremix_loss": Case(
+        lambda n, d: [unit(d(0, n, 2, DIM)), torch.arange(n) % 5 * 1.5, 0.3, 4.0, d(1, 2 * n, 2 * n).sigmoid()],
+        (0,),
+        (0, 0),
+        most=70,
+        memory=(1, 4),
+        permutes=False,
+    ),
+}
+OTHERS |= {"label_mixtures:mixture_counts": "whole numbers"}

@@ -10,8 +10,9 @@ import torch
 
 from counterpoint import cli, training
 from counterpoint import distilling as room
+from counterpoint.engine.teachers import parameters
 from counterpoint.errors import CounterpointError
-from counterpoint.experiment import Experiment
+from counterpoint.experiment import Experiment, finished, load_learner
 from embedded import embeddings
 
 DATA = "digits?size=8&train=60"
@@ -34,14 +35,30 @@ def test_each_method_gets_teacher_and_student_by_its_own_names() -> None:
         "teacher": "hf:x", "encoder": "conv-s", "base": 0.5,
     }  # fmt: skip
     assert {"kd", "rkd", "crd", "vl2v-adip", "vlm-ood-distill", "kd3"} <= set(room.distillers())
-    assert "simclr" not in room.distillers()
+    assert not {"simclr", "gopro"} & set(room.distillers())
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ("conv-s", {"student": "", "encoder": "conv-s"}),
+        ("hf:small", {"student": "hf:small"}),
+        ("run:x", {"student": "run:x"}),
+    ],
+)
+def test_a_method_that_adapts_a_network_of_pictures_and_texts_gets_it_as_student(
+    student: str, expected: dict[str, str]
+) -> None:
+    assert room.settings_of("promptkd", "hf:x", student, {}) == {"teacher": "hf:x", **expected}
 
 
 @pytest.mark.parametrize(
     ("methods", "name", "given", "message"),
     [
+        (["gopro"], "hf:x", {}, "gopro learns from no teacher that is named"),
         (["simclr"], "run:x", {}, "simclr learns from no teacher that is named; methods that do: "),
-        (["kd"], "hf:x", {}, "kd learns from a run of a labelled system"),
+        (["dcd"], "run:x", {}, "dcd learns from no teacher that is named; methods that do: "),
+        (["kd"], "hf:x", {}, "kd, .* learn from a run of a labelled system"),
         (["kd", "kd"], "run:x", {}, "each once"),
         (["vl2v-adip"], "hf:x", {"colour": 1}, "no method has the setting 'colour'"),
     ],
@@ -88,6 +105,59 @@ def test_students_are_kept_measured_and_not_trained_again(
     assert row["images_a_second"] > 0
     with pytest.raises(CounterpointError, match="is a run with other settings"):
         room.distil(["kd"], teacher, "mlp-s", DATA, given=given | {"kd_weight": 0.5}, out=tmp_path)
+
+
+PAIRS = "styled-shapes?train=32&valid=16&test=16&size=8"
+
+
+@pytest.fixture(scope="module")
+def pair_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    towers = {"image_encoder": "tower-16-2-8", "text_encoder": "tower-16-2-8", "embedding": 12, "context": 9}
+    config = Experiment.resolve("clip", PAIRS, overrides=SMALL | towers | {"batch_size": 16}).config
+    out = tmp_path_factory.mktemp("pairs")
+    return f"run:{training.train('clip', config, data=PAIRS, out=out, name='clip', say=lambda _: None).path}"
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ("tower-8-1-8", {"inherit": "manual", "image_encoder": "tower-8-1-8", "text_encoder": "tower-8-1-8", "embedding": 12}),
+        ("tower-8-1-8-2", {"inherit": "manual", "image_encoder": "tower-8-1-8-2", "text_encoder": "tower-8-1-8"}),
+        ("teacher", {"inherit": "auto", "image_encoder": "tower-16-2-8", "text_encoder": "tower-16-2-8", "context": 9}),
+        ("conv-s", {"inherit": "none", "image_encoder": "conv-s"}),
+    ],
+)  # fmt: skip
+def test_a_student_s_name_says_how_tinyclip_begins(pair_teacher: str, student: str, expected: dict[str, Any]) -> None:
+    found = room.settings_of("tinyclip", pair_teacher, student, {})
+    assert found | expected == found
+    assert room.settings_of("tinyclip", "hf:x", student, {})["inherit"] == "none"
+    assert room.settings_of("tinyclip", pair_teacher, student, {"inherit": "none"})["inherit"] == "none"
+
+
+def test_a_pair_of_towers_is_distilled_and_measured_beside_its_teacher(
+    pair_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], undrawn: None
+) -> None:
+    words = ["distill", "--teacher", pair_teacher, "--student", "tower-8-1-8", "--data", PAIRS, "--method", "tinyclip"]
+    words += ["--seeds", "2", "--out", str(tmp_path), "--set", "epochs=1", "batch_size=16", "recipe=none"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "mean_recall" in shown
+    assert "image_zero_shot" in shown
+    given = {"epochs": 1, "batch_size": 16, "recipe": "none"}
+    record = room.distil(["tinyclip"], pair_teacher, "tower-8-1-8", PAIRS, seeds=2, given=given, out=tmp_path)
+    retrieval, accuracy = record["rows"]
+    teacher = load_learner(finished(pair_teacher.removeprefix("run:"), "clip"))
+    of_teacher = training.evaluate(pair_teacher.removeprefix("run:"), say=lambda _: None)
+    for row, metric in ((retrieval, "mean_recall"), (accuracy, "image_zero_shot")):
+        assert row["metric"] == metric
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert row["teacher"] == pytest.approx(of_teacher[metric])
+    student = load_learner(finished(record["runs"][0], "tinyclip"))
+    assert retrieval["parameters"] == parameters(student.encoders, student.heads)
+    assert retrieval["teacher_parameters"] == parameters(teacher)
+    assert retrieval["onnx_bytes"] > 4 * retrieval["parameters"]
+    assert retrieval["images_a_second"] > 0
+    assert retrieval["teacher_images_a_second"] > 0
 
 
 def test_a_teacher_that_is_a_file_has_no_size(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Distil a teacher into a student by one or several methods, and measure what the student kept of it.
 
 A run directory for each method and seed holds the student. Finished ones are kept, so an interrupted comparison continues. The
-record has the headline metric of student and teacher, with a t interval over seeds, for each method. It also has the
-numbers of parameters, pictures a second, and the size of the exported encoder.
+record has the metrics of student and teacher, with a t interval over seeds, for each method: the task's headline and, of pairs of
+pictures and texts, accuracy by the classes' prompts. It also has the numbers of parameters, pictures a second, and the size of the
+exported encoder.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ import torch
 from torch import nn
 
 from counterpoint import catalog, training
+from counterpoint.encoders.dual import DualEncoder
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
+from counterpoint.engine.teachers import parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, Say, load_learner, task_class
 from counterpoint.lab import statistics
-from counterpoint.systems.settings import stored
-from counterpoint.tasks.taught import TaughtConfig
+from counterpoint.tasks.class_teachers import ClassTextLearner, open_network
+from counterpoint.tasks.taught import TaughtLearner
+from counterpoint.tasks.tower_pairs import TowerLearner
 
 ROWS = 64  # pictures in a batch whose time is taken
 REPEATS = 5
+ENCODERS = ("encoder", "image_encoder")  # settings that name the student's network
 
 
 def distillers() -> list[str]:
@@ -40,7 +45,7 @@ def distillers() -> list[str]:
             names = (
                 {one.name for one in fields(config)} if is_dataclass(config) else set()
             )  # an addition has a function
-            if "teacher" in names and names & {"encoder", "image_encoder"}:
+            if "teacher" in names and names & {"encoder", "image_encoder"} and getattr(config, "distils", True):
                 found.append(entry.slug)
     return found
 
@@ -51,7 +56,8 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
     Args:
         method: slug of a system with a setting `teacher`.
         teacher: run:RUN, fit:SLUG?data=SOURCE, hf:NAME or another kind that the method knows.
-        student: name of the student's encoder.
+        student: name of the student's encoder. Where a method adapts a network of pictures and texts (promptkd), run:RUN, fit:...,
+            hf:NAME and open_clip:NAME name such a network.
         given: further settings; those that the method lacks are left out.
 
     Raises CounterpointError for a system that learns from no named teacher.
@@ -59,19 +65,13 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
     config = catalog.load_system(method).config
     names = {one.name for one in fields(config)} if is_dataclass(config) else set()
     encoder = next((name for name in ("encoder", "image_encoder") if name in names), "")
-    if "teacher" not in names or not encoder:
+    if "teacher" not in names or not encoder or not getattr(config, "distils", True):
         raise CounterpointError(
             f"{method} learns from no teacher that is named; methods that do: {', '.join(distillers())}"
         )
-    if isinstance(config, type) and issubclass(config, TaughtConfig):  # its setting is the folder of a run
-        kind, _, place = teacher.partition(":")
-        if kind != "run":
-            raise CounterpointError(
-                f"{method} learns from a run of a labelled system: --teacher run:RUN; got '{teacher}'. For other teachers see "
-                "vl2v-adip, vlm-ood-distill and kd3"
-            )
-        teacher = place
-    return {"teacher": teacher, encoder: student} | {name: value for name, value in given.items() if name in names}
+    # A method whose names stand for more than two settings interprets them.
+    own = config.of_names(teacher, student) if hasattr(config, "of_names") else {"teacher": teacher, encoder: student}
+    return own | {name: value for name, value in given.items() if name in names}
 
 
 def distil(
@@ -100,8 +100,8 @@ def distil(
         loop: options of the training loop.
         say: receives messages, a line each.
 
-    Returns the record: {"rows": [one for each method], "runs": paths}. Raises CounterpointError for unknown methods and settings,
-    before anything trains.
+    Returns the record: {"rows": [one for each method and metric], "runs": paths}. Raises CounterpointError for unknown methods and
+    settings, before anything trains.
     """
     given = dict(given or {})
     if not methods or len(set(methods)) < len(methods):
@@ -116,7 +116,7 @@ def distil(
     for method, experiment in experiments.items():
         runs = [_trained(experiment, seed, out, f"{name}-{method}-{seed}", loop, say) for seed in range(seeds)]
         paths += [str(run.path) for run in runs]
-        rows.append({"method": method} | _measured(experiment, runs))
+        rows += [{"method": method} | row for row in _measured(experiment, runs)]
     return {"teacher": teacher, "student": student, "data": data, "seeds": seeds, "rows": rows, "runs": paths}
 
 
@@ -129,8 +129,7 @@ def _trained(experiment: Experiment, seed: int, out: Path, name: str, loop: Loop
             say=say,
         )  # fmt: skip
     run = Run.open(place)
-    kept = run.config
-    if kept.get("data") != experiment.data or kept.get("config") != stored(experiment.config):
+    if run.config.get("data") != experiment.data or Experiment.of_run(run).config != experiment.config:
         raise CounterpointError(f"{place} is a run with other settings; choose another --name, or remove it")
     if not run.complete:
         say(f"resuming {place}")
@@ -138,65 +137,65 @@ def _trained(experiment: Experiment, seed: int, out: Path, name: str, loop: Loop
     return Run.open(place)
 
 
-def _measured(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Any]:
-    """Measure the students of a method."""
-    metric = task_class(experiment.system).headline
-    last = [run.metrics()[-1] for run in runs]
+def _measured(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Measure the students of a method: a row for each metric, with sizes and speeds in each."""
+    learner, last = load_learner(runs[0]), [run.metrics()[-1] for run in runs]
+    student, size = _student(learner)
+    common: dict[str, Any] = {"parameters": parameters(*student), "images_a_second": images_a_second(student[0], size)}
+    common |= {"teacher_parameters": None, "teacher_images_a_second": None}
+    if (teacher := _teacher(learner, experiment.config)) is not None:
+        common["teacher_parameters"] = parameters(*teacher)
+        common["teacher_images_a_second"] = images_a_second(teacher[0], size)
+    common["onnx_bytes"] = _exported(runs[0])
+    metrics = [task_class(experiment.system).headline]
+    if isinstance(learner, TowerLearner):
+        metrics += [name for name in (f"{learner.image}_zero_shot",) if f"test/{name}" in last[0]]
+    return [_kept(metric, last) | common for metric in metrics]
+
+
+def _kept(metric: str, last: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return a metric of the students, its interval over runs, and the teacher's."""
     values = [row[f"test/{metric}"] for row in last if f"test/{metric}" in row]
     taught = [row[f"test/teacher_{metric}"] for row in last if f"test/teacher_{metric}" in row]
     mean, low, high = statistics.interval(values) if values else (float("nan"),) * 3
-    learner = load_learner(runs[0])
-    found = {
-        "metric": metric,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "teacher": fmean(taught) if taught else None,
-        "parameters": _size(_encoder(learner)),
-        "images_a_second": images_a_second(_encoder(learner), int(runs[0].facts().get("size", 224))),
-        "teacher_parameters": None,
-        "teacher_images_a_second": None,
-        "onnx_bytes": None,
-    }
-    if (network := _teacher(learner, experiment.config)) is not None:
-        found["teacher_parameters"] = _size(network)
-        found["teacher_images_a_second"] = images_a_second(network, int(runs[0].facts().get("size", 224)))
-    found["onnx_bytes"] = _exported(runs[0])
-    return found
+    return {"metric": metric, "mean": mean, "low": low, "high": high, "teacher": fmean(taught) if taught else None}
 
 
-def _encoder(learner: Any) -> nn.Module:
-    """Return the network of pictures that a student keeps."""
-    network: nn.Module = getattr(learner, "encoder", None) or next(iter(learner.encoders.values()))
-    return network
+def _student(learner: Any) -> tuple[list[nn.Module], int]:
+    """Return the networks that a student keeps, that of pictures first, and the size of its pictures."""
+    if isinstance(learner, TowerLearner):
+        names = (learner.image, learner.text)
+        networks = [part[name] for part in (learner.encoders, learner.heads) for name in names]
+        return networks, int(learner.facts.modalities[learner.image]["size"])
+    network = getattr(learner, "encoder", None) or next(iter(learner.encoders.values()))
+    return [network], int(getattr(learner, "size", 224))
 
 
-def _teacher(learner: Any, config: Any) -> nn.Module | None:
-    """Return the teacher's network of pictures, where it can be loaded as one."""
-    if isinstance(config, TaughtConfig):
-        own: nn.Module = learner.instructing.encoder
-        return own
-    from counterpoint.tasks.class_teachers import ClassTextConfig, open_network
+def _teacher(learner: Any, config: Any) -> list[nn.Module] | None:
+    """Return the teacher's networks, that of pictures first; None where it is a file.
 
-    if not isinstance(config, ClassTextConfig) or config.teacher.startswith("file:"):
+    Of a teacher of pictures and texts, a student of pictures is compared with the half for pictures.
+    """
+    if isinstance(learner, TaughtLearner):
+        own: Any = learner.instructing
+        return [own.encoder]
+    if not isinstance(learner, TowerLearner | ClassTextLearner) or config.teacher.startswith("file:"):
         return None
     network = open_network(config.teacher)
 
-    class Pictures(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            inner: Any = network
-            learner = getattr(inner, "learner", None)
-            self.part = inner.model if learner is None else learner.encoders[inner.image]
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return network.images(images)
-
-    return Pictures().eval()
+    pictures = _Pictures(network)
+    return [pictures, network] if isinstance(learner, TowerLearner) else [pictures]
 
 
-def _size(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+class _Pictures(nn.Module):
+    """The half for pictures of a network of pictures and texts."""
+
+    def __init__(self, network: DualEncoder) -> None:
+        super().__init__()
+        self.part, self.embed = network.tower, network.eval().images
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.embed(images)
 
 
 @torch.no_grad()

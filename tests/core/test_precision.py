@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,3 +159,17 @@ def test_infinite_and_nan_temperatures_are_refused():
     for bad in (math.inf, math.nan, -1.0, 0.0, torch.tensor(0.0)):
         with pytest.raises(ValueError, match="temperature must be"):
             fn.of("simclr").nt_xent(a, b, bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_read_from_a_file_as_arrays_are_taken_as_numbers(dtype: torch.dtype) -> None:
+    u, v = (F.normalize(draw(4, 3, seed=seed).to(dtype)).requires_grad_() for seed in (0, 1))
+    expected = fn.affinity_mimicking_loss(u, v, 50.0, u, v, 20.0).loss
+    found = fn.affinity_mimicking_loss(u, v, np.array(50.0), u, v, np.array(20.0)).loss
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    one, two = np.array(0.3), np.array("uniform")
+    assert torch.equal(
+        fn.dynamic_distillation_loss(u, v, 1.0, one, two).loss,
+        fn.dynamic_distillation_loss(u, v, 1.0, 0.3, "uniform").loss,
+    )

@@ -14,48 +14,15 @@ from torch import Tensor
 from counterpoint.encoders.dual import MEAN, STD, DualEncoder, build_dual_encoder
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.taps import block_names
-from counterpoint.encoders.text import Tokenizer, train_bpe
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import of_spec
 from counterpoint.tasks.class_teachers import AlignedDual
-
-TEXTS = ["a photo of a cat", "a drawing of a dog"]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+from tiny_clips import SMALL, TEXTS, saved_clip
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     build_dual_encoder.cache_clear()
-
-
-def saved_clip(folder: Path, dtype: torch.dtype = torch.float32, kind: str = "CLIP", length: int = 12) -> Any:
-    transformers = pytest.importorskip("transformers")
-    # With number 2 for the end, transformers would pool the token of the largest number.
-    text = train_bpe(TEXTS * 3, 300).to_json()
-    for old, new in (('"[END]":2', '"[END]":9'), ('"[UNK]":3', '"[UNK]":2'), ('"[END]":9', '"[END]":3')):
-        text = text.replace(old, new)
-    parts = json.loads(text)
-    for added in parts["added_tokens"]:
-        added["id"] = parts["model"]["vocab"][added["content"]]
-    parts["post_processor"]["special_tokens"]["[END]"]["ids"] = [3]
-    tokenizer = Tokenizer.from_json(json.dumps(parts))
-    words = {
-        "vocab_size": tokenizer.vocabulary,
-        "max_position_embeddings": length,
-        "eos_token_id": tokenizer.model.token_to_id("[END]"),
-    }
-    vision = SMALL | {"image_size": 16, "patch_size": 8}
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        text_config=SMALL | words | {"pad_token_id": 0, "bos_token_id": 1},
-        vision_config=vision,
-        **({"projection_dim": 8} if kind == "CLIP" else {}),
-    )
-    model = getattr(transformers, f"{kind}Model")(config).eval()
-    model.to(dtype).save_pretrained(folder)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.model, pad_token="[PAD]")
-    fast.save_pretrained(folder)
-    return model, fast
 
 
 def test_a_clip_of_transformers_gives_its_own_rows_scale_and_statistics(tmp_path: Path) -> None:

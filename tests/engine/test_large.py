@@ -96,6 +96,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "digits?size=20&train=24",
         {"patch": 20, "batch_size": 12, "epochs": 1, "repeats": 1, "critic_width": 4, "pretrain_epochs": 0},
     ),
+    "supremix": ("digit-numbers?train=24&test=8&watched=8", IMAGES | {"projection": 8}),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
@@ -111,6 +112,15 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             "styled-shapes?train=24&test=8&size=16&label=shape",
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
+    ),
+    "vidlankd": (
+        "moving-objects?train=24&grounded=24&test=24&words=20",
+        {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1, "dropout": 0.0}
+        | {"video_dropout": 0.0},
+    ),
+    "mod-x": (
+        "digit-streams?vectors=1&train=24&test=20&phases=2",
+        {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "warmup_epochs": 0},
     ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
@@ -214,11 +224,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "batch_size": 12,
             "epochs": 1,
         },
-    ),
-    # Tokens of a batch are compared by their masks, which batches in parts do not have.
-    "vidlankd": (
-        "moving-objects?train=24&grounded=24&test=24&words=20",
-        {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1},
     ),
     # A step trains the set, and a network of the pool on all of it.
     "krr-st": (

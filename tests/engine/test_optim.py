@@ -196,3 +196,11 @@ def test_a_curve_of_ones_own_follows_the_warm_up():
     half = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
     assert rates == pytest.approx([half[0] / 2, half[1], *half[2:], *(x / 2 for x in half)])
     assert restarts(8, 1, floor=0.1)(8) == pytest.approx(0.1)
+
+
+def test_first_epochs_are_held_and_a_short_fit_has_none():
+    from counterpoint.engine.optim import held_then_cosine
+
+    curve = held_then_cosine(5, 2, 0.01)
+    assert [curve(epoch) for epoch in range(6)] == pytest.approx([0.01, 0.01, 1.0, 0.75, 0.25, 0.0])
+    assert held_then_cosine(2, 2, 0.01)(0) == 1

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from toy import Config, Task, Toy, adam
 
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.world import processes
+from counterpoint.core.world import over, processes
 from counterpoint.engine.fit import fit
 from counterpoint.engine.gradients import average
 from counterpoint.engine.options import Loop
@@ -128,6 +128,26 @@ def surveyed(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+class Drawn(Sides):
+    """A learner whose figures pass over a split, which the first process alone does."""
+
+    def figures(self, survey):
+        return {"Mean": {"kind": "text", "value": float(survey.over("test", lambda batch: batch["x"]).mean())}}
+
+
+def drawn(folder: Path) -> float:
+    if processes()[0] == 0:
+        Run.create(folder, {"slug": "simclr"}, "drawn")
+    if processes()[1] > 1:
+        dist.barrier()
+    run = Run(folder / "drawn", {"slug": "simclr"})
+    fit(Drawn(3), Task(Config()), run=run, bar=False)
+    if processes()[1] > 1:
+        dist.barrier()
+    assert run.load_weights()
+    return run.figures()["Mean"]["value"]
+
+
 def averaged() -> list[torch.Tensor | None]:
     rank, _ = processes()
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(4)]
@@ -141,7 +161,9 @@ def averaged() -> list[torch.Tensor | None]:
 
 def everything(folder: Path) -> dict:
     found = {kind: trained(kind, folder) for kind in ("sides", *BUILT)}
-    return found | {"stopped": interrupted(folder), "survey": surveyed(folder), "averaged": averaged()}
+    with over("world"):
+        survey = surveyed(folder)
+    return found | {"stopped": interrupted(folder), "survey": survey, "averaged": averaged(), "drawn": drawn(folder)}
 
 
 def _process(rank: int, size: int, folder: str) -> None:
@@ -210,3 +232,7 @@ def test_surveys_are_shared(both):
         for name, value in both.whole["survey"].items():
             torch.testing.assert_close(part["survey"][name], value)
     assert len(list((both.folder / "cache" / "teachers").glob("*.npy"))) == 1
+
+
+def test_figures_may_pass_over_a_split(both):
+    assert [part["drawn"] for part in both.parts] == [pytest.approx(both.whole["drawn"])] * 2

@@ -26,6 +26,7 @@ AXES = {
     "VLMOOD": (0, 0, None, 0),
     "PromptTuning": (0, None, 0, None, 0),
     "IntraModal": (0, None, 0),
+    "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
@@ -36,7 +37,8 @@ COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,)}
 NAMES = [
     "NTXent", "InfoNCE", "MoCo", "DCL", "NTXentByIndex", "PairwiseNTXent", "SnippetNTXent", "MixedNTXent",
     "HardContrastive", "SimpleContrastive", "CACR", "CACRMomentum", "IsoGCLR", "IsoGCLR of pairs", "NegativeCosine",
-    "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "Triplet", "CLIP",
+    "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "SupReMix",
+    "Triplet", "CLIP",
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "DynamicScores", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
@@ -47,7 +49,7 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
-    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD",
+    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
 ]  # fmt: skip
 
 

@@ -204,6 +204,11 @@ CASES: dict[str, Case] = {
         lambda: [unit(0, N, 2, DIM), LABELS],
         lambda m, x, y: fn.supcon(x, y, 0.2, 0.1, False),
     ),
+    "SupReMix": Case(
+        lambda: losses.SupReMix(0.2, 2.5),
+        lambda: [draw(0, N, 2, DIM), LABELS * 1.5, draw(1, 2 * N, 2 * N).sigmoid().detach()],
+        lambda m, x, y, a: fn.supremix_loss(F.normalize(x, dim=2), y, 0.2, 2.5, a, separate_max=False),
+    ),
     "SupConSingleView": Case(
         lambda: losses.SupConSingleView(0.2),
         lambda: [draw(0, N, DIM), LABELS],
@@ -471,6 +476,11 @@ CASES |= {
         lambda: losses.NST("mean"),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],
         lambda m, *x: fn.nst_loss(*x, reduction="mean"),
+    ),
+    "ModX": Case(
+        lambda: losses.ModX(0.5, 2.0),
+        lambda: [draw(s, N, DIM) for s in range(4)],
+        lambda m, *x: fn.mod_x(*x, m.log_scale, 2.0).loss,
     ),
     "TokenContrast": Case(
         lambda: losses.TokenContrast(0.5),

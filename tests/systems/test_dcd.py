@@ -22,6 +22,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.distillation import dcd as file
+from counterpoint.tasks.class_teachers import open_network
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "dcd.npz")
 DATA = "clustered-pairs?train=48&test=16&clusters=4"
@@ -258,6 +259,21 @@ def test_every_objective_scores_mined_captions_or_all(changed: dict[str, Any], s
     assert learner.student.head.weight.grad is not None
 
 
+def test_a_batch_without_a_whole_pair_is_refused_and_a_process_without_one_scores_nothing() -> None:
+    experiment = Experiment.resolve("dcd", "digit-captions?train=16&valid=0.05", overrides=CAPTIONS)
+    task = experiment.task()
+    learner = experiment.learner(task.facts, 0)
+    learner.survey = Survey(task, learner)
+    learner.begin(learner.survey)
+    batch = learner.prepare(next(iter(task.train_loader(0, learner.position))), torch.Generator().manual_seed(0))
+    batch["present"] = {name: torch.zeros_like(there) for name, there in batch["present"].items()}
+    with pytest.raises(CounterpointError, match="no item of a batch has both image and text"):
+        learner.loss(batch)
+    none = torch.zeros(0, dtype=torch.long)
+    image, text = learner.pictures(batch, none), learner.side("text", batch["pool"])
+    assert learner.scores(learner.student, image, text, batch["candidates"][none]).shape == (0, 8)
+
+
 def test_chunks_do_not_change_the_scores() -> None:
     learner, task = started()
     learner.double()
@@ -310,10 +326,25 @@ def test_a_scorer_trained_alone_teaches_another_run_and_is_not_part_of_it(tmp_pa
     assert not any(name.startswith(("teacher", "master")) for name in run.load_weights())
 
 
+def test_a_scorer_of_pairs_cannot_teach_embeddings() -> None:
+    name = "fit:dcd?data=digit-captions%3Ftrain=24%26valid=0.05&teacher=none&" + "&".join(
+        f"{key}={value}" for key, value in CAPTIONS.items() if key != "student_layers"
+    )
+    with pytest.raises(CounterpointError, match="does not embed pictures and texts; name a run of clip or siglip"):
+        open_network(name)
+
+
+def test_a_run_of_another_system_cannot_teach() -> None:
+    name = "fit:clip?data=clustered-pairs%3Ftrain=24%26test=8&embedding=8&epochs=1&batch_size=8&evaluate_every=9"
+    with pytest.raises(CounterpointError, match="is no run of dcd, whose scorers of pairs can teach"):
+        started(teacher=name)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"embedding": 32}, "has embedding 16, this student 32"),
+        ({"context": 7}, "has context 50, this student 7: .*--context 50"),
         ({"vector_encoder": "mlp"}, "has vector_encoder as-is, this student mlp: .*--vector-encoder as-is"),
         (
             {"student_layers": (0, 5)},

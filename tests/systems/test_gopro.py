@@ -25,6 +25,7 @@ from counterpoint.search.encoder import Encoder
 from counterpoint.systems.distillation import gopro as file
 from counterpoint.tasks.kept_classes import foreign_classes, kept_shares
 from counterpoint.use.export import export
+from tiny_clips import saved_clip
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "gopro.npz")
 CLIP = (
@@ -158,6 +159,8 @@ def test_one_class_has_no_cross_entropy() -> None:
         ({"proj1": torch.ones(3, 5)}, "must|b"),
         ({"temperature": 0.0}, "temperature"),
         ({"contrastive_weight": -1.0}, "contrastive_weight"),
+        ({"contrastive_weight": math.nan}, "contrastive_weight"),
+        ({"proj0": torch.ones(3, 5), "proj1": torch.ones(3, 5)}, "a row for each picture"),
         ({"logits": torch.ones(0, 3), "labels": torch.zeros(0, dtype=torch.long)}, "logits"),
     ],
 )
@@ -175,6 +178,8 @@ def test_prompts_of_other_widths_or_classes_are_refused() -> None:
         fn.shifted_context(torch.ones(2, 3), torch.ones(4, 2))
     with pytest.raises(ValueError, match="the same classes"):
         fn.build_prompts(torch.ones(2, 3), torch.ones(4, 3), torch.ones(2, 1, 3), torch.ones(3, 5, 3))
+    with pytest.raises(ValueError, match="as wide as ctx"):
+        fn.build_prompts(torch.ones(2, 3), torch.ones(4, 3), torch.ones(2, 1, 3), torch.ones(2, 5, 4))
 
 
 # --- training
@@ -327,9 +332,73 @@ def test_the_page_shows_pictures_with_their_two_views() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"ending": " and more words" * 9}, "beside the 4 of the context, and 8 texts are longer"),
+        ({"context": "a " * 40}, "a learned context of [0-9]+ leaves none for a text"),
+        ({"class_names": ["a", "b"]}, "has 2 lines for 8 classes"),
+        ({"class_names": [*"abcdefg", "g"]}, "two classes have the same name 'g'"),
+        ({"class_names": [*"abcdefg", "G"]}, "gives '.*' and '.*' the same embedding of their texts"),
+        ({"teacher": "fit:simclr?data=digits&epochs=1"}, "does not embed pictures and texts"),
+    ],
+)
+def test_what_does_not_fit_the_teacher_is_refused_and_leaves_nothing(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    if "class_names" in changed:
+        (tmp_path / "names.txt").write_text("\n".join(changed["class_names"]))
+        changed = changed | {"class_names": str(tmp_path / "names.txt")}
+    experiment = resolved(**changed)
+    with pytest.raises(CounterpointError, match=message):
+        training.train("gopro", experiment.config, data=DATA, out=tmp_path / "runs", say=lambda _: None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_goes_on_keeps_the_learned_context(tmp_path: Path) -> None:
+    runs, said = [], {"data": DATA, "out": tmp_path, "say": lambda _: None}
+    for name, lr in (("one", 10.0), ("two", 1e-12)):
+        config = resolved(lr=lr, epochs=1).config
+        runs.append(training.train("gopro", config, name=name, parent=runs[0].path if runs else None, **said))
+    one, two = (run.load_weights()["generator.context"] for run in runs)
+    torch.testing.assert_close(one, two)
+    learner, _, _ = prepared()
+    assert not torch.allclose(one, learner.generator.context.detach(), atol=1e-4)
+
+
+def test_a_file_of_names_is_read_once_and_a_loaded_run_needs_it_no_more(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {n}" for n in range(8)))
+    experiment = resolved(class_names=str(tmp_path / "names.txt"), ending="!", epochs=1)
+    run = Run.create(tmp_path, experiment.record(0), "run")
+    experiment.run(0, run=run)
+    (tmp_path / "names.txt").unlink()
+    learner: Any = load_learner(run.path)
+    assert learner.endings[:2] == ["thing 0!", "thing 1!"]
+    assert learner.predict({"image": torch.randn(2, 3, 16, 16)})["logits"].isfinite().all()
+
+
+def test_a_network_of_transformers_of_another_size_and_other_statistics_is_tuned(tmp_path: Path) -> None:
+    saved_clip(tmp_path, size=24, dim=12, blocks=2, length=40, mean=[0.5] * 3, std=[0.5] * 3)
+    rows = resolved(teacher=f"hf:{tmp_path}", epochs=1).run(0)
+    assert np.isfinite(rows[-1]["train/loss"])
+    assert {"test/harmonic_mean", "test/augmix_stability"} <= rows[-1].keys()
+
+
+def test_half_precision_is_widened() -> None:
+    z, a, c = (x.bfloat16() for x in draw((2, 3, 5, 4), (2, 6, 4), (2, 6, 4)))
+    zero, rho = torch.zeros(2, 6, dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bfloat16)
+    weights = {"style_weight": a, "content_weight": c, "style_bias": zero, "content_bias": zero, "rho_weight": rho}
+    found = fn.style_content_token(z, weights | {"rho_bias": zero[0, :1]})
+    want = fn.style_content_token(
+        z.float(), {name: w.float() for name, w in (weights | {"rho_bias": zero[0, :1]}).items()}
+    )
+    assert found.dtype == torch.float32
+    assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"temperature": 0.0}, "temperature must be > 0"),
-        ({"shots": -1}, "must not be negative"),
+        ({"shots": -1}, "shots must be at least 0"),
         ({"context": " "}, "context must have at least one word"),
         ({"severity": 0.0}, "severity above"),
         ({"chunk": 0}, "chunk must be at least 1"),

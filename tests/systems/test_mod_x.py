@@ -84,7 +84,9 @@ def plain(u: Tensor, w: Tensor, old_u: Tensor, old_w: Tensor) -> Tensor:
     return total
 
 
-def test_the_alignment_is_the_divergence_of_trusted_rows_of_any_width():
+@pytest.mark.parametrize("few", [0, 512])  # by the kernel, and by whole matrices
+def test_the_alignment_is_the_divergence_of_trusted_rows_of_any_width(few, monkeypatch):
+    monkeypatch.setattr(mod_x, "FEW", few)
     new = [draw(0, 9, 5).requires_grad_(), draw(1, 9, 5).requires_grad_()]
     base = draw(2, 9, 3)
     old = [base, base + 0.5 * draw(3, 9, 3)]
@@ -177,7 +179,7 @@ def test_the_history_gives_the_measures_of_the_stream():
     learner, task = built()
     row = fit(learner, task, bar=False)[-1]
     history = learner.history[:, :, 0].numpy()
-    assert not np.isnan(history).any()
+    assert (history >= 0).all()
     assert row["valid/first_image_to_text_r1"] == pytest.approx(history[2, 0], abs=1e-6)
     assert row["valid/last_image_to_text_r1"] == pytest.approx(history[2, 2], abs=1e-6)
     assert row["valid/mean_image_to_text_r1"] == pytest.approx(history[2].mean(), abs=1e-6)
@@ -208,6 +210,19 @@ def test_items_without_domains_are_cut_into_consecutive_parts_and_domains_into_g
     learner, task = built(phases=2)
     assert np.bincount(learner.phase_of(Survey(task, learner), "train")).tolist() == [80, 40]
     assert learner.names == ["phase 1", "phase 2"]
+
+
+def test_a_manifest_s_domains_are_the_phases(tmp_path):
+    lines = ["vector_a,vector_b,phase"]
+    for n in range(60):
+        numbers = " ".join(f"{float(v):.2f}" for v in draw(n, 3))
+        lines.append(f'"{numbers}","{numbers}",{10 if n % 2 else 9}')
+    (tmp_path / "items.csv").write_text("\n".join(lines))
+    learner, task = built(f"manifest:{tmp_path / 'items.csv'}", batch_size=8)
+    assert learner.names == ["9", "10"]
+    row = fit(learner, task, bar=False)[-1]
+    assert np.isfinite(row[f"test/first_{learner.first}_to_{learner.second}_r1"])
+    assert "train/alignment" in row
 
 
 def test_all_phases_at_once_are_one_stage():
@@ -251,7 +266,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
     one = training.train("mod-x", config, data=DATA, out=tmp_path, name="one", say=lambda _: None).metrics()[-1]
     two = Run.open(tmp_path / "two").metrics()[-1]
     for name in ("train/loss", "train/alignment"):
-        assert two[name] == pytest.approx(one[name], rel=2e-3), name
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
 
 
 @pytest.mark.parametrize(

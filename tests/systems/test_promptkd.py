@@ -26,8 +26,10 @@ from counterpoint.systems.distillation import promptkd as file
 from counterpoint.tasks import class_teachers, image_towers, tuned_teachers
 from counterpoint.tasks.class_teachers import AlignedDual
 from embedded import embeddings
+from tiny_clips import saved_clip
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "promptkd.npz")
+CONV = "run:conv"
 DATA = "styled-shapes?train=64&valid=32&test=32&size=8&label=shape"
 SMALL: dict[str, Any] = {
     "student": "run:student", "teacher": "run:teacher", "recipe": "none", "batch_size": 16, "epochs": 2, "evaluate_every": 9,
@@ -41,9 +43,9 @@ def values(case: int, dtype: torch.dtype, group: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value).clone().to(dtype) for name, value in found.items()}
 
 
-def network(seed: int, embedding: int) -> AlignedDual:
+def network(seed: int, embedding: int, encoder: str = "vit-conv") -> AlignedDual:
     """Return a CLIP with random weights."""
-    given = {"image_encoder": "vit-conv", "embedding": embedding, "recipe": "none", "batch_size": 32, "context": 16}
+    given = {"image_encoder": encoder, "embedding": embedding, "recipe": "none", "batch_size": 32, "context": 16}
     room = Experiment.resolve("clip", "styled-shapes?train=64&valid=32&test=32&size=8&seed=1", overrides=given)
     learner: Any = room.learner(room.task().facts, seed)
     return AlignedDual(learner, "a CLIP").eval().requires_grad_(False)
@@ -146,6 +148,20 @@ def test_a_single_row_takes_the_running_statistics_and_the_weights_stay() -> Non
     assert all(torch.equal(weights[name], value) for name, value in kept.items())
 
 
+@pytest.mark.parametrize("flag", [1, np.int64(1), np.array(1), torch.tensor(1)])
+def test_the_flag_of_training_may_be_any_number(flag: Any) -> None:
+    given, weights = values(0, torch.float64, "in")["student_features"], values(0, torch.float64, "weight")
+    for wanted, number in ((True, flag), (False, 0 * flag)):
+        found = fn.prompt_projector(given, weights, number)
+        assert torch.equal(found, fn.prompt_projector(given, weights, wanted))
+
+
+def test_numbers_of_half_the_width_do_not_round_the_loss() -> None:
+    student, teacher = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = fn.prompt_distillation_loss(student, teacher, torch.tensor(2.0), torch.tensor(3.0))
+    torch.testing.assert_close(found, fn.prompt_distillation_loss(student, teacher, 2.0, 3.0), rtol=1e-12, atol=0)
+
+
 def test_prompt_tuning_adds_four_terms() -> None:
     generator = torch.Generator().manual_seed(0)
     image, before = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
@@ -181,6 +197,7 @@ def test_epoch_weights_are_a_gaussian() -> None:
         (lambda: fn.prompted_vit(torch.ones(1, 3, 8, 8), values(2, torch.float32, "weight"), 4, 3, 2, 2), "num_heads"),
         (lambda: fn.prompted_vit(torch.ones(1, 3, 8, 8), values(2, torch.float32, "weight"), 2, 2, 2, 2), "10 tokens"),
         (lambda: fn.gaussian_epoch_weights(0), "epochs"),
+        (lambda: fn.prompt_tuning_loss(*[torch.eye(2)] * 4, torch.tensor([0, 1]), 10.0, -1.0), "text_weight"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
@@ -324,6 +341,38 @@ def test_labels_do_not_matter_and_pictures_without_a_class_train(rooms: dict[str
     assert all(torch.equal(plain[name], value) for name, value in mixed.items())
 
 
+@pytest.mark.parametrize("more", [{"tune_epochs": 1}, {"objective": "ce"}])
+def test_no_label_is_needed_but_where_labels_teach(rooms: dict[str, AlignedDual], more: dict[str, Any]) -> None:
+    def run(**given: Any) -> Any:
+        experiment = resolved(epochs=1, **given)
+        data = experiment.source()
+        data.train.labels = None
+        return experiment.run(0, source=data)
+
+    assert np.isfinite(run()[-1]["train/loss"])
+    with pytest.raises(CounterpointError, match="no training picture has a label of a base class"):
+        run(**more)
+
+
+def test_the_running_statistics_of_the_projector_follow(rooms: dict[str, AlignedDual]) -> None:
+    learner = trained(resolved(epochs=1))
+    assert learner.projector.conv1[1].num_batches_tracked == 4
+    assert not torch.equal(learner.projector.conv1[1].running_mean, torch.zeros(8))
+
+
+def test_networks_of_transformers_of_other_sizes_widths_and_statistics(tmp_path: Path) -> None:
+    for name, more in (
+        ("teacher", {"size": 24, "dim": 12, "blocks": 2, "mean": [0.5] * 3, "std": [0.5] * 3}),
+        ("student", {"blocks": 3}),
+    ):
+        saved_clip(tmp_path / name, length=40, **more)
+    teacher, student = (f"hf:{tmp_path / name}" for name in ("teacher", "student"))
+    rows = resolved(teacher=teacher, student=student, prompt_depth=3, tune_epochs=1, epochs=1).run(0)
+    assert {"test/harmonic_mean", "test/teacher_harmonic_mean"} <= rows[-1].keys()
+    with pytest.raises(CounterpointError, match="the student's is 8, that of the class texts 12"):
+        resolved(teacher=teacher, student=student, projector_layers=0).run(0)
+
+
 def test_the_student_classifies_by_the_stored_texts_with_its_own_scale(rooms: dict[str, AlignedDual]) -> None:
     learner = trained(resolved(epochs=1))
     images = torch.randn(3, 3, 8, 8)
@@ -410,6 +459,23 @@ def test_tuning_sees_few_labels_of_base_classes_and_stores_the_weighted_prompts(
         torch.testing.assert_close(learner.prototypes, F.normalize(learner.tuned.texts(8), dim=1))
 
 
+def test_a_run_that_goes_on_keeps_the_learned_prompts_and_weights(
+    rooms: dict[str, AlignedDual], tmp_path: Path
+) -> None:
+    runs: list[Run] = []
+    for name, lr in (("one", 0.01), ("two", 1e-12)):
+        given = {"lr": lr, "tune_lr": lr, "epochs": 1, "tune_epochs": 2, "epoch_mean": 1.0, "trains": "all"}
+        more = {"data": DATA, "out": tmp_path, "name": name, "say": lambda _: None}
+        parent = runs[0].path if runs else None
+        runs.append(training.train("promptkd", resolved(**given).config, parent=parent, **more))
+    one, two = (run.load_weights() for run in runs)
+    for name in one:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(one[name], two[name], msg=lambda m, name=name: f"{name}: {m}")
+    before = network(1, 6).learner.heads["image"].weight
+    assert not torch.equal(one["encoder.network.head.weight"], before)
+
+
 def test_the_template_begins_the_teacher_prompts(rooms: dict[str, AlignedDual]) -> None:
     experiment = resolved(tune_epochs=1, prompts=4, tune_depth=1, tune_images=False)
     task = experiment.task()
@@ -457,6 +523,8 @@ def test_an_interrupted_run_resumes_bit_for_bit_in_both_stages(
         ({"prompt_depth": 0, "projector_layers": 0}, "neither prompts nor a projector"),
         ({"tune_epochs": 1, "cached": True}, "tune_epochs needs a teacher that is a network"),
         ({"student": "file:x.npz"}, "embeddings alone do not learn"),
+        ({"student": "odd"}, "student of pictures and texts 'odd'"),
+        ({"student": "", "objective": "none"}, "objective none measures a --student"),
         ({"frozen_templates": "a photo"}, "templates must hold"),
     ],
 )
@@ -472,16 +540,43 @@ def test_bad_settings_are_refused(rooms: dict[str, AlignedDual], changed: dict[s
         ({"projector_layers": 0}, "projector_layers 0 needs equal widths"),
         ({"tune_epochs": 1, "tune_depth": 4}, "tune_depth 4 is more than the 3 blocks"),
         ({"student": "", "encoder": "conv-s"}, "no blocks with attention"),
+        ({"teacher": CONV, "tune_epochs": 1}, "no blocks with attention.* or set --no-tune-images"),
+        ({"tune_epochs": 1, "prompts": 16}, "a learned context of 16 leaves none for a text"),
+        ({"tune_epochs": 1, "prompts": 14}, "reads 2 tokens beside the 14 of the context, and 8 texts are longer"),
+        ({"class_names": "long.txt"}, "reads 16 tokens, and 1 texts are longer, such as 'a photo of a disc disc"),
+        ({"class_names": "alike.txt"}, "the same embedding of their texts"),
+        ({"class_names": "doubled.txt"}, "two classes have the same name 'disc'"),
+        ({"class_names": "few.txt"}, "has 2 lines for 8 classes"),
+        ({"teacher": "nan.npz"}, "1 rows of train are zero, NaN or infinite, the first is row 3"),
+        ({"teacher": "width.npz"}, "train must be"),
     ],
 )
-def test_settings_that_do_not_fit_the_networks_are_refused(
-    rooms: dict[str, AlignedDual], changed: dict[str, Any], message: str
+def test_settings_that_do_not_fit_the_networks_are_refused_and_leave_nothing(
+    rooms: dict[str, AlignedDual], tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
+    rooms[CONV] = network(3, 8, "conv-s")
+    train = np.random.default_rng(0).standard_normal((64, 8))
+    files = {
+        "long.txt": [*SHAPES[:7], "disc " * 20],
+        "alike.txt": [*SHAPES[:6], "Disc!", "disc!"],
+        "doubled.txt": [*SHAPES[:6], "disc", "disc"],
+        "few.txt": ["a", "b"],
+        "nan.npz": {"train": np.where(np.arange(64)[:, None] == 3, np.nan, train)},
+        "width.npz": {"text": np.ones((8, 7))},
+    }
+    for name, given in changed.items():
+        if isinstance(given, str) and given.endswith(".txt"):
+            (tmp_path / given).write_text("\n".join(files[given]))
+            changed = changed | {name: str(tmp_path / given)}
+        elif isinstance(given, str) and given.endswith(".npz"):
+            changed = changed | {name: embeddings(64, 8, folder=tmp_path, dim=8, **files[given])}
+    experiment = resolved(**changed)
     with pytest.raises(CounterpointError, match=message):
-        resolved(**changed).run(0)
+        training.train("promptkd", experiment.config, data=DATA, out=tmp_path / "runs", say=lambda _: None)
+    assert not (tmp_path / "runs").exists()
 
 
-def test_the_page_draws_each_class(rooms: dict[str, AlignedDual]) -> None:
+def test_the_page_draws_each_class(rooms: dict[str, AlignedDual], monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = resolved(epochs=1)
     task = experiment.task()
     learner = experiment.learner(task.facts, 0)
@@ -489,6 +584,9 @@ def test_the_page_draws_each_class(rooms: dict[str, AlignedDual]) -> None:
     found = learner.figures(Survey(task, learner))["Classes"]
     assert list(found["series"]) == ["student before", "student", "teacher"]
     assert found["xlabel"] == "class; novel ones from 4 on"
+    assert not found["caption"].endswith("larger than its teacher.")
+    monkeypatch.setattr(AlignedDual, "tower", nn.Linear(1, 1))
+    assert learner.figures(Survey(task, learner))["Classes"]["caption"].endswith("larger than its teacher.")
 
 
 def test_an_exported_student_takes_any_number_of_pictures(rooms: dict[str, AlignedDual]) -> None:

@@ -260,10 +260,13 @@ def test_bad_settings_are_refused(changed: dict[str, Any], message: str) -> None
     [
         ({"train": np.ones((31, 6), np.float32)}, "has 31 rows of train, the training split has 32 pictures"),
         ({"text": np.ones((7, 6), np.float32)}, "has texts of 7 classes, the data has 8"),
-        ({"train": np.full((32, 6), np.nan, np.float32)}, "32 rows of train are NaN or infinite, the first is row 0"),
+        (
+            {"train": np.full((32, 6), np.nan, np.float32)},
+            "32 rows of train are zero, NaN or infinite, the first is row 0",
+        ),
         ({"text": np.ones((8, 5), np.float32)}, "train must be"),
         ({"text": None}, "lacks the array text"),
-        ({"classes": np.array(["a"] * 8)}, "has no text of 8 classes, such as 'disc'"),
+        ({"classes": np.array(list("abcdefgh"))}, "has no text of 8 classes, such as 'disc'"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_before_training(

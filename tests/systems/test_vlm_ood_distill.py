@@ -244,10 +244,12 @@ class Network(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer = torch.nn.Linear(3, 6)
+        self.tower = torch.nn.Linear(3, 6)
 
     def images(self, images: Tensor) -> Tensor:
-        return self.layer(images.mean((2, 3)))
+        return self.tower(images.mean((2, 3)))
 
     def texts(self, texts: list[str]) -> Tensor:
-        return torch.stack([torch.randn(6, generator=torch.Generator().manual_seed(len(text))) for text in texts])
+        return torch.stack(
+            [torch.randn(6, generator=torch.Generator().manual_seed(sum(text.encode()))) for text in texts]
+        )

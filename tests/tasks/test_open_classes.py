@@ -12,10 +12,19 @@ import torch
 from counterpoint.data.styled_shapes import load
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment
-from counterpoint.tasks.class_teachers import AlignedDual, check_class_teacher, open_network, teacher_width
+from counterpoint.tasks.class_teachers import (
+    AlignedDual,
+    Table,
+    check_class_teacher,
+    need_apart,
+    open_network,
+    teacher_width,
+)
 from counterpoint.tasks.class_texts import names_of, templates_of, texts_of
+from counterpoint.tasks.kept_classes import class_shares
 from counterpoint.tasks.labelled import LabelledTask
 from counterpoint.tasks.open_classes import OpenConfig, OpenEvaluator, class_shots, harmonic_mean
+from embedded import embeddings
 
 CLASSES = ("a", "b", "c", "d")
 CLIP = (
@@ -73,6 +82,7 @@ def test_shots_are_chosen_by_the_seed_for_each_class() -> None:
     assert np.bincount(labels[found]).tolist() == [2, 2, 1]
     assert not np.array_equal(class_shots(np.zeros(50, int), 5, 0), class_shots(np.zeros(50, int), 5, 1))
     assert len(class_shots(labels, 0, 0)) == 6
+    assert len(class_shots(np.array([-1, -1]), 2, 0)) == 0
 
 
 # --- texts
@@ -143,6 +153,50 @@ def test_a_run_without_texts_is_no_teacher() -> None:
 def test_names_of_no_kind_are_refused(name: str) -> None:
     with pytest.raises(CounterpointError, match="teacher of pictures and texts"):
         check_class_teacher(name)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"scale": np.nan}, "scale must be one number > 0, got nan"),
+        ({"scale": -1.0}, "scale must be one number > 0, got -1"),
+        ({"scale": np.ones(2)}, "scale must be one number > 0"),
+        ({"train": np.array(["a", "b"])}, "arrays of numbers"),
+        ({"train": np.zeros((2, 6))}, "2 rows of train are zero, NaN or infinite, the first is row 0"),
+        ({"text": np.eye(4, 6)[[0, 1, 2]][:, None] * [[1.0], [0.0]]}, "3 rows of text are zero"),
+        (
+            {"classes": np.array(list("abca"))},
+            "classes must name each of the 4 texts once, got 4 names of which 3 differ",
+        ),
+        ({"classes": np.array(list("abc"))}, "classes must name each of the 4 texts once, got 3 names"),
+    ],
+)
+def test_a_file_of_embeddings_with_a_fault_is_refused(tmp_path: Path, more: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Table.read(embeddings(2, 4, folder=tmp_path, **more))
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
+    whole = Path(embeddings(2, 4, folder=tmp_path).removeprefix("file:"))
+    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:100])
+    np.save(tmp_path / "one.npy", np.ones((2, 6)))
+    for name in ("cut.npz", "one.npy", "none.npz"):
+        with pytest.raises(DataError, match=r"cannot be read as \.npz"):
+            Table.read(f"file:{tmp_path / name}")
+
+
+def test_two_classes_with_the_same_embedding_are_refused() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    need_apart(rows, "abcde", "hf:x")
+    rows[3] = rows[1]
+    with pytest.raises(CounterpointError, match=r"hf:x gives '[bd]' and '[bd]' the same embedding"):
+        need_apart(rows, "abcde", "hf:x")
+
+
+def test_class_shares_are_among_the_classes_of_their_half() -> None:
+    logits = torch.tensor([[1.0, 0, 9, 0], [1, 0, 0, 0], [9, 0, 1, 0], [9, 0, 0, 1], [0, 0, 0, 1]])
+    found = class_shares(logits, torch.tensor([0, 1, 2, 2, 2]), 2)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0, 1 / 3, torch.nan]), equal_nan=True)
 
 
 # --- the world

@@ -31,15 +31,18 @@ def main(
 
     Example: counterpoint distill --teacher hf:openai/clip-vit-base-patch32 --student timm:resnet18 --data imagefolder:photos
 
+    Example: counterpoint distill --teacher run:runs/clip --student tower-128-4-32 --data manifest:pairs.csv --method tinyclip
+
     Args:
         teacher: The trained network: run:RUN, fit:SLUG?data=SOURCE, hf:NAME, open_clip:MODEL/WEIGHTS, file:X.npz; which of them
             depends on the method (see its --help).
-        student: The student's encoder: timm:NAME, torchvision:NAME, hf:NAME, conv-s, resnet-s, vit-s and others.
+        student: The student's encoder: timm:NAME, torchvision:NAME, hf:NAME, conv-s, resnet-s, vit-s and others. For tinyclip,
+            tower-WIDTH-DEPTH-HEAD inherits from a teacher with towers, and "teacher" is cut out of it.
         data: The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`).
-        method: One or several systems with a teacher: kd, rkd, fitnets, crd, attention-transfer, vl2v-adip, vlm-ood-distill, kd3
-            and others.
+        method: One or several systems with a teacher: kd, rkd, fitnets, crd, attention-transfer, vl2v-adip, vlm-ood-distill, kd3,
+            tinyclip and others.
         seeds: Number of seeds, from 0 on; at least 1. With several, the table has a 95 % t interval.
-        settings: Further settings, such as epochs=20; a method that lacks one leaves it out.
+        settings: Further settings, such as epochs=20 or text_encoder=text-s; a method that lacks one leaves it out.
         name: The beginning of the run directories' names.
         out: The folder of the run directories.
     """

@@ -23,7 +23,7 @@ def main(
     Example: counterpoint embed runs/first --data manifest:mine.csv -o mine.parquet
 
     Args:
-        run: A finished run of the task aligned, views or labelled.
+        run: A finished run of the task aligned, views, labelled or regression.
         data: Another source with the same modalities. Default: the data the run was trained on.
         out: The file to write, .parquet.
         split: Embed only the items of this split.

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core import kernel
+from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.contrast import PairLogSumExp, PairLogSumExpTowards, pair_logsumexp, pair_logsumexp_towards
 from counterpoint.core.kernel import Operands, Side
 from counterpoint.core.operands import positive_similarity
@@ -39,6 +40,8 @@ __all__ = [
     "batch_logsumexp",
     "batch_logsumexp_towards",
     "batch_order",
+    "batch_pair_cross_entropy",
+    "batch_pair_loss",
     "gather_rows",
     "global_logsumexp",
     "global_max",
@@ -300,6 +303,46 @@ def batch_logsumexp(
         what = "a loss with ring=True"
         return PairLogSumExp(*_Ring.apply(once(query, what), once(key, what), rules, columns))
     return PairLogSumExp(*_against_all(query, key, rules, columns, None)[:2])
+
+
+def batch_pair_loss(
+    query: Float[Tensor, "rows dim"], key: Float[Tensor, "rows dim"], *, ring: bool = False
+) -> Float[Tensor, ""]:
+    """Compute the loss of CLIP: the cross-entropy of row i with key i among all keys, and back; the mean of both.
+
+    Args:
+        query, key: this process's operands, equally many; temperatures: see `core.operands.scaled`.
+        ring: see `batch_logsumexp`.
+    """
+    out = batch_logsumexp(query, key, columns=True, ring=ring)
+    assert out.columns is not None
+    return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))
+
+
+def batch_pair_cross_entropy(
+    query: Float[Tensor, "rows dim"],
+    key: Float[Tensor, "rows dim"],
+    teacher_query: Float[Tensor, "rows teacher_dim"],
+    teacher_key: Float[Tensor, "rows teacher_dim"],
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """`pair_cross_entropy` over the batch of all processes, of this process's rows and of its columns.
+
+    Args:
+        query, key: this process's operands of the student.
+        teacher_query, teacher_key: the teacher's, without gradient.
+    """
+    if world()[1] == 1:
+        out = pair_cross_entropy(query, key, teacher_query, teacher_key, columns=True, entropy=False)
+        assert out.columns is not None
+        return out.rows, out.columns
+
+    def of_rows(own: Tensor, other: Tensor, taught: Tensor, taught_other: Tensor) -> Tensor:
+        every, all_taught = gather_rows(other), gather_rows(taught_other)
+        if not len(own):  # nothing to compare, but the other processes wait in the gather's backward pass
+            return own.sum(1) + every.sum() * 0
+        return pair_cross_entropy(own, every, taught, all_taught, entropy=False).rows
+
+    return of_rows(query, key, teacher_query, teacher_key), of_rows(key, query, teacher_key, teacher_query)
 
 
 def batch_logsumexp_towards(

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.precision import scalar
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 EPS = 1e-6  # probabilities stay this far from 0 and 1
@@ -156,8 +157,8 @@ def scheduled_sparsity(start: float, end: float, step: float, warmup: float) -> 
 def sparsity_lagrangian(
     expected_sparsity: float | Float[Tensor, ""],
     target_sparsity: float | Float[Tensor, ""],
-    lambda_1: Float[Tensor, ""],
-    lambda_2: Float[Tensor, ""],
+    lambda_1: float | Float[Tensor, ""],
+    lambda_2: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Compute lambda_1 d + lambda_2 d^2 with d = max(target - expected, 0), the pressure of a network that is too large.
 
@@ -170,7 +171,7 @@ def sparsity_lagrangian(
     >>> sparsity_lagrangian(torch.tensor(0.25), 0.5, torch.tensor(10.0), torch.tensor(10.0))
     tensor(3.1250)
     """
-    missing = torch.as_tensor(target_sparsity - expected_sparsity, dtype=lambda_1.dtype, device=lambda_1.device).clamp(
-        min=0
-    )
+    numbers = lambda_1, lambda_2, expected_sparsity, target_sparsity
+    like = next((one for one in numbers if isinstance(one, Tensor)), torch.empty(()))
+    missing = scalar(target_sparsity - expected_sparsity, like).clamp(min=0)
     return lambda_1 * missing + lambda_2 * missing.square()

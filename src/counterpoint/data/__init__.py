@@ -180,6 +180,33 @@ SOURCES: dict[str, Source] = {
             function="load_web",
         ),
         Source(
+            "digit-numbers",
+            "targets",
+            "counterpoint.data.numbers",
+            "two handwritten digits side by side; the target is the number that they write, 0 to 99: data of SupReMix's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "600 + 300 + 1,500 images, at hand",
+            function="load_numbers",
+        ),
+        Source(
+            "diabetes",
+            "targets",
+            "counterpoint.data.numbers",
+            "a table: ten numbers of a patient; the target is the progression of the disease after a year",
+            "no licence stated by its authors (Efron et al. 2004; rides in scikit-learn)",
+            "266 + 66 + 110 patients, at hand",
+            function="load_diabetes",
+        ),
+        Source(
+            "pulses",
+            "targets",
+            "counterpoint.data.numbers",
+            "noisy series of beats of varying form; the target is their number a minute",
+            "made on the spot",
+            "600 + 500 + 500 series of 4 seconds, made in a moment",
+            function="load_pulses",
+        ),
+        Source(
             "photographs",
             "views",
             "counterpoint.data.photographs",
@@ -381,6 +408,7 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="FILE",
+            also=("targets",),
             function="load_manifest",
         ),
         Source(
@@ -391,7 +419,7 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="DIR",
-            also=("aligned",),
+            also=("aligned", "targets"),
             function="load_imagefolder",
         ),
         Source(
@@ -437,11 +465,12 @@ SOURCES: dict[str, Source] = {
             "parquet",
             "views",
             "counterpoint.data.tables",
-            "your own images with labels or captions in Parquet files: ?image=COLUMN&label=COLUMN&text=COLUMN",
+            "your own images with labels or captions in Parquet files: ?image=COLUMN&label=COLUMN&text=COLUMN. Or "
+            "images, series or columns of numbers with a real-valued ?target=COLUMN",
             "yours",
             "what you have",
             argument="PATH",
-            also=("aligned",),
+            also=("aligned", "targets"),
             function="load_parquet",
         ),
         Source(
@@ -452,7 +481,7 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="PATH",
-            also=("aligned",),
+            also=("aligned", "targets"),
             function="load_csv",
         ),
         Source(
@@ -463,7 +492,7 @@ SOURCES: dict[str, Source] = {
             "yours",
             "what you have",
             argument="PATTERN",
-            also=("aligned",),
+            also=("aligned", "targets"),
             function="load_webdataset",
         ),
     )
@@ -492,8 +521,8 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions or aligned; the result is that task's contract (`BagData`, `ImageData`,
-            `DenseData`, `ClipData`, `RegionData`, `AlignedData`). Default: the source's first task.
+        task: bags, views, dense, frames, regions, targets or aligned; the result is that task's contract (`BagData`,
+            `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `AlignedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

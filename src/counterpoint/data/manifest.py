@@ -7,8 +7,9 @@
 
 The name of a column gives its kind (own/roles.py: KINDS): `image`, `jpg`, `image_left`, `caption`, `wav`, `video`,
 `vector_gyro`. A note lists the kinds that were found. With `?columns=photo:image,title:text,imu:vector` the user gives the
-kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation) and `id`. In archives, members
-with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`. Fields of the records are `json.FIELD`.
+kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation), `id`, and `domain` (also `phase`),
+the origin of an item. In archives, members with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`.
+Fields of the records are `json.FIELD`.
 
 A cell holds one of these:
 
@@ -45,7 +46,9 @@ read (cut). The number found equals the number read plus the number left out (da
 Every distinct file is read once. A set that fits in memory is decoded at the start. Of a larger set only the headers are read at
 the start, and cells are decoded on access. The source never downloads data, and keeps no decoded data between runs.
 
-Not supported: several frames of a video, groups, domains, and tables whose paths and texts do not fit in memory.
+With a system of the task `regression` it gives a picture or a vector and a number to predict: `?columns=photo:image,age:target`.
+
+Not supported: several frames of a video, groups, and tables whose paths and texts do not fit in memory.
 """
 
 from __future__ import annotations
@@ -53,13 +56,14 @@ from __future__ import annotations
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import checked_size
 from counterpoint.data.own.cells import read_vector
-from counterpoint.data.own.contracts import aligned_data
+from counterpoint.data.own.contracts import aligned_data, target_data
 from counterpoint.data.own.opening import open_table
 from counterpoint.data.own.reader import Reader
-from counterpoint.data.own.roles import known_by_name, manifest_roles
+from counterpoint.data.own.roles import known_by_name, manifest_roles, said_columns, target_roles
 from counterpoint.data.own.sources import Wanted
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.sounds import checked_rate
+from counterpoint.data.targets import TargetData
 from counterpoint.errors import CounterpointError
 
 __all__ = ["load_manifest", "read_vector"]
@@ -76,12 +80,12 @@ def load_manifest(
     valid: str = "",
     max_bad: float = 0.1,
     columns: str = "",
-) -> AlignedData:
+) -> AlignedData | TargetData:
     """Open the set (see the module): on the command line `manifest:items.csv?size=32`.
 
     Args:
         place: a file, folder or pattern.
-        task: always aligned.
+        task: aligned; or targets, for a number to predict from one modality of pictures or vectors.
         size: height and width of images and frames in pixels, 8 to 4096.
         rate: samples per second of sounds, 1000 to 192000.
         seconds: length of sounds in seconds, 0.01 to 600.
@@ -105,9 +109,19 @@ def load_manifest(
     named |= {name.partition(".")[0] for name in named}
     accounts = Accounts(place, columns)
     table, notes = open_table(
-        place, "", lambda name: name in named if named else bool(known_by_name(name, {})), accounts
+        place, "", lambda name: name in named if named else bool(known_by_name(name, {})) or task == "targets", accounts
     )
-    roles = manifest_roles(place, table.columns, table.usual, columns)
+    if task == "targets":
+        said = {kind: name for name, kind in said_columns(place, table.columns, columns).items()}
+        if odd := set(said) - {"image", "vector", "target", "split", "id"}:
+            raise CounterpointError(f"manifest: a target is predicted from an image or a vector, not from {min(odd)}")
+        given = said.get("image", ""), said.get("vector", ""), "", said.get("target", "")
+        roles = target_roles(place, table.columns, table.usual, *given)
+        roles.split, roles.id = said.get("split", roles.split), said.get("id", roles.id)
+    else:
+        roles = manifest_roles(place, table.columns, table.usual, columns)
     reader = Reader(table, roles, Wanted(size, rate, samples), accounts)
     reader.judge(max_bad)
+    if task == "targets":
+        return target_data(reader, f"manifest:{place}", test, valid, notes)
     return aligned_data(reader, f"manifest:{place}", test, valid, notes)

@@ -25,16 +25,17 @@ from numpy.typing import NDArray
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.data.images import ImageData, Indices, checked_size, split_positions
-from counterpoint.data.own.contracts import aligned_data, image_data
+from counterpoint.data.own.contracts import aligned_data, image_data, target_data
 from counterpoint.data.own.objects import GROUP, Digest, kind_of, table_of
 from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.reader import Column, Reader
-from counterpoint.data.own.roles import Role, image_roles, manifest_roles
+from counterpoint.data.own.roles import Role, image_roles, manifest_roles, target_roles
 from counterpoint.data.own.sources import Wanted
 from counterpoint.data.own.splits import FRACTION
 from counterpoint.data.own.table import Table, factorise
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.sounds import checked_rate
+from counterpoint.data.targets import TargetData
 from counterpoint.data.valid import SHARE, by_content, carve, linked
 from counterpoint.errors import CounterpointError, DataError, unknown
 
@@ -54,7 +55,8 @@ class Options:
     seconds: float = 2.0
     """Length of sounds in seconds, 0.01 to 600."""
     columns: str = ""
-    """NAME:KIND separated by commas (kinds: image, text, audio, video, vector, label, split, id). Empty: names and types decide."""
+    """NAME:KIND separated by commas (kinds: image, text, audio, video, vector, label, target, split, id). Empty:
+    names and types decide."""
     groups: str = ""
     """Column of groups: rows of one group stay in one split. Empty: none."""
     test: str = ""
@@ -119,7 +121,7 @@ class Own:
         named = GROUP if given else (groups or "")
         chosen = Options(**options, columns=columns, groups=named)
         chosen = Options(**{name: kind(getattr(chosen, name)) for name, kind in TYPES.items()})
-        if isinstance(value, ImageData | AlignedData | BagData):
+        if isinstance(value, ImageData | AlignedData | BagData | TargetData):
             rows = len(value.train) + len(value.valid) + len(value.test)
             found = cls(value, type(value).__name__, rows, _contract_digest(value), chosen)
         elif is_bags(value):
@@ -145,7 +147,7 @@ class Own:
         """Return the data in the form that a task takes.
 
         Args:
-            form: views, aligned or bags.
+            form: views, aligned, targets or bags.
 
         Raises DataError where the object does not have that form.
         """
@@ -155,7 +157,7 @@ class Own:
         return self.made[form]
 
     def _load(self, form: str) -> Any:
-        forms = {"views": ImageData, "aligned": AlignedData, "bags": BagData}
+        forms = {"views": ImageData, "aligned": AlignedData, "bags": BagData, "targets": TargetData}
         if isinstance(self.value, tuple(forms.values())):
             if not isinstance(self.value, forms[form]):
                 raise DataError(
@@ -175,7 +177,7 @@ class Own:
             )
         return self._rows(form)
 
-    def _rows(self, form: str) -> ImageData | AlignedData:
+    def _rows(self, form: str) -> ImageData | AlignedData | TargetData:
         table, options = self.table, self.options
         assert table is not None
         size = checked_size(options.size or self._shown_size())
@@ -188,6 +190,10 @@ class Own:
         usual = {name: role for name, role in table.usual.items() if name in names}
         if form == "aligned":
             roles = manifest_roles(self.kind, names, usual, options.columns)
+        elif form == "targets":
+            asked = _named(options.columns)
+            given = asked.get("image", ""), asked.get("vector", ""), "", asked.get("target", "")
+            roles = target_roles(self.kind, names, usual, *given)
         else:
             asked = _named(options.columns)
             roles = image_roles(
@@ -202,7 +208,8 @@ class Own:
             codes = factorise(table.cells(options.groups))[0]
             role = Role("group", [options.groups], "group")
             reader.linked.append(Column(role, "group", "group", codes >= 0, codes))
-        make = aligned_data if form == "aligned" else image_data
+        makers: dict[str, Any] = {"aligned": aligned_data, "targets": target_data}
+        make = makers.get(form, image_data)
         found = make(reader, said(self.spec), options.test, options.valid, [])
         found.notes[:] = [plain(note) for note in found.notes]
         return found
@@ -407,7 +414,7 @@ def _bags_digest(value: Mapping[str, Any]) -> str:
     return digest.text()
 
 
-def _contract_digest(value: ImageData | AlignedData | BagData) -> str:
+def _contract_digest(value: ImageData | AlignedData | BagData | TargetData) -> str:
     """Return a digest of everything that a task reads from data in the task's form."""
     digest = Digest(type(value).__name__)
     for name in ("train", "valid", "test"):
@@ -418,10 +425,14 @@ def _contract_digest(value: ImageData | AlignedData | BagData) -> str:
                 for cell in (bag.visual, bag.audio, np.asarray(bag.label), getattr(bag, "truth", np.zeros(0))):
                     digest.array(cell)
             continue
+        if isinstance(value, TargetData):
+            digest.array(part.targets)
         for start in range(0, len(part), 256):
             at = np.arange(start, min(start + 256, len(part)))
             columns = (
-                [part.images(at)] if isinstance(value, ImageData) else [part.column(m, at) for m in value.modalities]
+                [part.images(at)]
+                if isinstance(value, ImageData | TargetData)
+                else [part.column(m, at) for m in value.modalities]
             )
             for column in columns:
                 digest.cell(column)

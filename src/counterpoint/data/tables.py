@@ -11,6 +11,9 @@ columns by their usual names, and a note lists them. `?image=`, `?label=` and `?
 field in a column of records, and in archives an ending is possible too, `?image=jpg`. Of several captions in a cell the first
 one counts.
 
+The task `targets` takes a number to predict (`?target=age`), and one of three inputs: an image, a list of numbers
+(`?series=wave`), or columns of numbers (`?columns=chord,angle,speed`). A row whose target is empty, NaN or text is left out.
+
 The source reads files as `manifest:` does (see data/manifest.py). Cells keep their values as written. Rows that share a picture
 or a text stay together in splits that are cut here. A list names all that is left out, with the reason. A row without a label is
 kept without one.
@@ -26,18 +29,30 @@ split named "validation" (valid, val, dev) where there is a test split too. Othe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import ImageData, checked_size
 from counterpoint.data.own.archives import member_column
-from counterpoint.data.own.contracts import aligned_data, image_data
+from counterpoint.data.own.contracts import aligned_data, image_data, target_data
 from counterpoint.data.own.folders import DOMAIN, read_folder
 from counterpoint.data.own.opening import open_table
 from counterpoint.data.own.places import is_folder
 from counterpoint.data.own.reader import Reader
-from counterpoint.data.own.roles import IMAGE, LABEL, TEXT, image_roles, known_by_name
+from counterpoint.data.own.roles import IMAGE, LABEL, TEXT, image_roles, known_by_name, target_roles
 from counterpoint.data.own.sources import Wanted
 from counterpoint.data.pairs import AlignedData
+from counterpoint.data.targets import TargetData
 from counterpoint.errors import CounterpointError, DataError
+
+
+class Inputs(NamedTuple):
+    """Options of the task `targets` (see `load_imagefolder`)."""
+
+    target: str = ""
+    series: str = ""
+    columns: str = ""
+    channels: int = 1
 
 
 def load_imagefolder(
@@ -50,20 +65,29 @@ def load_imagefolder(
     text: str = "",
     domain: str = "",
     unseen: str = "",
+    target: str = "",
+    series: str = "",
+    columns: str = "",
+    channels: int = 1,
     test: str = "",
     valid: str = "",
-) -> ImageData | AlignedData:
+) -> ImageData | AlignedData | TargetData:
     """Open a folder of images (see the module).
 
     Args:
         place: the folder.
-        task: views, for images and classes, or aligned, for images and captions.
+        task: views, for images and classes; aligned, for images and captions; targets, for a number to predict.
         size: height and width of images in pixels, 8 to 4096.
         image, label, text: columns of metadata files. Default: columns with the usual names, and the folders' names as
             classes.
         domain: column with the domain of each picture, such as a style or a scanner. "folder": the folders are
             DIR/DOMAIN/CLASS/ (or DIR/train/DOMAIN/CLASS/). Default: no domains. For the task views.
         unseen: domains to leave out of all splits and to measure apart, joined by commas. Default: none.
+        target: column of numbers to predict, for the task targets. Default: a column with a usual name (target, age, score).
+        series: column of lists of numbers to predict from, in place of pictures. Default: a column named as vectors are.
+        columns: columns of one number each to predict from, joined by commas. Default: all others, if there is no picture
+            and no series.
+        channels: numbers of each step of a series; all channels of the first step come first. Default: 1.
         test: fraction of the items in the test split, or the name of a split. Default: the split "test", else
             "validation", else a fifth.
         valid: fraction of the training items in the valid split, or the name of a split. Default: the split
@@ -71,7 +95,8 @@ def load_imagefolder(
 
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
-    return _load("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen)
+    inputs = Inputs(target, series, columns, channels)
+    return _load("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_parquet(
@@ -84,11 +109,16 @@ def load_parquet(
     text: str = "",
     domain: str = "",
     unseen: str = "",
+    target: str = "",
+    series: str = "",
+    columns: str = "",
+    channels: int = 1,
     test: str = "",
     valid: str = "",
-) -> ImageData | AlignedData:
+) -> ImageData | AlignedData | TargetData:
     """Open Parquet files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("parquet", place, task, size, image, label, text, test, valid, domain, unseen)
+    inputs = Inputs(target, series, columns, channels)
+    return _load("parquet", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_csv(
@@ -101,11 +131,16 @@ def load_csv(
     text: str = "",
     domain: str = "",
     unseen: str = "",
+    target: str = "",
+    series: str = "",
+    columns: str = "",
+    channels: int = 1,
     test: str = "",
     valid: str = "",
-) -> ImageData | AlignedData:
+) -> ImageData | AlignedData | TargetData:
     """Open CSV files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("csv", place, task, size, image, label, text, test, valid, domain, unseen)
+    inputs = Inputs(target, series, columns, channels)
+    return _load("csv", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_webdataset(
@@ -118,11 +153,16 @@ def load_webdataset(
     text: str = "",
     domain: str = "",
     unseen: str = "",
+    target: str = "",
+    series: str = "",
+    columns: str = "",
+    channels: int = 1,
     test: str = "",
     valid: str = "",
-) -> ImageData | AlignedData:
+) -> ImageData | AlignedData | TargetData:
     """Open WebDataset archives (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    return _load("webdataset", place, task, size, image, label, text, test, valid, domain, unseen)
+    inputs = Inputs(target, series, columns, channels)
+    return _load("webdataset", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def _load(
@@ -137,11 +177,16 @@ def _load(
     valid: str,
     domain: str,
     unseen: str,
-) -> ImageData | AlignedData:
+    inputs: Inputs,
+) -> ImageData | AlignedData | TargetData:
     checked_size(size)
-    pairs = task == "aligned"
-    if pairs and (domain or unseen):
-        raise CounterpointError(f"{kind}: domain and unseen are options of the task views, not of aligned")
+    pairs, numbers = task == "aligned", task == "targets"
+    if not numbers and inputs != Inputs():
+        raise CounterpointError(
+            f"{kind}: target, series, columns and channels are options of the task targets, not of {task}"
+        )
+    if (pairs or numbers) and (domain or unseen):
+        raise CounterpointError(f"{kind}: domain and unseen are options of the task views, not of {task}")
     by_folder = kind == "imagefolder" and domain == "folder"
     if by_folder:
         domain = DOMAIN
@@ -154,9 +199,11 @@ def _load(
     usual = {*IMAGE, *LABEL, *(TEXT if pairs else ())}
 
     def wanted(name: str) -> bool:
+        if numbers:
+            return True
         return name in named or name.lower() in usual or known_by_name(name, {}) in ("split", "id")
 
-    accounts = Accounts(place, f"{kind}:{image},{label},{text}")
+    accounts = Accounts(place, f"{kind}:{image},{label},{text}{inputs if numbers else ''}")
     try:
         if kind == "imagefolder":
             if not is_folder(place):
@@ -167,6 +214,13 @@ def _load(
         else:
             table, notes = open_table(place, "tar" if kind == "webdataset" else kind, wanted, accounts, prefer)
         known = table.usual | ({"image": "image", "label": "label"} if kind == "imagefolder" else {})
+        if numbers:
+            if kind == "imagefolder":
+                known = {name: role for name, role in known.items() if role != "label"}
+            roles = target_roles(place, table.columns, known, image, inputs.series, inputs.columns, inputs.target)
+            reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
+            reader.judge(None)
+            return target_data(reader, f"{kind}:{place}", test, valid, notes, inputs.channels)
         roles = image_roles(place, table.columns, known, image, label, text, domain, pairs=pairs)
         reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
         reader.judge(None)

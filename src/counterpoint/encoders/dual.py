@@ -202,6 +202,10 @@ def _inserted(values: Tensor, at: int, count: int, value: Any) -> Tensor:
 
 def need_short(name: str, texts: Sequence[str], lengths: Sequence[int], context: int, room: int = 0) -> None:
     """Raise CounterpointError for texts that, with `room` more tokens, are longer than a network's context."""
+    if room >= context:
+        raise CounterpointError(
+            f"{name} reads {context} tokens, and a learned context of {room} leaves none for a text; shorten the context"
+        )
     long = [text for text, length in zip(texts, lengths, strict=True) if length + room > context]
     if long:
         beside = f" beside the {room} of the context" if room else ""

@@ -42,7 +42,10 @@ def _attentions(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]
     found: list[tuple[str, nn.Module, tuple[str, ...]]] = []
     for name, module in model.named_modules():
         for projections in (("qkv",), *PROJECTIONS):
-            if all(isinstance(getattr(module, each, None), nn.Linear) for each in projections):
+            parts = [getattr(module, each, None) for each in projections]
+            if all(
+                isinstance(getattr(part, "base_layer", part), nn.Linear) for part in parts
+            ):  # with adapters or without
                 found.append((name, module, projections))
     return found
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from counterpoint.core.distributed import global_max
-from counterpoint.core.world import over, processes
+from counterpoint.core.world import alone, over, processes
 from counterpoint.engine.checkpoint import read_checkpoint, write_checkpoint
 from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.gradients import share_buffers
@@ -108,6 +108,7 @@ class Fit:
         self.saved_at = time.monotonic()
         self.stopping = EarlyStopping(loop.patience)
         self.warned = False
+        self.noted = False  # that the student is larger than its teacher
         self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
         self.measured = False  # whether the test split has been measured
         self.evaluator: Any = None  # that of the test split, once measured
@@ -152,6 +153,7 @@ class Fit:
                     else:
                         self.stepper.enter(number)
                     resumed = None
+                    self._compare_sizes()
                     if self._stage(stage, shown):
                         break
                 self._finish()
@@ -172,6 +174,13 @@ class Fit:
         device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return True
+
+    def _compare_sizes(self) -> None:
+        """Note a student that is larger than its teacher, once: it is allowed, but seldom intended."""
+        own, its = self.learner.sizes() or (0, 0)
+        if own > its and self.first and not self.noted:
+            self.say(f"note: the student has {own:,} parameters, more than its teacher with {its:,}")
+            self.noted = True
 
     def _stage(self, stage: Stage, shown: Bar | None) -> bool:
         """Train a stage to its end. Return whether the fit is over: its test split has been measured."""
@@ -266,7 +275,8 @@ class Fit:
         value = torch.tensor(found[name], dtype=torch.float64, device=self.device)
         if processes()[1] > 1:
             dist.broadcast(value, 0)  # so that all processes stop at the same epoch
-        self.stopping.judge(float(value), self._weights)
+        worse = getattr(self.task, "lower", False)  # the smaller the headline, the better
+        self.stopping.judge(-float(value) if worse else float(value), self._weights)
 
     def _weights(self) -> dict[str, Tensor]:
         with self.stepper.averaged():
@@ -331,16 +341,17 @@ class Fit:
         run, learner = self.run, self.learner
         if run is None or not self.first:
             return
-        evaluator = self.evaluator
-        if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
-            learner.begin_evaluation(self.stepper.survey)
-            _, evaluator, _ = measure(learner, self.task, "test", final=True)
-        if hasattr(evaluator, "chance"):
-            run.save_chance(evaluator.chance())
-        training = learner.training
-        learner.eval()
-        run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
-        learner.train(training)
+        with alone():  # no other process follows
+            evaluator = self.evaluator
+            if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
+                learner.begin_evaluation(self.stepper.survey)
+                _, evaluator, _ = measure(learner, self.task, "test", final=True)
+            if hasattr(evaluator, "chance"):
+                run.save_chance(evaluator.chance())
+            training = learner.training
+            learner.eval()
+            run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
+            learner.train(training)
         run.save_structure(learner.structure())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
         run.checkpoint.unlink(missing_ok=True)

@@ -118,11 +118,19 @@ class Learner(nn.Module):
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Return figures for a run's page: heading -> {"kind": ...}, as JSON values (see counterpoint.report.found).
 
-        The first process alone calls it, once, after the fit. Default: those of the learner's parts.
+        The first process alone calls it, once, after the fit: `survey.over` and losses then do without the others. Default: those
+        of the learner's parts.
         """
         return {
             k: v for part in self.parts.values() if isinstance(part, _Drawn) for k, v in part.figures(survey).items()
         }
+
+    def sizes(self) -> tuple[int, int] | None:
+        """Return the numbers of parameters of the student and of its teacher in this stage.
+
+        A fit notes a student that is larger than its teacher. None, the default: there is no student, or no teacher to count.
+        """
+        return None
 
     # --- large batches and compilation
 

@@ -107,6 +107,18 @@ def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) 
     return curve
 
 
+def held_then_cosine(epochs: int, first: int, share: float) -> Callable[[float], float]:
+    """Return the factor of the learning rate: constant in the first epochs, then half a cosine. A `curve` of `optimisers`.
+
+    Args:
+        epochs: Number of epochs, at least 1.
+        first: Number of first epochs, at least 0. Without further epochs there are no first ones.
+        share: Factor in the first epochs, at least 0.
+    """
+    first = first if first < epochs else 0
+    return lambda epoch: share if epoch < first else factor(epoch, epochs, first)
+
+
 def rise_and_fall(epochs: int, steps: int, warmup: float) -> Callable[[float], float]:
     """Return the factor of the learning rate, which rises on a line and falls to 0 on another. A `curve` of `optimisers`.
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import gather_rows, over
-from counterpoint.core.world import processes
+from counterpoint.core.distributed import gather_rows
+from counterpoint.core.world import world
 
 Indices = NDArray[np.int64]
 BATCH = 256  # items in a batch of a pass
@@ -110,9 +110,10 @@ class Survey:
             function: Function from a batch, as `predict` takes it, to [n, ...].
             rows: Positions. Default: all, in order.
 
-        Returns [rows, ...] on the CPU, in the order of `rows`. Processes share the work; each receives the whole result.
+        Returns [rows, ...] on the CPU, in the order of `rows`. The processes of a fit share the work, and each receives the whole
+        result. Within `core.world.alone()`, as in `Learner.figures`, a process does all of the work.
         """
-        rank, size = processes()
+        rank, size = world()
         chosen = np.arange(len(self.split(split))) if rows is None else np.asarray(rows, np.int64)
         length = -(-len(chosen) // size)
         mine = chosen[rank * length : (rank + 1) * length]
@@ -125,8 +126,7 @@ class Survey:
                 parts = [function(self.batch(split, chosen[:1]))[:0]]
         finally:
             self._learner.train(training)
-        with over("world"):
-            return gather_rows(torch.cat(parts)).cpu()
+        return gather_rows(torch.cat(parts)).cpu()
 
 
 def moved(value: Any, device: torch.device) -> Any:

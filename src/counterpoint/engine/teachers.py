@@ -144,6 +144,11 @@ def frozen(
     )
 
 
+def parameters(*modules: nn.Module) -> int:
+    """Return the number of parameters of networks; those that several share count once."""
+    return sum(p.numel() for p in {id(p): p for module in modules for p in module.parameters()}.values())
+
+
 def teachers_of(module: nn.Module) -> dict[str, Frozen]:
     """Return the frozen networks of a learner and its parts, by place: attributes, and items of lists and dicts."""
     found: dict[str, Frozen] = {}

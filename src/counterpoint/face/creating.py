@@ -18,6 +18,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "size": "size=224 (pixels, height and width)",
         "classes": "classes=10 (number of classes, or their names)",
     },
+    "regression": {"size": "size=224 (pixels, height and width)"},
     "aligned": {
         "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
         "or rate and samples of each)"
@@ -42,7 +43,8 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
-    *("words", "text_width", "layer_widths", "pairs", "clip_dim"),
+    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim"),
+    *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
 )
 
 
@@ -77,12 +79,16 @@ def create(
             audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
             words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
-            clip_dim, pairs: width of a clip's rows and number of texts with clips.
+            endings: what follows the context in the prompt of each class;
+            clip_dim, pairs: width of a clip's rows and number of texts with clips;
+            kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
+            target_mean, target_deviation: of the targets.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
+        regression        what `learner.prepare` makes of {"input": uint8 [n, 3, size, size] or float rows, "target": float64 [n]}
         frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
         regions           what `learner.prepare` makes of {"image": uint8 [n, 3, size, size], "boxes": float [n, k, 4],
                           "label": int64 [n, k], "score": float [n, k]}
@@ -138,6 +144,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     """Return the facts of the data from keyword arguments. CounterpointError, which lists all missing facts."""
     facts = dict(given)
     missing = [name for name in NEEDED.get(task, {}) if name not in facts]
+    if task == "regression" and facts.get("kind", "image") != "image":
+        needed = ("mean", "deviation", "length") if facts["kind"] == "series" else ("mean", "deviation")
+        missing = [name for name in needed if name not in facts]
     if task == "labelled" and "class_names" in facts:
         missing = [name for name in missing if name != "classes"]
         facts.setdefault("classes", len(facts["class_names"]))
@@ -154,7 +163,10 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts = _text_facts(config, list(texts)) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
-            "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}"
+            "mean": "mean=[...] (of each column)",
+            "deviation": "deviation=[...] (of each column)",
+            "length": "length=64 (steps of a series)",
+            "texts": "texts=[...] (training texts, from which the tokenizer is learnt), or tokenizers={name: JSON}",
         }
         raise CounterpointError(
             f"{system} is built from facts of the data, and these are missing: {'; '.join(said[name] for name in missing)}. Give "
@@ -165,7 +177,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["classes"] = len(facts["class_names"])
     if task == "dense":
         facts = {"modalities": ["image"], "background": True} | facts
-    if task in ("views", "labelled", "dense"):
+    if task in ("views", "labelled", "dense", "regression"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
     if task == "aligned":

@@ -23,7 +23,7 @@ from counterpoint.face import finding
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
 from counterpoint.use import hub
-from counterpoint.use.export import Exported, export
+from counterpoint.use.export import Exported, export, export_adapters
 from counterpoint.use.restorer import Restorer
 from counterpoint.use.segmenter import Segmenter
 
@@ -210,7 +210,8 @@ class Trained(ModelHubMixin):
         Args:
             out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
                 A set of synthetic images goes into a file that ends in .npz or .safetensors, or into a folder of PNG files.
-            format: onnx, torch for torch.export, or set. Default: from the ending of `out`.
+            format: onnx, torch for torch.export, set, or peft for the adapters alone, into a folder. Default: from the ending
+                of `out`.
             modality: Export only this modality. Default: all.
 
         Returns a record for each file: path, inputs, and the largest difference that the check found.
@@ -223,6 +224,8 @@ class Trained(ModelHubMixin):
                     raise CounterpointError(f"{said}, which learns no set of images")
                 files = distilled.write_set(learner.distilled(), learner.shown(), out)
                 return [Exported(path, "set", (), 0.0) for path in files]
+            if format == "peft":
+                return export_adapters(self.learner, out)
             task = self.run.config.get("task")
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)

@@ -87,6 +87,8 @@ def compare(
         metric = next((other for other in getattr(instead, "stand_ins", ()) if other in shared), metric)
     if metric not in shared:
         raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
+    first = tasks[slugs[0]]
+    lower = bool(getattr(first, "lower", False)) and metric == first.headline  # an error: the smaller, the better
     same = {
         key: value
         for key, value in everything[slugs[0]].items()
@@ -106,7 +108,7 @@ def compare(
             slug: {seed: {k: runner.plain(v) for k, v in found.items()} for seed, found in runs.items()}
             for slug, runs in results.items()
         },
-        "comparisons": comparisons(results, slugs, metric, seeds),
+        "comparisons": comparisons(results, slugs, metric, seeds, lower=lower),
         "notes": _notes(everything),
         "options": {**overrides, **({"metric": metric} if named else {})},
         "commit": runner.commit(),
@@ -118,11 +120,27 @@ def compare(
 
 
 def comparisons(
-    results: Mapping[str, Mapping[str, Mapping[str, float]]], slugs: Sequence[str], metric: str, seeds: int
+    results: Mapping[str, Mapping[str, Mapping[str, float]]],
+    slugs: Sequence[str],
+    metric: str,
+    seeds: int,
+    *,
+    lower: bool = False,
 ) -> list[dict[str, Any]]:
-    """Judge the differences of all other systems to the first, as one family of contrasts."""
+    """Judge the differences of all other systems to the first, as one family of contrasts.
+
+    Args:
+        results: figures by system and seed.
+        slugs: the systems.
+        metric: the metric to compare.
+        seeds: number of seeds.
+        lower: the smaller the metric, the better. Differences count gains, so they are those of the negative metric.
+    """
+    sign = -1 if lower else 1
     contrasts = [
-        statistics.Contrast([results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric] for s in range(seeds)])
+        statistics.Contrast(
+            [sign * (results[slug][str(s)][metric] - results[slugs[0]][str(s)][metric]) for s in range(seeds)]
+        )
         for slug in slugs[1:]
     ]
     found = []

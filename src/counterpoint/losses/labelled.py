@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive
+from counterpoint.core.distributed import row_counts
+from counterpoint.core.label_mixtures import BetaShares
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, unit_rows
 
@@ -100,6 +104,86 @@ class SupConSingleView(Loss):
         """Return the mean loss of the anchors that have one."""
         with over(self.group):
             return self.function(embeddings, labels, self.temperature, ring=self.ring)
+
+
+class SupReMix(Loss):
+    """Supervised contrast for real-valued targets, with mixtures as hard negatives and hard positives.
+
+    Args:
+        temperature: Divisor of the dot products, > 0.
+        window: Mix-pos mixes rows nearer to the anchor's target than this, in units of the targets; at least 0.
+        weight_power: Weights of |distance| + 1 (1), distance squared + 1 (2), or none (0).
+        mix_neg, mix_pos: Whether there are mixtures of that kind.
+        alpha, beta: Beta distribution of the anchor's share in Mix-neg, > 0.
+        separate_max: Rescale the mixtures' terms as the authors' code does. False: the exact loss.
+        normalize: Divide each row by its norm. False: use the rows unchanged.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | features | [n, views, dim] | embeddings of all views |
+        | labels | [n] | finite target of each example; equal ones are positives |
+        | alpha_neg | [views n, views n] | shares of anchors in Mix-neg, of the whole batch; default: drawn |
+        | generator | | draws the shares; with a group in the same state everywhere; default: torch's own |
+
+    Relations: without mixtures and weights it is SupCon with base_temperature = temperature.
+
+    Source: Wu et al., arXiv 2309.16633.
+
+    >>> import torch
+    >>> loss = SupReMix(temperature=1.0, mix_neg=False)
+    >>> loss(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([20.0, 23.0]))
+    tensor(1.3726)
+    """
+
+    calls = "supremix:supremix_loss"
+
+    def __init__(
+        self,
+        temperature: float = 0.3,
+        window: float = 5.0,
+        weight_power: int = 1,
+        mix_neg: bool = True,
+        mix_pos: bool = True,
+        alpha: float = 2.0,
+        beta: float = 8.0,
+        separate_max: bool = False,
+        *,
+        normalize: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature, alpha=alpha, beta=beta)
+        self.temperature, self.window, self.weight_power = temperature, window, weight_power
+        self.mix_neg, self.mix_pos, self.alpha, self.beta = mix_neg, mix_pos, alpha, beta
+        self.separate_max, self.normalize = separate_max, normalize
+
+    def forward(
+        self,
+        features: Float[Tensor, "n views dim"],
+        labels: Float[Tensor, " n"],
+        alpha_neg: Float[Tensor, "rows rows"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss of the anchors that have a positive."""
+        if features.ndim == 3:
+            features = unit_rows(features, normalize=self.normalize)
+        with over(self.group):
+            shares: Any = alpha_neg if self.mix_neg else None
+            if self.mix_neg and alpha_neg is None:
+                rows = sum(row_counts(len(features), features.device)) * features.shape[1]
+                shares = BetaShares(int(torch.randint(2**62, (), generator=generator)), self.alpha, self.beta, rows)
+            return self.function(
+                features,
+                labels,
+                self.temperature,
+                self.window,
+                shares,
+                self.weight_power,
+                self.separate_max,
+                mix_pos=self.mix_pos,
+            )
 
 
 class Triplet(Loss):

@@ -24,7 +24,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
 
 BATCH = 256  # items encoded at a time
-TASKS = ("aligned", "views", "labelled", "tokens")  # tasks whose runs can embed
+TASKS = ("aligned", "views", "labelled", "regression", "tokens")  # tasks whose runs can embed
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
@@ -33,7 +33,8 @@ class Encoder:
     """A trained run, loaded once, that embeds items of its modalities.
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
-    features of images, as their nearest-neighbour evaluation uses them. Runs of `tokens` give unit means of a text's states.
+    features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors, runs
+    of `tokens` unit means of a text's states.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -163,7 +164,8 @@ class Encoder:
             return found.float()
         if self.task == "tokens":
             return F.normalize(self.learner.embed(*inputs).float(), dim=1, eps=EPS)
-        feature = self.learner.predict({"image": inputs, "part": "bank"})["feature"]
+        named = "input" if self.task == "regression" else "image"
+        feature = self.learner.predict({named: inputs, "part": "bank"})["feature"]
         return F.normalize(feature.float(), dim=1, eps=EPS)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
+from counterpoint.data.targets import TargetData
 from counterpoint.data.tokens import TokenData
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, unknown
@@ -55,6 +56,8 @@ class Items:
                     raise CounterpointError(
                         f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}"
                     )
+        elif isinstance(source, TargetData):
+            Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
         elif not isinstance(source, TokenData):
             raise CounterpointError(
                 f"{getattr(source, 'name', source)} holds neither pictures, texts nor aligned items"
@@ -67,6 +70,8 @@ class Items:
     def column(self, split: str, name: str, rows: Indices) -> Any:
         """Return one modality of the items at n positions."""
         part = self.splits[split]
+        if isinstance(self.source, TargetData) and self.source.kind != "image":
+            return part.inputs(rows).reshape(len(rows), -1)
         if isinstance(self.source, TokenData):
             return [part.texts[n] for n in rows.tolist()]
         return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
@@ -117,7 +122,7 @@ def embed(
     The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once.
 
     Args:
-        path: A finished run of the task aligned, views, labelled or tokens.
+        path: A finished run of the task aligned, views, labelled, regression or tokens.
         out: The file to write, .parquet; checked for writing before the work begins.
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired.

@@ -11,17 +11,19 @@ Arrays of a file:
 
     train     [pictures, dim] in the order of the training split
     text      [classes, dim] or [classes, templates, dim] in the order of the classes
-    scale     factor of cosines in the logits; default 100
-    classes   names, by which the texts are then ordered; may be missing
+    scale     factor of cosines in the logits, > 0; default 100
+    classes   names, each once, by which the texts are then ordered; may be missing
     names     file names of the training pictures, which are compared; may be missing
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -32,9 +34,10 @@ from torch import Tensor, nn
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
 from counterpoint.data.images import ImageData, Listed
 from counterpoint.encoders.dual import DualEncoder, build_dual_encoder, need_short, word_layer
+from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Cached, Frozen, cached
+from counterpoint.engine.teachers import Cached, Frozen, cached, parameters
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.aligned import AlignedLearner, one_each
 from counterpoint.tasks.class_texts import templates_of, texts_of
@@ -97,29 +100,43 @@ class Table:
 
     @classmethod
     def read(cls, name: str) -> Table:
-        """Read a file. Raises DataError for a missing array, a wrong shape, and rows that are NaN or infinite."""
+        """Read a file.
+
+        Raises DataError that names the file, for one that is no .npz or lacks an array, and for wrong shapes. It also names rows
+        that are zero, NaN or infinite. Other faults are a scale that is not > 0, and a class with two texts.
+        """
         place = name.partition(":")[2]
         try:
             with np.load(place, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
-        except (OSError, ValueError) as error:
-            raise DataError(f"{place}: cannot be read as .npz ({error})") from error
-        missing = [key for key in ("train", "text") if key not in arrays]
-        if missing:
-            raise DataError(f"{place}: lacks the array {missing[0]}; it has {', '.join(sorted(arrays)) or 'none'}")
-        rows, text = np.asarray(arrays["train"], np.float32), np.asarray(arrays["text"], np.float32)
+            missing = [key for key in ("train", "text") if key not in arrays]
+            if missing:
+                raise DataError(f"{place}: lacks the array {missing[0]}; it has {', '.join(sorted(arrays)) or 'none'}")
+            rows, text = (np.asarray(arrays[key], np.float32) for key in ("train", "text"))
+            scale = np.asarray(arrays.get("scale", 100.0), np.float32)
+        except (OSError, ValueError, TypeError, BadZipFile) as error:  # TypeError: a .npy, which is one array
+            raise DataError(f"{place}: cannot be read as .npz with arrays of numbers ({error})") from error
         text = text[:, None] if text.ndim == 2 else text
         if rows.ndim != 2 or text.ndim != 3 or rows.shape[1] != text.shape[2]:
             raise DataError(
                 f"{place}: train must be [pictures, dim] and text [classes, dim] or [classes, templates, dim], got "
                 f"{list(arrays['train'].shape)} and {list(arrays['text'].shape)}"
             )
-        for key, values in (("train", rows), ("text", text.reshape(len(text), -1))):
-            bad = np.flatnonzero(~np.isfinite(values).all(1))
+        for key, values in (("train", rows), ("text", text)):
+            bad = np.unique(np.nonzero(~np.isfinite(values).all(-1) | ~values.any(-1))[0])
             if len(bad):
-                raise DataError(f"{place}: {len(bad)} rows of {key} are NaN or infinite, the first is row {bad[0]}")
-        words = {key: tuple(map(str, arrays.get(key, ()))) for key in ("classes", "names")}
-        return cls(name, rows, text, float(arrays.get("scale", 100.0)), words["classes"], words["names"])
+                raise DataError(
+                    f"{place}: {len(bad)} rows of {key} are zero, NaN or infinite, the first is row {bad[0]}"
+                )
+        if scale.size != 1 or not 0 < scale.item() < np.inf:
+            raise DataError(f"{place}: scale must be one number > 0, got {scale.tolist()}")
+        classes, names = (tuple(map(str, arrays.get(key, ()))) for key in ("classes", "names"))
+        if classes and (len(classes) != len(text) or len(set(classes)) < len(classes)):
+            raise DataError(
+                f"{place}: classes must name each of the {len(text)} texts once, got {len(classes)} names of which "
+                f"{len(set(classes))} differ"
+            )
+        return cls(name, rows, text, scale.item(), classes, names)
 
     def texts(self, classes: tuple[str, ...]) -> Float[Tensor, "classes templates dim"]:
         """Return the embeddings of the texts in the order of these classes. DataError where they do not fit."""
@@ -151,11 +168,34 @@ class Table:
         return Cached(self.rows)
 
 
-def check_class_teacher(name: str) -> None:
-    """Raise CounterpointError for a name that is of no kind of teacher. Runs before data are read."""
+def check_class_teacher(name: str, role: str = "teacher") -> None:
+    """Raise CounterpointError for a name that is of no kind of teacher. Runs before data are read.
+
+    Args:
+        name: the name.
+        role: setting that has the name, for the message.
+    """
     kind, _, rest = name.partition(":")
     if kind not in KINDS or not rest:
-        raise unknown("teacher of pictures and texts", name, [f"{known}:NAME" for known in KINDS])
+        raise unknown(f"{role} of pictures and texts", name, [f"{known}:NAME" for known in KINDS])
+
+
+def need_apart(rows: Float[Tensor, "classes dim"], classes: Sequence[str], name: str) -> None:
+    """Raise CounterpointError for two classes with the same embedding of their texts, between which nothing can decide.
+
+    Args:
+        rows: unit rows.
+        classes: names of the classes.
+        name: the teacher's name, for the message.
+    """
+    order = rows.sum(1).argsort()  # equal rows become neighbours
+    alike = ((rows[order[1:]] - rows[order[:-1]]).abs().amax(1) < 1e-6).nonzero()
+    if len(alike):
+        one, other = (classes[int(n)] for n in order[alike[0, 0] :][:2])
+        raise CounterpointError(
+            f"--teacher {name} gives '{one}' and '{other}' the same embedding of their texts, perhaps because its vocabulary lacks "
+            "their words; name the classes otherwise by --class-names FILE"
+        )
 
 
 def _experiment() -> Any:
@@ -164,16 +204,25 @@ def _experiment() -> Any:
 
 def teacher_width(name: str) -> int:
     """Return the width of a teacher's embeddings, without training it."""
-    kind, _, rest = name.partition(":")
+    kind = name.partition(":")[0]
     if kind == "file":
         return Table.read(name).rows.shape[1]
     if kind in ("hf", "open_clip"):
         return build_dual_encoder(name).dim
+    return int(teacher_config(name).embedding)
+
+
+def teacher_config(name: str) -> Any:
+    """Return the settings of a teacher run:RUN or fit:SLUG?..., without training it.
+
+    Raises CounterpointError for one that does not embed pictures and texts.
+    """
+    kind, _, rest = name.partition(":")
     room = _experiment()
     config = (room.Experiment.of_run(rest) if kind == "run" else room.of_spec(rest)[0]).config
     if not hasattr(config, "embedding"):
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
-    return int(config.embedding)
+    return config
 
 
 def open_network(name: str) -> DualEncoder:
@@ -183,7 +232,7 @@ def open_network(name: str) -> DualEncoder:
         return build_dual_encoder(name)
     room = _experiment()
     learner = room.load_learner(rest) if kind == "run" else room.fitted(rest)
-    if not isinstance(learner, AlignedLearner):
+    if not isinstance(learner, AlignedLearner) or not learner.embeds:
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
     return AlignedDual(learner, name).eval()
 
@@ -260,7 +309,12 @@ class ClassTextLearner(ImageLearner):
         if not bool(texts.isfinite().all()):
             raise CounterpointError(f"--teacher {config.teacher} gives texts that are NaN or infinite")
         self.prototypes.copy_(class_prototypes(texts))
+        need_apart(self.prototypes, survey.classes, config.teacher)
         self.scale.fill_(scale)
+
+    def sizes(self) -> tuple[int, int] | None:
+        network: Any = None if self.network is None else self.network.module
+        return None if network is None else (parameters(self.encoder), parameters(network.tower))
 
     def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
         """Return the teacher's embeddings of a batch's pictures: kept ones, or those of the first view."""
@@ -290,3 +344,48 @@ class ClassTextLearner(ImageLearner):
         if self.network is None or self.survey is None:
             return {}
         return {"teacher_logits": self.classify(self.network(batch["image"]))}
+
+
+class _NoEncoder(ImageEncoder):
+    """The place of an encoder in a learner that trains none."""
+
+    dim = 0
+
+
+def _opened(learner: Any, keys: Any) -> None:
+    learner.open()
+
+
+class NetworkLearner(ClassTextLearner):
+    """A learner that trains small parts beside its teacher's network (`dual`), and needs the network after the fit, too.
+
+    During a fit the network is no part of the learner. A loaded run opens it again, by its name.
+    """
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.opened: DualEncoder | None = None
+        self.register_load_state_dict_post_hook(_opened)
+
+    def build_encoder(self, data: Any) -> ImageEncoder:
+        return _NoEncoder()
+
+    def begin(self, survey: Survey) -> None:
+        self.opened = None
+        super().begin(survey)
+
+    def open(self) -> None:
+        """Open the network of a loaded run."""
+        if self.network is None and self.opened is None:
+            self.opened = open_network(self.config.teacher).requires_grad_(False)
+            assert self.opened.start >= 0  # kept before torch.export traces the network
+
+    @property
+    def dual(self) -> DualEncoder:
+        """The frozen network."""
+        self.open()
+        found: Any = self.opened if self.network is None else self.network.module
+        return found
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return ()

@@ -81,6 +81,8 @@ class DistilledSetConfig(ImagesConfig):
     judge_steps: int = 60
     """Training steps of each of them."""
 
+    adapts: ClassVar[bool] = False
+    own_start: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = (
         *ImagesConfig.counts,
         "teacher_size",

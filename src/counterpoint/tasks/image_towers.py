@@ -41,6 +41,10 @@ class _RunHalf(DualEncoder):
     def image_rows(self, images: Tensor) -> Tensor:
         return self.head(self.encoder(images))
 
+    @property
+    def tower(self) -> nn.Module:
+        return self.encoder
+
 
 class ImageTower(ImageEncoder):
     """The picture half of a network of pictures and texts (`network`), with its projection into their space.

@@ -11,16 +11,16 @@ A training batch, before and after the learner has drawn its views:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, ImageSplit, Indices
@@ -32,7 +32,9 @@ from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.adapted import adapt, check_adapters
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.tasks.started import encoder_name, start_encoder
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
 
 BATCH = 256  # images in a batch of the evaluation
@@ -51,6 +53,19 @@ class ImagesConfig(OptimConfig):
     unet-s, mlp-s, vit-s, vit-xs, vit-conv, timm:NAME, torchvision:NAME, hf:NAME."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
+    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
+    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder. Default: the encoder's
+    random or published weights."""
+    lora: int = 0
+    """Rank of low-rank adapters (LoRA). They train instead of the encoder's own weights, which stay as --from or --pretrained
+    gave them. 0: no adapters, train the encoder."""
+    lora_alpha: float | None = None
+    """Adapters are multiplied by lora_alpha / lora; > 0. None: twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers with adapters: attention, linear, conv, or names, ends of names and patterns of layers. Default: attention and
+    linear layers of transformers; convolutions and linear layers of others."""
+    lora_statistics: Literal["frozen", "train"] = "frozen"
+    """Running statistics of the encoder's batch normalisation beside adapters: frozen, or train as without adapters."""
     recipe: str = "simclr"
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
@@ -68,6 +83,8 @@ class ImagesConfig(OptimConfig):
     """Settings of the parts added to the system, by slug."""
 
     counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "evaluate_every", "neighbours", "bank")
+    adapts: ClassVar[bool] = True  # whether `start` and `lora` apply to the encoder
+    own_start: ClassVar[bool] = False  # whether `start` has another meaning
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,11 +101,14 @@ class ImagesConfig(OptimConfig):
         """Raise CounterpointError for unknown names of networks and views. Runs before data are read."""
         check_image_encoder(self.encoder)
         check_recipe(self.recipe)
+        check_adapters(self)
         self.check_batch()
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
         found = data.spec | {"class_names": list(data.classes), "examples": len(data.train)}
+        if self.start and self.adapts:  # kept with the run, which can be loaded when the first run is gone
+            found["encoder"] = encoder_name(self.start)
         for part in self.parts.values():
             found |= part.facts(data)
         return found
@@ -101,6 +121,8 @@ class ImageLearner(Learner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
+        if config.start and config.adapts:
+            config = replace(config, encoder=data.encoder, pretrained=False)
         self.config = config
         self.size = data.size
         self.examples: int | None = getattr(
@@ -108,16 +130,27 @@ class ImageLearner(Learner):
         )  # number of training images, to which positions refer
         torch.manual_seed(seed)
         self.encoder = self.build_encoder(data)
+        if config.lora:
+            adapt(self.encoder, config, data.size, data.channels)
         self.views = self.build_views()
+        self.loaded = False  # whether weights were loaded, which `start` must not replace
+        self.register_load_state_dict_post_hook(_loaded)
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
+        if not self.loaded:
+            self.take_start()
         # State by position and an epoch's order refer to the images before the interruption.
         if self.examples not in (None, survey.examples):
             raise DataError(
                 f"the data has {survey.examples} training images now, this run was begun on {self.examples}; restore the set, or "
                 "start a new run"
             )
+
+    def take_start(self) -> None:
+        """Give the encoder the weights of the run that the settings start from."""
+        if self.config.start and self.config.adapts:
+            start_encoder(self, self.config.start)
 
     def build_encoder(self, data: Any) -> ImageEncoder:
         """Build the network that the settings name."""
@@ -148,6 +181,10 @@ class ImageLearner(Learner):
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         tokens = [(self.encoder, "tokens")] if hasattr(self.encoder, "tokens") else []
         return [(self.encoder, "forward"), *tokens]
+
+
+def _loaded(learner: nn.Module, keys: Any) -> None:
+    learner.loaded = True  # type: ignore[assignment]
 
 
 class ImageBatches(Dataset[dict[str, Any]]):

@@ -7,7 +7,7 @@ A training batch, before and after the learner has drawn its views:
     batch["label"]   [B] int64; -1 where the class is hidden from a semi-supervised learner
     batch["views"]   list of V float tensors [B, 3, S, S], normalised
 
-Pictures without a class (label -1 in the source) are left out, except for semi-supervised learners.
+Pictures without a class (label -1 in the source) are left out, except for semi-supervised and unsupervised learners.
 
 A learner with a classifier returns "logits" [n, classes] for a test batch from `predict`. It may also return others as
 "<name>_logits" (a teacher's). For each, the evaluation measures:
@@ -117,6 +117,7 @@ class LabelledConfig(ImagesConfig):
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
     uses_unlabelled: ClassVar[bool] = False  # whether pictures without a class remain in the training split
+    unlabelled_suffices: ClassVar[bool] = False  # whether it learns where no training picture has a class
 
     def trained_on(self, rows: Indices, data: ImageData) -> Indices:
         """Select the training pictures to use of these positions, which have a class. Default: all."""
@@ -355,7 +356,7 @@ class LabelledTask(ImageTask):
 
     def training_rows(self) -> Indices:
         labelled, classes = _labelled(self.data.train.labels), self.data.classes
-        if len(classes) < 2 or not len(labelled):
+        if len(classes) < 2 or not (len(labelled) or self.config.unlabelled_suffices):
             raise DataError(
                 f"{self.data.name} has {'one class' if classes and len(labelled) else 'no labels'}; the task labelled needs "
                 "at least two classes. For pictures without labels, use a system of the task views (see "

@@ -97,7 +97,7 @@ def class_shots(labels: Indices, shots: int, seed: int) -> Indices:
         seed: seed of the choice.
     """
     known = np.flatnonzero(labels >= 0)
-    if not shots:
+    if not shots or not len(known):
         return known
     order = np.random.default_rng([seed, shots]).permutation(known)
     return np.sort(np.concatenate([order[labels[order] == label][:shots] for label in np.unique(labels[known])]))

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoint.core.distributed import place
 from counterpoint.core.rows import token_numbers
 from counterpoint.data.images import Indices
 from counterpoint.encoders.images import VisionTokens
@@ -27,7 +28,7 @@ from counterpoint.encoders.pair_scorers import FUSIONS, PairScorer, build_scorer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.survey import BATCH, Survey
 from counterpoint.errors import CounterpointError, unknown
-from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two
+from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two, taken
 from counterpoint.tasks.measures import RECALL, retrieval
 
 SPARE = 16  # captions drawn beyond the needed ones, to replace those that may not be used
@@ -55,6 +56,8 @@ class PairConfig(AlignedConfig):
     """Pairs that are scored at once without gradient, which bounds the memory. At least 1."""
     retrieved: int = 0
     """Items of a split among which retrieval is measured, the first ones; all their pairs are scored. 0: all items."""
+
+    distils: ClassVar[bool] = False  # by name: a student shares its teacher's encoders
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,6 +192,7 @@ class PairLearner(AlignedLearner):
     """An encoder and a linear map of each modality's tokens, for scorers that subclasses build by `build_scorer`."""
 
     slug: ClassVar[str]  # for messages
+    embeds: ClassVar[bool] = False
 
     def __init__(self, config: PairConfig, data: Any, seed: int = 0) -> None:
         kinds = {name: spec["kind"] for name, spec in data.modalities.items()}
@@ -311,8 +315,23 @@ class PairLearner(AlignedLearner):
         return self.survey.batch("train", rows)["inputs"][self.text]
 
     def both(self, batch: Mapping[str, Any]) -> Int[Tensor, " m"]:
-        """Return the positions in a batch of the items that have both modalities."""
-        return (batch["present"][self.image] & batch["present"][self.text]).nonzero().flatten()
+        """Return the positions in a batch of the items that have both modalities.
+
+        Raises CounterpointError where no item of the whole batch has both.
+        """
+        rows = (batch["present"][self.image] & batch["present"][self.text]).nonzero().flatten()
+        if not place(len(rows), rows.device).total:
+            raise CounterpointError(
+                f"no item of a batch has both {self.image} and {self.text}; use a larger batch or data with more complete items"
+            )
+        return rows
+
+    def pictures(self, batch: Mapping[str, Any], rows: Int[Tensor, " m"]) -> Side:
+        """Encode the pictures of these items of a batch."""
+        inputs = batch["inputs"][self.image]
+        if len(rows):
+            return self.side(self.image, taken(inputs, rows))
+        return self.side(self.image, inputs).rows(rows)  # of another process alone; networks need an item
 
     # --- evaluation
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -34,6 +33,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.tasks import taught
+from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.taught import TaughtConfig, TaughtLearner
 from counterpoint.views.images import check_recipe
 
@@ -78,6 +78,7 @@ class SearchedConfig(TaughtConfig):
     crossover: float = 0.0
     """Probability that a child mixes the places of two parents instead of changing one place; an option of this library."""
 
+    adapts: ClassVar[bool] = False  # the student is found by a search
     counts: ClassVar[tuple[str, ...]] = (
         *(name for name in TaughtConfig.counts if name != "epochs"),
         *("candidates", "population", "sample", "parents"),
@@ -109,6 +110,7 @@ class SearchedConfig(TaughtConfig):
         for name in filter(None, (self.encoder, self.teacher_encoder)):
             check_image_encoder(name)
         check_recipe(self.recipe)
+        check_adapters(self)
         self.check_batch()
 
 
@@ -264,8 +266,6 @@ class SearchedLearner(TaughtLearner):
         self.student = name
         self.encoder = self.build_encoder(self.facts).to(self.device)
         self.classifier = nn.Linear(self.encoder.dim, self.facts.classes).to(self.device)
-        if self.survey is not None:
-            self.compare_sizes()
 
     def structure(self) -> dict[str, Any]:
         if not self.history:
@@ -279,20 +279,8 @@ class SearchedLearner(TaughtLearner):
 
     # --- what is measured and shown
 
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        if self.config.encoder:
-            self.compare_sizes()
-
-    def compare_sizes(self) -> None:
-        """Warn if the student is larger than its teacher."""
-        encoders: list[Any] = [self.encoder, self.instructing.encoder]
-        own, its = (sum(int(p.numel()) for p in encoder.parameters()) for encoder in encoders)
-        if own > its:
-            said = (
-                f"the student {self.student} has {own:,} parameters, more than its teacher {self.facts.teacher_encoder}"
-            )
-            warnings.warn(f"{said} with {its:,}", stacklevel=2)
+    def sizes(self) -> tuple[int, int] | None:
+        return super().sizes() if self.student else None
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure rank correlations of scores with published accuracies, where the search scored that whole space."""

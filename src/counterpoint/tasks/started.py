@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
 from torch import nn
 
+from counterpoint.encoders.adapters import load_base, merged_state
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 
 
@@ -23,20 +26,36 @@ def encoder_name(start: str) -> str:
     Raises CounterpointError for a run without an encoder of pictures, RunError for a path that is no run.
     """
     kind, _, rest = start.partition(":")
-    experiment = _room().of_spec(rest)[0] if kind == "fit" else _room().Experiment.of_run(start.removeprefix("run:"))
-    name = getattr(experiment.config, "encoder", None) or getattr(experiment.config, "image_encoder", None)
+    if kind == "fit":
+        experiment = _room().of_spec(rest)[0]
+        name = encoder_name(inner) if (inner := _started(experiment.config)) else None
+    else:
+        experiment = _room().Experiment.of_run(start.removeprefix("run:"))
+        name = started_encoder(Run.open(start.removeprefix("run:")))
+    name = name or getattr(experiment.config, "encoder", None) or getattr(experiment.config, "image_encoder", None)
     if name is None:
         raise CounterpointError(f"--from {start}: a run of {experiment.system.slug} has no encoder of pictures")
     return str(name)
 
 
-def start_encoder(encoder: nn.Module, start: str, size: int) -> None:
-    """Give an encoder the weights of a run's encoder.
+def started_encoder(run: Run) -> str | None:
+    """Return the name of the encoder that a run took from another run; None for one that trained its own."""
+    return run.facts().get("encoder") if (run.config.get("config") or {}).get("start") else None
+
+
+def _started(config: Any) -> str:
+    return str(getattr(config, "start", "")) if getattr(config, "adapts", False) else ""
+
+
+def start_encoder(learner: Any, start: str) -> None:
+    """Give the encoder of a learner the weights of a run's encoder, under its adapters if it has some.
+
+    Copies of the encoder inside the learner, such as a momentum teacher's, start with the same weights. Adapters of the run's
+    encoder are merged.
 
     Args:
-        encoder: the network, built by the run's name of it.
+        learner: a learner of pictures with `encoder`, built by the run's name of it, and `size`.
         start: see `encoder_name`.
-        size: height and width of the pictures, in pixels, for the message.
 
     Raises CounterpointError for a run without an encoder of pictures, and for one of pictures of another size.
     """
@@ -48,10 +67,21 @@ def start_encoder(encoder: nn.Module, start: str, size: int) -> None:
         found = encoders[before.image] if getattr(before, "image", None) in encoders else None
     if found is None:
         raise CounterpointError(f"--from {start}: the run has no encoder of pictures")
+    state = merged_state(found)
+    copies = [twin for twin in learner.modules() if _same(twin, learner.encoder)]
     try:
-        encoder.load_state_dict(found.state_dict())
+        for twin in (learner.encoder, *copies):
+            load_base(twin, state)
     except RuntimeError as error:
         raise CounterpointError(
-            f"--from {start}: its encoder does not fit pictures of {size} pixels; use data of the run's size (?size=): "
+            f"--from {start}: its encoder does not fit pictures of {learner.size} pixels; use data of the run's size (?size=): "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def _same(module: nn.Module, encoder: nn.Module) -> bool:
+    """Return whether a module is a copy of the encoder with the same values."""
+    if module is encoder or type(module) is not type(encoder):
+        return False
+    one, other = module.state_dict(), encoder.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -17,7 +17,6 @@ phase: between an embedding after that phase and now. `rotation_gap` is the diff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +112,7 @@ class StreamLearner(AlignedLearner):
             raise DataError(f"--phases {config.phases} exceeds the {len(self.domains)} domains of the data ({said})")
         own = self.phases == len(self.domains)
         self.names = self.domains if own else [f"phase {p + 1}" for p in range(self.phases)]
-        self.register_buffer("history", torch.full((self.phases, self.phases, 2), math.nan))
+        self.register_buffer("history", torch.full((self.phases, self.phases, 2), -1.0))
 
     # --- phases
 
@@ -174,7 +173,7 @@ class StreamLearner(AlignedLearner):
         super().end_epoch(epoch)
         if self.survey is not None and epoch == self.epochs - 1:
             row = self.phase if not self.config.joint else self.phases - 1
-            self.history[row] = torch.from_numpy(self.recalls(self.survey, "valid")).to(self.history)
+            self.history[row] = torch.from_numpy(self.recalls(self.survey, "valid")).nan_to_num(-1.0).to(self.history)
 
     def embedded(self, survey: Survey, split: str, teacher: Frozen | None = None) -> tuple[Tensor, Tensor]:
         """Return unit embeddings [n, embedding] of all items of a split in both modalities, on the CPU."""
@@ -217,6 +216,7 @@ class StreamLearner(AlignedLearner):
         if not self.config.joint and self.survey is not None and self.phase:
             found |= self._rotations(survey, split)
         history = self.history[:, :, 0].cpu().double().numpy()
+        history[history < 0] = np.nan  # not measured yet
         if split == "valid" and not np.isnan(history).all(1).any() and self.phases > 1:
             found |= stream_figures(history)
         return found
@@ -243,7 +243,7 @@ class StreamLearner(AlignedLearner):
         shown = super().figures(survey)
         if self.config.joint or self.phases < 2:
             return shown
-        values = self.history[:, :, 0].cpu().nan_to_num().double().numpy()
+        values = self.history[:, :, 0].cpu().clamp(min=0).double().numpy()
         return shown | {
             "Recall after each phase": {
                 "kind": "matrix",

@@ -11,6 +11,7 @@ The teacher runs in evaluation mode and without gradient. Both networks see the 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +22,18 @@ from torch import Tensor, nn
 
 from counterpoint.core.distil import kd
 from counterpoint.data.images import ImageData
+from counterpoint.encoders.adapters import merged_state
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.taps import recorded
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen
+from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.tasks import labelled
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner, cross_entropy
+from counterpoint.tasks.started import started_encoder
 
 
 @dataclass
@@ -77,6 +80,17 @@ class TaughtConfig(LabelledConfig):
         if min(values) < 0 or max(values) == 0:
             said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))
             raise CounterpointError(f"weights must not be negative and not all be 0, got {said}")
+
+    @classmethod
+    def of_names(cls, teacher: str, student: str) -> dict[str, Any]:
+        """Return the settings of `counterpoint distill` for names of a teacher and a student."""
+        kind, _, place = teacher.partition(":")
+        if kind != "run":
+            raise CounterpointError(
+                f"kd, rkd, fitnets, attention-transfer, crd and diswot learn from a run of a labelled system: --teacher run:RUN; "
+                f"got '{teacher}'. For other teachers see vl2v-adip, vlm-ood-distill and kd3"
+            )
+        return {"teacher": place, "encoder": student}
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         encoder = encoder_of_run(self.teacher, data) if self.teacher else self.teacher_encoder
@@ -140,12 +154,15 @@ def encoder_of_run(path: str, data: ImageData) -> str:
             raise RunError(
                 f"{path} cannot teach on {data.name}: it was trained with {said} {trained.get(name)}, not {own}"
             )
-    return str(run.structure().get("encoder") or run.config["config"]["encoder"])  # of a search, the one found
+    # of a search, the one found
+    return str(run.structure().get("encoder") or started_encoder(run) or run.config["config"]["encoder"])
 
 
 def load_teacher(teacher: nn.Module, path: str) -> None:
     """Load the network of a run into `teacher`. Raises RunError if the run has no classifier or is not finished."""
     weights = Run.open(path).load_weights()
+    if any(".lora_A" in name for name in weights):  # its adapters are merged
+        weights = merged_state(importlib.import_module("counterpoint.experiment").load_learner(path))
     parts = ("encoder.", "classifier.")
     try:
         teacher.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
@@ -201,6 +218,9 @@ class TaughtLearner(LabelledLearner):
         network = self.teacher if self.instructor is None else self.instructor.module
         assert network is not None
         return network
+
+    def sizes(self) -> tuple[int, int] | None:
+        return parameters(self.encoder, self.classifier), parameters(self.instructing)
 
     def instruct(self, images: Tensor, layers: Sequence[str] = ()) -> Seen:
         """Compute the teacher's outputs for a batch, in evaluation mode and without gradient."""

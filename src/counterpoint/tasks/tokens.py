@@ -205,6 +205,9 @@ class TokensLearner(Learner):
         """Compute the mean state of each text's tokens; zeros for a text without tokens."""
         return pool(self.model(ids, mask), mask, "mean")
 
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [(self.model.encoder, "tokens")]
+
     def turns(self) -> list[Turn]:
         return [self.turn([self.model], self.config)]
 

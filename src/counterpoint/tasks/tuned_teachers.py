@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,12 +19,17 @@ from torch import Tensor, nn
 
 from counterpoint.core.operands import EPS
 from counterpoint.core.prompt_tuning import gaussian_epoch_weights, prompt_tuning_loss
+from counterpoint.data.images import ImageData
 from counterpoint.encoders.dual import DualEncoder
 from counterpoint.encoders.prompts import appended_prompts, blocks_of, new_prompts, prompt_width, replaced_prompts
-from counterpoint.errors import CounterpointError
-from counterpoint.tasks.class_teachers import ClassTextConfig, open_network
+from counterpoint.engine.loading import Batches, ChosenBatches
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
 from counterpoint.tasks.class_texts import templates_of, texts_of
 from counterpoint.tasks.image_towers import text_tower
+from counterpoint.tasks.open_classes import class_shots
 
 
 @dataclass
@@ -69,6 +75,18 @@ class TunedConfig(ClassTextConfig):
         if self.frozen_templates:
             templates_of(self.frozen_templates)
 
+    def facts(self, data: ImageData) -> dict[str, Any]:
+        if not self.tune_epochs:
+            return super().facts(data)
+        self.need_labels(data, "--tune-epochs")
+        return super().facts(data) | {"teacher_widths": tuned_widths(self)}
+
+    def need_labels(self, data: ImageData, option: str) -> None:
+        """Raise DataError where no training picture has a label of a base class; `option` needs some."""
+        labels = np.zeros(0) if data.train.labels is None else data.train.labels
+        if not ((labels >= 0) & (labels < self.base_classes(len(data.classes)))).any():
+            raise DataError(f"{data.name}: no training picture has a label of a base class, which {option} needs")
+
 
 def tuned_widths(config: TunedConfig) -> list[int]:
     """Return the widths of a teacher's words, of its tokens of texts, and of tokens of pictures that get prompts.
@@ -78,9 +96,13 @@ def tuned_widths(config: TunedConfig) -> list[int]:
     network = open_network(config.teacher)
     towers = [text_tower(network), *([network.tower] if config.tune_images else [])]
     for tower in towers:
-        if len(blocks_of(tower)) < config.tune_depth:
+        try:
+            count = len(blocks_of(tower))
+        except CounterpointError as error:
+            raise CounterpointError(f"--teacher {config.teacher}: {error}, or set --no-tune-images") from error
+        if count < config.tune_depth:
             raise CounterpointError(
-                f"tune_depth {config.tune_depth} is more than the {len(blocks_of(tower))} blocks of a tower of the teacher"
+                f"tune_depth {config.tune_depth} is more than the {count} blocks of a tower of the teacher"
             )
     return [network.width, *map(prompt_width, towers)]
 
@@ -112,7 +134,7 @@ class TunedTeacher(nn.Module):
             one.zero_()
 
     def begin(self, network: DualEncoder, classes: Sequence[str]) -> None:
-        """Store the texts without prompts, and begin the text prompts with the words of the template."""
+        """Store the texts without prompts. New text prompts begin with the words of the template, a parent's as they are."""
         config = self.config
         self.held = [network]  # in a list, so that it is no submodule
         more = config.class_names, config.descriptions
@@ -122,9 +144,13 @@ class TunedTeacher(nn.Module):
         self.frozen_text = F.normalize(texts.mean(1), dim=1, eps=EPS)
         before, _, after = templates_of(config.templates)[0].partition("{}")
         self.names = [text for (text,) in texts_of(classes, "{}" + after, *more)]
+        network.token_ids(self.names, config.prompts)  # raises for names that are too long, before the first step
         rows = network.word_rows(before)[: config.prompts] if before.strip() else torch.zeros(0, 1)
         with torch.no_grad():
-            self.current.text[0][: len(rows)] = rows
+            if not self.total.text[0].any():
+                self.current.text[0][: len(rows)] = rows
+            for total in self.total.parameters():
+                total.zero_()
 
     def texts(self, count: int) -> Float[Tensor, "count dim"]:
         """Compute the embeddings of the first classes with prompts, not normalised."""
@@ -161,3 +187,75 @@ class TunedTeacher(nn.Module):
         """Take the weighted prompts; return the unit embeddings of the first classes with them."""
         self.current.load_state_dict(self.total.state_dict())
         return F.normalize(self.texts(classes), dim=1, eps=EPS)
+
+
+class TunedLearner(ClassTextLearner):
+    """A student of a teacher that a first stage may tune, `tune`. Subclasses write `turn` and, for later stages, `loss`.
+
+    Attributes:
+        tuned: the teacher's prompts; None where it stays as it is.
+    """
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.tuned = TunedTeacher(config, data.teacher_widths) if config.tune_epochs else None
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if self.tuned is not None:
+            assert self.network is not None
+            teacher: Any = self.network.module
+            self.tuned.begin(teacher, survey.classes)
+
+    def turn(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
+        """Return the turns of a stage that trains these modules."""
+        raise NotImplementedError
+
+    def tuned_first(self, then: Stage) -> list[Stage]:
+        """Return this stage, behind `tune` where the teacher is tuned."""
+        if self.tuned is None:
+            return [then]
+        config, trained = self.config, [self.tuned.current]
+        tune = Stage("tune", config.tune_epochs, lambda: trained, lambda: self.turn(config.tune_lr, trained))
+        return [replace(tune, batches=self.few, evaluated=False), replace(then, enter=self.store)]
+
+    @property
+    def tuning(self) -> bool:
+        """Whether the current stage tunes the teacher."""
+        return self.tuned is not None and self.position.stage == 0
+
+    def few(self, survey: Survey) -> Batches:
+        """Return batches of the few labelled pictures of base classes, as positions among the pictures that are trained on."""
+        labels = np.asarray(survey.labels)[survey.rows]
+        rows = class_shots(np.where(labels < self.base, labels, -1), self.config.shots, self.seed)
+        size = min(self.config.batch_size, len(rows))
+        return ChosenBatches(rows, size, max(1, len(rows) // size))
+
+    def tuning_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute the loss of stage `tune`."""
+        assert self.tuned is not None
+        return {"loss": self.tuned.loss(batch["views"][0], batch["label"], self.base)}
+
+    def end_epoch(self, epoch: int) -> None:
+        if self.tuned is not None and self.tuning:
+            self.tuned.add(epoch, self.epochs)
+
+    def store(self, survey: Survey) -> None:
+        """Take the teacher's prompts, and store its texts of all classes."""
+        assert self.tuned is not None
+        self.prototypes.copy_(self.tuned.finish(len(self.prototypes)))
+
+    @torch.no_grad()
+    def taught_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
+        """Compute the teacher's embeddings of normalised pictures."""
+        assert self.network is not None
+        found: Tensor = self.network(images) if self.tuned is None else self.tuned.images(images)
+        return found
+
+    def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        return super().teacher_rows(batch) if self.known is not None else self.taught_images(batch["views"][0])
+
+    def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if self.network is None or self.survey is None:
+            return {}
+        return {"teacher_logits": self.classify(self.taught_images(batch["image"]))}

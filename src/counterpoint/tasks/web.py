@@ -39,7 +39,7 @@ from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen, frozen
+from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.tasks import labelled
 from counterpoint.tasks.image_teachers import KINDS
@@ -355,6 +355,9 @@ class WebLearner(ImageLearner):
         if network is None:
             raise CounterpointError("the teacher is loaded only in a fit")
         return network
+
+    def sizes(self) -> tuple[int, int] | None:
+        return parameters(self.encoder), parameters(self.instructing.encoder)
 
     def instruct(self, images: Tensor) -> Looked:
         """Compute the teacher's outputs, in evaluation mode and without gradient."""

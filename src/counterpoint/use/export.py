@@ -13,7 +13,8 @@
     scene    pixels   uint8    [n, 3, size, size]; the output is logits of the pixels' classes [n, classes, size, size]
     scenes   pixels   uint8    [n, modalities, 3, size, size]; present bool [n, modalities], at least one of each item
 
-The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore.
+The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore. Adapters
+(`--lora`) are merged into the layers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoint.encoders.adapters import adapters_merged, write_adapters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
@@ -131,6 +133,22 @@ def export(
     return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
 
 
+def export_adapters(learner: Any, out: Path | str) -> list[Exported]:
+    """Write the adapters of an encoder of pictures in the layout of peft, for the library's own network.
+
+    Args:
+        learner: A learner with an adapted `encoder`.
+        out: The folder.
+
+    Returns a record for each file. Raises CounterpointError for a learner without adapters, and for a path that is a file.
+    """
+    if Path(out).is_file():
+        raise CounterpointError(f"{out} is a file; name a folder for the two files of the adapters")
+    encoder = getattr(learner, "encoder", nn.Module())
+    files = write_adapters(getattr(encoder, "model", encoder), Path(out))
+    return [Exported(path, "adapters", (), 0.0) for path in files]
+
+
 def check_packages() -> None:
     """Raise CounterpointError, naming the extra, when a package for ONNX is missing."""
     missing = [name for name in NEEDS if find_spec(name) is None]
@@ -146,7 +164,8 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
     with _quietly(), torch.no_grad():
-        program = _traced(tower, inputs, name)
+        with adapters_merged(encoder.learner):
+            program = _traced(tower, inputs, name)
         if format == "torch":
             torch.export.save(program, path)
         else:

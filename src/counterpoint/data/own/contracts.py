@@ -13,6 +13,8 @@ from counterpoint.data.images import ImageData, Indices, Pixels, some
 from counterpoint.data.own.reader import Column, Reader
 from counterpoint.data.own.splits import labels_of, split_rows
 from counterpoint.data.pairs import AlignedColumns, AlignedData
+from counterpoint.data.targets import Kind as TargetKind
+from counterpoint.data.targets import TargetData, Targets
 from counterpoint.errors import DataError
 
 
@@ -104,9 +106,12 @@ class OwnItems(AlignedColumns):
         name: Name of the split.
         rows: [n] rows of the table.
         labels: [all rows] class numbers. None: no row has a label.
+        domains: [all rows] numbers of domains. None: there are none.
     """
 
-    def __init__(self, reader: Reader, name: str, rows: Indices, labels: Indices | None) -> None:
+    def __init__(
+        self, reader: Reader, name: str, rows: Indices, labels: Indices | None, domains: Indices | None = None
+    ) -> None:
         found: dict[str, Any] = {}
         for column in reader.columns:
             if column.gives == "image":
@@ -120,6 +125,7 @@ class OwnItems(AlignedColumns):
             found,
             None if labels is None else labels[rows],
             presence,
+            None if domains is None else domains[rows],
             same={c.name: c.same[rows] for c in reader.columns},
         )
         self.reader, self.name, self.rows = reader, name, rows
@@ -165,6 +171,7 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
             f"{place}: '{reader.columns[0].name}' is the only modality; its videos have no sound, so add another"
         )
     labels, classes = labels_of(reader)
+    domains, styles = labels_of(reader, what="domain")
     paired = np.sum([column.has for column in reader.columns], 0) > 1
     parts = split_rows(reader, paired, labels, test, valid)
     train, held = parts.train, parts.test
@@ -187,13 +194,14 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
         lacks.append(f"{place}: {len(parts.single)} rows have only one modality, and form the split unpaired")
     return AlignedData(
         name=name,
-        train=OwnItems(reader, "train", train, labels),
-        valid=OwnItems(reader, "valid", parts.valid, labels),
-        test=OwnItems(reader, "test", held, labels),
+        train=OwnItems(reader, "train", train, labels, domains),
+        valid=OwnItems(reader, "valid", parts.valid, labels, domains),
+        test=OwnItems(reader, "test", held, labels, domains),
         modalities={column.name: reader.modality(column) for column in reader.columns},
         classes=classes,
         notes=_notes(reader, [*notes, *reader.notes, *parts.notes, *lacks]),
-        unpaired=OwnItems(reader, "unpaired", parts.single, labels) if len(parts.single) else None,
+        domains=styles or (),
+        unpaired=OwnItems(reader, "unpaired", parts.single, labels, domains) if len(parts.single) else None,
         accounts=reader.accounts,
     )
 
@@ -239,6 +247,46 @@ def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str
         _notes(reader, [*notes, *reader.notes, *parts.notes]),
         shifts={} if apart is None else {"unseen": images(np.flatnonzero(apart))},
         domains=styles or (),
+        accounts=reader.accounts,
+    )
+
+
+def target_data(reader: Reader, name: str, test: str, valid: str, notes: list[str], channels: int = 1) -> TargetData:
+    """Convert the rows to pictures, tables or series with their targets (see `aligned_data` for the other arguments).
+
+    A row's series of length x channels numbers has all channels of its first step first.
+    """
+    (column,) = reader.columns
+    role, place = column.role, reader.place
+    if not (reader.good & column.has).any():
+        raise DataError(f"{place}: no row has both its inputs and a number in the target '{reader.roles.target}'")
+    parts = split_rows(reader, column.has, None, test, valid)
+    kind: TargetKind = {"image": "image", "vector": "series", "numbers": "table"}[role.kind]  # type: ignore[assignment]
+    if kind == "series":
+        assert column.vectors is not None
+        numbers = column.vectors.shape[1]
+        if channels < 1 or numbers % channels:
+            raise DataError(f"{place}: series of {numbers} numbers cannot have channels={channels}; channels divide it")
+
+    def split(rows: Indices) -> Targets:
+        if kind == "image":
+            pictures = OwnImages(reader, column, rows)
+            return Targets(pictures, reader.targets[rows], pictures.row_names, pictures.files)
+        values = column.rows_of(rows)
+        values = values.reshape(len(rows), -1, channels) if kind == "series" else values
+        return Targets(values, reader.targets[rows], lambda at: reader.row_names(rows[at]))
+
+    names = role.columns if kind == "table" else [f"channel {n + 1}" for n in range(channels)]
+    return TargetData(
+        name,
+        split(parts.train),
+        split(parts.valid),
+        split(parts.test),
+        kind=kind,
+        target=reader.roles.target,
+        size=reader.wanted.size if kind == "image" else 0,
+        columns=() if kind == "image" else tuple(names),
+        notes=_notes(reader, [*notes, *reader.notes, *parts.notes]),
         accounts=reader.accounts,
     )
 

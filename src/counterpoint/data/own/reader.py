@@ -18,7 +18,7 @@ from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.roles import Role, Roles, modality_name
 from counterpoint.data.own.sources import Sources, Wanted
 from counterpoint.data.own.table import KEY, Cells, FirstCells, Table, factorise, shown
-from counterpoint.data.own.values import Texts, read_texts, read_vectors, same_vectors
+from counterpoint.data.own.values import Texts, read_numbers, read_texts, read_vectors, same_vectors
 from counterpoint.data.pairs import Kind, Modality
 from counterpoint.data.sounds import resampled_note
 from counterpoint.errors import DataError
@@ -52,6 +52,11 @@ class Column:
         here = self.has[rows]
         out[here] = self.vectors[self.at[rows[here]]]
         return out
+
+
+def _counted(at: Indices) -> Indices:
+    """Number the entries that are not -1, in order."""
+    return np.where(at >= 0, np.cumsum(at >= 0) - 1, -1)
 
 
 class Reader:
@@ -102,6 +107,8 @@ class Reader:
             elif role.kind == "vector":
                 values, at, bad = read_vectors(self.table, cells)
                 column = Column(role, role.name, "vector", at >= 0, same_vectors(values, at), vectors=values, at=at)
+            elif role.kind == "numbers":
+                column, bad = self._numbers(role)
             else:
                 found = sources[role.name]
                 bad = found.bad_rows()
@@ -114,6 +121,7 @@ class Reader:
                 self._bad(row, role.column, cells[row], reason)
         for role in [role for role in roles if role.kind == "video" and sounds]:
             self._sound(role, sources[role.name])
+        self._targets()
         self._splits()
         self._nothing()
         self._twice()
@@ -140,6 +148,30 @@ class Reader:
         has = (sources.at >= 0) & (sources.sounding[sources.at] if len(sources.items) else False)
         has &= next(column.has for column in self.columns if column.role is role)
         self.columns.append(Column(role, name, "audio", has, sources.groups(has, sources.at), sources))
+
+    def _numbers(self, role: Role) -> tuple[Column, dict[int, str]]:
+        """Read columns of numbers as one vector for each row, which has no empty cell."""
+        values, bad = read_numbers([(name, self.table.cells(name)) for name in role.columns])
+        empty = np.isnan(values)
+        for row in np.flatnonzero(empty.any(1)).tolist():
+            bad.setdefault(row, f"'{role.columns[int(empty[row].argmax())]}' is empty")
+        at = np.where(empty.any(1), -1, np.arange(len(values)))
+        found = np.nan_to_num(values).astype(np.float32)
+        return Column(
+            role, role.name, "vector", at >= 0, same_vectors(found[at >= 0], _counted(at)), vectors=found, at=at
+        ), bad
+
+    def _targets(self) -> None:
+        """Read the numbers to predict; a row without one is bad."""
+        name = self.roles.target
+        if not name:
+            return
+        cells = self.table.cells(name)
+        values, bad = read_numbers([(name, cells)])
+        self.targets = values[:, 0]
+        for row in np.flatnonzero(np.isnan(self.targets)).tolist():
+            reason = bad.get(row, f"'{name}' is empty")
+            self._bad(row, name, cells[row], f"the target {reason}")
 
     def _bad(self, row: int, column: str, value: Any, reason: str) -> None:
         self.wrong.setdefault(row, []).append((column, value, reason))

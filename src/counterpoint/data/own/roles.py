@@ -20,6 +20,8 @@ WHOLE = {  # words that must be the whole name
     "label": ("label", "labels", "class", "cls", "category", "target"),
     "split": ("split",),
     "id": ("id", "item_id"),
+    "domain": ("domain", "phase"),
+    "target": (),  # a number to predict: only if the user names it
 }
 # Endings of names, such as `image_id` or `audio_rate`, that describe a modality and are not the modality.
 ABOUT = ("id", "ids", "url", "width", "height", "size", "length", "len", "rate", "count", "hash", "seconds", "duration")
@@ -31,6 +33,7 @@ TAKEN = frozenset(
 IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_path", "file_name", "filename", "path", "file")
 TEXT = ("caption", "text", "txt", "title", "description", "sentence", "captions")
 LABEL = ("label", "labels", "class", "cls", "category", "target", "fine_label")
+TARGET = ("target", "age", "score", "rating", "value", "y", "label")
 
 
 @dataclass
@@ -59,13 +62,14 @@ class Roles:
     domain: str = ""
     split: str = ""
     id: str = ""
+    target: str = ""  # a column of numbers to predict
     guessed: str = ""  # roles that were guessed by names, for a note; empty where the user named all
 
     @property
     def columns(self) -> list[str]:
         """All columns that are read."""
         names = [name for role in self.modalities for name in role.columns]
-        return list(dict.fromkeys(filter(None, [*names, self.label, self.domain, self.split, self.id])))
+        return list(dict.fromkeys(filter(None, [*names, self.label, self.domain, self.target, self.split, self.id])))
 
 
 def known_by_name(name: str, usual: Mapping[str, str]) -> str:
@@ -194,6 +198,53 @@ def image_roles(
     if guessed or any(name not in usual for _, name in _others(roles, label=False)):
         roles.guessed = _guess([*guessed, *_others(roles, label=False, usual=usual)])
         roles.guessed = roles.guessed and f"{roles.guessed}; ?image=, ?label= and ?text= name others"
+    return roles
+
+
+def target_roles(
+    place: str, names: Sequence[str], usual: Mapping[str, str], image: str, series: str, columns: str, target: str
+) -> Roles:
+    """Return the roles of the columns of a source with a real-valued target.
+
+    The inputs are the picture, else the series, else all other columns, which then hold one number each.
+
+    Args:
+        place: The place, for messages.
+        names: Names of all columns.
+        usual: Roles that are known without names.
+        image: The user's option. Empty: a column with a usual name, if `series` and `columns` are empty too.
+        series: Column of lists of numbers. Empty: a column that is named as vectors are, if the others are empty too.
+        columns: Columns of numbers, joined by commas.
+        target: Column of numbers to predict. Empty: a column with a usual name.
+
+    Raises DataError for a missing column, CounterpointError for more than one of image, series and columns.
+    """
+    if sum(map(bool, (image, series, columns))) > 1:
+        raise CounterpointError(f"{place}: name the inputs by one of image=, series= and columns=, not by several")
+    (found, *_) = _column(place, names, usual, target, TARGET, "target")
+    split, id = (
+        next((n for n in names if known_by_name(n, usual) == role and n != found), "") for role in ("split", "id")
+    )
+    others = [name for name in names if name not in (found, split, id)]
+    pictures = _column(place, others, usual, image, IMAGE, "image", needed=bool(image))
+    vectors = [name for name in others if known_by_name(name, usual) == "vector"]
+    if pictures and not series and not columns:
+        role = Role("image", pictures, "image")
+    elif series or (vectors and not columns):
+        role = Role("series", _column(place, others, usual, series, vectors, "series")[:1], "vector")
+    else:
+        chosen = [name.strip() for name in columns.split(",") if name.strip()] or others
+        for name in chosen:
+            if name not in others:
+                raise DataError(f"{place}: no column of inputs '{name}'; it has {some_names(others)}")
+        if not chosen:
+            raise DataError(f"{place}: no column beside the target '{found}' to predict it from")
+        role = Role("table", chosen, "numbers")
+    roles = Roles([role], target=found, split=split, id=id)
+    guessed = [(name, "target") for name in ([] if target else [found])]
+    guessed += [(name, role.name) for name in role.columns if not (image or series or columns)][:10]
+    roles.guessed = _guess([*guessed, *_others(roles, label=False, usual=usual)])
+    roles.guessed = roles.guessed and f"{roles.guessed}; ?target=, ?image=, ?series= and ?columns= name others"
     return roles
 
 

@@ -192,7 +192,9 @@ def split_rows(reader: Reader, needed: NDArray[np.bool_], labels: Indices | None
     _checked_names(reader, wanted, watched, test, valid)
     training = {"train", ""} & set(names)
     inside = np.isin(of[rows], list(training)) if training else ~np.isin(of[rows], [*filter(None, (wanted, watched))])
-    what = "a picture" if len(reader.columns) == 1 else "two modalities"
+    what = "two modalities"
+    if len(reader.columns) == 1:
+        what = "a picture" if reader.columns[0].gives == "image" else "its numbers"
     notes: list[str] = []
     mine = rows[inside]
     if wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from counterpoint.data.images import Indices
 from counterpoint.data.own.arrow import codes_of, is_text, nulled, numbers, of_numbers, of_texts, pa, pa_csv, pc, valid
 from counterpoint.data.own.cells import not_finite, text_of, vector_of
-from counterpoint.data.own.table import ArrowCells, Cells, Table
+from counterpoint.data.own.table import ArrowCells, Cells, Table, is_blank
 from counterpoint.errors import DataError
 
 _AT_ONCE = 65_536
@@ -115,6 +116,28 @@ def _written(start: int, first: int, stop: int, part: Cells, bad: dict[int, str]
 
 
 # -------------------------------------------------------------------------------------------------------------- vectors
+
+
+def read_numbers(columns: Sequence[tuple[str, Cells]]) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """Read columns of one number in each row.
+
+    Returns the numbers [rows, columns], NaN where a cell is empty, and the faults of other rows.
+    """
+    count = len(columns[0][1])
+    found, bad = np.full((count, len(columns)), np.nan), dict[int, str]()
+    for at, (name, cells) in enumerate(columns):
+        for row, cell in enumerate(cells):
+            if is_blank(cell):
+                continue
+            try:
+                value = math.nan if isinstance(cell, bool) else float(cell)
+            except (TypeError, ValueError):
+                value = math.nan
+            if math.isfinite(value):
+                found[row, at] = value
+            else:
+                bad.setdefault(row, f"'{name}' is no finite number")
+    return found, bad
 
 
 class _Block:

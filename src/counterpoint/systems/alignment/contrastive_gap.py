@@ -25,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.distributed import batch_pair_loss, global_mean
 from counterpoint.core.gap import unit_cross_uniformity, unit_uniformity
-from counterpoint.core.operands import positive_similarity, scaled, unit
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
@@ -95,15 +95,8 @@ def contrastive_gap_loss(
     return ContrastiveGapLoss(loss, terms)
 
 
-def _clip(u: Tensor, v: Tensor, temperature: float) -> Tensor:
-    query = scaled(u, temperature)
-    out = batch_logsumexp(query, v, columns=True)
-    assert out.columns is not None
-    return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, v))
-
-
 _TERMS = {
-    "contrastive": _clip,
+    "contrastive": lambda u, v, temperature: batch_pair_loss(scaled(u, temperature), v),
     "uniformity": lambda u, v, _: (unit_uniformity(u) + unit_uniformity(v)) / 2,
     "alignment": lambda u, v, _: global_mean((u - v).square().sum(1)),
     "cross_uniformity": lambda u, v, _: unit_cross_uniformity(u, v),

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
 from counterpoint.core.compared import Compared, pairs
-from counterpoint.core.distributed import batch_logsumexp, global_mean
-from counterpoint.core.operands import positive_similarity, scaled
+from counterpoint.core.distributed import batch_pair_loss
+from counterpoint.core.operands import scaled
 from counterpoint.core.precision import full_precision, scalar
 from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
@@ -52,10 +52,7 @@ def clip(
     tensor(0.5514)
     """
     need_alike("n dim", image=image, text=text)
-    query, key = scaled(image, (-scalar(log_scale, image)).exp()), text
-    out = batch_logsumexp(query, key, columns=True, ring=ring)
-    assert out.columns is not None
-    return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))
+    return batch_pair_loss(scaled(image, (-scalar(log_scale, image)).exp()), text, ring=ring)
 
 
 @dataclass

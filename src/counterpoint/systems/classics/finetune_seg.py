@@ -13,22 +13,20 @@ bilinearly. With `--frozen` the encoder keeps its weights and its running statis
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from tyro.conf import arg
 
 from counterpoint.encoders.maps import feature_map
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
-from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import LAPTOP, DenseConfig, DenseLearner, pixel_cross_entropy
-from counterpoint.tasks.started import encoder_name, start_encoder
 
 
 @dataclass
@@ -42,9 +40,6 @@ class FinetuneSegConfig(DenseConfig):
     lr: float = 1e-3
     weight_decay: float = 0.01
     warmup_epochs: int = 1
-    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
-    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder. Default: the encoder's
-    random or published weights."""
     frozen: bool = False
     """Keep the encoder as it is and train the head alone."""
     head: Literal["fcn", "linear"] = "fcn"
@@ -60,19 +55,17 @@ class FinetuneSegConfig(DenseConfig):
         super().__post_init__()
         self.need_share("dropout")
 
-    def facts(self, data: Any) -> dict[str, Any]:
-        # A run keeps its facts, so that it can be loaded when the first run is gone.
-        found = super().facts(data)
-        if not self.start:
-            return found | {"encoder": self.encoder}
-        return found | {"encoder": encoder_name(self.start)}
+    def check(self) -> None:
+        super().check()
+        if self.frozen and self.lora:
+            raise CounterpointError("--frozen keeps the encoder as it is, and --lora adapts it; give one of them")
 
 
 class FinetuneSeg(DenseLearner):
     """An encoder with a fully convolutional head."""
 
     def __init__(self, config: FinetuneSegConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(replace(config, encoder=data.encoder), data, seed)
+        super().__init__(config, data, seed)
         width, classes = config.head_width, len(self.regions)
         dim = self.encoder.dim
         layers: list[nn.Module] = []
@@ -86,11 +79,6 @@ class FinetuneSeg(DenseLearner):
         self.train()
         if config.frozen:
             self.encoder.requires_grad_(False)
-
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        if self.config.start:
-            start_encoder(self.encoder, self.config.start, self.size)
 
     def train(self, mode: bool = True) -> FinetuneSeg:
         super().train(mode)

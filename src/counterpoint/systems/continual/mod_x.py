@@ -33,11 +33,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.checks import need_alike
+from counterpoint.core.checks import need_alike, need_rows, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
@@ -46,6 +47,7 @@ from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.streams import StreamConfig, StreamLearner
 
+FEW = 512  # pairs up to which whole matrices are faster
 CHUNK = 2**22  # entries of a block of the old matrix
 LARGEST = math.log(100)
 
@@ -56,6 +58,7 @@ class ModX(NamedTuple):
     alignment: Float[Tensor, ""]
 
 
+@full_precision
 @torch.no_grad()
 def trusted_rows(query: Float[Tensor, "n dim"], key: Float[Tensor, "m dim"], offset: int = 0) -> Bool[Tensor, " n"]:
     """Tell of each row whether its own key is the most similar one, of equals the first (step 2).
@@ -64,15 +67,18 @@ def trusted_rows(query: Float[Tensor, "n dim"], key: Float[Tensor, "m dim"], off
         query, key: unit rows; row i of `query` belongs to row offset + i of `key`.
         offset: position of the first row's own key, by default 0.
 
-    No gradient. Memory is a few blocks, never [n, m].
+    No gradient. Memory is a few blocks, never [n, m]. Raises ValueError for widths that differ and an empty batch.
 
     >>> trusted_rows(torch.eye(2), torch.eye(2)[[0, 0]])
     tensor([ True, False])
     """
+    need_rows(query=query, key=key)
+    if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
+        raise ValueError(f"query and key must be [n, dim] and [m, dim], got {shapes(query=query, key=key)}")
     step = max(1, CHUNK // max(1, len(key)))
     own = torch.arange(offset, offset + len(query), device=query.device)
     parts = [(x @ key.T).argmax(1) == at for x, at in zip(query.split(step), own.split(step), strict=True)]
-    return torch.cat(parts) if parts else own.bool()
+    return torch.cat(parts)
 
 
 @over_group
@@ -117,6 +123,9 @@ def mod_x(
     contrastive = global_mean((out.rows + out.columns) / 2 - positive_similarity(query, w))
 
     at = place(len(u), u.device)
+    if world()[1] == 1 and at.total <= FEW:
+        divergences, trusted = _of_matrices(u @ w.T, old_u @ old_w.T)
+        return _together(contrastive, divergences, trusted, alpha, at.total, reduction)
     every_u, every_w, all_u, all_w = (gather_rows(x) for x in (u, w, old_u, old_w))
     if world()[1] == 1:
         both = pair_cross_entropy(u, w, old_u, old_w, columns=True)
@@ -131,8 +140,27 @@ def mod_x(
         assert of_columns.row_entropy is not None
         divergences = of_rows.rows - of_rows.row_entropy, of_columns.rows - of_columns.row_entropy
     trusted = trusted_rows(old_u, all_w, at.offset), trusted_rows(old_w, all_u, at.offset)
+    return _together(contrastive, divergences, trusted, alpha, at.total, reduction)
+
+
+Both = tuple[Tensor, Tensor]  # of images and of texts
+
+
+def _of_matrices(similar: Float[Tensor, "n n"], old: Float[Tensor, "n n"]) -> tuple[Both, Both]:
+    """Return the divergence of each row and whether it is trusted, from small matrices, which is faster than without them."""
+    own = torch.arange(len(old), device=old.device)
+    divergences = tuple(
+        F.kl_div(new.log_softmax(1), before.log_softmax(1), reduction="none", log_target=True).sum(1)
+        for new, before in ((similar, old), (similar.T, old.T))
+    )
+    trusted = old.argmax(1) == own, old.T.argmax(1) == own
+    return (divergences[0], divergences[1]), trusted
+
+
+def _together(contrastive: Tensor, divergences: Both, trusted: Both, alpha: float, total: int, reduction: str) -> ModX:
+    """Reduce the divergences of trusted rows and weight them (step 3)."""
     of_images, of_texts = (torch.where(ok, kl, 0).sum() for ok, kl in zip(trusted, divergences, strict=True))
-    alignment = mean_of_total((of_images + of_texts) / 2, at.total if reduction == "mean" else 1)
+    alignment = mean_of_total((of_images + of_texts) / 2, total if reduction == "mean" else 1)
     return ModX(contrastive + alpha * alignment, contrastive, alignment)
 
 

@@ -56,6 +56,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Cached, Frozen, cached
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
+from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
 from counterpoint.tasks.image_teachers import check_teacher
 from counterpoint.tasks.map_teachers import map_teacher
@@ -129,6 +130,7 @@ class EspMedSamConfig(DenseConfig):
     decoder what is theirs alone (their query with --queries alone, their MLP with --mask-mlps own). Default: all."""
 
     labels_only = False
+    adapts, own_start = False, True
     by_domain = True
     counts = (*DenseConfig.counts, "steps", "dim", "mlp_width")
 
@@ -148,6 +150,7 @@ class EspMedSamConfig(DenseConfig):
         if self.encoder not in SHAPES:
             raise unknown("encoder of esp-medsam", self.encoder, list(SHAPES))
         check_recipe(self.recipe)
+        check_adapters(self)
         for name in filter(None, (self.teacher, self.medical_teacher)):
             check_teacher(name)
 

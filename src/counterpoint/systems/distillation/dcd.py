@@ -32,11 +32,9 @@ be published ones (`--image-encoder timm:NAME --pretrained`, `--text-encoder hf:
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -47,16 +45,11 @@ from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.encoders.pair_scorers import PairScorer, copy_layers
-from counterpoint.engine.optim import optimisers, rise_and_fall
-from counterpoint.engine.stages import Stage, Turn
-from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen, frozen
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, taken
-from counterpoint.tasks.pair_figures import pair_figures
-from counterpoint.tasks.pair_scorers import PairConfig, PairLearner, Score
+from counterpoint.tasks.aligned import LAPTOP
+from counterpoint.tasks.pair_scorers import Side
+from counterpoint.tasks.taught_scorers import TaughtScorerConfig, TaughtScorerLearner, own_cross_entropy
 
 Order = Literal["aligned", "rank"]
 Weighting = Literal["per_sample", "uniform"]
@@ -265,7 +258,7 @@ def _own(scores: Tensor) -> Tensor:
 
 
 @dataclass
-class DCDConfig(PairConfig):
+class DCDConfig(TaughtScorerConfig):
     """Settings of DCD. Defaults are those of the authors' METER on Flickr30k; rates are at a batch of 256."""
 
     epochs: int = 10
@@ -276,26 +269,9 @@ class DCDConfig(PairConfig):
     context: int = 50
     optimizer: str = "adamw"
     lr: float = 5e-6 * 256 / 512
-    fusion_lr: float = 5.0
-    """Factor of the learning rate of the scorer's layers and poolers, > 0."""
     weight_decay: float = 0.01
     beta2: float | None = 0.98
     schedule: Literal["epoch", "step"] = "step"
-    warmup: float = 0.1
-    """Share of a stage's steps over which the learning rate rises; then it falls to 0 on a line. 0 to 1, 1 not included."""
-    teacher: str = ""
-    """run:RUN or fit:dcd?data=SOURCE&...: a finished scorer. none: train a scorer of `fusion_layers` by cross-entropy, without
-    a teacher. Default: train the teacher first, in this run."""
-    teacher_epochs: int = 10
-    """Passes over the training items in stage `teacher`, which trains the encoders and the teacher's scorer; at least 0."""
-    teacher_candidates: int = 16
-    """Captions for each picture in stage `teacher`, its own included; at least 2."""
-    teacher_lr: float = 5e-6 * 256 / 512
-    """Learning rate of stage `teacher` at a batch of 256, > 0."""
-    student_layers: tuple[int, ...] = (0, 3, 5)
-    """Layers of the teacher's scorer that the student starts from, counted from 0; it has as many layers."""
-    from_teacher: bool = True
-    """Start the student's scorer from the teacher's weights. Off: from random weights."""
     objective: Objective = "dcd"
     """dcd: imitation and task loss with their weights. wsl: the weighted soft label. ce: cross-entropy of the own caption."""
     mining: bool = True
@@ -317,176 +293,43 @@ class DCDConfig(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.student_layers = tuple(self.student_layers)
-        self.need_positive("fusion_lr", "teacher_lr", "distill_temperature")
+        self.need_positive("distill_temperature")
         self.need_share("alpha")
-        if not 0 <= self.warmup < 1:
-            raise CounterpointError(f"warmup must lie in 0..1, 1 not included, got {self.warmup}")
-        for name, least in (("num_hard", 1), ("teacher_epochs", 0), ("teacher_candidates", 2)):
-            if getattr(self, name) < least:
-                raise CounterpointError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, values in (
-            ("objective", get_args(Objective)),
-            ("imitation_weighting", get_args(Weighting)),
-            ("task_weighting", get_args(TaskWeighting)),
-            ("teacher_order", get_args(Order)),
-        ):
-            if getattr(self, name) not in values:
-                raise unknown(name, getattr(self, name), values)
-        if self.teacher not in ("", "none") and not self.teacher.startswith(("run:", "fit:")):
-            raise CounterpointError(f"teacher must be run:RUN, fit:dcd?..., none, or left out, got '{self.teacher}'")
-        last = (
-            math.inf if self.teacher else self.fusion_layers - 1
-        )  # another run's layers are counted when it is opened
-        if not self.student_layers or not all(0 <= number <= last for number in self.student_layers):
-            raise CounterpointError(
-                f"student_layers must name layers of the teacher, 0 to {self.fusion_layers - 1}, got "
-                f"{list(self.student_layers)}"
-            )
+        if self.num_hard < 1:
+            raise CounterpointError(f"num_hard must be at least 1, got {self.num_hard}")
+        kinds = {
+            "objective": Objective,
+            "imitation_weighting": Weighting,
+            "task_weighting": TaskWeighting,
+            "teacher_order": Order,
+        }
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise unknown(name, getattr(self, name), get_args(kind))
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-class DCD(PairLearner):
+class DCD(TaughtScorerLearner):
     """Unimodal encoders, the student's scorer, and the teacher's, which is of this run or of another."""
 
     slug: ClassVar[str] = "dcd"
     config: DCDConfig
 
-    def __init__(self, config: DCDConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
-        self.teacher = None if config.teacher else self.scorer(config.fusion_layers)
-        self.student = self.scorer(config.fusion_layers if self.alone else len(config.student_layers))
-        self.master: Frozen | None = None  # another run's learner; it calls that run's scorer
-
-    @property
-    def alone(self) -> bool:
-        """Whether a scorer is trained without a teacher."""
-        return self.config.teacher == "none"
-
-    @property
-    def teaching(self) -> bool:
-        """Whether the current stage trains the teacher."""
-        return self.survey is not None and len(self.stages()) == 2 and self.position.stage == 0
-
-    @property
-    def candidates(self) -> int:
-        return self.config.teacher_candidates if self.teaching or self.alone else self.config.candidates
-
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        name = self.config.teacher
-        if not name or self.alone:
-            return
-        self.master = frozen(name, call=lambda learner: cast(Any, learner).student)
-        module: Any = self.master.module
-        if not isinstance(module, DCD):
-            raise CounterpointError(f"the teacher {name} is no run of dcd, whose scorers of pairs can teach")
-        own, other = self.config, module.config
-        for setting in (
-            "fusion",
-            "embedding",
-            "heads",
-            "image_encoder",
-            "text_encoder",
-            "audio_encoder",
-            "vector_encoder",
-        ):
-            if getattr(own, setting) != getattr(other, setting):
-                raise CounterpointError(
-                    f"the teacher {name} has {setting} {getattr(other, setting)}, this student {getattr(own, setting)}: "
-                    f"both share the encoders; use --{setting.replace('_', '-')} {getattr(other, setting)}"
-                )
-        if module.facts.modalities != self.facts.modalities or module.facts.tokenizers != self.facts.tokenizers:
-            raise CounterpointError(
-                f"the teacher {name} was trained on other modalities, sizes or tokens than this data has: train it on the "
-                "same captions, or choose a published text encoder"
-            )
-        copy_layers(self.student, module.student, own.student_layers)  # a wrong layer raises before the first step
-
-    # --- stages
-
-    def stages(self) -> list[Stage]:
+    def lesson(self, image: Side, text: Side, at: Int[Tensor, "n candidates"]) -> dict[str, Tensor]:
+        """Score all candidates with the teacher; score with the student, and compare, those that the teacher finds hardest."""
         config = self.config
-        if self.alone:
-            return [Stage("train", config.epochs)]
-        student = Stage("student", config.epochs, lambda: [self.student], enter=self.start)
-        if self.teacher is None or not config.teacher_epochs:
-            return [student]
-        teacher = self.teacher
-        modules = [self.encoders, self.heads, self.types, teacher]
-        return [Stage("teacher", config.teacher_epochs, lambda: modules, turns=lambda: [self._turn(teacher)]), student]
-
-    def start(self, survey: Survey) -> None:
-        """Copy the teacher's encoders and the chosen layers of its scorer."""
-        source: Any = self if self.master is None else self.master.module
-        if source is not self:
-            for name in ("encoders", "heads", "types"):
-                getattr(self, name).load_state_dict(getattr(source, name).state_dict())
-        if self.config.from_teacher:
-            teacher = cast(PairScorer, source.teacher if source is self else source.student)
-            copy_layers(self.student, teacher, self.config.student_layers)
-        else:
-            torch.manual_seed(self.seed)
-            self.student.load_state_dict(self.scorer(len(self.config.student_layers)).state_dict())
-
-    def turns(self) -> list[Turn]:
-        return [self._turn(self.student)]
-
-    def _turn(self, scorer: Any) -> Turn:
-        """Return one update of the scorer's layers, at their own rate, and of all other parameters of the stage."""
-        config, steps, epochs = self.config, self.steps_per_epoch, self.epochs
-        config = replace(config, lr=config.teacher_lr) if self.teaching else config
-        rest = [scorer.head, *([self.encoders, self.heads, self.types] if self.teaching or self.alone else [])]
-
-        curve = rise_and_fall(epochs, steps, config.warmup)
-        found = [
-            optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=curve)
-            for modules, rate in ((rest, 1.0), (scorer.below_head(), config.fusion_lr))
-        ]
-        return Turn(
-            [one for turn in found for one in turn.optimizers], [one for turn in found for one in turn.schedules]
-        )
-
-    def row_wise(self) -> list[tuple[Any, str]]:
-        if self.teaching or self.alone:
-            return [*super().row_wise(), (self.teacher if self.teaching else self.student, "forward")]
-        return [(self.student, "forward")]
-
-    # --- a step
-
-    @property
-    def taught(self) -> Score:
-        """Return the teacher's scorer, in evaluation mode."""
-        return cast(Score, self.master if self.teacher is None else self.teacher.eval())
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if "candidates" not in batch:
-            batch = batch | self.drawn(batch, self.candidates, np.random.default_rng(self.position.step))
-        rows, config = self.both(batch), self.config
-        at, inputs = batch["candidates"][rows], taken(batch["inputs"][self.image], rows)
-        if self.teaching or self.alone:
-            scorer = self.student if self.alone else cast(Any, self.teacher).train()
-            sides = self.side(self.image, inputs), self.side(self.text, batch["pool"])
-            return {"loss": _cross_entropy(self.scores(scorer, *sides, at))}
-        self.encoders.eval()
-        with torch.no_grad():
-            sides = self.side(self.image, inputs), self.side(self.text, batch["pool"])
-            selected = torch.arange(at.shape[1], device=at.device).expand_as(at)
-            teacher = selected.new_zeros(at.shape).float()
-            if config.mining or config.objective != "ce":
-                teacher = self.chunked(self.taught, *sides, at)
-                if config.mining:
-                    selected = select_hard_negatives(teacher, config.num_hard)
-                    teacher = matched_scores(teacher, selected, config.teacher_order)
-        return self._taught_loss(self.scores(self.student, *sides, at.gather(1, selected)), teacher)
-
-    def _taught_loss(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Compute the chosen loss of the captions that the student scored."""
-        config = self.config
+        selected = torch.arange(at.shape[1], device=at.device).expand_as(at)
+        teacher = selected.new_zeros(at.shape).float()
+        if config.mining or config.objective != "ce":
+            teacher = self.chunked(self.taught, image, text, at)
+            if config.mining:
+                selected = select_hard_negatives(teacher, config.num_hard)
+                teacher = matched_scores(teacher, selected, config.teacher_order)
+        student = self.scores(self.student, image, text, at.gather(1, selected))
         if config.objective == "ce":
-            return {"loss": _cross_entropy(student)}
+            return {"loss": own_cross_entropy(student)}
         if config.objective == "wsl":
             found = weighted_soft_label_loss(student, teacher, config.distill_temperature, config.alpha)
         else:
@@ -496,26 +339,8 @@ class DCD(PairLearner):
             )  # fmt: skip
         return found._asdict()
 
-    # --- what it learned
-
-    def evaluated(self) -> dict[str, tuple[Score, bool]]:
-        if self.teaching:
-            return {"teacher_": (cast(Score, self.teacher), True)}
-        known = not self.alone and (self.teacher is not None or self.master is not None)
-        return {"": (cast(Score, self.student), True)} | ({"teacher_": (self.taught, False)} if known else {})
-
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        """Show the captions that the teacher finds hardest, and compare student and teacher."""
-        if self.alone or (self.teacher is None and self.master is None):
-            return {}
-        master: Any = self.teacher if self.master is None else self.master.module
-        networks = {"teacher": master if self.master is None else master.student, "student": self.student}
-        return pair_figures(self, survey, networks, lambda scores: select_hard_negatives(scores, SHOWN))
-
-
-def _cross_entropy(scores: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-    """Compute the mean cross-entropy of the own caption, column 0, over the batch of all processes."""
-    return global_mean(-wide(scores).log_softmax(1)[:, 0])
+    def shown(self, scores: Float[Tensor, "n candidates"]) -> Int[Tensor, "n kept"]:
+        return select_hard_negatives(scores, SHOWN)
 
 
 # Small networks for small pictures and captions, from random weights.

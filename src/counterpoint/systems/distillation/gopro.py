@@ -15,52 +15,52 @@ Singha, Jha, Banerjee: "GOPro: Generate and Optimize Prompts in CLIP using Self-
 `counterpoint train gopro --base 0.5 --shots 16 --data imagefolder:mine` learns from 16 pictures of each class of the first half.
 
 L-con trains h alone, since the tower is frozen: in the released code it does not change the classifier. The paper's figure
-classifies h's output, which `--classifier-features projected` does. The released code gives all pictures of a batch the AugMix
-view of the first one, and augments normalised values. Here each picture has its own views, made before the normalisation.
+classifies h's output, which `--classifier-features projected` does.
+
+Differences from the authors' code: it gives all pictures of a batch the AugMix view of the first one, and augments normalised
+values. Here each picture has its own views, made before the normalisation. Biases and normalisation layers have no weight decay.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from counterpoint.core.checks import need_alike, need_rows, shapes
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.distributed import global_mean, mean_of_total, place
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import EPS
-from counterpoint.core.precision import full_precision
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
-from counterpoint.encoders.dual import DualEncoder
-from counterpoint.encoders.image_encoder import ImageEncoder
-from counterpoint.engine.optim import factor, optimisers
+from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner, open_network
+from counterpoint.tasks.class_teachers import ClassTextConfig, NetworkLearner, open_network
 from counterpoint.tasks.class_texts import texts_of
-from counterpoint.tasks.kept_classes import foreign_classes, kept_shares, views_figure
+from counterpoint.tasks.kept_classes import stabilities, views_figure
 from counterpoint.tasks.open_classes import class_shots
 from counterpoint.views.images import RECIPES, ViewPipeline, check_recipe, denormalise, normalise
 from counterpoint.views.images.augmix import AugMix
 
 TINY = 2.3e-8  # added to the sum of squares of a style
-DRAWN = 8  # test pictures of the figure
 AT_ONCE = 4096  # texts of an evaluation at once
 Layers = Float[Tensor, "layers n tokens width"] | Sequence[Float[Tensor, "n _ _"]]
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
 
+@full_precision
 def style_content_token(
     layer_features: Layers, weights: Mapping[str, Tensor | Sequence[Tensor]]
 ) -> Float[Tensor, "n text_width"]:
@@ -71,25 +71,21 @@ def style_content_token(
         weights: style_weight, style_bias, content_weight, content_bias (one for each block), rho_weight [1, layers] and
             rho_bias [1].
 
-    Raises ValueError for weights of another number of blocks.
+    Raises ValueError without blocks, and for weights of another number of blocks.
     """
-    names = ("style_weight", "style_bias", "content_weight", "content_bias")
-    count = len(layer_features)
+    names, count = ("style_weight", "style_bias", "content_weight", "content_bias"), len(layer_features)
     lengths = {name: len(weights[name]) for name in names} | {"rho_weight": weights["rho_weight"][0].shape[-1]}
     if not count or set(lengths.values()) != {count}:
-        raise ValueError(f"weights must be of {count} blocks, at least one, got {lengths}")
-    mixed = []
-    for z, style_weight, style_bias, content_weight, content_bias in zip(
-        layer_features, *(weights[name] for name in names), strict=True
-    ):
-        z = z.detach()
+        raise ValueError(f"weights must be of {count} blocks, as layer_features, and at least of one, got {lengths}")
+    fused = []
+    for z, *linear in zip(layer_features, *(weights[name] for name in names), strict=True):
+        z, (a, a0, c, c0) = z.detach(), map(wide, linear)  # A_l and C_l with their biases
         mean = z.mean(1)
         spread = ((z - mean[:, None]).square_().sum(1).add_(TINY) / z.shape[1]).sqrt()  # in place: a third of the time
-        style = F.linear((mean + spread) / 2, style_weight, style_bias)
-        mixed.append((style + F.linear(mean, content_weight, content_bias)) / 2)
-    rho: Any = weights["rho_weight"]
-    bias: Any = weights["rho_bias"]
-    return F.linear(torch.stack(mixed, 2), rho, bias)[..., 0]
+        style, content = F.linear((mean + spread) / 2, a, a0), F.linear(mean, c, c0)
+        fused.append((style + content) / 2)
+    rho, bias = (wide(cast("Tensor", weights[name])) for name in ("rho_weight", "rho_bias"))
+    return F.linear(torch.stack(fused, 2), rho, bias)[..., 0]
 
 
 @full_precision
@@ -119,10 +115,13 @@ def build_prompts(
         ctx: context vectors.
         prefix: vector of each class's start token.
         suffix: vectors of the class's name, of the end and of the padding.
+
+    Raises ValueError for widths that differ, and for other classes in prefix than in suffix.
     """
     n, classes = len(token), len(prefix)
-    if suffix.shape[0] != classes:
-        raise ValueError(f"prefix and suffix must be of the same classes, got {shapes(prefix=prefix, suffix=suffix)}")
+    if len(suffix) != classes or {prefix.shape[-1], suffix.shape[-1]} != {ctx.shape[-1]}:
+        found = shapes(prefix=prefix, suffix=suffix, ctx=ctx)
+        raise ValueError(f"prefix and suffix must be of the same classes, and as wide as ctx, got {found}")
     middle = shifted_context(token, ctx)[:, None].expand(-1, classes, -1, -1)
     return torch.cat([prefix.expand(n, -1, -1, -1), middle, suffix.expand(n, -1, -1, -1)], 2)
 
@@ -178,25 +177,23 @@ def gopro_loss(
     tensor(0.)
     """
     need_rows(logits=logits)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or text0.shape[:2] != logits.shape:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or text0.ndim != 3 or text0.shape[:2] != logits.shape:
         found = shapes(logits=logits, labels=labels, text0=text0)
         raise ValueError(f"logits must be [n, classes], labels [n] and text0 [n, classes, dim], got {found}")
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must lie in 0 to {logits.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}"
-        )
-    if min(contrastive_weight, consistency_weight) < 0:
-        raise ValueError(
-            f"contrastive_weight and consistency_weight must not be negative, got {contrastive_weight} and {consistency_weight}"
-        )
-    if (proj0 is None) != (proj1 is None):
-        raise ValueError("proj0 and proj1 belong together; give both or neither")
+    last = logits.shape[1] - 1
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
+        raise ValueError(f"labels must lie in 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
+    need_within(0, math.inf, contrastive_weight=contrastive_weight, consistency_weight=consistency_weight)
+    if (proj0 is None) != (proj1 is None) or (proj0 is not None and len(proj0) != len(logits)):
+        raise ValueError("proj0 and proj1 belong together; give both, a row for each picture, or neither")
     ce = global_mean(F.cross_entropy(logits, labels, reduction="none"))
-    consistency = contrastive = (logits * 0).sum()
-    for name, text in (("text1", text1), ("text2", text2)):
-        if text is not None:
-            need_alike("n classes dim", **{"text0": text0, name: text})
-            consistency = consistency + global_mean((text0 - text).square().mean((1, 2)))
+    consistency = contrastive = logits.new_zeros(())
+    views = {name: text for name, text in (("text1", text1), ("text2", text2)) if text is not None}
+    if views:
+        need_alike("n classes dim", text0=text0, **views)
+        entries = place(len(text0), text0.device).total * text0.shape[1] * text0.shape[2]
+        total = torch.stack([F.mse_loss(text0, text, reduction="sum") for text in views.values()]).sum()
+        consistency = mean_of_total(total, entries)
     if proj0 is not None and proj1 is not None:
         contrastive = simclr_loss(proj0, proj1, temperature)
     loss = ce + consistency_weight * consistency + contrastive_weight * contrastive
@@ -214,13 +211,14 @@ class GOProConfig(ClassTextConfig):
     batch_size: int = 4
     """Pictures in a batch, over all processes together; at least 2."""
     encoder: Annotated[str, Suppress] = "conv-s"  # not used: the teacher's image encoder is
+    pretrained: Annotated[bool, Suppress] = False
     recipe: str = "supervised"
     """Augmentation of the picture, and that before AugMix (see counterpoint.views.images.RECIPES)."""
     optimizer: str = "sgd"
     lr: float = 0.002 * 256 / 4
     weight_decay: float = 5e-4
     warmup_epochs: int = 1
-    """Epochs with a constant small learning rate; then it falls to 0 on half a cosine."""
+    """First epochs, with a constant small learning rate; then it falls to 0 on half a cosine. A fit of no more epochs has none."""
     warmup_lr: float = 1e-5 * 256 / 4
     """Learning rate of these epochs at a batch of 256, > 0."""
     shots: int = 16
@@ -248,12 +246,15 @@ class GOProConfig(ClassTextConfig):
 
     counts = (*ClassTextConfig.counts, "chunk")
     from_file = False
+    adapts = False
+    distils: ClassVar[bool] = False  # it trains no network of pictures
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature", "warmup_lr")
-        if min(self.shots, self.shots_seed, self.consistency, self.contrastive) < 0:
-            raise CounterpointError("shots, shots_seed, consistency and contrastive must not be negative")
+        for name in ("shots", "shots_seed", "consistency", "contrastive"):
+            if not getattr(self, name) >= 0:
+                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.batch_size < 2:
             raise CounterpointError(
                 f"batch_size must be at least 2 for the projector's batch normalisation, got {self.batch_size}"
@@ -277,8 +278,15 @@ class GOProConfig(ClassTextConfig):
         network = open_network(self.teacher)
         with torch.no_grad():
             layers = network.layers(torch.zeros(2, 3, data.size, data.size))[1]
-        found = {"teacher_dim": network.dim, "words": len(network.own_ids(self.context)), "text_width": network.width}
-        return super().facts(data) | found | {"layer_widths": [layer.shape[2] for layer in layers]}
+        words = len(network.own_ids(self.context))
+        endings = [text for (text,) in texts_of(data.classes, "{}" + self.ending, self.class_names, self.descriptions)]
+        network.token_ids(endings, words)  # raises for texts that are too long
+        return super().facts(data) | {
+            "words": words,
+            "endings": endings,
+            "text_width": network.width,
+            "layer_widths": [layer.shape[2] for layer in layers],
+        }
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -305,17 +313,7 @@ class PromptGenerator(nn.Module):
         return shifted_context(style_content_token(layer_features, self.weights()), self.context)
 
 
-class _NoEncoder(ImageEncoder):
-    """The place of an encoder in a learner that trains none."""
-
-    dim = 0
-
-
-def _opened(learner: Any, keys: Any) -> None:
-    learner.open()
-
-
-class GOPro(ClassTextLearner):
+class GOPro(NetworkLearner):
     """The prompt generator and the projector beside a frozen network of pictures and texts."""
 
     def __init__(self, config: GOProConfig, data: Any, seed: int = 0) -> None:
@@ -325,48 +323,24 @@ class GOPro(ClassTextLearner):
         # Without L-con and with raw features it has no part in the loss.
         self.projector.requires_grad_(bool(config.contrastive) or config.classifier_features == "projected")
         self.class_names = tuple(data.class_names)
+        self.endings = list(data.endings)  # what follows the context in the prompt of each class
         self.mixer = AugMix(config.severity)
-        self.opened: DualEncoder | None = None
-        self.register_load_state_dict_post_hook(_opened)
-
-    def build_encoder(self, data: Any) -> ImageEncoder:
-        return _NoEncoder()
 
     def build_views(self) -> ViewPipeline:
         plain, strong = (RECIPES[name][0][0] for name in (self.config.recipe, self.config.view_recipe))
         return ViewPipeline(self.size, crops=3, recipe=[plain, strong, plain], mean=None, std=None)
 
     def begin(self, survey: Survey) -> None:
-        self.opened = None
         super().begin(survey)
-        with torch.no_grad():
-            self.generator.context.copy_(self.dual.word_rows(self.config.context))
-
-    def open(self) -> None:
-        """Open the frozen network of a loaded run. During a fit it is no part of the learner."""
-        if self.network is None and self.opened is None:
-            self.opened = open_network(self.config.teacher).requires_grad_(False)
-            assert self.opened.start >= 0  # kept before torch.export traces the network
-
-    @property
-    def dual(self) -> DualEncoder:
-        """The frozen network."""
-        self.open()
-        found: Any = self.opened if self.network is None else self.network.module
-        return found
+        if not self.generator.context.any():  # else a parent's
+            with torch.no_grad():
+                self.generator.context.copy_(self.dual.word_rows(self.config.context))
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-
-        def curve(epoch: float) -> float:
-            warm = epoch < config.warmup_epochs
-            return config.warmup_lr / config.lr if warm else factor(epoch, self.epochs, config.warmup_epochs)
-
-        own = replace(config, warmup_epochs=0)  # the curve warms up
+        config = self.config
+        curve = held_then_cosine(self.epochs, config.warmup_epochs, config.warmup_lr / config.lr)
+        own, steps = replace(config, warmup_epochs=0), self.steps_per_epoch  # the curve warms up
         return [optimisers(own, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
-
-    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        return ()
 
     # --- a step
 
@@ -386,9 +360,7 @@ class GOPro(ClassTextLearner):
 
     def texts(self, layers: Sequence[Tensor], classes: int) -> Float[Tensor, "n classes dim"]:
         """Compute the unit text features of the first classes, by each picture's own prompts."""
-        config = self.config
-        words = texts_of(self.class_names[:classes], "{}" + config.ending, config.class_names, config.descriptions)
-        rows = self.dual.text_rows_with_context(self.generator(layers), [text for text, *_ in words], config.chunk)
+        rows = self.dual.text_rows_with_context(self.generator(layers), self.endings[:classes], self.config.chunk)
         return F.normalize(rows, dim=2, eps=EPS)
 
     def compared(self, rows: Tensor) -> Float[Tensor, "n dim"]:
@@ -399,22 +371,12 @@ class GOPro(ClassTextLearner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
         rows, layers = zip(*(self.layers(view) for view in batch["views"]), strict=True)
-        text = self.texts(layers[0], self.base)
-        view, mixture = (self.texts(each, self.base) if config.consistency else None for each in layers[1:])
-        one, other = (self.projector(x) if config.contrastive else None for x in rows[:2])
-        logits = self.scale * torch.einsum("nd,ncd->nc", self.compared(rows[0]), text)
-        weights = config.temperature, config.contrastive
-        loss, parts = gopro_loss(
-            logits,
-            batch["label"],
-            text,
-            view,
-            mixture,
-            one,
-            other,
-            *weights,
-            consistency_weight=config.consistency,
-        )
+        text0 = self.texts(layers[0], self.base)
+        text1, text2 = (self.texts(each, self.base) if config.consistency else None for each in layers[1:])
+        proj0, proj1 = (self.projector(each) if config.contrastive else None for each in rows[:2])
+        logits = self.scale * torch.einsum("nd,ncd->nc", self.compared(rows[0]), text0)
+        given = (logits, batch["label"], text0, text1, text2, proj0, proj1, config.temperature, config.contrastive)
+        loss, parts = gopro_loss(*given, consistency_weight=config.consistency)
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
     # --- what it learned
@@ -453,24 +415,13 @@ class GOPro(ClassTextLearner):
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure the share of pictures that keep their class in the second view, and in an AugMix mixture."""
-        labels = np.asarray(survey.split(split).labels)
-        rows = np.flatnonzero(labels >= 0)
-        logits = survey.over(split, lambda batch: self.of_views(batch, len(labels)), rows)
-        foreign = foreign_classes(torch.from_numpy(labels[rows]), self.base, len(self.class_names))
-        return dict(zip(("view_stability", "augmix_stability"), kept_shares(logits, foreign).tolist(), strict=True))
+        view, mixture = stabilities(survey, split, self.base, self.of_views)
+        return {"view_stability": view, "augmix_stability": mixture}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw test pictures and their views, with the class that each gets."""
-        labels = torch.from_numpy(np.asarray(survey.split("test").labels))
-        rows = np.flatnonzero(labels >= 0)
-        rows = rows[np.linspace(0, len(rows) - 1, min(DRAWN, len(rows))).astype(int)]
-        batch, own = survey.batch("test", rows), labels[rows]
-        with torch.no_grad():
-            logits = self.of_views(batch, len(labels)).cpu()
-        foreign = foreign_classes(own, self.base, len(self.class_names))
         said = "Test pictures, their views by the second recipe and by AugMix: the class that each gets, and its share."
-        views = self.views_of(batch, len(labels))
-        return {"Views of a picture": views_figure(views, logits, foreign, own, self.class_names, said)}
+        return {"Views of a picture": views_figure(survey, self.base, self.views_of, self.of_views, said)}
 
 
 TEACHER = (

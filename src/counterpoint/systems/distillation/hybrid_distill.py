@@ -27,7 +27,7 @@ paper, and therefore settings: layers of relations and of dropping, keep_ratio, 
 Choices: AdamW's beta2 of 0.95; layer l of L_S follows layer l L_T / L_S of the teacher, rounded; the class token is compared
 where both networks have one; other prefix tokens (registers) are not; no drop path unless asked for. Nothing of a teacher
 is cached, because each step has new crops. Not built: fine-tuning, detection and segmentation on ImageNet, COCO and ADE20K.
-A student larger than its teacher is allowed without a note.
+A student larger than a teacher is allowed, with a note.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from counterpoint.core.tokens import drop_redundant_tokens, log_relations
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen
+from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.attention_diversity import diversity, diversity_figures, survivors
@@ -231,6 +231,7 @@ class HybridDistill(ViewsLearner):
         from timm.layers import DropPath
 
         super().__init__(config, data, seed)
+        config = self.config  # its encoder is that of the run to start from
         student = TokenNetwork(self.encoder, f"--encoder {config.encoder}", self.size)
         if not hasattr(self.encoder, "patch"):
             raise CounterpointError(
@@ -285,6 +286,10 @@ class HybridDistill(ViewsLearner):
             self.restructure({"projector": self.network_of("feature").dim})
         if "relation" in self.teachers:
             self.heads()
+
+    def sizes(self) -> tuple[int, int] | None:
+        its = [parameters(teacher.module) for teacher in self.teachers.values()]
+        return (parameters(self.encoder), min(its)) if its else None
 
     def network_of(self, name: str) -> TokenNetwork:
         """Return the network of the "feature" or the "relation" teacher. CounterpointError before it is loaded."""

@@ -19,12 +19,12 @@ Stage `tune` learns prompts in both towers of the teacher from `--shots` labelle
 label. All weights of both networks stay frozen: without its prompts the student is the network that it was.
 
 Differences from the authors' code: biases and normalisation layers have no weight decay. W is computed once, not in every step.
-Text prompts after the first block, and a teacher's picture prompts, need transformers. Not built: CoOp and other ways of stage 1.
+Text prompts after the first block, and a teacher's picture prompts, need transformers. The 60 templates of PromptSRC are no
+default: `--frozen-templates FILE` takes them. Not built: CoOp and other ways of stage 1; a teacher tuned on other data.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
@@ -43,25 +43,21 @@ from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
-from counterpoint.encoders.prompts import (
-    ClipWeights,
-    appended_prompts,
-    blocks_of,
-    new_prompts,
-    prompt_width,
-)
-from counterpoint.engine.loading import Batches, ChosenBatches
-from counterpoint.engine.optim import optimisers
+from counterpoint.encoders.dual import DualEncoder
+from counterpoint.encoders.prompts import ClipWeights, appended_prompts, blocks_of, new_prompts, prompt_width
+from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextLearner, open_network
+from counterpoint.tasks.class_teachers import check_class_teacher, open_network
 from counterpoint.tasks.class_texts import texts_of
 from counterpoint.tasks.image_towers import ImageTower, tower_facts
+from counterpoint.tasks.kept_classes import class_curves, labelled_rows
 from counterpoint.tasks.labelled import cross_entropy
-from counterpoint.tasks.open_classes import class_shots
-from counterpoint.tasks.tuned_teachers import TunedConfig, TunedTeacher, tuned_widths
+from counterpoint.tasks.tuned_teachers import TunedConfig, TunedLearner
+
+COLD = 1e-5  # learning rate of the first epochs
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -149,7 +145,7 @@ def prompt_projector(
         missing = {n for n in layers.state_dict() if not n.endswith("tracked")} - weights.keys()
         if missing:
             raise ValueError(f"weights lack {min(missing)}")
-    layers.train(train and place(len(h), h.device).total > 1)
+    layers.train(bool(train) and place(len(h), h.device).total > 1)
     return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)
 
 
@@ -183,7 +179,7 @@ def prompt_distillation_loss(
         target = F.softmax(teacher_logits / temperature, 1)
         constant = -torch.special.entr(target).sum(1)
     divergence = constant - torch.linalg.vecdot(target, own)
-    return kd_weight * temperature**2 / student_logits.shape[1] * global_mean(divergence)
+    return global_mean(divergence) * temperature**2 * kd_weight / student_logits.shape[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -206,7 +202,7 @@ class PromptKDConfig(TunedConfig):
     lr: float = 0.16  # 0.005 for a batch of 8
     weight_decay: float = 5e-4
     cold_epochs: int = 1
-    """First epochs, at least 0, at a constant learning rate of 1e-5."""
+    """Number of first epochs, at least 0, at a constant learning rate of 1e-5. A stage of no more epochs has none."""
     prompt_depth: int = 9
     """J, number of blocks with prompts of their own, 0 (no prompts) to the student's number of blocks."""
     projector_layers: int = 2
@@ -217,7 +213,7 @@ class PromptKDConfig(TunedConfig):
     """lambda of the objectives kl, l1 and mse, at least 0."""
     objective: Literal["kl", "l1", "mse", "ce", "none"] = "kl"
     """The method; or the mean absolute or squared difference of unit features; or cross-entropy of base classes' labels (--shots of
-    each); or nothing, the student as it is."""
+    each); or nothing: a --student as it is, with its own class texts."""
     texts: Literal["teacher", "own"] = "teacher"
     """Class texts of the student: the teacher's, or those of the student's own text encoder."""
     trains: Literal["prompts", "all"] = "prompts"
@@ -225,12 +221,20 @@ class PromptKDConfig(TunedConfig):
     shuffled: bool = False
     """Control: while it learns, the student gets the class texts in another order."""
     transductive: ClassVar[bool] = True
+    adapts: ClassVar[bool] = False
+    unlabelled_suffices: ClassVar[bool] = True
+
+    @classmethod
+    def of_names(cls, teacher: str, student: str) -> dict[str, Any]:
+        """Return the settings of `counterpoint distill`: a network of pictures and texts, or an encoder in its place."""
+        both = student.partition(":")[0] in ("run", "fit", "hf", "open_clip")
+        return {"teacher": teacher} | ({"student": student} if both else {"student": "", "encoder": student})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature")
         for name in ("kd_weight", "prompt_depth", "cold_epochs"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.projector_layers <= 3:
             raise CounterpointError(f"projector_layers must lie in 0 to 3, got {self.projector_layers}")
@@ -239,29 +243,40 @@ class PromptKDConfig(TunedConfig):
                 "texts own needs a --student with a text encoder, and the objective kl, ce or none; l1 and mse compare with the "
                 "teacher's rows"
             )
+        if self.objective == "none" and not self.student:
+            raise CounterpointError(
+                "objective none measures a --student with a text encoder; an encoder alone has no classes"
+            )
         if self.objective != "none" and not self.prompt_depth and not self.projector_layers and self.trains != "all":
             raise CounterpointError("the student has neither prompts nor a projector to train; set --prompt-depth")
 
     def check(self) -> None:
         super().check()
+        if self.student:
+            check_class_teacher(self.student, "student")
         if self.student.startswith("file:"):
-            raise CounterpointError("--student: embeddings alone do not learn; name a network")
+            raise CounterpointError(f"--student {self.student}: embeddings alone do not learn; name a network")
 
     def trained_on(self, rows: Indices, data: ImageData) -> Indices:
         """Select all training pictures, also those without a class: no label enters the distillation."""
-        return rows if self.objective == "ce" else np.arange(len(data.train))
+        if self.objective != "ce":
+            return np.arange(len(data.train))
+        self.need_labels(data, "--objective ce")
+        return rows
 
     def facts(self, data: ImageData) -> dict[str, Any]:
-        found = super().facts(data) | {"student": tower_facts(self.student) if self.student else None}
-        if self.tune_epochs:
-            found["teacher_widths"] = tuned_widths(self)
-        return found
+        return super().facts(data) | {"student": tower_facts(self.student) if self.student else None}
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-class PromptKD(ClassTextLearner):
+def size_of(network: nn.Module) -> int:
+    """Return the number of a network's parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+class PromptKD(TunedLearner):
     """A frozen image tower with prompts, and a projector into the teacher's space."""
 
     own: Tensor
@@ -269,22 +284,21 @@ class PromptKD(ClassTextLearner):
 
     def __init__(self, config: PromptKDConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        if config.prompt_depth > (count := len(blocks_of(self.encoder)) if config.prompt_depth else 0):
+        depth, layers = config.prompt_depth, config.projector_layers
+        if depth and depth > len(blocks_of(self.encoder)):
             raise CounterpointError(
-                f"prompt_depth {config.prompt_depth} is more than the {count} blocks of the student"
+                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student"
             )
-        own, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
-        if not config.projector_layers and own != dim:
+        width, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
+        if not layers and width != dim:
             raise CounterpointError(
-                f"projector_layers 0 needs equal widths; the student's is {own}, that of the class texts {dim}"
+                f"projector_layers 0 needs equal widths; the student's is {width}, that of the class texts {dim}"
             )
         self.encoder.requires_grad_(config.trains == "all")
-        width = prompt_width(self.encoder) if config.prompt_depth else 0
-        self.prompts = new_prompts(config.prompts, [width] * config.prompt_depth)
-        self.projector = Projector(own, *[dim] * config.projector_layers) if config.projector_layers else None
-        self.register_buffer("own", torch.zeros(data.classes, own))  # the student's own class texts
+        self.prompts = new_prompts(config.prompts, [prompt_width(self.encoder)] * depth if depth else [])
+        self.projector = Projector(width, *[dim] * layers) if layers else None
+        self.register_buffer("own", torch.zeros(data.classes, width))  # the student's own class texts
         self.register_buffer("student_scale", torch.tensor(100.0))
-        self.tuned = TunedTeacher(config, data.teacher_widths) if config.tune_epochs else None
         self.order = torch.randperm(data.classes, generator=torch.Generator().manual_seed(seed))  # of the control
 
     def build_encoder(self, data: Any) -> Any:
@@ -294,18 +308,14 @@ class PromptKD(ClassTextLearner):
         super().begin(survey)
         config = self.config
         if config.student:
-            network, tower = open_network(config.student), cast("ImageTower", self.encoder)
-            tower.take(network, config.student)
+            network = open_network(config.student)
+            if not self.own.any():  # else a parent's weights are there
+                cast("ImageTower", self.encoder).take(network, config.student)
             words = texts_of(survey.classes, config.templates, config.class_names, config.descriptions)
             with torch.no_grad():
                 texts = network.texts([text for of in words for text in of]).unflatten(0, (len(words), -1))
             self.own.copy_(class_prototypes(texts))
             self.student_scale.fill_(network.scale)
-        self.encoder.to(self.device)
-        if self.tuned is not None:
-            assert self.network is not None
-            teacher: Any = self.network.module
-            self.tuned.begin(teacher, survey.classes)
 
     def train(self, mode: bool = True) -> PromptKD:
         super().train(mode)
@@ -315,50 +325,21 @@ class PromptKD(ClassTextLearner):
     # --- stages
 
     def stages(self) -> list[Stage]:
+        """Return `tune` where the teacher is tuned, and `distill`."""
         config = self.config
         parts = [self.prompts, self.projector, self.encoder if config.trains == "all" else None]
         trained: list[nn.Module] = [part for part in parts if part is not None]
-        few = self._labelled if config.objective == "ce" else None
-        found = [
-            Stage("distill", config.epochs, lambda: trained, turns=lambda: self._turns(config.lr, trained), batches=few)
-        ]
-        if self.tuned is not None:
-            tuned = [self.tuned.current]
-            found[0].enter = self.store
-            tune = Stage("tune", config.tune_epochs, lambda: tuned, lambda: self._turns(config.tune_lr, tuned))
-            found.insert(0, replace(tune, batches=self._labelled, evaluated=False))
-        return found
+        few = self.few if config.objective == "ce" else None
+        return self.tuned_first(
+            Stage("distill", config.epochs, lambda: trained, lambda: self.turn(config.lr, trained), batches=few)
+        )
 
-    @property
-    def tuning(self) -> bool:
-        """Whether the current stage tunes the teacher."""
-        return bool(self.config.tune_epochs) and self.position.stage == 0
+    def turn(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
+        config, epochs, steps = replace(self.config, lr=lr), self.epochs, self.steps_per_epoch
+        curve = held_then_cosine(epochs, config.cold_epochs, COLD / (lr * config.batch_size / 256))
+        return [optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
 
-    def _turns(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
-        config, epochs = replace(self.config, lr=lr), self.epochs
-        cold = 1e-5 / (lr * config.batch_size / 256)
-
-        def curve(epoch: float) -> float:
-            return (
-                cold if epoch < config.cold_epochs < epochs else 0.5 * (1 + math.cos(math.pi * min(1, epoch / epochs)))
-            )
-
-        return [
-            optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch, curve=curve)
-        ]
-
-    def _labelled(self, survey: Survey) -> Batches:
-        """Return batches of the few labelled pictures of base classes, as positions among the training rows."""
-        labels = np.asarray(survey.labels)
-        rows = class_shots(np.where(labels < self.base, labels, -1), self.config.shots, self.seed)
-        if not len(rows):
-            raise DataError("no training picture has a label of a base class, which the stage needs")
-        if self.config.objective == "ce":  # positions among the pictures with a label
-            rows = np.searchsorted(np.flatnonzero(labels >= 0), rows)
-        size = min(self.config.batch_size, len(rows))
-        return ChosenBatches(rows, size, max(1, len(rows) // size))
-
-    # --- the student
+    # --- a step of `distill`
 
     def features(self, images: Tensor) -> Float[Tensor, "n width"]:
         """Compute h, the student's features with prompts."""
@@ -366,111 +347,61 @@ class PromptKD(ClassTextLearner):
         return prompted_vit(images, named, 0, 0, len(named), self.config.prompts, tower=self.encoder)
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        if self.config.objective == "none":
-            return F.normalize(self.encoder(images), dim=1, eps=EPS)
-        h = self.features(images)
-        if self.projector is None:
+        """Compute u; without a projector the unit features; for the objective none those without prompts."""
+        h = self.encoder(images) if self.config.objective == "none" else self.features(images)
+        if self.projector is None or self.config.objective == "none":
             return F.normalize(h, dim=1, eps=EPS)
         named = dict(self.projector.named_parameters()) | dict(self.projector.named_buffers())
         return prompt_projector(h, named, self.training, layers=self.projector)
 
     def class_rows(self) -> Float[Tensor, "classes dim"]:
         """Return the class texts of the student."""
-        own = self.config.texts == "own" or (self.config.objective == "none" and bool(self.config.student))
-        return self.own if own else self.prototypes
-
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = self.embed(batch["image"])
-        logits = self.student_scale * rows @ self.class_rows().T
-        return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
-
-    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        return ()  # prompts enter between the blocks, outside the encoder's own forward pass
+        return self.own if self.config.texts == "own" or self.config.objective == "none" else self.prototypes
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if self.tuning:
-            assert self.tuned is not None
-            return {"loss": self.tuned.loss(batch["views"][0], batch["label"], self.base)}
+            return self.tuning_loss(batch)
         config, images = self.config, batch["views"][0]
         if config.objective == "none":
-            trained: list[Tensor] = [one for one in self.parameters() if one.requires_grad]
-            return {"loss": torch.stack([0 * one.sum() for one in trained]).sum()}
+            return {"loss": torch.stack([0 * one.sum() for one in self.parameters() if one.requires_grad]).sum()}
         rows, texts = self.projected(images), self.class_rows()
         if config.objective == "ce":
             logits = cosine_text_logits(rows, texts[: self.base], self.student_scale)
             return {"loss": cross_entropy(logits, batch["label"])}
         teacher = F.normalize(self.teacher_rows(batch), dim=1, eps=EPS)
         if config.objective == "kl":
-            if config.shuffled:
-                texts = texts[self.order.to(texts.device)]
-            logits = cosine_text_logits(rows, texts, self.student_scale)
-            taught = self.classify(teacher)
+            texts = texts[self.order.to(texts.device)] if config.shuffled else texts
+            logits, taught = cosine_text_logits(rows, texts, self.student_scale), self.classify(teacher)
             return {"loss": prompt_distillation_loss(logits, taught, config.temperature, config.kd_weight)}
         distance = (rows - teacher).abs() if config.objective == "l1" else (rows - teacher).square()
         return {"loss": config.kd_weight * global_mean(distance.mean(1))}
 
-    # --- the teacher
-
-    def end_epoch(self, epoch: int) -> None:
-        if self.tuned is not None and self.tuning:
-            self.tuned.add(epoch, self.epochs)
-
-    def store(self, survey: Survey) -> None:
-        """Take the teacher's prompts, and store its texts of all classes."""
-        assert self.tuned is not None
-        self.prototypes.copy_(self.tuned.finish(len(self.prototypes)))
-
-    @torch.no_grad()
-    def taught_images(self, images: Tensor) -> Float[Tensor, "n dim"]:
-        """Compute the teacher's embeddings of normalised pictures."""
-        assert self.network is not None
-        found: Tensor = self.network(images) if self.tuned is None else self.tuned.images(images)
-        return found
-
-    def teacher_rows(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
-        if self.known is not None:
-            return super().teacher_rows(batch)
-        return self.taught_images(batch["views"][0])
-
-    def of_teacher(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if self.network is None or self.survey is None:
-            return {}
-        return {"teacher_logits": self.classify(self.taught_images(batch["image"]))}
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return ()  # prompts enter between the blocks, outside the encoder's own forward pass
 
     # --- what it learned
 
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = self.embed(batch["image"])
+        logits = self.student_scale * rows @ self.class_rows().T
+        return {"feature": rows, "logits": logits, **self.of_teacher(batch)}
+
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw each class's accuracy: the student before and after, and its teacher; base classes first."""
-        labels = np.asarray(survey.split("test").labels)
-        known = np.flatnonzero(labels >= 0)
-        own = torch.from_numpy(labels[known])
-        if not len(known):
-            return {}
+        rows, labels = labelled_rows(survey, "test")
 
         def every(batch: dict[str, Any]) -> Tensor:
             found = self.predict(batch)
             before = F.normalize(self.encoder(batch["image"]), dim=1, eps=EPS) @ self.own.T
             return torch.stack([before, found["logits"], found.get("teacher_logits", before)], 1)
 
-        logits = survey.over("test", every, known)
-        novel = torch.arange(logits.shape[2]) >= self.base
-        inside = (own >= self.base)[:, None] == novel
-        names = ["student before", "student", "teacher"]
-        shown = [bool(self.own.any()), True, self.network is not None]
-        series: dict[str, Any] = {}
-        for name, part, there in zip(names, logits.unbind(1), shown, strict=True):
-            if there:
-                right = part.masked_fill(~inside, -torch.inf).argmax(1) == own
-                share = [float(right[own == c].float().mean()) for c in own.unique().tolist()]
-                series[name] = [own.unique().tolist(), np.round(share, 4).tolist()]
-        return {
-            "Classes": {
-                "kind": "curves",
-                "series": series,
-                "xlabel": f"class; novel ones from {self.base} on" if self.base < len(novel) else "class",
-                "caption": "Share of each class's test pictures that get their class, among the base or the novel classes.",
-            }
-        }
+        drawn = {"student before": bool(self.own.any()), "student": True, "teacher": self.network is not None}
+        parts = zip(drawn.items(), survey.over("test", every, rows).unbind(1), strict=True)
+        found = class_curves({name: part for (name, there), part in parts if there}, labels, self.base)
+        own = self.encoder.network.tower if isinstance(self.encoder, ImageTower) else self.encoder
+        if self.network is not None and size_of(own) > size_of(cast("DualEncoder", self.network.module).tower):
+            found["caption"] += " The student is larger than its teacher."
+        return {"Classes": found}
 
 
 TEACHER = (

@@ -28,40 +28,34 @@ inherits from the stage before. The teacher of the affinities stays the first ne
 Differences from the released code. A later stage masks the network that was cut before, not one padded with zeros. A unit that was
 cut stays cut. A block without heads keeps the bias of its attention, so that the cut network equals the masked one. Rows of the
 projections are not multiplied by the masks once more. Adam's epsilon is 1e-8. Not built: ResNet towers, and
-inheritance from open_clip's files. The seeds of the claim have not been run yet.
+inheritance from open_clip's files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
+from counterpoint.core.distributed import batch_pair_cross_entropy, batch_pair_loss, global_mean
 from counterpoint.core.hard_concrete import scheduled_sparsity, sparsity_lagrangian
-from counterpoint.core.inherited import inherit_weights
-from counterpoint.core.operands import positive_similarity, unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.world import over_group, world
-from counterpoint.encoders.text import Tokenizer
-from counterpoint.encoders.towers import KINDS, Gates, ImageTower, TextTower, Tower, parse
+from counterpoint.core.world import over_group
+from counterpoint.encoders.towers import KINDS, Gates
 from counterpoint.engine.optim import light, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig
-from counterpoint.tasks.class_teachers import check_class_teacher
-from counterpoint.tasks.tower_pairs import TowerLearner, teacher_towers
+from counterpoint.tasks.aligned import LAPTOP
+from counterpoint.tasks.tower_figures import affinity_matrices, units_left
+from counterpoint.tasks.tower_pairs import TowerConfig, TowerLearner
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -109,31 +103,16 @@ def affinity_mimicking_loss(
         )
     u, v = wide(student_image), wide(student_text)
     taught_u, taught_v = (wide(x.detach()).to(u.dtype) for x in (teacher_image, teacher_text))
-    if world()[1] == 1:
-        out = pair_cross_entropy(u * student_scale, v, taught_u * teacher_scale, taught_v, columns=True, entropy=False)
-        rows, columns = out.rows, out.columns
-    else:
-        every_u, every_v, all_u, all_v = (gather_rows(x) for x in (u, v, taught_u, taught_v))
-        rows = pair_cross_entropy(u * student_scale, every_v, taught_u * teacher_scale, all_v, entropy=False).rows
-        columns = pair_cross_entropy(v * student_scale, every_u, taught_v * teacher_scale, all_u, entropy=False).rows
-    assert columns is not None
+    rows, columns = batch_pair_cross_entropy(u * student_scale, v, taught_u * teacher_scale, taught_v)
     i2t, t2i = global_mean(rows), global_mean(columns)
     return Affinities((i2t + t2i) / 2, i2t, t2i)
-
-
-def _pairs_loss(image: Tensor, text: Tensor, scale: Tensor) -> Float[Tensor, ""]:
-    """Compute the loss of CLIP: each row's own partner against all others, in both directions."""
-    query, key = wide(image) * scale, wide(text)
-    out = batch_logsumexp(query, key, columns=True)
-    assert out.columns is not None
-    return global_mean((out.rows + out.columns) / 2 - positive_similarity(query, key))
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
-class TinyCLIPConfig(AlignedConfig):
+class TinyCLIPConfig(TowerConfig):
     """Settings of TinyCLIP. Defaults are the released ones for ViT-B/32 with 40 M parameters of vision."""
 
     epochs: int = 6
@@ -151,12 +130,6 @@ class TinyCLIPConfig(AlignedConfig):
     clip_norm: float | None = 5.0
     warmup_epochs: int = 1
     schedule: Literal["epoch", "step"] = "step"
-    teacher: str = "open_clip:ViT-B-32/laion2b_s34b_b79k"
-    """The teacher of pictures and texts: run:RUN or fit:SLUG?data=SOURCE of clip or siglip, hf:NAME, open_clip:MODEL/WEIGHTS."""
-    inherit: Literal["none", "manual", "auto"] = "none"
-    """Begin from random weights, from leading parts of the teacher, or as the teacher, of which learned masks cut units."""
-    steps: str = ""
-    """With manual: towers of the stages before the last, IMAGE/TEXT with "|" between stages. Default: one stage."""
     keep: tuple[float, ...] = (0.5,)
     """With auto: share of the teacher's parameters that each stage keeps in the blocks of both towers, falling, in 0..1."""
     mask_epochs: int = 1
@@ -177,11 +150,6 @@ class TinyCLIPConfig(AlignedConfig):
     """Factor of the whole loss, > 0, against the pressure on the size."""
     student_scale: float = 50.0
     """Factor of the student's cosines, > 0; 0: learn it, from 1 / 0.07 and up to 100."""
-    teacher_scale: float = 50.0
-    """Factor of the teacher's cosines, > 0; 0: the teacher's own."""
-    cached: bool = False
-    """Compute the teacher's embeddings of pictures without augmentation once, and keep them on disk. Default: of the same view."""
-
     rates: ClassVar[tuple[str, ...]] = ("masked_rate", "cut_rate", "student_scale", "teacher_scale")
 
     def __post_init__(self) -> None:
@@ -195,35 +163,6 @@ class TinyCLIPConfig(AlignedConfig):
             if getattr(self, name) < 0:
                 raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
 
-    def check(self) -> None:
-        super().check()
-        check_class_teacher(self.teacher)
-        if self.teacher.startswith("file:"):
-            raise CounterpointError(f"--teacher {self.teacher}: tinyclip needs a network of pictures and texts")
-        if self.inherit != "none" and not self.teacher.startswith(("run:", "fit:")):
-            raise CounterpointError(
-                f"--inherit {self.inherit} needs a teacher with towers of this library, run:RUN or fit:SLUG?...; {self.teacher} "
-                "can teach with --inherit none"
-            )
-        if self.inherit == "manual":
-            for names in self.path():
-                for name in names:
-                    parse(name)
-
-    def path(self) -> list[tuple[str, str]]:
-        """Return the towers of each stage of manual inheritance: names for pictures and texts."""
-        parts = [part.split("/") for part in self.steps.split("|") if part]
-        if any(len(part) != 2 for part in parts):
-            raise CounterpointError(f"steps must be IMAGE/TEXT with | between stages, got '{self.steps}'")
-        return [(part[0], part[1]) for part in parts] + [(self.image_encoder, self.text_encoder)]
-
-    def tokenizer(self, captions: Sequence[str]) -> Tokenizer:
-        """Return the teacher's tokenizer, if the student inherits the teacher's embeddings of tokens."""
-        if self.inherit == "none":
-            return super().tokenizer(captions)
-        found: Tokenizer = teacher_towers(self.teacher).tokenizer
-        return found
-
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
@@ -232,63 +171,10 @@ class TinyCLIP(TowerLearner):
     """A student of one picture and one text modality, whose towers a stage may replace or cut."""
 
     def __init__(self, config: TinyCLIPConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed, slug="tinyclip", inherits=config.inherit != "none")
+        super().__init__(config, data, seed, slug="tinyclip")
         fixed = config.student_scale > 0
         start = config.student_scale if fixed else 1 / 0.07
         self.log_scale = nn.Parameter(torch.tensor(math.log(start)), requires_grad=not fixed)
-
-    # --- inheritance
-
-    def inherit(self, names: tuple[str, str], first: bool, survey: Survey) -> None:
-        """Begin a stage of manual inheritance: take parts of the teacher's weights, or of the stage before."""
-        config, teacher = self.config, self.network
-        of: Any = teacher.learner if first else self
-        places = (teacher.image, teacher.text) if first else (self.image, self.text)
-        towers, heads = list[Tower](), dict[str, Tensor]()
-        for own, place, name in zip((self.image, self.text), places, names, strict=True):
-            source = of.encoders[place]
-            shape, patch = parse(name)
-            if own == self.image:
-                tower: Tower = ImageTower(shape, self.facts.modalities[own]["size"], 3, patch)
-                if tower.made != source.made:
-                    raise CounterpointError(
-                        f"--inherit manual: {name} sees pictures of {tower.made[0]} pixels in patches of {tower.made[2]}, the "
-                        f"teacher of {source.made[0]} in patches of {source.made[2]}; use the teacher's size (?size=) and patch"
-                    )
-            else:
-                tower = TextTower(shape, source.vocabulary, config.context)
-            if shape.head_dim != source.shape.head_dim:
-                raise CounterpointError(
-                    f"--inherit manual: heads of {name} are {shape.head_dim} channels wide, the teacher's {source.shape.head_dim}"
-                )
-            head = torch.empty(config.embedding, tower.dim)
-            try:
-                tower.load_state_dict(inherit_weights(tower.state_dict(), source.state_dict(), shape.head_dim))
-                part = inherit_weights({"head": head}, {"head": of.heads[place].weight.detach()}, shape.head_dim)
-            except ValueError as error:
-                raise CounterpointError(f"--inherit manual: {name} of {own}: {error}") from error
-            towers.append(tower)
-            heads[own] = part["head"]
-        self.place(towers, heads)
-
-    def mask(self, first: bool, survey: Survey) -> None:
-        """Begin to learn masks: of a copy of the teacher, or of the network that was cut before."""
-        if first:
-            found = self.network
-            image: Any = found.learner.encoders[found.image]
-            text: Any = found.learner.encoders[found.text]
-            if image.made[0] != self.facts.modalities[self.image]["size"] or text.length < self.config.context:
-                raise CounterpointError(
-                    f"--inherit auto: the teacher reads pictures of {image.made[0]} pixels and {text.length} tokens, this run has "
-                    f"{self.facts.modalities[self.image]['size']} and {self.config.context}; use ?size= and --context"
-                )
-            towers: list[Tower] = [image.again(image.shape), text.again(text.shape)]
-            for new, old in zip(towers, (image, text), strict=True):
-                new.load_state_dict(old.state_dict())
-            places = ((self.image, found.image), (self.text, found.text))
-            self.place(towers, {own: found.learner.heads[name].weight.detach() for own, name in places})
-        for tower in self.towers():
-            tower.gates = Gates(tower.shape)
 
     # --- stages
 
@@ -350,11 +236,11 @@ class TinyCLIP(TowerLearner):
         scale = self.log_scale.exp()
         loss, named = u.new_zeros(()), {"scale": scale.detach()}
         if config.alpha > 0:
-            image, text = (rows.to(u.dtype) for rows in self.taught(batch, both))
+            image, text = self.taught(batch, both, wide(u).dtype)
             affinity = affinity_mimicking_loss(u, v, scale, image, text, self.taught_scale).loss
             loss, named["affinity"] = loss + config.alpha * affinity, affinity.detach()
         if config.alpha < 1:
-            loss = loss + (1 - config.alpha) * _pairs_loss(u, v, scale)
+            loss = loss + (1 - config.alpha) * batch_pair_loss(wide(u) * scale, wide(v))
         loss = config.weight * loss
         if gates:
             loss = loss + self.pressure(gates, named)
@@ -383,54 +269,19 @@ class TinyCLIP(TowerLearner):
     # --- what it learned
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Return the numbers of parameters of both networks and, after cuts, the share of the blocks' that was kept."""
+        """Return the parameters of both networks and, after cuts, the share of the blocks' that was kept."""
         sizes = [sum(p.numel() for n, p in one.named_parameters() if "gates." not in n) for one in self.towers()]
         found = {"image_parameters": float(sizes[0]), "text_parameters": float(sizes[1])}
         if self.config.inherit == "auto" and self.replaced:
             shapes = [one.shape for one in self.towers()]
             found["kept_share"] = sum(one.left for one in shapes) / sum(one.prunable for one in shapes)
-        return found
+        return found | super().measures(survey, split)
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the units of each block that are left, and student and teacher's affinities of a few test pairs."""
-        found: dict[str, Any] = {}
-        named = [(name, one) for name, one in zip((self.image, self.text), self.towers(), strict=True)]
-        if self.config.inherit == "auto":
-            rows = []
-            for name, tower in named:
-                shape = tower.shape
-                for layer, (heads, neurons) in enumerate(zip(shape.kept[1], shape.kept[2], strict=True)):
-                    left = (len(shape.kept[0]), shape.width), (len(heads), shape.heads), (len(neurons), shape.neurons)
-                    rows.append([name, layer + 1, *(f"{some} of {whole}" for some, whole in left)])
-            found["What the cut left"] = {
-                "kind": "table",
-                "columns": ["tower", "block", "channels", "heads", "neurons"],
-                "rows": rows,
-                "caption": "Units of each block that the masks kept.",
-            }
-        if self.teacher is not None:
-            chosen = np.arange(min(12, len(survey.split("test"))))
-            batch = survey.batch("test", chosen)
-            texts = [str(text) for text in survey.split("test").column(self.text, chosen)]
-            with torch.no_grad():
-                ours = self.embed(batch)
-                pairs = {
-                    "Affinities of the student": (ours[self.image], ours[self.text], float(self.log_scale.exp())),
-                    "Affinities of the teacher": (
-                        unit(self.teacher(batch["inputs"][self.image])),
-                        unit(self.network.texts(texts, cut=True)),
-                        float(self.taught_scale),
-                    ),
-                }
-            for heading, (u, v, scale) in pairs.items():
-                table = (scale * u @ v.T).softmax(1).cpu().numpy()
-                found[heading] = {
-                    "kind": "matrix",
-                    "values": np.round(table, 3).tolist(),
-                    "names": [f"{n + 1} " + " ".join(text.split()[-2:]) for n, text in enumerate(texts)],
-                    "caption": "Each row: a test picture, named by the end of its caption, and its softmax over the captions.",
-                }
-        return found
+        named = dict(zip((self.image, self.text), self.towers(), strict=True))
+        found = units_left(named, self.config.keep[-1]) if self.config.inherit == "auto" else {}
+        return found | affinity_matrices(self, survey, float(self.log_scale.exp()))
 
 
 TEACHER = (

@@ -33,7 +33,7 @@ Not built: half precision of its own (`--precision` has it for all systems), and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -56,7 +56,7 @@ from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_toke
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen, frozen
+from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.tokens import TEXT, LanguageModel, PairBatches, TokensConfig, TokensLearner, outputs
@@ -529,6 +529,17 @@ class VidLanKD(TokensLearner):
 
     def _teacher_turns(self) -> list[Turn]:
         return [self.turn(self._of_teacher(), replace(self.config, lr=self.config.teacher_lr))]
+
+    def sizes(self) -> tuple[int, int] | None:
+        if not self.config.taught:
+            return None
+        return parameters(self.model), parameters(self._finished().module if self.teacher is None else self.teacher)
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        if not self.at_teacher or self.teacher is None:
+            return super().row_wise()
+        video = [] if self.video is None else [(self.video, "forward")]
+        return [(self.teacher.encoder, "tokens"), *video]
 
     # --- losses
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tyro.conf import arg
 
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
@@ -48,7 +47,7 @@ from counterpoint.core.mixing import Boxes, cutmix, cutmix_boxes, draw_mix
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
-from counterpoint.data.images import ImageData
+from counterpoint.encoders.adapters import adapter_parameters
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -58,7 +57,6 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
 from counterpoint.tasks.labelled import cross_entropy
 from counterpoint.tasks.measures import principal_axes
-from counterpoint.tasks.started import encoder_name, start_encoder
 
 DRAWN = 300  # test pictures in the picture of the space
 
@@ -179,8 +177,6 @@ class VL2VConfig(ClassTextConfig):
     align_lr: float = 5e-5 * 256 / 96
     """Learning rate of stage `align` at a batch of 256, > 0."""
     weight_decay: float = 0.0
-    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
-    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder."""
     objective: Literal["vl2v", "ce", "kd"] = "vl2v"
     """The method, or a baseline with a linear classifier: cross-entropy, or cross-entropy and the teacher's logits."""
     lmd: float = 0.5
@@ -219,10 +215,6 @@ class VL2VConfig(ClassTextConfig):
         if self.cutmix and self.objective != "vl2v":
             raise CounterpointError("cutmix is for the objective vl2v")
 
-    def facts(self, data: ImageData) -> dict[str, Any]:
-        # A run keeps its facts, so that it can be loaded when the first run is gone.
-        return super().facts(data) | {"encoder": encoder_name(self.start) if self.start else self.encoder}
-
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
@@ -233,9 +225,7 @@ class VL2V(ClassTextLearner):
     best: Tensor
 
     def __init__(self, config: VL2VConfig, data: Any, seed: int = 0) -> None:
-        started = replace(config, encoder=data.encoder, pretrained=config.pretrained and not config.start)
-        super().__init__(started, data, seed)
-        self.config = config
+        super().__init__(config, data, seed)
         width = self.taught if config.objective == "vl2v" else data.classes
         self.projector = nn.Linear(self.encoder.dim, width)
         self.register_buffer("best", torch.tensor(-torch.inf))  # accuracy on valid of the best projector
@@ -250,15 +240,14 @@ class VL2V(ClassTextLearner):
             network.factor.fill_(1.0)
             network.shift.zero_()
             self.network = Frozen(network, config.teacher, network.images)
-        if config.start:
-            start_encoder(self.encoder, config.start, self.size)
         if config.swad:
             self.valley = LossValley(self.vector(), config.n_converge, config.n_tolerance, config.tolerance_ratio)
 
     def averaged(self) -> list[nn.Parameter]:
         """Return the parameters that the last stage trains."""
         joint = not self.config.align_epochs or self.config.objective != "vl2v"
-        return [*self.encoder.parameters(), *(self.projector.parameters() if joint else ())]
+        trained = adapter_parameters(self.encoder).values() if self.config.lora else self.encoder.parameters()
+        return [*trained, *(self.projector.parameters() if joint else ())]
 
     def vector(self) -> Float[Tensor, " n"]:
         """Return these parameters as one vector."""

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -44,6 +43,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
+from counterpoint.tasks.kept_classes import class_shares, labelled_rows
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -296,21 +296,15 @@ class VLMOOD(ClassTextLearner):
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the student's accuracy on each class beside the teacher's, base classes first."""
-        labels = np.asarray(survey.split("test").labels)
-        known = np.flatnonzero(labels >= 0)
-        own = torch.from_numpy(labels[known])
-        novel = own >= self.base
+        known, own = labelled_rows(survey, "test")
 
         def both(batch: dict[str, Any]) -> Tensor:
             found = self.predict(batch)
             return torch.stack([found["logits"], found.get("teacher_logits", torch.zeros_like(found["logits"]))], 1)
 
         logits = survey.over("test", both, known)
-        inside = torch.arange(logits.shape[2]) < self.base
-        found = []
-        for part in logits.unbind(1)[: 1 if self.network is None else 2]:
-            right = part.masked_fill(inside == novel[:, None], -torch.inf).argmax(1) == own
-            found.append([float(right[own == c].float().mean()) for c in range(len(survey.classes))])  # nan: no picture
+        parts = logits.unbind(1)[: 1 if self.network is None else 2]
+        found = [class_shares(part, own, self.base).tolist() for part in parts]  # nan: no picture
         rows = [
             [
                 name,

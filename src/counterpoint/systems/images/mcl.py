@@ -48,6 +48,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.settings import PartConfig
+from counterpoint.tasks.images import ImageLearner
 
 
 def compose(
@@ -211,6 +212,8 @@ class MCL(Learner):
         state = torch.random.get_rng_state()
         fresh = self.make(self.seed * 1009 + stage + 1)
         torch.random.set_rng_state(state)
+        if isinstance(fresh, ImageLearner):
+            fresh.take_start()
         self.base.load_state_dict(fresh.state_dict())
         self.stage.add_(1)
 

@@ -14,9 +14,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from counterpoint.tasks.aligned.settings import AlignedConfig
+from counterpoint.tasks.class_texts import names_of, templates_of
 from counterpoint.tasks.measures import class_chance, class_means, linear_probe, zero_shot_accuracy
 
 Examples = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def prompts_of(classes: Sequence[str], config: AlignedConfig) -> list[str]:
+    """Return the prompts of the classes, those of one class together."""
+    names = names_of(classes, config.class_names) if config.class_names else classes
+    return [template.replace("{}", name) for name in names for template in templates_of(config.prompt)]
 
 
 def by_prompts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from counterpoint.views.images import ViewPipeline
 
 class AlignedLearner(Learner):
     """An encoder and a linear projection for each modality. Subclasses write `loss(batch)`, usually on `embed(batch)`."""
+
+    embeds: ClassVar[bool] = True  # whether its embeddings are trained, so that it can teach or be searched
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)

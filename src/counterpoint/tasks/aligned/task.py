@@ -15,9 +15,9 @@ from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned.batches import BATCH, EvaluationBatches, SplitBatches, as_trained, evaluated
+from counterpoint.tasks.aligned.classes import prompts_of
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator, measured_splits
 from counterpoint.tasks.aligned.settings import AlignedConfig
-from counterpoint.tasks.class_texts import names_of, templates_of
 from counterpoint.tasks.splits import check_watched, named_split
 
 
@@ -137,12 +137,7 @@ class AlignedTask:
         prompts = None
         if self.data.classes and self.tokenizers:
             name, tokenizer = next(iter(self.tokenizers.items()))
-            names = list(self.data.classes)
-            if self.config.class_names:
-                names = names_of(names, self.config.class_names)
-            templates = templates_of(self.config.prompt)
-            texts = [template.replace("{}", label) for label in names for template in templates]
-            prompts = {name: tokenizer.encode(texts, self.config.context)}
+            prompts = {name: tokenizer.encode(prompts_of(self.data.classes, self.config), self.config.context)}
         parts = {prefix: self._batches(part) for prefix, part in measured_splits(self.data, split).items()}
         batches = EvaluationBatches(parts, prompts, self._batches(self.data.train))
         return DataLoader(batches, batch_size=None, shuffle=False)
