@@ -194,7 +194,15 @@ def test_wrong_arguments_are_named(change, named):
 # --------------------------------------------------------------------------------------------------------------- training
 
 DATA = "digit-overlays?size=8&train=64&test=24"
-SMALL = {"encoder": "mlp-s", "recipe": "none", "batch_size": 16, "epochs": 2, "hidden": 8, "projection": 4, "evaluate_every": 2}
+SMALL = {
+    "encoder": "mlp-s",
+    "recipe": "none",
+    "batch_size": 16,
+    "epochs": 2,
+    "hidden": 8,
+    "projection": 4,
+    "evaluate_every": 2,
+}
 WORDS = [
     "--encoder", "mlp-s", "--recipe", "none", "--batch-size", "16", "--epochs", "1", "--hidden", "8", "--projection", "4",
 ]  # fmt: skip

@@ -21,9 +21,7 @@ from counterpoint.errors import DataError
 COMMON, SALIENT, HIDDEN, SIDE = 3, 2, 48, 8
 
 
-def load(
-    argument: None = None, *, train: int = 8000, valid: int = -1, test: int = 1000, seed: int = 0
-) -> ImageData:
+def load(argument: None = None, *, train: int = 8000, valid: int = -1, test: int = 1000, seed: int = 0) -> ImageData:
     """Draw the set; every second picture of a split is a target.
 
     Args:

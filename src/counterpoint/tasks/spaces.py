@@ -58,7 +58,7 @@ def ridge_r2(
 def probe_matrix(
     spaces: Mapping[str, tuple[Tensor, Tensor]], causes: Mapping[str, Cause]
 ) -> dict[tuple[str, str], float]:
-    """Probe every cause from every space: (space, cause) -> accuracy, or R^2 of a continuous cause.
+    """Measure every cause from every space: (space, cause) -> accuracy, or R^2 of a continuous cause.
 
     Args:
         spaces: name -> features [n, dim] of training and [m, dim] of measured pictures.

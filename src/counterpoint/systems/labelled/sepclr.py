@@ -58,6 +58,7 @@ from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
+from counterpoint.tasks.adapted import adapt
 from counterpoint.tasks.images import chosen_bank
 from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.spaces import Cause, matrix_figure, probe_matrix
@@ -162,8 +163,6 @@ def discrete_sup_align(latent: Float[Tensor, " n"], attribute: Float[Tensor, " n
     tensor(0.)
     """
     return weighted_spread(latent, attribute, DISCRETE)
-
-
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
@@ -310,6 +309,8 @@ class SepCLR(ViewsLearner):
         super().__init__(config, data, seed)
         width = config.projection
         self.salient_encoder = self.build_encoder(data)
+        if config.lora:
+            adapt(self.salient_encoder, self.config, data.size, data.channels)
         self.common, self.salient = (nn.Linear(self.encoder.dim, width) for _ in range(2))
         self.salient_projector = self.build_projector(width)
         self.is_target: Tensor | None = None  # [examples]
@@ -317,6 +318,12 @@ class SepCLR(ViewsLearner):
     def build_projector(self, dim: int) -> nn.Module:
         width = self.config.projection
         return mlp(width, self.config.hidden, width)
+
+    def take_start(self) -> None:
+        """Give both encoders the weights of the run that the settings start from."""
+        super().take_start()
+        if self.config.start:
+            self.salient_encoder.load_state_dict(self.encoder.state_dict())
 
     # --- the sets
 
@@ -343,7 +350,9 @@ class SepCLR(ViewsLearner):
         number = self.target_number(survey)
         domains = torch.from_numpy(survey.split(split).domains)
         if bool((domains < 0).any()):
-            raise DataError(f"{int((domains < 0).sum())} pictures of {split} have no domain; give each one, or leave them out")
+            raise DataError(
+                f"{int((domains < 0).sum())} pictures of {split} have no domain; give each one, or leave them out"
+            )
         return domains == number
 
     def begin(self, survey: Survey) -> None:
@@ -360,19 +369,33 @@ class SepCLR(ViewsLearner):
         target = batch.get("is_target")
         if target is None:
             if self.is_target is None:
-                raise CounterpointError('sepclr needs batch["is_target"], 1 for a target and 0 for a background, outside a fit')
+                raise CounterpointError(
+                    'sepclr needs batch["is_target"], 1 for a target and 0 for a background, outside a fit'
+                )
             target = self.is_target[batch["index"].cpu()]
         config, images = self.config, torch.cat(batch["views"])
-        c = self.projector(self.common(self.encoder(images))).chunk(2)
-        s = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
+        c1, c2 = self.projector(self.common(self.encoder(images))).chunk(2)
+        s1, s2 = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
         if not config.membership:
-            s = [unit(x) for x in s]
-        weights = config.salient_weight, config.background_weight, config.jem_weight
-        return sepclr_loss(*c, *s, target.to(images.device), *weights, config.bandwidth, uniform_weight=config.uniform_weight)
+            s1, s2 = unit(s1), unit(s2)
+        return sepclr_loss(
+            c1,
+            c2,
+            s1,
+            s2,
+            target.to(images.device),
+            config.salient_weight,
+            config.background_weight,
+            config.jem_weight,
+            config.bandwidth,
+            uniform_weight=config.uniform_weight,
+        )
 
     def turns(self) -> list[Turn]:
         config, steps = self.config, self.steps_per_epoch
-        turn = optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0)
+        turn = optimisers(
+            config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
+        )
         return [turn]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
@@ -389,7 +412,7 @@ class SepCLR(ViewsLearner):
         return {"both": torch.cat([common, salient], 1), "common": common, "salient": salient}[self.config.space]
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Probe every known cause of target pictures, and the set of all pictures, from both spaces."""
+        """Measure what both spaces know: each cause of target pictures, and the set of all pictures."""
         found = self.probes(survey, split)[0]
         return {f"{space}_to_{cause}": value for (space, cause), value in found.items()}
 
@@ -418,7 +441,7 @@ class SepCLR(ViewsLearner):
             for name, cause in causes.items()
             if not cause.asked.is_floating_point() and len(there := cause.asked[cause.asked >= 0])
         }
-        return probe_matrix(spaces, causes), chance  # type: ignore[arg-type]
+        return probe_matrix(spaces, causes), chance
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         found, chance = self.probes(survey, "test")
