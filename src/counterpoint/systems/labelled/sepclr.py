@@ -23,8 +23,9 @@ arXiv 2402.11928. Code: github.com/neurospin-projects/2024_rlouiset_sep_clr, wit
 I(c; s) = H(c) + H(s) - H(c, s). Uniformity raises H(c) and H(s), so a larger H(c, s) lowers the mutual information. Both
 `unif` and `jem` are at most 0; lower is more spread.
 
-Memory is linear in the batch: |x - y|^2 is expanded, and the kernels are summed in tiles (`core.gaussian`). The product of two
-Gaussian kernels is the kernel of the concatenated rows. Rows that coincide have a gradient, which is 0.
+Memory is linear in batches of more than 256 rows: |x - y|^2 is expanded, and the kernels are summed in tiles
+(`core.gaussian`). The product of two Gaussian kernels is the kernel of the concatenated rows. Rows that coincide have a
+gradient, which is 0.
 
 Edges, where the released code gives NaN: a batch without targets has no salient alignment (0), one without backgrounds no L_0
 (0). One row has no pair: unif and jem are 0.
@@ -32,6 +33,13 @@ Edges, where the released code gives NaN: a batch without targets has no salient
 Left out: the other estimators of mutual information that the paper compares (vCLUB, vL1Out, vUB, TC, MMD). Set jem_weight 0 for
 the ablation without the term. `sup_align` and `discrete_sup_align`, the terms of the supervised extension, are functions; no
 setting trains them.
+
+Differences from the authors' code: both views pass through a network together, so batch normalisation sees both. Probes run in
+evaluation mode.
+
+In the claim the R2 of salient causes in the common space falls from 0.93 to 0.40, and that of common causes in the salient space
+from 0.93 to 0.65. Neither falls to 0. The sets alone, without the joint entropy, take more out of the salient space: 0.57. But they
+leave the common space as it is.
 """
 
 from __future__ import annotations
@@ -452,7 +460,7 @@ class SepCLR(ViewsLearner):
                 found,
                 chance,
                 "Probes on held-out target pictures: accuracy by logistic regression, or R2 of numbers by kernel ridge "
-                "regression. `set` tells targets from backgrounds. The last row always guesses the most frequent class.",
+                "regression. The column set tells targets from backgrounds. The last row always guesses the most frequent class.",
             )
         }
         for name, part in zip(SPACES[1:], rows.split(self.config.projection, 1), strict=True):
