@@ -37,9 +37,9 @@ setting trains them.
 Differences from the authors' code: both views pass through a network together, so batch normalisation sees both. Probes run in
 evaluation mode.
 
-In the claim the R2 of salient causes in the common space falls from 0.93 to 0.40, and that of common causes in the salient space
-from 0.93 to 0.65. Neither falls to 0. The sets alone, without the joint entropy, take more out of the salient space: 0.57. But they
-leave the common space as it is.
+In the claim the R2 of salient causes in the common space falls from 0.93 to 0.40. That of common causes in the salient space
+falls from 0.93 to 0.65. Neither falls to 0. The sets alone, without the joint entropy, take more out of the salient space: 0.57.
+But they leave the common space as it is.
 """
 
 from __future__ import annotations
