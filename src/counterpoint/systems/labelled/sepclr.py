@@ -221,8 +221,8 @@ def sepclr_loss(
             "common, salient and is_target must have one row for each picture, got "
             + shapes(common1=common1, salient1=salient1, is_target=is_target)
         )
-    if is_target.is_floating_point() or holds(((is_target != 0) & (is_target != 1)).any()):
-        raise ValueError(f"is_target must hold 0 (background) or 1 (target), got {is_target.dtype} with other values")
+    if holds(((is_target != 0) & (is_target != 1)).any()):
+        raise ValueError("is_target must hold 0 (background) or 1 (target), and holds other values")
     need_positive(bandwidth=bandwidth)
     weights = {"salient_weight": salient_weight, "background_weight": background_weight, "jem_weight": jem_weight}
     need_within(0, float("inf"), **weights, uniform_weight=uniform_weight)
