@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import counterpoint as cp
+from counterpoint import cli, search, training
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
 from counterpoint.experiment import Experiment, load_learner
+from counterpoint.search import Encoder
+from counterpoint.search.stored import read_embeddings
 from counterpoint.systems.distillation import vidlankd
 from launch import command_over_processes
 
@@ -370,6 +374,45 @@ def test_a_finished_run_and_a_model_of_transformers_teach(tmp_path, undrawn):
     assert (learner.mask_number, learner.vocabulary, learner.contrast_head[-1].out_features) == (4, len(names), 12)
     rows = fit(learner, task, bar=False)
     assert np.isfinite(rows[-1]["train/contrast"])
+
+
+def test_a_finished_run_needs_neither_its_teacher_nor_clips(tmp_path, undrawn):
+    small = {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 16, "epochs": 1, "quiet": True}
+    first = cp.train("vidlankd", data=DATA, out=tmp_path, name="first", teacher="none", **small)
+    teacher = f"run:{first.path}"
+    second = cp.train("vidlankd", data=DATA, out=tmp_path, name="second", teacher=teacher, **small)
+    before = second.encode(texts=["a thing falls"])
+    with pytest.raises(CounterpointError, match=r"reads 32 tokens, fewer than context \(40\); lower --context"):
+        built(teacher=teacher, context=40)
+    shutil.rmtree(first.path)
+    again = Encoder.load(second.path)
+    np.testing.assert_array_equal(again.encode(texts=["a thing falls"]), before)
+    (tmp_path / "words.txt").write_text("".join(f"thing {n} falls on thing {n * 7 % 5}\n" for n in range(40)))
+    assert np.isfinite(second.evaluate(f"texts:{tmp_path / 'words.txt'}")["word_loss"])
+    with pytest.raises(RunError, match="no such run directory"):
+        built(teacher=teacher)
+
+
+def test_a_run_of_texts_embeds_finds_and_exports(tmp_path, undrawn):
+    pytest.importorskip("pyarrow")
+    texts = [f"a {thing} number {n} rolls" for n in range(12) for thing in ("ball", "box", "drum")]
+    (tmp_path / "words.txt").write_text("\n".join(texts) + "\n")
+    data = f"texts:{tmp_path / 'words.txt'}"
+    small = ["--teacher", "none", "--encoder", "text-8-1-2", "--batch-size", "8", "--epochs", "1"]
+    run, rows, program = (str(tmp_path / name) for name in ("run", "rows.parquet", "words.pt2"))
+    assert cli.main(["train", "vidlankd", "--data", data, *small, "--out", str(tmp_path), "--name", "run"]) == 0
+    assert cli.main(["embed", run, "--out", rows]) == 0
+    found = read_embeddings(rows)
+    assert (len(found.item), found.modalities) == (len(texts), {"text": "text"})
+    encoder = Encoder.load(run)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors["text"], axis=1), 1, atol=1e-5)
+    _, hits = search.search(run, [texts[5]], rows, k=3)
+    assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert cli.main(["export", run, "--out", program]) == 0
+    ids, mask = encoder.transform("text", texts[:4])
+    with torch.no_grad():
+        exported = torch.export.load(program).module()(ids, mask).numpy()
+    np.testing.assert_allclose(exported, encoder.encode(texts=texts[:4]), atol=1e-5)
 
 
 def test_two_processes_learn_the_same_as_one(tmp_path):

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -400,10 +401,20 @@ class TokensTask:
         if not len(data.train) or not len(data.test):
             raise DataError(f"{data.name}: needs training and test texts, has {len(data.train)} and {len(data.test)}")
         self.data, self.config = data, config
-        self.tokenizer = config.tokenizer(data)
-        self.facts = config.facts(data, self.tokenizer)
         if data.valid.attributes:
             self.headline = "probe_accuracy"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer: of these texts, or of a trained run (`check_facts`), which needs neither its teacher nor clips."""
+        found: Tokenizer = self.config.tokenizer(self.data)
+        return found
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The facts from which a learner is built, besides its settings."""
+        found: dict[str, Any] = self.config.facts(self.data, self.tokenizer)
+        return found
 
     def split(self, name: str) -> TokenSplit:
         """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""

@@ -434,7 +434,17 @@ class VidLanKDConfig(TokensConfig):
                 f"{data.name} has no texts with clips, on which the teacher learns; add some (?videos=items.csv), or name another "
                 "teacher (--teacher none, run:RUN or hf:NAME)"
             )
-        return super().facts(data, tokenizer)
+        found = super().facts(data, tokenizer)
+        if not self.taught or self.trains_teacher:
+            return found
+        teacher = finished(self.teacher)
+        network: Any = teacher.module
+        length = network.length if self.teacher.startswith("hf:") else _states_of(network).encoder.length
+        if length < self.context:
+            raise CounterpointError(
+                f"the teacher {self.teacher} reads {length} tokens, fewer than context ({self.context}); lower --context"
+            )
+        return found | {"teacher_widths": {self.teacher: teacher.width}}
 
 
 class VidLanKD(TokensLearner):
@@ -453,7 +463,8 @@ class VidLanKD(TokensLearner):
             self.teacher = LanguageModel(config, config.teacher_encoder or config.encoder, data.vocabulary)
             width = self.teacher.dim
         elif config.taught:
-            width = self._finished().width or width
+            # A run that continues another one may have another teacher than its facts know.
+            width = getattr(data, "teacher_widths", {}).get(config.teacher) or self._finished().width or width
         if config.teacher == "video":
             self.video = ClipEncoder(
                 data.clip_dim,
@@ -483,15 +494,9 @@ class VidLanKD(TokensLearner):
         return nn.Sequential(nn.Linear(own, own), nn.GELU(), nn.LayerNorm(own), nn.Linear(own, width))
 
     def _finished(self) -> Frozen:
-        """Load a teacher that was trained elsewhere: a function from numbers and mask to states."""
+        """Load a teacher that was trained elsewhere, once. A finished run does without it."""
         if self.instructor is None:
-            name = self.config.teacher
-            if name.startswith("run:"):
-                self.instructor = frozen(name, _states_of)
-                self.instructor.width = int(_states_of(self.instructor.module).dim)
-            else:
-                encoder: Any = build_text_encoder(name)
-                self.instructor = Frozen(encoder, name, encoder.tokens, encoder.dim)
+            self.instructor = finished(self.config.teacher)
         return self.instructor
 
     # --- stages
@@ -503,8 +508,8 @@ class VidLanKD(TokensLearner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        if self.instructor is not None:
-            self.instructor.to(self.device)
+        if self.config.taught and self.teacher is None:
+            self._finished().to(self.device)
 
     def stages(self) -> list[Stage]:
         student = Stage("student", self.config.epochs, trains=self._of_student)
@@ -627,6 +632,16 @@ class VidLanKD(TokensLearner):
         """Load a state. An export has the student alone: the other parts stay unchanged."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         return super().load_state_dict(own | dict(state_dict), strict=strict, assign=assign)
+
+
+def finished(name: str) -> Frozen:
+    """Load a teacher run:RUN or hf:NAME: a function from numbers and mask to states."""
+    if name.startswith("run:"):
+        teacher = frozen(name, _states_of)
+        teacher.width = int(_states_of(teacher.module).dim)
+        return teacher
+    encoder: Any = build_text_encoder(name)
+    return Frozen(encoder, name, encoder.tokens, encoder.dim)
 
 
 def _states_of(learner: nn.Module) -> Any:
