@@ -287,3 +287,9 @@ def test_a_phase_with_fewer_items_than_a_batch_is_named():
     with pytest.raises(DataError, match="zero-one has 40 training items, fewer than a batch of 41"):
         learner.begin(Survey(task, learner))
     assert learner.position == Position()
+
+
+def test_a_phase_of_one_item_asks_for_fewer_phases():
+    learner, task = built("digit-halves?train=40&test=40", phases=30)
+    with pytest.raises(DataError, match=r"phase \d+ has 1 training items; use fewer --phases"):
+        learner.begin(Survey(task, learner))

@@ -24,6 +24,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search import Encoder
 from counterpoint.search.stored import read_embeddings
 from counterpoint.systems.distillation import vidlankd
+from counterpoint.tasks.tokens import PairBatches, _Texts
 from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "vidlankd.npz")
@@ -464,6 +465,31 @@ def test_own_texts_clips_and_words_train(tmp_path):
     assert "test/speed_accuracy" in rows[-1]
 
 
+def test_clips_are_cut_to_the_maximum_of_seconds(tmp_path):
+    folder = own(tmp_path / "own")
+    spec = f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}"
+    learner, task = built(spec, seconds=2, epochs=1, teacher_epochs=1)
+    batch = task.train_loader(0, Position(), PairBatches(learner.texts, learner.pairs, 12)).__iter__().__next__()
+    assert batch["clip"].shape[1] > 2
+    short = batch | {name: batch[name][:, :2] for name in ("clip", "clip_mask")}
+    learner.eval()
+    torch.testing.assert_close(learner.see(batch), learner.see(short))
+    assert np.isfinite(fit(learner, task, bar=False)[-1]["train/nst"])
+
+
+def test_a_process_without_texts_in_a_last_batch_has_no_clips():
+    learner, task = built()
+    batch = _Texts([task.data.train, task.data.grounded], task.tokenizer, task.config.context)[[]]
+    assert learner.see(batch).shape == (0, 8)
+    assert learner.model(batch["ids"], batch["mask"]).shape == (0, 1, 8)
+
+
+def test_one_text_with_a_clip_is_refused(tmp_path):
+    folder = own(tmp_path / "own", clips=1)
+    with pytest.raises(DataError, match="has one text with a clip; the hinge compares two"):
+        built(f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}")
+
+
 def test_a_table_with_a_column_of_videos_gives_both_splits(tmp_path):
     folder = own(tmp_path / "own", clips=30)
     learner, task = built(f"texts:{folder / 'clips.csv'}?valid=0.2", epochs=1, teacher_epochs=1)
@@ -475,7 +501,7 @@ def test_a_table_with_a_column_of_videos_gives_both_splits(tmp_path):
 def test_bad_texts_and_clips_are_named(tmp_path):
     folder = own(tmp_path / "own")
     np.save(folder / "0.npy", np.full((3, 5), np.nan, np.float32))
-    with pytest.raises(DataError, match=r"0\.npy: must hold finite numbers"):
+    with pytest.raises(DataError, match=r"0\.npy: holds NaN or infinite numbers"):
         built(f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}")
     np.save(folder / "0.npy", np.ones((3, 4), np.float32))
     with pytest.raises(DataError, match=r"clips must have rows of one width, have .*4.*5"):
@@ -505,6 +531,8 @@ def test_bad_texts_and_clips_are_named(tmp_path):
         ({"negatives": 100}, r"negatives \(100\) must not exceed bank \(64\)"),
         ({"heads": False, "teacher_encoder": "text-16-1-2"}, "without heads the contrast needs equal widths"),
         ({"warmup": 1.0}, "must be below 1"),
+        ({"context": 2}, "context must be at least 3, got 2"),
+        ({"mask_probability": 0.0, "teacher": "none"}, "mask_probability is 0 and teacher is none"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, said):

@@ -397,6 +397,8 @@ class VidLanKDConfig(TokensConfig):
         kind, _, rest = self.teacher.partition(":")
         if self.teacher not in ("video", "text", "none") and not (kind in ("run", "hf") and rest):
             raise unknown("teacher", self.teacher, ["video", "text", "none", "run:RUN", "hf:NAME"])
+        if not self.taught and not self.mask_probability:
+            raise CounterpointError("mask_probability is 0 and teacher is none: raise it or name a teacher")
         if self.taught and not self.nst and self.contrast == "none":
             raise CounterpointError("nst is off and contrast is none: turn one on, or use --teacher none")
 
@@ -434,6 +436,8 @@ class VidLanKDConfig(TokensConfig):
                 f"{data.name} has no texts with clips, on which the teacher learns; add some (?videos=items.csv), or name another "
                 "teacher (--teacher none, run:RUN or hf:NAME)"
             )
+        if self.teacher == "video" and data.grounded is not None and len(data.grounded) < 2:
+            raise DataError(f"{data.name} has one text with a clip; the hinge compares two, so add another one")
         found = super().facts(data, tokenizer)
         if not self.taught or self.trains_teacher:
             return found
@@ -565,12 +569,18 @@ class VidLanKD(TokensLearner):
         terms = {"teacher_words": self.teacher.word_loss(states, batch["labels"])}
         if self.video is not None:
             with torch.set_grad_enabled(not self.config.frozen_video and torch.is_grad_enabled()):
-                video = self.video(batch["clip"], batch["clip_mask"])
+                video = self.see(batch)
             at = place(len(video), self.device)
             position = batch_order(at.total)[at.offset : at.offset + at.rows].to(self.device)
             hinge = paired_hinge_loss(unit(states), video, batch["mask"], self.config.margin, position)
             terms["hinge"] = self.config.video_weight * hinge
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
+
+    def see(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        """Encode the clips of a batch, of which the first `seconds` count."""
+        assert self.video is not None
+        seen: Tensor = self.video(*(batch[name][:, : self.config.seconds] for name in ("clip", "clip_mask")))
+        return seen
 
     def student_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute masked words, and both losses towards the teacher's states on the same masked texts."""
@@ -611,13 +621,13 @@ class VidLanKD(TokensLearner):
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Return the share of texts that are nearer to their own clip than to another text's."""
-        teacher, video = self.teacher, self.video
-        if teacher is None or video is None or self.survey is None or survey.split(split).clips is None:
+        teacher = self.teacher
+        if teacher is None or self.video is None or self.survey is None or survey.split(split).clips is None:
             return {}
 
         def seen(batch: dict[str, Any]) -> Tensor:
             words = unit(teacher(batch["ids"], batch["mask"])).sum(1)
-            return torch.cat([words, video(batch["clip"], batch["clip_mask"])], 1)
+            return torch.cat([words, self.see(batch)], 1)
 
         words, clips = survey.over(split, seen).chunk(2, 1)
         other = clips.roll(len(clips) // 2 or 1, 0)
