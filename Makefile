@@ -74,6 +74,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/gopro.py
 	$(BIN)/python benchmarks/supremix.py
 	$(BIN)/python benchmarks/vidlankd.py
+	$(BIN)/python benchmarks/torchdistill_losses.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py

@@ -53,7 +53,7 @@ MORE = {
     "vlm-ood-distill": {"teacher_dim": 6},
     "tinyclip": {"image_encoder": "tower-16-1-8", "text_encoder": "tower-16-1-8"},
     "promptkd": {"teacher_dim": 6, "student": "", "encoder": "vit-s", "prompt_depth": 2},
-    "gopro": {"teacher_dim": 6, "words": 4, "text_width": 5, "layer_widths": [3, 8]},
+    "gopro": {"teacher_dim": 6, "words": 4, "text_width": 5, "layer_widths": [3, 8], "endings": ["a.", "b."]},
     "any2seg": {"pretrained": False, "width": 8},
     "mean-teacher": {"labels_per_class": 2, "labelled_batch": 4},
     "attention-transfer": {"encoder": "resnet-s", "teacher_encoder": "resnet-s"},

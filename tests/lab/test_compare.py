@@ -125,3 +125,17 @@ def test_pictures_with_masks_are_compared_by_their_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_one", lambda *rest: {"alignment": 0.1})
     with pytest.raises(CounterpointError, match="not every system has the metric 'knn_accuracy'"):
         compare.compare(["byol", "simclr"], "shapes", seeds=2, jobs=1, out=tmp_path)
+
+
+def test_one_teacher_serves_all_students_and_others_leave_its_setting_out(tmp_path):
+    seen = {}
+
+    def run_one(slug, data, options, overrides, seed, *more):
+        seen[slug] = overrides
+        return {"accuracy": 0.5 + seed / 10, "seconds": 1.0}
+
+    given = {"kd_weight": 0.5, "epochs": 3}
+    compare.compare(
+        ["kd", "supcon"], "digits", seeds=2, jobs=1, out=tmp_path, metric="accuracy", overrides=given, run_one=run_one
+    )
+    assert seen == {"kd": given, "supcon": {"epochs": 3}}

@@ -223,6 +223,19 @@ def test_items_without_domains_are_cut_into_consecutive_parts_and_domains_into_g
     assert learner.names == ["phase 1", "phase 2"]
 
 
+def test_a_manifest_s_domains_are_the_phases(tmp_path):
+    lines = ["vector_a,vector_b,phase"]
+    for n in range(60):
+        numbers = " ".join(f"{float(v):.2f}" for v in draw(n, 3))
+        lines.append(f'"{numbers}","{numbers}",{10 if n % 2 else 9}')
+    (tmp_path / "items.csv").write_text("\n".join(lines))
+    learner, task = built(f"manifest:{tmp_path / 'items.csv'}", batch_size=8)
+    assert learner.names == ["9", "10"]
+    row = fit(learner, task, bar=False)[-1]
+    assert np.isfinite(row[f"test/first_{learner.first}_to_{learner.second}_r1"])
+    assert "train/alignment" in row
+
+
 def test_all_phases_at_once_are_one_stage():
     learner, task = built(joint=True)
     assert [stage.name for stage in learner.stages()] == ["all phases"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from tyro.conf import arg
+
+from counterpoint.errors import CounterpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,3 +64,16 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
 def signed(low: float | None, high: float | None, digits: int = 4) -> str:
     """Format an interval [low, high] with signs, or a dash where there is none."""
     return "-" if low is None or high is None else f"{low:+.{digits}f} .. {high:+.{digits}f}"
+
+
+def settings_said(words: Sequence[str]) -> dict[str, Any]:
+    """Parse `NAME=VALUE` of the option --set; values as YAML reads them. CounterpointError for another form."""
+    import yaml
+
+    found = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise CounterpointError(f"--set takes NAME=VALUE, got '{word}'")
+        found[key.replace("-", "_")] = yaml.safe_load(value)
+    return found

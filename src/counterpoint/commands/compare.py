@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import COMPARISONS, Count, Text, console, say, signed, table, unset
+from counterpoint.commands.common import COMPARISONS, Count, Text, console, say, settings_said, signed, table, unset
 
 
 def main(
@@ -18,6 +18,7 @@ def main(
     seeds: int = 3,
     epochs: Annotated[Count, unset(metavar="INT")] = None,
     batch_size: Annotated[Count, unset(metavar="INT")] = None,
+    settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
     jobs: int = 2,
     out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
@@ -28,12 +29,15 @@ def main(
 
     Example: counterpoint compare simclr dcl moco-v2 --data digits --epochs 20
 
+    Example: counterpoint compare kd crd rkd --data imagefolder:photos --set teacher=runs/big encoder=timm:resnet18
+
     Args:
         slugs: At least two systems, as `counterpoint systems` lists them.
         data: The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`).
         seeds: Number of seeds, from 0 on; at least 1.
         epochs: Number of epochs for all systems. Default: each system's own number for this data.
         batch_size: Examples a step for all systems. Default: each system's own number for this data.
+        settings: Further settings of all systems, such as one teacher for several students; a system that lacks one leaves it out.
         metric: The metric to compare. Default: the task's headline metric, after the last epoch.
         jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of the record and the page.
@@ -42,6 +46,7 @@ def main(
     from counterpoint.report.claim import write_comparison_report
 
     overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
+    overrides |= settings_said(settings)
     record = room.compare(slugs, data, seeds=seeds, jobs=jobs, out=out, metric=metric, overrides=overrides)
     name = record["metric"]
     columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")

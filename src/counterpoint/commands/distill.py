@@ -7,8 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from counterpoint.commands.common import RUNS, console, say, table
-from counterpoint.errors import CounterpointError
+from counterpoint.commands.common import RUNS, console, say, settings_said, table
 
 
 def main(
@@ -46,16 +45,9 @@ def main(
         name: The beginning of the run directories' names.
         out: The folder of the run directories.
     """
-    import yaml
-
     from counterpoint.distilling import distil
 
-    given = {}
-    for word in settings:
-        key, sign, value = word.partition("=")
-        if not sign or not key:
-            raise CounterpointError(f"--set takes NAME=VALUE, got '{word}'")
-        given[key.replace("-", "_")] = yaml.safe_load(value)
+    given = settings_said(settings)
     record = distil(method, teacher, student, data, seeds=seeds, given=given, out=out, name=name, say=say)
     columns = (
         "method",

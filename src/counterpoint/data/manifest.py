@@ -7,8 +7,9 @@
 
 The name of a column gives its kind (own/roles.py: KINDS): `image`, `jpg`, `image_left`, `caption`, `wav`, `video`,
 `vector_gyro`. A note lists the kinds that were found. With `?columns=photo:image,title:text,imu:vector` the user gives the
-kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation) and `id`. In archives, members
-with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`. Fields of the records are `json.FIELD`.
+kinds, and only those columns count. Other kinds are `label`, `split` (train, test, validation), `id`, and `domain` (also `phase`),
+the origin of an item. In archives, members with one ending are a modality, named after its kind. `0001.left.jpg` is `image_left`.
+Fields of the records are `json.FIELD`.
 
 A cell holds one of these:
 
@@ -47,7 +48,7 @@ the start, and cells are decoded on access. The source never downloads data, and
 
 With a system of the task `regression` it gives a picture or a vector and a number to predict: `?columns=photo:image,age:target`.
 
-Not supported: several frames of a video, groups, domains, and tables whose paths and texts do not fit in memory.
+Not supported: several frames of a video, groups, and tables whose paths and texts do not fit in memory.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
-    *("words", "text_width", "layer_widths", "pairs", "clip_dim"),
+    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
 )
 
@@ -79,6 +79,7 @@ def create(
             audio_dim: widths of feature rows; regions: names of the pixels' classes of dense data; proposals: boxes of a picture;
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
             words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
+            endings: what follows the context in the prompt of each class;
             clip_dim, pairs: width of a clip's rows and number of texts with clips;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
             target_mean, target_deviation: of the targets.

@@ -46,7 +46,7 @@ def compare(
         jobs: Number of parallel runs, one thread each; at least 1.
         out: Folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison continues.
         metric: Name of the metric to compare. Default: the task's headline metric.
-        overrides: Settings for all systems. Default: none.
+        overrides: Settings for all systems that have them. Default: none.
         console: Console of the progress bar. Default: standard error.
         run_one: Function that runs a system. Default: `lab.runner.run_one`.
 
@@ -63,11 +63,15 @@ def compare(
     if len(headlines) > 1 and metric is None:
         said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
         raise CounterpointError(f"these systems have different headline metrics ({said}); choose one with --metric")
-    configs = {slug: Experiment.resolve(slug, data, overrides=overrides).config for slug in slugs}
+    known = {slug: flat(Experiment.resolve(slug, data).config) for slug in slugs}
+    if strange := [name for name in overrides if not any(name in names for names in known.values())]:
+        Experiment.resolve(slugs[0], data, overrides={strange[0]: overrides[strange[0]]})  # raises, with near matches
+    given = {slug: {k: v for k, v in overrides.items() if k in names} for slug, names in known.items()}
+    configs = {slug: Experiment.resolve(slug, data, overrides=given[slug]).config for slug in slugs}
     everything = {slug: flat(config) for slug, config in configs.items()}
     name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
     done = runner.run_all(
-        {f"{slug}-{seed}": (slug, data, {}, overrides, seed, True) for seed in range(seeds) for slug in slugs},
+        {f"{slug}-{seed}": (slug, data, {}, given[slug], seed, True) for seed in range(seeds) for slug in slugs},
         run_one or runner.run_one,
         cache=out / ".partial" / name,
         stamp=runner.stamp_of([data, everything]),

@@ -106,9 +106,12 @@ class OwnItems(AlignedColumns):
         name: Name of the split.
         rows: [n] rows of the table.
         labels: [all rows] class numbers. None: no row has a label.
+        domains: [all rows] numbers of domains. None: there are none.
     """
 
-    def __init__(self, reader: Reader, name: str, rows: Indices, labels: Indices | None) -> None:
+    def __init__(
+        self, reader: Reader, name: str, rows: Indices, labels: Indices | None, domains: Indices | None = None
+    ) -> None:
         found: dict[str, Any] = {}
         for column in reader.columns:
             if column.gives == "image":
@@ -122,6 +125,7 @@ class OwnItems(AlignedColumns):
             found,
             None if labels is None else labels[rows],
             presence,
+            None if domains is None else domains[rows],
             same={c.name: c.same[rows] for c in reader.columns},
         )
         self.reader, self.name, self.rows = reader, name, rows
@@ -167,6 +171,7 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
             f"{place}: '{reader.columns[0].name}' is the only modality; its videos have no sound, so add another"
         )
     labels, classes = labels_of(reader)
+    domains, styles = labels_of(reader, what="domain")
     paired = np.sum([column.has for column in reader.columns], 0) > 1
     parts = split_rows(reader, paired, labels, test, valid)
     train, held = parts.train, parts.test
@@ -189,13 +194,14 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
         lacks.append(f"{place}: {len(parts.single)} rows have only one modality, and form the split unpaired")
     return AlignedData(
         name=name,
-        train=OwnItems(reader, "train", train, labels),
-        valid=OwnItems(reader, "valid", parts.valid, labels),
-        test=OwnItems(reader, "test", held, labels),
+        train=OwnItems(reader, "train", train, labels, domains),
+        valid=OwnItems(reader, "valid", parts.valid, labels, domains),
+        test=OwnItems(reader, "test", held, labels, domains),
         modalities={column.name: reader.modality(column) for column in reader.columns},
         classes=classes,
         notes=_notes(reader, [*notes, *reader.notes, *parts.notes, *lacks]),
-        unpaired=OwnItems(reader, "unpaired", parts.single, labels) if len(parts.single) else None,
+        domains=styles or (),
+        unpaired=OwnItems(reader, "unpaired", parts.single, labels, domains) if len(parts.single) else None,
         accounts=reader.accounts,
     )
 

@@ -20,6 +20,7 @@ WHOLE = {  # words that must be the whole name
     "label": ("label", "labels", "class", "cls", "category", "target"),
     "split": ("split",),
     "id": ("id", "item_id"),
+    "domain": ("domain", "phase"),
     "target": (),  # a number to predict: only if the user names it
 }
 # Endings of names, such as `image_id` or `audio_rate`, that describe a modality and are not the modality.

@@ -28,7 +28,7 @@ inherits from the stage before. The teacher of the affinities stays the first ne
 Differences from the released code. A later stage masks the network that was cut before, not one padded with zeros. A unit that was
 cut stays cut. A block without heads keeps the bias of its attention, so that the cut network equals the masked one. Rows of the
 projections are not multiplied by the masks once more. Adam's epsilon is 1e-8. Not built: ResNet towers, and
-
+inheritance from open_clip's files.
 """
 
 from __future__ import annotations

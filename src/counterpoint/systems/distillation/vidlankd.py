@@ -33,8 +33,8 @@ Not built: half precision of its own (`--precision` has it for all systems), and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,16 +50,11 @@ from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import EPS, positive_similarity, scaled, unit, with_bias
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import alone, over_group, world
-from counterpoint.data.tokens import TokenData
 from counterpoint.encoders.clips import ClipEncoder
-from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
-from counterpoint.engine.run import Run
-from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.engine.teachers import Frozen, frozen, parameters
-from counterpoint.errors import CounterpointError, DataError, RunError, unknown
+from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.tokens import TEXT, LanguageModel, PairBatches, TokensConfig, TokensLearner, outputs
+from counterpoint.tasks.language_teachers import LanguageTeacherConfig, LanguageTeacherLearner
 
 FEW = 256  # rows of a position up to which one product of matrices is faster than the kernel
 
@@ -328,7 +323,7 @@ def _need_tokens(student_tokens: Tensor, teacher_tokens: Tensor) -> None:
 
 
 @dataclass
-class VidLanKDConfig(TokensConfig):
+class VidLanKDConfig(LanguageTeacherConfig):
     """Settings of VidLanKD. Defaults are the paper's for Wikipedia: BERT-base, 256 texts in a batch."""
 
     optimizer: str = "adamw"
@@ -338,12 +333,6 @@ class VidLanKDConfig(TokensConfig):
     schedule: Literal["epoch", "step"] = "step"
     teacher: str = "video"
     """The teacher: video (trained first, on texts with clips), text (the same without clips), none, run:RUN, or hf:NAME."""
-    teacher_encoder: str = ""
-    """Language model of a teacher that is trained here. Default: the student's."""
-    teacher_epochs: int = 20
-    """Passes of such a teacher over the texts with clips."""
-    teacher_lr: float = 1e-4
-    """Learning rate of such a teacher at a batch of 256."""
     video_weight: float = 1.0
     """Weight of the hinge between tokens and clips, beside masked words."""
     margin: float = 1.0
@@ -377,13 +366,14 @@ class VidLanKDConfig(TokensConfig):
     bank_temperature: float = 0.07
     """Temperature of the contrast with the bank."""
 
+    trained: ClassVar[tuple[str, ...]] = ("video", "text")
     counts: ClassVar[tuple[str, ...]] = (
-        *TokensConfig.counts, "teacher_epochs", "video_layers", "video_hidden", "seconds", "bank", "negatives"
+        *LanguageTeacherConfig.counts, "video_layers", "video_hidden", "seconds", "bank", "negatives"
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("teacher_lr", "temperature", "bank_temperature")
+        self.need_positive("temperature", "bank_temperature")
         self.need_share("video_dropout")
         if min(self.video_weight, self.ratio) < 0:
             raise CounterpointError(
@@ -394,81 +384,19 @@ class VidLanKDConfig(TokensConfig):
         for name, known in (("contrast", ("batch", "bank", "none")), ("nst_reduction", ("sum", "mean"))):
             if getattr(self, name) not in known:
                 raise unknown(name.replace("_", " "), getattr(self, name), known)
-        kind, _, rest = self.teacher.partition(":")
-        if self.teacher not in ("video", "text", "none") and not (kind in ("run", "hf") and rest):
-            raise unknown("teacher", self.teacher, ["video", "text", "none", "run:RUN", "hf:NAME"])
-        if not self.taught and not self.mask_probability:
-            raise CounterpointError("mask_probability is 0 and teacher is none: raise it or name a teacher")
         if self.taught and not self.nst and self.contrast == "none":
             raise CounterpointError("nst is off and contrast is none: turn one on, or use --teacher none")
 
-    @property
-    def taught(self) -> bool:
-        """Whether there is a teacher."""
-        return self.teacher != "none"
 
-    @property
-    def trains_teacher(self) -> bool:
-        """Whether the teacher trains in this run."""
-        return self.teacher in ("video", "text")
-
-    def check(self) -> None:
-        super().check()
-        if self.teacher_encoder:
-            check_text_encoder(self.teacher_encoder)
-        if self.teacher.startswith("hf:"):
-            check_text_encoder(self.teacher)
-
-    def tokenizer(self, data: TokenData) -> Tokenizer:
-        kind, _, rest = self.teacher.partition(":")
-        if kind == "run":
-            run = Run.open(rest)
-            if run.config.get("task") != "tokens":
-                raise RunError(
-                    f"{rest} is no run of a language model and cannot teach one; name a run of the task tokens"
-                )
-            return Tokenizer.from_json(run.facts()["tokenizers"][TEXT])
-        return build_tokenizer(self.teacher) if kind == "hf" else super().tokenizer(data)
-
-    def facts(self, data: TokenData, tokenizer: Tokenizer) -> dict[str, Any]:
-        if self.trains_teacher and data.grounded is None:
-            raise DataError(
-                f"{data.name} has no texts with clips, on which the teacher learns; add some (?videos=items.csv), or name another "
-                "teacher (--teacher none, run:RUN or hf:NAME)"
-            )
-        if self.teacher == "video" and data.grounded is not None and len(data.grounded) < 2:
-            raise DataError(f"{data.name} has one text with a clip; the hinge compares two, so add another one")
-        found = super().facts(data, tokenizer)
-        if not self.taught or self.trains_teacher:
-            return found
-        teacher = finished(self.teacher)
-        network: Any = teacher.module
-        length = network.length if self.teacher.startswith("hf:") else _states_of(network).encoder.length
-        if length < self.context:
-            raise CounterpointError(
-                f"the teacher {self.teacher} reads {length} tokens, fewer than context ({self.context}); lower --context"
-            )
-        return found | {"teacher_widths": {self.teacher: teacher.width}}
-
-
-class VidLanKD(TokensLearner):
+class VidLanKD(LanguageTeacherLearner):
     """A student, its two heads, and a teacher: trained first beside a video encoder, or finished elsewhere."""
 
     config: VidLanKDConfig
-    instructor: Frozen | None = None
 
     def __init__(self, config: VidLanKDConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.texts, self.pairs = data.examples, data.pairs
-        self.teacher: LanguageModel | None = None
         self.video: ClipEncoder | None = None
-        width = self.model.dim
-        if config.trains_teacher:
-            self.teacher = LanguageModel(config, config.teacher_encoder or config.encoder, data.vocabulary)
-            width = self.teacher.dim
-        elif config.taught:
-            # A run that continues another one may have another teacher than its facts know.
-            width = getattr(data, "teacher_widths", {}).get(config.teacher) or self._finished().width or width
+        own, width = self.model.dim, self.teacher_dim
         if config.teacher == "video":
             self.video = ClipEncoder(
                 data.clip_dim,
@@ -486,9 +414,9 @@ class VidLanKD(TokensLearner):
             self.nst_head, self.contrast_head = self._head(width), self._head(width)
             if config.contrast == "bank":
                 self.bank = Queue(config.bank, width, seed=torch.Generator().manual_seed(seed))
-            if not config.heads and config.contrast != "none" and width != self.model.dim:
+            if not config.heads and config.contrast != "none" and width != own:
                 raise CounterpointError(
-                    f"the teacher is {width} wide and the student {self.model.dim}: without heads the contrast needs equal widths"
+                    f"the teacher is {width} wide and the student {own}: without heads the contrast needs equal widths"
                 )
 
     def _head(self, width: int) -> nn.Module:
@@ -497,60 +425,16 @@ class VidLanKD(TokensLearner):
             return nn.Identity()
         return nn.Sequential(nn.Linear(own, own), nn.GELU(), nn.LayerNorm(own), nn.Linear(own, width))
 
-    def _finished(self) -> Frozen:
-        """Load a teacher that was trained elsewhere, once. A finished run does without it."""
-        if self.instructor is None:
-            self.instructor = finished(self.config.teacher)
-        return self.instructor
+    def of_teacher(self) -> list[nn.Module]:
+        more = [] if self.video is None or self.config.frozen_video else [self.video]
+        return [*super().of_teacher(), *more]
 
-    # --- stages
-
-    @property
-    def at_teacher(self) -> bool:
-        """Whether the current stage trains the teacher."""
-        return self.config.trains_teacher and self.survey is not None and self.position.stage == 0
-
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        if self.config.taught and self.teacher is None:
-            self._finished().to(self.device)
-
-    def stages(self) -> list[Stage]:
-        student = Stage("student", self.config.epochs, trains=self._of_student)
-        if self.teacher is None:
-            return [student]
-
-        def batches(survey: Survey) -> PairBatches:
-            return PairBatches(self.texts, self.pairs, self.config.batch_size)
-
-        turns = Stage("teacher", self.config.teacher_epochs, self._of_teacher, self._teacher_turns, batches)
-        return [turns, student]
-
-    def _of_teacher(self) -> list[nn.Module]:
-        found: list[nn.Module | None] = [self.teacher, None if self.config.frozen_video else self.video]
-        return [module for module in found if module is not None]
-
-    def _of_student(self) -> list[nn.Module]:
+    def of_student(self) -> list[nn.Module]:
         return [self.model, *([self.nst_head, self.contrast_head] if self.config.taught else [])]
 
-    def turns(self) -> list[Turn]:
-        return [self.turn(self._of_student(), self.config)]
-
-    def _teacher_turns(self) -> list[Turn]:
-        return [self.turn(self._of_teacher(), replace(self.config, lr=self.config.teacher_lr))]
-
-    def sizes(self) -> tuple[int, int] | None:
-        if not self.config.taught:
-            return None
-        return parameters(self.model), parameters(self._finished().module if self.teacher is None else self.teacher)
-
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        if not self.at_teacher or self.teacher is None:
-            return super().row_wise()
-        video = [] if self.video is None else [(self.video, "forward")]
-        return [(self.teacher.encoder, "tokens"), *video]
-
-    # --- losses
+        video = [(self.video, "forward")] if self.at_teacher and self.video is not None else []
+        return [*super().row_wise(), *video]
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         batch = super().prepare(batch, generator)
@@ -558,9 +442,6 @@ class VidLanKD(TokensLearner):
             drawn = torch.randperm(self.config.bank, generator=generator)[: self.config.negatives]
             batch["negatives"] = drawn.to(self.device)
         return batch
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.teacher_loss(batch) if self.at_teacher else self.student_loss(batch)
 
     def teacher_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute masked words and the hinge of a batch of texts with clips."""
@@ -601,24 +482,6 @@ class VidLanKD(TokensLearner):
                 self.bank.write(target[mask])
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
-    @torch.no_grad()
-    def instruct(self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"]) -> Float[Tensor, "n tokens dim"]:
-        """Compute the teacher's states, in evaluation mode."""
-        if self.teacher is not None:
-            states: Tensor = self.teacher.eval()(ids, mask)
-            return states
-        found: Tensor = self._finished()(ids, mask)
-        return found
-
-    # --- evaluation
-
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        # While the teacher trains, the student has no outputs. A finished run has no teacher any more.
-        found = {} if self.at_teacher else super().predict(batch)
-        if self.teacher is not None and self.survey is not None:
-            found |= outputs(self.teacher, batch, "teacher_")
-        return found
-
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Return the share of texts that are nearer to their own clip than to another text's."""
         teacher = self.teacher
@@ -632,31 +495,6 @@ class VidLanKD(TokensLearner):
         words, clips = survey.over(split, seen).chunk(2, 1)
         other = clips.roll(len(clips) // 2 or 1, 0)
         return {"teacher_pair_accuracy": float(((words * clips).sum(1) > (words * other).sum(1)).float().mean())}
-
-    # --- saving
-
-    def exported(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state. An export has the student alone: the other parts stay unchanged."""
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
-        return super().load_state_dict(own | dict(state_dict), strict=strict, assign=assign)
-
-
-def finished(name: str) -> Frozen:
-    """Load a teacher run:RUN or hf:NAME: a function from numbers and mask to states."""
-    if name.startswith("run:"):
-        teacher = frozen(name, _states_of)
-        teacher.width = int(_states_of(teacher.module).dim)
-        return teacher
-    encoder: Any = build_text_encoder(name)
-    return Frozen(encoder, name, encoder.tokens, encoder.dim)
-
-
-def _states_of(learner: nn.Module) -> Any:
-    """Return the language model of a trained learner."""
-    return learner.model
 
 
 # Settings for a small corpus on a few cores, which replace the paper's.
