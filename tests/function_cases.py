@@ -617,6 +617,21 @@ OTHERS |= {
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
 }
 
+SEPCLR = SYSTEMS + "labelled.sepclr:"
+CASES |= {
+    SEPCLR + "sepclr_loss": Case(
+        lambda n, d: [*pair(n, d), *pair(n, d, 2), torch.arange(n) % 2],
+        (0, 1, 2, 3),
+        (0, 0, 0, 0, 0),
+        kernel=True,
+    ),
+    SEPCLR + "align": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
+    SEPCLR + "uniform": Case(lambda n, d: [d(0, n, DIM)], (0,), (0,), kernel=True),
+    SEPCLR + "joint_entropy": Case(lambda n, d: [d(0, n, DIM), d(1, n, 3)], (0, 1), (0, 0), kernel=True),
+    SEPCLR + "sup_align": Case(lambda n, d: [d(0, n), d(1, n).sigmoid()], (0,), (0, 0)),
+    SEPCLR + "discrete_sup_align": Case(lambda n, d: [d(0, n), (torch.arange(n) % 3).double()], (0,), (0, 0)),
+}
+
 CASES |= {
     SYSTEMS + "labelled.supremix:supremix_loss": Case(
         lambda n, d: [unit(d(0, n, 2, DIM)), torch.arange(n) % 5 * 1.5, 0.3, 4.0, d(1, 2 * n, 2 * n).sigmoid()],

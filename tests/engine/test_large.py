@@ -89,6 +89,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         (PICTURES, IMAGES),
     ),
     **dict.fromkeys(("dcl", "hard-contrastive", "hallucinator", "isogclr", "mochi", "mcl", "bss"), (PICTURES, IMAGES)),
+    "sepclr": ("digit-overlays?train=24&test=8&size=8", IMAGES),
     "cmd": (PICTURES, IMAGES | {"pooling": "attention"}),
     "mlcd": ("digit-canvases?train=24&test=4", IMAGES | {"clusters": 8, "labels": 2, "projection": 8}),
     "pcl-sr": (

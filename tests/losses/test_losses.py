@@ -253,6 +253,11 @@ CASES: dict[str, Case] = {
     ),
     "MultiSClip": Case(lambda: losses.MultiSClip(0.2), pair, lambda m, a, b: fn.multisclip_loss(a, b, 0.2)),
     "Uniformity": Case(lambda: losses.Uniformity(3.0), lambda: [draw(0, N, DIM)], lambda m, x: fn.uniformity(x, 3.0)),
+    "SepCLR": Case(
+        lambda: losses.SepCLR(2.0, 3.0, 4.0, 0.7, 1.5),
+        lambda: [*pair(), draw(2, N, 3), draw(3, N, 3), torch.arange(N) % 2],
+        lambda m, a, b, c, d, t: fn.sepclr_loss(a, b, c, d, t, 2.0, 3.0, 4.0, 0.7, uniform_weight=1.5)["loss"],
+    ),
     "CrossUniformity": Case(lambda: losses.CrossUniformity(3.0), pair, lambda m, a, b: fn.cross_uniformity(a, b, 3.0)),
     "ContrastiveGap": Case(
         lambda: losses.ContrastiveGap(0.2, cross_uniformity=0.5),
@@ -491,6 +496,11 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "sepclr:align": "alignment, a term of SepCLR",
+    "sepclr:uniform": "uniformity of rows of any length, a term of SepCLR",
+    "sepclr:joint_entropy": "a term of SepCLR",
+    "sepclr:sup_align": "of one dimension of a space, for a loss of one's own",
+    "sepclr:discrete_sup_align": "of one dimension of a space, for a loss of one's own",
     "vidlankd:ntxent_pair": "NTXent divided by the number of rows; TokenContrast takes it at each position",
     "diswot:classifier_gradient": "a gradient, no loss",
     "diswot:diswot_score": "a score, no loss; RelationDistance and SemanticDistance are its parts",

@@ -154,6 +154,23 @@ SOURCES: dict[str, Source] = {
             function="load_colours",
         ),
         Source(
+            "digit-overlays",
+            "views",
+            "counterpoint.data.digits",
+            "a turned handwritten digit; half of the pictures, the targets, have a second digit over it: data for SepCLR",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "2,000 + 500 + 500 images, at hand",
+            function="load_overlays",
+        ),
+        Source(
+            "latent-factors",
+            "views",
+            "counterpoint.data.latent_factors",
+            "pictures of 8 x 8 pixels with known causes, of which half, the targets, have more: data of SepCLR's claim",
+            "made on the spot",
+            "8,000 + 1,000 + 1,000 images, made in a second",
+        ),
+        Source(
             "web-digits",
             "views",
             "counterpoint.data.digits",

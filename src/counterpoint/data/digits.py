@@ -6,6 +6,7 @@
     digit-canvases   pictures of several digits in a grid, with the digits present as labels: data of OBoW's and MLCD's claims
     tile-canvases    pictures of one digit, the key patch, among tiles of texture: data of CMD's claim
     web-digits       labelled digits, and unlabelled pictures of another distribution for a student: data of KD3's claim
+    digit-overlays   a turned digit, in half of the pictures with a second digit over it: background and target of SepCLR
     digit-colours    pictures of a digit in each colour, of 100 classes: data of DisWOT's claim
     digit-captions   pictures with captions of mostly other words: data of the improved baselines' claim
     digit-pairs      two digits and the words that name them, some captions swapped: data of ALBEF's claim
@@ -410,6 +411,64 @@ def load_web(
         classes=world.NAMES,
         size=size,
         web=ArrayImages(world.resized(changed, size), shown[order]),
+    )
+
+
+def load_overlays(
+    argument: None = None,
+    *,
+    size: int = 16,
+    train: int = 2000,
+    test: int = 500,
+    held_out: float = 0.332,
+    valid: float = SHARE,
+    seed: int = 0,
+) -> ImageData:
+    """Return `digit-overlays`: backgrounds with one digit, and targets with a second digit over it.
+
+    Every picture has a digit, turned by a quarter and at half intensity: its class. In a target an upright digit at half
+    intensity is added: the attribute `overlay`. The domains are `background` and `target`, half of each split. No digit of a
+    split is in another split. There are as many valid as test pictures.
+
+    Args:
+        argument: not used; sources share a signature.
+        size: height and width in pixels, 8 to 4096.
+        train: number of training pictures, at least 4.
+        test: number of test pictures, at least 4.
+        held_out: share of the digits that test pictures are made of, between 0 and 1, the same for every class.
+        valid: share of the other digits that valid pictures are made of, between 0 and 1.
+        seed: seed of the digits of all splits.
+
+    Raises DataError for a number or share out of range.
+    """
+    checked_size(size)
+    if min(train, test) < 4 or not 0 < held_out < 1:
+        raise DataError(
+            "digit-overlays: train and test must be at least 4, and held_out a share between 0 and 1; "
+            f"got {train=}, {test=}, {held_out=}"
+        )
+    parts = world.parts("digit-overlays", held_out, valid)
+    rng = np.random.default_rng([2402_11928, seed])
+
+    def pictures(pool: Indices, count: int) -> tuple[ArrayImages, Indices]:
+        common, salient = (world.scene(rng.choice(pool, count)) for _ in range(2))
+        target = np.arange(count) % 2
+        turned = np.rot90(world.enlarged(common, size), axes=(1, 2)) // 2
+        pixels = turned + world.enlarged(salient, size) // 2 * target[:, None, None].astype(np.uint8)
+        overlay = np.where(target == 1, salient.labels[:, 0], -1)
+        return ArrayImages(pixels, common.labels[:, 0], domains=target), overlay
+
+    three = [pictures(pool, count) for pool, count in zip(parts, (train, test, test), strict=True)]
+    (trained, a), (watched, b), (tested, c) = three
+    return ImageData(
+        name="digit-overlays",
+        train=trained,
+        valid=watched,
+        test=tested,
+        classes=world.NAMES,
+        size=size,
+        domains=("background", "target"),
+        attributes={"overlay": (a, b, c)},
     )
 
 

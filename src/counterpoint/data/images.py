@@ -109,6 +109,10 @@ class ImageData:
     epoch: int | None = None
     # Further labels of a picture: name -> classes of training, valid and test split, -1 for none.
     attributes: dict[str, tuple[Indices, Indices, Indices]] = field(default_factory=dict)
+    # Continuous causes of a picture: name -> [n, k] numbers of training, valid and test split.
+    factors: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = field(
+        default_factory=dict
+    )
     # Labels of which a picture may have several.
     tags: Tags | None = None
     # Pictures of another distribution, without labels or with labels that no learner may use.

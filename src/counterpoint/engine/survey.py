@@ -78,6 +78,15 @@ class Survey:
         found = getattr(self._task.data, "tags", None)
         return None if found is None else torch.from_numpy(np.asarray(found.train, np.int64))
 
+    def known(self, split: str) -> dict[str, Tensor]:
+        """Return what is known of the items of a split besides their class, by name, for measures alone.
+
+        Attributes are class numbers [n], -1 for none. Factors are numbers [n, k]. {} where the data have neither.
+        """
+        data, at = self._task.data, ("train", "valid", "test").index(split)
+        found = getattr(data, "attributes", {}) | getattr(data, "factors", {})
+        return {name: torch.from_numpy(np.asarray(of[at])) for name, of in found.items()}
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""

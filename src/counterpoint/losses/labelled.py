@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive
@@ -454,3 +454,64 @@ class Hydra(Loss):
         options = self.temperature, self.renormalise, self.row_mean
         with over(self.group):
             return self.function(anchors, keys, labels, partners, gate, *options)
+
+
+class SepCLR(Loss):
+    """Two spaces of backgrounds and targets: what both sets share, and what only targets have.
+
+    Args:
+        salient_weight, background_weight, jem_weight: Weights of the salient term, of the pull of backgrounds to 0, and of the
+            joint entropy; at least 0.
+        bandwidth: Bandwidth of all Gaussian kernels, a variance, > 0.
+        uniform_weight: Weight of uniformity against alignment, at least 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | common1, common2 | [n, dim] | heads of the common encoder for two views, of any norm |
+        | salient1, salient2 | [n, width] | heads of the salient encoder, used as given |
+        | is_target | [n] | 1 for a target picture, 0 for a background |
+
+    Relations: the common term is alignment plus Uniformity with sharpness 1 / (2 bandwidth).
+
+    Source: Louiset et al., arXiv 2402.11928; the authors' code.
+
+    >>> import torch
+    >>> rows = torch.eye(2)
+    >>> SepCLR()(rows, rows, rows, rows, torch.tensor([0, 1])).shape
+    torch.Size([])
+    """
+
+    calls = "sepclr:sepclr_loss"
+
+    def __init__(
+        self,
+        salient_weight: float = 1.0,
+        background_weight: float = 100.0,
+        jem_weight: float = 10.0,
+        bandwidth: float = 0.5,
+        uniform_weight: float = 2.0,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(bandwidth=bandwidth)
+        self.salient_weight, self.background_weight, self.jem_weight = salient_weight, background_weight, jem_weight
+        self.bandwidth, self.uniform_weight = bandwidth, uniform_weight
+
+    def forward(
+        self,
+        common1: Float[Tensor, "n dim"],
+        common2: Float[Tensor, "n dim"],
+        salient1: Float[Tensor, "n width"],
+        salient2: Float[Tensor, "n width"],
+        is_target: Bool[Tensor, " n"] | Int[Tensor, " n"],
+    ) -> Float[Tensor, ""]:
+        """Return the loss of a batch."""
+        weights = self.salient_weight, self.background_weight, self.jem_weight, self.bandwidth
+        with over(self.group):
+            loss: Tensor = self.function(
+                common1, common2, salient1, salient2, is_target, *weights, uniform_weight=self.uniform_weight
+            )["loss"]
+        return loss

@@ -70,7 +70,7 @@ class ImagesConfig(OptimConfig):
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
     digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles,
-    obow-canvases, tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
+    obow-canvases, tile-canvases; shapes; clusters; latent-factors (see counterpoint.views.images.RECIPES)."""
     evaluate_every: int = 10
     """Epochs between evaluations; the last epoch is always evaluated."""
     neighbours: int = 20

@@ -112,6 +112,8 @@ RECIPES: dict[str, tuple[tuple[Recipe, ...], Recipe]] = {
         ("adainf-cifar", [replace(_ADAINF, blur=0.0)], replace(_ADAINF, scale=(0.05, 0.2), blur=0.0)),
         # Noise alone, of the source `clusters`.
         ("clusters", [replace(_DIGITS, noise=0.4 * 0.12)], _DIGITS),
+        # Noise alone, of the source `latent-factors`: 0.1 in numbers of -1..1.
+        ("latent-factors", [replace(_DIGITS, noise=0.05)], _DIGITS),
         # DINO's for small pictures: colours as in simclr-cifar, no blur.
         (
             "dino-cifar",
