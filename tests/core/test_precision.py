@@ -173,3 +173,11 @@ def test_numbers_read_from_a_file_as_arrays_are_taken_as_numbers(dtype: torch.dt
         fn.dynamic_distillation_loss(u, v, 1.0, one, two).loss,
         fn.dynamic_distillation_loss(u, v, 1.0, 0.3, "uniform").loss,
     )
+
+
+def test_numpy_numbers_of_few_bits_do_not_make_a_loss_of_float64_less_exact() -> None:
+    a, b = (F.normalize(draw(6, 3, seed=seed)) for seed in (0, 1))
+    narrow = np.float32(0.3)
+    expected = fn.of("simclr").nt_xent(a, b, float(narrow))
+    assert torch.equal(fn.of("simclr").nt_xent(a, b, narrow), expected)
+    assert torch.equal(fn.of("simclr").nt_xent(a, b, temperature=narrow), expected)

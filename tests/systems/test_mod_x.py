@@ -122,6 +122,17 @@ def test_rotations_of_new_and_old_pairs_change_nothing():
     torch.testing.assert_close(after.loss, before.loss)
 
 
+def test_numbers_of_any_kind_keep_the_type_of_the_embeddings():
+    rows = [draw(seed, 5, 3).float() for seed in range(4)]
+    expected = fn.mod_x(*rows, 1.5, 20.0)
+    for number in (np.float64, np.float32, np.array, lambda x: torch.tensor(x, dtype=torch.float64)):
+        found = fn.mod_x(*rows, number(1.5), number(20.0))
+        assert all(
+            ours.dtype is torch.float32 and torch.equal(ours, wanted)
+            for ours, wanted in zip(found, expected, strict=True)
+        )
+
+
 def test_one_pair_and_equal_embeddings_are_finite():
     one = [draw(seed, 1, 4) for seed in range(4)]
     assert fn.mod_x(*one, 1.0).loss.item() == pytest.approx(0, abs=1e-12)
@@ -289,3 +300,9 @@ def test_a_phase_with_fewer_items_than_a_batch_is_named():
     with pytest.raises(DataError, match="zero-one has 40 training items, fewer than a batch of 41"):
         learner.begin(Survey(task, learner))
     assert learner.position == Position()
+
+
+def test_a_phase_of_one_item_asks_for_fewer_phases():
+    learner, task = built("digit-halves?train=40&test=40", phases=30)
+    with pytest.raises(DataError, match=r"phase \d+ has 1 training items; use fewer --phases"):
+        learner.begin(Survey(task, learner))

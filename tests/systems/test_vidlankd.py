@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,15 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
+import counterpoint as cp
+from counterpoint import cli, search, training
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
 from counterpoint.experiment import Experiment, load_learner
+from counterpoint.search import Encoder
+from counterpoint.search.stored import read_embeddings
 from counterpoint.systems.distillation import vidlankd
+from counterpoint.tasks.tokens import PairBatches, _Texts
 from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "vidlankd.npz")
@@ -372,6 +377,45 @@ def test_a_finished_run_and_a_model_of_transformers_teach(tmp_path, undrawn):
     assert np.isfinite(rows[-1]["train/contrast"])
 
 
+def test_a_finished_run_needs_neither_its_teacher_nor_clips(tmp_path, undrawn):
+    small = {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 16, "epochs": 1, "quiet": True}
+    first = cp.train("vidlankd", data=DATA, out=tmp_path, name="first", teacher="none", **small)
+    teacher = f"run:{first.path}"
+    second = cp.train("vidlankd", data=DATA, out=tmp_path, name="second", teacher=teacher, **small)
+    before = second.encode(texts=["a thing falls"])
+    with pytest.raises(CounterpointError, match=r"reads 32 tokens, fewer than context \(40\); lower --context"):
+        built(teacher=teacher, context=40)
+    shutil.rmtree(first.path)
+    again = Encoder.load(second.path)
+    np.testing.assert_array_equal(again.encode(texts=["a thing falls"]), before)
+    (tmp_path / "words.txt").write_text("".join(f"thing {n} falls on thing {n * 7 % 5}\n" for n in range(40)))
+    assert np.isfinite(second.evaluate(f"texts:{tmp_path / 'words.txt'}")["word_loss"])
+    with pytest.raises(RunError, match="no such run directory"):
+        built(teacher=teacher)
+
+
+def test_a_run_of_texts_embeds_finds_and_exports(tmp_path, undrawn):
+    pytest.importorskip("pyarrow")
+    texts = [f"a {thing} number {n} rolls" for n in range(12) for thing in ("ball", "box", "drum")]
+    (tmp_path / "words.txt").write_text("\n".join(texts) + "\n")
+    data = f"texts:{tmp_path / 'words.txt'}"
+    small = ["--teacher", "none", "--encoder", "text-8-1-2", "--batch-size", "8", "--epochs", "1"]
+    run, rows, program = (str(tmp_path / name) for name in ("run", "rows.parquet", "words.pt2"))
+    assert cli.main(["train", "vidlankd", "--data", data, *small, "--out", str(tmp_path), "--name", "run"]) == 0
+    assert cli.main(["embed", run, "--out", rows]) == 0
+    found = read_embeddings(rows)
+    assert (len(found.item), found.modalities) == (len(texts), {"text": "text"})
+    encoder = Encoder.load(run)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors["text"], axis=1), 1, atol=1e-5)
+    _, hits = search.search(run, [texts[5]], rows, k=3)
+    assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert cli.main(["export", run, "--out", program]) == 0
+    ids, mask = encoder.transform("text", texts[:4])
+    with torch.no_grad():
+        exported = torch.export.load(program).module()(ids, mask).numpy()
+    np.testing.assert_allclose(exported, encoder.encode(texts=texts[:4]), atol=1e-5)
+
+
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "vidlankd", "--data", DATA, "--epochs", "1", "--teacher-epochs", "1", "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if "epochs" not in name]
@@ -421,6 +465,31 @@ def test_own_texts_clips_and_words_train(tmp_path):
     assert "test/speed_accuracy" in rows[-1]
 
 
+def test_clips_are_cut_to_the_maximum_of_seconds(tmp_path):
+    folder = own(tmp_path / "own")
+    spec = f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}"
+    learner, task = built(spec, seconds=2, epochs=1, teacher_epochs=1)
+    batch = task.train_loader(0, Position(), PairBatches(learner.texts, learner.pairs, 12)).__iter__().__next__()
+    assert batch["clip"].shape[1] > 2
+    short = batch | {name: batch[name][:, :2] for name in ("clip", "clip_mask")}
+    learner.eval()
+    torch.testing.assert_close(learner.see(batch), learner.see(short))
+    assert np.isfinite(fit(learner, task, bar=False)[-1]["train/nst"])
+
+
+def test_a_process_without_texts_in_a_last_batch_has_no_clips():
+    learner, task = built()
+    batch = _Texts([task.data.train, task.data.grounded], task.tokenizer, task.config.context)[[]]
+    assert learner.see(batch).shape == (0, 8)
+    assert learner.model(batch["ids"], batch["mask"]).shape == (0, 1, 8)
+
+
+def test_one_text_with_a_clip_is_refused(tmp_path):
+    folder = own(tmp_path / "own", clips=1)
+    with pytest.raises(DataError, match="has one text with a clip; the hinge compares two"):
+        built(f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}")
+
+
 def test_a_table_with_a_column_of_videos_gives_both_splits(tmp_path):
     folder = own(tmp_path / "own", clips=30)
     learner, task = built(f"texts:{folder / 'clips.csv'}?valid=0.2", epochs=1, teacher_epochs=1)
@@ -432,7 +501,7 @@ def test_a_table_with_a_column_of_videos_gives_both_splits(tmp_path):
 def test_bad_texts_and_clips_are_named(tmp_path):
     folder = own(tmp_path / "own")
     np.save(folder / "0.npy", np.full((3, 5), np.nan, np.float32))
-    with pytest.raises(DataError, match=r"0\.npy: must hold finite numbers"):
+    with pytest.raises(DataError, match=r"0\.npy: holds NaN or infinite numbers"):
         built(f"texts:{folder / 'corpus.txt'}?videos={folder / 'clips.csv'}")
     np.save(folder / "0.npy", np.ones((3, 4), np.float32))
     with pytest.raises(DataError, match=r"clips must have rows of one width, have .*4.*5"):
@@ -462,6 +531,8 @@ def test_bad_texts_and_clips_are_named(tmp_path):
         ({"negatives": 100}, r"negatives \(100\) must not exceed bank \(64\)"),
         ({"heads": False, "teacher_encoder": "text-16-1-2"}, "without heads the contrast needs equal widths"),
         ({"warmup": 1.0}, "must be below 1"),
+        ({"context": 2}, "context must be at least 3, got 2"),
+        ({"mask_probability": 0.0, "teacher": "none"}, "mask_probability is 0 and teacher is none"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, said):

@@ -7,7 +7,7 @@
     mixed types      operands are all of one floating type once widened, otherwise ValueError; 0-dim tensors and numbers follow
     memories         (queues, banks, centres, states) keep their own type and are read in the operands'
     whole numbers    narrow integers (indices, labels, permutations) are widened to int64
-    arrays           0-dim numpy arrays, as files hold them, become numbers or strings
+    arrays           numpy scalars and 0-dim arrays, as files hold them, become numbers or strings
 
 `full_precision` applies the rule to a function.
 """
@@ -133,7 +133,7 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
                     first = value
                 elif not (dtype is torch.int64 or dtype is torch.bool or (first is not None and dtype is first.dtype)):
                     break
-            elif isinstance(value, list | tuple | np.ndarray):
+            elif isinstance(value, list | tuple | np.ndarray | np.generic):
                 break
         else:
             if first is None or not torch.is_autocast_enabled(first.device.type):
@@ -166,7 +166,7 @@ def full_precision(function: F | None = None, *, keep: tuple[str, ...] = ()) -> 
                 return value
             if type(value) in (list, tuple):
                 return type(value)([widened(name, part) for part in value])
-            return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+            return value.item() if isinstance(value, np.ndarray | np.generic) and not value.ndim else value
 
         args = tuple([widened(names[at] if at < len(names) else names[-1], value) for at, value in enumerate(args)])
         kwargs = {name: widened(name, value) for name, value in kwargs.items()}

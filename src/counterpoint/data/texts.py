@@ -168,8 +168,10 @@ def _clips(paths: list[str], visual: str, seconds: float, notes: list[str]) -> t
         if found is None:
             found = cached.load(kept[Path(path)], "visual")["visual"]
         found = np.asarray(found, np.float32)
-        if found.ndim != 2 or not len(found) or not np.isfinite(found).all():
-            raise DataError(f"{path}: must hold finite numbers [seconds, width], has the shape {list(found.shape)}")
+        if found.ndim != 2 or not len(found):
+            raise DataError(f"{path}: must hold numbers [seconds, width], has the shape {list(found.shape)}")
+        if not np.isfinite(found).all():
+            raise DataError(f"{path}: holds NaN or infinite numbers; write it again, or leave out its row")
         return found
 
     widths: dict[int, str] = {}

@@ -215,7 +215,7 @@ class _Block(nn.TransformerEncoderLayer):
         attention, (batch, length) = self.self_attn, hidden.shape
         inside = F.linear(self.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
         padded = inside.new_zeros(batch * length, inside.shape[1]).index_copy(0, at, inside)
-        q, k, v = padded.view(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = padded.view(batch, length, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
         rate = attention.dropout if self.training else 0.0
         if x.device.type == "cpu" and not exporting() and length <= SHORT:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -223,7 +223,7 @@ class _Block(nn.TransformerEncoderLayer):
             mixed = F.dropout(weights, rate) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden[:, None, None], dropout_p=rate)
-        mixed = mixed.transpose(1, 2).reshape(batch * length, -1)[at]
+        mixed = mixed.transpose(1, 2).reshape(batch * length, attention.embed_dim)[at]
         x = x + self.dropout1(attention.out_proj(mixed))
         return x + self.dropout2(self.linear2(self.dropout(F.gelu(self.linear1(self.norm2(x))))))
 

@@ -154,6 +154,7 @@ class Fit:
                         self.stepper.enter(number)
                     resumed = None
                     self._compare_sizes()
+                    self._warn()
                     if self._stage(stage, shown):
                         break
                 self._finish()
@@ -181,6 +182,12 @@ class Fit:
         if own > its and self.first and not self.noted:
             self.say(f"note: the student has {own:,} parameters, more than its teacher with {its:,}")
             self.noted = True
+
+    def _warn(self) -> None:
+        """Show the learner's warnings, on the first process."""
+        for warning in self.learner.warnings if self.first else ():
+            self.say(f"warning: {warning}")
+        self.learner.warnings.clear()
 
     def _stage(self, stage: Stage, shown: Bar | None) -> bool:
         """Train a stage to its end. Return whether the fit is over: its test split has been measured."""

@@ -47,6 +47,7 @@ class Learner(nn.Module):
         self.position = Position()
         self.epochs = self.total_steps = self.steps_per_epoch = 0
         self.survey: Survey | None = None
+        self.warnings: list[str] = []  # for the user; `begin` adds them, and the fit shows each once
 
     @property
     def device(self) -> torch.device:

@@ -26,7 +26,7 @@ from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
-from counterpoint.errors import DataError, RunError, unknown
+from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.tasks.tokens import TEXT, LanguageModel, PairBatches, TokensConfig, TokensLearner, outputs
 
 
@@ -52,6 +52,8 @@ class LanguageTeacherConfig(TokensConfig):
         kind, _, rest = self.teacher.partition(":")
         if self.teacher not in (*self.trained, "none") and not (kind in ("run", "hf") and rest):
             raise unknown("teacher", self.teacher, [*self.trained, "none", "run:RUN", "hf:NAME"])
+        if not self.taught and not self.mask_probability:
+            raise CounterpointError("mask_probability is 0 and teacher is none: raise it or name a teacher")
 
     @property
     def taught(self) -> bool:
@@ -87,7 +89,19 @@ class LanguageTeacherConfig(TokensConfig):
                 f"{data.name} has no texts with clips, on which the teacher learns; add some (?videos=items.csv), or name another "
                 "teacher (--teacher none, run:RUN or hf:NAME)"
             )
-        return super().facts(data, tokenizer)
+        if self.teacher == "video" and data.grounded is not None and len(data.grounded) < 2:
+            raise DataError(f"{data.name} has one text with a clip; the hinge compares two, so add another one")
+        found = super().facts(data, tokenizer)
+        if not self.taught or self.trains_teacher:
+            return found
+        teacher = finished(self.teacher)
+        network: Any = teacher.module
+        length = network.length if self.teacher.startswith("hf:") else _model_of(network).encoder.length
+        if length < self.context:
+            raise CounterpointError(
+                f"the teacher {self.teacher} reads {length} tokens, fewer than context ({self.context}); lower --context"
+            )
+        return found | {"teacher_widths": {self.teacher: teacher.width}}
 
 
 class LanguageTeacherLearner(TokensLearner):
@@ -110,7 +124,9 @@ class LanguageTeacherLearner(TokensLearner):
             self.teacher = LanguageModel(config, config.teacher_encoder or config.encoder, data.vocabulary)
             self.teacher_dim = self.teacher.dim
         elif config.taught:
-            self.teacher_dim = self._finished().width or self.teacher_dim
+            # A run that continues another one may have another teacher than its facts know.
+            known = getattr(data, "teacher_widths", {}).get(config.teacher)
+            self.teacher_dim = known or self._finished().width or self.teacher_dim
 
     def teacher_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return named scalars of a batch of texts with clips, for the teacher."""
@@ -124,15 +140,9 @@ class LanguageTeacherLearner(TokensLearner):
         return self.teacher_loss(batch) if self.at_teacher else self.student_loss(batch)
 
     def _finished(self) -> Frozen:
-        """Load a teacher that was trained elsewhere: a function from numbers and mask to states."""
+        """Load a teacher that was trained elsewhere, once. A finished run does without it."""
         if self.instructor is None:
-            name = self.config.teacher
-            if name.startswith("run:"):
-                self.instructor = frozen(name, _model_of)
-                self.instructor.width = int(_model_of(self.instructor.module).dim)
-            else:
-                encoder: Any = build_text_encoder(name)
-                self.instructor = Frozen(encoder, name, encoder.tokens, encoder.dim)
+            self.instructor = finished(self.config.teacher)
         return self.instructor
 
     @torch.no_grad()
@@ -155,8 +165,8 @@ class LanguageTeacherLearner(TokensLearner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        if self.instructor is not None:
-            self.instructor.to(self.device)
+        if self.config.taught and self.teacher is None:
+            self._finished().to(self.device)
 
     def stages(self) -> list[Stage]:
         student = Stage("student", self.config.epochs, trains=self.of_student)
@@ -203,6 +213,16 @@ class LanguageTeacherLearner(TokensLearner):
         """Load a state. An export has the student alone: the other parts stay unchanged."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         return super().load_state_dict(own | dict(state_dict), strict=strict, assign=assign)
+
+
+def finished(name: str) -> Frozen:
+    """Load a teacher run:RUN or hf:NAME: a function from numbers and mask to states."""
+    if name.startswith("run:"):
+        teacher = frozen(name, _model_of)
+        teacher.width = int(_model_of(teacher.module).dim)
+        return teacher
+    encoder: Any = build_text_encoder(name)
+    return Frozen(encoder, name, encoder.tokens, encoder.dim)
 
 
 def _model_of(learner: nn.Module) -> Any:

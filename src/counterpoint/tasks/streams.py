@@ -120,10 +120,12 @@ class StreamLearner(AlignedLearner):
         """Raise DataError where a phase has fewer items than a batch."""
         super().begin(survey)
         counts = np.bincount(self.phase_of(survey, "train"), minlength=self.phases)
+        if counts.min() < 2:
+            raise DataError(f"{self.names[int(counts.argmin())]} has {counts.min()} training items; use fewer --phases")
         if counts.min() < self.config.batch_size:
             raise DataError(
                 f"{self.names[int(counts.argmin())]} has {counts.min()} training items, fewer than a batch of "
-                f"{self.config.batch_size}; use --batch-size {max(2, counts.min())} or less"
+                f"{self.config.batch_size}; use --batch-size {counts.min()} or less"
             )
 
     def phase_of(self, survey: Survey, split: str) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,6 +92,8 @@ class TokensConfig(OptimConfig):
         for name in self.counts:
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context < 3:
+            raise CounterpointError(f"context must be at least 3, got {self.context}: two of its tokens are special")
 
     def check(self) -> None:
         """Raise CounterpointError for an unknown encoder. Runs before data are read."""
@@ -333,7 +336,10 @@ class _Texts(Dataset[dict[str, Any]]):
     def __getitem__(self, positions: Sequence[int]) -> dict[str, Any]:
         index = torch.tensor(list(positions), dtype=torch.int64)
         if not len(index):  # more processes than texts in a last batch
-            return {"ids": index.new_zeros(0, 1), "mask": index.new_zeros(0, 1, dtype=torch.bool), "index": index}
+            none = index.new_zeros(0, 1, dtype=torch.bool)
+            found = {"ids": index.new_zeros(0, 1), "mask": none, "index": index}
+            width = next((split.clips[0].shape[1] for split in self.splits if split.clips), None)
+            return found if width is None else found | {"clip": torch.zeros(0, 1, width), "clip_mask": none}
         places = [(0, int(n)) if n < self.first else (1, int(n) - self.first) for n in positions]
         texts = [self.splits[part].texts[n] for part, n in places]
         ids, mask = self.tokenizer.encode(texts, self.context)
@@ -400,10 +406,20 @@ class TokensTask:
         if not len(data.train) or not len(data.test):
             raise DataError(f"{data.name}: needs training and test texts, has {len(data.train)} and {len(data.test)}")
         self.data, self.config = data, config
-        self.tokenizer = config.tokenizer(data)
-        self.facts = config.facts(data, self.tokenizer)
         if data.valid.attributes:
             self.headline = "probe_accuracy"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer: of these texts, or of a trained run (`check_facts`), which needs neither its teacher nor clips."""
+        found: Tokenizer = self.config.tokenizer(self.data)
+        return found
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The facts from which a learner is built, besides its settings."""
+        found: dict[str, Any] = self.config.facts(self.data, self.tokenizer)
+        return found
 
     def split(self, name: str) -> TokenSplit:
         """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""

@@ -161,7 +161,7 @@ def _together(contrastive: Tensor, divergences: Both, trusted: Both, alpha: floa
     """Reduce the divergences of trusted rows and weight them (step 3)."""
     of_images, of_texts = (torch.where(ok, kl, 0).sum() for ok, kl in zip(trusted, divergences, strict=True))
     alignment = mean_of_total((of_images + of_texts) / 2, total if reduction == "mean" else 1)
-    return ModX(contrastive + alpha * alignment, contrastive, alignment)
+    return ModX(contrastive + scalar(alpha, alignment) * alignment, contrastive, alignment)
 
 
 # ------------------------------------------------------------------------------------------------------------ the learner

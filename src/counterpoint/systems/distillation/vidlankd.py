@@ -450,12 +450,18 @@ class VidLanKD(LanguageTeacherLearner):
         terms = {"teacher_words": self.teacher.word_loss(states, batch["labels"])}
         if self.video is not None:
             with torch.set_grad_enabled(not self.config.frozen_video and torch.is_grad_enabled()):
-                video = self.video(batch["clip"], batch["clip_mask"])
+                video = self.see(batch)
             at = place(len(video), self.device)
             position = batch_order(at.total)[at.offset : at.offset + at.rows].to(self.device)
             hinge = paired_hinge_loss(unit(states), video, batch["mask"], self.config.margin, position)
             terms["hinge"] = self.config.video_weight * hinge
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
+
+    def see(self, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+        """Encode the clips of a batch, of which the first `seconds` count."""
+        assert self.video is not None
+        seen: Tensor = self.video(*(batch[name][:, : self.config.seconds] for name in ("clip", "clip_mask")))
+        return seen
 
     def student_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute masked words, and both losses towards the teacher's states on the same masked texts."""
@@ -478,13 +484,13 @@ class VidLanKD(LanguageTeacherLearner):
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Return the share of texts that are nearer to their own clip than to another text's."""
-        teacher, video = self.teacher, self.video
-        if teacher is None or video is None or self.survey is None or survey.split(split).clips is None:
+        teacher = self.teacher
+        if teacher is None or self.video is None or self.survey is None or survey.split(split).clips is None:
             return {}
 
         def seen(batch: dict[str, Any]) -> Tensor:
             words = unit(teacher(batch["ids"], batch["mask"])).sum(1)
-            return torch.cat([words, video(batch["clip"], batch["clip_mask"])], 1)
+            return torch.cat([words, self.see(batch)], 1)
 
         words, clips = survey.over(split, seen).chunk(2, 1)
         other = clips.roll(len(clips) // 2 or 1, 0)

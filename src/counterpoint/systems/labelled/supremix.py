@@ -34,7 +34,6 @@ The run warns where half of the anchors have no Mix-pos, or more than N^2 / 8.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -264,10 +263,9 @@ class SupReMix(RegressionLearner):
         median = rows**2 * float(mixture_counts(known, config.window)[1].double().median()) / len(known) ** 2
         if not 0.5 <= median <= rows**2 / 8:
             what = "no" if median < 0.5 else f"{median:.0f} (more than N^2 / 8)"
-            warnings.warn(
+            self.warnings.append(
                 f"half of the anchors have {what} Mix-pos in a batch of {rows} views with window {config.window:g}; choose a "
-                f"--window in units of the targets, which lie in {float(known.min()):g}..{float(known.max()):g}",
-                stacklevel=2,
+                f"--window in units of the targets, which lie in {float(known.min()):g}..{float(known.max()):g}"
             )
 
     def curve(self) -> Callable[[float], float]:
