@@ -22,7 +22,7 @@ from counterpoint.data import load
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, Interrupted
 from counterpoint.experiment import Experiment
-from counterpoint.systems.labelled import sepclr as module
+from counterpoint.systems.supervision import sepclr as module
 from counterpoint.tasks.spaces import Cause, probe_matrix
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "sepclr.npz")

@@ -28,7 +28,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search import Encoder
-from counterpoint.systems.labelled import supremix as file
+from counterpoint.systems.supervision import supremix as file
 from counterpoint.tasks.regression import RegressionEvaluator
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "supremix.npz")

@@ -14,7 +14,7 @@ from counterpoint.data.targets import TargetData, Targets
 from counterpoint.encoders.series import build_series_encoder, build_table_encoder
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.lab.compare import comparisons
-from counterpoint.systems.labelled.supremix import SupReMixConfig
+from counterpoint.systems.supervision.supremix import SupReMixConfig
 from counterpoint.tasks.measures.regression import (
     correlation,
     distance_order,
