@@ -617,7 +617,7 @@ OTHERS |= {
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
 }
 
-SEPCLR = SYSTEMS + "labelled.sepclr:"
+SEPCLR = SYSTEMS + "supervision.sepclr:"
 CASES |= {
     SEPCLR + "sepclr_loss": Case(
         lambda n, d: [*pair(n, d), *pair(n, d, 2), torch.arange(n) % 2],
@@ -633,7 +633,7 @@ CASES |= {
 }
 
 CASES |= {
-    SYSTEMS + "labelled.supremix:supremix_loss": Case(
+    SYSTEMS + "supervision.supremix:supremix_loss": Case(
         lambda n, d: [unit(d(0, n, 2, DIM)), torch.arange(n) % 5 * 1.5, 0.3, 4.0, d(1, 2 * n, 2 * n).sigmoid()],
         (0,),
         (0, 0),
