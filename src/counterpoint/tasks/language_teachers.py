@@ -43,6 +43,7 @@ class LanguageTeacherConfig(TokensConfig):
     teacher_lr: float = 1e-4
     """Learning rate of such a teacher at a batch of 256."""
 
+    distils: ClassVar[bool] = False  # by name: `counterpoint distill` is for students of pictures
     trained: ClassVar[tuple[str, ...]] = ()  # kinds of teachers that are trained in the run
     counts: ClassVar[tuple[str, ...]] = (*TokensConfig.counts, "teacher_epochs")
 
