@@ -134,7 +134,7 @@ class SupReMix(Loss):
     >>> import torch
     >>> loss = SupReMix(temperature=1.0, mix_neg=False)
     >>> loss(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([20.0, 23.0]))
-    tensor(1.3726)
+    tensor(1.3720)
     """
 
     calls = "supremix:supremix_loss"

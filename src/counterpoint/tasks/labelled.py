@@ -113,7 +113,7 @@ class LabelledConfig(ImagesConfig):
     """Augmentation of the views: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
     digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
-    tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
+    tile-canvases; shapes; clusters; latent-factors (see counterpoint.views.images.RECIPES)."""
 
     classifies: ClassVar[bool] = True  # whether the learner has a classifier, or an embedding alone
     uses_unlabelled: ClassVar[bool] = False  # whether pictures without a class remain in the training split

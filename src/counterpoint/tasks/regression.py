@@ -79,7 +79,7 @@ class RegressionConfig(ImagesConfig):
     """Augmentation of pictures: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
     digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
-    tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
+    tile-canvases; shapes; clusters; latent-factors (see counterpoint.views.images.RECIPES)."""
     table_encoder: str = "relu-128-128"
     """The network of tables: mlp, linear, relu-W-W-... (layers of these widths)."""
     series_encoder: str = "conv"

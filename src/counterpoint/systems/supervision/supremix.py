@@ -96,7 +96,7 @@ def supremix_loss(
     >>> pairs = torch.eye(2)[:, None].expand(2, 2, 2)
     >>> loss = supremix_loss(pairs, torch.tensor([20.0, 23.0]), temperature=1.0, window=5.0)
     >>> round(float(loss), 4)  # log(1 + 2 (1 + 3) / e)
-    1.3726
+    1.372
     """
     need_positive(temperature=temperature)
     if features.ndim != 3 or labels.shape != features.shape[:1]:

@@ -48,7 +48,7 @@ class AlignedConfig(OptimConfig):
     """Augmentation of training images: simclr, simclr-cifar, supcon, moco-v1, moco-v2, byol, swav, dino, dino-cifar, adainf,
     adainf-cifar, obow, obow-cifar, mae, supervised, weak, none; for small digits digits-moved, digits-easy, digits-plain,
     digits-shifted, digits-hard, digits-s0, digits-s25, digits-s50, digits-s100, digit-patterns, digit-styles, obow-canvases,
-    tile-canvases; shapes; clusters (see counterpoint.views.images.RECIPES)."""
+    tile-canvases; shapes; clusters; latent-factors (see counterpoint.views.images.RECIPES)."""
     prompt: str = "{}"
     """Texts of a class in zero-shot classification; {} is the class's name. Several stand between "|", or in a text file, one a
     line; the mean of their embeddings counts."""
