@@ -117,15 +117,18 @@ def mod_x(
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
     u, w = unit(wide(image_emb)), unit(wide(text_emb))
     old_u, old_w = (unit(wide(x.detach())).to(u.dtype) for x in (image_emb_old, text_emb_old))
-    query = scaled(u, (-scalar(logit_scale_log, u)).exp())
+    log_scale, at = scalar(logit_scale_log, u), place(len(u), u.device)
+    if world()[1] == 1 and at.total <= FEW:
+        similar = u @ w.T
+        logits = similar * log_scale.exp()
+        contrastive = ((logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()).mean()
+        divergences, trusted = _of_matrices(similar, old_u @ old_w.T)
+        return _together(contrastive, divergences, trusted, alpha, at.total, reduction)
+
+    query = scaled(u, (-log_scale).exp())
     out = batch_logsumexp(query, w, columns=True)
     assert out.columns is not None
     contrastive = global_mean((out.rows + out.columns) / 2 - positive_similarity(query, w))
-
-    at = place(len(u), u.device)
-    if world()[1] == 1 and at.total <= FEW:
-        divergences, trusted = _of_matrices(u @ w.T, old_u @ old_w.T)
-        return _together(contrastive, divergences, trusted, alpha, at.total, reduction)
     every_u, every_w, all_u, all_w = (gather_rows(x) for x in (u, w, old_u, old_w))
     if world()[1] == 1:
         both = pair_cross_entropy(u, w, old_u, old_w, columns=True)
