@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +20,12 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position, RenewedBatches
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
+from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import kd3
 from counterpoint.tasks import web
 from counterpoint.tasks.web_figures import class_counts
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "kd3.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -390,27 +389,8 @@ def test_views_of_the_selection_depend_on_the_epoch_alone():
 @pytest.mark.parametrize("interrupt_at", [3, 8])  # in the second epoch of the teacher, and of the student
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("kd3", DATA, overrides=SMALL).config
-    count, loss, stop_at = 0, kd3.KD3.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(kd3.KD3, "loss", counted)
-    whole = training.train("kd3", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    total, stop_at, count = count, interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("kd3", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == total
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert not {"selected", "confidence", "predicted"} & set(mine)
+    run = need_equal_ends(monkeypatch, kd3.KD3, "kd3", config, DATA, interrupt_at, tmp_path)
+    assert not {"selected", "confidence", "predicted"} & set(run.load_weights())
 
 
 def folder(path: Path, names: tuple[str, ...], count: int) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +15,11 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.continual import mod_x
 from counterpoint.tasks.streams import stream_figures
+from interrupted import need_equal_ends
 from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mod-x.npz")
@@ -237,7 +236,7 @@ def test_a_manifest_s_domains_are_the_phases(tmp_path):
 
 
 def test_all_phases_at_once_are_one_stage():
-    learner, task = built(joint=True)
+    learner, task = built(joint=True, batch_size=60)  # a phase has 40 items
     assert [stage.name for stage in learner.stages()] == ["all phases"]
     row = fit(learner, task, bar=False)[-1]
     assert "train/alignment" not in row
@@ -247,26 +246,7 @@ def test_all_phases_at_once_are_one_stage():
 @pytest.mark.parametrize("interrupt_at", [5, 10])  # in the second and the third phase
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("mod-x", DATA, overrides=SMALL).config
-    count, loss, stop_at = 0, mod_x.ModXLearner.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(mod_x.ModXLearner, "loss", counted)
-    whole = training.train("mod-x", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    total, stop_at, count = count, interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("mod-x", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == total
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    need_equal_ends(monkeypatch, mod_x.ModXLearner, "mod-x", config, DATA, interrupt_at, tmp_path)
 
 
 def test_two_processes_learn_the_same_as_one(tmp_path):

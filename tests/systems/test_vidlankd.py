@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,13 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
+from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search import Encoder
 from counterpoint.search.stored import read_embeddings
 from counterpoint.systems.distillation import vidlankd
 from counterpoint.tasks.tokens import PairBatches, _Texts
+from interrupted import need_equal_ends
 from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "vidlankd.npz")
@@ -319,27 +318,8 @@ def test_masks_of_the_evaluation_depend_on_the_text_alone():
 @pytest.mark.parametrize("interrupt_at", [4, 9])  # in the second epoch of the teacher, and of the student
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("vidlankd", DATA, overrides=SMALL | {"contrast": "bank"}).config
-    count, loss, stop_at = 0, vidlankd.VidLanKD.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(vidlankd.VidLanKD, "loss", counted)
-    whole = training.train("vidlankd", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    total, stop_at, count = count, interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("vidlankd", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == total
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    assert {name.split(".")[0] for name in mine} == {"model"}  # the student alone is kept
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    run = need_equal_ends(monkeypatch, vidlankd.VidLanKD, "vidlankd", config, DATA, interrupt_at, tmp_path)
+    assert {name.split(".")[0] for name in run.load_weights()} == {"model"}  # the student alone is kept
 
 
 def test_a_finished_run_and_a_model_of_transformers_teach(tmp_path, undrawn):

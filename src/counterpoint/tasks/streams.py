@@ -117,8 +117,10 @@ class StreamLearner(AlignedLearner):
     # --- phases
 
     def begin(self, survey: Survey) -> None:
-        """Raise DataError where a phase has fewer items than a batch."""
+        """Raise DataError where a phase has fewer items than a batch; all phases at once may."""
         super().begin(survey)
+        if self.config.joint:
+            return
         counts = np.bincount(self.phase_of(survey, "train"), minlength=self.phases)
         if counts.min() < 2:
             raise DataError(f"{self.names[int(counts.argmin())]} has {counts.min()} training items; use fewer --phases")

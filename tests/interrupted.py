@@ -1,0 +1,51 @@
+"""Train twice, once with an interruption, and check that a resumed run ends as if it had not been interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint import training
+from counterpoint.engine.run import Run
+from counterpoint.errors import Interrupted
+
+
+def need_equal_ends(
+    monkeypatch: pytest.MonkeyPatch, learner: type, slug: str, config: Any, data: str, at: int, folder: Path
+) -> Run:
+    """Check a training that is stopped in the call `at` of the learner's loss and resumed. Return the resumed run.
+
+    Metrics, weights and the number of steps must equal those of a training without interruption.
+
+    Args:
+        learner: The class whose method `loss` is counted.
+        at: Number of the call, from 0.
+        folder: An existing folder for both runs.
+    """
+    count, loss, stop_at = 0, learner.loss, -1  # type: ignore[attr-defined]
+
+    def counted(self: Any, batch: Any) -> Any:
+        nonlocal count
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        count += 1
+        return loss(self, batch)
+
+    monkeypatch.setattr(learner, "loss", counted)
+    given: dict[str, Any] = {"data": data, "seed": 3, "out": folder, "say": lambda _: None}
+    whole = training.train(slug, config, name="whole", **given)
+    total, stop_at, count = count, at, 0
+    with pytest.raises(Interrupted):
+        training.train(slug, config, name="halves", **given)
+    halves = training.resume(folder / "halves", say=lambda _: None)
+    assert count == total
+    assert whole.metrics() == halves.metrics()
+    mine = halves.load_weights()
+    for name, value in whole.load_weights().items():
+        assert torch.equal(value, mine[name]), name
+    return halves
