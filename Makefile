@@ -89,12 +89,12 @@ lock: $(STAMP)  ## constraints.txt: every version that is installed here
 clean:  ## the environment and what was built
 	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
-# The arcade, qtawesome and pretty_midi wheels are wanted for their sprites, sounds, fonts and soundfont only, tinysoundfont
+# The arcade, qtawesome, pretty_midi and recbole wheels are wanted for sprites, sounds, fonts, soundfont and data only, tinysoundfont
 # without what it plays through.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi recbole
 	touch $(STAMP)

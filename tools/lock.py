@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 HEAD = (
     "# The versions the tests and the recorded numbers were made with (make lock). The package itself accepts ranges.\n"
 )
-ALONE = ("arcade", "qtawesome", "tinysoundfont", "pretty_midi")  # installed by the Makefile without what they depend on
+ALONE = (
+    "arcade",
+    "qtawesome",
+    "tinysoundfont",
+    "pretty_midi",
+    "recbole",
+)  # installed by the Makefile without what they depend on
 LEFT_OUT = re.compile(r"nvidia-.*|cuda-.*|triton|counterpoint|pip|setuptools")
 
 

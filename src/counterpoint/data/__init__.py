@@ -400,6 +400,34 @@ SOURCES: dict[str, Source] = {
             function="load_pairs",
         ),
         Source(
+            "visits",
+            "sequences",
+            "counterpoint.data.interactions",
+            "synthetic histories of users who follow chains of items, with random items between",
+            "made on the spot",
+            "600 users, 200 items, made in a moment",
+            function="load_visits",
+        ),
+        Source(
+            "movielens",
+            "sequences",
+            "counterpoint.data.interactions",
+            "MovieLens-100K, films that users rated in order of time: from the package recbole (movielens:DIR: from a folder)",
+            "research use, no redistribution (GroupLens; rides in the package recbole)",
+            "943 users, 1,682 films, 100,000 ratings",
+            may="DIR",
+            function="load_movielens",
+        ),
+        Source(
+            "interactions",
+            "sequences",
+            "counterpoint.data.interactions",
+            "your own users and items, an interaction in a row with its time: ?user=COLUMN&item=COLUMN&time=COLUMN",
+            "yours",
+            "what you have",
+            argument="FILE",
+        ),
+        Source(
             "manifest",
             "aligned",
             "counterpoint.data.manifest",
@@ -504,6 +532,7 @@ PLACES = {
     "imagefolder": "pictures, a folder for each class",
     "masks": "pictures and masks, a folder for each",
     "manifest": "items in several modalities, a row each",
+    "interactions": "users and items, an interaction in a row",
     "csv": "pictures with labels or captions",
     "parquet": "the same in Parquet files",
     "videos": "video files",
@@ -521,8 +550,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions, targets or aligned; the result is that task's contract (`BagData`,
-            `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `AlignedData`). Default: the source's first task.
+        task: bags, views, dense, frames, regions, targets, sequences or aligned; the result is that task's contract (`BagData`,
+            `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `AlignedData`). Default: the source's
+            first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a
