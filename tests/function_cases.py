@@ -632,6 +632,17 @@ CASES |= {
     SEPCLR + "discrete_sup_align": Case(lambda n, d: [d(0, n), (torch.arange(n) % 3).double()], (0,), (0, 0)),
 }
 
+
+def augmenter(d: Callable[..., Tensor], seed: int) -> dict[str, Tensor]:
+    """Return weights of three layers, DIM -> DIM / 2 -> DIM / 4 -> DIM."""
+    widths = (DIM, DIM // 2, DIM // 4, DIM)
+    return {
+        f"dense_{n + 1}.{what}": d(seed + 3 * n + at, *shape) / 2
+        for n in range(3)
+        for at, (what, shape) in enumerate([("weight", (widths[n + 1], widths[n])), ("bias", (widths[n + 1],))])
+    }
+
+
 CASES |= {
     SYSTEMS + "supervision.supremix:supremix_loss": Case(
         lambda n, d: [unit(d(0, n, 2, DIM)), torch.arange(n) % 5 * 1.5, 0.3, 4.0, d(1, 2 * n, 2 * n).sigmoid()],
@@ -643,3 +654,13 @@ CASES |= {
     ),
 }
 OTHERS |= {"label_mixtures:mixture_counts": "whole numbers"}
+
+CASES |= {
+    SYSTEMS + "recommendation.mclrec:mclrec_contrast": Case(
+        lambda n, d: [*pair(n, d), augmenter(d, 5), augmenter(d, 20), 0.5], (0, 1), (0, 0), kernel=True
+    ),
+    SYSTEMS + "recommendation.mclrec:score_spread_regulariser": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0)),
+    SYSTEMS + "recommendation.mclrec:next_item_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 9, DIM), torch.arange(n) % 9], (0,), (0, None, 0)
+    ),
+}

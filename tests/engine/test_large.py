@@ -97,6 +97,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch": 20, "batch_size": 12, "epochs": 1, "repeats": 1, "critic_width": 4, "pretrain_epochs": 0},
     ),
     "supremix": ("digit-numbers?train=24&test=8&watched=8", IMAGES | {"projection": 8}),
+    "mclrec": (
+        "visits?users=40&items=24&groups=3",
+        {"dim": 8, "length": 8, "inner": 8, "dropout": 0.0, "batch_size": 12, "epochs": 1},
+    ),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),

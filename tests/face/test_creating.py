@@ -36,6 +36,7 @@ FACTS = {
     },
     "regression": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "bags": {"visual_dim": 8, "audio_dim": 4},
+    "sequences": {"items": 12, "dim": 8, "length": 5, "batch_size": 8},
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {

@@ -204,6 +204,17 @@ CASES: dict[str, Case] = {
         lambda: [unit(0, N, 2, DIM), LABELS],
         lambda m, x, y: fn.supcon(x, y, 0.2, 0.1, False),
     ),
+    "NextItem": Case(
+        losses.NextItem,
+        lambda: [draw(0, N, DIM), draw(1, 9, DIM), INDEX.clamp(max=8)],
+        lambda m, *a: fn.next_item_loss(*a),
+    ),
+    "ScoreSpread": Case(lambda: losses.ScoreSpread(0.5), pair, lambda m, a, b: fn.score_spread_regulariser(a, b, 0.5)),
+    "LearnedViews": Case(
+        lambda: losses.LearnedViews(DIM, 0.5),
+        pair,
+        lambda m, a, b: fn.mclrec_contrast(a, b, *m.augmenters, 0.5),
+    ),
     "SupReMix": Case(
         lambda: losses.SupReMix(0.2, 2.5),
         lambda: [draw(0, N, 2, DIM), LABELS * 1.5, draw(1, 2 * N, 2 * N).sigmoid().detach()],

@@ -35,8 +35,8 @@ def nt_xent(
         ring: across processes, pass keys round instead of gathering them; by default gather.
 
     Across processes, negatives come from all processes. One image alone has no negatives, and its loss is 0. Raises
-    ValueError for different shapes or types, an empty batch, a temperature that is not positive and finite, and another
-    similarity. Source: SimCLR, arXiv 2002.05709, Eq. 1; MCLRec's code has the product of rows.
+    ValueError for different shapes or types, an empty batch, and a temperature that is not positive and finite.
+    Source: SimCLR, arXiv 2002.05709, Eq. 1; MCLRec's code has the product of rows.
 
     >>> nt_xent(torch.eye(3), torch.eye(3), temperature=1.0)
     tensor(0.9048)

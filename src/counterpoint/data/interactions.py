@@ -327,8 +327,8 @@ def load_visits(
     """
     if users < 2 or groups < 1 or items < 4 * groups or not 3 <= shortest <= longest or not 0 <= noise <= 1:
         raise DataError(
-            "visits: users must be at least 2, items 4 for each group, shortest and longest at least 3 in this order, noise 0 to "
-            f"1; got {users=}, {items=}, {groups=}, {shortest=}, {longest=}, {noise=}"
+            "visits: users must be at least 2 and items 4 for each group; noise lies in 0..1, and shortest and longest are at "
+            f"least 3; got {users=}, {items=}, {groups=}, {shortest=}, {longest=}, {noise=}"
         )
     rng = np.random.default_rng([2304, 7763, seed])
     size = items // groups

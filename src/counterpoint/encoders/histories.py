@@ -1,8 +1,7 @@
 """Encode a history of items as one vector: SASRec's causal transformer.
 
-Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv 1808.09781, in the form of RecBole:
-layer normalisation after each block, GELU, and a mask that only lowers similarities, so that a history without a visible item
-has finite states.
+Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv 1808.09781, in the form of RecBole: GELU,
+layer normalisation after each block, and a mask of -10,000. So a history without a visible item has finite states.
 """
 
 from __future__ import annotations

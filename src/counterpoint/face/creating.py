@@ -34,6 +34,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "proposals": "proposals=100 (boxes of a picture)",
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
         "audio_dim": "audio_dim=128 (width of audio rows)",
@@ -45,6 +46,7 @@ FACTS = (
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
     *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
+    *("items", "ordered"),
 )
 
 
@@ -82,7 +84,8 @@ def create(
             endings: what follows the context in the prompt of each class;
             clip_dim, pairs: width of a clip's rows and number of texts with clips;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
-            target_mean, target_deviation: of the targets.
+            target_mean, target_deviation: of the targets;
+            items: number of items of histories or sets.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
@@ -96,6 +99,8 @@ def create(
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
+        sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
+                          "target": int64 [n]}
 
     "index" has the positions of the n items in your data. Instead of making views yourself, you can let the system draw them:
     `batch = learner.prepare({"image": uint8 [n, 3, size, size], "index": ..., "label": ...}, generator)`. A composition such as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +18,8 @@ class NTXent(Loss):
     """NT-Xent (SimCLR): two views of an example are each other's positive; all other rows of the batch are negatives.
 
     Args:
-        temperature: Divisor of the cosine similarities, > 0.
+        temperature: Divisor of the similarities, > 0.
+        similarity: "cos", the cosine, or "dot", the product of the rows as they are.
         ring: With a group, pass keys from process to process instead of gathering them: less memory, more time.
         group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
@@ -38,15 +40,22 @@ class NTXent(Loss):
 
     calls = "simclr:nt_xent"
 
-    def __init__(self, temperature: float = 0.5, *, ring: bool = False, group: Group = None) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        similarity: Literal["cos", "dot"] = "cos",
+        *,
+        ring: bool = False,
+        group: Group = None,
+    ) -> None:
         super().__init__(group)
         need_positive(temperature=temperature)
-        self.temperature, self.ring = temperature, ring
+        self.temperature, self.similarity, self.ring = temperature, similarity, ring
 
     def forward(self, z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
         """Return the mean loss of all 2n rows."""
         with over(self.group):
-            return self.function(z1, z2, self.temperature, ring=self.ring)
+            return self.function(z1, z2, self.temperature, self.similarity, ring=self.ring)
 
 
 class ColumnInfoNCE(Loss):

@@ -30,10 +30,10 @@ Three known methods are settings: `--view-weight 0 --learned-weight 0` is SASRec
 2010.14395), and `--learned-weight 0 --views same-target` is DuoRec (arXiv 2110.05730). DuoRec's code also leaves out negatives
 of the same target, which is not here.
 
-- Of the code where the paper differs: con is a mean over 2n rows, R has all three pairs and each row's own margin, and the third
-  turn, which the paper's algorithm lacks (`--update two-turns`).
-- Computed otherwise, equal in value: max(p_i, m_i) is at least every n_ij. So R's second term is a mean of max(p_i, m_i) minus
-  one of all n_ij, which is a product of sums. No 2n x 2n matrix is kept for R.
+- Of the code where the paper differs: con is a mean over 2n rows. R has all three pairs, and each row has its own margin. The
+  paper's algorithm lacks the third turn (`--update two-turns`).
+- Computed otherwise, equal in value: max(p_i, m_i) is at least every n_ij. So R's second term is the mean of max(p_i, m_i)
+  minus that of n_ij. The latter is a product of sums. No 2n x 2n matrix is kept for R.
 - Mended: the normalisation of an augmenter has a floor of 1e-12; widths follow dim; one history alone has con = R = 0.
 """
 
@@ -320,6 +320,9 @@ class MCLRec(Learner):
         return optimisers(
             config, networks, self.epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=lambda _: 1.0
         )
+
+    def row_wise(self) -> list[tuple[nn.Module, str]]:
+        return [(self.encoder, "forward")]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return L0. Augmenters are constants, unless all is trained jointly."""
