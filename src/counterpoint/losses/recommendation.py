@@ -116,7 +116,7 @@ class LearnedViews(Loss):
         need_positive(temperature=temperature)
         if dim < 4 or not regulariser >= 0:
             raise ValueError(f"dim must be at least 4 and regulariser at least 0, got {dim} and {regulariser}")
-        self.temperature, self.regulariser = temperature, regulariser
+        self.dim, self.temperature, self.regulariser = dim, temperature, regulariser
         self.augmenters = nn.ModuleList(Augmenter(dim) for _ in range(2))
 
     def forward(self, h1: Float[Tensor, "n dim"], h2: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:

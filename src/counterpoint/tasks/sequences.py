@@ -8,9 +8,9 @@ A training batch of histories, where every beginning of a history is an example,
     batch["index"]      [B] positions of the examples
 
 An evaluation batch has the known items in the same form. Two more entries are padded with -1: `batch["known"]` [B, h] has all
-known items, and `batch["wanted"]` [B, w] the items to find.
-A learner's `predict` returns "query" [B, dim] and "items" [I, dim]. The score
-of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of 5, 10, 20 and 50:
+known items, and `batch["wanted"]` [B, w] the items to find. A learner's `predict` returns "query" [B, dim] and "items" [I, dim].
+The score of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of
+5, 10, 20 and 50:
 
 - `recall_K`: the share of wanted items among the first K; with one wanted item it is the hit rate;
 - `ndcg_K`, `mrr_K`: the discounted gain, and the reciprocal rank of the first item found;

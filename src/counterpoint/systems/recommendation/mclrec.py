@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.nt_xent import nt_xent
@@ -149,6 +149,7 @@ def mclrec_contrast(
     True
     """
     need_alike("n dim", h1=h1, h2=h2)
+    need_positive(temperature=temperature, temperature_cl2=temperature_cl2)
     z1, z2 = (augmented(h, by) if isinstance(by, Mapping) else by(h) for h, by in ((h1, augmenter1), (h2, augmenter2)))
     pairs = ((h1, z2), (h2, z1), (z1, z2))
     loss = sum((nt_xent(a, b, temperature_cl2, "dot") for a, b in pairs), torch.zeros((), device=h1.device))
@@ -165,8 +166,10 @@ def augmented(h: Float[Tensor, "n dim"], weights: Mapping[str, Tensor]) -> Float
         h: states of histories.
         weights: "dense_1.weight" [dim / 2, dim], "dense_1.bias" [dim / 2], and those of dense_2 and dense_3, back to dim.
     """
+    h = wide(h)
     for n in (1, 2, 3):
-        h = F.linear(F.gelu(h) if n > 1 else h, weights[f"dense_{n}.weight"], weights[f"dense_{n}.bias"])
+        weight, bias = (weights[f"dense_{n}.{name}"].to(h.dtype) for name in ("weight", "bias"))
+        h = F.linear(F.gelu(h) if n > 1 else h, weight, bias)
     return unit(h)
 
 
@@ -192,6 +195,7 @@ def next_item_loss(
             f"state, items and target must be [n, dim], [items, dim] and [n], got {list(state.shape)}, {list(items.shape)} and "
             f"{list(target.shape)}"
         )
+    need_rows(state=state, items=items)
     if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(items):
         raise ValueError(
             f"target must have item numbers below {len(items)}, got {int(target.min())}..{int(target.max())}"
@@ -293,6 +297,7 @@ class MCLRec(Learner):
 
     def __init__(self, config: MCLRecConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
+        torch.manual_seed(seed)
         self.config = config
         if not getattr(data, "ordered", True):
             raise CounterpointError("mclrec learns from histories, and these data are sets; name a source of histories")

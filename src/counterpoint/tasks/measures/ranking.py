@@ -16,8 +16,9 @@ def ranking_measures(
 ) -> dict[str, Float[Tensor, " n"]]:
     """Return the measures of each query among the first K items, by name.
 
-    recall_K is the share of wanted items that are found. With one wanted item it is the hit rate. ndcg_K is the discounted gain:
-    the sum of 1 / log2(rank + 1) over found items, divided by its best. mrr_K is 1 / rank of the first found.
+    - recall_K is the share of wanted items that are found. With one wanted item it is the hit rate.
+    - ndcg_K is the sum of 1 / log2(rank + 1) over found items, divided by its maximum.
+    - mrr_K is 1 / rank of the first item found, or 0.
 
     Args:
         ranks: rank of each wanted item from 1; of entries that are none, a rank above all cuts.
