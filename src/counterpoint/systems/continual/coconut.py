@@ -57,6 +57,7 @@ from counterpoint.tasks.class_streams import ClassStreamConfig, ClassStreamLearn
 from counterpoint.tasks.measures.transcripts import transcript_figures
 
 FEW = 2048  # rows up to which a whole matrix is faster
+FEWER = 128  # rows up to which that of all rows is faster than that of the anchors
 ROLES = ("nspt", "ntpt", "scl")
 
 
@@ -97,28 +98,47 @@ def coconut_nspt(
     need_positive(temperature=temperature)
     if roles not in ROLES:
         raise ValueError(f"roles must be one of {', '.join(ROLES)}, got {roles!r}")
-    a, at = unit(student), place(len(student), student.device)
+    a = unit(student)
     b = a if roles == "scl" else unit(teacher.detach()).to(a.dtype)
     own, negative = own_positive and roles != "scl", b if roles == "ntpt" else a
     anchor = torch.ones_like(rehearsal) if roles == "scl" else rehearsal
-    rows = anchor.nonzero().squeeze(1)
-    if at.total < 2 or not place(len(rows), student.device).total:
+    if world()[1] == 1 and len(a) <= FEW:
+        return _of_matrix(a, b, negative, labels, anchor, temperature, own)
+    rows, at = anchor.nonzero().squeeze(1), place(len(a), a.device)
+    if at.total < 2 or not place(len(rows), a.device).total:
         return (a * 0).sum()
     query, positive, mine = scaled(a[rows], temperature), b[rows], labels[rows]
-    if world()[1] == 1 and len(a) <= FEW:
-        logits = (query @ negative.T).index_put(
-            (torch.arange(len(rows), device=a.device), rows), a.new_tensor(-torch.inf)
-        )
-        log_sum = logits.logsumexp(1)
-        same = (mine[:, None] == mine).to(a.dtype)
-        similarity, count = (query @ positive.T * same).sum(1), same.sum(1)
-    else:
-        index = gather_rows(at.offset + rows)[:, None]
-        log_sum = batch_logsumexp(query, negative, exclude=Listed(index)).rows
-        similarity, count = class_similarity(query, gather_rows(positive), mine, gather_rows(mine))
+    index = gather_rows(at.offset + rows)[:, None]
+    log_sum = batch_logsumexp(query, negative, exclude=Listed(index)).rows
+    similarity, count = class_similarity(query, gather_rows(positive), mine, gather_rows(mine))
     if not own:
         similarity, count = similarity - (query * positive).sum(1), count - 1
     return global_mean(torch.where(count > 0, log_sum - similarity / count.clamp(min=1), 0.0))
+
+
+def _of_matrix(
+    query: Tensor, positive: Tensor, negative: Tensor, labels: Tensor, anchor: Tensor, temperature: float, own: bool
+) -> Tensor:
+    """Compute the contrast of a small batch by its matrix, which is faster than without it."""
+    same = (labels[:, None] == labels) & anchor
+    if not own:
+        same.fill_diagonal_(False)
+    if len(query) > FEWER:
+        rows = anchor.nonzero().squeeze(1)
+        query, same, anchor = query[rows], same[rows], anchor[rows]
+        at = torch.arange(len(rows), device=rows.device), rows
+        logits = (query @ negative.T / temperature).index_put(at, query.new_tensor(-torch.inf))
+    else:
+        logits = (query @ negative.T / temperature).fill_diagonal_(-torch.inf)
+    if logits.shape[1] < 2 or not len(query):
+        return (query * 0).sum()
+    among = same.to(query.dtype)
+    count = among.sum(1)
+    # Of all rows of a small batch, some are no anchors; some anchors have no positive.
+    weight = anchor.to(query.dtype) if own else (anchor & (count > 0)).to(query.dtype)
+    target = among @ positive * (weight / (count.clamp(min=1) * temperature))[:, None]
+    total = torch.dot(logits.logsumexp(1), weight) - torch.dot(query.flatten(), target.flatten())
+    return total / anchor.sum().clamp(min=1)
 
 
 @over_group
@@ -150,13 +170,11 @@ def coconut_mm(
     a, t = scaled(unit(audio), temperature), unit(text)
     if world()[1] == 1 and len(a) <= FEW:
         logits = a @ t.T
-        log_sum = logits.logsumexp(0) + logits.logsumexp(1)
+        both = logits.log_softmax(0) + logits.log_softmax(1)
         if labels is None:
-            return (log_sum / 2 - logits.diagonal()).mean()
-        # The mask is symmetric, so both directions have the same sum over positives.
-        same = (labels[:, None] == labels).to(a.dtype)
-        towards = logits * (same / same.sum(1))
-        return (log_sum.sum() / 2 - towards.sum()) / len(a)
+            return -both.diagonal().mean() / 2
+        same = (labels[:, None] == labels).to(a.dtype)  # symmetric: its rows and columns have equal sums
+        return -(both * (same / same.sum(1))).sum() / (2 * len(a))
     found = batch_logsumexp(a, t, columns=True)
     assert found.columns is not None
     if labels is None:
