@@ -49,7 +49,8 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
-    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
+    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
+    "CoconutMM",
 ]  # fmt: skip
 
 

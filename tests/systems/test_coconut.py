@@ -339,15 +339,18 @@ def test_targets_are_intent_separator_transcript_and_miss_what_is_missing():
     learner, task = built(**DECODER)
     batch = task.evaluation_batch("train", [0, 30, 60])
     batch["present"] = {**batch["present"], "text": torch.tensor([True, False, True])}
-    tokens, wanted, counted = learner.targets(batch)
-    words = learner.tokenizer.vocabulary
-    assert torch.equal(wanted[:, 0], words + batch["label"])
-    assert (wanted[:, 1] == words + 10).all()
+    writer = learner.task_head
+    tokens, wanted, counted = writer.targets(*batch["inputs"]["text"], batch["label"], batch["present"]["text"])
+    assert torch.equal(wanted[:, 0], writer.tokenizer.vocabulary + batch["label"])
+    assert (wanted[:, 1] == writer.tokenizer.vocabulary + 10).all()
     assert torch.equal(tokens[:, 1:], wanted[:, :-1])
     assert counted[1].tolist() == [True, True] + [False] * (counted.shape[1] - 2)
-    texts = learner._read([row[at] for row, at in zip(wanted, counted, strict=True)])
-    assert texts == [task.split("train").column("text", np.array([n]))[0] if n != 30 else "" for n in (0, 30, 60)]
-    assert wanted[0][counted[0]][-1] == learner.ends[-1]
+    texts = task.split("train").column("text", np.array([0, 60]))
+    assert writer.texts(row[at] for row, at in zip(wanted, counted, strict=True)) == [texts[0], "", texts[1]]
+    assert wanted[0][counted[0]][-1] == writer.end
+    assert writer.intents(wanted).tolist() == batch["label"].tolist()
+    assert writer.intents(tokens).tolist() == [-2, -2, -2]  # the first token is no intent
+    assert writer.as_written(["ZERO", "two "]) == ["zero", "two"]
 
 
 def test_an_item_without_a_transcript_is_left_out_of_mm_alone(monkeypatch):

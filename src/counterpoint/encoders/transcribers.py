@@ -1,12 +1,14 @@
-"""Write texts from the states of a sound, and embed texts by their tokens' mean."""
+"""Write intents and transcripts from the states of a sound, and embed texts by their tokens' mean."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.encoders.text import pool
+from counterpoint.encoders.text import Tokenizer, pool
 
 
 class TokenMean(nn.Module):
@@ -94,3 +96,77 @@ class SequenceDecoder(nn.Module):
         filled = tokens.new_full((len(tokens), self.length), end)
         filled[:, : tokens.shape[1] - 1] = tokens[:, 1:]
         return filled
+
+
+class IntentWriter(nn.Module):
+    """A decoder that writes the intent of a sound, a separator and its transcript.
+
+    The tokens of intents and the separator follow those of the tokenizer.
+
+    Args:
+        tokenizer: the tokenizer of transcripts. It puts a first and a last token around a text.
+        classes: number of intents.
+        states: width of a sound's states.
+        length: maximum number of tokens of a transcript, with its first and last one.
+        width, depth, heads: sizes of the decoder.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, classes: int, states: int, length: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.classes, self.most = tokenizer, classes, length
+        self.intent = tokenizer.vocabulary  # the token of class 0
+        self.separator = self.intent + classes
+        ends = tokenizer.encode([""], length)[0][0]
+        self.start, self.end = int(ends[0]), int(ends[-1])
+        self.decoder = SequenceDecoder(self.separator + 1, states, length + 1, width, depth, heads)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        states: Float[Tensor, "batch time dim"],
+        there: Bool[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Compute the logits of each next token."""
+        found: Tensor = self.decoder(tokens, states, there)
+        return found
+
+    def targets(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        mask: Bool[Tensor, "batch tokens"],
+        labels: Int[Tensor, " batch"],
+        known: Bool[Tensor, " batch"],
+    ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """Return input tokens, the next tokens, and which of them count.
+
+        Args:
+            ids, mask: tokens of the transcripts, and where they are.
+            labels: intents.
+            known: False for items without a transcript, of which the intent and the separator count.
+        """
+        intent = (self.intent + labels)[:, None]
+        tokens = torch.cat([ids[:, :1], intent, torch.full_like(intent, self.separator), ids[:, 1:]], 1)
+        counted = torch.cat([torch.ones_like(intent, dtype=torch.bool).expand(-1, 2), mask[:, 1:] & known[:, None]], 1)
+        return tokens[:, :-1], tokens[:, 1:], counted
+
+    def written(
+        self, states: Float[Tensor, "batch time dim"], there: Bool[Tensor, "batch time"]
+    ) -> Int[Tensor, "batch length"]:
+        """Write the tokens after the first one, each the most probable one."""
+        return self.decoder.greedy(states, there, self.start, self.end)
+
+    def intents(self, tokens: Int[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
+        """Read the class of written tokens; -2, which is no class, where the first one is no intent."""
+        found = tokens[:, 0] - self.intent
+        return found.masked_fill((found < 0) | (found >= self.classes), -2)
+
+    def texts(self, sequences: Iterable[Tensor]) -> list[str]:
+        """Read the words of written tokens, without intents and separators."""
+        return [self.tokenizer.decode([n for n in row.tolist() if n < self.intent]).strip() for row in sequences]
+
+    def as_written(self, texts: list[str]) -> list[str]:
+        """Return texts in the spelling of the tokenizer, cut as the decoder cuts them."""
+        ids, mask = self.tokenizer.encode(texts, self.most)
+        return self.texts(row[at] for row, at in zip(ids, mask, strict=True))

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -48,7 +49,7 @@ from counterpoint.core.rules import Listed
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.audio import mean_state
 from counterpoint.encoders.text import Tokenizer
-from counterpoint.encoders.transcribers import SequenceDecoder, TokenMean
+from counterpoint.encoders.transcribers import IntentWriter, TokenMean
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
@@ -258,22 +259,18 @@ class CoconutLearner(ClassStreamLearner):
         classes, encoder = len(self.class_names), self.encoders[sound]
         if (frontend := getattr(getattr(encoder, "model", None), "feature_extractor", None)) is not None:
             frontend.requires_grad_(False)  # the convolutions of a pretrained network stay as they are
-        self.tokenizer: Tokenizer | None = None
         if config.head == "classifier":
-            self.task_head: nn.Module = nn.Linear(encoder.dim, classes)
+            self.task_head: nn.Linear | IntentWriter = nn.Linear(encoder.dim, classes)
             return
         if self.kinds[words] != "text":
             raise CounterpointError(
                 f"the decoder writes texts, and {words} is a {self.kinds[words]}; use --head classifier"
             )
-        self.tokenizer = Tokenizer.from_json(data.tokenizers[words])
-        self.intent = self.tokenizer.vocabulary  # the token of class 0
-        self.separator = self.intent + classes
-        self.ends = [int(n) for n in self.tokenizer.encode([""], config.context)[0][0]]  # the first and the last token
-        self.task_head = SequenceDecoder(
-            self.separator + 1,
+        self.task_head = IntentWriter(
+            Tokenizer.from_json(data.tokenizers[words]),
+            classes,
             encoder.dim,
-            config.context + 1,
+            config.context,
             config.decoder_width,
             config.decoder_depth,
             config.decoder_heads,
@@ -287,7 +284,7 @@ class CoconutLearner(ClassStreamLearner):
     def heard(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return features [n, dim] of the sounds, their states [n, time, dim], and where the sound is [n, time]."""
         encoder, values = self.encoders[self.sound], batch["inputs"][self.sound]
-        if self.tokenizer is None or not hasattr(encoder, "states"):
+        if not isinstance(self.task_head, IntentWriter) or not hasattr(encoder, "states"):
             features = self.features(self.sound, values)
             return features, features[:, None], torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
         states, there = encoder.states(values)
@@ -319,9 +316,10 @@ class CoconutLearner(ClassStreamLearner):
 
     def task_loss(self, batch: dict[str, Any], features: Tensor, states: Tensor, there: Tensor) -> Float[Tensor, ""]:
         """Compute the cross-entropy of the classes seen so far, or that of intents and transcripts (step 3)."""
-        if self.tokenizer is None:
+        if not isinstance(self.task_head, IntentWriter):
             return global_mean(F.cross_entropy(self.class_logits(features), batch["label"], reduction="none"))
-        tokens, wanted, counted = self.targets(batch)
+        known = batch["present"][self.words]
+        tokens, wanted, counted = self.task_head.targets(*batch["inputs"][self.words], batch["label"], known)
         logits = self.task_head(tokens, states, there)
         return global_mean(F.cross_entropy(logits[counted], wanted[counted], reduction="none"))
 
@@ -330,57 +328,27 @@ class CoconutLearner(ClassStreamLearner):
         logits: Tensor = self.task_head(features)
         return logits.masked_fill(~self.seen, -torch.inf)
 
-    def targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Bool[Tensor, "n length"]]:
-        """Return the decoder's input tokens, the next tokens, and which of them count.
-
-        The sequence is: first token, intent, separator, transcript, last token. Of an item without a transcript the intent and
-        the separator count.
-        """
-        ids, mask = batch["inputs"][self.words]
-        intent = (self.intent + batch["label"])[:, None]
-        known = batch["present"][self.words][:, None] & mask[:, 1:]
-        tokens = torch.cat([ids[:, :1], intent, torch.full_like(intent, self.separator), ids[:, 1:]], 1)
-        counted = torch.cat([torch.ones_like(intent, dtype=torch.bool).expand(-1, 2), known], 1)
-        return tokens[:, :-1], tokens[:, 1:], counted
-
-    def written(self, batch: dict[str, Any]) -> Int[Tensor, "n length"]:
-        """Write the tokens of each sound, without the first one."""
-        _, states, there = self.heard(batch)
-        found: Tensor = self.task_head.greedy(states, there, self.ends[0], self.ends[-1])  # type: ignore[operator]
-        return found
-
     def classified(self, batch: dict[str, Any]) -> Int[Tensor, " n"]:
-        if self.tokenizer is None:
-            return self.class_logits(self.sound_features(batch)).argmax(1)
-        first = self.written(batch)[:, 0] - self.intent
-        return torch.where((first >= 0) & (first < len(self.class_names)), first, -2)  # no intent: wrong for every item
+        if isinstance(self.task_head, IntentWriter):
+            return self.task_head.intents(self.task_head.written(*self.heard(batch)[1:]))
+        return self.class_logits(self.sound_features(batch)).argmax(1)
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        found = super().measures(survey, split)
-        return found if self.tokenizer is None else found | self._transcripts(survey, split, self.tokenizer)
-
-    def _transcripts(self, survey: Survey, split: str, tokenizer: Tokenizer) -> dict[str, float]:
-        """Measure the transcripts of items of the classes seen so far."""
+        """Add the errors of transcripts, of items of the classes seen so far."""
+        found, writer = super().measures(survey, split), self.task_head
+        if not isinstance(writer, IntentWriter):
+            return found
         part, labels = survey.split(split), torch.from_numpy(self._labels(survey, split))
-        there = torch.from_numpy(part.present(self.words, torch.arange(len(part)).numpy()))
-        rows = (there & (labels >= 0) & self.seen.cpu()[labels]).nonzero().squeeze(1).numpy()
+        known = torch.from_numpy(part.present(self.words, np.arange(len(part)))) & (labels >= 0)
+        rows = (known & self.seen.cpu()[labels]).nonzero().squeeze(1).numpy()
         texts = [str(text) for text in part.column(self.words, rows)]
         if not texts:
-            return {}
-        # References are read as the decoder's tokens are.
-        ids, mask = tokenizer.encode(texts, self.config.context)
-        return transcript_figures(
-            self._read([row[at] for row, at in zip(ids, mask, strict=True)]),
-            self._read(list(survey.over(split, self.written, rows))),
-        )
-
-    def _read(self, sequences: Sequence[Tensor]) -> list[str]:
-        """Return the words of token sequences, without intents and separators."""
-        assert self.tokenizer is not None
-        return [self.tokenizer.decode([n for n in row.tolist() if n < self.intent]).strip() for row in sequences]
+            return found
+        written = survey.over(split, lambda batch: writer.written(*self.heard(batch)[1:]), rows)
+        return found | transcript_figures(writer.as_written(texts), writer.texts(written))
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
-        return super().row_wise() if self.tokenizer is None else []
+        return [] if isinstance(self.task_head, IntentWriter) else super().row_wise()
 
 
 # Settings for short sounds and few items, which replace the paper's.
