@@ -6,8 +6,8 @@
                              is the pair of action and object. Three places and two wordings make six transcripts of an intent
     spoken-words             the recorded ones where they are found, else the commands
 
-Domains are the speakers or voices. fsdd.npz has the arrays audio (int16, all samples in a row), length, speaker, digit, take and
-rate.
+Domains are the speakers or voices. The arrays of fsdd.npz are audio (int16, all recordings in a row), length, speaker, digit, take
+and rate.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def load(
     most = len(NAMES) if kind == "recorded" else len(ACTIONS) * len(OBJECTS)
     if train < 4 or test < 1 or seed < 0 or intents not in (0, *range(2, most + 1)):
         raise CounterpointError(
-            f"spoken-words needs train of at least 4, test of at least 1, a seed of at least 0, and 2 to {most} intents (0: "
-            f"all); got {train=}, {test=}, {seed=}, {intents=}"
+            f"spoken-words needs train of at least 4, test of at least 1, and a seed of at least 0. It has 2 to {most} intents "
+            f"(0: all). Got {train=}, {test=}, {seed=}, {intents=}"
         )
     seconds = seconds or (1.0 if kind == "recorded" else 2.4)
     if not 0.1 <= seconds <= 10:
@@ -161,8 +161,11 @@ def _data(
     kept, watched = carve("spoken-words", rest, valid, labels[rest])
 
     def columns(rows: Indices) -> AlignedColumns:
-        columns = {"audio": ArrayWaves(sounds[rows]), "text": [texts[n] for n in rows]}
-        return AlignedColumns(columns, labels=labels[rows], domains=voices[rows])
+        return AlignedColumns(
+            {"audio": ArrayWaves(sounds[rows]), "text": [texts[n] for n in rows]},
+            labels=labels[rows],
+            domains=voices[rows],
+        )
 
     return AlignedData(
         name="spoken-words",

@@ -17,7 +17,7 @@ Rows = NDArray[np.int64]
 
 
 def herded(features: Float[Tensor, "n dim"], count: int) -> Int[Tensor, " count"]:
-    """Choose rows one by one so that the mean of the chosen ones stays near the mean of all (herding, as in iCaRL).
+    """Choose rows by herding: one by one, so that their mean stays near the mean of all (iCaRL).
 
     Args:
         features: rows of one class.
@@ -53,8 +53,8 @@ class RehearsalBatches(Batches):
     """Batches of new items, each with some kept ones; the kept ones take turns over the batches.
 
     A batch has an item at most once: of two equal rows one would be a negative of the other. So a batch has fewer kept items
-    than `share` asks for where the memory has fewer. New items that do not fill a batch are left out of the epoch, unless they
-    would be its only batch.
+    than `share` asks for where the memory has fewer. An epoch leaves out new items that do not fill a batch, unless
+    these are all.
 
     Args:
         new: positions of the new items, at least one.

@@ -12,7 +12,9 @@ arXiv 2310.02699. The authors published no code.
 In the order of a step:
 
 1. NSPT (negative-student positive-teacher), anchors k in I_R:
-   -1/|P(k)| sum_{p in P(k)} log[ exp(a_k b_p / tau) / sum_{i in I, i != k} exp(a_k a_i / tau) ]
+
+       -1/|P(k)| sum_{p in P(k)} log[ exp(a_k b_p / tau) / sum_{i in I, i != k} exp(a_k a_i / tau) ]
+
    The teacher knows old classes, so it gives the positives. It never saw the new ones, so the student gives the negatives.
    The positive is not in the denominator, so the loss can be negative.
 2. MM (multi-modal), anchors k in I_C: CLIP's loss of sounds and transcripts, with the mean over Q(k) outside the logarithm.
@@ -85,8 +87,8 @@ def coconut_nspt(
         own_positive: count an anchor's own teacher row among its positives (default); never for "scl".
 
     The value is 0 without an anchor and for a single row. An anchor without a positive has loss 0. Across processes, each
-    anchor meets the rows of all processes. Raises ValueError for shapes that do not fit, an empty batch, an unknown role and a
-    temperature that is not positive and finite.
+    anchor meets the rows of all processes. Raises ValueError for shapes that do not fit, an empty batch and unknown roles. The
+    temperature must be positive and finite.
 
     >>> x = torch.eye(2)
     >>> coconut_nspt(x, x, torch.tensor([0, 1]), torch.tensor([True, True]))
@@ -127,19 +129,20 @@ def _of_matrix(
     if len(query) > FEWER:
         rows = anchor.nonzero().squeeze(1)
         query, same, anchor = query[rows], same[rows], anchor[rows]
-        at = torch.arange(len(rows), device=rows.device), rows
-        logits = (query @ negative.T / temperature).index_put(at, query.new_tensor(-torch.inf))
+        itself = query.new_zeros(same.shape).scatter_(1, rows[:, None], -torch.inf)
     else:
-        logits = (query @ negative.T / temperature).fill_diagonal_(-torch.inf)
-    if logits.shape[1] < 2 or not len(query):
+        itself = query.new_zeros(same.shape).fill_diagonal_(-torch.inf)
+    if len(negative) < 2 or not len(query):
         return (query * 0).sum()
     among = same.to(query.dtype)
     count = among.sum(1)
-    # Of all rows of a small batch, some are no anchors; some anchors have no positive.
-    weight = anchor.to(query.dtype) if own else (anchor & (count > 0)).to(query.dtype)
+    weight = anchor.to(query.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    if not own:
+        weight = weight * (count > 0)  # an anchor without a positive
     target = among @ positive * (weight / (count.clamp(min=1) * temperature))[:, None]
-    total = torch.dot(logits.logsumexp(1), weight) - torch.dot(query.flatten(), target.flatten())
-    return total / anchor.sum().clamp(min=1)
+    logits = torch.addmm(itself, query, negative.T, alpha=1 / temperature)
+    return torch.dot(logits.logsumexp(1), weight) - (query * target).sum()
 
 
 @over_group
@@ -257,10 +260,11 @@ class CoconutLearner(ClassStreamLearner):
         self.sound, self.words = sound, words
         super().__init__(config, data, sound, seed)
         classes, encoder = len(self.class_names), self.encoders[sound]
+        dim: int = encoder.dim  # type: ignore[assignment]
         if (frontend := getattr(getattr(encoder, "model", None), "feature_extractor", None)) is not None:
             frontend.requires_grad_(False)  # the convolutions of a pretrained network stay as they are
         if config.head == "classifier":
-            self.task_head: nn.Linear | IntentWriter = nn.Linear(encoder.dim, classes)
+            self.task_head: nn.Linear | IntentWriter = nn.Linear(dim, classes)
             return
         if self.kinds[words] != "text":
             raise CounterpointError(
@@ -269,7 +273,7 @@ class CoconutLearner(ClassStreamLearner):
         self.task_head = IntentWriter(
             Tokenizer.from_json(data.tokenizers[words]),
             classes,
-            encoder.dim,
+            dim,
             config.context,
             config.decoder_width,
             config.decoder_depth,
@@ -283,7 +287,8 @@ class CoconutLearner(ClassStreamLearner):
 
     def heard(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return features [n, dim] of the sounds, their states [n, time, dim], and where the sound is [n, time]."""
-        encoder, values = self.encoders[self.sound], batch["inputs"][self.sound]
+        encoder: Any = self.encoders[self.sound]
+        values = batch["inputs"][self.sound]
         if not isinstance(self.task_head, IntentWriter) or not hasattr(encoder, "states"):
             features = self.features(self.sound, values)
             return features, features[:, None], torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
@@ -318,8 +323,8 @@ class CoconutLearner(ClassStreamLearner):
         """Compute the cross-entropy of the classes seen so far, or that of intents and transcripts (step 3)."""
         if not isinstance(self.task_head, IntentWriter):
             return global_mean(F.cross_entropy(self.class_logits(features), batch["label"], reduction="none"))
-        known = batch["present"][self.words]
-        tokens, wanted, counted = self.task_head.targets(*batch["inputs"][self.words], batch["label"], known)
+        (ids, mask), known = batch["inputs"][self.words], batch["present"][self.words]
+        tokens, wanted, counted = self.task_head.targets(ids, mask, batch["label"], known)
         logits = self.task_head(tokens, states, there)
         return global_mean(F.cross_entropy(logits[counted], wanted[counted], reduction="none"))
 
