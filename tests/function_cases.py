@@ -457,6 +457,16 @@ CASES |= {
         lambda n, d: [*pair(n, d), d(4, n, 3), d(5, n, 3), 0.7, 2.0], (0, 1), (0, 0, 0, 0, None, None)
     ),
     "counterpoint.systems.continual.mod_x:trusted_rows": Case(lambda n, d: pair(n, d), (), (0, 0), permutes=False),
+    "counterpoint.systems.continual.coconut:coconut_nspt": Case(
+        lambda n, d: [*pair(n, d), labels(n), torch.arange(n) % 4 < 3, 0.5],
+        (0,),
+        (0, 0, 0, 0, None),
+        kernel=True,
+        memory=(1,),
+    ),
+    "counterpoint.systems.continual.coconut:coconut_mm": Case(
+        lambda n, d: [*pair(n, d), labels(n), 0.5], (0, 1), (0, 0, 0, None), kernel=True
+    ),
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),

@@ -126,6 +126,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "digit-streams?vectors=1&train=24&test=20&phases=2",
         {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "warmup_epochs": 0},
     ),
+    "coconut": (
+        "digit-words?train=12&test=6",
+        {"head": "classifier", "vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "phases": 2},
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
         "styled-shapes?train=24&test=8&size=8",

@@ -44,6 +44,7 @@ MORE = {
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},
     "m3col": {"classes": 3},
     "mod-x": {"phases": 2},
+    "coconut": {"classes": 3, "phases": 3, "examples": 8, "image_encoder": "vit-s", "decoder_depth": 1},
     "mae": {"encoder": "vit-s"},
     "hybrid-distill": {"encoder": "vit-xs"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},

@@ -50,8 +50,8 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
-    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
-    "NextItem", "ScoreSpread", "LearnedViews",
+    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
+    "CoconutMM", "NextItem", "ScoreSpread", "LearnedViews",
 ]  # fmt: skip
 
 

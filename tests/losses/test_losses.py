@@ -493,6 +493,16 @@ CASES |= {
         lambda: [draw(s, N, DIM) for s in range(4)],
         lambda m, *x: fn.mod_x(*x, m.log_scale, 2.0).loss,
     ),
+    "CoconutNSPT": Case(
+        lambda: losses.CoconutNSPT(0.3, "ntpt", own_positive=False),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3, torch.arange(N) % 5 < 3],
+        lambda m, *x: fn.coconut_nspt(*x, 0.3, "ntpt", False),
+    ),
+    "CoconutMM": Case(
+        lambda: losses.CoconutMM(0.3),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3],
+        lambda m, *x: fn.coconut_mm(*x, 0.3),
+    ),
     "TokenContrast": Case(
         lambda: losses.TokenContrast(0.5),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],

@@ -293,6 +293,26 @@ SOURCES: dict[str, Source] = {
             "3,840 + 1,000 + 1,000 pairs, at hand",
         ),
         Source(
+            "digit-words",
+            "aligned",
+            "counterpoint.data.digit_streams",
+            "a handwritten digit as noisy intensities, and its word; the digit is the class: data of COCONUT's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,000 + 140 + 300 pairs, at hand",
+            function="load_words",
+        ),
+        Source(
+            "spoken-words",
+            "aligned",
+            "counterpoint.data.spoken_words",
+            "spoken digits of several speakers, or spoken commands in many voices, with transcripts; intents are the classes",
+            "recorded: CC BY-SA 4.0 (Free Spoken Digit Dataset), the user's copy; espeak NG, which speaks the commands, is "
+            "GPL-3.0-or-later, run as a process of its own",
+            "432 + 48 + 120 commands, spoken once (seconds); or 360 + 40 + 100 digits in $COUNTERPOINT_DATA",
+            needs="speech",
+            may="KIND",
+        ),
+        Source(
             "styled-shapes",
             "views",
             "counterpoint.data.styled_shapes",

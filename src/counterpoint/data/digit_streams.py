@@ -2,6 +2,8 @@
 
 Phase p has the right digits 2 p and 2 p + 1, and any left digit. The phase is the domain of a pair. A digit of a split is in no
 other split.
+
+`digit-words`: one digit as 64 noisy intensities, and its word, with the digit as class, for streams of classes.
 """
 
 from __future__ import annotations
@@ -79,4 +81,43 @@ def load(
             else {"image": Modality("image", size=16), "text": Modality("text")}
         ),
         domains=tuple(f"{world.NAMES[2 * p]}-{world.NAMES[2 * p + 1]}" for p in range(phases)),
+    )
+
+
+def load_words(
+    argument: None = None, *, train: int = 100, test: int = 30, noise: float = 0.1, valid: float = SHARE, seed: int = 0
+) -> AlignedData:
+    """Draw the digits and their words (a moment).
+
+    Args:
+        argument: not used; sources share a signature.
+        train: number of training digits of a class, 1 to about 125; fewer where a class has fewer.
+        test: number of test digits of a class, and at most of valid ones, at least 1; fewer where a class has fewer.
+        noise: standard deviation of the noise on intensities in 0..1, at least 0.
+        valid: share of the digits outside the test split that are valid, between 0 and 1.
+        seed: seed of digits and noise.
+
+    Raises CounterpointError for a number out of range.
+    """
+    if train < 1 or test < 1 or not 0 <= noise < float("inf"):
+        raise CounterpointError(
+            f"digit-words: train and test must be at least 1 and noise at least 0, got {train}, {test} and {noise}"
+        )
+    labels = world.inventory()[1]
+    rng = np.random.default_rng([2310_02699, seed])
+
+    def columns(numbers: Indices, each: int) -> AlignedColumns:
+        chosen = np.concatenate([rng.permutation(numbers[labels[numbers] == digit])[:each] for digit in range(10)])
+        pixels = world.noisy(world.scene(chosen), noise, rng).reshape(len(chosen), 64).astype(np.float32)
+        words = [world.NAMES[digit] for digit in labels[chosen]]
+        return AlignedColumns({"digit": pixels, "text": words}, labels=labels[chosen])
+
+    trained, watched, held = world.parts("digit-words", 0.2, valid)
+    return AlignedData(
+        name="digit-words",
+        train=columns(trained, train),
+        test=columns(held, test),
+        valid=columns(watched, test),
+        modalities={"digit": Modality("vector", dim=64), "text": Modality("text")},
+        classes=world.NAMES,
     )

@@ -34,7 +34,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
-    "continual": "ModX",
+    "continual": "CoconutMM CoconutNSPT ModX",
     "recommendation": "LearnedViews NextItem ScoreSpread",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",

@@ -5,11 +5,112 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import need_positive
 from counterpoint.core.world import Group, over
-from counterpoint.losses.base import BOUNDS, ScaledLoss
+from counterpoint.losses.base import BOUNDS, Loss, ScaledLoss
+
+
+class CoconutNSPT(Loss):
+    """COCONUT: rehearsed items are pulled to the old network's rows of their class, and pushed off the new network's rows.
+
+    Args:
+        temperature: Temperature, > 0.
+        roles: "nspt" (default); "ntpt": negatives of the old network, too; "scl": neither, which is SupCon of the whole batch.
+        own_positive: Count an item's own old row among its positives (default).
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, dim] | embeddings of any norm by the network that is trained |
+        | teacher | [n, dim] | those of the same items by the network before; no gradient |
+        | labels | [n] int | class of each item |
+        | rehearsal | [n] bool | True for items from the memory, which are the anchors |
+
+    State: none.
+
+    Relations: with roles="scl" it is SupConSingleView whose anchors without a positive count as 0.
+
+    Source: Cappellazzo et al., arXiv 2310.02699.
+
+    >>> import torch
+    >>> x = torch.eye(2)
+    >>> CoconutNSPT(temperature=0.5)(x, x, torch.tensor([0, 1]), torch.tensor([True, True]))
+    tensor(-2.)
+    """
+
+    calls = "coconut:coconut_nspt"
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        roles: Literal["nspt", "ntpt", "scl"] = "nspt",
+        *,
+        own_positive: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        if roles not in ("nspt", "ntpt", "scl"):
+            raise ValueError(f"roles must be one of nspt, ntpt, scl, got {roles!r}")
+        self.temperature, self.roles, self.own_positive = temperature, roles, own_positive
+
+    def forward(
+        self,
+        student: Float[Tensor, "n dim"],
+        teacher: Float[Tensor, "n dim"],
+        labels: Int[Tensor, " n"],
+        rehearsal: Bool[Tensor, " n"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over rehearsed items."""
+        settings = self.temperature, self.roles, self.own_positive
+        with over(self.group):
+            loss: Tensor = self.function(student, teacher, labels, rehearsal, *settings)
+        return loss
+
+
+class CoconutMM(Loss):
+    """COCONUT: CLIP of sounds and transcripts, in which pairs of one class are positives of each other.
+
+    Args:
+        temperature: Temperature, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | audio, text | [n, dim] | embeddings of any norm, in the same order |
+        | labels | [n] int | class of each pair; None: its own pair is the only positive |
+
+    State: none.
+
+    Relations: without labels it is CLIP at a fixed temperature.
+
+    Source: Cappellazzo et al., arXiv 2310.02699.
+
+    >>> import torch
+    >>> x = torch.eye(2)
+    >>> CoconutMM(temperature=1.0)(x, x)
+    tensor(0.3133)
+    """
+
+    calls = "coconut:coconut_mm"
+
+    def __init__(self, temperature: float = 0.1, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(
+        self, audio: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], labels: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return the mean over both directions."""
+        with over(self.group):
+            loss: Tensor = self.function(audio, text, labels, self.temperature)
+        return loss
 
 
 class ModX(ScaledLoss):

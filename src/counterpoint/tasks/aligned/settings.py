@@ -31,7 +31,7 @@ class AlignedConfig(OptimConfig):
     text_encoder: str = "text-s"
     """The network for text: text-s, minilm, tower-WIDTH-DEPTH-HEAD, hf:NAME."""
     audio_encoder: str = "sound-s"
-    """The network for sounds: sound-s, hf:NAME."""
+    """The network for sounds: sound-s, frames-s, hf:NAME."""
     vector_encoder: str = "mlp"
     """The network for vectors: mlp (normalised, 256 wide, GELU), linear, relu-WIDTH-WIDTH..., or as-is (unchanged)."""
     vector_noise: float = 0.0

@@ -1,0 +1,117 @@
+"""Compare COCONUT's contrasts with a plain way of writing them: time, value, and peak memory.
+
+    python benchmarks/coconut.py [--rounds 15] [--threads 1]      writes results/bench/coconut.json
+
+The authors published no code. The plain way follows the equations with whole matrices and masks, as common implementations of
+SupCon do. Both take the same float32 embeddings of width 256. One fifth of the rows is rehearsed, and there are 20 classes. They
+run forward and backward, in turn in one process. The record has the medians over the rounds and the median of the rounds'
+ratios. A ratio is the plain way's time over ours: above 1 ours is faster. Memory is the peak of a separate process of each, minus
+its memory before the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from obow import Case, normal, status, timed
+from torch import Tensor
+
+from counterpoint import functional as fn
+from counterpoint.engine.run import machine, versions
+
+OUT = Path(__file__).parents[1] / "results" / "bench" / "coconut.json"
+WIDTH, CLASSES, TAU = 256, 20, 0.1
+SIZES = {"32 rows": 32, "256 rows": 256, "1,024 rows": 1024, "4,096 rows": 4096}
+CASES = {f"{loss}, {name}": (loss, n) for loss in ("nspt", "mm") for name, n in SIZES.items()}
+
+
+def plain_nspt(student: Tensor, teacher: Tensor, labels: Tensor, rehearsal: Tensor) -> Tensor:
+    a, b = F.normalize(student, dim=1), F.normalize(teacher, dim=1).detach()
+    towards, against = a @ b.T / TAU, a @ a.T / TAU
+    others = 1 - torch.eye(len(a))
+    log_sum = torch.log((against.exp() * others).sum(1, keepdim=True))
+    positive = (labels[:, None] == labels[None]).float() * rehearsal[None]
+    losses = -(positive * (towards - log_sum)).sum(1) / positive.sum(1).clamp(min=1)
+    return losses[rehearsal].mean()
+
+
+def plain_mm(audio: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+    a, t = F.normalize(audio, dim=1), F.normalize(text, dim=1)
+    logits = a @ t.T / TAU
+    positive = (labels[:, None] == labels[None]).float()
+    ways = [-(positive * F.log_softmax(found, dim=1)).sum(1) / positive.sum(1) for found in (logits, logits.T)]
+    return (ways[0].mean() + ways[1].mean()) / 2
+
+
+def case(name: str, n: int) -> Case:
+    """Make the embeddings of n items."""
+    one, other = normal(0, n, WIDTH).requires_grad_(), normal(1, n, WIDTH).requires_grad_(name == "mm")
+    labels = torch.arange(n) % CLASSES
+    rehearsal = torch.arange(n) % 5 == 0
+    if name == "mm":
+        return lambda: fn.coconut_mm(one, other, labels, TAU), lambda: plain_mm(one, other, labels)
+    return lambda: fn.coconut_nspt(one, other, labels, rehearsal, TAU), lambda: plain_nspt(
+        one, other, labels, rehearsal
+    )
+
+
+def peak(side: int, name: str) -> float:
+    """Return the peak memory of one call, minus the memory before it, in megabytes."""
+    timed(case(CASES[name][0], 32)[side])
+    function = case(*CASES[name])[side]
+    before = status("VmRSS")
+    timed(function)
+    return round(max(0.0, status("VmHWM") - before), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print(peak(int(options.peak[0]), options.peak[1]))
+        return
+    record: dict[str, Any] = {
+        "what": "float32, forward and backward, medians; ratio above 1: ours is faster; megabytes: peak of a process",
+        "width": WIDTH, "threads": options.threads, "rounds": options.rounds, "cases": {},
+    }  # fmt: skip
+    for name, given in CASES.items():
+        ours, plain = case(*given)
+        rounds = options.rounds * (20 if given[1] <= 256 else 1)
+        timed(ours), timed(plain), timed(ours), timed(plain)
+        taken = [(timed(ours), timed(plain)) for _ in range(rounds)]
+        held = [
+            float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            for side in "01"
+            for words in [[sys.executable, __file__, "--threads", str(options.threads), "--peak", side, name]]
+        ]
+        found = {
+            "ours_s": round(statistics.median(a[0] for a, _ in taken), 6),
+            "plain_s": round(statistics.median(b[0] for _, b in taken), 6),
+            "ratio": round(statistics.median(b[0] / a[0] for a, b in taken), 2),
+            "ours_megabytes": held[0],
+            "plain_megabytes": held[1],
+            "values_apart": float(f"{float((taken[0][0][1] - taken[0][1][1]).abs()):.1e}"),
+        }
+        record["cases"][name] = found
+        print(f"{name}: {json.dumps(found)}", flush=True)
+    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
