@@ -90,7 +90,7 @@ def test_commands_have_an_intent_and_a_richer_transcript(monkeypatch):
         assert found.classes[label].split()[-1] in text.split()
     assert len(set(texts)) > 6
     waves = found.train.column("audio", np.arange(18))
-    assert waves.shape == (18, 19200)
+    assert waves.shape == (18, 25600)
     assert (np.abs(waves).max(1) > 0.05).all()
     again = data.load(COMMANDS, task="aligned").train.column("audio", np.arange(18))
     assert np.array_equal(waves, again)

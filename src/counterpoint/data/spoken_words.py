@@ -50,7 +50,7 @@ def load(
         train: number of training sounds of an intent, valid ones among them, at least 4; recorded: at most all.
         test: number of test sounds of an intent, at least 1; recorded: at most all.
         valid: share of the training sounds in the valid split, the same for every intent, between 0 and 1.
-        seconds: length of a sound, 0.1 to 10; 0: 1 for recorded digits, 2.4 for commands. The notes count longer ones, which
+        seconds: length of a sound, 0.1 to 10; 0: 1 for recorded digits, 3.2 for commands. The notes count longer ones, which
             are cut at the end.
         intents: take the first so many intents, at least 2; 0: all (10 digits, 12 commands).
         seed: seed of all draws, at least 0.
@@ -67,7 +67,7 @@ def load(
             f"spoken-words needs train of at least 4, test of at least 1, and a seed of at least 0. It has 2 to {most} intents "
             f"(0: all). Got {train=}, {test=}, {seed=}, {intents=}"
         )
-    seconds = seconds or (1.0 if kind == "recorded" else 2.4)
+    seconds = seconds or (1.0 if kind == "recorded" else 3.2)
     if not 0.1 <= seconds <= 10:
         raise CounterpointError(f"spoken-words needs seconds of 0.1 to 10, got {seconds:g}")
     checked_share("spoken-words", valid)

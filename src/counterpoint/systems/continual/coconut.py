@@ -360,7 +360,7 @@ class CoconutLearner(ClassStreamLearner):
 LAPTOP: dict[str, Any] = {
     "phases": 5,
     "epochs": 15,
-    "batch_size": 32,
+    "batch_size": 16,
     "audio_encoder": "frames-s",
     "image_encoder": "mlp-s",
     "vector_encoder": "relu-128-128",
