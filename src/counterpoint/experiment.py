@@ -264,6 +264,13 @@ def load_learner(run: Run | Path | str) -> Learner:
     return learner.eval()
 
 
+def untrained(record: Mapping[str, Any], facts: Mapping[str, Any]) -> Learner:
+    """Build the learner of a run's record and facts, with random weights."""
+    system = catalog.load_system(record["slug"])
+    config = with_settings(system.config(), record["config"], system.slug)
+    return system.learner(config, SimpleNamespace(**facts), record["seed"])
+
+
 def of_spec(spec: str) -> tuple[Experiment, int]:
     """Resolve "SLUG?data=SOURCE&seed=0&OPTION=VALUE" (see `fitted`): the experiment and its seed."""
     slug, _, query = spec.partition("?")

@@ -293,6 +293,15 @@ SOURCES: dict[str, Source] = {
             "3,840 + 1,000 + 1,000 pairs, at hand",
         ),
         Source(
+            "digit-domains",
+            "views",
+            "counterpoint.data.digit_domains",
+            "one handwritten digit in five domains, with a name in each: data of MulKI's claim; for `aligned` with the names",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "3,200 + 2,000 + 2,000 images of 8 pixels, at hand",
+            also=("aligned",),
+        ),
+        Source(
             "styled-shapes",
             "views",
             "counterpoint.data.styled_shapes",
