@@ -26,13 +26,14 @@ AXES = {
     "VLMOOD": (0, 0, None, 0),
     "PromptTuning": (0, None, 0, None, 0),
     "IntraModal": (0, None, 0),
+    "MulKI": (0, None, 0, 1, None, None),
     "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "PatchNCE": (0, 1, 1),
     "FeatureRatio": (0, 1, 1),
 }
 # Numbers of the tensors with a gradient that every process holds whole, such as texts of classes.
-COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,)}
+COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,), "MulKI": (1, 4)}
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
     "NTXent", "InfoNCE", "MoCo", "DCL", "NTXentByIndex", "PairwiseNTXent", "SnippetNTXent", "MixedNTXent",
@@ -49,7 +50,7 @@ NAMES = [
     "PixPro", "PixelRegression", "PixContrast", "ReID", "SoftDice", "BinaryMask", "ColumnInfoNCE", "MSN", "InterModal",
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
-    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
+    "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "MulKI",
 ]  # fmt: skip
 
 

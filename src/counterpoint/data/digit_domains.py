@@ -1,4 +1,4 @@
-"""`digit-domains`: one handwritten digit in five domains, in each of which a digit has a name of its own, such as "mirrored three".
+"""`digit-domains`: one handwritten digit in five domains. In each a digit has its own name, such as "mirrored three".
 
 The domains are plain, inverted, transposed, mirrored and rolled by 3 pixels; they are learned in this order. A digit of a split is
 in no other split. Some digits are kept for the network that a learner begins with: `?origin=1` has these alone, and no others.
@@ -57,8 +57,8 @@ def load(
     """
     if train < 20 or test < 20 or not 1 <= domains <= len(DOMAINS) or seed < 0:
         raise CounterpointError(
-            f"digit-domains: train and test must be at least 20, domains in 1..{len(DOMAINS)} and seed at least 0, got "
-            f"{train=}, {test=}, {domains=}, {seed=}"
+            f"digit-domains: needs train and test of at least 20, domains in 1..{len(DOMAINS)}, seed of at least 0; "
+            f"got {train=}, {test=}, {domains=}, {seed=}"
         )
     labels, names = world.inventory()[1], list(DOMAINS)[:domains]
     trained, watched, held = world.parts("digit-domains", 0.25, valid)
@@ -92,13 +92,13 @@ def load(
     if task == "aligned":
         columns = {
             split: AlignedColumns(
-                {"image": ArrayImages(pixels), "text": [classes[c] for c in classed[split]]}, classed[split], domains=domain
+                {"image": ArrayImages(pixels), "text": [classes[c] for c in classed[split]]},
+                classed[split],
+                domains=domain,
             )
             for split, (pixels, _, domain) in made.items()
         }
         kinds = {"image": Modality("image", size=world.SIDE), "text": Modality("text")}
         return AlignedData("digit-domains", **columns, modalities=kinds, classes=classes, domains=tuple(names))
-    splits = {
-        split: ArrayImages(pixels, classed[split], domains=domain) for split, (pixels, _, domain) in made.items()
-    }
+    splits = {split: ArrayImages(pixels, classed[split], domains=domain) for split, (pixels, _, domain) in made.items()}
     return ImageData("digit-domains", **splits, classes=classes, size=world.SIDE, domains=tuple(names))

@@ -128,7 +128,7 @@ class PairEncoder(ImageEncoder):
         """Compute a unit row for each class, the mean over its texts; with gradient."""
         flat = [text for of_class in texts for text in of_class]
         rows = self.network.token_embeddings(*self.network.token_ids(flat))
-        return class_prototypes(rows.float().unflatten(0, (len(texts), -1)))
+        return class_prototypes(rows.unflatten(0, (len(texts), -1)))
 
 
 class ClassStreamLearner(Phased, ImageLearner):
@@ -182,7 +182,7 @@ class ClassStreamLearner(Phased, ImageLearner):
         return own.nonzero().flatten().cpu().numpy()
 
     def texts_of_phase(self) -> list[list[str]]:
-        """The texts of the current phase's classes."""
+        """Return the texts of the current phase's classes."""
         return [self.texts[c] for c in self.classes]
 
     def enter_phase(self, phase: int, survey: Survey) -> None:

@@ -4,8 +4,8 @@ Zhang, Ji, Liu, Pang, Han: "Multi-Stage Knowledge Integration of Vision-Language
 Processing 35, 2026, arXiv 2411.06764. No code was released.
 
 **The equations below are choices of this library, not the paper's.** Its body could not be read. Known are the four stages and
-their purpose, both teachers and their weights for each sample, prototypes that begin as the original CLIP's, and that relations are
-distilled on several levels. Protocol and softened rows are those of ZSCL (arXiv 2303.06628), on which the paper builds.
+their purpose, and both teachers with weights for each sample. Known too are prototypes that begin as the original CLIP's, and that
+relations are distilled on several levels. Protocol and softened rows are those of ZSCL (arXiv 2303.06628).
 
     z, W         [n, dim], [classes, dim] unit embeddings of a task's images and class texts by the student
     z_j, W_j     those by teacher j: the original network (0) and the student after the task before (1), both frozen
@@ -14,18 +14,21 @@ distilled on several levels. Protocol and softened rows are those of ZSCL (arXiv
     R(a, B)      softmax(s/T a B^T) over the rows of B
 
 1. Eliciting ideas: L_cls = CE(s z W^T, y), and L_proto, the symmetric contrast of W and P.
-2. Adding ideas, for each teacher: |z - z_j|^2, KL(R(z_j, W_j) || R(z, W_j)), KL(R(z_j, P) || R(z, P)) of each image, and
-   KL(R(W_j, P) || R(W, P)) of each class. The same rows stand on both sides, so student and rows cannot drift together.
+2. Adding ideas, for each teacher. Of each image:
+
+       |z - z_j|^2 + KL(R(z_j, W_j) || R(z, W_j)) + KL(R(z_j, P) || R(z, P))
+
+   and KL(R(W_j, P) || R(W, P)) of each class. The same rows stand on both sides, so student and rows cannot drift together.
 3. Distinguishing ideas: the weight of teacher j for an image is the softmax over teachers of log p_j(y) / T_w. A class has the mean
-   of its images in the batch, or of the batch.
+   weight of its images in the batch, or of the batch.
 4. Making connections: L = L_cls + l1 L_proto + l2 (weighted sum of step 2). `--connect` also connects weights: a running average
    within a task as ZSCL's ensemble, an interpolation with the network before the task, or both. It is off by default.
 
-P begins as class means of the original network's embeddings, in one pass over the task's images. After each step it moves towards the
-batch's means, with momentum 0.9. `--prototypes` keeps it fixed, makes it learnable by L_proto, or gives each teacher its own class means.
-`--l1 0 --l2 0` is plain fine-tuning. In the first task both teachers are one network, which counts once.
+P begins as class means of the original network's embeddings, in one pass over the task's images. After each step it moves towards
+the batch's means, with momentum 0.9. `--prototypes` keeps it fixed, makes it learnable by L_proto, or gives each teacher its own
+class means. In the first task both teachers are one network, which counts once. `--l1 0 --l2 0` is plain fine-tuning.
 
-Left out: the baselines LwF, iCaRL and ZSCL, which needs reference data. The other settings are ZSCL's, with epochs for its 1,000 steps.
+Left out: the baselines LwF and iCaRL, and ZSCL, which needs reference data. Other settings are ZSCL's, but epochs for 1,000 steps.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_scale, need_within, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import EPS, unit
 from counterpoint.core.precision import full_precision, scalar, wide
@@ -73,7 +76,7 @@ def relational_distillation(
     student_rows: Float[Tensor, "rows dim"],
     teacher_rows: Float[Tensor, "rows dim"],
     prototypes: Float[Tensor, "classes dim"],
-    scale: float | Float[Tensor, ""],
+    logit_scale: float | Float[Tensor, ""],
     temperature: float = 2.0,
 ) -> Float[Tensor, " rows"]:
     r"""Compute KL(R(teacher row, prototypes) || R(student row, prototypes)) of each row (step 2).
@@ -81,7 +84,7 @@ def relational_distillation(
     Args:
         student_rows, teacher_rows: rows as they are, usually unit rows.
         prototypes: one row for each class, which both are compared with; no gradient.
-        scale: s, 1 / the temperature of the logits, > 0.
+        logit_scale: s, 1 / the temperature of the logits, at least 0.
         temperature: T, > 0, by default 2.
 
     The teacher gets no gradient. With one class it is 0. A row's result depends on this row alone. Times temperature^2 it is ZSCL's
@@ -96,9 +99,10 @@ def relational_distillation(
     if prototypes.ndim != 2 or prototypes.shape[1] != student_rows.shape[1]:
         raise ValueError(f"prototypes must be [classes, {student_rows.shape[1]}], got {list(prototypes.shape)}")
     need_rows(student_rows=student_rows, prototypes=prototypes)
-    need_positive(scale=scale, temperature=temperature)
+    need_scale(logit_scale=logit_scale)
+    need_positive(temperature=temperature)
     student, teacher, bank = wide(student_rows), wide(teacher_rows.detach()), wide(prototypes.detach())
-    factor = scalar(scale, student) / temperature
+    factor = scalar(logit_scale, student) / temperature
     new, old = ((factor * (rows @ bank.T)).log_softmax(1) for rows in (student, teacher))
     return F.kl_div(new, old, reduction="none", log_target=True).sum(1)
 
@@ -126,13 +130,13 @@ def teacher_weights(losses: Float[Tensor, "rows teachers"], temperature: float =
 
 @full_precision
 def prototype_alignment(
-    text: Float[Tensor, "classes dim"], prototypes: Float[Tensor, "classes dim"], scale: float | Float[Tensor, ""]
+    text: Float[Tensor, "classes dim"], prototypes: Float[Tensor, "classes dim"], logit_scale: float | Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """Compute L_proto: the symmetric contrast of class texts and prototypes, in the mean over classes (step 1).
 
     Args:
         text, prototypes: unit rows of the same classes.
-        scale: s, > 0.
+        logit_scale: s, at least 0.
 
     Raises ValueError for different shapes and for no class.
 
@@ -140,9 +144,12 @@ def prototype_alignment(
     tensor(0.3133)
     """
     if text.ndim != 2 or text.shape != prototypes.shape:
-        raise ValueError(f"text and prototypes must be [classes, dim] alike, got {shapes(text=text, prototypes=prototypes)}")
+        raise ValueError(
+            f"text and prototypes must be [classes, dim] alike, got {shapes(text=text, prototypes=prototypes)}"
+        )
     need_rows(text=text)
-    logits = scalar(scale, wide(text)) * (wide(text) @ wide(prototypes).T)
+    need_scale(logit_scale=logit_scale)
+    logits = scalar(logit_scale, wide(text)) * (wide(text) @ wide(prototypes).T)
     return ((logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()).mean()
 
 
@@ -182,7 +189,7 @@ def mulki_loss(
     teacher_images: Float[Tensor, "teachers n dim"],
     teacher_texts: Float[Tensor, "teachers classes dim"],
     prototypes: Float[Tensor, "classes dim"],
-    scale: float | Float[Tensor, ""],
+    logit_scale: float | Float[Tensor, ""],
     l1: float = 0.1,
     l2: float = 1.0,
     feature_weight: float = 1.0,
@@ -199,7 +206,7 @@ def mulki_loss(
         labels: [n] class numbers, positions in `text`.
         teacher_images, teacher_texts: those by each teacher; no gradient. No teacher: L_inter is 0.
         prototypes: P, of any norm. Relations give it no gradient, L_proto does.
-        scale: s, > 0.
+        logit_scale: s, at least 0.
         l1, l2: weights of L_proto and L_inter, by default 0.1 and 1.
         feature_weight: weight of |z - z_j|^2 within L_inter, by default 1.
         temperature: T of the relations, by default 2.
@@ -218,14 +225,16 @@ def mulki_loss(
     teachers, fit = len(teacher_images), (text.shape, prototypes.shape)
     if text.ndim != 2 or image.shape[1:] != text.shape[1:] or fit[0] != fit[1] or len(labels) != len(image):
         said = shapes(image=image, text=text, labels=labels, prototypes=prototypes)
-        raise ValueError(f"image, text, labels and prototypes must be [n, dim], [classes, dim], [n] and as text, got {said}")
+        raise ValueError(
+            f"image, text, labels and prototypes must be [n, dim], [classes, dim], [n] and as text, got {said}"
+        )
     if teacher_images.shape[1:] != image.shape or teacher_texts.shape != (teachers, *text.shape):
         said = shapes(teacher_images=teacher_images, teacher_texts=teacher_texts)
         raise ValueError(f"teacher_images and teacher_texts must be a list of such rows for each teacher, got {said}")
     if weights not in WEIGHTS[:2]:
         raise ValueError(f"weights must be 'adaptive' or 'equal', got {weights!r}")
     z, w, bank = unit(wide(image)), unit(wide(text)), unit(wide(prototypes))
-    s = scalar(scale, z)
+    s = scalar(logit_scale, z)
     classification = global_mean(
         F.cross_entropy(s * (z @ w.T), labels, reduction="none", label_smoothing=label_smoothing)
     )
@@ -249,7 +258,9 @@ def mulki_loss(
     )
     a = torch.full_like(of_images, 1 / teachers)
     if weights == "adaptive":
-        losses = [F.cross_entropy(s * (z_j @ w_j.T), labels, reduction="none") for z_j, w_j in zip(old_z, old_w, strict=True)]
+        losses = [
+            F.cross_entropy(s * (z_j @ w_j.T), labels, reduction="none") for z_j, w_j in zip(old_z, old_w, strict=True)
+        ]
         a = teacher_weights(torch.stack(losses, 1), weight_temperature)
     every, numbers = gather_rows(a.detach()), gather_rows(labels)
     sums = every.new_zeros(len(w), teachers).index_add(0, numbers, every)
@@ -300,6 +311,7 @@ class MulKIConfig(ClassStreamConfig):
     connect_share: float = 0.5
     """Share of the network before the task in the interpolation, 0 to 1."""
 
+    distils: ClassVar[bool] = False  # its teachers are its own past
     counts: ClassVar[tuple[str, ...]] = (*ClassStreamConfig.counts, "connect_every")
 
     def __post_init__(self) -> None:
@@ -335,7 +347,9 @@ class MulKILearner(ClassStreamLearner):
         for name in ("banks", "teacher_texts"):
             self.register_buffer(name, torch.zeros(2, *shape))
         self.register_buffer("averaged", torch.zeros(2, dtype=torch.int64))
-        self.running = copy.deepcopy(self.encoder).requires_grad_(False) if config.connect in ("average", "both") else None
+        self.running = (
+            copy.deepcopy(self.encoder).requires_grad_(False) if config.connect in ("average", "both") else None
+        )
         self.seen: tuple[Tensor, Tensor] | None = None  # embeddings and classes of the step
 
     def enter_phase(self, phase: int, survey: Survey) -> None:
@@ -361,7 +375,7 @@ class MulKILearner(ClassStreamLearner):
         self.averaged.zero_()
 
     def teachers(self) -> list[tuple[int, Frozen]]:
-        """The teachers of the current task with their numbers; the first task has one, as both are one network."""
+        """Return the teachers of the current task with their numbers; in the first task both are one network."""
         both = [(0, self.origin), (1, self.previous)]
         if self.config.weights in ("first", "second"):
             return [both[self.config.weights == "second"]]
@@ -374,7 +388,11 @@ class MulKILearner(ClassStreamLearner):
         rows, text = self.embed(images), self.encoder.class_rows(self.texts_of_phase())
         used = self.teachers() if config.l2 else []
         numbers = [number for number, _ in used]
-        taught = torch.stack([teacher(images).to(rows.dtype) for _, teacher in used]) if used else rows.new_zeros(0, *rows.shape)
+        taught = (
+            torch.stack([teacher(images.float()).to(rows.dtype) for _, teacher in used])
+            if used
+            else rows.new_zeros(0, *rows.shape)
+        )
         apart = self.banks[numbers][:, own] if config.prototypes == "per_teacher" else None
         found = mulki_loss(
             *(rows, text, labels, taught, self.teacher_texts[numbers][:, own], self.bank[own], self.scale),
@@ -431,8 +449,8 @@ def blended(into: nn.Module, one: nn.Module, other: nn.Module, share: float) -> 
 
 
 TEACHER = (
-    "fit:clip?data=digit-domains%3Forigin=1&image_encoder=mlp-s&embedding=32&recipe=none&epochs=60&batch_size=64&lr=0.004"
-    "&context=16&evaluate_every=60"
+    "fit:clip?data=digit-domains%3Forigin=1&image_encoder=mlp-s&text_encoder=tower-64-1-16&embedding=32&recipe=none&epochs=60"
+    "&batch_size=64&lr=0.008&context=16&evaluate_every=60"
 )
 # Settings for small pictures on a few cores, which replace the paper's.
 LAPTOP: dict[str, Any] = {
