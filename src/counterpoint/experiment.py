@@ -179,6 +179,8 @@ class Experiment:
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
         if self.system.run is not None:
+            if self.data.startswith("stream:"):
+                raise CounterpointError(f"{self.system.slug} trains no network by steps, so it cannot be run over a stream")
             loop = services.get("loop") or Loop()
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
                 raise CounterpointError(
@@ -202,6 +204,8 @@ class Experiment:
         learner = self.learner(facts, seed)
         if parent is not None:
             _start_from(learner, parent)
+        if getattr(source, "stream", False):
+            learner = self._over_stream(learner, task, facts)
         directory = run() if callable(run) else run
         if directory is not None:
             directory.save_facts(facts)
@@ -214,6 +218,17 @@ class Experiment:
             say=None if say is silent else say,
             **({"bar": False} if directory is None else {}) | services,
         )
+
+    def _over_stream(self, learner: Learner, task: Any, facts: Mapping[str, Any]) -> Learner:
+        """Let a learner train over the phases of its data (see tasks/sequential.py)."""
+        from counterpoint.tasks.sequential import over_stream, phase_data
+
+        if not getattr(task.data, "stream", False) or self.system.source is not None:
+            raise CounterpointError(f"{self.system.slug} changes its data, so it cannot be run over a stream; name another system")
+        tasks = [self.measured(part) for part in phase_data(task.data)]
+        for part in tasks:
+            part.check_facts(facts)
+        return over_stream(learner, task, tasks)
 
     def _own_run(self, seed: int, run: Run | Callable[[], Run] | None, say: Say) -> list[dict[str, float]]:
         """Run a system that has its own `run` instead of the training loop, and keep its metrics."""
