@@ -178,9 +178,10 @@ class Experiment:
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
+        if self.data.startswith("stream:") and (self.system.run is not None or self.system.source is not None):
+            why = "trains no network by steps" if self.system.run is not None else "changes its data"
+            raise CounterpointError(f"{self.system.slug} {why}, so it cannot be run over a stream; name another system")
         if self.system.run is not None:
-            if self.data.startswith("stream:"):
-                raise CounterpointError(f"{self.system.slug} trains no network by steps, so it cannot be run over a stream")
             loop = services.get("loop") or Loop()
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
                 raise CounterpointError(
@@ -223,8 +224,6 @@ class Experiment:
         """Let a learner train over the phases of its data (see tasks/sequential.py)."""
         from counterpoint.tasks.sequential import over_stream, phase_data
 
-        if not getattr(task.data, "stream", False) or self.system.source is not None:
-            raise CounterpointError(f"{self.system.slug} changes its data, so it cannot be run over a stream; name another system")
         tasks = [self.measured(part) for part in phase_data(task.data)]
         for part in tasks:
             part.check_facts(facts)

@@ -32,7 +32,7 @@ def pictures(
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Sources by name, for streams of sets made here."""
+    """Return an empty mapping, whose sets become sources by name."""
     made: dict[str, Any] = {}
     monkeypatch.setattr(streams, "_loaded", lambda spec, task, seed: made[spec])
     return made
@@ -46,16 +46,16 @@ def test_classes_are_divided_into_consecutive_groups_in_every_split():
         assert np.array_equal(split.domains, split.labels // 2)
     whole = sources.load("digits?size=8&train=200")
     assert np.array_equal(found.train.images(np.arange(9)), whole.train.images(np.arange(9)))
-    assert found.notes[-1].endswith("5 phases in the order zero to one, two to three, four to five, six to seven, eight to nine")
+    assert found.notes[-1].endswith(
+        "5 phases in the order zero to one, two to three, four to five, six to seven, eight to nine"
+    )
 
 
 @pytest.mark.parametrize("order", ["transposed,plain,inverted", "2,0,1", "2,plain,1"])
 def test_an_order_renames_and_renumbers_the_phases(order):
     plain = sources.load("stream:digit-domains%3Ftrain=20%26test=20%26domains=3", task="views")
     assert plain.domains == ("plain", "inverted", "transposed")
-    ordered = sources.load(
-        f"stream:digit-domains%3Ftrain=20%26test=20%26domains=3?order={order}", task="views"
-    )
+    ordered = sources.load(f"stream:digit-domains%3Ftrain=20%26test=20%26domains=3?order={order}", task="views")
     assert ordered.domains == ("transposed", "plain", "inverted")
     assert np.array_equal(np.array([1, 2, 0])[plain.train.domains], ordered.train.domains)
     assert np.array_equal(plain.train.labels, ordered.train.labels)
@@ -81,7 +81,9 @@ def test_sources_are_phases_and_share_the_numbers_of_equal_classes(given):
     assert shown[:, 0, 0, 0].tolist() == [21, 0, 20]
     taken = found.valid.take(np.array([12, 3]))
     assert taken.images(np.arange(2))[:, 0, 0, 0].tolist() == [70, 53]
-    with pytest.raises(DataError, match=r"class 'b' is in the phases 1\. set and 2\. set, but .* set \?by=class, or leave out"):
+    with pytest.raises(
+        DataError, match=r"class 'b' is in the phases 1\. set and 2\. set, but .* set \?by=class, or leave out"
+    ):
         streams.load("x,y", disjoint=1)
     by_class = streams.load("x,y", by="class", phases=3)
     assert by_class.domains == ("a", "b", "c")
@@ -144,10 +146,30 @@ def no_item(data: ImageData) -> ImageData:
         (pictures(()), {"by": "class"}, DataError, r"has no classes to divide by; set \?by=domain"),
         (pictures(), {"by": "domain"}, DataError, r"has no domains in each of its splits; set \?by=class, or give"),
         (pictures(), {"by": "group"}, DataError, "has no groups in each of its splits"),
-        (no_item(pictures()), {"by": "class", "phases": 2}, DataError, "phase 'b' has no item in the valid split; use fewer"),
-        (pictures(), {"by": "class", "phases": 2, "order": "a"}, CounterpointError, "order must hold each phase once.* are a, b"),
-        (pictures(), {"by": "class", "phases": 2, "order": "a,a"}, CounterpointError, "order must hold each phase once"),
-        (pictures((), ("p", "q")), {"disjoint": 1}, DataError, r"has no classes, so \?disjoint=1 has nothing to compare"),
+        (
+            no_item(pictures()),
+            {"by": "class", "phases": 2},
+            DataError,
+            "phase 'b' has no item in the valid split; use fewer",
+        ),
+        (
+            pictures(),
+            {"by": "class", "phases": 2, "order": "a"},
+            CounterpointError,
+            "order must hold each phase once.* are a, b",
+        ),
+        (
+            pictures(),
+            {"by": "class", "phases": 2, "order": "a,a"},
+            CounterpointError,
+            "order must hold each phase once",
+        ),
+        (
+            pictures((), ("p", "q")),
+            {"disjoint": 1},
+            DataError,
+            r"has no classes, so \?disjoint=1 has nothing to compare",
+        ),
     ],
 )
 def test_streams_that_cannot_be_made_are_named(made, options, error, said, given):
@@ -158,7 +180,7 @@ def test_streams_that_cannot_be_made_are_named(made, options, error, said, given
 
 def test_sources_that_differ_and_streams_of_streams_are_named(given, monkeypatch):
     given["x"], given["y"] = pictures(), pictures(size=10)
-    with pytest.raises(DataError, match="differ: .*give both the same sizes"):
+    with pytest.raises(DataError, match=r"differ: .*give both the same sizes"):
         streams.load("x,y")
     given["y"] = aligned()
     with pytest.raises(DataError, match="differ"):

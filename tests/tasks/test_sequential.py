@@ -35,13 +35,13 @@ def streamed(slug, data, settings):
 def test_each_phase_trains_on_its_own_items_and_fills_a_row(monkeypatch):
     learner, task = streamed("clip", PAIRS, CLIP)
     assert [stage.name for stage in learner.stages()] == ["transposed", "plain", "inverted"]
-    seen, loss = [], clip.CLIPLearner.loss
+    seen, loss = [], clip.CLIP.loss
 
     def watched(self, batch):
         seen.append((self.position.stage, set(task.data.train.domains[batch["index"].numpy()])))
         return loss(self, batch)
 
-    monkeypatch.setattr(clip.CLIPLearner, "loss", watched)
+    monkeypatch.setattr(clip.CLIP, "loss", watched)
     row = fit(learner, task, bar=False)[-1]
     # The learner's own code counts its one stage in every phase.
     assert seen == [(0, {phase}) for phase in (0, 1, 2) for _ in range(4)]
@@ -59,7 +59,7 @@ def test_the_last_row_is_the_headline_on_each_phase_s_items():
         assert set(part.split("test").domains) == {phase}
         assert learner._measured(part, "test") == pytest.approx(learner.stream_history[1, -1, phase].item())
     shown = learner.figures(learner.survey)["What each phase kept"]
-    assert (shown["names"], np.shape(shown["values"])) == (["zero to two", "three to five", "six to nine"], (3, 3))
+    assert (shown["names"], np.shape(shown["values"])) == (["zero to three", "four to six", "seven to nine"], (3, 3))
 
 
 def test_a_system_of_several_stages_repeats_them_in_every_phase():
@@ -67,7 +67,7 @@ def test_a_system_of_several_stages_repeats_them_in_every_phase():
     learner, task = streamed("kd", DIGITS, settings | {"recipe": "none", "evaluate_every": 9})
     names = [stage.name for stage in learner.stages()]
     assert len(names) == 6
-    assert names[0].startswith("zero to two, ")
+    assert names[0].startswith("zero to three, ")
     rows = fit(learner, task, bar=False)
     assert "test/teacher_accuracy" in rows[-1]
     assert np.isfinite(rows[-1]["test/stream_last"])
@@ -88,11 +88,17 @@ def test_a_run_over_a_stream_is_loaded_and_measured_as_its_system(tmp_path):
 @pytest.mark.parametrize("at", [1, 6, 10])  # in each phase
 def test_interrupted_and_resumed_it_ends_the_same(at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("clip", PAIRS, overrides=CLIP).config
-    need_equal_ends(monkeypatch, clip.CLIPLearner, "clip", config, PAIRS, at, tmp_path)
+    need_equal_ends(monkeypatch, clip.CLIP, "clip", config, PAIRS, at, tmp_path)
 
 
 def test_a_learner_of_phases_takes_a_stream_as_it_is():
-    settings = {"image_encoder": "mlp-s", "text_encoder": "tower-16-1-8", "embedding": 8, "recipe": "none", "batch_size": 20}
+    settings = {
+        "image_encoder": "mlp-s",
+        "text_encoder": "tower-16-1-8",
+        "embedding": 8,
+        "recipe": "none",
+        "batch_size": 20,
+    }
     learner, _ = streamed("mod-x", PAIRS, settings | {"context": 16})
     assert not isinstance(learner, Sequential)
     assert learner.names == ["transposed", "plain", "inverted"]
@@ -103,7 +109,13 @@ def test_a_learner_of_phases_takes_a_stream_as_it_is():
     [
         ("mean-teacher", DIGITS, {"encoder": "mlp-s"}, CounterpointError, "composes its batches by labels"),
         ("supcon", DIGITS, SUPCON | {"images_per_class": 4}, CounterpointError, "set --images-per-class 0"),
-        ("adainf", "stream:digits%3Fsize=8?by=class&phases=2", {"encoder": "mlp-s"}, CounterpointError, "changes its data"),
+        (
+            "adainf",
+            DIGITS,
+            {"encoder": "mlp-s"},
+            CounterpointError,
+            "adainf changes its data, so it cannot be run over",
+        ),
         ("supcon", DIGITS, SUPCON | {"batch_size": 200}, DataError, "fewer than a batch of 200; use --batch-size"),
     ],
 )
@@ -116,7 +128,7 @@ def test_systems_and_phases_that_do_not_fit_are_named(slug, data, settings, erro
 def test_a_stage_with_batches_of_its_own_is_refused(monkeypatch):
     from counterpoint.engine.stages import Stage
 
-    monkeypatch.setattr(supcon.SupConLearner, "stages", lambda self: [Stage("own", 1, batches=lambda survey: None)])
+    monkeypatch.setattr(supcon.SupCon, "stages", lambda self: [Stage("own", 1, batches=lambda survey: None)])
     learner, _ = streamed("supcon", DIGITS, SUPCON)
     with pytest.raises(CounterpointError, match="chooses the batches of its stage 'own' by itself"):
         learner.stages()

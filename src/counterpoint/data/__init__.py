@@ -305,7 +305,7 @@ SOURCES: dict[str, Source] = {
             "stream",
             "views",
             "counterpoint.data.streams",
-            "another source in phases, which are learned one after another: ?by=class&phases=5, by domain, group or several sources",
+            "another source in phases, learned one after another: ?by=class&phases=5, or by domain, group, several sources",
             "the source's",
             "as the source",
             argument="SOURCE",

@@ -7,6 +7,7 @@ in no other split. Some digits are kept for the network that a learner begins wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ def load(
     classes = world.NAMES if shared else tuple(f"{name} {digit}" for name in names for digit in world.NAMES)
     classed = {split: digit + (0 if shared else 10 * domain) for split, (_, digit, domain) in made.items()}
     if task == "aligned":
-        columns = {
+        columns: dict[str, Any] = {
             split: AlignedColumns(
                 {"image": ArrayImages(pixels), "text": [classes[c] for c in classed[split]]},
                 classed[split],
@@ -100,5 +101,7 @@ def load(
         }
         kinds = {"image": Modality("image", size=world.SIDE), "text": Modality("text")}
         return AlignedData("digit-domains", **columns, modalities=kinds, classes=classes, domains=tuple(names))
-    splits = {split: ArrayImages(pixels, classed[split], domains=domain) for split, (pixels, _, domain) in made.items()}
+    splits: dict[str, Any] = {
+        split: ArrayImages(pixels, classed[split], domains=domain) for split, (pixels, _, domain) in made.items()
+    }
     return ImageData("digit-domains", **splits, classes=classes, size=world.SIDE, domains=tuple(names))

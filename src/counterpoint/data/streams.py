@@ -4,8 +4,8 @@
     stream:digit-domains?order=rolled,plain                   domains, in an order of one's own
     stream:imagefolder:old,imagefolder:new                    sources, with their classes together
 
-A question mark or an ampersand of a source is written %3F or %26, and a comma %2C: `stream:digits%3Fsize=8?by=class`. The phases are
-the `domains` of the result, and `stream` is true. Learners of phases (mod-x, mulki) take them as they are. Every other trained
+A question mark or an ampersand of a source is written %3F or %26, and a comma %2C: `stream:digits%3Fsize=8?by=class`. The phases
+are the `domains` of the result, and `stream` is true. Learners of phases (mod-x, mulki) take them as they are. Every other trained
 system of the tasks `labelled` and `aligned` is fine-tuned phase after phase (tasks/sequential.py).
 """
 
@@ -81,7 +81,8 @@ class Chosen:
 
     def row_names(self, positions: Indices) -> list[str]:
         return self._read(
-            positions, lambda part, rows: part.row_names(rows) if isinstance(part, Listed) else [f"item {n}" for n in rows]
+            positions,
+            lambda part, rows: part.row_names(rows) if isinstance(part, Listed) else [f"item {n}" for n in rows],
         )
 
     def files(self, positions: Indices, modality: str) -> list[str | None]:
@@ -138,7 +139,8 @@ def load(
     sequence = _sequence(name, order, called)
     place = np.full(several + 1, -1)  # the last for items of no phase
     place[sequence] = np.arange(several)
-    made, notes = {}, [note for data in loaded for note in data.notes]
+    made: dict[str, Any] = {}
+    notes = [note for data in loaded for note in data.notes]
     for split, items in whole.items():
         items.domains = place[phase[split]]
         kept = np.flatnonzero(items.domains >= 0)
@@ -155,9 +157,16 @@ def load(
     if disjoint or by == "class":
         _need_disjoint(name, made["train"], ordered, classes)
     notes.append(f"{name}: {several} phases in the order {', '.join(ordered)}")
-    shared: dict[str, Any] = {"name": name, "notes": notes, "domains": ordered, "stream": True, "shifts": {}, "accounts": None}
+    shared: dict[str, Any] = {
+        "name": name,
+        "notes": notes,
+        "domains": ordered,
+        "stream": True,
+        "shifts": {},
+        "accounts": None,
+    }
     if isinstance(loaded[0], ImageData):
-        more = {"attributes": {}, "factors": {}, "tags": None, "bank": None, "web": None}
+        more: dict[str, Any] = {"attributes": {}, "factors": {}, "tags": None, "bank": None, "web": None}
         return replace(loaded[0], **made, **shared, **more, classes=classes)
     return replace(loaded[0], **made, **shared, classes=classes or None, unpaired=None)
 
@@ -250,6 +259,6 @@ def _need_disjoint(name: str, items: Chosen, called: Sequence[str], classes: tup
     if len(twice):
         phases = [called[p] for p in pairs[pairs[:, 0] == twice[0], 1]]
         raise DataError(
-            f"{name}: class '{classes[twice[0]]}' is in the phases {' and '.join(phases[:2])}, but each class of a class-incremental "
-            "stream has one phase; set ?by=class, or leave out ?disjoint=1"
+            f"{name}: class '{classes[twice[0]]}' is in the phases {' and '.join(phases[:2])}, but a class-incremental stream "
+            "has each class once; set ?by=class, or leave out ?disjoint=1"
         )

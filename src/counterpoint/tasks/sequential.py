@@ -1,8 +1,8 @@
 """Fine-tune any system phase after phase on a stream (`--data stream:...`), as a baseline of continual learning.
 
 Each phase repeats the system's own stages on the phase's items, with new optimisers and schedules. Nothing keeps what was learned.
-After each phase the task's headline is measured on every phase's items alone, among all candidates of the data for classes. The
-matrices of valid and test are filled then, as the networks of a phase are gone later. Nothing is chosen by the test's. Measures:
+After each phase the task's headline is measured on every phase's items alone. Classifiers choose among all classes. The matrices of
+valid and test are filled then, as the networks of a phase are gone later. Nothing is chosen by the test's. Measures:
 
     stream_last, stream_average, stream_transfer, stream_forgetting     see phases.task_figures
 
@@ -189,7 +189,7 @@ class Sequential(Learner):
 
 
 def phase_data(data: Any) -> list[Any]:
-    """Return the data of each phase of a stream, with the whole training split, and its valid and test items alone."""
+    """Return the data of each phase of a stream: the whole training split, and its own valid and test items."""
     found = []
     for phase in range(len(data.domains)):
         parts = {split: getattr(data, split) for split in SPLITS}
@@ -211,18 +211,20 @@ def over_stream(learner: Learner, task: Any, tasks: Sequence[Any]) -> Learner:
     """
     if isinstance(learner, Phased):
         return learner
-    if isinstance(task.config, SemiSupervisedConfig) or getattr(task.config, "images_per_class", 0):
+    if isinstance(task.config, SemiSupervisedConfig) or getattr(task.config, "images_per_class", 0) > 0:
         raise CounterpointError(
             f"{type(learner).__name__} composes its batches by labels, which a stream's phases would undo; set "
             "--images-per-class 0, or name a system that draws all items alike"
         )
-    if getattr(task, "lower", False):
-        raise CounterpointError(f"the measure {task.headline} is an error, of which a stream has no transfer or forgetting")
+    if bool(getattr(task, "lower", False)):
+        raise CounterpointError(
+            f"the measure {task.headline} is an error, of which a stream has no transfer or forgetting"
+        )
     own = type(learner)
     learner.__class__ = type(own.__name__, (Sequential, own), {})
     assert isinstance(learner, Sequential)
     learner.stream_tasks, learner.stream_names = list(tasks), list(task.data.domains)
     learner.headline = task.headline
     count = len(tasks)
-    learner.register_buffer(HISTORY, torch.full((len(SPLITS), count, count), float("nan")), persistent=True)
+    learner.register_buffer(HISTORY, torch.full((len(SPLITS), count, count), float("nan")))
     return learner

@@ -36,6 +36,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -102,9 +103,15 @@ def relational_distillation(
     need_scale(logit_scale=logit_scale)
     need_positive(temperature=temperature)
     student, teacher, bank = wide(student_rows), wide(teacher_rows.detach()), wide(prototypes.detach())
-    factor = scalar(logit_scale, student) / temperature
-    new, old = ((factor * (rows @ bank.T)).log_softmax(1) for rows in (student, teacher))
-    return F.kl_div(new, old, reduction="none", log_target=True).sum(1)
+    return _divergences(student @ bank.T, teacher @ bank.T, scalar(logit_scale, student) / temperature)
+
+
+def _divergences(
+    new: Float[Tensor, "rows classes"], old: Float[Tensor, "rows classes"], factor: Float[Tensor, ""]
+) -> Float[Tensor, " rows"]:
+    """Compute KL(softmax of factor old || softmax of factor new) of each row of similarities."""
+    mine, wanted = (factor * new).log_softmax(1), (factor * old).log_softmax(1)
+    return F.kl_div(mine, wanted, reduction="none", log_target=True).sum(1)
 
 
 @full_precision
@@ -243,24 +250,23 @@ def mulki_loss(
         zero = classification.new_zeros(())
         return MulKI(classification + l1 * prototype, classification, prototype, zero, zero)
     old_z, old_w = unit(wide(teacher_images.detach())), unit(wide(teacher_texts.detach()))
-    banks = [bank] * teachers if teacher_prototypes is None else list(unit(wide(teacher_prototypes.detach())))
+    need_positive(temperature=temperature)
+    banks = [bank.detach()] * teachers if teacher_prototypes is None else list(unit(wide(teacher_prototypes.detach())))
+    by_text, factor = [z_j @ w_j.T for z_j, w_j in zip(old_z, old_w, strict=True)], s / temperature
+    every_teacher = list(zip(old_z, old_w, by_text, banks, strict=True))
     of_images = torch.stack(
         [
             feature_weight * (z - z_j).square().sum(1)
-            + relational_distillation(z, z_j, w_j, s, temperature)
-            + relational_distillation(z, z_j, p_j, s, temperature)
-            for z_j, w_j, p_j in zip(old_z, old_w, banks, strict=True)
+            + _divergences(z @ w_j.T, similar, factor)
+            + _divergences(z @ p_j.T, z_j @ p_j.T, factor)
+            for z_j, w_j, similar, p_j in every_teacher
         ],
         1,
     )
-    of_classes = torch.stack(
-        [relational_distillation(w, w_j, p_j, s, temperature) for w_j, p_j in zip(old_w, banks, strict=True)], 1
-    )
+    of_classes = torch.stack([_divergences(w @ p_j.T, w_j @ p_j.T, factor) for _, w_j, _, p_j in every_teacher], 1)
     a = torch.full_like(of_images, 1 / teachers)
     if weights == "adaptive":
-        losses = [
-            F.cross_entropy(s * (z_j @ w_j.T), labels, reduction="none") for z_j, w_j in zip(old_z, old_w, strict=True)
-        ]
+        losses = [F.cross_entropy(s * similar, labels, reduction="none") for similar in by_text]
         a = teacher_weights(torch.stack(losses, 1), weight_temperature)
     every, numbers = gather_rows(a.detach()), gather_rows(labels)
     sums = every.new_zeros(len(w), teachers).index_add(0, numbers, every)
@@ -367,7 +373,7 @@ class MulKILearner(ClassStreamLearner):
             self.teacher_texts[number] = network.class_rows(self.texts)
             if number == 0 or self.config.prototypes == "per_teacher":
                 rows = survey.rows[chosen]
-                embedded = survey.over("train", lambda b, t=teacher: unit(t(b["image"]).float()), rows)
+                embedded = survey.over("train", partial(_unit_rows, teacher), rows)
                 assert survey.labels is not None
                 means, classes = class_means(embedded, survey.labels[rows])
                 self.banks[number, classes.to(self.device)] = means.to(self.banks)
@@ -438,6 +444,11 @@ class MulKILearner(ClassStreamLearner):
 
     def sizes(self) -> tuple[int, int] | None:
         return parameters(self.encoder), parameters(self.origin.module)
+
+
+def _unit_rows(teacher: Frozen, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
+    rows: Tensor = teacher(batch["image"])
+    return unit(rows.float())
 
 
 @torch.no_grad()
