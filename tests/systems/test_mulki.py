@@ -480,3 +480,13 @@ def test_a_phase_of_one_class_and_names_that_the_network_cannot_tell_apart_are_n
     monkeypatch.setattr(type(learner.encoder), "class_rows", lambda *_: torch.ones(30, 8))
     with pytest.raises(CounterpointError, match="the same embedding of their texts"):
         begun()
+
+
+def test_a_stream_by_class_is_class_incremental():
+    data = "stream:digit-domains%3Ftrain=40%26test=20%26domains=3%26shared=1?by=class&phases=3&order=2,0,1"
+    learner, task = built(data)
+    row = fit(learner, task, bar=False)[-1]
+    assert learner.names == ["seven to nine", "zero to three", "four to six"]
+    assert learner.members.sum(0).tolist() == [1] * 10  # each class has one phase
+    assert learner.members.sum(1).tolist() == [3, 4, 3]
+    assert row["test/seen_last"] <= row["test/last"]

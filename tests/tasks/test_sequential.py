@@ -15,6 +15,7 @@ from counterpoint.systems.classics import clip, supcon
 from counterpoint.tasks.phases import task_figures
 from counterpoint.tasks.sequential import Sequential
 from interrupted import need_equal_ends
+from launch import command_over_processes
 
 PAIRS = "stream:digit-domains%3Ftrain=40%26test=20%26domains=3?order=2,0,1"
 DIGITS = "stream:digits%3Fsize=8%26train=300?by=class&phases=3"
@@ -133,3 +134,14 @@ def test_a_stage_with_batches_of_its_own_is_refused(monkeypatch):
     with pytest.raises(CounterpointError, match="chooses the batches of its stage 'own' by itself"):
         learner.stages()
     assert torch.isnan(learner.stream_history).all()
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    words = ["train", "clip", "--data", PAIRS, "--out", str(tmp_path), "--name", "two"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in CLIP.items()]
+    command_over_processes(words, tmp_path)
+    config = Experiment.resolve("clip", PAIRS, overrides=CLIP).config
+    one = training.train("clip", config, data=PAIRS, out=tmp_path, name="one", say=lambda _: None).metrics()[-1]
+    two = Run.open(tmp_path / "two").metrics()[-1]
+    for name in ("train/loss", "test/stream_last", "test/stream_transfer"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=0.02), name

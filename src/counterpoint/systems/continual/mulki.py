@@ -469,7 +469,7 @@ LAPTOP: dict[str, Any] = {
     "templates": "{}",
     "epochs": 5,
     "batch_size": 64,
-    "lr": 4e-3,
+    "lr": 1e-3,
     "warmup_epochs": 0,
     "label_smoothing": 0.0,
     "recipe": "none",
