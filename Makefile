@@ -73,6 +73,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/promptkd.py
 	$(BIN)/python benchmarks/gopro.py
 	$(BIN)/python benchmarks/supremix.py
+	$(BIN)/python benchmarks/mulki.py
 	$(BIN)/python benchmarks/sepclr.py
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/coconut.py

@@ -467,6 +467,21 @@ CASES |= {
     "counterpoint.systems.continual.coconut:coconut_mm": Case(
         lambda n, d: [*pair(n, d), labels(n), 0.5], (0, 1), (0, 0, 0, None), kernel=True
     ),
+    "counterpoint.systems.continual.mulki:mulki_loss": Case(
+        lambda n, d: [
+            *(d(0, n, DIM), d(8, 3, DIM), labels(n), torch.stack([d(1, n, DIM), d(2, n, DIM)])),
+            *(d(9, 2, 3, DIM), d(10, 3, DIM), 5.0),
+        ],
+        (0, 1, 5),
+        (0, None, 0, 1, None, None, None),
+    ),
+    "counterpoint.systems.continual.mulki:relational_distillation": Case(
+        lambda n, d: [d(0, n, DIM), d(1, n, DIM), d(8, 4, DIM), 3.0, 2.0], (0,), (0, 0, None, None, None)
+    ),
+    "counterpoint.systems.continual.mulki:teacher_weights": Case(lambda n, d: [d(0, n, 2)], (), (0,)),
+    "counterpoint.systems.continual.mulki:prototype_alignment": Case(
+        lambda n, d: [*unit_pair(n, d), 5.0], (0, 1), (0, 0, None)
+    ),
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),

@@ -150,7 +150,7 @@ def test_commands_shown_parse(path, parse_only, capsys):
         assert not code, f"counterpoint {' '.join(words)}: {said.err or said.out}"
         spec = dict(itertools.pairwise(words)).get("--data")
         if spec:
-            source = data.SOURCES[data.source_name(spec)]
+            source = data.SOURCES["stream" if spec.startswith("stream:") else data.source_name(spec)]
             loader = getattr(importlib.import_module(source.module), source.function)
             data._options(source.name, spec.partition("?")[2], loader)
 

@@ -178,6 +178,9 @@ class Experiment:
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
+        if self.data.startswith("stream:") and (self.system.run is not None or self.system.source is not None):
+            why = "trains no network by steps" if self.system.run is not None else "changes its data"
+            raise CounterpointError(f"{self.system.slug} {why}, so it cannot be run over a stream; name another system")
         if self.system.run is not None:
             loop = services.get("loop") or Loop()
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
@@ -202,6 +205,8 @@ class Experiment:
         learner = self.learner(facts, seed)
         if parent is not None:
             _start_from(learner, parent)
+        if getattr(source, "stream", False):
+            learner = self._over_stream(learner, task, facts)
         directory = run() if callable(run) else run
         if directory is not None:
             directory.save_facts(facts)
@@ -214,6 +219,15 @@ class Experiment:
             say=None if say is silent else say,
             **({"bar": False} if directory is None else {}) | services,
         )
+
+    def _over_stream(self, learner: Learner, task: Any, facts: Mapping[str, Any]) -> Learner:
+        """Let a learner train over the phases of its data (see tasks/sequential.py)."""
+        from counterpoint.tasks.sequential import over_stream, phase_data
+
+        tasks = [self.measured(part) for part in phase_data(task.data)]
+        for part in tasks:
+            part.check_facts(facts)
+        return over_stream(learner, task, tasks)
 
     def _own_run(self, seed: int, run: Run | Callable[[], Run] | None, say: Say) -> list[dict[str, float]]:
         """Run a system that has its own `run` instead of the training loop, and keep its metrics."""
@@ -262,6 +276,13 @@ def load_learner(run: Run | Path | str) -> Learner:
     except RuntimeError as error:
         raise RunError(f"{run.path}: the weights do not fit its config: {_short(error)}") from error
     return learner.eval()
+
+
+def untrained(record: Mapping[str, Any], facts: Mapping[str, Any]) -> Learner:
+    """Build the learner of a run's record and facts, with random weights."""
+    system = catalog.load_system(record["slug"])
+    config = with_settings(system.config(), record["config"], system.slug)
+    return system.learner(config, SimpleNamespace(**facts), record["seed"])
 
 
 def of_spec(spec: str) -> tuple[Experiment, int]:

@@ -130,6 +130,17 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "digit-words?train=12&test=6",
         {"head": "classifier", "vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "phases": 2},
     ),
+    "mulki": (
+        "digit-domains?train=24&test=20&domains=2",
+        {
+            "teacher": "fit:clip?data=digit-domains%3Forigin=1%26train=20%26test=20%26domains=2&image_encoder=tower-16-1-8"
+            "&text_encoder=tower-16-1-8&embedding=8&recipe=none&epochs=1&batch_size=12&context=16",
+            "batch_size": 12,
+            "epochs": 1,
+            "warmup_epochs": 0,
+            "recipe": "none",
+        },
+    ),
     **dict.fromkeys(("clip", "siglip", "contrastive-gap", "improved-vlp-baselines"), (CAPTIONS, ALIGNED)),
     "tinyclip": (
         "styled-shapes?train=24&test=8&size=8",

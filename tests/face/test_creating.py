@@ -72,6 +72,7 @@ MORE = {
     },
 }
 REFUSED = {
+    "mulki": r"needs the fact network of the data; .* or data=",  # all of it is a network that begins elsewhere
     "adainf": r"needs the fact \w+ of the data; .* or data=",  # it learns from pictures made from the training set
     "cwcl": "the frozen tower would have random weights",  # no published weights here
 }

@@ -26,6 +26,7 @@ AXES = {
     "VLMOOD": (0, 0, None, 0),
     "PromptTuning": (0, None, 0, None, 0),
     "IntraModal": (0, None, 0),
+    "MulKI": (0, None, 0, 1, None, None),
     "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "NextItem": (0, None, 0),
@@ -33,7 +34,7 @@ AXES = {
     "FeatureRatio": (0, 1, 1),
 }
 # Numbers of the tensors with a gradient that every process holds whole, such as texts of classes.
-COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,), "NextItem": (1,)}
+COMMON = {"KernelRidge": (0, 1), "PromptTuning": (1,), "NextItem": (1,), "MulKI": (1, 4)}
 # MoCHi draws its mixtures for each process by itself.
 NAMES = [
     "NTXent", "InfoNCE", "MoCo", "DCL", "NTXentByIndex", "PairwiseNTXent", "SnippetNTXent", "MixedNTXent",
@@ -51,7 +52,7 @@ NAMES = [
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
-    "CoconutMM", "NextItem", "ScoreSpread", "LearnedViews",
+    "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews",
 ]  # fmt: skip
 
 

@@ -503,6 +503,11 @@ CASES |= {
         lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3],
         lambda m, *x: fn.coconut_mm(*x, 0.3),
     ),
+    "MulKI": Case(
+        lambda: losses.MulKI(5.0, 0.2, 0.7, feature_weight=0.5, label_smoothing=0.1),
+        lambda: [draw(0, N, DIM), draw(1, 3, DIM), LABELS, draw(2, 2, N, DIM), draw(3, 2, 3, DIM), draw(4, 3, DIM)],
+        lambda m, *x: fn.mulki_loss(*x, 5.0, 0.2, 0.7, 0.5, label_smoothing=0.1).loss,
+    ),
     "TokenContrast": Case(
         lambda: losses.TokenContrast(0.5),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],
@@ -517,6 +522,8 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "mulki:relational_distillation": "one divergence for each row, a term of MulKI",
+    "mulki:prototype_alignment": "a term of MulKI",
     "sepclr:align": "alignment, a term of SepCLR",
     "sepclr:uniform": "uniformity of rows of any length, a term of SepCLR",
     "sepclr:joint_entropy": "a term of SepCLR",

@@ -47,6 +47,7 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("vidlankd", TEXTS, {"encoder": "text-16-1-2", "teacher_encoder": "text-8-1-2", "vocabulary": 300, "teacher_epochs": 1}, True),
     ("vidlankd", TEXTS, {"encoder": "text-8-1-2", "vocabulary": 300, "teacher_epochs": 1}, False),
     ("gopro", SHAPES, {"teacher": "CLIP"}, False),
+    ("mulki", SHAPES, {"teacher": "CLIP", "recipe": "none", "phases": 1}, False),
     ("tinyclip", SHAPES, TOWERS | {"teacher": "CLIP", "inherit": "none", "image_encoder": "conv-s"}, True),
     ("tinyclip", SHAPES, TOWERS | {"teacher": "CLIP", "inherit": "auto"}, False),
     ("dcd", PAIRS, {"embedding": 16, "fusion_layers": 2, "student_layers": (0, 1, 1), "candidates": 8}, True),

@@ -103,6 +103,8 @@ class ImageData:
     shifts: dict[str, ImageSplit] = field(default_factory=dict)
     # Names of the domains, such as styles or scanners, that pictures come from; the splits number them. Empty without domains.
     domains: tuple[str, ...] = ()
+    # Whether the domains are phases, to be learned one after another (see data/streams.py).
+    stream: bool = False
     # Images whose features neighbours and probes use, and number of images in an epoch. None: those of the training split.
     # Set where a system has inflated the training split.
     bank: ImageSplit | None = None

@@ -109,6 +109,8 @@ class AlignedData:
     notes: list[str] = field(default_factory=list)
     # Names of the items' origins (drawing styles, voices), as opposed to their subjects.
     domains: tuple[str, ...] = ()
+    # Whether the domains are phases, to be learned one after another (see data/streams.py).
+    stream: bool = False
     # More test splits by name, from other domains than the training split.
     shifts: dict[str, AlignedSplit] = field(default_factory=dict)
     # Items in one modality each, to train on one modality alone: many, and often of a domain without pairs.

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from counterpoint.core.precision import wide
 from counterpoint.encoders.taps import block_names, recorded, token_rows
 from counterpoint.errors import CounterpointError, unknown
 
@@ -94,7 +95,7 @@ class DualEncoder(nn.Module):
         """Compute the embeddings of normalised pictures of any size. They are not normalised."""
         if images.shape[-1] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        return self.image_rows(images * self.factor + self.shift).float()
+        return wide(self.image_rows(images * self.factor + self.shift))
 
     def texts(self, texts: Sequence[str], *, cut: bool = False) -> Float[Tensor, "n dim"]:
         """Compute the embeddings of texts, not normalised.

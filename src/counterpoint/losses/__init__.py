@@ -34,7 +34,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
-    "continual": "CoconutMM CoconutNSPT ModX",
+    "continual": "CoconutMM CoconutNSPT ModX MulKI",
     "recommendation": "LearnedViews NextItem ScoreSpread",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",

@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import BOUNDS, Loss, ScaledLoss
 
@@ -167,4 +167,78 @@ class ModX(ScaledLoss):
         with over(self.group):
             found = self.function(image, text, image_old, text_old, self.scale(), self.alpha, self.reduction)
         loss: Tensor = found.loss
+        return loss
+
+
+class MulKI(Loss):
+    """MulKI: cross-entropy by class texts, their contrast with prototypes, and relations as several teachers see them.
+
+    Args:
+        logit_scale: Factor of cosines, > 0.
+        l1, l2: Weights of the contrast and of the teachers, at least 0.
+        feature_weight: Weight of the squared distance of embeddings within the teachers' part, at least 0.
+        temperature: Divisor of scaled cosines in the relations, > 0.
+        weights: "adaptive" for each image, by the teachers' probability of its class, or "equal".
+        label_smoothing: Of the cross-entropy, 0 to 1.
+        group: Processes whose rows are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | image | [n, dim] | embeddings of any norm |
+        | text | [classes, dim] | embeddings of the task's class texts |
+        | labels | [n] | class numbers, positions in text |
+        | teacher_images | [teachers, n, dim] | the teachers' embeddings; no gradient |
+        | teacher_texts | [teachers, classes, dim] | the teachers' class texts; no gradient |
+        | prototypes | [classes, dim] | class means; only the contrast gives them a gradient |
+
+    Relations: the form is this library's choice, as the paper's equations could not be read. PromptKD follows one teacher's logits.
+
+    Source: Zhang et al., arXiv 2411.06764, for the parts.
+
+    >>> import torch
+    >>> x = torch.eye(2)
+    >>> MulKI(logit_scale=1.0)(x, x, torch.tensor([0, 1]), x[None], x[None], x)
+    tensor(0.3446)
+    """
+
+    calls = "mulki:mulki_loss"
+
+    def __init__(
+        self,
+        logit_scale: float = 100.0,
+        l1: float = 0.1,
+        l2: float = 1.0,
+        feature_weight: float = 1.0,
+        temperature: float = 2.0,
+        weights: Literal["adaptive", "equal"] = "adaptive",
+        label_smoothing: float = 0.0,
+        *,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(logit_scale=logit_scale, temperature=temperature)
+        need_within(0, math.inf, l1=l1, l2=l2, feature_weight=feature_weight)
+        need_within(0, 1, label_smoothing=label_smoothing)
+        self.logit_scale, self.l1, self.l2, self.feature_weight = logit_scale, l1, l2, feature_weight
+        self.temperature, self.weights, self.label_smoothing = temperature, weights, label_smoothing
+
+    def forward(
+        self,
+        image: Float[Tensor, "n dim"],
+        text: Float[Tensor, "classes dim"],
+        labels: Int[Tensor, " n"],
+        teacher_images: Float[Tensor, "teachers n dim"],
+        teacher_texts: Float[Tensor, "teachers classes dim"],
+        prototypes: Float[Tensor, "classes dim"],
+    ) -> Float[Tensor, ""]:
+        """Return the weighted sum."""
+        with over(self.group):
+            loss: Tensor = self.function(
+                *(image, text, labels, teacher_images, teacher_texts, prototypes, self.logit_scale, self.l1, self.l2),
+                feature_weight=self.feature_weight,
+                temperature=self.temperature,
+                weights=self.weights,
+                label_smoothing=self.label_smoothing,
+            ).loss
         return loss

@@ -1,7 +1,6 @@
 """Learn from a stream of phases, of which each has its own items: the common parts of continual learners of the task `aligned`.
 
-A phase is a domain of the data, or one of `phases` consecutive parts of the training items. It is a stage of the fit, with a new
-optimiser. A learner keeps no items of earlier phases, unless it has a memory of its own.
+Phases are those of tasks/phases.py. A learner keeps no items of earlier phases, unless it has a memory of its own.
 
 After each phase the recalls at 1 of every phase's valid items are kept: R[t, p], after phase t on phase p, with the items of p as
 candidates. The measures of the last phase T:
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,13 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.operands import EPS
-from counterpoint.engine.loading import Batches
-from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
-from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two
 from counterpoint.tasks.measures import retrieval
+from counterpoint.tasks.phases import Phased, check_phases, heat_map, lost
 
 
 @dataclass
@@ -52,26 +48,7 @@ class StreamConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.phases < 0 or self.first_epochs < 0:
-            raise CounterpointError(
-                f"phases and first_epochs must not be negative, got {self.phases} and {self.first_epochs}"
-            )
-
-
-class PhaseBatches(Batches):
-    """Batches of one phase's items, without the last, smaller one.
-
-    Args:
-        rows: positions of the items.
-        batch_size: number of items in a batch.
-    """
-
-    def __init__(self, rows: NDArray[np.int64], batch_size: int) -> None:
-        super().__init__(len(rows), batch_size, drop_last=True)
-        self.rows = rows
-
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        return generator.permutation(self.rows)
+        check_phases(self.phases, self.first_epochs)
 
 
 class Space(nn.Module):
@@ -91,7 +68,7 @@ class Space(nn.Module):
         return found
 
 
-class StreamLearner(AlignedLearner):
+class StreamLearner(Phased, AlignedLearner):
     """A learner of two modalities in phases. `previous` and `origin` are frozen copies after the last and the first phase."""
 
     history: Tensor
@@ -101,70 +78,14 @@ class StreamLearner(AlignedLearner):
         self.first, self.second = first_two(data.modalities)
         self.previous = snapshot(Space(self.encoders, self.heads))
         self.origin = snapshot(Space(self.encoders, self.heads))
-        self.domains = list(getattr(data, "domains", ()))
-        self.phases = config.phases or len(self.domains)
-        if not self.phases:
-            raise DataError(
-                "the data have no domains, which are the phases of a stream; set --phases for that many parts of the items"
-            )
-        if self.domains and self.phases > len(self.domains):
-            said = ", ".join(self.domains)
-            raise DataError(f"--phases {config.phases} exceeds the {len(self.domains)} domains of the data ({said})")
-        own = self.phases == len(self.domains)
-        self.names = self.domains if own else [f"phase {p + 1}" for p in range(self.phases)]
+        self.set_phases(config, list(getattr(data, "domains", ())))
         self.register_buffer("history", torch.full((self.phases, self.phases, 2), -1.0))
 
-    # --- phases
-
-    def begin(self, survey: Survey) -> None:
-        """Raise DataError where a phase has fewer items than a batch; all phases at once may."""
-        super().begin(survey)
-        if self.config.joint:
-            return
-        counts = np.bincount(self.phase_of(survey, "train"), minlength=self.phases)
-        if counts.min() < 2:
-            raise DataError(f"{self.names[int(counts.argmin())]} has {counts.min()} training items; use fewer --phases")
-        if counts.min() < self.config.batch_size:
-            raise DataError(
-                f"{self.names[int(counts.argmin())]} has {counts.min()} training items, fewer than a batch of "
-                f"{self.config.batch_size}; use --batch-size {counts.min()} or less"
-            )
-
-    def phase_of(self, survey: Survey, split: str) -> NDArray[np.int64]:
-        """Return the phase of each item of a split; all valid and test items are of every phase where there are no domains."""
-        part = survey.split(split)
-        if part.domains is not None and self.domains:
-            return np.asarray(part.domains) * self.phases // len(self.domains)
-        return np.arange(len(part)) * self.phases // len(part)
-
-    def stages(self) -> list[Stage]:
-        first = self.config.first_epochs or self.config.epochs
-        if self.config.joint:
-            return [Stage("all phases", first)]
-        epochs = [first, *[self.config.epochs] * (self.phases - 1)]
-        return [
-            Stage(name, count, batches=partial(self._batches, phase), enter=partial(self._enter, phase))
-            for phase, (name, count) in enumerate(zip(self.names, epochs, strict=True))
-        ]
-
-    def _batches(self, phase: int, survey: Survey) -> Batches:
-        rows = np.flatnonzero(self.phase_of(survey, "train") == phase)
-        return PhaseBatches(rows, self.config.batch_size)
-
-    def _enter(self, phase: int, survey: Survey) -> None:
+    def enter_phase(self, phase: int, survey: Survey) -> None:
         if phase == 1:
             self.origin = snapshot(Space(self.encoders, self.heads))
         if phase:
             self.previous = snapshot(Space(self.encoders, self.heads))
-        self.begin_phase(phase, survey)
-
-    def begin_phase(self, phase: int, survey: Survey) -> None:
-        """Prepare for a phase, after the copies are made."""
-
-    @property
-    def phase(self) -> int:
-        """The current phase; 0 where all phases train at once."""
-        return 0 if self.config.joint else self.position.stage
 
     def taught(self, batch: dict[str, Any], teacher: Frozen | None = None) -> dict[str, Float[Tensor, "n embedding"]]:
         """Project a batch by the network at the end of the phase before, or by another copy."""
@@ -175,7 +96,7 @@ class StreamLearner(AlignedLearner):
 
     def end_epoch(self, epoch: int) -> None:
         super().end_epoch(epoch)
-        if self.survey is not None and epoch == self.epochs - 1:
+        if self.survey is not None and self.last_epoch:
             row = self.phase if not self.config.joint else self.phases - 1
             self.history[row] = torch.from_numpy(self.recalls(self.survey, "valid")).nan_to_num(-1.0).to(self.history)
 
@@ -248,15 +169,8 @@ class StreamLearner(AlignedLearner):
         if self.config.joint or self.phases < 2:
             return shown
         values = self.history[:, :, 0].cpu().clamp(min=0).double().numpy()
-        return shown | {
-            "Recall after each phase": {
-                "kind": "matrix",
-                "values": np.round(100 * values).tolist(),
-                "names": self.names,
-                "caption": f"Recall at 1 in per cent from {self.first} to {self.second} on valid items. Rows: after the phase. "
-                "Columns: on the items of the phase.",
-            }
-        }
+        said = f"Recall at 1 from {self.first} to {self.second} on valid items."
+        return shown | {"Recall after each phase": heat_map(values, self.names, said)}
 
 
 def _numbers(column: Any) -> NDArray[np.int64]:
@@ -280,9 +194,8 @@ def stream_figures(history: Float[np.ndarray, "after on"]) -> dict[str, float]:
     count = len(history)
     below = np.tril(np.ones((count, count), bool))
     means = [float(np.nanmean(history[t, : t + 1])) for t in range(count)]
-    lost = np.nanmax(history[:, :-1], 0) - history[-1, :-1]
     return {
         "average": float(np.mean(means)),
         "transfer": float(np.nanmean(history[~below])),
-        "forgetting": round(float(np.nanmean(lost)), 12),
+        "forgetting": lost(history),
     }
