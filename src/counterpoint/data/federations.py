@@ -81,7 +81,9 @@ class FederatedData:
         public = self.public.modalities
         for name, modality in party.modalities.items():
             if name not in public:
-                raise DataError(f"{where} has the modality {name}, the public set {' and '.join(public)}; rename the column")
+                raise DataError(
+                    f"{where} has the modality {name}, the public set {' and '.join(public)}; rename the column"
+                )
             if modality.spec != public[name].spec:
                 raise DataError(
                     f"{where} has {name} of {modality.spec}, the public set of {public[name].spec}; give both the same size"
@@ -144,4 +146,3 @@ def _opened(file: Path, **options: Any) -> AlignedData:
     found = load_manifest(str(file), **options)
     assert isinstance(found, AlignedData)
     return found
-

@@ -93,7 +93,9 @@ class FederationTask(AlignedTask):
 
     def __init__(self, data: FederatedData, config: FederationConfig) -> None:
         if not isinstance(data, FederatedData):
-            raise CounterpointError("the task federations needs a public set and parties, such as digit-parties or parties:DIR")
+            raise CounterpointError(
+                "the task federations needs a public set and parties, such as digit-parties or parties:DIR"
+            )
         super().__init__(data.public, config)
         self.parties = data.parties
         self.facts |= {"parties": [party.name for party in data.parties]}
@@ -132,7 +134,7 @@ def unpack(message: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         size = int.from_bytes(message[:8], "little")
         facts = dict(json.loads(message[8 : 8 + size]).get("__metadata__", {}))
-        rows = safetensors.torch.load(message)
+        rows = dict(sorted(safetensors.torch.load(message).items()))
     except (ValueError, UnicodeDecodeError, safetensors.SafetensorError, AttributeError) as error:
         raise CounterpointError(f"a message cannot be read ({type(error).__name__})") from error
     if set(facts) != set(FACTS):
@@ -319,10 +321,12 @@ class Federation:
                 try:
                     if isinstance(reply, Exception):
                         raise reply
-                    shapes = {kind: (self.public, self.config.embedding) for kind in self.parties[name].modalities}
+                    shapes = dict.fromkeys(self.parties[name].modalities, (self.public, self.config.embedding))
                     answers[name] = answer_of(reply, round=number, sender=name, shapes=shapes)
                 except Exception as error:  # of a party's code, or of its answer
-                    said = str(error) if isinstance(error, CounterpointError | TimeoutError) else f"dropped out: {error!r}"
+                    said = (
+                        str(error) if isinstance(error, CounterpointError | TimeoutError) else f"dropped out: {error!r}"
+                    )
                     log["left_out"][name] = said
                     self.say(f"note: round {number + 1} goes on without {name}: {said}")
             log |= {"asked": names, "sent_bytes": len(message) * len(names)}
@@ -366,7 +370,9 @@ class Federation:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["names"] != list(self.parties):
-                raise DataError(f"{path} has the parties {state['names']}, the data {list(self.parties)}; restore the data")
+                raise DataError(
+                    f"{path} has the parties {state['names']}, the data {list(self.parties)}; restore the data"
+                )
             self.server.restore(state["server"])
             self.exchange.restore(state["parties"])
             self.rows = list(state["rows"])
@@ -374,7 +380,7 @@ class Federation:
             raise
         except Exception as error:  # of any kind: the message must name the file
             raise RunError(
-                f"{path} cannot be resumed from ({type(error).__name__}); delete it to start this run over, or restore it from a copy"
+                f"{path} cannot be resumed from ({type(error).__name__}); delete it to start over, or restore it from a copy"
             ) from error
         log: Path = self.directory.path / LOG
         if log.is_file():
