@@ -135,7 +135,7 @@ def load(place: str, *, size: int = 64, test: str = "", valid: str = "") -> Fede
     parties = []
     for file in files:
         try:
-            held = _opened(file, size=size)
+            held = _opened(file, size=size, task="federations")
         except DataError as error:
             raise DataError(f"the party {file.stem}: {error}") from error
         parties.append(Party(file.stem, dict(held.modalities), held.train, tuple(held.classes or ())))
