@@ -26,6 +26,7 @@ AXES = {
     "VLMOOD": (0, 0, None, 0),
     "PromptTuning": (0, None, 0, None, 0),
     "IntraModal": (0, None, 0),
+    "PublicContrast": (0, 0, None, None, 0),
     "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "PatchNCE": (0, 1, 1),
@@ -50,6 +51,7 @@ NAMES = [
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX",
+    "SoftContrastive", "PublicContrast",
 ]  # fmt: skip
 
 

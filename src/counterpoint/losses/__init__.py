@@ -35,6 +35,7 @@ _FILES = {
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
     "continual": "ModX",
+    "federated": "PublicContrast SoftContrastive",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
