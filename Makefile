@@ -74,6 +74,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/gopro.py
 	$(BIN)/python benchmarks/supremix.py
 	$(BIN)/python benchmarks/sepclr.py
+	$(BIN)/python benchmarks/creamfl.py
 	$(BIN)/python benchmarks/vidlankd.py
 	$(BIN)/python benchmarks/torchdistill_losses.py
 

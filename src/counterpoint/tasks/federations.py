@@ -7,11 +7,11 @@ Rounds of messages, of which the server asks for some parties' answers in each:
     3. the server learns from the answers
 
 A message is a safetensors file in memory: one float32 matrix [public items, width] for each modality, and the facts of
-`FACTS` as text. Nothing else travels. The server leaves out a party that does not answer, that answers too late, or whose answer
-has NaN, another shape, another round or another version. The round goes on, and the log names the party and the reason.
+`FACTS` as text. Nothing else travels. The server leaves out a party that answers late or not at all. It also leaves out an
+answer with NaN, another shape, another round or another version. The round goes on, and the log names the party and the reason.
 
 After each round the state of the server and of the parties is in the run's last.ckpt. A resumed federation ends with the same
-figures. All that is random depends on the seed, the round and the party alone. rounds.jsonl has a line for each round.
+figures. Random numbers depend on the seed, the round and the party alone. rounds.jsonl has a line for each round.
 
 The public set is measured as the task `aligned` measures its items.
 """

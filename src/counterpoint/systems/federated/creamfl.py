@@ -125,8 +125,8 @@ def cream_uni(
 ) -> Cream:
     """Compute the contrast of a party of one modality with the server's representations, and w (intra + inter).
 
-    inter is the cross-entropy of z_i against all rows of X, with the row of the same item as its target. intra prefers the row of
-    the same item in S to the party's own old embedding.
+    The inter term is the cross-entropy of z_i against all rows of X. Its target is the row of the same item. The intra term prefers
+    that item's row of S to the party's own old embedding.
 
     Args:
         emb: embeddings of a batch of public items, of any norm; normalised here.
@@ -224,7 +224,7 @@ def _together(intra: Tensor, inter: Tensor, weight: float, loss_scale: bool) -> 
 def contrastive_ensemble(
     client: Float[Tensor, "clients public dim"], global_other: Float[Tensor, "public dim"]
 ) -> Float[Tensor, "public dim"]:
-    """Fuse the parties' representations, each item's by a softmax over parties of its log-probability of the right partner.
+    """Compute one representation of each item from the parties', by a softmax over parties of its log-probability of the right partner.
 
     Args:
         client: unit representations of one modality by each party, for all public items.
