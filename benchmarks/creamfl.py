@@ -2,9 +2,9 @@
 
     python benchmarks/creamfl.py [--rounds 5]      writes results/bench/creamfl.json
 
-`bare` calls the training of each party and both passes of the server one after another, on tensors: no message, no check, no log, no
-state on disk. `federation` has all of these. Both have digit-parties with seven parties and one thread; the figure is bare / federation,
-the median over runs of six rounds each.
+`bare` calls the training of each party and both passes of the server one after another. It has no message, check, log or state on
+disk. `federation` has all of these. Both have digit-parties with seven parties and one thread. The figure is bare / federation, the
+median over runs of six rounds each.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def _together(intra: Tensor, inter: Tensor, weight: float, loss_scale: bool) -> 
 def contrastive_ensemble(
     client: Float[Tensor, "clients public dim"], global_other: Float[Tensor, "public dim"]
 ) -> Float[Tensor, "public dim"]:
-    """Compute one representation of each item from the parties', by a softmax over parties of its log-probability of the right partner.
+    """Compute one representation of each item: the parties' rows, weighted as `ensemble_weights` does.
 
     Args:
         client: unit representations of one modality by each party, for all public items.
@@ -507,6 +507,7 @@ class CreamFLParty(Trained):
             raise unknown("party", name, names)
         number = names.index(name)
         party = task.parties[number]
+        assert isinstance(task.config, CreamFLConfig)
         config = task.config.of_party(party, number)
         pairs = len(party.modalities) > 1
         facts = SimpleNamespace(
