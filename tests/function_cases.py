@@ -134,6 +134,8 @@ def cmd_rows(n: int, draw: Callable[..., Tensor]) -> list[Tensor]:
     return [*student, draw(3, 2 * n, 5), draw(4, 6 * n, 5), draw(5, 6 * n, 4)]
 
 
+CREAM = "counterpoint.systems.federated.creamfl:"
+
 CASES: dict[str, Case] = {
     CORE + "alignment:negative_cosine": Case(pair, (0,), (0, 0)),
     CORE + "assignment:sinkhorn": Case(lambda n, d: [d(0, n, 5)], (), (0,)),
@@ -452,6 +454,26 @@ CASES |= {
     ),
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
+    ),
+    CREAM + "soft_contrastive": Case(lambda n, d: [*pair(n, d), 3.0, 2.0], (0, 1), (0, 0, None, None)),
+    CREAM + "cream_uni": Case(
+        lambda n, d: [*pair(n, d), d(2, 9, DIM), d(3, 9, DIM), torch.arange(n) % 9],
+        (0,),
+        (0, 0, None, None, 0),
+        memory=(1, 2, 3),
+    ),
+    CREAM + "cream_multi": Case(
+        lambda n, d: [*pair(n, d), *pair(n, d, 2), d(4, 9, DIM), d(5, 9, DIM), torch.arange(n) % 9],
+        (0, 1),
+        (0, 0, 0, 0, None, None, 0),
+        memory=(2, 3, 4, 5),
+    ),
+    CREAM + "class_margin_loss": Case(lambda n, d: [d(0, n, DIM), d(1, 3, DIM), labels(n)], (0, 1), (0, None, 0)),
+    CREAM + "contrastive_ensemble": Case(
+        lambda n, d: [unit(d(0, 3, n, DIM)), unit(d(1, n, DIM))], (), (1, 0), permutes=False
+    ),
+    CREAM + "ensemble_weights": Case(
+        lambda n, d: [unit(d(0, 3, n, DIM)), unit(d(1, n, DIM))], (), (1, 0), permutes=False
     ),
     "counterpoint.systems.continual.mod_x:mod_x": Case(
         lambda n, d: [*pair(n, d), d(4, n, 3), d(5, n, 3), 0.7, 2.0], (0, 1), (0, 0, 0, 0, None, None)

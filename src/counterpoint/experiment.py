@@ -185,7 +185,7 @@ class Experiment:
             loop = services.get("loop") or Loop()
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
                 raise CounterpointError(
-                    f"{self.system.slug} trains no network, so it takes no options of the loop: leave out "
+                    f"{self.system.slug} has a run of its own, so it takes no options of the loop: leave out "
                     "--precision, --accumulate, --compile, --ema, --patience and --log"
                 )
             return self._own_run(seed, run, say)

@@ -122,6 +122,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1, "dropout": 0.0}
         | {"video_dropout": 0.0},
     ),
+    "creamfl": (
+        "digit-parties?vectors=1&train=24&test=20&items=20",
+        {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "rounds": 1, "lr": 1e-3},
+    ),
     "mod-x": (
         "digit-streams?vectors=1&train=24&test=20&phases=2",
         {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "warmup_epochs": 0},

@@ -27,6 +27,7 @@ AXES = {
     "PromptTuning": (0, None, 0, None, 0),
     "IntraModal": (0, None, 0),
     "MulKI": (0, None, 0, 1, None, None),
+    "PublicContrast": (0, 0, None, None, 0),
     "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "NextItem": (0, None, 0),
@@ -52,7 +53,8 @@ NAMES = [
     "IntraModal", "WeakGuidedContrast", "RelationDistance", "ChannelCorrelation", "SemanticDistance",
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
-    "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews",
+    "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
+    "PublicContrast",
 ]  # fmt: skip
 
 

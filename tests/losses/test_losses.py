@@ -508,6 +508,16 @@ CASES |= {
         lambda: [draw(0, N, DIM), draw(1, 3, DIM), LABELS, draw(2, 2, N, DIM), draw(3, 2, 3, DIM), draw(4, 3, DIM)],
         lambda m, *x: fn.mulki_loss(*x, 5.0, 0.2, 0.7, 0.5, label_smoothing=0.1).loss,
     ),
+    "SoftContrastive": Case(
+        lambda: losses.SoftContrastive(3.0, 2.0),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM)],
+        lambda m, *x: fn.soft_contrastive(*x, m.a, m.b),
+    ),
+    "PublicContrast": Case(
+        lambda: losses.PublicContrast(0.7, 0.4),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), draw(2, 2 * N, DIM), draw(3, 2 * N, DIM), torch.arange(N)],
+        lambda m, *x: fn.cream_uni(*x, 0.7, 0.4).loss,
+    ),
     "TokenContrast": Case(
         lambda: losses.TokenContrast(0.5),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM)],
@@ -524,6 +534,8 @@ CASES |= {
 WITHOUT = {
     "mulki:relational_distillation": "one divergence for each row, a term of MulKI",
     "mulki:prototype_alignment": "a term of MulKI",
+    "creamfl:cream_multi": "PublicContrast of both modalities: the mean of both intra terms, the sum of both inter terms",
+    "creamfl:class_margin_loss": "a party's own loss, with its classifier",
     "sepclr:align": "alignment, a term of SepCLR",
     "sepclr:uniform": "uniformity of rows of any length, a term of SepCLR",
     "sepclr:joint_entropy": "a term of SepCLR",

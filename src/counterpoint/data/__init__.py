@@ -332,6 +332,24 @@ SOURCES: dict[str, Source] = {
             also=("aligned",),
         ),
         Source(
+            "digit-parties",
+            "federations",
+            "counterpoint.data.digit_parties",
+            "a public set of two handwritten digits and their words, and seven parties with few right digits: data of CreamFL's "
+            "claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "200 + 400 + 400 public pairs and 7 x 300 private items, at hand",
+        ),
+        Source(
+            "parties",
+            "federations",
+            "counterpoint.data.federations",
+            "your own federation: DIR/public.csv, and DIR/parties/NAME.csv for each party, with the columns of `manifest`",
+            "yours",
+            "what you have",
+            argument="DIR",
+        ),
+        Source(
             "styled-shapes",
             "views",
             "counterpoint.data.styled_shapes",
@@ -594,9 +612,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions, targets, sequences or aligned; the result is that task's contract (`BagData`,
-            `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `AlignedData`). Default: the source's
-            first task.
+        task: bags, views, dense, frames, regions, targets, sequences, aligned or federations; the result is that task's
+            contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `AlignedData`,
+            `FederatedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

@@ -85,7 +85,8 @@ def load_manifest(
 
     Args:
         place: a file, folder or pattern.
-        task: aligned; or targets, for a number to predict from one modality of pictures or vectors.
+        task: aligned; or targets, for a number to predict from one modality of pictures or vectors; or federations, for items
+            that may have one modality alone.
         size: height and width of images and frames in pixels, 8 to 4096.
         rate: samples per second of sounds, 1000 to 192000.
         seconds: length of sounds in seconds, 0.01 to 600.
@@ -108,6 +109,7 @@ def load_manifest(
     named = {part.rpartition(":")[0] for part in filter(None, columns.split(","))}
     named |= {name.partition(".")[0] for name in named}
     accounts = Accounts(place, columns)
+    least = 1 if task == "federations" else 2
     table, notes = open_table(
         place, "", lambda name: name in named if named else bool(known_by_name(name, {})) or task == "targets", accounts
     )
@@ -119,9 +121,9 @@ def load_manifest(
         roles = target_roles(place, table.columns, table.usual, *given)
         roles.split, roles.id = said.get("split", roles.split), said.get("id", roles.id)
     else:
-        roles = manifest_roles(place, table.columns, table.usual, columns)
+        roles = manifest_roles(place, table.columns, table.usual, columns, least)
     reader = Reader(table, roles, Wanted(size, rate, samples), accounts)
     reader.judge(max_bad)
     if task == "targets":
         return target_data(reader, f"manifest:{place}", test, valid, notes)
-    return aligned_data(reader, f"manifest:{place}", test, valid, notes)
+    return aligned_data(reader, f"manifest:{place}", test, valid, notes, least)

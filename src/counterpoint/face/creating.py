@@ -23,6 +23,10 @@ NEEDED: dict[str, dict[str, str]] = {
         "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
         "or rate and samples of each)"
     },
+    "federations": {
+        "modalities": "modalities={'image': {'kind': 'image', 'size': 64}, 'text': {'kind': 'text'}} (name, kind and size, dim, "
+        "or rate and samples of each)"
+    },
     "dense": {
         "size": "size=224 (pixels, height and width)",
         "regions": "regions=['background', 'road'] (names of the pixels' classes)",
@@ -156,7 +160,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         missing = [name for name in missing if name != "classes"]
         facts.setdefault("classes", len(facts["class_names"]))
     texts = facts.pop("texts", {})
-    if task == "aligned" and "modalities" in facts:
+    if task in ("aligned", "federations") and "modalities" in facts:
         worded = [name for name, spec in facts["modalities"].items() if spec.get("kind") == "text"]
         if isinstance(texts, Sequence) and not isinstance(texts, str) and len(worded) == 1:
             texts = {worded[0]: texts}
@@ -185,7 +189,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task in ("views", "labelled", "dense", "regression"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
-    if task == "aligned":
+    if task in ("aligned", "federations"):
         facts.setdefault("classes", len(facts["class_names"]))
     if task == "bags":
         facts = {"snippet_seconds": 16 / 24, "backbones": None} | facts

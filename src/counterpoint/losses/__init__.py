@@ -36,6 +36,7 @@ _FILES = {
     "bags": "MACILSD MIL",
     "continual": "CoconutMM CoconutNSPT ModX MulKI",
     "recommendation": "LearnedViews NextItem ScoreSpread",
+    "federated": "PublicContrast SoftContrastive",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",

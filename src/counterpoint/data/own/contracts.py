@@ -143,7 +143,7 @@ class OwnItems(AlignedColumns):
         return self.reader.list_rows(self.name, modality, self.rows[positions], what, reason)
 
 
-def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[str]) -> AlignedData:
+def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[str], least: int = 2) -> AlignedData:
     """Convert the rows to items of several modalities.
 
     Args:
@@ -152,6 +152,7 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
         test: The fraction of the items for the test split, or the name of that split.
         valid: The fraction of the training items for the valid split, or the name of that split.
         notes: Notes on how the place was read.
+        least: Minimum number of modalities of the data and of an item of the splits, 1 or 2.
 
     Raises DataError when no row has a modality, or when a split would be empty.
     """
@@ -166,13 +167,13 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
                 f"{place}: no usable row has the modality '{column.name}'; correct its column '{column.role.column}', or name "
                 "another in the options (?columns=NAME:KIND,... of a manifest; ?image=, ?text= of other sources)"
             )
-    if len(reader.columns) < 2:
+    if len(reader.columns) < least:
         raise DataError(
             f"{place}: '{reader.columns[0].name}' is the only modality; its videos have no sound, so add another"
         )
     labels, classes = labels_of(reader)
     domains, styles = labels_of(reader, what="domain")
-    paired = np.sum([column.has for column in reader.columns], 0) > 1
+    paired = np.sum([column.has for column in reader.columns], 0) >= least
     parts = split_rows(reader, paired, labels, test, valid)
     train, held = parts.train, parts.test
     lacks = []

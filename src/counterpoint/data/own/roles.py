@@ -115,7 +115,7 @@ def said_columns(place: str, names: Sequence[str], columns: str) -> dict[str, st
     return said
 
 
-def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], columns: str) -> Roles:
+def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], columns: str, least: int = 2) -> Roles:
     """Return the roles of a manifest's columns, from the option `columns`, else by their names.
 
     Args:
@@ -123,8 +123,9 @@ def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], c
         names: Names of all columns.
         usual: Roles that are known without names.
         columns: The option. Empty: by the columns' names.
+        least: Minimum number of modalities, 1 or 2 (a video counts as two).
 
-    Raises DataError for fewer than two modalities (a video counts as two), CounterpointError for invalid options.
+    Raises DataError for fewer modalities, CounterpointError for invalid options.
     """
     said = said_columns(place, names, columns)
     found = said or {name: role for name in names if (role := known_by_name(name, usual))}
@@ -141,10 +142,11 @@ def manifest_roles(place: str, names: Sequence[str], usual: Mapping[str, str], c
         elif not getattr(roles, role):
             setattr(roles, role, name)
     kinds = [role.kind for role in roles.modalities]
-    if len(kinds) < 2 and kinds != ["video"]:
+    if len(kinds) < least and kinds != ["video"]:
         has = f"only '{roles.modalities[0].column}'" if kinds else "none"
         raise DataError(
-            f"{place}: needs at least two columns that are modalities, and has {has} among {some_names(names)}; name "
+            f"{place}: needs at least {('one column that is a modality', 'two columns that are modalities')[least - 1]}, and "
+            f"has {has} among {some_names(names)}; name "
             f"them with ?columns=NAME:KIND,NAME:KIND (kinds: {', '.join(KINDS)})"
         )
     if not said and any(name not in usual for name in roles.columns):

@@ -1,0 +1,676 @@
+"""CreamFL: a server of two modalities and private parties exchange representations of a public set, never weights.
+
+Yu, Liu, Wang, Xu, Liu: "Multimodal Federated Learning via Contrastive Representation Ensemble", ICLR 2023, arXiv 2302.08888;
+code FLAIR-THU/CreamFL.
+
+    P            N public items in two modalities, image and text; item k has row k everywhere
+    G            [N, d] unit representations of P by the server, for each modality
+    R_c          [N, d] those by party c, for each modality that it has
+    z, o         [b, d] unit embeddings of a batch by a party, now and at the beginning of its round
+    S, X         G of the party's own modality, and of the other one
+    a, b         learned negative scale and shift of the soft contrastive loss
+
+A round, in the order of this file's functions:
+
+    A   the server learns P with the soft contrastive loss, and broadcasts G
+    B   each chosen party repeats: one pass over its own items, and one over P with `cream_uni` or `cream_multi`
+    C   the party returns R_c; the server fuses them by `contrastive_ensemble`
+    D   the server learns P once more, towards the fused representations
+
+- Of the code: two passes with steps of their own, which the paper writes as one sum (`--together` is that sum). The temperature
+  of the weights is 1. Fused rows are not normalised. The weight of the distillation is 0.3 for each modality.
+- Mended: G is computed in evaluation mode. A round without a party of one modality has no distillation of it.
+- Chosen: optimisers of the parties persist between rounds. The last, smaller batch of a pass is dropped.
+
+Not built: the pooling of words by PIE attention, and fine-tuning for visual questions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
+from counterpoint.core.operands import positive_similarity, scaled, unit
+from counterpoint.core.precision import full_precision, scalar, wide
+from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
+from counterpoint.data.federations import Party
+from counterpoint.engine.evaluation import measure
+from counterpoint.engine.optim import factor, optimisers
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.aligned import AlignedLearner, first_two
+from counterpoint.tasks.federations import (
+    Federation,
+    FederationConfig,
+    FederationTask,
+    InProcess,
+    Items,
+    finish,
+    pack,
+    passes,
+    seeded,
+    unpack,
+)
+
+
+class Cream(NamedTuple):
+    loss: Float[Tensor, ""]
+    intra: Float[Tensor, ""]
+    inter: Float[Tensor, ""]
+
+
+# ------------------------------------------------------------------------------------------------------------ the equations
+
+
+@over_group
+@full_precision
+def soft_contrastive(
+    image_emb: Float[Tensor, "n dim"],
+    text_emb: Float[Tensor, "n dim"],
+    negative_scale: float | Float[Tensor, ""] = 15.0,
+    shift: float | Float[Tensor, ""] = 15.0,
+) -> Float[Tensor, ""]:
+    r"""Sum the binary cross-entropies of all n^2 pairs, in both directions (PCME's loss without variances).
+
+    With l_ij = -a sqrt(||v_i - t_j||^2 + 1e-6) + b, a pair matches with probability sigmoid(2 l_ij). Only the pairs i = j match.
+
+    Args:
+        image_emb, text_emb: embeddings of n pairs, of any norm; normalised here.
+        negative_scale, shift: a and b, learnable scalars or numbers; by default 15.
+
+    The result is a sum, not a mean. Memory is [n, n]. Across processes, all pairs of all processes count. Raises ValueError for
+    shapes that differ and for an empty batch.
+
+    >>> soft_contrastive(torch.eye(2), torch.eye(2), 15.0, 15.0)
+    tensor(1.6045e-05)
+    """
+    need_alike("n dim", image_emb=image_emb, text_emb=text_emb)
+    v, t = unit(wide(image_emb)), unit(wide(text_emb))
+    a, b = scalar(negative_scale, v), scalar(shift, v)
+    every = gather_rows(t)
+    square = (v.square().sum(1)[:, None] + every.square().sum(1) - 2 * (v @ every.T)).clamp(min=0)
+    logits = 2 * (b - a * (square + 1e-6).sqrt())
+    at = place(len(v), v.device).offset + torch.arange(len(v), device=v.device)
+    own = at[:, None] == torch.arange(len(every), device=v.device)
+    return mean_of_total(2 * F.softplus(torch.where(own, -logits, logits)).sum(), 1)
+
+
+@over_group
+@full_precision
+def cream_uni(
+    emb: Float[Tensor, "n dim"],
+    emb_old: Float[Tensor, "n dim"],
+    global_same: Float[Tensor, "public dim"],
+    global_cross: Float[Tensor, "public dim"],
+    public_index: Int[Tensor, " n"],
+    weight: float = 0.5,
+    temperature: float = 0.5,
+    loss_scale: bool = False,
+) -> Cream:
+    """Compute the contrast of a party of one modality with the server's representations, and w (intra + inter).
+
+    The inter term is the cross-entropy of z_i against all rows of X. Its target is the row of the same item. The intra term prefers
+    that item's row of S to the party's own old embedding.
+
+    Args:
+        emb: embeddings of a batch of public items, of any norm; normalised here.
+        emb_old: unit embeddings of the same items at the beginning of the round; no gradient.
+        global_same, global_cross: unit representations of all public items, S and X; no gradient.
+        public_index: rows of the batch's items in S and X.
+        weight: w, by default 0.5.
+        temperature: of both terms, > 0, by default 0.5.
+        loss_scale: divide inter by its ratio to intra, without gradient; default: no.
+
+    Raises ValueError for shapes that do not fit, an empty batch, and a row outside S.
+
+    >>> z = torch.tensor([[0.0, 0.0, 1.0]])
+    >>> cream_uni(z, torch.eye(3)[:1], torch.eye(3)[:2], torch.eye(3)[:2], torch.tensor([0])).inter
+    tensor(0.6931)
+    """
+    z = _checked(emb, emb_old, global_same, global_cross, public_index, temperature)
+    intra = global_mean(_intra(z, emb_old, global_same, public_index, temperature))
+    inter = global_mean(_inter(z, global_cross, public_index, temperature))
+    return _together(intra, inter, weight, loss_scale)
+
+
+@over_group
+@full_precision
+def cream_multi(
+    image_emb: Float[Tensor, "n dim"],
+    text_emb: Float[Tensor, "n dim"],
+    image_emb_old: Float[Tensor, "n dim"],
+    text_emb_old: Float[Tensor, "n dim"],
+    global_image: Float[Tensor, "public dim"],
+    global_text: Float[Tensor, "public dim"],
+    public_index: Int[Tensor, " n"],
+    weight: float = 0.5,
+    temperature: float = 0.5,
+    loss_scale: bool = False,
+) -> Cream:
+    """Compute the contrast of a party of both modalities: the sum of both inter terms, the mean of both intra terms.
+
+    Args: as of `cream_uni`, for each modality.
+
+    Raises ValueError as `cream_uni` does.
+
+    >>> x = torch.eye(2)
+    >>> cream_multi(x, x, x, x, x, x, torch.arange(2)).intra
+    tensor(0.6931)
+    """
+    v = _checked(image_emb, image_emb_old, global_image, global_text, public_index, temperature)
+    t = _checked(text_emb, text_emb_old, global_text, global_image, public_index, temperature)
+    intra = [
+        global_mean(_intra(z, old, same, public_index, temperature))
+        for z, old, same in ((v, image_emb_old, global_image), (t, text_emb_old, global_text))
+    ]
+    inter = [
+        global_mean(_inter(z, cross, public_index, temperature)) for z, cross in ((v, global_text), (t, global_image))
+    ]
+    return _together((intra[0] + intra[1]) / 2, inter[0] + inter[1], weight, loss_scale)
+
+
+def _checked(
+    emb: Tensor, old: Tensor, same: Tensor, cross: Tensor, index: Tensor, temperature: float
+) -> Float[Tensor, "n dim"]:
+    """Return the unit rows of `emb`, where all shapes fit."""
+    need_alike("n dim", emb=emb, emb_old=old)
+    need_alike("public dim", global_same=same, global_cross=cross)
+    need_positive(temperature=temperature)
+    if emb.shape[1] != same.shape[1] or index.shape != (len(emb),):
+        raise ValueError(
+            "emb must be [n, dim], global_same [public, dim] and public_index [n], got "
+            + shapes(emb=emb, global_same=same, public_index=index)
+        )
+    if holds(((index < 0) | (index >= len(same))).any()):
+        raise ValueError(f"public_index must lie in 0..{len(same) - 1}, the rows of global_same")
+    return unit(wide(emb))
+
+
+def _intra(z: Tensor, old: Tensor, same: Tensor, index: Tensor, temperature: float) -> Float[Tensor, " n"]:
+    """Return -log of the share of the server's row against the party's own old row."""
+    gap = (z * (wide(old) - wide(same)[index]).detach()).sum(1)
+    return F.softplus(gap / temperature)
+
+
+def _inter(z: Tensor, cross: Tensor, index: Tensor, temperature: float) -> Float[Tensor, " n"]:
+    """Return the cross-entropies against all public rows of the other modality, without the matrix."""
+    query, key = scaled(z, temperature), wide(cross.detach())
+    return pair_logsumexp(query, key).rows - positive_similarity(query, key[index])
+
+
+def _together(intra: Tensor, inter: Tensor, weight: float, loss_scale: bool) -> Cream:
+    scale = (inter / intra).detach() if loss_scale else 1.0
+    return Cream(weight * (intra + inter / scale), intra, inter)
+
+
+@full_precision
+@torch.no_grad()
+def contrastive_ensemble(
+    client: Float[Tensor, "clients public dim"], global_other: Float[Tensor, "public dim"]
+) -> Float[Tensor, "public dim"]:
+    """Compute one representation of each item: the parties' rows, weighted as `ensemble_weights` does.
+
+    Args:
+        client: unit representations of one modality by each party, for all public items.
+        global_other: the server's unit representations of the other modality.
+
+    The rows are not normalised. No gradient. Raises ValueError for shapes that do not fit, and without a party or an item.
+
+    >>> contrastive_ensemble(torch.eye(2).expand(3, 2, 2), torch.eye(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    return (ensemble_weights(client, global_other)[:, :, None] * wide(client)).sum(0)
+
+
+@full_precision
+@torch.no_grad()
+def ensemble_weights(
+    client: Float[Tensor, "clients public dim"], global_other: Float[Tensor, "public dim"]
+) -> Float[Tensor, "clients public"]:
+    """Return the share of each party in each item of `contrastive_ensemble`; the shares of an item sum to 1.
+
+    Args: as of `contrastive_ensemble`. Memory is a few blocks, never [public, public].
+
+    >>> ensemble_weights(torch.eye(2).expand(2, 2, 2), torch.eye(2))
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    """
+    if client.ndim != 3 or client.shape[1:] != global_other.shape:
+        raise ValueError(
+            "client must be [clients, public, dim] and global_other [public, dim], got "
+            + shapes(client=client, global_other=global_other)
+        )
+    need_rows(client=client, global_other=global_other)
+    key = wide(global_other)
+    scores = [positive_similarity(rows, key) - pair_logsumexp(rows, key).rows for rows in wide(client)]
+    return torch.stack(scores).softmax(0)
+
+
+@over_group
+@full_precision
+def class_margin_loss(
+    emb: Float[Tensor, "n dim"],
+    class_weights: Float[Tensor, "classes dim"],
+    labels: Int[Tensor, " n"],
+    scale: float = 1.0,
+    margin: float = 4.0,
+) -> Float[Tensor, ""]:
+    """Compute a party's own loss: cross-entropy with a margin below the true class, and half of one between class weights.
+
+    Args:
+        emb: unit embeddings.
+        class_weights: a row for each class; negative entries count as 0.
+        labels: classes of the rows.
+        scale: factor of the embeddings, by default 1; 128 for images in the code.
+        margin: subtracted from the logit of the true class, by default 4.
+
+    The second term classifies each class's weights by all classes' weights, which spreads them. Raises ValueError for shapes that
+    do not fit, and a label outside the classes.
+
+    >>> class_margin_loss(torch.eye(2), 9 * torch.eye(2), torch.tensor([0, 1]), margin=0.0)
+    tensor(0.0001)
+    """
+    need_rows(emb=emb, class_weights=class_weights)
+    if emb.ndim != 2 or emb.shape[1] != class_weights.shape[1] or labels.shape != (len(emb),):
+        raise ValueError(
+            "emb must be [n, dim], class_weights [classes, dim] and labels [n], got "
+            + shapes(emb=emb, class_weights=class_weights, labels=labels)
+        )
+    if holds(((labels < 0) | (labels >= len(class_weights))).any()):
+        raise ValueError(f"labels must lie in 0..{len(class_weights) - 1}")
+    weights = class_weights.relu()
+    logits = scale * (wide(emb) @ weights.T) - margin * F.one_hot(labels, len(weights))
+    spread = F.cross_entropy(weights @ weights.T, torch.arange(len(weights), device=weights.device))
+    return global_mean(F.cross_entropy(logits, labels, reduction="none")) + 0.5 * spread
+
+
+# ------------------------------------------------------------------------------------------------------------ the settings
+
+
+@dataclass
+class CreamFLConfig(FederationConfig):
+    """Settings of CreamFL. Defaults are the paper's."""
+
+    batch_size: int = 128
+    optimizer: str = "adamp"
+    lr: float = 2e-4 * 256 / 128
+    weight_decay: float = 0.0
+    clip_norm: float | None = 2.0
+    image_encoder: str = "torchvision:resnet101"
+    text_encoder: str = "hf:bert-base-uncased"
+    embedding: int = 256
+    recipe: str = "simclr"
+    contrast_weight: float = 0.5
+    """Weight of the parties' contrast with the server's representations (w); 0: none."""
+    contrast_temperature: float = 0.5
+    """Temperature of that contrast, > 0."""
+    inter: bool = True
+    """Contrast with all public items in the other modality."""
+    intra: bool = True
+    """Contrast with the same public item, against the party's own old embedding."""
+    loss_scale: bool = False
+    """Divide the first of these by its ratio to the second, without gradient."""
+    together: bool = False
+    """Add the contrast to each step on the party's own items, as the paper writes it. Default: a pass of its own, as released."""
+    fusion: Literal["contrast", "mean"] = "contrast"
+    """Weight the parties of an item by their contrast with the server's other modality, or all alike."""
+    distil_weight: float = 0.3
+    """Weight of the mean squared distance to the fused representations, for each modality; 0: the server learns alone."""
+    class_optimizer: str = "sgd"
+    """Optimiser of parties of one modality."""
+    class_lr: float = 1e-4 * 256 / 512
+    """Their learning rate at a batch of 256. It falls to a tenth after half of the rounds, and again after 80 %."""
+    class_decay: float = 5e-5
+    """Their weight decay."""
+    class_scale: float = 128.0
+    """Factor of images' embeddings before their classifier."""
+    class_margin: float = 4.0
+    """Margin of the classifiers, subtracted from the true class's logit."""
+    pair_optimizer: str = "adamp"
+    """Optimiser of parties of both modalities."""
+    pair_lr: float = 2e-4 * 256 / 512
+    """Their learning rate at a batch of 256. It falls on half a cosine over the rounds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("contrast_temperature", "class_lr", "pair_lr", "class_scale")
+        for name in ("contrast_weight", "distil_weight", "class_margin", "class_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.fusion not in ("contrast", "mean"):
+            raise unknown("fusion", self.fusion, ["contrast", "mean"])
+
+    def of_party(self, party: Party, number: int) -> CreamFLConfig:
+        """Return the settings of a party: its networks, by its number, and its optimiser."""
+        pairs = len(party.modalities) > 1
+        own = {}
+        for kind in ("image", "text", "vector"):
+            names = getattr(self, f"party_{kind}_encoder").split(",")
+            own[f"{kind}_encoder"] = names[number % len(names)].strip()
+        return replace(
+            self,
+            **own,
+            batch_size=self.party_batch_size,
+            optimizer=self.pair_optimizer if pairs else self.class_optimizer,
+            lr=self.pair_lr if pairs else self.class_lr,
+            weight_decay=0.0 if pairs else self.class_decay,
+            clip_norm=self.clip_norm if pairs else None,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ the networks
+
+
+class CreamFLLearner(AlignedLearner):
+    """Two encoders in one space, with the soft contrastive loss: the server, and a party of both modalities."""
+
+    def __init__(self, config: CreamFLConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.first, self.second = first_two(data.modalities)
+        self.negative_scale = nn.Parameter(torch.tensor(15.0))
+        self.shift = nn.Parameter(torch.tensor(15.0))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        ((image, text, _),) = self.paired_rows(self.embed(batch), batch)
+        return {"loss": soft_contrastive(image, text, self.negative_scale, self.shift)}
+
+
+class ClassLearner(AlignedLearner):
+    """One encoder with a classifier: a party of one modality."""
+
+    def __init__(self, config: CreamFLConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        (self.modality,) = data.modalities
+        self.scale = config.class_scale if self.kinds[self.modality] == "image" else 1.0
+        self.classes = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(data.classes, config.embedding), math.sqrt(5)))
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z = self.embed(batch)[self.modality]
+        return {"loss": class_margin_loss(z, self.classes, batch["label"], self.scale, self.config.class_margin)}
+
+
+class Trained:
+    """A network with its optimiser, which lasts over the rounds. `curve` maps the round to the factor of the learning rate."""
+
+    def __init__(self, learner: AlignedLearner, config: CreamFLConfig, curve: Callable[[float], float] | None) -> None:
+        if torch.cuda.is_available():
+            learner.to("cuda")
+        self.learner, self.config = learner.train(), config
+        turn = optimisers(config, [learner], config.rounds, config.batch_size, curve=curve)
+        self.optimizer, self.curve = turn.optimizers[0], curve or (lambda r: factor(r, config.rounds, 0))
+
+    def begin(self, round: int, *seeds: int) -> None:
+        torch.manual_seed(seeded(*seeds, round))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.curve(round)
+
+    def step(self, loss: Tensor, of: str) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CounterpointError(f"the loss of {of} is not finite: training diverged; lower its learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return value
+
+    def state(self) -> dict[str, Any]:
+        return {"network": dict(self.learner.state_dict()), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def falling(rounds: int) -> Callable[[float], float]:
+    """Return the factor of the learning rate of classifying parties by round: a tenth from one half, and from 80 %."""
+    return lambda round: 0.1 ** ((round >= rounds / 2) + (round >= 0.8 * rounds))
+
+
+# --------------------------------------------------------------------------------------------------------------- the round
+
+
+class CreamFLServer(Trained):
+    """Steps A and D, with the shares of the last fusion: modality -> party -> [public items]."""
+
+    def __init__(self, learner: AlignedLearner, task: FederationTask, config: CreamFLConfig, seed: int) -> None:
+        super().__init__(learner, config, None)
+        self.public, self.seed = Items(task, task.data.train, task.data.modalities), seed
+        self.shares: dict[str, dict[str, Tensor]] = {}
+
+    def learn(self, round: int) -> dict[str, float]:
+        self.begin(round, self.seed, 1)
+        losses = []
+        for epoch in range(self.config.epochs):
+            for n, rows in enumerate(passes(len(self.public), self.config.batch_size, self.seed, round, epoch, 1)):
+                batch = self.public.train(self.learner, rows, seeded(self.seed, round, epoch, n, 1))
+                losses.append(self.step(self.learner.loss(batch)["loss"], "the server"))
+        return {"loss": sum(losses) / len(losses)}
+
+    def represent(self) -> dict[str, Tensor]:
+        self.globals = self.public.represent(self.learner)
+        return self.globals
+
+    def merge(self, round: int, answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+        targets = {}
+        for name, other in zip(self.globals, reversed(self.globals), strict=True):
+            held = {party: rows[name] for party, rows in answers.items() if name in rows}
+            if not held:
+                continue  # no party of this modality answered
+            stacked = torch.stack(list(held.values())).to(self.learner.device)
+            if self.config.fusion == "contrast":
+                targets[name] = contrastive_ensemble(stacked, self.globals[other])
+                self.shares[name] = dict(zip(held, ensemble_weights(stacked, self.globals[other]).cpu(), strict=True))
+            else:
+                targets[name] = stacked.mean(0)
+        losses = []
+        for n, rows in enumerate(
+            passes(len(self.public), self.config.batch_size, self.seed, round, 2) if targets else ()
+        ):
+            batch = self.public.train(self.learner, rows, seeded(self.seed, round, n, 2))
+            found = self.learner.embed(batch)
+            at = batch["index"].to(self.learner.device)
+            loss = torch.stack([F.mse_loss(found[name], rows[at]) for name, rows in targets.items()]).sum()
+            losses.append(self.step(self.config.distil_weight * loss, "the distillation"))
+        return {"distillation": sum(losses) / len(losses)} if losses else {}
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"shares": self.shares}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.shares = dict(state["shares"])
+
+
+class CreamFLParty(Trained):
+    """Steps B and C of one party."""
+
+    def __init__(self, task: FederationTask, name: str, seed: int) -> None:
+        names = [party.name for party in task.parties]
+        if name not in names:
+            raise unknown("party", name, names)
+        number = names.index(name)
+        party = task.parties[number]
+        assert isinstance(task.config, CreamFLConfig)
+        config = task.config.of_party(party, number)
+        pairs = len(party.modalities) > 1
+        facts = SimpleNamespace(
+            **task.facts
+            | {"modalities": {n: m.spec for n, m in party.modalities.items()}, "classes": len(party.classes)}
+        )
+        learner = (CreamFLLearner if pairs else ClassLearner)(config, facts, seeded(seed, number, 3))
+        super().__init__(learner, config, None if pairs else falling(config.rounds))
+        self.party, self.seeds, self.pairs = party, (seed, number, 4), pairs
+        self.own = Items(task, party.items, party.modalities)
+        self.public = Items(task, task.data.train, party.modalities)
+        self.modalities = list(task.data.modalities)
+
+    def answer(self, message: bytes) -> bytes:
+        """Learn from the server's message and the party's items; return the party's representations of the public items.
+
+        Raises CounterpointError for a message of another version or shape, and where training diverges.
+        """
+        facts, rows = unpack(message)
+        shape = (len(self.public), self.config.embedding)
+        if list(rows) != sorted(self.modalities) or any(value.shape != shape for value in rows.values()):
+            found = {name: list(value.shape) for name, value in rows.items()}
+            raise CounterpointError(
+                f"{self.party.name}: the server's public set {found} is not this party's, {list(shape)} of "
+                f"{' and '.join(self.modalities)}; use the same public file and --embedding on both sides"
+            )
+        round = int(facts["round"])
+        self.train(round, {name: value.to(self.learner.device) for name, value in rows.items()})
+        return pack(self.public.represent(self.learner), round=round, sender=self.party.name)
+
+    def train(self, round: int, rows: Mapping[str, Tensor]) -> None:
+        """Repeat the passes over the party's own items and over the public ones."""
+        config, name = self.config, self.party.name
+        self.begin(round, *self.seeds)
+        wanted = config.contrast_weight > 0 and (config.inter or config.intra)
+        old = self.public.represent(self.learner) if wanted else {}
+        for epoch in range(config.party_epochs):
+            own, public = (
+                passes(len(items), config.batch_size, *self.seeds, round, epoch, n)
+                for n, items in enumerate((self.own, self.public))
+            )
+            seeds = itertools.count(seeded(*self.seeds, round, epoch))
+            around = itertools.cycle(public)
+            for at in own:
+                loss = self.learner.loss(self.own.train(self.learner, at, next(seeds)))["loss"]
+                if wanted and config.together:
+                    loss = loss + self.contrast(next(around), next(seeds), rows, old)
+                self.step(loss, name)
+            for at in public if wanted and not config.together else ():
+                self.step(self.contrast(at, next(seeds), rows, old), name)
+
+    def contrast(
+        self, at: NDArray[np.int64], seed: int, rows: Mapping[str, Tensor], old: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Compute the weighted contrast of a batch of public items (step B)."""
+        config, batch = self.config, self.public.train(self.learner, at, seed)
+        index = batch["index"].to(self.learner.device)
+        z = self.learner.embed(batch)
+        more = (config.contrast_weight, config.contrast_temperature, config.loss_scale)
+        if self.pairs:
+            a, b = self.modalities
+            found = cream_multi(z[a], z[b], old[a][index], old[b][index], rows[a], rows[b], index, *more)
+        else:
+            ((own, emb),) = z.items()
+            (other,) = (name for name in self.modalities if name != own)
+            found = cream_uni(emb, old[own][index], rows[own], rows[other], index, *more)
+        if config.inter and config.intra:
+            return found.loss
+        return config.contrast_weight * (found.inter if config.inter else found.intra)
+
+
+# ------------------------------------------------------------------------------------------------------------------ the run
+
+
+def run(
+    experiment: Any, seed: int, *, run: Run | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, float]]:
+    """Run the federation with all parties in this process, and return a row for each round."""
+    task: FederationTask = experiment.task()
+    members = (
+        {} if not experiment.config.distil_weight else {p.name: CreamFLParty(task, p.name, seed) for p in task.parties}
+    )
+    return federate(experiment, task, InProcess(members, experiment.config.answer_seconds), seed, run=run, say=say)
+
+
+def federate(
+    experiment: Any, task: FederationTask, exchange: Any, seed: int, *, run: Run | None, say: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """Run the server's side of the federation over an exchange of messages; finish the run directory."""
+    config: CreamFLConfig = experiment.config
+    if run is not None:
+        run.save_facts(task.facts)
+    learner = experiment.learner(task.facts if run is None else run.facts(), seed)
+    server = CreamFLServer(learner, task, config, seed)
+
+    def measured(round: int) -> dict[str, float]:
+        found = {f"valid/{k}": v for k, v in measure(learner, task, "valid", final=False)[0].items()}
+        if round == config.rounds - 1:
+            figures, evaluator, _ = measure(learner, task, "test", final=True)
+            found |= {f"test/{k}": v for k, v in figures.items()}
+            if run is not None:
+                run.save_chance(evaluator.chance())
+                run.save_figures(shares_of(server, task) | evaluator.figures)
+        return found
+
+    public, parties = len(task.data.train), task.parties
+    federation = Federation(server, exchange, parties, config, seed, public, measure=measured, run=run, say=say)
+    rows = federation.rounds(ask=config.distil_weight > 0)
+    if run is not None:
+        finish(run, learner, rows)
+    return rows
+
+
+def shares_of(server: CreamFLServer, task: FederationTask) -> dict[str, Any]:
+    """Draw each party's share in the fused representations, relative to equal shares, by domain of the public items."""
+    found: dict[str, Any] = {}
+    domains = task.data.train.domains
+    groups = np.arange(len(server.public)) * 8 // len(server.public) if domains is None else domains
+    named = [f"part {n + 1}" for n in range(8)] if domains is None else list(task.data.domains)
+    for name, shares in server.shares.items():
+        values = [
+            [float(share.numpy()[groups == g].mean()) * len(shares) for g in np.unique(groups)]
+            for share in shares.values()
+        ]
+        found[f"Who has a say in {name}"] = {
+            "kind": "table",
+            "columns": ["party", *(named[g] for g in np.unique(groups))],
+            "rows": [[party, *(f"{value:.2f}" for value in row)] for party, row in zip(shares, values, strict=True)],
+            "caption": "Shares of the parties in the fused representations of the last round, by domain of the public items. 1: an "
+            "equal share.",
+        }
+    return found
+
+
+# Settings for small pictures and few items, which replace the paper's.
+LAPTOP: dict[str, Any] = {
+    "rounds": 10,
+    "party_epochs": 2,
+    "image_encoder": "mlp-s",
+    "text_encoder": "text-s",
+    "vector_encoder": "relu-256-256",
+    "party_image_encoder": "mlp-s,conv-s",
+    "party_text_encoder": "text-s",
+    "party_vector_encoder": "relu-128,relu-64-64",
+    "embedding": 32,
+    "context": 16,
+    "recipe": "none",
+    "batch_size": 64,
+    "party_batch_size": 64,
+    "optimizer": "adamw",
+    "class_optimizer": "adamw",
+    "pair_optimizer": "adamw",
+    "lr": 1e-3,
+    "class_lr": 4e-3,
+    "pair_lr": 4e-3,
+}
+
+SYSTEM = System(
+    slug="creamfl",
+    task="federations",
+    config=CreamFLConfig,
+    learner=CreamFLLearner,
+    data="digit-parties",
+    recipe=LAPTOP,
+    run=run,
+)
