@@ -1,10 +1,10 @@
 """Find the nearest rows of a set, rank them again by the neighbours that they share, and smooth features over their graph.
 
-    nearest_rows          exact neighbours by cosine, a block of queries at a time
-    k_reciprocal_rerank   distances that mix the original one with the Jaccard distance of k-reciprocal neighbours (Zhong, Zheng,
-                          Cao, Li, CVPR 2017, arXiv 1701.08398)
-    rerank_lists          the same for each row inside its own list of neighbours
-    graph_smooth          features averaged over a symmetric graph (SGC: Wu et al., ICML 2019, arXiv 1902.07153)
+nearest_rows          exact neighbours by cosine, a block of queries at a time
+k_reciprocal_rerank   distances that mix the original one with the Jaccard distance of k-reciprocal neighbours (Zhong, Zheng,
+                      Cao, Li, CVPR 2017, arXiv 1701.08398)
+rerank_lists          the same for each row inside its own list of neighbours
+graph_smooth          features averaged over a symmetric graph (SGC: Wu et al., ICML 2019, arXiv 1902.07153)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Judge labels that may be wrong by the scores of classifiers, and make soft labels from a queue of similar rows.
 
-    judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
-    judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
-    bootstrap_target    soft label of a row: the mean soft label of a queue, weighted by similarity (CAPro)
-    mean_where          mean over the kept rows of all processes
+judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
+judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
+bootstrap_target    soft label of a row: the mean soft label of a queue, weighted by similarity (CAPro)
+mean_where          mean over the kept rows of all processes
 """
 
 from __future__ import annotations
