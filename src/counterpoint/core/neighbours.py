@@ -1,10 +1,10 @@
-"""Find the nearest rows of a set, rank them again by the neighbours that they share, and smooth features over their graph.
+"""Find nearest rows, rank them again by the neighbours that they share, and smooth features over their graph.
 
-nearest_rows          exact neighbours by cosine, a block of queries at a time
-k_reciprocal_rerank   distances that mix the original one with the Jaccard distance of k-reciprocal neighbours (Zhong, Zheng,
-                      Cao, Li, CVPR 2017, arXiv 1701.08398)
-rerank_lists          the same for each row inside its own list of neighbours
-graph_smooth          features averaged over a symmetric graph (SGC: Wu et al., ICML 2019, arXiv 1902.07153)
+- `nearest_rows`: exact neighbours by cosine, a block of queries at a time.
+- `k_reciprocal_rerank`: distances that mix the original one with the Jaccard distance of k-reciprocal neighbours. Source:
+  Zhong, Zheng, Cao, Li, CVPR 2017, arXiv 1701.08398.
+- `rerank_lists`: the same for each row inside its own list of neighbours.
+- `graph_smooth`: features averaged over a symmetric graph. Source: SGC, Wu et al., ICML 2019, arXiv 1902.07153.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CELLS = 1 << 24  # similarities in memory at a time
 
 
 class Neighbours(NamedTuple):
-    index: Int[Tensor, "n k"]
+    rows: Int[Tensor, "n k"]
     similarity: Float[Tensor, "n k"]
 
 
@@ -38,7 +38,7 @@ def nearest_rows(rows: Float[Tensor, "n dim"], k: int) -> Neighbours:
 
     Memory is O(n k) and a block of similarities. Raises ValueError for an empty batch, rows that are not finite and k < 1.
 
-    >>> nearest_rows(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]]), 2).index.tolist()
+    >>> nearest_rows(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]]), 2).rows.tolist()
     [[0, 1], [1, 2], [2, 1]]
     """
     need_rows(rows=rows)

@@ -1,4 +1,4 @@
-"""Judge labels that may be wrong by the scores of classifiers, and make soft labels from a queue of similar rows.
+"""Judge labels that may be wrong by scores, and make soft labels from a queue of similar rows.
 
 judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
 judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
@@ -128,7 +128,7 @@ def bootstrap_target(
     tensor([[1.0000, 0.0000],
             [0.2500, 0.7500]])
     """
-    need_rows(queue=queue)
+    need_rows(rows=rows, queue=queue)
     if rows.ndim != 2 or rows.shape[1:] != queue.shape[1:] or soft.shape[:1] != queue.shape[:1]:
         raise ValueError(
             f"rows must be [n, dim], queue [keys, dim] and soft [keys, classes], got {shapes(rows=rows, queue=queue, soft=soft)}"

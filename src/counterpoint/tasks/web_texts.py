@@ -136,8 +136,8 @@ def trusted_by_text(
     Returns True for chosen pictures: min(top, its pictures) of each class. A picture without any text comes last.
     """
     near = nearest_rows(features, neighbours)
-    lists = rerank_lists(features, near.index, min(kept, near.index.shape[1]))
-    smooth = unit(graph_smooth(lists.index, lists.similarity, texts, self_weight))
+    lists = rerank_lists(features, near.rows, min(kept, near.rows.shape[1]))
+    smooth = unit(graph_smooth(lists.rows, lists.similarity, texts, self_weight))
     trusted = torch.zeros(len(labels), dtype=torch.bool)
     for number, definition in enumerate(definitions):
         own = (labels == number).nonzero()[:, 0]

@@ -16,6 +16,10 @@ Qin, Chen, Chen, Shen et al.: "CAPro: Webly Supervised Learning with Cross-Modal
 
 Rows that are removed count in L_inst alone. Texts enter once, before the main stage: each picture's text is averaged over its
 visual neighbours (`core.neighbours`). The pictures whose text is nearest to their class's definition start the prototypes.
+
+Departures: prototypes start with the main stage, after the frozen epochs. The graph has similarities, where the authors' script has
+distances. In the last stage each process mixes its own images. By default texts are bags of words, not a language model's rows.
+Not built: several labels a picture (the rule is `core.noisy_labels.judged_tags`), and measures of an open set.
 """
 
 from __future__ import annotations
@@ -48,7 +52,6 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, LabelledLearner
-from counterpoint.tasks.views import mlp
 from counterpoint.tasks.web_texts import embedded_texts, trusted_by_text, with_texts
 
 SHOWN = 8  # pictures of the page
@@ -310,7 +313,10 @@ class CAPro(LabelledLearner):
         dim, low, classes = self.encoder.dim, config.projection, data.classes
         self.classifier = nn.Linear(dim, classes, bias=False)
         self.classifier_low = nn.Linear(low, classes, bias=False)
-        self.projector, self.reconstructor = mlp(dim, config.hidden, low), mlp(low, config.hidden, dim)
+        self.projector, self.reconstructor = (
+            nn.Sequential(nn.Linear(a, config.hidden), nn.ReLU(), nn.Linear(config.hidden, b))
+            for a, b in ((dim, low), (low, dim))
+        )
         self.teacher = EMATeacher(self.encoder)
         self.queue = Queue(config.queue, low, seed=seed)
         self.register_buffer("prototype_rows", torch.zeros(classes, low))
