@@ -711,3 +711,15 @@ CASES |= {
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM), torch.arange(n) % 9], (0,), (0, None, 0)
     ),
 }
+CASES |= {
+    CORE + "noisy_labels:bootstrap_target": Case(
+        lambda n, d: [unit(d(0, n, DIM)), unit(d(1, 9, DIM)), d(2, 9, 4).softmax(1)], (), (0, None, None)
+    ),
+}
+OTHERS |= {
+    "capro:capro_step": "a step: moves queue and prototypes, and returns a mapping",
+    "noisy_labels:judged_labels": "whole numbers",
+    "noisy_labels:judged_tags": "whole numbers",
+    "neighbours:k_reciprocal_rerank": "ranks of distances",
+    "neighbours:graph_smooth": "a graph over the whole batch",
+}

@@ -96,6 +96,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "digits?size=20&train=24",
         {"patch": 20, "batch_size": 12, "epochs": 1, "repeats": 1, "critic_width": 4, "pretrain_epochs": 0},
     ),
+    "capro": ("query-digits?train=24", IMAGES | {"hidden": 16, "projection": 8, "queue": 24, "frozen_epochs": 0}),
     "supremix": ("digit-numbers?train=24&test=8&watched=8", IMAGES | {"projection": 8}),
     "mclrec": (
         "visits?users=40&items=24&groups=3",

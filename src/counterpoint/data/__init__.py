@@ -171,6 +171,14 @@ SOURCES: dict[str, Source] = {
             "8,000 + 1,000 + 1,000 images, made in a second",
         ),
         Source(
+            "query-digits",
+            "views",
+            "counterpoint.data.query_digits",
+            "digits under labels that are often those of another sense, with captions as found on the web: data of CAPro's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,000 + 125 + 540 pictures, at hand",
+        ),
+        Source(
             "web-digits",
             "views",
             "counterpoint.data.digits",

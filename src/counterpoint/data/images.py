@@ -86,6 +86,13 @@ class Tags(NamedTuple):
     test: Indices
 
 
+class WebTexts(NamedTuple):
+    """Texts found with training pictures, and a text for each class, such as its definition."""
+
+    train: tuple[str, ...]  # "" where a picture has none
+    definitions: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A source's three splits, and the facts needed to read them."""
@@ -117,6 +124,8 @@ class ImageData:
     )
     # Labels of which a picture may have several.
     tags: Tags | None = None
+    # Texts found with training pictures. None: no texts.
+    texts: WebTexts | None = None
     # Pictures of another distribution, without labels or with labels that no learner may use.
     web: ImageSplit | None = None
     # Numbers found, read and left out, of sources that read the user's own files.

@@ -78,6 +78,11 @@ class Survey:
         found = getattr(self._task.data, "tags", None)
         return None if found is None else torch.from_numpy(np.asarray(found.train, np.int64))
 
+    @property
+    def texts(self) -> Any:
+        """Texts of training examples and classes, as the data have them (`data.images.WebTexts`); None without texts."""
+        return getattr(self._task.data, "texts", None)
+
     def known(self, split: str) -> dict[str, Tensor]:
         """Return what is known of the items of a split besides their class, by name, for measures alone.
 

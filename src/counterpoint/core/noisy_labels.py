@@ -1,0 +1,151 @@
+"""Judge labels that may be wrong by scores, and make soft labels from a queue of similar rows.
+
+judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
+judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
+bootstrap_target    soft label of a row: the mean soft label of a queue, weighted by similarity (CAPro)
+mean_where          mean over the kept rows of all processes
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_rows, need_within, shapes
+from counterpoint.core.distributed import gather_rows, mean_of_total
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
+
+
+class Judged(NamedTuple):
+    kept: Bool[Tensor, " n"]
+    label: Int[Tensor, " n"]
+
+
+@torch.no_grad()
+@full_precision
+def judged_labels(
+    score: Float[Tensor, "n classes"],
+    label: Int[Tensor, " n"],
+    threshold: float = 0.6,
+    trusted: Bool[Tensor, " n"] | None = None,
+) -> Judged:
+    """Keep, correct or remove each row's label.
+
+    Rules, in this order:
+
+    1. A label whose score is at least 1 / classes is clean.
+    2. A score of at least `threshold` corrects the label to its class. The largest score decides.
+    3. A trusted row keeps its label.
+    4. Other rows are removed: kept is False, and the label is -1.
+
+    Args:
+        score: probabilities, rows of sum 1.
+        label: classes, 0 to classes - 1.
+        threshold: smallest score that corrects a label, 0 to 1, by default 0.6.
+        trusted: True where the label is certain. None (default): no row.
+
+    Raises ValueError for shapes that do not fit, labels out of range and a threshold outside 0..1.
+
+    >>> judged_labels(torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.6, 0.4]]), torch.tensor([1, 1, 1]), 0.8).label.tolist()
+    [1, 0, -1]
+    """
+    need_rows(score=score)
+    need_within(0, 1, threshold=threshold)
+    if score.ndim != 2 or label.shape != score.shape[:1] or (trusted is not None and trusted.shape != label.shape):
+        given = {"score": score, "label": label} | ({} if trusted is None else {"trusted": trusted})
+        raise ValueError(f"score must be [n, classes], label and trusted [n], got {shapes(**given)}")
+    classes = score.shape[1]
+    if holds(((label < 0) | (label >= classes)).any()):
+        raise ValueError(f"label must lie in 0..{classes - 1}, got {int(label.min())}..{int(label.max())}")
+    best, guess = score.max(1)
+    clean, correct = score.gather(1, label[:, None])[:, 0] >= 1 / classes, best >= threshold
+    if trusted is not None:
+        certain = trusted.bool()
+        clean, correct = clean | certain, correct & ~certain
+    kept = clean | correct
+    return Judged(kept, torch.where(correct, guess, label).masked_fill(~kept, -1))
+
+
+@torch.no_grad()
+@full_precision
+def judged_tags(
+    score: Float[Tensor, "n classes"],
+    tags: Int[Tensor, "n classes"],
+    threshold: float = 0.9,
+    trusted: Bool[Tensor, " n"] | None = None,
+) -> Int[Tensor, "n classes"]:
+    """Keep, flip or ignore each label of rows that may have several.
+
+    A label is kept whose score is at least 1 / classes. One is flipped whose opposite has a score of at least `threshold`.
+    Others become -1, and so does a label that is -1 already and that no score decides. Trusted rows keep their labels.
+
+    Args:
+        score: probability that each label is present.
+        tags: 1 where present, 0 where absent, -1 where unknown.
+        threshold: smallest score of the opposite that flips a label, 0 to 1, by default 0.9.
+        trusted: True where the labels are certain. None (default): no row.
+
+    Raises ValueError for shapes that do not fit, other tags and a threshold outside 0..1.
+
+    >>> judged_tags(torch.tensor([[0.95, 0.3, 0.05]]), torch.tensor([[0, 0, 1]])).tolist()
+    [[1, 0, 0]]
+    """
+    need_rows(score=score)
+    need_within(0, 1, threshold=threshold)
+    if score.ndim != 2 or tags.shape != score.shape:
+        raise ValueError(f"score and tags must be [n, classes] alike, got {shapes(score=score, tags=tags)}")
+    if holds(((tags < -1) | (tags > 1)).any()):
+        raise ValueError(f"tags must be -1, 0 or 1, got {int(tags.min())}..{int(tags.max())}")
+    least, absent = 1 / score.shape[1], 1 - score
+    found = torch.full_like(tags, -1)
+    found[((tags == 1) & (score >= least)) | (score >= threshold)] = 1
+    found[((tags == 0) & (absent >= least) & (score < threshold)) | (absent >= threshold)] = 0
+    return found if trusted is None else torch.where(trusted.bool()[:, None], tags, found)
+
+
+@torch.no_grad()
+@full_precision
+def bootstrap_target(
+    rows: Float[Tensor, "n dim"], queue: Float[Tensor, "keys dim"], soft: Float[Tensor, "keys classes"]
+) -> Float[Tensor, "n classes"]:
+    """Compute soft labels of rows: the mean of the queue's soft labels, weighted by similarity.
+
+    Weights are the cosines, clipped to 0..1, plus 1e-7.
+
+    Args:
+        rows, queue: unit rows.
+        soft: soft label of each key.
+
+    Raises ValueError for shapes that do not fit. Source: collective bootstrapping of CAPro.
+
+    >>> bootstrap_target(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
+    tensor([[1.0000, 0.0000],
+            [0.2500, 0.7500]])
+    """
+    need_rows(rows=rows, queue=queue)
+    if rows.ndim != 2 or rows.shape[1:] != queue.shape[1:] or soft.shape[:1] != queue.shape[:1]:
+        raise ValueError(
+            f"rows must be [n, dim], queue [keys, dim] and soft [keys, classes], got {shapes(rows=rows, queue=queue, soft=soft)}"
+        )
+    weight = (rows @ queue.T).clamp(0, 1) + 1e-7
+    target = (F.normalize(weight, p=1, dim=1) @ soft).clamp(0, 1)
+    return F.normalize(target, p=1, dim=1)
+
+
+@over_group
+@full_precision
+def mean_where(values: Float[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Compute the mean over the kept rows of all processes; 0 if no row is kept.
+
+    >>> mean_where(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
+    tensor(3.5000)
+    """
+    count = int(gather_rows(kept.sum()[None]).sum())
+    # A removed row may hold any value; it must not reach the sum.
+    return mean_of_total(torch.where(kept, values, torch.zeros_like(values)).sum(), max(count, 1))

@@ -1,0 +1,307 @@
+"""CAPro: the authors' numbers, identities, edges, texts of one's own, training, resuming, processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from counterpoint import cli, training
+from counterpoint import functional as fn
+from counterpoint.catalog import load_system
+from counterpoint.engine.fit import fit
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
+from counterpoint.systems.supervision import capro as file
+from counterpoint.tasks.web_texts import embedded_texts, trusted_by_text
+from interrupted import need_equal_ends
+from launch import command_over_processes
+
+PARITY = np.load(Path(__file__).parents[1] / "parity" / "capro.npz")
+NAMES = ("logits", "z", "z_key", "logits_low", "feature", "reconstructed", "labels", "trusted", "queue", "prototypes")
+PARAMS = ("alpha", "threshold", "beta", "temperature", "proto_momentum", "clean", "keep_trusted")
+DATA = "query-digits?train=60"
+SMALL: dict[str, Any] = {
+    "encoder": "mlp-s", "recipe": "digits-plain", "warm_epochs": 1, "epochs": 3, "frozen_epochs": 1, "clean_after": 2,
+    "finetune_epochs": 1, "batch_size": 20, "projection": 8, "hidden": 16, "queue": 40, "trusted": 3, "evaluate_every": 9,
+}  # fmt: skip
+
+
+def case(number: int, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the arguments of a case, and the outputs."""
+    prefix = f"case{number}/"
+    at = {n.removeprefix(prefix): torch.from_numpy(np.asarray(PARITY[n])) for n in PARITY if n.startswith(prefix)}
+    at = {name: x.to(dtype) if x.is_floating_point() and x.ndim else x for name, x in at.items()}
+    given: dict[str, Any] = {name: at[f"in/{name}"] for name in NAMES}
+    given |= {name: at[f"param/{name}"].item() for name in PARAMS}
+    given["classifier_low"] = at["weight/classifier_low"]
+    return given, {name.removeprefix("out/"): x for name, x in at.items() if name.startswith("out/")}
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_step_equals_the_authors(number, dtype, rtol):
+    given, wanted = case(number, dtype)
+    found = fn.capro_step(**given)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].to(value.dtype), value, rtol=rtol, atol=rtol, check_dtype=False)
+
+
+def test_the_gradient_equals_finite_differences():
+    given, _ = case(0)
+    through = ("logits", "z", "logits_low", "reconstructed")
+
+    def loss(*args: Tensor) -> Tensor:
+        # Soft labels depend on z without gradient.
+        return fn.capro_step(**(given | dict(zip(through, args, strict=True)) | {"beta": 0.0}))["loss"]
+
+    assert torch.autograd.gradcheck(loss, [given[name].clone().requires_grad_() for name in through])
+
+
+def test_with_alpha_of_one_the_classifier_alone_judges():
+    given, _ = case(0)
+    found = fn.capro_step(**(given | {"alpha": 1.0}))
+    wanted = fn.judged_labels(given["logits"].softmax(1), given["labels"], 0.6, given["trusted"].bool())
+    assert torch.equal(found["new_label"], wanted.label)
+
+
+def test_without_beta_the_low_term_is_the_cross_entropy():
+    given, _ = case(1)
+    found = fn.capro_step(**(given | {"beta": 0.0}))
+    torch.testing.assert_close(found["loss_lowdim"], F.cross_entropy(given["logits_low"], given["labels"]))
+
+
+def test_warm_up_has_no_prototypes():
+    given, _ = case(0)
+    found = fn.capro_step(**(given | {"prototypes": None}))
+    assert float(found["loss_proto"]) == 0
+    assert found["prototypes_after"] is None
+    assert found["kept"].all()
+    torch.testing.assert_close(found["loss_lowdim"], F.cross_entropy(given["logits_low"], given["labels"]))
+
+
+def test_a_batch_whose_rows_are_all_removed_has_its_instance_contrast_alone():
+    given, _ = case(1)
+    flat = torch.zeros_like(given["logits"]).scatter(1, given["labels"][:, None], -50.0)
+    near = F.normalize(torch.ones_like(given["prototypes"]), dim=1)
+    found = fn.capro_step(**(given | {"logits": flat, "clean": True, "prototypes": near}))
+    assert not found["kept"].any()
+    torch.testing.assert_close(found["loss"], found["loss_inst"])
+    torch.testing.assert_close(found["prototypes_after"], near)
+
+
+def test_prototypes_move_by_their_rows_one_after_another():
+    rows, labels = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=1), torch.tensor([0, 1, 0, -1, 0, 1])
+    start = F.normalize(torch.randn(3, 3, dtype=torch.float64), dim=1)
+    wanted = start.clone()
+    for row, label in zip(rows, labels.tolist(), strict=True):
+        if label >= 0:
+            wanted[label] = 0.7 * wanted[label] + 0.3 * row
+    torch.testing.assert_close(file.moved_prototypes(start, rows, labels, 0.7), F.normalize(wanted, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"z": torch.ones(3, 6).double()}, "z and z_key"),
+        ({"labels": torch.tensor([0, 1])}, "every row needs"),
+        ({"labels": torch.full((8,), 9)}, "label must lie in 0..3"),
+        ({"queue": torch.ones(5, 9).double()}, r"queue must be \[6, keys\]"),
+        ({"prototypes": torch.ones(3, 6).double()}, "prototypes and classifier_low"),
+    ],
+)
+def test_bad_arguments_are_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        fn.capro_step(**(case(0)[0] | change))
+
+
+# ------------------------------------------------------------------------------------------------------------------ texts
+
+
+def test_words_relate_texts_and_a_missing_one_is_zero():
+    found = embedded_texts("words", ["a red cat", "A RED dog", "", "one dog"])
+    assert float(found[0] @ found[1]) > 0.5
+    assert float(found[0] @ found[3]) == 0
+    assert not found[2].any()
+
+
+def test_smoothed_texts_choose_the_pictures_of_the_right_sense():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(60) % 2
+    features = 4 * torch.eye(8)[truth] + torch.randn(60, 8, generator=generator)
+    texts = torch.eye(4)[truth]
+    texts[::3] = 0  # missing
+    labels = torch.zeros(60, dtype=torch.long)  # all pictures have one label
+    found = trusted_by_text(features, texts, torch.eye(4)[:2], labels, top=10, neighbours=10)
+    assert int(found.sum()) == 10
+    assert not truth[found].any()
+
+
+def folder(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        (place / "cat").mkdir(exist_ok=True)
+        (place / "dog").mkdir(exist_ok=True)
+        for name in ("cat", "dog"):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                place / name / f"{name}{number}.png"
+            )
+
+
+def test_texts_of_ones_own_are_matched_by_file(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    folder(pictures)
+    lines = ["file,text", *(f"{name}{n}.png,a furry {name} number {n}" for name in ("cat", "dog") for n in range(30))]
+    (tmp_path / "texts.csv").write_text("\n".join(lines))
+    (tmp_path / "classes.json").write_text(json.dumps({"cat": "a furry pet that purrs", "dog": "a pet that barks"}))
+    own = {"texts": str(tmp_path / "texts.csv"), "definitions": str(tmp_path / "classes.json")}
+    data = f"imagefolder:{pictures}?size=16"
+    learner, task = built(data, **own, encoder="conv-s", recipe="weak")
+    assert task.data.texts.definitions == ("cat . a furry pet that purrs", "dog . a pet that barks")
+    assert "have a text" in task.data.notes[-1]
+    row = fit(learner, task, bar=False)[-1]
+    assert np.isfinite(row["train/loss"])
+    assert int(learner.trusted.sum()) == 6
+    with pytest.raises(DataError, match="has no texts; give --texts FILE"):
+        built(data, encoder="conv-s")
+    (tmp_path / "texts.csv").write_text("file,caption\nx,y\n")
+    with pytest.raises(DataError, match="needs the columns file and text, has file, caption"):
+        built(data, **own)
+    (tmp_path / "texts.csv").write_text("file,text\nx,y\n")
+    with pytest.raises(DataError, match="names no training picture"):
+        built(data, **own)
+    with pytest.raises(DataError, match="cannot be read"):
+        built(data, texts=str(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="definitions need the texts"):
+        built(data, definitions=own["definitions"])
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+
+def built(data: str = DATA, **settings: Any) -> tuple[Any, Any]:
+    experiment = Experiment.resolve("capro", data, overrides=SMALL | settings)
+    task = experiment.task()
+    return experiment.learner(task.facts, 0), task
+
+
+def test_training_goes_through_the_function_and_its_stages(monkeypatch):
+    learner, task = built()
+    calls, function = [], file.capro_step
+
+    def noted(*args: Any) -> dict[str, Any]:
+        calls.append((learner.stage, args[9] is not None, args[16], function(*args)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(file, "capro_step", noted)
+    rows = fit(learner, task, bar=False)
+    stages = [(stage, prototypes, clean) for stage, prototypes, clean, _ in calls[::3]]
+    assert stages == [
+        ("warm-up", False, False),
+        ("frozen encoder", False, False),
+        ("main", True, False),
+        ("main", True, True),
+    ]
+    # The queue that the function returns is the one of the next step.
+    torch.testing.assert_close(
+        calls[-1][-1]["queue_after"].T, learner.queue.rows.roll(-int(learner.queue.pointer), 0).roll(20, 0)
+    )
+    assert len(rows) == 5
+    assert (learner.judged > -2).all()
+    assert {"test/label_precision", "test/start_precision", "test/kept_share"} <= set(rows[-1])
+    assert int(learner.trusted.sum()) == 30
+
+
+def test_a_frozen_encoder_does_not_change():
+    learner, task = built(warm_epochs=0, epochs=2, frozen_epochs=1)
+    before = learner.encoder.state_dict()["layer1.0.weight"].clone()
+    monitored = []
+    learner.end_epoch = lambda epoch: monitored.append(learner.encoder.state_dict()["layer1.0.weight"].clone())
+    fit(learner, task, bar=False)
+    assert torch.equal(monitored[0], before)
+    assert not torch.equal(monitored[1], before)
+
+
+@pytest.mark.parametrize("settings", [{"prototypes": "labels"}, {"objective": "cross-entropy", "mixup": 0.0}])
+def test_baselines_train(settings):
+    learner, task = built(**settings)
+    row = fit(learner, task, bar=False)[-1]
+    assert np.isfinite(row["train/loss"])
+    assert row["test/start_precision"] < 1
+
+
+@pytest.mark.parametrize("interrupt_at", [1, 5, 8, 13])  # in each stage
+def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
+    config = Experiment.resolve("capro", DATA, overrides=SMALL).config
+    need_equal_ends(monkeypatch, file.CAPro, "capro", config, DATA, interrupt_at, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    small = SMALL | {"encoder": "vit-xs", "recipe": "none", "finetune_epochs": 0, "lr": 0.01, "prototypes": "labels"}
+    words = ["train", "capro", "--data", DATA, "--out", str(tmp_path)]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
+    command_over_processes([*words, "--name", "two"], tmp_path)
+    config = Experiment.resolve("capro", DATA, overrides=small).config
+    one = training.train("capro", config, data=DATA, out=tmp_path, name="one", say=lambda _: None).metrics()
+    for mine, other in zip(one, Run.open(tmp_path / "two").metrics(), strict=True):
+        for name in ("train/loss", "train/loss_proto", "train/kept"):
+            assert other[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-6), name
+
+
+def test_the_page_shows_what_became_of_the_labels(tmp_path):
+    words = ["train", "capro", "--data", DATA, "--out", str(tmp_path), "--name", "x"]
+    assert cli.main([*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]) == 0
+    found = json.loads((tmp_path / "x" / "figures.json").read_text())
+    series = found["Labels over the epochs"]["series"]
+    assert set(series) == {"kept", "corrected", "removed", "kept or corrected, and right"}
+    assert sum(series[name][1][-1] for name in ("kept", "corrected", "removed")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"queue": 4}, "queue"),
+        ({"frozen_epochs": 3}, "frozen_epochs"),
+        ({"warm_epochs": -1}, "warm_epochs"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"prototypes": "none"}, "prototypes"),
+        ({"objective": "none"}, "objective"),
+        ({"trusted": 0}, "trusted"),
+        ({"text_encoder": "minilmm"}, "minilmm"),
+    ],
+)
+def test_bad_settings_are_named(settings, said):
+    with pytest.raises(CounterpointError, match=said):
+        built(**settings)
+
+
+@pytest.mark.parametrize("option", ["flipped=2", "missing=-1", "train=3", "held_out=1"])
+def test_bad_options_of_the_source_are_named(option):
+    with pytest.raises(DataError, match=option.partition("=")[0]):
+        built(f"query-digits?{option}")
+
+
+def test_defaults_are_the_paper_s():
+    config = load_system("capro").config()
+    assert (config.warm_epochs, config.epochs, config.frozen_epochs, config.clean_after) == (120, 60, 5, 10)
+    assert (config.alpha, config.beta, config.threshold, config.temperature, config.queue) == (0.5, 0.1, 0.6, 0.1, 8192)
+    assert (config.proto_momentum, config.momentum_teacher, config.projection, config.hidden) == (
+        0.999,
+        0.999,
+        128,
+        2048,
+    )
+    assert (config.trusted, config.graph_neighbours, config.graph_kept, config.self_weight) == (50, 20, 5, 0.0)
+    assert (config.finetune_epochs, config.finetune_lr, config.mixup, config.lr) == (15, 1e-4, 0.8, 0.1)
