@@ -723,3 +723,18 @@ OTHERS |= {
     "neighbours:k_reciprocal_rerank": "ranks of distances",
     "neighbours:graph_smooth": "a graph over the whole batch",
 }
+
+CLHE = SYSTEMS + "recommendation.clhe:"
+CASES |= {
+    CLHE + "modality_fusion": Case(
+        lambda n, d: [d(0, n, 3, DIM), d(1, DIM, DIM), d(2, DIM, DIM)], (0,), (0, None, None)
+    ),
+    CLHE + "set_attention_pool": Case(
+        lambda n, d: [d(0, n, 4, DIM), torch.arange(4) > torch.arange(n)[:, None] % 4, d(1, DIM, DIM), d(2, DIM, DIM)],
+        (0,),
+        (0, 0, None, None),
+    ),
+    CLHE + "one_way_infonce": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0), kernel=True),
+    CLHE + "multinomial_nll": Case(lambda n, d: [d(0, n, 6), (d(1, n, 6) > -1).double()], (0,), (0, 0)),
+}
+OTHERS |= {"clhe:clhe_forward": "the whole model, a mapping; its parts have cases"}

@@ -182,6 +182,8 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # It draws its views of items within the loss, and encodes the distinct items of a batch.
+    "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10, "epochs": 1}),
     # Its prompts enter between the blocks, outside the network that would be run again.
     "promptkd": (
         "styled-shapes?train=24&test=8&size=16&label=shape",

@@ -532,6 +532,10 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "clhe:modality_fusion": "vectors of items, no loss",
+    "clhe:set_attention_pool": "vectors of sets, no loss",
+    "clhe:one_way_infonce": "InfoNCE without a bank",
+    "clhe:multinomial_nll": "cross-entropy of weighted classes; torch has it with soft targets",
     "mulki:relational_distillation": "one divergence for each row, a term of MulKI",
     "mulki:prototype_alignment": "a term of MulKI",
     "creamfl:cream_multi": "PublicContrast of both modalities: the mean of both intra terms, the sum of both inter terms",

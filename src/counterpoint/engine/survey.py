@@ -93,6 +93,12 @@ class Survey:
         return {name: torch.from_numpy(np.asarray(of[at])) for name, of in found.items()}
 
     @property
+    def item_features(self) -> dict[str, Tensor]:
+        """[items, width] features of all items of histories or sets, by name; {} where the data have none."""
+        found = getattr(self._task.data, "features", {})
+        return {name: torch.from_numpy(np.asarray(rows, np.float32)) for name, rows in found.items()}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return tuple(getattr(self._task.data, "classes", None) or ())

@@ -323,9 +323,7 @@ class SequencesTask:
                 f"{data.name}: needs histories to learn from and to test, has {len(data.train)}, {len(data.test)}"
             )
         self.data, self.config = data, config
-        self.beginnings = (
-            Beginnings(data.train) if data.ordered else Beginnings(HistorySplit(data.valid.wanted, data.valid.wanted))
-        )
+        self.beginnings = Beginnings(data.train)
         if data.ordered and not len(self.beginnings):
             raise DataError(
                 f"{data.name}: no training history has 2 items, one to know and one to find; give longer ones"

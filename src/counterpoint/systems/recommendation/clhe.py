@@ -1,0 +1,464 @@
+r"""CLHE: complete a bundle of items, such as a playlist, from features of all items and contrast of items and bundles.
+
+Ma, Liu, Wei, Tao, Wang, Chua: "Leveraging Multimodal Features and Item-level User Feedback for Bundle Construction", WSDM 2024,
+arXiv 2310.18770; code Xiaohao-Liu/CLHE (no licence).
+
+    m      unit(MLP_c(content)) + unit(MLP_t(text)), features of an item from frozen networks
+    e      free embedding of the item
+    u      W cf + b, from the item's vector of user feedback; m where there is no feedback (cold)
+    F      unit rows of m, e, u; item = mean over the rows of softmax(W_q F (W_k F)^T / sqrt(dim)) F
+    z      bundle: one such attention over layer-normalised items, and the mean over the items
+    D      items by a second encoder with weights of its own; logits = z D^T
+
+    L_rec    = mean over bundles of -sum_i x_i log softmax(logits)_i / sum_i x_i, x the bundle's items; it is input and target
+    L_item   = alpha_i cl(v, v', T_i), two views of the batch's distinct items by the first encoder
+    L_bundle = alpha_b cl(z, z', T_b), z' of the bundle with some items left out or replaced
+    cl(a, b, T): cross-entropy of unit(a) unit(b)^T / T with the own row as target, rows of a alone
+
+Views of items: `--item-views tokens` leaves out tokens before the attention. With dropout or noise the changed item is projected.
+With `same` both views are the item. The projection is discarded after training.
+
+Quirks of the code that are mended; the second and the fourth are options:
+
+1. Dropped items are read as item 0 under the mask of the full bundle. Here the smaller bundle has its own mask
+   (`partial_uses_full_mask` of `clhe_forward` follows the code).
+2. Replacements come from the first numbers alone. Here from all items.
+3. The bundle's attention is in no optimiser. Here it trains, unless `--no-train-bundle-attention`.
+4. A bundle with one item would lose it. Here it keeps one. A bundle without items does not count.
+
+Not here, and off by default in the code: more layers of the bundle's attention, layer normalisation and a value matrix for items.
+Items that occur in no training bundle are hardly found: the full softmax pushes them down, whatever their features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.operands import positive_similarity, scaled, unit
+from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group, world
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.sequences import SequencesConfig
+
+SOURCES = ("content", "text", "cf")
+LN_EPS = 1e-9
+
+# --------------------------------------------------------------------------------------------------------------- equations
+
+
+@full_precision
+def modality_fusion(
+    tokens: Float[Tensor, "n tokens dim"], w_q: Float[Tensor, "dim dim"], w_k: Float[Tensor, "dim dim"]
+) -> Float[Tensor, "n dim"]:
+    """Return the item vectors of n items: attention over their tokens, and the mean.
+
+    Args:
+        tokens: m, e and u of each item, of any norm; normalised here. A row of zeros stays zero.
+        w_q, w_k: weights of query and key, y = W x.
+
+    Raises ValueError for shapes that do not fit and an empty batch.
+
+    >>> modality_fusion(torch.ones(1, 3, 2), torch.eye(2), torch.eye(2))
+    tensor([[0.7071, 0.7071]])
+    """
+    if tokens.ndim != 3 or w_q.shape != w_k.shape or w_q.shape != (tokens.shape[2],) * 2:
+        raise ValueError(
+            f"tokens must be [n, tokens, dim] and weights [dim, dim], got {shapes(tokens=tokens, w_q=w_q, w_k=w_k)}"
+        )
+    need_rows(tokens=tokens)
+    rows = unit(tokens)
+    among = (rows @ w_q.T @ (rows @ w_k.T).transpose(1, 2) / math.sqrt(rows.shape[2])).softmax(2)
+    return (among @ rows).mean(1)
+
+
+@full_precision
+def set_attention_pool(
+    x: Float[Tensor, "n items dim"],
+    pad_mask: Bool[Tensor, "n items"],
+    w_q: Float[Tensor, "dim dim"],
+    w_k: Float[Tensor, "dim dim"],
+    ln_eps: float = LN_EPS,
+) -> Float[Tensor, "n dim"]:
+    """Return the vectors of n sets: attention over layer-normalised items, and the mean over the items.
+
+    Args:
+        x: item vectors of each set.
+        pad_mask: True where a place holds no item. A set without items is 0.
+        w_q, w_k: weights of query and key, y = W x.
+        ln_eps: added to the variance of a row; by default 1e-9.
+
+    Raises ValueError for shapes that do not fit and an empty batch.
+
+    >>> set_attention_pool(torch.zeros(1, 2, 4), torch.tensor([[False, True]]), torch.eye(4), torch.eye(4)).shape
+    torch.Size([1, 4])
+    """
+    if x.ndim != 3 or pad_mask.shape != x.shape[:2] or w_q.shape != w_k.shape or w_q.shape != (x.shape[2],) * 2:
+        raise ValueError(
+            "x must be [n, items, dim], pad_mask [n, items] and weights [dim, dim], got "
+            f"{shapes(x=x, pad_mask=pad_mask, w_q=w_q, w_k=w_k)}"
+        )
+    need_rows(x=x)
+    rows, empty = F.layer_norm(x, x.shape[-1:], eps=ln_eps), pad_mask.bool()
+    among = rows @ w_q.T @ (rows @ w_k.T).transpose(1, 2) / math.sqrt(rows.shape[2])
+    seen = among.masked_fill(empty[:, None], -1e9).softmax(2) @ rows
+    return seen.masked_fill(empty[..., None], 0.0).sum(1) / ((~empty).sum(1, keepdim=True) + 1e-9)
+
+
+@over_group
+@full_precision
+def one_way_infonce(
+    a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], temperature: float = 0.2
+) -> Float[Tensor, ""]:
+    """Compute cl of the module: the cross-entropy of each row of a with its own row of b among all rows of b.
+
+    Args:
+        a, b: n pairs of any norm; normalised here.
+        temperature: divisor of the cosines, > 0, by default 0.2.
+
+    One pair alone has loss 0. Across processes, each row meets the rows of all processes. Raises ValueError for different shapes,
+    an empty batch and a temperature that is not positive and finite.
+
+    >>> one_way_infonce(torch.eye(2), torch.eye(2), 1.0)
+    tensor(0.3133)
+    """
+    need_alike("n dim", a=a, b=b)
+    need_positive(temperature=temperature)
+    query, key = scaled(unit(a), temperature), unit(b)
+    return global_mean(batch_logsumexp(query, key).rows - positive_similarity(query, key))
+
+
+@over_group
+@full_precision
+def multinomial_nll(logits: Float[Tensor, "n items"], targets: Float[Tensor, "n items"]) -> Float[Tensor, ""]:
+    """Compute L_rec: the mean over sets of the cross-entropy of their items, equally weighted, with the softmax of logits.
+
+    Args:
+        logits: a number for each set and item.
+        targets: 1 for the items of a set, else 0; other weights count by their share. A set of zeros does not count.
+
+    Raises ValueError for different shapes and an empty batch.
+
+    >>> multinomial_nll(torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+    tensor(1.3863)
+    """
+    need_alike("n items", logits=logits, targets=targets)
+    weight = targets.to(logits.dtype)
+    total = weight.sum(1)
+    filled = total > 0
+    share = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[:, None]
+    each = logits.logsumexp(1) - (share * logits).sum(1)
+    return global_mean(torch.where(filled, each, 0.0)) / global_mean(filled.to(logits.dtype)).clamp(min=1e-12)
+
+
+def item_vectors(features: Mapping[str, Tensor], weights: Mapping[str, Tensor], cold: Tensor | None = None) -> Tensor:
+    """Return the vectors of items by one encoder: the tokens m, e, u and their fusion.
+
+    Args:
+        features: "content" and "text" [n, width], unit rows or zeros where missing, and "cf" [n, width]; any may be left out.
+        weights: "c_encoder.w1.weight" and so on, "t_encoder....", "item_embeddings" [n, dim], "cf_transformation.weight" and bias,
+            "w_q.weight", "w_k.weight".
+        cold: [n] True for items without user feedback, whose u is m, or e where there is no m.
+    """
+    tokens = []
+    for name, prefix in (("content", "c_encoder"), ("text", "t_encoder")):
+        if name in features:
+            tokens.append(unit(_mlp(features[name], weights, prefix)))
+    tokens = [torch.stack(tokens).sum(0)] if tokens else []
+    tokens.append(weights["item_embeddings"])
+    if "cf" in features:
+        u = F.linear(features["cf"], weights["cf_transformation.weight"], weights["cf_transformation.bias"])
+        tokens.append(u if cold is None else torch.where(cold.bool()[:, None], tokens[0], u))
+    return torch.stack(tokens, 1)
+
+
+def _mlp(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
+    for n in (1, 2, 3):
+        x = F.linear(F.relu(x) if n > 1 else x, weights[f"{prefix}.w{n}.weight"], weights[f"{prefix}.w{n}.bias"])
+    return x
+
+
+def clhe_forward(
+    content: Float[Tensor, "items dc"],
+    text: Float[Tensor, "items dt"],
+    cf: Float[Tensor, "items dim"],
+    cold_cf: Int[Tensor, " items"],
+    membership: Float[Tensor, "n items"],
+    seq_full: Int[Tensor, "n t"],
+    seq_partial: Int[Tensor, "n t"],
+    weights: Mapping[str, Tensor],
+    cl_temp: float = 0.5,
+    cl_alpha: float = 0.1,
+    bundle_cl_temp: float = 0.05,
+    bundle_cl_alpha: float = 2.0,
+    partial_uses_full_mask: bool = False,
+) -> dict[str, Tensor]:
+    """Compute all of CLHE for a batch of bundles, with projected items as both views and no dropout.
+
+    Args:
+        content, text: features of all items, of any norm; normalised here.
+        cf: vectors of user feedback; cold_cf is 1 for items without any.
+        membership: 1 for the items of each bundle.
+        seq_full, seq_partial: item numbers of each bundle and of its smaller copy, padded with the number of items.
+        weights: "enc....", "dec....", "bundle.w_q", "bundle.w_k", "cl_projector.weight" and bias (see `item_vectors`).
+        cl_temp, cl_alpha: temperature and weight of the items' contrast.
+        bundle_cl_temp, bundle_cl_alpha: those of the bundles' contrast.
+        partial_uses_full_mask: encode the smaller copy under the full bundle's mask, as the authors' code does; by default no.
+
+    Returns loss, recon, item_loss and bundle_loss (weighted), bundle, bundle_partial, item_encoder, item_decoder.
+    """
+    many, found = len(content), {}
+    features = {"content": unit(content), "text": unit(text), "cf": cf}
+    for side, name in (("enc", "item_encoder"), ("dec", "item_decoder")):
+        own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(side + ".")}
+        found[name] = modality_fusion(item_vectors(features, own, cold_cf), own["w_q.weight"], own["w_k.weight"])
+    pads = {"bundle": seq_full == many}
+    pads["bundle_partial"] = pads["bundle"] if partial_uses_full_mask else seq_partial == many
+    for name, ids in (("bundle", seq_full), ("bundle_partial", seq_partial)):
+        rows = found["item_encoder"][ids.masked_fill(ids == many, 0)]
+        found[name] = set_attention_pool(rows, pads[name], weights["bundle.w_q"], weights["bundle.w_k"])
+    found["recon"] = multinomial_nll(found["bundle"] @ found["item_decoder"].T, membership)
+    items = found["item_encoder"][seq_full[~pads["bundle"]].unique()]
+    view = F.linear(items, weights["cl_projector.weight"], weights["cl_projector.bias"])
+    found["item_loss"] = cl_alpha * one_way_infonce(view, view, cl_temp)
+    found["bundle_loss"] = bundle_cl_alpha * one_way_infonce(found["bundle"], found["bundle_partial"], bundle_cl_temp)
+    found["loss"] = found["recon"] + found["item_loss"] + found["bundle_loss"]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class CLHEConfig(SequencesConfig):
+    """Settings of CLHE. Defaults are those of the authors' code for the dense fashion outfits (POG_dense)."""
+
+    epochs: int = 50
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    length: int = 200
+    """Maximum number of items of a bundle that the network reads."""
+    sources: str = "content,text,cf"
+    """Features of items to use, with commas between: content, text, cf, of those that the data have; none: embeddings alone."""
+    item_views: Literal["tokens", "dropout", "noise", "same"] = "tokens"
+    """Views of items: tokens left out, dropout or noise with a projection, or the same twice."""
+    drop: float = 0.2
+    """Probability with which a token or a number is left out, 0 to 1 (not included)."""
+    noise: float = 0.02
+    """Deviation of the noise on items, at least 0."""
+    item_weight: float = 0.1
+    """alpha_i: weight of the contrast of items, at least 0."""
+    item_temperature: float = 0.5
+    """T_i > 0."""
+    bundle_views: Literal["drop", "replace"] = "drop"
+    """Leave items of a bundle out, or replace them by random items."""
+    kept: float = 0.5
+    """Share of a bundle's items that its view keeps, above 0; above 1 random items are added."""
+    bundle_weight: float = 2.0
+    """alpha_b: weight of the contrast of bundles, at least 0."""
+    bundle_temperature: float = 0.05
+    """T_b > 0."""
+    train_bundle_attention: bool = True
+    """Train the attention over a bundle's items. False: random weights, as in the authors' code."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("item_temperature", "bundle_temperature", "kept")
+        for name in ("item_weight", "bundle_weight", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not 0 <= self.drop < 1 or not self.kept < math.inf:
+            raise CounterpointError(
+                f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
+            )
+        for name, known in (
+            ("item_views", ("tokens", "dropout", "noise", "same")),
+            ("bundle_views", ("drop", "replace")),
+        ):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        for name in self.chosen:
+            if name not in SOURCES:
+                raise unknown("source of features", name, (*SOURCES, "none"))
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the features to use."""
+        return [] if self.sources == "none" else [name.strip() for name in self.sources.split(",")]
+
+
+# ------------------------------------------------------------------------------------------------------------- the learner
+
+
+class ItemEncoder(nn.Module):
+    """The weights of `item_vectors` and of the fusion."""
+
+    def __init__(self, items: int, widths: Mapping[str, int], dim: int) -> None:
+        super().__init__()
+        self.item_embeddings = nn.Parameter(nn.init.xavier_uniform_(torch.empty(items, dim)))
+        for name, prefix in (("content", "c_encoder"), ("text", "t_encoder")):
+            if name in widths:
+                sizes = (widths[name], widths[name], 256, dim)
+                layers = {f"w{n}": nn.Linear(*sizes[n - 1 : n + 1]) for n in (1, 2, 3)}
+                for layer in layers.values():
+                    nn.init.xavier_normal_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+                setattr(self, prefix, nn.ModuleDict(layers))
+        if "cf" in widths:
+            self.cf_transformation = nn.Linear(widths["cf"], dim)
+        self.w_q, self.w_k = (nn.Linear(dim, dim, bias=False) for _ in range(2))
+
+    def tokens(self, features: Mapping[str, Tensor], cold: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the tokens of all items, or of those at `rows`."""
+        weights = dict(self.named_parameters())
+        if rows is not None:
+            features, cold = {name: of[rows] for name, of in features.items()}, cold[rows]
+            weights["item_embeddings"] = self.item_embeddings[rows]
+        return item_vectors(features, weights, cold)
+
+    def fused(self, tokens: Tensor) -> Tensor:
+        """Return the vectors of items."""
+        return modality_fusion(tokens, self.w_q.weight, self.w_k.weight)
+
+
+class CLHE(Learner):
+    """Two item encoders, the attention over a bundle, and a projection for the contrast of items."""
+
+    config: CLHEConfig
+
+    def __init__(self, config: CLHEConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        torch.manual_seed(seed)
+        self.config = config
+        if getattr(data, "ordered", False):
+            raise CounterpointError(
+                "clhe completes sets, and these data are histories; name a source of sets, such as bundles:FILE"
+            )
+        given: Mapping[str, int] = getattr(data, "features", {})
+        widths = {name: given[name] for name in config.chosen if name in given}
+        for name, width in widths.items():
+            self.register_buffer(f"feature_{name}", torch.zeros(data.items, width))
+        self.register_buffer("cold", torch.zeros(data.items, dtype=torch.bool))
+        self.widths = widths
+        self.encoder, self.decoder = (ItemEncoder(data.items, widths, config.dim) for _ in range(2))
+        self.bundle_q, self.bundle_k = (nn.Linear(config.dim, config.dim, bias=False) for _ in range(2))
+        for layer in (self.bundle_q, self.bundle_k):
+            layer.weight.requires_grad_(config.train_bundle_attention)
+        self.projector = nn.Linear(config.dim, config.dim)
+
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """Features of all items, by name."""
+        return {name: getattr(self, f"feature_{name}") for name in self.widths}
+
+    def begin(self, survey: Survey) -> None:
+        """Take the features of all items; content and text get unit rows."""
+        found = survey.item_features
+        for name in self.widths:
+            rows = found[name].to(self.device)
+            getattr(self, f"feature_{name}").copy_(rows if name == "cf" else unit(rows))
+            if name == "cf":
+                self.cold.copy_(~rows.bool().any(1))
+
+    def turns(self) -> list[Turn]:
+        config, steps = self.config, self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda _: 1.0)]
+
+    # --- losses
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Draw the views of bundles: ids with 0 for padding."""
+        config, ids, lengths = self.config, batch["ids"], batch["lengths"]
+        total, mine = self.share(len(ids))
+        width = ids.shape[1]
+        extra = round(width * (config.kept - 1)) if config.kept > 1 else 0
+        keys = torch.rand(total, config.length, generator=generator)[mine, :width].to(self.device)
+        numbers = torch.rand(total, config.length + extra, generator=generator)[mine, : width + extra].to(self.device)
+        places = torch.arange(width + extra, device=self.device)
+        order = keys.masked_fill(places[:width] >= lengths[:, None], 2.0).argsort(1)
+        shuffled = F.pad(ids.gather(1, order), (0, extra))
+        kept = (
+            (config.kept * lengths.double() + 0.5).round().long().minimum(lengths - int(config.kept < 1)).clamp(min=1)
+        )
+        other = 1 + (numbers * len(self.cold)).long().clamp(max=len(self.cold) - 1)
+        until = lengths + extra if extra or config.bundle_views == "replace" else kept
+        view = torch.where(places < kept[:, None], shuffled, other)
+        return batch | {"view": view.masked_fill(places >= until[:, None], 0)}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config, ids = self.config, batch["ids"]
+        sets = [ids, batch["view"]] if config.bundle_weight else [ids]
+        used = torch.cat([part.flatten() for part in sets]).unique()
+        used = used[used > 0] - 1
+        items = self.encoder.fused(self.encoder.tokens(self.features, self.cold, used))
+        states = [self.pooled(part, items, used) for part in sets]
+        targets = torch.zeros(len(ids), len(self.cold) + 1, device=items.device).scatter_(1, ids, 1.0)[:, 1:]
+        recon = multinomial_nll(states[0] @ self.decoded().T, targets)
+        found = {"loss": recon, "recon": recon.detach()}
+        if config.item_weight:
+            contrast = one_way_infonce(*self.item_pair(ids), config.item_temperature)
+            found["loss"] = found["loss"] + config.item_weight * contrast
+            found["items"] = contrast.detach()
+        if config.bundle_weight:
+            contrast = one_way_infonce(*states, config.bundle_temperature)
+            found["loss"] = found["loss"] + config.bundle_weight * contrast
+            found["bundles"] = contrast.detach()
+        return found
+
+    def item_pair(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two views of the distinct items of the whole batch, of which each process takes a share."""
+        config, (rank, size) = self.config, world()
+        every = self.whole(F.pad(ids, (0, config.length - ids.shape[1])))
+        tokens = self.encoder.tokens(self.features, self.cold, (every[every > 0].unique() - 1)[rank::size])
+        if config.item_views == "tokens":
+            pair = [tokens * (torch.rand_like(tokens[..., :1]) >= config.drop) for _ in range(2)]
+            return self.encoder.fused(pair[0]), self.encoder.fused(pair[1])
+        items = self.encoder.fused(tokens)
+        if config.item_views == "same":
+            return items, items
+        if config.item_views == "noise":
+            views = [items + config.noise * torch.randn_like(items) for _ in range(2)]
+        else:
+            views = [F.dropout(items, config.drop, self.training) for _ in range(2)]
+        return self.projector(views[0]), self.projector(views[1])
+
+    def pooled(self, ids: Tensor, items: Tensor, used: Tensor) -> Tensor:
+        """Return the vectors of sets of ids [n, T], 0 for padding. `items` has the vectors of the items numbered `used`."""
+        at = torch.searchsorted(used, (ids - 1).clamp(min=0)).clamp(max=max(0, len(used) - 1))
+        return set_attention_pool(items[at], ids == 0, self.bundle_q.weight, self.bundle_k.weight)
+
+    def decoded(self) -> Tensor:
+        """Return the vectors of all items by the second encoder."""
+        return self.decoder.fused(self.decoder.tokens(self.features, self.cold))
+
+    # --- predictions
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        ids = batch["ids"]
+        used = torch.arange(len(self.cold), device=ids.device)
+        items = self.encoder.fused(self.encoder.tokens(self.features, self.cold))
+        return {"query": self.pooled(ids, items, used), "items": self.decoded()}
+
+
+# Settings for a few hundred bundles, which replace the paper's.
+LAPTOP: dict[str, Any] = {
+    "epochs": 80, "batch_size": 125, "lr": 2e-3, "length": 50, "bundle_temperature": 0.2, "item_temperature": 0.2,
+    "bundle_weight": 0.5, "evaluate_every": 10,
+}  # fmt: skip
+
+SYSTEM = System(slug="clhe", task="sequences", config=CLHEConfig, learner=CLHE, data="themed-bundles", recipe=LAPTOP)
