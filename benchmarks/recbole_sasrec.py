@@ -122,5 +122,7 @@ if __name__ == "__main__":
             who: {name: round(statistics.mean(row[name] for row in found), 4) for name in found[0]}
             for who, found in rows.items()
         }
-        print(ties, record["ties"][ties], flush=True)
+        mine = record["ties"][ties]
+        mine["ratio"] = round(mine["recbole"]["seconds"] / mine["ours"]["seconds"], 2)
+        print(ties, mine, flush=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -39,7 +39,7 @@ def nearest_rows(rows: Float[Tensor, "n dim"], k: int) -> Neighbours:
     Memory is O(n k) and a block of similarities. Raises ValueError for an empty batch, rows that are not finite and k < 1.
 
     >>> nearest_rows(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]]), 2).rows.tolist()
-    [[0, 1], [1, 2], [2, 1]]
+    [[0, 2], [1, 2], [2, 1]]
     """
     need_rows(rows=rows)
     need_positive(k=k)

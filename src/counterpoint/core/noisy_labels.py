@@ -124,7 +124,7 @@ def bootstrap_target(
 
     Raises ValueError for shapes that do not fit. Source: collective bootstrapping of CAPro.
 
-    >>> bootstrap_target(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
+    >>> bootstrap_target(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 0.0], [0.25, 0.75]])).round(decimals=4)
     tensor([[1.0000, 0.0000],
             [0.2500, 0.7500]])
     """

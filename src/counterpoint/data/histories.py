@@ -153,8 +153,8 @@ def leave_one_out(
 
     Raises DataError where no history has 3 items.
     """
-    long = np.flatnonzero(histories.lengths >= SHORTEST)
-    if not len(long):
+    long = np.flatnonzero(histories.lengths >= SHORTEST).tolist()
+    if not long:
         raise DataError(
             f"{name}: none of {len(histories)} histories has {SHORTEST} items: one to learn from, one for the valid split and one "
             "for the test split"

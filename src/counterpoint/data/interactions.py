@@ -144,7 +144,8 @@ def histories(
         many = [np.bincount(of, minlength=1)[of] >= least for of in (users, items)]
         if many[0].all() and many[1].all():
             break
-        users, items, times = (of[many[0] & many[1]] for of in (users, items, times))
+        kept_rows = many[0] & many[1]
+        users, items, times = users[kept_rows], items[kept_rows], times[kept_rows]
     if not len(users):
         raise DataError(f"{name}: no user and item have {least} interactions; set a lower ?least=")
     order = _order(users, items, times, item_names, ties, seed)

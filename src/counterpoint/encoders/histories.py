@@ -34,7 +34,7 @@ class CausalBlock(nn.Module):
         rate = self.rate if self.training else 0.0
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
         x = self.norms[0](x + self.dropout(self.output(seen.transpose(1, 2).reshape(n, length, dim))))
-        return self.norms[1](x + self.dropout(self.second(F.gelu(self.first(x)))))  # type: ignore[no-any-return]
+        return self.norms[1](x + self.dropout(self.second(F.gelu(self.first(x)))))
 
 
 class HistoryEncoder(nn.Module):

@@ -85,7 +85,7 @@ def relational_distillation(
     Args:
         student_rows, teacher_rows: rows as they are, usually unit rows.
         prototypes: one row for each class, which both are compared with; no gradient.
-        logit_scale: s, 1 / the temperature of the logits, at least 0.
+        logit_scale: s, 1 / temperature of the logits, at least 0.
         temperature: T, > 0, by default 2.
 
     The teacher gets no gradient. With one class it is 0. A row's result depends on this row alone. Times temperature^2 it is ZSCL's
@@ -143,7 +143,7 @@ def prototype_alignment(
 
     Args:
         text, prototypes: unit rows of the same classes.
-        logit_scale: s, at least 0.
+        logit_scale: s, 1 / temperature of the logits, at least 0.
 
     Raises ValueError for different shapes and for no class.
 
@@ -213,7 +213,7 @@ def mulki_loss(
         labels: [n] class numbers, positions in `text`.
         teacher_images, teacher_texts: those by each teacher; no gradient. No teacher: L_inter is 0.
         prototypes: P, of any norm. Relations give it no gradient, L_proto does.
-        logit_scale: s, at least 0.
+        logit_scale: s, 1 / temperature of the logits, at least 0.
         l1, l2: weights of L_proto and L_inter, by default 0.1 and 1.
         feature_weight: weight of |z - z_j|^2 within L_inter, by default 1.
         temperature: T of the relations, by default 2.

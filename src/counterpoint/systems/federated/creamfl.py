@@ -269,7 +269,7 @@ def class_margin_loss(
     emb: Float[Tensor, "n dim"],
     class_weights: Float[Tensor, "classes dim"],
     labels: Int[Tensor, " n"],
-    scale: float = 1.0,
+    logit_scale: float = 1.0,
     margin: float = 4.0,
 ) -> Float[Tensor, ""]:
     """Compute a party's own loss: cross-entropy with a margin below the true class, and half of one between class weights.
@@ -278,7 +278,7 @@ def class_margin_loss(
         emb: unit embeddings.
         class_weights: a row for each class; negative entries count as 0.
         labels: classes of the rows.
-        scale: factor of the embeddings, by default 1; 128 for images in the code.
+        logit_scale: 1 / temperature, factor of the products; by default 1. The code has 128 for images.
         margin: subtracted from the logit of the true class, by default 4.
 
     The second term classifies each class's weights by all classes' weights, which spreads them. Raises ValueError for shapes that
@@ -296,7 +296,7 @@ def class_margin_loss(
     if holds(((labels < 0) | (labels >= len(class_weights))).any()):
         raise ValueError(f"labels must lie in 0..{len(class_weights) - 1}")
     weights = class_weights.relu()
-    logits = scale * (wide(emb) @ weights.T) - margin * F.one_hot(labels, len(weights))
+    logits = logit_scale * (wide(emb) @ weights.T) - margin * F.one_hot(labels, len(weights))
     spread = F.cross_entropy(weights @ weights.T, torch.arange(len(weights), device=weights.device))
     return global_mean(F.cross_entropy(logits, labels, reduction="none")) + 0.5 * spread
 

@@ -314,7 +314,7 @@ class ItemEncoder(nn.Module):
         for name, prefix in (("content", "c_encoder"), ("text", "t_encoder")):
             if name in widths:
                 sizes = (widths[name], widths[name], 256, dim)
-                layers = {f"w{n}": nn.Linear(*sizes[n - 1 : n + 1]) for n in (1, 2, 3)}
+                layers = {f"w{n}": nn.Linear(sizes[n - 1], sizes[n]) for n in (1, 2, 3)}
                 for layer in layers.values():
                     nn.init.xavier_normal_(layer.weight)
                     nn.init.zeros_(layer.bias)
@@ -325,7 +325,7 @@ class ItemEncoder(nn.Module):
 
     def tokens(self, features: Mapping[str, Tensor], cold: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the tokens of all items, or of those at `rows`."""
-        weights = dict(self.named_parameters())
+        weights: dict[str, Tensor] = dict(self.named_parameters())
         if rows is not None:
             features, cold = {name: of[rows] for name, of in features.items()}, cold[rows]
             weights["item_embeddings"] = self.item_embeddings[rows]
@@ -340,6 +340,7 @@ class CLHE(Learner):
     """Two item encoders, the attention over a bundle, and a projection for the contrast of items."""
 
     config: CLHEConfig
+    cold: Tensor
 
     def __init__(self, config: CLHEConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
@@ -371,7 +372,7 @@ class CLHE(Learner):
         found = survey.item_features
         for name in self.widths:
             rows = found[name].to(self.device)
-            getattr(self, f"feature_{name}").copy_(rows if name == "cf" else unit(rows))
+            self.features[name].copy_(rows if name == "cf" else unit(rows))
             if name == "cf":
                 self.cold.copy_(~rows.bool().any(1))
 
@@ -415,7 +416,7 @@ class CLHE(Learner):
             found["loss"] = found["loss"] + config.item_weight * contrast
             found["items"] = contrast.detach()
         if config.bundle_weight:
-            contrast = one_way_infonce(*states, config.bundle_temperature)
+            contrast = one_way_infonce(states[0], states[1], config.bundle_temperature)
             found["loss"] = found["loss"] + config.bundle_weight * contrast
             found["bundles"] = contrast.detach()
         return found

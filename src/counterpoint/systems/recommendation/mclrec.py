@@ -282,12 +282,13 @@ class Augmenter(nn.Module):
         self.dense_1, self.dense_2 = nn.Linear(dim, dim // 2), nn.Linear(dim // 2, dim // 4)
         self.dense_3 = nn.Linear(dim // 4, dim)
 
-    def frozen(self) -> dict[str, Tensor]:
-        """Return the weights as constants."""
-        return {name: weight.detach() for name, weight in self.named_parameters()}
-
     def forward(self, h: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
         return augmented(h, dict(self.named_parameters()))
+
+
+def frozen(augmenter: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of an augmenter as constants."""
+    return {name: weight.detach() for name, weight in augmenter.named_parameters()}
 
 
 class MCLRec(Learner):
@@ -343,7 +344,7 @@ class MCLRec(Learner):
             found["random_views"] = contrast.detach()
         if config.learned_weight:
             joint = config.update == "joint"
-            contrast = self._contrast(h1, h2, *(a if joint else a.frozen() for a in self.augmenters))
+            contrast = self._contrast(h1, h2, *(a if joint else frozen(a) for a in self.augmenters))
             found["loss"] = found["loss"] + config.learned_weight * contrast
             found["learned_views"] = contrast.detach()
         return found
