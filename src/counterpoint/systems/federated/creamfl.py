@@ -41,7 +41,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_scale, shapes
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.operands import positive_similarity, scaled, unit
@@ -282,12 +282,13 @@ def class_margin_loss(
         margin: subtracted from the logit of the true class, by default 4.
 
     The second term classifies each class's weights by all classes' weights, which spreads them. Raises ValueError for shapes that
-    do not fit, and a label outside the classes.
+    do not fit, a label outside the classes, and a negative logit_scale.
 
     >>> class_margin_loss(torch.eye(2), 9 * torch.eye(2), torch.tensor([0, 1]), margin=0.0)
     tensor(0.0001)
     """
     need_rows(emb=emb, class_weights=class_weights)
+    need_scale(logit_scale=logit_scale)
     if emb.ndim != 2 or emb.shape[1] != class_weights.shape[1] or labels.shape != (len(emb),):
         raise ValueError(
             "emb must be [n, dim], class_weights [classes, dim] and labels [n], got "
