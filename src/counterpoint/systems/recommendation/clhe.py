@@ -264,7 +264,7 @@ class CLHEConfig(SequencesConfig):
     item_weight: float = 0.1
     """alpha_i: weight of the contrast of items, at least 0."""
     item_temperature: float = 0.5
-    """T_i > 0."""
+    """T_i: temperature of the contrast of items, > 0."""
     bundle_views: Literal["drop", "replace"] = "drop"
     """Leave items of a bundle out, or replace them by random items."""
     kept: float = 0.5
@@ -272,7 +272,7 @@ class CLHEConfig(SequencesConfig):
     bundle_weight: float = 2.0
     """alpha_b: weight of the contrast of bundles, at least 0."""
     bundle_temperature: float = 0.05
-    """T_b > 0."""
+    """T_b: temperature of the contrast of bundles, > 0."""
     train_bundle_attention: bool = True
     """Train the attention over a bundle's items. False: random weights, as in the authors' code."""
 
