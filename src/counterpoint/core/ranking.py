@@ -8,7 +8,7 @@ from torch import Tensor
 
 from counterpoint.core.precision import exact
 
-SCORES = 2**22  # scores held at a time: 16 MiB in float32, which is faster than more of them
+SCORES = 2**21  # scores held at a time: 8 MiB in float32, which is faster than more of them
 FEW = 16  # wanted items of a query up to which counting each is faster than sorting all scores
 
 
@@ -29,7 +29,7 @@ def ranks_of_wanted(
         wanted: item numbers, -1 for none. Such an entry has the rank items + 1.
         hidden: items that are no candidates of a query, -1 for none. A wanted item stays a candidate.
 
-    Memory is at most 32 MiB of scores and O((n + items) dim). An item whose score is NaN is the last.
+    Memory is at most 16 MiB of scores and O((n + items) dim). An item whose score is NaN is the last.
 
     Raises ValueError for shapes that do not fit and item numbers out of range.
 
@@ -48,10 +48,12 @@ def ranks_of_wanted(
             raise ValueError(f"{name} must have item numbers below {len(items)}, or -1")
     found = torch.full(wanted.shape, len(items) + 1, device=query.device)
     high = max(1, SCORES // len(items))
+    # The first write to new memory costs more than the products, so all scores use one place.
+    columns, held = items.T.contiguous(), query.new_empty(min(high, len(query)), len(items))
     with exact(query.device.type):
         for start in range(0, len(query), high):
             part = slice(start, start + high)
-            scores = query[part] @ items.T
+            scores = torch.mm(query[part], columns, out=held[: len(query[part])])
             want, hide = wanted[part], hidden[part]
             own = scores.gather(1, want.clamp(min=0))
             row = torch.arange(len(hide), device=hide.device)[:, None].expand_as(hide)[hide >= 0]
@@ -73,5 +75,6 @@ def ranks_of_wanted(
 
 def _at_least(scores: Tensor, own: Tensor, more: int) -> Tensor:
     """Count the scores of each row that are at least its own. Where no more items are to count, `scores` is overwritten."""
+    exactly = torch.float32 if scores.shape[1] < 2**24 else torch.float64
     # Ones and zeros of the scores' type are written and summed four times as fast as booleans.
-    return (scores.clone() if more else scores).ge_(own).sum(1, dtype=torch.float64).long()
+    return (scores.clone() if more else scores).ge_(own).sum(1, dtype=exactly).long()
