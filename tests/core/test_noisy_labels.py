@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from counterpoint.core.noisy_labels import bootstrap_target, judged_labels, judged_tags, mean_where
+from counterpoint.core.distributed import mean_where
+from counterpoint.core.noisy_labels import bootstrap_target, judged_labels, judged_tags
 
 SCORE = torch.tensor([[0.5, 0.3, 0.2], [0.05, 0.9, 0.05], [0.5, 0.3, 0.2], [0.35, 0.61, 0.04]])
 

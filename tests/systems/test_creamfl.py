@@ -376,10 +376,7 @@ def test_a_party_with_another_public_set_or_version_names_the_difference():
 
 def test_a_round_asks_some_parties_and_the_choice_is_of_seed_and_round():
     experiment, task = built("digit-parties?vectors=1&train=20&test=20&items=20", chosen=3)
-    made = [
-        federations.Federation(None, None, task.parties, experiment.config, seed, 20)  # type: ignore[arg-type]
-        for seed in (0, 0, 1)
-    ]
+    made = [federations.Federation(None, None, task.parties, experiment.config, seed, 20) for seed in (0, 0, 1)]
     asked = [[one.ask(round) for round in range(6)] for one in made]
     assert asked[0] == asked[1] != asked[2]
     assert {len(names) for names in asked[0]} == {3}
@@ -474,7 +471,7 @@ def test_interrupted_and_resumed_it_ends_the_same(after, tmp_path, monkeypatch, 
         assert torch.equal(cut.load_weights()[name], value), name
 
 
-def test_a_killed_federation_has_its_last_round_on_disk_and_a_damaged_one_is_named(tmp_path, undrawn):
+def test_an_interrupted_federation_has_its_last_round_on_disk_and_a_damaged_checkpoint_is_named(tmp_path, undrawn):
     experiment, _ = built()
     run = Run.create(tmp_path, experiment.record(0), "r")
     run.checkpoint.write_bytes(b"half")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core import kernel
@@ -47,6 +47,7 @@ __all__ = [
     "global_max",
     "global_mean",
     "mean_of_total",
+    "mean_where",
     "over",
     "over_group",
     "place",
@@ -163,6 +164,18 @@ def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
 def mean_of_total(total: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
     """Divide the sum of all processes' totals by `count`; the gradient follows `global_mean`, for a mean over processes."""
     return global_mean((total * (world()[1] / count))[None])
+
+
+@over_group
+@full_precision
+def mean_where(values: Float[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Compute the mean over the kept rows of all processes; 0 if no row is kept. A row that is not kept may hold any value.
+
+    >>> mean_where(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
+    tensor(3.5000)
+    """
+    share = global_mean(kept.to(values.dtype)).detach()
+    return global_mean(torch.where(kept, values, 0)) / share.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def global_logsumexp(values: Float[Tensor, ...]) -> Float[Tensor, ...]:

@@ -3,7 +3,6 @@
 judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
 judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
 bootstrap_target    soft label of a row: the mean soft label of a queue, weighted by similarity (CAPro)
-mean_where          mean over the kept rows of all processes
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, need_within, shapes
-from counterpoint.core.distributed import gather_rows, mean_of_total
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
-from counterpoint.core.world import over_group
 
 
 class Judged(NamedTuple):
@@ -136,16 +133,3 @@ def bootstrap_target(
     weight = (rows @ queue.T).clamp(0, 1) + 1e-7
     target = (F.normalize(weight, p=1, dim=1) @ soft).clamp(0, 1)
     return F.normalize(target, p=1, dim=1)
-
-
-@over_group
-@full_precision
-def mean_where(values: Float[Tensor, " n"], kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Compute the mean over the kept rows of all processes; 0 if no row is kept.
-
-    >>> mean_where(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
-    tensor(3.5000)
-    """
-    count = int(gather_rows(kept.sum()[None]).sum())
-    # A removed row may hold any value; it must not reach the sum.
-    return mean_of_total(torch.where(kept, values, torch.zeros_like(values)).sum(), max(count, 1))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.histories import HistoryData, HistorySplit, Lists
-from counterpoint.data.interactions import ITEM, _column, _named
+from counterpoint.data.interactions import ITEM, column_of, numbered
 from counterpoint.data.own.opening import open_table
 from counterpoint.errors import CounterpointError, DataError
 
@@ -53,8 +53,8 @@ def load(
         )
     accounts = Accounts(place)
     table, notes = open_table(place, "", lambda name: True, accounts)
-    sets, names = _named(table, _column(place, table, bundle, BUNDLE, "bundle"))
-    items, item_names = _named(table, _column(place, table, item, ITEM, "item"))
+    sets, names = numbered(table, column_of(place, table, bundle, BUNDLE, "bundle"))
+    items, item_names = numbered(table, column_of(place, table, item, ITEM, "item"))
     fine = (sets >= 0) & (items >= 0)
     if not fine.all():
         notes.append(f"{place}: {int((~fine).sum())} of {len(fine)} rows have no bundle or no item and are left out")

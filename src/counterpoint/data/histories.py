@@ -83,10 +83,6 @@ class HistorySplit:
     def __len__(self) -> int:
         return len(self.known)
 
-    def row_names(self, positions: Indices) -> list[str]:
-        """Name users or sets for a reader; by their number where they have no name."""
-        return [self.names[n] if len(self.names) else f"user {n}" for n in positions.tolist()]
-
 
 @dataclass(frozen=True)
 class HistoryData:

@@ -61,15 +61,15 @@ def load(
     accounts = Accounts(place)
     table, notes = open_table(place, "", lambda name: True, accounts)
     names = {
-        what: _column(place, table, said, usual, what)
+        what: column_of(place, table, said, usual, what)
         for what, said, usual in (("user", user, USER), ("item", item, ITEM), ("time", time, TIME))
     }
     broken = [(segment.path, row) for segment in table.segments for row in segment.broken]
     accounts.find("rows", len(table) + len(broken))
     for file, bad in broken:
         accounts.leave(Line(str(file), bad.number, bad.reason))
-    users, user_names = _named(table, names["user"])
-    items, item_names = _named(table, names["item"])
+    users, user_names = numbered(table, names["user"])
+    items, item_names = numbered(table, names["item"])
     times, when = _times(table, names["time"])
     fine = np.ones(len(table), bool)
     for column, here in ((names["user"], users >= 0), (names["item"], items >= 0), (names["time"], when)):
@@ -186,7 +186,7 @@ def _order(
     return np.lexsort((last, times, users))
 
 
-def _column(place: str, table: Table, said: str, usual: Sequence[str], what: str) -> str:
+def column_of(place: str, table: Table, said: str, usual: Sequence[str], what: str) -> str:
     """Return the name of a column; "" where there are no times. DataError where it is missing."""
     bare = {
         name.partition(":")[0].lower(): name for name in reversed(table.columns)
@@ -201,7 +201,7 @@ def _column(place: str, table: Table, said: str, usual: Sequence[str], what: str
     return found
 
 
-def _named(table: Table, column: str) -> tuple[NDArray[np.int64], list[str]]:
+def numbered(table: Table, column: str) -> tuple[NDArray[np.int64], list[str]]:
     """Number the cells of a column, -1 where empty. Return the numbers and the name of each."""
     codes, cells = factorise(table.cells(column))
     names = [(text_of(cell) or "").strip() for cell in cells]

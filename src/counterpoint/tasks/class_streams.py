@@ -33,6 +33,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import snapshot
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner
+from counterpoint.tasks.phases import heat_map
 from counterpoint.tasks.rehearsal import RehearsalBatches, exemplars, herded, need_memory
 from counterpoint.tasks.streams import Space, stream_figures
 
@@ -183,7 +184,7 @@ class ClassStreamLearner(AlignedLearner):
 
     def classified(self, batch: dict[str, Any]) -> Int[Tensor, " n"]:
         """Return the class of each item among those seen so far."""
-        raise NotImplementedError
+        raise CounterpointError(f"{type(self).__name__} classifies nothing; write its method `classified`")
 
     # --- measures
 
@@ -225,13 +226,11 @@ class ClassStreamLearner(AlignedLearner):
                 [int(groups[number]) + 1, self.class_names[number], len(kept), " ".join(map(str, kept[:LISTED])) + more]
             )
         return shown | {
-            "Accuracy after each phase": {
-                "kind": "matrix",
-                "values": np.round(100 * self.history.cpu().clamp(min=0).double().numpy()).tolist(),
-                "names": [f"phase {p + 1}" for p in range(self.phases)],
-                "caption": "Valid items, per cent, among the classes seen so far. Rows: after the phase. Columns: on the classes "
-                "of the phase. A column that fades downwards is forgotten.",
-            },
+            "Accuracy after each phase": heat_map(
+                self.history.cpu().clamp(min=0).double().numpy(),
+                [f"phase {p + 1}" for p in range(self.phases)],
+                "Accuracy on valid items among the classes seen so far.",
+            ),
             "Order of classes and memory": {
                 "kind": "table",
                 "columns": ["phase", "class", "kept items", "their positions in the training split"],

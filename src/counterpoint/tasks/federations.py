@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,8 +189,6 @@ class Items:
     """Items of the server or of a party, in batches of the modalities that it has."""
 
     def __init__(self, task: AlignedTask, split: Any, modalities: Mapping[str, Any]) -> None:
-        from dataclasses import replace
-
         data = replace(task.data, modalities=dict(modalities))
         self.batches = SplitBatches(data, split, task.tokenizers, task.config.context)
 

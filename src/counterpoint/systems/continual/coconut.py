@@ -259,8 +259,9 @@ class CoconutLearner(ClassStreamLearner):
             sound, words = words, sound
         self.sound, self.words = sound, words
         super().__init__(config, data, sound, seed)
-        classes, encoder = len(self.class_names), self.encoders[sound]
-        dim: int = encoder.dim  # type: ignore[assignment]
+        classes = len(self.class_names)
+        encoder: Any = self.encoders[sound]
+        dim: int = encoder.dim
         if (frontend := getattr(getattr(encoder, "model", None), "feature_extractor", None)) is not None:
             frontend.requires_grad_(False)  # the convolutions of a pretrained network stay as they are
         if config.head == "classifier":

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
-from counterpoint.core.distributed import batch_logsumexp, global_mean
+from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_where
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group, world
@@ -162,7 +162,7 @@ def multinomial_nll(logits: Float[Tensor, "n items"], targets: Float[Tensor, "n 
     filled = total > 0
     share = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[:, None]
     each = logits.logsumexp(1) - (share * logits).sum(1)
-    return global_mean(torch.where(filled, each, 0.0)) / global_mean(filled.to(logits.dtype)).clamp(min=1e-12)
+    return mean_where(each, filled)
 
 
 def item_vectors(features: Mapping[str, Tensor], weights: Mapping[str, Tensor], cold: Tensor | None = None) -> Tensor:

@@ -34,10 +34,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.distributed import gather_rows, global_mean, mean_where
 from counterpoint.core.memory import Queue
 from counterpoint.core.mixing import draw_mix, mix
-from counterpoint.core.noisy_labels import bootstrap_target, judged_labels, mean_where
+from counterpoint.core.noisy_labels import bootstrap_target, judged_labels
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher

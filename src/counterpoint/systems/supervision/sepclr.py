@@ -54,7 +54,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.distributed import global_mean, mean_where
 from counterpoint.core.gap import unit_uniformity
 from counterpoint.core.gaussian import log_mean_kernel, mean_log_density, weighted_spread
 from counterpoint.core.operands import unit
@@ -173,12 +173,6 @@ def discrete_sup_align(latent: Float[Tensor, " n"], attribute: Float[Tensor, " n
     return weighted_spread(latent, attribute, DISCRETE)
 
 
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the chosen values over all processes; 0 where none is chosen."""
-    share = global_mean(mask.to(values.dtype)).detach()
-    return global_mean(torch.where(mask, values, 0)) / share.clamp(min=torch.finfo(values.dtype).tiny)
-
-
 @over_group
 @full_precision
 def sepclr_loss(
@@ -233,10 +227,10 @@ def sepclr_loss(
 
     common_align = align(*n, bandwidth)
     common_uniform = (unit_uniformity(n[0], 1 / (2 * bandwidth)) + unit_uniformity(n[1], 1 / (2 * bandwidth))) / 2
-    salient_align = _mean_where((s[0] - s[1]).square().sum(1), target) / (2 * bandwidth)
+    salient_align = mean_where((s[0] - s[1]).square().sum(1), target) / (2 * bandwidth)
     salient_uniform = (uniform(k[0], bandwidth) + uniform(k[1], bandwidth)) / 2
     lengths = (s[0].square().sum(1) + s[1].square().sum(1)) / 2
-    background = _mean_where(lengths, ~target) / (2 * bandwidth)
+    background = mean_where(lengths, ~target) / (2 * bandwidth)
     jem = common_align * 0
     if jem_weight:
         jem = (joint_entropy(n[0], k[0], bandwidth) + joint_entropy(n[1], k[1], bandwidth)) / 2
