@@ -44,6 +44,7 @@ from counterpoint.tasks.splits import check_watched, named_split
 AT_ONCE = 256  # questions in a batch of the evaluation
 SHOWN = 8  # users in the table of the page
 LISTED = 5  # items of each user there
+BETWEEN = " · "  # titles have commas themselves
 
 
 @dataclass
@@ -215,9 +216,9 @@ class RankingEvaluator:
             wanted = batch["wanted"][row][batch["wanted"][row] >= 0].tolist()
             self.rows.append(
                 [
-                    ", ".join(names[n] for n in (known[-LISTED:] if self.data.ordered else known[:LISTED])),
-                    ", ".join(f"{names[n]} (right)" if n in wanted else names[n] for n in best),
-                    ", ".join(
+                    BETWEEN.join(names[n] for n in (known[-LISTED:] if self.data.ordered else known[:LISTED])),
+                    BETWEEN.join(f"{names[n]} (right)" if n in wanted else names[n] for n in best),
+                    BETWEEN.join(
                         f"{names[n]} ({rank})" for n, rank in zip(wanted[:LISTED], ranks[row].tolist(), strict=False)
                     ),
                 ]
@@ -235,7 +236,8 @@ class RankingEvaluator:
             return {}
         ranks, wanted = self._joined()
         rows = ranking_measures(ranks, (wanted >= 0).sum(1))
-        found = {name: float(values.mean()) for name, values in rows.items()}
+        first = SequencesTask.headline  # a page shows the first measures large
+        found = {name: float(rows[name].mean()) for name in sorted(rows, key=lambda name: name != first)}
         new = (wanted >= 0) & self.unseen[wanted.clamp(min=0)]
         if bool(new.any()):
             found["unseen_recall_20"] = float((ranks[new] <= 20).double().mean())
