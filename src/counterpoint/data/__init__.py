@@ -293,6 +293,14 @@ SOURCES: dict[str, Source] = {
             argument="PLACE",
         ),
         Source(
+            "grid-chats",
+            "chats",
+            "counterpoint.data.grid_chats",
+            "questions and captions of pictures of a grid of coloured shapes, some answers wrong: data of RITUAL's claim",
+            "made on the spot",
+            "1,500 + 150 + 300 pictures with 3 chats each, made in a second",
+        ),
+        Source(
             "digit-streams",
             "aligned",
             "counterpoint.data.digit_streams",
