@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,9 +32,7 @@ def _next(
 
 @over_group
 @full_precision
-def masked_lm_loss(
-    logits: Float[Tensor, "n tokens vocabulary"], labels: Int[Tensor, "n tokens"]
-) -> Float[Tensor, ""]:
+def masked_lm_loss(logits: Float[Tensor, "n tokens vocabulary"], labels: Int[Tensor, "n tokens"]) -> Float[Tensor, ""]:
     """Compute the cross-entropy of the next token, averaged over the answers' tokens of the whole batch.
 
     Args:

@@ -56,7 +56,7 @@ def sharpened(
         return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1.0)
     probabilities = (scores / temperature).softmax(1)
     if top_p < 1:
-        ordered, at = probabilities.sort(1, descending=True, stable=True)
+        ordered, at = probabilities.sort(dim=1, descending=True, stable=True)
         before = ordered.cumsum(1) - ordered
         kept = torch.zeros_like(probabilities).scatter(1, at, ordered.masked_fill(before >= top_p, 0.0))
         probabilities = kept / kept.sum(1, keepdim=True)

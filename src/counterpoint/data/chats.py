@@ -11,28 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from counterpoint.data.images import ImageSplit
+from counterpoint.encoders.messages import IMAGE, ROLES, Message
 from counterpoint.errors import DataError
 
-ROLES = ("system", "user", "assistant")
-IMAGE = "<image>"
 Kind = Literal["yes-no", "caption", "choice", "free"]
-
-
-class Message(NamedTuple):
-    """One turn of a chat."""
-
-    role: str  # of ROLES
-    text: str
 
 
 @dataclass(frozen=True)
 class Chat:
     """A prompt and its answer, with facts for the evaluation.
 
-    Raises DataError for a chat without an answer at its end, an unknown role, or marks `<image>` that are not as many as pictures.
+    Raises DataError for a chat without an answer at its end and for an unknown role. Raises it too where the marks `<image>` are
+    not as many as the pictures.
     """
 
     messages: tuple[Message, ...]
@@ -94,7 +87,9 @@ class ChatData:
     valid: ChatSplit  # to monitor training and to choose settings
     test: ChatSplit  # evaluated once, at the end
     size: int = 0  # pixels, height and width of pictures; 0 without pictures
-    objects: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # object -> the words that name it, for captions
+    objects: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # object -> the words that name it, for captions
     unlabelled: ImageSplit | None = None  # further pictures for training, without chats
     # Remarks for the user on this data: rows left out, splits made.
     notes: list[str] = field(default_factory=list)

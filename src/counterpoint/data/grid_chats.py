@@ -1,7 +1,7 @@
 """`grid-chats`: questions and captions of pictures of a grid of coloured shapes, with known truth.
 
-A picture is a grid of cells. A cell is empty or holds one of eight objects, such as a brick (a red square) or a pond (a blue
-disc). Objects differ in frequency, and each has a partner that often occurs beside it. So a model can learn to guess objects
+A picture is a grid of cells. A cell is empty or holds one of eight objects: a brick is a red square, a pond a blue disc.
+Objects differ in frequency, and each has a partner that often occurs beside it. So a model can learn to guess objects
 from the questions and captions alone.
 
     yes-no     "is there a brick ?"           "yes" or "no"
@@ -16,10 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.data.chats import IMAGE, Chat, ChatData, ChatSplit, Message
+from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.valid import checked_count
 from counterpoint.data.worlds.shapes import COLOURS, SHAPES, within
+from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.errors import CounterpointError
 
 LOOKS = {  # of an object: colour and shape
@@ -88,9 +89,9 @@ def load(
         or noise < 0
     ):
         raise CounterpointError(
-            "grid-chats: train and test must be at least 2, grid 2 to 8, cell 4 to 64, most 1 to the number of cells, noise and "
-            f"seed at least 0, and questions + captions at least 1; got {train=}, {test=}, {grid=}, {cell=}, {most=}, {noise=}, "
-            f"{seed=}, {questions=}, {captions=}"
+            "grid-chats: train and test must be at least 2, grid 2 to 8 and cell 4 to 64. most is 1 to the number of cells. "
+            "questions + captions is at least 1, noise and seed at least 0. Correct the option that does not fit: "
+            f"{train=}, {test=}, {grid=}, {cell=}, {most=}, {noise=}, {seed=}, {questions=}, {captions=}"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []
@@ -136,9 +137,7 @@ def scene(rng: np.random.Generator, grid: int, most: int) -> NDArray[np.int64]:
     return cells.reshape(grid, grid)
 
 
-def render(
-    truth: NDArray[np.int64], cell: int, rng: np.random.Generator, noise: float = 0.0
-) -> NDArray[np.uint8]:
+def render(truth: NDArray[np.int64], cell: int, rng: np.random.Generator, noise: float = 0.0) -> NDArray[np.uint8]:
     """Render a picture: [size, size, 3] pixels, with the objects on a random dark ground."""
     at = (np.arange(cell) + 0.5) / cell - 0.5
     pixels = np.broadcast_to(rng.uniform(20, 70, 3), (len(truth), cell, len(truth), cell, 3)).copy()

@@ -23,11 +23,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.data.chats import IMAGE, Message
-from counterpoint.data.images import Pixels
+from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.encoders.text import PAD, Tokenizer, train_bpe
 from counterpoint.errors import CounterpointError, unknown
-from counterpoint.views.images import MEAN, STD
 
 SMALL = {"llava-s": "llava-64-3-4", "llama-s": "llama-64-3-4", "qwen2-s": "qwen2-64-3-4", "gpt2-s": "gpt2-64-3-4"}
 FAMILIES = ("llava", "llama", "qwen2", "gpt2")
@@ -38,6 +36,9 @@ TEMPLATE = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
 )
 VISION_DEPTH = 2
+
+
+Pixels = NDArray[np.uint8]  # [height, width, 3] RGB
 
 
 class Prompt(NamedTuple):
@@ -75,7 +76,9 @@ def _patch(size: int) -> int:
     for patch in (16, 8, 4):
         if size % patch == 0 and size // patch >= 3:
             return patch
-    raise CounterpointError(f"llava models built here need pictures whose size is a multiple of 4, at least 12; got {size}")
+    raise CounterpointError(
+        f"llava models built here need pictures whose size is a multiple of 4, at least 12; got {size}"
+    )
 
 
 class ChatTokenizer:
@@ -149,7 +152,9 @@ class ChatTokenizer:
         kept = {
             "tokenizer": self.fast.backend_tokenizer.to_str(),
             "template": self.fast.chat_template,
-            "specials": {name: str(value) for name, value in self.fast.special_tokens_map.items() if isinstance(value, str)},
+            "specials": {
+                name: str(value) for name, value in self.fast.special_tokens_map.items() if isinstance(value, str)
+            },
             "mark": self.mark,
             "parts": self.parts,
             "image": self.image,
@@ -273,8 +278,6 @@ class ChatModel(nn.Module):
             if size and not takes_pictures(name):
                 raise CounterpointError(f"{name} takes no pictures, which these data have; name llava-s or llava-W-D-H")
             self.model = _built(name, tokenizer, size, context, dropout)
-        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
         # Tied weights, such as embedding and output, are kept once.
         self.model.register_state_dict_post_hook(_drop_tied)
         self.model.register_load_state_dict_pre_hook(_add_tied)
@@ -311,7 +314,7 @@ class ChatModel(nn.Module):
             found = self.images(images=list(pictures), return_tensors="pt")
             return {name: torch.as_tensor(value).to(self.device) for name, value in found.items()}
         rows = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
-        return {"pixel_values": (rows - self.mean) / self.std}
+        return {"pixel_values": rows / 127.5 - 1}
 
     def forward(
         self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"], media: dict[str, Tensor] | None = None
@@ -394,21 +397,19 @@ def _built(name: str, tokenizer: ChatTokenizer, size: int, context: int, dropout
     try:
         import transformers
     except ImportError as error:
-        raise CounterpointError(
-            f"{name} needs the extra [language]: pip install 'counterpoint[language]'"
-        ) from error
+        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
     family, width, depth, heads = _shape(name)
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": tokenizer.vocabulary,
         "bos_token_id": None,
         "eos_token_id": tokenizer.fast.eos_token_id,
         "pad_token_id": tokenizer.pad,
     }
     if family == "gpt2":
-        rates = {f"{where}_pdrop": dropout for where in ("resid", "embd", "attn")}
+        rates: dict[str, Any] = {f"{where}_pdrop": dropout for where in ("resid", "embd", "attn")}
         gpt = transformers.GPT2Config(n_embd=width, n_layer=depth, n_head=heads, n_positions=context, **shared, **rates)
         return transformers.GPT2LMHeadModel(gpt)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": depth,
@@ -437,7 +438,7 @@ def _built(name: str, tokenizer: ChatTokenizer, size: int, context: int, dropout
         transformers.LlavaConfig(
             vision_config=vision,
             text_config=llama,
-            image_token_id=tokenizer.image_id,
+            image_token_index=tokenizer.image_id,
             image_seq_length=(size // _patch(size)) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",

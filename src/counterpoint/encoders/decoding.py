@@ -1,7 +1,7 @@
 """Answer prompts by several branches at once: one forward pass of all branches, one cache, one answer.
 
 The branches of all prompts form one batch for transformers' `generate`. At each step a logits processor combines the branches'
-logits to scores, draws a token, and makes this token the only one of every branch. So all branches continue with the same token,
+logits to scores and draws a token. It makes this token the only one of every branch. So all branches continue with the same token,
 and `generate` keeps positions, masks and the cache. Authors' loops call the model once for each branch, with separate caches.
 """
 
@@ -136,7 +136,8 @@ def answers(
             return media
         parts = pixels.split([count * len(pixels) // max(1, sum(counts)) for count in counts])
         changed = [
-            part if branch.disturb is None else branch.disturb(part) for part, branch in zip(parts, branches, strict=True)
+            part if branch.disturb is None else branch.disturb(part)
+            for part, branch in zip(parts, branches, strict=True)
         ]
         return media | {"pixel_values": torch.cat(changed)}
 
@@ -147,7 +148,8 @@ def answers(
     for row, ids in enumerate(found):
         steps = chosen.steps[: len(ids)]
         others = tuple(
-            tuple(zip(tokenizer.words(best[row].tolist()), values[row].tolist(), strict=True)) for _, values, best in steps
+            tuple(zip(tokenizer.words(best[row].tolist()), values[row].tolist(), strict=True))
+            for _, values, best in steps
         )
         chance = tuple(float(likely[row]) for likely, _, _ in steps)
         out.append(Answer(tokenizer.text(ids), tuple(tokenizer.words(ids)), chance, others, ids[-1:] == [stop]))

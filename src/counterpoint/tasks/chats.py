@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset
 from counterpoint.core.answers import answer_log_probability, masked_lm_loss
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.world import processes
-from counterpoint.data.chats import IMAGE, Chat, ChatData, ChatSplit, Message, mentioned, says_yes
+from counterpoint.data.chats import Chat, ChatData, ChatSplit, mentioned, says_yes
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.chat_models import (
@@ -54,9 +54,11 @@ from counterpoint.encoders.chat_models import (
     takes_pictures,
 )
 from counterpoint.encoders.decoding import Answer, Decoder, answers
+from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position, Steps
 from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
+from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
@@ -139,13 +141,15 @@ class ChatsConfig(OptimConfig):
         return data.spec | {"built": self.model, "tokenizer": tokenizer.to_json()}
 
 
-def finished_chat(name: str) -> Any:
+def finished_chat(name: str) -> Run:
     """Open the run that `run:RUN` names. RunError where it is not finished, or its model does not answer."""
-    from counterpoint.experiment import finished  # tasks are below experiments; a run is read here alone
-
-    run = finished(name.removeprefix("run:"))
+    run = Run.open(name.removeprefix("run:"))
+    if not run.complete:
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
     if run.config.get("task") != "chats":
-        raise RunError(f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats")
+        raise RunError(
+            f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
+        )
     return run
 
 
@@ -183,7 +187,9 @@ class ChatLearner(Learner):
             run = finished_chat(self.config.model)
             prefix = "model."
             weights = {
-                name.removeprefix(prefix): value for name, value in run.load_weights().items() if name.startswith(prefix)
+                name.removeprefix(prefix): value
+                for name, value in run.load_weights().items()
+                if name.startswith(prefix)
             }
             try:
                 self.model.load_state_dict(weights)
@@ -245,7 +251,9 @@ class ChatLearner(Learner):
         config = self.config
         usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
-        found: list[Answer] = answers(self.model, prompts, decoder or self.decoder(), generator=generator, **usual | changed)
+        found: list[Answer] = answers(
+            self.model, prompts, decoder or self.decoder(), generator=generator, **usual | changed
+        )
         return found
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -332,6 +340,10 @@ class ChatEvaluator:
             for row in owner.unique().tolist():
                 self.picked[index[row]] = int(scores[owner == row].argmax())
 
+    def take(self, rows: Sequence[int] | Indices, answers: Sequence[Answer]) -> None:
+        """Take answers alone, without losses."""
+        self.answers |= dict(zip(map(int, rows), answers, strict=True))
+
     def compute(self, *, final: bool = False) -> dict[str, float]:
         chats = self.split.chats
         found = {"answer_loss": float(torch.cat(self.losses).mean())} if self.losses else {}
@@ -376,15 +388,17 @@ class ChatEvaluator:
             return {}
         head = "Answers to chats that the model never saw; wrong ones first."
         if self.split.images is None:
-            rows = [[chats[n].question, self.answers[n].text, chats[n].answer] for n in chosen]
-            return {"Answers": {"kind": "table", "columns": ["question", "answer", "reference"], "rows": rows, "caption": head}}
-        rows = []
+            lines = [[chats[n].question, self.answers[n].text, chats[n].answer] for n in chosen]
+            columns = ["question", "answer", "reference"]
+            return {"Answers": {"kind": "table", "columns": columns, "rows": lines, "caption": head}}
+        cells = []
         for n in chosen:
-            pixels = self.split.images.images(np.array(chats[n].pictures[:1])) if chats[n].pictures else []
             text = f"{chats[n].question} {self.answers[n].text} (reference: {chats[n].answer})"
-            rows.append({"png": png(pixels[0]) if len(pixels) else "", "text": text})
-        cells = [{"cells": rows[start : start + 4]} for start in range(0, len(rows), 4)]
-        return {"Answers": {"kind": "captioned", "rows": cells, "caption": head}}
+            if chats[n].pictures:
+                pixels = self.split.images.images(np.array(chats[n].pictures[:1]))[0]
+                cells.append({"png": png(pixels), "text": text})
+        drawn = [{"cells": cells[start : start + 4]} for start in range(0, len(cells), 4)]
+        return {"Answers": {"kind": "captioned", "rows": drawn, "caption": head}} if drawn else {}
 
 
 # ------------------------------------------------------------------------------------------------------------- the task
@@ -456,7 +470,9 @@ class ChatsTask:
             raise DataError(f"{data.name}: needs training and test chats, has {len(data.train)} and {len(data.test)}")
         model = config.model
         if data.size and not model.startswith("run:") and not takes_pictures(model):
-            raise CounterpointError(f"{model} takes no pictures, which {data.name} has; choose --model llava-s or hf:NAME")
+            raise CounterpointError(
+                f"{model} takes no pictures, which {data.name} has; choose --model llava-s or hf:NAME"
+            )
         self.data, self.config = data, config
         self.notes: list[str] = []
 
@@ -487,7 +503,9 @@ class ChatsTask:
         """Raise DataError where the valid split is too small, or no training chat fits the context; count those that do not."""
         check_watched(self.data.name, len(self.data.valid), "chats")
         if not len(self.rows):
-            raise DataError(f"{self.data.name}: every training chat has more than {self.config.context} tokens; raise --context")
+            raise DataError(
+                f"{self.data.name}: every training chat has more than {self.config.context} tokens; raise --context"
+            )
         left = len(self.data.train) - len(self.rows)
         if left:
             self.notes.append(

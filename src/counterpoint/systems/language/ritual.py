@@ -19,8 +19,8 @@ A transformation is drawn once for an answer: a flip, a rotation, colours, a blu
 - Paper and page describe a mixture of distributions; the code and this file combine logits.
 - A prompt without pictures is decoded plainly.
 
-An identical second picture (`transforms none`) gives (1 + alpha) l: it divides the temperature by 1 + alpha. Compare with it before
-a gain is credited to the transformation.
+The method "same", a control, takes the unchanged picture twice: s = (1 + alpha) l, which divides the temperature by 1 + alpha.
+Compare with it before a gain is credited to the transformation. "greedy" takes the most probable token, "plain" draws from l.
 
 Runs without `--model` of a finished run first train a small model on the chats.
 """
@@ -42,18 +42,18 @@ from torchvision.transforms.v2 import functional as T
 from counterpoint.core.checks import need_alike, need_within
 from counterpoint.core.decoding import plausible
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.data.chats import Message
 from counterpoint.data.images import Pixels
 from counterpoint.data.shown import png
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain
+from counterpoint.encoders.messages import Message
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import ChatLearner, ChatsConfig, without_pictures
 
 Rule = Literal["ritual", "vcd", "m3id"]
-METHODS = ("ritual", "ritual+", "vcd", "m3id", "plain")
+METHODS = ("ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy")
 TRANSFORMS = ("horizontal", "vertical", "rotation", "colours", "blur", "crop")
 SAID = {  # as RITUAL+ offers them
     "horizontal": "horizontal flip",
@@ -65,6 +65,7 @@ SAID = {  # as RITUAL+ offers them
 }
 STEPS = 1000  # of the diffusion that VCD's noise is taken from
 SHOWN = 4  # questions on the page
+NAMED = ("accuracy", "chair_i", "object_recall", "f1")  # measures of further methods
 
 
 # ------------------------------------------------------------------------------------------------------------- equations
@@ -110,7 +111,7 @@ def combine_logits(
 
 
 @full_precision
-def diffusion_noise(image: Float[Tensor, "..."], noise: Float[Tensor, "..."], noise_step: int = 500) -> Float[Tensor, "..."]:
+def diffusion_noise(image: Float[Tensor, ...], noise: Float[Tensor, ...], noise_step: int = 500) -> Float[Tensor, ...]:
     r"""Mix a picture with noise as a diffusion does at one step: sqrt(a) image + sqrt(1 - a) noise.
 
     Args:
@@ -172,7 +173,9 @@ def transformed(picture: Pixels, name: str, generator: torch.Generator) -> Pixel
         x = T.gaussian_blur(x, [kernel, kernel], [uniform(1.5, 2.0)])
     elif name == "crop":
         area, ratio = uniform(0.08, 1.0) * height * width, math.exp(uniform(math.log(3 / 4), math.log(4 / 3)))
-        tall, wide_ = (min(side, max(1, round(math.sqrt(area * r)))) for side, r in ((height, 1 / ratio), (width, ratio)))
+        tall, wide_ = (
+            min(side, max(1, round(math.sqrt(area * r)))) for side, r in ((height, 1 / ratio), (width, ratio))
+        )
         top, left = int(uniform(0, height - tall + 1)), int(uniform(0, width - wide_ + 1))
         x = T.resized_crop(x, top, left, tall, wide_, [height, width], antialias=True)
     elif name != "none":
@@ -184,7 +187,9 @@ def offer(prompt: Prompt, transforms: Sequence[str]) -> Prompt:
     """Return RITUAL+'s question: the prompt's own, and the list of transformations."""
     listed = " ".join(f"{n}) {SAID.get(name, name)}" for n, name in enumerate(transforms, 1))
     *before, (role, text) = prompt.messages
-    asked = f"{text} Which one change of the picture helps most to answer this question? Reply with its number. {listed}"
+    asked = (
+        f"{text} Which one change of the picture helps most to answer this question? Reply with its number. {listed}"
+    )
     return Prompt((*before, Message(role, asked)), prompt.pictures)
 
 
@@ -213,6 +218,7 @@ class TwoBranches:
         noise_step: As in `diffusion_noise`.
         ask: Answers RITUAL+'s questions; None: draw the transformation.
         chosen: Transformation of each prompt of the last call.
+        seen: Prompts of the second branch of the last call.
         unparsed: Number of replies of RITUAL+ that named no transformation.
     """
 
@@ -224,6 +230,7 @@ class TwoBranches:
     noise_step: int = 500
     ask: Callable[[Sequence[Prompt]], Sequence[Answer]] | None = None
     chosen: list[str] = field(default_factory=list)
+    seen: list[Prompt] = field(default_factory=list)
     unparsed: int = 0
     blind: Tensor | None = None  # [n] True for prompts without pictures
 
@@ -245,11 +252,11 @@ class TwoBranches:
             named = [parse_choice(reply.text, self.transforms) for reply in replies]
             self.unparsed += sum(not name for name in named)
             self.chosen = [name or random for name, random in zip(named, self.chosen, strict=True)]
-        other = [
+        self.seen = [
             Prompt(prompt.messages, tuple(transformed(picture, name, generator) for picture in prompt.pictures))
             for prompt, name in zip(prompts, self.chosen, strict=True)
         ]
-        return [Branch(prompts), Branch(other)]
+        return [Branch(prompts), Branch(self.seen)]
 
     def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
         scores = combine_logits(logits[0], logits[1], self.rule, self.alpha, self.beta, step, self.decay)
@@ -270,9 +277,11 @@ class RitualConfig(ChatsConfig):
     clip_norm: float | None = 1.0
     schedule: Literal["epoch", "step"] = "step"
     sampling: float = 1.0
-    method: Literal["ritual", "ritual+", "vcd", "m3id", "plain"] = "ritual"
-    """ritual: a random transformation; ritual+: the one that the model names; vcd: a noised picture, subtracted; m3id: no picture,
-    subtracted; plain: one branch."""
+    method: Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"] = "ritual"
+    """ritual: a random transformation; ritual+: the one that the model names; same: the same picture twice, a control; vcd: a
+    noised picture, subtracted; m3id: no picture, subtracted; plain: one branch; greedy: its most probable tokens."""
+    compare: tuple[str, ...] = ()
+    """Further methods to measure on the same model; `gain_over_METHOD` is the difference in the main measure."""
     alpha: float | None = None
     """Weight of the second branch. Default: 3 for ritual, 1 for vcd."""
     beta: float = 0.1
@@ -280,20 +289,21 @@ class RitualConfig(ChatsConfig):
     decay: float = 0.02
     """Decay of m3id's trust in the picture, for each token."""
     transforms: tuple[str, ...] = TRANSFORMS
-    """Transformations to draw from: horizontal, vertical, rotation, colours, blur, crop; none: the same picture again, a control."""
+    """Transformations to draw from: horizontal, vertical, rotation, colours, blur, crop."""
     noise_step: int = 500
     """Step of the diffusion that vcd's noise is taken from, 0 to 999."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("beta")
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        for name in (self.method, *self.compare):
+            if name not in METHODS:
+                raise unknown("method", name, METHODS)
         for name in self.transforms:
-            if name not in (*TRANSFORMS, "none"):
-                raise unknown("transformation", name, (*TRANSFORMS, "none"))
+            if name not in TRANSFORMS:
+                raise unknown("transformation", name, TRANSFORMS)
         if not self.transforms:
-            raise CounterpointError(f"transforms is empty; name some of {', '.join(TRANSFORMS)}, or none")
+            raise CounterpointError(f"transforms is empty; name some of {', '.join(TRANSFORMS)}")
         if (self.alpha or 0) < 0 or self.decay < 0:
             raise CounterpointError(f"alpha and decay must be at least 0, got {self.alpha} and {self.decay}")
         if not 0 <= self.noise_step < STEPS:
@@ -305,40 +315,67 @@ class Ritual(ChatLearner):
 
     config: RitualConfig
 
-    def decoder(self) -> Decoder | None:
-        return self.named_decoder(self.config.method)
+    def decoder(self) -> Decoder:
+        return decoder_of(self, self.config.method, self.config)
 
-    def named_decoder(self, method: str) -> Decoder:
-        """Return the rule of a method, with the settings' weights."""
-        return decoder_of(self, method, self.config)
+    def answers(
+        self, prompts: Sequence[Prompt], *, decoder: Decoder | None = None, draw: int = 0, **changed: Any
+    ) -> list[Answer]:
+        if decoder is None and self.config.method == "greedy":
+            changed = {"temperature": 0.0} | changed
+        return super().answers(prompts, decoder=decoder, draw=draw, **changed)
+
+    def by(self, method: str, prompts: Sequence[Prompt], draw: int = 0) -> list[Answer]:
+        """Answer prompts by another method, with the settings' weights and the same draws."""
+        changed = {"temperature": 0.0} if method == "greedy" else {}
+        return self.answers(prompts, decoder=decoder_of(self, method, self.config), draw=draw, **changed)
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure the further methods that `compare` names, on the same chats."""
+        found: dict[str, float] = {}
+        main = self._measured(survey, split, self.config.method) if self.config.compare else {}
+        for method in self.config.compare:
+            other = self._measured(survey, split, method)
+            found |= {f"{method}_{name}": other[name] for name in NAMED if name in other}
+            if "accuracy" in other:
+                found[f"gain_over_{method}"] = main["accuracy"] - other["accuracy"]
+        return found
+
+    def _measured(self, survey: Survey, split: str, method: str) -> dict[str, float]:
+        """Measure the answers of one method."""
+        evaluator = survey.evaluator(split)
+        for rows in survey.in_batches(split):
+            batch = survey.batch(split, rows)
+            evaluator.take(rows, self.by(method, batch["prompts"], draw=int(rows[0])))
+        found: dict[str, float] = evaluator.compute()
+        return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show what several methods answer to some questions, with the transformed pictures."""
         split = survey.split("test")
-        if split.images is None:
-            return super().figures(survey)
         rows = [n for n, chat in enumerate(split.chats) if chat.pictures][:SHOWN]
         if not rows:
             return super().figures(survey)
         prompts = survey.batch("test", rows)["prompts"]
-        cells: list[list[dict[str, str]]] = [[] for _ in rows]
-        for n, prompt in enumerate(prompts):
-            chat = split.chats[rows[n]]
-            cells[n].append({"png": png(prompt.pictures[0]), "text": f"{chat.question} Reference: {chat.answer}"})
+        texts = [f"{split.chats[n].question} Reference: {split.chats[n].answer}." for n in rows]
+        views: list[dict[str, str]] = []
         for method in ("plain", "ritual", "vcd", "m3id"):
-            rule = self.named_decoder(method)
-            found = self.answers(prompts, decoder=rule)
-            for n, answer in enumerate(found):
+            rule = decoder_of(self, method, self.config)
+            for n, answer in enumerate(self.answers(prompts, decoder=rule)):
                 said = f"{method}: {answer.text} ({answer.probabilities[0]:.0%})"
+                texts[n] += f" {said}."
                 if isinstance(rule, TwoBranches) and rule.rule == "ritual":
-                    view = transformed(prompts[n].pictures[0], rule.chosen[n], torch.Generator().manual_seed(self.seed))
-                    cells[n].append({"png": png(view), "text": f"{said}, with {rule.chosen[n]}"})
-                else:
-                    cells[n][0]["text"] += f" · {said}"
-        caption = "Each picture with the answers of four methods, and one transformation of the kind that RITUAL drew. Numbers are the "
-        caption += "first token's probabilities."
-        drawn = [{"cells": [cell for pair in cells[start : start + 2] for cell in pair]} for start in range(0, len(cells), 2)]
-        return super().figures(survey) | {"Branches": {"kind": "captioned", "rows": drawn, "caption": caption}}
+                    views.append({"png": png(rule.seen[n].pictures[0]), "text": f"{rule.chosen[n]}; {said}"})
+        pictures = [{"png": png(prompt.pictures[0]), "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+        pairs = [cell for pair in zip(pictures, views, strict=True) for cell in pair]
+        return super().figures(survey) | {
+            "Branches": {
+                "kind": "captioned",
+                "rows": [{"cells": pairs[start : start + 4]} for start in range(0, len(pairs), 4)],
+                "caption": "A picture with the answers of four methods, and the transformed picture of RITUAL's second branch. "
+                "Numbers are the probabilities of the first token.",
+            }
+        }
 
 
 def decoder_of(learner: ChatLearner, method: str, config: Any = None) -> Decoder:
@@ -346,23 +383,32 @@ def decoder_of(learner: ChatLearner, method: str, config: Any = None) -> Decoder
 
     Args:
         learner: Answers RITUAL+'s questions.
-        method: Of METHODS.
+        method: One of METHODS; "plain" and "greedy" have the same rule, and greedy answers take temperature 0.
         config: Settings with the weights. Default: the paper's.
     """
     config = config or RitualConfig()
+    rules: dict[str, Rule] = {"ritual": "ritual", "ritual+": "ritual", "same": "ritual", "vcd": "vcd", "m3id": "m3id"}
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    if method == "plain":
+    if method not in rules:
         return Plain()
-    rule: Rule = "ritual" if method == "ritual+" else method  # type: ignore[assignment]
-    alpha = config.alpha if config.alpha is not None else {"ritual": 3.0, "vcd": 1.0}.get(rule, 1.0)
-    found = TwoBranches(rule, alpha, config.beta, config.decay, tuple(config.transforms), config.noise_step)
+    rule = rules[method]
+    alpha = config.alpha if config.alpha is not None else (3.0 if rule == "ritual" else 1.0)
+    views = ("none",) if method == "same" else tuple(config.transforms)
+    found = TwoBranches(rule, alpha, config.beta, config.decay, views, config.noise_step)
     if method == "ritual+":
-        found.ask = lambda prompts: learner.answers(prompts, decoder=Plain(), temperature=0.0)
+        found.ask = lambda prompts: ChatLearner.answers(learner, prompts, decoder=Plain(), temperature=0.0)
     return found
 
 
-RECIPE = {"epochs": 15, "context": 96, "vocabulary": 400, "model": "llava-64-2-4", "evaluate_every": 5}
+RECIPE = {
+    "epochs": 15,
+    "context": 96,
+    "vocabulary": 400,
+    "model": "llava-64-2-4",
+    "evaluate_every": 5,
+    "compare": ("plain", "same", "greedy", "vcd", "m3id"),
+}
 SYSTEM = System(
     slug="ritual", task="chats", config=RitualConfig, learner=Ritual, data="grid-chats", recipes={"grid-chats": RECIPE}
 )
