@@ -301,6 +301,15 @@ SOURCES: dict[str, Source] = {
             "1,500 + 150 + 300 pictures with 3 chats each, made in a second",
         ),
         Source(
+            "chats",
+            "chats",
+            "counterpoint.data.chat_files",
+            "your own chats with pictures: JSON or JSONL of messages, LLaVA's, POPE's and MME's layouts: ?images=DIR&size=PIXELS",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "digit-streams",
             "aligned",
             "counterpoint.data.digit_streams",
@@ -646,9 +655,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions, targets, sequences, aligned or federations; the result is that task's
-            contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `AlignedData`,
-            `FederatedData`). Default: the source's first task.
+        task: bags, views, dense, frames, regions, targets, sequences, chats, aligned or federations; the result is that task's
+            contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `ChatData`,
+            `AlignedData`, `FederatedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

@@ -90,8 +90,8 @@ def load(
     ):
         raise CounterpointError(
             "grid-chats: train and test must be at least 2, grid 2 to 8 and cell 4 to 64. most is 1 to the number of cells. "
-            "questions + captions is at least 1, noise and seed at least 0. Correct the option that does not fit: "
-            f"{train=}, {test=}, {grid=}, {cell=}, {most=}, {noise=}, {seed=}, {questions=}, {captions=}"
+            "questions + captions is at least 1, noise and seed at least 0. "
+            f"Got {train=}, {test=}, {grid=}, {cell=}, {most=}, {noise=}, {seed=}, {questions=}, {captions=}"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []

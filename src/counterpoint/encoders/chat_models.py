@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -314,13 +314,28 @@ class ChatModel(nn.Module):
             found = self.images(images=list(pictures), return_tensors="pt")
             return {name: torch.as_tensor(value).to(self.device) for name, value in found.items()}
         rows = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
-        return {"pixel_values": rows / 127.5 - 1}
+        return {"pixel_values": rows.to(self.model.dtype) / 127.5 - 1}
 
     def forward(
-        self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"], media: dict[str, Tensor] | None = None
+        self,
+        ids: Int[Tensor, "n tokens"],
+        mask: Bool[Tensor, "n tokens"],
+        pictures: UInt8[Tensor, "n most size size 3"] | None = None,
+        counts: Int[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n tokens vocabulary"]:
-        """Compute the logits of the next token at each position."""
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **(media or {})).logits
+        """Compute the logits of the next token at each position.
+
+        Args:
+            ids: token numbers.
+            mask: True at tokens, False at padding.
+            pictures: RGB pixels; those after a chat's last picture are not used.
+            counts: number of pictures of each chat.
+        """
+        media = {}
+        if pictures is not None and counts is not None:
+            shown = torch.arange(pictures.shape[1], device=counts.device) < counts[:, None]
+            media = self.pixels(pictures[shown].cpu().numpy())
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **media).logits
         return logits
 
     @torch.no_grad()

@@ -7,10 +7,9 @@ and `generate` keeps positions, masks and the cache. Authors' loops call the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -39,6 +38,7 @@ class Answer(NamedTuple):
     ended: bool  # False for an answer that was cut at the limit
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A rule of decoding. `branches` chooses the conditions, `combine` makes scores of their logits."""
 
@@ -154,14 +154,3 @@ def answers(
         chance = tuple(float(likely[row]) for likely, _, _ in steps)
         out.append(Answer(tokenizer.text(ids), tuple(tokenizer.words(ids)), chance, others, ids[-1:] == [stop]))
     return out
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode; restore its mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

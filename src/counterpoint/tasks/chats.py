@@ -5,7 +5,8 @@ A training batch:
     batch["ids"]        [B, T] token numbers of prompt and answer
     batch["mask"]       [B, T] True at tokens, False at padding
     batch["labels"]     [B, T] the token's number in an answer, -100 elsewhere
-    batch["pictures"]   [P, size, size, 3] uint8, the pictures of all prompts in order, where the data have pictures
+    batch["pictures"]   [B, most, size, size, 3] uint8, the pictures of each prompt, where the data have pictures
+    batch["counts"]     [B] their numbers; further pictures of a row are zeros
     batch["index"]      [B] positions of the chats
 
 An evaluation batch also has "prompts", a list of `Prompt`. For choices it has "options": the same tensors for each possible
@@ -18,7 +19,9 @@ answer, and "owner", the row of the batch that an option belongs to. A learner's
 Measures, by the kind of a chat:
 
     all       answer_loss; `cut`, the share of answers that did not end before the limit
-    yes-no    accuracy, precision, recall, f1 of "yes", and yes_share (POPE); accuracy of each group of questions
+    yes-no    accuracy, precision, recall, f1 of "yes", and yes_share (POPE); accuracy of each group of questions;
+              pair_accuracy, where each picture has two questions, the share with two right answers (MME's accuracy+: Fu et al.,
+              arXiv 2306.13394)
     caption   chair_s, share of captions that name an absent object; chair_i, share of named objects that are absent;
               object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156)
     choice    choice_accuracy
@@ -214,13 +217,11 @@ class ChatLearner(Learner):
 
     def logits(self, batch: dict[str, Any]) -> Float[Tensor, "n tokens vocabulary"]:
         """Compute the model's logits of a batch."""
-        found: Tensor = self.model(batch["ids"], batch["mask"], self.media(batch))
+        found: Tensor = self.model(batch["ids"], batch["mask"], batch.get("pictures"), batch.get("counts"))
         return found
 
-    def media(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the pictures of a batch as the model takes them."""
-        pictures = batch.get("pictures")
-        return {} if pictures is None or not len(pictures) else self.model.pixels(pictures.cpu().numpy())
+    def row_wise(self) -> Sequence[tuple[torch.nn.Module, str]]:
+        return [(self.model, "forward")]
 
     def turns(self) -> list[Turn]:
         return [self.turn([self.model], self.config)]
@@ -358,6 +359,7 @@ class ChatEvaluator:
             for group in sorted({chats[n].group for n in rows} - {""}):
                 right = [a == b for n, a, b in zip(rows, truth, said, strict=True) if chats[n].group == group]
                 found[f"{group}_accuracy"] = float(np.mean(right))
+            found |= self._pairs(rows, truth, said)
         if rows := of.get("caption"):
             named = [mentioned(self.answers[n].text, self.objects) for n in rows]
             found |= caption_measures([chats[n].objects for n in rows], named)
@@ -369,6 +371,15 @@ class ChatEvaluator:
         if final:
             self.figures = self._shown()
         return found
+
+    def _pairs(self, rows: Sequence[int], truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
+        """Return MME's accuracy+ where every picture has two questions: the share of pictures with two right answers."""
+        of: dict[tuple[int, ...], list[bool]] = {}
+        for n, a, b in zip(rows, truth, said, strict=True):
+            of.setdefault(self.split.chats[n].pictures, []).append(a == b)
+        if () in of or any(len(right) != 2 for right in of.values()):
+            return {}
+        return {"pair_accuracy": float(np.mean([all(right) for right in of.values()]))}
 
     def chance(self) -> dict[str, float]:
         """Return what a constant answer would reach."""
@@ -417,9 +428,7 @@ class _Chats(Dataset[dict[str, Any]]):
         chats = [self.split.chats[n] for n in positions]
         found: dict[str, Any] = {"index": torch.tensor(list(positions), dtype=torch.int64)}
         found |= rows_of(self.tokenizer, [chat.messages for chat in chats])
-        pictures = self.split.images
-        if pictures is not None:
-            found["pictures"] = torch.from_numpy(np.ascontiguousarray(pictures.images(_places(chats))))
+        found |= pictures_of(chats, self.split)
         if not self.asked:
             return found
         found["prompts"] = [prompt_of(chat, self.split) for chat in chats]
@@ -429,14 +438,21 @@ class _Chats(Dataset[dict[str, Any]]):
             messages = [(*chat.prompt, Message("assistant", choice)) for _, chat, choice in options]
             found["options"] = rows_of(self.tokenizer, messages)
             found["options"]["owner"] = torch.tensor([row for row, _, _ in options])
-            if pictures is not None:
-                at = _places([chat for _, chat, _ in options])
-                found["options"]["pictures"] = torch.from_numpy(np.ascontiguousarray(pictures.images(at)))
+            found["options"] |= pictures_of([chat for _, chat, _ in options], self.split)
         return found
 
 
-def _places(chats: Sequence[Chat]) -> Indices:
-    return np.array([place for chat in chats for place in chat.pictures], np.int64)
+def pictures_of(chats: Sequence[Chat], split: ChatSplit) -> dict[str, Tensor]:
+    """Return the pictures of chats, and their numbers; {} where the data have none."""
+    if split.images is None:
+        return {}
+    counts = torch.tensor([len(chat.pictures) for chat in chats], dtype=torch.int64)
+    places = np.array([place for chat in chats for place in chat.pictures], np.int64)
+    pixels = torch.from_numpy(np.ascontiguousarray(split.images.images(places)))
+    most = max([1, *counts.tolist()])
+    found = pixels.new_zeros(len(chats), most, *pixels.shape[1:])
+    found[torch.arange(found.shape[1]) < counts[:, None]] = pixels
+    return {"pictures": found, "counts": counts}
 
 
 def prompt_of(chat: Chat, split: ChatSplit) -> Prompt:
@@ -542,10 +558,15 @@ class ChatsTask:
         """Return the chats of a split, in order."""
         chats = self.split(split)
         at = [list(range(start, min(start + AT_ONCE, len(chats)))) for start in range(0, len(chats), AT_ONCE)]
-        return DataLoader(_Chats(chats, self.tokenizer, asked=True), batch_size=None, sampler=at)
+        return DataLoader(_Chats(chats, self.tokenizer, asked=True), batch_size=None, sampler=at, collate_fn=unchanged)
 
     def evaluator(self, split: str) -> ChatEvaluator:
         return ChatEvaluator(self.split(split), self.data.objects)
+
+
+def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch as it is; by default a loader would make tensors of the prompts' pictures."""
+    return batch
 
 
 class ChatBatches(Batches):

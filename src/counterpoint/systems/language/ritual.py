@@ -33,13 +33,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from counterpoint.core.checks import need_alike, need_within
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.decoding import plausible
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.data.images import Pixels
@@ -63,6 +62,7 @@ SAID = {  # as RITUAL+ offers them
     "blur": "gaussian blur",
     "crop": "crop",
 }
+LONGEST = 80.0  # largest exponent of m3id's g, so that it is never 0
 STEPS = 1000  # of the diffusion that VCD's noise is taken from
 SHOWN = 4  # questions on the page
 NAMED = ("accuracy", "chair_i", "object_recall", "f1")  # measures of further methods
@@ -104,7 +104,8 @@ def combine_logits(
     elif rule == "vcd":
         scores = (1 + alpha) * logits - alpha * other
     elif rule == "m3id":
-        scores = logits + math.expm1(decay * step) * (logits - other)  # (1 - g) / g with g = exp(-decay step)
+        g = float(torch.exp(torch.tensor(-min(decay * step, LONGEST))))  # in float32, as the authors' code has it
+        scores = logits + (1 - g) / g * (logits - other)
     else:
         raise ValueError(f"rule must be ritual, vcd or m3id, got {rule!r}")
     return scores.masked_fill(~plausible(logits, beta), -math.inf)
@@ -125,8 +126,9 @@ def diffusion_noise(image: Float[Tensor, ...], noise: Float[Tensor, ...], noise_
     >>> diffusion_noise(torch.ones(1), torch.zeros(1), 0)
     tensor([1.0000])
     """
+    need_rows(image=image, noise=noise)
     if image.shape != noise.shape:
-        raise ValueError(f"image and noise must have one shape, got {list(image.shape)} and {list(noise.shape)}")
+        raise ValueError("image and noise must have one shape, got " + shapes(image=image, noise=noise))
     need_within(0, STEPS - 1, noise_step=noise_step)
     steps = torch.linspace(-6, 6, STEPS, device=image.device)
     betas = steps.sigmoid() * (0.5e-2 - 1e-5) + 1e-5
@@ -151,7 +153,7 @@ def transformed(picture: Pixels, name: str, generator: torch.Generator) -> Pixel
     def uniform(low: float, high: float) -> float:
         return float(low + (high - low) * torch.rand((), generator=generator))
 
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)
     height, width = x.shape[1:]
     if name == "horizontal":
         x = T.horizontal_flip(x)
