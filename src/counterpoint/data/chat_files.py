@@ -13,8 +13,8 @@ A chat with "objects" (names of what its picture shows) is measured as a caption
 instances (`?instances=FILE.json`), and the words that name them from CHAIR's list (`?synonyms=FILE.txt`). Yes and no as reference
 answers make a question of yes or no.
 
-MME's layout: a folder for each task, with pictures and, for each, a text of the same name whose lines are QUESTION TAB ANSWER.
-The texts may be in a folder questions_answers_YN and the pictures in a folder images.
+MME's layout is a folder for each task. A picture has a text of the same name, whose lines are QUESTION TAB ANSWER. The texts
+may be in a folder questions_answers_YN and the pictures in a folder images.
 
 A mark `<image>` that is missing is added to the first message of the user.
 """
@@ -124,8 +124,8 @@ def load(
     named = {name: objects.get(name, (name,)) for name in sorted(every | set(objects))}
     pictures = FilePictures(list(files), size) if files else None
     train, held, test = _split(chats, valid)
-    splits = [ChatSplit([chats[n][0] for n in part], pictures) for part in (train, held, test)]
-    return ChatData(f"chats:{place}", *splits, size if files else 0, named, notes=accounts.notes())
+    one, two, three = (ChatSplit([chats[n][0] for n in part], pictures) for part in (train, held, test))
+    return ChatData(f"chats:{place}", one, two, three, size if files else 0, named, notes=accounts.notes())
 
 
 # ------------------------------------------------------------------------------------------------------------- records

@@ -564,7 +564,7 @@ class ChatsTask:
         return ChatEvaluator(self.split(split), self.data.objects)
 
 
-def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+def unchanged(batch: Any) -> Any:
     """Return a batch as it is; by default a loader would make tensors of the prompts' pictures."""
     return batch
 

@@ -64,6 +64,7 @@ SAID = {  # as RITUAL+ offers them
 }
 LONGEST = 80.0  # largest exponent of m3id's g, so that it is never 0
 STEPS = 1000  # of the diffusion that VCD's noise is taken from
+REPLY = 8  # maximum number of tokens of RITUAL+'s choice
 SHOWN = 4  # questions on the page
 NAMED = ("accuracy", "chair_i", "object_recall", "f1")  # measures of further methods
 
@@ -380,8 +381,8 @@ class Ritual(ChatLearner):
         }
 
 
-def decoder_of(learner: ChatLearner, method: str, config: Any = None) -> Decoder:
-    """Return the rule of a method for any learner of chats.
+def decoder_of(learner: Any, method: str, config: Any = None) -> Decoder:
+    """Return the rule of a method for any learner of chats, or another model that has `answers`.
 
     Args:
         learner: Answers RITUAL+'s questions.
@@ -399,7 +400,7 @@ def decoder_of(learner: ChatLearner, method: str, config: Any = None) -> Decoder
     views = ("none",) if method == "same" else tuple(config.transforms)
     found = TwoBranches(rule, alpha, config.beta, config.decay, views, config.noise_step)
     if method == "ritual+":
-        found.ask = lambda prompts: ChatLearner.answers(learner, prompts, decoder=Plain(), temperature=0.0)
+        found.ask = lambda prompts: learner.answers(prompts, decoder=Plain(), temperature=0.0, new_tokens=REPLY)
     return found
 
 
