@@ -751,6 +751,13 @@ OTHERS |= {"clhe:clhe_forward": "the whole model, a mapping; its parts have case
 CASES |= {
     LANGUAGE + "ritual:combine_logits": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), "ritual", 3.0, 0.0], (0, 1), (0, 0)),
     LANGUAGE + "ritual:diffusion_noise": Case(lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 3, 4, 4), 500], (0, 1), (0, 0)),
+    LANGUAGE + "lol:fused_scores": Case(
+        lambda n, d: [*(d(k, n, 5) for k in range(6)), 0.3, 0.5, 0.0], tuple(range(6)), (0,) * 6
+    ),
+    LANGUAGE + "lol:contrastive_answer_score": Case(
+        lambda n, d: [d(0, n, 5), d(1, n, 5), torch.arange(n) % 5], (0, 1), (0, 0, 0)
+    ),
     CORE + "answers:masked_lm_loss": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
+OTHERS |= {"lol:select_premature_layer": "whole numbers"}

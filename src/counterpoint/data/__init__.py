@@ -301,6 +301,14 @@ SOURCES: dict[str, Source] = {
             "1,500 + 150 + 300 pictures with 3 chats each, made in a second",
         ),
         Source(
+            "misconceptions",
+            "chats",
+            "counterpoint.data.misconceptions",
+            "invented facts that texts tell truly or falsely, and choices between truth and misconception: data of LOL's claim",
+            "made on the spot",
+            "5,000 chats, 75 + 225 choices, made in a moment",
+        ),
+        Source(
             "chats",
             "chats",
             "counterpoint.data.chat_files",

@@ -297,6 +297,11 @@ class ChatModel(nn.Module):
             raise _unloaded(self.name, error) from error
 
     @property
+    def network(self) -> Any:
+        """The network of transformers, without what peft may have put around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
     def text_config(self) -> Any:
         """The settings of the language model."""
         return getattr(self.model.config, "text_config", self.model.config)
@@ -314,7 +319,7 @@ class ChatModel(nn.Module):
             found = self.images(images=list(pictures), return_tensors="pt")
             return {name: torch.as_tensor(value).to(self.device) for name, value in found.items()}
         rows = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
-        return {"pixel_values": rows.to(self.model.dtype) / 127.5 - 1}
+        return {"pixel_values": rows.to(self.network.dtype) / 127.5 - 1}
 
     def forward(
         self,
@@ -322,6 +327,7 @@ class ChatModel(nn.Module):
         mask: Bool[Tensor, "n tokens"],
         pictures: UInt8[Tensor, "n most size size 3"] | None = None,
         counts: Int[Tensor, " n"] | None = None,
+        **more: Any,
     ) -> Float[Tensor, "n tokens vocabulary"]:
         """Compute the logits of the next token at each position.
 
@@ -330,12 +336,13 @@ class ChatModel(nn.Module):
             mask: True at tokens, False at padding.
             pictures: RGB pixels; those after a chat's last picture are not used.
             counts: number of pictures of each chat.
+            more: further arguments of the network.
         """
         media = {}
         if pictures is not None and counts is not None:
             shown = torch.arange(pictures.shape[1], device=counts.device) < counts[:, None]
             media = self.pixels(pictures[shown].cpu().numpy())
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **media).logits
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **media, **more).logits
         return logits
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ A training batch:
     batch["index"]      [B] positions of the chats
 
 An evaluation batch also has "prompts", a list of `Prompt`. For choices it has "options": the same tensors for each possible
-answer, and "owner", the row of the batch that an option belongs to. A learner's `predict` returns
+answer, their "messages", and "owner", the row of the batch that an option belongs to. A learner's `predict` returns
 
 - "answers", the decoded answers;
 - "losses" [B], the mean negative log-probability of the reference answer's tokens, in nats;
@@ -337,9 +337,13 @@ class ChatEvaluator:
         self.losses.append(losses)
         self.answers |= dict(zip(index, outputs["answers"], strict=True))
         if "scores" in outputs:
-            scores, owner = outputs["scores"].cpu(), batch["options"]["owner"].cpu()
-            for row in owner.unique().tolist():
-                self.picked[index[row]] = int(scores[owner == row].argmax())
+            self.choose(batch, outputs["scores"])
+
+    def choose(self, batch: dict[str, Any], scores: Tensor) -> None:
+        """Take the scores of a batch's options alone."""
+        index, owner = batch["index"].tolist(), batch["options"]["owner"].cpu()
+        for row in owner.unique().tolist():
+            self.picked[index[row]] = int(scores.cpu()[owner == row].argmax())
 
     def take(self, rows: Sequence[int] | Indices, answers: Sequence[Answer]) -> None:
         """Take answers alone, without losses."""
@@ -351,7 +355,7 @@ class ChatEvaluator:
         if self.answers:
             found["cut"] = float(np.mean([not answer.ended for answer in self.answers.values()]))
         of: dict[str, list[int]] = {}
-        for n in sorted(self.answers):
+        for n in sorted({*self.answers, *self.picked}):
             of.setdefault(chats[n].kind, []).append(n)
         if rows := of.get("yes-no"):
             truth, said = [says_yes(chats[n].answer) for n in rows], [says_yes(self.answers[n].text) for n in rows]
@@ -436,7 +440,7 @@ class _Chats(Dataset[dict[str, Any]]):
         if several:
             options = [(row, chat, choice) for row, chat in several for choice in chat.choices]
             messages = [(*chat.prompt, Message("assistant", choice)) for _, chat, choice in options]
-            found["options"] = rows_of(self.tokenizer, messages)
+            found["options"] = rows_of(self.tokenizer, messages) | {"messages": messages}
             found["options"]["owner"] = torch.tensor([row for row, _, _ in options])
             found["options"] |= pictures_of([chat for _, chat, _ in options], self.split)
         return found
