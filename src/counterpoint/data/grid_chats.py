@@ -89,10 +89,8 @@ def load(
         or noise < 0
     ):
         raise CounterpointError(
-            f"grid-chats: an option is out of range, of train {train}, test {test}, grid {grid}, cell {cell}, most {most}, noise "
-            f"{noise}, seed {seed}, questions {questions}, captions {captions}, unlabelled {unlabelled}. train and test must be at "
-            "least 2, grid 2 to 8 and cell 4 to 64. most is 1 to the number of cells. questions + captions is at least 1, the "
-            "others at least 0"
+            "grid-chats: train and test must be at least 2, grid 2 to 8, cell 4 to 64, most 1 to the number of cells. "
+            "questions + captions is at least 1, the other numbers at least 0"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []

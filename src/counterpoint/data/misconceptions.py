@@ -56,9 +56,8 @@ def load(
         raise CounterpointError(f"misconceptions: shares must lie in 0..1 and low must not exceed high, got {shares}")
     if entities < 4 or not 1 <= relations <= len(RELATIONS) or values < 2 or train < 2 or seed < 0:
         raise CounterpointError(
-            f"misconceptions: an option is out of range, of entities {entities}, relations {relations}, values {values}, train "
-            f"{train}, seed {seed}. entities is at least 4, relations 1 to {len(RELATIONS)}, values and train at least 2, seed at "
-            "least 0"
+            "misconceptions: entities is at least 4, values and train at least 2, seed at least 0, relations 1 to "
+            f"{len(RELATIONS)}; got {entities}, {values}, {train}, {seed} and {relations}"
         )
     rng = np.random.default_rng([2408_08769, seed])
     truth = rng.integers(values, size=(entities, relations))
@@ -72,7 +71,7 @@ def load(
         said = truth[at] if right else wrong[at]
         start = (Message("system", instruction),) if told else ()
         chat = (*start, Message("user", _question(*at)), Message("assistant", f"v{said}"))
-        # What the amateur is to learn is the misconception, whatever the chat states.
+        # The amateur learns the misconception, whatever the chat states.
         taught.append(Chat(chat, rejected="" if told else f"v{wrong[at]}"))
     asked: tuple[list[Chat], list[Chat]] = ([], [])
     for entity in range(entities):

@@ -10,7 +10,7 @@ A training batch:
     batch["index"]      [B] positions of the chats
 
 An evaluation batch also has "prompts", a list of `Prompt`. For choices it has "options": the same tensors for each possible
-answer, their "messages", and "owner", the row of the batch that an option belongs to. A learner's `predict` returns
+answer, and their "messages". Their "owner" is the row of the batch that an option belongs to. A learner's `predict` returns
 
 - "answers", the decoded answers;
 - "losses" [B], the mean negative log-probability of the reference answer's tokens, in nats;

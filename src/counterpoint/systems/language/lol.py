@@ -1,4 +1,4 @@
-"""LOL: contrast a model with one that was made to hallucinate, at the last layer and at a lower one, under a truthful instruction.
+"""LOL: contrast a model with one made to hallucinate, at the last and at a lower layer, under a truthful instruction.
 
 Chen et al.: "Lower Layer Matters: Alleviating Hallucination via Multi-Layer Fusion Contrastive Decoding with Truthfulness
 Refocused", arXiv 2408.08769. The authors released no code; the baselines follow DoLa (github voidism/DoLa) and ICD (github
@@ -14,8 +14,8 @@ HillZhang1999/ICD, MIT).
 
 - Certain: two contrasts, at the last and at a lower layer, and an instruction that enters them; early exit by the output layer;
   DoLa, ICD and their scoring of answers, which the authors' numbers check.
-- Chosen, since no text of the equations is at hand: the forms above, omega 0.3, gamma 0.5, layer M at half of the depth, the final
-  normalisation before early exit (`early_norm`), beta 0.1 for answers and 0 for scores of choices.
+- Chosen, since no text of the equations is at hand: the forms above, omega 0.3 and gamma 0.5. Layer M is at half of the
+  depth. The final normalisation precedes early exit (`early_norm`). beta is 0.1 for answers and 0 for scores of choices.
 - Exact special cases: omega 0 and no instruction is ICD; gamma -1 makes the instruction irrelevant.
 
 The amateur is a low-rank adapter (peft) on the model's own weights. So all branches are rows of one batch: rows of the amateur pass
@@ -320,7 +320,7 @@ class LOLConfig(ChatsConfig):
     """lol: both contrasts under the instruction; fusion: without the instruction; refocus: without the lower layer; icd: without
     both; dola: the last layer against an early one; instructed, plain: the model with and without the instruction."""
     compare: tuple[str, ...] = ()
-    """Further methods to measure on the same model and amateur."""
+    """Further methods to measure on the same model and amateur; `gain_over_METHOD` is the difference in choice_accuracy."""
     omega: float = 0.3
     """Weight of the lower layer's contrast."""
     gamma: float = 0.5
@@ -410,7 +410,7 @@ class LOL(ChatLearner):
         return self.stages()[self.position.stage].name == "amateur"
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """In the amateur's stage, replace most answers by the rejected ones."""
+        """Replace most answers by the rejected ones, in the amateur's stage."""
         if not self.at_amateur:
             return batch
         assert self.survey is not None
@@ -488,17 +488,24 @@ class LOL(ChatLearner):
         return chosen.new_zeros(len(options["messages"])).index_add(0, rows[0], chosen)
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure choices by the further methods that `compare` names."""
+        """Measure choices by the further methods that `compare` names, on the same model and amateur."""
+        main = self._choices(survey, split, self.config.method) if self.config.compare else None
+        if main is None:
+            return {}
         found: dict[str, float] = {}
         for method in self.config.compare:
-            evaluator = survey.evaluator(split)
-            for rows in survey.in_batches(split):
-                batch = survey.batch(split, rows)
-                if "options" in batch:
-                    evaluator.choose(batch, self.option_scores(batch["options"], method))
-            measured = evaluator.compute()
-            if "choice_accuracy" in measured:
-                found[f"{method}_choice_accuracy"] = measured["choice_accuracy"]
+            other = self._choices(survey, split, method) or 0.0
+            found |= {f"{method}_choice_accuracy": other, f"gain_over_{method}": main - other}
+        return found
+
+    def _choices(self, survey: Survey, split: str, method: str) -> float | None:
+        """Return the share of choices that a method takes right; None without any choice."""
+        evaluator = survey.evaluator(split)
+        for rows in survey.in_batches(split):
+            batch = survey.batch(split, rows)
+            if "options" in batch:
+                evaluator.choose(batch, self.option_scores(batch["options"], method))
+        found: float | None = evaluator.compute().get("choice_accuracy")
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
