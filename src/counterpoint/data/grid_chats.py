@@ -89,8 +89,8 @@ def load(
         or noise < 0
     ):
         raise CounterpointError(
-            "grid-chats: train and test must be at least 2, grid 2 to 8, cell 4 to 64, most 1 to the number of cells. "
-            "questions + captions is at least 1, the other numbers at least 0"
+            "grid-chats: train and test must be at least 2, grid 2 to 8. cell is 4 to 64, most 1 to the number of cells. "
+            "questions + captions is at least 1, and the other numbers at least 0"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []
