@@ -89,8 +89,8 @@ def load(
         or noise < 0
     ):
         raise CounterpointError(
-            "grid-chats: train and test must be at least 2, grid 2 to 8. cell is 4 to 64, most 1 to the number of cells. "
-            "questions + captions is at least 1, and the other numbers at least 0"
+            "grid-chats: train and test must be at least 2, grid 2 to 8. A cell has 4 to 64 pixels, and most is 1 to "
+            "the number of cells. At least one of questions and captions is above 0, and the other numbers are at least 0"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []
