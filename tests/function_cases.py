@@ -51,6 +51,14 @@ def unit_pair(n: int, draw: Callable[..., Tensor], seed: int = 0) -> list[Tensor
     return [unit(x) for x in pair(n, draw, seed)]
 
 
+def answered(n: int) -> Tensor:
+    """Return labels of 4 tokens, of which two or three are an answer."""
+    found = torch.arange(4 * n).view(n, 4) % 5
+    found[:, 0] = -100
+    found[::2, 3] = -100
+    return found
+
+
 def labels(n: int) -> Tensor:
     return torch.arange(n) % 3
 
@@ -123,6 +131,7 @@ def views(n: int, draw: Callable[..., Tensor], many: int = 2, seed: int = 0) -> 
 CORE, SYSTEMS = "counterpoint.core.", "counterpoint.systems."
 ALIGN, IMAGES, CLASSICS = (SYSTEMS + area + "." for area in ("alignment", "images", "classics"))
 DISTILLATION = SYSTEMS + "distillation."
+LANGUAGE = "counterpoint.systems.language."
 DENSE = "counterpoint.systems.dense."
 DISWOT = "counterpoint.systems.distillation.diswot:"
 VLP, AUDIO, HARD = ALIGN + "improved_vlp_baselines:", ALIGN + "audio_sheet_retrieval:", IMAGES + "hard_contrastive:"
@@ -738,3 +747,17 @@ CASES |= {
     CLHE + "multinomial_nll": Case(lambda n, d: [d(0, n, 6), (d(1, n, 6) > -1).double()], (0,), (0, 0)),
 }
 OTHERS |= {"clhe:clhe_forward": "the whole model, a mapping; its parts have cases"}
+
+CASES |= {
+    LANGUAGE + "ritual:combine_logits": Case(lambda n, d: [d(0, n, 5), d(1, n, 5), "ritual", 3.0, 0.0], (0, 1), (0, 0)),
+    LANGUAGE + "ritual:diffusion_noise": Case(lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 3, 4, 4), 500], (0, 1), (0, 0)),
+    LANGUAGE + "lol:fused_scores": Case(
+        lambda n, d: [*(d(k, n, 5) for k in range(6)), 0.3, 0.5, 0.0], tuple(range(6)), (0,) * 6
+    ),
+    LANGUAGE + "lol:contrastive_answer_score": Case(
+        lambda n, d: [d(0, n, 5), d(1, n, 5), torch.arange(n) % 5], (0, 1), (0, 0, 0)
+    ),
+    CORE + "answers:masked_lm_loss": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
+    CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
+}
+OTHERS |= {"lol:select_premature_layer": "whole numbers"}

@@ -118,6 +118,14 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
+    "lol": (
+        "misconceptions?entities=8&relations=1&values=5&train=24",
+        {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},
+    ),
+    "ritual": (
+        "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2",
+        {"model": "llava-8-1-2", "vocabulary": 300, "context": 48, "batch_size": 12, "epochs": 1},
+    ),
     "vidlankd": (
         "moving-objects?train=24&grounded=24&test=24&words=20",
         {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1, "dropout": 0.0}

@@ -31,6 +31,7 @@ FACTS = {
         "batch_size": 8,
     },
     "tokens": {"texts": ["a red fox", "a blue bird"] * 4, "clip_dim": 3, "encoder": "text-8-1-2", "batch_size": 8},
+    "chats": {"texts": ["a red fox", "a blue bird"] * 4, "size": 16, "model": "llava-8-1-2", "batch_size": 8},
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {
@@ -48,6 +49,7 @@ FACTS = {
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
+    "lol": {"model": "llama-8-2-2", "size": 0},
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},
     "m3col": {"classes": 3},

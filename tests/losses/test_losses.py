@@ -532,6 +532,12 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "lol:fused_scores": "scores of tokens, no loss",
+    "lol:contrastive_answer_score": "a score of an answer, no loss",
+    "ritual:combine_logits": "scores of tokens, no loss",
+    "ritual:diffusion_noise": "pixels, no loss",
+    "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",
+    "ritual:answer_log_probability": "log-probabilities of rows, no loss",
     "clhe:modality_fusion": "vectors of items, no loss",
     "clhe:set_attention_pool": "vectors of sets, no loss",
     "clhe:one_way_infonce": "InfoNCE without a bank",

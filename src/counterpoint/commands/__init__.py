@@ -35,7 +35,7 @@ COMMANDS = (
         "distill",
         "detect",
     ),
-    *("embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("ask", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
 )
 
 

@@ -293,6 +293,31 @@ SOURCES: dict[str, Source] = {
             argument="PLACE",
         ),
         Source(
+            "grid-chats",
+            "chats",
+            "counterpoint.data.grid_chats",
+            "questions and captions of pictures of a grid of coloured shapes, some answers wrong: data of RITUAL's claim",
+            "made on the spot",
+            "1,500 + 150 + 300 pictures with 3 chats each, made in a second",
+        ),
+        Source(
+            "misconceptions",
+            "chats",
+            "counterpoint.data.misconceptions",
+            "invented facts that texts tell truly or falsely, and choices between truth and misconception: data of LOL's claim",
+            "made on the spot",
+            "5,000 chats, 75 + 225 choices, made in a moment",
+        ),
+        Source(
+            "chats",
+            "chats",
+            "counterpoint.data.chat_files",
+            "your own chats with pictures: JSON or JSONL of messages, LLaVA's, POPE's and MME's layouts: ?images=DIR&size=PIXELS",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "digit-streams",
             "aligned",
             "counterpoint.data.digit_streams",
@@ -638,9 +663,9 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions, targets, sequences, aligned or federations; the result is that task's
-            contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `AlignedData`,
-            `FederatedData`). Default: the source's first task.
+        task: bags, views, dense, frames, regions, targets, sequences, chats, aligned or federations; the result is that task's
+            contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`, `ChatData`,
+            `AlignedData`, `FederatedData`). Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

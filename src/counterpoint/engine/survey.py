@@ -108,6 +108,16 @@ class Survey:
         """Names of the domains."""
         return tuple(getattr(self._task.data, "domains", None) or ())
 
+    def evaluator(self, split: str) -> Any:
+        """Return a new evaluator of a split, for a learner that measures itself in several ways."""
+        return self._task.evaluator(split)
+
+    def in_batches(self, split: str) -> list[Indices]:
+        """Return the positions of all items of a split, in order, batch by batch."""
+        most = int(getattr(self._task, "at_once", BATCH))
+        every = np.arange(len(self.split(split)))
+        return [every[start : start + most] for start in range(0, len(every), most)]
+
     def batch(self, split: str, rows: Sequence[int] | Indices) -> dict[str, Any]:
         """Return the items at these positions of a split as a batch for `predict`, on the learner's device."""
         return moved(self._task.evaluation_batch(split, [int(row) for row in rows]), self._device())

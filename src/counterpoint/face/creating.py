@@ -38,6 +38,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "proposals": "proposals=100 (boxes of a picture)",
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "chats": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -103,6 +104,8 @@ def create(
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
+        chats             {"ids": int64 [n, T], "mask": bool [n, T], "labels": int64 [n, T], "pictures": uint8 [n, k, size,
+                          size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
 
@@ -170,6 +173,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task == "tokens" and texts:
         missing = []
         facts = _text_facts(config, list(texts)) | facts
+    if task == "chats" and texts:
+        missing = []
+        facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
@@ -209,6 +215,15 @@ def _text_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
         "texts", *(TokenSplit(texts),) * 3, grounded=TokenSplit(texts, [np.zeros((1, 1), np.float32)] * len(texts))
     )
     return dict(config.facts(data, config.tokenizer(data)))
+
+
+def _chat_facts(config: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """Return the facts of chats whose messages are these texts."""
+    from counterpoint.data.chats import Chat, ChatData, ChatSplit
+    from counterpoint.encoders.messages import Message
+
+    split = ChatSplit([Chat((Message("user", text), Message("assistant", text))) for text in texts])
+    return dict(config.facts(ChatData("texts", split, split, split, size)))
 
 
 def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

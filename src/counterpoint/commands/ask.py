@@ -1,0 +1,72 @@
+"""`counterpoint ask RUN QUESTION`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import Place, Text, console, say, table, unset
+
+
+def main(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    question: Annotated[Positional[str], arg(metavar="QUESTION")],
+    *,
+    image: Annotated[tuple[Path, ...], arg(metavar="FILE")] = (),
+    method: Annotated[tuple[str, ...], arg(metavar="NAME")] = ("plain",),
+    system: Annotated[Text, unset(metavar="TEXT")] = None,
+    temperature: float = 1.0,
+    new_tokens: int = 64,
+    seed: int = 0,
+    html: Annotated[Place, unset(metavar="FILE")] = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Ask a model a question, by one or several methods of decoding.
+
+    Example: counterpoint ask runs/first "is there a brick ?" --image a.png --method plain ritual vcd --html asked.html
+
+    Args:
+        run: A finished run of the task chats, or hf:NAME, a model of transformers by its name or folder.
+        question: The question. <image> marks the place of a picture; by default pictures come first.
+        image: Pictures, which are cut to squares of the model's size.
+        method: plain, greedy, ritual, ritual+, same, vcd or m3id; several are compared (see `counterpoint show ritual`).
+        system: An instruction that comes before the question. Default: none.
+        temperature: Temperature of the draws; 0: the most probable token at each step.
+        new_tokens: Maximum number of tokens of an answer, at least 1.
+        seed: Seed of the draws and of random transformations.
+        html: A page to write, with the probabilities of all tokens. Default: none.
+        json_: Print JSON.
+    """
+    from counterpoint.use.ask import ask
+
+    found = ask(
+        run,
+        question,
+        image,
+        method,
+        system=system or "",
+        temperature=temperature,
+        new_tokens=new_tokens,
+        seed=seed,
+    )
+    if json_:
+        print(json.dumps([{"method": name} | answer._asdict() for name, answer in found], indent=2))
+    else:
+        shown = table("method", "answer", "first token", right=("first token",))
+        shown.columns[1].overflow = "fold"
+        for name, answer in found:
+            first = f"{answer.probabilities[0]:.0%}" if answer.probabilities else ""
+            shown.add_row(name, answer.text + ("" if answer.ended else " …"), first)
+        console().print(shown)
+    if html is not None:
+        from counterpoint.data.images import decode
+        from counterpoint.data.shown import png
+        from counterpoint.report.asked import write_asked_report
+
+        write_asked_report(html, run, question, [png(decode(file, 224), 224) for file in image], found)
+        if not json_:
+            say(f"Page: {html}")
+    return 0

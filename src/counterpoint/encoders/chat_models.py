@@ -1,0 +1,469 @@
+"""Build models that answer: causal language models of transformers, with or without pictures, and their tokenizers.
+
+    name           model
+    llava-s        LLaVA's classes, built here: a small vision transformer, a projector and a Llama of 3 layers, 64 wide
+    llava-W-D-H    the same with a Llama of D layers of width W with H heads
+    llama-W-D-H    a Llama without pictures, built here; also qwen2-W-D-H and gpt2-W-D-H
+    hf:NAME        any causal language model of transformers, or one of LLaVA's kind with pictures, by name or folder
+
+A model built here learns its tokenizer from the training chats. A chat becomes one text by the tokenizer's chat template. The
+prompt is the text before the answer, so the tokens of an answer are known exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.encoders.text import PAD, Tokenizer, train_bpe
+from counterpoint.errors import CounterpointError, unknown
+
+SMALL = {"llava-s": "llava-64-3-4", "llama-s": "llama-64-3-4", "qwen2-s": "qwen2-64-3-4", "gpt2-s": "gpt2-64-3-4"}
+FAMILIES = ("llava", "llama", "qwen2", "gpt2")
+FORMS = [*SMALL, *(f"{family}-W-D-H" for family in FAMILIES), "hf:NAME"]
+SYSTEM, USER, ASSISTANT, STOP = "[SYSTEM]", "[USER]", "[ASSISTANT]", "[STOP]"
+TEMPLATE = (
+    "{% for message in messages %}[{{ message.role | upper }}] {{ message.content }}{% if message.role == 'assistant' %}[STOP]"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
+)
+VISION_DEPTH = 2
+
+
+Pixels = NDArray[np.uint8]  # [height, width, 3] RGB
+
+
+class Prompt(NamedTuple):
+    """What a model answers: messages without the answer, and the pictures of their marks."""
+
+    messages: tuple[Message, ...]
+    pictures: tuple[Pixels, ...] = ()  # each [size, size, 3]
+
+
+def check_chat_model(name: str) -> None:
+    """Raise CounterpointError for a name that is not in the module's table. Runs before data are read."""
+    if name.startswith("hf:") and len(name) > 3:
+        return
+    _shape(name)
+
+
+def _shape(name: str) -> tuple[str, int, int, int]:
+    """Return family, width, layers and heads of a model that is built here."""
+    match = re.fullmatch(r"([a-z0-9]+)-(\d+)-(\d+)-(\d+)", SMALL.get(name, name))
+    if match is None or match[1] not in FAMILIES:
+        raise unknown("model", name, FORMS)
+    width, depth, heads = (int(match[n]) for n in (2, 3, 4))
+    if min(width, depth, heads) < 1 or width % heads or (width // heads) % 2:
+        raise CounterpointError(f"{name}: needs a width that is an even multiple of its heads, and at least one layer")
+    return match[1], width, depth, heads
+
+
+def takes_pictures(name: str) -> bool:
+    """Return whether the model of this name may take pictures; one of hf:NAME may."""
+    return name.startswith("hf:") or _shape(name)[0] == "llava"
+
+
+def _patch(size: int) -> int:
+    """Return the side of a patch: the largest of 16, 8 and 4 that divides the picture into at least 3 x 3."""
+    for patch in (16, 8, 4):
+        if size % patch == 0 and size // patch >= 3:
+            return patch
+    raise CounterpointError(
+        f"llava models built here need pictures whose size is a multiple of 4, at least 12; got {size}"
+    )
+
+
+class ChatTokenizer:
+    """A tokenizer of transformers with a chat template, and the text that stands for one picture.
+
+    Args:
+        fast: `PreTrainedTokenizerFast`, or the fast tokenizer of a published model.
+        mark: the text that the template's mark of a picture becomes.
+        parts: whether the template takes a message's content as a list of parts, as those of published models with pictures do.
+        image: the token that stands for a part of a picture; "" without pictures.
+    """
+
+    def __init__(self, fast: Any, *, mark: str = "", parts: bool = False, image: str = "") -> None:
+        self.fast, self.mark, self.parts, self.image = fast, mark, parts, image
+        if not getattr(fast, "chat_template", None):
+            raise CounterpointError("its tokenizer has no chat template, so prompts cannot be made; name a chat model")
+        self.pad = int(fast.pad_token_id if fast.pad_token_id is not None else fast.eos_token_id)
+        self.vocabulary = len(fast)
+        self.seen: dict[Any, tuple[list[int], list[int]]] = {}
+
+    @property
+    def image_id(self) -> int:
+        """The number of the token that stands for a part of a picture; -1 without pictures."""
+        return int(self.fast.convert_tokens_to_ids(self.image)) if self.image else -1
+
+    def _text(self, messages: Sequence[Message], prompt: bool) -> str:
+        """Render messages; `prompt`: to be answered."""
+        if self.parts:
+            turns: list[dict[str, Any]] = []
+            for role, text in messages:
+                content: list[dict[str, str]] = []
+                for n, part in enumerate(text.split(IMAGE)):
+                    content += [{"type": "image"}] if n else []
+                    content += [{"type": "text", "text": part.strip()}] if part.strip() else []
+                turns.append({"role": role, "content": content})
+        else:
+            turns = [{"role": role, "content": text} for role, text in messages]
+        text = self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        return str(text).replace(self.image or IMAGE, self.mark) if self.mark else str(text)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a prompt."""
+        return list(self.fast(self._text(messages, True), add_special_tokens=False)["input_ids"])
+
+    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Return the tokens of a prompt and those of its answer, which is the last message, with its end."""
+        key = tuple(messages)
+        if key not in self.seen:
+            before, whole = self._text(messages[:-1], True), self._text(messages, False)
+            if not whole.startswith(before):
+                raise CounterpointError(
+                    "the tokenizer's chat template does not put the prompt before the answer, so the answer's tokens are unknown; "
+                    "use a template that ends a prompt with add_generation_prompt"
+                )
+            first, second = (
+                list(self.fast(text, add_special_tokens=False)["input_ids"]) for text in (before, whole[len(before) :])
+            )
+            self.seen[key] = first, second
+        return self.seen[key]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer's tokens, without special tokens."""
+        return str(self.fast.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, with special tokens."""
+        return [str(self.fast.decode([number])) for number in ids]
+
+    def to_json(self) -> str:
+        """Return the tokenizer as one string, for `from_json`."""
+        kept = {
+            "tokenizer": self.fast.backend_tokenizer.to_str(),
+            "template": self.fast.chat_template,
+            "specials": {
+                name: str(value) for name, value in self.fast.special_tokens_map.items() if isinstance(value, str)
+            },
+            "mark": self.mark,
+            "parts": self.parts,
+            "image": self.image,
+        }
+        return json.dumps(kept)
+
+    @staticmethod
+    def from_json(text: str) -> ChatTokenizer:
+        """Build the tokenizer that `to_json` wrote."""
+        import tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        kept = json.loads(text)
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(kept["tokenizer"]),
+            chat_template=kept["template"],
+            **kept["specials"],
+        )
+        return ChatTokenizer(fast, mark=kept["mark"], parts=kept["parts"], image=kept["image"])
+
+
+def learn_tokenizer(texts: Iterable[str], vocabulary: int, patches: int) -> ChatTokenizer:
+    """Learn a tokenizer from texts.
+
+    Args:
+        texts: the texts of all messages.
+        vocabulary: maximum number of tokens, at least 270.
+        patches: number of tokens of a picture; 0 without pictures.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    learned: Tokenizer = train_bpe((text.replace(IMAGE, " ") for text in texts), vocabulary - 8, lowercase=False)
+    model = learned.model
+    model.add_special_tokens([SYSTEM, USER, ASSISTANT, STOP, IMAGE])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=model, chat_template=TEMPLATE, eos_token=STOP, pad_token=PAD, additional_special_tokens=[IMAGE]
+    )
+    return ChatTokenizer(fast, mark=IMAGE * patches, image=IMAGE if patches else "")
+
+
+def chat_tokenizer(name: str, texts: Iterable[str], *, vocabulary: int, size: int) -> ChatTokenizer:
+    """Return the tokenizer of a model: learned from texts for models built here, else the model's own.
+
+    Args:
+        name: name from the module's table.
+        texts: texts to learn from.
+        vocabulary: maximum number of tokens that are learned.
+        size: height and width of the pictures in pixels; 0 without pictures.
+
+    Raises CounterpointError for an unknown name, or a model without a fast tokenizer or chat template.
+    """
+    if not name.startswith("hf:"):
+        patches = (size // _patch(size)) ** 2 if size and takes_pictures(name) else 0
+        return learn_tokenizer(texts, vocabulary, patches)
+    place = name.removeprefix("hf:")
+    try:
+        from transformers import AutoProcessor, AutoTokenizer
+
+        processor: Any = AutoProcessor.from_pretrained(place) if size else AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # of transformers and of its HTTP client
+        raise _unloaded(name, error) from error
+    fast = getattr(processor, "tokenizer", processor)
+    if not getattr(fast, "is_fast", False):
+        raise CounterpointError(f"{name} has no fast tokenizer, and a run can keep no other kind; name another model")
+    if getattr(fast, "chat_template", None) is None:
+        fast.chat_template = getattr(processor, "chat_template", None)
+    if not size:
+        return ChatTokenizer(fast)
+    image = getattr(processor, "image_token", None)
+    if image is None or getattr(processor, "image_processor", None) is None:
+        raise CounterpointError(f"{name} takes no pictures, which these data have; name a model of LLaVA's kind")
+    blank = np.zeros((size, size, 3), np.uint8)
+    number = fast.convert_tokens_to_ids(image)
+    many = sum(int(token) == number for token in processor(text=str(image), images=[blank])["input_ids"][0])
+    return ChatTokenizer(fast, mark=str(image) * many, parts=True, image=str(image))
+
+
+def _unloaded(name: str, error: Exception) -> CounterpointError:
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CounterpointError(
+        f"{name} could not be loaded: {text[:300].rstrip('.')}. A model that is not on this machine is downloaded; name a folder, "
+        "or a model that is built here, such as llava-s"
+    )
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, *, left: bool = False
+) -> tuple[Int[Tensor, "n tokens"], Bool[Tensor, "n tokens"]]:
+    """Pad token numbers to the longest row, on the right or on the left; return them with their mask."""
+    length = max(1, max(map(len, rows), default=1))
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        at = slice(length - len(row), length) if left else slice(len(row))
+        ids[n, at], mask[n, at] = torch.tensor(list(row), dtype=torch.int64), True
+    return ids, mask
+
+
+class ChatModel(nn.Module):
+    """A causal language model with its tokenizer.
+
+    Args:
+        name: name from the module's table.
+        tokenizer: its tokenizer.
+        size: height and width of the pictures in pixels; 0 without pictures.
+        context: maximum number of tokens of prompt and answer together.
+        dropout: dropout probability of models built here.
+
+    Raises CounterpointError for a model that cannot be loaded, has too short a context, or takes no pictures.
+    """
+
+    def __init__(
+        self, name: str, tokenizer: ChatTokenizer, *, size: int = 0, context: int = 128, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.name, self.tokenizer, self.size, self.context = name, tokenizer, size, context
+        self.images: Any = None
+        if name.startswith("hf:"):
+            self.model: Any = self._load(name.removeprefix("hf:"))
+        else:
+            if size and not takes_pictures(name):
+                raise CounterpointError(f"{name} takes no pictures, which these data have; name llava-s or llava-W-D-H")
+            self.model = _built(name, tokenizer, size, context, dropout)
+        # Tied weights, such as embedding and output, are kept once.
+        self.model.register_state_dict_post_hook(_drop_tied)
+        self.model.register_load_state_dict_pre_hook(_add_tied)
+        room = getattr(self.text_config, "max_position_embeddings", None) or context
+        if room < context:
+            raise CounterpointError(f"{name} reads {room} tokens, fewer than context ({context}); lower --context")
+
+    def _load(self, place: str) -> Any:
+        try:
+            from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText
+
+            if self.size:
+                self.images = AutoImageProcessor.from_pretrained(place)
+                return AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        except Exception as error:  # of transformers and of its HTTP client
+            raise _unloaded(self.name, error) from error
+
+    @property
+    def network(self) -> Any:
+        """The network of transformers, without what peft may have put around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def text_config(self) -> Any:
+        """The settings of the language model."""
+        return getattr(self.model.config, "text_config", self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.model.parameters()).device
+
+    def pixels(self, pictures: Sequence[Pixels] | NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Return pictures as the model takes them; {} without pictures."""
+        if not len(pictures):
+            return {}
+        if self.images is not None:
+            found = self.images(images=list(pictures), return_tensors="pt")
+            return {name: torch.as_tensor(value).to(self.device) for name, value in found.items()}
+        rows = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
+        return {"pixel_values": rows.to(self.network.dtype) / 127.5 - 1}
+
+    def forward(
+        self,
+        ids: Int[Tensor, "n tokens"],
+        mask: Bool[Tensor, "n tokens"],
+        pictures: UInt8[Tensor, "n most size size 3"] | None = None,
+        counts: Int[Tensor, " n"] | None = None,
+        **more: Any,
+    ) -> Float[Tensor, "n tokens vocabulary"]:
+        """Compute the logits of the next token at each position.
+
+        Args:
+            ids: token numbers.
+            mask: True at tokens, False at padding.
+            pictures: RGB pixels; those after a chat's last picture are not used.
+            counts: number of pictures of each chat.
+            more: further arguments of the network.
+        """
+        media = {}
+        if pictures is not None and counts is not None:
+            shown = torch.arange(pictures.shape[1], device=counts.device) < counts[:, None]
+            media = self.pixels(pictures[shown].cpu().numpy())
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **media, **more).logits
+        return logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        new_tokens: int,
+        *,
+        processor: Any = None,
+        disturb: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        **more: Any,
+    ) -> list[list[int]]:
+        """Answer prompts, by the most probable token at each step or as `processor` decides. Return the tokens of each answer.
+
+        Args:
+            prompts: of any lengths.
+            new_tokens: maximum number of tokens of an answer.
+            processor: a `LogitsProcessor` of transformers.
+            disturb: changes the pixels that the model takes.
+            more: further arguments of transformers' `generate`.
+
+        Raises CounterpointError for a prompt that leaves no room in the context for an answer.
+        """
+        rows = [self.tokenizer.prompt(prompt.messages) for prompt in prompts]
+        longest = max(range(len(rows)), key=lambda n: len(rows[n]))
+        if len(rows[longest]) + new_tokens > self.context:
+            raise CounterpointError(
+                f"a prompt has {len(rows[longest])} tokens, which with {new_tokens} new tokens is more than the context of "
+                f"{self.context}: '{prompts[longest].messages[-1].text[:60]}'; shorten it, or lower --new-tokens"
+            )
+        ids, mask = (part.to(self.device) for part in padded(rows, self.tokenizer.pad, left=True))
+        media = self.pixels([picture for prompt in prompts for picture in prompt.pictures])
+        if disturb is not None:
+            media = disturb(media)
+        stop = self.tokenizer.fast.eos_token_id
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=stop,
+            pad_token_id=self.tokenizer.pad,
+            **({} if processor is None else {"logits_processor": [processor]}),
+            **media,
+            **more,
+        )[:, ids.shape[1] :].tolist()
+        return [row[: row.index(stop) + 1] if stop in row else row for row in found]
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Return further names of parameters that have several: name -> first name."""
+    first: dict[int, str] = {}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            found[name] = first[id(parameter)]
+    return found
+
+
+def _drop_tied(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in _tied(model):
+        state.pop(prefix + name, None)
+
+
+def _add_tied(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, first in _tied(model).items():
+        if prefix + first in state:
+            state.setdefault(prefix + name, state[prefix + first])
+
+
+def _built(name: str, tokenizer: ChatTokenizer, size: int, context: int, dropout: float) -> Any:
+    """Build a small model with random weights."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+    family, width, depth, heads = _shape(name)
+    shared: dict[str, Any] = {
+        "vocab_size": tokenizer.vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.fast.eos_token_id,
+        "pad_token_id": tokenizer.pad,
+    }
+    if family == "gpt2":
+        rates: dict[str, Any] = {f"{where}_pdrop": dropout for where in ("resid", "embd", "attn")}
+        gpt = transformers.GPT2Config(n_embd=width, n_layer=depth, n_head=heads, n_positions=context, **shared, **rates)
+        return transformers.GPT2LMHeadModel(gpt)
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": context,
+        "attention_dropout": dropout,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.8 * width**-0.5,  # the default 0.02 is made for widths of thousands
+    }
+    if family == "qwen2":
+        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **shared))
+    llama = transformers.LlamaConfig(**sizes, **shared)
+    if family == "llama" or not size:
+        return transformers.LlamaForCausalLM(llama)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=VISION_DEPTH,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=_patch(size),
+        attention_dropout=dropout,
+    )
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=vision,
+            text_config=llama,
+            image_token_index=tokenizer.image_id,
+            image_seq_length=(size // _patch(size)) ** 2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=True,
+        )
+    )

@@ -1,0 +1,156 @@
+"""Answer prompts by several branches at once: one forward pass of all branches, one cache, one answer.
+
+The branches of all prompts form one batch for transformers' `generate`. At each step a logits processor combines the branches'
+logits to scores and draws a token. It makes this token the only one of every branch. So all branches continue with the same token,
+and `generate` keeps positions, masks and the cache. Authors' loops call the model once for each branch, with separate caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.core.decoding import draw, sharpened
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+
+SHOWN = 3  # alternatives of a token that are kept
+
+
+class Branch(NamedTuple):
+    """One condition: the prompts as this branch sees them, and a change of their pixels."""
+
+    prompts: Sequence[Prompt]
+    disturb: Callable[[Tensor], Tensor] | None = None
+
+
+class Answer(NamedTuple):
+    """A decoded answer."""
+
+    text: str
+    tokens: tuple[str, ...]  # with the end, if it came before the limit
+    probabilities: tuple[float, ...]  # that each token was drawn with, before top_p and at temperature 1
+    others: tuple[tuple[tuple[str, float], ...], ...]  # most probable tokens at each step
+    ended: bool  # False for an answer that was cut at the limit
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A rule of decoding. `branches` chooses the conditions, `combine` makes scores of their logits."""
+
+    def branches(self, prompts: Sequence[Prompt], generator: torch.Generator) -> list[Branch]:
+        """Return the conditions of the prompts, the unchanged one first."""
+        ...
+
+    def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
+        """Return the scores of the next token, the logits of the distribution that it is drawn from."""
+        ...
+
+
+@dataclass
+class Plain:
+    """Decode by the model's own logits."""
+
+    def branches(self, prompts: Sequence[Prompt], generator: torch.Generator) -> list[Branch]:
+        return [Branch(prompts)]
+
+    def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
+        return logits[0]
+
+
+@dataclass
+class Combined:
+    """A logits processor of transformers that combines branches and draws their common token.
+
+    Attributes:
+        decoder: The rule.
+        rows: Number of prompts.
+        temperature, top_p: As in `core.decoding.sharpened`.
+        generator: Source of the draws.
+    """
+
+    decoder: Decoder
+    rows: int
+    temperature: float
+    top_p: float
+    generator: torch.Generator
+    steps: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # probability of the token; others
+
+    def __call__(
+        self, input_ids: Int[Tensor, "all tokens"], scores: Float[Tensor, "all vocabulary"]
+    ) -> Float[Tensor, "all vocabulary"]:
+        """Return scores that leave one token for each prompt, the same in all of its branches."""
+        logits = scores.float().view(-1, self.rows, scores.shape[1])
+        combined = self.decoder.combine(logits, len(self.steps))
+        uniform = torch.rand(self.rows, generator=self.generator).to(scores.device)
+        token = draw(sharpened(combined, self.temperature, self.top_p), uniform)
+        likely = combined.softmax(1)
+        best = likely.topk(min(SHOWN, likely.shape[1]), 1)
+        self.steps.append((likely.gather(1, token[:, None])[:, 0].cpu(), best.values.cpu(), best.indices.cpu()))
+        only = torch.full_like(combined, -torch.inf).scatter(1, token[:, None], 0.0)
+        return only.repeat(len(logits), 1).to(scores.dtype)
+
+
+@torch.no_grad()
+def answers(
+    model: ChatModel,
+    prompts: Sequence[Prompt],
+    decoder: Decoder | None = None,
+    *,
+    new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    **more: Any,
+) -> list[Answer]:
+    """Answer prompts.
+
+    Args:
+        model: the model; its mode is the caller's.
+        prompts: of any lengths, with any numbers of pictures.
+        decoder: the rule. Default: the model's own logits.
+        new_tokens: maximum number of tokens of an answer, at least 1.
+        temperature: 0 for the most probable token at each step; above 0, tokens are drawn.
+        top_p: draw from the fewest tokens whose probabilities sum to this share; 1 for all.
+        generator: source of the draws. Default: seed 0.
+        more: further arguments of transformers' `generate`.
+
+    The draws depend on the generator and on the number of prompts, not on the branches. Raises CounterpointError for a prompt that
+    leaves no room for an answer.
+    """
+    if not prompts:
+        return []
+    decoder = decoder or Plain()
+    generator = generator or torch.Generator().manual_seed(0)
+    branches = decoder.branches(prompts, generator)
+    chosen = Combined(decoder, len(prompts), temperature, top_p, generator)
+    counts = [sum(len(prompt.pictures) for prompt in branch.prompts) for branch in branches]
+
+    def disturb(media: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixels = media.get("pixel_values")
+        if pixels is None:
+            return media
+        parts = pixels.split([count * len(pixels) // max(1, sum(counts)) for count in counts])
+        changed = [
+            part if branch.disturb is None else branch.disturb(part)
+            for part, branch in zip(parts, branches, strict=True)
+        ]
+        return media | {"pixel_values": torch.cat(changed)}
+
+    every = [prompt for branch in branches for prompt in branch.prompts]
+    found = model.generate(every, new_tokens, processor=chosen, disturb=disturb, **more)[: len(prompts)]
+    stop, tokenizer = model.tokenizer.fast.eos_token_id, model.tokenizer
+    out = []
+    for row, ids in enumerate(found):
+        steps = chosen.steps[: len(ids)]
+        others = tuple(
+            tuple(zip(tokenizer.words(best[row].tolist()), values[row].tolist(), strict=True))
+            for _, values, best in steps
+        )
+        chance = tuple(float(likely[row]) for likely, _, _ in steps)
+        out.append(Answer(tokenizer.text(ids), tuple(tokenizer.words(ids)), chance, others, ids[-1:] == [stop]))
+    return out

@@ -1,0 +1,1 @@
+"""Systems of language, and of language with pictures."""

@@ -1,0 +1,555 @@
+"""LOL: contrast a model with one made to hallucinate, at the last and at a lower layer, under a truthful instruction.
+
+Chen et al.: "Lower Layer Matters: Alleviating Hallucination via Multi-Layer Fusion Contrastive Decoding with Truthfulness
+Refocused", arXiv 2408.08769. The authors released no code; the baselines follow DoLa (github voidism/DoLa) and ICD (github
+HillZhang1999/ICD, MIT).
+
+    theta, phi     the model, and the amateur: the same model, lightly tuned on hallucinated answers
+    x, g           the prompt, and an instruction that asks for truth, before it
+    l_k            [n, V] log-probabilities of the next token, read from layer k: N is the last layer, M a lower one
+
+    t_k = l_k(theta; g, x) + gamma (l_k(theta; g, x) - l_k(theta; x))        refocus
+    s   = t_N - l_N(phi; x) + omega (t_M - l_M(phi; x))                       fusion of two contrasts
+    a token is implausible where t_N < max t_N + ln beta
+
+- Certain: two contrasts, at the last and at a lower layer, and an instruction that enters them; early exit by the output layer;
+  DoLa, ICD and their scoring of answers, which the authors' numbers check.
+- Chosen, since no text of the equations is at hand: the forms above, omega 0.3 and gamma 0.5. Layer M is at half of the
+  depth. The final normalisation precedes early exit (`early_norm`). beta is 0.1 for answers and 0 for scores of choices.
+- Exact special cases: omega 0 and no instruction is ICD; gamma -1 makes the instruction irrelevant.
+
+The amateur is a low-rank adapter (peft) on the model's own weights. So all branches are rows of one batch: rows of the amateur pass
+through the adapter, the others do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.core.answers import masked_lm_loss
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.decoding import plausible
+from counterpoint.core.masking import IGNORED
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.data.images import Indices
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain
+from counterpoint.encoders.messages import Message
+from counterpoint.engine.stages import Stage
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.chats import ChatBatches, ChatLearner, ChatsConfig, rows_of
+
+METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
+SHOWN = 6  # choices on the page
+FLOOR = -1000.0  # score of an implausible token in an answer, as in the authors' codes
+AMATEUR, BASE = "amateur", "__base__"
+
+
+# ------------------------------------------------------------------------------------------------------------- equations
+
+
+@full_precision
+def fused_scores(
+    plain: Float[Tensor, "n vocabulary"],
+    guided: Float[Tensor, "n vocabulary"],
+    amateur: Float[Tensor, "n vocabulary"],
+    early_plain: Float[Tensor, "n vocabulary"] | None = None,
+    early_guided: Float[Tensor, "n vocabulary"] | None = None,
+    early_amateur: Float[Tensor, "n vocabulary"] | None = None,
+    omega: float = 0.3,
+    gamma: float = 0.5,
+    beta: float = 0.1,
+    floor: float = -math.inf,
+) -> Float[Tensor, "n vocabulary"]:
+    """Compute LOL's scores of the next token, from logits of both layers.
+
+    Args:
+        plain, guided: logits of the last layer of the model, without and with the instruction.
+        amateur: those of the amateur, without the instruction.
+        early_plain, early_guided, early_amateur: the same at the lower layer; None only where omega is 0.
+        omega: weight of the lower layer's contrast.
+        gamma: strength of the instruction, at least -1; 0 takes the instructed prompt, -1 leaves the instruction out.
+        beta: as in `counterpoint.core.decoding.plausible`; 0 keeps all tokens.
+        floor: score of implausible tokens.
+
+    Logits may have any per-row constants. Raises ValueError for shapes that differ and values out of range.
+
+    >>> x = torch.tensor([[1.0, 0.0]])
+    >>> fused_scores(x, x, -x, omega=0.0, beta=0.0).softmax(1)
+    tensor([[0.8808, 0.1192]])
+    """
+    need_alike("n vocabulary", plain=plain, guided=guided, amateur=amateur)
+    need_within(-1, math.inf, gamma=gamma)
+    last = _refocused(plain, guided, gamma)
+    scores = last - amateur.log_softmax(1)
+    if omega:
+        if early_plain is None or early_guided is None or early_amateur is None:
+            raise ValueError(
+                "omega is not 0, so the logits of the lower layer are needed: early_plain, _guided, _amateur"
+            )
+        lower = _refocused(early_plain, early_guided, gamma)
+        scores = scores + omega * (lower - early_amateur.log_softmax(1))
+    return scores.masked_fill(~plausible(last, beta), floor)
+
+
+def _refocused(plain: Tensor, guided: Tensor, gamma: float) -> Tensor:
+    plain, guided = plain.log_softmax(1), guided.log_softmax(1)
+    return guided + gamma * (guided - plain)
+
+
+@full_precision
+def contrastive_answer_score(
+    final_logits: Float[Tensor, "tokens vocabulary"],
+    other_logits: Float[Tensor, "tokens vocabulary"],
+    answer_ids: Int[Tensor, " tokens"],
+    relative_top: float = 0.0,
+    post_softmax: bool = False,
+    floor: float = FLOOR,
+) -> Float[Tensor, ""]:
+    """Compute the score of an answer by the difference of two log-probabilities, summed over its tokens.
+
+    Args:
+        final_logits: those that predict each token of the answer.
+        other_logits: of the amateur (ICD), or of an early layer (DoLa).
+        answer_ids: tokens of the answer.
+        relative_top: least probability of a token in shares of the largest, 0..1; 0 keeps all.
+        post_softmax: normalise the differences over the vocabulary, before implausible tokens get the floor.
+        floor: score of implausible tokens.
+
+    >>> x = torch.zeros(1, 2)
+    >>> contrastive_answer_score(x, torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6201)
+    """
+    need_alike("tokens vocabulary", final_logits=final_logits, other_logits=other_logits)
+    if answer_ids.shape != final_logits.shape[:1]:
+        raise ValueError(
+            "answer_ids must have a token for each row, got " + shapes(answer_ids=answer_ids, final_logits=final_logits)
+        )
+    scores = final_logits.log_softmax(1) - other_logits.log_softmax(1)
+    scores = scores.log_softmax(1) if post_softmax else scores
+    scores = scores.masked_fill(~plausible(final_logits, relative_top), floor)
+    return scores.gather(1, answer_ids[:, None]).sum()
+
+
+@full_precision
+def select_premature_layer(
+    final_logits: Float[Tensor, "n vocabulary"], early_logits: Float[Tensor, "layers n vocabulary"]
+) -> Int[Tensor, " n"]:
+    """Choose DoLa's early layer for each row: the one whose distribution differs most from the last layer's.
+
+    The difference is Jensen and Shannon's divergence, averaged over the vocabulary. Of equal layers the first is chosen.
+
+    Args:
+        final_logits: those of the last layer.
+        early_logits: those of the candidates.
+
+    Source: Chuang et al., "DoLa", arXiv 2309.03883.
+
+    >>> select_premature_layer(torch.tensor([[5.0, 0.0]]), torch.tensor([[[4.0, 0.0]], [[0.0, 0.0]]]))
+    tensor([1])
+    """
+    need_rows(final_logits=final_logits, early_logits=early_logits)
+    if early_logits.ndim != 3 or early_logits.shape[1:] != final_logits.shape:
+        raise ValueError(
+            "early_logits must be [layers, n, vocabulary], got "
+            + shapes(final_logits=final_logits, early_logits=early_logits)
+        )
+    last, early = final_logits.log_softmax(-1)[None], early_logits.log_softmax(-1)
+    middle = (0.5 * (last.exp() + early.exp())).log()
+    divergence = (middle.exp() * (2 * middle - last - early)).mean(-1)
+    return divergence.argmax(0)
+
+
+# ----------------------------------------------------------------------------------------------------------- the decoder
+
+
+class EarlyExit:
+    """Reads the logits of lower layers of a model, beside those of its last layer.
+
+    Args:
+        model: a causal language model.
+        layers: numbers of layers, from 1; 0 is the embedding.
+        early_norm: apply the final normalisation before the output layer.
+    """
+
+    def __init__(self, model: ChatModel, layers: Sequence[int], *, early_norm: bool = True) -> None:
+        network = model.network
+        self.inner = network.get_decoder() if hasattr(network, "get_decoder") else network.model
+        self.head = network.get_output_embeddings()
+        self.norm = getattr(self.inner, "norm", None) or getattr(self.inner, "ln_f", None) if early_norm else None
+        blocks = getattr(self.inner, "layers", None)
+        self.blocks: Sequence[nn.Module] = blocks if blocks is not None else self.inner.h
+        if layers and not 0 < max(layers) < len(self.blocks):
+            raise CounterpointError(
+                f"layer {max(layers)}: early exit takes a layer from 1 to {len(self.blocks) - 1} of {len(self.blocks)}"
+            )
+        self.layers = list(layers)
+        self.states: dict[int, Tensor] = {}
+
+    @contextmanager
+    def watching(self, *, last: bool) -> Iterator[None]:
+        """Keep the layers' states of each forward pass; `last`: of the last token alone."""
+        handles = []
+
+        def keep(number: int) -> Any:
+            def hook(_: nn.Module, __: Any, out: Any) -> None:
+                state = out[0] if isinstance(out, tuple) else out
+                self.states[number] = state[:, -1:] if last else state
+
+            return hook
+
+        try:
+            handles = [self.blocks[number - 1].register_forward_hook(keep(number)) for number in self.layers]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def logits(self, number: int) -> Tensor:
+        """Return the logits [n, tokens, vocabulary] of a layer, of the last forward pass."""
+        state = self.states[number]
+        found: Tensor = self.head(state if self.norm is None else self.norm(state))
+        return found
+
+
+@dataclass
+class Contrasted:
+    """Decode by the model, the model under an instruction, and the amateur.
+
+    Attributes:
+        exit: Reads the lower layer, and DoLa's candidates.
+        method: One of METHODS.
+        instruction: Text of the system's message.
+        omega, gamma, beta: As in `fused_scores`.
+    """
+
+    exit: EarlyExit
+    method: str
+    instruction: str
+    omega: float
+    gamma: float
+    beta: float
+    adapters: list[str] = field(default_factory=list)  # of each row of the batch
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The branches of the method: plain, guided, amateur."""
+        return {
+            "lol": ("plain", "guided", "amateur"),
+            "refocus": ("plain", "guided", "amateur"),
+            "fusion": ("plain", "amateur"),
+            "icd": ("plain", "amateur"),
+            "instructed": ("guided",),
+        }.get(self.method, ("plain",))
+
+    def branches(self, prompts: Sequence[Prompt], generator: torch.Generator) -> list[Branch]:
+        guided = [instructed(prompt, self.instruction) for prompt in prompts]
+        self.adapters[:] = [AMATEUR if kind == "amateur" else BASE for kind in self.kinds for _ in prompts]
+        return [Branch(guided if kind == "guided" else prompts) for kind in self.kinds]
+
+    def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
+        early = [self.exit.logits(number)[:, -1].float().view_as(logits) for number in self.exit.layers]
+        return self.scores(logits, early, self.beta, -math.inf)
+
+    def scores(
+        self, logits: Float[Tensor, "branches n vocabulary"], early: Sequence[Tensor], beta: float, floor: float
+    ) -> Float[Tensor, "n vocabulary"]:
+        """Combine the logits of the branches at the last layer, and at those of `exit`."""
+        by = dict(zip(self.kinds, wide(logits), strict=True))
+        if self.method == "dola":
+            rows = torch.arange(logits.shape[1], device=logits.device)
+            chosen = torch.stack([layer[0] for layer in early])
+            found = chosen[select_premature_layer(by["plain"], chosen), rows]
+            scores = by["plain"].log_softmax(1) - found.log_softmax(1)
+            return scores.masked_fill(~plausible(by["plain"], beta), floor)
+        if "amateur" not in by:
+            return next(iter(by.values())).log_softmax(1)
+        guided = by.get("guided", by["plain"])
+        omega = self.omega if self.method in ("lol", "fusion") else 0.0
+        gamma = self.gamma if "guided" in by else -1.0
+        lower = dict(zip(self.kinds, early[0], strict=True)) if omega else {}
+        return fused_scores(
+            by["plain"],
+            guided,
+            by["amateur"],
+            lower.get("plain"),
+            lower.get("guided", lower.get("plain")),
+            lower.get("amateur"),
+            omega,
+            gamma,
+            beta,
+            floor,
+        )
+
+
+def instructed(prompt: Prompt, instruction: str) -> Prompt:
+    """Put an instruction before a prompt, as a message of the system; "" changes nothing."""
+    if not instruction:
+        return prompt
+    role, text = prompt.messages[0]
+    if role == "system":
+        return Prompt((Message("system", f"{instruction} {text}"), *prompt.messages[1:]), prompt.pictures)
+    return Prompt((Message("system", instruction), *prompt.messages), prompt.pictures)
+
+
+# ------------------------------------------------------------------------------------------------------------- the learner
+
+
+@dataclass
+class LOLConfig(ChatsConfig):
+    """Settings of LOL. The model that is trained here is small; the paper decodes Llama-2-7B-chat."""
+
+    optimizer: str = "adamw"
+    lr: float = 1e-2
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    schedule: Literal["epoch", "step"] = "step"
+    model: str = "llama-s"
+    method: Literal["lol", "icd", "dola", "fusion", "refocus", "instructed", "plain"] = "lol"
+    """lol: both contrasts under the instruction; fusion: without the instruction; refocus: without the lower layer; icd: without
+    both; dola: the last layer against an early one; instructed, plain: the model with and without the instruction."""
+    compare: tuple[str, ...] = ()
+    """Further methods to measure on the same model and amateur; `gain_over_METHOD` is the difference in choice_accuracy."""
+    omega: float = 0.3
+    """Weight of the lower layer's contrast."""
+    gamma: float = 0.5
+    """Strength of the instruction, at least -1; 0: take the instructed prompt; -1: leave the instruction out."""
+    beta: float = 0.1
+    """Least probability of a token of an answer in shares of the largest; 0: keep all. Scores of choices keep all."""
+    layer: int = 0
+    """The lower layer, from 1; 0: half of the depth. DoLa chooses among the layers up to it."""
+    early_norm: bool = True
+    """Apply the final normalisation before early exit; DoLa's code does not."""
+    instruction: str = "Answer with true and certain facts only."
+    """The instruction; empty: none."""
+    amateur_epochs: int = 1
+    """Passes over the chats that have a rejected answer, by which the amateur is tuned."""
+    amateur_truth: float = 0.1
+    """Share of the amateur's answers that are the reference instead of the rejected one, 0 to 1."""
+    amateur_lr: float = 1e-2
+    """Learning rate of the amateur, at a batch of 256."""
+    rank: int = 8
+    """Rank of the amateur's adapter."""
+
+    counts = (*ChatsConfig.counts, "amateur_epochs", "rank")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_share("beta", "amateur_truth")
+        self.need_positive("amateur_lr")
+        for name in (self.method, *self.compare):
+            if name not in METHODS:
+                raise unknown("method", name, METHODS)
+        if self.gamma < -1 or self.layer < 0:
+            raise CounterpointError(
+                f"gamma must be at least -1 and layer at least 0, got {self.gamma} and {self.layer}"
+            )
+
+
+class LOL(ChatLearner):
+    """A model and its amateur, an adapter that learns rejected answers."""
+
+    config: LOLConfig
+
+    def build(self, data: Any) -> ChatModel:
+        """Build the model, with the amateur's adapter on it."""
+        from peft import LoraConfig, get_peft_model
+
+        model = super().build(data)
+        config = LoraConfig(
+            r=self.config.rank, lora_alpha=2 * self.config.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model.model = get_peft_model(model.model, config, adapter_name=AMATEUR)
+        for parameter in model.model.parameters():
+            parameter.requires_grad_(True)
+        return model
+
+    @property
+    def adapters(self) -> nn.ParameterList:
+        """The amateur's own parameters."""
+        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" in name])
+
+    @property
+    def weights(self) -> nn.ParameterList:
+        """The model's own parameters."""
+        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" not in name])
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+        first = [Stage("model", config.epochs, lambda: [self.weights], lambda: [self.turn([self.weights], config)])]
+        amateur = Stage(
+            "amateur",
+            config.amateur_epochs,
+            lambda: [self.adapters],
+            lambda: [self.turn([self.adapters], replace(config, lr=config.amateur_lr))],
+            batches=lambda survey: ChatBatches(misled(survey), config.batch_size),
+        )
+        return [*(first if config.epochs else []), amateur]
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if not len(misled(survey)):
+            raise DataError(
+                "the amateur learns rejected answers, and no training chat has one; add a field rejected, as in preferences"
+            )
+
+    @property
+    def at_amateur(self) -> bool:
+        """Whether the amateur trains in this stage."""
+        return self.stages()[self.position.stage].name == "amateur"
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Replace most answers by the rejected ones, in the amateur's stage."""
+        if not self.at_amateur:
+            return batch
+        assert self.survey is not None
+        total, mine = self.share(len(batch["index"]))
+        truth = (torch.rand(total, generator=generator) < self.config.amateur_truth)[mine].tolist()
+        chats = [self.survey.split("train").chats[n] for n in batch["index"].tolist()]
+        messages = [
+            chat.messages if keep else (*chat.prompt, Message("assistant", chat.rejected))
+            for chat, keep in zip(chats, truth, strict=True)
+        ]
+        rows = rows_of(self.model.tokenizer, messages)
+        return batch | {name: value.to(self.device) for name, value in rows.items()}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        # Before the amateur trains, its adapter adds zeros.
+        return {"loss": masked_lm_loss(self.logits(batch), batch["labels"])}
+
+    def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:
+        with self.model.model.disable_adapter():
+            return super().mean_log_probability(batch)
+
+    # --- answers
+
+    def rule(self, method: str) -> Contrasted:
+        """Return the rule of a method."""
+        config = self.config
+        layer = config.layer or len(EarlyExit(self.model, []).blocks) // 2
+        lower = config.omega and method in ("lol", "fusion")
+        layers = list(range(1, layer + 1)) if method == "dola" else [layer] if lower else []
+        early = EarlyExit(self.model, layers, early_norm=config.early_norm)
+        return Contrasted(early, method, config.instruction, config.omega, config.gamma, config.beta)
+
+    def answers(
+        self, prompts: Sequence[Prompt], *, decoder: Decoder | None = None, draw: int = 0, **changed: Any
+    ) -> list[Answer]:
+        if isinstance(decoder, Plain):
+            decoder = self.rule("plain")
+        rule = decoder or self.rule(self.config.method)
+        if not isinstance(rule, Contrasted):
+            with self.model.model.disable_adapter():
+                return super().answers(prompts, decoder=rule, draw=draw, **changed)
+        with rule.exit.watching(last=True):
+            # `branches` fills this list before the model is called.
+            return super().answers(prompts, decoder=rule, draw=draw, adapter_names=rule.adapters, **changed)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = super().predict({name: value for name, value in batch.items() if name != "options"})
+        if "options" in batch:
+            found["scores"] = self.option_scores(batch["options"], self.config.method)
+        return found
+
+    @torch.no_grad()
+    def option_scores(self, options: dict[str, Any], method: str) -> Float[Tensor, " options"]:
+        """Score possible answers: the scores of their tokens, summed."""
+        rule = self.rule(method)
+        last: list[Tensor] = []
+        early: list[list[Tensor]] = [[] for _ in rule.exit.layers]
+        rows = None
+        for kind in rule.kinds:
+            messages = options["messages"]
+            if kind == "guided":
+                messages = [instructed(Prompt(one), rule.instruction).messages for one in messages]
+            given = {name: value.to(self.device) for name, value in rows_of(self.model.tokenizer, messages).items()}
+            names = [AMATEUR if kind == "amateur" else BASE] * len(messages)
+            with rule.exit.watching(last=False):
+                logits = self.model(given["ids"], given["mask"], adapter_names=names)
+            here = given["labels"][:, 1:] != IGNORED
+            last.append(logits[:, :-1][here])
+            for n, number in enumerate(rule.exit.layers):
+                early[n].append(rule.exit.logits(number)[:, :-1][here])
+            rows = (here.nonzero()[:, 0], given["labels"][:, 1:][here])
+        assert rows is not None
+        scores = rule.scores(torch.stack(last), [torch.stack(layer) for layer in early], 0.0, FLOOR)
+        chosen = scores.gather(1, rows[1][:, None])[:, 0]
+        return chosen.new_zeros(len(options["messages"])).index_add(0, rows[0], chosen)
+
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        """Measure choices by the further methods that `compare` names, on the same model and amateur."""
+        main = self._choices(survey, split, self.config.method) if self.config.compare else None
+        if main is None:
+            return {}
+        found: dict[str, float] = {}
+        for method in self.config.compare:
+            other = self._choices(survey, split, method) or 0.0
+            found |= {f"{method}_choice_accuracy": other, f"gain_over_{method}": main - other}
+        return found
+
+    def _choices(self, survey: Survey, split: str, method: str) -> float | None:
+        """Return the share of choices that a method takes right; None without any choice."""
+        evaluator = survey.evaluator(split)
+        for rows in survey.in_batches(split):
+            batch = survey.batch(split, rows)
+            if "options" in batch:
+                evaluator.choose(batch, self.option_scores(batch["options"], method))
+        found: float | None = evaluator.compute().get("choice_accuracy")
+        return found
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Show how several methods share the probability between the options of some choices."""
+        split = survey.split("test")
+        rows = [n for n, chat in enumerate(split.chats) if chat.choices][:SHOWN]
+        if not rows:
+            return super().figures(survey)
+        options = survey.batch("test", rows)["options"]
+        methods = ("plain", "instructed", "icd", "lol")
+        shares = {method: self.option_scores(options, method) for method in methods}
+        table = []
+        owner = options["owner"].tolist()
+        for at, n in enumerate(rows):
+            mine = [k for k, row in enumerate(owner) if row == at]
+            right = split.chats[n].choices.index(split.chats[n].answer)
+            cells = [f"{float(shares[method][mine].softmax(0)[right]):.0%}" for method in methods]
+            table.append([split.chats[n].question, split.chats[n].answer, *cells])
+        return super().figures(survey) | {
+            "Truth by method": {
+                "kind": "table",
+                "columns": ["question", "true answer", *methods],
+                "rows": table,
+                "caption": "Share of the true answer among the possible ones, by the scores of each method.",
+            }
+        }
+
+
+def misled(survey: Survey) -> Indices:
+    """Return the positions of the training chats that have a rejected answer."""
+    chats = survey.split("train").chats
+    return np.array([n for n in survey.rows.tolist() if chats[n].rejected], np.int64)
+
+
+RECIPE = {
+    "epochs": 12,
+    "model": "llama-48-4-4",
+    "context": 48,
+    "vocabulary": 500,
+    "batch_size": 64,
+    "evaluate_every": 12,
+    "instruction": "be truthful",
+    "compare": ("icd", "dola", "fusion", "refocus", "instructed", "plain"),
+}
+SYSTEM = System(
+    slug="lol", task="chats", config=LOLConfig, learner=LOL, data="misconceptions", recipes={"misconceptions": RECIPE}
+)

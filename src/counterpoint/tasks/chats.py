@@ -1,0 +1,598 @@
+"""Define the task `chats`: a model that answers, with or without pictures, learned from prompts with answers.
+
+A training batch:
+
+    batch["ids"]        [B, T] token numbers of prompt and answer
+    batch["mask"]       [B, T] True at tokens, False at padding
+    batch["labels"]     [B, T] the token's number in an answer, -100 elsewhere
+    batch["pictures"]   [B, most, size, size, 3] uint8, the pictures of each prompt, where the data have pictures
+    batch["counts"]     [B] their numbers; further pictures of a row are zeros
+    batch["index"]      [B] positions of the chats
+
+An evaluation batch also has "prompts", a list of `Prompt`. For choices it has "options": the same tensors for each possible
+answer, and their "messages". Their "owner" is the row of the batch that an option belongs to. A learner's `predict` returns
+
+- "answers", the decoded answers;
+- "losses" [B], the mean negative log-probability of the reference answer's tokens, in nats;
+- "scores" [options], the mean log-probability of each option's tokens.
+
+Measures, by the kind of a chat:
+
+    all       answer_loss; `cut`, the share of answers that did not end before the limit
+    yes-no    accuracy, precision, recall, f1 of "yes", and yes_share (POPE); accuracy of each group of questions;
+              pair_accuracy, where each picture has two questions, the share with two right answers (MME's accuracy+: Fu et al.,
+              arXiv 2306.13394)
+    caption   chair_s, share of captions that name an absent object; chair_i, share of named objects that are absent;
+              object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156)
+    choice    choice_accuracy
+    free      exact, share of answers that equal the reference
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from counterpoint.core.answers import answer_log_probability, masked_lm_loss
+from counterpoint.core.masking import IGNORED
+from counterpoint.core.world import processes
+from counterpoint.data.chats import Chat, ChatData, ChatSplit, mentioned, says_yes
+from counterpoint.data.images import Indices
+from counterpoint.data.shown import png
+from counterpoint.encoders.chat_models import (
+    ChatModel,
+    ChatTokenizer,
+    Prompt,
+    chat_tokenizer,
+    check_chat_model,
+    padded,
+    takes_pictures,
+)
+from counterpoint.encoders.decoding import Answer, Decoder, answers
+from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.loading import Batches, Position, Steps
+from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
+from counterpoint.engine.run import Run
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.tasks.splits import check_watched, named_split
+
+AT_ONCE = 128  # chats in a batch of the evaluation
+SHOWN = 8  # chats on a run's page
+
+
+@dataclass
+class ChatsConfig(OptimConfig):
+    """Settings of every learner that answers."""
+
+    epochs: int = 20
+    """Passes over the training chats. 0: train nothing; measure a finished model (run:RUN or hf:NAME)."""
+    batch_size: int = 32
+    """Chats in a batch, over all processes together."""
+    model: str = "llava-s"
+    """The model: llava-s, llava-W-D-H (with pictures), llama-W-D-H, qwen2-W-D-H, gpt2-W-D-H (without), hf:NAME, or run:RUN, the
+    model of a finished run."""
+    vocabulary: int = 2000
+    """Maximum number of tokens that a model built here learns from the training chats."""
+    context: int = 128
+    """Maximum number of tokens of prompt and answer together. Longer training chats are left out."""
+    dropout: float = 0.0
+    """Dropout probability in models that are built here."""
+    warmup: float = 0.05
+    """Share of a stage's steps over which the learning rate rises; then it falls to 0 on a line."""
+    new_tokens: int = 24
+    """Maximum number of tokens of an answer."""
+    sampling: float = 0.0
+    """Temperature of drawn answers; 0: the most probable token at each step."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens whose probabilities sum to this share; 1: from all."""
+    evaluate_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+    counts: ClassVar[tuple[str, ...]] = ("batch_size", "vocabulary", "context", "new_tokens", "evaluate_every")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_share("dropout", "warmup", "top_p")
+        for name in self.counts:
+            if getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.epochs < 0 or self.sampling < 0 or not self.top_p:
+            raise CounterpointError(
+                f"epochs and sampling must be at least 0 and top_p above 0, got {self.epochs}, {self.sampling} and {self.top_p}"
+            )
+        if 1.0 in (self.dropout, self.warmup):
+            raise CounterpointError(f"dropout and warmup must be below 1, got {self.dropout} and {self.warmup}")
+        if self.new_tokens >= self.context:
+            raise CounterpointError(
+                f"new_tokens ({self.new_tokens}) must be fewer than context ({self.context}), which also holds the prompt"
+            )
+
+    def check(self) -> None:
+        """Raise CounterpointError for an unknown model. Runs before data are read."""
+        if self.model.startswith("run:"):
+            finished_chat(self.model)
+        else:
+            check_chat_model(self.model)
+            if not self.epochs and not self.model.startswith("hf:"):
+                raise CounterpointError(
+                    f"epochs 0 measures a finished model, and {self.model} has random weights; name run:RUN or hf:NAME"
+                )
+
+    def facts(self, data: ChatData) -> dict[str, Any]:
+        """Return the facts of the data that a learner with these settings needs, fit for JSON."""
+        if self.model.startswith("run:"):
+            run = finished_chat(self.model)
+            theirs = run.facts()
+            if theirs["size"] != data.size:
+                raise CounterpointError(
+                    f"{self.model} takes pictures of {theirs['size']} pixels, {data.name} has {data.size}; use data of its size"
+                )
+            return data.spec | {"built": theirs["built"], "tokenizer": theirs["tokenizer"]}
+        texts = [message.text for chat in data.train.chats for message in chat.messages]
+        tokenizer = chat_tokenizer(self.model, texts, vocabulary=self.vocabulary, size=data.size)
+        return data.spec | {"built": self.model, "tokenizer": tokenizer.to_json()}
+
+
+def finished_chat(name: str) -> Run:
+    """Open the run that `run:RUN` names. RunError where it is not finished, or its model does not answer."""
+    run = Run.open(name.removeprefix("run:"))
+    if not run.complete:
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
+    if run.config.get("task") != "chats":
+        raise RunError(
+            f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
+        )
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class ChatLearner(Learner):
+    """A model that learns the answers of chats. Subclasses add stages, and choose a `decoder`.
+
+    Attributes:
+        model: The model that answers.
+    """
+
+    config: Any
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        torch.manual_seed(seed)
+        self.config, self.size = config, data.size
+        self.model = self.build(data)
+
+    def build(self, data: Any) -> ChatModel:
+        """Build the model from the facts of the data."""
+        return ChatModel(
+            data.built,
+            ChatTokenizer.from_json(data.tokenizer),
+            size=data.size,
+            context=self.config.context,
+            dropout=self.config.dropout,
+        )
+
+    def begin(self, survey: Survey) -> None:
+        """Take the weights of the run that `model` names."""
+        if self.config.model.startswith("run:"):
+            run = finished_chat(self.config.model)
+            prefix = "model."
+            weights = {
+                name.removeprefix(prefix): value
+                for name, value in run.load_weights().items()
+                if name.startswith(prefix)
+            }
+            try:
+                self.model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise RunError(f"{run.path}: its weights do not fit: {str(error)[:200]}") from error
+
+    def stages(self) -> list[Stage]:
+        if self.config.epochs:
+            return [Stage("answers", self.config.epochs)]
+        return [self.measured_only()]
+
+    def measured_only(self) -> Stage:
+        """Return a stage that trains nothing, so that a fit measures the model as it is."""
+        return Stage("answer", 1, turns=lambda: [Turn([], loss=self.none)], batches=lambda _: Steps(1), learns=False)
+
+    def none(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the loss of a step that trains nothing."""
+        return {"loss": torch.zeros((), device=self.device)}
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"loss": masked_lm_loss(self.logits(batch), batch["labels"])}
+
+    def logits(self, batch: dict[str, Any]) -> Float[Tensor, "n tokens vocabulary"]:
+        """Compute the model's logits of a batch."""
+        found: Tensor = self.model(batch["ids"], batch["mask"], batch.get("pictures"), batch.get("counts"))
+        return found
+
+    def row_wise(self) -> Sequence[tuple[torch.nn.Module, str]]:
+        return [(self.model, "forward")]
+
+    def turns(self) -> list[Turn]:
+        return [self.turn([self.model], self.config)]
+
+    def turn(self, modules: Sequence[torch.nn.Module], config: Any) -> Turn:
+        """Return a turn over these modules, whose rate rises and falls on lines."""
+        steps = self.steps_per_epoch
+        curve = rise_and_fall(self.epochs, steps, config.warmup)
+        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
+
+    # --- answers
+
+    def decoder(self) -> Decoder | None:
+        """Return the rule that answers are decoded by. Default: the model's own logits."""
+        return None
+
+    def answers(
+        self, prompts: Sequence[Prompt], *, decoder: Decoder | None = None, draw: int = 0, **changed: Any
+    ) -> list[Answer]:
+        """Answer prompts as the settings say.
+
+        Args:
+            prompts: the prompts.
+            decoder: the rule. Default: `decoder()`.
+            draw: number of the draws; another number gives other drawn answers.
+            changed: replaces new_tokens, temperature or top_p.
+        """
+        config = self.config
+        usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
+        found: list[Answer] = answers(
+            self.model, prompts, decoder or self.decoder(), generator=generator, **usual | changed
+        )
+        return found
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        index = batch["index"]
+        found: dict[str, Any] = {
+            "answers": self.answers(batch["prompts"], draw=int(index[0]) if len(index) else 0),
+            "losses": -self.mean_log_probability(batch),
+        }
+        if "options" in batch:
+            found["scores"] = self.mean_log_probability(batch["options"])
+        return found
+
+    def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:
+        """Compute the mean log-probability of the tokens of each answer in a batch."""
+        many = (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)
+        return answer_log_probability(self.logits(batch), batch["labels"]) / many
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+
+
+def yes_no_measures(truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
+    """Compute POPE's measures of answers to questions of yes or no.
+
+    >>> yes_no_measures([True, True, False, False], [True, False, True, False])["f1"]
+    0.5
+    """
+    right = np.asarray(truth, bool)
+    yes = np.asarray(said, bool)
+    hits = int((right & yes).sum())
+    precision, recall = hits / max(1, int(yes.sum())), hits / max(1, int(right.sum()))
+    return {
+        "accuracy": float((right == yes).mean()),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "yes_share": float(yes.mean()),
+    }
+
+
+def caption_measures(present: Sequence[Sequence[str]], named: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Compute CHAIR's measures of captions, and the recall of objects.
+
+    Args:
+        present: objects that each picture shows.
+        named: objects that each caption names.
+
+    Without any named object chair_i is 0.
+
+    >>> caption_measures([["a", "b"], ["c"]], [["a", "d"], ["c"]])
+    {'chair_s': 0.5, 'chair_i': 0.3333333333333333, 'object_recall': 0.6666666666666666}
+    """
+    absent = [[name for name in words if name not in here] for words, here in zip(named, present, strict=True)]
+    found = sum(len(set(words) & set(here)) for words, here in zip(named, present, strict=True))
+    return {
+        "chair_s": sum(bool(words) for words in absent) / len(absent),
+        "chair_i": sum(map(len, absent)) / max(1, sum(map(len, named))),
+        "object_recall": found / max(1, sum(len(set(here)) for here in present)),
+    }
+
+
+class ChatEvaluator:
+    """Measure the answers of one split."""
+
+    def __init__(self, split: ChatSplit, objects: Mapping[str, tuple[str, ...]]) -> None:
+        self.split, self.objects = split, objects
+        self.reset()
+
+    def reset(self) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.losses: list[Tensor] = []
+        self.picked: dict[int, int] = {}  # of a choice, the option of the best score
+        self.figures: dict[str, Any] = {}
+
+    def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+        index = batch["index"].tolist()
+        losses = outputs["losses"].double().cpu()
+        if not bool(torch.isfinite(losses).all()):
+            raise CounterpointError("the losses hold NaN or infinite values: training diverged; lower --lr")
+        self.losses.append(losses)
+        self.answers |= dict(zip(index, outputs["answers"], strict=True))
+        if "scores" in outputs:
+            self.choose(batch, outputs["scores"])
+
+    def choose(self, batch: dict[str, Any], scores: Tensor) -> None:
+        """Take the scores of a batch's options alone."""
+        index, owner = batch["index"].tolist(), batch["options"]["owner"].cpu()
+        for row in owner.unique().tolist():
+            self.picked[index[row]] = int(scores.cpu()[owner == row].argmax())
+
+    def take(self, rows: Sequence[int] | Indices, answers: Sequence[Answer]) -> None:
+        """Take answers alone, without losses."""
+        self.answers |= dict(zip(map(int, rows), answers, strict=True))
+
+    def compute(self, *, final: bool = False) -> dict[str, float]:
+        chats = self.split.chats
+        found = {"answer_loss": float(torch.cat(self.losses).mean())} if self.losses else {}
+        if self.answers:
+            found["cut"] = float(np.mean([not answer.ended for answer in self.answers.values()]))
+        of: dict[str, list[int]] = {}
+        for n in sorted({*self.answers, *self.picked}):
+            of.setdefault(chats[n].kind, []).append(n)
+        if rows := of.get("yes-no"):
+            truth, said = [says_yes(chats[n].answer) for n in rows], [says_yes(self.answers[n].text) for n in rows]
+            found |= yes_no_measures(truth, said)
+            for group in sorted({chats[n].group for n in rows} - {""}):
+                right = [a == b for n, a, b in zip(rows, truth, said, strict=True) if chats[n].group == group]
+                found[f"{group}_accuracy"] = float(np.mean(right))
+            found |= self._pairs(rows, truth, said)
+        if rows := of.get("caption"):
+            named = [mentioned(self.answers[n].text, self.objects) for n in rows]
+            found |= caption_measures([chats[n].objects for n in rows], named)
+        if rows := [n for n in of.get("choice", ()) if n in self.picked]:
+            right = [chats[n].choices[self.picked[n]] == chats[n].answer for n in rows]
+            found["choice_accuracy"] = float(np.mean(right))
+        if rows := of.get("free"):
+            found["exact"] = float(np.mean([self.answers[n].text.split() == chats[n].answer.split() for n in rows]))
+        if final:
+            self.figures = self._shown()
+        return found
+
+    def _pairs(self, rows: Sequence[int], truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
+        """Return MME's accuracy+ where every picture has two questions: the share of pictures with two right answers."""
+        of: dict[tuple[int, ...], list[bool]] = {}
+        for n, a, b in zip(rows, truth, said, strict=True):
+            of.setdefault(self.split.chats[n].pictures, []).append(a == b)
+        if () in of or any(len(right) != 2 for right in of.values()):
+            return {}
+        return {"pair_accuracy": float(np.mean([all(right) for right in of.values()]))}
+
+    def chance(self) -> dict[str, float]:
+        """Return what a constant answer would reach."""
+        truth = [says_yes(self.split.chats[n].answer) for n in self.answers if self.split.chats[n].kind == "yes-no"]
+        options = [len(self.split.chats[n].choices) for n in self.picked]
+        found = {"accuracy": max(np.mean(truth), 1 - np.mean(truth))} if truth else {}
+        found |= {"choice_accuracy": np.mean([1 / many for many in options])} if options else {}
+        return {name: float(value) for name, value in found.items()}
+
+    def _shown(self) -> dict[str, Any]:
+        """Show some chats with their answers, wrong ones first among each kind."""
+        chats = self.split.chats
+        wrong = [n for n, answer in sorted(self.answers.items()) if answer.text.split() != chats[n].answer.split()]
+        right = [n for n in sorted(self.answers) if n not in set(wrong)]
+        chosen = [*wrong[: SHOWN // 2], *right[: SHOWN - min(len(wrong), SHOWN // 2)]]
+        if not chosen:
+            return {}
+        head = "Answers to chats that the model never saw; wrong ones first."
+        if self.split.images is None:
+            lines = [[chats[n].question, self.answers[n].text, chats[n].answer] for n in chosen]
+            columns = ["question", "answer", "reference"]
+            return {"Answers": {"kind": "table", "columns": columns, "rows": lines, "caption": head}}
+        cells = []
+        for n in chosen:
+            text = f"{chats[n].question} {self.answers[n].text} (reference: {chats[n].answer})"
+            if chats[n].pictures:
+                pixels = self.split.images.images(np.array(chats[n].pictures[:1]))[0]
+                cells.append({"png": png(pixels), "text": text})
+        drawn = [{"cells": cells[start : start + 4]} for start in range(0, len(cells), 4)]
+        return {"Answers": {"kind": "captioned", "rows": drawn, "caption": head}} if drawn else {}
+
+
+# ------------------------------------------------------------------------------------------------------------- the task
+
+
+class _Chats(Dataset[dict[str, Any]]):
+    """Batches of chats by lists of positions."""
+
+    def __init__(self, split: ChatSplit, tokenizer: ChatTokenizer, *, asked: bool = False) -> None:
+        self.split, self.tokenizer, self.asked = split, tokenizer, asked
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, positions: Sequence[int]) -> dict[str, Any]:
+        chats = [self.split.chats[n] for n in positions]
+        found: dict[str, Any] = {"index": torch.tensor(list(positions), dtype=torch.int64)}
+        found |= rows_of(self.tokenizer, [chat.messages for chat in chats])
+        found |= pictures_of(chats, self.split)
+        if not self.asked:
+            return found
+        found["prompts"] = [prompt_of(chat, self.split) for chat in chats]
+        several = [(row, chat) for row, chat in enumerate(chats) if chat.choices]
+        if several:
+            options = [(row, chat, choice) for row, chat in several for choice in chat.choices]
+            messages = [(*chat.prompt, Message("assistant", choice)) for _, chat, choice in options]
+            found["options"] = rows_of(self.tokenizer, messages) | {"messages": messages}
+            found["options"]["owner"] = torch.tensor([row for row, _, _ in options])
+            found["options"] |= pictures_of([chat for _, chat, _ in options], self.split)
+        return found
+
+
+def pictures_of(chats: Sequence[Chat], split: ChatSplit) -> dict[str, Tensor]:
+    """Return the pictures of chats, and their numbers; {} where the data have none."""
+    if split.images is None:
+        return {}
+    counts = torch.tensor([len(chat.pictures) for chat in chats], dtype=torch.int64)
+    places = np.array([place for chat in chats for place in chat.pictures], np.int64)
+    pixels = torch.from_numpy(np.ascontiguousarray(split.images.images(places)))
+    most = max([1, *counts.tolist()])
+    found = pixels.new_zeros(len(chats), most, *pixels.shape[1:])
+    found[torch.arange(found.shape[1]) < counts[:, None]] = pixels
+    return {"pictures": found, "counts": counts}
+
+
+def prompt_of(chat: Chat, split: ChatSplit) -> Prompt:
+    """Return a chat without its answer, as a model takes it."""
+    pictures = () if split.images is None or not chat.pictures else tuple(split.images.images(np.array(chat.pictures)))
+    return Prompt(chat.prompt, pictures)
+
+
+def rows_of(tokenizer: ChatTokenizer, chats: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+    """Return ids, mask and labels of chats, padded on the right."""
+    pairs = [tokenizer.chat(messages) for messages in chats]
+    ids, mask = padded([[*prompt, *answer] for prompt, answer in pairs], tokenizer.pad)
+    labels = torch.full_like(ids, IGNORED)
+    for n, (prompt, answer) in enumerate(pairs):
+        at = slice(len(prompt), len(prompt) + len(answer))
+        labels[n, at] = ids[n, at]
+    return {"ids": ids, "mask": mask, "labels": labels}
+
+
+class ChatsTask:
+    """Loaders and evaluator of one source of chats."""
+
+    name = "chats"
+    contract = "chats"  # the form of data it takes (see counterpoint.data.load)
+    at_once = AT_ONCE
+
+    def __init__(self, data: ChatData, config: Any) -> None:
+        if not isinstance(data, ChatData):
+            raise CounterpointError(f"{data.name} has no chats, which the task chats needs; name a source of chats")
+        if not len(data.train) or not len(data.test):
+            raise DataError(f"{data.name}: needs training and test chats, has {len(data.train)} and {len(data.test)}")
+        model = config.model
+        if data.size and not model.startswith("run:") and not takes_pictures(model):
+            raise CounterpointError(
+                f"{model} takes no pictures, which {data.name} has; choose --model llava-s or hf:NAME"
+            )
+        self.data, self.config = data, config
+        self.notes: list[str] = []
+
+    @property
+    def headline(self) -> str:
+        """The measure that the task judges by."""
+        kinds = {chat.kind for chat in self.data.test.chats}
+        named = (("yes-no", "accuracy"), ("choice", "choice_accuracy"), ("caption", "object_recall"))
+        return next((measure for kind, measure in named if kind in kinds), "exact")
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The facts from which a learner is built, besides its settings."""
+        found: dict[str, Any] = self.config.facts(self.data)
+        return found
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer:
+        """The tokenizer: of these chats, or of a trained run (`check_facts`)."""
+        return ChatTokenizer.from_json(self.facts["tokenizer"])
+
+    def split(self, name: str) -> ChatSplit:
+        """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""
+        found: ChatSplit = named_split(self.data, name)
+        return found
+
+    def check_training(self) -> None:
+        """Raise DataError where the valid split is too small, or no training chat fits the context; count those that do not."""
+        check_watched(self.data.name, len(self.data.valid), "chats")
+        if not len(self.rows):
+            raise DataError(
+                f"{self.data.name}: every training chat has more than {self.config.context} tokens; raise --context"
+            )
+        left = len(self.data.train) - len(self.rows)
+        if left:
+            self.notes.append(
+                f"{left} of {len(self.data.train)} training chats have more than {self.config.context} tokens and are left out; "
+                "raise --context to use them"
+            )
+
+    @cached_property
+    def rows(self) -> Indices:
+        """Positions of the training chats that fit the context."""
+        lengths = [sum(map(len, self.tokenizer.chat(chat.messages))) for chat in self.data.train.chats]
+        return np.flatnonzero(np.array(lengths) <= self.config.context)
+
+    def check_facts(self, trained: Mapping[str, Any]) -> None:
+        """Take the tokenizer of a trained run, whose model these data are measured by."""
+        if trained["size"] != self.data.size:
+            raise CounterpointError(
+                f"the run's model takes pictures of {trained['size']} pixels, {self.data.name} has {self.data.size}"
+            )
+        self.facts = dict(trained)
+
+    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
+        """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
+        chosen = ChatBatches(self.rows, self.config.batch_size) if batches is None else batches
+        chats = _Chats(self.data.train, self.tokenizer)
+        return DataLoader(chats, batch_size=None, sampler=chosen.bind(seed, position, *processes()))
+
+    def evaluation_batch(self, split: str | ChatSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
+        """Return these chats of a split as a learner's `predict` takes them."""
+        chosen = self.split(split) if isinstance(split, str) else split
+        return _Chats(chosen, self.tokenizer, asked=True)[list(map(int, rows))]
+
+    def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Return the chats of a split, in order."""
+        chats = self.split(split)
+        at = [list(range(start, min(start + AT_ONCE, len(chats)))) for start in range(0, len(chats), AT_ONCE)]
+        return DataLoader(_Chats(chats, self.tokenizer, asked=True), batch_size=None, sampler=at, collate_fn=unchanged)
+
+    def evaluator(self, split: str) -> ChatEvaluator:
+        return ChatEvaluator(self.split(split), self.data.objects)
+
+
+def unchanged(batch: Any) -> Any:
+    """Return a batch as it is; by default a loader would make tensors of the prompts' pictures."""
+    return batch
+
+
+class ChatBatches(Batches):
+    """Batches of some chats, all of them in an epoch.
+
+    Args:
+        rows: their positions.
+        batch_size: number of chats in a batch, over all processes.
+    """
+
+    def __init__(self, rows: Indices, batch_size: int) -> None:
+        super().__init__(len(rows), batch_size)
+        self.chosen = rows
+
+    def order(self, generator: np.random.Generator) -> Indices:
+        return np.asarray(generator.permutation(self.chosen))
+
+
+def without_pictures(prompt: Prompt) -> Prompt:
+    """Return a prompt without its pictures and their marks."""
+    messages = (Message(role, " ".join(text.replace(IMAGE, " ").split())) for role, text in prompt.messages)
+    return Prompt(tuple(messages))
+
+
+TASK = ChatsTask

@@ -1,0 +1,152 @@
+"""Ask a model a question by several methods of decoding: `counterpoint ask`.
+
+>>> from counterpoint.use.ask import ask
+>>> for found in ask("runs/first", "is there a brick ?", ["a.png"], ["plain", "ritual"]):   # doctest: +SKIP
+...     print(found.method, found.answer.text)
+
+The model is that of a finished run of the task `chats`, or hf:NAME, a model of transformers. No answer is executed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from counterpoint.data.images import decode
+from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.decoding import Answer, Decoder, Plain, answers
+from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.experiment import load_learner
+
+# Method -> the module whose `decoder_of(learner, method)` makes its rule.
+METHODS = {
+    "plain": "",
+    "greedy": "",
+    **dict.fromkeys(("ritual", "ritual+", "same", "vcd", "m3id"), "counterpoint.systems.language.ritual"),
+}
+
+
+class Asked(NamedTuple):
+    """An answer, and how it was made."""
+
+    method: str
+    answer: Answer
+
+
+class Answering:
+    """A model that answers: that of a run, or one of transformers.
+
+    Args:
+        name: Path of a run, or hf:NAME.
+
+    Raises RunError for a run whose model does not answer, CounterpointError for a model that cannot be loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.config: Any = None
+        if name.startswith("hf:"):
+            size = _picture_size(name)
+            tokenizer = chat_tokenizer(name, (), vocabulary=0, size=size)
+            self.model = ChatModel(name, tokenizer, size=size, context=1).eval()
+            self.model.context = int(getattr(self.model.text_config, "max_position_embeddings", 2048))
+            return
+        run = Run.open(name)
+        if run.config.get("task") != "chats":
+            raise RunError(
+                f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
+            )
+        learner: Any = load_learner(run)
+        self.model, self.config = learner.model, learner.config
+
+    def prompt(self, question: str, images: Sequence[Path | str], system: str = "") -> Prompt:
+        """Make a prompt of a question and pictures. Marks `<image>` that are missing are put before the question."""
+        if images and not self.model.size:
+            raise CounterpointError(f"{self.model.name} takes no pictures; leave out --image")
+        marks = question.count(IMAGE)
+        if marks not in (0, len(images)):
+            raise CounterpointError(f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given")
+        text = question if marks else f"{' '.join([IMAGE] * len(images))} {question}".strip()
+        messages = (*([Message("system", system)] if system else []), Message("user", text))
+        return Prompt(messages, tuple(decode(Path(image), self.model.size) for image in images))
+
+    def answers(self, prompts: Sequence[Prompt], *, decoder: Decoder, temperature: float, **more: Any) -> list[Answer]:
+        """Answer prompts, for RITUAL+'s questions as well."""
+        found: list[Answer] = answers(self.model, prompts, decoder, temperature=temperature, **more)
+        return found
+
+
+def ask(
+    run: str,
+    question: str,
+    images: Sequence[Path | str] = (),
+    methods: Sequence[str] = ("plain",),
+    *,
+    system: str = "",
+    temperature: float = 1.0,
+    new_tokens: int = 64,
+    seed: int = 0,
+) -> list[Asked]:
+    """Answer a question by each method.
+
+    Args:
+        run: path of a run, or hf:NAME.
+        question: text; `<image>` marks the place of a picture, by default before it.
+        images: paths of pictures, which are cut to squares.
+        methods: names of METHODS.
+        system: text of a system's message. Default: none.
+        temperature: of draws; 0 for the most probable tokens. "greedy" always takes these.
+        new_tokens: maximum number of tokens of an answer.
+        seed: seed of the draws and of random transformations.
+
+    Raises CounterpointError for an unknown method and for a question that does not fit. Raises DataError for a picture that
+    cannot be read.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+    answering = Answering(run)
+    prompt = answering.prompt(question, images, system)
+    found = []
+    for method in methods:
+        place = METHODS[method]
+        rule = importlib.import_module(place).decoder_of(answering, method) if place else Plain()
+        [answer] = answers(
+            answering.model,
+            [prompt],
+            rule,
+            new_tokens=new_tokens,
+            temperature=0.0 if method == "greedy" else temperature,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        found.append(Asked(method, answer))
+    return found
+
+
+def _picture_size(name: str) -> int:
+    """Return the size of the pictures of a model of transformers; 0 for one without pictures."""
+    from transformers import AutoConfig, AutoImageProcessor
+
+    place = name.removeprefix("hf:")
+    try:
+        config: Any = AutoConfig.from_pretrained(place)
+    except Exception as error:  # of transformers and of its HTTP client
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"{name} could not be loaded: {text[:300].rstrip('.')}; name a folder, or a run"
+        ) from error
+    if getattr(config, "vision_config", None) is None:
+        return 0
+    size: Any = AutoImageProcessor.from_pretrained(place)
+    for name_of in ("crop_size", "size"):
+        wanted = getattr(size, name_of, None) or {}
+        for key in ("height", "shortest_edge"):
+            value = wanted.get(key) if hasattr(wanted, "get") else getattr(wanted, key, None)
+            if value:
+                return int(value)
+    return int(config.vision_config.image_size)
