@@ -351,9 +351,7 @@ class ChatEvaluator:
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         chats = self.split.chats
-        found = {"answer_loss": float(torch.cat(self.losses).mean())} if self.losses else {}
-        if self.answers:
-            found["cut"] = float(np.mean([not answer.ended for answer in self.answers.values()]))
+        found: dict[str, float] = {}
         of: dict[str, list[int]] = {}
         for n in sorted({*self.answers, *self.picked}):
             of.setdefault(chats[n].kind, []).append(n)
@@ -372,6 +370,10 @@ class ChatEvaluator:
             found["choice_accuracy"] = float(np.mean(right))
         if rows := of.get("free"):
             found["exact"] = float(np.mean([self.answers[n].text.split() == chats[n].answer.split() for n in rows]))
+        if self.losses:
+            found["answer_loss"] = float(torch.cat(self.losses).mean())
+        if self.answers:
+            found["cut"] = float(np.mean([not answer.ended for answer in self.answers.values()]))
         if final:
             self.figures = self._shown()
         return found

@@ -66,7 +66,7 @@ LONGEST = 80.0  # largest exponent of m3id's g, so that it is never 0
 STEPS = 1000  # of the diffusion that VCD's noise is taken from
 REPLY = 8  # maximum number of tokens of RITUAL+'s choice
 SHOWN = 4  # questions on the page
-NAMED = ("accuracy", "chair_i", "object_recall", "f1")  # measures of further methods
+NAMED = ("accuracy", "chair_i")  # measures of further methods
 
 
 # ------------------------------------------------------------------------------------------------------------- equations
