@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import counterpoint
-from counterpoint import cli, training
+from counterpoint import cli, search, training
 from counterpoint.data import federations as federation_data
 from counterpoint.data.pairs import AlignedColumns
 from counterpoint.engine.run import Run
@@ -412,6 +412,13 @@ def test_from_the_command_line_to_a_page_and_back(tmp_path, capsys):
         np.testing.assert_allclose(values.mean(0), 1, atol=0.01)
     found = training.evaluate(run, say=lambda _: None)
     assert found["image_to_text_r1"] == pytest.approx(run.metrics()[-1]["test/image_to_text_r1"])
+    pytest.importorskip("pyarrow")
+    assert cli.main(["embed", str(run.path), "-o", str(tmp_path / "r.parquet"), "--split", "test"]) == 0
+    rows = search.read_embeddings(tmp_path / "r.parquet")
+    assert (rows.modalities, len(rows.item)) == ({"image": "image", "text": "text"}, 20)
+    assert len(search.search(run, ["three four"], tmp_path / "r.parquet", k=2)[1]) == 2
+    assert cli.main(["export", str(run.path), "--out", str(tmp_path / "r.pt2")]) == 0
+    assert (tmp_path / "r.image.pt2").is_file()
 
 
 def test_a_folder_of_the_user_s_own_parties(tmp_path):

@@ -8,8 +8,8 @@ A training batch of histories, where every beginning of a history is an example,
     batch["index"]      [B] positions of the examples
 
 An evaluation batch has the known items in the same form. Two more entries are padded with -1: `batch["known"]` [B, h] has all
-known items, and `batch["wanted"]` [B, w] the items to find. A learner's `predict` returns "query" [B, dim] and "items" [I, dim].
-The score of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of
+known items, and `batch["wanted"]` [B, w] the items to find. A `SequencesLearner` embeds histories or sets, and items. The score
+of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of
 5, 10, 20 and 50:
 
 - `recall_K`: the share of wanted items among the first K; with one wanted item it is the hit rate;
@@ -35,6 +35,7 @@ from counterpoint.core.ranking import ranks_of_wanted
 from counterpoint.core.world import processes
 from counterpoint.data.histories import HistoryData, HistorySplit
 from counterpoint.data.images import Indices
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.errors import CounterpointError, DataError
@@ -162,16 +163,48 @@ def known_items(split: HistorySplit, rows: Indices, length: int, *, ordered: boo
     Args:
         split: histories or sets.
         rows: positions.
-        length: largest number of items; of a history the last ones are read, of a set the first ones.
+        length: largest number of items (see `items_read`).
         ordered: the split has histories.
     """
-    lists = [split.known[int(n)] for n in rows]
-    kept = [items[-length:] if ordered else items[:length] for items in lists]
-    ids = np.zeros((len(kept), max(map(len, kept), default=0) or 1), np.int64)
-    for row, items in enumerate(kept):
-        ids[row, : len(items)] = items + 1
+    kept = [items_read(split.known[int(n)], length, ordered=ordered) for n in rows]
     lengths = torch.tensor([len(items) for items in kept], dtype=torch.int64)
-    return {"ids": torch.from_numpy(ids), "lengths": lengths}
+    return {"ids": ids_of(kept), "lengths": lengths}
+
+
+def items_read(items: NDArray[np.int64], length: int, *, ordered: bool) -> NDArray[np.int64]:
+    """Return the item numbers that a network reads: the last ones of a history, the first ones of a set."""
+    return items[-length:] if ordered else items[:length]
+
+
+def ids_of(lists: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Return lists of item numbers as ids [n, longest]: numbers plus 1, padded with 0 on the right."""
+    ids = np.zeros((len(lists), max(map(len, lists), default=0) or 1), np.int64)
+    for row, items in enumerate(lists):
+        ids[row, : len(items)] = items + 1
+    return torch.from_numpy(ids)
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class SequencesLearner(Learner):
+    """A learner that embeds histories or sets, and items, for scores by the dot product."""
+
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return vectors [n, dim] of histories or sets.
+
+        Args:
+            ids: [n, L] item numbers plus 1, padded with 0 on the right.
+            lengths: [n] numbers of items.
+        """
+        raise NotImplementedError
+
+    def item_table(self) -> Tensor:
+        """Return the vectors of all items, [I, dim]."""
+        raise NotImplementedError
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"query": self.represent(batch["ids"], batch["lengths"]), "items": self.item_table()}
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -226,16 +259,19 @@ class RankingEvaluator:
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         width = max((ranks.shape[1] for ranks in self.ranks), default=0)
-        none = len(self.data.items) + 1
         pad = torch.nn.functional.pad
-        ranks = torch.cat([pad(part, (0, width - part.shape[1]), value=none) for part in self.ranks])
-        return ranks, torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in self.wanted])
+        ranks, wanted = (
+            torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
+            for parts in (self.ranks, self.wanted)
+        )
+        return ranks, wanted
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         if not self.ranks:
             return {}
         ranks, wanted = self._joined()
-        rows = ranking_measures(ranks, (wanted >= 0).sum(1))
+        none = max(len(self.data.items), *CUTS) + 1  # above all cuts, which may lie above the number of items
+        rows = ranking_measures(ranks.masked_fill(wanted < 0, none), (wanted >= 0).sum(1))
         first = SequencesTask.headline  # a page shows the first measures large
         found = {name: float(rows[name].mean()) for name in sorted(rows, key=lambda name: name != first)}
         new = (wanted >= 0) & self.unseen[wanted.clamp(min=0)]
@@ -333,8 +369,10 @@ class SequencesTask:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """The facts from which a learner is built, besides its settings."""
-        return self.data.spec | {"modalities": {}}
+        """The facts from which a learner is built, besides its settings, and by which items are known again."""
+        data, asked = self.data, "history" if self.data.ordered else "set"
+        kinds = {asked: {"kind": asked, "length": self.config.length}, "item": {"kind": "item"}}
+        return data.spec | {"modalities": kinds, "names": list(data.items)}
 
     def split(self, name: str) -> HistorySplit:
         """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""
@@ -352,6 +390,12 @@ class SequencesTask:
                 f"{self.data.name} has {len(self.data.items)} items, and the run was trained on {trained['items']}: its network "
                 "knows its own items alone"
             )
+        for number, (mine, theirs) in enumerate(zip(self.data.items, trained.get("names", ()), strict=False)):
+            if mine != theirs:
+                raise DataError(
+                    f"{self.data.name}: item {number} is '{mine}', and '{theirs}' in the data that the run was trained on: its "
+                    "network knows its own items alone"
+                )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""

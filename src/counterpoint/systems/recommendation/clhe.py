@@ -47,13 +47,12 @@ from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_whe
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group, world
-from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.sequences import SequencesConfig
+from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
 
 SOURCES = ("content", "text", "cf")
 LN_EPS = 1e-9
@@ -336,7 +335,7 @@ class ItemEncoder(nn.Module):
         return modality_fusion(tokens, self.w_q.weight, self.w_k.weight)
 
 
-class CLHE(Learner):
+class CLHE(SequencesLearner):
     """Two item encoders, the attention over a bundle, and a projection for the contrast of items."""
 
     config: CLHEConfig
@@ -407,9 +406,9 @@ class CLHE(Learner):
         used = torch.cat([part.flatten() for part in sets]).unique()
         used = used[used > 0] - 1
         items = self.encoder.fused(self.encoder.tokens(self.features, self.cold, used))
-        states = [self.pooled(part, items, used) for part in sets]
+        states = [self.pooled(part, items[torch.searchsorted(used, (part - 1).clamp(min=0))]) for part in sets]
         targets = torch.zeros(len(ids), len(self.cold) + 1, device=items.device).scatter_(1, ids, 1.0)[:, 1:]
-        recon = multinomial_nll(states[0] @ self.decoded().T, targets)
+        recon = multinomial_nll(states[0] @ self.item_table().T, targets)
         found = {"loss": recon, "recon": recon.detach()}
         if config.item_weight:
             contrast = one_way_infonce(*self.item_pair(ids), config.item_temperature)
@@ -438,22 +437,18 @@ class CLHE(Learner):
             views = [F.dropout(items, config.drop, self.training) for _ in range(2)]
         return self.projector(views[0]), self.projector(views[1])
 
-    def pooled(self, ids: Tensor, items: Tensor, used: Tensor) -> Tensor:
-        """Return the vectors of sets of ids [n, T], 0 for padding. `items` has the vectors of the items numbered `used`."""
-        at = torch.searchsorted(used, (ids - 1).clamp(min=0)).clamp(max=max(0, len(used) - 1))
-        return set_attention_pool(items[at], ids == 0, self.bundle_q.weight, self.bundle_k.weight)
-
-    def decoded(self) -> Tensor:
-        """Return the vectors of all items by the second encoder."""
-        return self.decoder.fused(self.decoder.tokens(self.features, self.cold))
+    def pooled(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Return the vectors of sets of ids [n, T], 0 for padding, from their items' vectors [n, T, dim]."""
+        return set_attention_pool(rows, ids == 0, self.bundle_q.weight, self.bundle_k.weight)
 
     # --- predictions
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        ids = batch["ids"]
-        used = torch.arange(len(self.cold), device=ids.device)
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
         items = self.encoder.fused(self.encoder.tokens(self.features, self.cold))
-        return {"query": self.pooled(ids, items, used), "items": self.decoded()}
+        return self.pooled(ids, items[(ids - 1).clamp(min=0)])
+
+    def item_table(self) -> Tensor:
+        return self.decoder.fused(self.decoder.tokens(self.features, self.cold))
 
 
 # Settings for a few hundred bundles, which replace the paper's.

@@ -58,13 +58,12 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.encoders.histories import HistoryEncoder
-from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.sequences import Beginnings, SequencesConfig
+from counterpoint.tasks.sequences import Beginnings, SequencesConfig, SequencesLearner
 from counterpoint.views.histories import Histories, changed, draws
 
 CHUNK = 2**22  # products of the search for the hardest negatives that are held at a time
@@ -291,7 +290,7 @@ def frozen(augmenter: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in augmenter.named_parameters()}
 
 
-class MCLRec(Learner):
+class MCLRec(SequencesLearner):
     """SASRec's encoder, and two augmenters where their weight is above 0."""
 
     config: MCLRecConfig
@@ -408,8 +407,12 @@ class MCLRec(Learner):
 
     # --- predictions
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"query": self.encoder(batch["ids"], batch["lengths"]), "items": self.encoder.table}
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        found: Tensor = self.encoder(ids, lengths)
+        return found
+
+    def item_table(self) -> Tensor:
+        return self.encoder.table
 
 
 # Settings for data of a few hundred users, which replace the paper's.
