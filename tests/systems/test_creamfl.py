@@ -20,6 +20,7 @@ from counterpoint.errors import CounterpointError, DataError, Interrupted, RunEr
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
 from counterpoint.tasks import federations
+from counterpoint.tasks.public_sets import federate
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "creamfl.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -198,7 +199,8 @@ def spied(exchange, seen):
 
 
 def federated(experiment, task, exchange, **more):
-    return creamfl.federate(experiment, task, exchange, 0, run=more.get("run"), say=more.get("say", lambda _: None))
+    more = {"run": None, "say": lambda _: None} | more
+    return federate(experiment, task, creamfl.CreamFLServer, exchange, 0, **more)
 
 
 def test_only_representations_of_the_public_items_travel():

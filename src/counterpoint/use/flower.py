@@ -50,6 +50,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
 from counterpoint.tasks.federations import Answers
+from counterpoint.tasks.public_sets import federate
 
 RECORD = "counterpoint"
 
@@ -127,7 +128,7 @@ def federation(grid: Grid, context: Context) -> None:
     exchange = OverGrid(grid, wanted, float(context.run_config.get("wait", 60)), experiment.config.answer_seconds)
     out = str(context.run_config.get("out", ""))
     run = Run.create(Path(out), experiment.record(seed)) if out else None
-    creamfl.federate(experiment, task, exchange, seed, run=run, say=print)
+    federate(experiment, task, creamfl.CreamFLServer, exchange, seed, run=run, say=print)
 
 
 class OverGrid:
