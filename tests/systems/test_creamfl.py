@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
 from counterpoint.tasks import federations
 from counterpoint.tasks.public_sets import federate
+from launch import exit_code
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "creamfl.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -474,6 +477,41 @@ def test_interrupted_and_resumed_it_ends_the_same(after, tmp_path, monkeypatch, 
     with (cut.path / federations.LOG).open("a") as file:
         file.write("{}\n")  # a round that was logged but not kept
     training.resume(cut.path, say=lambda _: None)
+    assert cut.metrics() == whole.metrics()
+    assert (cut.path / federations.LOG).read_text() == (whole.path / federations.LOG).read_text()
+    for name, value in whole.load_weights().items():
+        assert torch.equal(cut.load_weights()[name], value), name
+
+
+def child(folder: Path, place: str, number: int) -> None:
+    """Train or resume, and kill the process from within a round, as hard as `kill -9` does."""
+    owner, name = {"learns": (creamfl.CreamFLServer, "learn"), "keeps": (federations.Federation, "_keep")}[place]
+    real, calls = getattr(owner, name), 0
+
+    def killed(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments)
+
+    setattr(owner, name, killed)
+    if folder.exists():
+        training.resume(folder, say=lambda _: None)
+    else:
+        given = {"data": DATA, "out": folder.parent, "name": folder.name, "say": lambda _: None}
+        training.train("creamfl", built(chosen=2)[0].config, **given)
+
+
+def test_killed_between_rounds_and_in_one_and_resumed_it_ends_the_same(tmp_path):
+    assert exit_code(child, tmp_path / "whole", "learns", -1) == 0
+    # Before the second round; in the second round, after its line of the log and before its state.
+    for place, number in (("learns", 2), ("keeps", 1)):
+        assert exit_code(child, tmp_path / "cut", place, number) == -signal.SIGKILL
+        assert not Run.open(tmp_path / "cut").complete
+    assert exit_code(child, tmp_path / "cut", "learns", -1) == 0
+    whole, cut = Run.open(tmp_path / "whole"), Run.open(tmp_path / "cut")
+    assert cut.complete
     assert cut.metrics() == whole.metrics()
     assert (cut.path / federations.LOG).read_text() == (whole.path / federations.LOG).read_text()
     for name, value in whole.load_weights().items():

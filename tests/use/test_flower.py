@@ -208,8 +208,15 @@ class Processes:
             streams = {"stdout": log, "stderr": log, "env": self.variables, "start_new_session": True}
             self.started.append(subprocess.Popen(words, **streams))
 
-    def run(self, *options: str) -> Run:
-        """Run the app with `flwr run`, and return its run directory when it is finished."""
+    def connect(self, parties) -> None:
+        """Start the SuperLink and a SuperNode for each party."""
+        self.start(*LINK, str(self.port))
+        for party in parties:
+            words = ["--superlink", self.place, "--host", "127.0.0.1", "--port", str(free_port())]
+            self.start(party, "flower-supernode", "--insecure", *words, "--node-config", f'party="{party}"')
+
+    def submit(self, *options: str) -> None:
+        """Start the app with `flwr run` as soon as the SuperLink answers."""
         until = time.monotonic() + 400
         while time.monotonic() < until:
             try:
@@ -220,6 +227,11 @@ class Processes:
         subprocess.run(
             [BIN / "flwr", "run", self.folder / "app", "here", *options], env=self.variables, check=True, timeout=120
         )
+
+    def run(self, *options: str) -> Run:
+        """Start the app, and return its run directory when it is finished."""
+        self.submit(*options)
+        until = time.monotonic() + 400
         while not list((self.folder / "out").glob("*/model.safetensors")):
             assert time.monotonic() < until, (self.folder / "link.log").read_text()[-3000:]
             time.sleep(1)
@@ -241,10 +253,7 @@ LINK = (
 @pytest.mark.slow
 def test_flwr_run_against_processes_ends_as_one_process_does(tmp_path):
     with Processes(tmp_path) as flower:
-        flower.start(*LINK, str(flower.port))
-        for party in ("pairs-1", "images-1", "texts-1"):
-            words = ["--superlink", flower.place, "--host", "127.0.0.1", "--port", str(free_port())]
-            flower.start(party, "flower-supernode", "--insecure", *words, "--node-config", f'party="{party}"')
+        flower.connect(["pairs-1", "images-1", "texts-1"])
         assert flower.run().metrics() == in_process(tmp_path).metrics()
 
 

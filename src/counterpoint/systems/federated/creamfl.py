@@ -39,7 +39,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_scale, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
+from counterpoint.core.distributed import global_mean, mean_of_total
+from counterpoint.core.matches import distance_cross_entropy
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.transforms import holds
@@ -78,8 +79,9 @@ def soft_contrastive(
         image_emb, text_emb: embeddings of n pairs, of any norm; normalised here.
         negative_scale, shift: a and b, learnable scalars or numbers; by default 15.
 
-    The result is a sum, not a mean. Memory is [n, n]. Across processes, all pairs of all processes count. Raises ValueError for
-    shapes that differ and for an empty batch.
+    The result is a sum, not a mean. Memory is linear in n. Across processes, all pairs of all processes count.
+
+    Raises ValueError for shapes that differ and for an empty batch.
 
     >>> soft_contrastive(torch.eye(2), torch.eye(2), 15.0, 15.0)
     tensor(1.6045e-05)
@@ -87,12 +89,7 @@ def soft_contrastive(
     need_alike("n dim", image_emb=image_emb, text_emb=text_emb)
     v, t = unit(wide(image_emb)), unit(wide(text_emb))
     a, b = scalar(negative_scale, v), scalar(shift, v)
-    every = gather_rows(t)
-    square = (v.square().sum(1)[:, None] + every.square().sum(1) - 2 * (v @ every.T)).clamp(min=0)
-    logits = 2 * (b - a * (square + 1e-6).sqrt())
-    at = place(len(v), v.device).offset + torch.arange(len(v), device=v.device)
-    own = at[:, None] == torch.arange(len(every), device=v.device)
-    return mean_of_total(2 * F.softplus(torch.where(own, -logits, logits)).sum(), 1)
+    return mean_of_total(2 * distance_cross_entropy(v, t, 2 * a, 2 * b), 1)
 
 
 @over_group
