@@ -91,7 +91,7 @@ class FederationConfig(AlignedConfig):
         if not 0 <= self.distil_weight < math.inf:
             raise CounterpointError(f"distil_weight must be at least 0 and finite, got {self.distil_weight}")
 
-    def party_encoders(self, number: int) -> dict[str, str]:
+    def party_encoders(self, number: int) -> dict[str, Any]:
         """Return the networks of the party of this number, as settings."""
         found = {}
         for kind in ("image", "text", "vector"):
