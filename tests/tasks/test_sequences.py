@@ -13,7 +13,7 @@ from counterpoint.data.histories import HistoryData, HistorySplit, Lists, leave_
 from counterpoint.engine.loading import Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
-from counterpoint.tasks.sequences import Beginnings
+from counterpoint.tasks.histories import Beginnings
 
 ROWS = [
     ("ann", "a", 3),

@@ -19,7 +19,7 @@ from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.stored import WORDED, Embeddings, Hit
 from counterpoint.search.writing import shown_items
-from counterpoint.tasks.sequences import BETWEEN
+from counterpoint.tasks.histories import BETWEEN
 
 EMBEDDED = 300_000  # maximum bytes of a sound or video to embed in the page; a larger file is linked
 ROOM = 8_000_000  # maximum bytes of all embedded files together

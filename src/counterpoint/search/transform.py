@@ -15,7 +15,7 @@ from counterpoint.data.images import decode, square
 from counterpoint.data.pictures import as_picture
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import DataError, unknown
-from counterpoint.tasks.sequences import ids_of, items_read
+from counterpoint.tasks.histories import ids_of, items_read
 from counterpoint.views.images import normalise
 
 

@@ -24,7 +24,7 @@ from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.search.stored import RESERVED, WORDED, arrow, check_local, file_column, text_column
-from counterpoint.tasks.sequences import BETWEEN, items_read
+from counterpoint.tasks.histories import BETWEEN, items_read
 
 SPLITS = ("all", "train", "valid", "test", "unpaired", "items")
 

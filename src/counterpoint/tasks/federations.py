@@ -19,7 +19,6 @@ The public set is measured as the task `aligned` measures its items.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,8 +87,7 @@ class FederationConfig(AlignedConfig):
                 raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.message_megabytes > 0:
             raise CounterpointError(f"message_megabytes must be > 0, got {self.message_megabytes}")
-        if not 0 <= self.distil_weight < math.inf:
-            raise CounterpointError(f"distil_weight must be at least 0 and finite, got {self.distil_weight}")
+        self.need_weight("distil_weight")
 
     def party_encoders(self, number: int) -> dict[str, Any]:
         """Return the networks of the party of this number, as settings."""

@@ -47,7 +47,7 @@ from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import AlignedLearner, first_two
 from counterpoint.tasks.federations import FederationConfig, FederationTask, seeded
@@ -329,9 +329,7 @@ class CreamFLConfig(FederationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("contrast_temperature", "class_lr", "pair_lr", "class_scale")
-        for name in ("contrast_weight", "class_margin", "class_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("contrast_weight", "class_margin", "class_decay")
         if self.fusion not in ("contrast", "mean"):
             raise unknown("fusion", self.fusion, ["contrast", "mean"])
 

@@ -53,6 +53,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
+from counterpoint.views.histories import Histories, changed_sets
 
 SOURCES = ("content", "text", "cf")
 LN_EPS = 1e-9
@@ -278,9 +279,7 @@ class CLHEConfig(SequencesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("item_temperature", "bundle_temperature", "kept")
-        for name in ("item_weight", "bundle_weight", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("item_weight", "bundle_weight", "noise")
         if not 0 <= self.drop < 1 or not self.kept < math.inf:
             raise CounterpointError(
                 f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
@@ -383,22 +382,14 @@ class CLHE(SequencesLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the views of bundles: ids with 0 for padding."""
-        config, ids, lengths = self.config, batch["ids"], batch["lengths"]
-        total, mine = self.share(len(ids))
-        width = ids.shape[1]
+        config, given = self.config, Histories(batch["ids"], batch["lengths"])
+        total, mine = self.share(len(given.ids))
+        width = given.ids.shape[1]
         extra = round(width * (config.kept - 1)) if config.kept > 1 else 0
         keys = torch.rand(total, config.length, generator=generator)[mine, :width].to(self.device)
         numbers = torch.rand(total, config.length + extra, generator=generator)[mine, : width + extra].to(self.device)
-        places = torch.arange(width + extra, device=self.device)
-        order = keys.masked_fill(places[:width] >= lengths[:, None], 2.0).argsort(1)
-        shuffled = F.pad(ids.gather(1, order), (0, extra))
-        kept = (
-            (config.kept * lengths.double() + 0.5).round().long().minimum(lengths - int(config.kept < 1)).clamp(min=1)
-        )
-        other = 1 + (numbers * len(self.cold)).long().clamp(max=len(self.cold) - 1)
-        until = lengths + extra if extra or config.bundle_views == "replace" else kept
-        view = torch.where(places < kept[:, None], shuffled, other)
-        return batch | {"view": view.masked_fill(places >= until[:, None], 0)}
+        replace = config.bundle_views == "replace"
+        return batch | {"view": changed_sets(given, config.kept, len(self.cold), keys, numbers, replace=replace)}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, ids = self.config, batch["ids"]
