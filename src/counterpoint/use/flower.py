@@ -14,8 +14,8 @@
     nodes = 3                       # parties to wait for; 0: all of the data
     wait = 60                       # seconds to wait for them
 
-A SuperNode's `--node-config` names its party: `party="north"`, and may name its own `data=`. In a simulation the partition is the
-number of the party.
+A SuperNode's `--node-config` names its party: `party="north"`, and may name its own `data=`. In a simulation (`flower-superlink
+--simulation`, with Ray) the partition is the number of the party.
 
 A message holds the same bytes as in one process, in one ConfigRecord. No weights travel. A party keeps its network and optimiser in
 the state of its own context. Telemetry is off. Needs the extra `federated`, which the base install does not import.
