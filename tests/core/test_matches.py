@@ -31,15 +31,22 @@ def test_blocks_of_rows_have_the_value_and_the_gradients_of_the_whole_matrix(pai
 
 def test_memory_is_linear_in_the_number_of_rows(monkeypatch):
     monkeypatch.setattr(matches, "BLOCK", 2**10)
-    kept = []
-    for n in (256, 512):
-        held: dict[int, int] = {}
+    sizes, block = [], matches._block
 
-        def pack(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+    def watched(x, y, *more):
+        sizes.append(len(x) * len(y))
+        return block(x, y, *more)
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            distance_cross_entropy(*given(n))
-        kept.append(sum(held.values()))
-    assert kept[1] < 2.2 * kept[0] < 256 * 256 * 8 * 2.2
+    monkeypatch.setattr(matches, "_block", watched)
+    for n in (64, 128):
+        kept = distance_cross_entropy(*given(n)).grad_fn.saved_tensors
+        assert sum(tensor.nbytes for tensor in kept) == (2 * n * 8 + 2) * 8  # a gradient of every input, no matrix
+    assert max(sizes) <= 2**10
+
+
+def test_blocks_refuse_a_second_derivative(monkeypatch):
+    monkeypatch.setattr(matches, "BLOCK", 40)
+    inputs = given(17)
+    (first,) = torch.autograd.grad(distance_cross_entropy(*inputs), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="a loss over 17 x 17 distances"):
+        first.square().sum().backward()
