@@ -12,7 +12,7 @@ Over Flower a SuperLink and three SuperNodes run on this machine, each with its 
 is the median time between the ends of two rounds. Beside it is the fastest round of these parties in one process, by the clock.
 
 "soft contrast" is the loss of n pairs of width 256, forward and backward. A transcription that stores the matrix takes turns. The
-record has medians, and the bytes that the forward pass keeps.
+record has medians, and the peak of each side's allocations in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.nn.functional as F
 from alignment import timed
-from dcd import kept_bytes
+from audio_sheet_retrieval import peak
 from torch import Tensor
 
 from counterpoint import functional as fn
@@ -163,7 +163,7 @@ def contrast(n: int) -> dict[str, Any]:
     ways = (lambda: fn.soft_contrastive(v, t), plain)
     pairs = [[timed(inputs, way)[0] for way in ways] for _ in range(101 if n <= 256 else 7 if n <= 1024 else 3)]
     ours, theirs = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-    held = [kept_bytes(inputs, way) for way in ways]
+    held = [peak(inputs, way) for way in ways]
     found: dict[str, Any] = {
         "ours_s": round(ours, 5),
         "transcription_s": round(theirs, 5),
