@@ -77,6 +77,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/sepclr.py
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/clhe.py
 	$(BIN)/python benchmarks/coconut.py
 	$(BIN)/python benchmarks/creamfl.py
 	$(BIN)/python benchmarks/vidlankd.py

@@ -19,6 +19,8 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.continual import coconut
+from counterpoint.tasks.phases import Phased
+from counterpoint.tasks.sequential import over_stream
 from interrupted import need_equal_ends
 
 DATA = "digit-words?train=12&test=6"
@@ -239,7 +241,7 @@ def test_each_step_trains_by_both_functions_with_the_right_roles(monkeypatch):
 def test_a_batch_has_no_item_twice_and_the_memory_takes_turns():
     learner, task = built(memory=2, batch_size=10)
     fit(learner, task, bar=False)
-    batches = learner._batches(Survey(task, learner))
+    batches = learner._batches(learner.phase, Survey(task, learner))
     kept = set(np.flatnonzero(learner.kept.numpy()))
     drawn = list(batches.bind(0, learner.position, 0, 1))
     assert drawn
@@ -324,6 +326,15 @@ def test_all_classes_at_once_are_one_stage_without_a_memory():
     assert "train/nspt" not in row
     assert learner.seen.all()
     assert not learner.kept.any()
+
+
+def test_phases_are_those_of_other_streams_and_the_first_may_be_longer():
+    learner, task = built(first_epochs=3, epochs=1)
+    assert isinstance(learner, Phased)
+    assert [(stage.name, stage.epochs) for stage in learner.stages()[:2]] == [("phase 1", 3), ("phase 2", 1)]
+    assert over_stream(learner, task, []) is learner
+    with pytest.raises(CounterpointError, match="first_epochs must not be negative"):
+        built(first_epochs=-1)
 
 
 def test_the_decoder_learns_intents_and_transcripts():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import counterpoint
-from counterpoint import cli, training
+from counterpoint import cli, search, training
 from counterpoint.data import federations as federation_data
 from counterpoint.data.pairs import AlignedColumns
 from counterpoint.engine.run import Run
@@ -20,6 +21,8 @@ from counterpoint.errors import CounterpointError, DataError, Interrupted, RunEr
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
 from counterpoint.tasks import federations
+from counterpoint.tasks.public_sets import federate
+from launch import exit_code
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "creamfl.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -198,7 +201,8 @@ def spied(exchange, seen):
 
 
 def federated(experiment, task, exchange, **more):
-    return creamfl.federate(experiment, task, exchange, 0, run=more.get("run"), say=more.get("say", lambda _: None))
+    more = {"run": None, "say": lambda _: None} | more
+    return federate(experiment, task, creamfl.CreamFLServer, exchange, 0, **more)
 
 
 def test_only_representations_of_the_public_items_travel():
@@ -282,6 +286,16 @@ def test_without_distillation_the_server_learns_alone_and_sends_nothing(tmp_path
     assert [log["sent_bytes"] for log in logs] == [0, 0, 0]
 
 
+class Clock:
+    """A clock that the test moves, so that a busy machine is never late."""
+
+    now = 0.0
+
+    @classmethod
+    def monotonic(cls):
+        return cls.now
+
+
 class Failing:
     """A party that answers wrongly in the second round."""
 
@@ -308,7 +322,7 @@ class Failing:
         if self.way == "garbage":
             return b"\x00" * 20
         if self.way == "late":
-            time.sleep(0.6)
+            Clock.now += 60.0
         if self.way == "version":
             return answer.replace(b'"version":"' + counterpoint.__version__.encode(), b'"version":"9.9.9', 1)
         return answer
@@ -326,8 +340,9 @@ class Failing:
         ("version", "images-1 has counterpoint 9.9.9 (messages 1), this side"),
     ],
 )
-def test_a_party_that_fails_is_named_and_the_round_goes_on(way, said, tmp_path):
-    experiment, task = built(answer_seconds=0.5 if way == "late" else 0.0)
+def test_a_party_that_fails_is_named_and_the_round_goes_on(way, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(federations, "time", Clock)
+    experiment, task = built(answer_seconds=50.0 if way == "late" else 0.0)
     parties: dict = members(task)
     parties["images-1"] = Failing(parties["images-1"], way)
     notes: list[str] = []
@@ -412,6 +427,13 @@ def test_from_the_command_line_to_a_page_and_back(tmp_path, capsys):
         np.testing.assert_allclose(values.mean(0), 1, atol=0.01)
     found = training.evaluate(run, say=lambda _: None)
     assert found["image_to_text_r1"] == pytest.approx(run.metrics()[-1]["test/image_to_text_r1"])
+    pytest.importorskip("pyarrow")
+    assert cli.main(["embed", str(run.path), "-o", str(tmp_path / "r.parquet"), "--split", "test"]) == 0
+    rows = search.read_embeddings(tmp_path / "r.parquet")
+    assert (rows.modalities, len(rows.item)) == ({"image": "image", "text": "text"}, 20)
+    assert len(search.search(run, ["three four"], tmp_path / "r.parquet", k=2)[1]) == 2
+    assert cli.main(["export", str(run.path), "--out", str(tmp_path / "r.pt2")]) == 0
+    assert (tmp_path / "r.image.pt2").is_file()
 
 
 def test_a_folder_of_the_user_s_own_parties(tmp_path):
@@ -465,6 +487,41 @@ def test_interrupted_and_resumed_it_ends_the_same(after, tmp_path, monkeypatch, 
     with (cut.path / federations.LOG).open("a") as file:
         file.write("{}\n")  # a round that was logged but not kept
     training.resume(cut.path, say=lambda _: None)
+    assert cut.metrics() == whole.metrics()
+    assert (cut.path / federations.LOG).read_text() == (whole.path / federations.LOG).read_text()
+    for name, value in whole.load_weights().items():
+        assert torch.equal(cut.load_weights()[name], value), name
+
+
+def child(folder: Path, place: str, number: int) -> None:
+    """Train or resume, and kill the process from within a round, as hard as `kill -9` does."""
+    owner, name = {"learns": (creamfl.CreamFLServer, "learn"), "keeps": (federations.Federation, "_keep")}[place]
+    real, calls = getattr(owner, name), 0
+
+    def killed(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments)
+
+    setattr(owner, name, killed)
+    if folder.exists():
+        training.resume(folder, say=lambda _: None)
+    else:
+        given = {"data": DATA, "out": folder.parent, "name": folder.name, "say": lambda _: None}
+        training.train("creamfl", built(chosen=2)[0].config, **given)
+
+
+def test_killed_between_rounds_and_in_one_and_resumed_it_ends_the_same(tmp_path):
+    assert exit_code(child, tmp_path / "whole", "learns", -1) == 0
+    # Before the second round; in the second round, after its line of the log and before its state.
+    for place, number in (("learns", 2), ("keeps", 1)):
+        assert exit_code(child, tmp_path / "cut", place, number) == -signal.SIGKILL
+        assert not Run.open(tmp_path / "cut").complete
+    assert exit_code(child, tmp_path / "cut", "learns", -1) == 0
+    whole, cut = Run.open(tmp_path / "whole"), Run.open(tmp_path / "cut")
+    assert cut.complete
     assert cut.metrics() == whole.metrics()
     assert (cut.path / federations.LOG).read_text() == (whole.path / federations.LOG).read_text()
     for name, value in whole.load_weights().items():

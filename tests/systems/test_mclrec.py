@@ -188,7 +188,7 @@ def test_a_view_of_the_same_target_is_another_history_with_it():
     learner.begin(Survey(task, learner))
     batch = next(iter(task.train_loader(0, Position())))
     found = learner.prepare(batch, torch.Generator().manual_seed(0))["views"][1]
-    beginnings = learner.beginnings
+    beginnings = learner.examples.beginnings
     every = [beginnings.at(np.array([n]), 8) for n in range(len(beginnings))]
     for row, (ids, length, target, own) in enumerate(zip(*found, batch["target"], batch["index"], strict=True)):
         same = [n for n in range(len(every)) if every[n]["target"] == target and n != own] or [int(own)]

@@ -13,7 +13,7 @@ from counterpoint.data.histories import HistoryData, HistorySplit, Lists, leave_
 from counterpoint.engine.loading import Position
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
-from counterpoint.tasks.sequences import Beginnings
+from counterpoint.tasks.histories import Beginnings
 
 ROWS = [
     ("ann", "a", 3),
@@ -194,6 +194,21 @@ def test_known_items_are_candidates_only_if_asked(tmp_path):
         found[mask] = evaluator.ranks[0]
     assert (found[True] == 1).all()
     assert (found[False] == 2).any()
+
+
+def test_fewer_items_to_find_in_some_sets_and_fewer_items_than_a_cut_keep_recall_a_share():
+    asked = HistorySplit(Lists.of([[0], [1]]), Lists.of([[2, 3], [4]]))
+    learnt = HistorySplit(Lists.of([[0, 1]]), Lists.of([[]]))
+    data = HistoryData("sets", list("abcdefg"), learnt, asked, asked, ordered=False)
+    evaluator = Experiment.resolve("clhe", "themed-bundles").measured(data).evaluator("test")
+    at = torch.arange(2)
+    wanted = torch.tensor([[2, 3], [4, -1]])
+    evaluator.update(
+        {"known": at[:, None], "wanted": wanted, "index": at}, {"query": torch.eye(7)[[2, 4]], "items": torch.eye(7)}
+    )
+    found = evaluator.compute()
+    assert {name: found[name] for name in ("recall_10", "recall_50")} == {"recall_10": 1.0, "recall_50": 1.0}
+    assert found["ndcg_50"] == pytest.approx((1 + (1 + 1 / np.log2(7)) / (1 + 1 / np.log2(3))) / 2)
 
 
 def test_another_number_of_items_and_data_without_histories_are_refused():

@@ -174,52 +174,94 @@ def free_port():
         return asked.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_flwr_run_against_processes_ends_as_one_process_does(tmp_path):
-    app, home, ports = tmp_path / "app", tmp_path / "home", [free_port() for _ in range(4)]
-    app.mkdir()
-    home.mkdir()
-    said = {"data": DATA, "settings": json.dumps(SETTINGS), "out": str(tmp_path / "out")}
-    (app / "pyproject.toml").write_text(PROJECT.format(**said))
-    place = f"127.0.0.1:{ports[0]}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{place}"\ninsecure = true\n'
-    )
-    source = Path(federations.__file__).parents[2]
-    variables = os.environ | {"FLWR_HOME": str(home), "PYTHONPATH": str(source), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    variables |= {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    started = []
+class Processes:
+    """Processes of Flower's for one test: an app, a SuperLink on a free port, and what more the test starts."""
 
-    def start(name, *words):
-        with (tmp_path / f"{name}.log").open("w") as log:
-            started.append(
-                subprocess.Popen(
-                    [BIN / words[0], *words[1:]], stdout=log, stderr=log, env=variables, start_new_session=True
-                )
-            )
-
-    try:
-        where = ["--host", "127.0.0.1", "--port"]
-        start(
-            "link", "flower-superlink", "--insecure", "--disable-runtime-dependency-installation", *where, str(ports[0])
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.started = folder, free_port(), []
+        self.place = f"127.0.0.1:{self.port}"
+        app, home = folder / "app", folder / "home"
+        app.mkdir()
+        home.mkdir()
+        said = {"data": DATA, "settings": json.dumps(SETTINGS), "out": str(folder / "out")}
+        (app / "pyproject.toml").write_text(PROJECT.format(**said))
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.place}"\ninsecure = true\n'
         )
-        for port, party in zip(ports[1:], ("pairs-1", "images-1", "texts-1"), strict=True):
-            named = ["--node-config", f'party="{party}"']
-            start(party, "flower-supernode", "--insecure", "--superlink", place, *where, str(port), *named)
+        source = Path(federations.__file__).parents[2]
+        self.variables = os.environ | {"FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        self.variables |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        self.variables |= {"PYTHONPATH": str(source)}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for process in self.started:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+    def start(self, name: str, *words: str) -> None:
+        """Start a program that writes to a log of this name."""
+        with (self.folder / f"{name}.log").open("w") as log:
+            words = [BIN / words[0], *words[1:]]
+            streams = {"stdout": log, "stderr": log, "env": self.variables, "start_new_session": True}
+            self.started.append(subprocess.Popen(words, **streams))
+
+    def connect(self, parties) -> None:
+        """Start the SuperLink and a SuperNode for each party."""
+        self.start(*LINK, str(self.port))
+        for party in parties:
+            words = ["--superlink", self.place, "--host", "127.0.0.1", "--port", str(free_port())]
+            self.start(party, "flower-supernode", "--insecure", *words, "--node-config", f'party="{party}"')
+
+    def submit(self, *options: str) -> None:
+        """Start the app with `flwr run` as soon as the SuperLink answers."""
         until = time.monotonic() + 400
         while time.monotonic() < until:
             try:
-                socket.create_connection(("127.0.0.1", ports[0]), 1).close()
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
                 break
             except OSError:
                 time.sleep(0.5)
-        subprocess.run([BIN / "flwr", "run", str(app), "here"], env=variables, check=True, timeout=120)
-        while not list((tmp_path / "out").glob("*/model.safetensors")):
-            assert time.monotonic() < until, (tmp_path / "link.log").read_text()[-3000:]
+        subprocess.run(
+            [BIN / "flwr", "run", self.folder / "app", "here", *options], env=self.variables, check=True, timeout=120
+        )
+
+    def run(self, *options: str) -> Run:
+        """Start the app, and return its run directory when it is finished."""
+        self.submit(*options)
+        until = time.monotonic() + 400
+        while not list((self.folder / "out").glob("*/model.safetensors")):
+            assert time.monotonic() < until, (self.folder / "link.log").read_text()[-3000:]
             time.sleep(1)
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-    (path,) = (tmp_path / "out").iterdir()
-    assert Run.open(path).metrics() == in_process(tmp_path).metrics()
+        (path,) = (self.folder / "out").iterdir()
+        return Run.open(path)
+
+
+LINK = (
+    "link",
+    "flower-superlink",
+    "--insecure",
+    "--disable-runtime-dependency-installation",
+    "--host",
+    "127.0.0.1",
+    "--port",
+)
+
+
+@pytest.mark.slow
+def test_flwr_run_against_processes_ends_as_one_process_does(tmp_path):
+    with Processes(tmp_path) as flower:
+        flower.connect(["pairs-1", "images-1", "texts-1"])
+        assert flower.run().metrics() == in_process(tmp_path).metrics()
+
+
+@pytest.mark.slow
+def test_flower_s_simulation_engine_ends_as_one_process_does(tmp_path):
+    pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: pip install 'flwr[simulation]'")
+    with Processes(tmp_path) as flower:
+        flower.start(*LINK, str(flower.port), "--simulation")
+        run = flower.run("--federation-config", "num-supernodes=3 client-resources-num-cpus=1")
+        assert run.metrics() == in_process(tmp_path).metrics()
+        assert (run.path / federations.LOG).read_text() == (tmp_path / "one" / "r" / federations.LOG).read_text()

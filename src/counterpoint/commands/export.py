@@ -27,8 +27,8 @@ def main(
     Example: counterpoint export runs/first --format onnx --out encoder.onnx
 
     Args:
-        run: A finished run of the task aligned, views, labelled, regression, dense or restored; a folder in the layout of a hub, or
-            hf:USER/NAME.
+        run: A finished run of the task aligned, views, labelled, regression, tokens, sequences, federations, dense or restored; a
+            folder in the layout of a hub, or hf:USER/NAME.
         out: The file to write, or the folder of a set or of adapters. For a run with several modalities, each file has the
             modality's name before its ending.
         format: Format of the file. Default: from the ending of FILE: .onnx is onnx, .pt2 is torch, .npz and

@@ -22,12 +22,14 @@ def main(
 ) -> int:
     """Find the items most similar to a text, an image, sound or vector file; several queries are combined.
 
+    A run of sequences finds what to recommend to a user who has the items of the queries, best first.
+
     Example: counterpoint search runs/first "a red circle" --in embeddings.parquet -k 5 --html found.html
 
     Args:
         run: The run that made the embeddings.
         query: Words, or the path of an image, a sound or a vector (.npy). Where a run has several modalities of one kind,
-            MODALITY=QUERY names the modality.
+            MODALITY=QUERY names the modality. For a run of sequences: names of items that a user has, or item=NAME.
         in_: A file that `counterpoint embed` wrote.
         k: Number of items to find, at least 1. Items with the same text or file are one hit.
         modality: The modality to search in. Default: the first modality that no query has.

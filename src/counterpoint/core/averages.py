@@ -1,4 +1,4 @@
-"""Moving averages of numbers kept between steps, also of numbers whose exponential would overflow."""
+"""Moving averages of numbers kept between steps, also of numbers whose exponential would overflow, and blends of networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def averaged(old: Float[Tensor, " n"], new: Float[Tensor, " n"], share: float, *, fresh: bool) -> Float[Tensor, " n"]:
@@ -45,3 +45,16 @@ def averaged_log(
 def bounded_exp(log: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Compute exp(log), at most the largest number of the type."""
     return log.exp().clamp(max=torch.finfo(log.dtype).max)
+
+
+@torch.no_grad()
+def blended(into: nn.Module, one: nn.Module, other: nn.Module, share: float) -> None:
+    """Write (1 - share) one + share other into a network, number by number; whole numbers are the other's.
+
+    Args:
+        into, one, other: networks of the same form; two of them may be one.
+        share: share of the other network, 0 to 1.
+    """
+    first, second = one.state_dict(), other.state_dict()
+    for name, value in into.state_dict().items():
+        value.copy_(first[name].lerp(second[name], share) if value.is_floating_point() else second[name])

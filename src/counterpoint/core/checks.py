@@ -21,7 +21,7 @@ def shapes(**tensors: Tensor) -> str:
 def need_rows(**tensors: Tensor) -> None:
     """Raise ValueError for a batch without rows. One process's share of a batch may be empty, the batch of one may not."""
     for name, tensor in tensors.items():
-        if not len(tensor) and world()[1] == 1:
+        if tensor.shape[0] == 0 and world()[1] == 1:  # len() would fix the size for torch.export
             raise ValueError(f"{name} is an empty batch: {shapes(**{name: tensor})}")
 
 

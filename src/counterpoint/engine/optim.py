@@ -78,6 +78,12 @@ class OptimConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
+    def need_weight(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings that is negative or not finite."""
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+
 
 def factor(epoch: float, epochs: int, warmup: int) -> float:
     """Return the factor of the learning rate in an epoch; 0 after the last epoch."""

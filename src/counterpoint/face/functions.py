@@ -322,7 +322,7 @@ def embed(
         run: A finished run, or its path.
         out: The file to write, .parquet.
         data: A source of the same modalities: a name or an object. Default: the data that the run was trained on.
-        split: One of all, train, valid, test, unpaired.
+        split: One of all, train, valid, test, unpaired, items.
         quiet: Leave out the notes on the data.
 
     Returns the embeddings: `.vectors` by modality, [n, dim], and `.label`, `.split`, `.source` of each item.
@@ -346,7 +346,8 @@ def search(
     Args:
         run: The run that made the embeddings, or its path.
         query: Words, or the path of an image, a sound or a vector (.npy). The queries of a list are combined, as the system
-            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind.
+            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind. For a run
+            of sequences: names of items.
         embeddings: The file that `embed` wrote.
         k: Number of items, at least 1.
         modality: The modality to search in. Default: the first modality that no query has.

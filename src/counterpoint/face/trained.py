@@ -102,7 +102,7 @@ class Trained(ModelHubMixin):
 
     @property
     def modalities(self) -> dict[str, str]:
-        """Return the modalities for `encode`: each name with its kind (image, text, audio, vector)."""
+        """Return the modalities for `encode`: each name with its kind (image, text, audio, vector, history, set, item)."""
         return self.encoder.kinds
 
     def encode(
@@ -128,7 +128,8 @@ class Trained(ModelHubMixin):
             texts: Strings.
             sounds: Paths, or float arrays [samples] at the run's rate.
             vectors: Paths of .npy files, or float arrays [dim].
-            inputs: Items by the name of the modality, for a run with several modalities of one kind (see `modalities`).
+            inputs: Items by the name of the modality, for a run with several modalities of one kind (see `modalities`). A history
+                or set is a list of names of items.
             joined: Combine the modalities row by row into one array [n, dim], as the system combines them. Default: separate.
             output: "numpy", or "torch" for tensors on the CPU.
             batch_size: Number of items encoded together, at least 1.

@@ -7,7 +7,8 @@ The package is a function, too (see `counterpoint.face.functions.search`):
     counterpoint.search(run, query, embeddings, *, k=10, modality=None, html=None)
 
     run          the run that made the embeddings, or its path
-    query        words, or the path of an image, a sound or a vector (.npy); the queries of a list are combined
+    query        words, or the path of an image, a sound or a vector (.npy); the queries of a list are combined; for a run of
+                 sequences, names of items
     embeddings   the file that `counterpoint.embed` wrote
     k            number of items
     modality     the modality to search in; default: the first that no query has

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ def search(
     Args:
         path: The run that made the embeddings.
         queries: Texts, image files, sound files and vectors in .npy files. Several queries are combined, as the run's system
-            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind.
+            combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind. Of a run of
+            sequences, queries are names of items: one history or set. They are no hits, where the run masks known items.
+            "item=NAME" asks for the histories or sets that an item fits.
         embeddings: The file that `embed` wrote.
         k: Number of hits, at least 1. Fewer are returned only if there are fewer items.
         modality: The modality to search in. Default: the first modality that no query has.
@@ -79,8 +81,8 @@ def search(
             f"{found.path} holds embeddings of other weights ({found.run}); make them again: counterpoint embed "
             f"{encoder.run.path} -o {found.path}"
         )
-    asked: dict[str, Any] = {}
-    for query in queries:
+    asked: dict[str, Any] = {} if encoder.task != "sequences" else _items_asked(queries, encoder)
+    for query in queries if not asked else ():
         name, value = _query(query, encoder, asked)
         asked[name] = value
     target = modality or next((name for name in found.modalities if name not in asked), next(iter(asked)))
@@ -88,7 +90,9 @@ def search(
         raise unknown("modality", target, found.modalities)
     _check_whole(encoder, asked, target)
     vector = encoder.joined({name: encoder.rows(name, [value]) for name, value in asked.items()})[0]
-    hits = _hits(found, target, vector, k)
+    masked = encoder.task == "sequences" and encoder.config.mask_seen and target == "item"
+    known = {name for items in asked.values() for name in items} if masked and "item" not in asked else set()
+    hits = _hits(found, target, vector, k, known)
     if page is not None:
         from counterpoint.search.shown import write_page
 
@@ -108,8 +112,22 @@ def _check_whole(encoder: Encoder, asked: Mapping[str, Any], target: str) -> Non
         )
 
 
-def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int) -> list[Hit]:
-    """Return the k nearest items that differ in a modality. Items with the same text or file there are one hit."""
+def _items_asked(queries: Sequence[str], encoder: Encoder) -> dict[str, Any]:
+    """Return the query to a run of sequences: one history or set of all names of items, or one item."""
+    (lists,) = (name for name in encoder.kinds if name != "item")
+    single = [query.partition("=")[2] for query in queries if query.startswith("item=")]
+    if not single:
+        return {lists: tuple(query.removeprefix(f"{lists}=") for query in queries)}
+    if len(queries) > 1:
+        raise CounterpointError(f"item=NAME is the only query of a search; without it, all queries are one {lists}")
+    return {"item": single[0]}
+
+
+def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int, known: Collection[str] = ()) -> list[Hit]:
+    """Return the k nearest items that differ in a modality, without those whose texts are known.
+
+    Items with the same text or file there are one hit.
+    """
     total = int(np.count_nonzero(found.present[target]))
     texts, files = found.texts.get(target), found.files.get(target)
 
@@ -119,12 +137,13 @@ def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int) -> list[Hi
             return texts[row]
         return row if files is None or files[row] is None else files[row]
 
-    wanted = k
+    wanted = k + len(known)
     while True:
         nearest = _nearest(found, target, vector, wanted)
         first: dict[Any, tuple[float, int]] = {}
         for similarity, row in nearest:
-            first.setdefault(thing(row), (similarity, row))
+            if thing(row) not in known:
+                first.setdefault(thing(row), (similarity, row))
         if len(first) >= k or wanted >= total:
             break
         wanted = min(total, 4 * wanted)

@@ -24,7 +24,15 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
 
 BATCH = 256  # items encoded at a time
-TASKS = ("aligned", "views", "labelled", "regression", "tokens")  # tasks whose runs can embed
+TASKS = (
+    "aligned",
+    "views",
+    "labelled",
+    "regression",
+    "tokens",
+    "sequences",
+    "federations",
+)  # tasks whose runs can embed
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
@@ -34,7 +42,8 @@ class Encoder:
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
     features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors, runs
-    of `tokens` unit means of a text's states.
+    of `tokens` unit means of a text's states. Runs of `sequences` give vectors of histories (or sets) and of items, whose dot
+    product ranks items; they are not unit rows. Runs of `federations` give the embeddings of the server.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -81,6 +90,13 @@ class Encoder:
             digest.update(name.encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    @torch.no_grad()
+    def item_table(self) -> Tensor:
+        """The vectors of all items of a run of the task sequences, [I, dim]."""
+        found: Tensor = self.learner.item_table()
+        return found.float()
+
     def encode(
         self,
         *,
@@ -97,7 +113,8 @@ class Encoder:
             texts: Strings.
             sounds: Paths, or float arrays [samples] at the run's rate.
             vectors: Paths of .npy files, or float arrays [dim].
-            inputs: Items by the name of the modality, for a run with several modalities of one kind.
+            inputs: Items by the name of the modality, for a run with several modalities of one kind, and for histories and
+                sets (see `Transform`).
 
         Several modalities must have the same number of items. They are combined row by row, as the run's system combines them.
         Raises CounterpointError for a modality that the run lacks, DataError for an item that cannot be read.
@@ -159,7 +176,12 @@ class Encoder:
 
     def embedded(self, name: str, inputs: Any) -> Tensor:
         """Return embeddings [n, dim] of inputs that the run's transform made: a tensor, or token numbers and mask."""
-        if self.task == "aligned":
+        if self.task == "sequences":
+            if self.kinds[name] == "item":
+                return self.item_table.to(inputs.device)[inputs]
+            rows: Tensor = self.learner.represent(inputs, (inputs != 0).sum(1))
+            return rows.float()
+        if self.task in ("aligned", "federations"):
             found: Tensor = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name]
             return found.float()
         if self.task == "tokens":

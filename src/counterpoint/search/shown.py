@@ -17,8 +17,9 @@ from counterpoint.data.shown import NUMBERS, png
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.stored import Embeddings, Hit
+from counterpoint.search.stored import WORDED, Embeddings, Hit
 from counterpoint.search.writing import shown_items
+from counterpoint.tasks.histories import BETWEEN
 
 EMBEDDED = 300_000  # maximum bytes of a sound or video to embed in the page; a larger file is linked
 ROOM = 8_000_000  # maximum bytes of all embedded files together
@@ -74,7 +75,7 @@ def write_page(
 
     files = _Files(page)
     source = None
-    lacking = {name for name, kind in found.modalities.items() if kind != "text"}
+    lacking = {name for name, kind in found.modalities.items() if kind not in WORDED}
     if any(lacking - set(hit.files) for hit in hits):
         try:
             source = Experiment.of_run(encoder.run).source(found.data)
@@ -86,8 +87,8 @@ def write_page(
 
 
 def _query_shown(value: Any, kind: str, files: _Files) -> dict[str, Any]:
-    if kind == "text":
-        return {"text": str(value)}
+    if kind in WORDED:
+        return {"text": value if isinstance(value, str) else BETWEEN.join(value)}
     if kind == "vector":
         return {"numbers": [round(float(x), 3) for x in np.load(value).ravel()[:NUMBERS]]}
     return files(value)

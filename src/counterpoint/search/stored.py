@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from counterpoint.errors import DataError
 
+WORDED = ("text", "history", "set", "item")  # kinds of modalities that a column of texts shows
 RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
 
 
@@ -123,7 +124,7 @@ def read_embeddings(path: Path | str) -> Embeddings:
             table["item"].to_numpy(),
             table["split"].to_pylist(),
             table["label"].to_pylist(),
-            {name: table[text_column(name)].to_pylist() for name, kind in modalities.items() if kind == "text"},
+            {name: table[text_column(name)].to_pylist() for name, kind in modalities.items() if kind in WORDED},
             vectors,
             present,
             table["source"].to_pylist() if "source" in names else [None] * len(table),

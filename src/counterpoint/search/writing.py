@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data.federations import FederatedData
+from counterpoint.data.histories import HistoryData, HistorySplit
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.targets import TargetData
@@ -21,18 +23,24 @@ from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import BATCH, Encoder
-from counterpoint.search.stored import RESERVED, arrow, check_local, file_column, text_column
+from counterpoint.search.stored import RESERVED, WORDED, arrow, check_local, file_column, text_column
+from counterpoint.tasks.histories import BETWEEN, items_read
 
-SPLITS = ("all", "train", "valid", "test", "unpaired")
+SPLITS = ("all", "train", "valid", "test", "unpaired", "items")
 
 
 @dataclass(frozen=True)
 class Items:
-    """The splits of a data source, of images, texts or aligned items, read by name, split and position."""
+    """The splits of a data source, of images, texts, aligned items or histories, read by name, split and position."""
 
     source: Any
-    kinds: dict[str, str]  # modality -> kind
+    specs: Mapping[str, Mapping[str, Any]]  # modality -> kind, and further facts
     splits: dict[str, Any]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each modality."""
+        return {name: spec["kind"] for name, spec in self.specs.items()}
 
     @classmethod
     def of(cls, source: Any, encoder: Encoder, split: str) -> Items:
@@ -41,6 +49,7 @@ class Items:
         Raises CounterpointError for other modalities, and for a split that the source lacks.
         """
         names = SPLITS[1:] if split == "all" else (split,)
+        source = source.public if isinstance(source, FederatedData) else source
         if isinstance(source, AlignedData):
             trained = {name: dict(spec) for name, spec in encoder.transform.modalities.items()}
             if trained != source.spec["modalities"]:
@@ -56,29 +65,47 @@ class Items:
                     raise CounterpointError(
                         f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}"
                     )
-        elif isinstance(source, TargetData):
+        elif isinstance(source, TargetData | HistoryData):
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
         elif not isinstance(source, TokenData):
             raise CounterpointError(
-                f"{getattr(source, 'name', source)} holds neither pictures, texts nor aligned items"
+                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories"
             )
         splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
         if not splits:
             raise CounterpointError(f"{source.name} has no split '{split}'")
-        return cls(source, encoder.kinds, splits)
+        return cls(source, encoder.transform.modalities, splits)
 
     def column(self, split: str, name: str, rows: Indices) -> Any:
         """Return one modality of the items at n positions."""
         part = self.splits[split]
+        if isinstance(self.source, HistoryData):
+            if split == "items":
+                return rows.tolist() if name == "item" else [()] * len(rows)
+            known = [() if name == "item" else part.known[n].tolist() for n in rows.tolist()]
+            return [tuple(items) for items in known]
         if isinstance(self.source, TargetData) and self.source.kind != "image":
             return part.inputs(rows).reshape(len(rows), -1)
         if isinstance(self.source, TokenData):
             return [part.texts[n] for n in rows.tolist()]
         return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
 
+    def words(self, name: str, values: Sequence[Any]) -> list[str | None]:
+        """Return n items of a modality as texts: themselves, names of items, or the names of a history that are read."""
+        if not isinstance(self.source, HistoryData):
+            return list(values)
+        names, spec = self.source.items, self.specs[name]
+        if spec["kind"] == "item":
+            return [None if value == () else names[value] for value in values]
+        read = [items_read(value, spec["length"], ordered=spec["kind"] == "history") for value in values]
+        return [BETWEEN.join(names[n] for n in items) or None for items in read]
+
     def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
         """Return whether each item has a modality."""
         part = self.splits[split]
+        if isinstance(self.source, HistoryData):
+            some = np.ones(len(rows), bool) if split == "items" else part.known.lengths[rows] > 0
+            return some if (split == "items") == (name == "item") else np.zeros(len(rows), bool)
         aligned = isinstance(self.source, AlignedData)
         return np.asarray(part.present(name, rows)) if aligned else np.ones(len(rows), bool)
 
@@ -90,8 +117,10 @@ class Items:
         return [classes[n] if n >= 0 else None for n in labels[rows].tolist()]
 
     def names(self, split: str, rows: Indices) -> list[str | None]:
-        """Return the source of each item: its file, or its row of a table; None for built-in data."""
+        """Return the source of each item: its file, or its row of a table, or its user; None for built-in data."""
         part = self.splits[split]
+        if isinstance(part, HistorySplit):
+            return [part.names[n] for n in rows.tolist()] if len(part.names) else [None] * len(rows)
         return list(part.row_names(rows)) if isinstance(part, Listed) else [None] * len(rows)
 
     def files(self, split: str, name: str, rows: Indices) -> list[str | None]:
@@ -119,13 +148,14 @@ def embed(
     - `<modality>_file`: path of its image, sound or video where there is one;
     - `<modality>_embedding`: null where the item lacks the modality.
 
-    The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once.
+    The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once. Of a run of
+    sequences, a row is a history or a set. Its split "items" has the items to recommend.
 
     Args:
-        path: A finished run of the task aligned, views, labelled, regression or tokens.
+        path: A finished run of the task aligned, views, labelled, regression, tokens, sequences or federations.
         out: The file to write, .parquet; checked for writing before the work begins.
         data: Another data source. Default: the run's own.
-        split: One of all, train, valid, test, unpaired.
+        split: One of all, train, valid, test, unpaired, items.
         say: Receives notes.
 
     Raises CounterpointError for another task, data that does not fit, an unknown split; DataError and RunError for files.
@@ -166,11 +196,11 @@ def _embedded(
     from rich.console import Console
     from rich.progress import track
 
-    worded = [name for name, kind in items.kinds.items() if kind == "text"]
+    worded = [name for name, kind in items.kinds.items() if kind in WORDED]
     columns: dict[str, list[Any]] = {name: [] for name in (*RESERVED, *map(text_column, worded))}
     files: dict[str, list[str | None]] = {name: [] for name in items.kinds if name not in worded}
     parts: dict[str, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {name: [] for name in items.kinds}
-    texts: dict[str, dict[str, NDArray[np.float32]]] = {name: {} for name in worded}
+    texts: dict[str, dict[Any, NDArray[np.float32]]] = {name: {} for name in worded}
     chunks = [
         (split, np.arange(at, min(at + BATCH, len(part))))
         for split, part in items.splits.items()
@@ -184,7 +214,7 @@ def _embedded(
         for name in items.kinds:
             values, there = items.column(split, name, rows), items.present(split, name, rows)
             if name in worded:
-                columns[text_column(name)] += values
+                columns[text_column(name)] += items.words(name, values)
                 found = _embedded_texts(encoder, name, [values[n] for n in np.flatnonzero(there)], texts[name])
             else:
                 files[name] += items.files(split, name, rows)
@@ -196,10 +226,10 @@ def _embedded(
 
 
 def _embedded_texts(
-    encoder: Encoder, name: str, values: Sequence[str], known: dict[str, NDArray[np.float32]]
+    encoder: Encoder, name: str, values: Sequence[Any], known: dict[Any, NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Return the embeddings of texts. Equal texts get the same embedding, bit for bit."""
-    new = [text for text in dict.fromkeys(values) if text not in known]
+    """Return the embeddings of texts or lists of items. Equal texts get the same embedding, bit for bit."""
+    new: list[Any] = [text for text in dict.fromkeys(values) if text not in known]
     if new:
         known |= dict(zip(new, encoder.rows(name, new), strict=True))
     return np.stack([known[text] for text in values]) if values else np.zeros((0, 1), np.float32)

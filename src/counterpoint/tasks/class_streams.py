@@ -17,7 +17,6 @@ After each phase the accuracies on every phase's valid items are kept: R[t, p], 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,12 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.engine.loading import Batches
-from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import snapshot
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner
-from counterpoint.tasks.phases import heat_map
+from counterpoint.tasks.phases import Phased, check_phases, heat_map
 from counterpoint.tasks.rehearsal import RehearsalBatches, exemplars, herded, need_memory
 from counterpoint.tasks.streams import Space, stream_figures
 
@@ -54,19 +52,22 @@ class ClassStreamConfig(AlignedConfig):
     """Choose kept items by herding, near the class's mean feature, or at random."""
     rehearsal_share: float = 0.2
     """Share of kept items in a batch; less where the memory has fewer, as no item is twice in a batch."""
+    first_epochs: int = 0
+    """Passes over the items of the first phase; 0: as many as over the others' (`epochs`)."""
     joint: bool = False
-    """Train on all classes at once: the upper bound."""
+    """Train on all classes at once, with `first_epochs` passes: the upper bound."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.phases < 1:
             raise CounterpointError(f"phases must be at least 1, got {self.phases}")
+        check_phases(self.phases, self.first_epochs)
         if self.class_order not in ("random", "data"):
             raise CounterpointError(f"class_order must be random or data, got '{self.class_order}'")
         need_memory(self.memory, self.rehearsal_share, self.selection)
 
 
-class ClassStreamLearner(AlignedLearner):
+class ClassStreamLearner(Phased, AlignedLearner):
     """A learner of classes in phases. `previous` is a frozen copy of the encoder of sounds and its head after the last phase.
 
     Subclasses write `loss`, and `classified(batch)`: the class of each item among those seen so far.
@@ -85,7 +86,8 @@ class ClassStreamLearner(AlignedLearner):
             raise DataError("the data have no classes, which are what the phases of this stream differ in")
         if config.phases > len(names):
             raise DataError(f"--phases {config.phases} exceeds the {len(names)} classes of the data; use fewer")
-        self.class_names, self.phases = names, config.phases
+        self.class_names = names
+        self.set_phases(config, [])
         order = np.arange(len(names))
         if config.class_order == "random":
             order = np.random.default_rng([seed, 2310]).permutation(order)
@@ -141,20 +143,20 @@ class ClassStreamLearner(AlignedLearner):
             raise DataError("the data have no classes, which are what the phases of this stream differ in")
         return np.asarray(labels)
 
-    def stages(self) -> list[Stage]:
-        if self.config.joint:
-            return [Stage("all phases", self.config.epochs)]
-        return [
-            Stage(f"phase {p + 1}", self.config.epochs, batches=self._batches, enter=partial(self._enter, p))
-            for p in range(self.phases)
-        ]
+    def check_counts(self, counts: NDArray[np.int64]) -> None:
+        """Accept phases of any size: their batches are as small as they must."""
 
-    def _batches(self, survey: Survey) -> Batches:
-        phases = self.phase_of_class.cpu().numpy()[self._labels(survey, "train")]
-        new, kept = np.flatnonzero(phases == self.phase), np.flatnonzero(self.kept.cpu().numpy())
+    def phase_of(self, survey: Survey, split: str) -> NDArray[np.int64]:
+        """Return the phase of each item's class; the number of phases for items without a class."""
+        labels = self._labels(survey, split)
+        return np.where(labels >= 0, self.phase_of_class.cpu().numpy()[labels], self.phases)
+
+    def _batches(self, phase: int, survey: Survey) -> Batches:
+        new = np.flatnonzero(self.phase_of(survey, "train") == phase)
+        kept = np.flatnonzero(self.kept.cpu().numpy())
         return RehearsalBatches(new, kept, self.config.batch_size, self.config.rehearsal_share)
 
-    def _enter(self, phase: int, survey: Survey) -> None:
+    def enter_phase(self, phase: int, survey: Survey) -> None:
         if phase:
             self._keep(phase - 1, survey)
             self.previous = snapshot(self.space())
@@ -190,15 +192,14 @@ class ClassStreamLearner(AlignedLearner):
 
     def end_epoch(self, epoch: int) -> None:
         super().end_epoch(epoch)
-        if self.survey is not None and epoch == self.epochs - 1:
+        if self.survey is not None and self.last_epoch:
             found = self.accuracies(self.survey, "valid")[0]
             self.history[self.phase] = torch.from_numpy(found).nan_to_num(-1.0).to(self.history)
 
     def accuracies(self, survey: Survey, split: str) -> tuple[NDArray[np.float64], float]:
         """Return the accuracy on the classes of each phase [phases], NaN without an item, and that on all seen classes."""
-        labels = self._labels(survey, split)
+        labels, phases = self._labels(survey, split), self.phase_of(survey, split)
         right = survey.over(split, self.classified).numpy() == labels
-        phases = np.where(labels >= 0, self.phase_of_class.cpu().numpy()[labels], self.phases)
         each = [right[phases == p].mean() if (phases == p).any() else np.nan for p in range(self.phases)]
         now = phases <= self.phase
         return np.array(each, np.float64), float(right[now].mean()) if now.any() else np.nan
@@ -228,7 +229,7 @@ class ClassStreamLearner(AlignedLearner):
         return shown | {
             "Accuracy after each phase": heat_map(
                 self.history.cpu().clamp(min=0).double().numpy(),
-                [f"phase {p + 1}" for p in range(self.phases)],
+                self.names,
                 "Accuracy on valid items among the classes seen so far.",
             ),
             "Order of classes and memory": {

@@ -68,6 +68,10 @@ class FederationConfig(AlignedConfig):
     """The parties' networks for vectors; several, separated by commas, are given out in turn."""
     party_batch_size: int = 512
     """Items in a batch of a party; a party with fewer items has one batch of all."""
+    together: bool = False
+    """Add the contrast to each step on the party's own items, as the paper writes it. Default: a pass of its own, as released."""
+    distil_weight: float = 0.3
+    """Weight of the mean squared distance to the fused representations, for each modality; 0: the server learns alone."""
     answer_seconds: float = 0.0
     """Leave out a party whose answer takes longer, in seconds; 0: no limit."""
     message_megabytes: float = 2000.0
@@ -83,6 +87,15 @@ class FederationConfig(AlignedConfig):
                 raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.message_megabytes > 0:
             raise CounterpointError(f"message_megabytes must be > 0, got {self.message_megabytes}")
+        self.need_weight("distil_weight")
+
+    def party_encoders(self, number: int) -> dict[str, Any]:
+        """Return the networks of the party of this number, as settings."""
+        found = {}
+        for kind in ("image", "text", "vector"):
+            names = getattr(self, f"party_{kind}_encoder").split(",")
+            found[f"{kind}_encoder"] = names[number % len(names)].strip()
+        return found
 
 
 class FederationTask(AlignedTask):

@@ -1,7 +1,8 @@
 """Divide a fit into phases, one after another: the common parts of learners from a stream, for any task.
 
-A phase is a domain of the data, or a group of consecutive domains or training items. It is a stage of the fit, with a new
-optimiser. The matrix A[t, p] keeps a measure after phase t on the items of phase p. Rows and columns are in the order of learning.
+A phase is a domain of the data, or a group of consecutive domains or training items. `tasks/class_streams.py` has groups of
+classes. A phase is a stage of the fit, with a new optimiser. The matrix A[t, p] keeps a measure after phase t on the items of
+phase p. Rows and columns are in the order of learning.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class Phased(Learner):
         super().begin(survey)
         if self.config.joint:
             return
-        counts = np.bincount(self.phase_of(survey, "train")[survey.rows], minlength=self.phases)
+        self.check_counts(np.bincount(self.phase_of(survey, "train")[survey.rows], minlength=self.phases))
+
+    def check_counts(self, counts: NDArray[np.int64]) -> None:
+        """Raise DataError for phases with too few training items; `counts` has the number of each."""
         least = self.names[int(counts.argmin())]
         if counts.min() < 2:
             raise DataError(f"{least} has {counts.min()} training items; use fewer --phases")

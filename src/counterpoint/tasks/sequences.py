@@ -8,8 +8,8 @@ A training batch of histories, where every beginning of a history is an example,
     batch["index"]      [B] positions of the examples
 
 An evaluation batch has the known items in the same form. Two more entries are padded with -1: `batch["known"]` [B, h] has all
-known items, and `batch["wanted"]` [B, w] the items to find. A learner's `predict` returns "query" [B, dim] and "items" [I, dim].
-The score of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of
+known items, and `batch["wanted"]` [B, w] the items to find. A `SequencesLearner` embeds histories or sets, and items. The score
+of an item is their dot product. Items that are known are no candidates (`mask_seen`). The evaluation measures, for K of
 5, 10, 20 and 50:
 
 - `recall_K`: the share of wanted items among the first K; with one wanted item it is the hit rate;
@@ -26,7 +26,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress
@@ -35,16 +34,17 @@ from counterpoint.core.ranking import ranks_of_wanted
 from counterpoint.core.world import processes
 from counterpoint.data.histories import HistoryData, HistorySplit
 from counterpoint.data.images import Indices
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.histories import BETWEEN, Beginnings, Examples, UserBatches, known_items
 from counterpoint.tasks.measures.ranking import CUTS, ranking_measures
 from counterpoint.tasks.splits import check_watched, named_split
 
 AT_ONCE = 256  # questions in a batch of the evaluation
 SHOWN = 8  # users in the table of the page
 LISTED = 5  # items of each user there
-BETWEEN = " · "  # titles have commas themselves
 
 
 @dataclass
@@ -78,100 +78,27 @@ class SequencesConfig(OptimConfig):
         """Raise CounterpointError for settings that do not fit together. Runs before data are read."""
 
 
-# ------------------------------------------------------------------------------------------------------------- examples
+# ---------------------------------------------------------------------------------------------------------- the learner
 
 
-class Beginnings:
-    """The training examples of histories: every beginning of at least one item, with the item after it.
+class SequencesLearner(Learner):
+    """A learner that embeds histories or sets, and items, for scores by the dot product."""
 
-    Args:
-        split: the training histories. Those of one item have no example.
-    """
-
-    def __init__(self, split: HistorySplit) -> None:
-        self.lists = split.known
-        self.counts = np.maximum(self.lists.lengths - 1, 0)
-        self.firsts = np.concatenate([[0], np.cumsum(self.counts)])
-
-    def __len__(self) -> int:
-        return int(self.firsts[-1])
-
-    @cached_property
-    def targets(self) -> NDArray[np.int64]:
-        """[examples] the item after each beginning."""
-        ends = np.ones(len(self.lists.values), bool)
-        ends[self.lists.starts[:-1][self.lists.lengths > 0]] = False
-        return self.lists.values[ends]
-
-    def at(self, examples: Indices, length: int) -> dict[str, Tensor]:
-        """Return the examples at these positions: ids, lengths and target (see the module).
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return vectors [n, dim] of histories or sets.
 
         Args:
-            examples: positions.
-            length: largest number of items of a beginning; earlier ones are left out.
+            ids: [n, L] item numbers plus 1, padded with 0 on the right.
+            lengths: [n] numbers of items.
         """
-        examples = np.asarray(examples, np.int64)
-        user = np.searchsorted(self.firsts, examples, side="right") - 1
-        many = examples - self.firsts[user] + 1  # items of the beginning
-        start, kept = self.lists.starts[user], np.minimum(many, length)
-        places = np.arange(int(kept.max(initial=1)))
-        found = (start + many - kept)[:, None] + places
-        inside = places < kept[:, None]
-        ids = np.where(inside, self.lists.values[np.minimum(found, len(self.lists.values) - 1)] + 1, 0)
-        target = self.lists.values[start + many]
-        return {name: torch.from_numpy(value) for name, value in (("ids", ids), ("lengths", kept), ("target", target))}
+        raise NotImplementedError
 
+    def item_table(self) -> Tensor:
+        """Return the vectors of all items, [I, dim]."""
+        raise NotImplementedError
 
-class UserBatches(Batches):
-    """Batches in which every user has one random beginning an epoch.
-
-    Args:
-        beginnings: all examples.
-        batch_size: number of examples in a batch, over all processes.
-    """
-
-    def __init__(self, beginnings: Beginnings, batch_size: int) -> None:
-        self.users = np.flatnonzero(beginnings.counts)
-        self.beginnings = beginnings
-        super().__init__(len(self.users), batch_size)
-
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        users = generator.permutation(self.users)
-        return self.beginnings.firsts[users] + generator.integers(0, self.beginnings.counts[users])
-
-
-class _Examples(Dataset[dict[str, Any]]):
-    """Batches of training examples by lists of positions."""
-
-    def __init__(self, data: HistoryData, beginnings: Beginnings, length: int) -> None:
-        self.data, self.beginnings, self.length = data, beginnings, length
-
-    def __len__(self) -> int:
-        return len(self.beginnings) if self.data.ordered else len(self.data.train)
-
-    def __getitem__(self, positions: Sequence[int]) -> dict[str, Any]:
-        rows = np.asarray(list(positions), np.int64)
-        if self.data.ordered:
-            return self.beginnings.at(rows, self.length) | {"index": torch.from_numpy(rows)}
-        return known_items(self.data.train, rows, self.length, ordered=False) | {"index": torch.from_numpy(rows)}
-
-
-def known_items(split: HistorySplit, rows: Indices, length: int, *, ordered: bool) -> dict[str, Tensor]:
-    """Return the known items of these rows as a network reads them: ids [n, L] with 0 for padding, and lengths [n].
-
-    Args:
-        split: histories or sets.
-        rows: positions.
-        length: largest number of items; of a history the last ones are read, of a set the first ones.
-        ordered: the split has histories.
-    """
-    lists = [split.known[int(n)] for n in rows]
-    kept = [items[-length:] if ordered else items[:length] for items in lists]
-    ids = np.zeros((len(kept), max(map(len, kept), default=0) or 1), np.int64)
-    for row, items in enumerate(kept):
-        ids[row, : len(items)] = items + 1
-    lengths = torch.tensor([len(items) for items in kept], dtype=torch.int64)
-    return {"ids": torch.from_numpy(ids), "lengths": lengths}
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"query": self.represent(batch["ids"], batch["lengths"]), "items": self.item_table()}
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -226,16 +153,19 @@ class RankingEvaluator:
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         width = max((ranks.shape[1] for ranks in self.ranks), default=0)
-        none = len(self.data.items) + 1
         pad = torch.nn.functional.pad
-        ranks = torch.cat([pad(part, (0, width - part.shape[1]), value=none) for part in self.ranks])
-        return ranks, torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in self.wanted])
+        ranks, wanted = (
+            torch.cat([pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
+            for parts in (self.ranks, self.wanted)
+        )
+        return ranks, wanted
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         if not self.ranks:
             return {}
         ranks, wanted = self._joined()
-        rows = ranking_measures(ranks, (wanted >= 0).sum(1))
+        none = max(len(self.data.items), *CUTS) + 1  # above all cuts, which may lie above the number of items
+        rows = ranking_measures(ranks.masked_fill(wanted < 0, none), (wanted >= 0).sum(1))
         first = SequencesTask.headline  # a page shows the first measures large
         found = {name: float(rows[name].mean()) for name in sorted(rows, key=lambda name: name != first)}
         new = (wanted >= 0) & self.unseen[wanted.clamp(min=0)]
@@ -333,8 +263,10 @@ class SequencesTask:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """The facts from which a learner is built, besides its settings."""
-        return self.data.spec | {"modalities": {}}
+        """The facts from which a learner is built, besides its settings, and by which items are known again."""
+        data, asked = self.data, "history" if self.data.ordered else "set"
+        kinds = {asked: {"kind": asked, "length": self.config.length}, "item": {"kind": "item"}}
+        return data.spec | {"modalities": kinds, "names": list(data.items)}
 
     def split(self, name: str) -> HistorySplit:
         """Return the split of this name: train, valid or test. Raises CounterpointError for another name."""
@@ -352,10 +284,16 @@ class SequencesTask:
                 f"{self.data.name} has {len(self.data.items)} items, and the run was trained on {trained['items']}: its network "
                 "knows its own items alone"
             )
+        for number, (mine, theirs) in enumerate(zip(self.data.items, trained.get("names", ()), strict=False)):
+            if mine != theirs:
+                raise DataError(
+                    f"{self.data.name}: item {number} is '{mine}', and '{theirs}' in the data that the run was trained on: its "
+                    "network knows its own items alone"
+                )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
-        examples = _Examples(self.data, self.beginnings, self.config.length)
+        examples = Examples(self.data, self.beginnings, self.config.length)
         size = self.config.batch_size
         if batches is None:
             one_each = self.data.ordered and self.config.whole_histories

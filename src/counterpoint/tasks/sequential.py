@@ -11,8 +11,7 @@ Tokenizers and lists of classes are of all phases. The headline must be one of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,101 +29,53 @@ from counterpoint.tasks.labelled import SemiSupervisedConfig
 from counterpoint.tasks.phases import PhaseBatches, Phased, heat_map, task_figures
 
 SPLITS = ("valid", "test")
-HISTORY = "stream_history"
 
 
 class Sequential(Learner):
-    """The phases of a learner that knows of none; `over_stream` puts it before the learner's class."""
+    """The phases of a learner that knows of none. It forwards to that learner, which counts its own stages alone.
+
+    Args:
+        own: the learner.
+        tasks: a task for each phase, whose valid and test splits are of this phase alone.
+        names: the names of the phases.
+        headline: the measure of the matrices.
+    """
 
     stream_history: Tensor  # [valid and test, after, on] headlines, NaN where unknown
-    stream_tasks: Sequence[Any]  # a task for each phase, whose valid and test splits are of this phase alone
-    stream_names: list[str]
-    headline: str
-    inner: bool = False  # whether the learner's own code runs
 
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        counts = np.bincount(self._phase_of(survey), minlength=len(self.stream_names))
-        least, size = int(counts.argmin()), survey.batch_size
-        if counts[least] < size:
-            raise DataError(
-                f"phase '{self.stream_names[least]}' has {counts[least]} training items, fewer than a batch of {size}; use "
-                f"--batch-size {max(2, int(counts[least]))} or less, or fewer ?phases=N"
-            )
+    def __init__(self, own: Learner, tasks: Sequence[Any], names: Sequence[str], headline: str) -> None:
+        super().__init__(own.seed)
+        self.own, self.config, self.warnings = own, own.config, own.warnings
+        self.stream_tasks, self.stream_names, self.headline = list(tasks), list(names), headline
+        unknown = torch.full((len(SPLITS), len(names), len(names)), float("nan"))
+        self.register_buffer("stream_history", unknown)
 
-    def _phase_of(self, survey: Survey) -> Any:
-        return np.asarray(survey.split().domains)[survey.rows]
+    def followed(self) -> Learner:
+        """Return the learner, at its position in the current phase, as if the phase were the whole fit."""
+        own, each = self.own, len(self.own.stages())
+        own.position.__dict__.update(self.position.__dict__)
+        over = self.position.stage >= each * len(self.stream_names)  # after the fit
+        own.position.stage = each if over else self.position.stage % each
+        own.epochs, own.total_steps, own.steps_per_epoch = self.epochs, self.total_steps, self.steps_per_epoch
+        own.survey = self.survey
+        return own
 
-    @contextmanager
-    def _within(self) -> Iterator[None]:
-        """Let the learner count its own stages alone, as if the phase were the whole fit."""
-        if self.inner:
-            yield
-            return
-        self.inner = True
-        try:
-            each, stage = len(super().stages()), self.position.stage
-            over = stage >= each * len(self.stream_names)  # after the fit
-            self.position.stage = each if over else stage % each
-            yield
-        finally:
-            self.inner, self.position.stage = False, stage
-
-    def _inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any, **named: Any) -> Any:
-            with self._within():
-                return call(*arguments, **named)
+    def _following(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            self.followed()
+            return call(*arguments)
 
         return called
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        with self._within():
-            return super().prepare(batch, generator)
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        with self._within():
-            return super().loss(batch)
-
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        with self._within():
-            return super().predict(batch)
-
-    def turns(self) -> list[Turn]:
-        with self._within():
-            return self._own_turns(super().turns())
-
-    def _own_turns(self, turns: list[Turn]) -> list[Turn]:
-        return [turn if turn.loss is None else replace(turn, loss=self._inside(turn.loss)) for turn in turns]
-
-    def before_step(self) -> None:
-        with self._within():
-            super().before_step()
-
-    def end_step(self) -> None:
-        with self._within():
-            super().end_step()
-
-    def begin_evaluation(self, survey: Survey) -> None:
-        with self._within():
-            super().begin_evaluation(survey)
-
-    def sizes(self) -> tuple[int, int] | None:
-        with self._within():
-            return super().sizes()
-
-    def row_wise(self) -> Any:
-        with self._within():
-            return super().row_wise()
+    # --- stages
 
     def stages(self) -> list[Stage]:
-        own = super().stages()
-        if self.inner:
-            return own
+        own = self.own.stages()
         for stage in own:
             if stage.batches is not None:
                 raise CounterpointError(
-                    f"{type(self).__name__} chooses the batches of its stage '{stage.name}' by itself, so it cannot be run over a "
-                    "stream; name a system without such a stage"
+                    f"{type(self.own).__name__} chooses the batches of its stage '{stage.name}' by itself, so it cannot be run "
+                    "over a stream; name a system without such a stage"
                 )
         names = [(p, stage, name) for p, name in enumerate(self.stream_names) for stage in own]
         return [
@@ -133,23 +84,31 @@ class Sequential(Learner):
                 name=name if len(own) == 1 else f"{name}, {stage.name}",
                 batches=partial(self._phase_batches, phase),
                 carry=stage.carry and stage is not own[0],
-                enter=None if stage.enter is None else self._inside(stage.enter),
-                turns=None if stage.turns is None else self._turns_of(stage.turns),
+                enter=None if stage.enter is None else self._following(stage.enter),
+                turns=None if stage.turns is None else self._following(stage.turns),
             )
             for phase, stage, name in names
         ]
 
-    def _turns_of(self, turns: Callable[[], list[Turn]]) -> Callable[[], list[Turn]]:
-        return lambda: self._own_turns(self._inside(turns)())
-
     def _phase_batches(self, phase: int, survey: Survey) -> Batches:
         return PhaseBatches(np.flatnonzero(self._phase_of(survey) == phase), survey.batch_size)
 
+    def _phase_of(self, survey: Survey) -> Any:
+        return np.asarray(survey.split().domains)[survey.rows]
+
+    def begin(self, survey: Survey) -> None:
+        self.followed().begin(survey)
+        counts = np.bincount(self._phase_of(survey), minlength=len(self.stream_names))
+        least, size = int(counts.argmin()), survey.batch_size
+        if counts[least] < size:
+            raise DataError(
+                f"phase '{self.stream_names[least]}' has {counts[least]} training items, fewer than a batch of {size}; use "
+                f"--batch-size {max(2, int(counts[least]))} or less, or fewer ?phases=N"
+            )
+
     def end_epoch(self, epoch: int) -> None:
-        with self._within():
-            super().end_epoch(epoch)
-        stages, phases = len(self.stages()), len(self.stream_names)
-        each = stages // phases
+        self.followed().end_epoch(epoch)
+        each = len(self.own.stages())
         if (self.position.stage + 1) % each or epoch != self.epochs - 1 or self.survey is None:
             return
         self.begin_evaluation(self.survey)
@@ -170,8 +129,7 @@ class Sequential(Learner):
         return float(evaluator.compute(final=False).get(self.headline, float("nan")))
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        with self._within():
-            found = super().measures(survey, split)
+        found = self.followed().measures(survey, split)
         matrix = self.stream_history[SPLITS.index(split)].cpu().double().numpy()
         if np.isnan(matrix).all(1).any():
             return found
@@ -180,12 +138,46 @@ class Sequential(Learner):
     def figures(self, survey: Survey) -> dict[str, Any]:
         matrix = self.stream_history[1].cpu().double().numpy()
         said = f"{self.headline.replace('_', ' ').capitalize()} on test items of each phase."
-        with self._within():
-            shown = super().figures(survey)
+        shown = self.followed().figures(survey)
         return shown | {"What each phase kept": heat_map(matrix, self.stream_names, said)}
 
+    # --- hooks that the learner alone answers
+
+    def turns(self) -> list[Turn]:
+        return self.followed().turns()
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        return self.followed().prepare(batch, generator)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.followed().loss(batch)
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self.followed().predict(batch)
+
+    def before_step(self) -> None:
+        self.followed().before_step()
+
+    def end_step(self) -> None:
+        self.followed().end_step()
+
+    def begin_evaluation(self, survey: Survey) -> None:
+        self.followed().begin_evaluation(survey)
+
+    def sizes(self) -> tuple[int, int] | None:
+        return self.followed().sizes()
+
+    def row_wise(self) -> Any:
+        return self.followed().row_wise()
+
+    def structure(self) -> dict[str, Any]:
+        return self.own.structure()
+
+    def restructure(self, structure: Mapping[str, Any]) -> None:
+        self.own.restructure(structure)
+
     def exported(self) -> dict[str, Tensor]:
-        return {name: value for name, value in super().exported().items() if name != HISTORY}
+        return self.own.exported()
 
 
 def phase_data(data: Any) -> list[Any]:
@@ -200,10 +192,10 @@ def phase_data(data: Any) -> list[Any]:
 
 
 def over_stream(learner: Learner, task: Any, tasks: Sequence[Any]) -> Learner:
-    """Let a learner train over the phases of a stream. A learner that has phases of its own stays as it is.
+    """Return a learner that trains over the phases of a stream. One that has phases of its own is returned as it is.
 
     Args:
-        learner: any learner; it is changed in place.
+        learner: any learner.
         task: the task on all of the stream.
         tasks: the tasks on each phase's data (`phase_data`).
 
@@ -220,11 +212,4 @@ def over_stream(learner: Learner, task: Any, tasks: Sequence[Any]) -> Learner:
         raise CounterpointError(
             f"the measure {task.headline} is an error, of which a stream has no transfer or forgetting"
         )
-    own = type(learner)
-    learner.__class__ = type(own.__name__, (Sequential, own), {})
-    assert isinstance(learner, Sequential)
-    learner.stream_tasks, learner.stream_names = list(tasks), list(task.data.domains)
-    learner.headline = task.headline
-    count = len(tasks)
-    learner.register_buffer(HISTORY, torch.full((len(SPLITS), count, count), float("nan")))
-    return learner
+    return Sequential(learner, tasks, task.data.domains, task.headline)

@@ -9,12 +9,15 @@
     text     tokens   int64    [n, length], length at most the run's context; mask bool [n, length]
     audio    wave     float32  [n, samples], mono in [-1, 1] at the run's rate
     vector   vector   float32  [n, dim]
+    history  ids      int64    [n, length], numbers of items plus 1, 0 for padding on the right, at most the run's length; or set
+    item     number   int64    [n], numbers of items
     picture  pixels   uint8    [n, 3, height, width]; the output is the restored picture, float32 in 0..1
     scene    pixels   uint8    [n, 3, size, size]; the output is logits of the pixels' classes [n, classes, size, size]
     scenes   pixels   uint8    [n, modalities, 3, size, size]; present bool [n, modalities], at least one of each item
 
-The number of items n may differ from call to call. So may the length of texts and the size of pictures to restore. Adapters
-(`--lora`) are merged into the layers.
+The number of items n may differ from call to call. So may the length of texts and histories, and the size of pictures to restore.
+Adapters (`--lora`) are merged into the layers. The dot product of a history (or set) and an item is the item's score; the names of
+items by number are in the .json.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ INPUTS = {
     "text": ("tokens", "mask"),
     "audio": ("wave",),
     "vector": ("vector",),
+    "history": ("ids",),
+    "set": ("ids",),
+    "item": ("number",),
     "picture": ("pixels",),
     "scene": ("pixels",),
     "scenes": ("pixels", "present"),
@@ -72,9 +78,14 @@ class Tower(nn.Module):
         super().__init__()
         self.learner = encoder.learner
         self.encoder, self.name, self.kind = encoder, name, encoder.kinds[name]
+        if self.kind == "item":
+            self.register_buffer("table", encoder.item_table.cpu())
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return embeddings [n, dim]."""
+        if self.kind == "item":
+            rows: Tensor = self.get_buffer("table")[inputs[0]]
+            return rows
         if self.kind == "image":
             return self.encoder.embedded(self.name, normalise(inputs[0]))
         return self.encoder.embedded(self.name, tuple(inputs) if self.kind in ("text", "scenes") else inputs[0])
@@ -128,6 +139,8 @@ def export(
         if name in encoder.transform.tokenizers:
             spec["tokenizer"] = json.loads(encoder.transform.tokenizers[name].to_json())
         facts["modalities"][name] = spec
+    if encoder.transform.items:
+        facts["items"] = list(encoder.transform.items)
     with replacing(out.with_suffix(".json")) as file:
         file.write(json.dumps(facts, ensure_ascii=False).encode())
     return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
@@ -183,7 +196,7 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
 def _dynamic(kind: str) -> dict[int, Any]:
     """Return the axes whose length may differ from call to call. A network that fixes one of them fails the check."""
     free = torch.export.Dim.AUTO
-    return dict.fromkeys({"text": (0, 1), "picture": (0, 2, 3)}.get(kind, (0,)), free)
+    return dict.fromkeys({"text": (0, 1), "history": (0, 1), "set": (0, 1), "picture": (0, 2, 3)}.get(kind, (0,)), free)
 
 
 def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
@@ -237,6 +250,15 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
         return (torch.rand(count, spec["samples"], generator=draw) * 2 - 1,)
     if spec["kind"] == "vector":
         return (torch.randn(count, spec["dim"], generator=draw),)
+    items = len(encoder.transform.items)
+    if spec["kind"] == "item":
+        return (torch.randint(items, (count,), generator=draw),)
+    if spec["kind"] in ("history", "set"):
+        length = min(spec["length"], 4 + count)
+        ids = torch.randint(1, items + 1, (count, length), generator=draw)
+        lengths = torch.randint(1, length + 1, (count, 1), generator=draw)
+        lengths[0] = length
+        return (ids.masked_fill(torch.arange(length) >= lengths, 0),)
     length = min(encoder.transform.context, 4 + count)
     tokens = torch.randint(encoder.transform.tokenizers[name].vocabulary, (count, length), generator=draw)
     mask = torch.arange(length) < torch.randint(2, length + 1, (count, 1), generator=draw)

@@ -14,8 +14,8 @@
     nodes = 3                       # parties to wait for; 0: all of the data
     wait = 60                       # seconds to wait for them
 
-A SuperNode's `--node-config` names its party: `party="north"`, and may name its own `data=`. In a simulation the partition is the
-number of the party.
+A SuperNode's `--node-config` names its party: `party="north"`, and may name its own `data=`. In a simulation (`flower-superlink
+--simulation`, with Ray) the partition is the number of the party.
 
 A message holds the same bytes as in one process, in one ConfigRecord. No weights travel. A party keeps its network and optimiser in
 the state of its own context. Telemetry is off. Needs the extra `federated`, which the base install does not import.
@@ -50,6 +50,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
 from counterpoint.tasks.federations import Answers
+from counterpoint.tasks.public_sets import federate
 
 RECORD = "counterpoint"
 
@@ -127,7 +128,7 @@ def federation(grid: Grid, context: Context) -> None:
     exchange = OverGrid(grid, wanted, float(context.run_config.get("wait", 60)), experiment.config.answer_seconds)
     out = str(context.run_config.get("out", ""))
     run = Run.create(Path(out), experiment.record(seed)) if out else None
-    creamfl.federate(experiment, task, exchange, seed, run=run, say=print)
+    federate(experiment, task, creamfl.CreamFLServer, exchange, seed, run=run, say=print)
 
 
 class OverGrid:

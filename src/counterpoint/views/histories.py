@@ -1,6 +1,6 @@
 """Change histories of items at random: crop, mask, reorder. Two different changes make the two views of CL4SRec.
 
-Source: Xie et al., "Contrastive Learning for Sequential Recommendation", ICDE 2022, arXiv 2010.14395.
+Source: Xie et al., "Contrastive Learning for Sequential Recommendation", ICDE 2022, arXiv 2010.14395. `changed_sets` changes sets.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -124,3 +125,39 @@ def changed(
         rows, sizes = (torch.stack([found[part] for found in made]) for part in range(2))
         views.append(Histories(rows[choice, at], sizes[choice, at]))
     return views[0], views[1]
+
+
+def changed_sets(
+    given: Histories,
+    share: float,
+    items: int,
+    keys: Float[Tensor, "n length"],
+    numbers: Float[Tensor, "n wide"],
+    *,
+    replace: bool,
+) -> Int[Tensor, "n wide"]:
+    """Return sets that keep some of their items, in random order, as ids with 0 for padding.
+
+    round(share x length + 0.5) items stay: at least one, and below a share of 1 not all of several.
+
+    Args:
+        given: the sets.
+        share: above 0. Above 1 all items stay, and wide - length random items are added.
+        items: number of all items.
+        keys: uniform numbers in 0..1, which order the items of a set.
+        numbers: uniform numbers in 0..1, which choose other items.
+        replace: put random items in the places of those that do not stay.
+
+    >>> sets, keys = Histories(torch.tensor([[4, 5, 6]]), torch.tensor([3])), torch.tensor([[0.3, 0.1, 0.2]])
+    >>> changed_sets(sets, 0.5, 9, keys, torch.zeros(1, 3), replace=True)
+    tensor([[5, 6, 1]])
+    """
+    (ids, lengths), extra = given, numbers.shape[1] - given.ids.shape[1]
+    places = torch.arange(numbers.shape[1], device=ids.device)
+    order = keys.masked_fill(places[: ids.shape[1]] >= lengths[:, None], 2.0).argsort(1)
+    shuffled = F.pad(ids.gather(1, order), (0, extra))
+    kept = (share * lengths.double() + 0.5).round().long().minimum(lengths - int(share < 1)).clamp(min=1)
+    other = 1 + (numbers * items).long().clamp(max=items - 1)
+    until = lengths + extra if extra or replace else kept
+    view = torch.where(places < kept[:, None], shuffled, other)
+    return view.masked_fill(places >= until[:, None], 0)

@@ -237,9 +237,7 @@ class CoconutConfig(ClassStreamConfig):
                 raise unknown(name, getattr(self, name), known)
         if not 0 < self.temperature < float("inf"):
             raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
-        for name in ("nspt_weight", "mm_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("nspt_weight", "mm_weight")
         if min(self.text_width, self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
             raise CounterpointError("text_width, decoder_width, decoder_depth and decoder_heads must be at least 1")
         if self.decoder_width % self.decoder_heads:
@@ -359,24 +357,10 @@ class CoconutLearner(ClassStreamLearner):
 
 # Settings for short sounds and few items, which replace the paper's.
 LAPTOP: dict[str, Any] = {
-    "phases": 5,
-    "epochs": 15,
-    "batch_size": 16,
-    "audio_encoder": "frames-s",
-    "image_encoder": "mlp-s",
-    "vector_encoder": "relu-128-128",
-    "embedding": 64,
-    "context": 16,
-    "vocabulary": 300,
-    "lr": 1e-3 * 256 / 32,
-    "weight_decay": 0.01,
-    "warmup_epochs": 0,
-    "text_width": 64,
-    "decoder_width": 64,
-    "decoder_depth": 2,
-    "decoder_heads": 4,
-    "memory": 4,
-}
+    "phases": 5, "epochs": 15, "batch_size": 16, "lr": 1e-3 * 256 / 32, "weight_decay": 0.01, "warmup_epochs": 0, "memory": 4,
+    "audio_encoder": "frames-s", "image_encoder": "mlp-s", "vector_encoder": "relu-128-128", "embedding": 64, "context": 16,
+    "vocabulary": 300, "text_width": 64, "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4,
+}  # fmt: skip
 
 SYSTEM = System(
     slug="coconut", task="aligned", config=CoconutConfig, learner=CoconutLearner, data="spoken-words", recipe=LAPTOP

@@ -46,6 +46,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoint.core.averages import blended
 from counterpoint.core.checks import need_positive, need_rows, need_scale, need_within, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import EPS, unit
@@ -322,15 +323,11 @@ class MulKIConfig(TaskStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("l1", "l2", "feature_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("l1", "l2", "feature_weight")
         for name in ("temperature", "weight_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise CounterpointError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        for name in ("prototype_momentum", "connect_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        self.need_share("prototype_momentum", "connect_share")
         if not 0 <= self.label_smoothing < 1:
             raise CounterpointError(f"label_smoothing must lie in 0 to below 1, got {self.label_smoothing}")
         for name, known in (("weights", WEIGHTS), ("prototypes", BANKS), ("connect", CONNECT)):
@@ -451,36 +448,17 @@ def _unit_rows(teacher: Frozen, batch: dict[str, Any]) -> Float[Tensor, "n dim"]
     return unit(rows.float())
 
 
-@torch.no_grad()
-def blended(into: nn.Module, one: nn.Module, other: nn.Module, share: float) -> None:
-    """Write (1 - share) one + share other into a network of the same form; whole numbers are the second's."""
-    first, second = one.state_dict(), other.state_dict()
-    for name, value in into.state_dict().items():
-        value.copy_(first[name].lerp(second[name], share) if value.is_floating_point() else second[name])
-
-
 TEACHER = (
     "fit:clip?data=digit-domains%3Forigin=1&image_encoder=mlp-s&text_encoder=tower-64-1-16&embedding=32&recipe=none&epochs=60"
     "&batch_size=64&lr=0.008&context=16&evaluate_every=60"
 )
 # Settings for small pictures on a few cores, which replace the paper's.
 LAPTOP: dict[str, Any] = {
-    "teacher": TEACHER,
-    "templates": "{}",
-    "epochs": 5,
-    "batch_size": 64,
-    "lr": 1e-3,
-    "warmup_epochs": 0,
-    "label_smoothing": 0.0,
-    "recipe": "none",
-    "evaluate_every": 10,
-}
+    "teacher": TEACHER, "templates": "{}", "epochs": 5, "batch_size": 64, "lr": 1e-3, "warmup_epochs": 0, "label_smoothing": 0.0,
+    "recipe": "none", "evaluate_every": 10,
+}  # fmt: skip
 
+RECIPES = {"digit-domains": LAPTOP}
 SYSTEM = System(
-    slug="mulki",
-    task="labelled",
-    config=MulKIConfig,
-    learner=MulKILearner,
-    data="digit-domains",
-    recipes={"digit-domains": LAPTOP},
+    slug="mulki", task="labelled", config=MulKIConfig, learner=MulKILearner, data="digit-domains", recipes=RECIPES
 )

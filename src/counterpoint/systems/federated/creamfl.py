@@ -27,46 +27,31 @@ Not built: the pooling of words by PIE attention, and fine-tuning for visual que
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_scale, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
+from counterpoint.core.distributed import global_mean, mean_of_total
+from counterpoint.core.matches import distance_cross_entropy
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
-from counterpoint.engine.evaluation import measure
-from counterpoint.engine.optim import factor, optimisers
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import AlignedLearner, first_two
-from counterpoint.tasks.federations import (
-    Federation,
-    FederationConfig,
-    FederationTask,
-    InProcess,
-    Items,
-    finish,
-    pack,
-    passes,
-    seeded,
-    unpack,
-)
+from counterpoint.tasks.federations import FederationConfig, FederationTask, seeded
+from counterpoint.tasks.public_sets import PublicParty, PublicServer, facts_of, federate_here, number_of
 
 
 class Cream(NamedTuple):
@@ -94,8 +79,9 @@ def soft_contrastive(
         image_emb, text_emb: embeddings of n pairs, of any norm; normalised here.
         negative_scale, shift: a and b, learnable scalars or numbers; by default 15.
 
-    The result is a sum, not a mean. Memory is [n, n]. Across processes, all pairs of all processes count. Raises ValueError for
-    shapes that differ and for an empty batch.
+    The result is a sum, not a mean. Memory is linear in n. Across processes, all pairs of all processes count.
+
+    Raises ValueError for shapes that differ and for an empty batch.
 
     >>> soft_contrastive(torch.eye(2), torch.eye(2), 15.0, 15.0)
     tensor(1.6045e-05)
@@ -103,12 +89,7 @@ def soft_contrastive(
     need_alike("n dim", image_emb=image_emb, text_emb=text_emb)
     v, t = unit(wide(image_emb)), unit(wide(text_emb))
     a, b = scalar(negative_scale, v), scalar(shift, v)
-    every = gather_rows(t)
-    square = (v.square().sum(1)[:, None] + every.square().sum(1) - 2 * (v @ every.T)).clamp(min=0)
-    logits = 2 * (b - a * (square + 1e-6).sqrt())
-    at = place(len(v), v.device).offset + torch.arange(len(v), device=v.device)
-    own = at[:, None] == torch.arange(len(every), device=v.device)
-    return mean_of_total(2 * F.softplus(torch.where(own, -logits, logits)).sum(), 1)
+    return mean_of_total(2 * distance_cross_entropy(v, t, 2 * a, 2 * b), 1)
 
 
 @over_group
@@ -328,12 +309,8 @@ class CreamFLConfig(FederationConfig):
     """Contrast with the same public item, against the party's own old embedding."""
     loss_scale: bool = False
     """Divide the first of these by its ratio to the second, without gradient."""
-    together: bool = False
-    """Add the contrast to each step on the party's own items, as the paper writes it. Default: a pass of its own, as released."""
     fusion: Literal["contrast", "mean"] = "contrast"
     """Weight the parties of an item by their contrast with the server's other modality, or all alike."""
-    distil_weight: float = 0.3
-    """Weight of the mean squared distance to the fused representations, for each modality; 0: the server learns alone."""
     class_optimizer: str = "sgd"
     """Optimiser of parties of one modality."""
     class_lr: float = 1e-4 * 256 / 512
@@ -352,22 +329,16 @@ class CreamFLConfig(FederationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("contrast_temperature", "class_lr", "pair_lr", "class_scale")
-        for name in ("contrast_weight", "distil_weight", "class_margin", "class_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("contrast_weight", "class_margin", "class_decay")
         if self.fusion not in ("contrast", "mean"):
             raise unknown("fusion", self.fusion, ["contrast", "mean"])
 
     def of_party(self, party: Party, number: int) -> CreamFLConfig:
         """Return the settings of a party: its networks, by its number, and its optimiser."""
         pairs = len(party.modalities) > 1
-        own = {}
-        for kind in ("image", "text", "vector"):
-            names = getattr(self, f"party_{kind}_encoder").split(",")
-            own[f"{kind}_encoder"] = names[number % len(names)].strip()
         return replace(
             self,
-            **own,
+            **self.party_encoders(number),
             batch_size=self.party_batch_size,
             optimizer=self.pair_optimizer if pairs else self.class_optimizer,
             lr=self.pair_lr if pairs else self.class_lr,
@@ -407,271 +378,77 @@ class ClassLearner(AlignedLearner):
         return {"loss": class_margin_loss(z, self.classes, batch["label"], self.scale, self.config.class_margin)}
 
 
-class Trained:
-    """A network with its optimiser, which lasts over the rounds. `curve` maps the round to the factor of the learning rate."""
-
-    def __init__(self, learner: AlignedLearner, config: CreamFLConfig, curve: Callable[[float], float] | None) -> None:
-        if torch.cuda.is_available():
-            learner.to("cuda")
-        self.learner, self.config = learner.train(), config
-        turn = optimisers(config, [learner], config.rounds, config.batch_size, curve=curve)
-        self.optimizer, self.curve = turn.optimizers[0], curve or (lambda r: factor(r, config.rounds, 0))
-
-    def begin(self, round: int, *seeds: int) -> None:
-        torch.manual_seed(seeded(*seeds, round))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.curve(round)
-
-    def step(self, loss: Tensor, of: str) -> float:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise CounterpointError(f"the loss of {of} is not finite: training diverged; lower its learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return value
-
-    def state(self) -> dict[str, Any]:
-        return {"network": dict(self.learner.state_dict()), "optimizer": self.optimizer.state_dict()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
 def falling(rounds: int) -> Callable[[float], float]:
     """Return the factor of the learning rate of classifying parties by round: a tenth from one half, and from 80 %."""
     return lambda round: 0.1 ** ((round >= rounds / 2) + (round >= 0.8 * rounds))
 
 
-# --------------------------------------------------------------------------------------------------------------- the round
+# ------------------------------------------------------------------------------------------------------- server and parties
 
 
-class CreamFLServer(Trained):
-    """Steps A and D, with the shares of the last fusion: modality -> party -> [public items]."""
+class CreamFLServer(PublicServer):
+    """Steps A and D."""
 
-    def __init__(self, learner: AlignedLearner, task: FederationTask, config: CreamFLConfig, seed: int) -> None:
-        super().__init__(learner, config, None)
-        self.public, self.seed = Items(task, task.data.train, task.data.modalities), seed
-        self.shares: dict[str, dict[str, Tensor]] = {}
+    config: CreamFLConfig
 
-    def learn(self, round: int) -> dict[str, float]:
-        self.begin(round, self.seed, 1)
-        losses = []
-        for epoch in range(self.config.epochs):
-            for n, rows in enumerate(passes(len(self.public), self.config.batch_size, self.seed, round, epoch, 1)):
-                batch = self.public.train(self.learner, rows, seeded(self.seed, round, epoch, n, 1))
-                losses.append(self.step(self.learner.loss(batch)["loss"], "the server"))
-        return {"loss": sum(losses) / len(losses)}
-
-    def represent(self) -> dict[str, Tensor]:
-        self.globals = self.public.represent(self.learner)
-        return self.globals
-
-    def merge(self, round: int, answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
-        targets = {}
-        for name, other in zip(self.globals, reversed(self.globals), strict=True):
-            held = {party: rows[name] for party, rows in answers.items() if name in rows}
-            if not held:
-                continue  # no party of this modality answered
-            stacked = torch.stack(list(held.values())).to(self.learner.device)
-            if self.config.fusion == "contrast":
-                targets[name] = contrastive_ensemble(stacked, self.globals[other])
-                self.shares[name] = dict(zip(held, ensemble_weights(stacked, self.globals[other]).cpu(), strict=True))
-            else:
-                targets[name] = stacked.mean(0)
-        losses = []
-        for n, rows in enumerate(
-            passes(len(self.public), self.config.batch_size, self.seed, round, 2) if targets else ()
-        ):
-            batch = self.public.train(self.learner, rows, seeded(self.seed, round, n, 2))
-            found = self.learner.embed(batch)
-            at = batch["index"].to(self.learner.device)
-            loss = torch.stack([F.mse_loss(found[name], rows[at]) for name, rows in targets.items()]).sum()
-            losses.append(self.step(self.config.distil_weight * loss, "the distillation"))
-        return {"distillation": sum(losses) / len(losses)} if losses else {}
-
-    def state(self) -> dict[str, Any]:
-        return super().state() | {"shares": self.shares}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        super().restore(state)
-        self.shares = dict(state["shares"])
+    def fused(self, rows: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.config.fusion == "mean":
+            return rows.mean(0), None
+        return contrastive_ensemble(rows, other), ensemble_weights(rows, other)
 
 
-class CreamFLParty(Trained):
+class CreamFLParty(PublicParty):
     """Steps B and C of one party."""
 
+    config: CreamFLConfig
+
     def __init__(self, task: FederationTask, name: str, seed: int) -> None:
-        names = [party.name for party in task.parties]
-        if name not in names:
-            raise unknown("party", name, names)
-        number = names.index(name)
+        number = number_of(task, name)
         party = task.parties[number]
         assert isinstance(task.config, CreamFLConfig)
         config = task.config.of_party(party, number)
-        pairs = len(party.modalities) > 1
-        facts = SimpleNamespace(
-            **task.facts
-            | {"modalities": {n: m.spec for n, m in party.modalities.items()}, "classes": len(party.classes)}
-        )
-        learner = (CreamFLLearner if pairs else ClassLearner)(config, facts, seeded(seed, number, 3))
-        super().__init__(learner, config, None if pairs else falling(config.rounds))
-        self.party, self.seeds, self.pairs = party, (seed, number, 4), pairs
-        self.own = Items(task, party.items, party.modalities)
-        self.public = Items(task, task.data.train, party.modalities)
-        self.modalities = list(task.data.modalities)
+        self.pairs = len(party.modalities) > 1
+        made = CreamFLLearner if self.pairs else ClassLearner
+        learner = made(config, facts_of(task, party), seeded(seed, number, 3))
+        super().__init__(task, number, learner, config, seed, None if self.pairs else falling(config.rounds))
 
-    def answer(self, message: bytes) -> bytes:
-        """Learn from the server's message and the party's items; return the party's representations of the public items.
-
-        Raises CounterpointError for a message of another version or shape, and where training diverges.
-        """
-        facts, rows = unpack(message)
-        shape = (len(self.public), self.config.embedding)
-        if list(rows) != sorted(self.modalities) or any(value.shape != shape for value in rows.values()):
-            found = {name: list(value.shape) for name, value in rows.items()}
-            raise CounterpointError(
-                f"{self.party.name}: the server's public set {found} is not this party's, {list(shape)} of "
-                f"{' and '.join(self.modalities)}; use the same public file and --embedding on both sides"
-            )
-        round = int(facts["round"])
-        self.train(round, {name: value.to(self.learner.device) for name, value in rows.items()})
-        return pack(self.public.represent(self.learner), round=round, sender=self.party.name)
-
-    def train(self, round: int, rows: Mapping[str, Tensor]) -> None:
-        """Repeat the passes over the party's own items and over the public ones."""
-        config, name = self.config, self.party.name
-        self.begin(round, *self.seeds)
-        wanted = config.contrast_weight > 0 and (config.inter or config.intra)
-        old = self.public.represent(self.learner) if wanted else {}
-        for epoch in range(config.party_epochs):
-            own, public = (
-                passes(len(items), config.batch_size, *self.seeds, round, epoch, n)
-                for n, items in enumerate((self.own, self.public))
-            )
-            seeds = itertools.count(seeded(*self.seeds, round, epoch))
-            around = itertools.cycle(public)
-            for at in own:
-                loss = self.learner.loss(self.own.train(self.learner, at, next(seeds)))["loss"]
-                if wanted and config.together:
-                    loss = loss + self.contrast(next(around), next(seeds), rows, old)
-                self.step(loss, name)
-            for at in public if wanted and not config.together else ():
-                self.step(self.contrast(at, next(seeds), rows, old), name)
+    @property
+    def contrasts(self) -> bool:
+        return self.config.contrast_weight > 0 and (self.config.inter or self.config.intra)
 
     def contrast(
-        self, at: NDArray[np.int64], seed: int, rows: Mapping[str, Tensor], old: Mapping[str, Tensor]
+        self, z: Mapping[str, Tensor], old: Mapping[str, Tensor], rows: Mapping[str, Tensor], index: Tensor
     ) -> Tensor:
-        """Compute the weighted contrast of a batch of public items (step B)."""
-        config, batch = self.config, self.public.train(self.learner, at, seed)
-        index = batch["index"].to(self.learner.device)
-        z = self.learner.embed(batch)
+        config = self.config
         more = (config.contrast_weight, config.contrast_temperature, config.loss_scale)
         if self.pairs:
             a, b = self.modalities
-            found = cream_multi(z[a], z[b], old[a][index], old[b][index], rows[a], rows[b], index, *more)
+            found = cream_multi(z[a], z[b], old[a], old[b], rows[a], rows[b], index, *more)
         else:
             ((own, emb),) = z.items()
             (other,) = (name for name in self.modalities if name != own)
-            found = cream_uni(emb, old[own][index], rows[own], rows[other], index, *more)
+            found = cream_uni(emb, old[own], rows[own], rows[other], index, *more)
         if config.inter and config.intra:
             return found.loss
         return config.contrast_weight * (found.inter if config.inter else found.intra)
-
-
-# ------------------------------------------------------------------------------------------------------------------ the run
 
 
 def run(
     experiment: Any, seed: int, *, run: Run | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, float]]:
     """Run the federation with all parties in this process, and return a row for each round."""
-    task: FederationTask = experiment.task()
-    members = (
-        {} if not experiment.config.distil_weight else {p.name: CreamFLParty(task, p.name, seed) for p in task.parties}
-    )
-    return federate(experiment, task, InProcess(members, experiment.config.answer_seconds), seed, run=run, say=say)
-
-
-def federate(
-    experiment: Any, task: FederationTask, exchange: Any, seed: int, *, run: Run | None, say: Callable[[str], None]
-) -> list[dict[str, float]]:
-    """Run the server's side of the federation over an exchange of messages; finish the run directory."""
-    config: CreamFLConfig = experiment.config
-    if run is not None:
-        run.save_facts(task.facts)
-    learner = experiment.learner(task.facts if run is None else run.facts(), seed)
-    server = CreamFLServer(learner, task, config, seed)
-
-    def measured(round: int) -> dict[str, float]:
-        found = {f"valid/{k}": v for k, v in measure(learner, task, "valid", final=False)[0].items()}
-        if round == config.rounds - 1:
-            figures, evaluator, _ = measure(learner, task, "test", final=True)
-            found |= {f"test/{k}": v for k, v in figures.items()}
-            if run is not None:
-                run.save_chance(evaluator.chance())
-                run.save_figures(shares_of(server, task) | evaluator.figures)
-        return found
-
-    public, parties = len(task.data.train), task.parties
-    federation = Federation(server, exchange, parties, config, seed, public, measure=measured, run=run, say=say)
-    rows = federation.rounds(ask=config.distil_weight > 0)
-    if run is not None:
-        finish(run, learner, rows)
-    return rows
-
-
-def shares_of(server: CreamFLServer, task: FederationTask) -> dict[str, Any]:
-    """Draw each party's share in the fused representations, relative to equal shares, by domain of the public items."""
-    found: dict[str, Any] = {}
-    domains = task.data.train.domains
-    groups = np.arange(len(server.public)) * 8 // len(server.public) if domains is None else domains
-    named = [f"part {n + 1}" for n in range(8)] if domains is None else list(task.data.domains)
-    for name, shares in server.shares.items():
-        values = [
-            [float(share.numpy()[groups == g].mean()) * len(shares) for g in np.unique(groups)]
-            for share in shares.values()
-        ]
-        found[f"Who has a say in {name}"] = {
-            "kind": "table",
-            "columns": ["party", *(named[g] for g in np.unique(groups))],
-            "rows": [[party, *(f"{value:.2f}" for value in row)] for party, row in zip(shares, values, strict=True)],
-            "caption": "Shares of the parties in the fused representations of the last round, by domain of the public items. 1: an "
-            "equal share.",
-        }
-    return found
+    return federate_here(experiment, CreamFLServer, CreamFLParty, seed, run=run, say=say)
 
 
 # Settings for small pictures and few items, which replace the paper's.
 LAPTOP: dict[str, Any] = {
-    "rounds": 10,
-    "party_epochs": 2,
-    "image_encoder": "mlp-s",
-    "text_encoder": "text-s",
-    "vector_encoder": "relu-256-256",
-    "party_image_encoder": "mlp-s,conv-s",
-    "party_text_encoder": "text-s",
-    "party_vector_encoder": "relu-128,relu-64-64",
-    "embedding": 32,
-    "context": 16,
-    "recipe": "none",
-    "batch_size": 64,
-    "party_batch_size": 64,
-    "optimizer": "adamw",
-    "class_optimizer": "adamw",
-    "pair_optimizer": "adamw",
-    "lr": 1e-3,
-    "class_lr": 4e-3,
-    "pair_lr": 4e-3,
-}
+    "rounds": 10, "party_epochs": 2, "embedding": 32, "context": 16, "recipe": "none",
+    "image_encoder": "mlp-s", "text_encoder": "text-s", "vector_encoder": "relu-256-256",
+    "party_image_encoder": "mlp-s,conv-s", "party_text_encoder": "text-s", "party_vector_encoder": "relu-128,relu-64-64",
+    "batch_size": 64, "party_batch_size": 64, "optimizer": "adamw", "class_optimizer": "adamw", "pair_optimizer": "adamw",
+    "lr": 1e-3, "class_lr": 4e-3, "pair_lr": 4e-3,
+}  # fmt: skip
 
 SYSTEM = System(
-    slug="creamfl",
-    task="federations",
-    config=CreamFLConfig,
-    learner=CreamFLLearner,
-    data="digit-parties",
-    recipe=LAPTOP,
-    run=run,
-)
+    slug="creamfl", task="federations", config=CreamFLConfig, learner=CreamFLLearner, data="digit-parties", recipe=LAPTOP, run=run
+)  # fmt: skip

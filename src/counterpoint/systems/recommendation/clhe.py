@@ -47,13 +47,13 @@ from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_whe
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group, world
-from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.sequences import SequencesConfig
+from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
+from counterpoint.views.histories import Histories, changed_sets
 
 SOURCES = ("content", "text", "cf")
 LN_EPS = 1e-9
@@ -279,9 +279,7 @@ class CLHEConfig(SequencesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("item_temperature", "bundle_temperature", "kept")
-        for name in ("item_weight", "bundle_weight", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("item_weight", "bundle_weight", "noise")
         if not 0 <= self.drop < 1 or not self.kept < math.inf:
             raise CounterpointError(
                 f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
@@ -336,7 +334,7 @@ class ItemEncoder(nn.Module):
         return modality_fusion(tokens, self.w_q.weight, self.w_k.weight)
 
 
-class CLHE(Learner):
+class CLHE(SequencesLearner):
     """Two item encoders, the attention over a bundle, and a projection for the contrast of items."""
 
     config: CLHEConfig
@@ -384,22 +382,14 @@ class CLHE(Learner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the views of bundles: ids with 0 for padding."""
-        config, ids, lengths = self.config, batch["ids"], batch["lengths"]
-        total, mine = self.share(len(ids))
-        width = ids.shape[1]
+        config, given = self.config, Histories(batch["ids"], batch["lengths"])
+        total, mine = self.share(len(given.ids))
+        width = given.ids.shape[1]
         extra = round(width * (config.kept - 1)) if config.kept > 1 else 0
         keys = torch.rand(total, config.length, generator=generator)[mine, :width].to(self.device)
         numbers = torch.rand(total, config.length + extra, generator=generator)[mine, : width + extra].to(self.device)
-        places = torch.arange(width + extra, device=self.device)
-        order = keys.masked_fill(places[:width] >= lengths[:, None], 2.0).argsort(1)
-        shuffled = F.pad(ids.gather(1, order), (0, extra))
-        kept = (
-            (config.kept * lengths.double() + 0.5).round().long().minimum(lengths - int(config.kept < 1)).clamp(min=1)
-        )
-        other = 1 + (numbers * len(self.cold)).long().clamp(max=len(self.cold) - 1)
-        until = lengths + extra if extra or config.bundle_views == "replace" else kept
-        view = torch.where(places < kept[:, None], shuffled, other)
-        return batch | {"view": view.masked_fill(places >= until[:, None], 0)}
+        replace = config.bundle_views == "replace"
+        return batch | {"view": changed_sets(given, config.kept, len(self.cold), keys, numbers, replace=replace)}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, ids = self.config, batch["ids"]
@@ -407,9 +397,9 @@ class CLHE(Learner):
         used = torch.cat([part.flatten() for part in sets]).unique()
         used = used[used > 0] - 1
         items = self.encoder.fused(self.encoder.tokens(self.features, self.cold, used))
-        states = [self.pooled(part, items, used) for part in sets]
+        states = [self.pooled(part, items[torch.searchsorted(used, (part - 1).clamp(min=0))]) for part in sets]
         targets = torch.zeros(len(ids), len(self.cold) + 1, device=items.device).scatter_(1, ids, 1.0)[:, 1:]
-        recon = multinomial_nll(states[0] @ self.decoded().T, targets)
+        recon = multinomial_nll(states[0] @ self.item_table().T, targets)
         found = {"loss": recon, "recon": recon.detach()}
         if config.item_weight:
             contrast = one_way_infonce(*self.item_pair(ids), config.item_temperature)
@@ -438,22 +428,18 @@ class CLHE(Learner):
             views = [F.dropout(items, config.drop, self.training) for _ in range(2)]
         return self.projector(views[0]), self.projector(views[1])
 
-    def pooled(self, ids: Tensor, items: Tensor, used: Tensor) -> Tensor:
-        """Return the vectors of sets of ids [n, T], 0 for padding. `items` has the vectors of the items numbered `used`."""
-        at = torch.searchsorted(used, (ids - 1).clamp(min=0)).clamp(max=max(0, len(used) - 1))
-        return set_attention_pool(items[at], ids == 0, self.bundle_q.weight, self.bundle_k.weight)
-
-    def decoded(self) -> Tensor:
-        """Return the vectors of all items by the second encoder."""
-        return self.decoder.fused(self.decoder.tokens(self.features, self.cold))
+    def pooled(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Return the vectors of sets of ids [n, T], 0 for padding, from their items' vectors [n, T, dim]."""
+        return set_attention_pool(rows, ids == 0, self.bundle_q.weight, self.bundle_k.weight)
 
     # --- predictions
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        ids = batch["ids"]
-        used = torch.arange(len(self.cold), device=ids.device)
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
         items = self.encoder.fused(self.encoder.tokens(self.features, self.cold))
-        return {"query": self.pooled(ids, items, used), "items": self.decoded()}
+        return self.pooled(ids, items[(ids - 1).clamp(min=0)])
+
+    def item_table(self) -> Tensor:
+        return self.decoder.fused(self.decoder.tokens(self.features, self.cold))
 
 
 # Settings for a few hundred bundles, which replace the paper's.

@@ -44,7 +44,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -58,13 +57,13 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.encoders.histories import HistoryEncoder
-from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.sequences import Beginnings, SequencesConfig
+from counterpoint.tasks.histories import Beginnings, SameTarget
+from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
 from counterpoint.views.histories import Histories, changed, draws
 
 CHUNK = 2**22  # products of the search for the hardest negatives that are held at a time
@@ -256,9 +255,7 @@ class MCLRecConfig(SequencesConfig):
         super().__post_init__()
         self.need_positive("temperature", "augmenter_lr")
         self.need_share("dropout", "crop", "mask", "reorder")
-        for name in ("view_weight", "learned_weight", "regulariser"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("view_weight", "learned_weight", "regulariser")
         for name, known in (
             ("objective", ("cross-entropy", "bpr")),
             ("update", ("three-turns", "two-turns", "joint")),
@@ -291,7 +288,7 @@ def frozen(augmenter: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in augmenter.named_parameters()}
 
 
-class MCLRec(Learner):
+class MCLRec(SequencesLearner):
     """SASRec's encoder, and two augmenters where their weight is above 0."""
 
     config: MCLRecConfig
@@ -377,10 +374,7 @@ class MCLRec(Learner):
 
     def begin(self, survey: Survey) -> None:
         if self.config.views == "same-target":
-            self.beginnings = Beginnings(survey.split())
-            self.by_target = self.beginnings.targets.argsort(kind="stable")
-            self.targets = self.beginnings.targets[self.by_target]
-            self.order = self.by_target.argsort()  # place of each example in `by_target`
+            self.examples = SameTarget(Beginnings(survey.split()))
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         config, given = self.config, Histories(batch["ids"], batch["lengths"])
@@ -400,37 +394,24 @@ class MCLRec(Learner):
     def _same_target(self, batch: dict[str, Any], drawn: Tensor) -> Histories:
         """Return another history with the same next item for each, or the same one where there is no other."""
         target, own = batch["target"].cpu().numpy(), batch["index"].cpu().numpy()
-        first, last = (np.searchsorted(self.targets, target, side) for side in ("left", "right"))
-        chosen = first + (drawn.numpy() * np.maximum(last - first - 1, 1)).astype(np.int64)
-        chosen = np.where(last - first > 1, chosen + (chosen >= self.order[own]), chosen)
-        found = self.beginnings.at(self.by_target[chosen], self.config.length)
+        found = self.examples.other(target, own, drawn.numpy(), self.config.length)
         return Histories(found["ids"].to(self.device), found["lengths"].to(self.device))
 
     # --- predictions
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"query": self.encoder(batch["ids"], batch["lengths"]), "items": self.encoder.table}
+    def represent(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        found: Tensor = self.encoder(ids, lengths)
+        return found
+
+    def item_table(self) -> Tensor:
+        return self.encoder.table
 
 
 # Settings for data of a few hundred users, which replace the paper's.
 LAPTOP: dict[str, Any] = {
-    "epochs": 30,
-    "batch_size": 128,
-    "dim": 32,
-    "length": 20,
-    "dropout": 0.3,
-    "lr": 4e-3,
-    "evaluate_every": 2,
-}
+    "epochs": 30, "batch_size": 128, "dim": 32, "length": 20, "dropout": 0.3, "lr": 4e-3, "evaluate_every": 2,
+    "view_weight": 0.01, "learned_weight": 0.02,
+}  # fmt: skip
+RECIPES = {"visits": LAPTOP, "movielens": LAPTOP | {"length": 50}}
 
-SYSTEM = System(
-    slug="mclrec",
-    task="sequences",
-    config=MCLRecConfig,
-    learner=MCLRec,
-    data="visits",
-    recipes={
-        "visits": LAPTOP | {"view_weight": 0.01, "learned_weight": 0.02},
-        "movielens": LAPTOP | {"view_weight": 0.01, "learned_weight": 0.02, "length": 50},
-    },
-)
+SYSTEM = System(slug="mclrec", task="sequences", config=MCLRecConfig, learner=MCLRec, data="visits", recipes=RECIPES)
