@@ -223,6 +223,14 @@ def test_training_goes_through_the_function_and_its_stages(monkeypatch):
     assert int(learner.trusted.sum()) == 30
 
 
+def test_heads_start_with_the_authors_weights():
+    learner, _ = built(projection=32, hidden=128)
+    for layer in (learner.projector[0], learner.projector[2], learner.reconstructor[2], learner.classifier_low):
+        bound = (6 / layer.in_features) ** 0.5
+        assert 0.95 * bound < float(layer.weight.abs().max()) <= bound
+        assert layer.bias is None or torch.equal(layer.bias, torch.full_like(layer.bias, 0.01))
+
+
 def test_a_frozen_encoder_does_not_change():
     learner, task = built(warm_epochs=0, epochs=2, frozen_epochs=1)
     before = learner.encoder.state_dict()["layer1.0.weight"].clone()

@@ -298,6 +298,17 @@ class CAProConfig(LabelledConfig):
 # ------------------------------------------------------------------------------------------------------------- the learner
 
 
+def start_layer(module: nn.Module) -> None:
+    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as the authors do.
+
+    PyTorch's own smaller weights leave all z nearly parallel for hundreds of steps, and prototypes then judge no label.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.01)
+
+
 class CAPro(LabelledLearner):
     """An encoder with its momentum copy, two classifiers, prototypes, and a table of judged labels by position."""
 
@@ -317,6 +328,8 @@ class CAPro(LabelledLearner):
             nn.Sequential(nn.Linear(a, config.hidden), nn.ReLU(), nn.Linear(config.hidden, b))
             for a, b in ((dim, low), (low, dim))
         )
+        for head in (self.classifier, self.classifier_low, self.projector, self.reconstructor):
+            head.apply(start_layer)
         self.teacher = EMATeacher(self.encoder)
         self.queue = Queue(config.queue, low, seed=seed)
         self.register_buffer("prototype_rows", torch.zeros(classes, low))
