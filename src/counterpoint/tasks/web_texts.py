@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.neighbours import graph_smooth, k_reciprocal_rerank, nearest_rows, rerank_lists
+from counterpoint.core.neighbours import PLACES, graph_smooth, k_reciprocal_rerank, nearest_rows, rerank_lists
 from counterpoint.core.operands import unit
 from counterpoint.data.images import ImageData, Listed, WebTexts
 from counterpoint.encoders.text import build_text_encoder, build_tokenizer
@@ -144,8 +144,8 @@ def trusted_by_text(
         if not len(own):
             continue
         cosine = smooth[own] @ definition
-        own = own[cosine.argsort(descending=True, stable=True)[:LARGEST]]
+        own = own[cosine.round(decimals=PLACES).argsort(descending=True, stable=True)[:LARGEST]]
         distance = k_reciprocal_rerank(definition[None], smooth[own])[0]
         distance[smooth[own].norm(dim=1) == 0] = torch.inf
-        trusted[own[distance.argsort(stable=True)[:top]]] = True
+        trusted[own[distance.round(decimals=PLACES).argsort(stable=True)[:top]]] = True
     return trusted

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.distributed import gather_rows, global_mean, mean_where
+from counterpoint.core.distributed import batch_order, gather_rows, global_mean, mean_where, place
 from counterpoint.core.memory import Queue
 from counterpoint.core.mixing import draw_mix, mix
 from counterpoint.core.noisy_labels import bootstrap_target, judged_labels
@@ -80,6 +80,7 @@ def capro_step(
     proto_momentum: float = 0.999,
     clean: bool = True,
     keep_trusted: bool = True,
+    order: Int[Tensor, " rows"] | None = None,
 ) -> dict[str, Any]:
     r"""Compute the losses of a step, judge its labels, and move queue and prototypes, by the module's equations.
 
@@ -100,12 +101,13 @@ def capro_step(
         proto_momentum: m, 0 to 1, by default 0.999.
         clean: whether labels are judged (default); False: all rows are kept.
         keep_trusted: whether trusted rows always keep their label (default).
+        order: across processes, the gathered rows in the order in which they move prototypes. None (default): rank order.
 
     Returns the losses `loss_cls`, `loss_inst`, `loss_lowdim`, `loss_reconstruct`, `loss_proto` and `loss`, their sum; `kept`
     [n] and `new_label` [n], -1 where removed; `proto_logits_kept` and `bootstrap_target_kept`, of kept rows; `inst_logits`
     [n, 1 + keys]; `prototypes_after` and `queue_after`. In warm-up the prototypes' entries are None, and L_proto is 0.
 
-    Means run over the kept rows of all processes; a mean of no row is 0. Prototypes move by all processes' rows in rank order.
+    Means run over the kept rows of all processes; a mean of no row is 0. Prototypes move by the rows of all processes.
     Raises ValueError for shapes that do not fit, an empty batch and numbers out of range.
     """
     need_alike("n low", z=z, z_key=z_key)
@@ -169,14 +171,20 @@ def capro_step(
         "proto_logits_kept": None if g is None else g[kept],
         "bootstrap_target_kept": None if target is None else target[kept],
         "inst_logits": inst_logits,
-        "prototypes_after": None if prototypes is None else moved_prototypes(prototypes, z, label, proto_momentum),
+        "prototypes_after": None
+        if prototypes is None
+        else moved_prototypes(prototypes, z, label, proto_momentum, order),
         "queue_after": newer.detach().to(queue.dtype),
     }
 
 
 @torch.no_grad()
 def moved_prototypes(
-    prototypes: Float[Tensor, "classes low"], rows: Float[Tensor, "n low"], labels: Int[Tensor, " n"], momentum: float
+    prototypes: Float[Tensor, "classes low"],
+    rows: Float[Tensor, "n low"],
+    labels: Int[Tensor, " n"],
+    momentum: float,
+    order: Int[Tensor, " rows"] | None = None,
 ) -> Float[Tensor, "classes low"]:
     """Move prototypes by the rows of their classes, one after another, then normalise them.
 
@@ -184,12 +192,15 @@ def moved_prototypes(
         prototypes: unit rows.
         rows, labels: rows in order, of all processes in rank order, and their classes; -1 for none.
         momentum: share of the prototype that stays at each row, 0 to 1.
+        order: the gathered rows in the order to take. None (default): rank order.
 
     >>> moved_prototypes(torch.eye(2), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 0.5)
     tensor([[0.7071, 0.7071],
             [0.0000, 1.0000]])
     """
     rows, labels = gather_rows(rows.detach().to(prototypes.dtype)), gather_rows(labels)
+    if order is not None:
+        rows, labels = rows[order], labels[order]
     own = labels[:, None] == torch.arange(len(prototypes), device=labels.device)
     later = own.flip(0).cumsum(0).flip(0) - 1  # rows of this class that follow
     share = torch.where(own, (1 - momentum) * momentum ** later.clamp(min=0).to(rows.dtype), 0)
@@ -450,6 +461,7 @@ class CAPro(LabelledLearner):
             config.temperature,
             config.proto_momentum,
             main and not plain and self.position.epoch + config.frozen_epochs >= config.clean_after,
+            order=batch_order(place(len(z), z.device).total).argsort().to(z.device),
         )
         self.queue.write(z_key)
         if main:
