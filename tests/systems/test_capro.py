@@ -17,6 +17,7 @@ from torch import Tensor
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
+from counterpoint.core.prototypes import moved_prototypes
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
@@ -106,9 +107,9 @@ def test_prototypes_move_by_their_rows_one_after_another():
     for row, label in zip(rows, labels.tolist(), strict=True):
         if label >= 0:
             wanted[label] = 0.7 * wanted[label] + 0.3 * row
-    torch.testing.assert_close(file.moved_prototypes(start, rows, labels, 0.7), F.normalize(wanted, dim=1))
+    torch.testing.assert_close(moved_prototypes(start, rows, labels, 0.7), F.normalize(wanted, dim=1))
     dealt = torch.tensor([0, 2, 4, 1, 3, 5])  # as two processes hold them
-    found = file.moved_prototypes(start, rows[dealt], labels[dealt], 0.7, dealt.argsort())
+    found = moved_prototypes(start, rows[dealt], labels[dealt], 0.7, dealt.argsort())
     torch.testing.assert_close(found, F.normalize(wanted, dim=1))
 
 
@@ -146,7 +147,7 @@ def test_smoothed_texts_choose_the_pictures_of_the_right_sense():
     texts = torch.eye(4)[truth]
     texts[::3] = 0  # missing
     labels = torch.zeros(60, dtype=torch.long)  # all pictures have one label
-    found = trusted_by_text(features, texts, torch.eye(4)[:2], labels, top=10, neighbours=10)
+    found = trusted_by_text(features, texts, torch.eye(4)[:2], labels, top=10, neighbours=10)[0]
     assert int(found.sum()) == 10
     assert not truth[found].any()
 
@@ -157,10 +158,10 @@ def test_rounding_of_features_does_not_change_the_choice():
     texts = torch.cat([torch.rand(60, 20, generator=generator), torch.zeros(60, 4)], 1)
     texts = F.normalize(texts, dim=1)  # all are at the same distance from the definitions
     labels, definitions = torch.arange(60) % 4, torch.eye(24)[-4:]
-    chosen = trusted_by_text(features, texts, definitions, labels, top=5, neighbours=8)
+    chosen = trusted_by_text(features, texts, definitions, labels, top=5, neighbours=8)[0]
     for _ in range(5):
         near = features * (1 + 1e-7 * torch.randn(features.shape, generator=generator))
-        assert torch.equal(trusted_by_text(near, texts, definitions, labels, top=5, neighbours=8), chosen)
+        assert torch.equal(trusted_by_text(near, texts, definitions, labels, top=5, neighbours=8)[0], chosen)
 
 
 def folder(place: Path) -> None:
@@ -216,8 +217,8 @@ def test_training_goes_through_the_function_and_its_stages(monkeypatch):
     learner, task = built()
     calls, function = [], file.capro_step
 
-    def noted(*args: Any, **more: Any) -> dict[str, Any]:
-        calls.append((learner.stage, args[9] is not None, args[16], function(*args, **more)))
+    def noted(**given: Any) -> dict[str, Any]:
+        calls.append((learner.stage, given["prototypes"] is not None, given["clean"], function(**given)))
         return calls[-1][-1]
 
     monkeypatch.setattr(file, "capro_step", noted)
