@@ -130,7 +130,7 @@ class JudgedLearner(LabelledLearner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.several = bool(data.several)
+        self.several = bool(getattr(data, "several", False))
         shape = (data.examples, data.classes) if self.several else (data.examples,)
         self.register_buffer("trusted", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("judged", torch.full(shape, -2))
