@@ -139,6 +139,6 @@ def bootstrap_target(
         raise ValueError(
             f"rows must be [n, dim], queue [keys, dim] and soft [keys, classes], got {shapes(rows=rows, queue=queue, soft=soft)}"
         )
-    weight = (rows @ queue.T).clamp(0, 1) + 1e-7
-    target = (F.normalize(weight, p=1, dim=1) @ soft).clamp(0, 1)
+    weight = (rows @ queue.T).clamp_(0, 1).add_(1e-7)
+    target = (weight @ soft / weight.sum(1, keepdim=True)).clamp(0, 1)
     return target if several else F.normalize(target, p=1, dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows
@@ -85,9 +85,12 @@ def moved_prototypes(
             [0.0000, 1.0000]])
     """
     rows, labels = _ordered(order, rows.detach().to(prototypes.dtype), labels)
-    own = labels[:, None] == torch.arange(len(prototypes), device=labels.device)
-    share, stays = _shares(own, momentum, rows.dtype)
-    return unit(stays[:, None] * prototypes + share.T @ rows)
+    at = labels.argsort(stable=True)[int((labels < 0).sum()) :]  # by class, each in order
+    labels, counts = labels[at], labels[at].bincount(minlength=len(prototypes))
+    later = counts.cumsum(0)[labels] - 1 - torch.arange(len(at), device=at.device)  # rows of this class that follow
+    share = (1 - momentum) * momentum ** later.to(rows.dtype)
+    stays = momentum ** counts.to(rows.dtype)
+    return unit((stays[:, None] * prototypes).index_add_(0, labels, share[:, None] * rows[at]))
 
 
 @torch.no_grad()
@@ -113,7 +116,9 @@ def moved_tag_prototypes(
     """
     rows, tags = _ordered(order, rows.detach().to(prototypes.dtype), tags)
     own = tags[:, :, None] == torch.arange(2, device=tags.device)
-    share, stays = _shares(own, momentum, rows.dtype)
+    later = own.flip(0).cumsum(0).flip(0) - 1  # rows of this tag that follow
+    share = torch.where(own, (1 - momentum) * momentum ** later.clamp(min=0).to(rows.dtype), 0)
+    stays = momentum ** own.sum(0).to(rows.dtype)
     return unit(stays[..., None] * prototypes + torch.einsum("nkt,nkd->ktd", share, rows))
 
 
@@ -121,10 +126,3 @@ def _ordered(order: Tensor | None, *tensors: Tensor) -> list[Tensor]:
     """Gather the rows of all processes, and put them in order."""
     gathered = [gather_rows(tensor) for tensor in tensors]
     return gathered if order is None else [tensor[order] for tensor in gathered]
-
-
-def _shares(own: Bool[Tensor, "n ..."], momentum: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return each row's share of the prototypes after all rows, and the share of the prototypes before."""
-    later = own.flip(0).cumsum(0).flip(0) - 1  # rows of this kind that follow
-    share = torch.where(own, (1 - momentum) * momentum ** later.clamp(min=0).to(dtype), 0)
-    return share, momentum ** own.sum(0).to(dtype)

@@ -34,9 +34,10 @@ def queue_contrast(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n columns"], Float[Tensor, "low keys"]]:
     """Return L_inst, its logits with the queue before this batch enters, and the queue with it, the newest columns first."""
     z_key, older = z_key.detach(), queue.detach().to(z.dtype)
-    logits = torch.cat([(z * z_key).sum(1, keepdim=True), z @ older], 1) / temperature
+    scaled = z / temperature
+    logits = torch.cat([(scaled * z_key).sum(1, keepdim=True), scaled @ older], 1)
     new = gather_rows(z_key)[-queue.shape[1] :]
-    loss = global_mean(logits.logsumexp(1) - logits[:, 0])
+    loss = global_mean(F.cross_entropy(logits, logits.new_zeros(len(z), dtype=torch.long), reduction="none"))
     return loss, logits, torch.cat([new.T, older[:, len(new) :]], 1).detach()
 
 

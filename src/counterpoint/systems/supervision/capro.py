@@ -139,13 +139,15 @@ def capro_step(
         kept, label = judged_labels(score, labels, threshold, trusted.bool() if keep_trusted else None)
 
     # Terms of kept rows, with their corrected labels.
-    cross = F.cross_entropy(logits_low, label, ignore_index=-1, reduction="none")
+    log_low = logits_low.log_softmax(1)
+    cross = F.nll_loss(log_low, label, ignore_index=-1, reduction="none")
     target, after, proto = None, None, torch.zeros_like(cross)
     if prototypes is not None and g is not None:
         keys, weight = newer.T, classifier_low.detach().to(z.dtype)
-        of_prototypes = (keys @ prototypes.detach().to(z.dtype).T / temperature).softmax(1)
-        target = bootstrap_target(z.detach(), keys, alpha * (keys @ weight.T).softmax(1) + (1 - alpha) * of_prototypes)
-        cross = (1 - beta) * cross - beta * (target * logits_low.log_softmax(1)).sum(1)
+        of_prototypes = (keys @ (prototypes.detach().to(z.dtype).T / temperature)).softmax(1)
+        soft = (keys @ weight.T).softmax(1).mul_(alpha).add_(of_prototypes, alpha=1 - alpha)
+        target = bootstrap_target(z.detach(), keys, soft)
+        cross = (1 - beta) * cross - beta * (target * log_low).sum(1)
         proto = F.cross_entropy(g, label, ignore_index=-1, reduction="none")
         after = moved_prototypes(prototypes, z, label, proto_momentum, order)
     losses = {
