@@ -2,7 +2,7 @@
 
     python benchmarks/capro.py [--rounds 9] [--threads 1] [--pictures 100000]      writes results/bench/capro.json
 
-`step`: forward and backward of all losses on float32 rows of width 128, with a queue of 8,192 keys, in turn in one process. Nine
+`step`: forward and backward of all losses on float32 rows of width 128, with a queue of 8,192 keys. Both run in turn. Nine
 tenths of the labels score high, so most rows are kept, as in training. The transcription follows the authors' code: it copies the
 queue for each use, takes rows out by masks, and moves prototypes in a loop over rows. A ratio is the median of the rounds' ratios,
 its time over ours: above 1 ours is faster. Memory is the peak of a separate process of each, minus its memory before the call.

@@ -1,7 +1,7 @@
 """Score rows against learned prototypes, keep a running centre of the scores (DINO), and move prototypes by their rows.
 
-`moved_prototypes` and `moved_tag_prototypes` apply the rule of MoPro (Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995) and CAPro (Qin
-et al., NeurIPS 2023, arXiv 2310.09761): each row moves the prototype of its class, one row after another.
+`moved_prototypes` and `moved_tag_prototypes`: each row moves the prototype of its class, one row after another. Sources: MoPro (Li,
+Xiong, Hoi, ICLR 2021, arXiv 2009.07995) and CAPro (Qin et al., NeurIPS 2023, arXiv 2310.09761).
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def load_canvases(
     shares = {"flipped": flipped, "misplaced": misplaced, "missing": missing}
     if train < 10 or test < 2 or noise < 0 or not 0 < held_out < 1 or not all(0 <= x <= 1 for x in shares.values()):
         raise DataError(
-            f"query-canvases: train is at least 10, test at least 2, noise not negative, held_out between 0 and 1, and "
-            f"{', '.join(shares)} in 0..1; got {train=}, {test=}, {noise=}, {held_out=}, {shares}"
+            f"query-canvases: train is at least 10, test at least 2, and noise not negative; held_out lies between 0 and 1, "
+            f"{', '.join(shares)} in 0..1. Got {train=}, {test=}, {noise=}, {held_out=}, {shares}"
         )
     parts = world.parts("query-canvases", held_out, valid)
     classes = world.inventory()[1]

@@ -1,7 +1,7 @@
 """Learn from pictures whose labels may be wrong: a table of judged labels by position, a last stage on kept ones, and their page.
 
-A picture has one label, or several (the data's `tags`). Tables of the second kind have a column for each class, with 1 for a
-class that is present and 0 for one that is absent. In both, -1 stands for a removed label, and -2 for one not judged yet.
+A picture has one label, or several (the data's `tags`). Tables of the second kind have a column for each class: 1 where it is
+present, 0 where absent. In both, -1 stands for a removed label, and -2 for one not judged yet.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure classifiers of pictures with several labels, for learners of the task `labelled` whose data have `tags`.
 
-A picture's class is one of its labels, so `accuracy` is the share of pictures whose highest score is that of one of their labels.
+`accuracy` is the share of pictures whose highest score is that of one of their labels.
 """
 
 from __future__ import annotations

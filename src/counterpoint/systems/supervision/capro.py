@@ -17,7 +17,7 @@ Qin, Chen, Chen, Shen et al.: "CAPro: Webly Supervised Learning with Cross-Modal
 Rows that are removed count in L_inst alone. Texts enter once, before the main stage: each picture's text is averaged over its
 visual neighbours (`core.neighbours`). The pictures whose text is nearest to their class's definition start the prototypes.
 
-Where a picture may have several labels, each class has its own projector of z, and prototypes of its absence and its presence
+Where a picture may have several labels, each class has its own projector of z, and two prototypes
 (`core.tag_prototypes.capro_tags_step`).
 
 Departures: prototypes start with the main stage, after the frozen epochs. The graph has similarities, where the authors' script has

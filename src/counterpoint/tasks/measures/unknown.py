@@ -17,7 +17,7 @@ THRESHOLDS = 100  # between 0.01 and 0.99
 def open_set_f1(probability: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
     """Compute the mean F1 of an open set over 100 thresholds of confidence, 0.01 to 0.99.
 
-    A picture whose largest probability is not above the threshold counts as of no known class, which is one class more. F1 is
+    A picture counts as of no known class where its largest probability is not above the threshold. That is one class more. F1 is
     that of the mean precision and the mean recall over all classes.
 
     Args:
