@@ -53,11 +53,11 @@ class TagsEvaluator:
 
     def _table(self, logits: torch.Tensor, tags: torch.Tensor) -> dict[str, Any]:
         """Return the table of the average precision of each class, the lowest first."""
-        rows = []
+        rows: list[tuple[str, int, float]] = []
         for number, name in enumerate(self.tags.names):
             own = tags[:, number : number + 1]
             if 0 < int(own.sum()) < len(own):
-                rows.append([name, int(own.sum()), round(tag_measures(logits[:, [number]], own)["mean_ap"], 3)])
+                rows.append((name, int(own.sum()), round(tag_measures(logits[:, [number]], own)["mean_ap"], 3)))
         caption = "Average precision of each label, over all pictures of the split."
         rows.sort(key=lambda row: row[2])
         return {
