@@ -407,8 +407,9 @@ def test_approximate_neighbours_need_faiss(monkeypatch):
         built(graph_search="approximate")
 
 
-def test_the_page_shows_what_became_of_the_labels(tmp_path):
-    words = ["train", "capro", "--data", DATA, "--out", str(tmp_path), "--name", "x"]
+@pytest.mark.parametrize("data", [DATA, CANVASES])
+def test_the_page_shows_what_became_of_the_labels(data, tmp_path):
+    words = ["train", "capro", "--data", data, "--out", str(tmp_path), "--name", "x"]
     assert cli.main([*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]) == 0
     found = json.loads((tmp_path / "x" / "figures.json").read_text())
     series = found["Labels over the epochs"]["series"]
