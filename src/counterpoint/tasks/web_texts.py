@@ -157,10 +157,11 @@ def _with_unknown(data: ImageData, source: str) -> ImageData:
 
 def _matched(data: ImageData, split: Any, file: str, column: str) -> tuple[str, ...]:
     """Return the cell of each picture in a column of a file, "" where the file lacks the picture."""
+    count = len(split)
     if not isinstance(split, Listed):
         raise DataError(f"{data.name} names no files, so {file} cannot be matched; use pictures in files")
     said = _read(file, column)
-    names = split.row_names(np.arange(len(split)))
+    names = split.row_names(np.arange(count))
     return tuple(said.get(name, said.get(Path(name).name, "")) for name in names)
 
 
