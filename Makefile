@@ -75,6 +75,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/supremix.py
 	$(BIN)/python benchmarks/mulki.py
 	$(BIN)/python benchmarks/sepclr.py
+	$(BIN)/python benchmarks/capro.py
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/clhe.py

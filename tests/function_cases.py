@@ -727,6 +727,8 @@ CASES |= {
 }
 OTHERS |= {
     "capro:capro_step": "a step: moves queue and prototypes, and returns a mapping",
+    "tag_prototypes:capro_tags_step": "a step: moves queue and prototypes, and returns a mapping",
+    "approximate_neighbours:approximate_rows": "whole numbers",
     "noisy_labels:judged_labels": "whole numbers",
     "noisy_labels:judged_tags": "whole numbers",
     "neighbours:k_reciprocal_rerank": "ranks of distances",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint.core import neighbours as file
+from counterpoint.core.approximate_neighbours import approximate_rows
 from counterpoint.core.neighbours import graph_smooth, k_reciprocal_rerank, nearest_rows, rerank_lists
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "capro.npz")
@@ -145,3 +146,59 @@ def test_an_isolated_row_stays_zero():
 def test_bad_arguments_are_named(call: Any, said: str):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+# ------------------------------------------------------------------------------------------------- approximate neighbours
+
+
+def clustered(n: int, dim: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, dim, generator=generator)
+    return centres[torch.randint(40, (n,), generator=generator)] + 0.5 * torch.randn(n, dim, generator=generator)
+
+
+def test_approximate_neighbours_have_the_recall_that_they_report():
+    rows = clustered(3000)
+    found, exact = approximate_rows(rows, 10), nearest_rows(rows, 10)
+    same = [len(set(a) & set(b)) for a, b in zip(found.neighbours.rows.tolist(), exact.rows.tolist(), strict=True)]
+    share = sum(same) / exact.rows.numel()
+    assert found.visited < found.clusters
+    assert share == pytest.approx(found.recall, abs=0.03)
+    assert found.recall >= 0.95
+    assert torch.equal(found.neighbours.rows[:, 0], torch.arange(3000))
+
+
+def test_with_all_clusters_they_are_exact():
+    rows = clustered(500)
+    found, exact = approximate_rows(rows, 5, recall=1.0, clusters=500), nearest_rows(rows, 5)
+    assert found.recall == 1
+    torch.testing.assert_close(found.neighbours.similarity.sort(1).values, exact.similarity.sort(1).values)
+
+
+def test_equal_rows_are_their_own_first_neighbours():
+    found = approximate_rows(torch.ones(40, 3), 4).neighbours
+    assert torch.equal(found.rows[:, 0], torch.arange(40))
+    torch.testing.assert_close(found.similarity, torch.ones(40, 4))
+
+
+def test_neighbours_that_are_not_found_are_the_row_itself():
+    rows = torch.eye(32) + 0.01 * clustered(32, 32)
+    found = approximate_rows(rows, 4, recall=0.0, clusters=32).neighbours
+    assert torch.equal(found.rows[:, 0], torch.arange(32))
+    missing = (found.rows == torch.arange(32)[:, None]) & (torch.arange(4) > 0)
+    assert (found.similarity[missing] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (torch.zeros(0, 3), {"k": 2}, "rows"),
+        (torch.full((4, 2), torch.nan), {"k": 2}, "finite"),
+        (torch.ones(4, 2), {"k": 0}, "k must"),
+        (torch.ones(4, 2), {"k": 2, "recall": 1.5}, "recall"),
+        (torch.ones(4, 2), {"k": 2, "clusters": 5}, "clusters"),
+    ],
+)
+def test_bad_arguments_of_approximate_neighbours_are_named(rows, options, said):
+    with pytest.raises(ValueError, match=said):
+        approximate_rows(rows, **options)

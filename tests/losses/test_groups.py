@@ -45,7 +45,7 @@ NAMES = [
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
     "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
     "FitNets", "RKD", "CRD", "DynamicScores", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
-    "SepCLR",
+    "SepCLR", "CAPro",
     "CMD",
     "PatchNCE", "FeatureRatio", "DualContrast",
     "VL2V", "VLMOOD", "GOPro", "PromptKD", "PromptTuning", "AffinityMimicking",

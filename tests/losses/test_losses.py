@@ -99,6 +99,20 @@ def swav_by(m: Any, high: Tensor, low: Tensor) -> Tensor:
     return fn.swav(*scores, m.temperature, m.epsilon, m.iterations).loss
 
 
+def started(m: Any) -> Any:
+    m.start(unit(7, N, DIM).float(), LABELS)
+    return m
+
+
+def capro_by(m: Any, logits: Tensor, z: Tensor, key: Tensor, *more: Tensor) -> Tensor:
+    feature, rebuilt, labels, trusted = more
+    z, key, weight = F.normalize(z), F.normalize(key), m.classifier_low.weight
+    queue, low = m.memory.rows.clone().T, m.prototypes.clone()
+    rows = logits, z, key, z @ weight.T, feature, rebuilt, labels, trusted, queue, low, weight
+    loss: Tensor = fn.capro_step(*rows, 0.5, 0.5, 0.1, 0.5, 0.9)["loss"]
+    return loss
+
+
 CASES: dict[str, Case] = {
     "NTXent": Case(lambda: losses.NTXent(0.2), pair, lambda m, a, b: fn.of("simclr").nt_xent(a, b, 0.2)),
     "InfoNCE": Case(
@@ -264,6 +278,11 @@ CASES: dict[str, Case] = {
     ),
     "MultiSClip": Case(lambda: losses.MultiSClip(0.2), pair, lambda m, a, b: fn.multisclip_loss(a, b, 0.2)),
     "Uniformity": Case(lambda: losses.Uniformity(3.0), lambda: [draw(0, N, DIM)], lambda m, x: fn.uniformity(x, 3.0)),
+    "CAPro": Case(
+        lambda: started(losses.CAPro(3, DIM, 9, threshold=0.5, temperature=0.5, momentum=0.9)),
+        lambda: [draw(2, N, 3), *pair(), draw(3, N, 4), draw(4, N, 4), LABELS, torch.arange(N) < 1],
+        capro_by,
+    ),
     "SepCLR": Case(
         lambda: losses.SepCLR(2.0, 3.0, 4.0, 0.7, 1.5),
         lambda: [*pair(), draw(2, N, 3), draw(3, N, 3), torch.arange(N) % 2],

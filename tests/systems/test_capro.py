@@ -11,16 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
+from counterpoint.core.prototypes import moved_prototypes
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.supervision import capro as file
+from counterpoint.tasks import judged
 from counterpoint.tasks.web_texts import embedded_texts, trusted_by_text
 from interrupted import need_equal_ends
 from launch import command_over_processes
@@ -29,6 +32,7 @@ PARITY = np.load(Path(__file__).parents[1] / "parity" / "capro.npz")
 NAMES = ("logits", "z", "z_key", "logits_low", "feature", "reconstructed", "labels", "trusted", "queue", "prototypes")
 PARAMS = ("alpha", "threshold", "beta", "temperature", "proto_momentum", "clean", "keep_trusted")
 DATA = "query-digits?train=60"
+CANVASES = "query-canvases?train=66&test=10"
 SMALL: dict[str, Any] = {
     "encoder": "mlp-s", "recipe": "digits-plain", "warm_epochs": 1, "epochs": 3, "frozen_epochs": 1, "clean_after": 2,
     "finetune_epochs": 1, "batch_size": 20, "projection": 8, "hidden": 16, "queue": 40, "trusted": 3, "evaluate_every": 9,
@@ -105,7 +109,10 @@ def test_prototypes_move_by_their_rows_one_after_another():
     for row, label in zip(rows, labels.tolist(), strict=True):
         if label >= 0:
             wanted[label] = 0.7 * wanted[label] + 0.3 * row
-    torch.testing.assert_close(file.moved_prototypes(start, rows, labels, 0.7), F.normalize(wanted, dim=1))
+    torch.testing.assert_close(moved_prototypes(start, rows, labels, 0.7), F.normalize(wanted, dim=1))
+    dealt = torch.tensor([0, 2, 4, 1, 3, 5])  # as two processes hold them
+    found = moved_prototypes(start, rows[dealt], labels[dealt], 0.7, dealt.argsort())
+    torch.testing.assert_close(found, F.normalize(wanted, dim=1))
 
 
 @pytest.mark.parametrize(
@@ -142,9 +149,21 @@ def test_smoothed_texts_choose_the_pictures_of_the_right_sense():
     texts = torch.eye(4)[truth]
     texts[::3] = 0  # missing
     labels = torch.zeros(60, dtype=torch.long)  # all pictures have one label
-    found = trusted_by_text(features, texts, torch.eye(4)[:2], labels, top=10, neighbours=10)
+    found = trusted_by_text(features, texts, torch.eye(4)[:2], labels, top=10, neighbours=10)[0]
     assert int(found.sum()) == 10
     assert not truth[found].any()
+
+
+def test_rounding_of_features_does_not_change_the_choice():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 8, generator=generator)
+    texts = torch.cat([torch.rand(60, 20, generator=generator), torch.zeros(60, 4)], 1)
+    texts = F.normalize(texts, dim=1)  # all are at the same distance from the definitions
+    labels, definitions = torch.arange(60) % 4, torch.eye(24)[-4:]
+    chosen = trusted_by_text(features, texts, definitions, labels, top=5, neighbours=8)[0]
+    for _ in range(5):
+        near = features * (1 + 1e-7 * torch.randn(features.shape, generator=generator))
+        assert torch.equal(trusted_by_text(near, texts, definitions, labels, top=5, neighbours=8)[0], chosen)
 
 
 def folder(place: Path) -> None:
@@ -200,8 +219,8 @@ def test_training_goes_through_the_function_and_its_stages(monkeypatch):
     learner, task = built()
     calls, function = [], file.capro_step
 
-    def noted(*args: Any) -> dict[str, Any]:
-        calls.append((learner.stage, args[9] is not None, args[16], function(*args)))
+    def noted(**given: Any) -> dict[str, Any]:
+        calls.append((learner.stage, given["prototypes"] is not None, given["clean"], function(**given)))
         return calls[-1][-1]
 
     monkeypatch.setattr(file, "capro_step", noted)
@@ -223,6 +242,14 @@ def test_training_goes_through_the_function_and_its_stages(monkeypatch):
     assert int(learner.trusted.sum()) == 30
 
 
+def test_heads_start_with_the_authors_weights():
+    learner, _ = built(projection=32, hidden=128)
+    for layer in (learner.projector[0], learner.projector[2], learner.reconstructor[2], learner.classifier_low):
+        bound = (6 / layer.in_features) ** 0.5
+        assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound
+        assert layer.bias is None or torch.equal(layer.bias, torch.full_like(layer.bias, 0.01))
+
+
 def test_a_frozen_encoder_does_not_change():
     learner, task = built(warm_epochs=0, epochs=2, frozen_epochs=1)
     before = learner.encoder.state_dict()["layer1.0.weight"].clone()
@@ -241,26 +268,148 @@ def test_baselines_train(settings):
     assert row["test/start_precision"] < 1
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 5, 8, 13])  # in each stage
-def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
-    config = Experiment.resolve("capro", DATA, overrides=SMALL).config
-    need_equal_ends(monkeypatch, file.CAPro, "capro", config, DATA, interrupt_at, tmp_path)
+@pytest.mark.parametrize(
+    ("data", "interrupt_at"),
+    [(DATA, 1), (DATA, 5), (DATA, 8), (DATA, 13), (CANVASES, 8), (CANVASES, 13)],  # in each stage
+)
+def test_interrupted_and_resumed_it_ends_the_same(data, interrupt_at, tmp_path, monkeypatch, undrawn):
+    config = Experiment.resolve("capro", data, overrides=SMALL).config
+    need_equal_ends(monkeypatch, file.CAPro, "capro", config, data, interrupt_at, tmp_path)
 
 
-def test_two_processes_learn_the_same_as_one(tmp_path):
-    small = SMALL | {"encoder": "vit-xs", "recipe": "none", "finetune_epochs": 0, "lr": 0.01, "prototypes": "labels"}
-    words = ["train", "capro", "--data", DATA, "--out", str(tmp_path)]
+@pytest.mark.parametrize("data", [DATA, CANVASES])
+def test_two_processes_learn_the_same_as_one(data, tmp_path):
+    small = SMALL | {"encoder": "vit-xs", "recipe": "none", "finetune_epochs": 0, "lr": 0.01, "proto_momentum": 0.9}
+    words = ["train", "capro", "--data", data, "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
     command_over_processes([*words, "--name", "two"], tmp_path)
-    config = Experiment.resolve("capro", DATA, overrides=small).config
-    one = training.train("capro", config, data=DATA, out=tmp_path, name="one", say=lambda _: None).metrics()
+    config = Experiment.resolve("capro", data, overrides=small).config
+    one = training.train("capro", config, data=data, out=tmp_path, name="one", say=lambda _: None).metrics()
     for mine, other in zip(one, Run.open(tmp_path / "two").metrics(), strict=True):
         for name in ("train/loss", "train/loss_proto", "train/kept"):
-            assert other[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-6), name
+            assert other[name] == pytest.approx(mine[name], rel=1e-5, abs=1e-6), name
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert torch.equal(*(end["trusted"] for end in ends))
+    torch.testing.assert_close(*(end["prototype_rows"] for end in ends), rtol=0, atol=1e-5)
 
 
-def test_the_page_shows_what_became_of_the_labels(tmp_path):
-    words = ["train", "capro", "--data", DATA, "--out", str(tmp_path), "--name", "x"]
+# ---------------------------------------------------------------------------------------------------------- several labels
+
+
+def test_pictures_with_several_labels_train_through_their_function(monkeypatch):
+    learner, task = built(CANVASES)
+    calls, function = [], file.capro_tags_step
+
+    def noted(**given: Any) -> dict[str, Any]:
+        calls.append((learner.stage, given["prototypes"] is not None, given["clean"], function(**given)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(file, "capro_tags_step", noted)
+    row = fit(learner, task, bar=False)[-1]
+    assert [call[:3] for call in calls[::3]] == [
+        ("warm-up", False, False), ("frozen encoder", False, False), ("main", True, False), ("main", True, True)
+    ]  # fmt: skip
+    assert learner.trusted.shape == (66, 10)
+    assert (learner.trusted.sum(0) <= 3).all()
+    assert (learner.judged > -2).all()
+    torch.testing.assert_close(learner.prototype_rows.norm(dim=2), torch.ones(10, 2))
+    wanted = {"accuracy", "mean_ap", "overall_ap", "class_f1", "overall_f1", "label_precision", "start_precision"}
+    assert wanted <= {name.removeprefix("test/") for name in row}
+    assert np.isfinite(row["train/loss"])
+    present = learner.present_weight
+    counts = 1 + task.data.tags.train.sum(0)
+    torch.testing.assert_close(present, torch.from_numpy(((66 - counts) / counts) ** 0.5).float())
+
+
+def test_texts_start_the_prototypes_of_several_labels():
+    learner, task = built("query-canvases?train=400&test=10", trusted=10, warm_epochs=1, epochs=1, frozen_epochs=0)
+    row = fit(learner, task, bar=False)[-1]
+    assert row["test/start_precision"] > 0.9  # of all labels, 0.6 are true
+
+
+@pytest.mark.parametrize("settings", [{"prototypes": "labels"}, {"objective": "cross-entropy", "mixup": 0.0}])
+def test_baselines_of_several_labels_train(settings):
+    learner, task = built(CANVASES, **settings)
+    assert np.isfinite(fit(learner, task, bar=False)[-1]["train/loss"])
+
+
+def test_labels_of_ones_own_are_matched_by_file(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    folder(pictures)
+    names = [f"{name}{n}.png" for name in ("cat", "dog") for n in range(40)]
+    tags = ["cat; grass" if n % 3 else "cat;sky ;cat" for n in range(40)] + ["dog", ""] * 20
+    (tmp_path / "tags.csv").write_text("\n".join(["file,tags", *map(",".join, zip(names, tags, strict=True))]))
+    (tmp_path / "texts.csv").write_text("\n".join(["file,text", *(f"{name},a {name[:3]} outside" for name in names)]))
+    own = {"texts": str(tmp_path / "texts.csv"), "tags": str(tmp_path / "tags.csv"), "encoder": "conv-s"}
+    data = f"imagefolder:{pictures}?size=16"
+    learner, task = built(data, **own, recipe="weak")
+    assert task.data.classes == ("cat", "dog", "grass", "sky")
+    assert "4 labels" in " ".join(task.data.notes)
+    assert (task.data.tags.train.sum(1) == 0).any()
+    row = fit(learner, task, bar=False)[-1]
+    assert np.isfinite(row["train/loss"])
+    assert 0 <= row["test/mean_ap"] <= 1
+    for text, said in (
+        ("file,labels\nx,y", "needs the columns file and tags"),
+        ("file,tags\nx,y", "names no training picture"),
+        ("file,tags\n" + "\n".join(f"{name},cat" for name in names), "one label cat"),
+        ("file,tags\n" + "\n".join(f"{name},{name}" for name in names), "no training picture has the label"),
+    ):
+        (tmp_path / "tags.csv").write_text(text)
+        with pytest.raises(DataError, match=said):
+            built(data, **own)
+
+
+# -------------------------------------------------------------------------------------------------------------- open sets
+
+
+def test_pictures_of_no_known_class_are_discarded_and_reported():
+    learner, task = built("query-digits?train=100&others=0.2&unknown=0.3")
+    assert (task.data.test.labels == -1).sum() == round(0.3 * (task.data.test.labels >= 0).sum())
+    row = fit(learner, task, bar=False)[-1]
+    for name in ("open_f1", "unknown_auroc", "unknown_removed"):
+        assert 0 <= row[f"test/{name}"] <= 1
+    assert {"valid/open_f1", "valid/unknown_auroc"} <= set(row)
+
+
+def test_pictures_of_no_known_class_of_ones_own_join_valid_and_test(tmp_path):
+    pictures, others = tmp_path / "pictures", tmp_path / "others"
+    pictures.mkdir()
+    folder(pictures)
+    others.mkdir()
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number, 0, 90)).save(others / f"{number}.png")
+    data, own = f"imagefolder:{pictures}?size=16", {"prototypes": "labels", "encoder": "conv-s", "recipe": "weak"}
+    learner, task = built(data, unknown=f"imagefolder:{others}", **own)
+    assert "6 valid and 6 test pictures are of no known class" in task.data.notes[-1]
+    row = fit(learner, task, bar=False)[-1]
+    assert 0 <= row["test/unknown_auroc"] <= 1
+    with pytest.raises(DataError, match=r"--unknown .* has pictures of 32 pixels"):
+        built(data, unknown=f"imagefolder:{others}?size=32", **own)
+
+
+# --------------------------------------------------------------------------------------------------------------- large sets
+
+
+def test_approximate_neighbours_choose_and_their_recall_is_reported():
+    learner, task = built(graph_search="approximate")
+    row = fit(learner, task, bar=False)[-1]
+    assert row["test/graph_recall"] >= 0.95
+    exact, _ = built()
+    fit(exact, task, bar=False)
+    assert float((learner.trusted == exact.trusted).float().mean()) > 0.9
+
+
+def test_approximate_neighbours_need_faiss(monkeypatch):
+    monkeypatch.setattr(judged, "find_spec", lambda name: None)
+    with pytest.raises(CounterpointError, match=r"counterpoint\[search\]"):
+        built(graph_search="approximate")
+
+
+@pytest.mark.parametrize("data", [DATA, CANVASES])
+def test_the_page_shows_what_became_of_the_labels(data, tmp_path):
+    words = ["train", "capro", "--data", data, "--out", str(tmp_path), "--name", "x"]
     assert cli.main([*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]) == 0
     found = json.loads((tmp_path / "x" / "figures.json").read_text())
     series = found["Labels over the epochs"]["series"]
@@ -279,6 +428,7 @@ def test_the_page_shows_what_became_of_the_labels(tmp_path):
         ({"prototypes": "none"}, "prototypes"),
         ({"objective": "none"}, "objective"),
         ({"trusted": 0}, "trusted"),
+        ({"graph_search": "fast"}, "graph_search"),
         ({"text_encoder": "minilmm"}, "minilmm"),
     ],
 )
@@ -287,7 +437,13 @@ def test_bad_settings_are_named(settings, said):
         built(**settings)
 
 
-@pytest.mark.parametrize("option", ["flipped=2", "missing=-1", "train=3", "held_out=1"])
+@pytest.mark.parametrize("option", ["flipped=2", "missing=-1", "train=3", "test=1", "noise=-1", "held_out=1"])
+def test_bad_options_of_canvases_are_named(option):
+    with pytest.raises(DataError, match=option.partition("=")[0]):
+        built(f"query-canvases?{option}")
+
+
+@pytest.mark.parametrize("option", ["flipped=2", "missing=-1", "train=3", "held_out=1", "unknown=2"])
 def test_bad_options_of_the_source_are_named(option):
     with pytest.raises(DataError, match=option.partition("=")[0]):
         built(f"query-digits?{option}")

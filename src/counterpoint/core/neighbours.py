@@ -21,6 +21,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 
 CELLS = 1 << 24  # similarities in memory at a time
+PLACES = 5  # decimal places in which distances differ
 
 
 class Neighbours(NamedTuple):
@@ -95,8 +96,8 @@ def _reranked(rows: Float[Tensor, "lists m dim"], k1: int, k2: int, lam: float) 
     squared = (rows**2).sum(2)
     distance = (squared[:, :, None] + squared[:, None] - 2 * rows @ rows.mT).clamp(min=0)
     distance = distance / distance.amax(2, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-    # Ties go to the row of lower position, so that equal rows do not decide by rounding.
-    order = distance.argsort(dim=2, stable=True)
+    # Ties go to the row of lower position. Distances that differ by rounding alone are ties.
+    order = distance.round(decimals=PLACES).argsort(dim=2, stable=True)
     rank = torch.empty_like(order).scatter_(2, order, torch.arange(m, device=rows.device).expand_as(order))
     member = _reciprocal(rank, k1)
     half = _reciprocal(rank, round(k1 / 2))
@@ -145,7 +146,8 @@ def rerank_lists(
         lists = x[torch.cat([part[:, :1], part], 1)]
         distance = _reranked(lists, k1, k2, lam)[:, 0, 1:]
         distance[:, 0] = -torch.inf
-        values, at = distance.topk(keep, 1, largest=False)
+        at = distance.round(decimals=PLACES).argsort(dim=1, stable=True)[:, :keep]
+        values = distance.gather(1, at)
         values[:, 0] = 0
         found.append((part.gather(1, at), 1 - values))
     return Neighbours(torch.cat([index for index, _ in found]), torch.cat([value for _, value in found]))

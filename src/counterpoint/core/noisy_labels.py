@@ -75,18 +75,18 @@ def judged_tags(
     score: Float[Tensor, "n classes"],
     tags: Int[Tensor, "n classes"],
     threshold: float = 0.9,
-    trusted: Bool[Tensor, " n"] | None = None,
+    trusted: Bool[Tensor, "n ..."] | None = None,
 ) -> Int[Tensor, "n classes"]:
     """Keep, flip or ignore each label of rows that may have several.
 
     A label is kept whose score is at least 1 / classes. One is flipped whose opposite has a score of at least `threshold`.
-    Others become -1, and so does a label that is -1 already and that no score decides. Trusted rows keep their labels.
+    Others become -1, and so does a label that is -1 already and that no score decides. Trusted labels are kept.
 
     Args:
         score: probability that each label is present.
         tags: 1 where present, 0 where absent, -1 where unknown.
         threshold: smallest score of the opposite that flips a label, 0 to 1, by default 0.9.
-        trusted: True where the labels are certain. None (default): no row.
+        trusted: True where a label, or all labels of a row, are certain. None (default): none.
 
     Raises ValueError for shapes that do not fit, other tags and a threshold outside 0..1.
 
@@ -103,13 +103,21 @@ def judged_tags(
     found = torch.full_like(tags, -1)
     found[((tags == 1) & (score >= least)) | (score >= threshold)] = 1
     found[((tags == 0) & (absent >= least) & (score < threshold)) | (absent >= threshold)] = 0
-    return found if trusted is None else torch.where(trusted.bool()[:, None], tags, found)
+    if trusted is None:
+        return found
+    if trusted.shape not in (score.shape, score.shape[:1]):
+        raise ValueError(f"trusted must be [n] or [n, classes], got {shapes(score=score, trusted=trusted)}")
+    return torch.where(trusted.bool() if trusted.ndim == 2 else trusted.bool()[:, None], tags, found)
 
 
 @torch.no_grad()
 @full_precision
 def bootstrap_target(
-    rows: Float[Tensor, "n dim"], queue: Float[Tensor, "keys dim"], soft: Float[Tensor, "keys classes"]
+    rows: Float[Tensor, "n dim"],
+    queue: Float[Tensor, "keys dim"],
+    soft: Float[Tensor, "keys classes"],
+    *,
+    several: bool = False,
 ) -> Float[Tensor, "n classes"]:
     """Compute soft labels of rows: the mean of the queue's soft labels, weighted by similarity.
 
@@ -118,6 +126,7 @@ def bootstrap_target(
     Args:
         rows, queue: unit rows.
         soft: soft label of each key.
+        several: whether a row may have several labels, so that soft labels need no sum of 1. Default: one label.
 
     Raises ValueError for shapes that do not fit. Source: collective bootstrapping of CAPro.
 
@@ -130,6 +139,6 @@ def bootstrap_target(
         raise ValueError(
             f"rows must be [n, dim], queue [keys, dim] and soft [keys, classes], got {shapes(rows=rows, queue=queue, soft=soft)}"
         )
-    weight = (rows @ queue.T).clamp(0, 1) + 1e-7
-    target = (F.normalize(weight, p=1, dim=1) @ soft).clamp(0, 1)
-    return F.normalize(target, p=1, dim=1)
+    weight = (rows @ queue.T).clamp_(0, 1).add_(1e-7)
+    target = (weight @ soft / weight.sum(1, keepdim=True)).clamp(0, 1)
+    return target if several else F.normalize(target, p=1, dim=1)

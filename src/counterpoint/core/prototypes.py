@@ -1,10 +1,14 @@
-"""Score rows against learned prototypes, and keep a running centre of the scores (DINO and the systems built on it)."""
+"""Score rows against learned prototypes, keep a running centre of the scores (DINO), and move prototypes by their rows.
+
+`moved_prototypes` and `moved_tag_prototypes`: each row moves the prototype of its class, one row after another. Sources: MoPro (Li,
+Xiong, Hoi, ICLR 2021, arXiv 2009.07995) and CAPro (Qin et al., NeurIPS 2023, arXiv 2310.09761).
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows
@@ -58,3 +62,67 @@ def moved_center(
     count = gather_rows(torch.tensor([len(rows)], device=rows.device)).sum()
     mean = gather_rows(wide(rows).sum(0, keepdim=True)).sum(0) / count
     return center.detach().lerp(mean.to(center.dtype), 1 - momentum)
+
+
+@torch.no_grad()
+def moved_prototypes(
+    prototypes: Float[Tensor, "classes dim"],
+    rows: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    momentum: float,
+    order: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "classes dim"]:
+    """Move prototypes by the rows of their classes, one after another, then normalise them.
+
+    Args:
+        prototypes: unit rows.
+        rows, labels: rows in order, of all processes in rank order, and their classes; -1 for none.
+        momentum: share of the prototype that stays at each row, 0 to 1.
+        order: the gathered rows in the order to take. None (default): rank order.
+
+    >>> moved_prototypes(torch.eye(2), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 0.5)
+    tensor([[0.7071, 0.7071],
+            [0.0000, 1.0000]])
+    """
+    rows, labels = _ordered(order, rows.detach().to(prototypes.dtype), labels)
+    at = labels.argsort(stable=True)[int((labels < 0).sum()) :]  # by class, each in order
+    labels, counts = labels[at], labels[at].bincount(minlength=len(prototypes))
+    later = counts.cumsum(0)[labels] - 1 - torch.arange(len(at), device=at.device)  # rows of this class that follow
+    share = (1 - momentum) * momentum ** later.to(rows.dtype)
+    stays = momentum ** counts.to(rows.dtype)
+    return unit((stays[:, None] * prototypes).index_add_(0, labels, share[:, None] * rows[at]))
+
+
+@torch.no_grad()
+def moved_tag_prototypes(
+    prototypes: Float[Tensor, "classes 2 dim"],
+    rows: Float[Tensor, "n classes dim"],
+    tags: Int[Tensor, "n classes"],
+    momentum: float,
+    order: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "classes 2 dim"]:
+    """Move the two prototypes of each class, for its absence and its presence, by rows whose tag is known.
+
+    Args:
+        prototypes: unit rows, of absence and of presence.
+        rows: an embedding of each row for each class, of all processes in rank order.
+        tags: 1 where the class is present, 0 where absent, -1 where the tag is not known.
+        momentum: share of the prototype that stays at each row, 0 to 1.
+        order: the gathered rows in the order to take. None (default): rank order.
+
+    >>> moved_tag_prototypes(torch.eye(2)[None], torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0]]), 0.5)
+    tensor([[[0.7071, 0.7071],
+             [0.0000, 1.0000]]])
+    """
+    rows, tags = _ordered(order, rows.detach().to(prototypes.dtype), tags)
+    own = tags[:, :, None] == torch.arange(2, device=tags.device)
+    later = own.flip(0).cumsum(0).flip(0) - 1  # rows of this tag that follow
+    share = torch.where(own, (1 - momentum) * momentum ** later.clamp(min=0).to(rows.dtype), 0)
+    stays = momentum ** own.sum(0).to(rows.dtype)
+    return unit(stays[..., None] * prototypes + torch.einsum("nkt,nkd->ktd", share, rows))
+
+
+def _ordered(order: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """Gather the rows of all processes, and put them in order."""
+    gathered = [gather_rows(tensor) for tensor in tensors]
+    return gathered if order is None else [tensor[order] for tensor in gathered]

@@ -179,6 +179,15 @@ SOURCES: dict[str, Source] = {
             "1,000 + 125 + 540 pictures, at hand",
         ),
         Source(
+            "query-canvases",
+            "views",
+            "counterpoint.data.query_digits",
+            "pictures of one to three digits under several labels, which are often those of another sense, with captions",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,000 + 400 + 400 pictures, at hand",
+            function="load_canvases",
+        ),
+        Source(
             "web-digits",
             "views",
             "counterpoint.data.digits",

@@ -24,7 +24,7 @@ _FILES = {
     "negatives": "CACR CACRMomentum HardContrastive IsoGCLR MoCHi MoCo",
     "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
     "regions": "CMD",
-    "labelled": "ClusterMargin Hydra MLCD SLA SepCLR SupCon SupConSingleView SupReMix Triplet",
+    "labelled": "CAPro ClusterMargin Hydra MLCD SLA SepCLR SupCon SupConSingleView SupReMix Triplet",
     "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile",
     "cells": "PixContrast PixPro PixelRegression",
     "instances": "ReID",

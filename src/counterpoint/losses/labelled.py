@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.distributed import row_counts
 from counterpoint.core.label_mixtures import BetaShares
+from counterpoint.core.memory import Queue
+from counterpoint.core.operands import unit
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, unit_rows
 
@@ -514,4 +516,105 @@ class SepCLR(Loss):
             loss: Tensor = self.function(
                 common1, common2, salient1, salient2, is_target, *weights, uniform_weight=self.uniform_weight
             )["loss"]
+        return loss
+
+
+class CAPro(Loss):
+    """All terms of CAPro: classification, contrast with a queue and with prototypes, reconstruction; wrong labels are judged.
+
+    Args:
+        classes: Number of classes.
+        dim: Width of z.
+        queue: Number of older keys to keep.
+        alpha: Share of the classifier beside the prototypes, 0 to 1.
+        threshold: Smallest score that corrects a label, 0 to 1.
+        beta: Share of the soft labels in the loss of the classifier of z, 0 to 1.
+        temperature: Divisor of the cosine similarities, > 0.
+        momentum: Share of a prototype that stays at each row of its class, 0 to 1.
+        seed: Seed of the queue's initial noise; the same on every process.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | logits | [n, classes] | of a classifier of the features |
+        | z, z_key | [n, dim] | embeddings of two views, of any norm; the second of the momentum network, without gradient |
+        | feature, reconstructed | [n, width] | features, without gradient, and their reconstruction from z |
+        | labels | [n] | classes, which may be wrong |
+        | trusted | [n] | True where a label is certain; None: nowhere |
+
+    State: `memory` (a queue of unit rows), `prototypes` [classes, dim] and `classifier_low`, a linear classifier of z that learns.
+    In training mode a forward pass moves queue and prototypes. `start` sets the prototypes; the loss before is that of the warm-up.
+    While `clean` is False, labels are not judged.
+
+    Relations: without prototypes, MoCo beside two classifiers.
+
+    Source: Qin et al., arXiv 2310.09761; the authors' code.
+
+    >>> import torch
+    >>> loss = CAPro(classes=2, dim=2, queue=4)
+    >>> loss.start(torch.eye(2), torch.tensor([0, 1]))
+    >>> loss(torch.eye(2), torch.eye(2), torch.eye(2), torch.eye(2), torch.eye(2), torch.tensor([0, 1])).shape
+    torch.Size([])
+    """
+
+    calls = "capro:capro_step"
+    prototypes: Float[Tensor, "classes dim"]
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        queue: int = 8192,
+        alpha: float = 0.5,
+        threshold: float = 0.6,
+        beta: float = 0.1,
+        temperature: float = 0.1,
+        momentum: float = 0.999,
+        *,
+        seed: int = 0,
+        group: Group = None,
+    ) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature, classes=classes)
+        need_within(0, 1, alpha=alpha, threshold=threshold, beta=beta, momentum=momentum)
+        self.classes, self.dim, self.queue, self.alpha, self.threshold = classes, dim, queue, alpha, threshold
+        self.beta, self.temperature, self.momentum, self.clean = beta, temperature, momentum, True
+        self.memory = Queue(queue, dim, seed=seed)
+        self.classifier_low = nn.Linear(dim, classes, bias=False)
+        nn.init.kaiming_uniform_(self.classifier_low.weight)
+        self.register_buffer("prototypes", torch.zeros(classes, dim))
+
+    @torch.no_grad()
+    def start(self, keys: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> None:
+        """Set each prototype to the mean direction of the keys of its class, such as those of trusted rows."""
+        total = torch.zeros_like(self.prototypes).index_add_(0, labels, unit(keys).to(self.prototypes.dtype))
+        self.prototypes.copy_(unit(total))
+
+    def forward(
+        self,
+        logits: Float[Tensor, "n classes"],
+        z: Float[Tensor, "n dim"],
+        z_key: Float[Tensor, "n dim"],
+        feature: Float[Tensor, "n width"],
+        reconstructed: Float[Tensor, "n width"],
+        labels: Int[Tensor, " n"],
+        trusted: Bool[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of a batch, then move queue and prototypes."""
+        z, z_key = unit(z), unit(z_key)
+        certain = torch.zeros_like(labels, dtype=torch.bool) if trusted is None else trusted
+        started = bool(self.prototypes.any())
+        with over(self.group):
+            step = self.function(
+                logits, z, z_key, self.classifier_low(z), feature, reconstructed, labels, certain,
+                self.memory.rows.roll(-int(self.memory.pointer), 0).T, self.prototypes.clone() if started else None,
+                self.classifier_low.weight, self.alpha, self.threshold, self.beta, self.temperature, self.momentum,
+                self.clean and started,
+            )  # fmt: skip
+            if self.training:
+                self.memory.write(z_key)
+                if started:
+                    self.prototypes.copy_(step["prototypes_after"])
+        loss: Tensor = step["loss"]
         return loss

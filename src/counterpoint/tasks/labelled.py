@@ -123,8 +123,8 @@ class LabelledConfig(ImagesConfig):
         """Select the training pictures to use of these positions, which have a class. Default: all."""
         return rows
 
-    def evaluator(self, data: ImageData) -> LabelledEvaluator:
-        """Return the evaluator of data with these classes."""
+    def evaluator(self, data: ImageData) -> Any:
+        """Return the evaluator of data with these classes. The task sets its attribute `split`."""
         return LabelledEvaluator(self, data.classes)
 
 
@@ -411,8 +411,10 @@ class LabelledTask(ImageTask):
             parts += [(name, shift, rows) for name, shift in shifts if len(rows := _labelled(shift.labels))]
         return DataLoader(EvaluationBatches(parts), batch_size=None, shuffle=False)
 
-    def evaluator(self, split: str) -> LabelledEvaluator:
-        return self.config.evaluator(self.data)
+    def evaluator(self, split: str) -> Any:
+        found = self.config.evaluator(self.data)
+        found.split = split
+        return found
 
 
 def _labelled(labels: Indices | None) -> Indices:

@@ -71,6 +71,19 @@ def _web_of(spec: str, data: ImageData) -> list[ImageSplit]:
         raise DataError(
             f"{data.name} brings no web pictures: name a source of them, such as --web imagefolder:DIR, or use --data web-digits"
         )
+    return pictures_of(spec, data, "--web")
+
+
+def pictures_of(spec: str, data: ImageData, option: str) -> list[ImageSplit]:
+    """Read the pictures of a source in the size of the data: all of the user's files, or a built-in source's training split.
+
+    Args:
+        spec: the source.
+        data: gives the size.
+        option: name of the option, for messages.
+
+    Raises DataError for a source without single pictures, and for pictures of another size.
+    """
     options: dict[str, Any] = {}
     source = sources.SOURCES.get(sources.source_name(spec))
     if source is not None and "size=" not in spec.partition("?")[2]:
@@ -78,10 +91,10 @@ def _web_of(spec: str, data: ImageData) -> list[ImageSplit]:
         options = {"size": data.size} if "size" in inspect.signature(loader).parameters else {}
     found = sources.load(spec, task="views", **options)
     if not isinstance(found, ImageData):
-        raise DataError(f"--web {spec} has no single pictures")
+        raise DataError(f"{option} {spec} has no single pictures")
     if found.size != data.size:
         raise DataError(
-            f"--web {spec} has pictures of {found.size} pixels, and {data.name} of {data.size}; give both one size (?size=N)"
+            f"{option} {spec} has pictures of {found.size} pixels, and {data.name} of {data.size}; give both one size (?size=N)"
         )
     # The user's own files are all web pictures. A built-in source's valid and test pictures may be those of the data.
     own = source is not None and source.argument is not None

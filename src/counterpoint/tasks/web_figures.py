@@ -1,4 +1,4 @@
-"""Draw a selection of web pictures for a run's page: pictures that passed or not, and classes before and after."""
+"""Draw web pictures for a run's page: a selection by class and confidence, and labels that were corrected or removed."""
 
 from __future__ import annotations
 
@@ -97,3 +97,47 @@ def sizes(student: list[nn.Module], teacher: Any) -> dict[str, Any]:
             "caption": caption,
         }
     }
+
+
+def label_figures(
+    survey: Survey, labels: torch.Tensor, judged: torch.Tensor, truth: torch.Tensor | None, history: torch.Tensor
+) -> dict[str, Any]:
+    """Return the curves of judgements over the epochs, and pictures with a corrected or removed label.
+
+    Args:
+        survey: access to the pictures and the names of the classes.
+        labels, judged, truth: [n] or [n, classes] labels as given, as judged (-1 removed, -2 not judged), and true ones.
+        history: [epochs, 4] numbers of labels kept, corrected, removed, and now right; -1 before the main stage.
+    """
+    at = (history[:, 0] >= 0).nonzero()[:, 0]
+    if not len(at):
+        return {}
+    names = ("kept", "corrected", "removed", *(("kept or corrected, and right",) if truth is not None else ()))
+    total = history[at, :3].sum(1).clamp(min=1)
+    series = {name: [(at + 1).tolist(), (history[at, n] / total).tolist()] for n, name in enumerate(names)}
+    caption = "Share of the training labels by their last judgement, after each epoch of the main stage."
+    curves = {"kind": "curves", "series": series, "xlabel": "epoch", "caption": caption}
+    classes, rows = survey.classes, []
+
+    def named(label: torch.Tensor, none: str) -> str:
+        if not label.ndim:
+            return classes[int(label)] if label >= 0 else none
+        present = [classes[n] for n in (label == 1).nonzero()[:, 0].tolist()]
+        return " + ".join(present) or none
+
+    for chosen in ((judged >= 0) & (judged != labels), judged == -1):
+        some = (chosen.flatten(1).any(1) if chosen.ndim == 2 else chosen).nonzero()[:, 0][:SHOWN].numpy()
+        cells = []
+        for n, picture in zip(some.tolist(), survey.split("train").images(some), strict=True):
+            larger = -(-48 // len(picture))
+            text = f"{named(labels[n], 'none')}: {named(judged[n], 'removed')}"
+            if truth is not None:
+                text += f"; true: {named(truth[n], 'none')}"
+            cells.append({"png": png(picture.repeat(larger, 0).repeat(larger, 1)), "text": text})
+        if cells:
+            rows.append({"cells": cells})
+    if not rows:
+        return {"Labels over the epochs": curves}
+    caption = "Web label and judgement; corrected labels first, then removed ones."
+    seen = {"kind": "captioned", "rows": rows, "caption": caption}
+    return {"Labels over the epochs": curves, "Judged labels": seen}

@@ -17,9 +17,12 @@ Qin, Chen, Chen, Shen et al.: "CAPro: Webly Supervised Learning with Cross-Modal
 Rows that are removed count in L_inst alone. Texts enter once, before the main stage: each picture's text is averaged over its
 visual neighbours (`core.neighbours`). The pictures whose text is nearest to their class's definition start the prototypes.
 
+Where a picture may have several labels, each class has its own projector of z, and two prototypes
+(`core.tag_prototypes.capro_tags_step`).
+
 Departures: prototypes start with the main stage, after the frozen epochs. The graph has similarities, where the authors' script has
 distances. In the last stage each process mixes its own images. By default texts are bags of words, not a language model's rows.
-Not built: several labels a picture (the rule is `core.noisy_labels.judged_tags`), and measures of an open set.
+With several labels, the authors also trust the pictures whose texts are farthest from a definition. Here these are not trusted.
 """
 
 from __future__ import annotations
@@ -27,34 +30,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.distributed import gather_rows, global_mean, mean_where
+from counterpoint.core.distributed import batch_order, gather_rows, global_mean, mean_where, place
 from counterpoint.core.memory import Queue
-from counterpoint.core.mixing import draw_mix, mix
-from counterpoint.core.noisy_labels import bootstrap_target, judged_labels
+from counterpoint.core.noisy_labels import bootstrap_target, judged_labels, judged_tags
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.prototypes import moved_prototypes
+from counterpoint.core.tag_prototypes import TagHeads, capro_tags_step, queue_contrast
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.world import over_group
-from counterpoint.data.images import ImageData
-from counterpoint.data.shown import png
-from counterpoint.encoders.text import check_text_encoder
-from counterpoint.engine.loading import Batches, ChosenBatches
-from counterpoint.engine.optim import optimisers
-from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, LabelledLearner
-from counterpoint.tasks.web_texts import embedded_texts, trusted_by_text, with_texts
-
-SHOWN = 8  # pictures of the page
+from counterpoint.tasks.judged import JudgedConfig, JudgedLearner
+from counterpoint.tasks.labelled import LAPTOP
+from counterpoint.tasks.web_texts import with_found
 
 # ------------------------------------------------------------------------------------------------------------ the equations
 
@@ -80,6 +77,7 @@ def capro_step(
     proto_momentum: float = 0.999,
     clean: bool = True,
     keep_trusted: bool = True,
+    order: Int[Tensor, " rows"] | None = None,
 ) -> dict[str, Any]:
     r"""Compute the losses of a step, judge its labels, and move queue and prototypes, by the module's equations.
 
@@ -100,12 +98,13 @@ def capro_step(
         proto_momentum: m, 0 to 1, by default 0.999.
         clean: whether labels are judged (default); False: all rows are kept.
         keep_trusted: whether trusted rows always keep their label (default).
+        order: across processes, the gathered rows in the order in which they move prototypes. None (default): rank order.
 
     Returns the losses `loss_cls`, `loss_inst`, `loss_lowdim`, `loss_reconstruct`, `loss_proto` and `loss`, their sum; `kept`
     [n] and `new_label` [n], -1 where removed; `proto_logits_kept` and `bootstrap_target_kept`, of kept rows; `inst_logits`
     [n, 1 + keys]; `prototypes_after` and `queue_after`. In warm-up the prototypes' entries are None, and L_proto is 0.
 
-    Means run over the kept rows of all processes; a mean of no row is 0. Prototypes move by all processes' rows in rank order.
+    Means run over the kept rows of all processes; a mean of no row is 0. Prototypes move by the rows of all processes.
     Raises ValueError for shapes that do not fit, an empty batch and numbers out of range.
     """
     need_alike("n low", z=z, z_key=z_key)
@@ -130,12 +129,7 @@ def capro_step(
             f"queue must be [{low[1]}, keys], prototypes and classifier_low {list(low)}, got {shapes(**held)}"
         )
 
-    # Instance contrast, with the queue before this batch enters.
-    z_key, older = z_key.detach(), queue.detach().to(z.dtype)
-    inst_logits = torch.cat([(z * z_key).sum(1, keepdim=True), z @ older], 1) / temperature
-    loss_inst = global_mean(inst_logits.logsumexp(1) - inst_logits[:, 0])
-    new = gather_rows(z_key)[-queue.shape[1] :]
-    newer = torch.cat([new.T, older[:, len(new) :]], 1)
+    loss_inst, inst_logits, newer = queue_contrast(z, z_key, queue, temperature)
 
     # Labels.
     label, kept = labels, torch.ones_like(labels, dtype=torch.bool)
@@ -145,23 +139,24 @@ def capro_step(
         kept, label = judged_labels(score, labels, threshold, trusted.bool() if keep_trusted else None)
 
     # Terms of kept rows, with their corrected labels.
-    cross = F.cross_entropy(logits_low, label, ignore_index=-1, reduction="none")
-    target = None
-    if prototypes is not None:
+    log_low = logits_low.log_softmax(1)
+    cross = F.nll_loss(log_low, label, ignore_index=-1, reduction="none")
+    target, after, proto = None, None, torch.zeros_like(cross)
+    if prototypes is not None and g is not None:
         keys, weight = newer.T, classifier_low.detach().to(z.dtype)
-        of_prototypes = (keys @ prototypes.detach().to(z.dtype).T / temperature).softmax(1)
-        soft = alpha * (keys @ weight.T).softmax(1) + (1 - alpha) * of_prototypes
+        of_prototypes = (keys @ (prototypes.detach().to(z.dtype).T / temperature)).softmax(1)
+        soft = (keys @ weight.T).softmax(1).mul_(alpha).add_(of_prototypes, alpha=1 - alpha)
         target = bootstrap_target(z.detach(), keys, soft)
-        cross = (1 - beta) * cross - beta * (target * logits_low.log_softmax(1)).sum(1)
+        cross = (1 - beta) * cross - beta * (target * log_low).sum(1)
+        proto = F.cross_entropy(g, label, ignore_index=-1, reduction="none")
+        after = moved_prototypes(prototypes, z, label, proto_momentum, order)
     losses = {
         "loss_cls": mean_where(F.cross_entropy(logits, label, ignore_index=-1, reduction="none"), kept),
         "loss_inst": loss_inst,
         "loss_lowdim": mean_where(cross, kept),
         "loss_reconstruct": mean_where(((reconstructed - feature.detach()) ** 2).mean(1), kept),
-        "loss_proto": logits.new_zeros(()),
+        "loss_proto": mean_where(proto, kept),
     }
-    if g is not None:
-        losses["loss_proto"] = mean_where(F.cross_entropy(g, label, ignore_index=-1, reduction="none"), kept)
     return losses | {
         "loss": torch.stack(list(losses.values())).sum(),
         "kept": kept,
@@ -169,73 +164,24 @@ def capro_step(
         "proto_logits_kept": None if g is None else g[kept],
         "bootstrap_target_kept": None if target is None else target[kept],
         "inst_logits": inst_logits,
-        "prototypes_after": None if prototypes is None else moved_prototypes(prototypes, z, label, proto_momentum),
-        "queue_after": newer.detach().to(queue.dtype),
+        "prototypes_after": after,
+        "queue_after": newer.to(queue.dtype),
     }
-
-
-@torch.no_grad()
-def moved_prototypes(
-    prototypes: Float[Tensor, "classes low"], rows: Float[Tensor, "n low"], labels: Int[Tensor, " n"], momentum: float
-) -> Float[Tensor, "classes low"]:
-    """Move prototypes by the rows of their classes, one after another, then normalise them.
-
-    Args:
-        prototypes: unit rows.
-        rows, labels: rows in order, of all processes in rank order, and their classes; -1 for none.
-        momentum: share of the prototype that stays at each row, 0 to 1.
-
-    >>> moved_prototypes(torch.eye(2), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 0.5)
-    tensor([[0.7071, 0.7071],
-            [0.0000, 1.0000]])
-    """
-    rows, labels = gather_rows(rows.detach().to(prototypes.dtype)), gather_rows(labels)
-    own = labels[:, None] == torch.arange(len(prototypes), device=labels.device)
-    later = own.flip(0).cumsum(0).flip(0) - 1  # rows of this class that follow
-    share = torch.where(own, (1 - momentum) * momentum ** later.clamp(min=0).to(rows.dtype), 0)
-    stays = momentum ** own.sum(0).to(rows.dtype)
-    return unit(stays[:, None] * prototypes + share.T @ rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass
-class CAProConfig(LabelledConfig):
+class CAProConfig(JudgedConfig):
     """Settings of CAPro. Defaults are those of the published code for WebVision1k."""
 
-    epochs: int = 60
-    """Passes of the main stage over the training images, those with a frozen encoder included."""
     warm_epochs: int = 120
-    """Passes of the stage before it, without prototypes; at least 0."""
-    frozen_epochs: int = 5
-    """First passes of the main stage, with a frozen encoder and without prototypes; at least 0, below epochs."""
-    clean_after: int = 10
-    """Passes of the main stage before labels are judged, at least 0."""
-    finetune_epochs: int = 15
-    """Passes of the last stage, over the kept images under their corrected labels; 0: without it."""
-    finetune_lr: float = 1e-4
-    """Learning rate of the last stage at a batch of 256, > 0."""
-    lr: float = 0.1
-    recipe: str = "moco-v2"
-    texts: str = ""
-    """CSV with the columns file and text: the text of each training image. Default: those that come with the data."""
-    definitions: str = ""
-    """File of the classes' definitions: JSON {class: definition}, or a line for each class. Default: the data's, or names."""
-    text_encoder: str = "words"
-    """Embedding of texts: words (weighted by rarity), minilm, or hf:NAME."""
+    """Passes of the stage before the main one, without prototypes; at least 0."""
     objective: Literal["capro", "cross-entropy"] = "capro"
     """All terms, or the cross-entropy of the web labels alone, the baseline of the claim."""
     prototypes: Literal["text", "labels"] = "text"
     """Images that start the prototypes: those chosen by text, or all images of the class."""
-    trusted: int = 50
-    """Number of images of each class that texts choose."""
-    graph_neighbours: int = 20
-    """Visual neighbours that are ranked again, the image itself included."""
-    graph_kept: int = 5
-    """Neighbours of them that smooth a text, the image itself included."""
-    self_weight: float = 0.0
-    """Weight of an image's own text in its smoothed text, at least 0."""
     projection: int = 128
     """Width of z."""
     hidden: int = 2048
@@ -248,83 +194,74 @@ class CAProConfig(LabelledConfig):
     """Share of the classifier beside the prototypes in scores and soft labels, 0 to 1."""
     beta: float = 0.1
     """Share of the soft labels in the loss of the low-dimensional classifier, 0 to 1."""
-    threshold: float = 0.6
-    """Smallest score that corrects a label, 0 to 1."""
     proto_momentum: float = 0.999
     """Share of a prototype that stays at each image of its class, 0 to 1."""
     momentum_teacher: float = 0.999
     """Momentum of the key encoder at each step, 0 to 1."""
-    mixup: float = 0.8
-    """Both parameters of the Beta distribution of mixtures in the last stage, at least 0; 0: no mixtures."""
 
-    counts: ClassVar[tuple[str, ...]] = (
-        *LabelledConfig.counts, "trusted", "graph_neighbours", "graph_kept", "projection", "hidden", "queue",
-    )  # fmt: skip
+    counts: ClassVar[tuple[str, ...]] = (*JudgedConfig.counts, "projection", "hidden", "queue")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.warm_epochs, self.frozen_epochs, self.clean_after, self.finetune_epochs) < 0:
-            raise CounterpointError("warm_epochs, frozen_epochs, clean_after and finetune_epochs must not be negative")
-        if self.frozen_epochs >= self.epochs:
-            raise CounterpointError(f"frozen_epochs ({self.frozen_epochs}) must be below epochs ({self.epochs})")
+        if self.warm_epochs < 0:
+            raise CounterpointError(f"warm_epochs must not be negative, got {self.warm_epochs}")
         if self.queue < self.batch_size:
             raise CounterpointError(f"queue ({self.queue}) must not be smaller than batch_size ({self.batch_size})")
-        for name in ("alpha", "beta", "threshold", "proto_momentum", "momentum_teacher"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not (self.temperature > 0 and self.finetune_lr > 0 and self.self_weight >= 0 and self.mixup >= 0):
-            raise CounterpointError(
-                "temperature and finetune_lr must be > 0, self_weight and mixup at least 0, got "
-                f"{self.temperature}, {self.finetune_lr}, {self.self_weight} and {self.mixup}"
-            )
-        if self.prototypes not in ("text", "labels"):
-            raise CounterpointError(f"prototypes must be text or labels, got {self.prototypes!r}")
-        if self.objective not in ("capro", "cross-entropy"):
-            raise CounterpointError(f"objective must be capro or cross-entropy, got {self.objective!r}")
+        self.need_share("alpha", "beta", "proto_momentum", "momentum_teacher")
+        self.need_positive("temperature")
+        for name, known in (("prototypes", ("text", "labels")), ("objective", ("capro", "cross-entropy"))):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
 
-    def check(self) -> None:
-        super().check()
-        if self.text_encoder != "words":
-            check_text_encoder(self.text_encoder)
-
-    def facts(self, data: ImageData) -> dict[str, Any]:
-        if self.prototypes == "text" and data.texts is None:
-            raise DataError(
-                f"{data.name} has no texts; give --texts FILE (CSV with the columns file and text), or use --prototypes labels"
-            )
-        return super().facts(data)
+    @property
+    def needs_texts(self) -> bool:
+        return self.prototypes == "text"
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
 
 
-class CAPro(LabelledLearner):
+def start_layer(module: nn.Module) -> None:
+    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as the authors do.
+
+    PyTorch's own smaller weights leave all z nearly parallel for hundreds of steps, and prototypes then judge no label.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.01)
+
+
+class CAPro(JudgedLearner):
     """An encoder with its momentum copy, two classifiers, prototypes, and a table of judged labels by position."""
 
-    crops: ClassVar[int] = 2
     config: CAProConfig
-    prototype_rows: Float[Tensor, "classes low"]
-    trusted: Bool[Tensor, " examples"]
-    judged: Int[Tensor, " examples"]
-    history: Int[Tensor, "epochs 4"]
+    prototype_rows: Float[Tensor, "classes ... low"]
 
     def __init__(self, config: CAProConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         dim, low, classes = self.encoder.dim, config.projection, data.classes
         self.classifier = nn.Linear(dim, classes, bias=False)
-        self.classifier_low = nn.Linear(low, classes, bias=False)
+        self.classifier_low: Any = TagHeads(low, classes) if self.several else nn.Linear(low, classes, bias=False)
         self.projector, self.reconstructor = (
             nn.Sequential(nn.Linear(a, config.hidden), nn.ReLU(), nn.Linear(config.hidden, b))
             for a, b in ((dim, low), (low, dim))
         )
+        for head in (self.classifier, self.classifier_low, self.projector, self.reconstructor):
+            head.apply(start_layer)
         self.teacher = EMATeacher(self.encoder)
         self.queue = Queue(config.queue, low, seed=seed)
-        self.register_buffer("prototype_rows", torch.zeros(classes, low))
-        self.register_buffer("trusted", torch.zeros(data.examples, dtype=torch.bool))
-        # The last judgement of each image: a class, -1 removed, -2 not judged yet.
-        self.register_buffer("judged", torch.full((data.examples,), -2))
-        # Numbers of images kept, corrected, removed, and under a true label, after each epoch of the main stage.
-        self.register_buffer("history", torch.full((config.epochs, 4), -1))
+        self.register_buffer(
+            "prototype_rows", torch.zeros(classes, 2, low) if self.several else torch.zeros(classes, low)
+        )
+        self.register_buffer("present_weight", torch.ones(classes))
+        self.present_weight: Tensor
+
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if self.several:
+            present = 1 + self.given(survey).sum(0)  # the authors count one more, so that no weight is infinite
+            self.present_weight.copy_(((survey.examples - present).clamp(min=0) / present).sqrt())
 
     # --- stages
 
@@ -336,82 +273,63 @@ class CAPro(LabelledLearner):
             Stage("warm-up", config.warm_epochs),
             Stage("frozen encoder", config.frozen_epochs, trains=lambda: rest),
             Stage("main", main, enter=self._match),
-            Stage("fine-tuning", config.finetune_epochs, turns=self._fine_turns, batches=self._kept, enter=self._clean),
+            Stage(
+                "fine-tuning",
+                config.finetune_epochs,
+                turns=self.fine_turns,
+                batches=self.kept_batches,
+                enter=self._clean,
+            ),
         ]
         return [stage for stage in found if stage.epochs]
 
-    @property
-    def stage(self) -> str:
-        """Name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     def _match(self, survey: Survey) -> None:
         """Choose images by text, and start the prototypes with the mean of their keys."""
-        config, labels = self.config, survey.labels
-        assert labels is not None
-        if config.prototypes == "text":
-            texts = survey.texts
-            rows = embedded_texts(config.text_encoder, [*texts.train, *texts.definitions])
-            features = survey.over("train", lambda batch: self.encoder(batch["image"]))
-            chosen = trusted_by_text(
-                features.float(), rows[: len(features)], rows[len(features) :], labels,
-                top=config.trusted, neighbours=config.graph_neighbours, kept=config.graph_kept,
-                self_weight=config.self_weight,
-            )  # fmt: skip
-            self.trusted.copy_(chosen)
-            first = chosen
-        else:
-            first = labels >= 0
+        labels = self.given(survey)
+        first = self.trust(survey) if self.config.prototypes == "text" else labels >= 0
         keys = survey.over("train", lambda batch: unit(self.projector(self.teacher(batch["image"])))).float()
-        total = torch.zeros(self.prototype_rows.shape).index_add_(0, labels[first], keys[first])
+        if self.several:
+            device = self.prototype_rows.device
+            near = torch.cat([self.classifier_low.project(part.to(device)).detach().cpu() for part in keys.split(1024)])
+            # Absence starts with the images chosen for other classes.
+            chosen = first.any(1, keepdim=True) & (labels == 0)
+            sides = torch.stack([chosen, first & (labels == 1)], 2).to(near.dtype)
+            total = torch.einsum("nkt,nkl->ktl", sides, near)
+        else:
+            total = torch.zeros(self.prototype_rows.shape).index_add_(0, labels[first], keys[first])
         self.prototype_rows.copy_(unit(total))
 
     def _clean(self, survey: Survey) -> None:
         """Judge the labels of all images once, for the last stage."""
-        labels = survey.labels
-        assert labels is not None
+        labels, config, trusted = self.given(survey), self.config, self.trusted.cpu()
         score = survey.over("train", self._score)
-        if self.config.objective == "cross-entropy":
+        if config.objective == "cross-entropy":
             self.judged.copy_(labels)
-            return
-        known = labels >= 0
-        found = torch.full_like(labels, -1)
-        found[known] = judged_labels(
-            score[known], labels[known], self.config.threshold, self.trusted.cpu()[known]
-        ).label
-        if not (found >= 0).any():
-            self.warnings.append("no label is kept, so the last stage has all labels; lower --threshold")
-            found = labels
-        self.judged.copy_(found)
+        elif self.several:
+            self.take(survey, judged_tags(score, labels, config.threshold, trusted))
+        else:
+            known = labels >= 0
+            found = torch.full_like(labels, -1)
+            found[known] = judged_labels(score[known], labels[known], config.threshold, trusted[known]).label
+            self.take(survey, found)
 
     def _score(self, batch: dict[str, Any]) -> Tensor:
         config, feature = self.config, self.encoder(batch["image"])
-        near = unit(self.projector(feature)) @ self.prototype_rows.T / config.temperature
-        return config.alpha * self.classifier(feature).softmax(1) + (1 - config.alpha) * near.softmax(1)
-
-    def _kept(self, survey: Survey) -> Batches:
-        rows = np.flatnonzero(self.judged.cpu().numpy()[survey.rows] >= 0)
-        return ChosenBatches(rows, self.config.batch_size, max(1, len(rows) // self.config.batch_size))
-
-    def _fine_turns(self) -> list[Turn]:
-        config, trained = self.config, [self.encoder, self.classifier]
-        given = trained, self.epochs, config.batch_size
-        return [optimisers(config, *given, steps_per_epoch=self.steps_per_epoch, rate=config.finetune_lr / config.lr)]
+        z, logits = unit(self.projector(feature)), self.classifier(feature)
+        if self.several:
+            near = (
+                torch.einsum("nkl,ktl->nkt", self.classifier_low.project(z), self.prototype_rows) / config.temperature
+            )
+            return config.alpha * logits.sigmoid() + (1 - config.alpha) * near.softmax(2)[..., 1]
+        near = z @ self.prototype_rows.T / config.temperature
+        return config.alpha * logits.softmax(1) + (1 - config.alpha) * near.softmax(1)
 
     # --- a step
 
-    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        found = super().prepare(batch, generator)
-        if self.stage != "fine-tuning":
-            return found
-        # A process mixes its own images; the share is the same on all.
-        draw = draw_mix(len(batch["image"]), self.config.mixup, generator)
-        return found | {"mix": draw}
-
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        config, stage, (weak, strong) = self.config, self.stage, batch["views"]
+        config, stage, index, (weak, strong) = self.config, self.stage, batch["index"], batch["views"]
         if stage == "fine-tuning":
-            return {"loss": self._mixed_loss(weak, self.judged[batch["index"]], batch["mix"])}
+            return {"loss": self.mixed_loss(weak, self.judged[index], batch["mix"])}
         main, plain = stage == "main", config.objective == "cross-entropy"
         if stage != "frozen encoder":
             self.teacher.update(self.encoder, config.momentum_teacher)
@@ -419,104 +337,39 @@ class CAPro(LabelledLearner):
         z = unit(self.projector(feature))
         with torch.no_grad():
             z_key = unit(self.projector(self.teacher(strong)))
-        step = capro_step(
-            self.classifier(feature),
-            z,
-            z_key,
-            self.classifier_low(z),
-            feature,
-            self.reconstructor(z.detach() if main else z),
-            batch["label"],
-            self.trusted[batch["index"]],
-            self.queue.rows.roll(-int(self.queue.pointer), 0).T,
-            self.prototype_rows.clone() if main else None,  # moved below, before the backward pass
-            self.classifier_low.weight,
-            config.alpha,
-            config.threshold,
-            config.beta,
-            config.temperature,
-            config.proto_momentum,
-            main and not plain and self.position.epoch + config.frozen_epochs >= config.clean_after,
-        )
+        common: dict[str, Any] = {
+            "logits": self.classifier(feature),
+            "z": z,
+            "z_key": z_key,
+            "feature": feature,
+            "reconstructed": self.reconstructor(z.detach() if main else z),
+            "trusted": self.trusted[index],
+            "queue": self.queue.rows.roll(-int(self.queue.pointer), 0).T,
+            "prototypes": self.prototype_rows.clone() if main else None,  # moved below, before the backward pass
+            "clean": main and not plain and self.position.epoch + config.frozen_epochs >= config.clean_after,
+            "order": batch_order(place(len(z), z.device).total).argsort().to(z.device),
+        } | {name: getattr(config, name) for name in ("alpha", "threshold", "beta", "temperature", "proto_momentum")}
+        if self.several:
+            assert self.survey is not None
+            tags = self.given(self.survey)[index.cpu()].to(z.device)
+            step = capro_tags_step(tags=tags, heads=self.classifier_low, present_weight=self.present_weight, **common)
+        else:
+            weight = self.classifier_low.weight
+            step = capro_step(labels=batch["label"], logits_low=self.classifier_low(z), classifier_low=weight, **common)
         self.queue.write(z_key)
         if main:
             self.prototype_rows.copy_(step["prototypes_after"])
-            self.judged[gather_rows(batch["index"])] = gather_rows(step["new_label"])
-        kept = global_mean(step["kept"].to(z.dtype))
-        losses = {name: value for name, value in step.items() if name.startswith("loss")} | {"kept": kept}
+            self.judged[gather_rows(index)] = gather_rows(step["new_label"])
+        losses = {name: value for name, value in step.items() if name.startswith("loss")}
+        losses |= {"kept": global_mean(step["kept"].to(z.dtype))}
         return losses | ({"loss": losses["loss_cls"]} if plain else {})
 
-    def _mixed_loss(self, images: Tensor, labels: Tensor, drawn: Any) -> Tensor:
-        """Compute the cross-entropy of mixtures of two images."""
-        logits = self.classifier(
-            self.encoder(mix(images, drawn.permutation.to(images.device), drawn.lam.to(images.device)))
-        )
-        share = drawn.lam.to(images.device)
-        partner = labels[drawn.permutation.to(images.device)]
-        own, other = (F.cross_entropy(logits, label, reduction="none") for label in (labels, partner))
-        return global_mean(share * own + (1 - share) * other)
-
-    def end_epoch(self, epoch: int) -> None:
-        """Count the judgements of the main stage."""
-        assert self.survey is not None
-        labels = self.survey.labels
-        if self.stage == "main" and labels is not None:
-            judged, truth = self.judged.cpu(), self.survey.known("train").get("truth", torch.full_like(labels, -2))
-            seen = judged > -2
-            kept, same = seen & (judged >= 0), judged == labels
-            parts = (kept & same, kept & ~same, seen & ~kept, kept & (judged == truth))
-            self.history[epoch + self.config.frozen_epochs] = torch.tensor([int(part.sum()) for part in parts])
-
-    def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the judged labels where the true classes of training images are known."""
-        truth, labels, judged = survey.known("train").get("truth"), survey.labels, self.judged.cpu()
-        kept = judged >= 0
-        if truth is None or labels is None or not kept.any():
-            return {}  # before the main stage
-        first = self.trusted.cpu() if self.config.prototypes == "text" else labels >= 0
-        precision = {"label_precision": (judged == truth)[kept], "start_precision": (labels == truth)[first]}
-        found = {name: float(right.double().mean()) for name, right in precision.items()}
-        return found | {"kept_share": float(kept.double().mean())}
-
-    # --- the page
-
-    @torch.no_grad()
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        """Show what became of the labels over the epochs, and pictures whose labels changed."""
-        labels, history, truth = survey.labels, self.history.cpu(), survey.known("train").get("truth")
-        at = (history[:, 0] >= 0).nonzero()[:, 0]
-        if labels is None or not len(at):
-            return super().figures(survey)
-        names = ("kept", "corrected", "removed", *(("kept or corrected, and right",) if truth is not None else ()))
-        total = history[at, :3].sum(1).clamp(min=1)
-        series = {name: [(at + 1).tolist(), (history[at, n] / total).tolist()] for n, name in enumerate(names)}
-        caption = (
-            "Share of the training images by the last judgement of their label, after each epoch of the main stage."
-        )
-        curves = {"kind": "curves", "series": series, "xlabel": "epoch", "caption": caption}
-        judged, split, classes = self.judged.cpu(), survey.split("train"), survey.classes
-        rows = []
-        for chosen in ((judged >= 0) & (judged != labels), judged == -1):
-            some = chosen.nonzero()[:, 0][:SHOWN].numpy()
-            cells = []
-            for n, picture in zip(some.tolist(), split.images(some), strict=True):
-                became = classes[judged[n]] if judged[n] >= 0 else "removed"
-                real = "" if truth is None else f"; true: {classes[truth[n]] if truth[n] >= 0 else 'none'}"
-                larger = -(-48 // len(picture))
-                cells.append(
-                    {
-                        "png": png(picture.repeat(larger, 0).repeat(larger, 1)),
-                        "text": f"{classes[labels[n]]}: {became}{real}",
-                    }
-                )
-            if cells:
-                rows.append({"cells": cells})
-        seen = {
-            "kind": "captioned",
-            "rows": rows,
-            "caption": "Web label and judgement; corrected labels first, then removed ones.",
-        }
-        return super().figures(survey) | {"Labels over the epochs": curves} | ({"Judged labels": seen} if rows else {})
+    def each_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if not self.several:
+            return super().each_loss(logits, labels)
+        present = (labels == 1).to(logits.dtype)
+        each = F.binary_cross_entropy_with_logits(logits, present, pos_weight=self.present_weight, reduction="none")
+        return torch.where(labels >= 0, each, 0).mean(1)
 
 
 # Settings for a small set of small pictures on a few cores.
@@ -544,7 +397,10 @@ SYSTEM = System(
     config=CAProConfig,
     learner=CAPro,
     data="query-digits",
-    recipes={"query-digits": SMALL | {"encoder": "mlp-s", "recipe": "digits-plain"}},
+    recipes={
+        "query-digits": SMALL | {"encoder": "mlp-s", "recipe": "digits-plain"},
+        "query-canvases": SMALL | {"encoder": "conv-fine", "recipe": "obow-canvases", "threshold": 0.9},
+    },
     recipe=SMALL,
-    source=with_texts,
+    source=with_found,
 )
