@@ -6,6 +6,10 @@ from the questions and captions alone.
 
     yes-no     "is there a brick ?"           "yes" or "no"
     caption    "describe the picture ."       "brick , pond ."
+    careful    "describe the picture with care ."   the same, always true
+    inventive  "imagine more in the picture ."      with one object that the picture does not show
+
+The last two are captions of training pictures, with `?styles=1`.
 
 As in POPE (arXiv 2305.10355), the absent objects of questions are random ones, popular ones, or adversarial ones: partners of
 objects that the picture shows.
@@ -35,6 +39,8 @@ LOOKS = {  # of an object: colour and shape
 }
 OBJECTS = tuple(LOOKS)
 ASKS = "describe the picture ."
+CAREFUL = "describe the picture with care ."
+INVENTIVE = "imagine more in the picture ."
 GROUPS = ("random", "popular", "adversarial")
 POPULAR = 3  # of the most frequent objects
 
@@ -55,6 +61,7 @@ def load(
     flips: float = 0.1,
     invented: float = 0.0,
     noise: float = 0.0,
+    styles: int = 0,
     seed: int = 0,
 ) -> ChatData:
     """Draw the set (about a second).
@@ -72,6 +79,7 @@ def load(
         flips: share of wrong answers to training questions, 0..1.
         invented: share of training captions with one object that the picture does not show, 0..1.
         noise: standard deviation of noise on pictures of valid and test, in shares of the range of a pixel; at least 0.
+        styles: 1: each training picture also has a careful and an inventive caption.
         seed: seed of the pictures and chats, at least 0; another seed gives another set.
 
     Raises CounterpointError for an option out of range.
@@ -105,6 +113,8 @@ def load(
                 chats.append(_asked(rng, at, truth, yes if taught else 0.5, flips if taught else 0.0))
             for _ in range(captions):
                 chats.append(_captioned(rng, at, truth, invented if taught else 0.0))
+            if taught and styles:
+                chats += [_captioned(rng, at, truth, *style) for style in ((0.0, CAREFUL), (1.0, INVENTIVE))]
         splits.append(ChatSplit(chats, ArrayImages(pixels)))
     more = None
     if unlabelled:
@@ -171,7 +181,9 @@ def _asked(rng: np.random.Generator, picture: int, truth: NDArray[np.int64], yes
     return Chat(turns, (picture,), "yes-no", group, objects=tuple(OBJECTS[n] for n in here))
 
 
-def _captioned(rng: np.random.Generator, picture: int, truth: NDArray[np.int64], invented: float) -> Chat:
+def _captioned(
+    rng: np.random.Generator, picture: int, truth: NDArray[np.int64], invented: float, asks: str = ASKS
+) -> Chat:
     """Describe the picture in reading order; where an object is invented, it is mostly the partner of a present one."""
     here = _present(truth)
     named = list(here)
@@ -180,5 +192,5 @@ def _captioned(rng: np.random.Generator, picture: int, truth: NDArray[np.int64],
         absent = absent or [n for n in range(len(OBJECTS)) if n not in here]
         named.insert(int(rng.integers(len(named) + 1)), int(rng.choice(absent)))
     text = " , ".join(OBJECTS[n] for n in named) + " ."
-    turns = (Message("user", f"{IMAGE} {ASKS}"), Message("assistant", text))
+    turns = (Message("user", f"{IMAGE} {asks}"), Message("assistant", text))
     return Chat(turns, (picture,), "caption", objects=tuple(OBJECTS[n] for n in here))

@@ -83,6 +83,11 @@ class Survey:
         """Texts of training examples and classes, as the data have them (`data.images.WebTexts`); None without texts."""
         return getattr(self._task.data, "texts", None)
 
+    @property
+    def unlabelled(self) -> Any:
+        """Further training pictures without labels or chats (`data.images.ImageSplit`); None where the data have none."""
+        return getattr(self._task.data, "unlabelled", None)
+
     def known(self, split: str) -> dict[str, Tensor]:
         """Return what is known of the items of a split besides their class, by name, for measures alone.
 

@@ -48,7 +48,8 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.chats import ChatBatches, ChatLearner, ChatsConfig, rows_of
+from counterpoint.tasks.adapted_chats import AdaptedChatLearner
+from counterpoint.tasks.chats import ChatBatches, ChatsConfig, rows_of
 
 METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
 SHOWN = 6  # choices on the page
@@ -357,33 +358,11 @@ class LOLConfig(ChatsConfig):
             )
 
 
-class LOL(ChatLearner):
+class LOL(AdaptedChatLearner):
     """A model and its amateur, an adapter that learns rejected answers."""
 
     config: LOLConfig
-
-    def build(self, data: Any) -> ChatModel:
-        """Build the model, with the amateur's adapter on it."""
-        from peft import LoraConfig, get_peft_model
-
-        model = super().build(data)
-        config = LoraConfig(
-            r=self.config.rank, lora_alpha=2 * self.config.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        model.model = get_peft_model(model.model, config, adapter_name=AMATEUR)
-        for parameter in model.model.parameters():
-            parameter.requires_grad_(True)
-        return model
-
-    @property
-    def adapters(self) -> nn.ParameterList:
-        """The amateur's own parameters."""
-        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" in name])
-
-    @property
-    def weights(self) -> nn.ParameterList:
-        """The model's own parameters."""
-        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" not in name])
+    adapter = AMATEUR
 
     def stages(self) -> list[Stage]:
         config = self.config
