@@ -4,7 +4,7 @@
 public. The loss is that of TACT, its ancestor for video ("Test of Time", CVPR 2023, code bpiyush/TestOfTime). A third block
 is added.
 
-    i, j         two sounds of different events, with the labels c_i and c_j
+    i, j         two sounds of different events, with the captions c_i and c_j
     F            forward: the sound [a_i; a_j] and "c_i before c_j"
     R            inverted: the sound [a_j; a_i] and "c_j before c_i", the same word with its events swapped
     O            overlapped: the sound a_i + a_j and "c_i while c_j"
@@ -12,17 +12,37 @@ is added.
     s            scale of the logits, 1 / temperature, learned in pre-training and kept, at most 100
     alpha_same   weight of a pair's own row in another block (consistent term)
     alpha_cross  weight of another pair's row in another block (cross term)
+
+The stages of a fit:
+
+    base   CLAP's contrast of the data's own pairs, unless `--start` names a trained run; a share may be "c_i and c_j"
+    A      half of a batch are single sounds, half are two sounds with "c_i and c_j", in a row or at once (`single_dual_nce`)
+    B      every item is the first event of a clip, with a partner of another event: F, R and O (`temporal_nce`)
+
+For half of the clips of B the word is "after", and the sounds change places. All networks train, and no row is detached. Each
+stage begins with a new optimiser. A ladder of zero-shot tests (tasks/ladder.py) measures each stage.
+
+    counterpoint train teminal --data events
+    counterpoint train teminal --start run:runs/clip --data "manifest:sounds.csv?seconds=10"
+
+Choices where the paper's text could not be read: half of stage A, the scoring of the ladder, the third block of the loss, and
+masks: rows of the same events in the same order are no negatives of each other. "a before b" and "b after a" are such rows.
+
+- Of TACT's code, beta weights anchors from row B / 2 on, which is an error. Here it weights the block R.
+- Not built: frozen lower layers (TACT), further words for the relations, clips of more than two events.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_scale, need_within
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
@@ -30,6 +50,17 @@ from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.rules import Where
 from counterpoint.core.world import over_group
+from counterpoint.engine.loading import Batches
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.aligned import LAPTOP
+from counterpoint.tasks.ladder import RUNGS, SEQUENTIAL, ladder_figures
+from counterpoint.tasks.phases import PhaseBatches
+from counterpoint.tasks.sound_events import NEUTRAL, OVERLAP, EventConfig, EventLearner
+from counterpoint.views.sounds import Sounds, at_once, in_a_row, other_kind, sounding
 
 LEAST = 1e-8  # added to both weights, as in TACT's code
 
@@ -191,3 +222,255 @@ class _Weights:
         found = self.table[here][:, there]
         own = (self.pair[rows][:, None] == self.pair[columns]) & (here[:, None] != there)
         return found.masked_fill_(own, self.same)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class TeminALConfig(EventConfig):
+    """Settings of TeminAL. The paper's sizes are not known; defaults are TACT's: 40 epochs of 32 pairs, Adam at 5e-6."""
+
+    epochs: int = 40
+    """Passes over the training items in stage A, and again in stage B."""
+    batch_size: int = 32
+    """Items in a batch. In stage B each gives a pair of events, and so two or three clips."""
+    optimizer: str = "adamw"
+    lr: float = 5e-6 * 256 / 32
+    weight_decay: float = 0.0
+    beta2: float | None = 0.98
+    constant_lr: bool = True
+    base_epochs: int = 40
+    """Passes over the training items in the base stage, where no `start` is given."""
+    base_duals: float = 0.0
+    """Share of two sounds with "and" in the base stage, 0..1; the other items are as the data have them."""
+    post: Literal["ab", "a", "b", "none"] = "ab"
+    """Stages after the base: A and B, one of them, or none."""
+    post_rate: float = 1.0
+    """Factor of the learning rate in stages A and B, > 0."""
+    negatives: Literal["both", "inverted", "none"] = "both"
+    """Blocks beside the forward pairs in stage B: inverted and overlapped, inverted alone, or none, which is plain InfoNCE."""
+    alpha_same: float = 1.0
+    """Weight of a pair's own inverted and overlapped clip among its negatives, at least 0."""
+    alpha_cross: float = 1.0
+    """Weight of other pairs' inverted and overlapped clips, at least 0."""
+    beta: float = 1.0
+    """Weight of inverted clips as anchors, at least 0; those of forward clips is 1."""
+    gamma: float = 1.0
+    """Weight of overlapped clips as anchors, at least 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base_epochs < 1:
+            raise CounterpointError(f"base_epochs must be at least 1, got {self.base_epochs}")
+        if not 0 <= self.base_duals <= 1:
+            raise CounterpointError(f"base_duals must lie in 0..1, got {self.base_duals}")
+        if not 0 < self.post_rate < math.inf:
+            raise CounterpointError(f"post_rate must be > 0 and finite, got {self.post_rate}")
+        for name in ("alpha_same", "alpha_cross", "beta", "gamma"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        for name, known in (("post", ["ab", "a", "b", "none"]), ("negatives", ["both", "inverted", "none"])):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if self.start and self.post == "none":
+            raise CounterpointError("post none with a start leaves nothing to train; choose --post ab")
+
+
+# ---------------------------------------------------------------------------------------------------------- the learner
+
+
+class TeminAL(EventLearner):
+    """A CLAP that learns one event from two, then the order of two."""
+
+    config: TeminALConfig
+    history: Tensor
+
+    def __init__(self, config: TeminALConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed, slug="teminal")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # The ladder on `valid` before post-training, after A and after B; -1 where it was not measured.
+        self.register_buffer("history", torch.full((3, len(RUNGS)), -1.0))
+
+    # --- stages
+
+    def stages(self) -> list[Stage]:
+        config, found = self.config, list[Stage]()
+        if not config.start:
+            found.append(Stage("base", config.base_epochs, batches=self.batches))
+        for name in config.post if config.post != "none" else "":
+            enter = partial(self.enter, first=bool(config.start) and not found)
+            found.append(Stage(name.upper(), config.epochs, batches=self.batches, enter=enter))
+        return found
+
+    @property
+    def stage(self) -> str:
+        """The name of the current stage: base, A or B."""
+        return self.stages()[self.position.stage].name
+
+    def enter(self, survey: Survey, *, first: bool) -> None:
+        """Begin stage A or B; as the first stage, start from the given run."""
+        if first:
+            self.adopt(self.config.start)
+            self.note(0, survey)
+
+    def batches(self, survey: Survey) -> Batches:
+        """Return batches of the items with a sound, a caption and a known event."""
+        return PhaseBatches(np.flatnonzero(self.kinds >= 0), self.config.batch_size)
+
+    def turns(self) -> list[Turn]:
+        config, rate = self.config, 1.0 if self.stage == "base" else self.config.post_rate
+        constant, steps = self.parameters() if config.constant_lr else (), self.steps_per_epoch
+        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)]
+
+    # --- a step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Compose the clips of the whole batch, and take this process's share."""
+        total, mine = self.share(len(batch["index"]))
+        index = self.whole(batch["index"]).cpu()
+        sounds = sounding(self.whole(batch["inputs"][self.audio]))
+        kinds = torch.from_numpy(self.kinds[index.numpy()])
+        partner = torch.arange(total)
+        if self.stage != "base" or self.config.base_duals:
+            if len(kinds.unique()) < 2:
+                raise CounterpointError(
+                    f"all {total} items of a batch are of one event, so none has a partner of another; use a larger --batch-size"
+                )
+            partner = other_kind(kinds, generator)
+            self.count_cut(sounds)
+        pair = sounds.at(mine), sounds.at(partner[mine].to(sounds.start.device))
+        texts = self.captions(index)
+        words = [(texts[n], texts[m]) for n, m in enumerate(partner.tolist())][mine]
+        events = kinds[mine], kinds[partner][mine]
+        drawn = Drawn(*(torch.rand(2, total, generator=generator) < 0.5)[:, mine], self._duals(total, generator)[mine])
+        compose = self.ordered if self.stage == "B" else self.neutral
+        made = compose(pair, words, events, drawn)
+        return batch | {"sounds": made[0], "texts": self.encoded(made[1]), "meaning": made[2].to(sounds.start.device)}
+
+    def _duals(self, total: int, generator: torch.Generator) -> Bool[Tensor, " total"]:
+        """Draw which items become clips of two events: half of stage A, `base_duals` of the base."""
+        share = self.config.base_duals if self.stage == "base" else 0.5
+        return torch.randperm(total, generator=generator) < round(share * total)
+
+    def neutral(
+        self, sounds: tuple[Sounds, Sounds], words: list[tuple[str, str]], events: tuple[Tensor, Tensor], drawn: Drawn
+    ) -> tuple[Tensor, list[str], Tensor]:
+        """Leave some items single; compose others of two events, in a row or at once, with "and" in either order."""
+        (one, other), (i, j) = sounds, events
+        clips = one.waves
+        if bool(drawn.dual.any()):
+            mixed = torch.where(_column(drawn.first, one), at_once(one, other), in_a_row(one, other))
+            clips = torch.where(_column(drawn.dual, one), mixed, clips)
+        texts = [
+            NEUTRAL.format(*(two[::-1] if back else two)) if dual else two[0]
+            for two, dual, back in zip(words, drawn.dual.tolist(), drawn.second.tolist(), strict=True)
+        ]
+        return clips, texts, torch.where(drawn.dual, self.unordered(i, j), i)
+
+    def ordered(
+        self, sounds: tuple[Sounds, Sounds], words: list[tuple[str, str]], events: tuple[Tensor, Tensor], drawn: Drawn
+    ) -> tuple[Tensor, list[str], Tensor]:
+        """Compose the blocks F, R and O of clips of two events. With "after" the sounds of F and R change places."""
+        (one, other), (i, j), late = sounds, events, drawn.first
+        row, back, after = in_a_row(one, other), in_a_row(other, one), _column(late, one)
+        clips = [torch.where(after, back, row), torch.where(after, row, back), at_once(one, other)]
+        templates = [SEQUENTIAL[int(word)] for word in late]
+        forward = [template.format(*two) for template, two in zip(templates, words, strict=True)]
+        inverted = [template.format(*two[::-1]) for template, two in zip(templates, words, strict=True)]
+        texts = [forward, inverted, [OVERLAP.format(*two) for two in words]]
+        above = len(self.names) * (1 + len(self.names))  # the numbers of single events and of pairs in any order
+        leads, follows = above + i * len(self.names) + j, above + j * len(self.names) + i
+        meaning = [
+            torch.where(late, follows, leads),
+            torch.where(late, leads, follows),
+            2 * above + self.unordered(i, j),
+        ]
+        blocks = {"both": 3, "inverted": 2, "none": 1}[self.config.negatives]
+        return (
+            torch.cat(clips[:blocks]),
+            [text for block in texts[:blocks] for text in block],
+            torch.stack(meaning[:blocks]),
+        )
+
+    def unordered(self, i: Tensor, j: Tensor) -> Tensor:
+        """Number pairs of events whatever their order, above the numbers of single events."""
+        size = len(self.names)
+        return size + torch.minimum(i, j) * size + torch.maximum(i, j)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        config, scale = self.config, self.log_scale.exp()
+        audio, text = self.rows(self.audio, batch["sounds"]), self.rows(self.text, batch["texts"])
+        meaning = batch["meaning"]
+        if self.stage != "B" or config.negatives == "none":
+            found = single_dual_nce(audio, text, scale, meaning.flatten())
+        else:
+            a, t = audio.chunk(len(meaning)), text.chunk(len(meaning))
+            third = (a[2], t[2]) if len(meaning) == 3 else (None, None)
+            weights = config.alpha_same, config.alpha_cross, scale
+            found = temporal_nce(a[0], a[1], t[0], t[1], *weights, *third, config.beta, config.gamma, meaning)
+        anchors = {"text_anchor": found.text_anchor.detach(), "audio_anchor": found.audio_anchor.detach()}
+        return {"loss": found.loss, **anchors, "scale": scale.detach()}
+
+    def end_step(self) -> None:
+        super().end_step()
+        with torch.no_grad():
+            self.log_scale.clamp_(0, math.log(100))
+
+    # --- what it learned
+
+    def end_epoch(self, epoch: int) -> None:
+        super().end_epoch(epoch)
+        if self.survey is not None and epoch == self.epochs - 1:
+            self.note({"base": 0, "A": 1, "B": 2}[self.stage], self.survey)
+
+    def note(self, row: int, survey: Survey) -> None:
+        """Keep the ladder on `valid`."""
+        found = self.climbed(survey, "valid")[0]
+        if found:
+            self.history[row] = torch.tensor([found[name] for name in RUNGS]).to(self.history)
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the ladder on `valid` before post-training and after its stages, with chance."""
+        rows = zip(("before", "after A", "after B"), self.history.cpu(), strict=True)
+        kept = {name: row.tolist() for name, row in rows if bool((row >= 0).all())}
+        return super().figures(survey) | ladder_figures(kept, self.climbed(survey, "valid")[1])
+
+
+class Drawn(NamedTuple):
+    """Draws for each item: two coins, and whether it becomes a clip of two events in a stage that mixes both."""
+
+    first: Bool[Tensor, " n"]
+    second: Bool[Tensor, " n"]
+    dual: Bool[Tensor, " n"]
+
+
+def _column(values: Tensor, sounds: Sounds) -> Tensor:
+    return values[:, None].to(sounds.start.device)
+
+
+# The card's recipe: stages A and B of equal length, at half of the base's learning rate, all layers trainable.
+SYSTEM = System(
+    slug="teminal",
+    task="aligned",
+    config=TeminALConfig,
+    learner=TeminAL,
+    data="events",
+    recipe=LAPTOP
+    | {
+        "audio_encoder": "frames-s",
+        "text_encoder": "text-64-2-4",
+        "embedding": 64,
+        "head": "batchnorm",
+        "batch_size": 24,
+        "base_epochs": 20,
+        "base_duals": 0.5,
+        "epochs": 6,
+        "post_rate": 0.5,
+        "lr": 1e-3 * 256 / 24,
+        "beta2": None,
+        "constant_lr": True,
+        "warmup_epochs": 0,
+        "evaluate_every": 10,
+    },
+)
