@@ -473,7 +473,7 @@ def test_data_with_fewer_than_two_events_are_named(tmp_path):
     ("data", "settings", "said"),
     [
         ("digit-halves", {}, "teminal aligns one audio and one text modality"),
-        (DATA, {"base_epochs": 0}, "base_epochs must be at least 1"),
+        (DATA, {"base_epochs": 0}, "base_epochs must be > 0"),
         (DATA, {"base_duals": 1.5}, r"base_duals must lie in 0\.\.1"),
         (DATA, {"post_rate": 0.0}, "post_rate must be > 0"),
         (DATA, {"alpha_same": -1.0}, "alpha_same must be at least 0"),

@@ -12,12 +12,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,12 +28,28 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, one_each
 from counterpoint.tasks.class_texts import names_of
-from counterpoint.tasks.ladder import CLIPS, RUNGS, SEQUENTIAL, Space, ladder
-from counterpoint.views.sounds import Sounds
+from counterpoint.tasks.ladder import CLIPS, RUNGS, SEQUENTIAL, Space, ladder, ladder_figures
+from counterpoint.views.sounds import Sounds, other_kind, sounding
 
 Rows = NDArray[np.int64]
 NEUTRAL, OVERLAP = "{} and {}", "{} while {}"
-MEASURES = (*RUNGS, "summary")
+
+
+class Pairs(NamedTuple):
+    """A batch's items, each with a partner of another event, and draws for each pair."""
+
+    one: Sounds
+    other: Sounds
+    words: list[tuple[str, str]]  # both captions
+    i: Int[Tensor, " n"]  # number of the item's event
+    j: Int[Tensor, " n"]  # number of the partner's event
+    coin: Bool[Tensor, " n"]
+    second_coin: Bool[Tensor, " n"]
+    dual: Bool[Tensor, " n"]  # whether the item becomes a clip of two events, in stages that also have single sounds
+
+    def column(self, values: Bool[Tensor, " n"]) -> Bool[Tensor, "n 1"]:
+        """Return values for each pair beside its samples."""
+        return values[:, None].to(self.one.start.device)
 
 
 @dataclass
@@ -89,6 +105,10 @@ def started(start: str) -> tuple[AlignedLearner, str, str]:
 class EventLearner(AlignedLearner):
     """A learner of one audio and one text modality whose steps compose clips of two events.
 
+    Args:
+        slug: name of the system, for messages.
+        moments: moments of a fit at which it keeps the ladder (`note`).
+
     Attributes:
         audio, text: names of the modalities.
         kinds: [training items] number of each item's event, -1 for one without; during a fit.
@@ -97,8 +117,9 @@ class EventLearner(AlignedLearner):
     """
 
     log_scale: nn.Parameter
+    history: Tensor
 
-    def __init__(self, config: Any, data: Any, seed: int = 0, *, slug: str) -> None:
+    def __init__(self, config: Any, data: Any, seed: int = 0, *, slug: str, moments: Sequence[str]) -> None:
         self.audio, self.text = one_each(data.modalities, slug, "audio", "text")
         super().__init__(config, data, seed)
         self.slug, self.tokenizer = slug, Tokenizer.from_json(data.tokenizers[self.text])
@@ -106,6 +127,9 @@ class EventLearner(AlignedLearner):
         self.names: list[str] = []
         self.base: dict[str, Any] = {}
         self.cut = torch.zeros(2, dtype=torch.long)  # sounds of this epoch that lose their end, and all
+        self.moments = tuple(moments)
+        # The ladder on `valid` at each moment; -1 where it was not measured.
+        self.register_buffer("history", torch.full((len(self.moments), len(RUNGS)), -1.0))
         self.told = False  # whether the user knows of them
 
     def build_head(self, dim: int) -> nn.Module:
@@ -191,7 +215,35 @@ class EventLearner(AlignedLearner):
             )
         self.cut.zero_()
 
-    # --- rows
+    # --- clips
+
+    def pairs(self, batch: dict[str, Any], generator: torch.Generator, share: float) -> Pairs:
+        """Find a partner for each item of the whole batch, and return this process's pairs.
+
+        Args:
+            batch: items.
+            generator: the source of randomness.
+            share: share of the items that are `dual`; 0: no partner is needed, and each item is its own.
+
+        Raises CounterpointError for a batch of one event.
+        """
+        total, mine = self.share(len(batch["index"]))
+        index = self.whole(batch["index"]).cpu()
+        sounds = sounding(self.whole(batch["inputs"][self.audio]))
+        kinds, partner = torch.from_numpy(self.kinds[index.numpy()]), torch.arange(total)
+        if share:
+            if len(kinds.unique()) < 2:
+                raise CounterpointError(
+                    f"all {total} items of a batch are of one event, so none has a partner of another; use a larger --batch-size"
+                )
+            partner = other_kind(kinds, generator)
+            self.count_cut(sounds)
+        texts = self.captions(index)
+        words = [(texts[n], texts[m]) for n, m in enumerate(partner.tolist())][mine]
+        dual = torch.randperm(total, generator=generator) < round(share * total)
+        coins = torch.rand(2, total, generator=generator) < 0.5
+        both = sounds.at(mine), sounds.at(partner[mine].to(sounds.start.device))
+        return Pairs(*both, words, kinds[mine], kinds[partner][mine], coins[0, mine], coins[1, mine], dual[mine])
 
     def rows(self, name: str, values: Any) -> Float[Tensor, "n embedding"]:
         """Compute unit embeddings of composed sounds, or of texts as token numbers and mask."""
@@ -221,6 +273,18 @@ class EventLearner(AlignedLearner):
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         return {f"ladder_{name}": value for name, value in self.climbed(survey, split)[0].items()}
+
+    def note(self, moment: int, survey: Survey) -> None:
+        """Keep the ladder on `valid` at a moment."""
+        found = self.climbed(survey, "valid")[0]
+        if found:
+            self.history[moment] = torch.tensor([found[name] for name in RUNGS]).to(self.history)
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the ladder on `valid` at every moment, with chance."""
+        rows = zip(self.moments, self.history.cpu(), strict=True)
+        kept = {name: row.tolist() for name, row in rows if bool((row >= 0).all())}
+        return super().figures(survey) | ladder_figures(kept, self.climbed(survey, "valid")[1])
 
     # --- another run to start from
 

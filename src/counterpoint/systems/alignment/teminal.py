@@ -41,7 +41,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_scale, need_within
@@ -57,10 +57,10 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
-from counterpoint.tasks.ladder import RUNGS, SEQUENTIAL, ladder_figures
+from counterpoint.tasks.ladder import SEQUENTIAL
 from counterpoint.tasks.phases import PhaseBatches
-from counterpoint.tasks.sound_events import NEUTRAL, OVERLAP, EventConfig, EventLearner
-from counterpoint.views.sounds import Sounds, at_once, in_a_row, other_kind, sounding
+from counterpoint.tasks.sound_events import NEUTRAL, OVERLAP, EventConfig, EventLearner, Pairs
+from counterpoint.views.sounds import at_once, in_a_row
 
 LEAST = 1e-8  # added to both weights, as in TACT's code
 
@@ -261,12 +261,8 @@ class TeminALConfig(EventConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base_epochs < 1:
-            raise CounterpointError(f"base_epochs must be at least 1, got {self.base_epochs}")
-        if not 0 <= self.base_duals <= 1:
-            raise CounterpointError(f"base_duals must lie in 0..1, got {self.base_duals}")
-        if not 0 < self.post_rate < math.inf:
-            raise CounterpointError(f"post_rate must be > 0 and finite, got {self.post_rate}")
+        self.need_positive("base_epochs", "post_rate")
+        self.need_share("base_duals")
         for name in ("alpha_same", "alpha_cross", "beta", "gamma"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
@@ -284,13 +280,10 @@ class TeminAL(EventLearner):
     """A CLAP that learns one event from two, then the order of two."""
 
     config: TeminALConfig
-    history: Tensor
 
     def __init__(self, config: TeminALConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed, slug="teminal")
+        super().__init__(config, data, seed, slug="teminal", moments=("before", "after A", "after B"))
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        # The ladder on `valid` before post-training, after A and after B; -1 where it was not measured.
-        self.register_buffer("history", torch.full((3, len(RUNGS)), -1.0))
 
     # --- stages
 
@@ -326,72 +319,41 @@ class TeminAL(EventLearner):
     # --- a step
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Compose the clips of the whole batch, and take this process's share."""
-        total, mine = self.share(len(batch["index"]))
-        index = self.whole(batch["index"]).cpu()
-        sounds = sounding(self.whole(batch["inputs"][self.audio]))
-        kinds = torch.from_numpy(self.kinds[index.numpy()])
-        partner = torch.arange(total)
-        if self.stage != "base" or self.config.base_duals:
-            if len(kinds.unique()) < 2:
-                raise CounterpointError(
-                    f"all {total} items of a batch are of one event, so none has a partner of another; use a larger --batch-size"
-                )
-            partner = other_kind(kinds, generator)
-            self.count_cut(sounds)
-        pair = sounds.at(mine), sounds.at(partner[mine].to(sounds.start.device))
-        texts = self.captions(index)
-        words = [(texts[n], texts[m]) for n, m in enumerate(partner.tolist())][mine]
-        events = kinds[mine], kinds[partner][mine]
-        drawn = Drawn(*(torch.rand(2, total, generator=generator) < 0.5)[:, mine], self._duals(total, generator)[mine])
-        compose = self.ordered if self.stage == "B" else self.neutral
-        made = compose(pair, words, events, drawn)
-        return batch | {"sounds": made[0], "texts": self.encoded(made[1]), "meaning": made[2].to(sounds.start.device)}
+        """Compose clips: of `base_duals` of the items in the base, of half of them in A, of all in B."""
+        share = {"base": self.config.base_duals, "A": 0.5, "B": 1.0}[self.stage]
+        pairs = self.pairs(batch, generator, share)
+        clips, texts, meaning = self.ordered(pairs) if self.stage == "B" else self.neutral(pairs)
+        return batch | {"sounds": clips, "texts": self.encoded(texts), "meaning": meaning.to(clips.device)}
 
-    def _duals(self, total: int, generator: torch.Generator) -> Bool[Tensor, " total"]:
-        """Draw which items become clips of two events: half of stage A, `base_duals` of the base."""
-        share = self.config.base_duals if self.stage == "base" else 0.5
-        return torch.randperm(total, generator=generator) < round(share * total)
-
-    def neutral(
-        self, sounds: tuple[Sounds, Sounds], words: list[tuple[str, str]], events: tuple[Tensor, Tensor], drawn: Drawn
-    ) -> tuple[Tensor, list[str], Tensor]:
+    def neutral(self, pairs: Pairs) -> tuple[Tensor, list[str], Tensor]:
         """Leave some items single; compose others of two events, in a row or at once, with "and" in either order."""
-        (one, other), (i, j) = sounds, events
-        clips = one.waves
-        if bool(drawn.dual.any()):
-            mixed = torch.where(_column(drawn.first, one), at_once(one, other), in_a_row(one, other))
-            clips = torch.where(_column(drawn.dual, one), mixed, clips)
+        clips = pairs.one.waves
+        if bool(pairs.dual.any()):
+            together, in_turn = at_once(pairs.one, pairs.other), in_a_row(pairs.one, pairs.other)
+            mixed = torch.where(pairs.column(pairs.coin), together, in_turn)
+            clips = torch.where(pairs.column(pairs.dual), mixed, clips)
         texts = [
             NEUTRAL.format(*(two[::-1] if back else two)) if dual else two[0]
-            for two, dual, back in zip(words, drawn.dual.tolist(), drawn.second.tolist(), strict=True)
+            for two, dual, back in zip(pairs.words, pairs.dual.tolist(), pairs.second_coin.tolist(), strict=True)
         ]
-        return clips, texts, torch.where(drawn.dual, self.unordered(i, j), i)
+        return clips, texts, torch.where(pairs.dual, self.unordered(pairs.i, pairs.j), pairs.i)
 
-    def ordered(
-        self, sounds: tuple[Sounds, Sounds], words: list[tuple[str, str]], events: tuple[Tensor, Tensor], drawn: Drawn
-    ) -> tuple[Tensor, list[str], Tensor]:
+    def ordered(self, pairs: Pairs) -> tuple[Tensor, list[str], Tensor]:
         """Compose the blocks F, R and O of clips of two events. With "after" the sounds of F and R change places."""
-        (one, other), (i, j), late = sounds, events, drawn.first
-        row, back, after = in_a_row(one, other), in_a_row(other, one), _column(late, one)
+        (one, other), (i, j), late = (pairs.one, pairs.other), (pairs.i, pairs.j), pairs.coin
+        row, back, after = in_a_row(one, other), in_a_row(other, one), pairs.column(late)
         clips = [torch.where(after, back, row), torch.where(after, row, back), at_once(one, other)]
         templates = [SEQUENTIAL[int(word)] for word in late]
-        forward = [template.format(*two) for template, two in zip(templates, words, strict=True)]
-        inverted = [template.format(*two[::-1]) for template, two in zip(templates, words, strict=True)]
-        texts = [forward, inverted, [OVERLAP.format(*two) for two in words]]
+        forward = [template.format(*two) for template, two in zip(templates, pairs.words, strict=True)]
+        inverted = [template.format(*two[::-1]) for template, two in zip(templates, pairs.words, strict=True)]
+        texts = [forward, inverted, [OVERLAP.format(*two) for two in pairs.words]]
         above = len(self.names) * (1 + len(self.names))  # the numbers of single events and of pairs in any order
         leads, follows = above + i * len(self.names) + j, above + j * len(self.names) + i
-        meaning = [
-            torch.where(late, follows, leads),
-            torch.where(late, leads, follows),
-            2 * above + self.unordered(i, j),
-        ]
+        both = 2 * above + self.unordered(i, j)
+        meaning = [torch.where(late, follows, leads), torch.where(late, leads, follows), both]
         blocks = {"both": 3, "inverted": 2, "none": 1}[self.config.negatives]
-        return (
-            torch.cat(clips[:blocks]),
-            [text for block in texts[:blocks] for text in block],
-            torch.stack(meaning[:blocks]),
-        )
+        said = [text for block in texts[:blocks] for text in block]
+        return torch.cat(clips[:blocks]), said, torch.stack(meaning[:blocks])
 
     def unordered(self, i: Tensor, j: Tensor) -> Tensor:
         """Number pairs of events whatever their order, above the numbers of single events."""
@@ -417,36 +379,10 @@ class TeminAL(EventLearner):
         with torch.no_grad():
             self.log_scale.clamp_(0, math.log(100))
 
-    # --- what it learned
-
     def end_epoch(self, epoch: int) -> None:
         super().end_epoch(epoch)
         if self.survey is not None and epoch == self.epochs - 1:
             self.note({"base": 0, "A": 1, "B": 2}[self.stage], self.survey)
-
-    def note(self, row: int, survey: Survey) -> None:
-        """Keep the ladder on `valid`."""
-        found = self.climbed(survey, "valid")[0]
-        if found:
-            self.history[row] = torch.tensor([found[name] for name in RUNGS]).to(self.history)
-
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the ladder on `valid` before post-training and after its stages, with chance."""
-        rows = zip(("before", "after A", "after B"), self.history.cpu(), strict=True)
-        kept = {name: row.tolist() for name, row in rows if bool((row >= 0).all())}
-        return super().figures(survey) | ladder_figures(kept, self.climbed(survey, "valid")[1])
-
-
-class Drawn(NamedTuple):
-    """Draws for each item: two coins, and whether it becomes a clip of two events in a stage that mixes both."""
-
-    first: Bool[Tensor, " n"]
-    second: Bool[Tensor, " n"]
-    dual: Bool[Tensor, " n"]
-
-
-def _column(values: Tensor, sounds: Sounds) -> Tensor:
-    return values[:, None].to(sounds.start.device)
 
 
 # The card's recipe: stages A and B of equal length, at half of the base's learning rate, all layers trainable.
