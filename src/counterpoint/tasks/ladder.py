@@ -61,7 +61,7 @@ def ladder(
         kinds: number of each sound's event, a position in `names`; on the CPU.
         names: texts of the events.
 
-    Returns shares of right answers and `summary`, and the chance level of each rung. {} where all sounds are of one kind.
+    Returns two mappings: shares of right answers and `summary`; chance levels. Both are {} where all sounds are of one kind.
     """
     if len(kinds.unique()) < 2:
         return {}, {}

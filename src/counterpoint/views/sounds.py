@@ -1,7 +1,7 @@
 """Compose clips of two sounds: one after the other, or both at once.
 
-A batch of sounds is [n, samples], mono in [-1, 1]. Samples at 1 % of a sound's peak or below, before its first louder sample and
-after its last, are silence and left out. A clip has as many samples; zeros follow.
+A batch of sounds is [n, samples], mono in [-1, 1]. Silence before and after a sound is left out: samples at 1 % of its peak
+or below. A clip has as many samples as a sound; zeros follow.
 """
 
 from __future__ import annotations

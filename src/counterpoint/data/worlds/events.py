@@ -1,6 +1,6 @@
 """A world of sound events in time: short motifs with invented names, one or several in a scene, rendered as waves.
 
-A motif is a sound that can be told from the others: three gliding tones under one envelope, and a share of noise. Each of its
+A motif is a kind of sound, distinct from the others: three gliding tones under one envelope, and a share of noise. Each of its
 events has a length, a pitch and a level of its own. The names are imitations of sounds, such as "clang" or "whoom".
 """
 
