@@ -385,7 +385,7 @@ class TeminAL(EventLearner):
             self.note({"base": 0, "A": 1, "B": 2}[self.stage], self.survey)
 
 
-# The card's recipe: stages A and B of equal length, at half of the base's learning rate, all layers trainable.
+# Stages A and B are of equal length, and all layers train, at the base's rate.
 SYSTEM = System(
     slug="teminal",
     task="aligned",
@@ -399,13 +399,13 @@ SYSTEM = System(
         "embedding": 64,
         "head": "batchnorm",
         "batch_size": 24,
-        "base_epochs": 20,
+        "base_epochs": 25,
         "base_duals": 0.5,
-        "epochs": 6,
-        "post_rate": 0.5,
-        "lr": 1e-3 * 256 / 24,
+        "epochs": 8,
+        "lr": 2e-3 * 256 / 24,
         "beta2": None,
-        "constant_lr": True,
+        "constant_lr": False,
+        "schedule": "step",
         "warmup_epochs": 0,
         "evaluate_every": 10,
     },
