@@ -111,7 +111,7 @@ class EventLearner(AlignedLearner):
 
     Attributes:
         audio, text: names of the modalities.
-        kinds: [training items] number of each item's event, -1 for one without; during a fit.
+        event_of: [training items] number of each item's event, -1 for one without; during a fit.
         names: texts of the events.
         base: names and sizes of the networks that a start replaced; {} while they are its own.
     """
@@ -123,7 +123,7 @@ class EventLearner(AlignedLearner):
         self.audio, self.text = one_each(data.modalities, slug, "audio", "text")
         super().__init__(config, data, seed)
         self.slug, self.tokenizer = slug, Tokenizer.from_json(data.tokenizers[self.text])
-        self.kinds: Rows = np.zeros(0, np.int64)
+        self.event_of: Rows = np.zeros(0, np.int64)
         self.names: list[str] = []
         self.base: dict[str, Any] = {}
         self.cut = torch.zeros(2, dtype=torch.long)  # sounds of this epoch that lose their end, and all
@@ -139,9 +139,9 @@ class EventLearner(AlignedLearner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        self.kinds, self.names, texts = self.events(survey, "train")
-        usable = self.kinds >= 0
-        known = np.unique(self.kinds[usable])
+        self.event_of, self.names, texts = self.events(survey, "train")
+        usable = self.event_of >= 0
+        known = np.unique(self.event_of[usable])
         if len(known) < 2:
             raise DataError(
                 f"{self.slug} composes clips of two different events, and the training items have {len(known)}: give items "
@@ -230,7 +230,7 @@ class EventLearner(AlignedLearner):
         total, mine = self.share(len(batch["index"]))
         index = self.whole(batch["index"]).cpu()
         sounds = sounding(self.whole(batch["inputs"][self.audio]))
-        kinds, partner = torch.from_numpy(self.kinds[index.numpy()]), torch.arange(total)
+        kinds, partner = torch.from_numpy(self.event_of[index.numpy()]), torch.arange(total)
         if share:
             if len(kinds.unique()) < 2:
                 raise CounterpointError(

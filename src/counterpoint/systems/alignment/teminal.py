@@ -182,7 +182,7 @@ def _anchors(
     need_scale(logit_scale=logit_scale)
     key = wide(audio)
     query = wide(text) * scalar(logit_scale, key)
-    rules = ()
+    rules: tuple[Where, ...] = ()
     if meaning is not None:
         every = gather_rows(meaning)
         numbers = torch.arange(len(every), device=every.device)
@@ -309,7 +309,7 @@ class TeminAL(EventLearner):
 
     def batches(self, survey: Survey) -> Batches:
         """Return batches of the items with a sound, a caption and a known event."""
-        return PhaseBatches(np.flatnonzero(self.kinds >= 0), self.config.batch_size)
+        return PhaseBatches(np.flatnonzero(self.event_of >= 0), self.config.batch_size)
 
     def turns(self) -> list[Turn]:
         config, rate = self.config, 1.0 if self.stage == "base" else self.config.post_rate
@@ -368,9 +368,11 @@ class TeminAL(EventLearner):
             found = single_dual_nce(audio, text, scale, meaning.flatten())
         else:
             a, t = audio.chunk(len(meaning)), text.chunk(len(meaning))
-            third = (a[2], t[2]) if len(meaning) == 3 else (None, None)
+            third = [a[2], t[2]] if len(meaning) == 3 else [None, None]
             weights = config.alpha_same, config.alpha_cross, scale
-            found = temporal_nce(a[0], a[1], t[0], t[1], *weights, *third, config.beta, config.gamma, meaning)
+            found = temporal_nce(
+                a[0], a[1], t[0], t[1], *weights, third[0], third[1], config.beta, config.gamma, meaning
+            )
         anchors = {"text_anchor": found.text_anchor.detach(), "audio_anchor": found.audio_anchor.detach()}
         return {"loss": found.loss, **anchors, "scale": scale.detach()}
 
