@@ -763,3 +763,15 @@ CASES |= {
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
 OTHERS |= {"lol:select_premature_layer": "whole numbers"}
+TEMINAL = SYSTEMS + "alignment.teminal:"
+CASES |= {
+    TEMINAL + "temporal_nce": Case(
+        lambda n, d: [*unit_pair(n, d), *unit_pair(n, d, 2), 0.5, 2.0, 5.0, *unit_pair(n, d, 4), 0.7, 0.4],
+        (0, 1, 2, 3, 7, 8),
+        (0, 0, 0, 0, None, None, None, 0, 0),
+        kernel=True,
+    ),
+    TEMINAL + "single_dual_nce": Case(
+        lambda n, d: [*unit_pair(n, d), 5.0, torch.arange(n) % 7], (0, 1), (0, 0, None, 0), kernel=True
+    ),
+}

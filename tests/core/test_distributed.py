@@ -99,3 +99,9 @@ def test_several_processes_equal_one(counts):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.start_processes(work, (counts, port), nprocs=len(counts), start_method="forkserver")
+
+
+def test_blocks_that_are_passed_round_are_not_weighted():
+    x = torch.eye(3)
+    with pytest.raises(ValueError, match="ring: blocks of keys that are passed round cannot be weighted"):
+        batch_logsumexp(x, weight=lambda rows, columns: x[rows, columns], ring=True)

@@ -143,6 +143,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "digit-words?train=12&test=6",
         {"head": "classifier", "vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "phases": 2},
     ),
+    "teminal": (
+        "events?kinds=6&train=4&test=2&seconds=0.2",
+        {"text_encoder": "text-8-1-2", "embedding": 4, "batch_size": 12, "base_epochs": 1, "epochs": 1},
+    ),
     "mulki": (
         "digit-domains?train=24&test=20&domains=2",
         {

@@ -73,6 +73,7 @@ MORE = {
         "modalities": {name: {"kind": "vector", "dim": 4} for name in "abc"},
         "texts": [],
     },
+    "teminal": {"modalities": {"audio": {"kind": "audio", "rate": 8000, "samples": 1600}, "text": {"kind": "text"}}},
     "audio-sheet-retrieval": {
         "modalities": {
             "sheet": {"kind": "image", "size": 64},

@@ -28,6 +28,7 @@ AXES = {
     "IntraModal": (0, None, 0),
     "MulKI": (0, None, 0, 1, None, None),
     "PublicContrast": (0, 0, None, None, 0),
+    "TemporalNCE": (0, 0, 0, 0, 0, 0, 1),
     "SupReMix": (0, 0, None),
     "KernelRidge": (None, None, 0, 0),
     "NextItem": (0, None, 0),
@@ -54,7 +55,7 @@ NAMES = [
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
-    "PublicContrast",
+    "PublicContrast", "TemporalNCE",
 ]  # fmt: skip
 
 

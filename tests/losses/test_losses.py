@@ -512,6 +512,18 @@ CASES |= {
         lambda: [draw(s, N, DIM) for s in range(4)],
         lambda m, *x: fn.mod_x(*x, m.log_scale, 2.0).loss,
     ),
+    "TemporalNCE": Case(
+        lambda: losses.TemporalNCE(0.3, 0.5, 2.0, 0.7, 0.4),
+        lambda: [*(draw(s, N, DIM) for s in range(6)), torch.arange(3)[:, None] * 9 + torch.arange(N) % 5],
+        lambda m, *x: (
+            fn.temporal_nce(
+                *(F.normalize(row, dim=1) for row in x[:4]),
+                *(0.5, 2.0, m.log_scale.exp()),
+                *(F.normalize(row, dim=1) for row in x[4:6]),
+                *(0.7, 0.4, x[6]),
+            ).loss
+        ),
+    ),
     "CoconutNSPT": Case(
         lambda: losses.CoconutNSPT(0.3, "ntpt", own_positive=False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3, torch.arange(N) % 5 < 3],
@@ -557,6 +569,7 @@ WITHOUT = {
     "ritual:diffusion_noise": "pixels, no loss",
     "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",
     "ritual:answer_log_probability": "log-probabilities of rows, no loss",
+    "teminal:single_dual_nce": "twice CLIP; only masks rows of the same meaning",
     "clhe:modality_fusion": "vectors of items, no loss",
     "clhe:set_attention_pool": "vectors of sets, no loss",
     "clhe:one_way_infonce": "InfoNCE without a bank",

@@ -293,6 +293,7 @@ def batch_logsumexp(
     key: Float[Tensor, "columns dim"] | None = None,
     *,
     exclude: Rule | Sequence[Rule] = (),
+    weight: Block | None = None,
     columns: bool = False,
     ring: bool = False,
 ) -> PairLogSumExp:
@@ -301,21 +302,24 @@ def batch_logsumexp(
     Args:
         query, key: this process's rows and keys; numbers may differ between processes. key None: the query's.
         exclude: rules in terms of the whole batch, rows and keys counted in rank order (see `place`).
+        weight: non-negative weights of pairs, as of `pair_logsumexp`, in terms of the whole batch too. Not with `ring`.
         columns: also log Z of this process's keys over everybody's rows.
         ring: pass blocks of keys round instead of gathering them: no process ever holds all keys. Slower by what the
             network takes, and the tiles are always computed twice.
 
     Without a process group this is `pair_logsumexp`. The mean of a loss made of it is `global_mean`.
     """
+    if ring and weight is not None:
+        raise ValueError("ring: blocks of keys that are passed round cannot be weighted; gather them with ring=False")
     if world()[1] == 1:
-        return pair_logsumexp(query, key, exclude=exclude, columns=columns)
+        return pair_logsumexp(query, key, exclude=exclude, weight=weight, columns=columns)
     rules = tuple(exclude) if isinstance(exclude, Sequence) else (exclude,)
     query = wide(query)
     key = query if key is None else wide(key)
     if ring:
         what = "a loss with ring=True"
         return PairLogSumExp(*_Ring.apply(once(query, what), once(key, what), rules, columns))
-    return PairLogSumExp(*_against_all(query, key, rules, columns, None)[:2])
+    return PairLogSumExp(*_against_all(query, key, rules, columns, None, weight)[:2])
 
 
 def batch_pair_loss(
@@ -376,7 +380,12 @@ def batch_logsumexp_towards(
 
 @full_precision
 def _against_all(
-    query: Tensor, key: Tensor, rules: tuple[Rule, ...], columns: bool, target: Block | None
+    query: Tensor,
+    key: Tensor,
+    rules: tuple[Rule, ...],
+    columns: bool,
+    target: Block | None,
+    weight: Block | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Compare this process's rows with all processes' keys: log Z of both, and the rows' similarity under targets."""
     here = place(len(query), query.device)
@@ -389,7 +398,7 @@ def _against_all(
     else:
         origin = (here.offset, 0)
         rows, found, towards = kernel.logsumexp(
-            query, everything, rules=rules, columns=columns, origin=origin, target=target
+            query, everything, rules=rules, weight=weight, columns=columns, origin=origin, target=target
         )
         across = everything.new_empty(0) if found is None else found
     if not columns:

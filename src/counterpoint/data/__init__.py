@@ -430,6 +430,14 @@ SOURCES: dict[str, Source] = {
             needs="speech",
         ),
         Source(
+            "events",
+            "aligned",
+            "counterpoint.data.events",
+            "short synthetic sounds, one event each, and their names, to compose clips of two events: data of TeminAL's claim",
+            "made on the spot",
+            "480 + 160 + 160 sounds of 0.4 seconds, made in a second",
+        ),
+        Source(
             "scores",
             "aligned",
             "counterpoint.data.scores.pairs",

@@ -6,10 +6,10 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive
+from counterpoint.core.checks import need_positive, need_within
 from counterpoint.core.operands import scaled
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import BOUNDS, Loss, ScaledLoss, Views, unit_rows
@@ -341,3 +341,73 @@ class BatchHinge(Loss):
         rows = (unit_rows(x, normalize=self.normalize) for x in (query, key))
         with over(self.group):
             return self.function(*rows, self.margin)
+
+
+class TemporalNCE(ScaledLoss):
+    """TNCE: contrast sounds of two events with their texts, against both with the events swapped or at the same time.
+
+    Args:
+        temperature: Initial temperature, in 0.01..1.
+        alpha_same: Weight of a pair's own swapped or overlapped version among its negatives, at least 0.
+        alpha_cross: Weight of other pairs' versions, at least 0.
+        beta: Weight of the swapped versions as anchors, at least 0.
+        gamma: Weight of the overlapped versions as anchors, at least 0.
+        learnable: Learn the temperature, within its bounds. False: keep it fixed.
+        normalize: Divide each row by its norm. False: use the rows unchanged, as TACT does.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | audio_fwd, audio_rev | [n, dim] | embeddings of two sounds in a row, and in the other order |
+        | text_fwd, text_rev | [n, dim] | those of their texts |
+        | audio_over, text_over | [n, dim] | those of both sounds at once, and of the text; None: no third block |
+        | meaning | [blocks, n] int | equal where rows describe the same events in the same order; None: all differ |
+
+    State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
+
+    Relations: with alpha_same=alpha_cross=1 it is twice CLIP of all blocks in one batch. With both 0 the blocks do not meet.
+
+    Source: arXiv 2408.09269; its form is that of TACT (Bagad et al., CVPR 2023).
+
+    >>> x, y = torch.eye(2), -torch.eye(2)
+    >>> TemporalNCE(temperature=1.0)(x, y, x, y)
+    tensor(1.6265)
+    """
+
+    calls = "teminal:temporal_nce"
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        alpha_same: float = 1.0,
+        alpha_cross: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        *,
+        learnable: bool = True,
+        normalize: bool = True,
+        group: Group = None,
+    ) -> None:
+        super().__init__(temperature, learnable, group, BOUNDS)
+        need_within(0, math.inf, alpha_same=alpha_same, alpha_cross=alpha_cross, beta=beta, gamma=gamma)
+        self.alpha_same, self.alpha_cross, self.beta, self.gamma = alpha_same, alpha_cross, beta, gamma
+        self.normalize = normalize
+
+    def forward(
+        self,
+        audio_fwd: Float[Tensor, "n dim"],
+        audio_rev: Float[Tensor, "n dim"],
+        text_fwd: Float[Tensor, "n dim"],
+        text_rev: Float[Tensor, "n dim"],
+        audio_over: Float[Tensor, "n dim"] | None = None,
+        text_over: Float[Tensor, "n dim"] | None = None,
+        meaning: Int[Tensor, "blocks n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the sum of both directions."""
+        rows = [unit_rows(x, normalize=self.normalize) for x in (audio_fwd, audio_rev, text_fwd, text_rev)]
+        third = [None if x is None else unit_rows(x, normalize=self.normalize) for x in (audio_over, text_over)]
+        settings = self.alpha_same, self.alpha_cross, self.scale().exp()
+        with over(self.group):
+            loss: Tensor = self.function(*rows, *settings, *third, self.beta, self.gamma, meaning).loss
+        return loss

@@ -5,5 +5,6 @@ functions turn a truth into pictures, sounds, texts or vectors, in different sty
 lines: it draws truths, renders them and returns the form of a task.
 
     digits    one or several handwritten digits on a canvas
+    events    sound events in time, one or several in a scene
     sprites   moving sprites on a landscape, with visible and audible events
 """
