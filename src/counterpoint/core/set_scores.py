@@ -1,0 +1,148 @@
+"""Similarities of sets as weights of pairs, without their matrix: one tile at a time, and only between distinct sets.
+
+    JaccardSets      sets of numbers; `block` gives |A n B| / |A u B| of a tile
+    PairScores       scores of the pairs of n examples, by the class that each belongs to
+    scored_sums      the matrix of scores between classes, times rows
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterpoint.core.precision import exact
+from counterpoint.core.rules import Block
+from counterpoint.core.transforms import traced
+
+TILE = 512  # classes whose scores with all others are held at a time
+
+
+def joined_numbers(first: Int[Tensor, " n"], second: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Number pairs of numbers from 0, so that equal pairs share a number. Both must be at least 0.
+
+    >>> joined_numbers(torch.tensor([5, 0, 5]), torch.tensor([1, 1, 1]))
+    tensor([1, 0, 1])
+    """
+    if not len(first):
+        return first
+    _, first = first.unique(return_inverse=True)
+    _, second = second.unique(return_inverse=True)
+    return (first * (second.max() + 1) + second).unique(return_inverse=True)[1]
+
+
+def packed_sets(ids: Int[Tensor, "n most"], there: Bool[Tensor, "n most"]) -> Int[Tensor, "n most"]:
+    """Write each set once: distinct numbers in ascending order, then -1.
+
+    Args:
+        ids: numbers, at least 0.
+        there: False at padding.
+
+    >>> packed_sets(torch.tensor([[4, 2, 4]]), torch.tensor([[True, True, True]]))
+    tensor([[ 2,  4, -1]])
+    """
+    if not ids.shape[1]:
+        return ids
+    last = torch.iinfo(ids.dtype).max
+    ordered = ids.masked_fill(~there, last).sort(1).values
+    again = torch.zeros_like(there)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    ordered = ordered.masked_fill(again, last).sort(1).values
+    return ordered.masked_fill(ordered == last, -1)
+
+
+def set_numbers(sets: Int[Tensor, "n most"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " n"]]:
+    """Return the position of one example of each distinct set, and the number of each example's set.
+
+    Args:
+        sets: as `packed_sets` returns them.
+    """
+    number = torch.zeros(len(sets), dtype=torch.int64, device=sets.device)
+    for column in sets.T:
+        number = joined_numbers(number, column + 1)
+    many = int(number.max()) + 1 if len(number) else 0
+    at = torch.arange(len(number), device=sets.device)
+    return at.new_full((many,), len(number)).scatter_reduce_(0, number, at, "amin"), number
+
+
+class JaccardSets:
+    """Sets of numbers, and their Jaccard similarities one tile at a time; 0 between two empty sets.
+
+    Args:
+        sets: as `packed_sets` returns them.
+        dtype: type of the similarities.
+    """
+
+    def __init__(self, sets: Int[Tensor, "n most"], dtype: torch.dtype) -> None:
+        names, self.sets = sets.unique(return_inverse=True)
+        self.padding = len(names) and int(names[0]) < 0  # then padding has number 0
+        self.elements, self.dtype = len(names), dtype
+        self.size = (sets >= 0).sum(1).to(dtype)
+
+    def block(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+        """Return the similarities of a tile."""
+        of_rows, others = self.sets[rows], self.sets[columns]
+        table = torch.zeros(self.elements, len(of_rows), dtype=self.dtype, device=of_rows.device)
+        at = torch.arange(len(of_rows), device=of_rows.device)
+        for column in of_rows.T:
+            table[column, at] = 1
+        if self.padding:
+            table[0] = 0
+        common = torch.zeros(len(others), len(of_rows), dtype=self.dtype, device=of_rows.device)
+        for column in others.T:
+            common += table[column]
+        common = common.T
+        return common / (self.size[rows][:, None] + self.size[columns] - common).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of the pairs of n examples. Examples of one class have equal scores. An example's score with itself is 1.
+
+    number  class of each example
+    own     score between two examples of the same class, for each class
+    block   scores between classes, symmetric, as a function of a tile
+    """
+
+    number: Int[Tensor, " n"]
+    own: Float[Tensor, " classes"]
+    block: Block
+
+    def dense(self) -> Float[Tensor, "n n"]:
+        """Return the matrix of scores of all pairs of examples."""
+        whole = slice(0, len(self.own))
+        return self.block(whole, whole)[self.number][:, self.number].fill_diagonal_(1)
+
+
+class _ScoredSums(torch.autograd.Function):
+    """The product in stripes of rows. The matrix is symmetric, so its backward pass is the same product."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, scores: PairScores) -> Tensor:
+        ctx.scores = scores
+        whole = slice(0, len(rows))
+        found = torch.empty_like(rows)
+        with exact(rows.device.type):
+            for start in range(0, len(rows), TILE):
+                stripe = slice(start, min(start + TILE, len(rows)))
+                torch.mm(scores.block(stripe, whole), rows, out=found[stripe])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _ScoredSums.apply(gradients[0].contiguous(), ctx.scores), None
+
+
+def scored_sums(scores: PairScores, rows: Float[Tensor, "classes dim"]) -> Float[Tensor, "classes dim"]:
+    """Multiply the scores between classes by a row for each class. Memory is linear in the number of classes.
+
+    The scores have no gradient.
+    """
+    if traced() or len(rows) <= TILE:
+        whole = slice(0, len(rows))
+        with exact(rows.device.type):
+            return scores.block(whole, whole) @ rows
+    return _ScoredSums.apply(rows, scores)
