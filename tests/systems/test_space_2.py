@@ -163,7 +163,9 @@ def test_weights_of_any_kind_give_the_plain_formula():
     torch.testing.assert_close(*(torch.autograd.grad(x, features)[0] for x in (found, wanted)))
 
 
-@pytest.mark.parametrize("made", [space_2.combined_scores, space_2.equal_scores, lambda f: space_2.view_scores(f, "IS")])
+@pytest.mark.parametrize(
+    "made", [space_2.combined_scores, space_2.equal_scores, lambda f: space_2.view_scores(f, "IS")]
+)
 def test_scores_in_tiles_give_the_same_as_their_matrix(made, monkeypatch):
     features, scores = draw(0, 60, 2, 5).requires_grad_(), made(drawn_frames(2, 60))
     by_matrix = fn.soft_supcon(features, scores.dense())

@@ -1,8 +1,8 @@
 """Similarities of sets as weights of pairs, without their matrix: one tile at a time, and only between distinct sets.
 
-    JaccardSets      sets of numbers; `block` gives |A n B| / |A u B| of a tile
-    PairScores       scores of the pairs of n examples, by the class that each belongs to
-    scored_sums      the matrix of scores between classes, times rows
+JaccardSets      sets of numbers; `block` gives |A n B| / |A u B| of a tile
+PairScores       scores of the pairs of n examples, by the class that each belongs to
+scored_sums      the matrix of scores between classes, times rows
 """
 
 from __future__ import annotations

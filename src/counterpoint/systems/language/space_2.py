@@ -5,140 +5,67 @@ COLING 2022, arXiv 2209.06638; code AlibabaResearch/DAMO-ConvAI (space-2).
 
     frame      annotation of the last turn: paths (domain, intent, slot, value) of the semantic tree
     k          view of the tree: D, I, S, V (nodes), DI, IS, SV (edges), DIS, ISV, DISV (paths)
-    A_k        set of a frame's nodes, edges or paths in view k
-    s_k        score of two frames: |A_k n B_k| / |A_k u B_k|
+    s_k        score of two frames in view k: the Jaccard similarity of their sets of nodes, edges or paths (core/tree_scores.py)
     z          [B, dim] the state at [CLS]
     e_k        [B, 2, dim] unit vectors of subspace k: one linear map and tanh, for two passes with different dropout
+
+In the order of a run:
+
+1. Pre-training: each step has labelled turns of one corpus, and unlabelled turns. L_tree compares labelled turns in each subspace
+   with the scores of its view. L_self compares unlabelled turns with their own second pass. Both kinds predict masked words;
+   annotated values are masked whole.
+2. `--second-epochs N`: one view alone (I, for intents), on labelled turns alone.
+3. `--tune-epochs N`: a linear classifier of domain and intent on z, with masked words and R-Drop.
+
+- Of the code, not of the paper: the loss is the mean over views, not the sum. The factor temperature / 0.07. Frames whose sets are
+  both empty in a view score 0 there.
+- Chosen: names are compared as tuples, not as strings joined by hyphens. A default name must be equal, not contained. Scores are
+  computed tile by tile from sets in each step, so none is kept. Blocks of encoders built here normalise before attention, not
+  after. An encoder of transformers keeps its own table of places.
+- The ablations are settings: `--scores equal` (no tree), `--scores combined` (one score for all views), `--scores none`,
+  `--no-unlabelled`, `--views ""` (no subspaces; z itself, with the combined score).
+
+Not built: the fine-tuning of slots and of dialog states, and the higher dropout of stage 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_max, global_mean, place
+from counterpoint.core.distributed import (
+    batch_logsumexp,
+    gather_rows,
+    global_max,
+    global_mean,
+    mean_where,
+    place,
+)
+from counterpoint.core.masking import IGNORED, mask_tokens
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.set_scores import (
-    JaccardSets,
-    PairScores,
-    joined_numbers,
-    packed_sets,
-    scored_sums,
-    set_numbers,
-)
+from counterpoint.core.set_scores import PairScores, scored_sums
 from counterpoint.core.transforms import holds, need_fixed
+from counterpoint.core.tree_scores import VIEWS, Frames, combined_scores, equal_scores, need_frames, view_scores
 from counterpoint.core.world import over_group
-
-LEVELS = "DISV"  # domain, intent, slot, value
-VIEWS = ("D", "I", "S", "V", "DI", "IS", "SV", "DIS", "ISV", "DISV")
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.loading import Batches
+from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.stages import Stage, Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.dialogs import DialogModel, DialogsConfig, MixedBatches
 
 FEW = 512  # examples up to which the matrix of scores is faster than its tiles
-
-Frames = Int[Tensor, "n rows 4"]
-
-
-# ----------------------------------------------------------------------------------------------------- the semantic tree
-
-
-def _need_frames(frames: Tensor) -> None:
-    if frames.ndim != 3 or frames.shape[2] != len(LEVELS) or frames.is_floating_point():
-        raise ValueError(f"frames must be whole numbers [n, rows, 4], got {frames.dtype} {shapes(frames=frames)}")
-
-
-def _view_sets(frames: Frames, view: str) -> Int[Tensor, "n rows"]:
-    """Return the set of each frame's elements in a view. Elements with a default or absent level are left out."""
-    chosen = frames[..., [LEVELS.index(level) for level in view]]
-    there = (chosen > 0).all(-1)
-    number = torch.zeros(frames.shape[0] * frames.shape[1], dtype=torch.int64, device=frames.device)
-    for level in chosen.clamp(min=0).flatten(0, 1).T:
-        number = joined_numbers(number, level)
-    return packed_sets(number.view(there.shape), there)
-
-
-def view_scores(frames: Frames, view: str, dtype: torch.dtype = torch.float64) -> PairScores:
-    """Return the scores of one view: Jaccard similarities of the frames' sets, 0 between empty sets."""
-    sets = _view_sets(frames, view)
-    first, number = set_numbers(sets)
-    found = JaccardSets(sets[first], dtype)
-    return PairScores(number, (found.size > 0).to(dtype), found.block)
-
-
-def _distinct_frames(frames: Frames) -> tuple[Frames, Int[Tensor, " n"], Tensor]:
-    """Return the distinct frames, the number of each frame's, and 1 for each distinct one that is not empty."""
-    number = torch.zeros(frames.shape[0] * frames.shape[1], dtype=torch.int64, device=frames.device)
-    for level in (frames.clamp(min=-1) + 1).flatten(0, 1).T:
-        number = joined_numbers(number, level)
-    sets = packed_sets(number.view(frames.shape[:2]), frames[..., 0] >= 0)
-    first, number = set_numbers(sets)
-    return frames[first], number, (sets[first] >= 0).any(1)
-
-
-def combined_scores(frames: Frames, dtype: torch.dtype = torch.float64) -> PairScores:
-    """Return the single score: the mean of s_k over views in which a frame of the two has an element; 1 for equal frames."""
-    distinct, number, full = _distinct_frames(frames)
-    views = [JaccardSets(_view_sets(distinct, view), dtype) for view in VIEWS]
-
-    def block(rows: slice, columns: slice) -> Tensor:
-        total = torch.zeros(1, dtype=dtype, device=frames.device)
-        asked = torch.zeros(1, dtype=dtype, device=frames.device)
-        for view in views:
-            total = total + view.block(rows, columns)
-            asked = asked + ((view.size[rows] > 0)[:, None] | (view.size[columns] > 0))
-        mean = total / asked.clamp(min=1)
-        return torch.where(_equal(rows, columns, full), 1, mean)
-
-    return PairScores(number, full.to(dtype), block)
-
-
-def equal_scores(frames: Frames, dtype: torch.dtype = torch.float64) -> PairScores:
-    """Return 1 for equal frames that are not empty, else 0: the labels of a supervised contrast without a tree."""
-    _, number, full = _distinct_frames(frames)
-    return PairScores(number, full.to(dtype), lambda rows, columns: _equal(rows, columns, full).to(dtype))
-
-
-def _equal(rows: slice, columns: slice, full: Tensor) -> Tensor:
-    at = torch.arange(len(full), device=full.device)
-    return (at[rows][:, None] == at[columns]) & full[rows][:, None]
-
-
-def tree_scores(frames: Frames) -> Float[Tensor, "10 n n"]:
-    r"""Score the pairs of n frames in the ten views of the tree: s_k = |A_k n B_k| / |A_k u B_k| (Sec. 3.2).
-
-    Args:
-        frames: paths of each frame, a row (domain, intent, slot, value) each. Numbers name nodes within their level. 0 is the
-            default domain or intent, whose elements are left out. -1 is an absent level, and -2 padding.
-
-    Returns float64 scores in the order D, I, S, V, DI, IS, SV, DIS, ISV, DISV. The diagonal is 1. Two sets without elements score
-    0, so an empty frame scores 0 with every other frame. Raises ValueError for another shape or type.
-
-    >>> tree_scores(torch.tensor([[[1, 1, 1, 1]], [[1, 2, 1, -1]]]))[:, 0, 1].tolist()
-    [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    """
-    _need_frames(frames)
-    return torch.stack([view_scores(frames, view).dense() for view in VIEWS])
-
-
-def combined_tree_score(frames: Frames) -> Float[Tensor, "n n"]:
-    """Score the pairs of n frames by one number: the mean over the views in which one of the two has an element.
-
-    Args:
-        frames: as in `tree_scores`.
-
-    Returns float64 scores. Equal frames that are not empty score 1, and so does the diagonal. An empty frame scores 0 with every
-    other frame. Raises ValueError for another shape or type.
-
-    >>> combined_tree_score(torch.tensor([[[1, 1, 1, 1]], [[1, 2, 1, -1]]]))[0, 1].item()
-    0.2
-    """
-    _need_frames(frames)
-    return combined_scores(frames).dense()
 
 
 # ----------------------------------------------------------------------------------------------------------- the contrast
@@ -235,7 +162,7 @@ def tree_contrast(
         frames: annotations, as in `tree_scores`. A process may have other rows than another one.
         temperature: > 0, by default 0.07.
         base_temperature: > 0, by default 0.07; divides the loss.
-        views: names of the active views, in the order of the subspaces; default: all ten.
+        views: names of the active views, in the order of the subspaces; default: all ten, in the order of `tree_scores`.
 
     Memory is linear in n. Raises ValueError for shapes that do not fit, another view, an empty batch and a temperature that is not
     positive and finite.
@@ -243,7 +170,7 @@ def tree_contrast(
     >>> tree_contrast(torch.eye(2)[:, None, None].expand(2, 2, 10, 2), torch.full((2, 1, 4), -2), 1.0, 1.0)
     tensor(0.5514)
     """
-    _need_frames(frames)
+    need_frames(frames)
     if features.ndim != 4 or features.shape[2] != len(views) or len(frames) != len(features) or not len(views):
         raise ValueError(
             f"features must be [n, 2, views, dim] with {len(views)} views and a frame for each of n, got "
@@ -282,3 +209,268 @@ def r_drop(logits_1: Float[Tensor, "n classes"], logits_2: Float[Tensor, "n clas
     need_alike("n classes", logits_1=logits_1, logits_2=logits_2)
     log_p, log_q = logits_1.log_softmax(1), logits_2.log_softmax(1)
     return global_mean(((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1) / 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- the learner
+
+READ = ("ids", "place", "speaker", "turn", "mask")
+
+
+@dataclass
+class Space2Config(DialogsConfig):
+    """Settings of SPACE-2. Defaults are the paper's for pre-training."""
+
+    optimizer: str = "adamw"
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    clip_norm: float | None = 5.0
+    schedule: Literal["epoch", "step"] = "step"
+    temperature: float = 0.07
+    """Temperature of both contrasts. The loss is multiplied by temperature / 0.07."""
+    views: str = ",".join(VIEWS)
+    """Active views of the tree, each with a subspace. Empty: no subspaces, one contrast of z itself."""
+    subspace: int = 0
+    """Width of each subspace. 0: that of the encoder."""
+    scores: Literal["tree", "combined", "equal", "none"] = "tree"
+    """Weights of labelled pairs: each view's own score, the combined score in all views, 1 for equal annotations, or none."""
+    unlabelled: bool = True
+    """Learn from turns without annotation, too."""
+    word_weight: float = 0.1
+    """Weight of masked words, at least 0."""
+    second_epochs: int = 0
+    """Epochs of the second stage, with one view on labelled turns; 60 in the paper for its data of intents. 0: none."""
+    second_view: str = "I"
+    """The view of the second stage."""
+    tune_epochs: int = 0
+    """Epochs in which a classifier of domain and intent trains; 60 in the paper. 0: none."""
+    tune_lr: float = 1e-4
+    """Learning rate of that stage at a batch of 256."""
+    r_drop: float = 5.0
+    """Weight of R-Drop in that stage, at least 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_positive("temperature", "tune_lr")
+        if min(self.word_weight, self.r_drop, self.subspace, self.second_epochs, self.tune_epochs) < 0:
+            raise CounterpointError(
+                "word_weight, r_drop, subspace, second_epochs and tune_epochs must not be negative, got "
+                f"{self.word_weight}, {self.r_drop}, {self.subspace}, {self.second_epochs} and {self.tune_epochs}"
+            )
+        if self.scores not in SCORES:
+            raise unknown("scores", self.scores, list(SCORES))
+        for view in self.active:
+            if view not in VIEWS:
+                raise unknown("view", view, list(VIEWS))
+        if self.second_epochs and self.second_view not in self.active:
+            raise CounterpointError(
+                f"second_view is {self.second_view}, which has no subspace; name one of --views {self.views}"
+            )
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the active views."""
+        return tuple(name.strip() for name in self.views.split(",") if name.strip())
+
+
+SCORES = ("tree", "combined", "equal", "none")
+
+
+class Space2(Learner):
+    """An encoder of dialogs, its subspaces, its head of masked words and, where it is tuned, a classifier of intents."""
+
+    config: Space2Config
+
+    def __init__(self, config: Space2Config, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.config, self.mask_number, self.vocabulary = config, data.mask, data.vocabulary
+        self.examples, self.free = data.examples, data.unlabelled
+        torch.manual_seed(seed)
+        self.model = DialogModel(config, data.vocabulary)
+        dim = self.model.dim
+        self.subspaces = nn.Linear(dim, (config.subspace or dim) * len(config.active)) if config.active else None
+        self.classifier = nn.Linear(dim, data.classes) if config.tune_epochs else None
+
+    # --- stages
+
+    @property
+    def stage(self) -> str:
+        """Name of the current stage; of the first one outside a fit."""
+        return self.stages()[self.position.stage if self.survey is not None else 0].name
+
+    def stages(self) -> list[Stage]:
+        config = self.config
+
+        def labelled(survey: Survey) -> Batches:
+            return MixedBatches(survey.split().corpora, 0, config.batch_size)
+
+        first = None if config.unlabelled else labelled
+        found = [Stage("pre-training", config.epochs, self.of_encoder, batches=first)]
+        if config.second_epochs:
+            found.append(Stage("second", config.second_epochs, self.of_encoder, batches=labelled))
+        if config.tune_epochs:
+            found.append(Stage("classifier", config.tune_epochs, self.of_classifier, self._tuning, labelled))
+        return found
+
+    def of_encoder(self) -> list[nn.Module]:
+        """Return the modules of the first two stages."""
+        return [self.model, *([] if self.subspaces is None else [self.subspaces])]
+
+    def of_classifier(self) -> list[nn.Module]:
+        """Return the modules of the last stage."""
+        return [self.model, *([] if self.classifier is None else [self.classifier])]
+
+    def turns(self) -> list[Turn]:
+        return self._turns(self.of_encoder(), self.config)
+
+    def _tuning(self) -> list[Turn]:
+        return self._turns(self.of_classifier(), replace(self.config, lr=self.config.tune_lr))
+
+    def _turns(self, modules: Sequence[nn.Module], config: Space2Config) -> list[Turn]:
+        steps = self.steps_per_epoch
+        curve = rise_and_fall(self.epochs, steps, config.warmup)
+        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+
+    def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
+        return [(self.model, "forward"), (self.model, "summary")]
+
+    # --- the step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Mask all annotated values, and words of other utterances as BERT does; never a marker."""
+        length = global_max(batch["ids"].shape[1], self.device)
+        wide_names = (*READ, "value", "told")
+        batch = batch | {name: F.pad(batch[name], (0, length - batch[name].shape[1])) for name in wide_names}
+        ids = self.whole(batch["ids"])
+        maskable = self.whole(batch["mask"] & ~batch["told"]) & (ids < self.vocabulary)
+        chosen = self.config.mask_probability
+        masked = mask_tokens(ids, maskable, self.mask_number, self.vocabulary, chosen, generator=generator)
+        _, mine = self.share(len(batch["ids"]))
+        value = batch["value"]
+        return batch | {
+            "masked": torch.where(value, self.mask_number, masked.ids[mine]),
+            "labels": torch.where(value, batch["ids"], masked.labels[mine]),
+        }
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        labelled = batch["index"] < self.examples
+        z = torch.stack(self.model.summary(*(torch.cat([batch[name]] * 2) for name in READ)).chunk(2), 1)
+        if self.stage == "classifier":
+            terms = self.tuning_terms(z, batch["intent"])
+        else:
+            terms = {"tree": self.tree_loss(z[labelled], batch["frames"][labelled])}
+            if self.stage == "pre-training" and self.config.unlabelled and self.free:
+                terms["self"] = self.self_loss(z[~labelled])
+        if self.config.word_weight:
+            terms["words"] = self.config.word_weight * self.word_loss(batch, labelled)
+        return {"loss": torch.stack(list(terms.values())).sum()} | terms
+
+    def word_loss(self, batch: dict[str, Any], labelled: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Compute the loss of masked words, averaged over those of labelled turns and over those of unlabelled ones; the sum."""
+        states = self.model(batch["masked"], *(batch[name] for name in READ[1:]))
+        labels = batch["labels"]
+        chosen = labels != IGNORED
+        each = F.cross_entropy(self.model.logits(states, labels).float(), labels[chosen], reduction="none")
+        owner = labelled[:, None].expand_as(chosen)[chosen]
+        found = mean_where(each, owner)
+        return found + mean_where(each, ~owner) if self.free else found
+
+    def features(self, z: Float[Tensor, "n 2 dim"]) -> Float[Tensor, "n 2 views width"]:
+        """Compute the rows of each subspace, of any norm; without subspaces z itself."""
+        if self.subspaces is None:
+            return z[:, :, None]
+        return torch.tanh(self.subspaces(z)).unflatten(2, (len(self.config.active), -1))
+
+    def tree_loss(self, z: Float[Tensor, "n 2 dim"], frames: Frames) -> Float[Tensor, ""]:
+        """Compute L_tree of labelled turns, with the weights of the settings."""
+        config, features = self.config, self.features(z)
+        if config.scores == "tree" and config.active:
+            views = config.active
+            if self.stage == "second":
+                at = views.index(config.second_view)
+                features, views = features[:, :, at : at + 1], (config.second_view,)
+            return tree_contrast(features, frames, config.temperature, views=views)
+        scores = None
+        if config.scores != "none":
+            score = equal_scores if config.scores == "equal" else combined_scores
+            scores = score(gathered_frames(frames), wide(features).dtype)
+        return self._mean_contrast(features, scores)
+
+    def self_loss(self, z: Float[Tensor, "n 2 dim"]) -> Float[Tensor, ""]:
+        """Compute L_self of unlabelled turns."""
+        return self._mean_contrast(self.features(z), None)
+
+    def _mean_contrast(
+        self, features: Float[Tensor, "n 2 views width"], scores: PairScores | None
+    ) -> Float[Tensor, ""]:
+        rows = features.unbind(2)
+        return torch.stack([soft_supcon(row, scores, self.config.temperature) for row in rows]).mean()
+
+    def tuning_terms(self, z: Float[Tensor, "n 2 dim"], intent: Int[Tensor, " n"]) -> dict[str, Tensor]:
+        """Compute the classifier's cross-entropy on both passes, and R-Drop."""
+        assert self.classifier is not None
+        logits = [self.classifier(z[:, n]).float() for n in (0, 1)]
+        entropy = global_mean(torch.cat([F.cross_entropy(one, intent, reduction="none") for one in logits]))
+        return {"intents": entropy, "r_drop": self.config.r_drop * r_drop(*logits)}
+
+    # --- evaluation and saving
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        z = self.model.summary(*(batch[name] for name in READ))
+        return {"z": z} if self.classifier is None else {"z": z, "logits": self.classifier(z)}
+
+    def embed(self, ids: Int[Tensor, "n tokens"], mask: Bool[Tensor, "n tokens"]) -> Float[Tensor, "n dim"]:
+        """Compute z of texts as single turns of a user. Their first and last token become the markers."""
+        at = torch.arange(ids.shape[1], device=ids.device)
+        ids = torch.where(at == 0, self.vocabulary, ids)
+        ids = torch.where(at == mask.sum(1, keepdim=True) - 1, self.vocabulary + 1, ids)
+        place = at.clamp(max=self.config.utterance + 1).expand_as(ids) * mask
+        ones = mask.to(torch.int64)
+        return self.model.summary(ids, place, ones, ones, mask)
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the mean cosine of two test turns in each subspace, by the part of the path that they share."""
+        frames = survey.over("test", lambda batch: _first_paths(batch["frames"]))
+        features = survey.over("test", lambda batch: unit(self.features(self.predict(batch)["z"][:, None])[:, 0]))
+        rows, frames = features[:SHOWN], frames[:SHOWN]
+        same = (frames[:, None] == frames) & (frames[:, None] > 0)
+        depth = same.cumprod(2).sum(2)
+        off = ~torch.eye(len(rows), dtype=torch.bool)
+        there = [n for n in range(len(SHARED)) if bool((off & (depth == n)).any())]
+        names = self.config.active or ("z",)
+        series = {}
+        for name, part in zip(names, rows.unbind(1), strict=True):
+            cosine = part @ part.T
+            series[name] = [there, [round(float(cosine[off & (depth == n)].mean()), 4) for n in there]]
+        steps = ", ".join(f"{n} {SHARED[n]}" for n in there)
+        caption = f"Mean cosine of pairs of {len(rows)} test turns. Levels shared from the root of the tree: {steps}."
+        shown = {"kind": "curves", "series": series, "xlabel": "levels shared", "caption": caption}
+        return {"Similarity in each subspace by distance in the tree": shown} | super().figures(survey)
+
+
+SHOWN = 500  # test turns of the figure
+SHARED = ("nothing", "domain", "domain and intent", "domain to slot", "the whole path")
+
+
+def _first_paths(frames: Frames) -> Int[Tensor, "n 4"]:
+    return frames[:, 0]
+
+
+# Settings for small corpora on a few cores, which replace the paper's.
+LAPTOP: dict[str, Any] = {
+    "encoder": "text-64-1-4",
+    "vocabulary": 1000,
+    "context": 64,
+    "subspace": 32,
+    "epochs": 8,
+    "lr": 2e-3,
+    "evaluate_every": 4,
+}
+
+SYSTEM = System(
+    slug="space-2",
+    task="dialogs",
+    config=Space2Config,
+    learner=Space2,
+    data="task-dialogs",
+    recipe=LAPTOP,
+)
