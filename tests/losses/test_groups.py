@@ -54,7 +54,7 @@ NAMES = [
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
-    "PublicContrast",
+    "PublicContrast", "SoftSupCon", "TreeContrast", "RDrop",
 ]  # fmt: skip
 
 

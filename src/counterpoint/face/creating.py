@@ -38,6 +38,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "proposals": "proposals=100 (boxes of a picture)",
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "dialogs": {"texts": "texts=[...] (training utterances, from which the tokenizer is learnt)"},
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -48,7 +49,7 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
-    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim"),
+    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim", "unlabelled"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
     *("items", "ordered"),
 )
@@ -86,7 +87,8 @@ def create(
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
             words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
             endings: what follows the context in the prompt of each class;
-            clip_dim, pairs: width of a clip's rows and number of texts with clips;
+            clip_dim, pairs: width of a clip's rows and number of texts with clips; unlabelled: number of turns
+            without annotation;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
             target_mean, target_deviation: of the targets;
             items: number of items of histories or sets.
@@ -102,6 +104,7 @@ def create(
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
+        dialogs           what `learner.prepare` makes of a batch of `counterpoint.tasks.dialogs`
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
@@ -167,9 +170,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["tokenizers"] = dict(facts.get("tokenizers", {})) | _tokenizers(config, worded, texts)
         if any(name not in facts["tokenizers"] for name in worded):
             missing.append("texts")
-    if task == "tokens" and texts:
+    if task in ("tokens", "dialogs") and texts:
         missing = []
-        facts = _text_facts(config, list(texts)) | facts
+        facts = (_text_facts if task == "tokens" else _dialog_facts)(config, list(texts)) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
@@ -208,6 +211,14 @@ def _text_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
     data = TokenData(
         "texts", *(TokenSplit(texts),) * 3, grounded=TokenSplit(texts, [np.zeros((1, 1), np.float32)] * len(texts))
     )
+    return dict(config.facts(data, config.tokenizer(data)))
+
+
+def _dialog_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of dialogs of one turn, without annotated nodes."""
+    from counterpoint.data.dialogs import USER, DialogData, Turn, user_turns
+
+    data = DialogData("dialogs", *(user_turns([[Turn(USER, text, {})] for text in texts], annotated=True),) * 3)
     return dict(config.facts(data, config.tokenizer(data)))
 
 
