@@ -75,9 +75,9 @@ class DialogEmbedding(nn.Module):
             x = x + self.place(place)
         x = self.dropout(x)
         if first:
-            x = torch.cat([self.first.expand(len(x), 1, -1), x], 1)
-            mask = torch.cat([mask.new_ones(len(x), 1), mask], 1)
-            place = torch.cat([place.new_zeros(len(x), 1), place], 1)
+            x = torch.cat([self.first.expand(x.shape[0], 1, -1), x], 1)
+            mask = torch.cat([mask.new_ones(x.shape[0], 1), mask], 1)
+            place = torch.cat([place.new_zeros(x.shape[0], 1), place], 1)
         if isinstance(encoder, TextTransformer):
             return encoder.states(self.norm(x), mask)
         given = {"position_ids": place} if "position_ids" in inspect.signature(encoder.model.forward).parameters else {}

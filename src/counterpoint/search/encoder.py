@@ -24,7 +24,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
 
 BATCH = 256  # items encoded at a time
-TASKS = ("aligned", "views", "labelled", "regression", "tokens")  # tasks whose runs can embed
+TASKS = ("aligned", "views", "labelled", "regression", "tokens", "dialogs")  # tasks whose runs can embed
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
@@ -34,7 +34,7 @@ class Encoder:
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
     features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors, runs
-    of `tokens` unit means of a text's states.
+    of `tokens` unit means of a text's states, and runs of `dialogs` unit vectors of texts as single turns of a user.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -162,7 +162,7 @@ class Encoder:
         if self.task == "aligned":
             found: Tensor = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name]
             return found.float()
-        if self.task == "tokens":
+        if self.task in ("tokens", "dialogs"):
             return F.normalize(self.learner.embed(*inputs).float(), dim=1, eps=EPS)
         named = "input" if self.task == "regression" else "image"
         feature = self.learner.predict({named: inputs, "part": "bank"})["feature"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data.dialogs import DialogData
 from counterpoint.data.images import ImageData, Indices, Listed
 from counterpoint.data.pairs import AlignedData
 from counterpoint.data.targets import TargetData
@@ -58,7 +59,7 @@ class Items:
                     )
         elif isinstance(source, TargetData):
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
-        elif not isinstance(source, TokenData):
+        elif not isinstance(source, TokenData | DialogData):
             raise CounterpointError(
                 f"{getattr(source, 'name', source)} holds neither pictures, texts nor aligned items"
             )
@@ -74,6 +75,8 @@ class Items:
             return part.inputs(rows).reshape(len(rows), -1)
         if isinstance(self.source, TokenData):
             return [part.texts[n] for n in rows.tolist()]
+        if isinstance(self.source, DialogData):  # the last turn, without the turns before it
+            return [part.context(n)[-1].text for n in rows.tolist()]
         return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
 
     def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
@@ -122,7 +125,7 @@ def embed(
     The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once.
 
     Args:
-        path: A finished run of the task aligned, views, labelled, regression or tokens.
+        path: A finished run of the task aligned, views, labelled, regression, tokens or dialogs.
         out: The file to write, .parquet; checked for writing before the work begins.
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired.
