@@ -461,8 +461,9 @@ LAPTOP: dict[str, Any] = {
     "vocabulary": 1000,
     "context": 64,
     "subspace": 32,
+    "batch_size": 128,
     "epochs": 8,
-    "lr": 2e-3,
+    "lr": 6e-3,
     "evaluate_every": 4,
 }
 
