@@ -2,10 +2,10 @@
 
     python benchmarks/space_2.py [--rounds 5] [--threads 1]      writes results/bench/space_2.json
 
-`contrast` takes float32 rows of ten subspaces of width 768 for two passes. It runs forward and backward, in turn in one process. Ours
-computes the scores from the annotations in each call. The transcription has them already, as ten matrices. For each view it holds
-several matrices of twice the batch by twice the batch. `scores` are all scores of a batch. Ours are ten matrices. The
-transcription's are made by Python sets, pair by pair, each pair once.
+`contrast` takes float32 rows of ten subspaces of width 768 for two passes. It runs forward and backward, in turn in one
+process. Ours computes the scores from the annotations in each call. The transcription has them already, as ten matrices. For
+each view it holds several matrices of twice the batch by twice the batch. `scores` are all scores of a batch. Ours are ten
+matrices. The transcription's are made by Python sets, pair by pair, each pair once.
 
 The record has the medians over the rounds and the median of the rounds' ratios. A ratio is the transcription's time over ours:
 above 1 ours is faster. Memory is the peak of a separate process of each, minus its memory before the call.

@@ -1,8 +1,9 @@
 """Similarities of sets as weights of pairs, without their matrix: one tile at a time, and only between distinct sets.
 
-JaccardSets      sets of numbers; `block` gives |A n B| / |A u B| of a tile
-PairScores       scores of the pairs of n examples, by the class that each belongs to
-scored_sums      the matrix of scores between classes, times rows
+name           holds or computes
+JaccardSets    sets of numbers. Its `block` computes |A n B| / |A u B| of a tile.
+PairScores     scores of the pairs of n examples, by the class that each belongs to.
+scored_sums    the matrix of scores between classes, times rows.
 """
 
 from __future__ import annotations
@@ -100,16 +101,11 @@ class JaccardSets:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of the pairs of n examples. Examples of one class have equal scores. An example's score with itself is 1.
+    """Scores of the pairs of n examples. Examples of one class have equal scores. An example's score with itself is 1."""
 
-    number  class of each example
-    own     score between two examples of the same class, for each class
-    block   scores between classes, symmetric, as a function of a tile
-    """
-
-    number: Int[Tensor, " n"]
-    own: Float[Tensor, " classes"]
-    block: Block
+    number: Int[Tensor, " n"]  # class of each example
+    own: Float[Tensor, " classes"]  # score between two examples of the same class
+    block: Block  # scores between classes, symmetric, as a function of a tile
 
     def dense(self) -> Float[Tensor, "n n"]:
         """Return the matrix of scores of all pairs of examples."""

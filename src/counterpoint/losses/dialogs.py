@@ -49,7 +49,7 @@ class SoftSupCon(Loss):
 
 
 class TreeContrast(Loss):
-    """Contrast two passes of each example in a subspace for each view of a semantic tree, with that view's graded positives.
+    """Contrast two passes of each example in one subspace for each view of a semantic tree, with graded positives.
 
     Args:
         temperature: Temperature of the cosines, > 0.

@@ -33,8 +33,8 @@ class Encoder:
     """A trained run, loaded once, that embeds items of its modalities.
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
-    features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors, runs
-    of `tokens` unit means of a text's states, and runs of `dialogs` unit vectors of texts as single turns of a user.
+    features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors. Runs
+    of `tokens` give unit means of a text's states. Runs of `dialogs` give unit vectors of texts, each as a single turn of a user.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)

@@ -16,7 +16,7 @@ A training batch, before and after the learner has masked it:
 
 A learner's `predict` returns "z" [B, dim], the vector of each dialog. With a classifier of intents it also returns "logits".
 
-The evaluation learns linear probes on the first half of a split, at most 200 examples, and asks them on the rest:
+The evaluation learns linear probes on the first half of a split, at most 200 examples. It asks them on the rest:
 
     intent_accuracy       of domain and intent together, the headline
     slot_accuracy         of the set of slots

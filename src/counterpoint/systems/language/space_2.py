@@ -93,7 +93,7 @@ def soft_supcon(
         base_temperature: > 0, by default 0.07; divides the loss, as in the authors' code.
 
     Memory is linear in n, apart from given weights. One example has no negatives, and its loss is 0. Raises ValueError for shapes
-    that do not fit, an empty batch, weights out of range and a temperature that is not positive and finite.
+    that do not fit and an empty batch. Raises it too for weights or temperatures out of range.
 
     Relations: the identity gives NT-Xent, equality of labels gives SupCon.
 
@@ -164,8 +164,8 @@ def tree_contrast(
         base_temperature: > 0, by default 0.07; divides the loss.
         views: names of the active views, in the order of the subspaces; default: all ten, in the order of `tree_scores`.
 
-    Memory is linear in n. Raises ValueError for shapes that do not fit, another view, an empty batch and a temperature that is not
-    positive and finite.
+    Memory is linear in n. Raises ValueError for shapes that do not fit, another view and an empty batch. Raises it too for a
+    temperature that is not positive and finite.
 
     >>> tree_contrast(torch.eye(2)[:, None, None].expand(2, 2, 10, 2), torch.full((2, 1, 4), -2), 1.0, 1.0)
     tensor(0.5514)
