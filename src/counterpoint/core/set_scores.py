@@ -1,9 +1,7 @@
 """Similarities of sets as weights of pairs, without their matrix: one tile at a time, and only between distinct sets.
 
-name           holds or computes
-JaccardSets    sets of numbers. Its `block` computes |A n B| / |A u B| of a tile.
-PairScores     scores of the pairs of n examples, by the class that each belongs to.
-scored_sums    the matrix of scores between classes, times rows.
+`JaccardSets` computes the similarities |A n B| / |A u B| of a tile. `PairScores` holds scores of the pairs of n examples, by
+classes of equal examples. `scored_sums` multiplies the matrix of scores between classes by rows.
 """
 
 from __future__ import annotations

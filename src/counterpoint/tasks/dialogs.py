@@ -20,7 +20,7 @@ The evaluation learns linear probes on the first half of a split, at most 200 ex
 
     intent_accuracy       of domain and intent together, the headline
     slot_accuracy         of the set of slots
-    neighbour_score       mean combined score in the tree of the 10 nearest other examples, by cosine
+    neighbour_score       mean combined score in the tree of the 10 nearest other examples, by cosine; of the first 2,000
     classifier_accuracy   of the learner's own classifier
 """
 
@@ -66,7 +66,7 @@ from counterpoint.tasks.tokens import TEXT, LanguageModel, TokensConfig
 
 AT_ONCE = 256  # dialogs in a batch of the evaluation
 PROBED = 200  # examples on which a probe learns
-NEAREST = 10
+NEAREST, COMPARED = 10, 2000  # neighbours, and examples that are compared with each other
 SHOWN = 500  # dialogs on the map
 PADDING = -2  # of frames
 
@@ -217,15 +217,15 @@ class DialogsEvaluator:
 
     def neighbours(self, z: Float[Tensor, "n dim"]) -> float:
         """Compute the mean score of each example with its nearest others."""
-        rows = F.normalize(z, dim=1, eps=EPS)
+        rows = F.normalize(z[:COMPARED], dim=1, eps=EPS)
         similarity = (rows @ rows.T).fill_diagonal_(-torch.inf)
-        nearest = similarity.topk(min(NEAREST, len(z) - 1), dim=1).indices
+        nearest = similarity.topk(min(NEAREST, len(rows) - 1), dim=1).indices
         return float(self.scores.gather(1, nearest).mean())
 
     @cached_property
     def scores(self) -> Float[Tensor, "n n"]:
-        """Combined scores of all pairs."""
-        return combined_tree_score(frames_of(self.paths)).float()
+        """Combined scores of all pairs of the first examples."""
+        return combined_tree_score(frames_of(self.paths[:COMPARED])).float()
 
     def chance(self) -> dict[str, float]:
         """Return the share of the most common label among the asked examples, and the mean score of two examples."""
@@ -235,7 +235,7 @@ class DialogsEvaluator:
             asked = labels[many:]
             if many and len(set(labels)) > 1:
                 found[f"{name}_accuracy"] = max(map(asked.count, set(asked))) / len(asked)
-        n = len(self.paths)
+        n = min(COMPARED, len(self.paths))
         if n > 1:
             found["neighbour_score"] = float((self.scores.sum() - n) / (n * (n - 1)))
         return found
@@ -361,6 +361,7 @@ class DialogsTask:
             )
         self.data, self.config = data, config
         self._said: dict[tuple[str, str, int], _Utterance] = {}
+        self._paths: dict[int, list[list[tuple[int, int, int, int]]]] = {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -412,8 +413,10 @@ class DialogsTask:
         self.facts = dict(trained)
 
     def paths(self, split: DialogSplit) -> list[list[tuple[int, int, int, int]]]:
-        """Return the paths of each example of a split."""
-        return [self.tree.paths(split.frame(n)) for n in range(len(split))]
+        """Return the paths of each example of a split. Kept, because every batch needs them."""
+        if id(split) not in self._paths:
+            self._paths[id(split)] = [self.tree.paths(split.frame(n)) for n in range(len(split))]
+        return self._paths[id(split)]
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
