@@ -166,13 +166,19 @@ class Tree:
 
     def paths(self, frame: Frame | None) -> list[tuple[int, int, int, int]]:
         """Return the paths of a frame, of which each is (domain, intent, slot, value); -1 from the first absent level on."""
-        found: dict[tuple[int, ...], None] = {}
+        found: dict[tuple[int, int, int, int], None] = {}
         for domain, intents in (frame or {}).items():
             d = self._number(0, domain)
-            for intent, slots in (intents or {None: {}}).items():
-                a = ABSENT if intent is None else self._number(1, intent)
-                for slot, values in (slots or {None: ()}).items():
-                    s = ABSENT if slot is None else self._number(2, slot)
-                    for value in values or (None,):
-                        found[d, a, s, ABSENT if value is None else self._number(3, value)] = None
-        return list(found)  # type: ignore[arg-type]
+            if not intents:
+                found[d, ABSENT, ABSENT, ABSENT] = None
+            for intent, slots in intents.items():
+                a = self._number(1, intent)
+                if not slots:
+                    found[d, a, ABSENT, ABSENT] = None
+                for slot, values in slots.items():
+                    s = self._number(2, slot)
+                    if not values:
+                        found[d, a, s, ABSENT] = None
+                    for value in values:
+                        found[d, a, s, self._number(3, value)] = None
+        return list(found)
