@@ -208,7 +208,7 @@ def test_scores_in_tiles_give_the_same_as_their_matrix(made, monkeypatch):
     features, scores = draw(0, 60, 2, 5).requires_grad_(), made(drawn_frames(2, 60))
     by_matrix = fn.soft_supcon(features, scores.dense())
     (wanted,) = torch.autograd.grad(by_matrix, features)
-    monkeypatch.setattr(space_2, "FEW", 0)
+    monkeypatch.setattr(set_scores, "FEW", 0)
     monkeypatch.setattr(set_scores, "TILE", 7)
     by_tiles = fn.soft_supcon(features, scores)
     torch.testing.assert_close(by_tiles, by_matrix)

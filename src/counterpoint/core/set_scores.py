@@ -1,7 +1,8 @@
 """Similarities of sets as weights of pairs, without their matrix: one tile at a time, and only between distinct sets.
 
 `JaccardSets` computes the similarities |A n B| / |A u B| of a tile. `PairScores` holds scores of the pairs of n examples, by
-classes of equal examples. `scored_sums` multiplies the matrix of scores between classes by rows.
+classes of equal examples. `scored_sums` multiplies the matrix of scores between classes by rows. `weighted_others` sums
+rows with weights or scores.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import shapes
+from counterpoint.core.distributed import gather_rows
 from counterpoint.core.precision import exact
 from counterpoint.core.rules import Block
-from counterpoint.core.transforms import traced
+from counterpoint.core.transforms import holds, traced
 
+FEW = 512  # examples up to which the matrix of scores is faster than its tiles
 TILE = 512  # classes whose scores with all others are held at a time
 
 
@@ -140,3 +144,41 @@ def scored_sums(scores: PairScores, rows: Float[Tensor, "classes dim"]) -> Float
         with exact(rows.device.type):
             return scores.block(whole, whole) @ rows
     return _ScoredSums.apply(rows, scores)
+
+
+def weighted_others(
+    sums: Float[Tensor, "n dim"], weights: Tensor | PairScores, offset: int, total: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each example's weight with itself, its weighted sum over the other examples, and their weights' sum.
+
+    Args:
+        sums: a row of each example of this process.
+        weights: weights of the pairs without gradient, or scores of all processes' examples.
+        offset: place of the first example among those of all processes.
+        total: number of examples of all processes.
+
+    Raises ValueError for weights of another shape or out of range.
+    """
+    n, everything = len(sums), gather_rows(sums)
+    if isinstance(weights, PairScores):
+        if len(weights.number) != total:
+            raise ValueError(f"weights must have scores of {total} examples, has {len(weights.number)}")
+        if total <= FEW:
+            weights = weights.dense()[offset : offset + n]
+    if isinstance(weights, PairScores):
+        number = weights.number
+        mine = number[offset : offset + n]
+        row = torch.cat([everything, everything.new_ones(total, 1)], 1)
+        of_class = row.new_zeros(len(weights.own), row.shape[1]).index_add(0, number, row)
+        score = PairScores(number, weights.own, lambda r, c: weights.block(r, c).to(row.dtype))
+        found = scored_sums(score, of_class)[mine] - weights.own.to(row.dtype)[mine, None] * row[offset : offset + n]
+        return row.new_ones(n), found[:, :-1], found[:, -1].detach()
+    if weights.shape != (n, total):
+        raise ValueError(f"weights must be [n, total] = [{n}, {total}], got {shapes(weights=weights)}")
+    w = weights.detach().to(sums.dtype)
+    own = w.diagonal(offset)
+    if holds((w < 0).any() | (own <= 0).any()):
+        raise ValueError("weights must be at least 0, and above 0 on the diagonal")
+    w = w.clone()
+    w.diagonal(offset).zero_()
+    return own, w @ everything, w.sum(1)

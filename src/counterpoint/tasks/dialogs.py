@@ -256,6 +256,32 @@ class DialogsEvaluator:
         }
 
 
+SHARED = ("nothing", "domain", "domain and intent", "domain to slot", "the whole path")
+
+
+def shared_path_figure(
+    paths: Int[Tensor, "n 4"], rows: Float[Tensor, "n subspaces width"], names: Sequence[str]
+) -> dict[str, Any]:
+    """Draw the mean cosine of two examples in each subspace, by the levels that their paths share from the root.
+
+    Args:
+        paths: first path of each example.
+        rows: unit vectors; the first 500 examples are compared.
+        names: name of each subspace.
+    """
+    rows, paths = rows[:SHOWN], paths[:SHOWN]
+    depth = ((paths[:, None] == paths) & (paths[:, None] > 0)).cumprod(2).sum(2)
+    off = ~torch.eye(len(rows), dtype=torch.bool)
+    there = [n for n in range(len(SHARED)) if bool((off & (depth == n)).any())]
+    series = {}
+    for name, part in zip(names, rows.unbind(1), strict=True):
+        cosine = part @ part.T
+        series[name] = [there, [round(float(cosine[off & (depth == n)].mean()), 4) for n in there]]
+    steps = ", ".join(f"{n} {SHARED[n]}" for n in there)
+    caption = f"Mean cosine of pairs of {len(rows)} test turns. Levels shared from the root of the tree: {steps}."
+    return {"kind": "curves", "series": series, "xlabel": "levels shared", "caption": caption}
+
+
 def _numbers(labels: Sequence[str]) -> Tensor:
     names = {name: n for n, name in enumerate(sorted(set(labels)))}
     return torch.tensor([names[label] for label in labels])

@@ -52,8 +52,8 @@ from counterpoint.core.masking import IGNORED, mask_tokens
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.set_scores import PairScores, scored_sums
-from counterpoint.core.transforms import holds, need_fixed
+from counterpoint.core.set_scores import PairScores, weighted_others
+from counterpoint.core.transforms import need_fixed
 from counterpoint.core.tree_scores import VIEWS, Frames, combined_scores, equal_scores, need_frames, view_scores
 from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
@@ -63,10 +63,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.dialogs import DialogModel, DialogsConfig, MixedBatches
-
-FEW = 512  # examples up to which the matrix of scores is faster than its tiles
-
+from counterpoint.tasks.dialogs import DialogModel, DialogsConfig, MixedBatches, shared_path_figure
 
 # ----------------------------------------------------------------------------------------------------------- the contrast
 
@@ -112,38 +109,9 @@ def soft_supcon(
         return temperature / base_temperature * global_mean(log_z - twin)
     # Both anchors of an example together: the sum over the other examples, and the twin from both sides.
     sums = x.sum(1)
-    own, others, count = _others(sums, weights, at.offset, at.total)
+    own, others, count = weighted_others(sums, weights, at.offset, at.total)
     towards = ((sums * others).sum(1) / 2 + own * twin) / (2 * count + own)
     return temperature / base_temperature * global_mean(log_z - towards)
-
-
-def _others(
-    sums: Float[Tensor, "n dim"], weights: Tensor | PairScores, offset: int, total: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each example's weight with itself, its weighted sum over the other examples, and their weights' sum."""
-    n, everything = len(sums), gather_rows(sums)
-    if isinstance(weights, PairScores):
-        if len(weights.number) != total:
-            raise ValueError(f"weights must have scores of {total} examples, has {len(weights.number)}")
-        if total <= FEW:
-            weights = weights.dense()[offset : offset + n]
-    if isinstance(weights, PairScores):
-        number = weights.number
-        mine = number[offset : offset + n]
-        row = torch.cat([everything, everything.new_ones(total, 1)], 1)
-        of_class = row.new_zeros(len(weights.own), row.shape[1]).index_add(0, number, row)
-        score = PairScores(number, weights.own, lambda r, c: weights.block(r, c).to(row.dtype))
-        found = scored_sums(score, of_class)[mine] - weights.own.to(row.dtype)[mine, None] * row[offset : offset + n]
-        return row.new_ones(n), found[:, :-1], found[:, -1].detach()
-    if weights.shape != (n, total):
-        raise ValueError(f"weights must be [n, total] = [{n}, {total}], got {shapes(weights=weights)}")
-    w = weights.detach().to(sums.dtype)
-    own = w.diagonal(offset)
-    if holds((w < 0).any() | (own <= 0).any()):
-        raise ValueError("weights must be at least 0, and above 0 on the diagonal")
-    w = w.clone()
-    w.diagonal(offset).zero_()
-    return own, w @ everything, w.sum(1)
 
 
 @over_group
@@ -429,30 +397,10 @@ class Space2(Learner):
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the mean cosine of two test turns in each subspace, by the part of the path that they share."""
-        frames = survey.over("test", lambda batch: _first_paths(batch["frames"]))
-        features = survey.over("test", lambda batch: unit(self.features(self.predict(batch)["z"][:, None])[:, 0]))
-        rows, frames = features[:SHOWN], frames[:SHOWN]
-        same = (frames[:, None] == frames) & (frames[:, None] > 0)
-        depth = same.cumprod(2).sum(2)
-        off = ~torch.eye(len(rows), dtype=torch.bool)
-        there = [n for n in range(len(SHARED)) if bool((off & (depth == n)).any())]
         names = self.config.active or ("z",)
-        series = {}
-        for name, part in zip(names, rows.unbind(1), strict=True):
-            cosine = part @ part.T
-            series[name] = [there, [round(float(cosine[off & (depth == n)].mean()), 4) for n in there]]
-        steps = ", ".join(f"{n} {SHARED[n]}" for n in there)
-        caption = f"Mean cosine of pairs of {len(rows)} test turns. Levels shared from the root of the tree: {steps}."
-        shown = {"kind": "curves", "series": series, "xlabel": "levels shared", "caption": caption}
-        return {"Similarity in each subspace by distance in the tree": shown} | super().figures(survey)
-
-
-SHOWN = 500  # test turns of the figure
-SHARED = ("nothing", "domain", "domain and intent", "domain to slot", "the whole path")
-
-
-def _first_paths(frames: Frames) -> Int[Tensor, "n 4"]:
-    return frames[:, 0]
+        rows = survey.over("test", lambda batch: unit(self.features(self.predict(batch)["z"][:, None])[:, 0]))
+        drawn = shared_path_figure(survey.over("test", lambda batch: batch["frames"][:, 0]), rows, names)
+        return {"Similarity in each subspace by distance in the tree": drawn} | super().figures(survey)
 
 
 # Settings for small corpora on a few cores, which replace the paper's.
