@@ -21,7 +21,7 @@ Splits follow the rule of all own data: given names, else a fifth and a tenth. E
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -178,7 +178,7 @@ def frame_of(value: Any, level: int = 0) -> Frame:
             found[name] = frame_of(below or {}, level + 1)
             continue
         below = [] if below is None else below
-        values: Sequence[Any] = below if isinstance(below, list | tuple | np.ndarray) else [below]
+        values = list(below) if isinstance(below, list | tuple | np.ndarray) else [below]
         if not all(isinstance(one, str | int | float) for one in values):
             raise DataError(f"has a value of the slot {name!r} that is neither a text nor a number")
         found[name] = [str(one) for one in values]
