@@ -69,11 +69,12 @@ def case(what: str, n: int) -> Case:
     scores = fn.tree_scores(paths).float()
 
     def plain() -> Tensor:
+        rows.grad = None
         losses = []
         off = 1 - torch.eye(2 * n)
-        for k in range(len(VIEWS)):
-            e = F.normalize(torch.cat([rows[:, 0, k], rows[:, 1, k]]), dim=1)
-            weights = scores[k].repeat(2, 2) * off
+        for both, score in zip(rows.unbind(2), scores, strict=True):
+            e = F.normalize(torch.cat(both.unbind(1)), dim=1)
+            weights = score.repeat(2, 2) * off
             logits = e @ e.T / TAU
             logits = logits - logits.max(1, keepdim=True).values.detach()
             logs = logits - (logits.exp() * off).sum(1, keepdim=True).log()
