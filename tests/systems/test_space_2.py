@@ -215,6 +215,13 @@ def test_scores_in_tiles_give_the_same_as_their_matrix(made, monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(by_tiles, features)[0], wanted)
 
 
+def test_numbers_of_any_size_name_the_same_sets():
+    frames = drawn_frames(3, 30)
+    wanted = fn.tree_scores(frames), fn.combined_tree_score(frames)
+    large = torch.where(frames > 0, frames * 10**17, frames)
+    torch.testing.assert_close((fn.tree_scores(large), fn.combined_tree_score(large)), wanted)
+
+
 def test_no_weights_give_nt_xent_and_labels_give_supcon():
     features, labels = draw(0, 8, 2, 5), torch.arange(8) % 3
     z = [features[:, n] for n in (0, 1)]

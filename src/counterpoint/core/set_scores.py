@@ -21,20 +21,24 @@ from counterpoint.core.rules import Block
 from counterpoint.core.transforms import holds, traced
 
 FEW = 512  # examples up to which the matrix of scores is faster than its tiles
+LARGEST = 2**62  # bound of the numbers of rows
 TILE = 512  # classes whose scores with all others are held at a time
 
 
-def joined_numbers(first: Int[Tensor, " n"], second: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Number pairs of numbers from 0, so that equal pairs share a number. Both must be at least 0.
+def joined_numbers(columns: Int[Tensor, "n columns"]) -> Int[Tensor, " n"]:
+    """Give each row one number, so that equal rows share it and no others do. All entries must be at least 0.
 
-    >>> joined_numbers(torch.tensor([5, 0, 5]), torch.tensor([1, 1, 1]))
-    tensor([1, 0, 1])
+    >>> joined_numbers(torch.tensor([[5, 1], [0, 1], [5, 1]])).tolist()
+    [11, 1, 11]
     """
-    if not len(first):
-        return first
-    _, first = first.unique(return_inverse=True)
-    _, second = second.unique(return_inverse=True)
-    return (first * (second.max() + 1) + second).unique(return_inverse=True)[1]
+    number, bound = torch.zeros(len(columns), dtype=torch.int64, device=columns.device), 1
+    for column in columns.T if len(columns) else ():
+        size = int(column.max()) + 1
+        if bound * size > LARGEST:
+            number, column = (x.unique(return_inverse=True)[1] for x in (number, column))
+            bound, size = (int(x.max()) + 1 for x in (number, column))
+        number, bound = number * size + column, bound * size
+    return number
 
 
 def packed_sets(ids: Int[Tensor, "n most"], there: Bool[Tensor, "n most"]) -> Int[Tensor, "n most"]:
@@ -63,10 +67,8 @@ def set_numbers(sets: Int[Tensor, "n most"]) -> tuple[Int[Tensor, " distinct"], 
     Args:
         sets: as `packed_sets` returns them.
     """
-    number = torch.zeros(len(sets), dtype=torch.int64, device=sets.device)
-    for column in sets.T:
-        number = joined_numbers(number, column + 1)
-    many = int(number.max()) + 1 if len(number) else 0
+    names, number = joined_numbers(sets + 1).unique(return_inverse=True)
+    many = len(names)
     at = torch.arange(len(number), device=sets.device)
     return at.new_full((many,), len(number)).scatter_reduce_(0, number, at, "amin"), number
 

@@ -33,9 +33,7 @@ def _view_sets(frames: Frames, view: str) -> Int[Tensor, "n rows"]:
     """Return the set of each frame's elements in a view. Elements with a default or absent level are left out."""
     chosen = frames[..., [LEVELS.index(level) for level in view]]
     there = (chosen > 0).all(-1)
-    number = torch.zeros(frames.shape[0] * frames.shape[1], dtype=torch.int64, device=frames.device)
-    for level in chosen.clamp(min=0).flatten(0, 1).T:
-        number = joined_numbers(number, level)
+    number = joined_numbers(chosen.clamp(min=0).flatten(0, 1))
     return packed_sets(number.view(there.shape), there)
 
 
@@ -49,9 +47,7 @@ def view_scores(frames: Frames, view: str, dtype: torch.dtype = torch.float64) -
 
 def _distinct_frames(frames: Frames) -> tuple[Frames, Int[Tensor, " n"], Tensor]:
     """Return the distinct frames, the number of each frame's, and 1 for each distinct one that is not empty."""
-    number = torch.zeros(frames.shape[0] * frames.shape[1], dtype=torch.int64, device=frames.device)
-    for level in (frames.clamp(min=-1) + 1).flatten(0, 1).T:
-        number = joined_numbers(number, level)
+    number = joined_numbers((frames.clamp(min=-1) + 1).flatten(0, 1))
     sets = packed_sets(number.view(frames.shape[:2]), frames[..., 0] >= 0)
     first, number = set_numbers(sets)
     return frames[first], number, (sets[first] >= 0).any(1)
