@@ -65,7 +65,8 @@ class _Blocks(torch.autograd.Function):
             part = slice(start, start + at_once)
             with torch.set_grad_enabled(needed):
                 leaves = [given.detach().requires_grad_(needed) for given in (x[part], y, scale, shift)]
-                value = _block(*leaves, first + start)
+                rows, keys, a, b = leaves
+                value = _block(rows, keys, a, b, first + start)
             total += value.detach()
             if needed:
                 for into, more in zip((found[0][part], *found[1:]), torch.autograd.grad(value, leaves), strict=True):
