@@ -532,6 +532,8 @@ CASES |= {
 # Public functions that no rule of types, derivatives or transforms concerns, and why.
 OTHERS = {
     "regions:grid_regions": "whole numbers",
+    "tree_scores:tree_scores": "whole numbers",
+    "tree_scores:combined_tree_score": "whole numbers",
     "mask_losses:patch_labels": "whole numbers",
     "prefix:prefix_window_attention": "a layer, whose weights are a mapping",
     "prefix_windows:student_block": "a block of layers, whose weights are a mapping",
@@ -671,6 +673,15 @@ OTHERS |= {
     "promptkd:prompted_vit": "a network with named weights",
     "promptkd:prompt_projector": "a network with named weights",
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
+}
+
+SPACE_2 = SYSTEMS + "language.space_2:"
+CASES |= {
+    SPACE_2 + "soft_supcon": Case(lambda n, d: [d(0, n, 2, DIM), None, 0.5], (0,), (0, None, None), kernel=True),
+    SPACE_2 + "tree_contrast": Case(
+        lambda n, d: [d(0, n, 2, 10, DIM), torch.arange(8 * n).view(n, 2, 4) % 5, 0.5], (0,), (0, 0, None), kernel=True
+    ),
+    SPACE_2 + "r_drop": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
 }
 
 SEPCLR = SYSTEMS + "supervision.sepclr:"

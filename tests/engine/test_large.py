@@ -131,6 +131,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "text-8-1-2", "vocabulary": 300, "batch_size": 12, "epochs": 1, "teacher_epochs": 1, "dropout": 0.0}
         | {"video_dropout": 0.0},
     ),
+    "space-2": (
+        "task-dialogs?train=24&unlabelled=24&test=20&paths=20",
+        {"encoder": "text-8-1-2", "vocabulary": 300, "subspace": 4, "batch_size": 12, "epochs": 1, "dropout": 0.0}
+        | {"mask_probability": 0.5},
+    ),
     "creamfl": (
         "digit-parties?vectors=1&train=24&test=20&items=20",
         {"vector_encoder": "relu-8", "embedding": 4, "batch_size": 12, "epochs": 1, "rounds": 1, "lr": 1e-3},

@@ -502,6 +502,17 @@ CASES |= {
         lambda: [draw(0, N, 3, DIM), draw(1, N, DIM)],
         lambda m, *x: fn.paired_hinge_loss(*x, margin=0.7),
     ),
+    "SoftSupCon": Case(
+        lambda: losses.SoftSupCon(0.3, 0.2),
+        lambda: [draw(0, N, 2, DIM), draw(1, N, N).detach().abs()],
+        lambda m, *x: fn.soft_supcon(*x, 0.3, 0.2),
+    ),
+    "TreeContrast": Case(
+        lambda: losses.TreeContrast(0.3, 0.2, ("D", "IS")),
+        lambda: [draw(0, N, 2, 2, DIM), torch.arange(8 * N).view(N, 2, 4) % 3],
+        lambda m, *x: fn.tree_contrast(*x, 0.3, 0.2, ("D", "IS")),
+    ),
+    "RDrop": Case(losses.RDrop, pair, lambda m, *x: fn.r_drop(*x)),
     "NST": Case(
         lambda: losses.NST("mean"),
         lambda: [draw(0, N, 3, DIM), draw(1, N, 3, 4)],

@@ -327,6 +327,23 @@ SOURCES: dict[str, Source] = {
             argument="PLACE",
         ),
         Source(
+            "task-dialogs",
+            "dialogs",
+            "counterpoint.data.task_dialogs",
+            "booking dialogs whose turns have a domain, an intent, a slot and a value: data of SPACE-2's claim",
+            "made on the spot",
+            "3,000 + 1,000 + 1,000 annotated dialogs and 3,000 without annotation, made in a second",
+        ),
+        Source(
+            "dialogs",
+            "dialogs",
+            "counterpoint.data.dialog_files",
+            "your own dialogs in the chat format (JSONL of messages), some with annotations: FILE.jsonl or a folder",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "digit-streams",
             "aligned",
             "counterpoint.data.digit_streams",

@@ -39,6 +39,7 @@ NEEDED: dict[str, dict[str, str]] = {
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "chats": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "dialogs": {"texts": "texts=[...] (training utterances, from which the tokenizer is learnt)"},
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -49,7 +50,7 @@ FACTS = (
     *("size", "channels", "classes", "class_names", "examples", "modalities", "texts", "tokenizers"),
     *("regions", "background", "proposals", "domains"),
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
-    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim"),
+    *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim", "unlabelled"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
     *("items", "ordered"),
 )
@@ -87,7 +88,8 @@ def create(
             domains: names of kinds of imaging; teacher_dim: width of the embeddings of a teacher of pictures and texts;
             words, text_width, layer_widths: tokens of its prompts, width of its text's tokens and of its image blocks' tokens;
             endings: what follows the context in the prompt of each class;
-            clip_dim, pairs: width of a clip's rows and number of texts with clips;
+            clip_dim, pairs: width of a clip's rows and number of texts with clips; unlabelled: number of turns
+            without annotation;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
             target_mean, target_deviation: of the targets;
             items: number of items of histories or sets.
@@ -103,6 +105,7 @@ def create(
         aligned           {"inputs": {name: tensor}, "present": {name: bool [n]}, "index": int64 [n], "label": None}
         bags              {"visual": [n, T, dim], "audio": [n, T, dim], "label": float [n]}
         restored          what `learner.prepare` makes of {"image": uint8 [n, 3, height, width]} (see below)
+        dialogs           what `learner.prepare` makes of a batch of `counterpoint.tasks.dialogs`
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
         chats             {"ids": int64 [n, T], "mask": bool [n, T], "labels": int64 [n, T], "pictures": uint8 [n, k, size,
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
@@ -170,9 +173,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["tokenizers"] = dict(facts.get("tokenizers", {})) | _tokenizers(config, worded, texts)
         if any(name not in facts["tokenizers"] for name in worded):
             missing.append("texts")
-    if task == "tokens" and texts:
+    if task in ("tokens", "dialogs") and texts:
         missing = []
-        facts = _text_facts(config, list(texts)) | facts
+        facts = (_text_facts if task == "tokens" else _dialog_facts)(config, list(texts)) | facts
     if task == "chats" and texts:
         missing = []
         facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
@@ -224,6 +227,14 @@ def _chat_facts(config: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
 
     split = ChatSplit([Chat((Message("user", text), Message("assistant", text))) for text in texts])
     return dict(config.facts(ChatData("texts", split, split, split, size)))
+
+
+def _dialog_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of dialogs of one turn, without annotated nodes."""
+    from counterpoint.data.dialogs import USER, DialogData, Turn, user_turns
+
+    data = DialogData("dialogs", *(user_turns([[Turn(USER, text, {})] for text in texts], annotated=True),) * 3)
+    return dict(config.facts(data, config.tokenizer(data)))
 
 
 def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -34,6 +34,7 @@ _FILES = {
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
     "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
     "bags": "MACILSD MIL",
+    "dialogs": "RDrop SoftSupCon TreeContrast",
     "continual": "CoconutMM CoconutNSPT ModX MulKI",
     "recommendation": "LearnedViews NextItem ScoreSpread",
     "federated": "PublicContrast SoftContrastive",

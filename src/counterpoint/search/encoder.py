@@ -30,9 +30,10 @@ TASKS = (
     "labelled",
     "regression",
     "tokens",
+    "dialogs",
     "sequences",
     "federations",
-)  # tasks whose runs can embed
+)  # whose runs embed
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
@@ -41,9 +42,10 @@ class Encoder:
     """A trained run, loaded once, that embeds items of its modalities.
 
     Runs of the task `aligned` give the embeddings that retrieval is measured on. Runs of `views` and `labelled` give unit
-    features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors, runs
-    of `tokens` unit means of a text's states. Runs of `sequences` give vectors of histories (or sets) and of items, whose dot
-    product ranks items; they are not unit rows. Runs of `federations` give the embeddings of the server.
+    features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors. Runs
+    of `tokens` give unit means of a text's states. Runs of `dialogs` give unit vectors of texts, each as a single turn of a user.
+    Runs of `sequences` give vectors of histories (or sets) and of items, whose dot product ranks items; they are not unit rows.
+    Runs of `federations` give the embeddings of the server.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -184,7 +186,7 @@ class Encoder:
         if self.task in ("aligned", "federations"):
             found: Tensor = self.learner.predict({"inputs": {name: inputs}, "part": "embedded"})["embedding"][name]
             return found.float()
-        if self.task == "tokens":
+        if self.task in ("tokens", "dialogs"):
             return F.normalize(self.learner.embed(*inputs).float(), dim=1, eps=EPS)
         named = "input" if self.task == "regression" else "image"
         feature = self.learner.predict({named: inputs, "part": "bank"})["feature"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoint.data.dialogs import DialogData
 from counterpoint.data.federations import FederatedData
 from counterpoint.data.histories import HistoryData, HistorySplit
 from counterpoint.data.images import ImageData, Indices, Listed
@@ -67,7 +68,7 @@ class Items:
                     )
         elif isinstance(source, TargetData | HistoryData):
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
-        elif not isinstance(source, TokenData):
+        elif not isinstance(source, TokenData | DialogData):
             raise CounterpointError(
                 f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories"
             )
@@ -88,6 +89,8 @@ class Items:
             return part.inputs(rows).reshape(len(rows), -1)
         if isinstance(self.source, TokenData):
             return [part.texts[n] for n in rows.tolist()]
+        if isinstance(self.source, DialogData):  # the last turn, without the turns before it
+            return [part.context(n)[-1].text for n in rows.tolist()]
         return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
 
     def words(self, name: str, values: Sequence[Any]) -> list[str | None]:
@@ -152,7 +155,7 @@ def embed(
     sequences, a row is a history or a set. Its split "items" has the items to recommend.
 
     Args:
-        path: A finished run of the task aligned, views, labelled, regression, tokens, sequences or federations.
+        path: A finished run of the task aligned, views, labelled, regression, tokens, dialogs, sequences or federations.
         out: The file to write, .parquet; checked for writing before the work begins.
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired, items.
