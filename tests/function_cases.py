@@ -786,3 +786,13 @@ CASES |= {
         lambda n, d: [*unit_pair(n, d), 5.0, torch.arange(n) % 7], (0, 1), (0, 0, None, 0), kernel=True
     ),
 }
+
+PREFERENCES = CORE + "preferences:"
+CASES |= {
+    PREFERENCES + "regularized_dpo": Case(
+        lambda n, d: [*(d(k, n, 4, 5) for k in range(4)), answered(n), answered(n), 0.5, 0.3], (0, 1), (0,) * 6
+    ),
+    PREFERENCES + "runner_up_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
+    PREFERENCES + "preference_margin": Case(lambda n, d: [d(k, n) for k in range(4)], (0, 1, 2, 3), (0,) * 4),
+    PREFERENCES + "dpo_loss": Case(lambda n, d: [d(0, n), 0.5], (0,), (0,)),
+}

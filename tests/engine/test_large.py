@@ -118,6 +118,10 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
+    "stic": (
+        "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&styles=1",
+        {"model": "llava-8-1-2", "vocabulary": 300, "context": 64, "batch_size": 12, "epochs": 1, "rank": 2},
+    ),
     "lol": (
         "misconceptions?entities=8&relations=1&values=5&train=24",
         {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},

@@ -50,6 +50,7 @@ FACTS = {
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
+    "stic": {"rank": 2},
     "lol": {"model": "llama-8-2-2", "size": 0},
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},

@@ -574,6 +574,10 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "stic:regularized_dpo": "a loss of each pair, of four logits and labels",
+    "stic:runner_up_log_probability": "log-probabilities of rows, no loss",
+    "stic:preference_margin": "a difference of each pair, no loss",
+    "stic:dpo_loss": "softplus of a margin",
     "lol:fused_scores": "scores of tokens, no loss",
     "lol:contrastive_answer_score": "a score of an answer, no loss",
     "ritual:combine_logits": "scores of tokens, no loss",

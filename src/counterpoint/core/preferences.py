@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.answers import answer_log_probability
-from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
 
@@ -33,13 +33,16 @@ def runner_up_log_probability(
     >>> runner_up_log_probability(torch.zeros(1, 2, 4), torch.tensor([[-100, 1]]))
     tensor([-1.3863])
     """
+    need_rows(logits=logits)
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise ValueError("labels must be [n, tokens] of logits, got " + shapes(logits=logits, labels=labels))
     if logits.shape[2] < 2:
         raise ValueError("a vocabulary of one token has no other token, got " + shapes(logits=logits))
-    chosen = logits.detach()[:, :-1].scatter(2, labels[:, 1:].clamp(min=0)[..., None], -torch.inf).argmax(2)
-    other = torch.cat([labels[:, :1], torch.where(labels[:, 1:] == IGNORED, IGNORED, chosen)], 1)
-    return answer_log_probability(logits, other)
+    here = labels[:, 1:] != IGNORED
+    found = logits[:, :-1][here]
+    other = found.detach().scatter(1, labels[:, 1:][here][:, None], -torch.inf).argmax(1)
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(here)[here]
+    return found.new_zeros(len(labels)).index_add(0, rows, -F.cross_entropy(found, other, reduction="none"))
 
 
 @full_precision
@@ -80,6 +83,7 @@ def dpo_loss(margin: Float[Tensor, " n"], beta: float = 0.1, *, hinge: bool = Fa
     >>> dpo_loss(torch.zeros(1))
     tensor([0.6931])
     """
+    need_rows(margin=margin)
     need_positive(beta=beta)
     scaled = beta * margin
     return (1 - scaled).clamp(min=0) if hinge else F.softplus(-scaled)

@@ -73,7 +73,7 @@ SHOWN = 6  # pairs on the page
 
 
 def damaged(picture: Pixels, generator: torch.Generator) -> Pixels:
-    """Damage a picture [H, W, 3]: by equal chances scale it to 20 pixels and back, or change its colours."""
+    """Scale a picture [H, W, 3] to 20 pixels and back, or change its colours, by equal chances."""
     x = torch.from_numpy(picture.copy()).permute(2, 0, 1)
     draws = torch.rand(3, generator=generator).tolist()
     if draws[0] < 0.5:
