@@ -12,7 +12,7 @@ from PIL import Image
 from counterpoint import cli, training
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
-from counterpoint.use.ask import METHODS, ask
+from counterpoint.use.ask import CONTRASTED, METHODS, ask
 
 DATA = "grid-chats?train=24&valid=6&test=8&grid=2&cell=8&most=2"
 SMALL = {"model": "llava-16-2-2", "vocabulary": 300, "context": 256, "epochs": 1, "batch_size": 16, "compare": ()}
@@ -31,8 +31,9 @@ def picture(tmp_path) -> Path:
 
 
 def test_every_method_answers(run, picture):
-    found = ask(str(run), "is there a brick ?", [picture], list(METHODS), new_tokens=3)
-    assert [one.method for one in found] == list(METHODS)
+    chosen = [method for method in METHODS if method not in CONTRASTED]
+    found = ask(str(run), "is there a brick ?", [picture], chosen, new_tokens=3)
+    assert [one.method for one in found] == chosen
     assert all(1 <= len(one.answer.tokens) <= 3 for one in found)
     assert all(0 < p <= 1 for one in found for p in one.answer.probabilities)
 
@@ -69,9 +70,29 @@ def test_the_command_prints_json_and_writes_a_page(run, picture, tmp_path, capsy
     [
         ("<image> <image> which ?", 1, ["plain"], "2 marks <image>, and 1 pictures"),
         ("what ?", 1, ["opera"], "unknown method"),
+        ("what ?", 1, ["icd"], "icd needs an amateur; name a run of lol"),
         ("a brick " * 200, 1, ["plain"], "more than the context"),
     ],
 )
 def test_a_question_that_does_not_fit_is_an_error_that_names_the_mend(run, picture, question, images, methods, said):
     with pytest.raises(CounterpointError, match=said):
         ask(str(run), question, [picture] * images, methods)
+
+
+def test_a_run_of_lol_answers_by_its_contrasts(tmp_path):
+    data = "misconceptions?entities=8&relations=1&values=5&train=40"
+    small = {
+        "model": "llama-16-3-2",
+        "vocabulary": 300,
+        "context": 64,
+        "epochs": 1,
+        "batch_size": 16,
+        "rank": 2,
+        "compare": (),
+    }
+    config = Experiment.resolve("lol", data, overrides=small | {"new_tokens": 4}).config
+    path = training.train("lol", config, data=data, out=tmp_path, say=lambda _: None).path
+    found = ask(str(path), "capital of e1 ?", (), ["plain", *CONTRASTED], new_tokens=3)
+    assert [one.method for one in found] == ["plain", *CONTRASTED]
+    with pytest.raises(CounterpointError, match="takes no pictures"):
+        ask(str(path), "what ?", ["a.png"], ["plain"])

@@ -32,7 +32,8 @@ def main(
         run: A finished run of the task chats, or hf:NAME, a model of transformers by its name or folder.
         question: The question. <image> marks the place of a picture; by default pictures come first.
         image: Pictures, which are cut to squares of the model's size.
-        method: plain, greedy, ritual, ritual+, same, vcd or m3id; several are compared (see `counterpoint show ritual`).
+        method: plain, greedy, ritual, ritual+, same, vcd or m3id; of a run of lol also lol, icd, dola, fusion, refocus or
+            instructed. Several are compared.
         system: An instruction that comes before the question. Default: none.
         temperature: Temperature of the draws; 0: the most probable token at each step.
         new_tokens: Maximum number of tokens of an answer, at least 1.

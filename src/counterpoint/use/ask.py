@@ -24,11 +24,20 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, unknown
 from counterpoint.experiment import load_learner
 
+CONTRASTED = (
+    "lol",
+    "icd",
+    "dola",
+    "fusion",
+    "refocus",
+    "instructed",
+)  # methods that need a run of lol, with its amateur
 # Method -> the module whose `decoder_of(learner, method)` makes its rule.
 METHODS = {
     "plain": "",
     "greedy": "",
     **dict.fromkeys(("ritual", "ritual+", "same", "vcd", "m3id"), "counterpoint.systems.language.ritual"),
+    **dict.fromkeys(CONTRASTED, ""),
 }
 
 
@@ -49,7 +58,7 @@ class Answering:
     """
 
     def __init__(self, name: str) -> None:
-        self.config: Any = None
+        self.learner: Any = None
         if name.startswith("hf:"):
             size = _picture_size(name)
             tokenizer = chat_tokenizer(name, (), vocabulary=0, size=size)
@@ -61,8 +70,8 @@ class Answering:
             raise RunError(
                 f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
             )
-        learner: Any = load_learner(run)
-        self.model, self.config = learner.model, learner.config
+        self.learner = load_learner(run)
+        self.model = self.learner.model
 
     def prompt(self, question: str, images: Sequence[Path | str], system: str = "") -> Prompt:
         """Make a prompt of a question and pictures. Marks `<image>` that are missing are put before the question."""
@@ -75,10 +84,29 @@ class Answering:
         messages = (*([Message("system", system)] if system else []), Message("user", text))
         return Prompt(messages, tuple(decode(Path(image), self.model.size) for image in images))
 
-    def answers(self, prompts: Sequence[Prompt], *, decoder: Decoder, temperature: float, **more: Any) -> list[Answer]:
-        """Answer prompts, for RITUAL+'s questions as well."""
-        found: list[Answer] = answers(self.model, prompts, decoder, temperature=temperature, **more)
-        return found
+    def answers(
+        self, prompts: Sequence[Prompt], *, decoder: Decoder, temperature: float, new_tokens: int, seed: int = 0
+    ) -> list[Answer]:
+        """Answer prompts by a rule; that of a run as its learner does."""
+        if self.learner is not None:
+            given = {"temperature": temperature, "new_tokens": new_tokens, "draw": seed}
+            of_run: list[Answer] = self.learner.answers(prompts, decoder=decoder, **given)
+            return of_run
+        generator = torch.Generator().manual_seed(seed)
+        more: dict[str, Any] = {"temperature": temperature, "new_tokens": new_tokens, "generator": generator}
+        return answers(self.model, prompts, decoder, **more)
+
+    def rule(self, method: str) -> Decoder:
+        """Return the rule of a method. CounterpointError where it needs an amateur, which the run lacks."""
+        if method in CONTRASTED:
+            if not hasattr(self.learner, "rule"):
+                raise CounterpointError(
+                    f"{method} needs an amateur; name a run of lol, or another method than {', '.join(CONTRASTED)}"
+                )
+            found: Decoder = self.learner.rule(method)
+            return found
+        place = METHODS[method]
+        return importlib.import_module(place).decoder_of(self, method) if place else Plain()
 
 
 def ask(
@@ -114,15 +142,12 @@ def ask(
     prompt = answering.prompt(question, images, system)
     found = []
     for method in methods:
-        place = METHODS[method]
-        rule = importlib.import_module(place).decoder_of(answering, method) if place else Plain()
-        [answer] = answers(
-            answering.model,
+        [answer] = answering.answers(
             [prompt],
-            rule,
-            new_tokens=new_tokens,
+            decoder=answering.rule(method),
             temperature=0.0 if method == "greedy" else temperature,
-            generator=torch.Generator().manual_seed(seed),
+            new_tokens=new_tokens,
+            seed=seed,
         )
         found.append(Asked(method, answer))
     return found
