@@ -139,8 +139,8 @@ def export(
         if name in encoder.transform.tokenizers:
             spec["tokenizer"] = json.loads(encoder.transform.tokenizers[name].to_json())
         facts["modalities"][name] = spec
-    if encoder.transform.items:
-        facts["items"] = list(encoder.transform.items)
+    if listed := getattr(encoder.transform, "items", ()):  # networks of pictures have none
+        facts["items"] = list(listed)
     with replacing(out.with_suffix(".json")) as file:
         file.write(json.dumps(facts, ensure_ascii=False).encode())
     return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
