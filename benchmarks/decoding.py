@@ -74,12 +74,12 @@ def separate(model: ChatModel, prompts: Sequence[Prompt], rule: str, noise: Tens
     return found
 
 
-def timed(name: str, rule: str, rounds: int) -> dict[str, Any]:
+def timed(name: str, rule: Any, rounds: int) -> dict[str, Any]:
     """Time both ways in turn."""
     model, prompt = given(name)
     other = {"m3id": [prompt, without_pictures(prompt)], "vcd": [prompt, prompt]}.get(rule, [prompt])
     noise = torch.randn((1, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0)) if rule == "vcd" else None
-    decoder = Plain() if rule == "plain" else TwoBranches(rule, 1.0, 0.1)  # type: ignore[arg-type]
+    decoder = Plain() if rule == "plain" else TwoBranches(rule, 1.0, 0.1)
     times: list[tuple[float, float]] = []
     same = True
     for at in range(rounds + 1):

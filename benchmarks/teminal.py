@@ -13,25 +13,20 @@ overlapped rows.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import statistics
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-from obow import Case, normal, status, timed
+from obow import Case, normal
+from sides import Sides, run
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.engine.run import machine, versions
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "teminal.json"
 WIDTH, SCALE = 256, 14.0
@@ -72,52 +67,9 @@ def case(n: int, blocks: int, same: float, cross: float) -> Case:
     return ours, lambda: tact(audios, texts, same, cross)
 
 
-def peak(side: int, name: str) -> float:
-    """Return the peak memory of one call, minus the memory before it, in megabytes."""
-    timed(case(32, *CASES[name][1:])[side])
-    function = case(*CASES[name])[side]
-    before = status("VmRSS")
-    timed(function)
-    return round(max(0.0, status("VmHWM") - before), 1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print(peak(int(options.peak[0]), options.peak[1]))
-        return
-    record: dict[str, Any] = {
-        "what": "float32, forward and backward, medians; ratio above 1: ours is faster; megabytes: peak of a process",
-        "width": WIDTH, "threads": options.threads, "rounds": options.rounds, "cases": {},
-    }  # fmt: skip
-    for name, given in CASES.items():
-        ours, plain = case(*given)
-        rounds = options.rounds * (40 if given[0] <= 256 else 1)
-        timed(ours), timed(plain), timed(ours), timed(plain)
-        taken = [(timed(ours), timed(plain)) for _ in range(rounds)]
-        held = [
-            float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            for side in "01"
-            for words in [[sys.executable, __file__, "--threads", str(options.threads), "--peak", side, name]]
-        ]
-        found = {
-            "ours_s": round(statistics.median(a[0] for a, _ in taken), 6),
-            "plain_s": round(statistics.median(b[0] for _, b in taken), 6),
-            "ratio": round(statistics.median(b[0] / a[0] for a, b in taken), 2),
-            "ours_megabytes": held[0],
-            "plain_megabytes": held[1],
-            "values_apart": float(f"{float((taken[0][0][1] - taken[0][1][1]).abs()):.1e}"),
-        }
-        record["cases"][name] = found
-        print(f"{name}: {json.dumps(found)}", flush=True)
-    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    cases = {
+        name: Sides(partial(case, *given), partial(case, 32, *given[1:]), 40 if given[0] <= 256 else 1)
+        for name, given in CASES.items()
+    }
+    run(cases, OUT, __doc__, rounds=9, width=WIDTH)
