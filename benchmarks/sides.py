@@ -1,4 +1,4 @@
-"""Time two ways of one computation in turn, and measure the peak memory of each in a process of its own.
+"""Time two ways of one computation in turn, and measure the peak memory of each in its own process.
 
 A benchmark calls `run` with its cases. The record has medians over the rounds, and the median of the rounds' ratios.
 """
