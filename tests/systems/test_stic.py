@@ -21,6 +21,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import stic
 from interrupted import need_equal_ends
+from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "stic.npz")
 DATA = "grid-chats?train=16&valid=4&test=4&grid=2&cell=8&most=2&styles=1&unlabelled=12"
@@ -108,8 +109,8 @@ def config(**changed: Any) -> Any:
     return Experiment.resolve("stic", DATA, overrides=SMALL | changed).config
 
 
-def trained(folder: Path, **changed: Any) -> Run:
-    return training.train("stic", config(**changed), data=DATA, out=folder, say=lambda _: None)
+def trained(folder: Path, *, name: str | None = None, **changed: Any) -> Run:
+    return training.train("stic", config(**changed), data=DATA, out=folder, name=name, say=lambda _: None)
 
 
 def built(**changed: Any) -> tuple[Any, Any]:
@@ -156,6 +157,17 @@ def test_pairs_name_their_pictures_and_differ():
 @pytest.mark.parametrize("at", [2, 6, 7])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     need_equal_ends(monkeypatch, stic.STIC, "stic", config(), DATA, at, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    words = ["train", "stic", "--data", DATA, "--out", str(tmp_path)]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    command_over_processes([*words, "--name", "two"], tmp_path)
+    one, two = trained(tmp_path, name="one").metrics(), Run.open(tmp_path / "two").metrics()
+    assert len(one) == len(two) == 4
+    for ours, theirs in zip(two, one, strict=True):
+        for name in {"train/loss", "train/chosen_reward", "train/rejected_reward"} & set(theirs):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
 def test_a_saved_run_keeps_its_pairs_and_shows_them(tmp_path):

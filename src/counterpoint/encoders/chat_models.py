@@ -12,6 +12,7 @@ prompt is the text before the answer, so the tokens of an answer are known exact
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -300,6 +301,11 @@ class ChatModel(nn.Module):
     def network(self) -> Any:
         """The network of transformers, without what peft may have put around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def cuts_logits(self) -> bool:
+        """Whether the network takes `logits_to_keep`, the number of last positions whose logits it computes."""
+        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
 
     @property
     def text_config(self) -> Any:

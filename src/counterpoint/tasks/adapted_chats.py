@@ -11,6 +11,27 @@ from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.tasks.chats import ChatLearner
 
 
+def with_adapter(model: ChatModel, rank: int, name: str) -> ChatModel:
+    """Put an adapter on the linear layers of a model's language model, and return the model.
+
+    Args:
+        model: a model without an adapter.
+        rank: rank of the adapter, at least 1; its scale is 2.
+        name: name of the adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    network = model.network
+    inner = network.get_decoder() if hasattr(network, "get_decoder") else network
+    names = {id(layer): found for found, layer in network.named_modules()}
+    targets = [names[id(layer)] for layer in inner.modules() if type(layer).__name__ in ("Linear", "Conv1D")]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    model.model = get_peft_model(model.model, config, adapter_name=name)
+    for parameter in model.model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
 class AdaptedChatLearner(ChatLearner):
     """A model with an adapter on the linear layers of its language model. The adapter adds zeros until it trains.
 
@@ -22,18 +43,7 @@ class AdaptedChatLearner(ChatLearner):
 
     def build(self, data: Any) -> ChatModel:
         """Build the model, with the adapter on it."""
-        from peft import LoraConfig, get_peft_model
-
-        model = super().build(data)
-        rank = self.config.rank
-        inner = model.network.get_decoder() if hasattr(model.network, "get_decoder") else model.network
-        names = {id(layer): name for name, layer in model.network.named_modules()}
-        targets = [names[id(layer)] for layer in inner.modules() if type(layer).__name__ in ("Linear", "Conv1D")]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
-        model.model = get_peft_model(model.model, config, adapter_name=self.adapter)
-        for parameter in model.model.parameters():
-            parameter.requires_grad_(True)
-        return model
+        return with_adapter(super().build(data), self.config.rank, self.adapter)
 
     @property
     def adapters(self) -> nn.ParameterList:
@@ -47,7 +57,6 @@ class AdaptedChatLearner(ChatLearner):
 
     @torch.no_grad()
     def unadapted(self, batch: dict[str, Any]) -> Tensor:
-        """Compute the logits of a batch without the adapter and without gradient."""
+        """Compute `answer_logits` of a batch without the adapter and without gradient."""
         with self.model.model.disable_adapter():
-            found: Tensor = self.logits(batch)
-        return found
+            return self.answer_logits(batch)[0]

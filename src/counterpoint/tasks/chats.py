@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -203,11 +203,23 @@ class ChatLearner(Learner):
         return {"loss": torch.zeros((), device=self.device)}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"loss": masked_lm_loss(self.logits(batch), batch["labels"])}
+        return {"loss": masked_lm_loss(*self.answer_logits(batch))}
 
-    def logits(self, batch: dict[str, Any]) -> Float[Tensor, "n tokens vocabulary"]:
-        """Compute the model's logits of a batch."""
-        found: Tensor = self.model(batch["ids"], batch["mask"], batch.get("pictures"), batch.get("counts"))
+    def answer_logits(self, batch: dict[str, Any]) -> tuple[Float[Tensor, "n late vocabulary"], Int[Tensor, "n late"]]:
+        """Compute the logits of a batch where they predict answers, and cut its labels alike.
+
+        The first answer of the batch decides how much of the prompts is left out. The output layer has no work there.
+        """
+        labels = batch["labels"]
+        answers = (labels != IGNORED).any(0)
+        if not self.model.cuts_logits or not bool(answers.any()):
+            return self.logits(batch), labels
+        late = labels.shape[1] - max(0, int(answers.int().argmax()) - 1)
+        return self.logits(batch, logits_to_keep=late), labels[:, -late:]
+
+    def logits(self, batch: dict[str, Any], **more: Any) -> Float[Tensor, "n tokens vocabulary"]:
+        """Compute the model's logits of a batch; `more` goes to the network."""
+        found: Tensor = self.model(batch["ids"], batch["mask"], batch.get("pictures"), batch.get("counts"), **more)
         return found
 
     def row_wise(self) -> Sequence[tuple[torch.nn.Module, str]]:
@@ -260,7 +272,7 @@ class ChatLearner(Learner):
     def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:
         """Compute the mean log-probability of the tokens of each answer in a batch."""
         many = (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)
-        return answer_log_probability(self.logits(batch), batch["labels"]) / many
+        return answer_log_probability(*self.answer_logits(batch)) / many
 
 
 # ------------------------------------------------------------------------------------------------------------- the task

@@ -34,7 +34,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.answers import masked_lm_loss
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.decoding import plausible
 from counterpoint.core.masking import IGNORED
@@ -356,7 +355,7 @@ class LOL(AdaptedChatLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         # Before the amateur trains, its adapter adds zeros.
-        return {"loss": masked_lm_loss(self.logits(batch), batch["labels"])}
+        return super().loss(batch)
 
     def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:
         with self.model.model.disable_adapter():

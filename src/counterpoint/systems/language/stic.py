@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from counterpoint.core.answers import answer_log_probability, masked_lm_loss
+from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.preferences import Scoring, regularized_dpo
 from counterpoint.core.world import world
@@ -295,20 +295,19 @@ class STIC(AdaptedChatLearner):
         return self._pairs(mine) if self.stage == "preferences" else self._described(mine)
 
     def _pairs(self, pairs: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """Make the batches of the better and of the worse answers."""
+        """Make one batch of the better answers, and after them the worse ones where the loss needs them."""
         assert self.survey is not None
+        kinds = (2,) if self.config.objective == "sft" else (2, 3)
         pixels = self._pictures(self.survey).images(np.array([pair[0] for pair in pairs], np.int64))
-        pictures = torch.from_numpy(np.ascontiguousarray(pixels))[:, None]
-        shared = {"pictures": pictures, "counts": torch.ones(len(pairs), dtype=torch.int64)}
-        found = {}
-        for name, at in (("chosen", 2), ("rejected", 3)):
-            messages = [
-                (Message("user", f"{IMAGE} {self.config.ordinary[pair[1]]}"), Message("assistant", pair[at]))
-                for pair in pairs
-            ]
-            rows = rows_of(self.model.tokenizer, messages)
-            found[name] = {key: value.to(self.device) for key, value in (rows | shared).items()}
-        return found
+        pictures = torch.from_numpy(np.ascontiguousarray(pixels))[:, None].repeat(len(kinds), 1, 1, 1, 1)
+        messages = [
+            (Message("user", f"{IMAGE} {self.config.ordinary[pair[1]]}"), Message("assistant", pair[at]))
+            for at in kinds
+            for pair in pairs
+        ]
+        rows = rows_of(self.model.tokenizer, messages)
+        rows |= {"pictures": pictures, "counts": torch.ones(len(messages), dtype=torch.int64)}
+        return {name: value.to(self.device) for name, value in rows.items()} | {"pairs": len(pairs)}
 
     def _described(self, chosen: Sequence[Sequence[Any]]) -> dict[str, Any]:
         assert self.survey is not None
@@ -322,21 +321,17 @@ class STIC(AdaptedChatLearner):
         return {name: value.to(self.device) for name, value in rows.items()}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if "chosen" not in batch:
+        config = self.config
+        if "pairs" not in batch or config.objective == "sft":
             return super().loss(batch)
-        config, chosen, rejected = self.config, batch["chosen"], batch["rejected"]
-        better = self.logits(chosen)
-        if config.objective == "sft":
-            return {"loss": masked_lm_loss(better, chosen["labels"])}
-        worse = self.logits(rejected)
-        reference, reference_worse = self.unadapted(chosen), self.unadapted(rejected)
-        labels = chosen["labels"], rejected["labels"]
-        losses = regularized_dpo(
-            better, worse, reference, reference_worse, *labels, config.beta, config.alpha, config.rejected_scoring
-        )
+        policy, labels = self.answer_logits(batch)
+        reference = self.unadapted(batch)
+        better, worse = labels.chunk(2)
+        given = (*policy.chunk(2), *reference.chunk(2), better, worse)
+        losses = regularized_dpo(*given, config.beta, config.alpha, config.rejected_scoring)
         with torch.no_grad():
-            gain = answer_log_probability(better, labels[0]) - answer_log_probability(reference, labels[0])
-            other = answer_log_probability(worse, labels[1]) - answer_log_probability(reference_worse, labels[1])
+            gains = answer_log_probability(policy, labels) - answer_log_probability(reference, labels)
+            gain, other = gains.chunk(2)
         return {
             "loss": global_mean(losses),
             "chosen_reward": global_mean(config.beta * gain),
