@@ -29,7 +29,7 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint.core.ranking import ranks_of_wanted
-from counterpoint.systems.recommendation.mclrec import Augmenter
+from counterpoint.encoders.histories import Augmenter
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "mclrec.json"
 DIM, ITEMS, KNOWN = 64, 100_000, 50

@@ -464,7 +464,7 @@ CASES |= {
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4), d(2, 4, DIM)], (0, 2), (0, 0, None)
     ),
-    CREAM + "soft_contrastive": Case(lambda n, d: [*pair(n, d), 3.0, 2.0], (0, 1), (0, 0, None, None)),
+    CORE + "matches:soft_contrastive": Case(lambda n, d: [*pair(n, d), 3.0, 2.0], (0, 1), (0, 0, None, None)),
     CREAM + "cream_uni": Case(
         lambda n, d: [*pair(n, d), d(2, 9, DIM), d(3, 9, DIM), torch.arange(n) % 9],
         (0,),
@@ -477,7 +477,9 @@ CASES |= {
         (0, 0, 0, 0, None, None, 0),
         memory=(2, 3, 4, 5),
     ),
-    CREAM + "class_margin_loss": Case(lambda n, d: [d(0, n, DIM), d(1, 3, DIM), labels(n)], (0, 1), (0, None, 0)),
+    CORE + "class_logits:class_margin_loss": Case(
+        lambda n, d: [d(0, n, DIM), d(1, 3, DIM), labels(n)], (0, 1), (0, None, 0)
+    ),
     CREAM + "contrastive_ensemble": Case(
         lambda n, d: [unit(d(0, 3, n, DIM)), unit(d(1, n, DIM))], (), (1, 0), permutes=False
     ),
@@ -506,13 +508,11 @@ CASES |= {
         (0, 1, 5),
         (0, None, 0, 1, None, None, None),
     ),
-    "counterpoint.systems.continual.mulki:relational_distillation": Case(
+    CORE + "distil:relational_distillation": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, DIM), d(8, 4, DIM), 3.0, 2.0], (0,), (0, 0, None, None, None)
     ),
     "counterpoint.systems.continual.mulki:teacher_weights": Case(lambda n, d: [d(0, n, 2)], (), (0,)),
-    "counterpoint.systems.continual.mulki:prototype_alignment": Case(
-        lambda n, d: [*unit_pair(n, d), 5.0], (0, 1), (0, 0, None)
-    ),
+    CORE + "prototypes:prototype_alignment": Case(lambda n, d: [*unit_pair(n, d), 5.0], (0, 1), (0, 0, None)),
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),
@@ -727,7 +727,7 @@ CASES |= {
         lambda n, d: [*pair(n, d), augmenter(d, 5), augmenter(d, 20), 0.5], (0, 1), (0, 0), kernel=True
     ),
     SYSTEMS + "recommendation.mclrec:score_spread_regulariser": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0)),
-    SYSTEMS + "recommendation.mclrec:next_item_loss": Case(
+    CORE + "class_logits:next_item_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM), torch.arange(n) % 9], (0,), (0, None, 0)
     ),
 }
@@ -748,10 +748,10 @@ OTHERS |= {
 
 CLHE = SYSTEMS + "recommendation.clhe:"
 CASES |= {
-    CLHE + "modality_fusion": Case(
+    CORE + "attention:modality_fusion": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, DIM, DIM), d(2, DIM, DIM)], (0,), (0, None, None)
     ),
-    CLHE + "set_attention_pool": Case(
+    CORE + "attention:set_attention_pool": Case(
         lambda n, d: [d(0, n, 4, DIM), torch.arange(4) > torch.arange(n)[:, None] % 4, d(1, DIM, DIM), d(2, DIM, DIM)],
         (0,),
         (0, 0, None, None),

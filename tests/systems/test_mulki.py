@@ -229,7 +229,7 @@ def test_prototypes_get_a_gradient_from_the_contrast_alone():
 
 def test_updated_prototypes_keep_classes_without_images():
     bank, x = torch.eye(3).double(), unit(draw(0, 4, 3))
-    found = mulki.moved_prototypes(bank, x, torch.tensor([0, 0, 1, 1]), 0.9)
+    found = mulki.prototypes_towards_means(bank, x, torch.tensor([0, 0, 1, 1]), 0.9)
     torch.testing.assert_close(found[0], unit(0.9 * bank[0] + 0.1 * x[:2].mean(0)))
     assert torch.equal(found[2], bank[2])
 

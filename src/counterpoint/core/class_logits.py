@@ -2,7 +2,9 @@
 
 The centres that take part are those of the batch's labels and some others, the same for all rows (PartialFC: An et al. 2022,
 arXiv 2203.15565). Cosines with a row's own classes are a list [n, l], those with all others a log-sum-exp (`core.contrast`).
-No function stores the matrix [n, classes].
+They do not store the matrix [n, classes].
+
+`class_margin_loss` has all classes, and a margin below the true one. `next_item_loss` has all items of a catalogue as classes.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, need_within
+from counterpoint.core.checks import need_positive, need_rows, need_scale, need_within, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import gather_rows
+from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Listed, Where
 from counterpoint.core.transforms import holds, need_fixed, once
+from counterpoint.core.world import over_group
 
+LOGITS = 2**24  # products of histories and items up to which their whole matrix is faster
 CHUNK = 1024  # rows that are compared with all centres at a time, without gradient
 
 
@@ -149,3 +154,74 @@ def need_margins(scale: float, m_arc: float, m_cos: float, threshold: float) -> 
     if not (0 <= m_arc < math.pi and 0 <= m_cos < math.inf):
         raise ValueError(f"margins must not be negative, and one of an angle lies below pi, got {m_arc} and {m_cos}")
     need_within(0, 1, filter_threshold=threshold)
+
+
+@over_group
+@full_precision
+def class_margin_loss(
+    emb: Float[Tensor, "n dim"],
+    class_weights: Float[Tensor, "classes dim"],
+    labels: Int[Tensor, " n"],
+    logit_scale: float = 1.0,
+    margin: float = 4.0,
+) -> Float[Tensor, ""]:
+    """Compute a party's own loss: cross-entropy with a margin below the true class, and half of one between class weights.
+
+    Args:
+        emb: unit embeddings.
+        class_weights: a row for each class; negative entries count as 0.
+        labels: classes of the rows.
+        logit_scale: 1 / temperature, factor of the products; by default 1. The code has 128 for images.
+        margin: subtracted from the logit of the true class, by default 4.
+
+    The second term classifies each class's weights by all classes' weights, which spreads them. Raises ValueError for shapes that
+    do not fit, a label outside the classes, and a negative logit_scale.
+
+    >>> class_margin_loss(torch.eye(2), 9 * torch.eye(2), torch.tensor([0, 1]), margin=0.0)
+    tensor(0.0001)
+    """
+    need_rows(emb=emb, class_weights=class_weights)
+    need_scale(logit_scale=logit_scale)
+    if emb.ndim != 2 or emb.shape[1] != class_weights.shape[1] or labels.shape != (len(emb),):
+        raise ValueError(
+            "emb must be [n, dim], class_weights [classes, dim] and labels [n], got "
+            + shapes(emb=emb, class_weights=class_weights, labels=labels)
+        )
+    if holds(((labels < 0) | (labels >= len(class_weights))).any()):
+        raise ValueError(f"labels must lie in 0..{len(class_weights) - 1}")
+    weights = class_weights.relu()
+    logits = logit_scale * (wide(emb) @ weights.T) - margin * F.one_hot(labels, len(weights))
+    spread = F.cross_entropy(weights @ weights.T, torch.arange(len(weights), device=weights.device))
+    return global_mean(F.cross_entropy(logits, labels, reduction="none")) + 0.5 * spread
+
+
+@over_group
+@full_precision
+def next_item_loss(
+    state: Float[Tensor, "n dim"], items: Float[Tensor, "items dim"], target: Int[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """Compute L_rec: the mean cross-entropy of the products of n states and all items with the next items.
+
+    Args:
+        state: state of each history.
+        items: embedding of each item.
+        target: number of each next item.
+
+    Memory is O((n + items) dim) and a block. Raises ValueError for shapes that do not fit and numbers out of range.
+
+    >>> next_item_loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
+    tensor(0.6931)
+    """
+    if state.ndim != 2 or items.ndim != 2 or state.shape[1] != items.shape[1] or target.shape != state.shape[:1]:
+        raise ValueError(
+            f"state, items and target must be [n, dim], [items, dim] and [n], got {list(state.shape)}, {list(items.shape)} and "
+            f"{list(target.shape)}"
+        )
+    need_rows(state=state, items=items)
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(items):
+        raise ValueError(
+            f"target must have item numbers below {len(items)}, got {int(target.min())}..{int(target.max())}"
+        )
+    if len(state) * len(items) <= LOGITS:
+        return global_mean(F.cross_entropy(state @ items.T, target, reduction="none"))
+    return global_mean(pair_logsumexp(state, items).rows - (state * items[target]).sum(1))

@@ -1,4 +1,4 @@
-"""Distillation that every taught learner shares: the divergence between the softened outputs of two classifiers."""
+"""Distillation of softened outputs: of two classifiers, and of similarities with prototypes (MulKI)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_scale, shapes
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.world import over_group
 
 
@@ -35,3 +35,46 @@ def kd(
     own = F.log_softmax(wide(student) / temperature, dim=1)
     target = F.softmax(wide(teacher.detach()) / temperature, dim=1)
     return temperature**2 * global_mean(F.kl_div(own, target, reduction="none").sum(1))
+
+
+@over_group
+@full_precision
+def relational_distillation(
+    student_rows: Float[Tensor, "rows dim"],
+    teacher_rows: Float[Tensor, "rows dim"],
+    prototypes: Float[Tensor, "classes dim"],
+    logit_scale: float | Float[Tensor, ""],
+    temperature: float = 2.0,
+) -> Float[Tensor, " rows"]:
+    r"""Compute KL(R(teacher row, prototypes) || R(student row, prototypes)) of each row (MulKI, step 2).
+
+    Args:
+        student_rows, teacher_rows: rows as they are, usually unit rows.
+        prototypes: one row for each class, which both are compared with; no gradient.
+        logit_scale: s, 1 / temperature of the logits, at least 0.
+        temperature: T, > 0, by default 2.
+
+    The teacher gets no gradient. With one class it is 0. A row's result depends on this row alone. Times temperature^2 it is ZSCL's
+    distillation without the teacher's entropy. Raises ValueError for shapes that do not fit, and for no row or no class.
+
+    >>> relational_distillation(torch.eye(2), torch.eye(2), torch.eye(2), 20.0)
+    tensor([0., 0.])
+    """
+    if student_rows.ndim != 2 or student_rows.shape != teacher_rows.shape:
+        said = shapes(student_rows=student_rows, teacher_rows=teacher_rows)
+        raise ValueError(f"student_rows and teacher_rows must be [rows, dim] alike, got {said}")
+    if prototypes.ndim != 2 or prototypes.shape[1] != student_rows.shape[1]:
+        raise ValueError(f"prototypes must be [classes, {student_rows.shape[1]}], got {list(prototypes.shape)}")
+    need_rows(student_rows=student_rows, prototypes=prototypes)
+    need_scale(logit_scale=logit_scale)
+    need_positive(temperature=temperature)
+    student, teacher, bank = wide(student_rows), wide(teacher_rows.detach()), wide(prototypes.detach())
+    return softened_divergences(student @ bank.T, teacher @ bank.T, scalar(logit_scale, student) / temperature)
+
+
+def softened_divergences(
+    new: Float[Tensor, "rows classes"], old: Float[Tensor, "rows classes"], factor: Float[Tensor, ""]
+) -> Float[Tensor, " rows"]:
+    """Compute KL(softmax of factor old || softmax of factor new) of each row of similarities."""
+    mine, wanted = (factor * new).log_softmax(1), (factor * old).log_softmax(1)
+    return F.kl_div(mine, wanted, reduction="none", log_target=True).sum(1)

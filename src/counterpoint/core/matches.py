@@ -1,4 +1,4 @@
-"""Judge all pairs of two sets one by one by their distance, in memory linear in the number of rows."""
+"""Judge all pairs of two sets one by one by their distance (PCME's soft contrast), in linear memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.distributed import gather_rows, place
+from counterpoint.core.checks import need_alike
+from counterpoint.core.distributed import gather_rows, mean_of_total, place
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.transforms import once
+from counterpoint.core.world import over_group
 
 EPS = 1e-6  # of the squared distance
 BLOCK = 2**20  # pairs that are judged at a time: 4 MiB in float32
@@ -77,3 +81,32 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return *(gradient * found for found in ctx.saved_tensors), None, None
+
+
+@over_group
+@full_precision
+def soft_contrastive(
+    image_emb: Float[Tensor, "n dim"],
+    text_emb: Float[Tensor, "n dim"],
+    negative_scale: float | Float[Tensor, ""] = 15.0,
+    shift: float | Float[Tensor, ""] = 15.0,
+) -> Float[Tensor, ""]:
+    r"""Sum the binary cross-entropies of all n^2 pairs, in both directions (PCME's loss without variances).
+
+    With l_ij = -a sqrt(||v_i - t_j||^2 + 1e-6) + b, a pair matches with probability sigmoid(2 l_ij). Only the pairs i = j match.
+
+    Args:
+        image_emb, text_emb: embeddings of n pairs, of any norm; normalised here.
+        negative_scale, shift: a and b, learnable scalars or numbers; by default 15.
+
+    The result is a sum, not a mean. Memory is linear in n. Across processes, all pairs of all processes count.
+
+    Raises ValueError for shapes that differ and for an empty batch.
+
+    >>> soft_contrastive(torch.eye(2), torch.eye(2), 15.0, 15.0)
+    tensor(1.6045e-05)
+    """
+    need_alike("n dim", image_emb=image_emb, text_emb=text_emb)
+    v, t = unit(wide(image_emb)), unit(wide(text_emb))
+    a, b = scalar(negative_scale, v), scalar(shift, v)
+    return mean_of_total(2 * distance_cross_entropy(v, t, 2 * a, 2 * b), 1)

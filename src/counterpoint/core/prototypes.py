@@ -1,7 +1,8 @@
 """Score rows against learned prototypes, keep a running centre of the scores (DINO), and move prototypes by their rows.
 
 `moved_prototypes` and `moved_tag_prototypes`: each row moves the prototype of its class, one row after another. Sources: MoPro (Li,
-Xiong, Hoi, ICLR 2021, arXiv 2009.07995) and CAPro (Qin et al., NeurIPS 2023, arXiv 2310.09761).
+Xiong, Hoi, ICLR 2021, arXiv 2009.07995) and CAPro (Qin et al., NeurIPS 2023, arXiv 2310.09761). `prototypes_towards_means` moves
+them by the means of a batch, and `prototype_alignment` contrasts them with texts (MulKI).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.checks import need_rows, need_scale, need_within, shapes
 from counterpoint.core.distributed import gather_rows
-from counterpoint.core.operands import unit
-from counterpoint.core.precision import wide
+from counterpoint.core.operands import EPS, unit
+from counterpoint.core.precision import full_precision, scalar, wide
 
 
 class DINOHead(nn.Module):
@@ -126,3 +128,55 @@ def _ordered(order: Tensor | None, *tensors: Tensor) -> list[Tensor]:
     """Gather the rows of all processes, and put them in order."""
     gathered = [gather_rows(tensor) for tensor in tensors]
     return gathered if order is None else [tensor[order] for tensor in gathered]
+
+
+@full_precision
+def prototype_alignment(
+    text: Float[Tensor, "classes dim"], prototypes: Float[Tensor, "classes dim"], logit_scale: float | Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Compute L_proto: the symmetric contrast of class texts and prototypes, in the mean over classes (step 1).
+
+    Args:
+        text, prototypes: unit rows of the same classes.
+        logit_scale: s, 1 / temperature of the logits, at least 0.
+
+    Raises ValueError for different shapes and for no class.
+
+    >>> prototype_alignment(torch.eye(2), torch.eye(2), 1.0)
+    tensor(0.3133)
+    """
+    if text.ndim != 2 or text.shape != prototypes.shape:
+        raise ValueError(
+            f"text and prototypes must be [classes, dim] alike, got {shapes(text=text, prototypes=prototypes)}"
+        )
+    need_rows(text=text)
+    need_scale(logit_scale=logit_scale)
+    logits = scalar(logit_scale, wide(text)) * (wide(text) @ wide(prototypes).T)
+    return ((logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()).mean()
+
+
+@torch.no_grad()
+def prototypes_towards_means(
+    prototypes: Float[Tensor, "classes dim"],
+    rows: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    momentum: float = 0.9,
+) -> Float[Tensor, "classes dim"]:
+    """Compute norm(m P + (1 - m) mean of all processes' rows of the class); a class without rows keeps its prototype.
+
+    Args:
+        prototypes: P, unit rows.
+        rows: unit rows of images.
+        labels: class numbers.
+        momentum: m, 0 to 1, by default 0.9.
+
+    >>> prototypes_towards_means(torch.eye(2), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 0.5)
+    tensor([[0.7071, 0.7071],
+            [0.0000, 1.0000]])
+    """
+    need_within(0, 1, momentum=momentum)
+    every, numbers = gather_rows(rows.to(prototypes.dtype)), gather_rows(labels)
+    sums = torch.zeros_like(prototypes).index_add_(0, numbers, every)
+    count = numbers.bincount(minlength=len(prototypes))[:, None]
+    moved = F.normalize(prototypes.lerp(sums / count.clamp(min=1), 1 - momentum), dim=1, eps=EPS)
+    return torch.where(count > 0, moved, prototypes)

@@ -117,3 +117,14 @@ def _transformers(model: str, name: str) -> Published:
     head = _parts(network, name, size, _hf_logits)
     names = tuple(str(network.config.id2label[n]) for n in range(head.out_features))
     return Published(Wrapped(network, head.in_features, _hf_logits), head, size, mean, std, names)
+
+
+def start_layer(module: nn.Module) -> None:
+    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as CAPro's authors do.
+
+    PyTorch's own smaller weights leave its projections nearly parallel for hundreds of steps.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.01)

@@ -1,4 +1,4 @@
-"""Encode a history of items as one vector: SASRec's causal transformer.
+"""Encode a history of items as one vector: SASRec's causal transformer. An augmenter makes a learned view of it (MCLRec).
 
 Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, arXiv 1808.09781, in the form of RecBole: GELU,
 layer normalisation after each block, and a mask of -10,000. So a history without a visible item has finite states.
@@ -6,11 +6,15 @@ layer normalisation after each block, and a mask of -10,000. So a history withou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import wide
 from counterpoint.errors import CounterpointError
 
 HIDDEN = -10_000.0  # added to similarities with items that are not seen
@@ -95,3 +99,29 @@ class HistoryEncoder(nn.Module):
             x = block(x, mask)
         at = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2])
         return x.gather(1, at)[:, 0]
+
+
+def augmented(h: Float[Tensor, "n dim"], weights: Mapping[str, Tensor]) -> Float[Tensor, "n dim"]:
+    """Return unit rows by an augmenter: three linear layers, with GELU after the first two.
+
+    Args:
+        h: states of histories.
+        weights: "dense_1.weight" [dim / 2, dim], "dense_1.bias" [dim / 2], and those of dense_2 and dense_3, back to dim.
+    """
+    h = wide(h)
+    for n in (1, 2, 3):
+        weight, bias = (weights[f"dense_{n}.{name}"].to(h.dtype) for name in ("weight", "bias"))
+        h = F.linear(F.gelu(h) if n > 1 else h, weight, bias)
+    return unit(h)
+
+
+class Augmenter(nn.Module):
+    """A learned view of states: dim -> dim / 2 -> dim / 4 -> dim, and unit length."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dense_1, self.dense_2 = nn.Linear(dim, dim // 2), nn.Linear(dim // 2, dim // 4)
+        self.dense_3 = nn.Linear(dim // 4, dim)
+
+    def forward(self, h: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        return augmented(h, dict(self.named_parameters()))

@@ -110,7 +110,7 @@ class LearnedViews(Loss):
     calls = "mclrec:mclrec_contrast"
 
     def __init__(self, dim: int, temperature: float = 1.0, regulariser: float = 0.1, *, group: Group = None) -> None:
-        from counterpoint.systems.recommendation.mclrec import Augmenter
+        from counterpoint.encoders.histories import Augmenter
 
         super().__init__(group)
         need_positive(temperature=temperature)

@@ -47,10 +47,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.averages import blended
-from counterpoint.core.checks import need_positive, need_rows, need_scale, need_within, shapes
+from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.distil import softened_divergences
 from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.operands import EPS, unit
+from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, scalar, wide
+from counterpoint.core.prototypes import prototype_alignment, prototypes_towards_means
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
@@ -72,49 +74,6 @@ class MulKI(NamedTuple):
     first: Float[Tensor, ""]  # mean weight of the first teacher; 0 without teachers
 
 
-@over_group
-@full_precision
-def relational_distillation(
-    student_rows: Float[Tensor, "rows dim"],
-    teacher_rows: Float[Tensor, "rows dim"],
-    prototypes: Float[Tensor, "classes dim"],
-    logit_scale: float | Float[Tensor, ""],
-    temperature: float = 2.0,
-) -> Float[Tensor, " rows"]:
-    r"""Compute KL(R(teacher row, prototypes) || R(student row, prototypes)) of each row (step 2).
-
-    Args:
-        student_rows, teacher_rows: rows as they are, usually unit rows.
-        prototypes: one row for each class, which both are compared with; no gradient.
-        logit_scale: s, 1 / temperature of the logits, at least 0.
-        temperature: T, > 0, by default 2.
-
-    The teacher gets no gradient. With one class it is 0. A row's result depends on this row alone. Times temperature^2 it is ZSCL's
-    distillation without the teacher's entropy. Raises ValueError for shapes that do not fit, and for no row or no class.
-
-    >>> relational_distillation(torch.eye(2), torch.eye(2), torch.eye(2), 20.0)
-    tensor([0., 0.])
-    """
-    if student_rows.ndim != 2 or student_rows.shape != teacher_rows.shape:
-        said = shapes(student_rows=student_rows, teacher_rows=teacher_rows)
-        raise ValueError(f"student_rows and teacher_rows must be [rows, dim] alike, got {said}")
-    if prototypes.ndim != 2 or prototypes.shape[1] != student_rows.shape[1]:
-        raise ValueError(f"prototypes must be [classes, {student_rows.shape[1]}], got {list(prototypes.shape)}")
-    need_rows(student_rows=student_rows, prototypes=prototypes)
-    need_scale(logit_scale=logit_scale)
-    need_positive(temperature=temperature)
-    student, teacher, bank = wide(student_rows), wide(teacher_rows.detach()), wide(prototypes.detach())
-    return _divergences(student @ bank.T, teacher @ bank.T, scalar(logit_scale, student) / temperature)
-
-
-def _divergences(
-    new: Float[Tensor, "rows classes"], old: Float[Tensor, "rows classes"], factor: Float[Tensor, ""]
-) -> Float[Tensor, " rows"]:
-    """Compute KL(softmax of factor old || softmax of factor new) of each row of similarities."""
-    mine, wanted = (factor * new).log_softmax(1), (factor * old).log_softmax(1)
-    return F.kl_div(mine, wanted, reduction="none", log_target=True).sum(1)
-
-
 @full_precision
 @torch.no_grad()
 def teacher_weights(losses: Float[Tensor, "rows teachers"], temperature: float = 1.0) -> Float[Tensor, "rows teachers"]:
@@ -134,58 +93,6 @@ def teacher_weights(losses: Float[Tensor, "rows teachers"], temperature: float =
     need_rows(losses=losses)
     need_positive(temperature=temperature)
     return (-wide(losses) / temperature).softmax(1)
-
-
-@full_precision
-def prototype_alignment(
-    text: Float[Tensor, "classes dim"], prototypes: Float[Tensor, "classes dim"], logit_scale: float | Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Compute L_proto: the symmetric contrast of class texts and prototypes, in the mean over classes (step 1).
-
-    Args:
-        text, prototypes: unit rows of the same classes.
-        logit_scale: s, 1 / temperature of the logits, at least 0.
-
-    Raises ValueError for different shapes and for no class.
-
-    >>> prototype_alignment(torch.eye(2), torch.eye(2), 1.0)
-    tensor(0.3133)
-    """
-    if text.ndim != 2 or text.shape != prototypes.shape:
-        raise ValueError(
-            f"text and prototypes must be [classes, dim] alike, got {shapes(text=text, prototypes=prototypes)}"
-        )
-    need_rows(text=text)
-    need_scale(logit_scale=logit_scale)
-    logits = scalar(logit_scale, wide(text)) * (wide(text) @ wide(prototypes).T)
-    return ((logits.logsumexp(0) + logits.logsumexp(1)) / 2 - logits.diagonal()).mean()
-
-
-@torch.no_grad()
-def moved_prototypes(
-    prototypes: Float[Tensor, "classes dim"],
-    rows: Float[Tensor, "n dim"],
-    labels: Int[Tensor, " n"],
-    momentum: float = 0.9,
-) -> Float[Tensor, "classes dim"]:
-    """Compute norm(m P + (1 - m) mean of all processes' rows of the class); a class without rows keeps its prototype.
-
-    Args:
-        prototypes: P, unit rows.
-        rows: unit rows of images.
-        labels: class numbers.
-        momentum: m, 0 to 1, by default 0.9.
-
-    >>> moved_prototypes(torch.eye(2), torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 0.5)
-    tensor([[0.7071, 0.7071],
-            [0.0000, 1.0000]])
-    """
-    need_within(0, 1, momentum=momentum)
-    every, numbers = gather_rows(rows.to(prototypes.dtype)), gather_rows(labels)
-    sums = torch.zeros_like(prototypes).index_add_(0, numbers, every)
-    count = numbers.bincount(minlength=len(prototypes))[:, None]
-    moved = F.normalize(prototypes.lerp(sums / count.clamp(min=1), 1 - momentum), dim=1, eps=EPS)
-    return torch.where(count > 0, moved, prototypes)
 
 
 @over_group
@@ -258,13 +165,15 @@ def mulki_loss(
     of_images = torch.stack(
         [
             feature_weight * (z - z_j).square().sum(1)
-            + _divergences(z @ w_j.T, similar, factor)
-            + _divergences(z @ p_j.T, z_j @ p_j.T, factor)
+            + softened_divergences(z @ w_j.T, similar, factor)
+            + softened_divergences(z @ p_j.T, z_j @ p_j.T, factor)
             for z_j, w_j, similar, p_j in every_teacher
         ],
         1,
     )
-    of_classes = torch.stack([_divergences(w @ p_j.T, w_j @ p_j.T, factor) for _, w_j, _, p_j in every_teacher], 1)
+    of_classes = torch.stack(
+        [softened_divergences(w @ p_j.T, w_j @ p_j.T, factor) for _, w_j, _, p_j in every_teacher], 1
+    )
     a = torch.full_like(of_images, 1 / teachers)
     if weights == "adaptive":
         losses = [F.cross_entropy(s * similar, labels, reduction="none") for similar in by_text]
@@ -418,7 +327,7 @@ class MulKILearner(TaskStreamLearner):
     def end_step(self) -> None:
         super().end_step()
         if self.config.prototypes == "updated" and self.seen is not None:
-            self.bank.copy_(moved_prototypes(self.bank, *self.seen, self.config.prototype_momentum))
+            self.bank.copy_(prototypes_towards_means(self.bank, *self.seen, self.config.prototype_momentum))
         self.averaged[1] += 1
         if self.running is not None and int(self.averaged[1]) % self.config.connect_every == 0:
             count = int(self.averaged[0])

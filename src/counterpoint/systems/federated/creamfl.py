@@ -37,12 +37,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, need_scale, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.class_logits import class_margin_loss
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import global_mean, mean_of_total
-from counterpoint.core.matches import distance_cross_entropy
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.matches import soft_contrastive
 from counterpoint.core.operands import positive_similarity, scaled, unit
-from counterpoint.core.precision import full_precision, scalar, wide
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
@@ -61,35 +62,6 @@ class Cream(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ the equations
-
-
-@over_group
-@full_precision
-def soft_contrastive(
-    image_emb: Float[Tensor, "n dim"],
-    text_emb: Float[Tensor, "n dim"],
-    negative_scale: float | Float[Tensor, ""] = 15.0,
-    shift: float | Float[Tensor, ""] = 15.0,
-) -> Float[Tensor, ""]:
-    r"""Sum the binary cross-entropies of all n^2 pairs, in both directions (PCME's loss without variances).
-
-    With l_ij = -a sqrt(||v_i - t_j||^2 + 1e-6) + b, a pair matches with probability sigmoid(2 l_ij). Only the pairs i = j match.
-
-    Args:
-        image_emb, text_emb: embeddings of n pairs, of any norm; normalised here.
-        negative_scale, shift: a and b, learnable scalars or numbers; by default 15.
-
-    The result is a sum, not a mean. Memory is linear in n. Across processes, all pairs of all processes count.
-
-    Raises ValueError for shapes that differ and for an empty batch.
-
-    >>> soft_contrastive(torch.eye(2), torch.eye(2), 15.0, 15.0)
-    tensor(1.6045e-05)
-    """
-    need_alike("n dim", image_emb=image_emb, text_emb=text_emb)
-    v, t = unit(wide(image_emb)), unit(wide(text_emb))
-    a, b = scalar(negative_scale, v), scalar(shift, v)
-    return mean_of_total(2 * distance_cross_entropy(v, t, 2 * a, 2 * b), 1)
 
 
 @over_group
@@ -242,45 +214,6 @@ def ensemble_weights(
     key = wide(global_other)
     scores = [positive_similarity(rows, key) - pair_logsumexp(rows, key).rows for rows in wide(client)]
     return torch.stack(scores).softmax(0)
-
-
-@over_group
-@full_precision
-def class_margin_loss(
-    emb: Float[Tensor, "n dim"],
-    class_weights: Float[Tensor, "classes dim"],
-    labels: Int[Tensor, " n"],
-    logit_scale: float = 1.0,
-    margin: float = 4.0,
-) -> Float[Tensor, ""]:
-    """Compute a party's own loss: cross-entropy with a margin below the true class, and half of one between class weights.
-
-    Args:
-        emb: unit embeddings.
-        class_weights: a row for each class; negative entries count as 0.
-        labels: classes of the rows.
-        logit_scale: 1 / temperature, factor of the products; by default 1. The code has 128 for images.
-        margin: subtracted from the logit of the true class, by default 4.
-
-    The second term classifies each class's weights by all classes' weights, which spreads them. Raises ValueError for shapes that
-    do not fit, a label outside the classes, and a negative logit_scale.
-
-    >>> class_margin_loss(torch.eye(2), 9 * torch.eye(2), torch.tensor([0, 1]), margin=0.0)
-    tensor(0.0001)
-    """
-    need_rows(emb=emb, class_weights=class_weights)
-    need_scale(logit_scale=logit_scale)
-    if emb.ndim != 2 or emb.shape[1] != class_weights.shape[1] or labels.shape != (len(emb),):
-        raise ValueError(
-            "emb must be [n, dim], class_weights [classes, dim] and labels [n], got "
-            + shapes(emb=emb, class_weights=class_weights, labels=labels)
-        )
-    if holds(((labels < 0) | (labels >= len(class_weights))).any()):
-        raise ValueError(f"labels must lie in 0..{len(class_weights) - 1}")
-    weights = class_weights.relu()
-    logits = logit_scale * (wide(emb) @ weights.T) - margin * F.one_hot(labels, len(weights))
-    spread = F.cross_entropy(weights @ weights.T, torch.arange(len(weights), device=weights.device))
-    return global_mean(F.cross_entropy(logits, labels, reduction="none")) + 0.5 * spread
 
 
 # ------------------------------------------------------------------------------------------------------------ the settings

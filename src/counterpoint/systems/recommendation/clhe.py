@@ -39,14 +39,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.attention import modality_fusion, set_attention_pool
+from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_where
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group, world
+from counterpoint.encoders.items import ItemEncoder, item_vectors
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
@@ -56,67 +58,7 @@ from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
 from counterpoint.views.histories import Histories, changed_sets
 
 SOURCES = ("content", "text", "cf")
-LN_EPS = 1e-9
-
 # --------------------------------------------------------------------------------------------------------------- equations
-
-
-@full_precision
-def modality_fusion(
-    tokens: Float[Tensor, "n tokens dim"], w_q: Float[Tensor, "dim dim"], w_k: Float[Tensor, "dim dim"]
-) -> Float[Tensor, "n dim"]:
-    """Return the item vectors of n items: attention over their tokens, and the mean.
-
-    Args:
-        tokens: m, e and u of each item, of any norm; normalised here. A row of zeros stays zero.
-        w_q, w_k: weights of query and key, y = W x.
-
-    Raises ValueError for shapes that do not fit and an empty batch.
-
-    >>> modality_fusion(torch.ones(1, 3, 2), torch.eye(2), torch.eye(2))
-    tensor([[0.7071, 0.7071]])
-    """
-    if tokens.ndim != 3 or w_q.shape != w_k.shape or w_q.shape != (tokens.shape[2],) * 2:
-        raise ValueError(
-            f"tokens must be [n, tokens, dim] and weights [dim, dim], got {shapes(tokens=tokens, w_q=w_q, w_k=w_k)}"
-        )
-    need_rows(tokens=tokens)
-    rows = unit(tokens)
-    among = (rows @ w_q.T @ (rows @ w_k.T).transpose(1, 2) / math.sqrt(rows.shape[2])).softmax(2)
-    return (among @ rows).mean(1)
-
-
-@full_precision
-def set_attention_pool(
-    x: Float[Tensor, "n items dim"],
-    pad_mask: Bool[Tensor, "n items"],
-    w_q: Float[Tensor, "dim dim"],
-    w_k: Float[Tensor, "dim dim"],
-    ln_eps: float = LN_EPS,
-) -> Float[Tensor, "n dim"]:
-    """Return the vectors of n sets: attention over layer-normalised items, and the mean over the items.
-
-    Args:
-        x: item vectors of each set.
-        pad_mask: True where a place holds no item. A set without items is 0.
-        w_q, w_k: weights of query and key, y = W x.
-        ln_eps: added to the variance of a row; by default 1e-9.
-
-    Raises ValueError for shapes that do not fit and an empty batch.
-
-    >>> set_attention_pool(torch.zeros(1, 2, 4), torch.tensor([[False, True]]), torch.eye(4), torch.eye(4)).shape
-    torch.Size([1, 4])
-    """
-    if x.ndim != 3 or pad_mask.shape != x.shape[:2] or w_q.shape != w_k.shape or w_q.shape != (x.shape[2],) * 2:
-        raise ValueError(
-            "x must be [n, items, dim], pad_mask [n, items] and weights [dim, dim], got "
-            f"{shapes(x=x, pad_mask=pad_mask, w_q=w_q, w_k=w_k)}"
-        )
-    need_rows(x=x)
-    rows, empty = F.layer_norm(x, x.shape[-1:], eps=ln_eps), pad_mask.bool()
-    among = rows @ w_q.T @ (rows @ w_k.T).transpose(1, 2) / math.sqrt(rows.shape[2])
-    seen = among.masked_fill(empty[:, None], -1e9).softmax(2) @ rows
-    return seen.masked_fill(empty[..., None], 0.0).sum(1) / ((~empty).sum(1, keepdim=True) + 1e-9)
 
 
 @over_group
@@ -163,33 +105,6 @@ def multinomial_nll(logits: Float[Tensor, "n items"], targets: Float[Tensor, "n 
     share = weight / total.clamp(min=torch.finfo(weight.dtype).tiny)[:, None]
     each = logits.logsumexp(1) - (share * logits).sum(1)
     return mean_where(each, filled)
-
-
-def item_vectors(features: Mapping[str, Tensor], weights: Mapping[str, Tensor], cold: Tensor | None = None) -> Tensor:
-    """Return the vectors of items by one encoder: the tokens m, e, u and their fusion.
-
-    Args:
-        features: "content" and "text" [n, width], unit rows or zeros where missing, and "cf" [n, width]; any may be left out.
-        weights: "c_encoder.w1.weight" and so on, "t_encoder....", "item_embeddings" [n, dim], "cf_transformation.weight" and bias,
-            "w_q.weight", "w_k.weight".
-        cold: [n] True for items without user feedback, whose u is m, or e where there is no m.
-    """
-    tokens = []
-    for name, prefix in (("content", "c_encoder"), ("text", "t_encoder")):
-        if name in features:
-            tokens.append(unit(_mlp(features[name], weights, prefix)))
-    tokens = [torch.stack(tokens).sum(0)] if tokens else []
-    tokens.append(weights["item_embeddings"])
-    if "cf" in features:
-        u = F.linear(features["cf"], weights["cf_transformation.weight"], weights["cf_transformation.bias"])
-        tokens.append(u if cold is None else torch.where(cold.bool()[:, None], tokens[0], u))
-    return torch.stack(tokens, 1)
-
-
-def _mlp(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
-    for n in (1, 2, 3):
-        x = F.linear(F.relu(x) if n > 1 else x, weights[f"{prefix}.w{n}.weight"], weights[f"{prefix}.w{n}.bias"])
-    return x
 
 
 def clhe_forward(
@@ -301,37 +216,6 @@ class CLHEConfig(SequencesConfig):
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
-
-
-class ItemEncoder(nn.Module):
-    """The weights of `item_vectors` and of the fusion."""
-
-    def __init__(self, items: int, widths: Mapping[str, int], dim: int) -> None:
-        super().__init__()
-        self.item_embeddings = nn.Parameter(nn.init.xavier_uniform_(torch.empty(items, dim)))
-        for name, prefix in (("content", "c_encoder"), ("text", "t_encoder")):
-            if name in widths:
-                sizes = (widths[name], widths[name], 256, dim)
-                layers = {f"w{n}": nn.Linear(sizes[n - 1], sizes[n]) for n in (1, 2, 3)}
-                for layer in layers.values():
-                    nn.init.xavier_normal_(layer.weight)
-                    nn.init.zeros_(layer.bias)
-                setattr(self, prefix, nn.ModuleDict(layers))
-        if "cf" in widths:
-            self.cf_transformation = nn.Linear(widths["cf"], dim)
-        self.w_q, self.w_k = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-
-    def tokens(self, features: Mapping[str, Tensor], cold: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the tokens of all items, or of those at `rows`."""
-        weights: dict[str, Tensor] = dict(self.named_parameters())
-        if rows is not None:
-            features, cold = {name: of[rows] for name, of in features.items()}, cold[rows]
-            weights["item_embeddings"] = self.item_embeddings[rows]
-        return item_vectors(features, weights, cold)
-
-    def fused(self, tokens: Tensor) -> Tensor:
-        """Return the vectors of items."""
-        return modality_fusion(tokens, self.w_q.weight, self.w_k.weight)
 
 
 class CLHE(SequencesLearner):

@@ -49,14 +49,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows
-from counterpoint.core.contrast import pair_logsumexp
+from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.class_logits import next_item_loss
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.nt_xent import nt_xent
-from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
-from counterpoint.encoders.histories import HistoryEncoder
+from counterpoint.encoders.histories import Augmenter, HistoryEncoder, augmented
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
@@ -67,8 +66,6 @@ from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
 from counterpoint.views.histories import Histories, changed, draws
 
 CHUNK = 2**22  # products of the search for the hardest negatives that are held at a time
-LOGITS = 2**24  # products of histories and items up to which their whole matrix is faster
-
 Augment = Callable[[Tensor], Tensor]
 
 # --------------------------------------------------------------------------------------------------------------- equations
@@ -158,52 +155,6 @@ def mclrec_contrast(
     return loss
 
 
-def augmented(h: Float[Tensor, "n dim"], weights: Mapping[str, Tensor]) -> Float[Tensor, "n dim"]:
-    """Return unit rows by an augmenter: three linear layers, with GELU after the first two.
-
-    Args:
-        h: states of histories.
-        weights: "dense_1.weight" [dim / 2, dim], "dense_1.bias" [dim / 2], and those of dense_2 and dense_3, back to dim.
-    """
-    h = wide(h)
-    for n in (1, 2, 3):
-        weight, bias = (weights[f"dense_{n}.{name}"].to(h.dtype) for name in ("weight", "bias"))
-        h = F.linear(F.gelu(h) if n > 1 else h, weight, bias)
-    return unit(h)
-
-
-@over_group
-@full_precision
-def next_item_loss(
-    state: Float[Tensor, "n dim"], items: Float[Tensor, "items dim"], target: Int[Tensor, " n"]
-) -> Float[Tensor, ""]:
-    """Compute L_rec: the mean cross-entropy of the products of n states and all items with the next items.
-
-    Args:
-        state: state of each history.
-        items: embedding of each item.
-        target: number of each next item.
-
-    Memory is O((n + items) dim) and a block. Raises ValueError for shapes that do not fit and numbers out of range.
-
-    >>> next_item_loss(torch.zeros(1, 2), torch.eye(2), torch.tensor([1]))
-    tensor(0.6931)
-    """
-    if state.ndim != 2 or items.ndim != 2 or state.shape[1] != items.shape[1] or target.shape != state.shape[:1]:
-        raise ValueError(
-            f"state, items and target must be [n, dim], [items, dim] and [n], got {list(state.shape)}, {list(items.shape)} and "
-            f"{list(target.shape)}"
-        )
-    need_rows(state=state, items=items)
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(items):
-        raise ValueError(
-            f"target must have item numbers below {len(items)}, got {int(target.min())}..{int(target.max())}"
-        )
-    if len(state) * len(items) <= LOGITS:
-        return global_mean(F.cross_entropy(state @ items.T, target, reduction="none"))
-    return global_mean(pair_logsumexp(state, items).rows - (state * items[target]).sum(1))
-
-
 # ---------------------------------------------------------------------------------------------------------------- settings
 
 
@@ -269,18 +220,6 @@ class MCLRecConfig(SequencesConfig):
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
-
-
-class Augmenter(nn.Module):
-    """A learned view of states: dim -> dim / 2 -> dim / 4 -> dim, and unit length."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dense_1, self.dense_2 = nn.Linear(dim, dim // 2), nn.Linear(dim // 2, dim // 4)
-        self.dense_3 = nn.Linear(dim // 4, dim)
-
-    def forward(self, h: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-        return augmented(h, dict(self.named_parameters()))
 
 
 def frozen(augmenter: nn.Module) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ from counterpoint.core.prototypes import moved_prototypes
 from counterpoint.core.tag_prototypes import TagHeads, capro_tags_step, queue_contrast
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.world import over_group
+from counterpoint.encoders.classifiers import start_layer
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -219,17 +220,6 @@ class CAProConfig(JudgedConfig):
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
-
-
-def start_layer(module: nn.Module) -> None:
-    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as the authors do.
-
-    PyTorch's own smaller weights leave all z nearly parallel for hundreds of steps, and prototypes then judge no label.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.kaiming_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.constant_(module.bias, 0.01)
 
 
 class CAPro(JudgedLearner):
