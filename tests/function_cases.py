@@ -692,11 +692,11 @@ CASES |= {
         (0, 0, 0, 0, 0),
         kernel=True,
     ),
-    SEPCLR + "align": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
-    SEPCLR + "uniform": Case(lambda n, d: [d(0, n, DIM)], (0,), (0,), kernel=True),
-    SEPCLR + "joint_entropy": Case(lambda n, d: [d(0, n, DIM), d(1, n, 3)], (0, 1), (0, 0), kernel=True),
-    SEPCLR + "sup_align": Case(lambda n, d: [d(0, n), d(1, n).sigmoid()], (0,), (0, 0)),
-    SEPCLR + "discrete_sup_align": Case(lambda n, d: [d(0, n), (torch.arange(n) % 3).double()], (0,), (0, 0)),
+    CORE + "gaussian:align": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
+    CORE + "gaussian:uniform": Case(lambda n, d: [d(0, n, DIM)], (0,), (0,), kernel=True),
+    CORE + "gaussian:joint_entropy": Case(lambda n, d: [d(0, n, DIM), d(1, n, 3)], (0, 1), (0, 0), kernel=True),
+    CORE + "gaussian:sup_align": Case(lambda n, d: [d(0, n), d(1, n).sigmoid()], (0,), (0, 0)),
+    CORE + "gaussian:discrete_sup_align": Case(lambda n, d: [d(0, n), (torch.arange(n) % 3).double()], (0,), (0, 0)),
 }
 
 

@@ -31,8 +31,8 @@ Edges, where the released code gives NaN: a batch without targets has no salient
 (0). One row has no pair: unif and jem are 0.
 
 Left out: the other estimators of mutual information that the paper compares (vCLUB, vL1Out, vUB, TC, MMD). Set jem_weight 0 for
-the ablation without the term. `sup_align` and `discrete_sup_align`, the terms of the supervised extension, are functions; no
-setting trains them.
+the ablation without the term. `sup_align` and `discrete_sup_align` of `core.gaussian`, the terms of the supervised extension,
+are trained by no setting.
 
 Differences from the authors' code: both views pass through a network together, so batch normalisation sees both. Probes run in
 evaluation mode.
@@ -54,9 +54,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
-from counterpoint.core.distributed import global_mean, mean_where
+from counterpoint.core.distributed import mean_where
 from counterpoint.core.gap import unit_uniformity
-from counterpoint.core.gaussian import log_mean_kernel, mean_log_density, weighted_spread
+from counterpoint.core.gaussian import align, joint_entropy, uniform
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
@@ -73,104 +73,6 @@ from counterpoint.tasks.spaces import Cause, matrix_figure, probe_matrix
 from counterpoint.tasks.views import ViewsConfig, ViewsLearner, mlp
 
 # ----------------------------------------------------------------------------------------------------------- the equations
-
-DISCRETE = 5e-6  # 2 b = 1e-5: the kernel tells whether two attributes are equal
-
-
-@over_group
-@full_precision
-def align(x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], bandwidth: float = 0.5) -> Float[Tensor, ""]:
-    """Compute mean_i |x_i - y_i|^2 / (2 b), of rows as given.
-
-    Args:
-        x, y: the two views of n pictures, row by row.
-        bandwidth: b, > 0, by default 0.5.
-
-    Raises ValueError for shapes that differ and an empty batch.
-
-    >>> align(torch.eye(2), torch.zeros(2, 2))
-    tensor(1.)
-    """
-    need_alike("n dim", x=x, y=y)
-    need_positive(bandwidth=bandwidth)
-    return global_mean((x - y).square().sum(1)) / (2 * bandwidth)
-
-
-@over_group
-@full_precision
-def uniform(x: Float[Tensor, "n dim"], bandwidth: float = 0.5) -> Float[Tensor, ""]:
-    """Compute log mean_{i<j} exp(-|x_i - x_j|^2 / (2 b)), of rows as given; 0 of one row.
-
-    Args:
-        x: rows, of any length.
-        bandwidth: b, > 0, by default 0.5.
-
-    Raises ValueError for another shape and an empty batch.
-
-    >>> uniform(torch.eye(2))
-    tensor(-2.)
-    """
-    return log_mean_kernel(x, bandwidth)
-
-
-@over_group
-@full_precision
-def joint_entropy(
-    common: Float[Tensor, "n dim"], salient: Float[Tensor, "n width"], bandwidth: float = 0.5
-) -> Float[Tensor, ""]:
-    """Compute mean_i log mean_j of the product of both spaces' kernels, minus the joint entropy up to a constant.
-
-    Args:
-        common, salient: rows of both spaces, as given.
-        bandwidth: b of both, > 0, by default 0.5.
-
-    It lies between -log n and 0. Raises ValueError for another number of rows and an empty batch.
-
-    >>> joint_entropy(torch.zeros(2, 1), torch.tensor([[0.0], [100.0]]))
-    tensor(-0.6931)
-    """
-    if common.ndim != 2 or salient.ndim != 2 or len(common) != len(salient):
-        raise ValueError(
-            f"common and salient must be [n, dim] and [n, width], got {shapes(common=common, salient=salient)}"
-        )
-    return mean_log_density(torch.cat([common, salient], 1), bandwidth)
-
-
-@over_group
-@full_precision
-def sup_align(
-    latent: Float[Tensor, " n"], attribute: Float[Tensor, " n"], bandwidth: float = 0.025
-) -> Float[Tensor, ""]:
-    """Compute mean_{i<j} exp(-(y_i - y_j)^2 / (2 h)) (z_i - z_j)^2, which ties a salient dimension to a known attribute.
-
-    Args:
-        latent: z, one dimension of the salient heads.
-        attribute: y, a continuous attribute, scaled to about 0..1; no gradient.
-        bandwidth: h, > 0, by default 0.025.
-
-    Raises ValueError for shapes that differ and an empty batch.
-
-    >>> sup_align(torch.tensor([0.0, 2.0]), torch.tensor([0.5, 0.5]))
-    tensor(4.)
-    """
-    return weighted_spread(latent, attribute, bandwidth)
-
-
-@over_group
-@full_precision
-def discrete_sup_align(latent: Float[Tensor, " n"], attribute: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Compute `sup_align` of an attribute of separate values: only pairs of one value count.
-
-    Args:
-        latent: z, one dimension of the salient heads.
-        attribute: y, values at least 0.01 apart; no gradient.
-
-    Raises ValueError as `sup_align`.
-
-    >>> discrete_sup_align(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0]))
-    tensor(0.)
-    """
-    return weighted_spread(latent, attribute, DISCRETE)
 
 
 @over_group
