@@ -54,6 +54,12 @@ FORMS = {
     },
     "pope": {"question_id": 1, "image": "a.png", "text": "what ?", "label": "yes"},
     "preference": {"prompt": "what ?", "chosen": "yes", "rejected": "no", "images": ["a.png"]},
+    "truthfulqa": {
+        "question": "what ?",
+        "mc1_targets": {"yes": 1, "no": 0},
+        "mc2_targets": {"yes": 1, "no": 0},
+        "image": "a.png",
+    },
     "choice": {"question": "what ?", "choices": ["yes", "no"], "answer": 0, "image": "a.png"},
 }
 
@@ -72,8 +78,16 @@ def test_every_known_form_becomes_the_same_chat(tmp_path, form):
     assert {chat.answer for chat in chats} == {"yes"}
     assert all(len(chat.pictures) == 1 for chat in chats)
     assert chats[0].rejected == ("no" if form == "preference" else "")
-    assert chats[0].kind == ("choice" if form == "choice" else "yes-no")
+    assert chats[0].kind == ("choice" if form in ("choice", "truthfulqa") else "yes-no")
     assert data.train.images.images(np.array([3])).shape == (1, 16, 16, 3)
+
+
+def test_a_question_of_truthfulqa_keeps_its_best_its_true_and_its_false_answers(tmp_path):
+    record = {"question": "q ?", "mc1_targets": {"b": 1, "x": 0}, "mc2_targets": {"a": 1, "b": 1, "x": 0, "y": 0}}
+    chats = every(loaded(written(tmp_path, [record | {"question": f"q {n} ?"} for n in range(12)])))
+    assert (chats[0].answer, set(chats[0].choices), chats[0].truths) == ("b", {"a", "b", "x", "y"}, ("a",))
+    with pytest.raises(DataError, match="needs a true and a false answer"):
+        loaded(written(tmp_path, [{"question": "q ?", "mc1_targets": {"b": 1}}]))
 
 
 def test_rows_that_cannot_be_read_are_counted_with_their_reasons(tmp_path):

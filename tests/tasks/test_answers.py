@@ -69,6 +69,29 @@ def test_a_choice_is_the_option_of_the_best_score():
     assert evaluator.chance() == {"choice_accuracy": 0.5}
 
 
+def test_questions_with_several_true_answers_have_the_measures_of_truthfulqa():
+    chats = [
+        chat("a", None, kind="choice", choices=("a", "b", "x"), truths=("b",)),
+        chat("c", None, kind="choice", choices=("c", "y")),
+    ]
+    evaluator = ChatEvaluator(ChatSplit(chats), OBJECTS)
+    batch = {"index": torch.tensor([0, 1]), "options": {"owner": torch.tensor([0, 0, 0, 1, 1])}}
+    sums = torch.tensor([0.5, 0.2, 0.3, 0.1, 0.9]).log()
+    evaluator.choose(batch, torch.zeros(5), sums)
+    found = evaluator.compute()
+    assert (found["mc1"], found["mc3"]) == (0.5, 0.25)
+    assert found["mc2"] == pytest.approx((0.7 + 0.1) / 2)
+    assert evaluator.chance()["choice_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_choices_with_one_true_answer_have_no_measures_of_truthfulqa():
+    chats = [chat("a", None, kind="choice", choices=("a", "x"))]
+    evaluator = ChatEvaluator(ChatSplit(chats), OBJECTS)
+    batch = {"index": torch.tensor([0]), "options": {"owner": torch.tensor([0, 0])}}
+    evaluator.choose(batch, torch.tensor([0.0, 1.0]))
+    assert evaluator.compute() == {"choice_accuracy": 0.0}
+
+
 def test_free_answers_are_right_where_their_words_are_equal_and_cut_ones_are_counted():
     chats = [chat("red and blue", None), chat("no", None)]
     evaluator = ChatEvaluator(ChatSplit(chats), {})

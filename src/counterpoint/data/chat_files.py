@@ -7,6 +7,7 @@ PLACE is a .json or .jsonl file, a folder of them, or a folder in MME's layout. 
     LLaVA's       {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], "image": "a.png"}
     POPE's        {"image": "a.png", "text": "Is there a dog in the image?", "label": "yes"}
     a choice      {"question": ..., "choices": [...], "answer": "text or number of the choice", "image": "a.png"}
+    TruthfulQA's  {"question": ..., "mc1_targets": {answer: 1 or 0, ...}, "mc2_targets": {...}}, as its mc_task.json has them
     preferences   {"prompt": ..., "chosen": ..., "rejected": ..., "images": [...]}
 
 A chat with "objects" (names of what its picture shows) is measured as a caption, by CHAIR. The objects may also come from COCO's
@@ -215,10 +216,13 @@ def _chat(
             raise DataError(f"has the answer '{answer}', which is none of its {len(choices)} choices")
         messages = [Message("user", str(record["question"])), Message("assistant", right)]
         found |= {"choices": choices, "kind": "choice"}
+    elif "mc1_targets" in record or "mc2_targets" in record:
+        found |= {"kind": "choice", **_targets(record)}
+        messages = [Message("user", str(record.get("question"))), Message("assistant", found.pop("answer"))]
     elif "text" in record and "label" in record:
         messages = [Message("user", str(record["text"])), Message("assistant", str(record["label"]))]
     else:
-        known = "messages, conversations, text and label, question and choices, or prompt and chosen"
+        known = "messages, conversations, text and label, question and choices, mc1_targets, or prompt and chosen"
         raise DataError(f"has none of the known forms ({known}); its names are {', '.join(map(str, record))[:80]}")
     files = [path if path.is_absolute() else folder / path for path in map(Path, paths)]
     messages = _marked(messages, len(files))
@@ -228,6 +232,19 @@ def _chat(
     if "kind" not in found:
         found |= {"kind": _kind(messages[-1].text if messages else "", named), "objects": named}
     return found, files
+
+
+def _targets(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the choices of a question of TruthfulQA: the best answer, the other true ones, and the false ones."""
+    single, several = (record.get(name) or {} for name in ("mc1_targets", "mc2_targets"))
+    if not isinstance(single, dict) or not isinstance(several, dict):
+        raise DataError("has mc1_targets or mc2_targets that are no record of answers with 1 or 0")
+    marks = {str(answer): bool(mark) for answer, mark in (single | several).items()}
+    true = [answer for answer, mark in marks.items() if mark]
+    best = next((str(answer) for answer, mark in single.items() if mark), true[0] if true else "")
+    if not best or all(marks.values()):
+        raise DataError("needs a true and a false answer among its targets")
+    return {"answer": best, "choices": tuple(marks), "truths": tuple(answer for answer in true if answer != best)}
 
 
 def _kind(answer: str, objects: Sequence[str]) -> Kind:

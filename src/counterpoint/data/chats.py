@@ -33,6 +33,7 @@ class Chat:
     kind: Kind = "free"
     group: str = ""  # of questions, such as "adversarial"; measured apart
     choices: tuple[str, ...] = ()  # possible answers of a choice
+    truths: tuple[str, ...] = ()  # those of the choices that are true, besides the reference
     objects: tuple[str, ...] = ()  # names of the objects that the pictures of a caption show
     rejected: str = ""  # an answer that is worse than the reference; "" for none
 

@@ -14,7 +14,7 @@ answer, and their "messages". Their "owner" is the row of the batch that an opti
 
 - "answers", the decoded answers;
 - "losses" [B], the mean negative log-probability of the reference answer's tokens, in nats;
-- "scores" [options], the mean log-probability of each option's tokens.
+- "scores" [options], the mean log-probability of each option's tokens; "sums", where scores are means, the sums.
 
 Its measures are those of `tasks/measures/answers.py`.
 """
@@ -267,6 +267,7 @@ class ChatLearner(Learner):
         }
         if "options" in batch:
             found["scores"] = self.mean_log_probability(batch["options"])
+            found["sums"] = found["scores"] * (batch["options"]["labels"] != IGNORED).sum(1)
         return found
 
     def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:

@@ -8,7 +8,8 @@ Measures, by the kind of a chat:
               arXiv 2306.13394)
     caption   chair_s, share of captions that name an absent object; chair_i, share of named objects that are absent;
               object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156)
-    choice    choice_accuracy
+    choice    choice_accuracy; where questions name several true answers, mc1, mc2 and mc3 (TruthfulQA: Lin et al., arXiv
+              2109.07958), by the summed log-probabilities of the answers' tokens
     free      exact, share of answers that equal the reference
 """
 
@@ -70,6 +71,26 @@ def caption_measures(present: Sequence[Sequence[str]], named: Sequence[Sequence[
     }
 
 
+def truth_measures(best: float, truths: Sequence[float], lies: Sequence[float]) -> tuple[float, float, float]:
+    """Compute MC1, MC2 and MC3 of one question.
+
+    Args:
+        best: score of the best true answer, a log-probability.
+        truths: scores of all true answers.
+        lies: scores of the false answers, at least one.
+
+    Returns 1 or 0, whether the best answer is above every false one; the share of the true answers' probability; and the share of
+    true answers above every false one.
+
+    >>> truth_measures(0.0, [0.0, -9.0], [-1.0])[::2]
+    (1.0, 0.5)
+    """
+    true, false = np.asarray(truths, float), np.asarray(lies, float)
+    highest = max(true.max(), false.max())
+    shares = np.exp(true - highest).sum(), np.exp(false - highest).sum()
+    return float(best > false.max()), float(shares[0] / sum(shares)), float((true > false.max()).mean())
+
+
 class ChatEvaluator:
     """Measure the answers of one split."""
 
@@ -81,6 +102,7 @@ class ChatEvaluator:
         self.answers: dict[int, Answer] = {}
         self.losses: list[Tensor] = []
         self.picked: dict[int, int] = {}  # of a choice, the option of the best score
+        self.truth: dict[int, tuple[float, float, float]] = {}  # MC1, MC2, MC3 of a choice
         self.figures: dict[str, Any] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
@@ -91,13 +113,18 @@ class ChatEvaluator:
         self.losses.append(losses)
         self.answers |= dict(zip(index, outputs["answers"], strict=True))
         if "scores" in outputs:
-            self.choose(batch, outputs["scores"])
+            self.choose(batch, outputs["scores"], outputs.get("sums"))
 
-    def choose(self, batch: dict[str, Any], scores: Tensor) -> None:
-        """Take the scores of a batch's options alone."""
+    def choose(self, batch: dict[str, Any], scores: Tensor, sums: Tensor | None = None) -> None:
+        """Take the scores of a batch's options alone; `sums`: those over all tokens, where scores are means."""
         index, owner = batch["index"].tolist(), batch["options"]["owner"].cpu()
         for row in owner.unique().tolist():
             self.picked[index[row]] = int(scores.cpu()[owner == row].argmax())
+            chat = self.split.chats[index[row]]
+            by = dict(zip(chat.choices, (scores if sums is None else sums).cpu()[owner == row].tolist(), strict=True))
+            true = {chat.answer, *chat.truths}
+            lies = [score for choice, score in by.items() if choice not in true]
+            self.truth[index[row]] = truth_measures(by[chat.answer], [by[choice] for choice in true], lies)
 
     def take(self, rows: Sequence[int] | Indices, answers: Sequence[Answer]) -> None:
         """Take answers alone, without losses."""
@@ -120,8 +147,11 @@ class ChatEvaluator:
             named = [mentioned(self.answers[n].text, self.objects) for n in rows]
             found |= caption_measures([chats[n].objects for n in rows], named)
         if rows := [n for n in of.get("choice", ()) if n in self.picked]:
-            right = [chats[n].choices[self.picked[n]] == chats[n].answer for n in rows]
+            right = [chats[n].choices[self.picked[n]] in (chats[n].answer, *chats[n].truths) for n in rows]
             found["choice_accuracy"] = float(np.mean(right))
+            if any(chats[n].truths for n in rows):
+                means = np.mean([self.truth[n] for n in rows], 0).tolist()
+                found |= dict(zip(("mc1", "mc2", "mc3"), means, strict=True))
         if rows := of.get("free"):
             found["exact"] = float(np.mean([self.answers[n].text.split() == chats[n].answer.split() for n in rows]))
         if self.losses:
@@ -144,9 +174,10 @@ class ChatEvaluator:
     def chance(self) -> dict[str, float]:
         """Return what a constant answer would reach."""
         truth = [says_yes(self.split.chats[n].answer) for n in self.answers if self.split.chats[n].kind == "yes-no"]
-        options = [len(self.split.chats[n].choices) for n in self.picked]
+        chats = [self.split.chats[n] for n in self.picked]
+        options = [(1 + len(chat.truths)) / len(chat.choices) for chat in chats]
         found = {"accuracy": max(np.mean(truth), 1 - np.mean(truth))} if truth else {}
-        found |= {"choice_accuracy": np.mean([1 / many for many in options])} if options else {}
+        found |= {"choice_accuracy": np.mean(options)} if options else {}
         return {name: float(value) for name, value in found.items()}
 
     def _shown(self) -> dict[str, Any]:
