@@ -30,7 +30,7 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
-from counterpoint.encoders.decoding import Plain, answers
+from counterpoint.encoders.decoding import Plain, answers, instructed
 from counterpoint.encoders.early_exit import EarlyExit
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.systems.language import lol
@@ -124,7 +124,7 @@ def of_authors(base: ChatModel, merged: ChatModel, prompt: Prompt, rule: lol.Con
     """Answer by three passes at each step, each with its cache: two of the model, one of the amateur."""
     from transformers import DynamicCache
 
-    guided = lol.instructed(prompt, INSTRUCTION)
+    guided = instructed(prompt, INSTRUCTION)
     parts = [(base, prompt), (base, guided), (merged, prompt)]
     rows = [torch.tensor([model.tokenizer.prompt(one.messages)]) for model, one in parts]
     caches = [DynamicCache(config=model.model.config) for model, _ in parts]

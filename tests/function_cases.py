@@ -767,7 +767,7 @@ CASES |= {
     LANGUAGE + "lol:fused_scores": Case(
         lambda n, d: [*(d(k, n, 5) for k in range(6)), 0.3, 0.5, 0.0], tuple(range(6)), (0,) * 6
     ),
-    LANGUAGE + "lol:contrastive_answer_score": Case(
+    CORE + "decoding:contrastive_answer_score": Case(
         lambda n, d: [d(0, n, 5), d(1, n, 5), torch.arange(n) % 5], (0, 1), (0, 0, 0)
     ),
     CORE + "answers:masked_lm_loss": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.core.decoding import FLOOR
 from counterpoint.encoders.chat_models import Prompt
+from counterpoint.encoders.decoding import instructed
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
@@ -146,7 +148,7 @@ def test_branches_of_one_batch_equal_passes_of_their_own():
         for _ in answer.tokens:
             parts = []
             for kind in ("plain", "guided", "amateur"):
-                one = lol.instructed(prompt, config.instruction) if kind == "guided" else prompt
+                one = instructed(prompt, config.instruction) if kind == "guided" else prompt
                 ids = torch.tensor([[*model.tokenizer.prompt(one.messages), *given]])
                 with torch.no_grad():
                     if kind == "amateur":
@@ -168,7 +170,7 @@ def test_the_function_of_the_equations_is_the_one_that_decodes_and_scores(tmp_pa
     monkeypatch.setattr(lol, "fused_scores", lambda *args: called.append(args[6:]) or real(*args))
     last = trained(tmp_path, compare=("icd", "dola", "fusion", "refocus", "instructed", "plain")).metrics()[-1]
     assert (0.3, 0.5, 0.1, -np.inf) in called
-    assert (0.3, 0.5, 0.0, lol.FLOOR) in called
+    assert (0.3, 0.5, 0.0, FLOOR) in called
     assert {"test/choice_accuracy", "test/icd_choice_accuracy", "test/dola_choice_accuracy"} <= set(last)
 
 

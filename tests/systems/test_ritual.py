@@ -21,6 +21,7 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import ritual
+from counterpoint.views.transformed import TRANSFORMS, transformed
 from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "ritual.npz")
@@ -86,10 +87,10 @@ def test_values_out_of_range_raise_an_error_that_names_the_argument(changed, sai
 # ------------------------------------------------------------------------------------------------------- transformations
 
 
-@pytest.mark.parametrize("name", [*ritual.TRANSFORMS, "none"])
+@pytest.mark.parametrize("name", [*TRANSFORMS, "none"])
 def test_a_transformation_keeps_shape_and_type_and_depends_on_the_generator_alone(name):
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
-    one, same = (ritual.transformed(picture, name, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, same = (transformed(picture, name, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == picture.shape
     assert one.dtype == np.uint8
     assert np.array_equal(one, same)
@@ -97,7 +98,7 @@ def test_a_transformation_keeps_shape_and_type_and_depends_on_the_generator_alon
 
 
 def test_ritual_plus_reads_numbers_and_names_and_nothing_else():
-    names = ritual.TRANSFORMS
+    names = TRANSFORMS
     assert ritual.parse_choice("6", names) == "crop"
     assert ritual.parse_choice("I would take the Gaussian blur, then a crop", names) == "blur"
     assert ritual.parse_choice("7) none of these", names) == ""

@@ -20,6 +20,7 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import stic
+from counterpoint.views.transformed import damaged
 from interrupted import need_equal_ends
 from launch import command_over_processes
 
@@ -194,7 +195,7 @@ def test_a_description_goes_before_the_question_and_the_marks_stay_in_front():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_damaged_picture_keeps_its_shape_and_changes(seed):
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
-    found = stic.damaged(picture, torch.Generator().manual_seed(seed))
+    found = damaged(picture, torch.Generator().manual_seed(seed))
     assert found.shape == picture.shape
     assert not np.array_equal(found, picture)
 

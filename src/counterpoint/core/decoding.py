@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_within, shapes
-from counterpoint.core.precision import wide
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.precision import full_precision, wide
+
+FLOOR = -1000.0  # score of an implausible token in an answer, as in the authors' codes
 
 
 def plausible(logits: Float[Tensor, "n vocabulary"], beta: float) -> Bool[Tensor, "n vocabulary"]:
@@ -83,3 +85,66 @@ def draw(probabilities: Float[Tensor, "n vocabulary"], uniform: Float[Tensor, " 
     at = torch.searchsorted(total, (uniform.double() * total[:, -1])[:, None], right=True)[:, 0]
     last = probabilities.shape[1] - 1 - (probabilities > 0).flip(1).to(torch.int8).argmax(1)
     return torch.minimum(at, last)
+
+
+@full_precision
+def contrastive_answer_score(
+    final_logits: Float[Tensor, "tokens vocabulary"],
+    other_logits: Float[Tensor, "tokens vocabulary"],
+    answer_ids: Int[Tensor, " tokens"],
+    relative_top: float = 0.0,
+    post_softmax: bool = False,
+    floor: float = FLOOR,
+) -> Float[Tensor, ""]:
+    """Compute the score of an answer by the difference of two log-probabilities, summed over its tokens.
+
+    Args:
+        final_logits: those that predict each token of the answer.
+        other_logits: of the amateur (ICD), or of an early layer (DoLa).
+        answer_ids: tokens of the answer.
+        relative_top: least probability of a token in shares of the largest, 0..1; 0 keeps all.
+        post_softmax: normalise the differences over the vocabulary, before implausible tokens get the floor.
+        floor: score of implausible tokens.
+
+    >>> x = torch.zeros(1, 2)
+    >>> contrastive_answer_score(x, torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6201)
+    """
+    need_alike("tokens vocabulary", final_logits=final_logits, other_logits=other_logits)
+    if answer_ids.shape != final_logits.shape[:1]:
+        raise ValueError(
+            "answer_ids must have a token for each row, got " + shapes(answer_ids=answer_ids, final_logits=final_logits)
+        )
+    scores = final_logits.log_softmax(1) - other_logits.log_softmax(1)
+    scores = scores.log_softmax(1) if post_softmax else scores
+    scores = scores.masked_fill(~plausible(final_logits, relative_top), floor)
+    return scores.gather(1, answer_ids[:, None]).sum()
+
+
+@full_precision
+def select_premature_layer(
+    final_logits: Float[Tensor, "n vocabulary"], early_logits: Float[Tensor, "layers n vocabulary"]
+) -> Int[Tensor, " n"]:
+    """Choose DoLa's early layer for each row: the one whose distribution differs most from the last layer's.
+
+    The difference is Jensen and Shannon's divergence, averaged over the vocabulary. Of equal layers the first is chosen.
+
+    Args:
+        final_logits: those of the last layer.
+        early_logits: those of the candidates.
+
+    Source: Chuang et al., "DoLa", arXiv 2309.03883.
+
+    >>> select_premature_layer(torch.tensor([[5.0, 0.0]]), torch.tensor([[[4.0, 0.0]], [[0.0, 0.0]]]))
+    tensor([1])
+    """
+    need_rows(final_logits=final_logits, early_logits=early_logits)
+    if early_logits.ndim != 3 or early_logits.shape[1:] != final_logits.shape:
+        raise ValueError(
+            "early_logits must be [layers, n, vocabulary], got "
+            + shapes(final_logits=final_logits, early_logits=early_logits)
+        )
+    last, early = final_logits.log_softmax(-1)[None], early_logits.log_softmax(-1)
+    middle = (0.5 * (last.exp() + early.exp())).log()
+    divergence = (middle.exp() * (2 * middle - last - early)).mean(-1)
+    return divergence.argmax(0)

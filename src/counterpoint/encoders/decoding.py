@@ -17,6 +17,7 @@ from torch import Tensor
 
 from counterpoint.core.decoding import draw, sharpened
 from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.messages import Message
 
 SHOWN = 3  # alternatives of a token that are kept
 
@@ -154,3 +155,13 @@ def answers(
         chance = tuple(float(likely[row]) for likely, _, _ in steps)
         out.append(Answer(tokenizer.text(ids), tuple(tokenizer.words(ids)), chance, others, ids[-1:] == [stop]))
     return out
+
+
+def instructed(prompt: Prompt, instruction: str) -> Prompt:
+    """Put an instruction before a prompt, as a message of the system; "" changes nothing."""
+    if not instruction:
+        return prompt
+    role, text = prompt.messages[0]
+    if role == "system":
+        return Prompt((Message("system", f"{instruction} {text}"), *prompt.messages[1:]), prompt.pictures)
+    return Prompt((Message("system", instruction), *prompt.messages), prompt.pictures)

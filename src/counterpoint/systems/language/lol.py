@@ -31,16 +31,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
-from counterpoint.core.decoding import plausible
+from counterpoint.core.checks import need_alike, need_within
+from counterpoint.core.decoding import FLOOR, plausible, select_premature_layer
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import Prompt
-from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain
+from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain, instructed
 from counterpoint.encoders.early_exit import EarlyExit
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.stages import Stage
@@ -52,7 +52,6 @@ from counterpoint.tasks.chats import ChatBatches, ChatsConfig, rows_of
 
 METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
 SHOWN = 6  # choices on the page
-FLOOR = -1000.0  # score of an implausible token in an answer, as in the authors' codes
 AMATEUR, BASE = "amateur", "__base__"
 
 
@@ -106,69 +105,6 @@ def fused_scores(
 def _refocused(plain: Tensor, guided: Tensor, gamma: float) -> Tensor:
     plain, guided = plain.log_softmax(1), guided.log_softmax(1)
     return guided + gamma * (guided - plain)
-
-
-@full_precision
-def contrastive_answer_score(
-    final_logits: Float[Tensor, "tokens vocabulary"],
-    other_logits: Float[Tensor, "tokens vocabulary"],
-    answer_ids: Int[Tensor, " tokens"],
-    relative_top: float = 0.0,
-    post_softmax: bool = False,
-    floor: float = FLOOR,
-) -> Float[Tensor, ""]:
-    """Compute the score of an answer by the difference of two log-probabilities, summed over its tokens.
-
-    Args:
-        final_logits: those that predict each token of the answer.
-        other_logits: of the amateur (ICD), or of an early layer (DoLa).
-        answer_ids: tokens of the answer.
-        relative_top: least probability of a token in shares of the largest, 0..1; 0 keeps all.
-        post_softmax: normalise the differences over the vocabulary, before implausible tokens get the floor.
-        floor: score of implausible tokens.
-
-    >>> x = torch.zeros(1, 2)
-    >>> contrastive_answer_score(x, torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
-    tensor(0.6201)
-    """
-    need_alike("tokens vocabulary", final_logits=final_logits, other_logits=other_logits)
-    if answer_ids.shape != final_logits.shape[:1]:
-        raise ValueError(
-            "answer_ids must have a token for each row, got " + shapes(answer_ids=answer_ids, final_logits=final_logits)
-        )
-    scores = final_logits.log_softmax(1) - other_logits.log_softmax(1)
-    scores = scores.log_softmax(1) if post_softmax else scores
-    scores = scores.masked_fill(~plausible(final_logits, relative_top), floor)
-    return scores.gather(1, answer_ids[:, None]).sum()
-
-
-@full_precision
-def select_premature_layer(
-    final_logits: Float[Tensor, "n vocabulary"], early_logits: Float[Tensor, "layers n vocabulary"]
-) -> Int[Tensor, " n"]:
-    """Choose DoLa's early layer for each row: the one whose distribution differs most from the last layer's.
-
-    The difference is Jensen and Shannon's divergence, averaged over the vocabulary. Of equal layers the first is chosen.
-
-    Args:
-        final_logits: those of the last layer.
-        early_logits: those of the candidates.
-
-    Source: Chuang et al., "DoLa", arXiv 2309.03883.
-
-    >>> select_premature_layer(torch.tensor([[5.0, 0.0]]), torch.tensor([[[4.0, 0.0]], [[0.0, 0.0]]]))
-    tensor([1])
-    """
-    need_rows(final_logits=final_logits, early_logits=early_logits)
-    if early_logits.ndim != 3 or early_logits.shape[1:] != final_logits.shape:
-        raise ValueError(
-            "early_logits must be [layers, n, vocabulary], got "
-            + shapes(final_logits=final_logits, early_logits=early_logits)
-        )
-    last, early = final_logits.log_softmax(-1)[None], early_logits.log_softmax(-1)
-    middle = (0.5 * (last.exp() + early.exp())).log()
-    divergence = (middle.exp() * (2 * middle - last - early)).mean(-1)
-    return divergence.argmax(0)
 
 
 # ----------------------------------------------------------------------------------------------------------- the decoder
@@ -242,16 +178,6 @@ class Contrasted:
             beta,
             floor,
         )
-
-
-def instructed(prompt: Prompt, instruction: str) -> Prompt:
-    """Put an instruction before a prompt, as a message of the system; "" changes nothing."""
-    if not instruction:
-        return prompt
-    role, text = prompt.messages[0]
-    if role == "system":
-        return Prompt((Message("system", f"{instruction} {text}"), *prompt.messages[1:]), prompt.pictures)
-    return Prompt((Message("system", instruction), *prompt.messages), prompt.pictures)
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner

@@ -36,12 +36,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
 
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.decoding import plausible
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.data.images import Pixels
 from counterpoint.data.shown import png
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain
@@ -50,10 +48,10 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import ChatLearner, ChatsConfig, without_pictures
+from counterpoint.views.transformed import TRANSFORMS, transformed
 
 Rule = Literal["ritual", "vcd", "m3id"]
 METHODS = ("ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy")
-TRANSFORMS = ("horizontal", "vertical", "rotation", "colours", "blur", "crop")
 SAID = {  # as RITUAL+ offers them
     "horizontal": "horizontal flip",
     "vertical": "vertical flip",
@@ -138,52 +136,6 @@ def diffusion_noise(image: Float[Tensor, ...], noise: Float[Tensor, ...], noise_
 
 
 # ------------------------------------------------------------------------------------------------------- transformations
-
-
-def transformed(picture: Pixels, name: str, generator: torch.Generator) -> Pixels:
-    """Transform a picture [H, W, 3].
-
-    Args:
-        picture: RGB pixels.
-        name: horizontal or vertical (flips); rotation, by up to 180 degrees, black outside; colours (brightness, contrast and
-            saturation times 0..2, hue by up to half a turn); blur (sigma 1.5..2.0, kernel 13); crop, 8 to 100 % of the area, to
-            the picture's size; none.
-        generator: source of the random numbers.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return float(low + (high - low) * torch.rand((), generator=generator))
-
-    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)
-    height, width = x.shape[1:]
-    if name == "horizontal":
-        x = T.horizontal_flip(x)
-    elif name == "vertical":
-        x = T.vertical_flip(x)
-    elif name == "rotation":
-        x = T.rotate(x, uniform(-180, 180))
-    elif name == "colours":
-        changes: list[Callable[[Tensor], Tensor]] = [
-            lambda y: T.adjust_brightness(y, uniform(0, 2)),
-            lambda y: T.adjust_contrast(y, uniform(0, 2)),
-            lambda y: T.adjust_saturation(y, uniform(0, 2)),
-            lambda y: T.adjust_hue(y, uniform(-0.5, 0.5)),
-        ]
-        for n in torch.randperm(len(changes), generator=generator).tolist():
-            x = changes[n](x)
-    elif name == "blur":
-        kernel = min(13, 2 * (min(height, width) // 2) - 1)
-        x = T.gaussian_blur(x, [kernel, kernel], [uniform(1.5, 2.0)])
-    elif name == "crop":
-        area, ratio = uniform(0.08, 1.0) * height * width, math.exp(uniform(math.log(3 / 4), math.log(4 / 3)))
-        tall, wide_ = (
-            min(side, max(1, round(math.sqrt(area * r)))) for side, r in ((height, 1 / ratio), (width, ratio))
-        )
-        top, left = int(uniform(0, height - tall + 1)), int(uniform(0, width - wide_ + 1))
-        x = T.resized_crop(x, top, left, tall, wide_, [height, width], antialias=True)
-    elif name != "none":
-        raise unknown("transformation", name, (*TRANSFORMS, "none"))
-    return x.permute(1, 2, 0).contiguous().numpy()
 
 
 def offer(prompt: Prompt, transforms: Sequence[str]) -> Prompt:

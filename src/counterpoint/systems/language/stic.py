@@ -34,7 +34,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as T
 
 from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.distributed import global_mean
@@ -52,6 +51,7 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import ChatsConfig, pictures_of, rows_of
+from counterpoint.views.transformed import damaged
 
 ORDINARY = (
     "Describe the picture.",
@@ -67,21 +67,8 @@ INVENTIVE = (
     "Describe the picture, and add objects that could be near but are not visible.",
     "Describe the picture, and imagine what happens in it.",
 )
-SHORT = 20  # pixels of the short side of a damaged picture
 AT_ONCE = 64  # pictures for which pairs are made together
 SHOWN = 6  # pairs on the page
-
-
-def damaged(picture: Pixels, generator: torch.Generator) -> Pixels:
-    """Scale a picture [H, W, 3] to 20 pixels and back, or change its colours, by equal chances."""
-    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)
-    draws = torch.rand(3, generator=generator).tolist()
-    if draws[0] < 0.5:
-        small = min(SHORT, max(2, min(x.shape[1:]) // 4))
-        x = T.resize(T.resize(x, [small, small], antialias=True), list(x.shape[1:]), antialias=True)
-    else:
-        x = T.adjust_hue(T.adjust_brightness(x, 0.5 + draws[1]), 0.6 * draws[2] - 0.3)
-    return x.permute(1, 2, 0).contiguous().numpy()
 
 
 def described(prompt: Prompt, description: str) -> Prompt:
