@@ -677,11 +677,13 @@ OTHERS |= {
 
 SPACE_2 = SYSTEMS + "language.space_2:"
 CASES |= {
-    SPACE_2 + "soft_supcon": Case(lambda n, d: [d(0, n, 2, DIM), None, 0.5], (0,), (0, None, None), kernel=True),
+    CORE + "set_scores:soft_supcon": Case(
+        lambda n, d: [d(0, n, 2, DIM), None, 0.5], (0,), (0, None, None), kernel=True
+    ),
     SPACE_2 + "tree_contrast": Case(
         lambda n, d: [d(0, n, 2, 10, DIM), torch.arange(8 * n).view(n, 2, 4) % 5, 0.5], (0,), (0, 0, None), kernel=True
     ),
-    SPACE_2 + "r_drop": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
+    CORE + "distil:r_drop": Case(lambda n, d: pair(n, d), (0, 1), (0, 0)),
 }
 
 SEPCLR = SYSTEMS + "supervision.sepclr:"

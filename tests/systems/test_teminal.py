@@ -15,6 +15,7 @@ from torch import Tensor
 from counterpoint import functional as fn
 from counterpoint import training
 from counterpoint.cli import main
+from counterpoint.core import block_contrast
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
@@ -79,7 +80,7 @@ def plain(audios, texts, same, cross, scale, factors, meaning=None):
 @pytest.mark.parametrize(("n", "few"), [(1, 512), (5, 512), (5, 0), (22, 0)])  # by whole matrices, and by the kernel
 @pytest.mark.parametrize("masked", [False, True])
 def test_three_blocks_with_weights_and_meanings_follow_the_definition(n, few, masked, monkeypatch):
-    monkeypatch.setattr(teminal, "FEW", few)
+    monkeypatch.setattr(block_contrast, "FEW", few)
     audios, texts = [[unit(seed + k, n, 4).requires_grad_() for k in range(3)] for seed in (0, 10)]
     meaning = torch.stack([torch.arange(n) % 3 + 9 * k for k in range(3)]) if masked else None
     found = fn.temporal_nce(

@@ -1,4 +1,4 @@
-"""Distillation of softened outputs: of two classifiers, and of similarities with prototypes (MulKI)."""
+"""Distillation of softened outputs: of two classifiers (also both ways, R-Drop), and of similarities with prototypes (MulKI)."""
 
 from __future__ import annotations
 
@@ -78,3 +78,21 @@ def softened_divergences(
     """Compute KL(softmax of factor old || softmax of factor new) of each row of similarities."""
     mine, wanted = (factor * new).log_softmax(1), (factor * old).log_softmax(1)
     return F.kl_div(mine, wanted, reduction="none", log_target=True).sum(1)
+
+
+@over_group
+@full_precision
+def r_drop(logits_1: Float[Tensor, "n classes"], logits_2: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+    r"""Compute R-Drop of two passes with different dropout: the mean of (KL(p||q) + KL(q||p)) / 2.
+
+    Args:
+        logits_1, logits_2: logits of the passes; p and q are their softmax. Both have a gradient.
+
+    Equal logits give 0. Raises ValueError for shapes that do not fit and an empty batch. Source: arXiv 2106.14448.
+
+    >>> r_drop(torch.zeros(1, 2), torch.zeros(1, 2))
+    tensor(0.)
+    """
+    need_alike("n classes", logits_1=logits_1, logits_2=logits_2)
+    log_p, log_q = logits_1.log_softmax(1), logits_2.log_softmax(1)
+    return global_mean(((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1) / 2)

@@ -2,7 +2,7 @@
 
 `JaccardSets` computes the similarities |A n B| / |A u B| of a tile. `PairScores` holds scores of the pairs of n examples, by
 classes of equal examples. `scored_sums` multiplies the matrix of scores between classes by rows. `weighted_others` sums
-rows with weights or scores.
+rows with weights or scores. `soft_supcon` contrasts two passes with such weights (SPACE-2, Eq. 3).
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
-from counterpoint.core.distributed import gather_rows
-from counterpoint.core.precision import exact
-from counterpoint.core.rules import Block
+from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.operands import unit
+from counterpoint.core.precision import exact, full_precision
+from counterpoint.core.rules import Block, Diagonal
 from counterpoint.core.transforms import holds, traced
+from counterpoint.core.world import over_group
 
 FEW = 512  # examples up to which the matrix of scores is faster than its tiles
 LARGEST = 2**62  # bound of the numbers of rows
@@ -184,3 +186,49 @@ def weighted_others(
     w = w.clone()
     w.diagonal(offset).zero_()
     return own, w @ everything, w.sum(1)
+
+
+@over_group
+@full_precision(keep=("weights",))
+def soft_supcon(
+    features: Float[Tensor, "n 2 dim"],
+    weights: Float[Tensor, "n total"] | PairScores | None = None,
+    temperature: float = 0.07,
+    base_temperature: float = 0.07,
+) -> Float[Tensor, ""]:
+    r"""Contrast two passes of n examples with a weight for each pair: the mean over the 2n anchors a of (Eq. 3)
+
+        -(temperature / base_temperature) sum_b M_ab log p(b|a) / sum_b M_ab,    p(b|a) = exp s_ab / sum_{c != a} exp s_ac.
+
+    M_ab is the weight of the two examples, and 0 for a itself. So an example's other pass has the weight on the diagonal.
+
+    Args:
+        features: both passes, rows of any norm; normalised here.
+        weights: weights of the pairs, at least 0, with a positive diagonal; total is the number of examples of all processes. Or
+            scores that are computed tile by tile. Default: the identity, which gives NT-Xent.
+        temperature: > 0, by default 0.07; s is the cosine divided by it.
+        base_temperature: > 0, by default 0.07; divides the loss, as in the authors' code.
+
+    Memory is linear in n, apart from given weights. One example has no negatives, and its loss is 0. Raises ValueError for shapes
+    that do not fit and an empty batch. Raises it too for weights or temperatures out of range.
+
+    Relations: the identity gives NT-Xent, equality of labels gives SupCon.
+
+    >>> soft_supcon(torch.eye(2)[:, None].expand(2, 2, 2), temperature=1.0, base_temperature=1.0)
+    tensor(0.5514)
+    """
+    if features.ndim != 3 or features.shape[1] != 2:
+        raise ValueError(f"features must be [n, 2, dim], got {shapes(features=features)}")
+    need_rows(features=features)
+    need_positive(temperature=temperature, base_temperature=base_temperature)
+    x = unit(features, temperature**-0.5)
+    at = place(len(x), x.device)
+    log_z = batch_logsumexp(x.flatten(0, 1), exclude=Diagonal()).rows.view(-1, 2).mean(1)
+    twin = (x[:, 0] * x[:, 1]).sum(1)
+    if weights is None:
+        return temperature / base_temperature * global_mean(log_z - twin)
+    # Both anchors of an example together: the sum over the other examples, and the twin from both sides.
+    sums = x.sum(1)
+    own, others, count = weighted_others(sums, weights, at.offset, at.total)
+    towards = ((sums * others).sum(1) / 2 + own * twin) / (2 * count + own)
+    return temperature / base_temperature * global_mean(log_z - towards)

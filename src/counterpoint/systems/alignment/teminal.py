@@ -44,12 +44,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_scale, need_within
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
-from counterpoint.core.operands import positive_similarity
-from counterpoint.core.precision import full_precision, scalar, wide
-from counterpoint.core.rules import Where
-from counterpoint.core.world import over_group, world
+from counterpoint.core.block_contrast import BlockWeights, anchor_losses
+from counterpoint.core.checks import need_alike, need_within
+from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.world import over_group
 from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -61,9 +60,6 @@ from counterpoint.tasks.ladder import SEQUENTIAL
 from counterpoint.tasks.phases import PhaseBatches
 from counterpoint.tasks.sound_events import NEUTRAL, OVERLAP, EventConfig, EventLearner, Pairs
 from counterpoint.views.sounds import at_once, in_a_row
-
-LEAST = 1e-8  # added to both weights, as in TACT's code
-FEW = 512  # rows up to which whole matrices are faster
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -130,8 +126,8 @@ def temporal_nce(
     blocks, n = len(audios), len(audio_fwd)
     if meaning is not None and meaning.shape != (blocks, n):
         raise ValueError(f"meaning must be [{blocks}, {n}], a row for each block, got {list(meaning.shape)}")
-    weights = _Weights.of(alpha_same, alpha_cross, blocks, n, wide(audio_fwd))
-    of_texts, of_sounds = _anchors(
+    weights = BlockWeights.of(alpha_same, alpha_cross, blocks, n, wide(audio_fwd))
+    of_texts, of_sounds = anchor_losses(
         torch.cat(audios), torch.cat(texts), logit_scale, None if meaning is None else meaning.flatten(), weights
     )
     if set(factors) != {1.0}:  # all blocks have equally many rows
@@ -167,70 +163,8 @@ def single_dual_nce(
     need_alike("n dim", audio=audio, text=text)
     if meaning is not None and meaning.shape != (len(audio),):
         raise ValueError(f"meaning must be [{len(audio)}], a number for each row, got {list(meaning.shape)}")
-    text_anchor, audio_anchor = (global_mean(rows) for rows in _anchors(audio, text, logit_scale, meaning))
+    text_anchor, audio_anchor = (global_mean(rows) for rows in anchor_losses(audio, text, logit_scale, meaning))
     return EventContrast(text_anchor + audio_anchor, text_anchor, audio_anchor)
-
-
-def _anchors(
-    audio: Tensor,
-    text: Tensor,
-    logit_scale: float | Tensor,
-    meaning: Tensor | None = None,
-    weights: _Weights | None = None,
-) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Return the losses of texts among the sounds, and of sounds among the texts, of all processes."""
-    need_scale(logit_scale=logit_scale)
-    key = wide(audio)
-    query = wide(text) * scalar(logit_scale, key)
-    every = None if meaning is None else gather_rows(meaning)
-
-    def alike(rows: slice, columns: slice) -> Tensor:
-        """Tell of which pairs two different rows have one meaning."""
-        assert every is not None
-        numbers = torch.arange(len(every), device=every.device)
-        return (every[rows][:, None] == every[columns]) & (numbers[rows][:, None] != numbers[columns])
-
-    if world()[1] == 1 and len(key) <= FEW:
-        whole = slice(0, len(key))
-        logits = query @ key.T
-        own = logits.diagonal()
-        if weights is not None:
-            logits = logits + weights(whole, whole).log()
-        if every is not None:
-            logits = logits.masked_fill(alike(whole, whole), -torch.inf)
-        return logits.logsumexp(1) - own, logits.logsumexp(0) - own
-    rules = () if every is None else (Where(alike),)
-    found = batch_logsumexp(query, key, exclude=rules, weight=weights, columns=True)
-    assert found.columns is not None
-    own = positive_similarity(query, key)
-    return found.rows - own, found.columns - own
-
-
-@dataclass
-class _Weights:
-    """The weights of pairs of rows: 1 within a block, elsewhere one of both alphas."""
-
-    table: Float[Tensor, "blocks blocks"]  # of other pairs
-    same: float
-    block: Int[Tensor, " rows"]
-    pair: Int[Tensor, " rows"]
-
-    @classmethod
-    def of(cls, same: float, cross: float, blocks: int, n: int, like: Tensor) -> _Weights | None:
-        """Number the rows of all processes. None where all weights are 1 in the type of the operands."""
-        same, cross = same + LEAST, cross + LEAST
-        if max(abs(same - 1), abs(cross - 1)) < torch.finfo(like.dtype).eps / 2:
-            return None
-        here = place(n, like.device).offset + torch.arange(n, device=like.device)
-        numbers = torch.arange(blocks, device=like.device)
-        table = like.detach().new_full((blocks, blocks), cross).fill_diagonal_(1.0)
-        return cls(table, same, gather_rows(numbers.repeat_interleave(n)), gather_rows(here.repeat(blocks)))
-
-    def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
-        here, there = self.block[rows], self.block[columns]
-        found = self.table[here][:, there]
-        own = (self.pair[rows][:, None] == self.pair[columns]) & (here[:, None] != there)
-        return found.masked_fill_(own, self.same)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

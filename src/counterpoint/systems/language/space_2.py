@@ -39,20 +39,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import shapes
+from counterpoint.core.distil import r_drop
 from counterpoint.core.distributed import (
-    batch_logsumexp,
     gather_rows,
     global_max,
     global_mean,
     mean_where,
-    place,
 )
 from counterpoint.core.masking import IGNORED, mask_tokens
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.rules import Diagonal
-from counterpoint.core.set_scores import PairScores, weighted_others
+from counterpoint.core.set_scores import PairScores, soft_supcon
 from counterpoint.core.transforms import need_fixed
 from counterpoint.core.tree_scores import VIEWS, Frames, combined_scores, equal_scores, need_frames, view_scores
 from counterpoint.core.world import over_group
@@ -66,52 +64,6 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.dialogs import DialogModel, DialogsConfig, MixedBatches, shared_path_figure
 
 # ----------------------------------------------------------------------------------------------------------- the contrast
-
-
-@over_group
-@full_precision(keep=("weights",))
-def soft_supcon(
-    features: Float[Tensor, "n 2 dim"],
-    weights: Float[Tensor, "n total"] | PairScores | None = None,
-    temperature: float = 0.07,
-    base_temperature: float = 0.07,
-) -> Float[Tensor, ""]:
-    r"""Contrast two passes of n examples with a weight for each pair: the mean over the 2n anchors a of (Eq. 3)
-
-        -(temperature / base_temperature) sum_b M_ab log p(b|a) / sum_b M_ab,    p(b|a) = exp s_ab / sum_{c != a} exp s_ac.
-
-    M_ab is the weight of the two examples, and 0 for a itself. So an example's other pass has the weight on the diagonal.
-
-    Args:
-        features: both passes, rows of any norm; normalised here.
-        weights: weights of the pairs, at least 0, with a positive diagonal; total is the number of examples of all processes. Or
-            scores that are computed tile by tile. Default: the identity, which gives NT-Xent.
-        temperature: > 0, by default 0.07; s is the cosine divided by it.
-        base_temperature: > 0, by default 0.07; divides the loss, as in the authors' code.
-
-    Memory is linear in n, apart from given weights. One example has no negatives, and its loss is 0. Raises ValueError for shapes
-    that do not fit and an empty batch. Raises it too for weights or temperatures out of range.
-
-    Relations: the identity gives NT-Xent, equality of labels gives SupCon.
-
-    >>> soft_supcon(torch.eye(2)[:, None].expand(2, 2, 2), temperature=1.0, base_temperature=1.0)
-    tensor(0.5514)
-    """
-    if features.ndim != 3 or features.shape[1] != 2:
-        raise ValueError(f"features must be [n, 2, dim], got {shapes(features=features)}")
-    need_rows(features=features)
-    need_positive(temperature=temperature, base_temperature=base_temperature)
-    x = unit(features, temperature**-0.5)
-    at = place(len(x), x.device)
-    log_z = batch_logsumexp(x.flatten(0, 1), exclude=Diagonal()).rows.view(-1, 2).mean(1)
-    twin = (x[:, 0] * x[:, 1]).sum(1)
-    if weights is None:
-        return temperature / base_temperature * global_mean(log_z - twin)
-    # Both anchors of an example together: the sum over the other examples, and the twin from both sides.
-    sums = x.sum(1)
-    own, others, count = weighted_others(sums, weights, at.offset, at.total)
-    towards = ((sums * others).sum(1) / 2 + own * twin) / (2 * count + own)
-    return temperature / base_temperature * global_mean(log_z - towards)
 
 
 @over_group
@@ -159,24 +111,6 @@ def gathered_frames(frames: Frames) -> Frames:
     """Gather the frames of all processes, which may have different numbers of rows."""
     most = global_max(frames.shape[1], frames.device)
     return gather_rows(F.pad(frames.long(), (0, 0, 0, most - frames.shape[1]), value=-2))
-
-
-@over_group
-@full_precision
-def r_drop(logits_1: Float[Tensor, "n classes"], logits_2: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
-    r"""Compute R-Drop of two passes with different dropout: the mean of (KL(p||q) + KL(q||p)) / 2.
-
-    Args:
-        logits_1, logits_2: logits of the passes; p and q are their softmax. Both have a gradient.
-
-    Equal logits give 0. Raises ValueError for shapes that do not fit and an empty batch. Source: arXiv 2106.14448.
-
-    >>> r_drop(torch.zeros(1, 2), torch.zeros(1, 2))
-    tensor(0.)
-    """
-    need_alike("n classes", logits_1=logits_1, logits_2=logits_2)
-    log_p, log_q = logits_1.log_softmax(1), logits_2.log_softmax(1)
-    return global_mean(((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1) / 2)
 
 
 # ----------------------------------------------------------------------------------------------------------- the learner
