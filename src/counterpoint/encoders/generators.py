@@ -7,8 +7,9 @@
 Both begin with a map of 4 x 4 cells and double it, so pictures have 8 pixels or more, a power of 2. Pictures are in -1..1.
 
     made = generator(noise, sentence, words, mask)          # Made: pictures of each scale, and the KL term of the condition
-    logits = critic(pictures, features, sentence)            # galip-s
-    logits, conditional = critics[scale](pictures, sentence)  # attngan-s
+    maps = critic.maps(pictures, encoder)                   # of the frozen encoder (galip-s), or of the critic itself
+    critic.loss(real, fake, sentence, wrong, kept)          # of maps, for the turn of the critic
+    critic.generator_loss(fake, sentence)                   # for the turn of the generator
 
 Sources: GALIP (Tao et al., arXiv 2301.12959) and DF-GAN (arXiv 2008.05865); AttnGAN (Xu et al., arXiv 1711.10485).
 """
@@ -16,7 +17,7 @@ Sources: GALIP (Tao et al., arXiv 2301.12959) and DF-GAN (arXiv 2008.05865); Att
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from counterpoint.core.adversarial import conditional_discriminator, gradient_penalty, hinge_discriminator
+from counterpoint.core.distributed import global_mean
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.maps import feature_maps
 from counterpoint.errors import CounterpointError, unknown
+from counterpoint.views.images import normalise
 
 BACKBONES = ("galip-s", "attngan-s")
 CELLS = 4  # cells of a side of a generator's first map
@@ -145,8 +151,11 @@ class OneStage(nn.Module):
         return Made([torch.tanh(self.last(F.leaky_relu(x, 0.2)))], noise.new_zeros(()))
 
 
+Maps = list[Float[Tensor, "n _ _ _"]]
+
+
 class FeatureCritic(nn.Module):
-    """D of galip-s: the frozen encoder's maps, joined at their last resolution, with the sentence at each cell.
+    """D of galip-s: the frozen encoder's maps, joined from the finest to the coarsest, with the sentence at each cell.
 
     Args:
         channels: channels of the maps, the finest first.
@@ -157,14 +166,46 @@ class FeatureCritic(nn.Module):
     def __init__(self, channels: Sequence[int], condition: int, width: int) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(n, width, 1) for n in channels)
-        self.body = nn.Conv2d(width, width, 3, 1, 1)
-        self.judge = nn.Sequential(nn.Conv2d(width + condition, width, 3, 1, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, CELLS))
+        self.body = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in channels)
+        self.join = nn.Conv2d(width + condition, width, 3, 1, 1)
+        self.judge = nn.Conv2d(width, 1, CELLS)
 
-    def forward(self, maps: Sequence[Float[Tensor, "n _ _ _"]], sentence: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        x = sum(F.adaptive_avg_pool2d(layer(one), CELLS) for layer, one in zip(self.project, maps, strict=True))
-        x = F.leaky_relu(x + self.body(F.leaky_relu(x, 0.2)), 0.2)
-        joined = torch.cat([x, sentence[:, :, None, None].expand(-1, -1, CELLS, CELLS)], 1)
-        return self.judge(joined).flatten()
+    def maps(self, pictures: Float[Tensor, "n 3 h w"], encoder: Callable[[Tensor], Maps]) -> Maps:
+        """Compute the frozen encoder's maps of pictures."""
+        return encoder(pictures)[: len(self.project)]
+
+    def forward(self, maps: Maps, sentence: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Compute the logits of pictures' maps with sentences."""
+        x: Any = 0.0
+        for project, body, one in zip(self.project, self.body, maps, strict=True):
+            if isinstance(x, Tensor):
+                x = F.adaptive_avg_pool2d(x, one.shape[2:])
+            x = project(one) + x
+            x = x + body(F.leaky_relu(x, 0.2))
+        return self.judge(F.leaky_relu(self.join(with_sentence(x, sentence)), 0.2)).flatten()
+
+    def loss(self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Compute the hinge of matched, generated and mismatched pairs, with the gradient penalty of matched ones.
+
+        Args:
+            real, fake: maps of real and generated pictures.
+            sentence, wrong: their sentences, and those of other pairs.
+            kept: the rows that have a wrong sentence.
+        """
+        inputs = [x.detach().requires_grad_() for x in (*real, sentence)]
+        logits = self(inputs[:-1], inputs[-1])
+        mismatched = self([one[kept] for one in real], wrong[kept])
+        return hinge_discriminator(logits, self(fake, sentence), mismatched) + gradient_penalty(logits, inputs)
+
+    def generator_loss(self, fake: Maps, sentence: Tensor) -> Float[Tensor, ""]:
+        """Compute minus the mean logit of generated pairs."""
+        return -global_mean(self(fake, sentence))
+
+
+def with_sentence(maps: Float[Tensor, "n c h w"], sentence: Float[Tensor, "n d"]) -> Float[Tensor, "n e 4 4"]:
+    """Pool maps to 4 x 4 cells, and put the sentence beside the features of each cell."""
+    pooled = F.leaky_relu(F.adaptive_avg_pool2d(maps, CELLS), 0.2)
+    return torch.cat([pooled, sentence[:, :, None, None].expand(-1, -1, CELLS, CELLS)], 1)
 
 
 # ----------------------------------------------------------------------------------------------- two scales (attngan-s)
@@ -219,24 +260,36 @@ class ScaleCritic(nn.Module):
 
     def __init__(self, condition: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, width, 3, 1, 1)
-        self.down = nn.Conv2d(width, width, 4, 2, 1)
-        self.body = nn.Conv2d(width, width, 3, 1, 1)
+        self.layers = nn.ModuleList(
+            [nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, width, 4, 2, 1), nn.Conv2d(width, width, 3, 1, 1)]
+        )
+        self.alone = nn.Conv2d(width, 1, CELLS)
         self.join = nn.Conv2d(width + condition, width, 3, 1, 1)
-        self.judges = nn.ModuleList(nn.Conv2d(width, 1, CELLS) for _ in range(2))
+        self.judge = nn.Conv2d(width, 1, CELLS)
 
-    def features(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c 4 4"]:
-        """Compute a map of 4 x 4 cells."""
-        x = F.leaky_relu(self.down(F.leaky_relu(self.first(pictures), 0.2)), 0.2)
-        x = F.adaptive_avg_pool2d(x, CELLS)
-        return F.leaky_relu(x + self.body(x), 0.2)
+    def maps(self, pictures: Float[Tensor, "n 3 h w"], encoder: Callable[[Tensor], Maps] | None = None) -> Maps:
+        """Compute its own map of half the size."""
+        x = pictures
+        for number, layer in enumerate(self.layers):
+            x = layer(F.leaky_relu(x, 0.2) if number else x)
+        return [x]
 
-    def judged(self, maps: Float[Tensor, "n c 4 4"], sentence: Float[Tensor, "n d"] | None = None) -> Float[Tensor, " n"]:
-        """Compute the logits of maps, with a sentence or without."""
-        if sentence is None:
-            return self.judges[0](maps).flatten()
-        joined = torch.cat([maps, sentence[:, :, None, None].expand(-1, -1, CELLS, CELLS)], 1)
-        return self.judges[1](F.leaky_relu(self.join(joined), 0.2)).flatten()
+    def plain(self, maps: Maps) -> Float[Tensor, " n"]:
+        """Compute the logits of maps without a condition."""
+        return self.alone(F.leaky_relu(F.adaptive_avg_pool2d(maps[0], CELLS), 0.2)).flatten()
+
+    def forward(self, maps: Maps, sentence: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Compute the logits of maps with sentences."""
+        return self.judge(F.leaky_relu(self.join(with_sentence(maps[0], sentence)), 0.2)).flatten()
+
+    def loss(self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Compute the cross-entropies of both logits; arguments are those of `FeatureCritic.loss`."""
+        given = self(real, sentence), self(fake, sentence), self([real[0][kept]], wrong[kept])
+        return conditional_discriminator(self.plain(real), given[0], self.plain(fake), *given[1:])
+
+    def generator_loss(self, fake: Maps, sentence: Tensor) -> Float[Tensor, ""]:
+        """Compute the cross-entropies of both logits of generated pictures with the answer real."""
+        return global_mean(F.softplus(-self.plain(fake))) + global_mean(F.softplus(-self(fake, sentence)))
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -269,20 +322,41 @@ class WordEncoder(nn.Module):
 
 
 class PictureEncoder(nn.Module):
-    """E_I: projections of an encoder's vector and of its last map to a shared width.
+    """E_I: an image encoder whose last maps are projected to codes and regions.
+
+    The code is the mean of the last map. Regions are the cells of the last map with 4 cells a side or more.
 
     Args:
-        encoder: an encoder of `build_image_encoder` with a feature map.
-        channels: channels of its `feature_maps`, the finest first.
+        name: name of an image encoder with a feature map (see `counterpoint.encoders.images`).
+        size: height and width of pictures in pixels.
         dim: width of codes and regions.
+        pretrained: load published weights of the encoder.
     """
 
-    def __init__(self, encoder: Any, channels: Sequence[int], dim: int) -> None:
+    def __init__(self, name: str, size: int, dim: int, pretrained: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.code = nn.Linear(encoder.dim, dim)
-        self.region = nn.Conv2d(channels[-1], dim, 1, bias=False)
+        self.encoder = build_image_encoder(name, size, pretrained=pretrained)
+        with torch.no_grad():
+            found = feature_maps(self.encoder.eval(), torch.zeros(1, 3, size, size))
+        self.encoder.train()
+        self.fine = max(1, sum(one.shape[2] >= CELLS for one in found))
+        self.channels = [one.shape[1] for one in found[: self.fine]]
+        self.code = nn.Linear(found[-1].shape[1], dim)
+        self.region = nn.Conv2d(self.channels[-1], dim, 1, bias=False)
 
-    def forward(self, maps: Sequence[Tensor], vector: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d h w"]]:
-        """Return codes and regions of the encoder's vector and maps."""
-        return self.code(vector), self.region(maps[-1])
+    def maps(self, pictures: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _ _ _"]]:
+        """Compute the encoder's maps of pictures in -1..1, the finest first."""
+        return feature_maps(self.encoder, normalised(pictures))
+
+    def codes(self, maps: Sequence[Tensor]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d h w"]]:
+        """Compute codes and regions of maps."""
+        return self.code(maps[-1].mean((2, 3))), self.region(maps[self.fine - 1])
+
+    def forward(self, pictures: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d h w"]]:
+        """Compute codes and regions of pictures in -1..1."""
+        return self.codes(self.maps(pictures))
+
+
+def normalised(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Convert pictures in -1..1 to the values that image encoders take."""
+    return normalise((pictures + 1) / 2)
