@@ -63,7 +63,7 @@ def hinge_discriminator(
 
 
 def gradient_penalty(
-    logits: Float[Tensor, " n"], inputs: Sequence[Float[Tensor, "n *rest"]], weight: float = 2.0, power: float = 6.0
+    logits: Float[Tensor, " n"], inputs: Sequence[Float[Tensor, n * rest]], weight: float = 2.0, power: float = 6.0
 ) -> Float[Tensor, ""]:
     """Compute weight mean_b |g_b|^power, with g_b the gradient of a real pair's logit with respect to its inputs.
 

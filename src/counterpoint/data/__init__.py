@@ -330,7 +330,7 @@ SOURCES: dict[str, Source] = {
             "digit-scenes",
             "generation",
             "counterpoint.data.digit_scenes",
-            "a handwritten digit in a colour, a size and a place, with a caption; the digit is the class: data of SupCon-T2I's claim",
+            "a handwritten digit in a colour, size and place, with a caption; the digit is the class: data of SupCon-T2I's claim",
             "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
             "1,200 + 400 + 400 pictures of 16 pixels, drawn in a second",
         ),

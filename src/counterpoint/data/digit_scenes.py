@@ -68,7 +68,13 @@ def load(
     Raises CounterpointError for an option out of range.
     """
     checked_share("digit-scenes", valid)
-    if min(train, test) < 2 or not 0 < held_out < 1 or not 1 <= names <= len(NAMES) or not 0 <= unknown <= 1 or seed < 0:
+    if (
+        min(train, test) < 2
+        or not 0 < held_out < 1
+        or not 1 <= names <= len(NAMES)
+        or not 0 <= unknown <= 1
+        or seed < 0
+    ):
         raise CounterpointError(
             f"digit-scenes: train and test must be at least 2, held_out between 0 and 1, names 1 to {len(NAMES)}, unknown in "
             f"0..1 and seed at least 0; got {train=}, {test=}, {held_out=}, {names=}, {unknown=}, {seed=}"

@@ -49,7 +49,9 @@ class GenerationSplit:
             raise DataError(f"{len(images)} pictures have {len(captions)} captions; give one for each")
         empty = [n for n, text in enumerate(captions) if not text.strip()]
         if empty:
-            raise DataError(f"{len(empty)} captions are empty, the first is number {empty[0]}; leave out their pictures")
+            raise DataError(
+                f"{len(empty)} captions are empty, the first is number {empty[0]}; leave out their pictures"
+            )
         self.pictures, self.captions = images, list(captions)
         found = checked_labels(labels, len(images))
         self.labels: Indices = np.full(len(images), -1, np.int64) if found is None else found
@@ -114,7 +116,9 @@ def of_aligned(data: AlignedData) -> GenerationData:
         names.setdefault(modality.kind, name)
     for kind, what in (("image", "pictures"), ("text", "captions")):
         if kind not in names:
-            raise DataError(f"{data.name} has no {what}, which generation needs; its modalities: {', '.join(data.modalities)}")
+            raise DataError(
+                f"{data.name} has no {what}, which generation needs; its modalities: {', '.join(data.modalities)}"
+            )
     size = data.modalities[names["image"]].size
     assert size is not None
     notes, splits = list(data.notes), []
@@ -127,11 +131,15 @@ def of_aligned(data: AlignedData) -> GenerationData:
         if not len(rows):
             raise DataError(f"{data.name}: no {name} row has a picture and a caption; add such rows")
         if len(rows) < len(split):
-            notes.append(f"{data.name}: {len(split) - len(rows)} {name} rows lack a picture or a caption and are left out")
+            notes.append(
+                f"{data.name}: {len(split) - len(rows)} {name} rows lack a picture or a caption and are left out"
+            )
         labels = None if split.labels is None else split.labels[rows]
         splits.append(GenerationSplit(_Column(split, names["image"], rows), [texts[row] for row in rows], labels))
     if data.classes:
-        without = {name: int((one.labels < 0).sum()) for name, one in zip(("train", "valid", "test"), splits, strict=True)}
+        without = {
+            name: int((one.labels < 0).sum()) for name, one in zip(("train", "valid", "test"), splits, strict=True)
+        }
         notes += [
             f"{data.name}: {count} of {len(one)} {name} captions have no known class; each counts as a class of its own"
             for (name, count), one in zip(without.items(), splits, strict=True)

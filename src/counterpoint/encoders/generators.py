@@ -184,7 +184,9 @@ class FeatureCritic(nn.Module):
             x = x + body(F.leaky_relu(x, 0.2))
         return self.judge(F.leaky_relu(self.join(with_sentence(x, sentence)), 0.2)).flatten()
 
-    def loss(self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+    def loss(
+        self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
         """Compute the hinge of matched, generated and mismatched pairs, with the gradient penalty of matched ones.
 
         Args:
@@ -282,7 +284,9 @@ class ScaleCritic(nn.Module):
         """Compute the logits of maps with sentences."""
         return self.judge(F.leaky_relu(self.join(with_sentence(maps[0], sentence)), 0.2)).flatten()
 
-    def loss(self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+    def loss(
+        self, real: Maps, fake: Maps, sentence: Tensor, wrong: Tensor, kept: Bool[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
         """Compute the cross-entropies of both logits; arguments are those of `FeatureCritic.loss`."""
         given = self(real, sentence), self(fake, sentence), self([real[0][kept]], wrong[kept])
         return conditional_discriminator(self.plain(real), given[0], self.plain(fake), *given[1:])

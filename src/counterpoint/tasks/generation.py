@@ -39,6 +39,7 @@ from counterpoint.encoders.text import Tokenizer, train_words
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.measures.classes import purity
 from counterpoint.tasks.measures.generation import CANDIDATES, Judge, judged, r_precision, trained_judge
@@ -47,6 +48,7 @@ from counterpoint.tasks.splits import check_watched, named_split
 AT_ONCE = 128  # items in a batch of the evaluation
 SHOWN = 8  # captions on a run's page
 CELL = 96  # pixels of a picture on the page
+CLASSES, GENERATED = 12, 8  # on the page: classes, and generated pictures of each
 
 
 @dataclass
@@ -148,6 +150,26 @@ class GenerationLearner(Learner):
             self.train(training)
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Show a real picture of each class, and pictures generated for captions of the class."""
+        split, names = survey.split("test"), survey.classes
+        rows = []
+        for label in range(min(len(names), CLASSES)):
+            own = np.flatnonzero(split.labels == label)[:GENERATED]
+            if len(own):
+                captions = [split.captions[own[n % len(own)]] for n in range(GENERATED)]
+                made = self.generate([Condition(text) for text in captions], seed=label)
+                real = torch.from_numpy(split.images(own[:1])).permute(0, 3, 1, 2)
+                rows.append([enlarged(picture) for picture in (*real, *made)])
+        if not rows:
+            return {}
+        columns = ["real", *(f"caption {n}" for n in range(1, GENERATED + 1))]
+        said = (
+            f"A row for each class of the test pictures ({', '.join(names[:CLASSES])}), in this order where it has one."
+        )
+        return {"Generated pictures by class": {"kind": "pictures", "columns": columns, "rows": rows, "caption": said}}
+
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         index = batch["index"].tolist()
         seed = int(np.random.SeedSequence([self.seed, *index[:1]]).generate_state(1)[0])
@@ -202,9 +224,13 @@ class GenerationTask:
 
     def __init__(self, data: GenerationData, config: Any) -> None:
         if not isinstance(data, GenerationData):
-            raise CounterpointError(f"{data.name} has no pictures with captions, which generation needs; name another source")
+            raise CounterpointError(
+                f"{data.name} has no pictures with captions, which generation needs; name another source"
+            )
         if len(data.train) < 2 or len(data.test) < 2:
-            raise DataError(f"{data.name}: needs 2 training and 2 test pictures, has {len(data.train)} and {len(data.test)}")
+            raise DataError(
+                f"{data.name}: needs 2 training and 2 test pictures, has {len(data.train)} and {len(data.test)}"
+            )
         self.data, self.config = data, config
         self.notes: list[str] = []
 

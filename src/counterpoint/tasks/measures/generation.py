@@ -26,7 +26,12 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.views.images import normalise
 
 CANDIDATES = 30  # captions that a picture is matched with
-STEPS, BATCH, MOST = 400, 64, 20000  # of a judge's training: steps, pictures in a step, pictures at most
+STEPS, PASSES, BATCH, MOST = (
+    400,
+    24,
+    64,
+    20000,
+)  # of a judge's training: steps at most, passes, pictures in a step, of all
 LOOK = "conv-cells"  # its image encoders
 WIDTH = 64  # of the space in which a judge matches
 VERSION = 1  # of the judge, for the cache
@@ -121,10 +126,11 @@ def trained_judge(split: GenerationSplit, classes: int) -> Judge:
 def _train(judge: Judge, pictures: Tensor, labels: Tensor, captions: Sequence[str]) -> None:
     """Train the classifier by cross-entropy and the matching by CLIP's loss."""
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, STEPS)
+    steps = min(STEPS, max(10, PASSES * len(pictures) // BATCH))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
-        for _ in range(STEPS):
+        for _ in range(steps):
             at = torch.randperm(len(pictures), generator=generator)[:BATCH]
             logits = 10 * judge.matched(pictures[at]) @ judge.read([captions[n] for n in at.tolist()]).T
             target = torch.arange(len(at))
@@ -141,7 +147,10 @@ def _train(judge: Judge, pictures: Tensor, labels: Tensor, captions: Sequence[st
 
 @torch.no_grad()
 def judged(
-    judge: Judge, real: UInt8[Tensor, "n 3 h w"], fake: UInt8[Tensor, "n 3 h w"], captions: Sequence[str],
+    judge: Judge,
+    real: UInt8[Tensor, "n 3 h w"],
+    fake: UInt8[Tensor, "n 3 h w"],
+    captions: Sequence[str],
     labels: Int[Tensor, " n"],
 ) -> dict[str, float]:
     """Compute the measures of pictures that were generated for captions.
@@ -163,7 +172,10 @@ def judged(
 
 
 def r_precision(
-    pictures: Float[Tensor, "n dim"], captions: Float[Tensor, "n dim"], texts: Sequence[str], candidates: int = CANDIDATES
+    pictures: Float[Tensor, "n dim"],
+    captions: Float[Tensor, "n dim"],
+    texts: Sequence[str],
+    candidates: int = CANDIDATES,
 ) -> float:
     """Compute the share of pictures whose own caption is the nearest among `candidates`; a tie counts as wrong.
 
