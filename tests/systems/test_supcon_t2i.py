@@ -358,7 +358,7 @@ def test_batch_statistics_of_fixed_encoders_stay():
 
 
 def test_generation_depends_on_the_seed_alone_and_needs_training():
-    learner, task = built()
+    learner, _ = built()
     with pytest.raises(CounterpointError, match="no trained generator"):
         learner.generate([Condition("a small red seven")])
     learner.steps += 1
@@ -505,7 +505,7 @@ def test_the_users_own_pictures_are_learned_from_and_gaps_are_counted(tmp_path, 
 
 def test_data_without_classes_need_labels_none(tmp_path):
     spec = manifest(tmp_path, [(f"bird {n}", "") for n in range(24)])
-    with pytest.raises(CounterpointError, match="the label-guided contrast needs classes.*--labels none"):
+    with pytest.raises(CounterpointError, match=r"the label-guided contrast needs classes.*--labels none"):
         built(spec)
     learner, _ = built(spec, labels="none")
     assert learner.branches == 1
