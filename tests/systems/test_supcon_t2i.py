@@ -52,7 +52,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def quick_judges(monkeypatch):
-    """Judges of small sets need few steps."""
+    """Train judges for one pass."""
     monkeypatch.setattr(measures, "PASSES", 1)
 
 

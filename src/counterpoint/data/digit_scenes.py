@@ -76,8 +76,8 @@ def load(
         or seed < 0
     ):
         raise CounterpointError(
-            f"digit-scenes: train and test must be at least 2, held_out between 0 and 1, names 1 to {len(NAMES)}, unknown in "
-            f"0..1 and seed at least 0; got {train=}, {test=}, {held_out=}, {names=}, {unknown=}, {seed=}"
+            f"digit-scenes: train and test must be at least 2, held_out between 0 and 1, names 1 to {len(NAMES)}. unknown lies in "
+            f"0..1, seed is at least 0; got {train=}, {test=}, {held_out=}, {names=}, {unknown=}, {seed=}"
         )
     pools = world.parts("digit-scenes", held_out, valid)
     splits = []

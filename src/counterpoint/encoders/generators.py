@@ -4,7 +4,7 @@
     galip-s    one stage: blocks whose features a noise and a sentence shift and scale, and a critic of frozen features of pictures
     attngan-s  two scales: the second attends to the words of the caption; each scale has a critic, with and without a condition
 
-Both begin with a map of 4 x 4 cells and double it, so pictures have 8 pixels or more, a power of 2. Pictures are in -1..1.
+Both begin with a map of 4 x 4 cells and double it. So pictures have 8 pixels or more, a power of 2, in -1..1.
 
     made = generator(noise, sentence, words, mask)          # Made: pictures of each scale, and the KL term of the condition
     maps = critic.maps(pictures, encoder)                   # of the frozen encoder (galip-s), or of the critic itself
@@ -86,7 +86,7 @@ def build_critics(name: str, channels: Sequence[int], condition: int, width: int
 
 
 def doubled(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
-    """Double height and width by repeating each cell."""
+    """Repeat each cell of a map twice, down and across."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 

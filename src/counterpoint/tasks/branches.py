@@ -1,4 +1,4 @@
-"""Give every item of a batch a partner of its own class or subject, for a second branch of a learner."""
+"""Give each item of a batch a partner of its class or subject, for a second branch."""
 
 from __future__ import annotations
 

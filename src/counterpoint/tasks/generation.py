@@ -14,8 +14,8 @@ An evaluation batch also has "captions", the texts. A learner's `predict` return
 - "codes", optional: its own rows of pictures and captions, by the names "image" and "text".
 
 Measures (tasks/measures/generation.py): `frechet_distance`, `class_accuracy` and `r_precision` of the generated pictures by a
-judge. Of codes: `image_purity` and `text_purity`, the share of items whose nearest other item is of their class, and
-`code_r_precision`, the share of real pictures nearest to their own caption among 30.
+judge. Of codes: `image_purity` and `text_purity` are the share of items whose nearest other item is of their class.
+`code_r_precision` is the share of real pictures nearest to their own caption among 30.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class GenerationLearner(Learner):
             conditions: what to generate; equal conditions give different pictures.
             seed: seed of the noise; the same conditions and seed give the same pictures.
 
-        Raises CounterpointError for no condition, a text without a word, a text of more words than the learner reads, and where
-        nothing has been trained to generate.
+        Raises CounterpointError for no condition, and for a text without a word or with more words than the learner reads. Raises
+        it too where nothing has been trained to generate.
         """
         if not conditions:
             raise CounterpointError("give at least one prompt")

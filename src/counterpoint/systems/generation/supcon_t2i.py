@@ -4,8 +4,7 @@ Liu, Zhang, Zhang, Li, Pan: "A Framework For Image Synthesis Using Supervised Co
 No code of the authors is public. It builds on AttnGAN (arXiv 1711.10485) and GALIP (arXiv 2301.12959).
 
 A text-to-image GAN learns to match pictures and captions first, then to generate. The match knows only which caption belongs to
-which picture. Here both phases see two pairs of each class, one in each branch, and pull all pictures and captions of a class
-together.
+which picture. Here both phases see two pairs of each class, one in each branch. They pull all pictures and captions of a class together.
 
     E_I, E_T      encoders of pictures (code, regions) and of captions (sentence, words); both branches share them
     X, Z          codes and sentences of both branches
@@ -22,12 +21,12 @@ turns, with both encoders fixed. The discriminator has no contrastive term.
     attngan-s   L_adv: binary cross-entropy of both logits at two scales, and the KL term; L_m = L_DAMSM of the largest pictures
     galip-s     L_adv: hinge with the gradient penalty, D on E_I's maps; L_m = -mean cosine of code and sentence
 
-Choices where the paper's print was not available: the form of the sums, weights of 1, tau = 1 / gamma3, and the masking of
-DAMSM's negatives of the same class, which stays on (`mask_same_class`). A phase without labels has one branch of all pictures, so
+Choices where the paper's print was not available: the form of the sums, weights of 1, tau = 1 / gamma3. The masking of DAMSM's
+negatives of the same class stays on (`mask_same_class`). A phase without labels has one branch of all pictures, so
 every arm sees as many pictures in a step. Pairs without a class form a class of their own each.
 
-Left out: DM-GAN and SSA-GAN as backbones, labels with several classes, real pictures among the candidates of sup(F, F), and the
-compared UniCL and cross-entropy guidance. Regions are the last map of E_I with 4 cells a side or more.
+Left out: DM-GAN and SSA-GAN as backbones, labels with several classes, and real pictures among the candidates of sup(F, F). The
+compared UniCL and cross-entropy guidance are left out, too. Regions are the last map of E_I with 4 cells a side or more.
 """
 
 from __future__ import annotations
