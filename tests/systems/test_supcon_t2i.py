@@ -526,7 +526,7 @@ def test_data_without_classes_need_labels_none(tmp_path):
         (DATA, {"sup_weight": -1.0}, "sup_weight must be at least 0"),
         ("shapes?train=8&test=4&size=24", {"labels": "none"}, "makes pictures of 8, 16, 32"),
         ("digit-halves", {}, "has no pictures, which generation needs|has no captions, which generation needs"),
-        ("digit-scenes?names=9", {}, "names 1 to 5"),
+        ("digit-scenes?names=9", {}, "It has 1 to 5 names"),
     ],
 )
 def test_settings_and_data_that_do_not_fit_are_named(spec, settings, said):

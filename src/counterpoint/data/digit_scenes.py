@@ -76,8 +76,8 @@ def load(
         or seed < 0
     ):
         raise CounterpointError(
-            f"digit-scenes: train and test must be at least 2, held_out between 0 and 1, names 1 to {len(NAMES)}. unknown lies in "
-            f"0..1, seed is at least 0; got {train=}, {test=}, {held_out=}, {names=}, {unknown=}, {seed=}"
+            f"digit-scenes: train and test must be at least 2, held_out between 0 and 1. It has 1 to {len(NAMES)} names. "
+            f"unknown lies in 0..1, and seed is at least 0; got {train=}, {test=}, {held_out=}, {names=}, {unknown=}, {seed=}"
         )
     pools = world.parts("digit-scenes", held_out, valid)
     splits = []
@@ -86,7 +86,10 @@ def load(
         splits.append(_drawn(pool, count, names, 0.0 if number else unknown, rng))
     missing = int((splits[0].labels < 0).sum())
     note = f"digit-scenes: {missing} of {train} train captions have no known class; each counts as a class of its own"
-    return GenerationData("digit-scenes", *splits, size=SIDE, classes=world.NAMES, notes=[note] if missing else [])
+    first, watched, held = splits
+    return GenerationData(
+        "digit-scenes", first, watched, held, size=SIDE, classes=world.NAMES, notes=[note] if missing else []
+    )
 
 
 def _drawn(pool: Indices, count: int, names: int, unknown: float, rng: np.random.Generator) -> GenerationSplit:

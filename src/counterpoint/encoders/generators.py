@@ -49,7 +49,7 @@ def check_backbone(name: str) -> None:
         raise unknown("backbone", name, BACKBONES)
 
 
-def build_generator(name: str, size: int, noise: int, condition: int, width: int) -> nn.Module:
+def build_generator(name: str, size: int, noise: int, condition: int, width: int) -> OneStage | Attentional:
     """Build a generator.
 
     Args:
@@ -179,7 +179,7 @@ class FeatureCritic(nn.Module):
         x: Any = 0.0
         for project, body, one in zip(self.project, self.body, maps, strict=True):
             if isinstance(x, Tensor):
-                x = F.adaptive_avg_pool2d(x, one.shape[2:])
+                x = F.adaptive_avg_pool2d(x, (one.shape[2], one.shape[3]))
             x = project(one) + x
             x = x + body(F.leaky_relu(x, 0.2))
         return self.judge(F.leaky_relu(self.join(with_sentence(x, sentence)), 0.2)).flatten()

@@ -117,8 +117,9 @@ class AdversarialLearner(GenerationLearner):
         self.texts = WordEncoder(self.tokenizer.vocabulary, config.embedding)
         self.generator: Any = build_generator(config.backbone, self.size, config.noise, config.embedding, config.width)
         channels, scales = self.pictures.channels, self.generator.scales
-        self.critics = build_critics(config.backbone, channels, config.embedding, config.width, scales)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.critics: Any = build_critics(config.backbone, channels, config.embedding, config.width, scales)
+        self.average: Any = copy.deepcopy(self.generator).requires_grad_(False)
+        self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of G
 
     # --- two phases
@@ -160,9 +161,11 @@ class AdversarialLearner(GenerationLearner):
         config = self.config
         turn = self._turn([self.pictures, self.texts], config.pretrain_batch_size, lambda epoch: 0.98**epoch)
         clipped = list(self.texts.parameters())
-        turn.optimizers[0].register_step_pre_hook(
-            lambda *_: [nn.utils.clip_grad_norm_(clipped, config.text_clip), None][1]
-        )
+
+        def bounded(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(clipped, config.text_clip)
+
+        turn.optimizers[0].register_step_pre_hook(bounded)
         return [turn]
 
     def turns(self) -> list[Turn]:

@@ -4,7 +4,8 @@ Liu, Zhang, Zhang, Li, Pan: "A Framework For Image Synthesis Using Supervised Co
 No code of the authors is public. It builds on AttnGAN (arXiv 1711.10485) and GALIP (arXiv 2301.12959).
 
 A text-to-image GAN learns to match pictures and captions first, then to generate. The match knows only which caption belongs to
-which picture. Here both phases see two pairs of each class, one in each branch. They pull all pictures and captions of a class together.
+which picture. Here both phases see two pairs of each class, one in each branch. They pull all pictures and captions of a class
+together.
 
     E_I, E_T      encoders of pictures (code, regions) and of captions (sentence, words); both branches share them
     X, Z          codes and sentences of both branches

@@ -74,9 +74,11 @@ class Judge(nn.Module):
     def __init__(self, size: int, classes: int, words: Sequence[str]) -> None:
         super().__init__()
         self.words = {word: n for n, word in enumerate(words)}
-        self.looks = nn.ModuleList(build_image_encoder(LOOK, size) for _ in range(2))
-        self.classify = nn.Linear(self.looks[0].dim, classes) if classes else None
-        self.image, self.text = nn.Linear(self.looks[1].dim, WIDTH), nn.EmbeddingBag(len(words) + 1, WIDTH, mode="sum")
+        looks = [build_image_encoder(LOOK, size) for _ in range(2)]
+        self.looks = nn.ModuleList(looks)
+        dim = looks[0].dim
+        self.classify = nn.Linear(dim, classes) if classes else None
+        self.image, self.text = nn.Linear(dim, WIDTH), nn.EmbeddingBag(len(words) + 1, WIDTH, mode="sum")
 
     def features(self, pictures: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
         """Compute the features that the distance compares."""
