@@ -789,6 +789,21 @@ CASES |= {
     ),
 }
 
+CASES |= {
+    SYSTEMS + "generation.supcon_t2i:label_guided_contrast": Case(
+        lambda n, d: [*pair(n, d), labels(n), labels(n), 0.5], (0, 1), (0, 0, 0, 0), kernel=True
+    ),
+    CORE + "damsm:damsm_sentence": Case(
+        lambda n, d: [*pair(n, d), 5.0, labels(n)], (0, 1), (0, 0, None, 0), kernel=True
+    ),
+    CORE + "damsm:damsm_words": Case(
+        lambda n, d: [d(0, n, DIM, 2, 2), d(1, n, DIM, 3), labels(n) + 1, (4.0, 5.0, 10.0), labels(n)],
+        (0, 1),
+        (0, 0, 0, None, 0),
+        most=70,
+    ),
+}
+
 PREFERENCES = CORE + "preferences:"
 CASES |= {
     PREFERENCES + "regularized_dpo": Case(

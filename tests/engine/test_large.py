@@ -203,6 +203,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Its networks have feature maps, and the turns of its second phase share what the generator made.
+    "supcon-t2i": (
+        "digit-scenes?train=24&test=8",
+        {"embedding": 8, "width": 8, "noise": 4, "batch_size": 12, "pretrain_batch_size": 12, "epochs": 1},
+    ),
     # It draws its views of items within the loss, and encodes the distinct items of a batch.
     "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10, "epochs": 1}),
     # Its prompts enter between the blocks, outside the network that would be run again.

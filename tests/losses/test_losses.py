@@ -535,6 +535,21 @@ CASES |= {
             ).loss
         ),
     ),
+    "LabelGuided": Case(
+        lambda: losses.LabelGuided(0.3),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), LABELS, torch.arange(N) % 4],
+        lambda m, *x: fn.label_guided_contrast(*x, 0.3),
+    ),
+    "SentenceMatch": Case(
+        lambda: losses.SentenceMatch(4.0),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), LABELS],
+        lambda m, *x: sum(fn.damsm_sentence(*x[:2], 4.0, x[2])),
+    ),
+    "WordMatch": Case(
+        lambda: losses.WordMatch(2.0, 3.0, 4.0),
+        lambda: [draw(0, N, DIM, 2, 2), draw(1, N, DIM, 3), torch.arange(N) % 3 + 1, LABELS],
+        lambda m, *x: sum(fn.damsm_words(*x[:3], (2.0, 3.0, 4.0), x[3])),
+    ),
     "CoconutNSPT": Case(
         lambda: losses.CoconutNSPT(0.3, "ntpt", own_positive=False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3, torch.arange(N) % 5 < 3],

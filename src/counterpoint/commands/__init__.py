@@ -35,7 +35,7 @@ COMMANDS = (
         "distill",
         "detect",
     ),
-    *("ask", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
 )
 
 

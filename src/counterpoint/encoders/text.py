@@ -173,6 +173,36 @@ def train_bpe(captions: Iterable[str], vocabulary: int = 2000, *, lowercase: boo
     return Tokenizer(model)
 
 
+def train_words(captions: Iterable[str], vocabulary: int = 5000) -> Tokenizer:
+    """Learn a vocabulary of whole words, without special tokens in a text. It does not depend on the order of the captions.
+
+    The tokenizer normalises texts (NFKC), lower-cases them and splits them at spaces and punctuation, which it leaves out. A word
+    that it does not know is the unknown word.
+
+    Args:
+        captions: the texts to learn from; empty ones are ignored.
+        vocabulary: maximum number of words, the most frequent ones, with the two special tokens; at least 3.
+
+    Raises CounterpointError for captions without text and for too small a vocabulary.
+    """
+    library = _tokenizers()
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    if vocabulary < 3:
+        raise CounterpointError(f"a vocabulary of words needs at least 3 tokens, got {vocabulary}")
+    texts = sorted(text for text in captions if text.strip())
+    if not texts:
+        raise CounterpointError("no captions to learn a vocabulary from")
+    model = library.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    model.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(library.Regex(r"[^\w\s]+"), " ")]
+    )
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN], show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    return Tokenizer(model)
+
+
 def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int = 2000) -> Tokenizer:
     """Build the tokenizer of a text encoder: for text-s and towers, learn it from the captions, else load the model's own.
 

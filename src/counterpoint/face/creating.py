@@ -40,6 +40,10 @@ NEEDED: dict[str, dict[str, str]] = {
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "chats": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "dialogs": {"texts": "texts=[...] (training utterances, from which the tokenizer is learnt)"},
+    "generation": {
+        "size": "size=64 (pixels, height and width)",
+        "texts": "texts=[...] (training captions, from which the vocabulary is learnt)",
+    },
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -109,6 +113,7 @@ def create(
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
         chats             {"ids": int64 [n, T], "mask": bool [n, T], "labels": int64 [n, T], "pictures": uint8 [n, k, size,
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
+        generation        what `learner.prepare` makes of a batch of `counterpoint.tasks.generation`, in a fit
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
 
@@ -179,6 +184,8 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task == "chats" and texts:
         missing = []
         facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
+    if task == "generation" and texts:
+        facts = _caption_facts(config, list(texts)) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
@@ -227,6 +234,17 @@ def _chat_facts(config: Any, texts: Sequence[str], size: int) -> dict[str, Any]:
 
     split = ChatSplit([Chat((Message("user", text), Message("assistant", text))) for text in texts])
     return dict(config.facts(ChatData("texts", split, split, split, size)))
+
+
+def _caption_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of pictures with these captions, without classes."""
+    import numpy as np
+
+    from counterpoint.data.generation import GenerationData, GenerationSplit
+    from counterpoint.data.images import ArrayImages
+
+    split = GenerationSplit(ArrayImages(np.zeros((len(texts), 1, 1), np.uint8)), texts)
+    return dict(config.facts(GenerationData("texts", split, split, split, 1)))
 
 
 def _dialog_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""`counterpoint generate RUN`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import complain, say
+
+
+def main(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    *,
+    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT")],
+    number: int = 8,
+    out: Path = Path("generated"),
+    seed: int = 0,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Generate pictures of prompts by a finished run.
+
+    Example: counterpoint generate runs/first --prompt "a small red seven at the top left" --number 4 --out pictures
+
+    Args:
+        run: A finished run of the task generation.
+        prompt: Texts in the style of the training captions.
+        number: Pictures of each prompt, at least 1.
+        out: A new or empty folder for the pictures and their page, index.html.
+        seed: Seed of the noise.
+        json_: Print JSON.
+    """
+    from counterpoint.use.generate import PAGE, generate
+
+    found = generate(run, prompt, out, number=number, seed=seed)
+    for one in found:
+        if one.unknown:
+            complain(f"'{one.prompt}': the run does not know {', '.join(one.unknown)}")
+    if json_:
+        rows = [
+            {"prompt": one.prompt, "files": [str(file) for file in one.files], "unknown": one.unknown} for one in found
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        say(f"{sum(len(one.files) for one in found)} pictures: {out}")
+        say(f"Page: {out / PAGE}")
+    return 0

@@ -1,0 +1,100 @@
+"""Generate pictures of prompts by a finished run: `counterpoint generate`.
+
+>>> from counterpoint.use.generate import generate
+>>> for found in generate("runs/first", ["a small red seven at the top left"], "pictures"):   # doctest: +SKIP
+...     print(found.prompt, found.files)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from counterpoint.data.generation import Condition
+from counterpoint.encoders.text import UNKNOWN
+from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.experiment import load_learner
+from counterpoint.report.generated import write_generated_report
+from counterpoint.tasks.generation import GenerationLearner, enlarged
+
+PAGE = "index.html"
+
+
+class Generated(NamedTuple):
+    """The pictures of a prompt."""
+
+    prompt: str
+    files: list[Path]
+    unknown: list[str]  # words of the prompt that the run does not know
+
+
+def generator_of(name: str) -> GenerationLearner:
+    """Load the learner of a finished run of the task generation. RunError for another run."""
+    run = Run.open(name)
+    if run.config.get("task") != "generation":
+        raise RunError(
+            f"{run.path} is a run of the task {run.config.get('task')}, which generates no pictures; name one of generation"
+        )
+    learner = load_learner(run)
+    assert isinstance(learner, GenerationLearner)
+    return learner
+
+
+def generate(run: str, prompts: Sequence[str], out: Path | str, *, number: int = 8, seed: int = 0) -> list[Generated]:
+    """Generate pictures of each prompt, and write them with a page into a new folder.
+
+    The folder has a PNG for each picture, named after the numbers of prompt and picture, and the page index.html. It is complete
+    or not there at all.
+
+    Args:
+        run: path of a finished run of the task generation.
+        prompts: texts in the style of the training captions.
+        out: the folder, which must not exist or must be empty.
+        number: pictures of each prompt, at least 1.
+        seed: seed of the noise.
+
+    Raises CounterpointError for a number below 1, no prompt, a prompt that does not fit, and a folder with files.
+    """
+    if number < 1:
+        raise CounterpointError(f"number must be at least 1, got {number}")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")
+    learner = generator_of(run)
+    conditions = [Condition(prompt) for prompt in prompts for _ in range(number)]
+    pictures = learner.generate(conditions, seed).cpu()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        found, shown = [], []
+        for n, prompt in enumerate(prompts):
+            own = pictures[n * number : (n + 1) * number]
+            names = [f"{n + 1:02d}-{k + 1:02d}.png" for k in range(number)]
+            for name, picture in zip(names, own, strict=True):
+                Image.fromarray(picture.permute(1, 2, 0).numpy()).save(made / name)
+            found.append(Generated(prompt, [out / name for name in names], unknown_words(learner, prompt)))
+            shown.append((prompt, found[-1].unknown, [enlarged(torch.as_tensor(picture)) for picture in own]))
+        write_generated_report(made / PAGE, run, seed, shown)
+        made.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        os.replace(made, out)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return found
+
+
+def unknown_words(learner: GenerationLearner, prompt: str) -> list[str]:
+    """Return the words of a prompt that the learner does not know, each once."""
+    encoding = learner.tokenizer.model.encode(prompt)
+    parts = (prompt[a:b] for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True) if token == UNKNOWN)
+    return list(dict.fromkeys(parts))
