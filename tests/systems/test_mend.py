@@ -14,7 +14,15 @@ from counterpoint import functional as fn
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mend.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-GIVEN = ("student_logits", "teacher_logits", "query_ids", "query_mask", "answer_mask", "teacher_mask", "teacher_demo_mask")
+GIVEN = (
+    "student_logits",
+    "teacher_logits",
+    "query_ids",
+    "query_mask",
+    "answer_mask",
+    "teacher_mask",
+    "teacher_demo_mask",
+)
 
 
 def case(number: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
